@@ -1,0 +1,161 @@
+//! Time: what the rules are told, and from where.
+//!
+//! Two clocks, never mixed: wall time decides expiry and grace; monotonic time decides how long a
+//! replica has gone without confirming that it is up to date, and counts while a machine sleeps.
+
+use std::fmt;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use crate::core::time::Timestamp;
+
+/// Where time comes from.
+pub trait Clock: fmt::Debug + Send + Sync + 'static {
+    /// The wall clock. May jump either way; decisions never take an earlier instant than the newest
+    /// commit they know of, so that a jump back revives nothing.
+    fn now(&self) -> Timestamp;
+
+    /// Time since a fixed instant that never goes back and counts while the machine is suspended.
+    fn monotonic(&self) -> Duration;
+}
+
+/// The machine's own clocks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place where wall time is read"
+    )]
+    fn now(&self) -> Timestamp {
+        let since = std::time::SystemTime::UNIX_EPOCH
+            .elapsed()
+            .unwrap_or_default();
+        Timestamp::UNIX_EPOCH.saturating_add(since)
+    }
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn monotonic(&self) -> Duration {
+        // std's `Instant` is CLOCK_MONOTONIC here, which stops while the machine is suspended.
+        let at = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let seconds = u64::try_from(at.tv_sec).unwrap_or_default();
+        let nanos = u32::try_from(at.tv_nsec).unwrap_or_default();
+        Duration::new(seconds, nanos)
+    }
+
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place where monotonic time is read"
+    )]
+    fn monotonic(&self) -> Duration {
+        // On macOS and Windows `Instant` counts suspend; on other systems it may not.
+        static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+        START.get_or_init(std::time::Instant::now).elapsed() + Duration::from_secs(1)
+    }
+}
+
+/// A clock that moves only when it is told to, for tests and demonstrations.
+///
+/// # Examples
+///
+/// ```
+/// use keyward::{Clock, ManualClock, Timestamp, days};
+///
+/// let start: Timestamp = "2026-01-01T00:00:00Z".parse()?;
+/// let clock = ManualClock::at(start);
+/// clock.advance(days(91));
+/// assert_eq!(clock.now().to_string(), "2026-04-02T00:00:00Z");
+/// # Ok::<(), keyward::Invalid>(())
+/// ```
+#[derive(Debug)]
+pub struct ManualClock(Mutex<Hands>);
+
+#[derive(Clone, Copy, Debug)]
+struct Hands {
+    wall: Timestamp,
+    monotonic: Duration,
+}
+
+impl ManualClock {
+    /// A clock that stands at `wall`.
+    #[must_use]
+    pub const fn at(wall: Timestamp) -> Self {
+        // Not zero: a lease counted from zero would look as if it had never been given.
+        Self(Mutex::new(Hands {
+            wall,
+            monotonic: Duration::from_secs(1),
+        }))
+    }
+
+    /// Lets time pass on both clocks.
+    pub fn advance(&self, by: Duration) {
+        self.move_hands(|hands| {
+            hands.wall = hands.wall.saturating_add(by);
+            hands.monotonic = hands.monotonic.saturating_add(by);
+        });
+    }
+
+    /// Moves the wall clock alone, as an operator or a time server might; backwards too.
+    pub fn set_wall(&self, to: Timestamp) {
+        self.move_hands(|hands| hands.wall = to);
+    }
+
+    fn move_hands(&self, change: impl FnOnce(&mut Hands)) {
+        change(
+            &mut self
+                .0
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner),
+        );
+    }
+
+    fn hands(&self) -> Hands {
+        *self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Timestamp {
+        self.hands().wall
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.hands().monotonic
+    }
+}
+
+impl<C: Clock + ?Sized> Clock for std::sync::Arc<C> {
+    fn now(&self) -> Timestamp {
+        (**self).now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        (**self).monotonic()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_system_clock_agrees_with_the_calendar_and_goes_on() {
+        let clock = SystemClock;
+        assert!(clock.now() > "2025-01-01T00:00:00Z".parse().unwrap());
+        let earlier = clock.monotonic();
+        assert!(clock.monotonic() >= earlier && earlier > Duration::ZERO);
+    }
+
+    #[test]
+    fn moving_the_wall_clock_leaves_the_monotonic_one() {
+        let clock = ManualClock::at(Timestamp::UNIX_EPOCH);
+        let before = clock.monotonic();
+        clock.set_wall(Timestamp::MAX);
+        assert_eq!((clock.now(), clock.monotonic()), (Timestamp::MAX, before));
+    }
+}

@@ -1,0 +1,364 @@
+//! Commands: everything that can be asked of a tenant's keys, as data, with its refusals.
+//!
+//! Pure.
+
+mod denied;
+mod draft;
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+pub use self::denied::{ActorBound, Denied};
+pub use self::draft::{
+    BulkFilter, Confirmed, DeleteKey, ImportKey, KeyUpdate, NewKey, Replacement, RevokeKey,
+};
+use super::actor::Actor;
+use super::address::AddressAllowlist;
+use super::id::KeyId;
+use super::metadata::Metadata;
+use super::record::{ImportScheme, Reason, Resource, RotationReason};
+use super::scope::ScopeSet;
+use super::secret::{Digest, Fingerprint, Secret};
+use super::tenant::TenantId;
+use super::text::{
+    ClassName, CommandId, Description, Environment, Hint, KeyName, LeakSource, PepperId,
+    PrincipalId, Purpose, Role,
+};
+use super::time::Timestamp;
+use super::wire::digest as digest_bytes;
+
+/// One command with everything that a decision needs to know about who asks.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Names the command: the caller's idempotency key, or random. Deciding again a command that
+    /// landed changes nothing.
+    pub id: CommandId,
+    /// Who asks.
+    pub actor: Actor,
+    /// The tenant whose keys it is about.
+    pub tenant: TenantId,
+    /// What is asked.
+    pub command: Command,
+}
+
+/// What can be asked.
+#[derive(Clone, Debug, Serialize)]
+pub enum Command {
+    /// Make the tenant known, with the keys that its policy says come with it. Does nothing if it
+    /// is known.
+    ProvisionTenant,
+    /// Make the keys that the policy says come with this resource.
+    ProvisionResource(Resource),
+    /// End every key of the tenant, for ever. Does nothing if it is closed.
+    CloseTenant {
+        /// Keys to revoke in this commit; those left are refused by the tenant's row already.
+        #[serde(skip)]
+        sweep: Vec<KeyId>,
+    },
+    /// Create a key.
+    Create(KeySpec),
+    /// Take over a key that exists elsewhere, as a digest.
+    Import {
+        /// What the key is to be here.
+        spec: KeySpec,
+        /// How the digest was made.
+        scheme: ImportScheme,
+        /// The digest.
+        #[serde(with = "digest_bytes")]
+        digest: Digest,
+        /// What a person is to see of it.
+        hint: Option<Hint>,
+    },
+    /// Change what a key is called, may do, or how long it lives.
+    Update {
+        /// Which key.
+        key: KeyId,
+        /// The changes.
+        change: UpdateSpec,
+    },
+    /// Refuse a key until it is enabled again. Does nothing if it is disabled.
+    Disable {
+        /// Which key.
+        key: KeyId,
+    },
+    /// Let a disabled key work again. Does nothing if it is enabled.
+    Enable {
+        /// Which key.
+        key: KeyId,
+    },
+    /// Refuse a key for ever. Does nothing if it is revoked.
+    Revoke {
+        /// Which key.
+        key: KeyId,
+        /// Why, and whether that was confirmed.
+        revocation: RevokeKey,
+    },
+    /// Remove a key for ever.
+    Delete {
+        /// Which key.
+        key: KeyId,
+        /// What the class may ask for.
+        deletion: DeleteKey,
+    },
+    /// Replace a key by a successor.
+    Rotate {
+        /// Which key.
+        key: KeyId,
+        /// How.
+        how: Replacement,
+    },
+    /// End the old key of a rotation now.
+    FinishRotation {
+        /// The old key.
+        key: KeyId,
+    },
+    /// Call a rotation off: revoke the unused successor, and let the old key work as before.
+    CancelRotation {
+        /// The old key.
+        key: KeyId,
+    },
+    /// Note that a successor was used for the first time, from when the old key's grace counts.
+    NoteFirstUse {
+        /// The successor.
+        key: KeyId,
+    },
+    /// Give a key a new secret because the answer that held the first one was lost. Open for an
+    /// hour after creation, to whoever created it.
+    ReplaceLost {
+        /// Which key.
+        key: KeyId,
+    },
+    /// Note that a key was found in the open: a secret key is revoked at once.
+    ReportLeak {
+        /// Which key.
+        key: KeyId,
+        /// Where it was found.
+        source: LeakSource,
+    },
+    /// Store the digest of a live key under the current pepper.
+    Redigest {
+        /// Which key.
+        key: KeyId,
+        /// The pepper under which the digest stands now.
+        from: PepperId,
+        /// The pepper of the new digest; it must be the current one.
+        to: PepperId,
+        /// The new digest.
+        #[serde(skip)]
+        digest: Digest,
+    },
+    /// Revoke all keys that match.
+    RevokeMany {
+        /// Which keys.
+        filter: BulkFilter,
+        /// Why.
+        reason: Reason,
+        /// The keys to look at in this commit: those that match are revoked, the others passed over.
+        #[serde(skip)]
+        sweep: Vec<KeyId>,
+    },
+    /// Remove revoked and expired keys whose time to be kept is over.
+    Purge {
+        /// The keys to look at in this commit.
+        #[serde(skip)]
+        sweep: Vec<KeyId>,
+    },
+    /// Set the role of a principal who owns keys. Brings back a removed one, but not its keys.
+    ChangeOwnerRole {
+        /// Whose.
+        owner: PrincipalId,
+        /// The role from now on.
+        role: Role,
+    },
+    /// Refuse all keys of a principal from now on, and revoke them.
+    RemoveOwner {
+        /// Whose.
+        owner: PrincipalId,
+        /// Keys to revoke in this commit; those left are refused by the owner's row already.
+        #[serde(skip)]
+        sweep: Vec<KeyId>,
+    },
+}
+
+impl Command {
+    /// The key that the command is about, if it is about one that exists.
+    #[must_use]
+    pub const fn key(&self) -> Option<KeyId> {
+        match self {
+            Self::Update { key, .. }
+            | Self::Disable { key }
+            | Self::Enable { key }
+            | Self::Revoke { key, .. }
+            | Self::Delete { key, .. }
+            | Self::Rotate { key, .. }
+            | Self::FinishRotation { key }
+            | Self::CancelRotation { key }
+            | Self::NoteFirstUse { key }
+            | Self::ReplaceLost { key }
+            | Self::ReportLeak { key, .. }
+            | Self::Redigest { key, .. } => Some(*key),
+            Self::ProvisionTenant
+            | Self::ProvisionResource(_)
+            | Self::CloseTenant { .. }
+            | Self::Create(_)
+            | Self::Import { .. }
+            | Self::RevokeMany { .. }
+            | Self::Purge { .. }
+            | Self::ChangeOwnerRole { .. }
+            | Self::RemoveOwner { .. } => None,
+        }
+    }
+}
+
+/// What a key to come is to be. Made by [`NewKey`].
+#[derive(Clone, Debug, Serialize)]
+pub struct KeySpec {
+    /// Its kind; the policy's default class if none is named.
+    pub class: Option<ClassName>,
+    /// Where it may be used; the class's only environment if none is named.
+    pub environment: Option<Environment>,
+    /// What people call it.
+    pub name: KeyName,
+    /// Longer words about it.
+    pub description: Option<Description>,
+    /// What it is for.
+    pub purpose: Option<Purpose>,
+    /// The host's own words.
+    pub metadata: Metadata,
+    /// To whom it is linked.
+    pub owner: OwnerSpec,
+    /// What it may do.
+    pub scopes: ScopeSet,
+    /// From where it may be used.
+    pub allowlist: AddressAllowlist,
+    /// What it belongs to in the host's world.
+    pub resource: Option<Resource>,
+    /// How long it lives.
+    pub expiry: Expiry,
+}
+
+/// To whom a key to come is linked.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+pub enum OwnerSpec {
+    /// Whoever creates it.
+    #[default]
+    Creator,
+    /// The tenant itself; only administrators create such keys.
+    Tenant,
+    /// A principal, with the role that it has if the tenant does not know it yet.
+    Principal(PrincipalId, Role),
+}
+
+/// How long a key is to live.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+pub enum Expiry {
+    /// As its class says.
+    #[default]
+    Class,
+    /// For ever, if the class has no maximum (rule Y-17).
+    Never,
+    /// Until this instant.
+    At(Timestamp),
+    /// For so long, from the moment the command is decided.
+    In(Duration),
+}
+
+/// Changes to a key. What is `None` stays. Made by [`KeyUpdate`].
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct UpdateSpec {
+    /// A new name.
+    pub name: Option<KeyName>,
+    /// A new description, or none.
+    pub description: Option<Option<Description>>,
+    /// A new purpose, or none.
+    pub purpose: Option<Option<Purpose>>,
+    /// New metadata, in place of all there is.
+    pub metadata: Option<Metadata>,
+    /// New scopes.
+    pub scopes: Option<ScopeSet>,
+    /// New networks.
+    pub allowlist: Option<AddressAllowlist>,
+    /// A new expiry; [`Expiry::Class`] counts the class's default from the key's creation.
+    pub expiry: Option<Expiry>,
+}
+
+/// How a key is replaced.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+pub enum RotationMode {
+    /// With the grace that the class names.
+    #[default]
+    Class,
+    /// The old key ends at once.
+    Immediate,
+    /// The old key works for so long.
+    Grace(Duration),
+    /// The old key works until the successor is first used, and for so long after that: a lost
+    /// answer loses no access.
+    OnFirstUse(Duration),
+}
+
+/// What a decided command did.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// Keys that came into being, with the text of each that can be shown now.
+    Issued {
+        /// The key that was asked for; for [`Command::ProvisionTenant`] and
+        /// [`Command::ProvisionResource`] there may be none.
+        key: Option<IssuedKey>,
+        /// Keys that came with the tenant, because this command was its first.
+        provisioned: Vec<IssuedKey>,
+    },
+    /// A successor came into being.
+    Rotated {
+        /// The successor.
+        successor: IssuedKey,
+        /// The key that it replaces.
+        predecessor: KeyId,
+        /// When the old key ends; `None` if that counts from the successor's first use.
+        until: Option<Timestamp>,
+    },
+    /// The key is as asked for, whether that was a change or not.
+    Done,
+    /// A leak was noted.
+    LeakNoted {
+        /// Whether that revoked the key.
+        revoked: bool,
+    },
+    /// Keys were ended in bulk.
+    Swept {
+        /// How many were ended in this commit.
+        ended: usize,
+        /// Legacy keys that matched, and stay.
+        skipped: Vec<KeyId>,
+    },
+}
+
+/// A key that just came into being.
+#[derive(Debug)]
+pub struct IssuedKey {
+    /// Its public id.
+    pub id: KeyId,
+    /// Its kind.
+    pub class: ClassName,
+    /// What a person sees of it later.
+    pub hint: Hint,
+    /// The mark that finds it.
+    pub fingerprint: Fingerprint,
+    /// When it ends; `None` for never.
+    pub expires_at: Option<Timestamp>,
+    /// Its whole text, shown now and, unless it is publishable, never again. An imported key has
+    /// none: its holder has it.
+    pub token: Option<Secret>,
+}
+
+/// Why a key is replaced, for the common case.
+impl From<RotationReason> for Replacement {
+    fn from(reason: RotationReason) -> Self {
+        Self {
+            mode: RotationMode::Class,
+            reason,
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! The cap on active keys, and the bound on live ones.
+
+use std::num::NonZeroU32;
+
+use super::Work;
+use crate::core::audit::Action;
+use crate::core::command::Denied;
+use crate::core::policy::Policy;
+use crate::core::record::{KeyRecord, KeyState, LastAction, Reason};
+use crate::core::text::ClassName;
+use crate::core::time::Timestamp;
+use crate::core::view::TenantView;
+
+/// How many of the loaded keys are active in the sense of the cap: enabled or disabled, not
+/// expired, not retiring. A key whose record is unreadable counts.
+///
+/// A key that waits for its successor's first use is active again once that successor has ended
+/// unused: one of the two always counts.
+#[must_use]
+pub(crate) fn active(view: &TenantView, policy: &Policy, now: Timestamp) -> usize {
+    let counts = |record: &&KeyRecord| {
+        let replaced = record.succession.as_ref().is_some_and(|succession| {
+            let successor = || view.record(succession.successor);
+            succession.grace_from_first_use.is_none()
+                || successor().is_some_and(|successor| successor.is_live(now))
+        });
+        !replaced && record.is_live(now) && policy.cap(&record.class).is_some()
+    };
+    view.records.iter().filter(counts).count() + view.corrupt.len()
+}
+
+/// How many of the loaded keys can verify or be enabled, retiring ones included.
+#[must_use]
+pub(crate) fn live(view: &TenantView, policy: &Policy, now: Timestamp) -> usize {
+    let counts = |record: &&KeyRecord| record.is_live(now) && policy.cap(&record.class).is_some();
+    view.records.iter().filter(counts).count() + view.corrupt.len()
+}
+
+impl Work<'_> {
+    /// Refuses one more active key of `class` beyond the cap.
+    pub(super) fn check_room(&self, class: &ClassName) -> Result<(), Denied> {
+        match self.policy.cap(class) {
+            Some(limit) if self.active() >= limit_of(limit) => Err(Denied::CapReached { limit }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a state with more active keys than both the cap and what there were `before`.
+    pub(super) fn check_not_raised(&self, class: &ClassName, before: usize) -> Result<(), Denied> {
+        match self.policy.cap(class) {
+            Some(limit) if self.active() > limit_of(limit).max(before) => {
+                Err(Denied::CapReached { limit })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn active(&self) -> usize {
+        active(&self.view, self.policy, self.now)
+    }
+
+    /// Ends the oldest grace periods while more than twice the cap of keys are live.
+    pub(super) fn bound_live(&mut self, class: &ClassName) {
+        let Some(limit) = self.policy.cap(class) else {
+            return;
+        };
+        // A cap that was lowered ends no key, so what is active anyway sets the bound.
+        let bound = 2 * limit_of(limit).max(self.active());
+        while live(&self.view, self.policy, self.now) > bound {
+            let Some(mut oldest) = self.oldest_grace() else {
+                return;
+            };
+            let reason = Reason::Rotated;
+            oldest.state = KeyState::Revoked {
+                stamp: self.stamp(),
+                reason,
+            };
+            self.put(oldest, LastAction::Revoked, Action::KeyRevoked { reason });
+        }
+    }
+
+    fn oldest_grace(&self) -> Option<KeyRecord> {
+        let retiring =
+            self.view.records.iter().filter(|record| {
+                record.is_live(self.now) && self.policy.cap(&record.class).is_some()
+            });
+        let since = |record: &&KeyRecord| {
+            // Keys whose successor nobody used yet go last: they may be all that their holder has.
+            record
+                .succession
+                .as_ref()
+                .map(|s| (s.grace_from_first_use.is_some(), s.since))
+        };
+        retiring
+            .filter(|record| since(record).is_some())
+            .min_by_key(since)
+            .cloned()
+    }
+}
+
+fn limit_of(limit: NonZeroU32) -> usize {
+    usize::try_from(limit.get()).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,340 @@
+//! Deciding: what a command changes, or why it is refused.
+//!
+//! Pure. Time, key material and peppers arrive as arguments; nothing here reads a clock or an RNG.
+//!
+//! Invariants kept here: the cap (1), revoked is for ever (2), the legacy key (3), nobody hands out
+//! more than they have (5), and an audit entry for every change (6). DESIGN numbers them.
+
+mod authority;
+mod end;
+mod issue;
+mod limits;
+mod owners;
+mod rotate;
+mod select;
+mod update;
+
+use sha2::{Digest as _, Sha256};
+
+pub use self::select::{links, select};
+use super::audit::{Action, AuditEntry, AuditHash};
+use super::command::{Command, Denied, IssuedKey, Outcome, Request};
+use super::id::KeyId;
+use super::invalid::{Invalid, Problem};
+use super::owner::{Owner, Standing};
+use super::pepper::PepperRing;
+use super::policy::{KeyClass, Policy};
+use super::record::{KeyRecord, LastAction, Stamp};
+use super::scope::ScopeSet;
+use super::secret::KeyMaterial;
+use super::time::Timestamp;
+use super::view::{Ancestry, Effects, TenantView};
+
+/// How many keys one commit of a bulk command ends at most. The manager goes on with the next.
+pub const SWEEP_MAX: usize = 1000;
+
+/// What a decision is taken with, beside the tenant's own view.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// The tenant's rules.
+    pub policy: &'a Policy,
+    /// The peppers: the current one digests new secrets, and seals audit entries.
+    pub peppers: &'a PepperRing,
+    /// The clock's time. Decisions use the later of this and the tenant's newest commit.
+    pub now: Timestamp,
+    /// Random parts of keys to come, as many as [`keys_needed`].
+    pub material: &'a [KeyMaterial],
+    /// What the tenants above say.
+    pub ancestry: &'a Ancestry,
+}
+
+/// What a command changes, and what its caller is told.
+#[derive(Debug)]
+pub struct Decision {
+    /// What is to be committed, conditional on the revision that was loaded. Empty if the command
+    /// changes nothing.
+    pub effects: Effects,
+    /// What the caller is told once that landed.
+    pub outcome: Outcome,
+    /// The instant for which it was decided.
+    pub at: Timestamp,
+}
+
+/// How many keys a command may make at most.
+#[must_use]
+pub fn keys_needed(command: &Command, policy: &Policy) -> usize {
+    let with_tenant = policy.spec().provision.len() + 1;
+    match command {
+        Command::Create(_) => with_tenant + 1,
+        Command::Import { .. } => with_tenant + 1,
+        Command::ProvisionTenant => with_tenant,
+        Command::ProvisionResource(_) => with_tenant + policy.spec().provision.len(),
+        Command::Rotate { .. } | Command::ReplaceLost { .. } => 1,
+        _ => 0,
+    }
+}
+
+/// Decides one command on what was loaded of its tenant.
+///
+/// Deciding again a command that landed returns what it did and changes nothing.
+///
+/// # Errors
+///
+/// [`Denied`] says why the command is refused; nothing is to be written then.
+pub fn decide(
+    view: &TenantView,
+    request: &Request,
+    context: &Context<'_>,
+) -> Result<Decision, Denied> {
+    let mut work = Work::new(view, request, *context);
+    let outcome = work.run()?;
+    Ok(Decision {
+        effects: work.effects,
+        outcome,
+        at: work.now,
+    })
+}
+
+/// A decision in the making: the view as it will be, and what leads there.
+struct Work<'a> {
+    request: &'a Request,
+    policy: &'a Policy,
+    peppers: &'a PepperRing,
+    ancestry: &'a Ancestry,
+    material: std::slice::Iter<'a, KeyMaterial>,
+    now: Timestamp,
+    mark: [u8; 8],
+    view: TenantView,
+    effects: Effects,
+}
+
+impl<'a> Work<'a> {
+    fn new(view: &TenantView, request: &'a Request, context: Context<'a>) -> Self {
+        let Context {
+            policy,
+            peppers,
+            now,
+            material,
+            ancestry,
+        } = context;
+        Self {
+            request,
+            policy,
+            peppers,
+            ancestry,
+            material: material.iter(),
+            now: view.decided_at.map_or(now, |newest| newest.max(now)),
+            mark: mark_of(request),
+            view: view.clone(),
+            effects: Effects::default(),
+        }
+    }
+
+    fn run(&mut self) -> Result<Outcome, Denied> {
+        self.check_actor()?;
+        if let Some(outcome) = self.replay()? {
+            return Ok(outcome);
+        }
+        self.check_open()?;
+        match &self.request.command {
+            Command::ProvisionTenant => self.provision_tenant(),
+            Command::ProvisionResource(resource) => self.provision_resource(resource),
+            Command::CloseTenant { sweep } => self.close_tenant(sweep),
+            Command::Create(spec) => self.create(spec),
+            Command::Import {
+                spec,
+                scheme,
+                digest,
+                hint,
+            } => self.import(spec, *scheme, *digest, hint.as_ref()),
+            Command::Update { key, change } => self.update(*key, change),
+            Command::Disable { key } => self.disable(*key),
+            Command::Enable { key } => self.enable(*key),
+            Command::Revoke { key, revocation } => self.revoke(*key, *revocation),
+            Command::Delete { key, deletion } => self.delete(*key, deletion),
+            Command::Rotate { key, how } => self.rotate(*key, *how),
+            Command::FinishRotation { key } => self.finish_rotation(*key),
+            Command::CancelRotation { key } => self.cancel_rotation(*key),
+            Command::NoteFirstUse { key } => self.note_first_use(*key),
+            Command::ReplaceLost { key } => self.replace_lost(*key),
+            Command::ReportLeak { key, source } => self.report_leak(*key, source),
+            Command::Redigest {
+                key,
+                from,
+                to,
+                digest,
+            } => self.redigest(*key, from, to, *digest),
+            Command::RevokeMany {
+                filter,
+                reason,
+                sweep,
+            } => self.revoke_many(filter, *reason, sweep),
+            Command::Purge { sweep } => self.purge(sweep),
+            Command::ChangeOwnerRole { owner, role } => self.change_owner_role(owner, role),
+            Command::RemoveOwner { owner, sweep } => self.remove_owner(owner, sweep),
+        }
+    }
+
+    /// What this command did if it landed before; `None` if it did not, or goes on.
+    fn replay(&self) -> Result<Option<Outcome>, Denied> {
+        let mine = |entry: &&AuditEntry| entry.command == self.request.id;
+        let applied: Vec<_> = self.view.applied.iter().filter(mine).collect();
+        let Some(first) = applied.first() else {
+            return Ok(None);
+        };
+        if first.command_mark != self.mark {
+            return Err(Denied::CommandIdReused);
+        }
+        for entry in &applied {
+            let made = match entry.action {
+                Action::KeyCreated { .. } | Action::KeyImported { .. } => entry.key,
+                Action::SecretReplaced => entry.key,
+                Action::KeyRotated { successor, .. } => Some(successor),
+                Action::LeakReported { revoked, .. } => {
+                    return Ok(Some(Outcome::LeakNoted { revoked }));
+                }
+                _ => None,
+            };
+            if let Some(id) = made {
+                return Err(Denied::AlreadyCreated { id });
+            }
+        }
+        Ok(match self.request.command {
+            Command::ProvisionTenant | Command::ProvisionResource(_) => Some(Outcome::Issued {
+                key: None,
+                provisioned: Vec::new(),
+            }),
+            // Commands over many keys go on where they stopped; each step is harmless to repeat.
+            Command::CloseTenant { .. }
+            | Command::RemoveOwner { .. }
+            | Command::RevokeMany { .. }
+            | Command::Purge { .. } => None,
+            _ => Some(Outcome::Done),
+        })
+    }
+
+    /// When this command first landed, or now: what came later is none of its business.
+    fn began_at(&self) -> Timestamp {
+        let mine = |entry: &&AuditEntry| entry.command == self.request.id;
+        self.view
+            .applied
+            .iter()
+            .find(mine)
+            .map_or(self.now, |entry| entry.at)
+    }
+
+    fn record(&self, id: KeyId) -> Result<KeyRecord, Denied> {
+        if self.view.corrupt.contains(&id) {
+            return Err(Denied::CorruptRecord { key: id });
+        }
+        let found = self
+            .view
+            .record(id)
+            .filter(|record| record.tenant == self.request.tenant);
+        found.cloned().ok_or(Denied::NotFound)
+    }
+
+    fn class_of(&self, record: &KeyRecord) -> Result<&'a KeyClass, Denied> {
+        let class = &record.class;
+        self.policy
+            .class(class)
+            .ok_or_else(|| Denied::UnknownClass {
+                class: class.clone(),
+            })
+    }
+
+    fn stamp(&self) -> Stamp {
+        Stamp {
+            at: self.now,
+            by: self.request.actor.principal().clone(),
+        }
+    }
+
+    fn standing(&self, owner: &Owner) -> Standing {
+        Standing::resolve(
+            &self.request.tenant,
+            owner,
+            self.view.owners.iter().chain(&self.ancestry.owners),
+            self.view.tenant.iter().chain(&self.ancestry.tenants),
+        )
+    }
+
+    fn reach_of(&self, record: &KeyRecord) -> Result<ScopeSet, Denied> {
+        let class = self.class_of(record)?;
+        let standing = self.standing(&record.owner);
+        Ok(super::reach::reach(record, self.policy, class, &standing))
+    }
+
+    fn draw(&mut self) -> Result<&'a KeyMaterial, Denied> {
+        let expected = "as much as keys_needed says";
+        let missing = Invalid::new("key material", Problem::Form { expected });
+        self.material.next().ok_or(Denied::Invalid(missing))
+    }
+
+    /// Takes a changed record over, with its stamp and its audit entry.
+    fn put(&mut self, mut record: KeyRecord, did: LastAction, action: Action) {
+        record.updated = self.stamp();
+        record.last_action = did;
+        let key = Some(record.id);
+        self.change(Effects {
+            puts: vec![record],
+            ..Effects::default()
+        });
+        self.log(action, key);
+    }
+
+    fn change(&mut self, effects: Effects) {
+        self.view.apply(&effects);
+        self.effects.extend(effects);
+    }
+
+    fn log(&mut self, action: Action, key: Option<KeyId>) {
+        let head = self.view.audit_head;
+        let actor = &self.request.actor;
+        let entry = AuditEntry {
+            tenant: self.request.tenant.clone(),
+            sequence: head.sequence + 1,
+            at: self.now,
+            actor: actor.principal().clone(),
+            role: actor.role().cloned(),
+            command: self.request.id.clone(),
+            command_mark: self.mark,
+            action,
+            key,
+            pepper: self.peppers.current().id().clone(),
+            previous: head.hash,
+            hash: AuditHash::GENESIS,
+        };
+        let audit = vec![entry.sealed(self.peppers)];
+        self.change(Effects {
+            audit,
+            ..Effects::default()
+        });
+    }
+}
+
+fn issued(record: &KeyRecord, token: Option<super::secret::Secret>) -> IssuedKey {
+    IssuedKey {
+        id: record.id,
+        class: record.class.clone(),
+        hint: record.hint.clone(),
+        fingerprint: record.fingerprint,
+        expires_at: record.expires_at,
+        token,
+    }
+}
+
+/// A mark of who asked for what, so that a command id that is used twice for different things is
+/// noticed. Holds no secret: no command does.
+fn mark_of(request: &Request) -> [u8; 8] {
+    let Request {
+        id: _,
+        actor,
+        tenant,
+        command,
+    } = request;
+    let told = postcard::to_allocvec(&(actor.principal(), tenant, command)).unwrap_or_default();
+    let mut mark = [0; 8];
+    mark.copy_from_slice(&Sha256::digest(told)[..8]);
+    mark
+}

@@ -1,0 +1,73 @@
+//! What has to be loaded before a command can be decided.
+
+use crate::core::actor::Actor;
+use crate::core::command::{Command, OwnerSpec, Request};
+use crate::core::id::KeyId;
+use crate::core::policy::{ActiveKeyCap, Policy};
+use crate::core::text::PrincipalId;
+use crate::core::time::Timestamp;
+use crate::core::view::{Select, TenantView};
+
+/// What has to be loaded of the tenant to decide `request`.
+#[must_use]
+pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> Select {
+    let mut select = Select {
+        commands: vec![request.id.clone()],
+        ..Select::none()
+    };
+    select.keys.extend(request.command.key());
+    select
+        .owners
+        .extend(owner_named(&request.command, &request.actor));
+    match &request.command {
+        Command::Create(_)
+        | Command::Import { .. }
+        | Command::ProvisionTenant
+        | Command::ProvisionResource(_)
+        | Command::Rotate { .. }
+        | Command::CancelRotation { .. } => {
+            let capped = policy.spec().active_keys != ActiveKeyCap::Unlimited;
+            select.live_at = capped.then_some(now);
+        }
+        Command::CloseTenant { sweep }
+        | Command::RevokeMany { sweep, .. }
+        | Command::Purge { sweep }
+        | Command::RemoveOwner { sweep, .. } => select.keys.extend(sweep),
+        _ => {}
+    }
+    select
+}
+
+/// The keys to which loaded ones are tied and which are not loaded yet; ask again with these added.
+/// Empty once everything is there.
+#[must_use]
+pub fn links(view: &TenantView, request: &Request) -> Vec<KeyId> {
+    let swept: &[KeyId] = match &request.command {
+        Command::CloseTenant { sweep }
+        | Command::RevokeMany { sweep, .. }
+        | Command::RemoveOwner { sweep, .. } => sweep,
+        _ => &[],
+    };
+    let asked = swept.iter().copied().chain(request.command.key());
+    let tied = asked.filter_map(|id| view.record(id)).flat_map(|record| {
+        let before = record.predecessor.as_ref().map(|old| old.key);
+        let after = record.succession.as_ref().map(|new| new.successor);
+        before.into_iter().chain(after)
+    });
+    tied.filter(|id| view.record(*id).is_none() && !view.corrupt.contains(id))
+        .collect()
+}
+
+fn owner_named(command: &Command, actor: &Actor) -> Option<PrincipalId> {
+    match command {
+        Command::Create(spec) | Command::Import { spec, .. } => match &spec.owner {
+            OwnerSpec::Creator => Some(actor.principal().clone()),
+            OwnerSpec::Tenant => None,
+            OwnerSpec::Principal(owner, _) => Some(owner.clone()),
+        },
+        Command::ChangeOwnerRole { owner, .. } | Command::RemoveOwner { owner, .. } => {
+            Some(owner.clone())
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,166 @@
+//! Keys that change: what they are called, may do, how long they live, under which pepper they stand.
+
+use super::Work;
+use super::issue::check_ceiling;
+use crate::core::audit::{Action, FieldChange};
+use crate::core::command::{Denied, Outcome, UpdateSpec};
+use crate::core::id::KeyId;
+use crate::core::record::{Credential, KeyRecord, LastAction};
+use crate::core::secret::Digest;
+use crate::core::text::PepperId;
+
+impl Work<'_> {
+    pub(super) fn update(&mut self, id: KeyId, change: &UpdateSpec) -> Result<Outcome, Denied> {
+        let before = self.record(id)?;
+        let class = self.class_of(&before)?;
+        self.permit(&class.update, Some(&before), "update keys")?;
+        self.check_live(&before)?;
+
+        let UpdateSpec {
+            name,
+            description,
+            purpose,
+            metadata,
+            scopes,
+            allowlist,
+            expiry,
+        } = change.clone();
+        let mut after = before.clone();
+        after.name = name.unwrap_or(after.name);
+        after.description = description.unwrap_or(after.description);
+        after.purpose = purpose.unwrap_or(after.purpose);
+        after.metadata = metadata.unwrap_or(after.metadata);
+        after.scopes = scopes.unwrap_or(after.scopes);
+        after.allowlist = allowlist.unwrap_or(after.allowlist);
+        if let Some(expiry) = expiry {
+            if let Some(succession) = &before.succession {
+                // Its end is the rotation's to say; a later one would lengthen the old key's life.
+                return Err(Denied::BeingRotated {
+                    successor: succession.successor,
+                });
+            }
+            after.expires_at = self.expiry(class, expiry, before.created.at)?;
+        }
+        if self.policy.spec().purpose_required && after.purpose.is_none() {
+            return Err(Denied::PurposeRequired);
+        }
+        if !before.scopes.contains(&after.scopes) {
+            check_ceiling(&after.class, class, &after.scopes)?;
+            self.check_contained(&after.scopes, after.expires_at)?;
+        }
+        let outlives = match (after.expires_at, before.expires_at) {
+            (None, Some(_)) => true,
+            (Some(after), Some(before)) => after > before,
+            (_, None) => false,
+        };
+        if outlives || after.allowlist != before.allowlist {
+            self.check_key_contained(&after)?;
+        }
+        let changes = changes(&before, &after);
+        if !changes.is_empty() {
+            self.put(after, LastAction::Updated, Action::KeyUpdated { changes });
+        }
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn redigest(
+        &mut self,
+        id: KeyId,
+        from: &PepperId,
+        to: &PepperId,
+        digest: Digest,
+    ) -> Result<Outcome, Denied> {
+        self.permit_host("renew digests")?;
+        let mut record = self.record(id)?;
+        self.check_usable(&record)?;
+        let under = match &record.credential {
+            Credential::Peppered { pepper, .. } => pepper.clone(),
+            Credential::Imported { .. } => return Err(Denied::Imported),
+        };
+        if under == *to {
+            return Ok(Outcome::Done);
+        }
+        if under != *from || *to != *self.peppers.current().id() {
+            return Err(Denied::StaleRedigest { pepper: to.clone() });
+        }
+        record.credential = Credential::Peppered {
+            pepper: to.clone(),
+            digest,
+        };
+        let action = Action::KeyRedigested { pepper: to.clone() };
+        self.put(record, LastAction::Redigested, action);
+        Ok(Outcome::Done)
+    }
+}
+
+/// What changed, as people read it. Free text may hold what does not belong in a log, so that only
+/// its length is told.
+fn changes(before: &KeyRecord, after: &KeyRecord) -> Vec<FieldChange> {
+    let length =
+        |text: Option<&str>| text.map_or("none".to_owned(), |t| format!("{} bytes", t.len()));
+    let expiry = |record: &KeyRecord| {
+        record
+            .expires_at
+            .map_or("never".to_owned(), |end| end.to_string())
+    };
+    let metadata = |record: &KeyRecord| format!("{} pairs", record.metadata.iter().len());
+    let networks = |record: &KeyRecord| {
+        let networks: Vec<_> = record.allowlist.iter().map(ToString::to_string).collect();
+        networks.join(" ")
+    };
+    let description =
+        |record: &KeyRecord| length(record.description.as_ref().map(|text| text.as_str()));
+    let purpose = |record: &KeyRecord| length(record.purpose.as_ref().map(|text| text.as_str()));
+    let told = [
+        (
+            "name",
+            before.name != after.name,
+            before.name.to_string(),
+            after.name.to_string(),
+        ),
+        (
+            "description",
+            before.description != after.description,
+            description(before),
+            description(after),
+        ),
+        (
+            "purpose",
+            before.purpose != after.purpose,
+            purpose(before),
+            purpose(after),
+        ),
+        (
+            "metadata",
+            before.metadata != after.metadata,
+            metadata(before),
+            metadata(after),
+        ),
+        (
+            "scopes",
+            before.scopes != after.scopes,
+            before.scopes.to_string(),
+            after.scopes.to_string(),
+        ),
+        (
+            "addresses",
+            before.allowlist != after.allowlist,
+            networks(before),
+            networks(after),
+        ),
+        (
+            "expires",
+            before.expires_at != after.expires_at,
+            expiry(before),
+            expiry(after),
+        ),
+    ];
+    let changed = told.into_iter().filter(|(_, changed, ..)| *changed);
+    changed
+        .map(|(field, _, before, after)| FieldChange {
+            field: field.to_owned(),
+            before,
+            after,
+        })
+        .collect()
+}

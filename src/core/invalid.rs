@@ -1,0 +1,77 @@
+//! What was wrong with a value that could not be parsed.
+//!
+//! Pure. Invariant: an [`Invalid`] never holds the refused value, only its size and the place of
+//! the fault, because people paste secrets into the wrong field.
+
+use std::convert::Infallible;
+
+/// A value that was refused while it was parsed: which field, and what would be right.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct Invalid {
+    /// The field, in the words of the documentation ("key name", "scope").
+    pub field: &'static str,
+    /// What was wrong with it.
+    pub problem: Problem,
+}
+
+impl Invalid {
+    pub(crate) const fn new(field: &'static str, problem: Problem) -> Self {
+        Self { field, problem }
+    }
+}
+
+impl From<Infallible> for Invalid {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
+/// What was wrong with a refused value.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Problem {
+    /// Nothing was given where something is needed.
+    #[error("is empty")]
+    Empty,
+    /// More bytes than the field takes.
+    #[error("is {actual} bytes long, at most {max} are allowed")]
+    TooLong {
+        /// The bound, in bytes.
+        max: usize,
+        /// The size of the refused value, in bytes.
+        actual: usize,
+    },
+    /// More elements than the field takes.
+    #[error("has {actual} entries, at most {max} are allowed")]
+    TooMany {
+        /// The bound, in entries.
+        max: usize,
+        /// How many were given.
+        actual: usize,
+    },
+    /// A number outside its range.
+    #[error("is {actual}, allowed is {min} to {max}")]
+    OutOfRange {
+        /// The smallest value allowed.
+        min: i64,
+        /// The largest value allowed.
+        max: i64,
+        /// The value given.
+        actual: i64,
+    },
+    /// A byte that the field does not take.
+    #[error("has a character at byte {position} that is not allowed; allowed: {allowed}")]
+    Character {
+        /// Byte offset of the first refused character.
+        position: usize,
+        /// What the field takes, in words.
+        allowed: &'static str,
+    },
+    /// The value does not have the form that the field takes.
+    #[error("must be {expected}")]
+    Form {
+        /// The form, in words.
+        expected: &'static str,
+    },
+}

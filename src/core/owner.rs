@@ -1,0 +1,104 @@
+//! Owners and tenants as rows of their own, and what they do to every key at once.
+//!
+//! Pure. Invariant: lowering a role, removing an owner or closing a tenant is one row, and narrows
+//! every key below that row from the moment it is seen.
+
+use serde::{Deserialize, Serialize};
+
+use super::record::Stamp;
+use super::tenant::TenantId;
+use super::text::{PrincipalId, Role};
+use super::time::Timestamp;
+
+/// To whom a key is linked. Set at creation, immutable (rule Y-23).
+#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum Owner {
+    /// The tenant itself: keys that came with it, the legacy key among them.
+    Tenant,
+    /// A principal of the host.
+    Principal(PrincipalId),
+}
+
+impl Owner {
+    /// The principal, unless the tenant itself owns the key.
+    #[must_use]
+    pub const fn principal(&self) -> Option<&PrincipalId> {
+        match self {
+            Self::Tenant => None,
+            Self::Principal(principal) => Some(principal),
+        }
+    }
+}
+
+/// What a tenant knows about a principal who owns keys in it or below it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct OwnerRecord {
+    /// Where the row applies: this tenant and all below it.
+    pub tenant: TenantId,
+    /// Whom it is about.
+    pub owner: PrincipalId,
+    /// Its role now; `None` once it was removed.
+    pub role: Option<Role>,
+    /// When it was last removed. Keys created until then stay refused, even if it comes back.
+    pub removed_at: Option<Timestamp>,
+    /// The last change of the row.
+    pub updated: Stamp,
+}
+
+/// What is known about a tenant as a whole.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct TenantRecord {
+    /// Which tenant.
+    pub tenant: TenantId,
+    /// When it was provisioned, and by whom.
+    pub provisioned: Stamp,
+    /// When it was closed, and by whom. Closing ends every key in it and below it, for ever.
+    pub closed: Option<Stamp>,
+}
+
+/// What the rows along a tenant's path say about one owner's keys: the input to
+/// [`check`](crate::rules::check).
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Standing {
+    /// The owner's role in each row along the path; the key's reach is within all of them.
+    pub roles: Vec<Role>,
+    /// The owner is removed now, somewhere along the path.
+    pub removed: bool,
+    /// Keys created until here are refused, because the owner was removed then.
+    pub removed_at: Option<Timestamp>,
+    /// A tenant along the path is closed.
+    pub closed: bool,
+}
+
+impl Standing {
+    /// Puts together what the rows along the path of `tenant` say about the keys of `owner`.
+    /// Rows of other tenants and owners may be among them and are passed over.
+    #[must_use]
+    pub fn resolve<'a>(
+        tenant: &TenantId,
+        owner: &Owner,
+        owners: impl IntoIterator<Item = &'a OwnerRecord>,
+        tenants: impl IntoIterator<Item = &'a TenantRecord>,
+    ) -> Self {
+        let mut standing = Self::default();
+        let principal = owner.principal();
+        let above = owners
+            .into_iter()
+            .filter(|row| row.tenant.contains(tenant) && principal == Some(&row.owner));
+        for row in above {
+            standing.removed |= row.role.is_none();
+            standing.removed_at = standing.removed_at.max(row.removed_at);
+            standing.roles.extend(row.role.clone());
+        }
+        standing.closed = tenants
+            .into_iter()
+            .any(|row| row.closed.is_some() && row.tenant.contains(tenant));
+        standing
+    }
+
+    /// Whether a key created at `created` is refused because its owner was removed.
+    #[must_use]
+    pub fn refuses_owner(&self, created: Timestamp) -> bool {
+        self.removed || self.removed_at.is_some_and(|removed| created <= removed)
+    }
+}

@@ -1,0 +1,362 @@
+//! Questions people ask of keys and of the audit trail, and their answers in pages.
+//!
+//! Pure. What matches and in which order is defined here once; a store may answer with its own
+//! indexes, and one that keeps its rows in memory calls [`KeyQuery::page`] and [`AuditQuery::page`].
+
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+
+use super::audit::AuditEntry;
+use super::id::KeyId;
+use super::record::{KeyRecord, Status};
+use super::secret::Fingerprint;
+use super::tenant::TenantId;
+use super::text::{ClassName, CommandId, Environment, KeyName, PrincipalId, ResourceId};
+use super::time::Timestamp;
+use super::view::Revision;
+
+/// 100 rows: a screen or two. A judgement.
+const DEFAULT_LIMIT: NonZeroUsize = NonZeroUsize::new(100).expect("100 is not zero");
+
+/// Which keys to list, in which order. Conditions combine; none named: all.
+#[derive(Clone, Debug)]
+#[must_use = "a query lists nothing by itself"]
+pub struct KeyQuery {
+    /// Keys of this tenant; `None` for the whole store.
+    pub tenant: Option<TenantId>,
+    /// Also the keys of the tenants below.
+    pub below: bool,
+    /// The instant for which statuses are derived.
+    pub at: Timestamp,
+    /// Keys that have one of these statuses at that instant; empty for any.
+    pub statuses: BTreeSet<Status>,
+    /// Keys whose name contains this, whatever its case.
+    pub name: Option<String>,
+    /// Keys of this class.
+    pub class: Option<ClassName>,
+    /// Keys linked to this principal.
+    pub owner: Option<PrincipalId>,
+    /// Keys for this environment.
+    pub environment: Option<Environment>,
+    /// Keys of this resource.
+    pub resource: Option<ResourceId>,
+    /// Keys whose hint contains this.
+    pub hint: Option<String>,
+    /// The key of this fingerprint.
+    pub fingerprint: Option<Fingerprint>,
+    /// Keys that end at or after this instant.
+    pub expires_from: Option<Timestamp>,
+    /// Keys that end before this instant; those that never end are left out.
+    pub expires_before: Option<Timestamp>,
+    /// The order.
+    pub sort: KeySort,
+    /// Keys after this place in the order.
+    pub after: Option<KeyPosition>,
+    /// How many at most.
+    pub limit: NonZeroUsize,
+}
+
+/// The order of a list. Equal keys order by id.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum KeySort {
+    /// Oldest first.
+    #[default]
+    Created,
+    /// Newest first.
+    Newest,
+    /// By name, byte by byte.
+    Name,
+    /// Those that end first come first; those that never end come last.
+    Expiry,
+}
+
+/// A place in an order, from which the next page goes on.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct KeyPosition {
+    /// The name of the last key seen.
+    pub name: KeyName,
+    /// Its end.
+    pub expires_at: Option<Timestamp>,
+    /// Its id.
+    pub id: KeyId,
+}
+
+impl KeyPosition {
+    /// The place of a record.
+    #[must_use]
+    pub fn of(record: &KeyRecord) -> Self {
+        Self {
+            name: record.name.clone(),
+            expires_at: record.expires_at,
+            id: record.id,
+        }
+    }
+
+    fn cmp(&self, other: &Self, sort: KeySort) -> Ordering {
+        let end = |place: &Self| place.expires_at.unwrap_or(Timestamp::MAX);
+        match sort {
+            KeySort::Created => self.id.cmp(&other.id),
+            KeySort::Newest => other.id.cmp(&self.id),
+            KeySort::Name => self.name.cmp(&other.name).then(self.id.cmp(&other.id)),
+            KeySort::Expiry => end(self).cmp(&end(other)).then(self.id.cmp(&other.id)),
+        }
+    }
+}
+
+/// A page of records.
+#[derive(Clone, Debug, Default)]
+pub struct KeyPage {
+    /// The records, in order.
+    pub keys: Vec<KeyRecord>,
+    /// Keys whose stored bytes failed their checksum, so that it is not known whether they match.
+    /// Told on the first page.
+    pub corrupt: Vec<KeyId>,
+    /// Where the next page goes on; `None` if this is the last one.
+    pub next: Option<KeyPosition>,
+}
+
+impl KeyQuery {
+    /// Keys of `tenant` alone, oldest first, with their statuses at the instant `at`.
+    pub fn tenant(tenant: TenantId, at: Timestamp) -> Self {
+        Self {
+            tenant: Some(tenant),
+            ..Self::everything(at)
+        }
+    }
+
+    /// Keys of the whole store. For the host itself: it answers across tenants.
+    pub fn everything(at: Timestamp) -> Self {
+        Self {
+            tenant: None,
+            below: false,
+            at,
+            statuses: BTreeSet::new(),
+            name: None,
+            class: None,
+            owner: None,
+            environment: None,
+            resource: None,
+            hint: None,
+            fingerprint: None,
+            expires_from: None,
+            expires_before: None,
+            sort: KeySort::Created,
+            after: None,
+            limit: DEFAULT_LIMIT,
+        }
+    }
+
+    /// Keys that could still verify: active, retiring or disabled.
+    pub fn live(mut self) -> Self {
+        self.statuses = BTreeSet::from([Status::Active, Status::Retiring, Status::Disabled]);
+        self
+    }
+
+    /// Whether `record` meets every condition, its place in the order left aside.
+    #[must_use]
+    pub fn matches(&self, record: &KeyRecord) -> bool {
+        let Self {
+            tenant,
+            below,
+            at,
+            statuses,
+            name,
+            class,
+            owner,
+            environment,
+            resource,
+            hint,
+            fingerprint,
+            expires_from,
+            expires_before,
+            sort: _,
+            after: _,
+            limit: _,
+        } = self;
+        let in_tenant = |wanted: &TenantId| {
+            if *below {
+                wanted.contains(&record.tenant)
+            } else {
+                record.tenant == *wanted
+            }
+        };
+        let named = |part: &String| {
+            record
+                .name
+                .as_str()
+                .to_lowercase()
+                .contains(&part.to_lowercase())
+        };
+        let of_resource =
+            |id: &ResourceId| record.resource.as_ref().is_some_and(|own| own.id == *id);
+        tenant.as_ref().is_none_or(in_tenant)
+            && (statuses.is_empty() || statuses.contains(&record.status(*at)))
+            && name.as_ref().is_none_or(named)
+            && class.as_ref().is_none_or(|class| record.class == *class)
+            && owner
+                .as_ref()
+                .is_none_or(|owner| record.owner.principal() == Some(owner))
+            && environment
+                .as_ref()
+                .is_none_or(|wanted| record.environment == *wanted)
+            && resource.as_ref().is_none_or(of_resource)
+            && hint
+                .as_ref()
+                .is_none_or(|part| record.hint.as_str().contains(part.as_str()))
+            && fingerprint.is_none_or(|wanted| record.fingerprint == wanted)
+            && expires_from.is_none_or(|from| record.expires_at.is_none_or(|end| end >= from))
+            && expires_before.is_none_or(|before| record.expires_at.is_some_and(|end| end < before))
+    }
+
+    /// The page of this query over all records of a store that keeps them in memory.
+    pub fn page<'a>(&self, records: impl IntoIterator<Item = &'a KeyRecord>) -> KeyPage {
+        let after = |place: &KeyPosition| {
+            self.after
+                .as_ref()
+                .is_none_or(|after| place.cmp(after, self.sort).is_gt())
+        };
+        let matching = records.into_iter().filter(|record| self.matches(record));
+        let mut found: Vec<_> = matching
+            .map(|record| (KeyPosition::of(record), record))
+            .filter(|(place, _)| after(place))
+            .collect();
+        found.sort_by(|(a, _), (b, _)| a.cmp(b, self.sort));
+        let limit = self.limit.get();
+        let next = (found.len() > limit).then(|| found[limit - 1].0.clone());
+        found.truncate(limit);
+        let keys = found
+            .into_iter()
+            .map(|(_, record)| record.clone())
+            .collect();
+        KeyPage {
+            keys,
+            corrupt: Vec::new(),
+            next,
+        }
+    }
+}
+
+/// Which audit entries to read, oldest first. Conditions combine; none named: all.
+#[derive(Clone, Debug)]
+#[must_use = "a query reads nothing by itself"]
+pub struct AuditQuery {
+    /// Entries of this tenant's chain; `None` for the whole store.
+    pub tenant: Option<TenantId>,
+    /// Entries about this key.
+    pub key: Option<KeyId>,
+    /// Entries of what this principal did.
+    pub actor: Option<PrincipalId>,
+    /// Entries of this command.
+    pub command: Option<CommandId>,
+    /// Entries at or after this instant.
+    pub from: Option<Timestamp>,
+    /// Entries before this instant.
+    pub before: Option<Timestamp>,
+    /// Entries after this place.
+    pub after: Option<AuditPosition>,
+    /// How many at most.
+    pub limit: NonZeroUsize,
+}
+
+/// A place in the store-wide order of audit entries.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct AuditPosition {
+    /// The commit that wrote the entry.
+    pub revision: Revision,
+    /// The entry's number in its tenant's chain. A commit is about one tenant, so that the two
+    /// together order all entries.
+    pub sequence: u64,
+}
+
+/// An audit entry with the commit that wrote it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct AuditRow {
+    /// The commit.
+    pub revision: Revision,
+    /// The entry.
+    pub entry: AuditEntry,
+}
+
+impl AuditRow {
+    /// Its place in the store-wide order.
+    #[must_use]
+    pub const fn position(&self) -> AuditPosition {
+        AuditPosition {
+            revision: self.revision,
+            sequence: self.entry.sequence,
+        }
+    }
+}
+
+/// A page of audit entries.
+#[derive(Clone, Debug, Default)]
+pub struct AuditPage {
+    /// The entries, oldest first.
+    pub rows: Vec<AuditRow>,
+    /// Where the next page goes on; `None` if this is the last one for now.
+    pub next: Option<AuditPosition>,
+}
+
+impl AuditQuery {
+    /// The chain of one tenant.
+    pub fn tenant(tenant: TenantId) -> Self {
+        Self {
+            tenant: Some(tenant),
+            ..Self::everything()
+        }
+    }
+
+    /// Entries of the whole store. For the host itself: it answers across tenants.
+    pub const fn everything() -> Self {
+        Self {
+            tenant: None,
+            key: None,
+            actor: None,
+            command: None,
+            from: None,
+            before: None,
+            after: None,
+            limit: DEFAULT_LIMIT,
+        }
+    }
+
+    /// Narrows to entries about one key.
+    pub const fn about(mut self, key: KeyId) -> Self {
+        self.key = Some(key);
+        self
+    }
+
+    /// Whether `row` meets every condition, its place included.
+    #[must_use]
+    pub fn matches(&self, row: &AuditRow) -> bool {
+        let Self {
+            tenant,
+            key,
+            actor,
+            command,
+            from,
+            before,
+            after,
+            limit: _,
+        } = self;
+        let entry = &row.entry;
+        tenant.as_ref().is_none_or(|tenant| entry.tenant == *tenant)
+            && key.is_none_or(|key| entry.key == Some(key))
+            && actor.as_ref().is_none_or(|actor| entry.actor == *actor)
+            && command
+                .as_ref()
+                .is_none_or(|command| entry.command == *command)
+            && from.is_none_or(|from| entry.at >= from)
+            && before.is_none_or(|before| entry.at < before)
+            && after.is_none_or(|after| row.position() > after)
+    }
+
+    /// The page of this query over rows in the store-wide order.
+    pub fn page<'a>(&self, rows: impl IntoIterator<Item = &'a AuditRow>) -> AuditPage {
+        let mut matching = rows.into_iter().filter(|row| self.matches(row));
+        let rows: Vec<_> = matching.by_ref().take(self.limit.get()).cloned().collect();
+        let next = matching.next().and(rows.last()).map(AuditRow::position);
+        AuditPage { rows, next }
+    }
+}

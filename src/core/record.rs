@@ -1,0 +1,322 @@
+//! A key as it is stored, and what it is at an instant.
+//!
+//! Pure. Invariant: a status is derived from the record and the instant, so it is never stale; and
+//! expiry is `now >= expires_at`, here and nowhere else (trap 19).
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::address::AddressAllowlist;
+use super::id::KeyId;
+use super::metadata::Metadata;
+use super::owner::Owner;
+use super::scope::ScopeSet;
+use super::secret::{Digest, Fingerprint};
+use super::tenant::TenantId;
+use super::text::{
+    ClassName, Description, Environment, Hint, KeyName, PepperId, PrincipalId, Purpose, ResourceId,
+    ResourceKind, Role,
+};
+use super::time::Timestamp;
+use super::token::TokenPrefix;
+
+/// When something was done, and by whom.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Stamp {
+    /// When.
+    pub at: Timestamp,
+    /// By whom.
+    pub by: PrincipalId,
+}
+
+/// Whether a key authenticates or only identifies.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Visibility {
+    /// Authenticates; shown once.
+    Secret,
+    /// Identifies; may be shown again, and shipped to browsers and apps (rule A2-12).
+    Publishable,
+}
+
+/// Why a key was revoked.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// Its holder no longer has it (rule Y-05).
+    Lost,
+    /// Somebody else may have it (rule Y-05).
+    Compromised,
+    /// It was found in the open.
+    Leaked,
+    /// Nobody used it.
+    Unused,
+    /// What it was for is over.
+    NoLongerNeeded,
+    /// A successor took its place.
+    Rotated,
+    /// It was an unused successor, and the rotation was called off.
+    RotationCancelled,
+    /// Its owner was removed (rule Y-24).
+    OwnerRemoved,
+    /// Its tenant was closed.
+    TenantClosed,
+}
+
+/// Why a key is replaced (rule G-13).
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RotationReason {
+    /// Regular practice.
+    #[default]
+    Routine,
+    /// Somebody else may have the old key.
+    Compromise,
+    /// The old key ends soon.
+    ExpiryNear,
+    /// Something happened, and keys are renewed to be safe.
+    Incident,
+}
+
+/// What a command did to a key, for `enabled`, `disabled` and `revoked` keys.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum KeyState {
+    /// Works, as long as it has not expired.
+    Enabled,
+    /// Refused until it is enabled again.
+    Disabled(Stamp),
+    /// Refused for ever.
+    Revoked {
+        /// When and by whom.
+        stamp: Stamp,
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// How a digest was made of what its holder presents.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImportScheme {
+    /// SHA-256 of the whole token.
+    Sha256,
+}
+
+/// What a presented secret is compared with.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Credential {
+    /// HMAC-SHA-256 of `id ‖ secret` under a pepper.
+    Peppered {
+        /// Which pepper.
+        pepper: PepperId,
+        /// The digest.
+        digest: Digest,
+    },
+    /// A digest that came from elsewhere.
+    Imported {
+        /// How it was made.
+        scheme: ImportScheme,
+        /// The digest. Unique across tenants, deleted keys included.
+        digest: Digest,
+    },
+}
+
+impl Credential {
+    /// The digest of an imported key, by which it is found.
+    #[must_use]
+    pub const fn imported(&self) -> Option<&Digest> {
+        match self {
+            Self::Imported { digest, .. } => Some(digest),
+            Self::Peppered { .. } => None,
+        }
+    }
+}
+
+/// What a key belongs to in the host's world (rule A2-21).
+#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct Resource {
+    /// Its kind, from which the policy derives the class of its key.
+    pub kind: ResourceKind,
+    /// The host's id of it.
+    pub id: ResourceId,
+}
+
+/// On a key that is being replaced: by which key, and since when.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Succession {
+    /// The key that takes its place.
+    pub successor: KeyId,
+    /// When the rotation began.
+    pub since: Timestamp,
+    /// Why.
+    pub reason: RotationReason,
+    /// The old key's own expiry before the rotation, to which a cancelled rotation returns.
+    pub own_expiry: Option<Timestamp>,
+    /// `Some` while the old key waits for the successor's first use: how long it works after that.
+    pub grace_from_first_use: Option<Duration>,
+}
+
+/// On a key that took another's place: which one, and whether it was used yet.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Predecessor {
+    /// The key it replaces.
+    pub key: KeyId,
+    /// When this key was first used, once that was noticed.
+    pub first_used_at: Option<Timestamp>,
+}
+
+/// What was last done to a key.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LastAction {
+    /// Created.
+    Created,
+    /// Imported as a digest.
+    Imported,
+    /// Name, description, purpose, metadata, scopes, addresses or expiry changed.
+    Updated,
+    /// Disabled.
+    Disabled,
+    /// Enabled again.
+    Enabled,
+    /// Revoked.
+    Revoked,
+    /// A successor was created.
+    Rotated,
+    /// Its rotation was called off.
+    RotationCancelled,
+    /// Its first use was noticed, or its successor's.
+    FirstUsed,
+    /// Its secret was replaced because the answer that held it was lost.
+    Replaced,
+    /// It was reported as leaked, and only recorded.
+    LeakReported,
+    /// Its digest was renewed under the current pepper.
+    Redigested,
+}
+
+/// A key as it is stored: everything but its secret.
+///
+/// Exhaustive on purpose, for stores to construct and destructure.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct KeyRecord {
+    /// The public id.
+    pub id: KeyId,
+    /// The tenant it belongs to.
+    pub tenant: TenantId,
+    /// Its kind, in the words of the tenant's policy.
+    pub class: ClassName,
+    /// Whether it authenticates or identifies.
+    pub visibility: Visibility,
+    /// Where it may be used.
+    pub environment: Environment,
+    /// What its token begins with; `None` if it was imported.
+    pub prefix: Option<TokenPrefix>,
+    /// What people call it.
+    pub name: KeyName,
+    /// Longer words about it.
+    pub description: Option<Description>,
+    /// What it is for.
+    pub purpose: Option<Purpose>,
+    /// The host's own words.
+    pub metadata: Metadata,
+    /// To whom it is linked.
+    pub owner: Owner,
+    /// The owner's role when the key was created.
+    pub owner_role: Option<Role>,
+    /// What it may do, before class and owner narrow it.
+    pub scopes: ScopeSet,
+    /// From where it may be used.
+    pub allowlist: AddressAllowlist,
+    /// What it belongs to in the host's world.
+    pub resource: Option<Resource>,
+    /// When and by whom it was created.
+    pub created: Stamp,
+    /// When and by whom it was last changed.
+    pub updated: Stamp,
+    /// What that change was.
+    pub last_action: LastAction,
+    /// The first instant at which it no longer works; `None` for never.
+    pub expires_at: Option<Timestamp>,
+    /// Enabled, disabled or revoked.
+    pub state: KeyState,
+    /// Whether it is the tenant's legacy key.
+    pub legacy: bool,
+    /// The key that it replaces.
+    pub predecessor: Option<Predecessor>,
+    /// The key that replaces it.
+    pub succession: Option<Succession>,
+    /// What a person sees of it.
+    pub hint: Hint,
+    /// A one-way mark that finds it.
+    pub fingerprint: Fingerprint,
+    /// What a presented secret is compared with.
+    pub credential: Credential,
+    /// The whole token of a publishable key, to be shown again; `None` for secret keys.
+    pub published: Option<String>,
+}
+
+/// What a key is at an instant.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Works.
+    Active,
+    /// Works, beside the successor that replaces it.
+    Retiring,
+    /// Refused until it is enabled again.
+    Disabled,
+    /// Refused because its time has passed.
+    Expired,
+    /// Refused for ever.
+    Revoked,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Active => "active",
+            Self::Retiring => "retiring",
+            Self::Disabled => "disabled",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+        })
+    }
+}
+
+impl KeyRecord {
+    /// What the key is at `now`. Owners and tenants may refuse it all the same; see
+    /// [`Standing`](crate::rules::Standing).
+    #[must_use]
+    pub fn status(&self, now: Timestamp) -> Status {
+        match self.state {
+            KeyState::Revoked { .. } => Status::Revoked,
+            _ if self.is_expired(now) => Status::Expired,
+            KeyState::Disabled(_) => Status::Disabled,
+            KeyState::Enabled if self.succession.is_some() => Status::Retiring,
+            KeyState::Enabled => Status::Active,
+        }
+    }
+
+    /// Whether its time has passed: `now >= expires_at`.
+    #[must_use]
+    pub fn is_expired(&self, now: Timestamp) -> bool {
+        self.expires_at.is_some_and(|end| now >= end)
+    }
+
+    /// Whether it could still verify, now or after being enabled: neither revoked nor expired.
+    #[must_use]
+    pub fn is_live(&self, now: Timestamp) -> bool {
+        !matches!(self.status(now), Status::Revoked | Status::Expired)
+    }
+
+    /// Whether its secret is in the hands of a holder who never used it: an unused successor.
+    #[must_use]
+    pub fn awaits_first_use(&self) -> bool {
+        self.predecessor
+            .as_ref()
+            .is_some_and(|old| old.first_used_at.is_none())
+    }
+}

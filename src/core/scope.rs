@@ -1,0 +1,309 @@
+//! Scopes: what a key may do, as `resource:action`.
+//!
+//! Pure. Invariant: an empty set allows nothing (trap 14); a scope never widens when two sets meet.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::invalid::{Invalid, Problem};
+use super::text::Text;
+
+const SEGMENT_MAX: usize = 64;
+
+/// One permission, `resource:action`; either side may be `*`, which stands for any.
+#[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Scope(Text);
+
+impl Scope {
+    /// Everything: `*:*`.
+    pub const ALL: Self = Self(Text::Static("*:*"));
+
+    /// Parses `resource:action`. Each side is `*` or up to 64 bytes of `a-z 0-9 _ - .`.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] if there is not exactly one colon or a side is malformed.
+    pub fn new(text: impl AsRef<str>) -> Result<Self, Invalid> {
+        let text = text.as_ref();
+        let expected = "resource:action, each side `*` or 1 to 64 of a-z 0-9 _ - .";
+        let sides = text.split_once(':');
+        if sides.is_some_and(|(resource, action)| is_segment(resource) && is_segment(action)) {
+            return Ok(Self(text.into()));
+        }
+        Err(Invalid::new("scope", Problem::Form { expected }))
+    }
+
+    /// The scope as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The side before the colon.
+    #[must_use]
+    pub fn resource(&self) -> &str {
+        self.sides().0
+    }
+
+    /// The side after the colon.
+    #[must_use]
+    pub fn action(&self) -> &str {
+        self.sides().1
+    }
+
+    /// Whether everything that `other` allows is allowed by this scope.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        let ((resource, action), (their_resource, their_action)) = (self.sides(), other.sides());
+        (resource == "*" || resource == their_resource) && (action == "*" || action == their_action)
+    }
+
+    fn meet(&self, other: &Self) -> Option<Self> {
+        let side = |a: &str, b: &str| match (a, b) {
+            ("*", _) => Some(b.to_owned()),
+            (_, "*") => Some(a.to_owned()),
+            _ => (a == b).then(|| a.to_owned()),
+        };
+        let resource = side(self.resource(), other.resource())?;
+        let action = side(self.action(), other.action())?;
+        Some(Self(format!("{resource}:{action}").as_str().into()))
+    }
+
+    fn sides(&self) -> (&str, &str) {
+        self.0.split_once(':').unwrap_or((&self.0, ""))
+    }
+}
+
+fn is_segment(text: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-.".contains(&b);
+    text == "*" || (!text.is_empty() && text.len() <= SEGMENT_MAX && text.bytes().all(plain))
+}
+
+impl FromStr for Scope {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        Self::new(text)
+    }
+}
+
+impl TryFrom<&str> for Scope {
+    type Error = Invalid;
+
+    fn try_from(text: &str) -> Result<Self, Invalid> {
+        Self::new(text)
+    }
+}
+
+impl From<&Scope> for Scope {
+    fn from(scope: &Scope) -> Self {
+        scope.clone()
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Serialize for Scope {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Scope {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Self::new(String::deserialize(from)?).map_err(serde::de::Error::custom)
+    }
+}
+
+/// A set of scopes: what is allowed is what any of them covers. Empty allows nothing.
+#[derive(Clone, Default, Eq, Hash, PartialEq)]
+pub struct ScopeSet(BTreeSet<Scope>);
+
+impl ScopeSet {
+    /// The most scopes a set may hold.
+    pub const MAX: usize = 64;
+
+    /// The empty set, which allows nothing.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self(BTreeSet::new())
+    }
+
+    /// The set that allows everything.
+    #[must_use]
+    pub fn all() -> Self {
+        Self(BTreeSet::from([Scope::ALL]))
+    }
+
+    /// Collects scopes.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] beyond [`MAX`](Self::MAX) scopes.
+    pub fn new(scopes: impl IntoIterator<Item = Scope>) -> Result<Self, Invalid> {
+        let set: BTreeSet<_> = scopes.into_iter().collect();
+        if set.len() > Self::MAX {
+            let problem = Problem::TooMany {
+                max: Self::MAX,
+                actual: set.len(),
+            };
+            return Err(Invalid::new("scopes", problem));
+        }
+        Ok(Self(set))
+    }
+
+    /// Parses scopes.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] for the first malformed scope, or beyond [`MAX`](Self::MAX) scopes.
+    pub fn parse<'a>(scopes: impl IntoIterator<Item = &'a str>) -> Result<Self, Invalid> {
+        Self::new(
+            scopes
+                .into_iter()
+                .map(Scope::new)
+                .collect::<Result<Vec<_>, _>>()?,
+        )
+    }
+
+    /// Whether `scope` is allowed.
+    #[must_use]
+    pub fn allows(&self, scope: &Scope) -> bool {
+        self.0.iter().any(|own| own.covers(scope))
+    }
+
+    /// Whether everything that `other` allows is allowed here.
+    #[must_use]
+    pub fn contains(&self, other: &Self) -> bool {
+        other.0.iter().all(|scope| self.allows(scope))
+    }
+
+    /// What both sets allow. May hold more than [`MAX`](Self::MAX) scopes, since it is never stored.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        let mut met: BTreeSet<_> = self
+            .0
+            .iter()
+            .flat_map(|a| other.0.iter().filter_map(|b| a.meet(b)))
+            .collect();
+        let all: Vec<_> = met.iter().cloned().collect();
+        met.retain(|scope| {
+            !all.iter()
+                .any(|wider| wider != scope && wider.covers(scope))
+        });
+        Self(met)
+    }
+
+    /// Whether nothing is allowed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The scopes, in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Scope> {
+        self.0.iter()
+    }
+}
+
+impl From<Scope> for ScopeSet {
+    fn from(scope: Scope) -> Self {
+        Self(BTreeSet::from([scope]))
+    }
+}
+
+impl fmt::Debug for ScopeSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(&self.0).finish()
+    }
+}
+
+impl fmt::Display for ScopeSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, scope) in self.0.iter().enumerate() {
+            let space = if index == 0 { "" } else { " " };
+            write!(f, "{space}{scope}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Serialize for ScopeSet {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(to)
+    }
+}
+
+impl<'de> Deserialize<'de> for ScopeSet {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Self::new(BTreeSet::<Scope>::deserialize(from)?).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn set(scopes: &[&str]) -> ScopeSet {
+        ScopeSet::parse(scopes.iter().copied()).unwrap()
+    }
+
+    fn any_set() -> impl Strategy<Value = ScopeSet> {
+        let side = prop_oneof![Just("*"), Just("a"), Just("b")];
+        prop::collection::vec((side.clone(), side), 0..5).prop_map(|sides| {
+            ScopeSet::new(
+                sides
+                    .iter()
+                    .map(|(r, a)| Scope::new(format!("{r}:{a}")).unwrap()),
+            )
+            .unwrap()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_meeting_of_sets_allows_exactly_what_both_allow(a in any_set(), b in any_set()) {
+            let met = a.intersection(&b);
+            for scope in ["a:a", "a:b", "b:a", "b:b", "c:a", "a:c", "c:c"] {
+                let scope = Scope::new(scope).unwrap();
+                prop_assert_eq!(met.allows(&scope), a.allows(&scope) && b.allows(&scope));
+            }
+            prop_assert!(a.contains(&met) && b.contains(&met));
+        }
+    }
+
+    #[test]
+    fn a_star_stands_for_a_whole_segment_only() {
+        assert!(set(&["reports:*"]).allows(&Scope::new("reports:read").unwrap()));
+        assert!(!set(&["reports:*"]).allows(&Scope::new("reports.v2:read").unwrap()));
+        assert!(Scope::new("rep*:read").is_err());
+    }
+
+    #[test]
+    fn malformed_scopes_are_refused() {
+        for scope in ["", ":", "a", "a:", ":b", "a:b:c", "A:b", "a: b", "é:b"] {
+            assert!(Scope::new(scope).is_err(), "{scope:?}");
+        }
+    }
+
+    #[test]
+    fn no_scopes_allow_nothing() {
+        assert!(!ScopeSet::none().allows(&Scope::ALL));
+        assert!(!ScopeSet::none().allows(&Scope::new("a:b").unwrap()));
+    }
+}

@@ -1,0 +1,295 @@
+//! Secrets, their digests and their fingerprints.
+//!
+//! Pure. Invariant: a secret leaves its type through [`Secret::expose`] alone; nothing here prints
+//! one, copies one or compares one with `==`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use super::base62;
+use super::id::KeyId;
+use super::invalid::{Invalid, Problem};
+use super::time::Timestamp;
+
+/// The whole text of a secret key. Shown to its owner once, wiped on drop.
+///
+/// There is no `PartialEq`, `Clone`, `Display` or `Serialize`: compare through the verifier, and
+/// let the value out only through [`Secret::expose`], which is easy to grep for in review.
+pub struct Secret(Zeroizing<String>);
+
+impl Secret {
+    pub(crate) fn new(text: Zeroizing<String>) -> Self {
+        Self(text)
+    }
+
+    /// The text, to hand to the key's owner.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// What a store keeps of a key's secret half: 32 bytes that do not lead back to it.
+///
+/// Equality takes the same time wherever the bytes differ.
+#[derive(Clone, Copy)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// A digest from its bytes.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The SHA-256 of a whole token, as hosts store it that import keys.
+    #[must_use]
+    pub fn sha256(token: impl AsRef<[u8]>) -> Self {
+        Self(Sha256::digest(token.as_ref()).into())
+    }
+
+    /// The bytes, for a store to keep.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl ConstantTimeEq for Digest {
+    fn ct_eq(&self, other: &Self) -> subtle::Choice {
+        self.0.ct_eq(&other.0)
+    }
+}
+
+impl PartialEq for Digest {
+    fn eq(&self, other: &Self) -> bool {
+        self.ct_eq(other).into()
+    }
+}
+
+impl Eq for Digest {}
+
+impl std::hash::Hash for Digest {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Digest(…)")
+    }
+}
+
+impl FromStr for Digest {
+    type Err = Invalid;
+
+    /// Parses 64 hexadecimal characters.
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        parse_hex(text).map(Self).ok_or(Invalid::new(
+            "digest",
+            Problem::Form {
+                expected: "64 hexadecimal characters",
+            },
+        ))
+    }
+}
+
+/// A short one-way mark by which a key is found and recognised: 64 bits of the SHA-256 of its token.
+///
+/// Taken at creation, and unchanged by a change of pepper. It authenticates nothing (rule G-09).
+#[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Fingerprint([u8; 8]);
+
+impl Fingerprint {
+    /// The fingerprint of a whole token.
+    #[must_use]
+    pub fn of_token(token: impl AsRef<[u8]>) -> Self {
+        Self::of_sha256(&Digest::sha256(token))
+    }
+
+    /// The fingerprint of a token of which only the SHA-256 is known.
+    #[must_use]
+    pub fn of_sha256(digest: &Digest) -> Self {
+        let mut short = [0; 8];
+        short.copy_from_slice(&digest.0[..8]);
+        Self(short)
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Fingerprint {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        parse_hex(text).map(Self).ok_or(Invalid::new(
+            "fingerprint",
+            Problem::Form {
+                expected: "16 hexadecimal characters",
+            },
+        ))
+    }
+}
+
+impl Serialize for Fingerprint {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        if to.is_human_readable() {
+            to.collect_str(self)
+        } else {
+            self.0.serialize(to)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Fingerprint {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        if from.is_human_readable() {
+            String::deserialize(from)?
+                .parse()
+                .map_err(serde::de::Error::custom)
+        } else {
+            <[u8; 8]>::deserialize(from).map(Self)
+        }
+    }
+}
+
+fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digits = text.as_bytes();
+    if digits.len() != 2 * N {
+        return None;
+    }
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        let high = char::from(pair[0]).to_digit(16)?;
+        let low = char::from(pair[1]).to_digit(16)?;
+        *byte = u8::try_from(high * 16 + low).ok()?;
+    }
+    Some(bytes)
+}
+
+/// The random part of one key to come: its id and its secret half. Wiped on drop.
+#[derive(Zeroize, ZeroizeOnDrop)]
+pub struct KeyMaterial {
+    #[zeroize(skip)]
+    pub(crate) id: KeyId,
+    pub(crate) secret: [u8; Self::SECRET_LEN],
+}
+
+impl KeyMaterial {
+    /// How many base62 characters a secret half has: 32, which is 190 bits.
+    pub const SECRET_LEN: usize = 32;
+
+    /// Makes material from the time and a source of random bytes.
+    ///
+    /// # Errors
+    ///
+    /// Whatever `fill` fails with.
+    pub fn draw<E>(
+        now: Timestamp,
+        mut fill: impl FnMut(&mut [u8]) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let mut random = [0; 10];
+        fill(&mut random)?;
+        let mut secret = [0; Self::SECRET_LEN];
+        let mut drawn = Zeroizing::new([0; 2 * Self::SECRET_LEN]);
+        let mut filled = 0;
+        while filled < secret.len() {
+            fill(drawn.as_mut())?;
+            for digit in drawn.iter().copied().filter_map(base62::unbiased) {
+                if filled < secret.len() {
+                    secret[filled] = digit;
+                    filled += 1;
+                }
+            }
+        }
+        Ok(Self {
+            id: KeyId::from_parts(now, random),
+            secret,
+        })
+    }
+
+    /// The id that the key will have.
+    #[must_use]
+    pub const fn id(&self) -> KeyId {
+        self.id
+    }
+}
+
+impl fmt::Debug for KeyMaterial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyMaterial")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_output_never_contains_secret_bytes() {
+        let secret = Secret::new(Zeroizing::new("sk_live_hunter2".to_owned()));
+        assert_eq!(format!("{secret:?}"), "Secret(…)");
+        assert_eq!(format!("{:?}", Digest::sha256("hunter2")), "Digest(…)");
+        let material = KeyMaterial {
+            id: KeyId::from_u128(1),
+            secret: [b'h'; 32],
+        };
+        assert!(!format!("{material:?}").contains("hh"));
+    }
+
+    #[test]
+    fn a_digest_parses_from_hex() {
+        let hex = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
+        assert_eq!(hex.parse::<Digest>().unwrap(), Digest::sha256("hello"));
+        assert!("2cf2".parse::<Digest>().is_err());
+        assert!("zz".repeat(32).parse::<Digest>().is_err());
+    }
+
+    #[test]
+    fn a_fingerprint_is_the_start_of_sha256() {
+        assert_eq!(
+            Fingerprint::of_token("hello").to_string(),
+            "2cf24dba5fb0a30e"
+        );
+    }
+
+    #[test]
+    fn drawing_goes_on_past_bytes_that_would_be_biased() {
+        let mut calls = 0;
+        let material = KeyMaterial::draw(Timestamp::UNIX_EPOCH, |out| {
+            calls += 1;
+            out.fill(if calls < 3 { 0xff } else { 61 });
+            Ok::<_, ()>(())
+        });
+        assert_eq!(material.unwrap().secret, [b'z'; 32]);
+    }
+
+    #[test]
+    fn a_source_that_fails_makes_no_material() {
+        assert!(KeyMaterial::draw(Timestamp::UNIX_EPOCH, |_| Err("no entropy")).is_err());
+    }
+}

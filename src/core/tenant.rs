@@ -1,0 +1,147 @@
+//! Tenants as paths: `acme`, `acme/web`.
+//!
+//! Pure. Paths compare by segment, so `acme` reaches `acme/web` and never `acme-two`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::invalid::{Invalid, Problem};
+use super::text::{SEGMENT, Text};
+
+/// The unit that owns keys and within which invariants hold: a project, account or organization.
+///
+/// One to eight segments of `A-Z a-z 0-9 _ - .`, each up to 64 bytes, joined by `/`.
+#[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct TenantId(Text);
+
+impl TenantId {
+    /// The most segments a path may have. A judgement: deeper trees belong to the host.
+    pub const MAX_DEPTH: usize = 8;
+
+    /// Parses a path.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] if a segment is empty, too long or has other characters, or if there are more
+    /// than [`MAX_DEPTH`](Self::MAX_DEPTH) segments.
+    pub fn new(path: impl AsRef<str>) -> Result<Self, Invalid> {
+        let path = path.as_ref();
+        let depth = path.split('/').count();
+        if depth > Self::MAX_DEPTH {
+            let problem = Problem::TooMany {
+                max: Self::MAX_DEPTH,
+                actual: depth,
+            };
+            return Err(Invalid::new("tenant", problem));
+        }
+        path.split('/')
+            .try_for_each(|segment| SEGMENT.check(segment))?;
+        Ok(Self(path.into()))
+    }
+
+    /// The path as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether `other` is this tenant or below it.
+    #[must_use]
+    pub fn contains(&self, other: &Self) -> bool {
+        other
+            .0
+            .strip_prefix(&*self.0)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
+    /// The tenants above this one, nearest first.
+    pub fn ancestors(&self) -> impl Iterator<Item = Self> + '_ {
+        self.0
+            .rmatch_indices('/')
+            .map(|(end, _)| Self(self.0[..end].into()))
+    }
+}
+
+impl FromStr for TenantId {
+    type Err = Invalid;
+
+    fn from_str(path: &str) -> Result<Self, Invalid> {
+        Self::new(path)
+    }
+}
+
+impl TryFrom<&str> for TenantId {
+    type Error = Invalid;
+
+    fn try_from(path: &str) -> Result<Self, Invalid> {
+        Self::new(path)
+    }
+}
+
+impl AsRef<str> for TenantId {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for TenantId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for TenantId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl Serialize for TenantId {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for TenantId {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Self::new(String::deserialize(from)?).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tenant(path: &str) -> TenantId {
+        TenantId::new(path).unwrap()
+    }
+
+    #[test]
+    fn paths_compare_by_segment() {
+        assert!(tenant("acme").contains(&tenant("acme")));
+        assert!(tenant("acme").contains(&tenant("acme/web")));
+        assert!(!tenant("acme").contains(&tenant("acme-two")));
+        assert!(!tenant("acme/web").contains(&tenant("acme")));
+        assert!(!tenant("acme/web").contains(&tenant("acme/website")));
+    }
+
+    #[test]
+    fn ancestors_come_nearest_first() {
+        let above: Vec<_> = tenant("a/b/c").ancestors().map(|t| t.to_string()).collect();
+        assert_eq!(above, ["a/b", "a"]);
+        assert_eq!(tenant("a").ancestors().count(), 0);
+    }
+
+    #[test]
+    fn malformed_paths_are_refused() {
+        for path in ["", "/", "a//b", "a/", "/a", "a b", "é", "a/b/c/d/e/f/g/h/i"] {
+            assert!(TenantId::new(path).is_err(), "{path:?}");
+        }
+        assert!(
+            TenantId::new("..").is_ok(),
+            "dots mean nothing here: paths never reach a file"
+        );
+    }
+}

@@ -1,0 +1,389 @@
+//! The printable key: `{prefix}{id}{secret}{checksum}`.
+//!
+//! Pure. Id, secret and checksum have fixed lengths and are read from the right, so a prefix may
+//! contain its own separator anywhere (trap 18). Nothing is hashed or looked up before a token has
+//! passed [`parse`]; `id ‖ secret` is one slice of the presented text, 54 bytes long, so that
+//! HMAC-SHA-256 over it takes one compression each way.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use zeroize::Zeroizing;
+
+use super::base62;
+use super::id::KeyId;
+use super::invalid::{Invalid, Problem};
+use super::secret::KeyMaterial;
+use super::text::{Hint, Text};
+
+/// The most bytes of a presented string that are looked at (trap 16).
+pub const MAX_PRESENTED_LEN: usize = 512;
+
+const CHECKSUM_LEN: usize = 6;
+const ID_AND_SECRET_LEN: usize = KeyId::LEN + KeyMaterial::SECRET_LEN;
+const BODY_LEN: usize = ID_AND_SECRET_LEN + CHECKSUM_LEN;
+const HINT_TAIL: usize = 4;
+
+/// What a class's tokens begin with, separator included: `sk_live_`, `client-`.
+///
+/// 2 to 32 bytes of `A-Z a-z 0-9 _ - .` that begin with a letter and end with one of `_ - .`, so
+/// that a person and a scanner see where the prefix ends.
+#[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct TokenPrefix(Text);
+
+impl TokenPrefix {
+    /// The most bytes a prefix may have.
+    pub const MAX_LEN: usize = 32;
+
+    /// Parses a prefix.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] says which form a prefix has.
+    pub fn new(text: impl AsRef<str>) -> Result<Self, Invalid> {
+        let text = text.as_ref();
+        if text.len() > Self::MAX_LEN {
+            let problem = Problem::TooLong {
+                max: Self::MAX_LEN,
+                actual: text.len(),
+            };
+            return Err(Invalid::new("prefix", problem));
+        }
+        if is_prefix(text.as_bytes()) {
+            return Ok(Self(text.into()));
+        }
+        let expected = "a letter, then A-Z a-z 0-9 _ - ., with _ - or . at the end";
+        Err(Invalid::new("prefix", Problem::Form { expected }))
+    }
+
+    /// The prefix as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+fn is_prefix(text: &[u8]) -> bool {
+    let separator = |b: &u8| matches!(b, b'_' | b'-' | b'.');
+    text.len() >= 2
+        && text.len() <= TokenPrefix::MAX_LEN
+        && text[0].is_ascii_alphabetic()
+        && text.last().is_some_and(separator)
+        && text
+            .iter()
+            .all(|b| b.is_ascii_alphanumeric() || separator(b))
+}
+
+impl TryFrom<&str> for TokenPrefix {
+    type Error = Invalid;
+
+    fn try_from(text: &str) -> Result<Self, Invalid> {
+        Self::new(text)
+    }
+}
+
+impl fmt::Display for TokenPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for TokenPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl Serialize for TokenPrefix {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for TokenPrefix {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Self::new(String::deserialize(from)?).map_err(serde::de::Error::custom)
+    }
+}
+
+/// Why a presented string is no token of ours. Found without hashing or looking anything up.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenError {
+    /// Nothing, or only white space.
+    #[error("no key was presented")]
+    Empty,
+    /// More bytes than any key has.
+    #[error("is {actual} bytes long, at most {max} are looked at", max = MAX_PRESENTED_LEN)]
+    TooLong {
+        /// How many bytes were presented.
+        actual: usize,
+    },
+    /// Too few or too many characters for a token.
+    #[error("is {actual} characters long, a key has {min} to {max}", min = MIN_LEN, max = MAX_LEN)]
+    Length {
+        /// How many characters were presented.
+        actual: usize,
+    },
+    /// A byte that no token has.
+    #[error("has a character at byte {position} that no key has")]
+    Character {
+        /// Its offset in what was presented, after trimming.
+        position: usize,
+    },
+    /// The part before the id is no prefix.
+    #[error("does not begin with a prefix")]
+    Prefix,
+    /// The checksum does not match: a typing error, a changed case, or not a key at all.
+    #[error("checksum does not match")]
+    Checksum,
+    /// The id is beyond 128 bits.
+    #[error("id is out of range")]
+    Id,
+}
+
+const MIN_LEN: usize = BODY_LEN + 2;
+const MAX_LEN: usize = BODY_LEN + TokenPrefix::MAX_LEN;
+
+/// A well-formed token, borrowed from what was presented. Nothing is known of its secret yet.
+#[derive(Clone, Copy)]
+pub struct Token<'a> {
+    text: &'a str,
+    id: KeyId,
+}
+
+impl<'a> Token<'a> {
+    /// The prefix, separator included.
+    #[must_use]
+    pub fn prefix(&self) -> &'a str {
+        &self.text[..self.text.len() - BODY_LEN]
+    }
+
+    /// The key id that the token names.
+    #[must_use]
+    pub const fn id(&self) -> KeyId {
+        self.id
+    }
+
+    pub(crate) fn id_and_secret(&self) -> &'a [u8] {
+        id_and_secret(self.text)
+    }
+}
+
+impl fmt::Debug for Token<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token")
+            .field("prefix", &self.prefix())
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The presented text without the ASCII space around it, if it is short enough to be looked at.
+///
+/// # Errors
+///
+/// [`TokenError::TooLong`] beyond 512 bytes, [`TokenError::Empty`] if nothing is left, and
+/// [`TokenError::Character`] for a byte outside visible ASCII.
+pub fn trim(presented: &[u8]) -> Result<&str, TokenError> {
+    if presented.len() > MAX_PRESENTED_LEN {
+        return Err(TokenError::TooLong {
+            actual: presented.len(),
+        });
+    }
+    let trimmed = presented.trim_ascii();
+    if trimmed.is_empty() {
+        return Err(TokenError::Empty);
+    }
+    let refused = |position| TokenError::Character { position };
+    match trimmed.iter().position(|byte| !byte.is_ascii_graphic()) {
+        Some(position) => Err(refused(position)),
+        None => std::str::from_utf8(trimmed).map_err(|error| refused(error.valid_up_to())),
+    }
+}
+
+/// Reads a token from what was presented.
+///
+/// # Errors
+///
+/// [`TokenError`] says what is wrong with it, and never repeats it.
+///
+/// # Examples
+///
+/// ```
+/// use keyward::token::{self, TokenError};
+///
+/// assert_eq!(token::parse(b"hunter2").unwrap_err(), TokenError::Length { actual: 7 });
+/// ```
+pub fn parse(presented: &[u8]) -> Result<Token<'_>, TokenError> {
+    let text = trim(presented)?;
+    if !(MIN_LEN..=MAX_LEN).contains(&text.len()) {
+        return Err(TokenError::Length { actual: text.len() });
+    }
+    let (prefix, body) = text.as_bytes().split_at(text.len() - BODY_LEN);
+    if !base62::is_digits(body) {
+        let inside = body
+            .iter()
+            .position(|b| !b.is_ascii_alphanumeric())
+            .unwrap_or(0);
+        return Err(TokenError::Character {
+            position: prefix.len() + inside,
+        });
+    }
+    if !is_prefix(prefix) {
+        return Err(TokenError::Prefix);
+    }
+    let (sealed, checksum) = text.as_bytes().split_at(text.len() - CHECKSUM_LEN);
+    if checksum != checksum_of(sealed) {
+        return Err(TokenError::Checksum);
+    }
+    let id = KeyId::from_digits(&body[..KeyId::LEN]).ok_or(TokenError::Id)?;
+    Ok(Token { text, id })
+}
+
+/// The regular expression by which a secret scanner finds the tokens of `prefix`.
+///
+/// Written for the syntax that RE2, Rust's `regex` and PCRE share. A scanner that can compute
+/// CRC-32 drops false positives: the last six characters are the CRC-32 (IEEE) of all before them,
+/// in base62 with the digits `0-9A-Za-z`.
+#[must_use]
+pub fn scanner_pattern(prefix: &TokenPrefix) -> String {
+    let escaped = prefix.as_str().replace('.', r"\.");
+    format!(r"\b{escaped}[0-9A-Za-z]{{{BODY_LEN}}}\b")
+}
+
+/// Writes the token of a key to come.
+pub(crate) fn compose(prefix: &TokenPrefix, material: &KeyMaterial) -> Zeroizing<String> {
+    // Its full size at once: a string that grew would leave copies of the secret behind.
+    let mut token = Zeroizing::new(String::with_capacity(prefix.as_str().len() + BODY_LEN));
+    token.push_str(prefix.as_str());
+    let digits = |bytes: &mut Zeroizing<String>, part: &[u8]| {
+        part.iter().for_each(|&digit| bytes.push(char::from(digit)));
+    };
+    digits(&mut token, &material.id.to_digits());
+    digits(&mut token, &material.secret);
+    let checksum = checksum_of(token.as_bytes());
+    digits(&mut token, &checksum);
+    token
+}
+
+/// The slice of a composed token that is digested.
+pub(crate) fn id_and_secret(token: &str) -> &[u8] {
+    let start = token.len() - BODY_LEN;
+    &token.as_bytes()[start..start + ID_AND_SECRET_LEN]
+}
+
+pub(crate) fn hint_of(prefix: &TokenPrefix, token: &str) -> Result<Hint, Invalid> {
+    Hint::new(format!("{prefix}…{}", &token[token.len() - HINT_TAIL..]))
+}
+
+fn checksum_of(sealed: &[u8]) -> [u8; CHECKSUM_LEN] {
+    let mut digits = [0; CHECKSUM_LEN];
+    base62::encode(u128::from(crc32fast::hash(sealed)), &mut digits);
+    digits
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::core::time::Timestamp;
+
+    fn compose_with(prefix: &str, seed: u8) -> String {
+        let mut next = seed;
+        let material = KeyMaterial::draw(Timestamp::UNIX_EPOCH, |out| {
+            for byte in out {
+                next = next.wrapping_mul(31).wrapping_add(7);
+                *byte = next;
+            }
+            Ok::<_, ()>(())
+        });
+        compose(&TokenPrefix::new(prefix).unwrap(), &material.unwrap()).to_string()
+    }
+
+    fn any_prefix() -> impl Strategy<Value = String> {
+        "[A-Za-z][A-Za-z0-9_.-]{0,30}[_.-]"
+    }
+
+    proptest! {
+        #[test]
+        fn a_token_of_any_prefix_parses_back(prefix in any_prefix(), seed: u8) {
+            let text = compose_with(&prefix, seed);
+            let token = parse(text.as_bytes()).unwrap();
+            prop_assert_eq!(token.prefix(), prefix);
+            prop_assert_eq!(token.id_and_secret().len(), 54);
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_refused_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+            prop_assert!(parse(&bytes).is_err());
+        }
+
+        #[test]
+        fn any_one_changed_byte_is_refused(seed: u8, at in 0usize..68, to: u8) {
+            let mut text = compose_with("sk_live_", seed).into_bytes();
+            prop_assume!(text[at] != to && !to.is_ascii_whitespace());
+            text[at] = to;
+            prop_assert!(parse(&text).is_err());
+        }
+
+        #[test]
+        fn a_truncated_token_is_refused(seed: u8, len in 0usize..68) {
+            prop_assert!(parse(&compose_with("sk_live_", seed).as_bytes()[..len]).is_err());
+        }
+
+        #[test]
+        fn a_scanner_finds_every_token(prefix in any_prefix(), seed: u8) {
+            let pattern = scanner_pattern(&TokenPrefix::new(&prefix).unwrap());
+            let text = compose_with(&prefix, seed);
+            let found = regex::Regex::new(&pattern).unwrap();
+            let line = format!("curl -H 'Authorization: Bearer {text}' x");
+            prop_assert_eq!(found.find(&line).map(|found| found.as_str()), Some(text.as_str()));
+        }
+    }
+
+    #[test]
+    fn a_changed_case_is_told_as_a_checksum() {
+        let text = compose_with("sk_live_", 3).to_ascii_lowercase();
+        assert_eq!(parse(text.as_bytes()).unwrap_err(), TokenError::Checksum);
+    }
+
+    #[test]
+    fn space_around_a_token_is_trimmed_once_and_inside_refused() {
+        let text = compose_with("sk_live_", 3);
+        assert!(parse(format!(" \t{text}\r\n").as_bytes()).is_ok());
+        assert!(
+            parse(format!("\u{a0}{text}").as_bytes()).is_err(),
+            "no Unicode space"
+        );
+        assert!(parse(text.replace("live_", "live ").as_bytes()).is_err());
+    }
+
+    #[test]
+    fn more_than_512_bytes_are_not_looked_at() {
+        let text = compose_with("sk_live_", 3);
+        let padded = format!("{text}{}", " ".repeat(512 - text.len()));
+        assert!(parse(padded.as_bytes()).is_ok());
+        let actual = 513;
+        assert_eq!(
+            parse(format!("{padded} ").as_bytes()).unwrap_err(),
+            TokenError::TooLong { actual }
+        );
+    }
+
+    #[test]
+    fn prefixes_without_a_separator_at_their_end_are_refused() {
+        for prefix in ["", "_", "sk", "1k_", "sk live_", "é_"] {
+            assert!(TokenPrefix::new(prefix).is_err(), "{prefix:?}");
+        }
+        assert!(TokenPrefix::new(format!("{}_", "a".repeat(32))).is_err());
+    }
+
+    #[test]
+    fn debug_output_of_a_token_leaves_out_its_secret() {
+        let text = compose_with("sk_live_", 3);
+        let shown = format!("{:?}", parse(text.as_bytes()).unwrap());
+        assert!(!shown.contains(&text[30..62]), "{shown}");
+    }
+}

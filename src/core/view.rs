@@ -1,0 +1,257 @@
+//! What a decision is taken on, and what it changes.
+//!
+//! Pure.
+
+use serde::{Deserialize, Serialize};
+
+use super::audit::{AuditEntry, AuditHead};
+use super::id::KeyId;
+use super::owner::{OwnerRecord, TenantRecord};
+use super::record::KeyRecord;
+use super::tenant::TenantId;
+use super::text::{CommandId, PrincipalId};
+use super::time::Timestamp;
+
+/// One counter per store that orders all commits. A tenant's revision is that of its last commit.
+#[derive(
+    Clone, Copy, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize,
+)]
+pub struct Revision(pub u64);
+
+impl Revision {
+    /// Before the first commit.
+    pub const ZERO: Self = Self(0);
+}
+
+impl std::fmt::Display for Revision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The part of a tenant that a decision needs. Parts combine: what any of them names is loaded.
+///
+/// A store may return more than asked, never less. The tenant's own row, its revision and its audit
+/// head are always loaded.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Select {
+    /// Keys by id.
+    pub keys: Vec<KeyId>,
+    /// Keys that are neither revoked nor expired at this instant.
+    pub live_at: Option<Timestamp>,
+    /// The legacy key.
+    pub legacy: bool,
+    /// The rows of these owners. The rows of the owners of loaded keys are loaded in any case.
+    pub owners: Vec<PrincipalId>,
+    /// What these commands did: the first [`APPLIED_MAX`](Self::APPLIED_MAX) entries of each.
+    pub commands: Vec<CommandId>,
+}
+
+impl Select {
+    /// How many entries of one command are loaded at most. Enough to recognise it by.
+    pub const APPLIED_MAX: usize = 16;
+
+    /// Nothing but what is always loaded.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// One key.
+    #[must_use]
+    pub fn key(id: KeyId) -> Self {
+        Self {
+            keys: vec![id],
+            ..Self::default()
+        }
+    }
+
+    /// The row of one owner.
+    #[must_use]
+    pub fn owner(owner: PrincipalId) -> Self {
+        Self {
+            owners: vec![owner],
+            ..Self::default()
+        }
+    }
+
+    /// Adds what `other` names.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        let Self {
+            keys,
+            live_at,
+            legacy,
+            owners,
+            commands,
+        } = other;
+        self.keys.extend(keys);
+        // Live at the earlier instant includes live at the later one.
+        self.live_at = match (self.live_at, live_at) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        self.legacy |= legacy;
+        self.owners.extend(owners);
+        self.commands.extend(commands);
+        self
+    }
+
+    /// Whether `record` is among the keys that are asked for.
+    #[must_use]
+    pub fn matches(&self, record: &KeyRecord) -> bool {
+        self.keys.contains(&record.id)
+            || (self.legacy && record.legacy)
+            || self.live_at.is_some_and(|now| record.is_live(now))
+    }
+}
+
+/// What a decision is taken on: the tenant's revision, its rows, the records asked for.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct TenantView {
+    /// The revision of the tenant's last commit; zero if it never had one.
+    pub revision: Revision,
+    /// When that commit was decided.
+    pub decided_at: Option<Timestamp>,
+    /// Where its audit chain ends.
+    pub audit_head: AuditHead,
+    /// The tenant's own row.
+    pub tenant: Option<TenantRecord>,
+    /// Rows of owners.
+    pub owners: Vec<OwnerRecord>,
+    /// The keys asked for.
+    pub records: Vec<KeyRecord>,
+    /// Keys asked for whose stored bytes failed their checksum: refused, counted towards the cap.
+    pub corrupt: Vec<KeyId>,
+    /// What the commands asked for did.
+    pub applied: Vec<AuditEntry>,
+}
+
+impl TenantView {
+    /// The loaded key of this id.
+    #[must_use]
+    pub fn record(&self, id: KeyId) -> Option<&KeyRecord> {
+        self.records.iter().find(|record| record.id == id)
+    }
+
+    /// The loaded row of this owner.
+    #[must_use]
+    pub fn owner(&self, owner: &PrincipalId) -> Option<&OwnerRecord> {
+        self.owners.iter().find(|row| row.owner == *owner)
+    }
+
+    /// Takes over what a decision changes, so that the next one can be taken on the result.
+    pub fn apply(&mut self, effects: &Effects) {
+        let Effects {
+            puts,
+            removes,
+            owners,
+            tenant,
+            audit,
+        } = effects;
+        for record in puts {
+            replace(&mut self.records, record, |own| own.id == record.id);
+        }
+        self.records.retain(|record| !removes.contains(&record.id));
+        for row in owners {
+            replace(&mut self.owners, row, |own| own.owner == row.owner);
+        }
+        if tenant.is_some() {
+            self.tenant.clone_from(tenant);
+        }
+        if let Some(newest) = audit.last() {
+            self.audit_head = newest.head();
+            self.decided_at = self.decided_at.max(Some(newest.at));
+        }
+        self.applied.extend_from_slice(audit);
+    }
+}
+
+/// Rows above a tenant that its keys and owners also answer to.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Ancestry {
+    /// Rows of owners in the tenants above.
+    pub owners: Vec<OwnerRecord>,
+    /// The rows of the tenants above.
+    pub tenants: Vec<TenantRecord>,
+}
+
+/// What a decision changes: the body of a commit.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Effects {
+    /// Keys to write, whole.
+    pub puts: Vec<KeyRecord>,
+    /// Keys to remove. Their ids and imported digests stay taken for ever.
+    pub removes: Vec<KeyId>,
+    /// Rows of owners to write.
+    pub owners: Vec<OwnerRecord>,
+    /// The tenant's row to write.
+    pub tenant: Option<TenantRecord>,
+    /// What to add to the audit trail.
+    pub audit: Vec<AuditEntry>,
+}
+
+impl Effects {
+    /// Whether there is nothing to commit.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let Self {
+            puts,
+            removes,
+            owners,
+            tenant,
+            audit,
+        } = self;
+        puts.is_empty()
+            && removes.is_empty()
+            && owners.is_empty()
+            && tenant.is_none()
+            && audit.is_empty()
+    }
+
+    /// Adds what a later decision changes.
+    pub fn extend(&mut self, later: Self) {
+        let Self {
+            puts,
+            removes,
+            owners,
+            tenant,
+            audit,
+        } = later;
+        for record in puts {
+            replace(&mut self.puts, &record, |own| own.id == record.id);
+        }
+        self.puts.retain(|record| !removes.contains(&record.id));
+        self.removes.extend(removes);
+        for row in owners {
+            replace(&mut self.owners, &row, |own| own.owner == row.owner);
+        }
+        self.tenant = tenant.or(self.tenant.take());
+        self.audit.extend(audit);
+    }
+
+    /// How many rows a store writes for this, audit entries included.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        let Self {
+            puts,
+            removes,
+            owners,
+            tenant,
+            audit,
+        } = self;
+        puts.len() + removes.len() + owners.len() + usize::from(tenant.is_some()) + audit.len()
+    }
+}
+
+fn replace<T: Clone>(rows: &mut Vec<T>, with: &T, same: impl Fn(&T) -> bool) {
+    match rows.iter_mut().find(|row| same(row)) {
+        Some(row) => row.clone_from(with),
+        None => rows.push(with.clone()),
+    }
+}
+
+/// The tenants whose rows bear on the keys of `tenant`: itself, then those above, nearest first.
+pub(crate) fn lineage(tenant: &TenantId) -> impl Iterator<Item = TenantId> + '_ {
+    std::iter::once(tenant.clone()).chain(tenant.ancestors())
+}

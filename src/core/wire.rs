@@ -1,0 +1,199 @@
+//! Records and audit entries as bytes, for stores: versioned, checksummed, one form for one value.
+//!
+//! Pure. `[version][postcard body][CRC-32 of both, little endian]`. Golden files under `tests/golden`
+//! keep every released version readable. The structs below mirror the public ones field by field, so
+//! that a new field fails to compile here instead of changing the format unnoticed.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::address::AddressAllowlist;
+use super::audit::AuditEntry;
+use super::id::KeyId;
+use super::metadata::Metadata;
+use super::owner::{Owner, OwnerRecord, TenantRecord};
+use super::record::{
+    Credential, ImportScheme, KeyRecord, KeyState, LastAction, Predecessor, Resource, Stamp,
+    Succession, Visibility,
+};
+use super::scope::ScopeSet;
+use super::secret::{Digest, Fingerprint};
+use super::tenant::TenantId;
+use super::text::{ClassName, Description, Environment, Hint, KeyName, PepperId, Purpose, Role};
+use super::time::Timestamp;
+use super::token::TokenPrefix;
+
+const VERSION: u8 = 1;
+const CHECKSUM_LEN: usize = 4;
+
+/// Why stored bytes are not a record.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// The checksum does not match: the bytes changed since they were written.
+    #[error("checksum does not match")]
+    Checksum,
+    /// A newer version of this crate wrote the bytes.
+    #[error("format version {found} is newer than {supported}")]
+    Version {
+        /// The version found.
+        found: u8,
+        /// The newest version that this build reads.
+        supported: u8,
+    },
+    /// The bytes are intact and say something that no record can hold.
+    #[error("bytes are no valid record")]
+    Malformed,
+}
+
+macro_rules! stored {
+    ($($(#[$doc:meta])* $type:ty;)*) => {$(
+        $(#[$doc])*
+        impl $type {
+            /// The bytes for a store to keep: versioned and checksummed.
+            #[must_use]
+            pub fn to_bytes(&self) -> Vec<u8> {
+                seal(&Encode(self))
+            }
+
+            /// Reads what [`to_bytes`](Self::to_bytes) wrote, in this version or an older one.
+            ///
+            /// # Errors
+            ///
+            /// [`DecodeError`] if the bytes changed, are newer than this build, or hold no value.
+            pub fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
+                open::<Decode<Self>>(bytes).map(|decoded| decoded.0)
+            }
+        }
+    )*};
+}
+
+stored! {
+    KeyRecord;
+    OwnerRecord;
+    TenantRecord;
+    AuditEntry;
+}
+
+fn seal(value: &impl Serialize) -> Vec<u8> {
+    let start = vec![VERSION];
+    // Writing to memory cannot fail, and no type here refuses to be written.
+    let mut bytes = postcard::to_extend(value, start).unwrap_or_default();
+    let checksum = crc32fast::hash(&bytes);
+    bytes.extend_from_slice(&checksum.to_le_bytes());
+    bytes
+}
+
+fn open<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, DecodeError> {
+    let body_len = bytes
+        .len()
+        .checked_sub(CHECKSUM_LEN)
+        .ok_or(DecodeError::Checksum)?;
+    let (sealed, checksum) = bytes.split_at(body_len);
+    if crc32fast::hash(sealed).to_le_bytes() != checksum {
+        return Err(DecodeError::Checksum);
+    }
+    match sealed.split_first() {
+        Some((&VERSION, body)) => match postcard::take_from_bytes(body) {
+            Ok((value, [])) => Ok(value),
+            _ => Err(DecodeError::Malformed),
+        },
+        Some((&found, _)) if found > VERSION => Err(DecodeError::Version {
+            found,
+            supported: VERSION,
+        }),
+        _ => Err(DecodeError::Malformed),
+    }
+}
+
+struct Encode<'a, T>(&'a T);
+struct Decode<T>(T);
+
+macro_rules! derived {
+    ($($type:ty),*) => {$(
+        impl Serialize for Encode<'_, $type> {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                self.0.serialize(to)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for Decode<$type> {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                <$type>::deserialize(from).map(Self)
+            }
+        }
+    )*};
+}
+
+derived!(OwnerRecord, TenantRecord, AuditEntry);
+
+impl Serialize for Encode<'_, KeyRecord> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        RecordV1::serialize(self.0, to)
+    }
+}
+
+impl<'de> Deserialize<'de> for Decode<KeyRecord> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        RecordV1::deserialize(from).map(Self)
+    }
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(remote = "KeyRecord")]
+struct RecordV1 {
+    id: KeyId,
+    tenant: TenantId,
+    class: ClassName,
+    visibility: Visibility,
+    environment: Environment,
+    prefix: Option<TokenPrefix>,
+    name: KeyName,
+    description: Option<Description>,
+    purpose: Option<Purpose>,
+    metadata: Metadata,
+    owner: Owner,
+    owner_role: Option<Role>,
+    scopes: ScopeSet,
+    allowlist: AddressAllowlist,
+    resource: Option<Resource>,
+    created: Stamp,
+    updated: Stamp,
+    last_action: LastAction,
+    expires_at: Option<Timestamp>,
+    state: KeyState,
+    legacy: bool,
+    predecessor: Option<Predecessor>,
+    succession: Option<Succession>,
+    hint: Hint,
+    fingerprint: Fingerprint,
+    #[serde(with = "CredentialV1")]
+    credential: Credential,
+    published: Option<String>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(remote = "Credential")]
+enum CredentialV1 {
+    Peppered {
+        pepper: PepperId,
+        #[serde(with = "digest")]
+        digest: Digest,
+    },
+    Imported {
+        scheme: ImportScheme,
+        #[serde(with = "digest")]
+        digest: Digest,
+    },
+}
+
+pub(crate) mod digest {
+    use super::{Deserialize, Deserializer, Digest, Serialize, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(digest: &Digest, to: S) -> Result<S::Ok, S::Error> {
+        digest.as_bytes().serialize(to)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Digest, D::Error> {
+        <[u8; 32]>::deserialize(from).map(Digest::from_bytes)
+    }
+}

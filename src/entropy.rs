@@ -1,0 +1,130 @@
+//! Randomness: from where ids and secrets come.
+
+use std::fmt;
+
+use rand::TryRng;
+use zeroize::Zeroizing;
+
+use crate::core::invalid::Invalid;
+use crate::core::pepper::{Pepper, PepperRing};
+use crate::core::text::PepperId;
+
+/// A source of random bytes that nobody can predict.
+pub trait Entropy: fmt::Debug + Send + Sync + 'static {
+    /// Fills `out`.
+    ///
+    /// # Errors
+    ///
+    /// [`EntropyError`] if there is no randomness to be had; nothing is created then.
+    fn fill(&self, out: &mut [u8]) -> Result<(), EntropyError>;
+}
+
+/// There was no randomness to be had.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("no randomness to be had")]
+pub struct EntropyError;
+
+/// The operating system's generator.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemEntropy;
+
+impl Entropy for SystemEntropy {
+    fn fill(&self, out: &mut [u8]) -> Result<(), EntropyError> {
+        rand::rngs::SysRng
+            .try_fill_bytes(out)
+            .map_err(|_| EntropyError)
+    }
+}
+
+impl<E: Entropy + ?Sized> Entropy for std::sync::Arc<E> {
+    fn fill(&self, out: &mut [u8]) -> Result<(), EntropyError> {
+        (**self).fill(out)
+    }
+}
+
+/// Bytes that a seed repeats, for tests only: whoever knows the seed knows every key.
+#[cfg(feature = "testing")]
+pub struct SeededEntropy(std::sync::Mutex<rand::rngs::ChaCha12Rng>);
+
+#[cfg(feature = "testing")]
+impl SeededEntropy {
+    /// A source that gives the same bytes for the same seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        use rand::SeedableRng;
+        Self(std::sync::Mutex::new(
+            rand::rngs::ChaCha12Rng::seed_from_u64(seed),
+        ))
+    }
+}
+
+#[cfg(feature = "testing")]
+impl fmt::Debug for SeededEntropy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SeededEntropy(…)")
+    }
+}
+
+#[cfg(feature = "testing")]
+impl Entropy for SeededEntropy {
+    fn fill(&self, out: &mut [u8]) -> Result<(), EntropyError> {
+        let mut rng = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        rng.try_fill_bytes(out).map_err(|_| EntropyError)
+    }
+}
+
+impl Pepper {
+    /// A pepper of 32 bytes from the operating system. Lost when the process ends, so fit for stores
+    /// that are as well; others keep theirs outside the store, and load it.
+    ///
+    /// # Errors
+    ///
+    /// [`EntropyError`] if the operating system has no randomness.
+    pub fn generate(id: PepperId) -> Result<Self, EntropyError> {
+        let mut key = Zeroizing::new([0; Self::MIN_LEN]);
+        SystemEntropy.fill(key.as_mut())?;
+        Self::new(id, key.as_ref()).map_err(|_: Invalid| EntropyError)
+    }
+}
+
+impl PepperRing {
+    /// A ring of one [generated](Pepper::generate) pepper.
+    ///
+    /// # Errors
+    ///
+    /// [`EntropyError`] if the operating system has no randomness.
+    pub fn generate() -> Result<Self, EntropyError> {
+        let id = PepperId::new("generated").map_err(|_: Invalid| EntropyError)?;
+        Pepper::generate(id).map(Self::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_system_does_not_repeat_itself() {
+        let draw = || {
+            let mut bytes = [0; 32];
+            SystemEntropy.fill(&mut bytes).unwrap();
+            bytes
+        };
+        assert_ne!(draw(), draw());
+    }
+
+    #[cfg(feature = "testing")]
+    #[test]
+    fn a_seed_repeats_itself_and_no_other_seed() {
+        let draw = |seed| {
+            let mut bytes = [0; 32];
+            SeededEntropy::new(seed).fill(&mut bytes).unwrap();
+            bytes
+        };
+        assert_eq!(draw(1), draw(1));
+        assert_ne!(draw(1), draw(2));
+    }
+}

@@ -1,0 +1,383 @@
+//! The in-memory store: the reference implementation of the contract, for tests and for services
+//! whose keys may die with the process.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use event_listener::Event;
+
+use super::{
+    AuditPage, AuditQuery, AuditRow, Change, Changes, ChangesError, Commit, CommitError, CommitTag,
+    Cursor, Epoch, KeyPage, KeyQuery, KeyStore, Locator, Revision, Row, RowKey, ScanPage, Select,
+    StoreError, TenantView, Versioned,
+};
+use crate::core::audit::{AuditEntry, AuditHead};
+use crate::core::id::KeyId;
+use crate::core::record::{Credential, KeyRecord};
+use crate::core::secret::Digest;
+use crate::core::tenant::TenantId;
+use crate::core::text::{CommandId, PrincipalId};
+use crate::core::time::Timestamp;
+
+/// Keys in memory. Clones share them.
+///
+/// Linearizable; nothing survives the process. The feed is state-based and keeps tombstones until
+/// [`compact`](Self::compact) is called.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryStore {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    moved: Event,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        // A store without a clock or randomness still tells its histories apart within a process.
+        static NEXT_EPOCH: AtomicU64 = AtomicU64::new(1);
+        let epoch = Epoch(u128::from(NEXT_EPOCH.fetch_add(1, Ordering::Relaxed)));
+        let head = Cursor {
+            epoch,
+            ..Cursor::default()
+        };
+        Self {
+            state: Mutex::new(State {
+                head,
+                ..State::default()
+            }),
+            moved: Event::new(),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    head: Cursor,
+    newest: Option<Timestamp>,
+    /// Changes at or below this revision may be incomplete: tombstones were dropped.
+    floor: Revision,
+    tags: BTreeMap<Revision, CommitTag>,
+    rows: BTreeMap<RowKey, Change>,
+    by_revision: BTreeMap<Revision, BTreeSet<RowKey>>,
+    tenants: HashMap<TenantId, Tenant>,
+    digests: HashMap<Digest, KeyId>,
+    removed: HashSet<KeyId>,
+    audit: Vec<AuditRow>,
+}
+
+#[derive(Debug, Default)]
+struct Tenant {
+    revision: Revision,
+    decided_at: Option<Timestamp>,
+    audit_head: AuditHead,
+    keys: BTreeSet<KeyId>,
+    /// Places of this tenant's entries in the store-wide trail.
+    audit: Vec<usize>,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Forgets the tombstones of removed keys, as a store with bounded storage does: followers that
+    /// have not seen them are told `Compacted`. Their ids and digests stay taken.
+    pub fn compact(&self) {
+        let mut state = self.state();
+        state.floor = state.head.revision;
+        let gone: Vec<_> = state
+            .rows
+            .iter()
+            .filter(|(_, change)| matches!(change.row, Row::Removed { .. }))
+            .map(|(key, change)| (change.revision, key.clone()))
+            .collect();
+        for (revision, key) in gone {
+            state.rows.remove(&key);
+            state.forget(revision, &key);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic cannot leave a batch half applied: it is checked before anything is written.
+        self.shared
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn record(&self, id: KeyId) -> Option<&KeyRecord> {
+        match &self.rows.get(&RowKey::Key(id))?.row {
+            Row::Key(record) => Some(record),
+            _ => None,
+        }
+    }
+
+    fn view(&self, id: &TenantId, select: &Select) -> TenantView {
+        let Some(tenant) = self.tenants.get(id) else {
+            return TenantView::default();
+        };
+        let by_id = select.keys.iter().filter(|key| tenant.keys.contains(key));
+        let all = select.live_at.is_some() || select.legacy;
+        let others = tenant.keys.iter().filter(|_| all);
+        let mut records: BTreeMap<KeyId, &KeyRecord> = BTreeMap::new();
+        for key in by_id.chain(others) {
+            if let Some(record) = self.record(*key).filter(|record| select.matches(record)) {
+                records.insert(*key, record);
+            }
+        }
+        let mut owners: BTreeSet<_> = select.owners.iter().collect();
+        owners.extend(
+            records
+                .values()
+                .filter_map(|record| record.owner.principal()),
+        );
+        let owner_row = |owner: &&PrincipalId| {
+            let key = RowKey::Owner(id.clone(), (*owner).clone());
+            match &self.rows.get(&key)?.row {
+                Row::Owner(row) => Some(row.clone()),
+                _ => None,
+            }
+        };
+        let tenant_row = match self.rows.get(&RowKey::Tenant(id.clone())).map(|c| &c.row) {
+            Some(Row::Tenant(row)) => Some(row.clone()),
+            _ => None,
+        };
+        TenantView {
+            revision: tenant.revision,
+            decided_at: tenant.decided_at,
+            audit_head: tenant.audit_head,
+            tenant: tenant_row,
+            owners: owners.iter().filter_map(owner_row).collect(),
+            records: records.values().map(|record| (*record).clone()).collect(),
+            corrupt: Vec::new(),
+            applied: self.applied(tenant, select),
+        }
+    }
+
+    fn applied(&self, tenant: &Tenant, select: &Select) -> Vec<AuditEntry> {
+        let of = |command: &CommandId| {
+            let trail = tenant.audit.iter().map(|&place| &self.audit[place].entry);
+            let mine = trail.filter(|entry| entry.command == *command);
+            mine.take(Select::APPLIED_MAX).cloned().collect::<Vec<_>>()
+        };
+        select.commands.iter().flat_map(of).collect()
+    }
+
+    fn check(&self, commit: &Commit) -> Result<(), CommitError> {
+        let at = self
+            .tenants
+            .get(&commit.tenant)
+            .map_or(Revision::ZERO, |t| t.revision);
+        if at != commit.expected {
+            return Err(CommitError::Conflict);
+        }
+        let mut batch = HashSet::new();
+        for record in &commit.effects.puts {
+            let other = self
+                .record(record.id)
+                .is_some_and(|own| own.tenant != record.tenant);
+            if record.tenant != commit.tenant || other || self.removed.contains(&record.id) {
+                return Err(CommitError::IdTaken(record.id));
+            }
+            if let Some(digest) = record.credential.imported() {
+                let taken = self
+                    .digests
+                    .get(digest)
+                    .is_some_and(|key| *key != record.id);
+                if taken || !batch.insert(*digest) {
+                    return Err(CommitError::DigestTaken);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, commit: Commit) -> Revision {
+        let revision = Revision(self.head.revision.0 + 1);
+        self.head = Cursor {
+            revision,
+            tag: commit.tag,
+            ..self.head
+        };
+        self.tags.insert(revision, commit.tag);
+        self.newest = self.newest.max(Some(commit.decided_at));
+        for row in commit.rows() {
+            let key = row.key();
+            if let Some(before) = self.rows.insert(key.clone(), Change { revision, row }) {
+                self.forget(before.revision, &key);
+            }
+            self.by_revision.entry(revision).or_default().insert(key);
+        }
+        let Commit {
+            tenant,
+            expected: _,
+            tag: _,
+            decided_at,
+            effects,
+        } = commit;
+        let tenant = self.tenants.entry(tenant).or_default();
+        tenant.revision = revision;
+        tenant.decided_at = tenant.decided_at.max(Some(decided_at));
+        for record in &effects.puts {
+            tenant.keys.insert(record.id);
+            if let Credential::Imported { digest, .. } = &record.credential {
+                self.digests.insert(*digest, record.id);
+            }
+        }
+        for key in &effects.removes {
+            tenant.keys.remove(key);
+            self.removed.insert(*key);
+        }
+        for entry in effects.audit {
+            tenant.audit_head = entry.head();
+            tenant.audit.push(self.audit.len());
+            self.audit.push(AuditRow { revision, entry });
+        }
+        revision
+    }
+
+    /// Takes a row out of the feed's order: it stands at a newer revision, or nowhere.
+    fn forget(&mut self, revision: Revision, key: &RowKey) {
+        if let Some(keys) = self.by_revision.get_mut(&revision) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.by_revision.remove(&revision);
+            }
+        }
+    }
+
+    fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
+        let tag = self.tags.get(&after.revision).copied().unwrap_or_default();
+        let known = after.epoch == self.head.epoch
+            && after.revision <= self.head.revision
+            && after.tag == tag;
+        if !known || after.revision < self.floor {
+            return Err(ChangesError::Compacted);
+        }
+        let mut changes: Vec<Change> = Vec::new();
+        for (revision, keys) in self.by_revision.range(Revision(after.revision.0 + 1)..) {
+            if changes.len() >= limit.get() {
+                let upto = Revision(revision.0 - 1);
+                let tag = self.tags.get(&upto).copied().unwrap_or_default();
+                let upto = Cursor {
+                    revision: upto,
+                    tag,
+                    ..self.head
+                };
+                return Ok(Changes {
+                    changes,
+                    upto,
+                    head: self.head,
+                    newest: self.newest,
+                });
+            }
+            changes.extend(keys.iter().filter_map(|key| self.rows.get(key)).cloned());
+        }
+        Ok(Changes {
+            changes,
+            upto: self.head,
+            head: self.head,
+            newest: self.newest,
+        })
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl KeyStore for MemoryStore {
+    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+        Ok(self.state().view(tenant, select))
+    }
+
+    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+        let state = self.state();
+        let id = match locator {
+            Locator::Id(id) => Some(*id),
+            Locator::Imported(digest) => state.digests.get(digest).copied(),
+        };
+        let change = id.and_then(|id| state.rows.get(&RowKey::Key(id)).cloned());
+        Ok(change.map(|change| Versioned {
+            change,
+            head: state.head,
+        }))
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        let revision = {
+            let mut state = self.state();
+            state.check(&commit)?;
+            state.apply(commit)
+        };
+        self.shared.moved.notify(usize::MAX);
+        Ok(revision)
+    }
+
+    async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
+        self.state().changes(after, limit)
+    }
+
+    async fn scan(
+        &self,
+        after: Option<RowKey>,
+        limit: NonZeroUsize,
+    ) -> Result<ScanPage, StoreError> {
+        use std::ops::Bound;
+
+        let state = self.state();
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut later = state.rows.range((from, Bound::Unbounded));
+        let rows: Vec<_> = later
+            .by_ref()
+            .take(limit.get())
+            .map(|(_, row)| row.clone())
+            .collect();
+        let next = later.next().and(rows.last()).map(|change| change.row.key());
+        Ok(ScanPage {
+            head: state.head,
+            newest: state.newest,
+            rows,
+            next,
+        })
+    }
+
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        let state = self.state();
+        let records = state.rows.values().filter_map(|change| match &change.row {
+            Row::Key(record) => Some(&**record),
+            _ => None,
+        });
+        Ok(query.page(records))
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        Ok(query.page(&self.state().audit))
+    }
+
+    async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
+        loop {
+            let moved = self.shared.moved.listen();
+            if self.state().head != after {
+                return Ok(());
+            }
+            moved.await;
+        }
+    }
+
+    fn changes_now(
+        &self,
+        after: Cursor,
+        limit: NonZeroUsize,
+    ) -> Option<Result<Changes, ChangesError>> {
+        Some(self.state().changes(after, limit))
+    }
+}

@@ -1,0 +1,339 @@
+//! The store contract: durable storage for key records, with the tenant as the unit of atomicity.
+//!
+//! A store holds no policy, reads no clock and draws no randomness. To write one, implement
+//! [`KeyStore`] and run the conformance suite (feature `conformance`) against it.
+
+mod error;
+mod memory;
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+pub use self::error::{ChangesError, CommitError, StoreError, StoreErrorKind};
+pub use self::memory::MemoryStore;
+use crate::core::id::KeyId;
+use crate::core::owner::{OwnerRecord, TenantRecord};
+pub use crate::core::query::{
+    AuditPage, AuditPosition, AuditQuery, AuditRow, KeyPage, KeyPosition, KeyQuery, KeySort,
+};
+use crate::core::record::KeyRecord;
+use crate::core::secret::Digest;
+use crate::core::tenant::TenantId;
+use crate::core::text::PrincipalId;
+use crate::core::time::Timestamp;
+pub use crate::core::view::{Effects, Revision, Select, TenantView};
+pub use crate::core::wire::DecodeError;
+
+/// One history of a store. A store gets a new epoch when it is restored from a backup.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Epoch(pub u128);
+
+/// A random mark of one commit, so that two histories are told apart even at the same revision.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct CommitTag(pub u128);
+
+/// A place in a store's history.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Cursor {
+    /// Which history.
+    pub epoch: Epoch,
+    /// The last commit in it.
+    pub revision: Revision,
+    /// That commit's own mark; zero before the first commit.
+    pub tag: CommitTag,
+}
+
+/// A change of one tenant, to be applied as a whole or not at all.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Commit {
+    /// Whose.
+    pub tenant: TenantId,
+    /// The revision at which the tenant was loaded.
+    pub expected: Revision,
+    /// A random mark of this commit.
+    pub tag: CommitTag,
+    /// The instant for which it was decided.
+    pub decided_at: Timestamp,
+    /// What changes.
+    pub effects: Effects,
+}
+
+/// One row, as the feed and the scan tell it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Row {
+    /// A tenant.
+    Tenant(TenantRecord),
+    /// An owner in a tenant.
+    Owner(OwnerRecord),
+    /// A key.
+    Key(Box<KeyRecord>),
+    /// A key that was removed: its tombstone.
+    Removed {
+        /// Which key.
+        key: KeyId,
+        /// Whose it was.
+        tenant: TenantId,
+    },
+    /// A key whose stored bytes failed their checksum: refuse it.
+    Corrupt(KeyId),
+}
+
+/// Names a row, and orders rows for a scan: tenants, then owners, then keys.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum RowKey {
+    /// A tenant.
+    Tenant(TenantId),
+    /// An owner in a tenant.
+    Owner(TenantId, PrincipalId),
+    /// A key, removed ones included.
+    Key(KeyId),
+}
+
+impl Row {
+    /// The row's name.
+    #[must_use]
+    pub fn key(&self) -> RowKey {
+        match self {
+            Self::Tenant(row) => RowKey::Tenant(row.tenant.clone()),
+            Self::Owner(row) => RowKey::Owner(row.tenant.clone(), row.owner.clone()),
+            Self::Key(record) => RowKey::Key(record.id),
+            Self::Removed { key, .. } | Self::Corrupt(key) => RowKey::Key(*key),
+        }
+    }
+}
+
+impl Commit {
+    /// The rows that the commit writes, tombstones included.
+    pub fn rows(&self) -> impl Iterator<Item = Row> + '_ {
+        let Effects {
+            puts,
+            removes,
+            owners,
+            tenant,
+            audit: _,
+        } = &self.effects;
+        let removed = |key: &KeyId| Row::Removed {
+            key: *key,
+            tenant: self.tenant.clone(),
+        };
+        (tenant.iter().cloned().map(Row::Tenant))
+            .chain(owners.iter().cloned().map(Row::Owner))
+            .chain(
+                puts.iter()
+                    .cloned()
+                    .map(|record| Row::Key(Box::new(record))),
+            )
+            .chain(removes.iter().map(removed))
+    }
+}
+
+/// A row with the commit that wrote it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Change {
+    /// The commit.
+    pub revision: Revision,
+    /// The row as that commit left it.
+    pub row: Row,
+}
+
+/// A page of the feed: one linearizable snapshot.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Changes {
+    /// Changed rows by revision, oldest first. A row stands at its newest revision only.
+    pub changes: Vec<Change>,
+    /// Where a follower stands that has applied them.
+    pub upto: Cursor,
+    /// Where the store stands.
+    pub head: Cursor,
+    /// The latest instant for which any commit was decided.
+    pub newest: Option<Timestamp>,
+}
+
+/// A page of a scan.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ScanPage {
+    /// Where the store stood before the rows were read.
+    pub head: Cursor,
+    /// The latest instant for which any commit was decided until then.
+    pub newest: Option<Timestamp>,
+    /// Rows in the order of [`RowKey`].
+    pub rows: Vec<Change>,
+    /// The row after which the next page goes on; `None` if this is the last one.
+    pub next: Option<RowKey>,
+}
+
+/// By what one key is found.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Locator {
+    /// Its public id.
+    Id(KeyId),
+    /// Its imported digest.
+    Imported(Digest),
+}
+
+/// One key's row, with where it stands in the store's history.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Versioned {
+    /// The row, and the commit that wrote it. Never a tenant's or an owner's.
+    pub change: Change,
+    /// Where the store stood when it was read, or before.
+    pub head: Cursor,
+}
+
+/// Durable storage for key records. Stores hold no policy and read no clock; they may retry by
+/// themselves only what provably rolled back.
+///
+/// Every method may be called at any time from any number of tasks. A future that is dropped leaves
+/// nothing half done.
+#[async_trait]
+pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
+    /// Reads the part of a tenant that a decision needs. An unknown tenant is empty at revision
+    /// zero.
+    ///
+    /// - The view's revision is read no later than its records, and reflects every commit that
+    ///   returned before this call began.
+    /// - `select` narrows what is loaded; see [`Select`]. A store may return more than asked, never
+    ///   less. A tenant with a million keys must not cost a million reads to revoke one.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; never `Indeterminate`.
+    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError>;
+
+    /// Reads one key by its public id or its imported digest, as fresh as [`load`](Self::load). A
+    /// removed key is found as its tombstone, for as long as the feed keeps it.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; never `Indeterminate`.
+    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError>;
+
+    /// Applies a batch if the tenant is still at `commit.expected`.
+    ///
+    /// - All or nothing, even if the future is dropped; audit entries are part of the batch.
+    /// - Ids and imported digests are unique across tenants, removed keys included; a record is
+    ///   never overwritten by another tenant's, and a removed one never comes back.
+    /// - The new revision exceeds all earlier ones in commit order: once any reader has seen `n`,
+    ///   nothing at or below `n` may still appear. A sequence drawn before commit breaks this.
+    /// - On return the batch is as durable as the store documents.
+    ///
+    /// # Errors
+    ///
+    /// [`CommitError`]. After `Indeterminate` the batch may or may not be there; after anything
+    /// else, nothing was written.
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError>;
+
+    /// Reads changes after `after`, oldest first; `limit` is a target.
+    ///
+    /// - A revision's changes are never split across pages; nothing up to `upto` is missing.
+    /// - An empty page means caught up with every commit that returned before this call began.
+    /// - One linearizable snapshot: head and rows belong together. The feed may be state-based (the
+    ///   newest row per key, tombstones included): nothing needs replaying.
+    ///
+    /// # Errors
+    ///
+    /// [`ChangesError::Compacted`] if that history is gone, or the cursor is ahead of the head or
+    /// of another history. Otherwise a [`StoreError`]; never `Indeterminate`.
+    async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError>;
+
+    /// Reads all rows in the order of [`RowKey`], for a follower that (re)starts; `limit` is a
+    /// target. `head` is read before the rows; pages need not share a snapshot, followers replay
+    /// changes from the first page's head. Removed keys may be left out.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; never `Indeterminate`.
+    async fn scan(
+        &self,
+        after: Option<RowKey>,
+        limit: NonZeroUsize,
+    ) -> Result<ScanPage, StoreError>;
+
+    /// Exact, filtered, sorted, paged listing for people; see [`KeyQuery`].
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; never `Indeterminate`.
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError>;
+
+    /// Audit entries, filtered and paged, oldest first; see [`AuditQuery`].
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; never `Indeterminate`.
+    async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError>;
+
+    /// Resolves when the head may have passed `after`: a hint, possibly spurious. The default never
+    /// resolves, which costs latency, not correctness, because followers also poll.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`], after which the follower polls.
+    async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
+        let _ = after;
+        std::future::pending().await
+    }
+
+    /// Answers [`changes`](Self::changes) at once, if the store lives in this process and can do
+    /// so without I/O and without waiting for anything but a short lock. A verifier uses it to
+    /// confirm at the moment of use that it is up to date. The default cannot.
+    fn changes_now(
+        &self,
+        after: Cursor,
+        limit: NonZeroUsize,
+    ) -> Option<Result<Changes, ChangesError>> {
+        let _ = (after, limit);
+        None
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<S: KeyStore + ?Sized> KeyStore for Arc<S> {
+    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+        (**self).load(tenant, select).await
+    }
+
+    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+        (**self).find(locator).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        (**self).commit(commit).await
+    }
+
+    async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
+        (**self).changes(after, limit).await
+    }
+
+    async fn scan(
+        &self,
+        after: Option<RowKey>,
+        limit: NonZeroUsize,
+    ) -> Result<ScanPage, StoreError> {
+        (**self).scan(after, limit).await
+    }
+
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        (**self).list(query).await
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        (**self).audit(query).await
+    }
+
+    async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
+        (**self).wait_past(after).await
+    }
+
+    fn changes_now(
+        &self,
+        after: Cursor,
+        limit: NonZeroUsize,
+    ) -> Option<Result<Changes, ChangesError>> {
+        (**self).changes_now(after, limit)
+    }
+}
