@@ -3,7 +3,11 @@
 mod clock;
 mod core;
 mod entropy;
+mod keyward;
+mod manager;
+mod replica;
 pub mod store;
+mod verifier;
 
 pub use crate::clock::{Clock, ManualClock, SystemClock};
 pub use crate::core::actor::{Actor, Invocation};
@@ -36,6 +40,12 @@ pub use crate::core::{audit, policy, profiles, rotation, token};
 #[cfg(feature = "testing")]
 pub use crate::entropy::SeededEntropy;
 pub use crate::entropy::{Entropy, EntropyError, SystemEntropy};
+pub use crate::keyward::{
+    AuditError, Builder, Created, Imported, KeyList, Keyward, LeakReport, Rotated,
+};
+pub use crate::manager::{BulkReceipt, Error, KeyManager, Landed, LandedListener, Receipt};
+pub use crate::replica::{Freshness, Replica};
+pub use crate::verifier::{Grant, Verifier};
 pub use async_trait::async_trait;
 
 /// The rules as plain functions over plain data, for those who bring their own machinery and for

@@ -135,6 +135,10 @@ impl Actor {
         }
     }
 
+    pub(crate) const fn reaches_below(&self) -> bool {
+        self.below
+    }
+
     /// Whether it is the host itself.
     #[must_use]
     pub fn is_system(&self) -> bool {

@@ -120,6 +120,11 @@ impl Need {
         self
     }
 
+    pub(crate) fn with_address_of(mut self, other: &Self) -> Self {
+        self.address = other.address;
+        self
+    }
+
     /// What is wrong with the need itself, if anything.
     #[must_use]
     pub const fn invalid(&self) -> Option<&Invalid> {
@@ -236,6 +241,9 @@ pub enum Rejection {
     /// [`verify_fresh`](crate::Keyward::verify_fresh).
     #[error("keys of this class are verified against the store")]
     NeedsFresh,
+    /// The store did not answer, or too many ask it at once. An outage, not a bad key.
+    #[error("store is unavailable")]
+    StoreUnavailable,
     /// The key's digest stands under a pepper that the ring does not have: an operator's fault.
     #[error("pepper {pepper} is not in the ring")]
     UnknownPepper {
@@ -292,10 +300,30 @@ impl Rejection {
             | Self::MissingScope { .. } => RejectionKind::Forbidden,
             Self::Stale { .. }
             | Self::NeedsFresh
+            | Self::StoreUnavailable
             | Self::UnknownPepper { .. }
             | Self::UnknownClass { .. }
             | Self::Corrupt { .. }
             | Self::Need(_) => RejectionKind::Unavailable,
+        }
+    }
+
+    /// The key, if its secret was presented: only then is one named.
+    #[must_use]
+    pub const fn key(&self) -> Option<KeyId> {
+        match self {
+            Self::Revoked { key, .. }
+            | Self::Expired { key, .. }
+            | Self::Disabled { key }
+            | Self::OwnerRemoved { key }
+            | Self::TenantClosed { key }
+            | Self::Publishable { key }
+            | Self::WrongClass { key, .. }
+            | Self::WrongEnvironment { key, .. }
+            | Self::WrongTenant { key }
+            | Self::AddressNotAllowed { key }
+            | Self::MissingScope { key, .. } => Some(*key),
+            _ => None,
         }
     }
 

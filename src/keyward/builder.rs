@@ -1,0 +1,104 @@
+//! How a [`Keyward`] is put together.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::{Inner, Keyward};
+use crate::clock::{Clock, SystemClock};
+use crate::core::pepper::PepperRing;
+use crate::core::policy::{Policies, Policy};
+use crate::entropy::{Entropy, SystemEntropy};
+use crate::manager::KeyManager;
+use crate::replica::Replica;
+use crate::store::{KeyStore, StoreError};
+use crate::verifier::Verifier;
+
+/// Puts a [`Keyward`] together.
+#[derive(Debug)]
+#[must_use = "a builder does nothing until it builds"]
+pub struct Builder {
+    store: Arc<dyn KeyStore>,
+    peppers: PepperRing,
+    policies: Policies,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+}
+
+impl Builder {
+    pub(super) fn new(store: Arc<dyn KeyStore>, peppers: PepperRing) -> Self {
+        Self {
+            store,
+            peppers,
+            policies: Policies::new(Policy::default()),
+            clock: Arc::new(SystemClock),
+            entropy: Arc::new(SystemEntropy),
+        }
+    }
+
+    /// Sets the policy, or the policies of several tenants. Defaults to
+    /// [`standard`](crate::profiles::standard) for everybody.
+    pub fn policy(mut self, policies: impl Into<Policies>) -> Self {
+        self.policies = policies.into();
+        self
+    }
+
+    /// Sets the clocks. Defaults to the machine's own.
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// Sets the randomness. Defaults to the operating system's.
+    pub fn entropy(mut self, entropy: impl Entropy) -> Self {
+        self.entropy = Arc::new(entropy);
+        self
+    }
+
+    /// Reads the store's keys and starts.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if the store cannot be read.
+    pub async fn build(self) -> Result<Keyward, StoreError> {
+        let Self {
+            store,
+            peppers,
+            policies,
+            clock,
+            entropy,
+        } = self;
+        let peppers = Arc::new(peppers);
+        let policies = Arc::new(ArcSwap::from_pointee(policies));
+        let replica = Arc::new(Replica::new(store.clone(), clock.clone()));
+        let learns = replica.clone();
+        let manager = KeyManager::new(
+            store.clone(),
+            policies.clone(),
+            peppers.clone(),
+            clock.clone(),
+            entropy,
+        )
+        .with_listener(move |changes, decided_at| learns.apply_landed(changes, decided_at));
+        let verifier = Verifier::new(
+            replica.clone(),
+            store.clone(),
+            policies.clone(),
+            peppers.clone(),
+            clock.clone(),
+        );
+        replica.sync().await?;
+        let inner = Inner {
+            manager,
+            replica,
+            verifier,
+            store,
+            policies,
+            peppers,
+            clock,
+        };
+        Ok(Keyward {
+            inner: Arc::new(inner),
+        })
+    }
+}

@@ -1,0 +1,487 @@
+//! Changing keys: every command in one call.
+
+use super::{Created, Imported, Keyward, LeakReport, Rotated};
+use crate::core::actor::{Actor, Invocation};
+use crate::core::check::{Need, Rejection};
+use crate::core::command::{
+    BulkFilter, Command, DeleteKey, Denied, ImportKey, IssuedKey, KeyUpdate, NewKey, Outcome,
+    Replacement, Request, RevokeKey,
+};
+use crate::core::id::KeyId;
+use crate::core::query::KeyQuery;
+use crate::core::record::{Reason, Resource};
+use crate::core::secret::Fingerprint;
+use crate::core::tenant::TenantId;
+use crate::core::text::{LeakSource, PrincipalId, Role};
+use crate::manager::{BulkReceipt, Error, Landed, Receipt};
+use crate::store::{Locator, Row};
+
+/// Every call takes an [`Actor`], or an actor with a command id of the caller's own
+/// ([`Actor::with_command_id`]), whose repetition changes nothing. A call whose future is dropped
+/// may or may not land.
+impl Keyward {
+    /// Creates a key.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; [`Denied::AlreadyCreated`] if a command of this id created one before.
+    pub async fn create(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        key: NewKey,
+    ) -> Result<Created, Error> {
+        let tenant = key.tenant().cloned();
+        let landed = self.give(by, tenant, key.into_command()?).await?;
+        Created::from_landed(landed).ok_or(Error::Denied(Denied::NotFound))
+    }
+
+    /// Takes over a key that exists elsewhere, as a digest. Its holder goes on using it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; [`Denied::DigestTaken`] if the digest was ever imported before.
+    pub async fn import(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        key: ImportKey,
+    ) -> Result<Imported, Error> {
+        let tenant = key.tenant().cloned();
+        let landed = self.give(by, tenant, key.into_command()?).await?;
+        Imported::from_landed(landed).ok_or(Error::Denied(Denied::NotFound))
+    }
+
+    /// Changes what a key is called, may do, or how long it lives.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub async fn update(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        key: KeyId,
+        change: KeyUpdate,
+    ) -> Result<Receipt, Error> {
+        let change = change.into_spec()?;
+        Ok(self
+            .give_about(by, Command::Update { key, change })
+            .await?
+            .receipt)
+    }
+
+    /// Refuses a key until it is enabled again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub async fn disable(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        key: KeyId,
+    ) -> Result<Receipt, Error> {
+        Ok(self.give_about(by, Command::Disable { key }).await?.receipt)
+    }
+
+    /// Lets a disabled key work again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub async fn enable(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        key: KeyId,
+    ) -> Result<Receipt, Error> {
+        Ok(self.give_about(by, Command::Enable { key }).await?.receipt)
+    }
+
+    /// Refuses a key for ever. This process refuses it when the call returns, every other one by
+    /// [`Receipt::no_later_than`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; [`Denied::ConfirmationRequired`] where the class asks for it: pass
+    /// `reason.confirmed()`.
+    pub async fn revoke(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        key: KeyId,
+        revocation: impl Into<RevokeKey>,
+    ) -> Result<Receipt, Error> {
+        let revocation = revocation.into();
+        Ok(self
+            .give_about(by, Command::Revoke { key, revocation })
+            .await?
+            .receipt)
+    }
+
+    /// Removes a key for ever.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub async fn delete(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        key: KeyId,
+        deletion: DeleteKey,
+    ) -> Result<Receipt, Error> {
+        Ok(self
+            .give_about(by, Command::Delete { key, deletion })
+            .await?
+            .receipt)
+    }
+
+    /// Replaces a key by a successor.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; [`Denied::AlreadyCreated`] if a command of this id created one before.
+    pub async fn rotate(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        key: KeyId,
+        how: impl Into<Replacement>,
+    ) -> Result<Rotated, Error> {
+        let how = how.into();
+        let landed = self.give_about(by, Command::Rotate { key, how }).await?;
+        Rotated::from_landed(landed).ok_or(Error::Denied(Denied::NotFound))
+    }
+
+    /// Ends the old key of a rotation now.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub async fn finish_rotation(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        old: KeyId,
+    ) -> Result<Receipt, Error> {
+        Ok(self
+            .give_about(by, Command::FinishRotation { key: old })
+            .await?
+            .receipt)
+    }
+
+    /// Calls a rotation off: revokes the unused successor, and lets the old key work as before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub async fn cancel_rotation(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        old: KeyId,
+    ) -> Result<Receipt, Error> {
+        Ok(self
+            .give_about(by, Command::CancelRotation { key: old })
+            .await?
+            .receipt)
+    }
+
+    /// Gives a key a new secret because the answer that held the first one was lost.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; [`Denied::NotReplaceable`] later than an hour after creation, or for anyone but
+    /// its creator.
+    pub async fn replace_lost(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        key: KeyId,
+    ) -> Result<Created, Error> {
+        let landed = self.give_about(by, Command::ReplaceLost { key }).await?;
+        Created::from_landed(landed).ok_or(Error::Denied(Denied::NotFound))
+    }
+
+    /// Makes a tenant known, and returns the keys that its policy says come with it. Returns none
+    /// if it is known.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub async fn provision_tenant(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        tenant: &TenantId,
+    ) -> Result<Vec<IssuedKey>, Error> {
+        let landed = self
+            .give(by, Some(tenant.clone()), Command::ProvisionTenant)
+            .await?;
+        Ok(provisioned(landed))
+    }
+
+    /// Makes the keys that the policy says come with a resource.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; [`Denied::UnknownResource`] if none do.
+    pub async fn provision_resource(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        tenant: &TenantId,
+        resource: Resource,
+    ) -> Result<Vec<IssuedKey>, Error> {
+        let command = Command::ProvisionResource(resource);
+        Ok(provisioned(
+            self.give(by, Some(tenant.clone()), command).await?,
+        ))
+    }
+
+    /// Ends every key of a tenant and of all below it, for ever. Interrupted, the same call goes on
+    /// where it stopped; the keys are refused from its first commit on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub async fn close_tenant(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        tenant: &TenantId,
+    ) -> Result<BulkReceipt, Error> {
+        self.give_bulk(by, tenant, Command::CloseTenant { sweep: Vec::new() })
+            .await
+    }
+
+    /// Refuses all keys of a principal from now on, in `tenant` and all below it, and revokes them.
+    /// Interrupted, the same call goes on where it stopped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub async fn remove_owner(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        tenant: &TenantId,
+        owner: PrincipalId,
+    ) -> Result<BulkReceipt, Error> {
+        self.give_bulk(
+            by,
+            tenant,
+            Command::RemoveOwner {
+                owner,
+                sweep: Vec::new(),
+            },
+        )
+        .await
+    }
+
+    /// Sets the role of a principal who owns keys, in `tenant` and all below it: narrows or widens
+    /// every key of a class with a live ceiling at once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub async fn change_owner_role(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        tenant: &TenantId,
+        owner: PrincipalId,
+        role: Role,
+    ) -> Result<Receipt, Error> {
+        let command = Command::ChangeOwnerRole { owner, role };
+        Ok(self.give_bulk(by, tenant, command).await?.receipt)
+    }
+
+    /// Revokes all keys of `tenant` that match, legacy keys excepted, in commits of at most
+    /// [`SWEEP_MAX`](crate::rules::SWEEP_MAX).
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub async fn revoke_many(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        tenant: &TenantId,
+        filter: BulkFilter,
+        reason: Reason,
+    ) -> Result<BulkReceipt, Error> {
+        let sweep = Vec::new();
+        self.give_bulk(
+            by,
+            tenant,
+            Command::RevokeMany {
+                filter,
+                reason,
+                sweep,
+            },
+        )
+        .await
+    }
+
+    /// Removes revoked and expired keys of `tenant` whose time to be kept is over. For the host
+    /// itself, from time to time.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub async fn purge(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        tenant: &TenantId,
+    ) -> Result<BulkReceipt, Error> {
+        self.give_bulk(by, tenant, Command::Purge { sweep: Vec::new() })
+            .await
+    }
+
+    /// Notes that a key was found in the open, by its whole text: whoever has that may end the key.
+    /// A secret key is revoked at once (rule G-35), a publishable one only recorded (rule A2-14).
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; [`Denied::NotFound`] for what is no key here.
+    pub async fn report_leaked_token(
+        &self,
+        token: impl AsRef<[u8]> + Send,
+        source: LeakSource,
+    ) -> Result<LeakReport, Error> {
+        let key = match self
+            .verify_fresh(token, &Need::any().or_publishable())
+            .await
+        {
+            Ok(grant) => grant.key_id(),
+            Err(Rejection::StoreUnavailable) => {
+                let kind = crate::store::StoreErrorKind::Unavailable;
+                return Err(crate::store::StoreError::new(kind, "looking up a leaked key").into());
+            }
+            // A refusal that names its key comes after the secret was compared.
+            Err(rejection) => rejection.key().ok_or(Error::Denied(Denied::NotFound))?,
+        };
+        let host = Actor::system(self.tenant_of(key).await?);
+        self.report_leak(&host, key, source).await
+    }
+
+    /// Notes that a key was found in the open, by its fingerprint, within the actor's reach.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; [`Denied::NotFound`] if no key has it.
+    pub async fn report_leaked_fingerprint(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        fingerprint: Fingerprint,
+        source: LeakSource,
+    ) -> Result<LeakReport, Error> {
+        let by = by.into();
+        let query = KeyQuery::tenant(by.actor.tenant().clone(), self.now());
+        let query = KeyQuery {
+            below: true,
+            fingerprint: Some(fingerprint),
+            ..query
+        };
+        let page = self.inner.store.list(&query).await?;
+        let found = page.keys.first().ok_or(Error::Denied(Denied::NotFound))?;
+        self.report_leak(by, found.id, source).await
+    }
+
+    async fn report_leak(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        key: KeyId,
+        source: LeakSource,
+    ) -> Result<LeakReport, Error> {
+        let landed = self
+            .give_about(by, Command::ReportLeak { key, source })
+            .await?;
+        let revoked = matches!(landed.outcome, Outcome::LeakNoted { revoked: true });
+        Ok(LeakReport {
+            key,
+            revoked,
+            receipt: landed.receipt,
+        })
+    }
+
+    /// Does what verifications left to do: notes first uses of successors, renews digests under the
+    /// current pepper. Tells how much was done. To be called from time to time; nothing is lost if
+    /// it is not, but grace periods that count from a first use do not begin.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] of the store; a chore that is refused is passed over.
+    pub async fn run_upkeep(&self) -> Result<usize, Error> {
+        let mut done = 0;
+        while let Some(chore) = self.inner.verifier.next_chore() {
+            let host = Actor::system(chore.tenant);
+            match self.give_about(&host, chore.command).await {
+                Ok(_) => done += 1,
+                Err(Error::Denied(denied)) => tracing::debug!(%denied, "chore passed over"),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Gives a command about a key that exists: its tenant is the key's own.
+    async fn give_about(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        command: Command,
+    ) -> Result<Landed, Error> {
+        let tenant = match command.key() {
+            Some(key) => Some(self.tenant_of(key).await?),
+            None => None,
+        };
+        self.give(by, tenant, command).await
+    }
+
+    async fn give(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        tenant: Option<TenantId>,
+        command: Command,
+    ) -> Result<Landed, Error> {
+        let request = self.request(by.into(), tenant, command)?;
+        self.inner.manager.execute(request).await
+    }
+
+    async fn give_bulk(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        tenant: &TenantId,
+        command: Command,
+    ) -> Result<BulkReceipt, Error> {
+        let request = self.request(by.into(), Some(tenant.clone()), command)?;
+        self.inner.manager.execute_bulk(request).await
+    }
+
+    fn request(
+        &self,
+        by: Invocation<'_>,
+        tenant: Option<TenantId>,
+        command: Command,
+    ) -> Result<Request, Error> {
+        let id = match by.command_id {
+            Some(id) => id,
+            None => self.inner.manager.command_id()?,
+        };
+        let actor = by.actor.clone();
+        let tenant = tenant.unwrap_or_else(|| actor.tenant().clone());
+        Ok(Request {
+            id,
+            actor,
+            tenant,
+            command,
+        })
+    }
+
+    /// A key's tenant never changes, so that whoever knows it need not ask again.
+    pub(super) async fn tenant_of(&self, key: KeyId) -> Result<TenantId, Error> {
+        if let Some(tenant) = self.inner.replica.tenant_of(key) {
+            return Ok(tenant);
+        }
+        let found = self.inner.store.find(&Locator::Id(key)).await?;
+        match found.map(|found| found.change.row) {
+            Some(Row::Key(record)) => Ok(record.tenant),
+            Some(Row::Removed { tenant, .. }) => Ok(tenant),
+            Some(Row::Corrupt(key)) => Err(Denied::CorruptRecord { key }.into()),
+            _ => Err(Denied::NotFound.into()),
+        }
+    }
+}
+
+fn provisioned(landed: Landed) -> Vec<IssuedKey> {
+    match landed.outcome {
+        Outcome::Issued { provisioned, .. } => provisioned,
+        _ => Vec::new(),
+    }
+}

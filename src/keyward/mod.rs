@@ -1,0 +1,150 @@
+//! The facade: manager, replica and verifier wired for the common case.
+
+mod answers;
+mod builder;
+mod look;
+mod manage;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+pub use self::answers::{Created, Imported, KeyList, LeakReport, Rotated};
+pub use self::builder::Builder;
+pub use self::look::AuditError;
+use crate::clock::Clock;
+use crate::core::check::{Need, Rejection};
+use crate::core::pepper::PepperRing;
+use crate::core::policy::Policies;
+use crate::manager::KeyManager;
+use crate::replica::{Freshness, Replica};
+use crate::store::{KeyStore, StoreError};
+use crate::verifier::{Grant, Verifier};
+
+/// API keys over a store: created, verified, rotated, revoked and audited. Cheap to clone.
+///
+/// # Examples
+///
+/// ```
+/// # pollster::block_on(async {
+/// use keyward::store::MemoryStore;
+/// use keyward::{Actor, Keyward, NewKey, Need, PepperRing, Reason, Role, days};
+///
+/// let keys = Keyward::builder(MemoryStore::new(), PepperRing::generate()?).build().await?;
+///
+/// let admin = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
+/// let created = keys
+///     .create(&admin, NewKey::new("nightly export").scope("reports:read").expires_in(days(90)))
+///     .await?;
+///
+/// let grant = keys.verify(created.secret.expose(), &Need::scope("reports:read"))?;
+/// assert_eq!(grant.key_id(), created.id);
+///
+/// keys.revoke(&admin, created.id, Reason::Lost).await?;
+/// assert!(keys.verify(created.secret.expose(), &Need::any()).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
+#[derive(Clone, Debug)]
+pub struct Keyward {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    manager: KeyManager,
+    replica: Arc<Replica>,
+    verifier: Verifier,
+    store: Arc<dyn KeyStore>,
+    policies: Arc<ArcSwap<Policies>>,
+    peppers: Arc<PepperRing>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Keyward {
+    /// Starts from a store and the peppers. Everything else has a default: the
+    /// [`standard`](crate::profiles::standard) policy, the machine's clocks and its randomness.
+    pub fn builder(store: impl KeyStore, peppers: PepperRing) -> Builder {
+        Builder::new(Arc::new(store), peppers)
+    }
+
+    /// Verifies what was presented. No I/O, no waiting.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejection`] says why not; [`Rejection::public_message`] is what a client may be told.
+    pub fn verify(&self, presented: impl AsRef<[u8]>, need: &Need) -> Result<Grant, Rejection> {
+        self.inner.verifier.verify(presented, need)
+    }
+
+    /// Verifies a secret key together with what goes with it: its own key id, or a publishable key
+    /// of the same tenant and environment (rules A2-15, I-02).
+    ///
+    /// # Errors
+    ///
+    /// [`Rejection`], about the secret key first; about the other half only to a holder of the
+    /// secret.
+    pub fn verify_pair(
+        &self,
+        other: impl AsRef<[u8]>,
+        secret: impl AsRef<[u8]>,
+        need: &Need,
+    ) -> Result<Grant, Rejection> {
+        self.inner.verifier.verify_pair(other, secret, need)
+    }
+
+    /// Verifies against the store's latest state: whatever returned before this call began is seen.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejection`]; [`StoreUnavailable`](Rejection::StoreUnavailable) if the store did not answer.
+    pub async fn verify_fresh(
+        &self,
+        presented: impl AsRef<[u8]> + Send,
+        need: &Need,
+    ) -> Result<Grant, Rejection> {
+        self.inner.verifier.verify_fresh(presented, need).await
+    }
+
+    /// Verifies, and asks the store where this node cannot tell: for a key that it does not know
+    /// yet (rule A1-25), and for classes that must see the latest state.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejection`]. A refusal is never remembered.
+    pub async fn verify_or_fetch(
+        &self,
+        presented: impl AsRef<[u8]> + Send,
+        need: &Need,
+    ) -> Result<Grant, Rejection> {
+        self.inner.verifier.verify_or_fetch(presented, need).await
+    }
+
+    /// Catches up with the store. A service whose store is shared with other processes calls this
+    /// at least as often as its staleness bound asks for; one whose store lives in the process need
+    /// not.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; verification goes on until the bound is passed, and then refuses.
+    pub async fn sync(&self) -> Result<(), StoreError> {
+        self.inner.replica.sync().await
+    }
+
+    /// How far this node is behind, at most.
+    #[must_use]
+    pub fn freshness(&self) -> Freshness {
+        self.inner.replica.freshness()
+    }
+
+    /// Puts other policies in force, for decisions and verifications that begin after the call.
+    pub fn set_policies(&self, policies: impl Into<Policies>) {
+        self.inner.policies.store(Arc::new(policies.into()));
+    }
+
+    /// The manager, to give commands as data.
+    #[must_use]
+    pub fn manager(&self) -> &KeyManager {
+        &self.inner.manager
+    }
+}

@@ -1,0 +1,164 @@
+//! One lane per tenant: commands queue, and whoever's turn it is takes all that wait along.
+//!
+//! A command whose future is dropped while it waits may be carried out all the same, as if only its
+//! answer had been lost. One whose leader was dropped midway takes the turn itself.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{Error, Landed, Receipt};
+use crate::core::command::{Denied, Outcome, Request};
+use crate::core::id::KeyId;
+use crate::core::secret::KeyMaterial;
+use crate::core::tenant::TenantId;
+
+/// How many commands one commit takes along at most.
+const MAX_BATCH: usize = 64;
+
+/// A command on its way.
+pub(super) struct Pending {
+    pub(super) request: Request,
+    material: Mutex<Arc<Vec<KeyMaterial>>>,
+    progress: Mutex<Progress>,
+}
+
+#[derive(Default)]
+struct Progress {
+    /// What was decided, kept from before the commit: if its answer is lost, the secret is not.
+    tentative: Option<Outcome>,
+    result: Option<Result<Landed, Error>>,
+}
+
+impl Pending {
+    pub(super) fn new(request: Request, material: Vec<KeyMaterial>) -> Self {
+        let material = Mutex::new(Arc::new(material));
+        Self {
+            request,
+            material,
+            progress: Mutex::default(),
+        }
+    }
+
+    pub(super) fn material(&self) -> Arc<Vec<KeyMaterial>> {
+        lock(&self.material).clone()
+    }
+
+    pub(super) fn redraw(&self, material: Vec<KeyMaterial>) {
+        *lock(&self.material) = Arc::new(material);
+    }
+
+    pub(super) fn decided(&self, outcome: Outcome) {
+        lock(&self.progress).tentative = Some(outcome);
+    }
+
+    /// Gives the command its result: what was decided for it landed, or it was refused.
+    pub(super) fn land(&self, denied: Option<Denied>, receipt: Receipt) {
+        let mut progress = lock(&self.progress);
+        let tentative = progress.tentative.take();
+        progress.result = Some(match (denied, tentative) {
+            // This command's own earlier attempt landed, though its answer was lost.
+            (Some(Denied::AlreadyCreated { id }), Some(outcome)) if made(&outcome) == Some(id) => {
+                Ok(Landed { outcome, receipt })
+            }
+            (Some(denied), _) => Err(denied.into()),
+            (None, outcome) => Ok(Landed {
+                outcome: outcome.unwrap_or(Outcome::Done),
+                receipt,
+            }),
+        });
+    }
+
+    pub(super) fn settle(&self, result: Result<Landed, Error>) {
+        lock(&self.progress).result.get_or_insert(result);
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        lock(&self.progress).result.is_some()
+    }
+
+    pub(super) fn result(&self) -> Result<Landed, Error> {
+        let result = lock(&self.progress).result.take();
+        // A turn always leaves a result; if it did not, nothing is known to have landed.
+        result.unwrap_or(Err(Error::Contended { attempts: 0 }))
+    }
+}
+
+fn made(outcome: &Outcome) -> Option<KeyId> {
+    match outcome {
+        Outcome::Issued { key, .. } => key.as_ref().map(|key| key.id),
+        Outcome::Rotated { successor, .. } => Some(successor.id),
+        _ => None,
+    }
+}
+
+/// The commands of one tenant that wait, and whose turn it is.
+#[derive(Default)]
+pub(super) struct Lane {
+    waiting: Mutex<Vec<Arc<Pending>>>,
+    turn: async_lock::Mutex<()>,
+}
+
+impl Lane {
+    pub(super) fn queue(&self, pending: Arc<Pending>) {
+        lock(&self.waiting).push(pending);
+    }
+
+    pub(super) async fn turn(&self) -> async_lock::MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    /// `own` and others that wait. `own` may be missing from the queue: its leader was dropped.
+    pub(super) fn next_batch(&self, own: &Arc<Pending>) -> Vec<Arc<Pending>> {
+        let mut waiting = lock(&self.waiting);
+        waiting.retain(|other| !Arc::ptr_eq(other, own) && !other.is_settled());
+        let others = waiting.len().min(MAX_BATCH - 1);
+        std::iter::once(own.clone())
+            .chain(waiting.drain(..others))
+            .collect()
+    }
+}
+
+/// The lanes in use.
+#[derive(Default)]
+pub(super) struct Lanes(Mutex<HashMap<TenantId, Arc<Lane>>>);
+
+impl Lanes {
+    pub(super) fn enter(&self, tenant: &TenantId) -> Visit<'_> {
+        let lane = lock(&self.0).entry(tenant.clone()).or_default().clone();
+        Visit {
+            lanes: self,
+            tenant: tenant.clone(),
+            lane,
+        }
+    }
+}
+
+/// Being in a lane. The last to leave takes it away, commands that were dropped in it included.
+pub(super) struct Visit<'a> {
+    lanes: &'a Lanes,
+    tenant: TenantId,
+    lane: Arc<Lane>,
+}
+
+impl std::ops::Deref for Visit<'_> {
+    type Target = Lane;
+
+    fn deref(&self) -> &Lane {
+        &self.lane
+    }
+}
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        let mut lanes = lock(&self.lanes.0);
+        // One count is the map's, the other this visit's; nobody else can enter meanwhile.
+        if Arc::strong_count(&self.lane) == 2 {
+            lanes.remove(&self.tenant);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it holds one of these locks, and each guards whole values only.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

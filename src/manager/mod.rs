@@ -1,0 +1,465 @@
+//! The manager: loads what a command needs, decides, commits, and tries again on a conflict.
+//!
+//! Commands for one tenant that arrive together are decided together and committed as one, so that
+//! a hot tenant does not fight itself. No runtime is needed: whoever waits does the work.
+
+mod error;
+mod lane;
+mod sweep;
+
+use std::fmt;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+pub use self::error::Error;
+use self::lane::{Lanes, Pending};
+pub use self::sweep::BulkReceipt;
+use crate::clock::Clock;
+use crate::core::command::{Command, Denied, Outcome, Request};
+use crate::core::decide::{self, Context};
+use crate::core::pepper::PepperRing;
+use crate::core::policy::{Policies, Policy, Propagation};
+use crate::core::secret::KeyMaterial;
+use crate::core::tenant::TenantId;
+use crate::core::text::CommandId;
+use crate::core::time::Timestamp;
+use crate::core::view::{Ancestry, Effects, Revision, Select, TenantView};
+use crate::entropy::{Entropy, EntropyError};
+use crate::store::{Change, Commit, CommitError, CommitTag, KeyStore, StoreError, StoreErrorKind};
+
+/// How often a command is decided anew after a conflict or an unknown outcome before the manager
+/// gives up. A judgement: 16 writers on one tenant that all conflict are served within it.
+const MAX_ATTEMPTS: u32 = 32;
+
+/// How many rounds of loading follow the links between keys. A chain is two links long at most.
+const MAX_LINK_ROUNDS: usize = 4;
+
+/// What a command did, and until when its effect may not have reached everyone.
+#[derive(Debug)]
+pub struct Landed {
+    /// What the command did.
+    pub outcome: Outcome,
+    /// Where and when.
+    pub receipt: Receipt,
+}
+
+/// Where and when a change landed, and how soon it holds everywhere.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Receipt {
+    revision: Revision,
+    decided_at: Timestamp,
+    no_later_than: Timestamp,
+}
+
+impl Receipt {
+    /// The store's revision that holds the change.
+    #[must_use]
+    pub const fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// The instant for which it was decided.
+    #[must_use]
+    pub const fn decided_at(&self) -> Timestamp {
+        self.decided_at
+    }
+
+    /// From here on, by this node's clock, no verifier acts on the state before the change. In the
+    /// process that made it, it holds from the return of the call.
+    #[must_use]
+    pub const fn no_later_than(&self) -> Timestamp {
+        self.no_later_than
+    }
+}
+
+/// Told of every batch that landed, before the calls that made it return.
+pub type LandedListener = dyn Fn(&[Change], Timestamp) + Send + Sync;
+
+/// Changes keys: loads, decides, commits, retries.
+///
+/// Stands alone, or inside [`Keyward`](crate::Keyward).
+pub struct KeyManager {
+    store: Arc<dyn KeyStore>,
+    policies: Arc<ArcSwap<Policies>>,
+    peppers: Arc<PepperRing>,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+    landed: Option<Box<LandedListener>>,
+    lanes: Lanes,
+}
+
+impl fmt::Debug for KeyManager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            store,
+            policies: _,
+            peppers,
+            clock,
+            entropy,
+            landed: _,
+            lanes: _,
+        } = self;
+        f.debug_struct("KeyManager")
+            .field("store", store)
+            .field("peppers", peppers)
+            .field("clock", clock)
+            .field("entropy", entropy)
+            .finish_non_exhaustive()
+    }
+}
+
+impl KeyManager {
+    /// A manager of the keys in `store`.
+    pub fn new(
+        store: Arc<dyn KeyStore>,
+        policies: Arc<ArcSwap<Policies>>,
+        peppers: Arc<PepperRing>,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+    ) -> Self {
+        let lanes = Lanes::default();
+        Self {
+            store,
+            policies,
+            peppers,
+            clock,
+            entropy,
+            landed: None,
+            lanes,
+        }
+    }
+
+    /// Tells `listener` of every batch that lands, before the calls that made it return.
+    #[must_use]
+    pub fn with_listener(
+        mut self,
+        listener: impl Fn(&[Change], Timestamp) + Send + Sync + 'static,
+    ) -> Self {
+        self.landed = Some(Box::new(listener));
+        self
+    }
+
+    /// Carries out one command. If the future is dropped the command may or may not land; the same
+    /// request again tells.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] says whether the command was refused, or could not be carried out.
+    pub async fn execute(&self, request: Request) -> Result<Landed, Error> {
+        let tenant = request.tenant.clone();
+        let policy = self.policy(&tenant);
+        let needed = decide::keys_needed(&request.command, &policy);
+        let pending = Arc::new(Pending::new(request, self.draw(needed)?));
+        let lane = self.lanes.enter(&tenant);
+        lane.queue(pending.clone());
+        {
+            let _turn = lane.turn().await;
+            // Whoever had the turn before may have carried this command out already.
+            if !pending.is_settled() {
+                let batch = lane.next_batch(&pending);
+                self.settle(&tenant, &batch).await;
+            }
+        }
+        drop(lane);
+        pending.result()
+    }
+
+    /// A random id for a command whose caller named none.
+    ///
+    /// # Errors
+    ///
+    /// [`EntropyError`] if there is no randomness.
+    pub fn command_id(&self) -> Result<CommandId, EntropyError> {
+        let id = KeyMaterial::draw(self.clock.now(), |out| self.entropy.fill(out))?.id();
+        CommandId::new(id.to_string()).map_err(|_| EntropyError)
+    }
+
+    fn policy(&self, tenant: &TenantId) -> Arc<Policy> {
+        self.policies.load().of(tenant).clone()
+    }
+
+    fn draw(&self, count: usize) -> Result<Vec<KeyMaterial>, EntropyError> {
+        let now = self.clock.now();
+        let draw = |_| KeyMaterial::draw(now, |out| self.entropy.fill(out));
+        (0..count).map(draw).collect()
+    }
+
+    fn tag(&self) -> Result<CommitTag, EntropyError> {
+        let mut tag = [0; 16];
+        self.entropy.fill(&mut tag)?;
+        Ok(CommitTag(u128::from_le_bytes(tag)))
+    }
+
+    /// Carries a batch out; every command in it has its result afterwards.
+    async fn settle(&self, tenant: &TenantId, batch: &[Arc<Pending>]) {
+        let failed = match self.carry_out(tenant, batch).await {
+            Ok(()) => return,
+            Err(failed) => failed,
+        };
+        match failed {
+            Failed::Taken if batch.len() > 1 => {
+                for one in batch.chunks(1) {
+                    if let Err(failed) = self.carry_out(tenant, one).await {
+                        one[0].settle(Err(failed.into()));
+                    }
+                }
+            }
+            failed => {
+                let error = Error::from(failed);
+                batch
+                    .iter()
+                    .for_each(|pending| pending.settle(Err(error.clone())));
+            }
+        }
+    }
+
+    async fn carry_out(&self, tenant: &TenantId, batch: &[Arc<Pending>]) -> Result<(), Failed> {
+        let mut unknown = None;
+        for attempt in 1..=MAX_ATTEMPTS {
+            let policy = self.policy(tenant);
+            let now = self.clock.now();
+            let (view, ancestry) = self.load(tenant, batch, &policy, now).await?;
+            let mut verdicts = Verdicts::new(&view, now);
+            for pending in batch {
+                let material = pending.material();
+                let context = Context {
+                    policy: &policy,
+                    peppers: &self.peppers,
+                    now,
+                    material: &material,
+                    ancestry: &ancestry,
+                };
+                verdicts.add(pending, &context);
+            }
+            let Verdicts {
+                effects,
+                decided_at,
+                denied,
+                view: _,
+            } = verdicts;
+            let result = if effects.is_empty() {
+                Ok(view.revision)
+            } else {
+                let tag = self.tag()?;
+                let tenant = tenant.clone();
+                let expected = view.revision;
+                self.commit(Commit {
+                    tenant,
+                    expected,
+                    tag,
+                    decided_at,
+                    effects,
+                })
+                .await
+            };
+            match result {
+                Ok(revision) => {
+                    let bound = batch
+                        .iter()
+                        .map(|pending| bound(&policy, pending, &view))
+                        .max();
+                    let after = bound.unwrap_or_default();
+                    let no_later_than = self.clock.now().max(decided_at).saturating_add(after);
+                    let receipt = Receipt {
+                        revision,
+                        decided_at,
+                        no_later_than,
+                    };
+                    for (pending, denied) in batch.iter().zip(denied) {
+                        pending.land(denied, receipt);
+                    }
+                    return Ok(());
+                }
+                Err(CommitError::Conflict) => {
+                    tracing::debug!(%tenant, attempt, "conflict, deciding again");
+                }
+                Err(CommitError::Store(error)) if error.kind() == StoreErrorKind::Indeterminate => {
+                    tracing::warn!(%tenant, attempt, %error, "commit may have landed, asking again");
+                    unknown = Some(error);
+                }
+                Err(CommitError::Store(error)) => return Err(Failed::Store(error)),
+                Err(CommitError::DigestTaken) => return Err(Failed::Taken),
+                Err(CommitError::IdTaken(key)) => {
+                    tracing::warn!(%tenant, %key, "key id is taken, drawing another");
+                    for pending in batch {
+                        pending.redraw(self.draw(pending.material().len())?);
+                    }
+                }
+            }
+        }
+        Err(unknown.map_or(Failed::Contended, Failed::Store))
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        let rows: Vec<_> = commit.rows().collect();
+        let decided_at = commit.decided_at;
+        let tenant = commit.tenant.clone();
+        let revision = self.store.commit(commit).await?;
+        tracing::debug!(%tenant, %revision, rows = rows.len(), "committed");
+        if let Some(landed) = &self.landed {
+            let changes: Vec<_> = rows
+                .into_iter()
+                .map(|row| Change { revision, row })
+                .collect();
+            landed(&changes, decided_at);
+        }
+        Ok(revision)
+    }
+
+    /// Loads what all commands of a batch need, the keys that theirs are tied to included.
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        batch: &[Arc<Pending>],
+        policy: &Policy,
+        now: Timestamp,
+    ) -> Result<(TenantView, Ancestry), StoreError> {
+        let selects = batch
+            .iter()
+            .map(|pending| decide::select(&pending.request, policy, now));
+        let mut select = selects.fold(Select::none(), Select::and);
+        let mut view = self.store.load(tenant, &select).await?;
+        for _ in 0..MAX_LINK_ROUNDS {
+            let links = batch
+                .iter()
+                .flat_map(|pending| decide::links(&view, &pending.request));
+            let missing: Vec<_> = links.filter(|id| !select.keys.contains(id)).collect();
+            if missing.is_empty() {
+                break;
+            }
+            select.keys.extend(missing);
+            view = self.store.load(tenant, &select).await?;
+        }
+        let mut owners = select.owners;
+        owners.extend(
+            view.records
+                .iter()
+                .filter_map(|record| record.owner.principal().cloned()),
+        );
+        owners.sort();
+        owners.dedup();
+        let ancestry = load_ancestry(&*self.store, tenant, owners).await?;
+        Ok((view, ancestry))
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+}
+
+/// Reads what the tenants above `tenant` say about themselves and about `owners`.
+pub(crate) async fn load_ancestry(
+    store: &dyn KeyStore,
+    tenant: &TenantId,
+    owners: Vec<crate::core::text::PrincipalId>,
+) -> Result<Ancestry, StoreError> {
+    let select = Select {
+        owners,
+        ..Select::none()
+    };
+    let mut ancestry = Ancestry::default();
+    for above in tenant.ancestors() {
+        let view = store.load(&above, &select).await?;
+        ancestry.owners.extend(view.owners);
+        ancestry.tenants.extend(view.tenant);
+    }
+    Ok(ancestry)
+}
+
+/// How long the effect of a command may take to reach everyone.
+fn bound(policy: &Policy, pending: &Pending, view: &TenantView) -> std::time::Duration {
+    let class = pending
+        .request
+        .command
+        .key()
+        .and_then(|key| view.record(key));
+    let widest = || {
+        let classes = policy.spec().classes.keys();
+        classes
+            .map(|class| policy.propagation(class).bound)
+            .max()
+            .unwrap_or_default()
+    };
+    let bound = class.map_or_else(widest, |record| policy.propagation(&record.class).bound);
+    Propagation { bound }.worst_case()
+}
+
+/// The decisions on a batch, each taken on the result of those before it.
+struct Verdicts {
+    view: TenantView,
+    effects: Effects,
+    decided_at: Timestamp,
+    denied: Vec<Option<Denied>>,
+}
+
+impl Verdicts {
+    fn new(view: &TenantView, now: Timestamp) -> Self {
+        let decided_at = view.decided_at.map_or(now, |newest| newest.max(now));
+        Self {
+            view: view.clone(),
+            effects: Effects::default(),
+            decided_at,
+            denied: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, pending: &Pending, context: &Context<'_>) {
+        match decide::decide(&self.view, &pending.request, context) {
+            Ok(decision) => {
+                self.view.apply(&decision.effects);
+                self.effects.extend(decision.effects);
+                self.decided_at = self.decided_at.max(decision.at);
+                pending.decided(decision.outcome);
+                self.denied.push(None);
+            }
+            Err(denied) => self.denied.push(Some(denied)),
+        }
+    }
+}
+
+/// Why a batch as a whole was not carried out.
+enum Failed {
+    Contended,
+    Taken,
+    Store(StoreError),
+    Entropy(EntropyError),
+}
+
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<EntropyError> for Failed {
+    fn from(error: EntropyError) -> Self {
+        Self::Entropy(error)
+    }
+}
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Contended => Self::Contended {
+                attempts: MAX_ATTEMPTS,
+            },
+            Failed::Taken => Self::Denied(Denied::DigestTaken),
+            Failed::Store(error) => Self::Store(error),
+            Failed::Entropy(error) => Self::Entropy(error),
+        }
+    }
+}
+
+/// Whether a command ends keys in bulk, and with which keys to look at.
+pub(crate) fn with_sweep(command: &Command, keys: Vec<crate::core::id::KeyId>) -> Command {
+    let mut command = command.clone();
+    if let Command::CloseTenant { sweep }
+    | Command::RevokeMany { sweep, .. }
+    | Command::Purge { sweep }
+    | Command::RemoveOwner { sweep, .. } = &mut command
+    {
+        *sweep = keys;
+    }
+    command
+}

@@ -1,0 +1,173 @@
+//! The index: keys by id and by imported digest, each with what its owner and tenants say.
+//!
+//! Readers take no lock. There is one writer at a time; the replica sees to that. A key reaches its
+//! owner's standing through a shared cell, so that lowering a role changes one cell and narrows
+//! every key at once.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+
+use crate::core::id::KeyId;
+use crate::core::owner::{Owner, OwnerRecord, Standing, TenantRecord};
+use crate::core::record::KeyRecord;
+use crate::core::secret::Digest;
+use crate::core::tenant::TenantId;
+use crate::core::text::PrincipalId;
+use crate::core::time::Timestamp;
+use crate::core::view::Revision;
+use crate::store::{Change, Row};
+
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    keys: papaya::HashMap<KeyId, Entry>,
+    imported: papaya::HashMap<Digest, KeyId>,
+    imported_len: AtomicUsize,
+    newest: AtomicI64,
+    rows: Mutex<Rows>,
+}
+
+/// What is known of one id.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    revision: Revision,
+    pub(crate) key: Key,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Key {
+    Known {
+        record: Arc<KeyRecord>,
+        standing: Arc<ArcSwap<Standing>>,
+    },
+    Removed,
+    Corrupt,
+}
+
+/// Rows of owners and tenants, and the standings made of them.
+#[derive(Debug, Default)]
+struct Rows {
+    owners: HashMap<(TenantId, PrincipalId), (Revision, OwnerRecord)>,
+    tenants: HashMap<TenantId, (Revision, TenantRecord)>,
+    standings: HashMap<(TenantId, Owner), Arc<ArcSwap<Standing>>>,
+}
+
+impl Index {
+    pub(crate) fn key(&self, id: KeyId) -> Option<Key> {
+        self.keys.pin().get(&id).map(|entry| entry.key.clone())
+    }
+
+    pub(crate) fn imported(&self, digest: &Digest) -> Option<KeyId> {
+        self.imported.pin().get(digest).copied()
+    }
+
+    /// Whether any key was imported, so that a string which is no token of ours may still be a key.
+    pub(crate) fn has_imported(&self) -> bool {
+        self.imported_len.load(Ordering::Acquire) > 0
+    }
+
+    /// The latest instant for which any commit was decided, as far as this index knows.
+    pub(crate) fn newest(&self) -> Timestamp {
+        let micros = self.newest.load(Ordering::Acquire);
+        Timestamp::from_micros(micros).unwrap_or(Timestamp::UNIX_EPOCH)
+    }
+
+    pub(super) fn saw(&self, decided_at: Timestamp) {
+        self.newest
+            .fetch_max(decided_at.as_micros(), Ordering::AcqRel);
+    }
+
+    /// Takes over a row, if it is newer than what is known. One writer at a time.
+    pub(super) fn apply(&self, change: &Change) {
+        let revision = change.revision;
+        let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        match &change.row {
+            Row::Tenant(row) => rows.take_tenant(revision, row),
+            Row::Owner(row) => rows.take_owner(revision, row),
+            Row::Key(record) => {
+                let standing = rows.standing(&record.tenant, &record.owner);
+                let record = Arc::new(KeyRecord::clone(record));
+                self.put(record.id, revision, Key::Known { record, standing });
+            }
+            Row::Removed { key, .. } => self.put(*key, revision, Key::Removed),
+            Row::Corrupt(key) => self.put(*key, revision, Key::Corrupt),
+        }
+    }
+
+    fn put(&self, id: KeyId, revision: Revision, key: Key) {
+        let keys = self.keys.pin();
+        if keys.get(&id).is_some_and(|own| own.revision >= revision) {
+            return;
+        }
+        let digest = match &key {
+            Key::Known { record, .. } => record.credential.imported().copied(),
+            Key::Removed | Key::Corrupt => None,
+        };
+        keys.insert(id, Entry { revision, key });
+        if let Some(digest) = digest {
+            if self.imported.pin().insert(digest, id).is_none() {
+                self.imported_len.fetch_add(1, Ordering::AcqRel);
+            }
+        }
+    }
+}
+
+impl Rows {
+    fn standing(&mut self, tenant: &TenantId, owner: &Owner) -> Arc<ArcSwap<Standing>> {
+        let place = (tenant.clone(), owner.clone());
+        if let Some(known) = self.standings.get(&place) {
+            return known.clone();
+        }
+        let made = Arc::new(ArcSwap::from_pointee(self.resolve(tenant, owner)));
+        self.standings.insert(place, made.clone());
+        made
+    }
+
+    fn resolve(&self, tenant: &TenantId, owner: &Owner) -> Standing {
+        let lineage: Vec<_> = crate::core::view::lineage(tenant).collect();
+        let row = |tenant: &TenantId| {
+            let principal = owner.principal()?;
+            Some(&self.owners.get(&(tenant.clone(), principal.clone()))?.1)
+        };
+        let owners = lineage.iter().filter_map(row);
+        let tenants = lineage
+            .iter()
+            .filter_map(|tenant| Some(&self.tenants.get(tenant)?.1));
+        Standing::resolve(tenant, owner, owners, tenants)
+    }
+
+    fn take_owner(&mut self, revision: Revision, row: &OwnerRecord) {
+        let place = (row.tenant.clone(), row.owner.clone());
+        if self.owners.get(&place).is_some_and(|own| own.0 >= revision) {
+            return;
+        }
+        self.owners.insert(place, (revision, row.clone()));
+        self.renew(&row.tenant, Some(&row.owner));
+    }
+
+    fn take_tenant(&mut self, revision: Revision, row: &TenantRecord) {
+        if self
+            .tenants
+            .get(&row.tenant)
+            .is_some_and(|own| own.0 >= revision)
+        {
+            return;
+        }
+        self.tenants
+            .insert(row.tenant.clone(), (revision, row.clone()));
+        if row.closed.is_some() {
+            self.renew(&row.tenant, None);
+        }
+    }
+
+    /// Makes the standings at and below `above` anew: those of one owner, or all of them.
+    fn renew(&self, above: &TenantId, of: Option<&PrincipalId>) {
+        for ((tenant, owner), standing) in &self.standings {
+            if above.contains(tenant) && (of.is_none() || owner.principal() == of) {
+                standing.store(Arc::new(self.resolve(tenant, owner)));
+            }
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! The replica: follows a store's feed into an index that verification reads.
+//!
+//! Invariants: an update applies only if its revision is newer, so nothing stale overwrites a
+//! tombstone (trap 2); what is published as confirmed is the instant at which a read was *sent*
+//! whose whole answer has been applied; a resync is built aside and published whole.
+
+mod index;
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+pub(crate) use self::index::{Index, Key};
+use crate::clock::Clock;
+use crate::core::id::KeyId;
+use crate::core::tenant::TenantId;
+use crate::core::time::Timestamp;
+use crate::store::{Change, Changes, ChangesError, Cursor, KeyStore, StoreError, Versioned};
+
+/// How many rows a page of feed or scan asks for. A judgement: a megabyte or so.
+const PAGE: NonZeroUsize = NonZeroUsize::new(4096).expect("4096 is not zero");
+
+/// Nothing was ever confirmed.
+const NEVER: u64 = 0;
+
+/// Follows a store into an index for verification.
+///
+/// A step machine: [`sync`](Self::sync) is one step, and whoever drives it decides when.
+#[derive(Debug)]
+pub struct Replica {
+    store: Arc<dyn KeyStore>,
+    clock: Arc<dyn Clock>,
+    index: ArcSwap<Index>,
+    /// When the last read was sent that this index reflects in full, in microseconds of the
+    /// monotonic clock.
+    confirmed: AtomicU64,
+    progress: Mutex<Progress>,
+    syncing: async_lock::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    cursor: Option<Cursor>,
+    /// An index being built aside: commits of this process go into it as well.
+    building: Option<Arc<Index>>,
+}
+
+/// How far a replica is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Freshness {
+    /// How long ago the read was sent that last confirmed it; `None` if none ever did.
+    pub age: Option<Duration>,
+    /// Where it stands in the store's history.
+    pub cursor: Option<Cursor>,
+}
+
+impl Replica {
+    /// A replica of `store` that knows nothing yet; see [`sync`](Self::sync).
+    pub fn new(store: Arc<dyn KeyStore>, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            store,
+            clock,
+            index: ArcSwap::from_pointee(Index::default()),
+            confirmed: AtomicU64::new(NEVER),
+            progress: Mutex::default(),
+            syncing: async_lock::Mutex::new(()),
+        }
+    }
+
+    /// Catches up with every commit that returned before this call began, and confirms that it did.
+    /// The first call, and one after the store's history was lost, reads everything.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; nothing is confirmed then, and what was known stays.
+    pub async fn sync(&self) -> Result<(), StoreError> {
+        let _only_one = self.syncing.lock().await;
+        let cursor = self.progress().cursor;
+        if let Some(cursor) = cursor {
+            match self.catch_up(&self.index.load_full(), cursor).await {
+                Ok((sent, upto)) => {
+                    self.publish(sent, upto);
+                    return Ok(());
+                }
+                Err(ChangesError::Store(error)) => return Err(error),
+                Err(ChangesError::Compacted) => self.lose_history(),
+            }
+        }
+        self.rebuild().await
+    }
+
+    /// How far it is.
+    #[must_use]
+    pub fn freshness(&self) -> Freshness {
+        let confirmed = self.confirmed.load(Ordering::Acquire);
+        let age = (confirmed != NEVER).then(|| {
+            self.clock
+                .monotonic()
+                .saturating_sub(Duration::from_micros(confirmed))
+        });
+        Freshness {
+            age,
+            cursor: self.progress().cursor,
+        }
+    }
+
+    /// The instant at which the read was sent that the index reflects in full; `None` if none was.
+    /// To be loaded before the index is read, and compared with a clock read after it.
+    pub(crate) fn confirmed_at(&self) -> Option<Duration> {
+        let confirmed = self.confirmed.load(Ordering::Acquire);
+        (confirmed != NEVER).then(|| Duration::from_micros(confirmed))
+    }
+
+    pub(crate) fn index(&self) -> arc_swap::Guard<Arc<Index>> {
+        self.index.load()
+    }
+
+    /// The tenant of a key, if it is known here.
+    pub(crate) fn tenant_of(&self, id: KeyId) -> Option<TenantId> {
+        match self.index().key(id) {
+            Some(Key::Known { record, .. }) => Some(record.tenant.clone()),
+            Some(Key::Removed | Key::Corrupt) | None => None,
+        }
+    }
+
+    /// The latest instant for which any commit was decided, as far as is known here.
+    pub(crate) fn newest(&self) -> Timestamp {
+        self.index().newest()
+    }
+
+    /// Confirms at once, if the store lives in this process; tells whether it did.
+    pub(crate) fn confirm_now(&self) -> bool {
+        let mut progress = self.progress();
+        while let Some(cursor) = progress.cursor {
+            let sent = self.clock.monotonic();
+            match self.store.changes_now(cursor, PAGE) {
+                Some(Ok(changes)) => {
+                    let done = changes.upto == changes.head;
+                    self.index.load().apply_page(&changes);
+                    progress.cursor = Some(changes.upto);
+                    if done {
+                        self.confirm(sent);
+                        return true;
+                    }
+                }
+                Some(Err(ChangesError::Compacted)) => {
+                    self.confirmed.store(NEVER, Ordering::Release);
+                    progress.cursor = None;
+                }
+                Some(Err(ChangesError::Store(_))) | None => return false,
+            }
+        }
+        false
+    }
+
+    /// Takes over what this process committed, before anyone hears that it landed.
+    pub(crate) fn apply_landed(&self, changes: &[Change], decided_at: Timestamp) {
+        let progress = self.progress();
+        for index in progress.building.iter().chain([&self.index.load_full()]) {
+            changes.iter().for_each(|change| index.apply(change));
+            index.saw(decided_at);
+        }
+    }
+
+    /// Takes over one key that was read through the store, unless it belongs to another history.
+    pub(crate) fn apply_fetched(&self, fetched: &Versioned) {
+        let progress = self.progress();
+        if progress
+            .cursor
+            .is_some_and(|cursor| cursor.epoch == fetched.head.epoch)
+        {
+            self.index.load().apply(&fetched.change);
+        }
+    }
+
+    /// Applies changes to `index` until the head of the first page is reached.
+    async fn catch_up(
+        &self,
+        index: &Index,
+        mut cursor: Cursor,
+    ) -> Result<(Duration, Cursor), ChangesError> {
+        let sent = self.clock.monotonic();
+        let mut goal = None;
+        loop {
+            let page = self.store.changes(cursor, PAGE).await?;
+            let goal = *goal.get_or_insert(page.head.revision);
+            {
+                let _one_writer = self.progress();
+                index.apply_page(&page);
+            }
+            cursor = page.upto;
+            if cursor.revision >= goal {
+                return Ok((sent, cursor));
+            }
+        }
+    }
+
+    async fn rebuild(&self) -> Result<(), StoreError> {
+        let building = Arc::new(Index::default());
+        self.progress().building = Some(building.clone());
+        let built = self.fill(&building).await;
+        let mut progress = self.progress();
+        progress.building = None;
+        let (sent, upto) = built?;
+        self.index.store(building);
+        progress.cursor = Some(upto);
+        self.confirm(sent);
+        Ok(())
+    }
+
+    async fn fill(&self, index: &Index) -> Result<(Duration, Cursor), StoreError> {
+        let mut after = None;
+        let mut head = None;
+        let mut read = 0_usize;
+        loop {
+            let page = self.store.scan(after.take(), PAGE).await?;
+            head.get_or_insert(page.head);
+            read += page.rows.len();
+            {
+                let _one_writer = self.progress();
+                page.rows.iter().for_each(|change| index.apply(change));
+                page.newest.iter().for_each(|newest| index.saw(*newest));
+            }
+            match page.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+        tracing::debug!(rows = read, "scanned");
+        match self.catch_up(index, head.unwrap_or_default()).await {
+            Ok(caught_up) => Ok(caught_up),
+            Err(ChangesError::Store(error)) => Err(error),
+            // History was compacted under the scan: the next step starts over.
+            Err(ChangesError::Compacted) => {
+                let kind = crate::store::StoreErrorKind::Unavailable;
+                Err(StoreError::new(kind, "following changes after a scan"))
+            }
+        }
+    }
+
+    fn publish(&self, sent: Duration, upto: Cursor) {
+        let mut progress = self.progress();
+        let own = progress.cursor.filter(|own| own.epoch == upto.epoch);
+        if own.is_none_or(|own| own.revision < upto.revision) {
+            progress.cursor = Some(upto);
+        }
+        self.confirm(sent);
+    }
+
+    /// The store's history is not the one that was followed: nothing is confirmed any more.
+    fn lose_history(&self) {
+        tracing::warn!("store's history changed or was compacted, reading everything again");
+        let mut progress = self.progress();
+        progress.cursor = None;
+        self.confirmed.store(NEVER, Ordering::Release);
+    }
+
+    fn confirm(&self, sent: Duration) {
+        let sent = u64::try_from(sent.as_micros()).unwrap_or(u64::MAX);
+        self.confirmed.fetch_max(sent, Ordering::Release);
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Index {
+    fn apply_page(&self, page: &Changes) {
+        page.changes.iter().for_each(|change| self.apply(change));
+        page.newest.iter().for_each(|newest| self.saw(*newest));
+    }
+}
