@@ -20,8 +20,8 @@ use crate::core::token::TokenPrefix;
 pub struct KeyClass {
     /// Whether its keys authenticate or identify.
     pub visibility: Visibility,
-    /// What tokens begin with, by environment. A key is created in the environment it names, or in
-    /// the only one there is.
+    /// What tokens begin with, by environment. A key whose creator names no environment is made for
+    /// the only one, or else for `live`.
     pub prefixes: BTreeMap<Environment, TokenPrefix>,
     /// A label for a class that is not final yet.
     #[serde(default)]
@@ -91,6 +91,15 @@ impl KeyClass {
             tenant_reach: TenantReach::Own,
             entitlement: None,
             propagation: None,
+        }
+    }
+
+    /// The environment of a key whose creator names none: the only one, or else `live`.
+    #[must_use]
+    pub fn default_environment(&self) -> Option<(&Environment, &TokenPrefix)> {
+        match self.prefixes.len() {
+            1 => self.prefixes.first_key_value(),
+            _ => self.prefixes.get_key_value(&Environment::LIVE),
         }
     }
 
