@@ -2,6 +2,7 @@
 //!
 //! `tests/golden/*.v1` were written by the first version. A change of format adds files of a new
 //! version and leaves these alone.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! The house rules that a compiler does not check: which way imports point, where `unsafe` may stand.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,5 @@
 //! A key's life through the public API: what is accepted, what is refused, and how it is told.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 mod support;
 

@@ -1,5 +1,6 @@
 //! The whole life of keys with logging at its most verbose: no secret in any output, debug view,
 //! error, record, feed, audit entry or list.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 mod support;
 

@@ -1,5 +1,6 @@
 //! The traps that others fell into, one test each, by the numbers of the design. Traps 9, 10, 11 and
 //! 23 belong to usage limits and HTTP; `tests/seed_rules` lists what waits for them.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 mod support;
 
@@ -7,9 +8,8 @@ use keyward::audit::Action;
 use keyward::policy::KeyClass;
 use keyward::store::{AuditQuery, KeyStore, Select};
 use keyward::{
-    ActorBound, Confirmed, DeleteKey, Denied, Digest, Expiry, ImportKey, KeyState, KeyUpdate,
-    Keyward, Need, NewKey, PepperRing, Reason, Rejection, Replacement, Role, Status, days, hours,
-    profiles, token,
+    ActorBound, Denied, Digest, Expiry, ImportKey, KeyUpdate, Keyward, Need, NewKey, PepperRing,
+    Reason, Rejection, Replacement, Role, Status, days, hours, profiles, token,
 };
 use support::*;
 

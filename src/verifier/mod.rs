@@ -270,12 +270,11 @@ impl Verifier {
         }
         let current = self.peppers.current();
         if let (Credential::Peppered { pepper, .. }, Ok(token)) = (&record.credential, claim.token)
+            && pepper != current.id()
         {
-            if pepper != current.id() {
-                let digest = current.digest(token.id_and_secret());
-                self.upkeep
-                    .push(Chore::redigest(record, pepper, current.id(), digest));
-            }
+            let digest = current.digest(token.id_and_secret());
+            self.upkeep
+                .push(Chore::redigest(record, pepper, current.id(), digest));
         }
     }
 

@@ -162,11 +162,11 @@ impl<'a> Work<'a> {
         rules: &'a KeyClass,
         spec: &KeySpec,
     ) -> Result<Plan, Denied> {
-        if let Some(needed) = &rules.entitlement {
-            if !self.request.actor.is_entitled(needed) {
-                let (class, entitlement) = (class.clone(), needed.clone());
-                return Err(Denied::NotEntitled { class, entitlement });
-            }
+        if let Some(needed) = &rules.entitlement
+            && !self.request.actor.is_entitled(needed)
+        {
+            let (class, entitlement) = (class.clone(), needed.clone());
+            return Err(Denied::NotEntitled { class, entitlement });
         }
         if self.policy.spec().purpose_required && spec.purpose.is_none() {
             return Err(Denied::PurposeRequired);
