@@ -481,10 +481,7 @@ pub(super) fn environment(
 ) -> Result<(Environment, TokenPrefix), Denied> {
     let found = match asked {
         Some(asked) => rules.prefixes.get_key_value(asked),
-        None => rules
-            .prefixes
-            .first_key_value()
-            .filter(|_| rules.prefixes.len() == 1),
+        None => rules.default_environment(),
     };
     let clone =
         |(environment, prefix): (&Environment, &TokenPrefix)| (environment.clone(), prefix.clone());

@@ -4,12 +4,22 @@
 //! All are [`PolicySpec`](crate::policy::PolicySpec)s: change what you like, then check the result
 //! with [`Policy::new`](crate::policy::Policy::new).
 
+mod amplitude;
+mod amplitude_products;
+mod guide;
+mod idenfy;
 mod standard;
+mod yugabytedb;
 
+pub use self::amplitude::amplitude;
+pub use self::amplitude_products::amplitude_products;
+pub use self::guide::guide;
+pub use self::idenfy::idenfy;
 pub use self::standard::standard;
+pub use self::yugabytedb::yugabytedb;
 use super::policy::Policy;
 use super::scope::ScopeSet;
-use super::text::{ClassName, PolicyName};
+use super::text::{ClassName, Entitlement, KeyName, PolicyName, ResourceKind, Stage};
 use super::token::TokenPrefix;
 
 impl Default for Policy {
@@ -25,6 +35,22 @@ fn policy_name(name: &'static str) -> PolicyName {
 
 fn class_name(name: &'static str) -> ClassName {
     ClassName::new(name).expect("a literal of this module")
+}
+
+fn key_name(name: &'static str) -> KeyName {
+    KeyName::new(name).expect("a literal of this module")
+}
+
+fn entitlement(name: &'static str) -> Entitlement {
+    Entitlement::new(name).expect("a literal of this module")
+}
+
+fn resource_kind(name: &'static str) -> ResourceKind {
+    ResourceKind::new(name).expect("a literal of this module")
+}
+
+fn stage(name: &'static str) -> Stage {
+    Stage::new(name).expect("a literal of this module")
 }
 
 fn prefix(text: &'static str) -> TokenPrefix {
