@@ -22,7 +22,7 @@ use crate::core::text::Role;
 /// | `management-api-key` | `management_` | no | yes | deletion | `flags:*`, `experiments:*` |
 /// | `data-api-token` | `data_` | no | yes | revocation | what its owner may do, all projects |
 /// | `scim-key` | `scim_` | no | yes | revocation | `users:*`, all projects |
-/// | `org-api-key` | `org_` | see below | support | support | `organization:identify` |
+/// | `org-api-key` | `org_api_` | see below | support | support | `organization:identify` |
 /// | `org-secret-key` | `org_secret_` | no | support | support | everything, all projects |
 ///
 /// - Both project keys come with each tenant, belong to it, and are made in no other way (A2-09 to
@@ -167,7 +167,7 @@ fn classes() -> BTreeMap<crate::core::text::ClassName, KeyClass> {
         tenant_reach: TenantReach::Below,
         ..supported(
             Access::support_only(),
-            KeyClass::publishable(prefix("org_"), scopes(&["organization:identify"]), []),
+            KeyClass::publishable(prefix("org_api_"), scopes(&["organization:identify"]), []),
         )
     };
     let org_secret_key = KeyClass {
