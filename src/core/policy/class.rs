@@ -24,7 +24,7 @@ pub struct KeyClass {
     /// the only one, or else for `live`.
     pub prefixes: BTreeMap<Environment, TokenPrefix>,
     /// A label for a class that is not final yet.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<Stage>,
     /// How long its keys live.
     #[serde(default)]
@@ -55,10 +55,10 @@ pub struct KeyClass {
     #[serde(default)]
     pub tenant_reach: TenantReach,
     /// A plan or feature without which its keys cannot be created (rule A2-39).
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entitlement: Option<Entitlement>,
     /// How soon a revocation of its keys holds everywhere; the policy's own bound if none is named.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub propagation: Option<Propagation>,
 }
 
@@ -168,7 +168,7 @@ impl Default for Rotation {
 
 /// Whether and how keys are revoked. Leaks, removed owners and closed tenants revoke in any case.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum Revocation {
     /// They are not; they are deleted instead (rule I-08).
     None,
