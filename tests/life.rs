@@ -6,7 +6,7 @@ mod support;
 use keyward::policy::{Deletion, Revocation, Rotation};
 use keyward::{
     BulkFilter, Confirmed, DeleteKey, Denied, KeyUpdate, Keyward, PepperId, Problem, Reason,
-    Replacement, profiles,
+    Rejection, Replacement, days, profiles,
 };
 use support::*;
 
@@ -125,5 +125,32 @@ fn deleting_revoking_and_rotating_follow_the_class() {
     assert_eq!(
         denied(wait(world.keys.key(&admin(), key.id))),
         Denied::NotFound
+    );
+}
+
+#[test]
+fn live_keys_never_pass_twice_the_cap() {
+    let world = World::with_policy(capped(2));
+    let grace = Replacement::grace(days(1));
+    let first = world.some_key();
+    // One active key and three that drain are as many as may be live.
+    let mut newest = first.id;
+    for _ in 0..3 {
+        newest = wait(world.keys.rotate(&admin(), newest, grace)).unwrap().id;
+    }
+    let live = || {
+        let query = world.keys.query(&tenant("acme")).live();
+        wait(world.keys.list(&admin(), &query)).unwrap().keys.len()
+    };
+    assert_eq!(live(), 4);
+    world.some_key();
+    assert_eq!(live(), 4, "room for the new key was made");
+    let refusal = world
+        .keys
+        .verify(first.secret.expose(), &reading())
+        .unwrap_err();
+    assert!(
+        matches!(refusal, Rejection::Revoked { .. }),
+        "by the oldest grace, which ended"
     );
 }

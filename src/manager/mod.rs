@@ -26,7 +26,9 @@ use crate::core::text::CommandId;
 use crate::core::time::Timestamp;
 use crate::core::view::{Ancestry, Effects, Revision, Select, TenantView};
 use crate::entropy::{Entropy, EntropyError};
-use crate::store::{Change, Commit, CommitError, CommitTag, KeyStore, StoreError, StoreErrorKind};
+use crate::store::{
+    Change, Commit, CommitError, CommitTag, KeyStore, Row, StoreError, StoreErrorKind,
+};
 
 /// How often a command is decided anew after a conflict or an unknown outcome before the manager
 /// gives up. A judgement: 16 writers on one tenant that all conflict are served within it.
@@ -236,8 +238,12 @@ impl KeyManager {
                 effects,
                 decided_at,
                 denied,
+                repeated,
                 view: _,
             } = verdicts;
+            if repeated {
+                self.tell(&view, batch, &denied);
+            }
             let result = if effects.is_empty() {
                 Ok(view.revision)
             } else {
@@ -305,6 +311,38 @@ impl KeyManager {
             landed(&changes, decided_at);
         }
         Ok(revision)
+    }
+
+    /// Tells what was loaded: a commit whose answer was lost, here or in a call that was dropped,
+    /// is heard of now, before anyone is told that it landed.
+    fn tell(&self, view: &TenantView, batch: &[Arc<Pending>], denied: &[Option<Denied>]) {
+        let (Some(landed), Some(decided_at)) = (&self.landed, view.decided_at) else {
+            return;
+        };
+        let gone = batch.iter().zip(denied).filter_map(|(pending, denied)| {
+            let Request {
+                tenant, command, ..
+            } = &pending.request;
+            let key = command
+                .key()
+                .filter(|key| denied.is_none() && !view.knows(*key))?;
+            Some(Row::Removed {
+                key,
+                tenant: tenant.clone(),
+            })
+        });
+        let rows = (view.tenant.iter().cloned().map(Row::Tenant))
+            .chain(view.owners.iter().cloned().map(Row::Owner))
+            .chain(
+                view.records
+                    .iter()
+                    .cloned()
+                    .map(|record| Row::Key(Box::new(record))),
+            )
+            .chain(gone);
+        let revision = view.revision;
+        let changes: Vec<_> = rows.map(|row| Change { revision, row }).collect();
+        landed(&changes, decided_at);
     }
 
     /// Loads what all commands of a batch need, the keys that theirs are tied to included.
@@ -391,29 +429,35 @@ struct Verdicts {
     effects: Effects,
     decided_at: Timestamp,
     denied: Vec<Option<Denied>>,
+    /// Some command changes nothing: it may have landed before, without this process knowing.
+    repeated: bool,
 }
 
 impl Verdicts {
     fn new(view: &TenantView, now: Timestamp) -> Self {
-        let decided_at = view.decided_at.map_or(now, |newest| newest.max(now));
         Self {
             view: view.clone(),
             effects: Effects::default(),
-            decided_at,
+            decided_at: view.decided_at.map_or(now, |newest| newest.max(now)),
             denied: Vec::new(),
+            repeated: false,
         }
     }
 
     fn add(&mut self, pending: &Pending, context: &Context<'_>) {
         match decide::decide(&self.view, &pending.request, context) {
             Ok(decision) => {
+                self.repeated |= decision.effects.is_empty();
                 self.view.apply(&decision.effects);
                 self.effects.extend(decision.effects);
                 self.decided_at = self.decided_at.max(decision.at);
                 pending.decided(decision.outcome);
                 self.denied.push(None);
             }
-            Err(denied) => self.denied.push(Some(denied)),
+            Err(denied) => {
+                self.repeated |= matches!(denied, Denied::AlreadyCreated { .. });
+                self.denied.push(Some(denied));
+            }
         }
     }
 }

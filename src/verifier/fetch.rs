@@ -9,6 +9,7 @@ use crate::core::record::KeyRecord;
 use crate::core::secret::Digest;
 use crate::core::view::Select;
 use crate::manager::load_ancestry;
+use crate::replica::Key;
 use crate::store::{Locator, Row, StoreError, Versioned};
 
 impl Verifier {
@@ -52,6 +53,10 @@ impl Verifier {
         need: &Need,
     ) -> Result<Grant, Rejection> {
         match self.verify(presented.as_ref(), need) {
+            // A removed key never comes back: there is nothing to ask for.
+            Err(Rejection::Unknown) if self.is_removed(presented.as_ref()) => {
+                Err(Rejection::Unknown)
+            }
             Err(Rejection::Unknown) => match self.fetches.try_acquire() {
                 Some(_permit) => self.verify_fresh(presented, need).await,
                 None => Err(Rejection::StoreUnavailable),
@@ -59,6 +64,12 @@ impl Verifier {
             Err(Rejection::NeedsFresh) => self.verify_fresh(presented, need).await,
             verdict => verdict,
         }
+    }
+
+    fn is_removed(&self, presented: &[u8]) -> bool {
+        let index = self.replica.index();
+        let claim = self.claim(presented);
+        claim.is_ok_and(|claim| matches!(claim.look_up(&index), Some(Key::Removed)))
     }
 
     async fn find(&self, claim: &Claim<'_>) -> Result<Option<Versioned>, StoreError> {

@@ -40,8 +40,8 @@ impl<'a> Work<'a> {
     pub(super) fn create(&mut self, spec: &KeySpec) -> Result<Outcome, Denied> {
         let (name, class) = self.named_class(spec.class.as_ref())?;
         self.permit(&class.create, None, "create keys")?;
-        let plan = self.plan(name, class, spec)?;
         let provisioned = self.ensure_provisioned()?;
+        let plan = self.plan(name, class, spec)?;
         self.check_room(&plan.class)?;
         let class = plan.class.clone();
         let key = self.issue(plan, LastAction::Created, Action::KeyCreated { class })?;
@@ -64,8 +64,8 @@ impl<'a> Work<'a> {
             let expected = "a class of secret keys: a digest cannot be shown again";
             return Err(Invalid::new("class", Problem::Form { expected }).into());
         }
-        let plan = self.plan(name, class, spec)?;
         let provisioned = self.ensure_provisioned()?;
+        let plan = self.plan(name, class, spec)?;
         self.check_room(&plan.class)?;
         let id = self.draw()?.id();
         let fingerprint = Fingerprint::of_sha256(&digest);
@@ -80,11 +80,12 @@ impl<'a> Work<'a> {
             ..self.assemble(plan, id, hint, fingerprint, credential)
         };
         let key = issued(&record, None);
-        self.put(
-            record,
-            LastAction::Imported,
-            Action::KeyImported { class, scheme },
-        );
+        let imported = Action::KeyImported {
+            class: class.clone(),
+            scheme,
+        };
+        self.put(record, LastAction::Imported, imported);
+        self.bound_live(&class);
         Ok(Outcome::Issued {
             key: Some(key),
             provisioned,
@@ -281,7 +282,9 @@ impl<'a> Work<'a> {
             record.published = Some(text.to_string());
         }
         let key = issued(&record, Some(Secret::new(text)));
+        let class = record.class.clone();
         self.put(record, did, action);
+        self.bound_live(&class);
         Ok(key)
     }
 

@@ -56,7 +56,6 @@ impl Work<'_> {
         };
         let successor = self.issue(plan, LastAction::Created, created)?;
         self.check_not_raised(&name, before)?;
-        self.bound_live(&name);
         Ok(Outcome::Rotated {
             successor,
             predecessor: id,
