@@ -779,8 +779,8 @@ mod tests {
         let secret: fn(&mut PolicySpec) -> &mut KeyClass =
             |spec| spec.classes.get_mut("secret").unwrap();
         let changes: [Change; 2] = [
-            |spec| drop(spec.roles.insert(Role::SYSTEM, ScopeSet::all())),
-            |spec| drop(spec.administrators.insert(Role::SYSTEM)),
+            |spec| spec.roles.extend([(Role::SYSTEM, ScopeSet::all())]),
+            |spec| spec.administrators.extend([Role::SYSTEM]),
         ];
         let role = Role::SYSTEM;
         for change in changes {
@@ -794,7 +794,7 @@ mod tests {
             |class| &mut class.revoke,
         ];
         for access in accesses {
-            let error = refusal(|spec| drop(access(secret(spec)).roles.insert(Role::SYSTEM)));
+            let error = refusal(|spec| access(secret(spec)).roles.extend([Role::SYSTEM]));
             let role = role.clone();
             assert_eq!(error, PolicyError::ReservedRole { role });
         }

@@ -20,17 +20,17 @@ use crate::core::time;
 ///   deleted (A1-15 to A1-17). Rotated without grace, so that the old value ends within the bound
 ///   (A1-12).
 /// - `secret-key` (`secret_`, stage `beta`: A1-28): reads and changes the project (`project:*`;
-///   A1-18). Deleted once `DELETE` was typed (A1-22, A1-23), and ended in no easier way. Not rotated:
-///   the document replaces one by another that is generated, and then deletes the first.
+///   A1-18). Deleted once `DELETE` was typed (A1-22, A1-23), and ended in no easier way. Not
+///   rotated: the document replaces one by another that is generated, and then deletes the first.
 ///
 /// The document lets people "create, revoke, or delete both" kinds (A1-01) and then gives each kind
 /// one way to end; so does this policy, since a second way would go round what the first keeps or
 /// asks for.
 ///
 /// Only managers and admins create, change, rotate and end keys, even those that somebody else owns
-/// (A1-01). Every project has a legacy key of class `api-key` (A1-09 to A1-12). Up to 50 active keys
-/// over both classes, the legacy key among them (A1-24). A revocation holds everywhere within 6
-/// hours (A1-26, A1-27). Roles: `admin` and `manager` reach everything, `member` reads
+/// (A1-01). Every project has a legacy key of class `api-key` (A1-09 to A1-12). Up to 50 active
+/// keys over both classes, the legacy key among them (A1-24). A revocation holds everywhere within
+/// 6 hours (A1-26, A1-27). Roles: `admin` and `manager` reach everything, `member` reads
 /// (`project:read`). Only admins administer tenants and owners.
 #[must_use]
 pub fn amplitude() -> PolicySpec {

@@ -18,7 +18,7 @@ use crate::core::text::Role;
 /// | `project-api-key` | `project_` | yes | no | support | `ingest:write` |
 /// | `project-secret-key` | `secret_` | no | support | support | `project:*` |
 /// | `deployment-client` | `client-` | yes | yes | deletion | `variants:read` |
-/// | `deployment-server` | `server-` | no | yes | deletion, once nothing refers to it | `variants:read` |
+/// | `deployment-server` | `server-` | no | yes | deletion, if unreferenced | `variants:read` |
 /// | `management-api-key` | `management_` | no | yes | deletion | `flags:*`, `experiments:*` |
 /// | `data-api-token` | `data_` | no | yes | revocation | what its owner may do, all projects |
 /// | `scim-key` | `scim_` | no | yes | revocation | `users:*`, all projects |

@@ -14,9 +14,9 @@ use crate::core::time;
 /// The guide's advice, made rules: secret keys (class `api-key`) in the environments `live`
 /// (`key_live_`) and `test` (`key_test_`), so that one is never taken for the other (G-36).
 ///
-/// - A revocation must be confirmed, holds at once everywhere, and is for ever; the key stays in the
-///   list and is never deleted (G-03, G-20 to G-24). Verify with
-///   [`verify_fresh`](crate::Keyward::verify_fresh).
+/// - A revocation must be confirmed, holds at once everywhere, and is for ever; the key stays in
+///   the list and is never deleted (G-03, G-20 to G-24). Verify with
+///   [`verify_or_fetch`](crate::Keyward::verify_or_fetch), which asks a remote store each time.
 /// - Whoever manages a key rotates it; the old one works beside the new one for 7 days unless the
 ///   command names another grace, and is ended earlier by finishing the rotation (G-12 to G-19). 7
 ///   days is a judgement: the guide says "gradually".

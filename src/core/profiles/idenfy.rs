@@ -18,9 +18,9 @@ use crate::core::text::Role;
 /// the document knows creating and deleting, and a third key in its grace would be one more than
 /// "only 2 at the same time".
 ///
-/// What the document is silent about is as in [`standard`](super::standard()): admins and developers
-/// create keys; they, and each key's owner, delete them; both roles reach everything; only admins
-/// administer tenants and owners; a deletion holds everywhere within 10 seconds.
+/// What the document is silent about is as in [`standard`](super::standard()): admins and
+/// developers create keys; they, and each key's owner, delete them; both roles reach everything;
+/// only admins administer tenants and owners; a deletion holds everywhere within 10 seconds.
 #[must_use]
 pub fn idenfy() -> PolicySpec {
     let api_key = KeyClass {

@@ -14,13 +14,13 @@ use crate::core::text::Role;
 ///
 /// Only admins create, change and revoke keys; a key's creator who is no admin any more does not
 /// (Y-03, Y-07, Y-08). A key expires when its creator says, or never, which is also the default
-/// (Y-16, Y-17). Revoked keys stay in the list, for ever; none is deleted. A lost or compromised key
-/// is revoked and another created (Y-05, Y-20), which is why there is no rotation.
+/// (Y-16, Y-17). Revoked keys stay in the list, for ever; none is deleted. A lost or compromised
+/// key is revoked and another created (Y-05, Y-20), which is why there is no rotation.
 ///
 /// A key does what its creator may do at that moment (Y-23 to Y-26). Roles: `admin` reaches
-/// everything. `developer` reaches `backups:*`, `clusters:*`, `databases:*` and `networks:*`. Scopes
-/// only ever add, so what needs an admin is whatever is not among these, by convention `account:*`,
-/// `billing:*`, `keys:*` and `users:*`: name the scopes of your own API likewise.
+/// everything. `developer` reaches `backups:*`, `clusters:*`, `databases:*` and `networks:*`.
+/// Scopes only ever add, so what needs an admin is whatever is not among these, by convention
+/// `account:*`, `billing:*`, `keys:*` and `users:*`: name the scopes of your own API likewise.
 ///
 /// The document is silent about the rest: no cap, no legacy key, no confirmation, and a revocation
 /// holds everywhere within 10 seconds. Only admins administer tenants and owners.
