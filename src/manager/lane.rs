@@ -51,6 +51,21 @@ impl Pending {
         lock(&self.progress).tentative = Some(outcome);
     }
 
+    /// Nothing is left to change. What was decided before stands if it is what landed, as `keys`:
+    /// the secrets in it are told nowhere else.
+    pub(super) fn unchanged(&self, outcome: Outcome, keys: &[KeyId]) {
+        let mut progress = lock(&self.progress);
+        let landed = match &progress.tentative {
+            Some(Outcome::Issued { provisioned, .. }) => {
+                !provisioned.is_empty() && provisioned.iter().all(|key| keys.contains(&key.id))
+            }
+            _ => false,
+        };
+        if !landed {
+            progress.tentative = Some(outcome);
+        }
+    }
+
     /// Gives the command its result: what was decided for it landed, or it was refused.
     pub(super) fn land(&self, denied: Option<Denied>, receipt: Receipt) {
         let mut progress = lock(&self.progress);

@@ -16,6 +16,7 @@ pub use self::error::Error;
 use self::lane::{Lanes, Pending};
 pub use self::sweep::BulkReceipt;
 use crate::clock::Clock;
+use crate::core::audit::{AuditEntry, AuditHash};
 use crate::core::command::{Command, Denied, Outcome, Request};
 use crate::core::decide::{self, Context};
 use crate::core::pepper::PepperRing;
@@ -26,7 +27,9 @@ use crate::core::text::CommandId;
 use crate::core::time::Timestamp;
 use crate::core::view::{Ancestry, Effects, Revision, Select, TenantView};
 use crate::entropy::{Entropy, EntropyError};
-use crate::store::{Change, Commit, CommitError, CommitTag, KeyStore, StoreError, StoreErrorKind};
+use crate::store::{
+    Change, Commit, CommitError, CommitTag, KeyStore, Row, StoreError, StoreErrorKind,
+};
 
 /// How often a command is decided anew after a conflict or an unknown outcome before the manager
 /// gives up. A judgement: 16 writers on one tenant that all conflict are served within it.
@@ -216,10 +219,12 @@ impl KeyManager {
 
     async fn carry_out(&self, tenant: &TenantId, batch: &[Arc<Pending>]) -> Result<(), Failed> {
         let mut unknown = None;
+        let mut lost = Vec::new();
         for attempt in 1..=MAX_ATTEMPTS {
             let policy = self.policy(tenant);
             let now = self.clock.now();
             let (view, ancestry) = self.load(tenant, batch, &policy, now).await?;
+            self.tell_lost(&mut lost, &view);
             let mut verdicts = Verdicts::new(&view, now);
             for pending in batch {
                 let material = pending.material();
@@ -239,19 +244,20 @@ impl KeyManager {
                 view: _,
             } = verdicts;
             let result = if effects.is_empty() {
+                self.tell_read(batch, &denied, &view);
                 Ok(view.revision)
             } else {
                 let tag = self.tag()?;
                 let tenant = tenant.clone();
                 let expected = view.revision;
-                self.commit(Commit {
+                let commit = Commit {
                     tenant,
                     expected,
                     tag,
                     decided_at,
                     effects,
-                })
-                .await
+                };
+                self.commit(commit, &mut lost).await
             };
             match result {
                 Ok(revision) => {
@@ -291,11 +297,19 @@ impl KeyManager {
         Err(unknown.map_or(Failed::Contended, Failed::Store))
     }
 
-    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+    async fn commit(&self, commit: Commit, lost: &mut Vec<Lost>) -> Result<Revision, CommitError> {
         let rows: Vec<_> = commit.rows().collect();
         let decided_at = commit.decided_at;
         let tenant = commit.tenant.clone();
-        let revision = self.store.commit(commit).await?;
+        // Put aside before the answer is known, and taken back unless the answer is lost.
+        lost.push(Lost::new(&commit, &rows));
+        let result = self.store.commit(commit).await;
+        let is_lost = matches!(&result, Err(CommitError::Store(error))
+            if error.kind() == StoreErrorKind::Indeterminate);
+        if !is_lost {
+            lost.pop();
+        }
+        let revision = result?;
         tracing::debug!(%tenant, %revision, rows = rows.len(), "committed");
         if let Some(landed) = &self.landed {
             let changes: Vec<_> = rows
@@ -305,6 +319,47 @@ impl KeyManager {
             landed(&changes, decided_at);
         }
         Ok(revision)
+    }
+
+    /// Tells the listener of commits that landed though their reply was lost.
+    fn tell_lost(&self, lost: &mut Vec<Lost>, view: &TenantView) {
+        for found in lost.extract_if(.., |lost| lost.landed(view)) {
+            if let Some(landed) = &self.landed {
+                landed(&found.changes, found.decided_at);
+            }
+        }
+    }
+
+    /// Tells the listener what was read, where that is all there was to do: a key that another node
+    /// ended must be refused here too before this call says that it is ended.
+    fn tell_read(&self, batch: &[Arc<Pending>], denied: &[Option<Denied>], view: &TenantView) {
+        let (Some(landed), Some(decided_at)) = (&self.landed, view.decided_at) else {
+            return;
+        };
+        let done = batch
+            .iter()
+            .zip(denied)
+            .filter(|(_, denied)| denied.is_none());
+        let keys = done.filter_map(|(pending, _)| {
+            let request = &pending.request;
+            let key = request.command.key()?;
+            match (view.record(key), &request.command) {
+                (Some(record), _) => Some(Row::Key(Box::new(record.clone()))),
+                (None, Command::Delete { .. }) => Some(Row::Removed {
+                    key,
+                    tenant: request.tenant.clone(),
+                }),
+                (None, _) => None,
+            }
+        });
+        let tenant = view.tenant.iter().cloned().map(Row::Tenant);
+        let owners = view.owners.iter().cloned().map(Row::Owner);
+        let rows = tenant.chain(owners).chain(keys);
+        // The tenant's revision is no earlier than that of any row read, and earlier than that of
+        // whatever follows.
+        let revision = view.revision;
+        let changes: Vec<_> = rows.map(|row| Change { revision, row }).collect();
+        landed(&changes, decided_at);
     }
 
     /// Loads what all commands of a batch need, the keys that theirs are tied to included.
@@ -348,8 +403,42 @@ impl KeyManager {
     }
 }
 
+/// A commit whose reply may be lost, kept until it is known whether it landed.
+struct Lost {
+    changes: Vec<Change>,
+    decided_at: Timestamp,
+    seals: Vec<AuditHash>,
+}
+
+impl Lost {
+    fn new(commit: &Commit, rows: &[Row]) -> Self {
+        // Its own revision nobody told. This one is later than all that was read for it, and no
+        // later than its own, so that whatever follows it is newer.
+        let revision = Revision(commit.expected.0 + 1);
+        let changes = rows.iter().cloned().map(|row| Change { revision, row });
+        Self {
+            changes: changes.collect(),
+            decided_at: commit.decided_at,
+            seals: commit
+                .effects
+                .audit
+                .iter()
+                .map(|entry| entry.hash)
+                .collect(),
+        }
+    }
+
+    /// Whether the tenant's audit trail leads through it, as far as can be seen.
+    fn landed(&self, view: &TenantView) -> bool {
+        let applied = view.applied.iter().map(|entry| &entry.hash);
+        applied
+            .chain([&view.audit_head.hash])
+            .any(|seal| self.seals.contains(seal))
+    }
+}
+
 /// Reads what the tenants above `tenant` say about themselves and about `owners`.
-pub(crate) async fn load_ancestry(
+async fn load_ancestry(
     store: &dyn KeyStore,
     tenant: &TenantId,
     owners: Vec<crate::core::text::PrincipalId>,
@@ -407,10 +496,18 @@ impl Verdicts {
     fn add(&mut self, pending: &Pending, context: &Context<'_>) {
         match decide::decide(&self.view, &pending.request, context) {
             Ok(decision) => {
+                let unchanged = decision.effects.is_empty();
                 self.view.apply(&decision.effects);
                 self.effects.extend(decision.effects);
                 self.decided_at = self.decided_at.max(decision.at);
-                pending.decided(decision.outcome);
+                if unchanged {
+                    let mine = |entry: &&AuditEntry| entry.command == pending.request.id;
+                    let landed = self.view.applied.iter().filter(mine);
+                    let keys: Vec<_> = landed.filter_map(|entry| entry.key).collect();
+                    pending.unchanged(decision.outcome, &keys);
+                } else {
+                    pending.decided(decision.outcome);
+                }
                 self.denied.push(None);
             }
             Err(denied) => self.denied.push(Some(denied)),
