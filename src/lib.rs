@@ -108,6 +108,8 @@
 //! | `conformance` | [`conformance`]: the store contract's checks, faults, explorer, strategies |
 
 mod clock;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod core;
 mod entropy;
 mod keyward;

@@ -16,8 +16,10 @@ pub use self::error::Error;
 use self::lane::{Lanes, Pending};
 pub use self::sweep::BulkReceipt;
 use crate::clock::Clock;
+use crate::core::audit::AuditEntry;
 use crate::core::command::{Command, Denied, Outcome, Request};
 use crate::core::decide::{self, Context};
+use crate::core::id::KeyId;
 use crate::core::pepper::PepperRing;
 use crate::core::policy::{Policies, Policy, Propagation};
 use crate::core::secret::KeyMaterial;
@@ -250,14 +252,14 @@ impl KeyManager {
                 let tag = self.tag()?;
                 let tenant = tenant.clone();
                 let expected = view.revision;
-                self.commit(Commit {
+                let commit = Commit {
                     tenant,
                     expected,
                     tag,
                     decided_at,
                     effects,
-                })
-                .await
+                };
+                self.commit(commit).await
             };
             match result {
                 Ok(revision) => {
@@ -319,14 +321,21 @@ impl KeyManager {
         let (Some(landed), Some(decided_at)) = (&self.landed, view.decided_at) else {
             return;
         };
-        let gone = batch.iter().zip(denied).filter_map(|(pending, denied)| {
+        let done = batch
+            .iter()
+            .zip(denied)
+            .filter(|(_, denied)| denied.is_none());
+        let gone = done.flat_map(|(pending, _)| {
             let Request {
                 tenant, command, ..
             } = &pending.request;
-            let key = command
-                .key()
-                .filter(|key| denied.is_none() && !view.knows(*key))?;
-            Some(Row::Removed {
+            let purged: &[KeyId] = match command {
+                Command::Purge { sweep } => sweep,
+                _ => &[],
+            };
+            let asked = command.key().into_iter().chain(purged.iter().copied());
+            let gone = asked.filter(|key| !view.knows(*key));
+            gone.map(|key| Row::Removed {
                 key,
                 tenant: tenant.clone(),
             })
@@ -357,6 +366,10 @@ impl KeyManager {
             .iter()
             .map(|pending| decide::select(&pending.request, policy, now));
         let mut select = selects.fold(Select::none(), Select::and);
+        // What an attempt before this one made may have landed without an answer.
+        select
+            .keys
+            .extend(batch.iter().flat_map(|pending| pending.made()));
         let mut view = self.store.load(tenant, &select).await?;
         for _ in 0..MAX_LINK_ROUNDS {
             let links = batch
@@ -447,11 +460,19 @@ impl Verdicts {
     fn add(&mut self, pending: &Pending, context: &Context<'_>) {
         match decide::decide(&self.view, &pending.request, context) {
             Ok(decision) => {
-                self.repeated |= decision.effects.is_empty();
+                let unchanged = decision.effects.is_empty();
+                self.repeated |= unchanged;
                 self.view.apply(&decision.effects);
                 self.effects.extend(decision.effects);
                 self.decided_at = self.decided_at.max(decision.at);
-                pending.decided(decision.outcome);
+                if unchanged {
+                    let mine = |entry: &&AuditEntry| entry.command == pending.request.id;
+                    let landed = self.view.applied.iter().filter(mine);
+                    let keys: Vec<_> = landed.filter_map(|entry| entry.key).collect();
+                    pending.unchanged(decision.outcome, &keys);
+                } else {
+                    pending.decided(decision.outcome);
+                }
                 self.denied.push(None);
             }
             Err(denied) => {
@@ -496,7 +517,7 @@ impl From<Failed> for Error {
 }
 
 /// Whether a command ends keys in bulk, and with which keys to look at.
-pub(crate) fn with_sweep(command: &Command, keys: Vec<crate::core::id::KeyId>) -> Command {
+pub(crate) fn with_sweep(command: &Command, keys: Vec<KeyId>) -> Command {
     let mut command = command.clone();
     if let Command::CloseTenant { sweep }
     | Command::RevokeMany { sweep, .. }
