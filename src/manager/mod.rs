@@ -400,7 +400,7 @@ impl KeyManager {
 }
 
 /// Reads what the tenants above `tenant` say about themselves and about `owners`.
-pub(crate) async fn load_ancestry(
+async fn load_ancestry(
     store: &dyn KeyStore,
     tenant: &TenantId,
     owners: Vec<crate::core::text::PrincipalId>,
