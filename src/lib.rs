@@ -1,6 +1,8 @@
 //! API keys for your own service.
 
 mod clock;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod core;
 mod entropy;
 mod keyward;
