@@ -60,10 +60,10 @@ pub struct KeyQuery {
 /// The order of a list. Equal keys order by id.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum KeySort {
-    /// Oldest first.
+    /// Oldest first: by id.
     #[default]
     Created,
-    /// Newest first.
+    /// Newest first: by id, from the last.
     Newest,
     /// By name, byte by byte.
     Name,
@@ -94,7 +94,8 @@ impl KeyPosition {
     }
 
     fn cmp(&self, other: &Self, sort: KeySort) -> Ordering {
-        let end = |place: &Self| place.expires_at.unwrap_or(Timestamp::MAX);
+        // A key that ends at the last instant there is still comes before those that never end.
+        let end = |place: &Self| (place.expires_at.is_none(), place.expires_at);
         match sort {
             KeySort::Created => self.id.cmp(&other.id),
             KeySort::Newest => other.id.cmp(&self.id),

@@ -111,7 +111,7 @@ impl Select {
 pub struct TenantView {
     /// The revision of the tenant's last commit; zero if it never had one.
     pub revision: Revision,
-    /// When that commit was decided.
+    /// The latest instant for which a commit of the tenant was decided; it never goes back.
     pub decided_at: Option<Timestamp>,
     /// Where its audit chain ends.
     pub audit_head: AuditHead,

@@ -47,6 +47,9 @@ pub struct Cursor {
 }
 
 /// A change of one tenant, to be applied as a whole or not at all.
+///
+/// Who commits sees to it that records, owners, the tenant's row and audit entries are the tenant's
+/// own, that removed keys are its own, and that no row is named twice.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Commit {
     /// Whose.
@@ -142,7 +145,8 @@ pub struct Change {
 /// A page of the feed: one linearizable snapshot.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Changes {
-    /// Changed rows by revision, oldest first. A row stands at its newest revision only.
+    /// Changed rows by revision, oldest first. In a state-based feed a row stands at its newest
+    /// revision only; in any other it may stand at earlier ones as well.
     pub changes: Vec<Change>,
     /// Where a follower stands that has applied them.
     pub upto: Cursor,
@@ -215,7 +219,8 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     ///
     /// - All or nothing, even if the future is dropped; audit entries are part of the batch.
     /// - Ids and imported digests are unique across tenants, removed keys included; a record is
-    ///   never overwritten by another tenant's, and a removed one never comes back.
+    ///   never overwritten by another tenant's, and a removed one never comes back. A key may be
+    ///   removed that was never stored: its tombstone is all that is left of it.
     /// - The new revision exceeds all earlier ones in commit order: once any reader has seen `n`,
     ///   nothing at or below `n` may still appear. A sequence drawn before commit breaks this.
     /// - On return the batch is as durable as the store documents.

@@ -1,0 +1,194 @@
+//! The contract of [`KeyStore`], one check per clause.
+//!
+//! Every check makes a store, uses it through the trait alone, and compares what it sees with what
+//! the contract says. None panics: a store that breaks a clause is told by a [`Violation`].
+
+mod commit;
+mod feed;
+mod find;
+mod fixtures;
+mod list;
+mod load;
+mod rows;
+mod scan;
+mod trail;
+mod wait;
+
+use crate::store::KeyStore;
+
+/// The checks as functions, each named after the clause that it checks.
+///
+/// `make` must give a fresh, empty store each time it is called; some checks call it several times.
+/// A store that drops history by itself must not do so within the few commits of a check.
+pub mod clauses {
+    pub use super::commit::*;
+    pub use super::feed::*;
+    pub use super::find::*;
+    pub use super::list::*;
+    pub use super::load::*;
+    pub use super::rows::*;
+    pub use super::scan::*;
+    pub use super::trail::*;
+    pub use super::wait::*;
+}
+
+/// A clause that a store breaks, and how that showed.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{clause}: {detail}")]
+pub struct Violation {
+    /// The clause: the name of its check in [`clauses`].
+    pub clause: &'static str,
+    /// What was seen, and what the contract asks for.
+    pub detail: String,
+}
+
+/// Hands the names of all clauses to a macro, with whatever else it takes.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __keyward_clauses {
+    ($then:path { $($with:tt)* }) => {
+        $then! {
+            { $($with)* }
+            an_unknown_tenant_is_empty_at_revision_zero,
+            load_reflects_every_commit_that_returned,
+            load_returns_keys_by_id,
+            load_returns_keys_live_at_an_instant,
+            load_returns_the_legacy_key,
+            load_returns_rows_of_owners,
+            load_returns_rows_of_the_owners_of_loaded_keys,
+            load_returns_what_commands_did,
+            load_stays_within_the_tenant,
+            load_always_returns_the_tenants_row,
+            the_audit_head_is_that_of_the_newest_entry,
+            decided_at_never_goes_back,
+            find_tells_a_key_by_its_id,
+            find_tells_a_key_by_its_imported_digest,
+            find_reflects_every_commit_that_returned,
+            find_tells_a_removed_key_as_its_tombstone,
+            find_tells_a_head_that_can_be_followed,
+            a_commit_on_another_revision_is_a_conflict,
+            a_conflict_writes_nothing,
+            a_refused_batch_writes_nothing,
+            ids_are_unique_across_tenants,
+            a_removed_key_never_comes_back,
+            removing_a_key_never_stored_takes_its_id,
+            imported_digests_are_unique_across_tenants,
+            imported_digests_are_unique_within_a_batch,
+            the_digest_of_a_removed_key_stays_taken,
+            revisions_increase_in_commit_order,
+            nothing_appears_behind_a_revision_seen,
+            concurrent_commits_have_one_winner,
+            a_dropped_commit_is_all_or_nothing,
+            records_come_back_as_they_were_written,
+            other_rows_come_back_as_they_were_written,
+            a_put_replaces_the_whole_record,
+            changes_come_oldest_first,
+            changes_end_at_the_rows_of_the_store,
+            a_revision_is_never_split_across_pages,
+            nothing_up_to_upto_is_missing,
+            an_empty_page_means_caught_up,
+            tombstones_are_in_the_feed,
+            a_cursor_ahead_of_the_head_is_compacted,
+            a_cursor_of_another_epoch_is_compacted,
+            a_cursor_with_another_tag_is_compacted,
+            cursors_carry_the_tag_of_their_commit,
+            newest_is_the_latest_instant_decided,
+            changes_now_is_changes_at_once,
+            a_scan_tells_every_row_in_order,
+            a_scan_and_its_changes_lead_to_the_store,
+            a_scan_reads_its_head_before_its_rows,
+            a_list_holds_exactly_what_matches,
+            a_list_comes_in_the_querys_order,
+            pages_of_a_list_neither_repeat_nor_skip,
+            a_list_goes_on_after_a_key_that_is_gone,
+            a_list_reflects_every_commit_that_returned,
+            the_audit_trail_comes_oldest_first,
+            the_audit_trail_holds_exactly_what_matches,
+            pages_of_the_audit_trail_neither_repeat_nor_skip,
+            the_audit_trail_reflects_every_commit_that_returned,
+            waiting_does_not_fail,
+            waiting_holds_up_no_commit,
+        }
+    };
+}
+
+macro_rules! table {
+    ({} $($name:ident,)*) => {
+        /// The names of all clauses; each is documented at its check in [`clauses`].
+        pub const CLAUSES: &[&str] = &[$(stringify!($name)),*];
+
+        /// Runs one check by its clause's name; `None` if there is no such clause.
+        pub async fn check<S: KeyStore>(
+            clause: &str,
+            make: &impl Fn() -> S,
+        ) -> Option<Result<(), Violation>> {
+            $(if clause == stringify!($name) {
+                return Some(Box::pin(clauses::$name(make)).await);
+            })*
+            None
+        }
+    };
+}
+
+crate::__keyward_clauses!(table {});
+
+/// Runs every check, and tells all clauses that the store breaks. For reports; a test suite is
+/// stamped out by [`suite!`](super::suite).
+pub async fn violations<S: KeyStore>(make: &impl Fn() -> S) -> Vec<Violation> {
+    let mut found = Vec::new();
+    for clause in CLAUSES {
+        if let Some(Err(violation)) = check(clause, make).await {
+            found.push(violation);
+        }
+    }
+    found
+}
+
+/// Stamps a module of tests, one per clause, each named after its clause.
+///
+/// `store` is evaluated anew for every store that a test needs: it must give an empty one.
+/// `block_on` is whatever runs a future to its end on the caller's runtime.
+///
+/// # Examples
+///
+/// ```no_run
+/// keyward::conformance::suite! {
+///     mod memory;
+///     block_on = pollster::block_on;
+///     store = keyward::store::MemoryStore::new();
+/// }
+/// # fn main() {}
+/// ```
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __keyward_suite {
+    (
+        $(#[$meta:meta])*
+        mod $module:ident;
+        block_on = $block_on:expr;
+        store = $store:expr;
+    ) => {
+        $(#[$meta])*
+        mod $module {
+            #[allow(unused_imports)]
+            use super::*;
+
+            $crate::__keyward_clauses!($crate::__keyward_tests {
+                block_on = $block_on;
+                store = $store;
+            });
+        }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __keyward_tests {
+    ({ block_on = $block_on:expr; store = $store:expr; } $($name:ident,)*) => {$(
+        #[test]
+        fn $name() -> ::core::result::Result<(), $crate::conformance::Violation> {
+            let make = || $store;
+            ($block_on)($crate::conformance::clauses::$name(&make))
+        }
+    )*};
+}

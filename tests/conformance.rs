@@ -1,0 +1,70 @@
+//! The conformance kit: the stores that must pass it, and the broken ones that it must catch.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use keyward::conformance::broken::{BrokenStore, Defect};
+use keyward::conformance::{CLAUSES, check, violations};
+use keyward::store::{KeyStore, MemoryStore};
+
+keyward::conformance::suite! {
+    mod memory;
+    block_on = pollster::block_on;
+    store = MemoryStore::new();
+}
+
+keyward::conformance::suite! {
+    mod dyn_store;
+    block_on = pollster::block_on;
+    store = Arc::new(MemoryStore::new()) as Arc<dyn KeyStore>;
+}
+
+#[test]
+fn every_defect_is_caught_by_the_clause_that_it_breaks() {
+    let missed: Vec<_> = Defect::ALL
+        .iter()
+        .filter_map(|&defect| missed(defect).err())
+        .collect();
+    assert!(missed.is_empty(), "{}", missed.join("\n"));
+}
+
+fn missed(defect: Defect) -> Result<(), String> {
+    let clause = defect.caught_by();
+    let make = || BrokenStore::new(MemoryStore::new(), defect);
+    match pollster::block_on(check(clause, &make)) {
+        Some(Err(violation)) if violation.clause == clause => Ok(()),
+        Some(Err(violation)) => Err(format!("{defect:?}: {clause} names another: {violation}")),
+        Some(Ok(())) => Err(format!("{defect:?} passes {clause}")),
+        None => Err(format!("{defect:?} names no clause: {clause}")),
+    }
+}
+
+#[test]
+fn every_clause_catches_a_defect() {
+    let catching: BTreeSet<_> = Defect::ALL
+        .iter()
+        .map(|defect| defect.caught_by())
+        .collect();
+    let all: BTreeSet<_> = CLAUSES.iter().copied().collect();
+    assert_eq!(catching, all);
+    assert_eq!(all.len(), CLAUSES.len(), "no clause is listed twice");
+}
+
+#[test]
+fn a_report_names_every_clause_that_a_store_breaks() {
+    let broken = || BrokenStore::new(MemoryStore::new(), Defect::WaitFails);
+    let found = pollster::block_on(violations(&broken));
+    assert!(
+        found
+            .iter()
+            .any(|violation| violation.clause == "waiting_does_not_fail")
+    );
+    assert!(pollster::block_on(violations(&MemoryStore::new)).is_empty());
+    assert!(pollster::block_on(check("no such clause", &MemoryStore::new)).is_none());
+}
+
+#[test]
+fn a_strangers_store_fits_in_150_lines() {
+    let lines = include_str!("../examples/custom_store.rs").lines().count();
+    assert!(lines < 150, "it has {lines}");
+}
