@@ -356,7 +356,7 @@ fn a2_11_a_project_api_key_is_that_of_one_project() {
             let need = ingest().for_tenant(other.clone());
             company.verify(key, &need).is_ok()
         });
-        assert_eq!(reached.collect::<Vec<_>>(), [project.tenant.clone()]);
+        assert!(reached.eq([project.tenant.clone()]));
     }
 }
 
