@@ -158,3 +158,47 @@ pub fn with_other_secret(token: &str) -> String {
     let checksum = keyward::token::checksum(&forged);
     forged + &checksum
 }
+
+/// Everything that a store keeps, as text and as bytes, its audit trail included.
+pub fn dump(store: &MemoryStore) -> String {
+    let limit = std::num::NonZeroUsize::new(10_000).unwrap();
+    let scanned = wait(store.scan(None, limit)).unwrap();
+    let query = keyward::store::AuditQuery {
+        limit,
+        ..keyward::store::AuditQuery::everything()
+    };
+    let audit = wait(store.audit(&query)).unwrap();
+    let mut text = format!("{scanned:?}\n{audit:?}\n");
+    for change in &scanned.rows {
+        if let keyward::store::Row::Key(record) = &change.row {
+            text += &String::from_utf8_lossy(&record.to_bytes());
+        }
+    }
+    for row in &audit.rows {
+        text += &String::from_utf8_lossy(&row.entry.to_bytes());
+    }
+    text
+}
+
+/// The middle of a token's secret: neither its public id nor its checksum, and short enough to find
+/// a secret that was cut.
+pub fn middle_of_secret(token: &str) -> &str {
+    &token[token.len() - 30..token.len() - 14]
+}
+
+/// What an actor sees in the list of its own tenant's keys.
+pub fn listed(world: &World, by: &Actor) -> Vec<keyward::KeyInfo> {
+    let query = world.keys.query(by.tenant());
+    wait(world.keys.list(by, &query)).unwrap().keys
+}
+
+/// What the audit trail of a tenant tells of a key, oldest first.
+pub fn told_of(
+    world: &World,
+    tenant: &TenantId,
+    key: keyward::KeyId,
+) -> Vec<keyward::audit::Action> {
+    let query = keyward::store::AuditQuery::tenant(tenant.clone()).about(key);
+    let page = wait(world.keys.audit(&Actor::system(tenant.clone()), &query)).unwrap();
+    page.rows.into_iter().map(|row| row.entry.action).collect()
+}
