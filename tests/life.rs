@@ -3,10 +3,11 @@
 
 mod support;
 
-use keyward::policy::{Deletion, Revocation, Rotation};
+use keyward::policy::{Deletion, KeyClass, Revocation, Rotation};
+use keyward::token::TokenPrefix;
 use keyward::{
-    BulkFilter, Confirmed, DeleteKey, Denied, KeyUpdate, Keyward, PepperId, Problem, Reason,
-    Rejection, Replacement, days, profiles,
+    BulkFilter, Confirmed, Created, DeleteKey, Denied, KeyUpdate, Keyward, Need, PepperId, Problem,
+    Reason, Rejection, Replacement, days, profiles,
 };
 use support::*;
 
@@ -153,4 +154,49 @@ fn live_keys_never_pass_twice_the_cap() {
         matches!(refusal, Rejection::Revoked { .. }),
         "by the oldest grace, which ended"
     );
+}
+
+#[test]
+fn the_public_half_of_a_pair_can_be_held_to_a_class() {
+    let mut spec = profiles::standard();
+    let other = spec.classes["publishable"].clone();
+    let prefixes = [(environment("live"), TokenPrefix::new("tag_").unwrap())].into();
+    spec.classes
+        .insert(class("tag"), KeyClass { prefixes, ..other });
+    let world = World::with_policy(spec);
+    let secret = world.some_key();
+    let public = |name| world.create(&admin(), reader(name).class(name)).unwrap();
+    let (expected, tag) = (public("publishable"), public("tag"));
+    let pair = |other: &Created, need: &Need| {
+        let (other, secret) = (other.secret.expose(), secret.secret.expose());
+        world
+            .keys
+            .verify_pair(other, secret, need)
+            .map(|grant| grant.key_id())
+    };
+    assert_eq!(pair(&tag, &reading()), Ok(secret.id));
+    let need = reading().beside_class(class("publishable"));
+    assert_eq!(pair(&expected, &need), Ok(secret.id));
+    assert_eq!(pair(&tag, &need), Err(Rejection::PairMismatch));
+}
+
+#[test]
+fn the_legacy_key_cannot_be_narrowed_until_it_is_as_good_as_disabled() {
+    let world = World::with_policy(profiles::amplitude());
+    wait(world.keys.provision_tenant(&admin(), &tenant("acme"))).unwrap();
+    let query = world.keys.query(&tenant("acme"));
+    let legacy = wait(world.keys.list(&admin(), &query))
+        .unwrap()
+        .keys
+        .remove(0);
+    assert!(legacy.legacy);
+    for change in [
+        KeyUpdate::new().scopes([] as [&str; 0]),
+        KeyUpdate::new().allow_addresses(["192.0.2.1"]),
+    ] {
+        let refused = denied(wait(world.keys.update(&admin(), legacy.id, change)));
+        assert_eq!(refused, Denied::LegacyKey { action: "narrowed" });
+    }
+    let renamed = KeyUpdate::new().name("web and apps");
+    wait(world.keys.update(&admin(), legacy.id, renamed)).unwrap();
 }

@@ -37,6 +37,7 @@ pub struct Need {
     scopes: ScopeSet,
     any_of: ScopeSet,
     classes: Vec<ClassName>,
+    beside: Vec<ClassName>,
     environment: Option<Environment>,
     tenant: Option<TenantId>,
     address: Option<IpAddr>,
@@ -96,6 +97,13 @@ impl Need {
         self
     }
 
+    /// In a pair, a publishable key of this class beside the secret one, or of any other that is
+    /// named. Without any, every publishable key of the same tenant and environment will do.
+    pub fn beside_class(mut self, class: ClassName) -> Self {
+        self.beside.push(class);
+        self
+    }
+
     /// A key for this environment (rule G-36).
     pub fn in_environment(mut self, environment: Environment) -> Self {
         self.environment = Some(environment);
@@ -120,9 +128,16 @@ impl Need {
         self
     }
 
-    pub(crate) fn with_address_of(mut self, other: &Self) -> Self {
-        self.address = other.address;
-        self
+    /// What the publishable half of a pair must meet, where the secret half must meet this.
+    pub(crate) fn of_publishable_half(&self) -> Self {
+        let classes = self.beside.clone();
+        let address = self.address;
+        Self {
+            classes,
+            address,
+            publishable: true,
+            ..Self::default()
+        }
     }
 
     /// What is wrong with the need itself, if anything.
@@ -410,6 +425,7 @@ fn check_need(
         scopes,
         any_of,
         classes,
+        beside: _,
         environment,
         tenant,
         address,

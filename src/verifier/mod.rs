@@ -131,8 +131,10 @@ impl Verifier {
                 Err(Rejection::PairMismatch)
             };
         }
-        let any = Need::any().or_publishable().with_address_of(need);
-        let identity = self.verify(text, &any)?;
+        let identity = match self.verify(text, &need.of_publishable_half()) {
+            Err(Rejection::WrongClass { .. }) => return Err(Rejection::PairMismatch),
+            verdict => verdict?,
+        };
         let belongs = identity.visibility() == Visibility::Publishable
             && identity.tenant() == grant.tenant()
             && identity.environment() == grant.environment();

@@ -47,6 +47,12 @@ impl Work<'_> {
                 });
             }
         }
+        let narrowed =
+            !after.scopes.contains(&before.scopes) || after.allowlist != before.allowlist;
+        if before.legacy && narrowed {
+            // Without scopes, or without a network, it would be as good as disabled.
+            return Err(Denied::LegacyKey { action: "narrowed" });
+        }
         if self.policy.spec().purpose_required && after.purpose.is_none() {
             return Err(Denied::PurposeRequired);
         }

@@ -43,7 +43,7 @@ use crate::core::text::Role;
 ///   keep the other to themselves.
 ///
 /// Roles: `admin` and `support` reach everything, `developer` everything but users and the
-/// organisation, `member` reads (`*:read`). Admins and support administer tenants and owners, so
+/// organisation, `member` reads the same. Admins and support administer tenants and owners, so
 /// that what support makes can belong to the organisation and not to a person who leaves. No cap;
 /// no legacy key; a revocation holds everywhere within 10 seconds.
 #[must_use]
@@ -73,7 +73,16 @@ pub fn amplitude_products() -> PolicySpec {
                     "variants:*",
                 ]),
             ),
-            (Role::MEMBER, scopes(&["*:read"])),
+            (
+                Role::MEMBER,
+                scopes(&[
+                    "data:read",
+                    "experiments:read",
+                    "flags:read",
+                    "project:read",
+                    "variants:read",
+                ]),
+            ),
         ]),
         administrators: BTreeSet::from([Role::ADMIN, Role::SUPPORT]),
         active_keys: ActiveKeyCap::Unlimited,
