@@ -133,7 +133,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let peppers = PepperRing::generate()?;
     let keys = Keyward::builder(Shelf::default(), peppers).build().await?;
     let admin = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
-    let created = keys.create(&admin, NewKey::new("export")).await?;
+    let key = NewKey::new("export").environment("live");
+    let created = keys.create(&admin, key).await?;
     let grant = keys.verify(created.secret.expose(), &Need::any())?;
     println!("key {} works", grant.key_id());
     Ok(())
