@@ -29,8 +29,8 @@ impl Clock for SystemClock {
         reason = "the one place where wall time is read"
     )]
     fn now(&self) -> Timestamp {
-        let since = std::time::SystemTime::UNIX_EPOCH
-            .elapsed()
+        let since = std::time::SystemTime::now()
+            .duration_since(std::time::SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
         Timestamp::UNIX_EPOCH.saturating_add(since)
     }

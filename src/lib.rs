@@ -1,4 +1,111 @@
-//! API keys for your own service.
+//! API keys for your own service: create, verify, rotate, revoke and audit them, over storage of
+//! your choice.
+//!
+//! ```
+//! # pollster::block_on(async {
+//! use keyward::store::MemoryStore;
+//! use keyward::{Actor, Keyward, Need, NewKey, PepperRing, Reason, Role, days};
+//!
+//! let keys = Keyward::builder(MemoryStore::new(), PepperRing::generate()?).build().await?;
+//!
+//! let admin = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
+//! let export = NewKey::new("nightly export").scope("reports:read").expires_in(days(90));
+//! let created = keys.create(&admin, export).await?;
+//! println!("{}", created.secret.expose()); // the only time it is shown
+//!
+//! let grant = keys.verify(created.secret.expose(), &Need::scope("reports:read"))?; // no I/O
+//! println!("{} for {}", grant.key_id(), grant.tenant());
+//!
+//! keys.revoke(&admin, created.id, Reason::Lost).await?; // refused here from now on
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # }).unwrap();
+//! ```
+//!
+//! # The parts
+//!
+//! - [`Keyward`] is the facade: every command and every question in one call. It wires a
+//!   [`KeyManager`] (changes), a [`Replica`] (follows the store) and a [`Verifier`] (no I/O); each
+//!   also stands alone.
+//! - [`store`] is the contract for storage, with [`MemoryStore`](store::MemoryStore).
+//! - [`policy`] holds the rules of a tenant's keys as data; [`profiles`] are ready ones.
+//! - [`rules`] are the same rules as plain functions: no async, no I/O, no clock.
+//! - [`audit`] and [`rotation`] tell what happened, and where a rotation stands.
+//!
+//! # Who asks
+//!
+//! Every change is asked for by an [`Actor`]: who it is, with which role, bound to which tenant. All
+//! of that comes from your own login, never from a request body. A key outside the actor's tenant is
+//! [`NotFound`](Denied::NotFound), and nobody hands out more than they have. A verified key makes an
+//! actor too: [`Grant::actor`].
+//!
+//! # Verifying
+//!
+//! [`Keyward::verify`] takes what was presented and a [`Need`], and gives a [`Grant`] or a
+//! [`Rejection`]. Log the rejection, and tell the client its
+//! [`public_message`](Rejection::public_message) with the status of its [`kind`](Rejection::kind):
+//!
+//! ```
+//! use keyward::{Rejection, RejectionKind};
+//!
+//! fn status(rejection: &Rejection) -> u16 {
+//!     match rejection.kind() {
+//!         RejectionKind::Invalid => 401,
+//!         RejectionKind::Forbidden => 403,
+//!         RejectionKind::Unavailable => 503, // an outage never looks like a bad key
+//!     }
+//! }
+//! # assert_eq!(status(&Rejection::Unknown), 401);
+//! ```
+//!
+//! A service whose store is shared with other processes calls [`Keyward::sync`] regularly: once it
+//! could not confirm for longer than the policy's [`Propagation`](policy::Propagation) bound that it
+//! is up to date, it refuses. [`Keyward::verify_or_fetch`] asks the store for a key that this node
+//! has not heard of yet, and for classes whose bound is zero.
+//!
+//! # Time and tests
+//!
+//! Time is injected. In tests, [`ManualClock`] stands still until it is moved:
+//!
+//! ```
+//! # pollster::block_on(async {
+//! use std::sync::Arc;
+//! use keyward::store::MemoryStore;
+//! use keyward::{Actor, Keyward, ManualClock, Need, NewKey, PepperRing, Rejection, Role, days};
+//!
+//! let clock = Arc::new(ManualClock::at("2026-01-01T00:00:00Z".parse()?));
+//! let builder = Keyward::builder(MemoryStore::new(), PepperRing::generate()?);
+//! let keys = builder.clock(clock.clone()).build().await?;
+//! let admin = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
+//! let key = keys.create(&admin, NewKey::new("short").expires_in(days(90))).await?;
+//!
+//! clock.advance(days(90));
+//! let refusal = keys.verify(key.secret.expose(), &Need::any()).unwrap_err();
+//! assert!(matches!(refusal, Rejection::Expired { .. }));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # }).unwrap();
+//! ```
+//!
+//! # Upkeep
+//!
+//! Verification writes nothing. What it notices (the first use of a successor, a digest under an old
+//! pepper) waits until [`Keyward::run_upkeep`] is called, from a timer of yours.
+//!
+//! # Peppers
+//!
+//! Secrets are stored as HMAC-SHA-256 digests under a [`Pepper`], a key of the service's own that
+//! must not live where the records do. To replace it, [`rotate`](PepperRing::rotate) the ring: old
+//! secrets go on verifying, and move to the new pepper when they are next used. Keys that are never
+//! used never move; end them with [`BulkFilter::pepper`] before dropping the old pepper, and keep it
+//! as [`audit_only`](PepperRing::with_audit_only) for the audit entries it sealed.
+//!
+//! # Features
+//!
+//! None is on by default, and none changes what the others do.
+//!
+//! | Feature | Adds |
+//! |---|---|
+//! | `testing` | [`SeededEntropy`]: key material that a seed repeats |
+//! | `conformance` | [`conformance`]: the store contract's checks, faults, explorer, strategies |
 
 mod clock;
 #[cfg(feature = "conformance")]
@@ -60,3 +167,7 @@ pub mod rules {
     pub use crate::core::owner::Standing;
     pub use crate::core::view::Ancestry;
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,12 +1,17 @@
-//! Checks for those who write a store.
+//! Checks for those who write a store, and tools for tests on top of one.
 //!
-//! [`suite!`] stamps one test per clause of the [`KeyStore`](crate::store::KeyStore) contract.
-//! [`broken`] has stores that each break one of them: the kit is tested against those, and so can be
-//! checks of your own.
+//! - [`suite!`] stamps one test per clause of the [`KeyStore`](crate::store::KeyStore) contract.
+//!   [`broken`] has stores that each break one of them: the kit is tested against those, and so can
+//!   be checks of your own.
+//! - [`FaultyStore`] fails when it is told to.
+//! - [`explore`] runs writers in every order there is, replies lost on the way.
 
 pub mod broken;
 mod contract;
+pub mod explore;
+mod faulty;
 
 pub use self::contract::{CLAUSES, Violation, check, clauses, violations};
+pub use self::faulty::{Call, Fault, FaultyStore};
 #[doc(inline)]
 pub use crate::__keyward_suite as suite;

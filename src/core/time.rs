@@ -162,12 +162,24 @@ pub const fn hours(hours: u32) -> Duration {
     Duration::from_secs(hours as u64 * 60 * 60)
 }
 
-/// Durations as whole seconds, for policies in files.
+/// Durations as whole seconds, for policies in files. A fraction is refused, since it would come
+/// back as something else: half a second as none.
 pub(crate) mod seconds {
+    use serde::ser::Error as _;
+
     use super::{Deserialize, Deserializer, Duration, Serializer};
 
     pub(crate) fn serialize<S: Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_u64(value.as_secs())
+        to.serialize_u64(whole::<S>(value)?)
+    }
+
+    fn whole<S: Serializer>(value: &Duration) -> Result<u64, S::Error> {
+        match value.subsec_nanos() {
+            0 => Ok(value.as_secs()),
+            _ => Err(S::Error::custom(format_args!(
+                "{value:?} is not a whole number of seconds"
+            ))),
+        }
     }
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
@@ -175,14 +187,14 @@ pub(crate) mod seconds {
     }
 
     pub(crate) mod option {
-        use super::{Deserialize, Deserializer, Duration, Serializer};
+        use super::{Deserialize, Deserializer, Duration, Serializer, whole};
 
         pub(crate) fn serialize<S: Serializer>(
             value: &Option<Duration>,
             to: S,
         ) -> Result<S::Ok, S::Error> {
             match value {
-                Some(value) => to.serialize_some(&value.as_secs()),
+                Some(value) => to.serialize_some(&whole::<S>(value)?),
                 None => to.serialize_none(),
             }
         }

@@ -252,6 +252,24 @@ pub fn scanner_pattern(prefix: &TokenPrefix) -> String {
     format!(r"\b{escaped}[0-9A-Za-z]{{{BODY_LEN}}}\b")
 }
 
+/// The checksum that ends a token which begins with `before`: by it a scanner tells a key from what
+/// only looks like one. It protects against typing errors, not against forgery.
+///
+/// # Examples
+///
+/// ```
+/// use keyward::token;
+///
+/// assert_eq!(token::checksum("sk_live_"), "2pFfUd");
+/// ```
+#[must_use]
+pub fn checksum(before: &str) -> String {
+    checksum_of(before.as_bytes())
+        .map(char::from)
+        .iter()
+        .collect()
+}
+
 /// Writes the token of a key to come.
 pub(crate) fn compose(prefix: &TokenPrefix, material: &KeyMaterial) -> Zeroizing<String> {
     // Its full size at once: a string that grew would leave copies of the secret behind.

@@ -136,6 +136,12 @@ impl TenantView {
         self.records.iter().find(|record| record.id == id)
     }
 
+    /// Whether the key of this id was loaded, readable or not.
+    #[must_use]
+    pub fn knows(&self, id: KeyId) -> bool {
+        self.record(id).is_some() || self.corrupt.contains(&id)
+    }
+
     /// The loaded row of this owner.
     #[must_use]
     pub fn owner(&self, owner: &PrincipalId) -> Option<&OwnerRecord> {

@@ -51,6 +51,32 @@ impl Pending {
         lock(&self.progress).tentative = Some(outcome);
     }
 
+    /// The keys that an earlier attempt made, if there was one.
+    pub(super) fn made(&self) -> Vec<KeyId> {
+        match &lock(&self.progress).tentative {
+            Some(Outcome::Issued { key, provisioned }) => {
+                key.iter().chain(provisioned).map(|key| key.id).collect()
+            }
+            Some(Outcome::Rotated { successor, .. }) => vec![successor.id],
+            _ => Vec::new(),
+        }
+    }
+
+    /// Nothing is left to change. What was decided before stands if it is what landed, as `keys`:
+    /// the secrets in it are told nowhere else.
+    pub(super) fn unchanged(&self, outcome: Outcome, keys: &[KeyId]) {
+        let mut progress = lock(&self.progress);
+        let landed = match &progress.tentative {
+            Some(Outcome::Issued { provisioned, .. }) => {
+                !provisioned.is_empty() && provisioned.iter().all(|key| keys.contains(&key.id))
+            }
+            _ => false,
+        };
+        if !landed {
+            progress.tentative = Some(outcome);
+        }
+    }
+
     /// Gives the command its result: what was decided for it landed, or it was refused.
     pub(super) fn land(&self, denied: Option<Denied>, receipt: Receipt) {
         let mut progress = lock(&self.progress);

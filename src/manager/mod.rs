@@ -16,8 +16,10 @@ pub use self::error::Error;
 use self::lane::{Lanes, Pending};
 pub use self::sweep::BulkReceipt;
 use crate::clock::Clock;
+use crate::core::audit::AuditEntry;
 use crate::core::command::{Command, Denied, Outcome, Request};
 use crate::core::decide::{self, Context};
+use crate::core::id::KeyId;
 use crate::core::pepper::PepperRing;
 use crate::core::policy::{Policies, Policy, Propagation};
 use crate::core::secret::KeyMaterial;
@@ -26,7 +28,9 @@ use crate::core::text::CommandId;
 use crate::core::time::Timestamp;
 use crate::core::view::{Ancestry, Effects, Revision, Select, TenantView};
 use crate::entropy::{Entropy, EntropyError};
-use crate::store::{Change, Commit, CommitError, CommitTag, KeyStore, StoreError, StoreErrorKind};
+use crate::store::{
+    Change, Commit, CommitError, CommitTag, KeyStore, Row, StoreError, StoreErrorKind,
+};
 
 /// How often a command is decided anew after a conflict or an unknown outcome before the manager
 /// gives up. A judgement: 16 writers on one tenant that all conflict are served within it.
@@ -236,22 +240,26 @@ impl KeyManager {
                 effects,
                 decided_at,
                 denied,
+                repeated,
                 view: _,
             } = verdicts;
+            if repeated {
+                self.tell(&view, batch, &denied);
+            }
             let result = if effects.is_empty() {
                 Ok(view.revision)
             } else {
                 let tag = self.tag()?;
                 let tenant = tenant.clone();
                 let expected = view.revision;
-                self.commit(Commit {
+                let commit = Commit {
                     tenant,
                     expected,
                     tag,
                     decided_at,
                     effects,
-                })
-                .await
+                };
+                self.commit(commit).await
             };
             match result {
                 Ok(revision) => {
@@ -307,6 +315,45 @@ impl KeyManager {
         Ok(revision)
     }
 
+    /// Tells what was loaded: a commit whose answer was lost, here or in a call that was dropped,
+    /// is heard of now, before anyone is told that it landed.
+    fn tell(&self, view: &TenantView, batch: &[Arc<Pending>], denied: &[Option<Denied>]) {
+        let (Some(landed), Some(decided_at)) = (&self.landed, view.decided_at) else {
+            return;
+        };
+        let done = batch
+            .iter()
+            .zip(denied)
+            .filter(|(_, denied)| denied.is_none());
+        let gone = done.flat_map(|(pending, _)| {
+            let Request {
+                tenant, command, ..
+            } = &pending.request;
+            let purged: &[KeyId] = match command {
+                Command::Purge { sweep } => sweep,
+                _ => &[],
+            };
+            let asked = command.key().into_iter().chain(purged.iter().copied());
+            let gone = asked.filter(|key| !view.knows(*key));
+            gone.map(|key| Row::Removed {
+                key,
+                tenant: tenant.clone(),
+            })
+        });
+        let rows = (view.tenant.iter().cloned().map(Row::Tenant))
+            .chain(view.owners.iter().cloned().map(Row::Owner))
+            .chain(
+                view.records
+                    .iter()
+                    .cloned()
+                    .map(|record| Row::Key(Box::new(record))),
+            )
+            .chain(gone);
+        let revision = view.revision;
+        let changes: Vec<_> = rows.map(|row| Change { revision, row }).collect();
+        landed(&changes, decided_at);
+    }
+
     /// Loads what all commands of a batch need, the keys that theirs are tied to included.
     async fn load(
         &self,
@@ -319,6 +366,10 @@ impl KeyManager {
             .iter()
             .map(|pending| decide::select(&pending.request, policy, now));
         let mut select = selects.fold(Select::none(), Select::and);
+        // What an attempt before this one made may have landed without an answer.
+        select
+            .keys
+            .extend(batch.iter().flat_map(|pending| pending.made()));
         let mut view = self.store.load(tenant, &select).await?;
         for _ in 0..MAX_LINK_ROUNDS {
             let links = batch
@@ -349,7 +400,7 @@ impl KeyManager {
 }
 
 /// Reads what the tenants above `tenant` say about themselves and about `owners`.
-pub(crate) async fn load_ancestry(
+async fn load_ancestry(
     store: &dyn KeyStore,
     tenant: &TenantId,
     owners: Vec<crate::core::text::PrincipalId>,
@@ -391,29 +442,43 @@ struct Verdicts {
     effects: Effects,
     decided_at: Timestamp,
     denied: Vec<Option<Denied>>,
+    /// Some command changes nothing: it may have landed before, without this process knowing.
+    repeated: bool,
 }
 
 impl Verdicts {
     fn new(view: &TenantView, now: Timestamp) -> Self {
-        let decided_at = view.decided_at.map_or(now, |newest| newest.max(now));
         Self {
             view: view.clone(),
             effects: Effects::default(),
-            decided_at,
+            decided_at: view.decided_at.map_or(now, |newest| newest.max(now)),
             denied: Vec::new(),
+            repeated: false,
         }
     }
 
     fn add(&mut self, pending: &Pending, context: &Context<'_>) {
         match decide::decide(&self.view, &pending.request, context) {
             Ok(decision) => {
+                let unchanged = decision.effects.is_empty();
+                self.repeated |= unchanged;
                 self.view.apply(&decision.effects);
                 self.effects.extend(decision.effects);
                 self.decided_at = self.decided_at.max(decision.at);
-                pending.decided(decision.outcome);
+                if unchanged {
+                    let mine = |entry: &&AuditEntry| entry.command == pending.request.id;
+                    let landed = self.view.applied.iter().filter(mine);
+                    let keys: Vec<_> = landed.filter_map(|entry| entry.key).collect();
+                    pending.unchanged(decision.outcome, &keys);
+                } else {
+                    pending.decided(decision.outcome);
+                }
                 self.denied.push(None);
             }
-            Err(denied) => self.denied.push(Some(denied)),
+            Err(denied) => {
+                self.repeated |= matches!(denied, Denied::AlreadyCreated { .. });
+                self.denied.push(Some(denied));
+            }
         }
     }
 }
@@ -452,7 +517,7 @@ impl From<Failed> for Error {
 }
 
 /// Whether a command ends keys in bulk, and with which keys to look at.
-pub(crate) fn with_sweep(command: &Command, keys: Vec<crate::core::id::KeyId>) -> Command {
+pub(crate) fn with_sweep(command: &Command, keys: Vec<KeyId>) -> Command {
     let mut command = command.clone();
     if let Command::CloseTenant { sweep }
     | Command::RevokeMany { sweep, .. }

@@ -106,10 +106,10 @@ impl Index {
             Key::Removed | Key::Corrupt => None,
         };
         keys.insert(id, Entry { revision, key });
-        if let Some(digest) = digest {
-            if self.imported.pin().insert(digest, id).is_none() {
-                self.imported_len.fetch_add(1, Ordering::AcqRel);
-            }
+        if let Some(digest) = digest
+            && self.imported.pin().insert(digest, id).is_none()
+        {
+            self.imported_len.fetch_add(1, Ordering::AcqRel);
         }
     }
 }

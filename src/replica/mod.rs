@@ -18,7 +18,9 @@ use crate::clock::Clock;
 use crate::core::id::KeyId;
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
-use crate::store::{Change, Changes, ChangesError, Cursor, KeyStore, StoreError, Versioned};
+use crate::store::{
+    Change, Changes, ChangesError, Cursor, KeyStore, StoreError, StoreErrorKind, Versioned,
+};
 
 /// How many rows a page of feed or scan asks for. A judgement: a megabyte or so.
 const PAGE: NonZeroUsize = NonZeroUsize::new(4096).expect("4096 is not zero");
@@ -139,6 +141,9 @@ impl Replica {
             match self.store.changes_now(cursor, PAGE) {
                 Some(Ok(changes)) => {
                     let done = changes.upto == changes.head;
+                    if !done && changes.upto == cursor {
+                        return false;
+                    }
                     self.index.load().apply_page(&changes);
                     progress.cursor = Some(changes.upto);
                     if done {
@@ -165,14 +170,18 @@ impl Replica {
         }
     }
 
-    /// Takes over one key that was read through the store, unless it belongs to another history.
-    pub(crate) fn apply_fetched(&self, fetched: &Versioned) {
+    /// Takes over one key that was read through the store, unless it belongs to another history;
+    /// first the rows of its owner and tenants that were read along with it, without which it would
+    /// reach nothing here.
+    pub(crate) fn apply_fetched(&self, fetched: &Versioned, rows: &[Change]) {
         let progress = self.progress();
         if progress
             .cursor
             .is_some_and(|cursor| cursor.epoch == fetched.head.epoch)
         {
-            self.index.load().apply(&fetched.change);
+            let index = self.index.load();
+            rows.iter().for_each(|row| index.apply(row));
+            index.apply(&fetched.change);
         }
     }
 
@@ -191,9 +200,14 @@ impl Replica {
                 let _one_writer = self.progress();
                 index.apply_page(&page);
             }
+            let moved = page.upto.revision > cursor.revision;
             cursor = page.upto;
             if cursor.revision >= goal {
                 return Ok((sent, cursor));
+            }
+            if !moved {
+                let kind = StoreErrorKind::Corrupt;
+                return Err(StoreError::new(kind, "following a feed that does not go on").into());
             }
         }
     }
@@ -212,11 +226,11 @@ impl Replica {
     }
 
     async fn fill(&self, index: &Index) -> Result<(Duration, Cursor), StoreError> {
-        let mut after = None;
+        let mut last = None;
         let mut head = None;
         let mut read = 0_usize;
         loop {
-            let page = self.store.scan(after.take(), PAGE).await?;
+            let page = self.store.scan(last.clone(), PAGE).await?;
             head.get_or_insert(page.head);
             read += page.rows.len();
             {
@@ -225,7 +239,11 @@ impl Replica {
                 page.newest.iter().for_each(|newest| index.saw(*newest));
             }
             match page.next {
-                Some(next) => after = Some(next),
+                Some(next) if Some(&next) > last.as_ref() => last = Some(next),
+                Some(_) => {
+                    let kind = StoreErrorKind::Corrupt;
+                    return Err(StoreError::new(kind, "scanning rows that do not go on"));
+                }
                 None => break,
             }
         }
@@ -235,7 +253,7 @@ impl Replica {
             Err(ChangesError::Store(error)) => Err(error),
             // History was compacted under the scan: the next step starts over.
             Err(ChangesError::Compacted) => {
-                let kind = crate::store::StoreErrorKind::Unavailable;
+                let kind = StoreErrorKind::Unavailable;
                 Err(StoreError::new(kind, "following changes after a scan"))
             }
         }

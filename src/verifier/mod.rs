@@ -270,12 +270,11 @@ impl Verifier {
         }
         let current = self.peppers.current();
         if let (Credential::Peppered { pepper, .. }, Ok(token)) = (&record.credential, claim.token)
+            && pepper != current.id()
         {
-            if pepper != current.id() {
-                let digest = current.digest(token.id_and_secret());
-                self.upkeep
-                    .push(Chore::redigest(record, pepper, current.id(), digest));
-            }
+            let digest = current.digest(token.id_and_secret());
+            self.upkeep
+                .push(Chore::redigest(record, pepper, current.id(), digest));
         }
     }
 
@@ -289,13 +288,11 @@ impl Claim<'_> {
     fn look_up(&self, index: &Index) -> Option<Key> {
         let own = self.token.ok().and_then(|token| index.key(token.id()));
         match own {
-            Some(Key::Removed) | None if index.has_imported() => {
-                // A key from elsewhere may look like one of ours.
-                index
-                    .imported(&Digest::sha256(self.text))
-                    .and_then(|id| index.key(id))
-                    .or(own)
-            }
+            // A key from elsewhere may look like one of ours. One that was ours and was removed is
+            // gone for ever, even if its digest is imported later (invariant 2).
+            None if index.has_imported() => index
+                .imported(&Digest::sha256(self.text))
+                .and_then(|id| index.key(id)),
             own => own,
         }
     }

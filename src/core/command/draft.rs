@@ -105,7 +105,7 @@ impl NewKey {
         self
     }
 
-    /// Sets where it may be used. Defaults to the class's only environment.
+    /// Sets where it may be used. Defaults to the class's only environment, or else to `live`.
     pub fn environment<E>(mut self, environment: E) -> Self
     where
         E: TryInto<Environment>,

@@ -216,7 +216,7 @@ impl Command {
 pub struct KeySpec {
     /// Its kind; the policy's default class if none is named.
     pub class: Option<ClassName>,
-    /// Where it may be used; the class's only environment if none is named.
+    /// Where it may be used; the class's only environment, or else `live`, if none is named.
     pub environment: Option<Environment>,
     /// What people call it.
     pub name: KeyName,

@@ -40,8 +40,8 @@ impl<'a> Work<'a> {
     pub(super) fn create(&mut self, spec: &KeySpec) -> Result<Outcome, Denied> {
         let (name, class) = self.named_class(spec.class.as_ref())?;
         self.permit(&class.create, None, "create keys")?;
-        let plan = self.plan(name, class, spec)?;
         let provisioned = self.ensure_provisioned()?;
+        let plan = self.plan(name, class, spec)?;
         self.check_room(&plan.class)?;
         let class = plan.class.clone();
         let key = self.issue(plan, LastAction::Created, Action::KeyCreated { class })?;
@@ -64,8 +64,8 @@ impl<'a> Work<'a> {
             let expected = "a class of secret keys: a digest cannot be shown again";
             return Err(Invalid::new("class", Problem::Form { expected }).into());
         }
-        let plan = self.plan(name, class, spec)?;
         let provisioned = self.ensure_provisioned()?;
+        let plan = self.plan(name, class, spec)?;
         self.check_room(&plan.class)?;
         let id = self.draw()?.id();
         let fingerprint = Fingerprint::of_sha256(&digest);
@@ -80,11 +80,12 @@ impl<'a> Work<'a> {
             ..self.assemble(plan, id, hint, fingerprint, credential)
         };
         let key = issued(&record, None);
-        self.put(
-            record,
-            LastAction::Imported,
-            Action::KeyImported { class, scheme },
-        );
+        let imported = Action::KeyImported {
+            class: class.clone(),
+            scheme,
+        };
+        self.put(record, LastAction::Imported, imported);
+        self.bound_live(&class);
         Ok(Outcome::Issued {
             key: Some(key),
             provisioned,
@@ -162,11 +163,11 @@ impl<'a> Work<'a> {
         rules: &'a KeyClass,
         spec: &KeySpec,
     ) -> Result<Plan, Denied> {
-        if let Some(needed) = &rules.entitlement {
-            if !self.request.actor.is_entitled(needed) {
-                let (class, entitlement) = (class.clone(), needed.clone());
-                return Err(Denied::NotEntitled { class, entitlement });
-            }
+        if let Some(needed) = &rules.entitlement
+            && !self.request.actor.is_entitled(needed)
+        {
+            let (class, entitlement) = (class.clone(), needed.clone());
+            return Err(Denied::NotEntitled { class, entitlement });
         }
         if self.policy.spec().purpose_required && spec.purpose.is_none() {
             return Err(Denied::PurposeRequired);
@@ -281,7 +282,9 @@ impl<'a> Work<'a> {
             record.published = Some(text.to_string());
         }
         let key = issued(&record, Some(Secret::new(text)));
+        let class = record.class.clone();
         self.put(record, did, action);
+        self.bound_live(&class);
         Ok(key)
     }
 
@@ -481,10 +484,7 @@ pub(super) fn environment(
 ) -> Result<(Environment, TokenPrefix), Denied> {
     let found = match asked {
         Some(asked) => rules.prefixes.get_key_value(asked),
-        None => rules
-            .prefixes
-            .first_key_value()
-            .filter(|_| rules.prefixes.len() == 1),
+        None => rules.default_environment(),
     };
     let clone =
         |(environment, prefix): (&Environment, &TokenPrefix)| (environment.clone(), prefix.clone());

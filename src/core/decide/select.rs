@@ -54,8 +54,7 @@ pub fn links(view: &TenantView, request: &Request) -> Vec<KeyId> {
         let after = record.succession.as_ref().map(|new| new.successor);
         before.into_iter().chain(after)
     });
-    tied.filter(|id| view.record(*id).is_none() && !view.corrupt.contains(id))
-        .collect()
+    tied.filter(|id| !view.knows(*id)).collect()
 }
 
 fn owner_named(command: &Command, actor: &Actor) -> Option<PrincipalId> {

@@ -40,6 +40,12 @@ impl Work<'_> {
                 });
             }
             after.expires_at = self.expiry(class, expiry, before.created.at)?;
+            if before.legacy && after.expires_at.is_some() {
+                // Else an end that is near would disable it, which nobody may (invariant 3).
+                return Err(Denied::LegacyKey {
+                    action: "given an end",
+                });
+            }
         }
         if self.policy.spec().purpose_required && after.purpose.is_none() {
             return Err(Denied::PurposeRequired);

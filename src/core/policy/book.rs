@@ -49,3 +49,49 @@ impl From<Policy> for Policies {
         Self::new(policy)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::profiles;
+
+    fn tenant(path: &str) -> TenantId {
+        TenantId::new(path).unwrap()
+    }
+
+    fn book() -> Policies {
+        let policy = |spec| Policy::new(spec).unwrap();
+        Policies::new(Policy::default())
+            .with_tenant(tenant("acme"), policy(profiles::guide()))
+            .with_tenant(tenant("acme/web/eu"), policy(profiles::idenfy()))
+    }
+
+    fn policy_of(path: &str) -> String {
+        book().of(&tenant(path)).spec().name.to_string()
+    }
+
+    #[test]
+    fn the_nearest_tenant_above_that_has_a_policy_wins() {
+        assert_eq!(policy_of("acme"), "guide");
+        assert_eq!(policy_of("acme/web"), "guide");
+        assert_eq!(policy_of("acme/web/eu"), "idenfy");
+        assert_eq!(policy_of("acme/web/eu/north"), "idenfy");
+        assert_eq!(policy_of("acme/web/us"), "guide");
+    }
+
+    #[test]
+    fn unrelated_tenants_get_the_default() {
+        assert_eq!(policy_of("acme-two"), "standard");
+        assert_eq!(policy_of("other/acme"), "standard");
+        assert_eq!(policy_of("web/eu"), "standard");
+    }
+
+    #[test]
+    fn with_one_policy_everybody_has_it() {
+        let policies = Policies::from(Policy::default());
+        assert_eq!(
+            policies.of(&tenant("acme/web")).spec().name.as_str(),
+            "standard"
+        );
+    }
+}

@@ -20,11 +20,11 @@ use crate::core::token::TokenPrefix;
 pub struct KeyClass {
     /// Whether its keys authenticate or identify.
     pub visibility: Visibility,
-    /// What tokens begin with, by environment. A key is created in the environment it names, or in
-    /// the only one there is.
+    /// What tokens begin with, by environment. A key whose creator names no environment is made for
+    /// the only one, or else for `live`.
     pub prefixes: BTreeMap<Environment, TokenPrefix>,
     /// A label for a class that is not final yet.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<Stage>,
     /// How long its keys live.
     #[serde(default)]
@@ -55,10 +55,10 @@ pub struct KeyClass {
     #[serde(default)]
     pub tenant_reach: TenantReach,
     /// A plan or feature without which its keys cannot be created (rule A2-39).
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entitlement: Option<Entitlement>,
     /// How soon a revocation of its keys holds everywhere; the policy's own bound if none is named.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub propagation: Option<Propagation>,
 }
 
@@ -91,6 +91,15 @@ impl KeyClass {
             tenant_reach: TenantReach::Own,
             entitlement: None,
             propagation: None,
+        }
+    }
+
+    /// The environment of a key whose creator names none: the only one, or else `live`.
+    #[must_use]
+    pub fn default_environment(&self) -> Option<(&Environment, &TokenPrefix)> {
+        match self.prefixes.len() {
+            1 => self.prefixes.first_key_value(),
+            _ => self.prefixes.get_key_value(&Environment::LIVE),
         }
     }
 
@@ -159,7 +168,7 @@ impl Default for Rotation {
 
 /// Whether and how keys are revoked. Leaks, removed owners and closed tenants revoke in any case.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum Revocation {
     /// They are not; they are deleted instead (rule I-08).
     None,

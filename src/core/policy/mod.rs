@@ -56,7 +56,8 @@ pub struct PolicySpec {
     /// How soon a revocation holds everywhere.
     #[serde(default)]
     pub propagation: Propagation,
-    /// Whether every key must say what it is for (rule G-38).
+    /// Whether every key must say what it is for (rule G-38). Keys that come by themselves have a
+    /// name that says so; whoever updates one gives it a purpose.
     #[serde(default)]
     pub purpose_required: bool,
 }
@@ -66,7 +67,7 @@ pub struct PolicySpec {
 /// Active and disabled keys count, and so does a key whose record cannot be read. A key that is
 /// retiring after a rotation does not: its successor does.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum ActiveKeyCap {
     /// Any number.
     #[default]
@@ -84,7 +85,7 @@ pub enum ActiveKeyCap {
 /// Whether every tenant has a legacy key: one that came with it, belongs to no person, can be
 /// rotated and cannot be disabled, revoked or deleted (rules A1-09 to A1-12).
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum LegacyRule {
     /// There is none.
     #[default]
@@ -127,6 +128,7 @@ pub struct ProvisionRule {
 /// How soon a revocation holds everywhere: a verifier that could not confirm for this long that it
 /// is up to date refuses.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Propagation {
     /// The staleness bound, in whole seconds when serialized. Zero means immediate: every
     /// verification sees the latest state.
@@ -156,7 +158,7 @@ impl Propagation {
     /// accept the key: `bound / (1 - ρ)`, where ρ is the clock's rate error.
     #[must_use]
     pub fn worst_case(self) -> Duration {
-        self.bound * 1000 / (1000 - Self::CLOCK_RATE_ERROR_PER_MILLE)
+        self.bound.saturating_mul(1000) / (1000 - Self::CLOCK_RATE_ERROR_PER_MILLE)
     }
 }
 
@@ -238,5 +240,186 @@ impl TryFrom<PolicySpec> for Policy {
 impl From<Policy> for PolicySpec {
     fn from(policy: Policy) -> Self {
         policy.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::core::profiles::standard;
+
+    /// The standard policy as a config file.
+    fn file() -> Value {
+        serde_json::to_value(standard()).unwrap()
+    }
+
+    fn read(file: Value) -> Result<Policy, String> {
+        serde_json::from_value(file).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn durations_round_trip_as_whole_seconds() {
+        let mut spec = standard();
+        spec.propagation.bound = time::hours(6);
+        let class = spec.classes.get_mut("secret").unwrap();
+        class.lifetime = Lifetime {
+            default: Some(time::days(30)),
+            max: Some(time::days(90)),
+        };
+        class.rotation = Rotation::SupportOnly(time::hours(1));
+        class.revocation = Revocation::Allowed {
+            confirm: true,
+            keep: Some(time::days(7)),
+        };
+        class.propagation = Some(Propagation::IMMEDIATE);
+        let file = serde_json::to_value(&spec).unwrap();
+        assert_eq!(file["propagation"], json!({"bound_seconds": 21_600}));
+        let class = &file["classes"]["secret"];
+        let lifetime = json!({"default_seconds": 2_592_000, "max_seconds": 7_776_000});
+        assert_eq!(class["lifetime"], lifetime);
+        assert_eq!(class["rotation"], json!({"support_only": 3600}));
+        let revocation = json!({"allowed": {"confirm": true, "keep_seconds": 604_800}});
+        assert_eq!(class["revocation"], revocation);
+        assert_eq!(class["propagation"], json!({"bound_seconds": 0}));
+        assert_eq!(serde_json::from_value::<PolicySpec>(file).unwrap(), spec);
+    }
+
+    #[test]
+    fn a_fraction_of_a_second_is_not_written_as_something_else() {
+        let mut spec = standard();
+        spec.propagation.bound = Duration::from_millis(500);
+        let error = serde_json::to_value(&spec).unwrap_err().to_string();
+        assert_eq!(error, "500ms is not a whole number of seconds");
+        let mut spec = standard();
+        let class = spec.classes.get_mut("secret").unwrap();
+        class.lifetime.max = Some(Duration::from_millis(1500));
+        assert!(serde_json::to_value(&spec).is_err());
+    }
+
+    #[test]
+    fn what_is_absent_is_not_written() {
+        let text = serde_json::to_string(&standard()).unwrap();
+        assert!(
+            !text.contains("null"),
+            "not every format can say it: {text}"
+        );
+    }
+
+    #[test]
+    fn a_config_file_may_leave_out_what_has_a_default() {
+        let access = json!({"roles": ["admin"]});
+        let policy = read(json!({
+            "name": "small",
+            "default_class": "secret",
+            "classes": {"secret": {
+                "visibility": "secret",
+                "prefixes": {"live": "sk_"},
+                "create": access, "update": access, "rotate": access, "revoke": access,
+                "ceiling": ["*:*"],
+            }},
+            "roles": {"admin": ["*:*"]},
+            "administrators": ["admin"],
+        }))
+        .unwrap();
+        let class = policy.class(&policy.spec().default_class).unwrap();
+        let prefix = crate::core::token::TokenPrefix::new("sk_").unwrap();
+        let expected = KeyClass::secret(prefix, ScopeSet::all(), [Role::ADMIN]);
+        let managed = Access::roles([Role::ADMIN]);
+        let expected = KeyClass {
+            update: managed.clone(),
+            rotate: managed.clone(),
+            revoke: managed,
+            ..expected
+        };
+        assert_eq!(*class, expected);
+    }
+
+    #[test]
+    fn an_unknown_field_anywhere_in_a_config_file_is_refused_by_name() {
+        let places = [
+            "",
+            "/propagation",
+            "/active_keys/limited",
+            "/legacy/one",
+            "/provision/0",
+            "/classes/secret",
+            "/classes/secret/lifetime",
+            "/classes/secret/revocation/allowed",
+            "/classes/secret/create",
+        ];
+        for place in places {
+            let mut file = file();
+            let given = json!({"class": "secret", "name": "Key", "scopes": ["a:b"]});
+            file["legacy"] = json!({"one": given});
+            file["provision"] = json!([given]);
+            file["provision"][0]["on"] = json!("tenant");
+            let part = file.pointer_mut(place).unwrap();
+            part.as_object_mut()
+                .unwrap()
+                .insert("keeep".to_owned(), json!(1));
+            let error = read(file).unwrap_err();
+            assert!(error.contains("unknown field `keeep`"), "{place}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_config_file_that_contradicts_itself_is_refused() {
+        let mut file = file();
+        file["default_class"] = json!("other");
+        let error = read(file).unwrap_err();
+        assert_eq!(
+            error,
+            "default class names class other, which the policy does not have"
+        );
+    }
+
+    #[test]
+    fn the_worst_case_of_a_bound_allows_for_the_error_of_the_clock() {
+        let worst = |bound| Propagation { bound }.worst_case();
+        let ten = Duration::from_secs(10);
+        let rate = 1.0 - f64::from(Propagation::CLOCK_RATE_ERROR_PER_MILLE) / 1000.0;
+        let off = worst(ten).as_secs_f64() - ten.as_secs_f64() / rate;
+        assert!(off.abs() < 1e-6, "{off}");
+        assert!(worst(ten) > ten);
+        assert_eq!(worst(Duration::from_secs(999)), Duration::from_secs(1000));
+        assert_eq!(worst(Duration::ZERO), Duration::ZERO);
+        assert!(worst(Duration::MAX) > Duration::ZERO, "and never panics");
+    }
+
+    #[test]
+    fn a_class_may_have_a_bound_of_its_own() {
+        let mut spec = standard();
+        let own = Propagation::IMMEDIATE;
+        spec.classes.get_mut("secret").unwrap().propagation = Some(own);
+        let policy = Policy::new(spec).unwrap();
+        let bound = |class| policy.propagation(&ClassName::new(class).unwrap());
+        assert_eq!(bound("secret"), own);
+        assert_eq!(bound("publishable"), Propagation::default());
+    }
+
+    #[test]
+    fn an_unknown_role_reaches_nothing_and_the_host_everything() {
+        let policy = Policy::default();
+        let other = Role::new("other").unwrap();
+        assert_eq!(policy.role_ceiling(&other), ScopeSet::none());
+        assert_eq!(policy.role_ceiling(&Role::SYSTEM), ScopeSet::all());
+    }
+
+    #[test]
+    fn a_cap_counts_the_classes_it_names_or_all() {
+        let mut spec = standard();
+        let (secret, publishable) = (
+            ClassName::new("secret").unwrap(),
+            ClassName::new("publishable").unwrap(),
+        );
+        let limit = NonZeroU32::new(3).unwrap();
+        let classes = BTreeSet::from([secret.clone()]);
+        spec.active_keys = ActiveKeyCap::Limited { limit, classes };
+        let policy = Policy::new(spec).unwrap();
+        assert_eq!(policy.cap(&secret), Some(limit));
+        assert_eq!(policy.cap(&publishable), None);
+        assert!(Policy::default().cap(&publishable).is_some());
     }
 }

@@ -1,10 +1,10 @@
 //! What makes a policy contradict itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::class::{Deletion, KeyClass, Revocation, Rotation};
+use super::class::{Deletion, KeyClass, Lifetime, Revocation, Rotation};
 use super::{ActiveKeyCap, LegacyRule, PolicySpec, Trigger};
 use crate::core::scope::ScopeSet;
 use crate::core::text::{ClassName, Environment, Role};
@@ -82,7 +82,7 @@ pub enum PolicyError {
         /// The class.
         class: ClassName,
     },
-    /// A deletion that asks for an empty text to be typed.
+    /// A deletion that asks for an empty or blank text to be typed.
     #[error("deletion of class {class} asks for an empty text to be typed")]
     EmptyConfirmation {
         /// The class.
@@ -93,6 +93,32 @@ pub enum PolicyError {
     LegacyNotRotated {
         /// The class.
         class: ClassName,
+    },
+    /// The legacy key would expire, though nothing may end it but its rotation.
+    #[error("legacy key has class {class}, whose keys expire by themselves")]
+    LegacyExpires {
+        /// The class.
+        class: ClassName,
+    },
+    /// A key that comes by itself has a class that needs an entitlement, which nobody is asked for
+    /// then.
+    #[error("{rule} names class {class}, which needs an entitlement")]
+    Entitled {
+        /// The rule, in words.
+        rule: &'static str,
+        /// The class.
+        class: ClassName,
+    },
+    /// A role may create or rotate keys of a class and reaches nothing of what the class allows, so
+    /// that it could never do so.
+    #[error("role {role} may {action} keys of class {class}, and reaches nothing that they do")]
+    Powerless {
+        /// The class.
+        class: ClassName,
+        /// The role.
+        role: Role,
+        /// What it may do in vain, in words.
+        action: &'static str,
     },
     /// A key that comes with a tenant or resource has a class with more than one environment, so
     /// that it is not said where it is used.
@@ -151,6 +177,9 @@ pub(super) fn validate(spec: &PolicySpec) -> Result<(), PolicyError> {
     spec.classes
         .iter()
         .try_for_each(|(name, class)| validate_class(name, class))?;
+    spec.classes
+        .iter()
+        .try_for_each(|(name, class)| powerful(spec, name, class))?;
     let longest = spec.propagation.bound;
     bounded("staleness bound", &spec.default_class, longest, LONGEST)?;
     if let ActiveKeyCap::Limited { classes, .. } = &spec.active_keys {
@@ -159,8 +188,14 @@ pub(super) fn validate(spec: &PolicySpec) -> Result<(), PolicyError> {
             .try_for_each(|class| class_named(spec, "cap", class).map(drop))?;
     }
     if let LegacyRule::One { class, scopes, .. } = &spec.legacy {
-        if class_named(spec, "legacy key", class)?.rotation == Rotation::None {
+        let rules = class_named(spec, "legacy key", class)?;
+        if rules.rotation == Rotation::None {
             return Err(PolicyError::LegacyNotRotated {
+                class: class.clone(),
+            });
+        }
+        if rules.lifetime != Lifetime::default() {
+            return Err(PolicyError::LegacyExpires {
                 class: class.clone(),
             });
         }
@@ -215,11 +250,37 @@ fn validate_class(name: &ClassName, class: &KeyClass) -> Result<(), PolicyError>
     if class.revocation == Revocation::None && class.deletion == Deletion::None {
         return Err(PolicyError::Endless { class: named() });
     }
-    if class.deletion == Deletion::Typed(String::new()) {
+    if matches!(&class.deletion, Deletion::Typed(text) if text.trim().is_empty()) {
         return Err(PolicyError::EmptyConfirmation { class: named() });
     }
     let access = [&class.create, &class.update, &class.rotate, &class.revoke];
     reserved(access.into_iter().flat_map(|access| &access.roles))
+}
+
+/// Nobody hands out more than they have, so a role that has nothing in common with a class can make
+/// no key of it. A role that only updates, revokes or deletes may reach nothing.
+fn powerful(spec: &PolicySpec, name: &ClassName, class: &KeyClass) -> Result<(), PolicyError> {
+    let support = BTreeSet::from([Role::SUPPORT]);
+    let nobody = BTreeSet::new();
+    let rotate = match class.rotation {
+        Rotation::None => &nobody,
+        Rotation::SupportOnly(_) => &support,
+        Rotation::SelfService(_) => &class.rotate.roles,
+    };
+    for (action, roles) in [("create", &class.create.roles), ("rotate", rotate)] {
+        let reaches = |role: &&Role| {
+            let own = spec.roles.get(*role);
+            own.is_some_and(|own| !own.intersection(&class.ceiling).is_empty())
+        };
+        if let Some(role) = roles.iter().find(|role| !reaches(role)) {
+            return Err(PolicyError::Powerless {
+                class: name.clone(),
+                role: role.clone(),
+                action,
+            });
+        }
+    }
+    Ok(())
 }
 
 fn bounded(
@@ -291,6 +352,10 @@ fn given(
             environments,
         });
     }
+    if found.entitlement.is_some() {
+        let class = class.clone();
+        return Err(PolicyError::Entitled { rule, class });
+    }
     if scopes.is_empty() || !found.ceiling.contains(scopes) {
         return Err(PolicyError::Scopes {
             rule,
@@ -322,4 +387,447 @@ fn provisioned_within_cap(spec: &PolicySpec) -> Result<(), PolicyError> {
         count,
         limit: *limit,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::policy::{Access, Policy, Propagation, ProvisionRule};
+    use crate::core::profiles::standard;
+    use crate::core::text::{Entitlement, KeyName, ResourceKind};
+
+    fn name(name: &str) -> ClassName {
+        ClassName::new(name).unwrap()
+    }
+
+    fn set(scopes: &[&'static str]) -> ScopeSet {
+        ScopeSet::parse(scopes.iter().copied()).unwrap()
+    }
+
+    /// What is said of the standard policy after `change`.
+    fn refusal(change: impl FnOnce(&mut PolicySpec)) -> PolicyError {
+        let mut spec = standard();
+        change(&mut spec);
+        Policy::new(spec).unwrap_err()
+    }
+
+    /// The same after a change of class `secret`, which is the default class.
+    fn refusal_of_class(change: impl FnOnce(&mut KeyClass)) -> PolicyError {
+        refusal(|spec| change(spec.classes.get_mut("secret").unwrap()))
+    }
+
+    /// Leaves class `secret` only one environment, as keys need that come by themselves.
+    fn one_environment(spec: &mut PolicySpec) -> &mut KeyClass {
+        let class = spec.classes.get_mut("secret").unwrap();
+        class.prefixes.remove(&Environment::TEST);
+        class
+    }
+
+    fn legacy(scopes: ScopeSet) -> LegacyRule {
+        LegacyRule::One {
+            class: name("secret"),
+            name: KeyName::new("Legacy key").unwrap(),
+            scopes,
+        }
+    }
+
+    fn provision(on: Trigger, class: &str) -> ProvisionRule {
+        ProvisionRule {
+            on,
+            class: name(class),
+            name: KeyName::new("Given key").unwrap(),
+            scopes: set(&["a:b"]),
+        }
+    }
+
+    fn deployment() -> Trigger {
+        Trigger::Resource(ResourceKind::new("deployment").unwrap())
+    }
+
+    fn limited(limit: u32, classes: &[&str]) -> ActiveKeyCap {
+        ActiveKeyCap::Limited {
+            limit: NonZeroU32::new(limit).unwrap(),
+            classes: classes.iter().map(|class| name(class)).collect(),
+        }
+    }
+
+    #[test]
+    fn a_policy_without_classes_is_refused() {
+        let error = refusal(|spec| spec.classes.clear());
+        assert_eq!(error, PolicyError::NoClass);
+    }
+
+    #[test]
+    fn a_default_class_that_is_unknown_is_refused() {
+        let error = refusal(|spec| spec.default_class = name("other"));
+        assert_eq!(
+            error.to_string(),
+            "default class names class other, which the policy does not have"
+        );
+    }
+
+    #[test]
+    fn a_cap_over_an_unknown_class_is_refused() {
+        let error = refusal(|spec| spec.active_keys = limited(9, &["secret", "other"]));
+        let (rule, class) = ("cap", name("other"));
+        assert_eq!(error, PolicyError::UnknownClass { rule, class });
+    }
+
+    #[test]
+    fn a_legacy_key_of_an_unknown_class_is_refused() {
+        let error = refusal(|spec| {
+            spec.legacy = LegacyRule::One {
+                class: name("other"),
+                name: KeyName::new("Legacy key").unwrap(),
+                scopes: ScopeSet::all(),
+            };
+        });
+        let (rule, class) = ("legacy key", name("other"));
+        assert_eq!(error, PolicyError::UnknownClass { rule, class });
+    }
+
+    #[test]
+    fn a_provisioned_key_of_an_unknown_class_is_refused() {
+        let error = refusal(|spec| spec.provision = vec![provision(Trigger::Tenant, "other")]);
+        let (rule, class) = ("provisioned key", name("other"));
+        assert_eq!(error, PolicyError::UnknownClass { rule, class });
+    }
+
+    #[test]
+    fn a_class_without_an_environment_is_refused() {
+        let error = refusal_of_class(|class| class.prefixes.clear());
+        let class = name("secret");
+        assert_eq!(error, PolicyError::NoEnvironment { class });
+    }
+
+    #[test]
+    fn two_classes_with_one_prefix_are_refused() {
+        let prefix = TokenPrefix::new("sk_live_").unwrap();
+        let error = refusal(|spec| {
+            let publishable = spec.classes.get_mut("publishable").unwrap();
+            publishable
+                .prefixes
+                .insert(Environment::LIVE, prefix.clone());
+        });
+        let (first, second) = (name("publishable"), name("secret"));
+        let expected = PolicyError::SharedPrefix {
+            prefix,
+            first,
+            second,
+        };
+        assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn two_environments_of_a_class_with_one_prefix_are_refused() {
+        let prefix = TokenPrefix::new("sk_live_").unwrap();
+        let error = refusal_of_class(|class| {
+            class.prefixes.insert(Environment::TEST, prefix.clone());
+        });
+        let (first, second) = (name("secret"), name("secret"));
+        let expected = PolicyError::SharedPrefix {
+            prefix,
+            first,
+            second,
+        };
+        assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn a_class_with_an_empty_ceiling_is_refused() {
+        let error = refusal_of_class(|class| class.ceiling = ScopeSet::none());
+        let class = name("secret");
+        assert_eq!(error, PolicyError::EmptyCeiling { class });
+    }
+
+    #[test]
+    fn a_default_lifetime_beyond_the_maximum_is_refused() {
+        let (default, max) = (Some(time::days(2)), Some(time::days(1)));
+        let error = refusal_of_class(|class| class.lifetime = Lifetime { default, max });
+        let class = name("secret");
+        let expected = PolicyError::Lifetime {
+            class,
+            default,
+            max,
+        };
+        assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn a_lifetime_of_nothing_is_refused() {
+        let nothing = Some(Duration::ZERO);
+        for (default, max) in [(nothing, None), (None, nothing)] {
+            let error = refusal_of_class(|class| class.lifetime = Lifetime { default, max });
+            let class = name("secret");
+            let expected = PolicyError::Lifetime {
+                class,
+                default,
+                max,
+            };
+            assert_eq!(error, expected);
+        }
+    }
+
+    #[test]
+    fn no_duration_may_be_too_long() {
+        let second = Duration::from_secs(1);
+        let (actual, long_grace) = (LONGEST + second, Rotation::MAX_GRACE + second);
+        let lifetime = |default, max| Lifetime { default, max };
+        let keep = Some(actual);
+        let confirm = false;
+        let long = Propagation { bound: actual };
+        type Change = Box<dyn Fn(&mut PolicySpec)>;
+        let of_class = |change: fn(&mut KeyClass, Duration), value| -> Change {
+            Box::new(move |spec| change(spec.classes.get_mut("secret").unwrap(), value))
+        };
+        let changes: [(&str, Duration, Change); 7] = [
+            (
+                "default lifetime",
+                LONGEST,
+                Box::new(move |spec| {
+                    let class = spec.classes.get_mut("secret").unwrap();
+                    class.lifetime = lifetime(Some(actual), None);
+                }),
+            ),
+            (
+                "maximum lifetime",
+                LONGEST,
+                Box::new(move |spec| {
+                    let class = spec.classes.get_mut("secret").unwrap();
+                    class.lifetime = lifetime(None, Some(actual));
+                }),
+            ),
+            (
+                "grace",
+                Rotation::MAX_GRACE,
+                of_class(
+                    |class, grace| class.rotation = Rotation::SelfService(grace),
+                    long_grace,
+                ),
+            ),
+            (
+                "grace",
+                Rotation::MAX_GRACE,
+                of_class(
+                    |class, grace| class.rotation = Rotation::SupportOnly(grace),
+                    long_grace,
+                ),
+            ),
+            (
+                "time to keep revoked keys",
+                LONGEST,
+                Box::new(move |spec| {
+                    let class = spec.classes.get_mut("secret").unwrap();
+                    class.revocation = Revocation::Allowed { confirm, keep };
+                }),
+            ),
+            (
+                "staleness bound",
+                LONGEST,
+                Box::new(move |spec| {
+                    let class = spec.classes.get_mut("secret").unwrap();
+                    class.propagation = Some(long);
+                }),
+            ),
+            (
+                "staleness bound",
+                LONGEST,
+                Box::new(move |spec| spec.propagation = long),
+            ),
+        ];
+        for (rule, max, change) in changes {
+            let expected = PolicyError::TooLong {
+                rule,
+                class: name("secret"),
+                max,
+                actual: max + second,
+            };
+            assert_eq!(refusal(change), expected);
+        }
+    }
+
+    #[test]
+    fn a_class_whose_keys_never_end_is_refused() {
+        let error = refusal_of_class(|class| {
+            class.revocation = Revocation::None;
+            class.deletion = Deletion::None;
+        });
+        let class = name("secret");
+        assert_eq!(error, PolicyError::Endless { class });
+    }
+
+    #[test]
+    fn a_blank_text_to_type_is_refused() {
+        for text in ["", " "] {
+            let error = refusal_of_class(|class| class.deletion = Deletion::Typed(text.to_owned()));
+            let class = name("secret");
+            assert_eq!(error, PolicyError::EmptyConfirmation { class });
+        }
+    }
+
+    #[test]
+    fn a_legacy_key_that_cannot_be_rotated_is_refused() {
+        let error = refusal(|spec| {
+            one_environment(spec).rotation = Rotation::None;
+            spec.legacy = legacy(ScopeSet::all());
+        });
+        let class = name("secret");
+        assert_eq!(error, PolicyError::LegacyNotRotated { class });
+    }
+
+    #[test]
+    fn a_legacy_key_that_expires_is_refused() {
+        let day = Some(time::days(1));
+        for (default, max) in [(day, None), (None, day)] {
+            let error = refusal(|spec| {
+                one_environment(spec).lifetime = Lifetime { default, max };
+                spec.legacy = legacy(ScopeSet::all());
+            });
+            let class = name("secret");
+            assert_eq!(error, PolicyError::LegacyExpires { class });
+        }
+    }
+
+    #[test]
+    fn a_key_that_comes_by_itself_needs_a_class_with_one_environment() {
+        let expected = |rule| PolicyError::AmbiguousEnvironment {
+            rule,
+            class: name("secret"),
+            environments: 2,
+        };
+        let error = refusal(|spec| spec.legacy = legacy(ScopeSet::all()));
+        assert_eq!(error, expected("legacy key"));
+        let error = refusal(|spec| spec.provision = vec![provision(deployment(), "secret")]);
+        assert_eq!(error, expected("provisioned key"));
+    }
+
+    #[test]
+    fn a_key_that_comes_by_itself_must_have_scopes_that_its_class_allows() {
+        for scopes in [ScopeSet::none(), set(&["b:c"]), set(&["a:*"])] {
+            let error = refusal(|spec| {
+                one_environment(spec).ceiling = set(&["a:b"]);
+                spec.legacy = legacy(scopes.clone());
+            });
+            let (rule, class) = ("legacy key", name("secret"));
+            assert_eq!(error, PolicyError::Scopes { rule, class });
+            let error = refusal(|spec| {
+                one_environment(spec).ceiling = set(&["a:b"]);
+                spec.provision = vec![ProvisionRule {
+                    scopes,
+                    ..provision(Trigger::Tenant, "secret")
+                }];
+            });
+            let (rule, class) = ("provisioned key", name("secret"));
+            assert_eq!(error, PolicyError::Scopes { rule, class });
+        }
+    }
+
+    #[test]
+    fn a_key_that_comes_by_itself_cannot_need_an_entitlement() {
+        let error = refusal(|spec| {
+            one_environment(spec).entitlement = Some(Entitlement::new("enterprise").unwrap());
+            spec.provision = vec![provision(deployment(), "secret")];
+        });
+        let (rule, class) = ("provisioned key", name("secret"));
+        assert_eq!(error, PolicyError::Entitled { rule, class });
+    }
+
+    #[test]
+    fn more_keys_with_every_tenant_than_the_cap_are_refused() {
+        let give_two = |spec: &mut PolicySpec| {
+            one_environment(spec);
+            spec.legacy = legacy(ScopeSet::all());
+            spec.provision = vec![
+                provision(Trigger::Tenant, "secret"),
+                provision(deployment(), "secret"),
+            ];
+        };
+        let limit = NonZeroU32::MIN;
+        for classes in [&[][..], &["secret"]] {
+            let error = refusal(|spec| {
+                give_two(spec);
+                spec.active_keys = limited(1, classes);
+            });
+            assert_eq!(error, PolicyError::CapTooLow { count: 2, limit });
+        }
+        for cap in [limited(2, &[]), limited(1, &["publishable"])] {
+            let mut spec = standard();
+            give_two(&mut spec);
+            spec.active_keys = cap;
+            assert_eq!(Policy::new(spec).map(drop), Ok(()));
+        }
+    }
+
+    #[test]
+    fn more_rules_for_keys_that_come_by_themselves_than_can_be_recognised_are_refused() {
+        let rules = |count| vec![provision(deployment(), "secret"); count];
+        let error = refusal(|spec| {
+            one_environment(spec);
+            spec.provision = rules(PROVISION_MAX + 1);
+        });
+        let (count, max) = (PROVISION_MAX + 1, PROVISION_MAX);
+        assert_eq!(error, PolicyError::TooManyProvisioned { count, max });
+        let mut spec = standard();
+        one_environment(&mut spec);
+        spec.provision = rules(PROVISION_MAX);
+        assert_eq!(Policy::new(spec).map(drop), Ok(()));
+    }
+
+    #[test]
+    fn the_role_of_the_host_itself_cannot_be_defined_or_handed_out() {
+        type Change = fn(&mut PolicySpec);
+        let secret: fn(&mut PolicySpec) -> &mut KeyClass =
+            |spec| spec.classes.get_mut("secret").unwrap();
+        let changes: [Change; 2] = [
+            |spec| spec.roles.extend([(Role::SYSTEM, ScopeSet::all())]),
+            |spec| spec.administrators.extend([Role::SYSTEM]),
+        ];
+        let role = Role::SYSTEM;
+        for change in changes {
+            let role = role.clone();
+            assert_eq!(refusal(change), PolicyError::ReservedRole { role });
+        }
+        let accesses: [fn(&mut KeyClass) -> &mut Access; 4] = [
+            |class| &mut class.create,
+            |class| &mut class.update,
+            |class| &mut class.rotate,
+            |class| &mut class.revoke,
+        ];
+        for access in accesses {
+            let error = refusal(|spec| access(secret(spec)).roles.extend([Role::SYSTEM]));
+            let role = role.clone();
+            assert_eq!(error, PolicyError::ReservedRole { role });
+        }
+    }
+
+    #[test]
+    fn a_role_that_creates_or_rotates_must_reach_something_that_the_class_allows() {
+        let class = || name("secret");
+        let expected = |role, action| PolicyError::Powerless {
+            class: class(),
+            role,
+            action,
+        };
+        let error = refusal_of_class(|class| class.create = Access::support_only());
+        assert_eq!(error, expected(Role::SUPPORT, "create"));
+        let error = refusal_of_class(|class| class.rotate = Access::support_only());
+        assert_eq!(error, expected(Role::SUPPORT, "rotate"));
+        let error =
+            refusal_of_class(|class| class.rotation = Rotation::SupportOnly(Duration::ZERO));
+        assert_eq!(error, expected(Role::SUPPORT, "rotate"));
+        let error = refusal_of_class(|class| {
+            class.ceiling = set(&["a:write"]);
+            class.create = Access::roles([Role::MEMBER]);
+        });
+        assert_eq!(error, expected(Role::MEMBER, "create"));
+    }
+
+    #[test]
+    fn a_role_that_only_ends_keys_may_reach_nothing() {
+        let mut spec = standard();
+        let class = spec.classes.get_mut("secret").unwrap();
+        class.revoke = Access::support_only();
+        class.update = Access::support_only();
+        assert_eq!(Policy::new(spec).map(drop), Ok(()));
+    }
 }

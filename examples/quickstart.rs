@@ -1,0 +1,159 @@
+//! A key's whole life, as a story: `cargo run --example quickstart`.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use keyward::policy::{ActiveKeyCap, Policy, PolicySpec};
+use keyward::store::{AuditQuery, MemoryStore};
+use keyward::{
+    Actor, Denied, Error, Keyward, ManualClock, Need, NewKey, PepperRing, Reason, Rejection,
+    Replacement, Role, TenantId, days, hours, profiles, token,
+};
+
+type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
+
+fn main() -> Fallible<()> {
+    pollster::block_on(story())
+}
+
+async fn story() -> Fallible<()> {
+    println!("A service sets keyward up: where keys are kept, and the pepper that protects them.");
+    let clock = Arc::new(ManualClock::at("2026-01-01T09:00:00Z".parse()?));
+    let at_most_two = ActiveKeyCap::Limited {
+        limit: NonZeroU32::new(2).ok_or("two is not zero")?,
+        classes: Default::default(),
+    };
+    let policy = Policy::new(PolicySpec {
+        active_keys: at_most_two,
+        ..profiles::standard()
+    })?;
+    let keys = Keyward::builder(MemoryStore::new(), PepperRing::generate()?)
+        .policy(policy)
+        .clock(clock.clone())
+        .build()
+        .await?;
+    let acme: TenantId = "acme".try_into()?;
+    let alice = Actor::new(acme.clone(), "alice".try_into()?, Role::ADMIN);
+    keys.provision_tenant(&alice, &acme).await?;
+    println!("  tenant acme is known; its policy allows 2 active keys\n");
+
+    println!("Alice, an admin, creates a key that may read reports for 90 days.");
+    let export = NewKey::new("nightly export")
+        .scope("reports:read")
+        .expires_in(days(90));
+    let first = keys.create(&alice, export).await?;
+    println!("  shown once:       {}", first.secret.expose());
+    println!(
+        "  shown from now on: {}  (fingerprint {})\n",
+        first.hint, first.fingerprint
+    );
+
+    println!("A request comes in with it.");
+    let reading = Need::scope("reports:read");
+    let grant = keys.verify(first.secret.expose(), &reading)?;
+    println!(
+        "  accepted: key {} of {}, may do {}",
+        grant.key_id(),
+        grant.tenant(),
+        grant.scopes()
+    );
+    let refusal = keys.verify(first.secret.expose(), &Need::scope("billing:write"));
+    println!("  asked for more:   {}", told(&refusal)?);
+    let mistyped = first.secret.expose().to_lowercase();
+    println!(
+        "  mistyped:         {}",
+        told(&keys.verify(&mistyped, &reading))?
+    );
+    let forged = forge(first.secret.expose());
+    println!(
+        "  forged secret:    {}\n",
+        told(&keys.verify(&forged, &reading))?
+    );
+
+    println!("A second key is fine, a third is one too many.");
+    let second = keys
+        .create(&alice, NewKey::new("dashboard").scope("reports:read"))
+        .await?;
+    match keys
+        .create(&alice, NewKey::new("one more").scope("reports:read"))
+        .await
+    {
+        Err(Error::Denied(denied @ Denied::CapReached { .. })) => println!("  refused: {denied}\n"),
+        other => return Err(format!("the cap did not hold: {other:?}").into()),
+    }
+
+    println!("Even at the cap the first key can be rotated; the old one works for a day.");
+    let rotated = keys
+        .rotate(&alice, first.id, Replacement::grace(hours(24)))
+        .await?;
+    let until = rotated.until.ok_or("a grace has an end")?;
+    println!(
+        "  successor {} shown once: {}",
+        rotated.id,
+        rotated.secret.expose()
+    );
+    println!(
+        "  old key: {}, works until {until}",
+        keys.key(&alice, first.id).await?.status
+    );
+    keys.verify(first.secret.expose(), &reading)?;
+    keys.verify(rotated.secret.expose(), &reading)?;
+    println!("  both are accepted now\n");
+
+    clock.advance(hours(24));
+    println!("A day later:");
+    println!(
+        "  old key:   {}",
+        told(&keys.verify(first.secret.expose(), &reading))?
+    );
+    keys.verify(rotated.secret.expose(), &reading)?;
+    println!("  successor: accepted\n");
+
+    println!("The dashboard key is lost, so Alice revokes it.");
+    let receipt = keys.revoke(&alice, second.id, Reason::Lost).await?;
+    println!(
+        "  here:       {}",
+        told(&keys.verify(second.secret.expose(), &reading))?
+    );
+    println!("  everywhere: no later than {}\n", receipt.no_later_than());
+
+    println!("Everything that happened is in the audit trail.");
+    for row in keys
+        .audit(&alice, &AuditQuery::tenant(acme.clone()))
+        .await?
+        .rows
+    {
+        let entry = row.entry;
+        let key = entry
+            .key
+            .map_or_else(|| "-".to_owned(), |key| key.to_string());
+        println!(
+            "  {:>2}  {}  {:<5}  {key:<22}  {:?}",
+            entry.sequence, entry.at, entry.actor, entry.action
+        );
+    }
+    let head = keys.verify_audit(&alice, &acme, None).await?;
+    println!(
+        "  the chain is intact: {} entries, head {}…",
+        head.sequence,
+        &head.hash.to_string()[..16]
+    );
+    Ok(())
+}
+
+/// What the host's log says of a refusal.
+fn told<T: std::fmt::Debug>(result: &Result<T, Rejection>) -> Fallible<String> {
+    match result {
+        Err(rejection) => Ok(format!("refused: {rejection}")),
+        Ok(granted) => Err(format!("should have been refused: {granted:?}").into()),
+    }
+}
+
+/// The same key id with another secret, and a checksum that fits: what an attacker can make.
+fn forge(token: &str) -> String {
+    let (before, _) = token.split_at(token.len() - 6);
+    let (kept, last) = before.split_at(before.len() - 1);
+    let forged = format!("{kept}{}", if last == "A" { 'B' } else { 'A' });
+    let checksum = token::checksum(&forged);
+    forged + &checksum
+}

@@ -1,0 +1,186 @@
+//! The house rules that a compiler does not check: which way imports point, where `unsafe` may stand.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use regex::Regex;
+
+/// Each room, and the rooms it may import. `core` imports nothing; nothing imports `conformance`.
+const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("core", &[]),
+    ("clock", &["core"]),
+    ("entropy", &["core"]),
+    ("store", &["core"]),
+    ("manager", &["core", "clock", "entropy", "store"]),
+    ("replica", &["core", "clock", "entropy", "store"]),
+    (
+        "verifier",
+        &["core", "clock", "entropy", "store", "manager", "replica"],
+    ),
+    (
+        "keyward",
+        &[
+            "core", "clock", "entropy", "store", "manager", "replica", "verifier",
+        ],
+    ),
+    (
+        "conformance",
+        &[
+            "core", "clock", "entropy", "store", "manager", "replica", "verifier", "keyward",
+        ],
+    ),
+];
+
+/// Files that may hold `unsafe`: none.
+const MAY_BE_UNSAFE: &[&str] = &[];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+fn all_sources() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    sources(&root(), &mut found);
+    assert!(
+        found.len() > 30,
+        "the sources are where this test looks for them"
+    );
+    found
+}
+
+/// The room a file belongs to: the first part of its path below `src`.
+fn room(path: &Path) -> String {
+    let below = path.strip_prefix(root()).unwrap();
+    let first = below
+        .components()
+        .next()
+        .unwrap()
+        .as_os_str()
+        .to_str()
+        .unwrap();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+/// Code without comments and without its unit tests, which may look anywhere.
+fn code(text: &str) -> String {
+    let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+    let lines = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn imports(code: &str) -> BTreeSet<String> {
+    let one = Regex::new(r"\bcrate::([a-z_]+)(?:::|\b)").unwrap();
+    one.captures_iter(code)
+        .map(|found| found[1].to_owned())
+        .collect()
+}
+
+#[test]
+fn imports_point_one_way() {
+    for path in all_sources() {
+        let room = room(&path);
+        if room == "lib" {
+            continue;
+        }
+        let (_, allowed) = MAY_IMPORT
+            .iter()
+            .find(|(name, _)| *name == room)
+            .unwrap_or_else(|| panic!("room {room} stands in no layer: add it to MAY_IMPORT"));
+        for import in imports(&code(&fs::read_to_string(&path).unwrap())) {
+            let inside = import == room || allowed.contains(&import.as_str());
+            assert!(inside, "{} imports {import}", path.display());
+        }
+    }
+}
+
+#[test]
+fn an_import_that_points_the_wrong_way_is_seen() {
+    let found = imports(&code(
+        "use crate::core::id::KeyId;\n// crate::http\nlet x = crate::store::Row;",
+    ));
+    assert_eq!(
+        found,
+        BTreeSet::from(["core".to_owned(), "store".to_owned()])
+    );
+}
+
+#[test]
+fn the_core_is_pure() {
+    let impure = Regex::new(
+        r"\basync fn\b|\.await\b|std::(fs|net::[A-Z]*Listener|thread|process|env)\b|SystemTime|Instant\b|\bRng\b|SysRng|tracing::",
+    )
+    .unwrap();
+    for path in all_sources()
+        .into_iter()
+        .filter(|path| room(path) == "core")
+    {
+        let code = code(&fs::read_to_string(&path).unwrap());
+        assert!(
+            !impure.is_match(&code),
+            "{}: {:?}",
+            path.display(),
+            impure.find(&code)
+        );
+    }
+}
+
+#[test]
+fn unsafe_code_stands_nowhere() {
+    let word = Regex::new(r"\bunsafe\b|allow\(unsafe_code\)").unwrap();
+    for path in all_sources() {
+        let named = path
+            .strip_prefix(root())
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .to_owned();
+        let found = word.is_match(&code(&fs::read_to_string(&path).unwrap()));
+        assert!(!found || MAY_BE_UNSAFE.contains(&named.as_str()), "{named}");
+    }
+    let manifest = fs::read_to_string(root().join("../Cargo.toml")).unwrap();
+    assert!(
+        manifest.contains("unsafe_code = \"deny\""),
+        "the compiler refuses it too"
+    );
+}
+
+#[test]
+fn a_secret_leaves_its_type_in_one_place() {
+    let leaving = Regex::new(r"\.expose\(\)").unwrap();
+    let inside: Vec<_> = all_sources()
+        .into_iter()
+        .filter(|path| room(path) != "conformance")
+        .filter(|path| leaving.is_match(&code(&fs::read_to_string(path).unwrap())))
+        .collect();
+    assert_eq!(
+        inside,
+        Vec::<PathBuf>::new(),
+        "the library itself never exposes a secret"
+    );
+}
+
+#[test]
+fn every_public_item_is_documented() {
+    // `missing_docs` warns in every build, and warnings are errors in the gate.
+    let manifest = fs::read_to_string(root().join("../Cargo.toml")).unwrap();
+    assert!(manifest.contains("missing_docs = \"warn\""));
+    for path in all_sources() {
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(!text.contains("allow(missing_docs)"), "{}", path.display());
+    }
+}

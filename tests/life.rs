@@ -1,0 +1,156 @@
+//! A key's life through the public API: what is accepted, what is refused, and how it is told.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
+mod support;
+
+use keyward::policy::{Deletion, Revocation, Rotation};
+use keyward::{
+    BulkFilter, Confirmed, DeleteKey, Denied, KeyUpdate, Keyward, PepperId, Problem, Reason,
+    Rejection, Replacement, days, profiles,
+};
+use support::*;
+
+#[test]
+fn a_bad_value_is_refused_naming_field_bound_and_size() {
+    let world = World::new();
+    let long = denied(world.create(&admin(), reader(&"n".repeat(201))));
+    let Denied::Invalid(invalid) = &long else {
+        panic!("{long:?}")
+    };
+    assert_eq!(
+        invalid.problem,
+        Problem::TooLong {
+            max: 200,
+            actual: 201
+        }
+    );
+    assert_eq!(
+        long.to_string(),
+        "key name: is 201 bytes long, at most 200 are allowed"
+    );
+    let metadata = reader("m").metadata([("k", "v".repeat(17_000))]);
+    let told = denied(world.create(&admin(), metadata)).to_string();
+    assert_eq!(
+        told,
+        "metadata: is 17001 bytes long, at most 16384 are allowed"
+    );
+    let update = KeyUpdate::new().scopes(["no-colon"]);
+    let told = denied(wait(world.keys.update(
+        &admin(),
+        world.some_key().id,
+        update,
+    )));
+    assert!(
+        told.to_string()
+            .starts_with("scope: must be resource:action"),
+        "{told}"
+    );
+}
+
+#[test]
+fn old_peppers_go_on_verifying_and_a_used_key_moves_to_the_current_one() {
+    let world = World::new();
+    let key = world.some_key();
+    let idle = world.some_key();
+    let ring = peppers().rotate(pepper("p2", 2)).unwrap();
+    let clock = world.clock.clone();
+    let node = wait(
+        Keyward::builder(world.store.clone(), ring)
+            .clock(clock)
+            .build(),
+    )
+    .unwrap();
+    node.verify(key.secret.expose(), &reading()).unwrap();
+    assert_eq!(wait(node.run_upkeep()).unwrap(), 1);
+    node.verify(key.secret.expose(), &reading()).unwrap();
+    assert_eq!(
+        wait(node.run_upkeep()).unwrap(),
+        0,
+        "it stands under the current pepper now"
+    );
+    // Idle keys never move by themselves; they are found by their pepper and revoked.
+    let old = BulkFilter::all().pepper(PepperId::new("p1").unwrap());
+    let done = wait(node.revoke_many(&admin(), &tenant("acme"), old, Reason::Unused)).unwrap();
+    assert_eq!(done.ended, 1);
+    assert!(node.verify(idle.secret.expose(), &reading()).is_err());
+    node.verify(key.secret.expose(), &reading()).unwrap();
+}
+
+#[test]
+fn deleting_revoking_and_rotating_follow_the_class() {
+    let mut spec = profiles::standard();
+    let secret = spec.classes.get_mut("secret").unwrap();
+    secret.rotation = Rotation::None;
+    secret.deletion = Deletion::Typed("DELETE".to_owned());
+    secret.revocation = Revocation::Allowed {
+        confirm: true,
+        keep: None,
+    };
+    let world = World::with_policy(spec);
+    let key = world.some_key();
+    let rotated = wait(
+        world
+            .keys
+            .rotate(&admin(), key.id, Replacement::immediate()),
+    );
+    assert_eq!(
+        denied(rotated),
+        Denied::NotRotatable {
+            class: class("secret")
+        }
+    );
+    let plain = wait(world.keys.revoke(&admin(), key.id, Reason::Lost));
+    assert_eq!(denied(plain), Denied::ConfirmationRequired);
+    let text = "DELETE".to_owned();
+    let typed = wait(
+        world
+            .keys
+            .delete(&admin(), key.id, DeleteKey::typed("delete")),
+    );
+    assert_eq!(denied(typed), Denied::TypedConfirmationRequired { text });
+    wait(
+        world
+            .keys
+            .revoke(&admin(), key.id, Reason::Lost.confirmed()),
+    )
+    .unwrap();
+    let info = wait(world.keys.key(&admin(), key.id)).unwrap();
+    assert_eq!(info.revoked.map(|(_, reason)| reason), Some(Reason::Lost));
+    wait(
+        world
+            .keys
+            .delete(&admin(), key.id, DeleteKey::typed("DELETE")),
+    )
+    .unwrap();
+    assert_eq!(
+        denied(wait(world.keys.key(&admin(), key.id))),
+        Denied::NotFound
+    );
+}
+
+#[test]
+fn live_keys_never_pass_twice_the_cap() {
+    let world = World::with_policy(capped(2));
+    let grace = Replacement::grace(days(1));
+    let first = world.some_key();
+    // One active key and three that drain are as many as may be live.
+    let mut newest = first.id;
+    for _ in 0..3 {
+        newest = wait(world.keys.rotate(&admin(), newest, grace)).unwrap().id;
+    }
+    let live = || {
+        let query = world.keys.query(&tenant("acme")).live();
+        wait(world.keys.list(&admin(), &query)).unwrap().keys.len()
+    };
+    assert_eq!(live(), 4);
+    world.some_key();
+    assert_eq!(live(), 4, "room for the new key was made");
+    let refusal = world
+        .keys
+        .verify(first.secret.expose(), &reading())
+        .unwrap_err();
+    assert!(
+        matches!(refusal, Rejection::Revoked { .. }),
+        "by the oldest grace, which ended"
+    );
+}

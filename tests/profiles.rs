@@ -1,0 +1,285 @@
+//! The shipped profiles through the public API: what each is for works, and what it forbids is
+//! refused for the reason it gives.
+
+use keyward::policy::{Policy, PolicySpec};
+use keyward::store::MemoryStore;
+use keyward::{
+    Actor, Confirmed, DeleteKey, Denied, Environment, Error, Expiry, IssuedKey, KeyUpdate, Keyward,
+    Need, NewKey, PepperRing, Reason, Rejection, Replacement, Resource, Role, RotationReason,
+    TenantId, days, profiles,
+};
+
+fn tenant(path: &str) -> TenantId {
+    TenantId::new(path).expect("a literal")
+}
+
+fn actor(path: &str, role: Role) -> Actor {
+    let principal = format!("the-{role}").try_into().expect("visible ASCII");
+    Actor::new(tenant(path), principal, role)
+}
+
+async fn keys(spec: PolicySpec) -> Keyward {
+    let policy = Policy::new(spec).expect("a shipped profile");
+    let peppers = PepperRing::generate().expect("randomness");
+    Keyward::builder(MemoryStore::new(), peppers)
+        .policy(policy)
+        .build()
+        .await
+        .expect("a store in memory")
+}
+
+fn denied<T: std::fmt::Debug>(result: Result<T, Error>) -> Denied {
+    let error = result.expect_err("a refusal");
+    error.denied().expect("of the command").clone()
+}
+
+fn text(key: &IssuedKey) -> &str {
+    key.token.as_ref().expect("shown now").expose()
+}
+
+fn routine() -> Replacement {
+    RotationReason::Routine.into()
+}
+
+#[pollster::test]
+async fn in_amplitude_the_legacy_key_is_rotated_and_ended_in_no_way() {
+    let keys = keys(profiles::amplitude()).await;
+    let admin = actor("web", Role::ADMIN);
+    let given = keys.provision_tenant(&admin, &tenant("web")).await.unwrap();
+    let [legacy] = given.as_slice() else {
+        panic!("one key comes with a project");
+    };
+    let need = Need::scope("ingest:write").or_publishable();
+    assert!(keys.verify(text(legacy), &need).is_ok());
+    let refused = denied(
+        keys.revoke(&admin, legacy.id, Reason::Lost.confirmed())
+            .await,
+    );
+    assert!(matches!(refused, Denied::LegacyKey { .. }), "{refused}");
+    let soon = KeyUpdate::new().expiry(Expiry::In(days(1)));
+    let refused = denied(keys.update(&admin, legacy.id, soon).await);
+    assert!(matches!(refused, Denied::LegacyKey { .. }), "{refused}");
+    let same = KeyUpdate::new().expiry(Expiry::Never);
+    keys.update(&admin, legacy.id, same).await.unwrap();
+
+    let rotated = keys.rotate(&admin, legacy.id, routine()).await.unwrap();
+    assert!(keys.verify(rotated.secret.expose(), &need).is_ok());
+    assert!(keys.verify(text(legacy), &need).is_err());
+}
+
+#[pollster::test]
+async fn in_amplitude_a_member_manages_nothing_not_even_its_own_keys() {
+    let keys = keys(profiles::amplitude()).await;
+    let member = actor("web", Role::MEMBER);
+    let key = || NewKey::new("export").scope("project:read");
+    assert!(matches!(
+        denied(keys.create(&member, key()).await),
+        Denied::Forbidden { .. }
+    ));
+    let manager = actor("web", Role::MANAGER);
+    let own = key().owned_by(member.principal().clone(), Role::MEMBER);
+    let created = keys.create(&manager, own).await.unwrap();
+    let typed = || DeleteKey::typed("DELETE");
+    assert!(matches!(
+        denied(keys.delete(&member, created.id, typed()).await),
+        Denied::Forbidden { .. }
+    ));
+    let lower = DeleteKey::typed("delete");
+    assert!(matches!(
+        denied(keys.delete(&manager, created.id, lower).await),
+        Denied::TypedConfirmationRequired { .. }
+    ));
+    keys.delete(&manager, created.id, typed()).await.unwrap();
+    assert!(keys.verify(created.secret.expose(), &Need::any()).is_err());
+}
+
+#[pollster::test]
+async fn in_amplitude_fifty_keys_are_active_at_most_the_legacy_key_among_them() {
+    let keys = keys(profiles::amplitude()).await;
+    let manager = actor("web", Role::MANAGER);
+    for _ in 0..49 {
+        keys.create(&manager, NewKey::new("key")).await.unwrap();
+    }
+    let refused = denied(keys.create(&manager, NewKey::new("key")).await);
+    assert!(matches!(refused, Denied::CapReached { limit } if limit.get() == 50));
+}
+
+#[pollster::test]
+async fn in_amplitude_products_the_project_keys_are_a_pair_that_support_rotates() {
+    let keys = keys(profiles::amplitude_products()).await;
+    let admin = actor("acme", Role::ADMIN);
+    let web = tenant("acme/web");
+    let given = keys.provision_tenant(&admin, &web).await.unwrap();
+    let [api_key, secret_key] = given.as_slice() else {
+        panic!("two keys come with a project");
+    };
+    let need = Need::scope("project:write");
+    let pair = keys.verify_pair(text(api_key), text(secret_key), &need);
+    assert!(pair.is_ok());
+    assert!(matches!(
+        denied(keys.rotate(&admin, api_key.id, routine()).await),
+        Denied::NotRotatable { .. }
+    ));
+    assert!(matches!(
+        denied(keys.rotate(&admin, secret_key.id, routine()).await),
+        Denied::SupportOnly { .. }
+    ));
+    let support = actor("acme", Role::SUPPORT);
+    let rotated = keys.rotate(&support, secret_key.id, routine()).await;
+    assert!(rotated.is_ok());
+    let new = || NewKey::new("another").class("project-secret-key");
+    assert!(matches!(
+        denied(keys.create(&support, new().in_tenant(web)).await),
+        Denied::Forbidden { .. }
+    ));
+}
+
+#[pollster::test]
+async fn in_amplitude_products_organisation_keys_come_from_support_and_reach_every_project() {
+    let keys = keys(profiles::amplitude_products()).await;
+    let support = actor("acme", Role::SUPPORT);
+    let new = |class: &str| NewKey::new("organisation").class(class).owned_by_tenant();
+    let api_key = || new("org-api-key").scope("organization:identify");
+    let secret_key = || new("org-secret-key").scope("*:*");
+    assert!(matches!(
+        denied(keys.create(&actor("acme", Role::ADMIN), secret_key()).await),
+        Denied::SupportOnly { .. }
+    ));
+    let api_key = keys.create(&support, api_key()).await.unwrap();
+    let secret_key = keys.create(&support, secret_key()).await.unwrap();
+    let (api_key, secret_key) = (api_key.secret, secret_key.secret);
+    let verify = |path| {
+        let need = Need::scope("project:read").for_tenant(tenant(path));
+        keys.verify_pair(api_key.expose(), secret_key.expose(), &need)
+    };
+    assert!(verify("acme/web").is_ok());
+    assert!(matches!(
+        verify("other/web"),
+        Err(Rejection::WrongTenant { .. })
+    ));
+}
+
+#[pollster::test]
+async fn in_amplitude_products_a_server_deployment_key_is_deleted_once_nothing_refers_to_it() {
+    let keys = keys(profiles::amplitude_products()).await;
+    let admin = actor("acme", Role::ADMIN);
+    let acme = tenant("acme");
+    keys.provision_tenant(&admin, &acme).await.unwrap();
+    let resource = |side: &str| Resource {
+        kind: format!("deployment.{side}").try_into().expect("a kind"),
+        id: "checkout".try_into().expect("an id"),
+    };
+    let mut old = None;
+    for side in ["client", "server"] {
+        let given = keys.provision_resource(&admin, &acme, resource(side)).await;
+        let given = given.unwrap();
+        let [key] = given.as_slice() else {
+            panic!("one key comes with a deployment");
+        };
+        assert!(text(key).starts_with(&format!("{side}-")));
+        let rotated = keys.rotate(&admin, key.id, routine()).await.unwrap();
+        let need = Need::scope("variants:read").or_publishable();
+        assert!(keys.verify(text(key), &need).is_ok(), "works in its grace");
+        assert!(keys.verify(rotated.secret.expose(), &need).is_ok());
+        old = Some(key.id);
+    }
+    let old = old.expect("the server's");
+    let references = |references| DeleteKey::plain().with_references(references);
+    assert_eq!(
+        denied(keys.delete(&admin, old, references(1)).await),
+        Denied::StillReferenced { references: 1 }
+    );
+    keys.delete(&admin, old, references(0)).await.unwrap();
+}
+
+#[pollster::test]
+async fn in_amplitude_products_a_scim_key_needs_the_enterprise_plan() {
+    let keys = keys(profiles::amplitude_products()).await;
+    let admin = actor("acme", Role::ADMIN);
+    let key = || NewKey::new("scim").class("scim-key").scope("users:*");
+    assert!(matches!(
+        denied(keys.create(&admin, key()).await),
+        Denied::NotEntitled { .. }
+    ));
+    let entitled = admin.with_entitlement("enterprise".try_into().expect("a plan"));
+    let created = keys.create(&entitled, key()).await.unwrap();
+    keys.rotate(&entitled, created.id, routine()).await.unwrap();
+}
+
+#[pollster::test]
+async fn in_the_guide_keys_are_live_unless_said_otherwise_and_revoked_once_confirmed() {
+    let keys = keys(profiles::guide()).await;
+    let admin = actor("acme", Role::ADMIN);
+    assert!(matches!(
+        denied(keys.create(&admin, NewKey::new("export")).await),
+        Denied::PurposeRequired
+    ));
+    let key = || NewKey::new("export").purpose("nightly");
+    let live = keys.create(&admin, key()).await.unwrap();
+    let test = keys
+        .create(&admin, key().environment("test"))
+        .await
+        .unwrap();
+    let text = live.secret.expose();
+    assert!(text.starts_with("key_live_"));
+    let need = Need::any().in_environment(Environment::LIVE);
+    assert!(keys.verify_or_fetch(text, &need).await.is_ok());
+    let mixed = keys.verify_or_fetch(test.secret.expose(), &need).await;
+    assert!(matches!(mixed, Err(Rejection::WrongEnvironment { .. })));
+    assert!(matches!(
+        denied(keys.revoke(&admin, live.id, Reason::Lost).await),
+        Denied::ConfirmationRequired
+    ));
+    let confirmed = Reason::Lost.confirmed();
+    keys.revoke(&admin, live.id, confirmed).await.unwrap();
+    let ended = keys.verify_or_fetch(text, &need).await;
+    assert!(matches!(ended, Err(Rejection::Revoked { .. })));
+}
+
+#[pollster::test]
+async fn in_idenfy_a_third_key_waits_until_one_is_deleted() {
+    let keys = keys(profiles::idenfy()).await;
+    let admin = actor("acme", Role::ADMIN);
+    let first = keys.create(&admin, NewKey::new("first")).await.unwrap();
+    keys.create(&admin, NewKey::new("second")).await.unwrap();
+    let third = || NewKey::new("third");
+    assert!(matches!(
+        denied(keys.create(&admin, third()).await),
+        Denied::CapReached { .. }
+    ));
+    assert!(matches!(
+        denied(keys.revoke(&admin, first.id, Reason::Lost).await),
+        Denied::NotRevocable { .. }
+    ));
+    let secret = first.secret.expose();
+    let pair = keys.verify_pair(first.id.to_string(), secret, &Need::any());
+    assert!(pair.is_ok());
+    keys.delete(&admin, first.id, DeleteKey::plain())
+        .await
+        .unwrap();
+    assert!(keys.verify(secret, &Need::any()).is_err());
+    assert!(keys.create(&admin, third()).await.is_ok());
+}
+
+#[pollster::test]
+async fn in_yugabytedb_a_creator_who_becomes_developer_keeps_only_that_much() {
+    let keys = keys(profiles::yugabytedb()).await;
+    let creator = actor("acme", Role::ADMIN);
+    let key = NewKey::new("terraform").scope("*:*").never_expires();
+    let created = keys.create(&creator, key).await.unwrap();
+    let text = created.secret.expose();
+    assert!(keys.verify(text, &Need::scope("users:write")).is_ok());
+    let principal = creator.principal();
+    let (acme, host) = (tenant("acme"), Actor::system(tenant("acme")));
+    keys.change_owner_role(&host, &acme, principal.clone(), Role::DEVELOPER)
+        .await
+        .unwrap();
+    assert!(keys.verify(text, &Need::scope("clusters:write")).is_ok());
+    let refused = keys.verify(text, &Need::scope("users:write"));
+    assert!(matches!(refused, Err(Rejection::MissingScope { .. })));
+    let demoted = Actor::new(tenant("acme"), principal.clone(), Role::DEVELOPER);
+    assert!(matches!(
+        denied(keys.revoke(&demoted, created.id, Reason::Lost).await),
+        Denied::Forbidden { .. }
+    ));
+}

@@ -1,0 +1,94 @@
+//! Every rule has its test, or says what it waits for.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use regex::Regex;
+
+/// A document: its rules, its tests, the letters its ids begin with, and how many rules it has.
+const DOCUMENTS: &[(&str, &str, &str, usize)] = &[
+    (
+        include_str!("rules/amplitude.csv"),
+        include_str!("amplitude.rs"),
+        "A1",
+        28,
+    ),
+    (
+        include_str!("rules/amplitude_products.csv"),
+        include_str!("amplitude_products.rs"),
+        "A2",
+        41,
+    ),
+    (
+        include_str!("rules/guide.csv"),
+        include_str!("guide.rs"),
+        "G",
+        38,
+    ),
+    (
+        include_str!("rules/idenfy.csv"),
+        include_str!("idenfy.rs"),
+        "I",
+        10,
+    ),
+    (
+        include_str!("rules/yugabytedb.csv"),
+        include_str!("yugabytedb.rs"),
+        "Y",
+        26,
+    ),
+];
+
+/// What a rule may wait for. `shown` waits for nothing.
+const STATES: &[&str] = &["shown", "usage", "http", "page"];
+
+/// A document's rules by id: the state of each.
+fn rules(csv: &str) -> BTreeMap<String, String> {
+    let lines = csv.lines().skip(1).filter(|line| !line.is_empty());
+    let parsed = lines.map(|line| {
+        let mut fields = line.splitn(3, ',');
+        let mut field = || {
+            fields
+                .next()
+                .unwrap_or_else(|| panic!("three fields in {line:?}"))
+        };
+        let (id, state, words) = (field(), field(), field());
+        assert!(STATES.contains(&state), "{id} has state {state:?}");
+        assert!(words.len() > 15, "{id} says what it demands");
+        (id.to_owned(), state.to_owned())
+    });
+    let parsed: Vec<_> = parsed.collect();
+    let rules: BTreeMap<_, _> = parsed.iter().cloned().collect();
+    assert_eq!(rules.len(), parsed.len(), "each id stands once");
+    rules
+}
+
+/// The rules that a file's tests are named after.
+fn tested(source: &str) -> BTreeSet<String> {
+    let name = Regex::new(r"#\[test\]\s*fn ([a-z]\d?)_(\d\d)_[a-z]").unwrap();
+    let found = name.captures_iter(source);
+    found
+        .map(|rule| format!("{}-{}", rule[1].to_uppercase(), &rule[2]))
+        .collect()
+}
+
+#[test]
+fn every_rule_has_its_test_or_says_what_it_waits_for() {
+    for (csv, source, letters, count) in DOCUMENTS {
+        let rules = rules(csv);
+        let expected: BTreeSet<_> = (1..=*count).map(|n| format!("{letters}-{n:02}")).collect();
+        assert_eq!(rules.keys().cloned().collect::<BTreeSet<_>>(), expected);
+        let shown = rules.iter().filter(|(_, state)| *state == "shown");
+        let shown: BTreeSet<_> = shown.map(|(id, _)| id.clone()).collect();
+        assert_eq!(
+            tested(source),
+            shown,
+            "tests of {letters} against what is said to be shown"
+        );
+    }
+}
+
+#[test]
+fn a_rule_without_a_test_is_seen() {
+    let source = "#[test]\nfn a1_24_at_most_fifty() {}\n#[test]\nfn something_else() {}";
+    assert_eq!(tested(source), BTreeSet::from(["A1-24".to_owned()]));
+}
