@@ -2,6 +2,8 @@
 //!
 //! Pure.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::{Deserialize, Serialize};
 
 use super::audit::{AuditEntry, AuditHead};
@@ -144,6 +146,55 @@ impl TenantView {
     #[must_use]
     pub fn owner(&self, owner: &PrincipalId) -> Option<&OwnerRecord> {
         self.owners.iter().find(|row| row.owner == *owner)
+    }
+
+    /// The part of this view that `select` asks for, for stores that keep whole tenants in memory.
+    #[must_use]
+    pub fn narrowed(&self, select: &Select) -> Self {
+        let heads = Self {
+            tenant: self.tenant.clone(),
+            corrupt: self.corrupt.clone(),
+            owners: Vec::new(),
+            records: Vec::new(),
+            applied: Vec::new(),
+            ..*self
+        };
+        heads.with_selected(
+            select,
+            &self.records,
+            |owner| self.owner(owner),
+            &self.applied,
+        )
+    }
+
+    /// Adds what `select` asks for, for stores that have it at hand: `records` and `trail` are the
+    /// tenant's own, or as many of them as may be asked for; `owner` tells an owner's row. `trail`
+    /// comes oldest first.
+    #[must_use]
+    pub fn with_selected<'a>(
+        mut self,
+        select: &Select,
+        records: impl IntoIterator<Item = &'a KeyRecord>,
+        owner: impl Fn(&PrincipalId) -> Option<&'a OwnerRecord>,
+        trail: impl IntoIterator<Item = &'a AuditEntry> + Clone,
+    ) -> Self {
+        let asked = records.into_iter().filter(|record| select.matches(record));
+        let records: BTreeMap<_, _> = asked.map(|record| (record.id, record)).collect();
+        let of_keys = records
+            .values()
+            .filter_map(|record| record.owner.principal());
+        let owners: BTreeSet<_> = select.owners.iter().chain(of_keys).collect();
+        self.owners
+            .extend(owners.into_iter().filter_map(owner).cloned());
+        self.records.extend(records.into_values().cloned());
+        for command in &select.commands {
+            let mine = trail
+                .clone()
+                .into_iter()
+                .filter(|entry| entry.command == *command);
+            self.applied.extend(mine.take(Select::APPLIED_MAX).cloned());
+        }
+        self
     }
 
     /// Takes over what a decision changes, so that the next one can be taken on the result.

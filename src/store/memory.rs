@@ -14,12 +14,12 @@ use super::{
     Cursor, Epoch, KeyPage, KeyQuery, KeyStore, Locator, Revision, Row, RowKey, ScanPage, Select,
     StoreError, TenantView, Versioned,
 };
-use crate::core::audit::{AuditEntry, AuditHead};
+use crate::core::audit::AuditHead;
 use crate::core::id::KeyId;
-use crate::core::record::{Credential, KeyRecord};
+use crate::core::record::KeyRecord;
 use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
-use crate::core::text::{CommandId, PrincipalId};
+use crate::core::text::PrincipalId;
 use crate::core::time::Timestamp;
 
 /// Keys in memory. Clones share them.
@@ -129,22 +129,11 @@ impl State {
         let by_id = select.keys.iter().filter(|key| tenant.keys.contains(key));
         let all = select.live_at.is_some() || select.legacy;
         let others = tenant.keys.iter().filter(|_| all);
-        let mut records: BTreeMap<KeyId, &KeyRecord> = BTreeMap::new();
-        for key in by_id.chain(others) {
-            if let Some(record) = self.record(*key).filter(|record| select.matches(record)) {
-                records.insert(*key, record);
-            }
-        }
-        let mut owners: BTreeSet<_> = select.owners.iter().collect();
-        owners.extend(
-            records
-                .values()
-                .filter_map(|record| record.owner.principal()),
-        );
-        let owner_row = |owner: &&PrincipalId| {
-            let key = RowKey::Owner(id.clone(), (*owner).clone());
+        let records = by_id.chain(others).filter_map(|key| self.record(*key));
+        let owner = |owner: &PrincipalId| {
+            let key = RowKey::Owner(id.clone(), owner.clone());
             match &self.rows.get(&key)?.row {
-                Row::Owner(row) => Some(row.clone()),
+                Row::Owner(row) => Some(row),
                 _ => None,
             }
         };
@@ -152,25 +141,15 @@ impl State {
             Some(Row::Tenant(row)) => Some(row.clone()),
             _ => None,
         };
-        TenantView {
+        let heads = TenantView {
             revision: tenant.revision,
             decided_at: tenant.decided_at,
             audit_head: tenant.audit_head,
             tenant: tenant_row,
-            owners: owners.iter().filter_map(owner_row).collect(),
-            records: records.values().map(|record| (*record).clone()).collect(),
-            corrupt: Vec::new(),
-            applied: self.applied(tenant, select),
-        }
-    }
-
-    fn applied(&self, tenant: &Tenant, select: &Select) -> Vec<AuditEntry> {
-        let of = |command: &CommandId| {
-            let trail = tenant.audit.iter().map(|&place| &self.audit[place].entry);
-            let mine = trail.filter(|entry| entry.command == *command);
-            mine.take(Select::APPLIED_MAX).cloned().collect::<Vec<_>>()
+            ..TenantView::default()
         };
-        select.commands.iter().flat_map(of).collect()
+        let trail = tenant.audit.iter().map(|&place| &self.audit[place].entry);
+        heads.with_selected(select, records, owner, trail)
     }
 
     fn check(&self, commit: &Commit) -> Result<(), CommitError> {
@@ -178,38 +157,18 @@ impl State {
             .tenants
             .get(&commit.tenant)
             .map_or(Revision::ZERO, |t| t.revision);
-        if at != commit.expected {
-            return Err(CommitError::Conflict);
-        }
-        let mut batch = HashSet::new();
-        for record in &commit.effects.puts {
-            let other = self
-                .record(record.id)
-                .is_some_and(|own| own.tenant != record.tenant);
-            if record.tenant != commit.tenant || other || self.removed.contains(&record.id) {
-                return Err(CommitError::IdTaken(record.id));
-            }
-            if let Some(digest) = record.credential.imported() {
-                let taken = self
-                    .digests
-                    .get(digest)
-                    .is_some_and(|key| *key != record.id);
-                if taken || !batch.insert(*digest) {
-                    return Err(CommitError::DigestTaken);
-                }
-            }
-        }
-        Ok(())
+        let writable = |record: &KeyRecord| {
+            let own = self.record(record.id);
+            own.is_none_or(|own| own.tenant == record.tenant) && !self.removed.contains(&record.id)
+        };
+        commit.check(at, writable, |digest| self.digests.get(digest).copied())
     }
 
     fn apply(&mut self, commit: Commit) -> Revision {
         let revision = Revision(self.head.revision.0 + 1);
-        self.head = Cursor {
-            revision,
-            tag: commit.tag,
-            ..self.head
-        };
+        self.head = commit.cursor(self.head.epoch, revision);
         self.tags.insert(revision, commit.tag);
+        self.digests.extend(commit.imported());
         self.newest = self.newest.max(Some(commit.decided_at));
         for row in commit.rows() {
             let key = row.key();
@@ -230,9 +189,6 @@ impl State {
         tenant.decided_at = tenant.decided_at.max(Some(decided_at));
         for record in &effects.puts {
             tenant.keys.insert(record.id);
-            if let Credential::Imported { digest, .. } = &record.credential {
-                self.digests.insert(*digest, record.id);
-            }
         }
         for key in &effects.removes {
             tenant.keys.remove(key);

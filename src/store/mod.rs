@@ -6,6 +6,7 @@
 mod error;
 mod memory;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -109,6 +110,56 @@ impl Row {
 }
 
 impl Commit {
+    /// Checks what must hold before the commit is applied, for stores that can tell at a time when
+    /// nothing else is written: the tenant is `at` the expected revision, every record's id is free
+    /// or already the tenant's own key (`writable`), and every imported digest is free or already
+    /// the record's own (`holder` tells the key that has it, or had it).
+    ///
+    /// # Errors
+    ///
+    /// [`CommitError::Conflict`], [`IdTaken`](CommitError::IdTaken) or
+    /// [`DigestTaken`](CommitError::DigestTaken).
+    pub fn check(
+        &self,
+        at: Revision,
+        writable: impl Fn(&KeyRecord) -> bool,
+        holder: impl Fn(&Digest) -> Option<KeyId>,
+    ) -> Result<(), CommitError> {
+        if at != self.expected {
+            return Err(CommitError::Conflict);
+        }
+        let mut batch = HashSet::new();
+        for record in &self.effects.puts {
+            if record.tenant != self.tenant || !writable(record) {
+                return Err(CommitError::IdTaken(record.id));
+            }
+            if let Some(digest) = record.credential.imported() {
+                let free = holder(digest).is_none_or(|key| key == record.id);
+                if !free || !batch.insert(digest) {
+                    return Err(CommitError::DigestTaken);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a store stands that applied the commit at `revision`.
+    #[must_use]
+    pub const fn cursor(&self, epoch: Epoch, revision: Revision) -> Cursor {
+        let tag = self.tag;
+        Cursor {
+            epoch,
+            revision,
+            tag,
+        }
+    }
+
+    /// The imported digests that the commit writes, with the keys that have them.
+    pub fn imported(&self) -> impl Iterator<Item = (Digest, KeyId)> + '_ {
+        let digest = |record: &KeyRecord| Some((*record.credential.imported()?, record.id));
+        self.effects.puts.iter().filter_map(digest)
+    }
+
     /// The rows that the commit writes, tombstones included.
     pub fn rows(&self) -> impl Iterator<Item = Row> + '_ {
         let Effects {

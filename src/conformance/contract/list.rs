@@ -408,6 +408,16 @@ fn meets(record: &KeyRecord, query: &KeyQuery) -> bool {
         return false;
     }
     let end = record.expires_at;
+    if let Some(from) = query.expires_from
+        && end.is_some_and(|end| end < from)
+    {
+        return false;
+    }
+    if let Some(before) = query.expires_before
+        && end.is_none_or(|end| end >= before)
+    {
+        return false;
+    }
     query.class.as_ref().unwrap_or(&record.class) == &record.class
         && query.environment.as_ref().unwrap_or(&record.environment) == &record.environment
         && query.fingerprint.unwrap_or(record.fingerprint) == record.fingerprint
@@ -415,12 +425,6 @@ fn meets(record: &KeyRecord, query: &KeyQuery) -> bool {
             .hint
             .as_str()
             .contains(query.hint.as_deref().unwrap_or(""))
-        && !query
-            .expires_from
-            .is_some_and(|from| end.is_some_and(|end| end < from))
-        && !query
-            .expires_before
-            .is_some_and(|before| end.is_none_or(|end| end >= before))
 }
 
 fn lower(text: &str) -> String {

@@ -3,6 +3,11 @@
 //! Every check makes a store, uses it through the trait alone, and compares what it sees with what
 //! the contract says. None panics: a store that breaks a clause is told by a [`Violation`].
 
+#![expect(
+    clippy::missing_errors_doc,
+    reason = "every check has the same one error, told once at `clauses`"
+)]
+
 mod commit;
 mod feed;
 mod find;
@@ -16,7 +21,8 @@ mod wait;
 
 use crate::store::KeyStore;
 
-/// The checks as functions, each named after the clause that it checks.
+/// The checks as functions, each named after the clause that it checks. Each fails with the
+/// [`Violation`] of its clause, or passes.
 ///
 /// `make` must give a fresh, empty store each time it is called; some checks call it several times.
 /// A store that drops history by itself must not do so within the few commits of a check.
