@@ -158,3 +158,115 @@ pub fn with_other_secret(token: &str) -> String {
     let checksum = keyward::token::checksum(&forged);
     forged + &checksum
 }
+
+/// A store in another process: nothing is confirmed without a round trip, and the way there can be
+/// cut. Clones share the way.
+#[derive(Clone, Debug)]
+pub struct RemoteStore {
+    store: MemoryStore,
+    cut: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl RemoteStore {
+    pub fn of(store: &MemoryStore) -> Self {
+        let (store, cut) = (store.clone(), Arc::default());
+        Self { store, cut }
+    }
+
+    pub fn cut_off(&self, cut: bool) {
+        self.cut.store(cut, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    fn reach(&self) -> Result<&MemoryStore, keyward::store::StoreError> {
+        if self.cut.load(std::sync::atomic::Ordering::SeqCst) {
+            let kind = keyward::store::StoreErrorKind::Unavailable;
+            return Err(keyward::store::StoreError::new(kind, "crossing a cut wire"));
+        }
+        Ok(&self.store)
+    }
+}
+
+/// Everything but `changes_now`, which such a store cannot answer.
+#[keyward::async_trait]
+impl KeyStore for RemoteStore {
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        select: &keyward::store::Select,
+    ) -> Result<keyward::store::TenantView, keyward::store::StoreError> {
+        self.reach()?.load(tenant, select).await
+    }
+
+    async fn find(
+        &self,
+        locator: &keyward::store::Locator,
+    ) -> Result<Option<keyward::store::Versioned>, keyward::store::StoreError> {
+        self.reach()?.find(locator).await
+    }
+
+    async fn commit(
+        &self,
+        commit: keyward::store::Commit,
+    ) -> Result<keyward::store::Revision, keyward::store::CommitError> {
+        self.reach()?.commit(commit).await
+    }
+
+    async fn changes(
+        &self,
+        after: keyward::store::Cursor,
+        limit: std::num::NonZeroUsize,
+    ) -> Result<keyward::store::Changes, keyward::store::ChangesError> {
+        self.reach()?.changes(after, limit).await
+    }
+
+    async fn scan(
+        &self,
+        after: Option<keyward::store::RowKey>,
+        limit: std::num::NonZeroUsize,
+    ) -> Result<keyward::store::ScanPage, keyward::store::StoreError> {
+        self.reach()?.scan(after, limit).await
+    }
+
+    async fn list(
+        &self,
+        query: &keyward::store::KeyQuery,
+    ) -> Result<keyward::store::KeyPage, keyward::store::StoreError> {
+        self.reach()?.list(query).await
+    }
+
+    async fn audit(
+        &self,
+        query: &keyward::store::AuditQuery,
+    ) -> Result<keyward::store::AuditPage, keyward::store::StoreError> {
+        self.reach()?.audit(query).await
+    }
+}
+
+/// Everything that a store holds, in every form in which it holds it: for a search for secrets.
+pub fn dump(store: &MemoryStore) -> String {
+    use keyward::store::{AuditQuery, Row};
+
+    let limit = std::num::NonZeroUsize::new(10_000).unwrap();
+    let rows = wait(store.scan(None, limit)).unwrap().rows;
+    let query = AuditQuery {
+        limit,
+        ..AuditQuery::everything()
+    };
+    let trail = wait(store.audit(&query)).unwrap().rows;
+    let mut dump = format!("{store:?}\n{rows:?}\n{trail:?}\n");
+    for change in &rows {
+        if let Row::Key(record) = &change.row {
+            dump += &String::from_utf8_lossy(&record.to_bytes());
+        }
+    }
+    for row in &trail {
+        dump += &String::from_utf8_lossy(&row.entry.to_bytes());
+    }
+    dump
+}
+
+/// The part of a token that only its holder knows, without the id before and the checksum after.
+pub fn secret_part(token: &str) -> &str {
+    let id = keyward::token::parse(token.as_bytes()).unwrap();
+    &token[id.prefix().len() + id.id().to_string().len()..token.len() - 6]
+}
