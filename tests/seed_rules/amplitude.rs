@@ -416,7 +416,7 @@ fn a1_14_the_value_of_an_api_key_can_be_read_again() {
     let listed = list(&world, &everything(&world));
     let listed = listed.into_iter().find(|other| other.id == key.id);
     assert_eq!(listed.unwrap().published, value);
-    world.keys.verify(value.unwrap(), &ingest()).unwrap();
+    world.keys.verify(key.secret.expose(), &ingest()).unwrap();
 }
 
 #[test]
@@ -676,7 +676,7 @@ fn a1_24_a_project_has_at_most_fifty_active_keys() {
     let world = project();
     provision(&world);
     let fill = |n: usize| {
-        let kind = if n % 2 == 0 { api } else { secret };
+        let kind = if n.is_multiple_of(2) { api } else { secret };
         world.create(&manager(), kind(&format!("{n}"))).unwrap()
     };
     let made: Vec<Created> = (0..49).map(fill).collect();
@@ -705,7 +705,7 @@ fn a1_24_a_project_has_at_most_fifty_active_keys() {
                 let (keys, full): (&Keyward, _) = (&nodes[thread % 2], &full);
                 scope.spawn(move || {
                     let create = |n: usize| {
-                        let kind = if n % 2 == 0 { api } else { secret };
+                        let kind = if n.is_multiple_of(2) { api } else { secret };
                         let key = kind(&format!("{thread} {n}"));
                         match wait(keys.create(&manager(), key)) {
                             Ok(_) => true,
