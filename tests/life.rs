@@ -7,7 +7,7 @@ use keyward::policy::{Deletion, KeyClass, Revocation, Rotation};
 use keyward::token::TokenPrefix;
 use keyward::{
     BulkFilter, Confirmed, Created, DeleteKey, Denied, KeyUpdate, Keyward, Need, PepperId, Problem,
-    Reason, Rejection, Replacement, days, profiles,
+    Reason, Rejection, Replacement, days, hours, profiles,
 };
 use support::*;
 
@@ -137,6 +137,7 @@ fn live_keys_never_pass_twice_the_cap() {
     // One active key and three that drain are as many as may be live.
     let mut newest = first.id;
     for _ in 0..3 {
+        world.clock.advance(hours(1));
         newest = wait(world.keys.rotate(&admin(), newest, grace)).unwrap().id;
     }
     let live = || {

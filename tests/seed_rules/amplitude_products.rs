@@ -676,7 +676,7 @@ fn a2_26_a_server_key_is_shown_once_and_kept_as_a_digest() {
     for (id, hint, text) in keys {
         let info = company.info(id);
         assert_eq!(info.published, None);
-        let secret = middle_of_secret(text);
+        let secret = secret_part(text);
         assert!(!format!("{info:?}").contains(secret));
         assert!(kept.contains(hint.as_str()), "the key is in the dump");
         assert!(!kept.contains(secret));
@@ -974,7 +974,7 @@ fn a2_40_a_scim_key_is_private_and_manages_all_users_of_the_account() {
         (info.visibility, info.published),
         (Visibility::Secret, None)
     );
-    assert!(!dump(&company.world.store).contains(middle_of_secret(key.secret.expose())));
+    assert!(!dump(&company.world.store).contains(secret_part(key.secret.expose())));
     let reaches = |scope: &str, path: &str| {
         let need = Need::scope(scope).for_tenant(tenant(path));
         company.verify(key.secret.expose(), &need)

@@ -65,8 +65,8 @@ fn i_03_create_generates_a_key_that_works() {
         assert_eq!(grant.unwrap().key_id(), key.id);
     }
     assert_ne!(
-        middle_of_secret(first.secret.expose()),
-        middle_of_secret(second.secret.expose())
+        secret_part(first.secret.expose()),
+        secret_part(second.secret.expose())
     );
 }
 
@@ -88,7 +88,7 @@ fn i_04_the_secret_is_shown_once() {
     let read = format!("{details:?} {:?} {grant:?}", listed(&world, &admin));
     let kept = dump(&world.store);
     assert!(kept.contains(key.hint.as_str()), "the key is in the dump");
-    let secret = middle_of_secret(key.secret.expose());
+    let secret = secret_part(key.secret.expose());
     assert!(!read.contains(secret) && !kept.contains(secret));
 }
 

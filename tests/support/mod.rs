@@ -159,31 +159,33 @@ pub fn with_other_secret(token: &str) -> String {
     forged + &checksum
 }
 
-/// Everything that a store keeps, as text and as bytes, its audit trail included.
+/// Everything that a store holds, in every form in which it holds it: for a search for secrets.
 pub fn dump(store: &MemoryStore) -> String {
+    use keyward::store::{AuditQuery, Row};
+
     let limit = std::num::NonZeroUsize::new(10_000).unwrap();
-    let scanned = wait(store.scan(None, limit)).unwrap();
-    let query = keyward::store::AuditQuery {
+    let rows = wait(store.scan(None, limit)).unwrap().rows;
+    let query = AuditQuery {
         limit,
-        ..keyward::store::AuditQuery::everything()
+        ..AuditQuery::everything()
     };
-    let audit = wait(store.audit(&query)).unwrap();
-    let mut text = format!("{scanned:?}\n{audit:?}\n");
-    for change in &scanned.rows {
-        if let keyward::store::Row::Key(record) = &change.row {
-            text += &String::from_utf8_lossy(&record.to_bytes());
+    let trail = wait(store.audit(&query)).unwrap().rows;
+    let mut dump = format!("{store:?}\n{rows:?}\n{trail:?}\n");
+    for change in &rows {
+        if let Row::Key(record) = &change.row {
+            dump += &String::from_utf8_lossy(&record.to_bytes());
         }
     }
-    for row in &audit.rows {
-        text += &String::from_utf8_lossy(&row.entry.to_bytes());
+    for row in &trail {
+        dump += &String::from_utf8_lossy(&row.entry.to_bytes());
     }
-    text
+    dump
 }
 
-/// The middle of a token's secret: neither its public id nor its checksum, and short enough to find
-/// a secret that was cut.
-pub fn middle_of_secret(token: &str) -> &str {
-    &token[token.len() - 30..token.len() - 14]
+/// The part of a token that only its holder knows, without the id before and the checksum after.
+pub fn secret_part(token: &str) -> &str {
+    let id = keyward::token::parse(token.as_bytes()).unwrap();
+    &token[id.prefix().len() + id.id().to_string().len()..token.len() - 6]
 }
 
 /// What an actor sees in the list of its own tenant's keys.

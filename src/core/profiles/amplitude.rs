@@ -11,7 +11,10 @@ use crate::core::policy::{
 };
 use crate::core::scope::ScopeSet;
 use crate::core::text::Role;
-use crate::core::time;
+
+/// The longest bound, in whole seconds, whose [worst case](Propagation::worst_case) is within the 6
+/// hours that the document promises: a node's clock may run slow.
+const STALENESS_BOUND: Duration = Duration::from_secs(21_578);
 
 /// A project's API keys and secret keys, managed by managers and admins. The tenant is the project.
 ///
@@ -87,7 +90,7 @@ pub fn amplitude() -> PolicySpec {
         },
         provision: Vec::new(),
         propagation: Propagation {
-            bound: time::hours(6),
+            bound: STALENESS_BOUND,
         },
         purpose_required: false,
     }
