@@ -165,14 +165,18 @@ impl Replica {
         }
     }
 
-    /// Takes over one key that was read through the store, unless it belongs to another history.
-    pub(crate) fn apply_fetched(&self, fetched: &Versioned) {
+    /// Takes over one key that was read through the store, unless it belongs to another history;
+    /// first the rows of its owner and tenants that were read along with it, without which it would
+    /// reach nothing here.
+    pub(crate) fn apply_fetched(&self, fetched: &Versioned, rows: &[Change]) {
         let progress = self.progress();
         if progress
             .cursor
             .is_some_and(|cursor| cursor.epoch == fetched.head.epoch)
         {
-            self.index.load().apply(&fetched.change);
+            let index = self.index.load();
+            rows.iter().for_each(|row| index.apply(row));
+            index.apply(&fetched.change);
         }
     }
 

@@ -7,9 +7,8 @@ use crate::core::check::{Need, Rejection};
 use crate::core::owner::Standing;
 use crate::core::record::KeyRecord;
 use crate::core::secret::Digest;
-use crate::core::view::Select;
-use crate::manager::load_ancestry;
-use crate::store::{Locator, Row, StoreError, Versioned};
+use crate::core::view::{Select, lineage};
+use crate::store::{Change, Locator, Row, StoreError, Versioned};
 
 impl Verifier {
     /// Verifies against the store's latest state: whatever returned before this call began is seen.
@@ -27,13 +26,16 @@ impl Verifier {
         let Some(found) = found else {
             return Err(self.unknown(&claim));
         };
-        self.replica.apply_fetched(&found);
-        let record = match &found.change.row {
-            Row::Key(record) => Arc::new(KeyRecord::clone(record)),
-            Row::Corrupt(key) => return Err(Rejection::Corrupt { key: *key }),
-            _ => return Err(self.unknown(&claim)),
+        let Row::Key(record) = &found.change.row else {
+            self.replica.apply_fetched(&found, &[]);
+            return Err(match found.change.row {
+                Row::Corrupt(key) => Rejection::Corrupt { key },
+                _ => self.unknown(&claim),
+            });
         };
-        let standing = self.standing(&record).await.map_err(unavailable)?;
+        let record = Arc::new(KeyRecord::clone(record));
+        let (standing, rows) = self.standing(&record).await.map_err(unavailable)?;
+        self.replica.apply_fetched(&found, &rows);
         let policies = self.policies.load_full();
         let now = self.clock.now().max(self.replica.index().newest());
         let policy = policies.of(&record.tenant);
@@ -76,22 +78,25 @@ impl Verifier {
             .await
     }
 
-    async fn standing(&self, record: &KeyRecord) -> Result<Standing, StoreError> {
-        let owners: Vec<_> = record.owner.principal().cloned().into_iter().collect();
+    /// What the rows along a key's path say about it, with the rows.
+    async fn standing(&self, record: &KeyRecord) -> Result<(Standing, Vec<Change>), StoreError> {
         let select = Select {
-            owners: owners.clone(),
+            owners: record.owner.principal().cloned().into_iter().collect(),
             ..Select::none()
         };
-        let own = self.store.load(&record.tenant, &select).await?;
-        let above = load_ancestry(&*self.store, &record.tenant, owners).await?;
-        let owners = own.owners.iter().chain(&above.owners);
-        let tenants = own.tenant.iter().chain(&above.tenants);
-        Ok(Standing::resolve(
-            &record.tenant,
-            &record.owner,
-            owners,
-            tenants,
-        ))
+        let (mut owners, mut tenants, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+        for tenant in lineage(&record.tenant) {
+            let view = self.store.load(&tenant, &select).await?;
+            // No earlier than the commits that wrote the rows, and earlier than what follows them.
+            let revision = view.revision;
+            let own = view.tenant.iter().cloned().map(Row::Tenant);
+            let all = own.chain(view.owners.iter().cloned().map(Row::Owner));
+            rows.extend(all.map(|row| Change { revision, row }));
+            owners.extend(view.owners);
+            tenants.extend(view.tenant);
+        }
+        let standing = Standing::resolve(&record.tenant, &record.owner, &owners, &tenants);
+        Ok((standing, rows))
     }
 }
 
