@@ -1,6 +1,7 @@
 //! How a [`Keyward`] is put together.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
@@ -8,6 +9,7 @@ use super::{Inner, Keyward};
 use crate::clock::{Clock, SystemClock};
 use crate::core::pepper::PepperRing;
 use crate::core::policy::{Policies, Policy};
+use crate::core::time::Timestamp;
 use crate::entropy::{Entropy, SystemEntropy};
 use crate::manager::KeyManager;
 use crate::replica::Replica;
@@ -72,11 +74,15 @@ impl Builder {
         let policies = Arc::new(ArcSwap::from_pointee(policies));
         let replica = Arc::new(Replica::new(store.clone(), clock.clone()));
         let learns = replica.clone();
+        let latest = Latest {
+            clock: clock.clone(),
+            replica: replica.clone(),
+        };
         let manager = KeyManager::new(
             store.clone(),
             policies.clone(),
             peppers.clone(),
-            clock.clone(),
+            Arc::new(latest),
             entropy,
         )
         .with_listener(move |changes, decided_at| learns.apply_landed(changes, decided_at));
@@ -100,5 +106,23 @@ impl Builder {
         Ok(Keyward {
             inner: Arc::new(inner),
         })
+    }
+}
+
+/// The clock that decisions are taken by: never earlier than the newest commit that verifications
+/// know of, so that what they refuse as expired is not changed as if it still worked.
+#[derive(Debug)]
+struct Latest {
+    clock: Arc<dyn Clock>,
+    replica: Arc<Replica>,
+}
+
+impl Clock for Latest {
+    fn now(&self) -> Timestamp {
+        self.clock.now().max(self.replica.newest())
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.clock.monotonic()
     }
 }
