@@ -44,7 +44,9 @@ impl<'a> Work<'a> {
         let provisioned = self.ensure_provisioned()?;
         self.check_room(&plan.class)?;
         let class = plan.class.clone();
+        let name = class.clone();
         let key = self.issue(plan, LastAction::Created, Action::KeyCreated { class })?;
+        self.bound_live(&name);
         Ok(Outcome::Issued {
             key: Some(key),
             provisioned,
@@ -85,6 +87,7 @@ impl<'a> Work<'a> {
             LastAction::Imported,
             Action::KeyImported { class, scheme },
         );
+        self.bound_live(&key.class);
         Ok(Outcome::Issued {
             key: Some(key),
             provisioned,
@@ -262,7 +265,9 @@ impl<'a> Work<'a> {
         let action = Action::KeyProvisioned {
             class: class.clone(),
         };
-        self.issue(plan, LastAction::Created, action)
+        let key = self.issue(plan, LastAction::Created, action)?;
+        self.bound_live(&key.class);
+        Ok(key)
     }
 
     /// Makes the key of `plan`: token, digest, record, audit entry.

@@ -50,6 +50,7 @@ impl Work<'_> {
             reason: how.reason,
             until,
         };
+        self.begin_grace_before(&old);
         self.put(old, LastAction::Rotated, rotated);
         let created = Action::KeyCreated {
             class: name.clone(),
@@ -153,6 +154,24 @@ impl Work<'_> {
         if let Some(mut old) = old.filter(|old| old.is_live(self.now)).cloned() {
             old.expires_at = old.succession.take().and_then(|own| own.own_expiry);
             self.restore(old, ending.id);
+        }
+    }
+
+    /// Rotating a successor says that somebody holds it: the key that waits for its first use waits
+    /// no longer. Otherwise it would wait for ever once the successor has drained unused, beside
+    /// all later ones, and the bound on live keys would not hold.
+    fn begin_grace_before(&mut self, rotated: &KeyRecord) {
+        let link = rotated.predecessor.as_ref();
+        let old = link.and_then(|link| self.view.record(link.key)).cloned();
+        let Some(mut old) = old.filter(|old| old.is_live(self.now)) else {
+            return;
+        };
+        let waiting = (old.succession.as_mut())
+            .filter(|succession| succession.successor == rotated.id)
+            .and_then(|succession| succession.grace_from_first_use.take());
+        if let Some(grace) = waiting {
+            let until = self.retire(&mut old, Retirement::After(grace));
+            self.put(old, LastAction::FirstUsed, Action::GraceBegan { until });
         }
     }
 
