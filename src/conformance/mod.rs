@@ -2,5 +2,7 @@
 
 pub mod explore;
 mod faulty;
+pub mod model;
+pub mod strategies;
 
 pub use self::faulty::{Call, Fault, FaultyStore};
