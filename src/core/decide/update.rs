@@ -41,6 +41,14 @@ impl Work<'_> {
             }
             after.expires_at = self.expiry(class, expiry, before.created.at)?;
         }
+        let shortened = match (after.expires_at, before.expires_at) {
+            (Some(after), Some(before)) => after < before,
+            (after, before) => after.is_some() && before.is_none(),
+        };
+        if before.legacy && shortened {
+            let action = "given an earlier end";
+            return Err(Denied::LegacyKey { action });
+        }
         if self.policy.spec().purpose_required && after.purpose.is_none() {
             return Err(Denied::PurposeRequired);
         }
