@@ -29,7 +29,7 @@ impl KeyManager {
     /// the same request goes on where it stopped.
     ///
     /// [`Command::CloseTenant`], [`Command::RemoveOwner`] and [`Command::ChangeOwnerRole`] also
-    /// apply to every tenant below that has keys concerned.
+    /// apply to every tenant below that has keys concerned and that the actor reaches.
     ///
     /// # Errors
     ///
@@ -42,7 +42,9 @@ impl KeyManager {
                 | Command::RemoveOwner { .. }
                 | Command::ChangeOwnerRole { .. }
         ) {
-            for tenant in self.tenants_below(&request).await? {
+            let below = self.tenants_below(&request).await?;
+            // Where the actor does not reach, the row above refuses or narrows the keys already.
+            for tenant in below.into_iter().filter(|it| request.actor.reaches(it)) {
                 let below = Request {
                     tenant,
                     ..request.clone()
