@@ -15,11 +15,19 @@ use keyward::store::{
     KeyStore, Locator, MemoryStore, Revision, RowKey, ScanPage, Select, StoreError, TenantView,
     Versioned,
 };
-use keyward::{Need, TenantId, Timestamp, async_trait, token};
+use keyward::{
+    Actor, Denied, Expiry, KeyUpdate, Keyward, ManualClock, Need, NewKey, PepperRing, Reason,
+    Replacement, Role, TenantId, Timestamp, async_trait, days, hours, token,
+};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
+use proptest::test_runner::{
+    Config, FileFailurePersistence, RngAlgorithm, TestCaseError, TestRng, TestRunner,
+};
 
 const CAP: usize = 3;
+
+/// Where failing cases are kept.
+const REGRESSIONS: &str = "tests/model.proptest-regressions";
 
 /// How many cases each property runs; `PROPTEST_CASES` sets another number.
 fn cases() -> u32 {
@@ -49,7 +57,7 @@ fn check(make: Make, invariant: Option<u8>, mut runner: TestRunner) -> Result<()
 fn holds(invariant: Option<u8>) {
     let runner = TestRunner::new(Config {
         cases: cases(),
-        source_file: Some(file!()),
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(REGRESSIONS))),
         max_shrink_iters: 2000,
         ..Config::default()
     });
@@ -122,8 +130,108 @@ fn invariant_9_an_actor_reaches_its_tenant_by_segments() {
     catches(compares_paths_as_text, 9);
 }
 
+/// A host over a fresh store, with the model's policy.
+async fn host() -> (Keyward, Arc<ManualClock>, Actor) {
+    let clock = Arc::new(ManualClock::at("2026-01-01T00:00:00Z".parse().unwrap()));
+    let keys = Keyward::builder(MemoryStore::new(), PepperRing::generate().unwrap())
+        .policy(policy(CAP))
+        .clock(clock.clone())
+        .build()
+        .await
+        .unwrap();
+    (keys, clock, admin("acme"))
+}
+
+fn admin(path: &str) -> Actor {
+    Actor::new(
+        path.try_into().unwrap(),
+        "alice".try_into().unwrap(),
+        Role::ADMIN,
+    )
+}
+
+async fn live(keys: &Keyward, by: &Actor) -> usize {
+    let query = keys.query(by.tenant()).live();
+    keys.list(by, &query).await.unwrap().keys.len()
+}
+
+#[pollster::test]
+async fn creating_ends_the_oldest_grace_rather_than_pass_twice_the_cap() {
+    let (keys, _, alice) = host().await;
+    let grace = || Replacement::grace(hours(24));
+    for _ in 0..2 * CAP {
+        // The successor's place is freed after each rotation, so that only retiring keys pile up.
+        let made = keys.create(&alice, NewKey::new("one")).await.unwrap();
+        assert!(live(&keys, &alice).await <= 2 * CAP);
+        let next = keys.rotate(&alice, made.id, grace()).await.unwrap();
+        keys.revoke(&alice, next.id, Reason::Lost).await.unwrap();
+    }
+}
+
+#[pollster::test]
+async fn a_chain_of_unused_successors_does_not_pile_up_live_keys() {
+    let (keys, clock, alice) = host().await;
+    let mut newest = keys.create(&alice, NewKey::new("one")).await.unwrap().id;
+    for _ in 0..3 * CAP {
+        let waits = Replacement::on_first_use(hours(1));
+        newest = keys.rotate(&alice, newest, waits).await.unwrap().id;
+        let drains = Replacement::grace(hours(1));
+        newest = keys.rotate(&alice, newest, drains).await.unwrap().id;
+        clock.advance(hours(2));
+        assert!(live(&keys, &alice).await <= 2 * CAP);
+    }
+}
+
+#[pollster::test]
+async fn a_key_that_another_tenants_clock_saw_expire_is_not_revived() {
+    let (keys, clock, alice) = host().await;
+    let start = keys.now();
+    let key = NewKey::new("short").expires_in(days(5));
+    let short = keys.create(&alice, key).await.unwrap();
+    clock.advance(days(10));
+    let other = admin("other");
+    keys.create(&other, NewKey::new("later")).await.unwrap();
+    clock.set_wall(start);
+    assert!(keys.verify(short.secret.expose(), &Need::any()).is_err());
+    let longer = KeyUpdate::new().expiry(Expiry::In(days(90)));
+    let updated = keys.update(&alice, short.id, longer).await;
+    assert_eq!(updated.unwrap_err().denied(), Some(&Denied::Expired));
+    assert!(keys.verify(short.secret.expose(), &Need::any()).is_err());
+}
+
+#[pollster::test]
+async fn the_legacy_key_is_given_no_earlier_end() {
+    let (keys, _, alice) = host().await;
+    let legacy = keys.provision_tenant(&alice, alice.tenant()).await.unwrap()[0].id;
+    let ends = KeyUpdate::new().expiry(Expiry::In(Duration::from_secs(1)));
+    let updated = keys.update(&alice, legacy, ends).await.unwrap_err();
+    assert!(matches!(updated.denied(), Some(Denied::LegacyKey { .. })));
+}
+
+#[pollster::test]
+async fn an_owner_is_removed_by_an_actor_who_reaches_nothing_below() {
+    let (keys, _, alice) = host().await;
+    let own = keys
+        .create(&alice, NewKey::new("own").scope("*:*"))
+        .await
+        .unwrap();
+    let below = NewKey::new("below").in_tenant("acme/web".try_into().unwrap());
+    let below = keys.create(&alice, below).await.unwrap();
+    let narrow = keys
+        .verify(own.secret.expose(), &Need::any())
+        .unwrap()
+        .actor();
+    let alice = "alice".try_into().unwrap();
+    keys.remove_owner(&narrow, narrow.tenant(), alice)
+        .await
+        .unwrap();
+    for key in [own, below] {
+        assert!(keys.verify(key.secret.expose(), &Need::any()).is_err());
+    }
+}
+
 proptest! {
-    #![proptest_config(Config { cases: cases(), ..Config::default() })]
+    #![proptest_config(Config { cases: cases(), failure_persistence: None, ..Config::default() })]
 
     #[test]
     fn nothing_but_the_token_itself_verifies(

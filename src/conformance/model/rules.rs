@@ -162,7 +162,7 @@ impl Model {
         }
     }
 
-    fn is_closed(&self, tenant: usize) -> bool {
+    pub(super) fn is_closed(&self, tenant: usize) -> bool {
         Self::path(tenant).iter().any(|t| self.closed.contains(t))
     }
 
@@ -579,7 +579,7 @@ impl Model {
                 owner,
                 role,
             } => {
-                for place in self.with_below(*tenant, Some(owner)) {
+                for place in self.with_below(asker, *tenant, Some(owner)) {
                     let row = self.owners.entry((place, owner)).or_insert(Row {
                         role: None,
                         removed: None,
@@ -588,7 +588,7 @@ impl Model {
                 }
             }
             Ask::RemoveOwner { tenant, owner } => {
-                for place in self.with_below(*tenant, Some(owner)) {
+                for place in self.with_below(asker, *tenant, Some(owner)) {
                     let row = self.owners.entry((place, owner)).or_insert(Row {
                         role: Some(""),
                         removed: None,
@@ -603,7 +603,7 @@ impl Model {
                 }
             }
             Ask::Close { tenant } => {
-                for place in self.with_below(*tenant, None) {
+                for place in self.with_below(asker, *tenant, None) {
                     self.closed.insert(place);
                     self.end_all(place, |_| true);
                 }
@@ -659,12 +659,12 @@ impl Model {
         }
     }
 
-    /// The tenant, and those below it that have live keys concerned.
-    fn with_below(&self, tenant: usize, owner: Option<&'static str>) -> Vec<usize> {
+    /// The tenant, and those below it that the asker reaches and that have live keys concerned.
+    fn with_below(&self, asker: &Asker, tenant: usize, owner: Option<&'static str>) -> Vec<usize> {
         let concerned = |key: &Key| {
             key.tenant == 1 && self.live(key) && (owner.is_none() || key.owner == owner)
         };
-        if tenant == 0 && self.keys.iter().any(concerned) {
+        if tenant == 0 && asker.below && self.keys.iter().any(concerned) {
             vec![0, 1]
         } else {
             vec![tenant]
