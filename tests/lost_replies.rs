@@ -1,5 +1,10 @@
 //! What a call says holds in its own process when it returns, whatever became of the reply.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, in its helpers too"
+)]
+
 use keyward::conformance::{Call, Fault, FaultyStore};
 use keyward::store::MemoryStore;
 use keyward::{Actor, Created, DeleteKey, Keyward, Need, NewKey, Pepper, PepperRing, Reason, Role};

@@ -10,6 +10,8 @@ pub mod broken;
 mod contract;
 pub mod explore;
 mod faulty;
+pub mod model;
+pub mod strategies;
 
 pub use self::contract::{CLAUSES, Violation, check, clauses, violations};
 pub use self::faulty::{Call, Fault, FaultyStore};

@@ -347,7 +347,11 @@ impl Keyward {
             // A refusal that names its key comes after the secret was compared.
             Err(rejection) => rejection.key().ok_or(Error::Denied(Denied::NotFound))?,
         };
-        let host = Actor::system(self.tenant_of(key).await?);
+        let tenant = match self.inner.store.find(&Locator::Id(key)).await? {
+            Some(found) => tenant_of(&found.change.row),
+            None => None,
+        };
+        let host = Actor::system(tenant.ok_or(Error::Denied(Denied::NotFound))?);
         self.report_leak(&host, key, source).await
     }
 
@@ -417,8 +421,9 @@ impl Keyward {
         by: impl Into<Invocation<'_>>,
         command: Command,
     ) -> Result<Landed, Error> {
+        let by = by.into();
         let tenant = match command.key() {
-            Some(key) => Some(self.tenant_of(key).await?),
+            Some(key) => Some(self.tenant_of(by.actor, key).await?),
             None => None,
         };
         self.give(by, tenant, command).await
@@ -465,17 +470,30 @@ impl Keyward {
     }
 
     /// A key's tenant never changes, so that whoever knows it need not ask again.
-    pub(super) async fn tenant_of(&self, key: KeyId) -> Result<TenantId, Error> {
+    async fn tenant_of(&self, by: &Actor, key: KeyId) -> Result<TenantId, Error> {
         if let Some(tenant) = self.inner.replica.tenant_of(key) {
             return Ok(tenant);
         }
         let found = self.inner.store.find(&Locator::Id(key)).await?;
-        match found.map(|found| found.change.row) {
-            Some(Row::Key(record)) => Ok(record.tenant),
-            Some(Row::Removed { tenant, .. }) => Ok(tenant),
-            Some(Row::Corrupt(key)) => Err(Denied::CorruptRecord { key }.into()),
-            _ => Err(Denied::NotFound.into()),
+        let row = found.map(|found| found.change.row);
+        match &row {
+            // Whose it was cannot be read, so that only the host may hear of it.
+            Some(Row::Corrupt(key)) if by.is_system() => {
+                Err(Denied::CorruptRecord { key: *key }.into())
+            }
+            row => row
+                .as_ref()
+                .and_then(tenant_of)
+                .ok_or(Denied::NotFound.into()),
         }
+    }
+}
+
+fn tenant_of(row: &Row) -> Option<TenantId> {
+    match row {
+        Row::Key(record) => Some(record.tenant.clone()),
+        Row::Removed { tenant, .. } => Some(tenant.clone()),
+        Row::Corrupt(_) | Row::Tenant(_) | Row::Owner(_) => None,
     }
 }
 

@@ -29,7 +29,7 @@ impl KeyManager {
     /// the same request goes on where it stopped.
     ///
     /// [`Command::CloseTenant`], [`Command::RemoveOwner`] and [`Command::ChangeOwnerRole`] also
-    /// apply to every tenant below that has keys concerned.
+    /// apply to every tenant below that has keys concerned and that the actor reaches.
     ///
     /// # Errors
     ///
@@ -42,7 +42,9 @@ impl KeyManager {
                 | Command::RemoveOwner { .. }
                 | Command::ChangeOwnerRole { .. }
         ) {
-            for tenant in self.tenants_below(&request).await? {
+            let below = self.tenants_below(&request).await?;
+            // Where the actor does not reach, the row above refuses or narrows the keys already.
+            for tenant in below.into_iter().filter(|it| request.actor.reaches(it)) {
                 let below = Request {
                     tenant,
                     ..request.clone()
@@ -135,12 +137,17 @@ impl KeyManager {
         let mut query = KeyQuery {
             below: true,
             ..KeyQuery::tenant(tenant, self.now())
-        }
-        .live();
-        if let Command::RemoveOwner { owner, .. } | Command::ChangeOwnerRole { owner, .. } =
-            &request.command
-        {
-            query.owner = Some(owner.clone());
+        };
+        match &request.command {
+            // Wherever the owner has a row, though all its keys may have ended.
+            Command::ChangeOwnerRole { owner, .. } => query.owner = Some(owner.clone()),
+            Command::RemoveOwner { owner, .. } => {
+                query = KeyQuery {
+                    owner: Some(owner.clone()),
+                    ..query.live()
+                };
+            }
+            _ => query = query.live(),
         }
         let mut below = BTreeSet::new();
         loop {

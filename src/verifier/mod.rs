@@ -145,14 +145,13 @@ impl Verifier {
         }
     }
 
+    /// What was presented, if it may be a key of those known here.
     fn claim<'a>(&self, presented: &'a [u8]) -> Result<Claim<'a>, Rejection> {
-        let token = token::parse(presented);
-        match token {
-            Err(error) if !self.replica.index().has_imported() => Err(error.into()),
-            token => Ok(Claim {
-                text: token::trim(presented)?,
-                token,
-            }),
+        match Claim::of(presented)? {
+            Claim {
+                token: Err(error), ..
+            } if !self.replica.index().has_imported() => Err(error.into()),
+            claim => Ok(claim),
         }
     }
 
@@ -286,7 +285,15 @@ impl Verifier {
     }
 }
 
-impl Claim<'_> {
+impl<'a> Claim<'a> {
+    fn of(presented: &'a [u8]) -> Result<Self, TokenError> {
+        let token = token::parse(presented);
+        Ok(Self {
+            text: token::trim(presented)?,
+            token,
+        })
+    }
+
     fn look_up(&self, index: &Index) -> Option<Key> {
         let own = self.token.ok().and_then(|token| index.key(token.id()));
         match own {

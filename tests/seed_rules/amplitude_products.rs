@@ -466,8 +466,8 @@ fn a2_16_a_compromised_secret_key_is_for_support() {
 #[test]
 fn a2_17_a_data_token_authenticates_alone() {
     let company = company();
-    let token = company.token_of(&member(), "events:read");
-    let need = Need::scope("events:read");
+    let token = company.token_of(&member(), "data:read");
+    let need = Need::scope("data:read");
     let presented = token.secret.expose();
     let grant = company.world.keys.verify(presented, &need).unwrap();
     assert_eq!(grant.key_id(), token.id);
@@ -515,14 +515,14 @@ fn a2_18_a_data_token_has_the_role_of_its_user() {
 #[test]
 fn a2_19_a_data_token_is_private_and_holds_for_the_whole_account() {
     let company = company();
-    let token = company.token_of(&member(), "events:read");
+    let token = company.token_of(&member(), "data:read");
     let info = company.info(token.id);
     assert_eq!(
         (info.visibility, info.published),
         (Visibility::Secret, None)
     );
     let reaches = |path: &str| {
-        let need = Need::scope("events:read").for_tenant(tenant(path));
+        let need = Need::scope("data:read").for_tenant(tenant(path));
         company.verify(token.secret.expose(), &need)
     };
     for path in ["acme", "acme/web", "acme/shop", "acme/of-tomorrow"] {

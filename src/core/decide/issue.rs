@@ -411,7 +411,9 @@ impl<'a> Work<'a> {
         if let Some(known) = self.view.owner(&principal).and_then(|row| row.role.clone()) {
             return Ok((owner, Some(known)));
         }
-        self.check_grants_role(&role)?;
+        if *spec != OwnerSpec::Creator {
+            self.check_grants_role(&role)?;
+        }
         let row = OwnerRecord {
             tenant: self.request.tenant.clone(),
             owner: principal.clone(),

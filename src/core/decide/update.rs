@@ -40,18 +40,20 @@ impl Work<'_> {
                 });
             }
             after.expires_at = self.expiry(class, expiry, before.created.at)?;
-            if before.legacy && after.expires_at.is_some() {
-                // Else an end that is near would disable it, which nobody may (invariant 3).
-                return Err(Denied::LegacyKey {
-                    action: "given an end",
-                });
-            }
         }
         let narrowed =
             !after.scopes.contains(&before.scopes) || after.allowlist != before.allowlist;
         if before.legacy && narrowed {
             // Without scopes, or without a network, it would be as good as disabled.
             return Err(Denied::LegacyKey { action: "narrowed" });
+        }
+        let shortened = match (after.expires_at, before.expires_at) {
+            (Some(after), Some(before)) => after < before,
+            (after, before) => after.is_some() && before.is_none(),
+        };
+        if before.legacy && shortened {
+            let action = "given an earlier end";
+            return Err(Denied::LegacyKey { action });
         }
         if self.policy.spec().purpose_required && after.purpose.is_none() {
             return Err(Denied::PurposeRequired);
