@@ -101,7 +101,10 @@ fn imports_point_one_way() {
             .iter()
             .find(|(name, _)| *name == room)
             .unwrap_or_else(|| panic!("room {room} stands in no layer: add it to MAY_IMPORT"));
-        for import in imports(&code(&fs::read_to_string(&path).unwrap())) {
+        // Exported macros stand at the root under names of their own.
+        let modules = |import: &String| !import.starts_with("__");
+        let found = imports(&code(&fs::read_to_string(&path).unwrap()));
+        for import in found.into_iter().filter(modules) {
             let inside = import == room || allowed.contains(&import.as_str());
             assert!(inside, "{} imports {import}", path.display());
         }

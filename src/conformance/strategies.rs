@@ -129,6 +129,8 @@ pub fn policies() -> impl Strategy<Value = Policy> {
     parts.prop_map(|(cap, lifetime, grace, flags, bound)| {
         let [legacy, typed, confirm, snapshot, support] = flags;
         let mut spec = standard();
+        // Support can rotate only what its role reaches.
+        spec.roles.insert(Role::SUPPORT, ScopeSet::all());
         for class in spec.classes.values_mut() {
             class
                 .prefixes
@@ -154,7 +156,8 @@ pub fn policies() -> impl Strategy<Value = Policy> {
             let classes = BTreeSet::new();
             spec.active_keys = ActiveKeyCap::Limited { limit, classes };
         }
-        if legacy {
+        // A legacy key that ended could never be rotated again.
+        if legacy && lifetime.is_none() {
             spec.legacy = LegacyRule::One {
                 class: spec.default_class.clone(),
                 name: "legacy".try_into().expect("a literal"),

@@ -333,12 +333,6 @@ impl Model {
                 if self.refuses_owner(tenant, asker.principal, self.now()) {
                     why.insert(Why::OwnerRemoved);
                 }
-                let row = asker.principal.and_then(|p| self.owners.get(&(tenant, p)));
-                let known = row.is_some_and(|row| row.role.is_some());
-                let role = asker.role.map_or(0, ceiling);
-                if !known && role & !self.asker_reach(asker) != 0 {
-                    why.insert(Why::Exceeds);
-                }
                 if self.active(tenant) + usize::from(fresh) >= self.cap {
                     why.insert(Why::Cap);
                 }
@@ -422,7 +416,7 @@ impl Model {
         }
         let never = Timestamp::MAX;
         let (old, new) = (key.expires.unwrap_or(never), after.expires.unwrap_or(never));
-        if key.legacy && new < old {
+        if key.legacy && (new < old || key.scopes & !after.scopes != 0) {
             why.insert(Why::Legacy);
         }
         if after.scopes & !key.scopes != 0 && self.exceeds(asker, after.scopes, after.expires) {
