@@ -135,10 +135,11 @@ pub use crate::core::owner::{Owner, OwnerRecord, TenantRecord};
 pub use crate::core::pepper::{Pepper, PepperRing};
 pub use crate::core::record::{
     Credential, ImportScheme, KeyRecord, KeyState, LastAction, Predecessor, Reason, Resource,
-    RotationReason, Stamp, Status, Succession, Visibility,
+    RotationReason, Status, Succession, Visibility,
 };
 pub use crate::core::scope::{Scope, ScopeSet};
 pub use crate::core::secret::{Digest, Fingerprint, KeyMaterial, Secret};
+pub use crate::core::stamp::Stamp;
 pub use crate::core::tenant::TenantId;
 pub use crate::core::text::{
     ClassName, CommandId, Description, Entitlement, Environment, Hint, KeyName, LeakSource,

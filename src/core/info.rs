@@ -10,11 +10,11 @@ use super::metadata::Metadata;
 use super::owner::Owner;
 use super::policy::Policy;
 use super::record::{
-    KeyRecord, KeyState, LastAction, Predecessor, Reason, Resource, Stamp, Status, Succession,
-    Visibility,
+    KeyRecord, KeyState, LastAction, Predecessor, Reason, Resource, Status, Succession, Visibility,
 };
 use super::scope::ScopeSet;
 use super::secret::Fingerprint;
+use super::stamp::Stamp;
 use super::tenant::TenantId;
 use super::text::{ClassName, Description, Environment, Hint, KeyName, Purpose, Role, Stage};
 use super::time::Timestamp;

@@ -21,6 +21,7 @@ pub(crate) mod record;
 pub mod rotation;
 pub(crate) mod scope;
 pub(crate) mod secret;
+pub(crate) mod stamp;
 pub(crate) mod tenant;
 pub(crate) mod text;
 pub(crate) mod time;

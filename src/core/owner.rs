@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::record::Stamp;
+use super::stamp::Stamp;
 use super::tenant::TenantId;
 use super::text::{PrincipalId, Role};
 use super::time::Timestamp;

@@ -14,22 +14,14 @@ use super::metadata::Metadata;
 use super::owner::Owner;
 use super::scope::ScopeSet;
 use super::secret::{Digest, Fingerprint};
+use super::stamp::Stamp;
 use super::tenant::TenantId;
 use super::text::{
-    ClassName, Description, Environment, Hint, KeyName, PepperId, PrincipalId, Purpose, ResourceId,
+    ClassName, Description, Environment, Hint, KeyName, PepperId, Purpose, ResourceId,
     ResourceKind, Role,
 };
 use super::time::Timestamp;
 use super::token::TokenPrefix;
-
-/// When something was done, and by whom.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Stamp {
-    /// When.
-    pub at: Timestamp,
-    /// By whom.
-    pub by: PrincipalId,
-}
 
 /// Whether a key authenticates or only identifies.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]

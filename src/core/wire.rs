@@ -12,11 +12,12 @@ use super::id::KeyId;
 use super::metadata::Metadata;
 use super::owner::{Owner, OwnerRecord, TenantRecord};
 use super::record::{
-    Credential, ImportScheme, KeyRecord, KeyState, LastAction, Predecessor, Resource, Stamp,
-    Succession, Visibility,
+    Credential, ImportScheme, KeyRecord, KeyState, LastAction, Predecessor, Resource, Succession,
+    Visibility,
 };
 use super::scope::ScopeSet;
 use super::secret::{Digest, Fingerprint};
+use super::stamp::Stamp;
 use super::tenant::TenantId;
 use super::text::{ClassName, Description, Environment, Hint, KeyName, PepperId, Purpose, Role};
 use super::time::Timestamp;

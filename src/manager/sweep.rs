@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 
-use super::{Error, KeyManager, Receipt, with_sweep};
+use super::{Error, KeyManager, Receipt};
 use crate::core::command::{Command, Outcome, Request};
 use crate::core::decide::SWEEP_MAX;
 use crate::core::id::KeyId;
@@ -161,4 +161,17 @@ impl KeyManager {
         below.remove(&request.tenant);
         Ok(below)
     }
+}
+
+/// The same command with the keys to look at, if it is about many.
+fn with_sweep(command: &Command, keys: Vec<KeyId>) -> Command {
+    let mut command = command.clone();
+    if let Command::CloseTenant { sweep }
+    | Command::RevokeMany { sweep, .. }
+    | Command::Purge { sweep }
+    | Command::RemoveOwner { sweep, .. } = &mut command
+    {
+        *sweep = keys;
+    }
+    command
 }

@@ -14,10 +14,11 @@ use crate::core::audit::{Action, AuditEntry, AuditHash, AuditHead};
 use crate::core::id::KeyId;
 use crate::core::owner::{Owner, OwnerRecord, TenantRecord};
 use crate::core::record::{
-    Credential, ImportScheme, KeyRecord, KeyState, LastAction, Reason, Stamp, Visibility,
+    Credential, ImportScheme, KeyRecord, KeyState, LastAction, Reason, Visibility,
 };
 use crate::core::scope::ScopeSet;
 use crate::core::secret::{Digest, Fingerprint};
+use crate::core::stamp::Stamp;
 use crate::core::tenant::TenantId;
 use crate::core::text::{CommandId, Environment, PrincipalId, Role};
 use crate::core::time::Timestamp;

@@ -24,9 +24,10 @@ use super::invalid::{Invalid, Problem};
 use super::owner::{Owner, Standing};
 use super::pepper::PepperRing;
 use super::policy::{KeyClass, Policy};
-use super::record::{KeyRecord, LastAction, Stamp};
+use super::record::{KeyRecord, LastAction};
 use super::scope::ScopeSet;
 use super::secret::KeyMaterial;
+use super::stamp::Stamp;
 use super::time::Timestamp;
 use super::view::{Ancestry, Effects, TenantView};
 

@@ -1,0 +1,344 @@
+//! A batch: what all its commands need is loaded, each is decided on the result of those before it,
+//! and what they change is one commit.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::lane::Pending;
+use super::{Error, KeyManager, Receipt};
+use crate::core::audit::AuditEntry;
+use crate::core::command::{Command, Denied, Request};
+use crate::core::decide::{self, Context};
+use crate::core::id::KeyId;
+use crate::core::policy::{Policy, Propagation};
+use crate::core::tenant::TenantId;
+use crate::core::text::PrincipalId;
+use crate::core::time::Timestamp;
+use crate::core::view::{Ancestry, Effects, Revision, Select, TenantView};
+use crate::entropy::EntropyError;
+use crate::store::{Change, Commit, CommitError, KeyStore, Row, StoreError, StoreErrorKind};
+
+/// How often a command is decided anew after a conflict or an unknown outcome before the manager
+/// gives up. A judgement: 16 writers on one tenant that all conflict are served within it.
+const MAX_ATTEMPTS: u32 = 32;
+
+/// How many rounds of loading follow the links between keys. A chain is two links long at most.
+const MAX_LINK_ROUNDS: usize = 4;
+
+impl KeyManager {
+    /// Carries a batch out; every command in it has its result afterwards.
+    pub(super) async fn settle(&self, tenant: &TenantId, batch: &[Arc<Pending>]) {
+        let failed = match self.carry_out(tenant, batch).await {
+            Ok(()) => return,
+            Err(failed) => failed,
+        };
+        match failed {
+            Failed::Taken if batch.len() > 1 => {
+                for one in batch.chunks(1) {
+                    if let Err(failed) = self.carry_out(tenant, one).await {
+                        one[0].settle(Err(failed.into()));
+                    }
+                }
+            }
+            failed => {
+                let error = Error::from(failed);
+                batch
+                    .iter()
+                    .for_each(|pending| pending.settle(Err(error.clone())));
+            }
+        }
+    }
+
+    async fn carry_out(&self, tenant: &TenantId, batch: &[Arc<Pending>]) -> Result<(), Failed> {
+        let mut unknown = None;
+        for attempt in 1..=MAX_ATTEMPTS {
+            let policy = self.policy(tenant);
+            let now = self.clock.now();
+            let (view, ancestry) = self.load(tenant, batch, &policy, now).await?;
+            let mut verdicts = Verdicts::new(&view, now);
+            for pending in batch {
+                let material = pending.material();
+                let context = Context {
+                    policy: &policy,
+                    peppers: &self.peppers,
+                    now,
+                    material: &material,
+                    ancestry: &ancestry,
+                };
+                verdicts.add(pending, &context);
+            }
+            let Verdicts {
+                effects,
+                decided_at,
+                denied,
+                repeated,
+                view: _,
+            } = verdicts;
+            if repeated {
+                self.tell(&view, batch, &denied);
+            }
+            let result = if effects.is_empty() {
+                Ok(view.revision)
+            } else {
+                let tag = self.tag()?;
+                let tenant = tenant.clone();
+                let expected = view.revision;
+                let commit = Commit {
+                    tenant,
+                    expected,
+                    tag,
+                    decided_at,
+                    effects,
+                };
+                self.commit(commit).await
+            };
+            match result {
+                Ok(revision) => {
+                    let bound = batch
+                        .iter()
+                        .map(|pending| bound(&policy, pending, &view))
+                        .max();
+                    let after = bound.unwrap_or_default();
+                    let no_later_than = self.clock.now().max(decided_at).saturating_add(after);
+                    let receipt = Receipt {
+                        revision,
+                        decided_at,
+                        no_later_than,
+                    };
+                    for (pending, denied) in batch.iter().zip(denied) {
+                        pending.land(denied, receipt);
+                    }
+                    return Ok(());
+                }
+                Err(CommitError::Conflict) => {
+                    tracing::debug!(%tenant, attempt, "conflict, deciding again");
+                }
+                Err(CommitError::Store(error)) if error.kind() == StoreErrorKind::Indeterminate => {
+                    tracing::warn!(%tenant, attempt, %error, "commit may have landed, asking again");
+                    unknown = Some(error);
+                }
+                Err(CommitError::Store(error)) => return Err(Failed::Store(error)),
+                Err(CommitError::DigestTaken) => return Err(Failed::Taken),
+                Err(CommitError::IdTaken(key)) => {
+                    tracing::warn!(%tenant, %key, "key id is taken, drawing another");
+                    for pending in batch {
+                        pending.redraw(self.draw(pending.material().len())?);
+                    }
+                }
+            }
+        }
+        Err(unknown.map_or(Failed::Contended, Failed::Store))
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        let rows: Vec<_> = commit.rows().collect();
+        let decided_at = commit.decided_at;
+        let tenant = commit.tenant.clone();
+        let revision = self.store.commit(commit).await?;
+        tracing::debug!(%tenant, %revision, rows = rows.len(), "committed");
+        if let Some(landed) = &self.landed {
+            let changes: Vec<_> = rows
+                .into_iter()
+                .map(|row| Change { revision, row })
+                .collect();
+            landed(&changes, decided_at);
+        }
+        Ok(revision)
+    }
+
+    /// Tells what was loaded: a commit whose answer was lost, here or in a call that was dropped,
+    /// is heard of now, before anyone is told that it landed.
+    fn tell(&self, view: &TenantView, batch: &[Arc<Pending>], denied: &[Option<Denied>]) {
+        let (Some(landed), Some(decided_at)) = (&self.landed, view.decided_at) else {
+            return;
+        };
+        let done = batch
+            .iter()
+            .zip(denied)
+            .filter(|(_, denied)| denied.is_none());
+        let gone = done.flat_map(|(pending, _)| {
+            let Request {
+                tenant, command, ..
+            } = &pending.request;
+            let purged: &[KeyId] = match command {
+                Command::Purge { sweep } => sweep,
+                _ => &[],
+            };
+            let asked = command.key().into_iter().chain(purged.iter().copied());
+            let gone = asked.filter(|key| !view.knows(*key));
+            gone.map(|key| Row::Removed {
+                key,
+                tenant: tenant.clone(),
+            })
+        });
+        let rows = (view.tenant.iter().cloned().map(Row::Tenant))
+            .chain(view.owners.iter().cloned().map(Row::Owner))
+            .chain(
+                view.records
+                    .iter()
+                    .cloned()
+                    .map(|record| Row::Key(Box::new(record))),
+            )
+            .chain(gone);
+        let revision = view.revision;
+        let changes: Vec<_> = rows.map(|row| Change { revision, row }).collect();
+        landed(&changes, decided_at);
+    }
+
+    /// Loads what all commands of a batch need, the keys that theirs are tied to included.
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        batch: &[Arc<Pending>],
+        policy: &Policy,
+        now: Timestamp,
+    ) -> Result<(TenantView, Ancestry), StoreError> {
+        let selects = batch
+            .iter()
+            .map(|pending| decide::select(&pending.request, policy, now));
+        let mut select = selects.fold(Select::none(), Select::and);
+        // What an attempt before this one made may have landed without an answer.
+        select
+            .keys
+            .extend(batch.iter().flat_map(|pending| pending.made()));
+        let mut view = self.store.load(tenant, &select).await?;
+        for _ in 0..MAX_LINK_ROUNDS {
+            let links = batch
+                .iter()
+                .flat_map(|pending| decide::links(&view, &pending.request));
+            let missing: Vec<_> = links.filter(|id| !select.keys.contains(id)).collect();
+            if missing.is_empty() {
+                break;
+            }
+            select.keys.extend(missing);
+            view = self.store.load(tenant, &select).await?;
+        }
+        let mut owners = select.owners;
+        owners.extend(
+            view.records
+                .iter()
+                .filter_map(|record| record.owner.principal().cloned()),
+        );
+        owners.sort();
+        owners.dedup();
+        let ancestry = load_ancestry(&*self.store, tenant, owners).await?;
+        Ok((view, ancestry))
+    }
+}
+
+/// Reads what the tenants above `tenant` say about themselves and about `owners`.
+async fn load_ancestry(
+    store: &dyn KeyStore,
+    tenant: &TenantId,
+    owners: Vec<PrincipalId>,
+) -> Result<Ancestry, StoreError> {
+    let select = Select {
+        owners,
+        ..Select::none()
+    };
+    let mut ancestry = Ancestry::default();
+    for above in tenant.ancestors() {
+        let view = store.load(&above, &select).await?;
+        ancestry.owners.extend(view.owners);
+        ancestry.tenants.extend(view.tenant);
+    }
+    Ok(ancestry)
+}
+
+/// How long the effect of a command may take to reach everyone.
+fn bound(policy: &Policy, pending: &Pending, view: &TenantView) -> Duration {
+    let class = pending
+        .request
+        .command
+        .key()
+        .and_then(|key| view.record(key));
+    let widest = || {
+        let classes = policy.spec().classes.keys();
+        classes
+            .map(|class| policy.propagation(class).bound)
+            .max()
+            .unwrap_or_default()
+    };
+    let bound = class.map_or_else(widest, |record| policy.propagation(&record.class).bound);
+    Propagation { bound }.worst_case()
+}
+
+/// The decisions on a batch, each taken on the result of those before it.
+struct Verdicts {
+    view: TenantView,
+    effects: Effects,
+    decided_at: Timestamp,
+    denied: Vec<Option<Denied>>,
+    /// Some command changes nothing: it may have landed before, without this process knowing.
+    repeated: bool,
+}
+
+impl Verdicts {
+    fn new(view: &TenantView, now: Timestamp) -> Self {
+        Self {
+            view: view.clone(),
+            effects: Effects::default(),
+            decided_at: view.decided_at.map_or(now, |newest| newest.max(now)),
+            denied: Vec::new(),
+            repeated: false,
+        }
+    }
+
+    fn add(&mut self, pending: &Pending, context: &Context<'_>) {
+        match decide::decide(&self.view, &pending.request, context) {
+            Ok(decision) => {
+                let unchanged = decision.effects.is_empty();
+                self.repeated |= unchanged;
+                self.view.apply(&decision.effects);
+                self.effects.extend(decision.effects);
+                self.decided_at = self.decided_at.max(decision.at);
+                if unchanged {
+                    let mine = |entry: &&AuditEntry| entry.command == pending.request.id;
+                    let landed = self.view.applied.iter().filter(mine);
+                    let keys: Vec<_> = landed.filter_map(|entry| entry.key).collect();
+                    pending.unchanged(decision.outcome, &keys);
+                } else {
+                    pending.decided(decision.outcome);
+                }
+                self.denied.push(None);
+            }
+            Err(denied) => {
+                self.repeated |= matches!(denied, Denied::AlreadyCreated { .. });
+                self.denied.push(Some(denied));
+            }
+        }
+    }
+}
+
+/// Why a batch as a whole was not carried out.
+enum Failed {
+    Contended,
+    Taken,
+    Store(StoreError),
+    Entropy(EntropyError),
+}
+
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<EntropyError> for Failed {
+    fn from(error: EntropyError) -> Self {
+        Self::Entropy(error)
+    }
+}
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Contended => Self::Contended {
+                attempts: MAX_ATTEMPTS,
+            },
+            Failed::Taken => Self::Denied(Denied::DigestTaken),
+            Failed::Store(error) => Self::Store(error),
+            Failed::Entropy(error) => Self::Entropy(error),
+        }
+    }
+}
