@@ -242,24 +242,25 @@ fn trap_12_every_change_has_its_audit_entry_at_the_same_revision() {
 #[test]
 fn trap_13_a_key_cannot_mint_a_stronger_one() {
     let world = World::new();
-    let weak = world
-        .create(&admin(), reader("weak").expires_in(days(1)))
-        .unwrap();
+    let whole = NewKey::new("whole").scope("*:*").expires_in(days(2));
+    let whole = world.create(&admin(), whole).unwrap();
     let strong = world
         .create(&admin(), NewKey::new("strong").scope("*:*"))
         .unwrap();
-    let grant = world.keys.verify(weak.secret.expose(), &reading()).unwrap();
-    let mallory = grant.actor();
-
+    let weak = world
+        .create(&admin(), reader("weak").expires_in(days(1)))
+        .unwrap();
+    let acting = |key: &keyward::Created| {
+        let grant = world.keys.verify(key.secret.expose(), &Need::any());
+        grant.unwrap().actor()
+    };
     let exceeds = |result| match denied(result) {
         Denied::ExceedsActor { bound, .. } => bound,
         other => panic!("{other:?}"),
     };
-    let wider = NewKey::new("wider")
-        .scope("billing:write")
-        .expires_in(hours(1));
-    assert_eq!(exceeds(world.create(&mallory, wider)), ActorBound::Reach);
-    let longer = reader("longer").expires_in(days(2));
+    // A key that carries all of its owner's reach carries its role too, within its own life.
+    let mallory = acting(&whole);
+    let longer = reader("longer").expires_in(days(3));
     assert_eq!(
         exceeds(world.create(&mallory, longer)),
         ActorBound::Lifetime
@@ -270,6 +271,33 @@ fn trap_13_a_key_cannot_mint_a_stronger_one() {
         world
             .keys
             .rotate(&mallory, strong.id, Replacement::immediate()),
+    );
+    assert_eq!(
+        denied(rotated),
+        Denied::ExceedsActor {
+            bound: ActorBound::Lifetime,
+            reach: keyward::ScopeSet::all(),
+        }
+    );
+    world
+        .create(&mallory, reader("short").expires_in(days(1)))
+        .unwrap();
+
+    // One that was narrowed to reading reports manages nothing that a role is needed for.
+    let narrowed = acting(&weak);
+    let wider = NewKey::new("wider")
+        .scope("billing:write")
+        .expires_in(hours(1));
+    assert!(matches!(
+        denied(world.create(&narrowed, wider)),
+        Denied::Forbidden { .. }
+    ));
+    let closed = wait(world.keys.close_tenant(&narrowed, &tenant("acme")));
+    assert!(matches!(denied(closed), Denied::Forbidden { .. }));
+    let rotated = wait(
+        world
+            .keys
+            .rotate(&narrowed, strong.id, Replacement::immediate()),
     );
     assert!(matches!(denied(rotated), Denied::ExceedsActor { .. }));
     world
@@ -283,6 +311,64 @@ fn trap_13_a_key_cannot_mint_a_stronger_one() {
     assert_eq!(denied(revoked), Denied::NotFound);
     let there = world.create(&stranger, reader("x").in_tenant(tenant("acme")));
     assert_eq!(denied(there), Denied::TenantNotFound);
+}
+
+#[test]
+fn trap_13_nobody_gets_a_stronger_role_by_a_key_of_somebody_else() {
+    let world = World::new();
+    let alices = world.some_key();
+    let dave = actor("acme", "dave", Role::DEVELOPER);
+    fn role<T: std::fmt::Debug>(result: Result<T, keyward::Error>) {
+        match denied(result) {
+            Denied::ExceedsActor { bound, .. } => assert_eq!(bound, ActorBound::Role),
+            other => panic!("{other:?}"),
+        }
+    }
+    // Developers and admins reach the same scopes here; what they may manage differs.
+    for (owner, named) in [
+        ("alice", Role::DEVELOPER),
+        ("alice", Role::ADMIN),
+        ("zoe", Role::ADMIN),
+        ("sue", Role::SUPPORT),
+    ] {
+        role(world.create(&dave, reader("z").owned_by(who(owner), named)));
+    }
+    role(wait(world.keys.rotate(
+        &dave,
+        alices.id,
+        Replacement::immediate(),
+    )));
+    // Not even an admin makes somebody support staff, nor itself.
+    let support = reader("z").owned_by(who("sue"), Role::SUPPORT);
+    role(world.create(&admin(), support));
+    let acme = tenant("acme");
+    let raised = wait(
+        world
+            .keys
+            .change_owner_role(&admin(), &acme, who("alice"), Role::SUPPORT),
+    );
+    role(raised);
+    world
+        .create(&dave, reader("bob's").owned_by(who("bob"), Role::MEMBER))
+        .unwrap();
+}
+
+#[test]
+fn trap_13_a_secret_is_not_handed_out_because_its_owner_is_narrowed_for_now() {
+    let world = World::new();
+    let bob = actor("acme", "bob", Role::DEVELOPER);
+    let key = world.create(&bob, NewKey::new("all").scope("*:*")).unwrap();
+    let acme = tenant("acme");
+    wait(
+        world
+            .keys
+            .change_owner_role(&admin(), &acme, who("bob"), Role::MEMBER),
+    )
+    .unwrap();
+    let narrow = actor("acme", "dave", Role::DEVELOPER)
+        .with_scopes(keyward::ScopeSet::parse(["*:read"]).unwrap());
+    let rotated = wait(world.keys.rotate(&narrow, key.id, Replacement::immediate()));
+    assert!(matches!(denied(rotated), Denied::ExceedsActor { .. }));
 }
 
 #[test]

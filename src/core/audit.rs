@@ -186,6 +186,11 @@ pub enum Action {
         /// Who.
         owner: PrincipalId,
     },
+    /// Keys that match a filter are revoked from here on, those created until now.
+    BulkRevocationBegan {
+        /// Why.
+        reason: Reason,
+    },
 }
 
 /// One entry of a tenant's audit trail, written in the same commit as the change it tells of.

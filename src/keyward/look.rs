@@ -55,7 +55,7 @@ impl Keyward {
             query.below = true;
             actor.tenant().clone()
         });
-        check_reach(actor, &tenant)?;
+        self.check_reach(actor, &tenant)?;
         // An actor bound to one tenant sees nothing below it, whatever it asks for.
         query.below &= actor.reaches_below();
         let at = query.at;
@@ -126,7 +126,7 @@ impl Keyward {
             .tenant
             .clone()
             .unwrap_or_else(|| actor.tenant().clone());
-        check_reach(actor, &tenant)?;
+        self.check_reach(actor, &tenant)?;
         let query = AuditQuery {
             tenant: Some(tenant),
             ..query.clone()
@@ -146,7 +146,7 @@ impl Keyward {
         tenant: &TenantId,
         seen: Option<AuditHead>,
     ) -> Result<AuditHead, AuditError> {
-        check_reach(actor, tenant)?;
+        self.check_reach(actor, tenant)?;
         let mut query = AuditQuery::tenant(tenant.clone());
         let mut entries = Vec::new();
         loop {
@@ -169,16 +169,21 @@ impl Keyward {
     async fn record(&self, actor: &Actor, id: KeyId) -> Result<KeyRecord, Error> {
         let found = self.inner.store.find(&Locator::Id(id)).await?;
         match found.map(|found| found.change.row) {
-            Some(Row::Key(record)) if actor.reaches(&record.tenant) => Ok(*record),
+            Some(Row::Key(record)) if actor.reaches(&record.tenant) => {
+                self.check_reach(actor, &record.tenant)?;
+                Ok(*record)
+            }
             _ => Err(Denied::NotFound.into()),
         }
     }
-}
 
-fn check_reach(actor: &Actor, tenant: &TenantId) -> Result<(), Denied> {
-    if actor.reaches(tenant) {
-        Ok(())
-    } else {
-        Err(Denied::TenantNotFound)
+    fn check_reach(&self, actor: &Actor, tenant: &TenantId) -> Result<(), Denied> {
+        if !actor.reaches(tenant) {
+            return Err(Denied::TenantNotFound);
+        }
+        match actor.expires_at() {
+            Some(end) if self.now() >= end => Err(Denied::ActorExpired),
+            _ => Ok(()),
+        }
     }
 }

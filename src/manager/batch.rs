@@ -49,8 +49,20 @@ impl KeyManager {
         }
     }
 
+    /// Carries a batch out. Once a commit's outcome was unknown, no later failure says that nothing
+    /// was written.
     async fn carry_out(&self, tenant: &TenantId, batch: &[Arc<Pending>]) -> Result<(), Failed> {
         let mut unknown = None;
+        let result = self.attempt(tenant, batch, &mut unknown).await;
+        result.map_err(|failed| unknown.map_or(failed, Failed::Store))
+    }
+
+    async fn attempt(
+        &self,
+        tenant: &TenantId,
+        batch: &[Arc<Pending>],
+        unknown: &mut Option<StoreError>,
+    ) -> Result<(), Failed> {
         for attempt in 1..=MAX_ATTEMPTS {
             let policy = self.policy(tenant);
             let now = self.clock.now();
@@ -106,7 +118,7 @@ impl KeyManager {
                         no_later_than,
                     };
                     for (pending, denied) in batch.iter().zip(denied) {
-                        pending.land(denied, receipt);
+                        pending.land(denied, receipt, &view);
                     }
                     return Ok(());
                 }
@@ -115,9 +127,11 @@ impl KeyManager {
                 }
                 Err(CommitError::Store(error)) if error.kind() == StoreErrorKind::Indeterminate => {
                     tracing::warn!(%tenant, attempt, %error, "commit may have landed, asking again");
-                    unknown = Some(error);
+                    *unknown = Some(error);
                 }
                 Err(CommitError::Store(error)) => return Err(Failed::Store(error)),
+                // Taken by this very command perhaps, if an earlier commit of it may have landed.
+                Err(CommitError::DigestTaken) if unknown.take().is_some() => {}
                 Err(CommitError::DigestTaken) => return Err(Failed::Taken),
                 Err(CommitError::IdTaken(key)) => {
                     tracing::warn!(%tenant, %key, "key id is taken, drawing another");
@@ -127,7 +141,7 @@ impl KeyManager {
                 }
             }
         }
-        Err(unknown.map_or(Failed::Contended, Failed::Store))
+        Err(Failed::Contended)
     }
 
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {

@@ -11,6 +11,7 @@ use crate::core::command::{Denied, Outcome, Request};
 use crate::core::id::KeyId;
 use crate::core::secret::KeyMaterial;
 use crate::core::tenant::TenantId;
+use crate::core::view::TenantView;
 
 /// How many commands one commit takes along at most.
 const MAX_BATCH: usize = 64;
@@ -78,12 +79,12 @@ impl Pending {
     }
 
     /// Gives the command its result: what was decided for it landed, or it was refused.
-    pub(super) fn land(&self, denied: Option<Denied>, receipt: Receipt) {
+    pub(super) fn land(&self, denied: Option<Denied>, receipt: Receipt, view: &TenantView) {
         let mut progress = lock(&self.progress);
         let tentative = progress.tentative.take();
         progress.result = Some(match (denied, tentative) {
             // This command's own earlier attempt landed, though its answer was lost.
-            (Some(Denied::AlreadyCreated { id }), Some(outcome)) if made(&outcome) == Some(id) => {
+            (Some(Denied::AlreadyCreated { id }), Some(outcome)) if landed(&outcome, id, view) => {
                 Ok(Landed { outcome, receipt })
             }
             (Some(denied), _) => Err(denied.into()),
@@ -109,32 +110,36 @@ impl Pending {
     }
 }
 
-fn made(outcome: &Outcome) -> Option<KeyId> {
-    match outcome {
-        Outcome::Issued { key, .. } => key.as_ref().map(|key| key.id),
-        Outcome::Rotated { successor, .. } => Some(successor.id),
-        _ => None,
-    }
+/// Whether the key `id`, as it stands, is the one that `outcome` tells of: not only of its id, for a
+/// replaced secret has the id of the one before.
+fn landed(outcome: &Outcome, id: KeyId, view: &TenantView) -> bool {
+    let made = match outcome {
+        Outcome::Issued { key: Some(key), .. } => key,
+        Outcome::Rotated { successor, .. } => successor,
+        _ => return false,
+    };
+    let stands = view.record(id).map(|record| record.fingerprint);
+    made.id == id && stands == Some(made.fingerprint)
 }
 
 /// The commands of one tenant that wait, and whose turn it is.
 #[derive(Default)]
-pub(super) struct Lane {
+struct Lane {
     waiting: Mutex<Vec<Arc<Pending>>>,
     turn: async_lock::Mutex<()>,
 }
 
 impl Lane {
-    pub(super) fn queue(&self, pending: Arc<Pending>) {
+    fn queue(&self, pending: Arc<Pending>) {
         lock(&self.waiting).push(pending);
     }
 
-    pub(super) async fn turn(&self) -> async_lock::MutexGuard<'_, ()> {
+    async fn turn(&self) -> async_lock::MutexGuard<'_, ()> {
         self.turn.lock().await
     }
 
     /// `own` and others that wait. `own` may be missing from the queue: its leader was dropped.
-    pub(super) fn next_batch(&self, own: &Arc<Pending>) -> Vec<Arc<Pending>> {
+    fn next_batch(&self, own: &Arc<Pending>) -> Vec<Arc<Pending>> {
         let mut waiting = lock(&self.waiting);
         waiting.retain(|other| !Arc::ptr_eq(other, own) && !other.is_settled());
         let others = waiting.len().min(MAX_BATCH - 1);
@@ -154,7 +159,7 @@ impl Lanes {
         Visit {
             lanes: self,
             tenant: tenant.clone(),
-            lane,
+            lane: Some(lane),
         }
     }
 }
@@ -163,22 +168,40 @@ impl Lanes {
 pub(super) struct Visit<'a> {
     lanes: &'a Lanes,
     tenant: TenantId,
-    lane: Arc<Lane>,
+    /// Taken away on leaving, under the lock that counts who is left.
+    lane: Option<Arc<Lane>>,
 }
 
-impl std::ops::Deref for Visit<'_> {
-    type Target = Lane;
+impl Visit<'_> {
+    pub(super) fn queue(&self, pending: &Arc<Pending>) {
+        self.lane
+            .iter()
+            .for_each(|lane| lane.queue(pending.clone()));
+    }
 
-    fn deref(&self) -> &Lane {
-        &self.lane
+    pub(super) async fn turn(&self) -> Option<async_lock::MutexGuard<'_, ()>> {
+        match &self.lane {
+            Some(lane) => Some(lane.turn().await),
+            None => None,
+        }
+    }
+
+    pub(super) fn next_batch(&self, own: &Arc<Pending>) -> Vec<Arc<Pending>> {
+        self.lane
+            .as_ref()
+            .map_or_else(|| vec![own.clone()], |lane| lane.next_batch(own))
     }
 }
 
 impl Drop for Visit<'_> {
     fn drop(&mut self) {
         let mut lanes = lock(&self.lanes.0);
-        // One count is the map's, the other this visit's; nobody else can enter meanwhile.
-        if Arc::strong_count(&self.lane) == 2 {
+        drop(self.lane.take());
+        // The map's own count is all that is left, and nobody can enter meanwhile.
+        if lanes
+            .get(&self.tenant)
+            .is_some_and(|lane| Arc::strong_count(lane) == 1)
+        {
             lanes.remove(&self.tenant);
         }
     }

@@ -47,6 +47,15 @@ pub struct Receipt {
 }
 
 impl Receipt {
+    /// The receipt of this change and a later one.
+    fn and(self, later: Self) -> Self {
+        let no_later_than = self.no_later_than.max(later.no_later_than);
+        Self {
+            no_later_than,
+            ..later
+        }
+    }
+
     /// The store's revision that holds the change.
     #[must_use]
     pub const fn revision(&self) -> Revision {
@@ -146,7 +155,7 @@ impl KeyManager {
         let needed = decide::keys_needed(&request.command, &policy);
         let pending = Arc::new(Pending::new(request, self.draw(needed)?));
         let lane = self.lanes.enter(&tenant);
-        lane.queue(pending.clone());
+        lane.queue(&pending);
         {
             let _turn = lane.turn().await;
             // Whoever had the turn before may have carried this command out already.

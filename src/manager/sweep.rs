@@ -3,14 +3,16 @@
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use super::{Error, KeyManager, Receipt};
-use crate::core::command::{Command, Outcome, Request};
+use crate::core::command::{BulkFilter, Command, Denied, Outcome, Request};
 use crate::core::decide::SWEEP_MAX;
 use crate::core::id::KeyId;
 use crate::core::query::KeyQuery;
-use crate::core::record::Status;
+use crate::core::record::{Reason, Status};
 use crate::core::tenant::TenantId;
+use crate::core::view::Select;
 
 /// What a command over many keys did.
 #[derive(Clone, Debug)]
@@ -36,26 +38,55 @@ impl KeyManager {
     /// [`Error`]; what landed before it stays.
     pub async fn execute_bulk(&self, request: Request) -> Result<BulkReceipt, Error> {
         let mut done = self.sweep_tenant(&request).await?;
-        if matches!(
-            request.command,
-            Command::CloseTenant { .. }
-                | Command::RemoveOwner { .. }
-                | Command::ChangeOwnerRole { .. }
-        ) {
-            let below = self.tenants_below(&request).await?;
+        let mut failed = None;
+        for tenant in self.tenants_below(&request).await? {
             // Where the actor does not reach, the row above refuses or narrows the keys already.
-            for tenant in below.into_iter().filter(|it| request.actor.reaches(it)) {
-                let below = Request {
-                    tenant,
-                    ..request.clone()
-                };
-                let also = self.sweep_tenant(&below).await?;
-                done.ended += also.ended;
-                done.skipped.extend(also.skipped);
-                done.receipt = also.receipt;
+            if !request.actor.reaches(&tenant) {
+                continue;
+            }
+            let below = self.request_below(&request, tenant).await?;
+            match self.sweep_tenant(&below).await {
+                Ok(also) => {
+                    done.ended += also.ended;
+                    done.skipped.extend(also.skipped);
+                    done.receipt = done.receipt.and(also.receipt);
+                }
+                // Closed: every key there is refused for ever.
+                Err(Error::Denied(Denied::TenantClosed { .. })) => {}
+                // The others are not to wait for this one.
+                Err(error) => {
+                    tracing::warn!(tenant = %below.tenant, %error, "keys below are left");
+                    failed.get_or_insert(error);
+                }
             }
         }
-        Ok(done)
+        failed.map_or(Ok(done), Err)
+    }
+
+    /// The same for a tenant below. An owner's removal stands in the row above alone, so that
+    /// bringing the owner back there is enough; what is left to do below is to revoke its keys.
+    async fn request_below(&self, request: &Request, tenant: TenantId) -> Result<Request, Error> {
+        let below = Request {
+            tenant,
+            ..request.clone()
+        };
+        let Command::RemoveOwner { owner, .. } = &request.command else {
+            return Ok(below);
+        };
+        let select = Select::owner(owner.clone());
+        let view = self.store.load(&request.tenant, &select).await?;
+        let removed_at = view.owner(owner).and_then(|row| row.removed_at);
+        let until = removed_at.map(|at| at.saturating_add(Duration::from_micros(1)));
+        let filter = BulkFilter {
+            created_before: until,
+            ..BulkFilter::all().owner(owner.clone())
+        };
+        let command = Command::RevokeMany {
+            filter,
+            reason: Reason::OwnerRemoved,
+            sweep: Vec::new(),
+        };
+        Ok(Request { command, ..below })
     }
 
     async fn sweep_tenant(&self, request: &Request) -> Result<BulkReceipt, Error> {
@@ -73,7 +104,7 @@ impl KeyManager {
             let keys: Vec<_> = page.keys.iter().map(|record| record.id).collect();
             if !keys.is_empty() {
                 let (outcome, receipt) = self.sweep_page(request, keys).await?;
-                done.receipt = receipt;
+                done.receipt = done.receipt.and(receipt);
                 if let Outcome::Swept { ended, skipped } = outcome {
                     done.ended += ended;
                     done.skipped.extend(skipped);
@@ -133,6 +164,15 @@ impl KeyManager {
 
     /// The tenants below that have keys concerned.
     async fn tenants_below(&self, request: &Request) -> Result<BTreeSet<TenantId>, Error> {
+        let follows = matches!(
+            request.command,
+            Command::CloseTenant { .. }
+                | Command::RemoveOwner { .. }
+                | Command::ChangeOwnerRole { .. }
+        );
+        if !follows {
+            return Ok(BTreeSet::new());
+        }
         let tenant = request.tenant.clone();
         let mut query = KeyQuery {
             below: true,

@@ -5,7 +5,7 @@
 //! every key at once.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -26,6 +26,8 @@ pub(crate) struct Index {
     imported: papaya::HashMap<Digest, KeyId>,
     imported_len: AtomicUsize,
     newest: AtomicI64,
+    /// Where the store stood when the scan began that filled this index.
+    base: AtomicU64,
     rows: Mutex<Rows>,
 }
 
@@ -79,6 +81,11 @@ impl Index {
             .fetch_max(decided_at.as_micros(), Ordering::AcqRel);
     }
 
+    /// Notes that every row at or below `base` that there is has been taken over.
+    pub(super) fn filled(&self, base: Revision) {
+        self.base.store(base.0, Ordering::Release);
+    }
+
     /// Takes over a row, if it is newer than what is known. One writer at a time.
     pub(super) fn apply(&self, change: &Change) {
         let revision = change.revision;
@@ -98,7 +105,13 @@ impl Index {
 
     fn put(&self, id: KeyId, revision: Revision, key: Key) {
         let keys = self.keys.pin();
-        if keys.get(&id).is_some_and(|own| own.revision >= revision) {
+        let stale = match keys.get(&id) {
+            Some(own) => own.revision >= revision,
+            // What the scan did not find had been removed by then, tombstone and all: something
+            // read before does not bring it back.
+            None => revision.0 <= self.base.load(Ordering::Acquire),
+        };
+        if stale {
             return;
         }
         let digest = match &key {

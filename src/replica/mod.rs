@@ -18,6 +18,7 @@ use crate::clock::Clock;
 use crate::core::id::KeyId;
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
+use crate::core::view::Revision;
 use crate::store::{
     Change, Changes, ChangesError, Cursor, KeyStore, StoreError, StoreErrorKind, Versioned,
 };
@@ -248,6 +249,7 @@ impl Replica {
             }
         }
         tracing::debug!(rows = read, "scanned");
+        index.filled(head.map_or(Revision::ZERO, |head: Cursor| head.revision));
         match self.catch_up(index, head.unwrap_or_default()).await {
             Ok(caught_up) => Ok(caught_up),
             Err(ChangesError::Store(error)) => Err(error),

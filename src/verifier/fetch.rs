@@ -76,15 +76,11 @@ impl Verifier {
     }
 
     async fn find(&self, claim: &Claim<'_>) -> Result<Option<Versioned>, StoreError> {
-        if let Ok(token) = claim.token {
-            let found = self.store.find(&Locator::Id(token.id())).await?;
-            if found.is_some() {
-                return Ok(found);
-            }
-        }
-        self.store
-            .find(&Locator::Imported(Digest::sha256(claim.text)))
-            .await
+        let locator = match claim.token {
+            Ok(token) => Locator::Id(token.id()),
+            Err(_) => Locator::Imported(Digest::sha256(claim.text)),
+        };
+        self.store.find(&locator).await
     }
 
     /// What the rows along a key's path say about it, with the rows.

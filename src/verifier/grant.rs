@@ -141,8 +141,10 @@ impl Grant {
 
     /// The actor that manages keys with this key: bound to its tenant, its reach and its life.
     ///
-    /// It has its owner's role; a key that belongs to its tenant has none, and manages nothing that
-    /// a role is needed for.
+    /// It has its owner's role only if it reaches all that the role does: a key that was narrowed
+    /// to reading reports does not close a tenant, though its owner may. Without a role it manages
+    /// its owner's own keys, where their class lets owners. A key that belongs to its tenant never
+    /// has a role.
     #[must_use]
     pub fn actor(&self) -> Actor {
         let class = self.policy.class(&self.record.class);
@@ -158,7 +160,10 @@ impl Grant {
             self.live_role()
         };
         let tenant = self.record.tenant.clone();
-        let actor = Actor::from_key(principal, role, tenant, below).with_scopes(self.scopes());
+        let scopes = self.scopes();
+        let whole = |role: &Role| scopes.contains(&self.policy.role_ceiling(role));
+        let role = role.filter(whole);
+        let actor = Actor::from_key(principal, role, tenant, below).with_scopes(scopes);
         match self.record.expires_at {
             Some(end) => actor.with_expiry(end),
             None => actor,

@@ -249,6 +249,8 @@ impl Verifier {
     fn unknown(&self, claim: &Claim<'_>) -> Rejection {
         let token = match claim.token {
             Ok(token) => token,
+            // Where there are imported keys, it may be one that was not heard of here yet.
+            Err(_) if self.replica.index().has_imported() => return Rejection::Unknown,
             Err(error) => return error.into(),
         };
         let digest = self.peppers.current().digest(token.id_and_secret());
@@ -270,12 +272,22 @@ impl Verifier {
             self.upkeep.push(Chore::first_use(record));
         }
         let current = self.peppers.current();
-        if let (Credential::Peppered { pepper, .. }, Ok(token)) = (&record.credential, claim.token)
+        if let (
+            Credential::Peppered {
+                pepper,
+                digest: stands,
+            },
+            Ok(token),
+        ) = (&record.credential, claim.token)
             && pepper != current.id()
         {
             let digest = current.digest(token.id_and_secret());
-            self.upkeep
-                .push(Chore::redigest(record, pepper, current.id(), digest));
+            self.upkeep.push(Chore::redigest(
+                record,
+                pepper,
+                current.id(),
+                (*stands, digest),
+            ));
         }
     }
 
@@ -294,15 +306,15 @@ impl<'a> Claim<'a> {
         })
     }
 
+    /// A token of ours is found by its id alone: a key that was deleted does not come back by an
+    /// import of its digest, even where its tombstone is gone (invariant 2).
     fn look_up(&self, index: &Index) -> Option<Key> {
-        let own = self.token.ok().and_then(|token| index.key(token.id()));
-        match own {
-            // A key from elsewhere may look like one of ours. One that was ours and was removed is
-            // gone for ever, even if its digest is imported later (invariant 2).
-            None if index.has_imported() => index
-                .imported(&Digest::sha256(self.text))
-                .and_then(|id| index.key(id)),
-            own => own,
+        match self.token {
+            Ok(token) => index.key(token.id()),
+            Err(_) => {
+                let id = index.imported(&Digest::sha256(self.text))?;
+                index.key(id)
+            }
         }
     }
 }

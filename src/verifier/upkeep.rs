@@ -52,13 +52,14 @@ impl Chore {
         record: &KeyRecord,
         from: &PepperId,
         to: &PepperId,
-        digest: Digest,
+        (replaces, digest): (Digest, Digest),
     ) -> Self {
         let (key, from, to) = (record.id, from.clone(), to.clone());
         let command = Command::Redigest {
             key,
             from,
             to,
+            replaces,
             digest,
         };
         Self {

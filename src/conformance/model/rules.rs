@@ -264,7 +264,11 @@ impl Model {
                 let roles: BTreeSet<_> = rows.filter_map(|row| row.role).collect();
                 Asker {
                     principal: key.owner,
-                    role: roles.first().copied().filter(|_| roles.len() == 1),
+                    // A key that was narrowed does not carry its owner's role.
+                    role: roles
+                        .first()
+                        .copied()
+                        .filter(|role| roles.len() == 1 && ceiling(role) & !reach == 0),
                     tenant: key.tenant,
                     below: false,
                     reach,
@@ -291,13 +295,13 @@ impl Model {
             _ => 0,
         };
         // Whoever does not reach the tenant learns nothing but that.
-        if asker.expires.is_some_and(|end| self.now() >= end) {
-            return BTreeSet::from([Why::ActorExpired]);
-        }
         let reached = asker.tenant == tenant || (asker.below && (asker.tenant, tenant) == (0, 1));
         if !reached {
             let hidden = ask.key().map_or(Why::TenantNotFound, |_| Why::NotFound);
             return BTreeSet::from([hidden]);
+        }
+        if asker.expires.is_some_and(|end| self.now() >= end) {
+            return BTreeSet::from([Why::ActorExpired]);
         }
         if self.is_closed(tenant) && !matches!(ask, Ask::Close { .. }) {
             return BTreeSet::from([Why::Closed]);
@@ -469,7 +473,24 @@ impl Model {
     }
 
     fn refuse_handing_out(&self, asker: &Asker, key: &Key, why: &mut BTreeSet<Why>) {
-        if self.exceeds(asker, self.reach(key), key.expires) {
+        // A stranger is handed all that the key may ever reach, and what its owner may manage.
+        let own = key.owner.is_some() && key.owner == asker.principal;
+        let scopes = if own { self.reach(key) } else { key.scopes };
+        let rows = [key.tenant, 0].map(|above| key.owner.map(|owner| (above, owner)));
+        let rows = rows.iter().enumerate().filter_map(|(n, row)| {
+            let row = row.as_ref()?;
+            // The organisation stands above its project alone.
+            (n == 0 || key.tenant == 1).then(|| self.owners.get(row))?
+        });
+        let stronger = rows.filter_map(|row| row.role).any(|role| {
+            asker.role != Some(role)
+                && match role {
+                    "admin" | "support" => true,
+                    "developer" => asker.role != Some("admin"),
+                    _ => false,
+                }
+        });
+        if stronger || self.exceeds(asker, scopes, key.expires) {
             why.insert(Why::Exceeds);
         }
     }
@@ -582,17 +603,18 @@ impl Model {
                 }
             }
             Ask::RemoveOwner { tenant, owner } => {
+                // One row, where it was asked for, holds for all below.
+                let row = self.owners.entry((*tenant, owner)).or_insert(Row {
+                    role: Some(""),
+                    removed: None,
+                });
+                if row.role.is_some() {
+                    *row = Row {
+                        role: None,
+                        removed: Some(now),
+                    };
+                }
                 for place in self.with_below(asker, *tenant, Some(owner)) {
-                    let row = self.owners.entry((place, owner)).or_insert(Row {
-                        role: Some(""),
-                        removed: None,
-                    });
-                    if row.role.is_some() {
-                        *row = Row {
-                            role: None,
-                            removed: Some(now),
-                        };
-                    }
                     self.end_all(place, |key| key.owner == Some(owner));
                 }
             }

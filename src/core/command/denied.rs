@@ -16,6 +16,8 @@ pub enum ActorBound {
     Reach,
     /// How long its own credential lives.
     Lifetime,
+    /// What its role may manage.
+    Role,
 }
 
 /// Why a management command was refused. Nothing was written.
@@ -104,6 +106,7 @@ pub enum Denied {
     #[error("actor cannot hand out more than its own {}", match bound {
         ActorBound::Reach => "reach",
         ActorBound::Lifetime => "lifetime",
+        ActorBound::Role => "role",
     })]
     ExceedsActor {
         /// More of what.

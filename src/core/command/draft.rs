@@ -164,7 +164,8 @@ impl NewKey {
         self
     }
 
-    /// Links it to another principal, with the role it has if the tenant does not know it yet.
+    /// Links it to another principal, with the role it has if the tenant does not know it yet. Nobody
+    /// creates keys for those whose role may do more than their own.
     pub fn owned_by(mut self, owner: PrincipalId, role: Role) -> Self {
         self.spec.owner = OwnerSpec::Principal(owner, role);
         self
@@ -274,7 +275,8 @@ pub struct ImportKey {
 }
 
 impl ImportKey {
-    /// A key whose holder presents a token with this SHA-256.
+    /// A key whose holder presents a token with this SHA-256. A token in the form of this crate's
+    /// own is never taken for an imported one: move its record instead.
     pub const fn sha256(digest: Digest, key: NewKey) -> Self {
         Self {
             key,

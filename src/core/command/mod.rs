@@ -144,6 +144,9 @@ pub enum Command {
         from: PepperId,
         /// The pepper of the new digest; it must be the current one.
         to: PepperId,
+        /// The digest that stands now.
+        #[serde(skip)]
+        replaces: Digest,
         /// The new digest.
         #[serde(skip)]
         digest: Digest,

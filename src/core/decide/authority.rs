@@ -1,20 +1,29 @@
 //! Who may do what, and that nobody hands out more than they have.
 
+use std::collections::BTreeSet;
+
 use super::Work;
 use crate::core::command::{ActorBound, Command, Denied};
-use crate::core::policy::Access;
+use crate::core::invalid::{Invalid, Problem};
+use crate::core::policy::{Access, KeyClass, OwnerCeiling};
 use crate::core::record::KeyRecord;
 use crate::core::scope::ScopeSet;
 use crate::core::text::Role;
 use crate::core::time::Timestamp;
 
 impl Work<'_> {
-    /// An actor whose own credential ended, or who does not reach the tenant, gets nowhere.
+    /// An actor whose own credential ended gets nowhere.
     pub(super) fn check_actor(&self) -> Result<(), Denied> {
-        let actor = &self.request.actor;
-        if actor.expires_at().is_some_and(|end| self.now >= end) {
-            return Err(Denied::ActorExpired);
+        let ended = |end: Timestamp| self.now >= end;
+        match self.request.actor.expires_at() {
+            Some(end) if ended(end) => Err(Denied::ActorExpired),
+            _ => Ok(()),
         }
+    }
+
+    /// An actor who does not reach the tenant is told nothing of it.
+    pub(super) fn check_reach(&self) -> Result<(), Denied> {
+        let actor = &self.request.actor;
         if actor.reaches(&self.request.tenant) {
             return Ok(());
         }
@@ -113,8 +122,73 @@ impl Work<'_> {
         }
     }
 
-    /// The same for a key that exists, with all that narrows it.
+    /// The same for a key that exists, with all that narrows it: whoever holds it also acts with
+    /// its owner's role.
     pub(super) fn check_key_contained(&self, record: &KeyRecord) -> Result<(), Denied> {
-        self.check_contained(&self.reach_of(record)?, record.expires_at)
+        let class = self.class_of(record)?;
+        let live = self.standing(&record.owner).roles;
+        let roles = match class.owner_ceiling {
+            OwnerCeiling::Live => live.as_slice(),
+            OwnerCeiling::Snapshot => record.owner_role.as_slice(),
+        };
+        roles
+            .iter()
+            .try_for_each(|role| self.check_no_stronger(role))?;
+        let reach = if record.owner.principal() == Some(self.request.actor.principal()) {
+            self.reach_of(record)?
+        } else {
+            // A role that narrows its owner today may be raised tomorrow; the secret stays.
+            record.scopes.intersection(&class.ceiling)
+        };
+        self.check_contained(&reach, record.expires_at)
+    }
+
+    /// Refuses to hand out `role` if it reaches further or may do more than the actor's own.
+    pub(super) fn check_grants_role(&self, role: &Role) -> Result<(), Denied> {
+        if *role == Role::SYSTEM {
+            let expected = "a role other than that of the host itself";
+            return Err(Invalid::new("role", Problem::Form { expected }).into());
+        }
+        self.check_no_stronger(role)?;
+        let reach = self.actor_reach();
+        if reach.contains(&self.policy.role_ceiling(role)) {
+            return Ok(());
+        }
+        Err(Denied::ExceedsActor {
+            bound: ActorBound::Reach,
+            reach,
+        })
+    }
+
+    /// Refuses if `role` may do anything that the actor's own role may not: administer, act as
+    /// support, or manage keys of a class.
+    pub(super) fn check_no_stronger(&self, role: &Role) -> Result<(), Denied> {
+        let actor = &self.request.actor;
+        if actor.is_system() || actor.role() == Some(role) {
+            return Ok(());
+        }
+        let spec = self.policy.spec();
+        let accesses = spec.classes.values().flat_map(|class| {
+            let KeyClass {
+                create,
+                update,
+                rotate,
+                revoke,
+                ..
+            } = class;
+            [create, update, rotate, revoke]
+        });
+        let support = BTreeSet::from([Role::SUPPORT]);
+        let mut lists = accesses
+            .map(|access| &access.roles)
+            .chain([&spec.administrators, &support]);
+        let mine = |list: &BTreeSet<Role>| actor.role().is_some_and(|own| list.contains(own));
+        if lists.any(|list| list.contains(role) && !mine(list)) {
+            return Err(Denied::ExceedsActor {
+                bound: ActorBound::Role,
+                reach: self.actor_reach(),
+            });
+        }
+        Ok(())
     }
 }

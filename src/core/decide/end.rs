@@ -127,6 +127,10 @@ impl Work<'_> {
         sweep: &[KeyId],
     ) -> Result<Outcome, Denied> {
         self.permit_administrator("revoke keys in bulk")?;
+        if !self.began() {
+            // Marks the instant: a repetition is not about keys that were created since.
+            self.log(Action::BulkRevocationBegan { reason }, None);
+        }
         let began = self.began_at();
         Ok(self.sweep(sweep, reason, |record| {
             filter.matches(record) && record.created.at <= began
@@ -143,6 +147,8 @@ impl Work<'_> {
             if !self.is_purgeable(record) {
                 continue;
             }
+            let purged = record.clone();
+            self.release_predecessor(&purged);
             self.change(Effects {
                 removes: vec![*id],
                 ..Effects::default()

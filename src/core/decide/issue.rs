@@ -402,17 +402,21 @@ impl<'a> Work<'a> {
                     });
                 }
             },
-            OwnerSpec::Principal(principal, role) => (principal.clone(), role.clone()),
+            OwnerSpec::Principal(principal, role) => {
+                // Whoever holds the key acts as its owner.
+                self.check_grants_role(role)?;
+                (principal.clone(), role.clone())
+            }
         };
         let owner = Owner::Principal(principal.clone());
         if self.standing(&owner).refuses_owner(self.now) {
             return Err(Denied::OwnerRemoved { owner: principal });
         }
         if let Some(known) = self.view.owner(&principal).and_then(|row| row.role.clone()) {
+            if *spec != OwnerSpec::Creator {
+                self.check_grants_role(&known)?;
+            }
             return Ok((owner, Some(known)));
-        }
-        if *spec != OwnerSpec::Creator {
-            self.check_grants_role(&role)?;
         }
         let row = OwnerRecord {
             tenant: self.request.tenant.clone(),

@@ -65,7 +65,7 @@ impl Work<'_> {
             return;
         };
         // A cap that was lowered ends no key, so what is active anyway sets the bound.
-        let bound = 2 * limit_of(limit).max(self.active());
+        let bound = limit_of(limit).max(self.active()).saturating_mul(2);
         while live(&self.view, self.policy, self.now) > bound {
             let Some(mut oldest) = self.oldest_grace() else {
                 return;

@@ -132,10 +132,12 @@ impl<'a> Work<'a> {
     }
 
     fn run(&mut self) -> Result<Outcome, Denied> {
-        self.check_actor()?;
+        self.check_reach()?;
+        // First: what landed has landed, whatever became of the actor since.
         if let Some(outcome) = self.replay()? {
             return Ok(outcome);
         }
+        self.check_actor()?;
         self.check_open()?;
         match &self.request.command {
             Command::ProvisionTenant => self.provision_tenant(),
@@ -163,8 +165,9 @@ impl<'a> Work<'a> {
                 key,
                 from,
                 to,
+                replaces,
                 digest,
-            } => self.redigest(*key, from, to, *digest),
+            } => self.redigest(*key, from, to, (*replaces, *digest)),
             Command::RevokeMany {
                 filter,
                 reason,
@@ -212,6 +215,11 @@ impl<'a> Work<'a> {
             | Command::Purge { .. } => None,
             _ => Some(Outcome::Done),
         })
+    }
+
+    fn began(&self) -> bool {
+        let id = &self.request.id;
+        self.view.applied.iter().any(|entry| entry.command == *id)
     }
 
     /// When this command first landed, or now: what came later is none of its business.

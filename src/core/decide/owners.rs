@@ -2,9 +2,8 @@
 
 use super::Work;
 use crate::core::audit::Action;
-use crate::core::command::{ActorBound, Denied, Outcome};
+use crate::core::command::{Denied, Outcome};
 use crate::core::id::KeyId;
-use crate::core::invalid::{Invalid, Problem};
 use crate::core::owner::{OwnerRecord, TenantRecord};
 use crate::core::record::Reason;
 use crate::core::text::{PrincipalId, Role};
@@ -26,6 +25,7 @@ impl Work<'_> {
         let narrows = before
             .as_ref()
             .is_some_and(|before| self.policy.role_ceiling(before).contains(&after));
+        self.check_no_stronger(role)?;
         if !narrows || *role == Role::SYSTEM {
             self.check_grants_role(role)?;
         }
@@ -115,21 +115,5 @@ impl Work<'_> {
             self.log(Action::TenantClosed, None);
         }
         Ok(self.sweep_all(sweep, Reason::TenantClosed))
-    }
-
-    /// Refuses to make somebody's role one that reaches further than the actor.
-    pub(super) fn check_grants_role(&self, role: &Role) -> Result<(), Denied> {
-        if *role == Role::SYSTEM {
-            let expected = "a role other than that of the host itself";
-            return Err(Invalid::new("role", Problem::Form { expected }).into());
-        }
-        let reach = self.actor_reach();
-        if reach.contains(&self.policy.role_ceiling(role)) {
-            return Ok(());
-        }
-        Err(Denied::ExceedsActor {
-            bound: ActorBound::Reach,
-            reach,
-        })
     }
 }

@@ -82,19 +82,19 @@ impl Work<'_> {
         id: KeyId,
         from: &PepperId,
         to: &PepperId,
-        digest: Digest,
+        (replaces, digest): (Digest, Digest),
     ) -> Result<Outcome, Denied> {
         self.permit_host("renew digests")?;
         let mut record = self.record(id)?;
         self.check_usable(&record)?;
-        let under = match &record.credential {
-            Credential::Peppered { pepper, .. } => pepper.clone(),
+        let (under, stands) = match &record.credential {
+            Credential::Peppered { pepper, digest } => (pepper.clone(), *digest),
             Credential::Imported { .. } => return Err(Denied::Imported),
         };
         if under == *to {
             return Ok(Outcome::Done);
         }
-        if under != *from || *to != *self.peppers.current().id() {
+        if under != *from || stands != replaces || *to != *self.peppers.current().id() {
             return Err(Denied::StaleRedigest { pepper: to.clone() });
         }
         record.credential = Credential::Peppered {
