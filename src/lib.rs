@@ -98,6 +98,12 @@
 //! used never move; end them with [`BulkFilter::pepper`] before dropping the old pepper, and keep it
 //! as [`audit_only`](PepperRing::with_audit_only) for the audit entries it sealed.
 //!
+//! # References
+//!
+//! "Rule A1-15" and the like name rules of the documents that the crate was measured against; the
+//! repository lists them in `tests/seed_rules/rules`, and its `docs/design.md` numbers the traps and
+//! the invariants.
+//!
 //! # Features
 //!
 //! None is on by default, and none changes what the others do.
@@ -123,8 +129,8 @@ pub use crate::core::actor::{Actor, Invocation};
 pub use crate::core::address::AddressAllowlist;
 pub use crate::core::check::{Need, Rejection, RejectionKind};
 pub use crate::core::command::{
-    ActorBound, BulkFilter, Command, Confirmed, DeleteKey, Denied, Expiry, ImportKey, IssuedKey,
-    KeySpec, KeyUpdate, NewKey, Outcome, OwnerSpec, Replacement, Request, RevokeKey, RotationMode,
+    ActorBound, BulkFilter, Command, DeleteKey, Denied, Expiry, ImportKey, IssuedKey, KeySpec,
+    KeyUpdate, NewKey, Outcome, OwnerSpec, Replacement, Request, RevokeKey, RotationMode,
     UpdateSpec,
 };
 pub use crate::core::id::KeyId;

@@ -6,8 +6,8 @@ mod support;
 use keyward::policy::{Deletion, KeyClass, Revocation, Rotation};
 use keyward::token::TokenPrefix;
 use keyward::{
-    BulkFilter, Confirmed, Created, DeleteKey, Denied, KeyUpdate, Keyward, Need, PepperId, Problem,
-    Reason, Rejection, Replacement, days, hours, profiles,
+    BulkFilter, Created, DeleteKey, Denied, KeyUpdate, Keyward, Need, PepperId, Problem, Reason,
+    Rejection, Replacement, days, hours, profiles,
 };
 use support::*;
 

@@ -4,9 +4,9 @@
 use keyward::policy::{Policy, PolicySpec};
 use keyward::store::MemoryStore;
 use keyward::{
-    Actor, Confirmed, DeleteKey, Denied, Environment, Error, Expiry, IssuedKey, KeyUpdate, Keyward,
-    Need, NewKey, PepperRing, Reason, Rejection, Replacement, Resource, Role, RotationReason,
-    TenantId, days, profiles,
+    Actor, DeleteKey, Denied, Environment, Error, Expiry, IssuedKey, KeyUpdate, Keyward, Need,
+    NewKey, PepperRing, Reason, Rejection, Replacement, Resource, Role, RotationReason, TenantId,
+    days, profiles,
 };
 
 fn tenant(path: &str) -> TenantId {

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 
 use keyward::store::{AuditQuery, KeyQuery, KeyStore};
 use keyward::{
-    Actor, BulkFilter, Confirmed, DeleteKey, Digest, ImportKey, KeyUpdate, Keyward, LeakSource,
-    Need, Reason, Replacement, Role, days, hours,
+    Actor, BulkFilter, DeleteKey, Digest, ImportKey, KeyUpdate, Keyward, LeakSource, Need, Reason,
+    Replacement, Role, days, hours,
 };
 use support::*;
 
@@ -188,7 +188,7 @@ fn look_everywhere(world: &World, witness: &mut Witness) {
 }
 
 #[test]
-fn no_secret_is_in_any_output() {
+fn trap_15_no_secret_is_in_any_output() {
     let captured = Captured::default();
     let log = captured.clone();
     let subscriber = tracing_subscriber::fmt()

@@ -1,6 +1,6 @@
-//! The traps that others fell into, one test each, by the numbers of the design. Traps 9, 10, 11 and
-//! 23 belong to usage limits and HTTP; `tests/seed_rules` lists what waits for them.
-#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+//! The traps that others fell into, by the numbers of `docs/design.md`. Those that need several
+//! processes are in `nodes.rs`, the one about secrets in outputs is in `secrets.rs`; `house.rs` holds
+//! the numbers against the tests.
 
 mod support;
 

@@ -1,6 +1,6 @@
 //! From where a key may be used.
 //!
-//! Pure. Who the client is, the host says; see trap 23 in the HTTP layer's documentation.
+//! Pure. Who the client is, the host says: from the socket, or through proxies that it trusts.
 
 use std::net::IpAddr;
 

@@ -164,7 +164,7 @@ pub enum Rejection {
     #[error("wrong secret")]
     WrongSecret,
     /// The key was revoked.
-    #[error("key was revoked at {at}: {reason:?}")]
+    #[error("key was revoked at {at}: {reason}")]
     Revoked {
         /// Which key.
         key: KeyId,

@@ -57,6 +57,22 @@ pub enum Reason {
     TenantClosed,
 }
 
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Lost => "lost",
+            Self::Compromised => "compromised",
+            Self::Leaked => "leaked",
+            Self::Unused => "unused",
+            Self::NoLongerNeeded => "no longer needed",
+            Self::Rotated => "rotated",
+            Self::RotationCancelled => "rotation cancelled",
+            Self::OwnerRemoved => "owner removed",
+            Self::TenantClosed => "tenant closed",
+        })
+    }
+}
+
 /// Why a key is replaced (rule G-13).
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -80,6 +80,14 @@ impl TryFrom<&str> for TenantId {
     }
 }
 
+impl TryFrom<String> for TenantId {
+    type Error = Invalid;
+
+    fn try_from(path: String) -> Result<Self, Invalid> {
+        Self::new(path)
+    }
+}
+
 impl AsRef<str> for TenantId {
     fn as_ref(&self) -> &str {
         &self.0

@@ -38,7 +38,8 @@ impl Keyward {
         self.inner.clock.now().max(self.inner.replica.newest())
     }
 
-    /// A query for the keys of `tenant` as they are now.
+    /// A query for the keys of `tenant` as they are now, without those of the tenants below; set
+    /// `below` for these.
     pub fn query(&self, tenant: &TenantId) -> KeyQuery {
         KeyQuery::tenant(tenant.clone(), self.now())
     }

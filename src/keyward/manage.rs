@@ -266,8 +266,9 @@ impl Keyward {
         .await
     }
 
-    /// Sets the role of a principal who owns keys, in `tenant` and all below it: narrows or widens
-    /// every key of a class with a live ceiling at once.
+    /// Sets the role of a principal who owns keys, in `tenant` and wherever below it owns any: narrows
+    /// or widens every key of a class with a live ceiling at once. What the principal itself may do
+    /// is the host's to say, with the role of the [`Actor`] it makes.
     ///
     /// # Errors
     ///

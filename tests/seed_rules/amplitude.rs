@@ -11,10 +11,10 @@ use keyward::conformance::FaultyStore;
 use keyward::policy::Policy;
 use keyward::store::{AuditQuery, KeyQuery, KeySort, MemoryStore};
 use keyward::{
-    Actor, BulkFilter, Confirmed, Created, DeleteKey, Denied, Digest, Entropy, EntropyError, Error,
-    Expiry, ImportKey, IssuedKey, KeyId, KeyInfo, KeyUpdate, Keyward, LastAction, LeakSource,
-    ManualClock, Need, NewKey, Owner, Problem, Reason, Rejection, RejectionKind, Replacement, Role,
-    Status, TenantId, Visibility, days, hours, profiles,
+    Actor, BulkFilter, Created, DeleteKey, Denied, Digest, Entropy, EntropyError, Error, Expiry,
+    ImportKey, IssuedKey, KeyId, KeyInfo, KeyUpdate, Keyward, LastAction, LeakSource, ManualClock,
+    Need, NewKey, Owner, Problem, Reason, Rejection, RejectionKind, Replacement, Role, Status,
+    TenantId, Visibility, days, hours, profiles,
 };
 
 use super::support::*;

@@ -10,9 +10,9 @@ use keyward::policy::{Policy, PolicySpec};
 use keyward::rotation::{RotationProgress, RotationStep};
 use keyward::store::{AuditQuery, AuditRow, KeyQuery};
 use keyward::{
-    Actor, BulkFilter, Confirmed, Created, Denied, Expiry, Fingerprint, KeyId, KeyInfo, KeyUpdate,
-    Keyward, LeakSource, Need, NewKey, Problem, Reason, Rejection, RejectionKind, Replacement,
-    Role, RotationReason, Status, days, hours, profiles,
+    Actor, BulkFilter, Created, Denied, Expiry, Fingerprint, KeyId, KeyInfo, KeyUpdate, Keyward,
+    LeakSource, Need, NewKey, Problem, Reason, Rejection, RejectionKind, Replacement, Role,
+    RotationReason, Status, days, hours, profiles,
 };
 
 use super::support::*;

@@ -434,14 +434,10 @@ impl From<Reason> for RevokeKey {
     }
 }
 
-/// Marks a reason as confirmed by the person who asked.
-pub trait Confirmed {
-    /// The same, confirmed.
-    fn confirmed(self) -> RevokeKey;
-}
-
-impl Confirmed for Reason {
-    fn confirmed(self) -> RevokeKey {
+impl Reason {
+    /// The same, confirmed by the person who asked.
+    #[must_use]
+    pub const fn confirmed(self) -> RevokeKey {
         RevokeKey {
             reason: self,
             confirmed: true,

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 pub use self::denied::{ActorBound, Denied};
 pub use self::draft::{
-    BulkFilter, Confirmed, DeleteKey, ImportKey, KeyUpdate, NewKey, Replacement, RevokeKey,
+    BulkFilter, DeleteKey, ImportKey, KeyUpdate, NewKey, Replacement, RevokeKey,
 };
 use super::actor::Actor;
 use super::address::AddressAllowlist;

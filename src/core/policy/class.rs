@@ -121,7 +121,7 @@ impl KeyClass {
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lifetime {
-    /// The lifetime of a key whose creator names none; `None` for no end.
+    /// The lifetime of a key whose creator names none; `None` for the longest one, or for no end.
     #[serde(
         default,
         with = "time::seconds::option",
