@@ -2,6 +2,8 @@
 //! processes are in `nodes.rs`, the one about secrets in outputs is in `secrets.rs`; `house.rs` holds
 //! the numbers against the tests.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
 mod support;
 
 use keyward::audit::Action;
