@@ -89,6 +89,8 @@ pub(super) struct Key {
     pub(super) tenant: usize,
     pub(super) owner: Option<&'static str>,
     pub(super) scopes: Mask,
+    /// The scopes as they were named, where that is known: other words for the same are a change.
+    pub(super) named: Option<BTreeSet<&'static str>>,
     pub(super) created: Timestamp,
     pub(super) expires: Option<Timestamp>,
     pub(super) revoked: bool,
@@ -557,9 +559,11 @@ impl Model {
                     };
                     self.owners.entry((*tenant, owner)).or_insert(row);
                 }
+                let named = scopes.iter().copied().collect();
                 let scopes = mask(scopes.iter().copied());
                 let end = self.end(*life);
                 let mut key = self.key(id, secret, *tenant, asker.principal, scopes, end);
+                key.named = Some(named);
                 if let Ask::Import { token, .. } = ask {
                     self.tokens.insert(*token);
                     key.imported = true;
@@ -570,6 +574,9 @@ impl Model {
             Ask::Update { key, scopes, life } => {
                 let end = life.map(|life| self.end(life));
                 let key = &mut self.keys[*key];
+                if let Some(scopes) = scopes {
+                    key.named = Some(scopes.iter().copied().collect());
+                }
                 key.scopes = scopes
                     .as_ref()
                     .map_or(key.scopes, |new| mask(new.iter().copied()));
@@ -662,6 +669,7 @@ impl Model {
             tenant,
             owner,
             scopes,
+            named: None,
             created: self.now(),
             expires,
             revoked: false,
@@ -757,7 +765,8 @@ impl Model {
         let (now, by) = (self.now(), self.keys.len());
         let old = self.keys[number].clone();
         let expires = self.successor_end(&old);
-        let successor = self.key(id, secret, old.tenant, old.owner, old.scopes, expires);
+        let mut successor = self.key(id, secret, old.tenant, old.owner, old.scopes, expires);
+        successor.named.clone_from(&old.named);
         self.keys.push(Key {
             legacy: old.legacy,
             replaces: Some(number),
