@@ -266,7 +266,7 @@ impl Keyward {
         .await
     }
 
-    /// Sets the role of a principal who owns keys, in `tenant` and wherever below it owns any: narrows
+    /// Sets the role of a principal who owns keys, in `tenant` and wherever below it has live ones: narrows
     /// or widens every key of a class with a live ceiling at once. What the principal itself may do
     /// is the host's to say, with the role of the [`Actor`] it makes.
     ///

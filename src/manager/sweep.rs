@@ -176,18 +176,12 @@ impl KeyManager {
         let tenant = request.tenant.clone();
         let mut query = KeyQuery {
             below: true,
-            ..KeyQuery::tenant(tenant, self.now())
+            ..KeyQuery::tenant(tenant, self.now()).live()
         };
-        match &request.command {
-            // Wherever the owner has a row, though all its keys may have ended.
-            Command::ChangeOwnerRole { owner, .. } => query.owner = Some(owner.clone()),
-            Command::RemoveOwner { owner, .. } => {
-                query = KeyQuery {
-                    owner: Some(owner.clone()),
-                    ..query.live()
-                };
-            }
-            _ => query = query.live(),
+        if let Command::RemoveOwner { owner, .. } | Command::ChangeOwnerRole { owner, .. } =
+            &request.command
+        {
+            query.owner = Some(owner.clone());
         }
         let mut below = BTreeSet::new();
         loop {

@@ -244,7 +244,12 @@ fn play(
             let given = system.ask(model, asker, id, ask);
             let told = given.as_ref().map(|_| ()).map_err(|why| *why);
             let wanted = match ask {
-                _ if asker.expires.is_some_and(|end| model.now() >= end) => Err(Why::ActorExpired),
+                // What landed has landed; what goes on over many keys needs an actor.
+                Ask::RemoveOwner { .. } | Ask::Close { .. }
+                    if asker.expires.is_some_and(|end| model.now() >= end) =>
+                {
+                    Err(Why::ActorExpired)
+                }
                 Ask::Create { .. } | Ask::Import { .. } | Ask::Rotate { .. } => Err(Why::Already),
                 _ => Ok(()),
             };

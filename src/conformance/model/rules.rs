@@ -535,6 +535,7 @@ impl Model {
                 let key = self.key(id, secret, *tenant, None, mask(["reports:read"]), None);
                 self.keys.push(Key {
                     legacy: true,
+                    named: Some(BTreeSet::from(["reports:read"])),
                     ..key
                 });
             }
