@@ -3,11 +3,11 @@
 
 mod support;
 
-use keyward::policy::{Deletion, KeyClass, Revocation, Rotation};
+use keyward::policy::{Deletion, KeyClass, OwnerCeiling, Revocation, Rotation};
 use keyward::token::TokenPrefix;
 use keyward::{
     BulkFilter, Created, DeleteKey, Denied, KeyUpdate, Keyward, Need, PepperId, Problem, Reason,
-    Rejection, Replacement, days, hours, profiles,
+    Rejection, Replacement, Role, days, hours, profiles,
 };
 use support::*;
 
@@ -200,4 +200,47 @@ fn the_legacy_key_cannot_be_narrowed_until_it_is_as_good_as_disabled() {
     }
     let renamed = KeyUpdate::new().name("web and apps");
     wait(world.keys.update(&admin(), legacy.id, renamed)).unwrap();
+}
+
+#[test]
+fn a_purge_removes_what_was_kept_long_enough_and_nothing_else() {
+    let mut spec = profiles::standard();
+    let secret = spec.classes.get_mut("secret").unwrap();
+    secret.revocation = Revocation::Allowed {
+        confirm: false,
+        keep: Some(days(30)),
+    };
+    let world = World::with_policy(spec);
+    let acme = tenant("acme");
+    let (revoked, kept) = (world.some_key(), world.some_key());
+    wait(world.keys.revoke(&admin(), revoked.id, Reason::Lost)).unwrap();
+    let purge = || wait(world.keys.purge(&host(), &acme)).unwrap().ended;
+    world.clock.advance(days(29));
+    assert_eq!(purge(), 0);
+    world.clock.advance(days(1));
+    assert_eq!(purge(), 1);
+    let gone = wait(world.keys.key(&admin(), revoked.id));
+    assert_eq!(denied(gone), Denied::NotFound);
+    world.keys.verify(kept.secret.expose(), &reading()).unwrap();
+    let by_a_person = wait(world.keys.purge(&admin(), &acme));
+    assert!(matches!(denied(by_a_person), Denied::HostOnly { .. }));
+}
+
+#[test]
+fn a_snapshot_of_the_owners_role_outlives_a_change_but_not_a_removal() {
+    let mut spec = profiles::standard();
+    let secret = spec.classes.get_mut("secret").unwrap();
+    secret.owner_ceiling = OwnerCeiling::Snapshot;
+    let world = World::with_policy(spec);
+    let acme = tenant("acme");
+    let bob = actor("acme", "bob", Role::DEVELOPER);
+    let key = world
+        .create(&bob, reader("k").scope("reports:write"))
+        .unwrap();
+    let writing = Need::scope("reports:write");
+    let keys = &world.keys;
+    wait(keys.change_owner_role(&admin(), &acme, who("bob"), Role::MEMBER)).unwrap();
+    world.keys.verify(key.secret.expose(), &writing).unwrap();
+    wait(world.keys.remove_owner(&admin(), &acme, who("bob"))).unwrap();
+    assert!(world.keys.verify(key.secret.expose(), &writing).is_err());
 }
