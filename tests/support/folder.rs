@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 /// Several instances on one file, between which calls take turns.
 #[derive(Debug)]
-pub struct Folder {
+pub(crate) struct Folder {
     stores: Vec<SqliteStore>,
     turn: AtomicUsize,
     folder: TempDir,
@@ -22,7 +22,7 @@ pub struct Folder {
 
 #[allow(dead_code, reason = "each test uses some of it")]
 impl Folder {
-    pub fn with(instances: usize) -> Self {
+    pub(crate) fn with(instances: usize) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let path = folder.path().join("keys.db");
         let open = |_| pollster::block_on(SqliteStore::open(&path)).expect("the store opens");
@@ -33,11 +33,11 @@ impl Folder {
         }
     }
 
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.folder.path().join("keys.db")
     }
 
-    pub fn store(&self) -> &SqliteStore {
+    pub(crate) fn store(&self) -> &SqliteStore {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         &self.stores[turn % self.stores.len()]
     }
