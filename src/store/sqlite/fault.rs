@@ -60,6 +60,10 @@ impl Fault {
         damage || mistyped || opening || matches!(self, Self::Corrupt(_))
     }
 
+    pub(super) fn is_no_database(&self) -> bool {
+        self.code() == Some(ErrorCode::NotADatabase)
+    }
+
     /// Whether SQLite may have written a commit that it then failed to make durable.
     pub(super) fn is_io(&self) -> bool {
         self.code() == Some(ErrorCode::SystemIoFailure)
@@ -157,10 +161,10 @@ pub enum OpenError {
         /// The linked SQLite.
         linked: &'static str,
     },
-    /// The file was restored from a backup, and what was revoked since would work again.
+    /// The file is a backup, or was restored from one: what was revoked since would work again.
     #[error(
-        "{} was restored from a backup and not recovered yet: open it with `allow_unrecovered`, \
-         recover it, then call `finish_recovery`",
+        "{} is a backup, or restored from one and not recovered yet: restore it, open it with \
+         `allow_unrecovered`, recover it, then call `finish_recovery`",
         path.display()
     )]
     Unrecovered {

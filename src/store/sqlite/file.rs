@@ -1,7 +1,7 @@
 //! The file itself: who may read it, how it comes into being, how a connection is set up.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -94,62 +94,49 @@ impl Place {
         Ok(Identity(0, 0))
     }
 
-    /// Checks what can be told from the file's first bytes, before SQLite touches it.
-    pub(super) fn check_header(&self) -> Result<(), OpenError> {
+    /// A connection to a file that is a store, of a version that this build knows. Nothing of it is
+    /// changed.
+    ///
+    /// The file is looked at through SQLite alone: closing a descriptor of one's own on it would drop
+    /// the locks that other connections of this process hold.
+    pub(super) fn open(&self) -> Result<Connection, OpenError> {
         let path = &self.path;
-        let mut header = [0; 100];
-        let mut file = File::open(path).map_err(|error| OpenError::io(path, error))?;
-        let len = file
-            .seek(SeekFrom::End(0))
-            .and_then(|len| file.seek(SeekFrom::Start(0)).map(|_| len))
-            .map_err(|error| OpenError::io(path, error))?;
-        if len == 0 {
-            return Err(self.corrupt("it is empty"));
-        }
-        match file.read_exact(&mut header) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                return Err(self.corrupt("it ends within its header"));
-            }
-            Err(error) => return Err(OpenError::io(path, error)),
-        }
-        if !header.starts_with(b"SQLite format 3\0") {
-            return Err(self.foreign("it is no SQLite file"));
-        }
-        let number = |at: usize| {
-            let bytes = [header[at], header[at + 1], header[at + 2], header[at + 3]];
-            i32::from_be_bytes(bytes)
+        let fail = |fault: Fault| OpenError::of(path, fault);
+        let len = fs::metadata(path)
+            .map_err(|error| OpenError::io(path, error))?
+            .len();
+        let what = match len {
+            0 => "it is empty",
+            1..512 => "it ends within its first page",
+            _ => "",
         };
-        if number(68) != schema::APPLICATION_ID {
-            return Err(self.foreign("it is another program's SQLite file"));
-        }
-        let found = number(60);
-        if found > schema::VERSION {
-            return Err(OpenError::Newer {
+        if !what.is_empty() {
+            return Err(OpenError::Corrupt {
                 path: path.clone(),
-                found,
-                supported: schema::VERSION,
+                what: what.to_owned(),
             });
         }
-        Ok(())
-    }
-
-    fn corrupt(&self, what: &str) -> OpenError {
-        OpenError::Corrupt {
-            path: self.path.clone(),
-            what: what.to_owned(),
-        }
-    }
-
-    fn foreign(&self, what: &'static str) -> OpenError {
-        OpenError::Foreign {
-            path: self.path.clone(),
+        let conn = self.connect()?;
+        let foreign = |what| OpenError::Foreign {
+            path: path.clone(),
             what,
+        };
+        let ours = match schema::application(&conn) {
+            Ok(id) => id == schema::APPLICATION_ID,
+            Err(fault) if fault.is_no_database() => return Err(foreign("it is no SQLite file")),
+            Err(fault) => return Err(fail(fault)),
+        };
+        if !ours {
+            return Err(foreign("it is another program's SQLite file"));
+        }
+        match schema::version(&conn).map_err(fail)? {
+            found if found > schema::VERSION => Err(fail(Fault::Version { found })),
+            _ => Ok(conn),
         }
     }
 
-    /// A connection with everything set that does not change the file.
-    pub(super) fn connect(&self) -> Result<Connection, OpenError> {
+    /// A connection with everything set that does not change the file, whatever it is.
+    fn connect(&self) -> Result<Connection, OpenError> {
         let fail = |fault: Fault| OpenError::of(&self.path, fault);
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let conn = Connection::open_with_flags(&self.path, flags)
@@ -214,12 +201,7 @@ impl Place {
     /// Creates the store, whole and durable, unless another process was faster.
     pub(super) fn create(&self) -> Result<(), OpenError> {
         let path = &self.path;
-        for end in ["-wal", "-journal"] {
-            let journal = with_end(path, end);
-            if fs::symlink_metadata(&journal).is_ok() {
-                return Err(OpenError::Leftover { path: journal });
-            }
-        }
+        refuse_leftovers(path)?;
         let draft = Draft::beside(path)?;
         let new = Self {
             path: draft.0.clone(),
@@ -252,6 +234,17 @@ fn journal(conn: &Connection) -> Result<String, Fault> {
 
 fn set_journal(conn: &Connection, mode: &str) -> Result<String, Fault> {
     Ok(conn.pragma_update_and_check(None, "journal_mode", mode, |row| row.get(0))?)
+}
+
+/// Refuses a journal beside a file that is still to be made: SQLite would apply it.
+pub(super) fn refuse_leftovers(path: &Path) -> Result<(), OpenError> {
+    for end in ["-wal", "-journal"] {
+        let journal = with_end(path, end);
+        if fs::symlink_metadata(&journal).is_ok() {
+            return Err(OpenError::Leftover { path: journal });
+        }
+    }
+    Ok(())
 }
 
 /// A file in the making, beside the place where it is to stand. Gone again unless published.
@@ -309,7 +302,7 @@ fn sync_folder(path: &Path) -> io::Result<()> {
     }
 }
 
-pub(super) fn with_end(path: &Path, end: &str) -> PathBuf {
+fn with_end(path: &Path, end: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(end);
     PathBuf::from(name)

@@ -112,14 +112,8 @@ impl SqliteOptions {
             (None, Creation::Never) => return Err(OpenError::NotFound { path }),
             (None, Creation::IfMissing | Creation::Always) => place.create()?,
         }
-        place.check_header()?;
-        let mut conn = place.connect()?;
+        let mut conn = place.open()?;
         let fail = |fault: Fault| OpenError::of(&path, fault);
-        // Told before anything is changed: the header may lag behind the log.
-        if schema::version(&conn).map_err(fail)? > schema::VERSION {
-            let found = schema::version(&conn).map_err(fail)?;
-            return Err(fail(Fault::Version { found }));
-        }
         let journal = place.make_durable(&conn)?;
         schema::migrate(&mut conn).map_err(fail)?;
         let store = schema::store(&conn).map_err(fail)?;

@@ -66,8 +66,7 @@ impl Pool {
     }
 
     fn open(&self, file: Identity) -> Result<Reader, Fault> {
-        self.place.check_header()?;
-        let conn = self.place.connect()?;
+        let conn = self.place.open()?;
         conn.pragma_update(None, "query_only", true)?;
         Ok(Reader { conn, file })
     }

@@ -34,6 +34,11 @@ pub(super) fn migrate(conn: &mut Connection) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Whose the file says it is.
+pub(super) fn application(conn: &Connection) -> Result<i32, Fault> {
+    Ok(conn.pragma_query_value(None, "application_id", |row| row.get(0))?)
+}
+
 /// The version of the file's schema.
 pub(super) fn version(conn: &Connection) -> Result<i32, Fault> {
     Ok(conn.pragma_query_value(None, "user_version", |row| row.get(0))?)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::fault::{Fault, OpenError};
-use super::file::{Draft, Place};
+use super::file::{Draft, Place, refuse_leftovers};
 use super::head::{Head, TenantHead, signed};
 use super::rows::{self, AUDIT_COLUMNS, COLUMNS};
 use super::schema;
@@ -173,27 +173,17 @@ pub(super) fn stats(conn: &Connection, journal: &'static str) -> Result<Stats, F
     })
 }
 
-/// Writes a copy of the file as it stands in one snapshot. The store goes on meanwhile.
+/// Writes a copy of the file as it stands in one snapshot. The store goes on meanwhile. The copy is
+/// marked, so that it does not open as if nothing had happened since.
 pub(super) fn backup(from: &Place, to: &Path) -> Result<Cursor, OpenError> {
-    refuse_existing(to)?;
-    let draft = Draft::beside(to)?;
+    let copy = copy(from, to)?;
     let fail = |fault: Fault| OpenError::of(&from.path, fault);
-    let conn = from.connect()?;
-    let target = draft.0.to_str().ok_or_else(|| {
-        OpenError::io(
-            to,
-            std::io::Error::from(std::io::ErrorKind::InvalidFilename),
-        )
-    })?;
-    conn.execute("VACUUM INTO ?1", [target])
+    let conn = copy.place.open()?;
+    conn.execute("UPDATE store SET unrecovered = 1", [])
         .map_err(|error| fail(error.into()))?;
+    let head = Head::read(&conn).map_err(fail)?.cursor;
     drop(conn);
-    let copy = Place {
-        path: draft.0.clone(),
-        ..from.clone()
-    };
-    let head = Head::read(&copy.connect()?).map_err(fail)?.cursor;
-    draft.publish(to)?;
+    copy.draft.publish(to)?;
     Ok(head)
 }
 
@@ -204,31 +194,10 @@ pub(super) fn restore(backup: &Place, to: &Path) -> Result<(), OpenError> {
             path: backup.path.clone(),
         });
     }
-    backup.check_header()?;
-    refuse_existing(to)?;
-    for end in ["-wal", "-journal"] {
-        let journal = super::file::with_end(to, end);
-        if std::fs::symlink_metadata(&journal).is_ok() {
-            return Err(OpenError::Leftover { path: journal });
-        }
-    }
-    let draft = Draft::beside(to)?;
+    refuse_leftovers(to)?;
+    let copy = copy(backup, to)?;
     let fail = |fault: Fault| OpenError::of(&backup.path, fault);
-    let target = draft.0.to_str().ok_or_else(|| {
-        OpenError::io(
-            to,
-            std::io::Error::from(std::io::ErrorKind::InvalidFilename),
-        )
-    })?;
-    backup
-        .connect()?
-        .execute("VACUUM INTO ?1", [target])
-        .map_err(|error| fail(error.into()))?;
-    let copy = Place {
-        path: draft.0.clone(),
-        ..backup.clone()
-    };
-    let mut conn = copy.connect()?;
+    let mut conn = copy.place.open()?;
     schema::migrate(&mut conn).map_err(fail)?;
     let report = check(&conn).map_err(fail)?;
     if let Some(first) = report.faults.first() {
@@ -237,12 +206,33 @@ pub(super) fn restore(backup: &Place, to: &Path) -> Result<(), OpenError> {
             what: format!("{} faults, the first: {first}", report.faults.len()),
         });
     }
-    // Followers of the old history are told that theirs is gone, whatever the revisions say.
+    // Followers of the lost history are told that theirs is gone, whatever the revisions say.
     let sql = "UPDATE store SET epoch = randomblob(16), unrecovered = 1, \
                floor = (SELECT coalesce(max(revision), 0) FROM commits)";
     conn.execute(sql, []).map_err(|error| fail(error.into()))?;
     drop(conn);
-    draft.publish(to)
+    copy.draft.publish(to)
+}
+
+/// A copy in the making.
+struct Copy {
+    draft: Draft,
+    place: Place,
+}
+
+fn copy(from: &Place, to: &Path) -> Result<Copy, OpenError> {
+    refuse_existing(to)?;
+    let draft = Draft::beside(to)?;
+    let unfit = || std::io::Error::from(std::io::ErrorKind::InvalidFilename);
+    let target = draft.0.to_str().ok_or_else(|| OpenError::io(to, unfit()))?;
+    from.open()?
+        .execute("VACUUM INTO ?1", [target])
+        .map_err(|error| OpenError::of(&from.path, error.into()))?;
+    let place = Place {
+        path: draft.0.clone(),
+        ..from.clone()
+    };
+    Ok(Copy { draft, place })
 }
 
 fn refuse_existing(path: &Path) -> Result<(), OpenError> {
@@ -255,7 +245,7 @@ fn refuse_existing(path: &Path) -> Result<(), OpenError> {
 }
 
 pub(super) fn finish_recovery(place: &Place) -> Result<(), Fault> {
-    let conn = place.connect()?;
+    let conn = place.open()?;
     place.make_durable(&conn)?;
     schema::check_version(&conn)?;
     conn.execute("UPDATE store SET unrecovered = 0 WHERE one = 1", [])?;
@@ -265,7 +255,7 @@ pub(super) fn finish_recovery(place: &Place) -> Result<(), Fault> {
 /// Drops the tombstones of commits at or below `upto`, and tells how many there were. Their ids
 /// stay taken.
 pub(super) fn forget_removed(place: &Place, upto: Revision) -> Result<u64, Fault> {
-    let mut conn = place.connect()?;
+    let mut conn = place.open()?;
     place.make_durable(&conn)?;
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
     schema::check_version(&tx)?;

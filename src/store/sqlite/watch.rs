@@ -51,7 +51,7 @@ impl Watch {
             Some(ready) => ready,
             None => {
                 self.seen = None;
-                (self.pool.place.connect()?, file)
+                (self.pool.place.open()?, file)
             }
         };
         let version: i64 = conn.pragma_query_value(None, "data_version", |row| row.get(0))?;

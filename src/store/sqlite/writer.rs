@@ -50,8 +50,10 @@ struct Writer {
 enum Group {
     /// It is durable, each commit with its verdict.
     Durable(Vec<Answer>),
-    /// Nothing was written.
+    /// Nothing was written, whatever the commits were.
     RolledBack(Fault),
+    /// Nothing was written, since one of the commits could not be.
+    Hindered(Fault),
     /// It may or may not have been written.
     Unknown(Fault),
 }
@@ -74,12 +76,12 @@ impl Writer {
                 }
             }
             // One commit that cannot be written must not stop those that came along with it.
-            Group::RolledBack(_) if group.len() > 1 => {
+            Group::Hindered(_) if group.len() > 1 => {
                 for job in group.drain(..) {
                     self.settle(vec![job]);
                 }
             }
-            Group::RolledBack(fault) => {
+            Group::RolledBack(fault) | Group::Hindered(fault) => {
                 let error = fault.told(DOING);
                 group
                     .iter()
@@ -102,9 +104,14 @@ impl Writer {
             Ok(ready) => ready,
             Err(fault) => return Group::RolledBack(fault),
         };
-        let (mut answers, head, tx) = match begin(&mut conn, group) {
+        let (tx, mut head) = match begin(&mut conn) {
             Ok(begun) => begun,
             Err(fault) => return Group::RolledBack(fault),
+        };
+        let apply = |job: &Job| write::apply(&tx, &mut head, &job.commit);
+        let answers: Vec<Answer> = match group.iter().map(apply).collect() {
+            Ok(answers) => answers,
+            Err(fault) => return Group::Hindered(fault),
         };
         let written = answers.iter().any(Result::is_ok);
         let ended = if written { tx.commit() } else { tx.rollback() };
@@ -118,11 +125,8 @@ impl Writer {
                 Group::RolledBack(fault)
             };
         }
-        if written {
-            tracing::trace!(revision = %head.cursor.revision, commits = group.len(), "durable");
-        }
+        tracing::trace!(revision = %head.cursor.revision, commits = group.len(), "durable");
         self.conn = Some((conn, file));
-        answers.shrink_to_fit();
         Group::Durable(answers)
     }
 
@@ -132,25 +136,19 @@ impl Writer {
         if let Some(ready) = self.conn.take().filter(|(_, own)| *own == file) {
             return Ok(ready);
         }
-        self.pool.place.check_header()?;
-        let conn = self.pool.place.connect()?;
+        let conn = self.pool.place.open()?;
         self.pool.place.make_durable(&conn)?;
         Ok((conn, file))
     }
 }
 
-type Begun<'a> = (Vec<Answer>, Head, rusqlite::Transaction<'a>);
-
-fn begin<'a>(conn: &'a mut Connection, group: &[Job]) -> Result<Begun<'a>, Fault> {
+/// Begins a transaction that nobody else can begin meanwhile.
+fn begin(conn: &mut Connection) -> Result<(rusqlite::Transaction<'_>, Head), Fault> {
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
     check_journal(&tx)?;
     schema::check_version(&tx)?;
-    let mut head = Head::read(&tx)?;
-    let mut answers = Vec::with_capacity(group.len());
-    for job in group {
-        answers.push(write::apply(&tx, &mut head, &job.commit)?);
-    }
-    Ok((answers, head, tx))
+    let head = Head::read(&tx)?;
+    Ok((tx, head))
 }
 
 fn tell(job: &Job, answer: Answer) {
