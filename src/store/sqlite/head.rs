@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::fault::Fault;
 use super::rows::Seal;
-use super::schema;
+use super::schema::Store;
 use crate::core::audit::{AuditHash, AuditHead};
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
@@ -29,7 +29,7 @@ pub(super) struct TenantHead {
 
 impl Head {
     pub(super) fn read(conn: &Connection) -> Result<Self, Fault> {
-        let schema::Store { epoch, floor, .. } = schema::store(conn)?;
+        let Store { epoch, floor, .. } = Store::read(conn)?;
         let sql = "SELECT revision, tag, newest, seal FROM commits ORDER BY revision DESC LIMIT 1";
         let found = conn
             .prepare_cached(sql)?

@@ -324,3 +324,6 @@ impl KeyStore for SqliteStore {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

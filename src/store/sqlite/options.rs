@@ -8,7 +8,7 @@ use super::SqliteStore;
 use super::fault::{Fault, OpenError};
 use super::file::Place;
 use super::pool::Pool;
-use super::schema;
+use super::schema::{self, Store};
 
 /// How long a lock of another process is waited for. A judgement: a checkpoint of a burst takes
 /// less.
@@ -116,7 +116,7 @@ impl SqliteOptions {
         let fail = |fault: Fault| OpenError::of(&path, fault);
         let journal = place.make_durable(&conn)?;
         schema::migrate(&mut conn).map_err(fail)?;
-        let store = schema::store(&conn).map_err(fail)?;
+        let store = Store::read(&conn).map_err(fail)?;
         if store.unrecovered && !self.unrecovered {
             return Err(OpenError::Unrecovered { path });
         }

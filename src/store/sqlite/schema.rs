@@ -1,8 +1,10 @@
 //! What the file looks like, and how an older file becomes that.
 
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
 use super::fault::Fault;
+use super::head::signed;
+use super::rows::Seal;
 
 /// "kwrd": what `PRAGMA application_id` says of our files.
 pub(super) const APPLICATION_ID: i32 = 0x6b77_7264;
@@ -56,31 +58,63 @@ pub(super) fn check_version(conn: &Connection) -> Result<(), Fault> {
 pub(super) fn create(conn: &mut Connection) -> Result<(), Fault> {
     conn.pragma_update(None, "application_id", APPLICATION_ID)?;
     migrate(conn)?;
-    conn.execute(
-        "INSERT INTO store (one, epoch, floor, unrecovered) VALUES (1, randomblob(16), 0, 0)",
-        [],
-    )?;
-    Ok(())
+    let store = Store {
+        epoch: random(conn)?,
+        floor: 0,
+        unrecovered: false,
+    };
+    store.write(conn)
+}
+
+/// 16 random bytes.
+pub(super) fn random(conn: &Connection) -> Result<u128, Fault> {
+    let bytes: [u8; 16] = conn.query_row("SELECT randomblob(16)", [], |row| row.get(0))?;
+    Ok(u128::from_be_bytes(bytes))
 }
 
 /// What is known of the store as a whole.
 pub(super) struct Store {
     pub(super) epoch: u128,
+    /// Changes at or below this revision may be incomplete: tombstones were dropped.
     pub(super) floor: u64,
     pub(super) unrecovered: bool,
 }
 
-pub(super) fn store(conn: &Connection) -> Result<Store, Fault> {
-    let sql = "SELECT epoch, floor, unrecovered FROM store WHERE one = 1";
-    let found = conn
-        .prepare_cached(sql)?
-        .query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
-        .optional()?;
-    let (epoch, floor, unrecovered): ([u8; 16], i64, bool) =
-        found.ok_or(Fault::corrupt("the store's own row is missing"))?;
-    Ok(Store {
-        epoch: u128::from_be_bytes(epoch),
-        floor: u64::try_from(floor).map_err(|_| Fault::corrupt("the purge floor is negative"))?,
-        unrecovered,
-    })
+impl Store {
+    pub(super) fn read(conn: &Connection) -> Result<Self, Fault> {
+        let sql = "SELECT epoch, floor, unrecovered, seal FROM store WHERE one = 1";
+        let found = conn
+            .prepare_cached(sql)?
+            .query_row([], |row| {
+                let epoch: [u8; 16] = row.get(0)?;
+                let floor: i64 = row.get(1)?;
+                let store = Self {
+                    epoch: u128::from_be_bytes(epoch),
+                    floor: floor.unsigned_abs(),
+                    unrecovered: row.get(2)?,
+                };
+                Ok((store, row.get::<_, i64>(3)?))
+            })
+            .optional()?;
+        match found {
+            Some((store, seal)) if store.seal()? == seal => Ok(store),
+            Some(_) => Err(Fault::corrupt("the store's own row is damaged")),
+            None => Err(Fault::corrupt("the store's own row is missing")),
+        }
+    }
+
+    pub(super) fn write(&self, conn: &Connection) -> Result<(), Fault> {
+        let sql = "INSERT OR REPLACE INTO store (one, epoch, floor, unrecovered, seal) \
+                   VALUES (1, ?1, ?2, ?3, ?4)";
+        let epoch = self.epoch.to_be_bytes();
+        let columns = params![epoch, signed(self.floor)?, self.unrecovered, self.seal()?];
+        conn.execute(sql, columns)?;
+        Ok(())
+    }
+
+    fn seal(&self) -> Result<i64, Fault> {
+        let seal = Seal::default().bytes(self.epoch.to_be_bytes());
+        let seal = seal.number(signed(self.floor)?);
+        Ok(seal.number(i64::from(self.unrecovered)).end())
+    }
 }

@@ -8,7 +8,8 @@ use super::fault::{Fault, OpenError};
 use super::file::{Draft, Place, refuse_leftovers};
 use super::head::{Head, TenantHead, signed};
 use super::rows::{self, AUDIT_COLUMNS, COLUMNS};
-use super::schema;
+use super::schema::{self, Store};
+use super::write::digest_seal;
 use crate::core::tenant::TenantId;
 use crate::core::view::Revision;
 use crate::store::{Cursor, Row, RowKey};
@@ -76,6 +77,7 @@ pub(super) fn check(conn: &Connection) -> Result<IntegrityReport, Fault> {
     check_rows(conn, &mut report)?;
     check_audit(conn, &mut report)?;
     check_tenants(conn, &mut report)?;
+    check_digests(conn, &mut report)?;
     report.faults.truncate(MAX_FAULTS);
     Ok(report)
 }
@@ -150,6 +152,20 @@ fn check_tenants(conn: &Connection, report: &mut IntegrityReport) -> Result<(), 
     Ok(())
 }
 
+fn check_digests(conn: &Connection, report: &mut IntegrityReport) -> Result<(), Fault> {
+    let mut statement = conn.prepare("SELECT digest, id, seal FROM digests")?;
+    let mut found = statement.query([])?;
+    while let Some(row) = found.next()? {
+        let (digest, id): (Vec<u8>, Vec<u8>) = (row.get(0)?, row.get(1)?);
+        if digest_seal(&digest, &id) != row.get::<_, i64>(2)? {
+            report
+                .faults
+                .push("an imported digest is damaged".to_owned());
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn stats(conn: &Connection, journal: &'static str) -> Result<Stats, Fault> {
     let count = |what: &str| -> Result<u64, Fault> {
         let sql = format!("SELECT count(*) FROM {what}");
@@ -179,9 +195,16 @@ pub(super) fn backup(from: &Place, to: &Path) -> Result<Cursor, OpenError> {
     let copy = copy(from, to)?;
     let fail = |fault: Fault| OpenError::of(&from.path, fault);
     let conn = copy.place.open()?;
-    conn.execute("UPDATE store SET unrecovered = 1", [])
-        .map_err(|error| fail(error.into()))?;
     let head = Head::read(&conn).map_err(fail)?.cursor;
+    let mark = || -> Result<(), Fault> {
+        let store = Store::read(&conn)?;
+        Store {
+            unrecovered: true,
+            ..store
+        }
+        .write(&conn)
+    };
+    mark().map_err(fail)?;
     drop(conn);
     copy.draft.publish(to)?;
     Ok(head)
@@ -207,9 +230,15 @@ pub(super) fn restore(backup: &Place, to: &Path) -> Result<(), OpenError> {
         });
     }
     // Followers of the lost history are told that theirs is gone, whatever the revisions say.
-    let sql = "UPDATE store SET epoch = randomblob(16), unrecovered = 1, \
-               floor = (SELECT coalesce(max(revision), 0) FROM commits)";
-    conn.execute(sql, []).map_err(|error| fail(error.into()))?;
+    let begin_anew = || -> Result<(), Fault> {
+        let store = Store {
+            epoch: schema::random(&conn)?,
+            floor: Head::read(&conn)?.cursor.revision.0,
+            unrecovered: true,
+        };
+        store.write(&conn)
+    };
+    begin_anew().map_err(fail)?;
     drop(conn);
     copy.draft.publish(to)
 }
@@ -245,10 +274,17 @@ fn refuse_existing(path: &Path) -> Result<(), OpenError> {
 }
 
 pub(super) fn finish_recovery(place: &Place) -> Result<(), Fault> {
-    let conn = place.open()?;
+    let mut conn = place.open()?;
     place.make_durable(&conn)?;
     schema::check_version(&conn)?;
-    conn.execute("UPDATE store SET unrecovered = 0 WHERE one = 1", [])?;
+    let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let store = Store::read(&tx)?;
+    Store {
+        unrecovered: false,
+        ..store
+    }
+    .write(&tx)?;
+    tx.commit()?;
     Ok(())
 }
 
@@ -268,9 +304,14 @@ pub(super) fn forget_removed(place: &Place, upto: Revision) -> Result<u64, Fault
     )?;
     let dropped = tx.execute("DELETE FROM rows WHERE kind = 3 AND place < ?1", [end])?;
     // The head's own row stays; the rest is needed by no cursor that would still be served.
-    let floor = signed(floor.0)?;
-    tx.execute("DELETE FROM commits WHERE revision < ?1", [floor])?;
-    tx.execute("UPDATE store SET floor = ?1 WHERE one = 1", [floor])?;
+    let sql = "DELETE FROM commits WHERE revision < ?1";
+    tx.execute(sql, [signed(floor.0)?])?;
+    let store = Store::read(&tx)?;
+    Store {
+        floor: floor.0,
+        ..store
+    }
+    .write(&tx)?;
     tx.commit()?;
     Ok(u64::try_from(dropped).unwrap_or(u64::MAX))
 }

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::fault::Fault;
 use super::head::{Head, TenantHead, signed};
-use super::rows::{self, Fields, KEY, id_bytes, id_of};
+use super::rows::{self, Fields, KEY, Seal, id_bytes, id_of};
 use crate::core::audit::AuditEntry;
 use crate::core::id::KeyId;
 use crate::core::record::KeyRecord;
@@ -26,9 +26,10 @@ pub(super) fn apply(conn: &Connection, head: &mut Head, commit: &Commit) -> Resu
         put(conn, rows::place(revision, number)?, &row)?;
     }
     for (digest, key) in commit.imported() {
-        let sql = "INSERT OR IGNORE INTO digests (digest, id) VALUES (?1, ?2)";
+        let sql = "INSERT OR IGNORE INTO digests (digest, id, seal) VALUES (?1, ?2, ?3)";
+        let (digest, id) = (digest.as_bytes(), id_bytes(key));
         conn.prepare_cached(sql)?
-            .execute(params![digest.as_bytes(), id_bytes(key)])?;
+            .execute(params![digest, id, digest_seal(digest, &id)])?;
     }
     for (number, entry) in commit.effects.audit.iter().enumerate() {
         note(conn, rows::place(revision, number)?, entry)?;
@@ -92,15 +93,23 @@ fn writable(conn: &Connection, record: &KeyRecord) -> Result<bool, Fault> {
 /// The key that has this imported digest, or had it.
 pub(super) fn holder(conn: &Connection, digest: &Digest) -> Result<Option<KeyId>, Fault> {
     let found = conn
-        .prepare_cached("SELECT id FROM digests WHERE digest = ?1")?
-        .query_row([digest.as_bytes()], |row| row.get::<_, Vec<u8>>(0))
+        .prepare_cached("SELECT id, seal FROM digests WHERE digest = ?1")?
+        .query_row([digest.as_bytes()], |row| {
+            Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, i64>(1)?))
+        })
         .optional()?;
-    let read = |bytes: Vec<u8>| {
-        id_of(&bytes).ok_or(Fault::corrupt(
+    let read = |(id, seal): (Vec<u8>, i64)| {
+        let intact = seal == digest_seal(digest.as_bytes(), &id);
+        let id = id_of(&id).filter(|_| intact);
+        id.ok_or(Fault::corrupt(
             "the holder of an imported digest is damaged",
         ))
     };
     found.map(read).transpose()
+}
+
+pub(super) fn digest_seal(digest: &[u8], id: &[u8]) -> i64 {
+    Seal::default().bytes(digest).bytes(id).end()
 }
 
 /// Moves a row to its new place.

@@ -3,7 +3,8 @@ CREATE TABLE store (
   one         INTEGER PRIMARY KEY CHECK (one = 1),
   epoch       BLOB    NOT NULL,           -- 16 random bytes: which history this is
   floor       INTEGER NOT NULL,           -- tombstones at or below this revision were dropped
-  unrecovered INTEGER NOT NULL            -- 1 from a restore until it is recovered
+  unrecovered INTEGER NOT NULL,           -- 1 in a backup, and from its restore until it is recovered
+  seal        INTEGER NOT NULL            -- CRC-32 of the row, as everywhere
 ) STRICT;
 
 -- One row a commit; the newest is the head.
@@ -11,7 +12,7 @@ CREATE TABLE commits (
   revision INTEGER PRIMARY KEY,
   tag      BLOB    NOT NULL,              -- 16 random bytes, the committer's own
   newest   INTEGER NOT NULL,              -- the latest instant decided until here, in microseconds
-  seal     INTEGER NOT NULL               -- CRC-32 of the row
+  seal     INTEGER NOT NULL
 ) STRICT;
 
 -- Where each tenant stands.
@@ -45,7 +46,11 @@ CREATE INDEX rows_legacy ON rows (tenant) WHERE legacy IS NOT NULL;
 CREATE INDEX rows_by_fingerprint ON rows (fingerprint) WHERE fingerprint IS NOT NULL;
 
 -- Imported digests, and ids whose tombstones were dropped: taken for ever.
-CREATE TABLE digests (digest BLOB PRIMARY KEY, id BLOB NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE digests (
+  digest BLOB    PRIMARY KEY,
+  id     BLOB    NOT NULL,
+  seal   INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 CREATE TABLE gone (id BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
 
 -- The audit trail, in the order of commits.

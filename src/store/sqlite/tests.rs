@@ -1,0 +1,181 @@
+//! What only the inside can tell: which statements run, and how SQLite finds their rows.
+
+use std::cell::RefCell;
+use std::num::NonZeroUsize;
+
+use rusqlite::trace::{TraceEvent, TraceEventCodes};
+
+use super::*;
+use crate::core::audit::AuditEntry;
+use crate::core::owner::{OwnerRecord, TenantRecord};
+use crate::core::query::KeySort;
+use crate::core::record::KeyRecord;
+use crate::core::time::Timestamp;
+use crate::core::view::Effects;
+use crate::store::CommitTag;
+use crate::store::sqlite::head::Head;
+
+thread_local! {
+    static STATEMENTS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Notes every statement that the connection runs, with what it is bound to.
+fn listen(conn: &mut Connection) {
+    let note = |event: TraceEvent<'_>| {
+        if let TraceEvent::Stmt(statement, _) = event {
+            let sql = statement.expanded_sql().unwrap();
+            STATEMENTS.with_borrow_mut(|all| all.push(sql));
+        }
+    };
+    let mask = TraceEventCodes::SQLITE_TRACE_STMT;
+    conn.trace_v2(mask, Some(note)).unwrap();
+}
+
+struct Bench {
+    conn: Connection,
+    _folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.db");
+        let store = pollster::block_on(SqliteStore::open(path)).unwrap();
+        let mut conn = store.place().open().unwrap();
+        listen(&mut conn);
+        Self {
+            conn,
+            _folder: folder,
+        }
+    }
+
+    /// How SQLite finds the rows of every statement that `run` runs.
+    fn plans(&mut self, run: impl FnOnce(&Connection)) -> Vec<String> {
+        STATEMENTS.take();
+        run(&self.conn);
+        let mut plans = Vec::new();
+        for statement in STATEMENTS.take() {
+            let explain = format!("EXPLAIN QUERY PLAN {statement}");
+            let mut plan = self.conn.prepare(&explain).unwrap();
+            let lines = plan.query_map([], |row| row.get::<_, String>(3)).unwrap();
+            plans.extend(lines.map(Result::unwrap));
+        }
+        plans
+    }
+}
+
+fn record() -> KeyRecord {
+    KeyRecord::from_bytes(include_bytes!("../../../tests/golden/key-full.v1")).unwrap()
+}
+
+fn commit() -> Commit {
+    let record = record();
+    let mut entry =
+        AuditEntry::from_bytes(include_bytes!("../../../tests/golden/audit.v1")).unwrap();
+    entry.tenant = record.tenant.clone();
+    let mut owner =
+        OwnerRecord::from_bytes(include_bytes!("../../../tests/golden/owner.v1")).unwrap();
+    owner.tenant = record.tenant.clone();
+    let mut tenant =
+        TenantRecord::from_bytes(include_bytes!("../../../tests/golden/tenant.v1")).unwrap();
+    tenant.tenant = record.tenant.clone();
+    Commit {
+        tenant: record.tenant.clone(),
+        expected: Revision::ZERO,
+        tag: CommitTag(1),
+        decided_at: Timestamp::UNIX_EPOCH,
+        effects: Effects {
+            puts: vec![record],
+            removes: vec![crate::core::id::KeyId::from_u128(9)],
+            owners: vec![owner],
+            tenant: Some(tenant),
+            audit: vec![entry],
+        },
+    }
+}
+
+/// No statement looks at rows that it does not tell.
+#[track_caller]
+fn each_row_is_found(plans: &[String]) {
+    assert!(!plans.is_empty(), "no statement was seen");
+    for step in plans {
+        let head = step.contains("SCAN commits");
+        assert!(step.starts_with("SEARCH ") || head, "{step}: {plans:#?}");
+    }
+}
+
+#[test]
+fn changing_one_key_searches_and_never_scans() {
+    let mut bench = Bench::new();
+    let plans = bench.plans(|conn| {
+        let mut head = Head::read(conn).unwrap();
+        write::apply(conn, &mut head, &commit()).unwrap().unwrap();
+    });
+    each_row_is_found(&plans);
+}
+
+#[test]
+fn loading_what_a_decision_needs_searches_and_never_scans() {
+    let mut bench = Bench::new();
+    let mut head = Head::read(&bench.conn).unwrap();
+    write::apply(&bench.conn, &mut head, &commit())
+        .unwrap()
+        .unwrap();
+    let record = record();
+    let plans = bench.plans(|conn| {
+        let select = Select {
+            keys: vec![record.id],
+            live_at: Some(Timestamp::UNIX_EPOCH),
+            legacy: true,
+            owners: record.owner.principal().cloned().into_iter().collect(),
+            commands: vec![commit().effects.audit[0].command.clone()],
+        };
+        let view = read::load(conn, &record.tenant, &select).unwrap();
+        assert_eq!((view.records.len(), view.owners.len()), (1, 1));
+        assert_eq!((view.applied.len(), view.tenant.is_some()), (1, true));
+        read::find(conn, &Locator::Id(record.id)).unwrap().unwrap();
+    });
+    each_row_is_found(&plans);
+    let ends = plans
+        .iter()
+        .any(|step| step.contains("rows_by_end (tenant=? AND ends>?)"));
+    assert!(ends, "live keys are found by their end: {plans:#?}");
+}
+
+#[test]
+fn a_followers_reads_are_ranges() {
+    let mut bench = Bench::new();
+    let plans = bench.plans(|conn| {
+        let after = read::head(conn).unwrap();
+        read::changes(conn, after, NonZeroUsize::MIN)
+            .unwrap()
+            .unwrap();
+        let id = RowKey::Key(record().id);
+        read::scan(conn, Some(&id), NonZeroUsize::MIN).unwrap();
+    });
+    each_row_is_found(&plans);
+}
+
+#[test]
+fn listings_by_id_and_fingerprint_and_trails_use_an_index_and_sort_nothing() {
+    let mut bench = Bench::new();
+    let record = record();
+    let plans = bench.plans(|conn| {
+        let of_tenant = KeyQuery::tenant(record.tenant.clone(), Timestamp::UNIX_EPOCH);
+        for sort in [KeySort::Created, KeySort::Newest] {
+            let query = KeyQuery {
+                sort,
+                ..of_tenant.clone()
+            };
+            list::keys(conn, &query).unwrap();
+        }
+        let found = KeyQuery {
+            fingerprint: Some(record.fingerprint),
+            ..KeyQuery::everything(Timestamp::UNIX_EPOCH)
+        };
+        list::keys(conn, &found).unwrap();
+        list::audit(conn, &AuditQuery::tenant(record.tenant.clone())).unwrap();
+        list::audit(conn, &AuditQuery::everything().about(record.id)).unwrap();
+    });
+    each_row_is_found(&plans);
+}
