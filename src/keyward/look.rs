@@ -2,7 +2,7 @@
 
 use super::{KeyList, Keyward};
 use crate::core::actor::Actor;
-use crate::core::audit::{AuditHead, ChainError, verify_chain};
+use crate::core::audit::{AuditEntry, AuditHead, ChainError, verify_chain};
 use crate::core::command::Denied;
 use crate::core::id::KeyId;
 use crate::core::info::KeyInfo;
@@ -11,6 +11,7 @@ use crate::core::record::KeyRecord;
 use crate::core::rotation::{self, RotationProgress};
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
+use crate::core::view::Select;
 use crate::manager::Error;
 use crate::store::{Locator, Row, StoreError};
 
@@ -148,6 +149,14 @@ impl Keyward {
         seen: Option<AuditHead>,
     ) -> Result<AuditHead, AuditError> {
         self.check_reach(actor, tenant)?;
+        // The chain must lead to where the store says that it ends, or nothing would show an end
+        // that is missing.
+        let stands = self
+            .inner
+            .store
+            .load(tenant, &Select::none())
+            .await?
+            .audit_head;
         let mut query = AuditQuery::tenant(tenant.clone());
         let mut entries = Vec::new();
         loop {
@@ -158,13 +167,19 @@ impl Keyward {
                 None => break,
             }
         }
-        Ok(verify_chain(
+        let head = verify_chain(
             tenant,
             AuditHead::GENESIS,
             &entries,
             &self.inner.peppers,
             seen,
-        )?)
+        )?;
+        let passed = |entry: &AuditEntry| entry.head() == stands;
+        if stands != AuditHead::GENESIS && !entries.iter().any(passed) {
+            let expected = stands.sequence;
+            return Err(ChainError::Truncated { expected }.into());
+        }
+        Ok(head)
     }
 
     async fn record(&self, actor: &Actor, id: KeyId) -> Result<KeyRecord, Error> {

@@ -217,6 +217,7 @@ pub(super) fn restore(backup: &Place, to: &Path) -> Result<(), OpenError> {
             path: backup.path.clone(),
         });
     }
+    refuse_existing(to)?;
     refuse_leftovers(to)?;
     let copy = copy(backup, to)?;
     let fail = |fault: Fault| OpenError::of(&backup.path, fault);

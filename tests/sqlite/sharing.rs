@@ -1,0 +1,124 @@
+//! Several instances and processes on one file.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyward::store::{KeyStore, SqliteStore, StoreErrorKind};
+use keyward::{Denied, Need, Reason, Rejection};
+
+use crate::support::*;
+use crate::{Desk, sql};
+
+#[test]
+fn a_commit_of_another_instance_wakes_who_waits_and_is_honoured() {
+    let desk = Desk::new();
+    let options = SqliteStore::options(desk.path()).poll_interval(Duration::from_millis(5));
+    let service_store = wait(options.open()).unwrap();
+    let service = desk.node(service_store.clone());
+    let operator = desk.keys();
+    let key = wait(operator.create(&admin(), reader("shared"))).unwrap();
+    wait(service.sync()).unwrap();
+    service.verify(key.secret.expose(), &reading()).unwrap();
+    let before = service.freshness().cursor.unwrap();
+    let waiting = std::thread::spawn(move || wait(service_store.wait_past(before)));
+    wait(operator.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    waiting.join().unwrap().unwrap();
+    wait(service.sync()).unwrap();
+    let refused = service
+        .verify(key.secret.expose(), &Need::any())
+        .unwrap_err();
+    assert!(matches!(refused, Rejection::Revoked { .. }), "{refused:?}");
+}
+
+#[test]
+fn the_cap_holds_between_instances_that_create_at_once() {
+    let desk = Desk::new();
+    let policy = keyward::policy::Policy::new(capped(5)).unwrap();
+    let nodes: Vec<_> = (0..4)
+        .map(|_| Arc::new(node(desk.store(), &desk.clock, policy.clone())))
+        .collect();
+    let create = |node: &Arc<keyward::Keyward>, number| {
+        let node = node.clone();
+        std::thread::spawn(move || wait(node.create(&admin(), reader(&format!("key {number}")))))
+    };
+    let all: Vec<_> = (0..16)
+        .map(|number| create(&nodes[number % 4], number))
+        .collect();
+    let mut made = 0;
+    for thread in all {
+        match thread.join().unwrap() {
+            Ok(_) => made += 1,
+            Err(keyward::Error::Denied(Denied::CapReached { .. })) => {}
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(made, 5);
+}
+
+#[test]
+fn a_lock_of_somebody_else_is_waited_for_and_then_told_as_unavailable() {
+    let desk = Desk::new();
+    let options = SqliteStore::options(desk.path()).busy_timeout(Duration::from_millis(20));
+    let keys = desk.node(wait(options.open()).unwrap());
+    let key = wait(keys.create(&admin(), reader("first"))).unwrap();
+    let other = sql(&desk.path());
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let refused = wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap_err();
+    match &refused {
+        keyward::Error::Store(error) => assert_eq!(error.kind(), StoreErrorKind::Unavailable),
+        other => panic!("{other:?}"),
+    }
+    other.execute_batch("ROLLBACK").unwrap();
+    wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+}
+
+#[test]
+fn commits_that_wait_together_are_one_transaction_with_an_answer_each() {
+    let desk = Desk::new();
+    let keys = Arc::new(desk.keys());
+    let other = sql(&desk.path());
+    // While somebody else writes, commits queue behind the first.
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let create = |number: usize| {
+        let keys = keys.clone();
+        let admin = actor(&format!("t{number}"), "alice", keyward::Role::ADMIN);
+        std::thread::spawn(move || wait(keys.create(&admin, reader("first"))).unwrap())
+    };
+    let all: Vec<_> = (0..16).map(create).collect();
+    other.execute_batch("COMMIT").unwrap();
+    for thread in all {
+        let created = thread.join().unwrap();
+        keys.verify(created.secret.expose(), &reading()).unwrap();
+    }
+    let commits: i64 = other
+        .query_row("SELECT count(*) FROM commits", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(commits, 16, "each has a revision of its own");
+}
+
+#[test]
+fn forgotten_tombstones_compact_the_feed_and_their_ids_stay_taken() {
+    let desk = Desk::new();
+    let store = desk.store();
+    let keys = desk.node(store.clone());
+    let behind = wait(store.stats()).unwrap().head;
+    let key = wait(keys.create(&admin(), reader("first"))).unwrap();
+    wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    wait(keys.delete(&admin(), key.id, keyward::DeleteKey::plain())).unwrap();
+    let head = wait(store.stats()).unwrap().head;
+    assert_eq!(wait(store.forget_removed(head.revision)).unwrap(), 1);
+    let limit = std::num::NonZeroUsize::MIN;
+    let compacted = wait(store.changes(behind, limit));
+    assert!(matches!(
+        compacted,
+        Err(keyward::store::ChangesError::Compacted)
+    ));
+    assert!(wait(store.changes(head, limit)).unwrap().changes.is_empty());
+    wait(keys.create(&admin(), reader("second"))).unwrap();
+    let gone: i64 = sql(&desk.path())
+        .query_row("SELECT count(*) FROM gone", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(gone, 1, "the id stays taken");
+    let refused = keys.verify(key.secret.expose(), &Need::any()).unwrap_err();
+    assert_eq!(refused, Rejection::Unknown);
+}
