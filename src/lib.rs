@@ -157,7 +157,8 @@ pub use crate::core::{audit, policy, profiles, rotation, token};
 pub use crate::entropy::SeededEntropy;
 pub use crate::entropy::{Entropy, EntropyError, SystemEntropy};
 pub use crate::keyward::{
-    AuditError, Builder, Created, Imported, KeyList, Keyward, LeakReport, Rotated,
+    AuditError, Builder, Created, Imported, KeyList, Keyward, LeakReport, Recovery, RecoveryError,
+    RecoveryReport, Rotated,
 };
 pub use crate::manager::{BulkReceipt, Error, KeyManager, Landed, LandedListener, Receipt};
 pub use crate::replica::{Freshness, Replica};
