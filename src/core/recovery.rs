@@ -152,7 +152,10 @@ impl LaterKey {
             Action::KeyEnabled => self.disabled = None,
             Action::KeyRevoked { reason } => self.revoked = Some((*reason, hash)),
             Action::KeyDeleted => self.removed = Some(hash),
-            Action::KeyPurged => self.go(Reason::NoLongerNeeded, hash),
+            Action::KeyPurged => match self.retired {
+                Some(_) => self.go(Reason::Rotated, hash),
+                None => self.go(Reason::NoLongerNeeded, hash),
+            },
             // The secret that the backup knows is not the key's any more.
             Action::SecretReplaced => self.go(Reason::Lost, hash),
             Action::LeakReported { revoked: true, .. } => self.go(Reason::Leaked, hash),
