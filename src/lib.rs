@@ -98,6 +98,12 @@
 //! used never move; end them with [`BulkFilter::pepper`] before dropping the old pepper, and keep it
 //! as [`audit_only`](PepperRing::with_audit_only) for the audit entries it sealed.
 //!
+//! # Restoring
+//!
+//! A store that was restored from a backup has gone back in time: keys that were revoked since would
+//! verify again. Before it serves, call [`Keyward::recover`]: it disables every key, or repeats what
+//! ended or narrowed keys since, from audit entries that were kept elsewhere. See [`Recovery`].
+//!
 //! # References
 //!
 //! "Rule A1-15" and the like name rules of the documents that the crate was measured against; the

@@ -13,7 +13,7 @@ use crate::core::query::{AuditQuery, KeyQuery};
 use crate::core::record::{KeyRecord, Status};
 use crate::core::recovery::{self, Later, LaterKey, LaterOwner, Step};
 use crate::core::tenant::TenantId;
-use crate::core::text::{CommandId, PrincipalId};
+use crate::core::text::{CommandId, PrincipalId, Role};
 use crate::core::view::Select;
 use crate::manager::{BulkReceipt, Error};
 use crate::store::StoreError;
@@ -165,6 +165,7 @@ impl Keyward {
             let stored = self.stored_heads(&tenant, &given).await?;
             let later = recovery::later(&tenant, &stored, &given, &self.inner.peppers);
             match later {
+                Ok([]) => {}
                 Ok(later) => tenants.push((tenant, Later::new(later))),
                 Err(error) => return Err(RecoveryError::Chain { tenant, error }),
             }
@@ -352,7 +353,10 @@ impl Keyward {
                 ..Select::none()
             };
             let view = self.inner.store.load(tenant, &select).await?;
-            landed.extend(view.applied.into_iter().map(|entry| entry.command));
+            let applied = view.applied.into_iter();
+            // Nobody else's command counts, whatever its id.
+            let own = applied.filter(|entry| entry.role == Some(Role::SYSTEM));
+            landed.extend(own.map(|entry| entry.command));
         }
         Ok(landed)
     }

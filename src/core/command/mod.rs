@@ -42,7 +42,8 @@ pub struct Request {
     pub command: Command,
 }
 
-/// What can be asked.
+/// What can be asked. Variants are only added at the end: the mark by which a reused command id is
+/// noticed counts them.
 #[derive(Clone, Debug, Serialize)]
 pub enum Command {
     /// Make the tenant known, with the keys that its policy says come with it. Does nothing if it
@@ -161,14 +162,6 @@ pub enum Command {
         #[serde(skip)]
         sweep: Vec<KeyId>,
     },
-    /// Refuse keys until they are enabled again, the legacy key included: after a backup was
-    /// restored it may stand for a secret that was rotated away since. Only the host itself gives
-    /// this command.
-    DisableMany {
-        /// The keys to disable in this commit; those that are not enabled are passed over.
-        #[serde(skip)]
-        sweep: Vec<KeyId>,
-    },
     /// Remove revoked and expired keys whose time to be kept is over.
     Purge {
         /// The keys to look at in this commit.
@@ -187,6 +180,14 @@ pub enum Command {
         /// Whose.
         owner: PrincipalId,
         /// Keys to revoke in this commit; those left are refused by the owner's row already.
+        #[serde(skip)]
+        sweep: Vec<KeyId>,
+    },
+    /// Refuse keys until they are enabled again, the legacy key included: after a backup was
+    /// restored it may stand for a secret that was rotated away since. Only the host itself gives
+    /// this command.
+    DisableMany {
+        /// The keys to disable in this commit; those that are not enabled are passed over.
         #[serde(skip)]
         sweep: Vec<KeyId>,
     },
