@@ -98,6 +98,12 @@
 //! used never move; end them with [`BulkFilter::pepper`] before dropping the old pepper, and keep it
 //! as [`audit_only`](PepperRing::with_audit_only) for the audit entries it sealed.
 //!
+//! # Restoring
+//!
+//! A store that was restored from a backup has gone back in time: keys that were revoked since would
+//! verify again. Before it serves, call [`Keyward::recover`]: it disables every key, or repeats what
+//! ended or narrowed keys since, from audit entries that were kept elsewhere. See [`Recovery`].
+//!
 //! # References
 //!
 //! "Rule A1-15" and the like name rules of the documents that the crate was measured against; the
@@ -157,7 +163,8 @@ pub use crate::core::{audit, policy, profiles, rotation, token};
 pub use crate::entropy::SeededEntropy;
 pub use crate::entropy::{Entropy, EntropyError, SystemEntropy};
 pub use crate::keyward::{
-    AuditError, Builder, Created, Imported, KeyList, Keyward, LeakReport, Rotated,
+    AuditError, Builder, Created, Imported, KeyList, Keyward, LeakReport, Recovery, RecoveryError,
+    RecoveryReport, Rotated,
 };
 pub use crate::manager::{BulkReceipt, Error, KeyManager, Landed, LandedListener, Receipt};
 pub use crate::replica::{Freshness, Replica};

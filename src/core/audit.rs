@@ -82,6 +82,14 @@ pub struct FieldChange {
     pub after: String,
 }
 
+impl FieldChange {
+    pub(crate) const SCOPES: &str = "scopes";
+    pub(crate) const ADDRESSES: &str = "addresses";
+    pub(crate) const EXPIRES: &str = "expires";
+    /// The end of a key that has none.
+    pub(crate) const NEVER: &str = "never";
+}
+
 /// What was done. The key it was done to stands beside it in the entry.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]

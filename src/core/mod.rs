@@ -18,6 +18,7 @@ pub mod profiles;
 pub(crate) mod query;
 pub(crate) mod reach;
 pub(crate) mod record;
+pub(crate) mod recovery;
 pub mod rotation;
 pub(crate) mod scope;
 pub(crate) mod secret;

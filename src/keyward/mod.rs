@@ -4,6 +4,7 @@ mod answers;
 mod builder;
 mod look;
 mod manage;
+mod recover;
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use arc_swap::ArcSwap;
 pub use self::answers::{Created, Imported, KeyList, LeakReport, Rotated};
 pub use self::builder::Builder;
 pub use self::look::AuditError;
+pub use self::recover::{Recovery, RecoveryError, RecoveryReport};
 use crate::clock::Clock;
 use crate::core::check::{Need, Rejection};
 use crate::core::pepper::PepperRing;

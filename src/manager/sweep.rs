@@ -18,7 +18,7 @@ use crate::core::view::Select;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct BulkReceipt {
-    /// How many keys it ended.
+    /// How many keys it ended or disabled.
     pub ended: usize,
     /// Legacy keys that matched, and stay.
     pub skipped: Vec<KeyId>,
@@ -154,6 +154,10 @@ impl KeyManager {
                     ..all.live()
                 })
             }
+            Command::DisableMany { .. } => {
+                let statuses = BTreeSet::from([Status::Active, Status::Retiring]);
+                Some(KeyQuery { statuses, ..all })
+            }
             Command::Purge { .. } => {
                 let statuses = BTreeSet::from([Status::Revoked, Status::Expired]);
                 Some(KeyQuery { statuses, ..all })
@@ -202,6 +206,7 @@ fn with_sweep(command: &Command, keys: Vec<KeyId>) -> Command {
     let mut command = command.clone();
     if let Command::CloseTenant { sweep }
     | Command::RevokeMany { sweep, .. }
+    | Command::DisableMany { sweep }
     | Command::Purge { sweep }
     | Command::RemoveOwner { sweep, .. } = &mut command
     {

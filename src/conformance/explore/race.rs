@@ -189,6 +189,7 @@ async fn carry_out(manager: &KeyManager, request: Request) -> Answer {
         Command::CloseTenant { .. }
             | Command::RemoveOwner { .. }
             | Command::RevokeMany { .. }
+            | Command::DisableMany { .. }
             | Command::Purge { .. }
     );
     if bulk {

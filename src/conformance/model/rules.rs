@@ -435,7 +435,8 @@ impl Model {
 
     fn refuse_rotation(&self, asker: &Asker, ask: &Ask, number: usize, why: &mut BTreeSet<Why>) {
         let key = &self.keys[number];
-        if key.disabled {
+        // The legacy key has no other way on.
+        if key.disabled && !key.legacy {
             why.insert(Why::Disabled);
         }
         if self.refuses_owner(key.tenant, key.owner, key.created) {

@@ -132,7 +132,8 @@ pub enum Denied {
     /// The host must say how many things refer to the key (rule A2-28).
     #[error("say how many references to the key remain")]
     ReferencesUnknown,
-    /// The legacy key cannot be disabled, revoked or deleted (rule A1-11).
+    /// The legacy key cannot be disabled, revoked or deleted (rule A1-11); only a recovery disables
+    /// it.
     #[error("the legacy key cannot be {action}, only rotated")]
     LegacyKey {
         /// What was asked, in words.

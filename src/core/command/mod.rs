@@ -42,7 +42,8 @@ pub struct Request {
     pub command: Command,
 }
 
-/// What can be asked.
+/// What can be asked. Variants are only added at the end: the mark by which a reused command id is
+/// noticed counts them.
 #[derive(Clone, Debug, Serialize)]
 pub enum Command {
     /// Make the tenant known, with the keys that its policy says come with it. Does nothing if it
@@ -182,6 +183,14 @@ pub enum Command {
         #[serde(skip)]
         sweep: Vec<KeyId>,
     },
+    /// Refuse keys until they are enabled again, the legacy key included: after a backup was
+    /// restored it may stand for a secret that was rotated away since. Only the host itself gives
+    /// this command.
+    DisableMany {
+        /// The keys to disable in this commit; those that are not enabled are passed over.
+        #[serde(skip)]
+        sweep: Vec<KeyId>,
+    },
 }
 
 impl Command {
@@ -207,6 +216,7 @@ impl Command {
             | Self::Create(_)
             | Self::Import { .. }
             | Self::RevokeMany { .. }
+            | Self::DisableMany { .. }
             | Self::Purge { .. }
             | Self::ChangeOwnerRole { .. }
             | Self::RemoveOwner { .. } => None,
@@ -329,9 +339,9 @@ pub enum Outcome {
         /// Whether that revoked the key.
         revoked: bool,
     },
-    /// Keys were ended in bulk.
+    /// Keys were ended or disabled in bulk.
     Swept {
-        /// How many were ended in this commit.
+        /// How many were ended or disabled in this commit.
         ended: usize,
         /// Legacy keys that matched, and stay.
         skipped: Vec<KeyId>,

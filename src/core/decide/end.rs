@@ -137,6 +137,27 @@ impl Work<'_> {
         }))
     }
 
+    /// Whatever the class says, and whoever owns them: what a restored backup holds is not to verify
+    /// until somebody looked at it.
+    pub(super) fn disable_many(&mut self, sweep: &[KeyId]) -> Result<Outcome, Denied> {
+        self.permit_host("disable keys in bulk")?;
+        let mut ended = 0;
+        for id in sweep.iter().take(super::SWEEP_MAX) {
+            let usable =
+                |record: &&KeyRecord| record.state == KeyState::Enabled && record.is_live(self.now);
+            let Some(mut record) = self.view.record(*id).filter(usable).cloned() else {
+                continue;
+            };
+            record.state = KeyState::Disabled(self.stamp());
+            self.put(record, LastAction::Disabled, Action::KeyDisabled);
+            ended += 1;
+        }
+        Ok(Outcome::Swept {
+            ended,
+            skipped: Vec::new(),
+        })
+    }
+
     pub(super) fn purge(&mut self, sweep: &[KeyId]) -> Result<Outcome, Denied> {
         self.permit_host("purge keys")?;
         let mut ended = 0;

@@ -173,6 +173,7 @@ impl<'a> Work<'a> {
                 reason,
                 sweep,
             } => self.revoke_many(filter, *reason, sweep),
+            Command::DisableMany { sweep } => self.disable_many(sweep),
             Command::Purge { sweep } => self.purge(sweep),
             Command::ChangeOwnerRole { owner, role } => self.change_owner_role(owner, role),
             Command::RemoveOwner { owner, sweep } => self.remove_owner(owner, sweep),
@@ -212,6 +213,7 @@ impl<'a> Work<'a> {
             Command::CloseTenant { .. }
             | Command::RemoveOwner { .. }
             | Command::RevokeMany { .. }
+            | Command::DisableMany { .. }
             | Command::Purge { .. } => None,
             _ => Some(Outcome::Done),
         })

@@ -24,7 +24,12 @@ impl Work<'_> {
         let record = self.record(id)?;
         let class = self.class_of(&record)?;
         let mode = how.mode.resolved(self.permit_rotation(&record, class)?)?;
-        self.check_usable(&record)?;
+        match self.check_usable(&record) {
+            // Nobody disables the legacy key but a recovery, and the way on from there is a
+            // successor: the old key stays disabled.
+            Err(Denied::Disabled) if record.legacy => {}
+            usable => usable?,
+        }
         if matches!(record.credential, Credential::Imported { .. }) {
             return Err(Denied::Imported);
         }

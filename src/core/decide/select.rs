@@ -31,6 +31,7 @@ pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> Select {
         }
         Command::CloseTenant { sweep }
         | Command::RevokeMany { sweep, .. }
+        | Command::DisableMany { sweep }
         | Command::Purge { sweep }
         | Command::RemoveOwner { sweep, .. } => select.keys.extend(sweep),
         _ => {}

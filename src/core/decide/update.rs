@@ -115,7 +115,7 @@ fn changes(before: &KeyRecord, after: &KeyRecord) -> Vec<FieldChange> {
     let expiry = |record: &KeyRecord| {
         record
             .expires_at
-            .map_or("never".to_owned(), |end| end.to_string())
+            .map_or(FieldChange::NEVER.to_owned(), |end| end.to_string())
     };
     let metadata = |record: &KeyRecord| format!("{} pairs", record.metadata.iter().len());
     let networks = |record: &KeyRecord| {
@@ -151,19 +151,19 @@ fn changes(before: &KeyRecord, after: &KeyRecord) -> Vec<FieldChange> {
             metadata(after),
         ),
         (
-            "scopes",
+            FieldChange::SCOPES,
             before.scopes != after.scopes,
             before.scopes.to_string(),
             after.scopes.to_string(),
         ),
         (
-            "addresses",
+            FieldChange::ADDRESSES,
             before.allowlist != after.allowlist,
             networks(before),
             networks(after),
         ),
         (
-            "expires",
+            FieldChange::EXPIRES,
             before.expires_at != after.expires_at,
             expiry(before),
             expiry(after),

@@ -1,0 +1,360 @@
+//! What happened after a backup was taken, as far as audit entries tell it, and which commands
+//! repeat it on the restored keys.
+//!
+//! Pure. Invariant: a key that the later entries ended or narrowed accepts nothing afterwards that
+//! it was refused before the loss (invariant 2). Where entries do not tell enough to repeat a change
+//! exactly, the key is disabled.
+
+use std::collections::BTreeMap;
+
+use super::address::AddressAllowlist;
+use super::audit::{
+    Action, AuditEntry, AuditHash, AuditHead, ChainError, FieldChange, verify_chain,
+};
+use super::command::{BulkFilter, Command, DeleteKey, Expiry, RevokeKey, UpdateSpec};
+use super::id::KeyId;
+use super::invalid::Invalid;
+use super::pepper::PepperRing;
+use super::policy::{Deletion, Policy};
+use super::record::{KeyRecord, KeyState, Reason};
+use super::scope::ScopeSet;
+use super::tenant::TenantId;
+use super::text::{CommandId, PrincipalId, Role};
+use super::time::Timestamp;
+
+/// Those of `given` that tell what is not `stored`. Both are of one tenant, `given` oldest first.
+///
+/// Checked first: they must be exactly what was written, and follow an entry that the store has.
+/// The store may itself have gone on from there since, by a recovery that was interrupted first of
+/// all: from the first entry that differs they tell the history that was lost, and their seals show
+/// that it was one.
+pub(crate) fn later<'a>(
+    tenant: &TenantId,
+    stored: &BTreeMap<u64, AuditHead>,
+    given: &'a [AuditEntry],
+    peppers: &PepperRing,
+) -> Result<&'a [AuditEntry], ChainError> {
+    let before = given
+        .first()
+        .map_or(0, |entry| entry.sequence.saturating_sub(1));
+    let newest = stored.last_key_value();
+    // If the store does not have the entry before, what comes after its newest one is missing.
+    let start = stored.get(&before).or(newest.map(|(_, head)| head));
+    let start = start.copied().filter(|_| before > 0);
+    verify_chain(
+        tenant,
+        start.unwrap_or(AuditHead::GENESIS),
+        given,
+        peppers,
+        None,
+    )?;
+    let has = |entry: &&AuditEntry| stored.get(&entry.sequence) == Some(&entry.head());
+    let known = given.iter().take_while(has).count();
+    Ok(given.get(known..).unwrap_or_default())
+}
+
+/// What later entries say became of one tenant.
+#[derive(Debug, Default)]
+pub(crate) struct Later {
+    /// It was closed.
+    pub(crate) closed: Option<AuditHash>,
+    /// What became of its owners.
+    pub(crate) owners: BTreeMap<PrincipalId, LaterOwner>,
+    /// What became of its keys.
+    pub(crate) keys: BTreeMap<KeyId, LaterKey>,
+}
+
+/// What later entries say became of an owner.
+#[derive(Debug, Default)]
+pub(crate) struct LaterOwner {
+    /// It was removed: its keys stay refused even if it came back.
+    pub(crate) removed: Option<AuditHash>,
+    /// The role it was last given, unless it was removed after that.
+    pub(crate) role: Option<(Role, AuditHash)>,
+}
+
+/// What later entries say became of a key.
+#[derive(Debug, Default)]
+pub(crate) struct LaterKey {
+    /// It came into being.
+    pub(crate) created: bool,
+    removed: Option<AuditHash>,
+    revoked: Option<(Reason, AuditHash)>,
+    /// It came to an end that is told by no revocation of its own.
+    gone: Option<(Reason, AuditHash)>,
+    changed: Option<(Reach, AuditHash)>,
+    retired: Option<(Option<Timestamp>, AuditHash)>,
+    disabled: Option<AuditHash>,
+    /// The newest entry about it.
+    newest: Option<AuditHash>,
+}
+
+/// What a change of a key says about from when, where and for what it is accepted, in the words of
+/// the entry.
+#[derive(Clone, Debug, Default)]
+struct Reach {
+    scopes: Option<String>,
+    addresses: Option<String>,
+    expires: Option<String>,
+}
+
+/// One thing to be repeated on a key: the first of `ways` that is not refused. Named after the entry
+/// that tells of it, so that it is done once, however often it is asked for.
+#[derive(Debug)]
+pub(crate) struct Step {
+    /// The commands, the one that is nearest to what happened first.
+    pub(crate) ways: Vec<(CommandId, Command)>,
+    /// Whether disabling the key is what happened, rather than the nearest to it.
+    pub(crate) was_disabled: bool,
+}
+
+impl Later {
+    /// Reads the entries of one tenant, oldest first.
+    pub(crate) fn new<'a>(entries: impl IntoIterator<Item = &'a AuditEntry>) -> Self {
+        let mut later = Self::default();
+        for entry in entries {
+            later.add(entry);
+        }
+        later
+    }
+
+    fn add(&mut self, entry: &AuditEntry) {
+        let hash = entry.hash;
+        match &entry.action {
+            Action::TenantClosed => self.closed = Some(hash),
+            Action::OwnerRemoved { owner } => {
+                let removed = Some(hash);
+                let role = None;
+                self.owners
+                    .insert(owner.clone(), LaterOwner { removed, role });
+            }
+            Action::OwnerRoleChanged { owner, after, .. } => {
+                self.owners.entry(owner.clone()).or_default().role = Some((after.clone(), hash));
+            }
+            _ => {}
+        }
+        if let Some(key) = entry.key {
+            self.keys.entry(key).or_default().add(entry);
+        }
+    }
+}
+
+impl LaterKey {
+    fn add(&mut self, entry: &AuditEntry) {
+        let hash = entry.hash;
+        self.newest = Some(hash);
+        match &entry.action {
+            Action::KeyCreated { .. }
+            | Action::KeyProvisioned { .. }
+            | Action::KeyImported { .. } => self.created = true,
+            Action::KeyUpdated { changes } => self.change(changes, hash),
+            Action::KeyDisabled => self.disabled = Some(hash),
+            Action::KeyEnabled => self.disabled = None,
+            Action::KeyRevoked { reason } => self.revoked = Some((*reason, hash)),
+            Action::KeyDeleted => self.removed = Some(hash),
+            Action::KeyPurged => match self.retired {
+                Some(_) => self.go(Reason::Rotated, hash),
+                None => self.go(Reason::NoLongerNeeded, hash),
+            },
+            // The secret that the backup knows is not the key's any more.
+            Action::SecretReplaced => self.go(Reason::Lost, hash),
+            Action::LeakReported { revoked: true, .. } => self.go(Reason::Leaked, hash),
+            Action::KeyRotated {
+                until: Some(until), ..
+            } if *until <= entry.at => self.go(Reason::Rotated, hash),
+            Action::KeyRotated { until, .. } | Action::GraceBegan { until } => {
+                self.retired = Some((*until, hash));
+            }
+            Action::RotationCancelled { .. } => self.retired = None,
+            Action::LeakReported { revoked: false, .. }
+            | Action::FirstUsed
+            | Action::KeyRedigested { .. }
+            | Action::TenantProvisioned
+            | Action::TenantClosed
+            | Action::ResourceProvisioned { .. }
+            | Action::OwnerAdded { .. }
+            | Action::OwnerRoleChanged { .. }
+            | Action::OwnerRemoved { .. }
+            | Action::BulkRevocationBegan { .. } => {}
+        }
+    }
+
+    fn go(&mut self, reason: Reason, hash: AuditHash) {
+        self.gone.get_or_insert((reason, hash));
+    }
+
+    fn change(&mut self, changes: &[FieldChange], hash: AuditHash) {
+        for change in changes {
+            let mut reach = self.changed.take().map(|(reach, _)| reach);
+            let after = || Some(change.after.clone());
+            match change.field.as_str() {
+                FieldChange::SCOPES => reach.get_or_insert_default().scopes = after(),
+                FieldChange::ADDRESSES => reach.get_or_insert_default().addresses = after(),
+                FieldChange::EXPIRES => reach.get_or_insert_default().expires = after(),
+                _ => {}
+            }
+            self.changed = reach.map(|reach| (reach, hash));
+        }
+    }
+
+    /// Whether it is gone for ever, so that nobody misses it in a backup.
+    pub(crate) fn ended(&self) -> bool {
+        self.removed.is_some() || self.revoked.is_some() || self.gone.is_some()
+    }
+
+    /// What is to be repeated on the restored `record`.
+    pub(crate) fn steps(
+        &self,
+        record: &KeyRecord,
+        policy: &Policy,
+        now: Timestamp,
+    ) -> Result<Vec<Step>, Invalid> {
+        let is_revoked = matches!(record.state, KeyState::Revoked { .. });
+        let live = record.is_live(now);
+        let mut steps = Vec::new();
+        let revoked = self.revoked.or(self.gone);
+        if let Some(hash) = self.removed {
+            let mut ways = vec![delete(record, policy)];
+            if !is_revoked {
+                let reason = revoked.map_or(Reason::NoLongerNeeded, |(reason, _)| reason);
+                ways.extend(revoke(record, reason));
+            }
+            steps.push(self.step(hash, "end", ways)?);
+        } else if let Some((reason, hash)) = revoked {
+            // Purged only: it had expired, as it has here.
+            let purged = self.revoked.is_none() && !live;
+            if !is_revoked && !purged {
+                steps.push(self.step(hash, "end", revoke(record, reason))?);
+            }
+        } else if live {
+            steps.extend(self.narrowing(record, now)?);
+        }
+        Ok(steps)
+    }
+
+    /// What the entry of this hash tells. However many of them end in disabling the key, it is
+    /// disabled once, so that whoever enables it is not overruled by a repetition.
+    fn step(
+        &self,
+        hash: AuditHash,
+        what: &str,
+        ways: impl IntoIterator<Item = Command>,
+    ) -> Result<Step, Invalid> {
+        let named = |(way, command)| {
+            let id = match command {
+                Command::DisableMany { .. } => command_id(self.newest.unwrap_or(hash), DISABLED)?,
+                _ => command_id(hash, &format!("{what}-{way}"))?,
+            };
+            Ok((id, command))
+        };
+        let ways = ways.into_iter().enumerate().map(named);
+        Ok(Step {
+            ways: ways.collect::<Result<_, Invalid>>()?,
+            was_disabled: what == DISABLED,
+        })
+    }
+
+    fn narrowing(&self, record: &KeyRecord, now: Timestamp) -> Result<Vec<Step>, Invalid> {
+        let key = record.id;
+        let mut steps = Vec::new();
+        if let Some((reach, hash)) = &self.changed {
+            let change = reach.parse().map(|change| Command::Update { key, change });
+            let ways = change.into_iter().chain([disable(key)]);
+            steps.push(self.step(*hash, "change", ways)?);
+        }
+        match self.retired {
+            Some((Some(until), hash)) if until <= now => {
+                steps.push(self.step(hash, "end", revoke(record, Reason::Rotated))?);
+            }
+            Some((Some(until), hash)) if record.expires_at.is_none_or(|end| until < end) => {
+                let change = UpdateSpec {
+                    expiry: Some(Expiry::At(until)),
+                    ..UpdateSpec::default()
+                };
+                // The legacy key is given no earlier end, and a key that was being replaced when the
+                // backup was taken has its end from that rotation: both are disabled.
+                let ways = [Command::Update { key, change }, disable(key)];
+                steps.push(self.step(hash, "retire", ways)?);
+            }
+            // It waited for the first use of a successor that the backup does not have: nothing
+            // would ever end it.
+            Some((None, hash)) => steps.push(self.step(hash, "wait", [disable(key)])?),
+            Some(_) | None => {}
+        }
+        if let Some(hash) = self.disabled {
+            steps.push(self.step(hash, DISABLED, [disable(key)])?);
+        }
+        Ok(steps)
+    }
+}
+
+impl Reach {
+    /// `None` if a value cannot be read.
+    fn parse(&self) -> Option<UpdateSpec> {
+        let words = |text: &String| text.split_whitespace().map(ToOwned::to_owned).collect();
+        let scopes: Option<Vec<String>> = self.scopes.as_ref().map(words);
+        let addresses: Option<Vec<String>> = self.addresses.as_ref().map(words);
+        let scopes = scopes.map(|scopes| ScopeSet::parse(scopes.iter().map(String::as_str)));
+        let addresses =
+            addresses.map(|networks| AddressAllowlist::parse(networks.iter().map(String::as_str)));
+        let expiry = self.expires.as_deref().map(|text| match text {
+            FieldChange::NEVER => Ok(Expiry::Never),
+            text => text.parse().map(Expiry::At),
+        });
+        Some(UpdateSpec {
+            scopes: scopes.transpose().ok()?,
+            allowlist: addresses.transpose().ok()?,
+            expiry: expiry.transpose().ok()?,
+            ..UpdateSpec::default()
+        })
+    }
+}
+
+const DISABLED: &str = "disable";
+
+/// The id of the command that repeats what the entry of this hash tells.
+pub(crate) fn command_id(hash: AuditHash, what: &str) -> Result<CommandId, Invalid> {
+    CommandId::new(format!("recovery:{hash}:{what}"))
+}
+
+fn delete(record: &KeyRecord, policy: &Policy) -> Command {
+    // It was deleted once: whatever the class asked for was given then.
+    let class = policy.class(&record.class);
+    let typed = class.and_then(|class| match &class.deletion {
+        Deletion::Typed(text) => Some(text.clone()),
+        _ => None,
+    });
+    Command::Delete {
+        key: record.id,
+        deletion: DeleteKey {
+            typed,
+            references: Some(0),
+        },
+    }
+}
+
+/// By itself, or in bulk, which asks no class. The legacy key cannot be revoked, whatever it stands
+/// for by now, so that it is disabled.
+fn revoke(record: &KeyRecord, reason: Reason) -> Vec<Command> {
+    let key = record.id;
+    if record.legacy {
+        return vec![disable(key)];
+    }
+    let revocation = RevokeKey {
+        reason,
+        confirmed: true,
+    };
+    let (filter, sweep) = (BulkFilter::all(), vec![key]);
+    vec![
+        Command::Revoke { key, revocation },
+        Command::RevokeMany {
+            filter,
+            reason,
+            sweep,
+        },
+    ]
+}
+
+fn disable(key: KeyId) -> Command {
+    Command::DisableMany { sweep: vec![key] }
+}

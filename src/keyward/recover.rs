@@ -1,0 +1,410 @@
+//! Recovering: what a store that was restored from a backup must not accept again.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::num::NonZeroUsize;
+
+use super::Keyward;
+use crate::core::actor::Actor;
+use crate::core::audit::{AuditEntry, AuditHead, ChainError};
+use crate::core::command::{Command, Outcome, Request};
+use crate::core::decide::SWEEP_MAX;
+use crate::core::id::KeyId;
+use crate::core::query::{AuditQuery, KeyQuery};
+use crate::core::record::{KeyRecord, Status};
+use crate::core::recovery::{self, Later, LaterKey, LaterOwner, Step};
+use crate::core::tenant::TenantId;
+use crate::core::text::{CommandId, PrincipalId, Role};
+use crate::core::view::Select;
+use crate::manager::{BulkReceipt, Error};
+use crate::store::StoreError;
+
+/// What to do about what happened after the backup was taken.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub enum Recovery {
+    /// Disable every key that could verify, publishable and legacy ones included. Enable those that
+    /// are known to be good one by one, or rotate them: among them may be keys that were revoked.
+    #[default]
+    DisableAll,
+    /// Repeat what ended or narrowed keys since, as told by audit entries that were kept elsewhere:
+    /// an exported trail, an event log. What they do not tell is not repeated, so that a trail that
+    /// lags behind is no reason to trust the rest.
+    Replay(Vec<AuditEntry>),
+    /// Trust the backup as it is: the host knows that nothing was ended or narrowed since.
+    TrustBackup,
+}
+
+/// What a recovery did. Numbers are of this call alone; one that goes on after an interrupted one
+/// counts what was left. Lists are whole each time.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct RecoveryReport {
+    /// Tenants that had keys to disable, or of which later entries were given.
+    pub tenants: usize,
+    /// Tenants that were closed again.
+    pub closed: usize,
+    /// Owners that were removed or given a role again.
+    pub owners: usize,
+    /// Keys that were disabled.
+    pub disabled: usize,
+    /// Keys that were revoked.
+    pub revoked: usize,
+    /// Keys that were removed.
+    pub removed: usize,
+    /// Keys whose scopes, networks or end were set again.
+    pub changed: usize,
+    /// Legacy keys that are disabled now: rotate them, or enable those whose secret was not replaced
+    /// since the backup.
+    pub legacy: Vec<KeyId>,
+    /// Keys that are disabled because what was done to them could not be repeated exactly, say a
+    /// rotation whose successor is lost. Look at them one by one.
+    pub to_review: Vec<KeyId>,
+    /// Keys that were created since and are not in the backup. Their holders need new ones.
+    pub lost: Vec<KeyId>,
+    /// Keys that later entries name and that are neither in the backup nor created since.
+    pub unknown: Vec<KeyId>,
+    /// Keys whose stored bytes failed their checksum. They are refused as they are.
+    pub corrupt: Vec<KeyId>,
+}
+
+/// Why a recovery did not happen, or not to its end.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecoveryError {
+    /// The entries are not what was written, or do not follow those in the backup. Nothing was
+    /// changed.
+    #[error("entries of tenant {tenant} cannot be replayed: {error}")]
+    Chain {
+        /// Whose entries.
+        tenant: TenantId,
+        /// What is wrong with them.
+        error: ChainError,
+    },
+    /// It was interrupted. What landed stays; the same call goes on from there.
+    #[error(transparent)]
+    Interrupted(#[from] Error),
+}
+
+impl From<StoreError> for RecoveryError {
+    fn from(error: StoreError) -> Self {
+        Self::Interrupted(error.into())
+    }
+}
+
+impl Keyward {
+    /// Puts a store right that was restored from a backup, before it serves: keys that were revoked,
+    /// deleted, disabled, narrowed or rotated after the backup was taken would verify again.
+    ///
+    /// For the host itself, over the whole store, whatever its kind. Every change is a command with
+    /// its audit entry, as everywhere, in commits of at most [`SWEEP_MAX`](crate::rules::SWEEP_MAX)
+    /// keys. Interrupted, the same call goes on where it stopped. A replay that is repeated does
+    /// nothing twice: what it disabled and somebody enabled since stays enabled.
+    /// [`Recovery::DisableAll`] disables that again.
+    ///
+    /// # Errors
+    ///
+    /// [`RecoveryError::Chain`] if entries were altered or are missing or foreign: nothing was
+    /// changed.
+    pub async fn recover(&self, recovery: Recovery) -> Result<RecoveryReport, RecoveryError> {
+        let mut report = RecoveryReport::default();
+        match recovery {
+            Recovery::DisableAll => self.disable_everything(&mut report).await?,
+            Recovery::Replay(entries) => self.replay(entries, &mut report).await?,
+            Recovery::TrustBackup => {}
+        }
+        Ok(report)
+    }
+
+    async fn disable_everything(&self, report: &mut RecoveryReport) -> Result<(), RecoveryError> {
+        let mut tenants = BTreeSet::new();
+        let mut query = KeyQuery {
+            limit: PAGE,
+            ..KeyQuery::everything(self.now()).live()
+        };
+        loop {
+            let page = self.inner.store.list(&query).await?;
+            report.corrupt.extend(page.corrupt);
+            for record in page.keys {
+                if record.legacy {
+                    report.legacy.push(record.id);
+                }
+                if record.status(query.at) != Status::Disabled {
+                    tenants.insert(record.tenant);
+                }
+            }
+            match page.next {
+                Some(next) => query.after = Some(next),
+                None => break,
+            }
+        }
+        report.tenants = tenants.len();
+        let id = self.inner.manager.command_id().map_err(Error::from)?;
+        for tenant in tenants {
+            let command = Command::DisableMany { sweep: Vec::new() };
+            if let Some(done) = self.repeat_bulk(&tenant, id.clone(), command).await? {
+                report.disabled += done.ended;
+            }
+        }
+        Ok(())
+    }
+
+    async fn replay(
+        &self,
+        entries: Vec<AuditEntry>,
+        report: &mut RecoveryReport,
+    ) -> Result<(), RecoveryError> {
+        let mut chains: BTreeMap<TenantId, Vec<AuditEntry>> = BTreeMap::new();
+        for entry in entries {
+            chains.entry(entry.tenant.clone()).or_default().push(entry);
+        }
+        let mut tenants = Vec::new();
+        for (tenant, mut given) in chains {
+            given.sort_by_key(|entry| entry.sequence);
+            // Exports overlap: an entry may be given twice, but not in two versions.
+            given.dedup();
+            let stored = self.stored_heads(&tenant, &given).await?;
+            let later = recovery::later(&tenant, &stored, &given, &self.inner.peppers);
+            match later {
+                Ok([]) => {}
+                Ok(later) => tenants.push((tenant, Later::new(later))),
+                Err(error) => return Err(RecoveryError::Chain { tenant, error }),
+            }
+        }
+        // All of them are sound: only now is anything changed. Tenants come before those below them.
+        report.tenants = tenants.len();
+        for (tenant, later) in &tenants {
+            self.replay_tenant(tenant, later, report).await?;
+        }
+        Ok(())
+    }
+
+    /// The store's own entries from the one before the first that was given.
+    async fn stored_heads(
+        &self,
+        tenant: &TenantId,
+        given: &[AuditEntry],
+    ) -> Result<BTreeMap<u64, AuditHead>, StoreError> {
+        let first = given.first().map_or(0, |entry| entry.sequence);
+        let mut heads = BTreeMap::new();
+        let mut newest = AuditHead::GENESIS;
+        let mut query = AuditQuery {
+            limit: PAGE,
+            ..AuditQuery::tenant(tenant.clone())
+        };
+        loop {
+            let page = self.inner.store.audit(&query).await?;
+            for row in page.rows {
+                newest = row.entry.head();
+                if row.entry.sequence.saturating_add(1) >= first {
+                    heads.insert(newest.sequence, newest);
+                }
+            }
+            match page.next {
+                Some(next) => query.after = Some(next),
+                None => break,
+            }
+        }
+        heads.insert(newest.sequence, newest);
+        Ok(heads)
+    }
+
+    async fn replay_tenant(
+        &self,
+        tenant: &TenantId,
+        later: &Later,
+        report: &mut RecoveryReport,
+    ) -> Result<(), RecoveryError> {
+        if let Some(hash) = later.closed {
+            let id = recovery::command_id(hash, "close").map_err(Error::from)?;
+            let command = Command::CloseTenant { sweep: Vec::new() };
+            let landed = self.landed(tenant, [id.clone()]).await?;
+            if let Some(done) = self.repeat_bulk(tenant, id.clone(), command).await? {
+                report.closed += usize::from(!landed.contains(&id));
+                report.revoked += done.ended;
+            }
+        }
+        for (owner, became) in &later.owners {
+            self.replay_owner(tenant, owner, became, report).await?;
+        }
+        let keys: Vec<_> = later.keys.iter().collect();
+        for some in keys.chunks(SWEEP_MAX) {
+            self.replay_keys(tenant, some, report).await?;
+        }
+        Ok(())
+    }
+
+    async fn replay_owner(
+        &self,
+        tenant: &TenantId,
+        owner: &PrincipalId,
+        became: &LaterOwner,
+        report: &mut RecoveryReport,
+    ) -> Result<(), RecoveryError> {
+        let LaterOwner { removed, role } = became;
+        let mut set_again = false;
+        if let Some(hash) = removed {
+            let id = recovery::command_id(*hash, "remove").map_err(Error::from)?;
+            let (owner, sweep) = (owner.clone(), Vec::new());
+            let command = Command::RemoveOwner { owner, sweep };
+            let landed = self.landed(tenant, [id.clone()]).await?;
+            if let Some(done) = self.repeat_bulk(tenant, id.clone(), command).await? {
+                set_again |= !landed.contains(&id);
+                report.revoked += done.ended;
+            }
+        }
+        if let Some((role, hash)) = role {
+            let id = recovery::command_id(*hash, "role").map_err(Error::from)?;
+            let (owner, role) = (owner.clone(), role.clone());
+            let command = Command::ChangeOwnerRole { owner, role };
+            let landed = self.landed(tenant, [id.clone()]).await?;
+            if !landed.contains(&id) {
+                set_again |= self.repeat(tenant, id, command).await?.is_some();
+            }
+        }
+        report.owners += usize::from(set_again);
+        Ok(())
+    }
+
+    async fn replay_keys(
+        &self,
+        tenant: &TenantId,
+        keys: &[(&KeyId, &LaterKey)],
+        report: &mut RecoveryReport,
+    ) -> Result<(), RecoveryError> {
+        let select = Select {
+            keys: keys.iter().map(|(id, _)| **id).collect(),
+            ..Select::none()
+        };
+        let view = self.inner.store.load(tenant, &select).await?;
+        let policy = self.inner.policies.load().of(tenant).clone();
+        let now = self.now();
+        let mut planned = Vec::new();
+        for (id, became) in keys {
+            let Some(record) = view.record(**id) else {
+                let told = match () {
+                    () if view.corrupt.contains(id) => &mut report.corrupt,
+                    () if became.ended() => continue,
+                    () if became.created => &mut report.lost,
+                    () => &mut report.unknown,
+                };
+                told.push(**id);
+                continue;
+            };
+            let steps = became.steps(record, &policy, now).map_err(Error::from)?;
+            planned.extend(steps.into_iter().map(|step| (record, step)));
+        }
+        let ids = planned.iter().flat_map(|(_, step)| &step.ways);
+        let landed = self.landed(tenant, ids.map(|(id, _)| id.clone())).await?;
+        for (record, step) in planned {
+            self.replay_step(record, step, &landed, report).await?;
+        }
+        Ok(())
+    }
+
+    async fn replay_step(
+        &self,
+        record: &KeyRecord,
+        step: Step,
+        landed: &HashSet<CommandId>,
+        report: &mut RecoveryReport,
+    ) -> Result<(), RecoveryError> {
+        for (id, command) in step.ways {
+            let mut done = 0;
+            if !landed.contains(&id) {
+                done = match self.repeat(&record.tenant, id, command.clone()).await? {
+                    Some(Outcome::Swept { ended, .. }) => ended,
+                    Some(_) => 1,
+                    None => continue,
+                };
+            }
+            match command {
+                Command::Delete { .. } => report.removed += done,
+                Command::Revoke { .. } | Command::RevokeMany { .. } => report.revoked += done,
+                Command::Update { .. } => report.changed += done,
+                _ => {
+                    report.disabled += done;
+                    let told = match step.was_disabled {
+                        _ if record.legacy => Some(&mut report.legacy),
+                        false => Some(&mut report.to_review),
+                        true => None,
+                    };
+                    // Several things may have been done to one key.
+                    if let Some(told) = told.filter(|told| told.last() != Some(&record.id)) {
+                        told.push(record.id);
+                    }
+                }
+            }
+            break;
+        }
+        Ok(())
+    }
+
+    /// Which of these commands landed in an earlier call.
+    async fn landed(
+        &self,
+        tenant: &TenantId,
+        ids: impl IntoIterator<Item = CommandId>,
+    ) -> Result<HashSet<CommandId>, StoreError> {
+        let ids: Vec<_> = ids.into_iter().collect();
+        let mut landed = HashSet::new();
+        for commands in ids.chunks(SWEEP_MAX) {
+            let select = Select {
+                commands: commands.to_vec(),
+                ..Select::none()
+            };
+            let view = self.inner.store.load(tenant, &select).await?;
+            let applied = view.applied.into_iter();
+            // Nobody else's command counts, whatever its id.
+            let own = applied.filter(|entry| entry.role == Some(Role::SYSTEM));
+            landed.extend(own.map(|entry| entry.command));
+        }
+        Ok(landed)
+    }
+
+    /// Gives a command as the host itself. `None` if the rules refuse it.
+    async fn repeat(
+        &self,
+        tenant: &TenantId,
+        id: CommandId,
+        command: Command,
+    ) -> Result<Option<Outcome>, Error> {
+        let request = as_host(tenant, id, command);
+        accepted(self.inner.manager.execute(request).await.map(|l| l.outcome))
+    }
+
+    /// The same for a command over many keys.
+    async fn repeat_bulk(
+        &self,
+        tenant: &TenantId,
+        id: CommandId,
+        command: Command,
+    ) -> Result<Option<BulkReceipt>, Error> {
+        let request = as_host(tenant, id, command);
+        accepted(self.inner.manager.execute_bulk(request).await)
+    }
+}
+
+/// As many rows at a time as a commit holds keys.
+const PAGE: NonZeroUsize = NonZeroUsize::new(SWEEP_MAX).expect("a sweep is not empty");
+
+fn as_host(tenant: &TenantId, id: CommandId, command: Command) -> Request {
+    Request {
+        id,
+        actor: Actor::system(tenant.clone()),
+        tenant: tenant.clone(),
+        command,
+    }
+}
+
+/// A refusal is an answer here: in a closed tenant nothing verifies anyway, and what the rules do not
+/// let be repeated is done in another way.
+fn accepted<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
+    match result {
+        Ok(done) => Ok(Some(done)),
+        Err(Error::Denied(denied)) => {
+            tracing::debug!(%denied, "not repeated in this way");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
