@@ -1,11 +1,18 @@
 //! The conformance kit: the stores that must pass it, and the broken ones that it must catch.
 
+#[cfg(feature = "sqlite")]
+#[path = "support/folder.rs"]
+mod folder;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use keyward::conformance::broken::{BrokenStore, Defect};
 use keyward::conformance::{CLAUSES, check, violations};
 use keyward::store::{KeyStore, MemoryStore};
+
+#[cfg(feature = "sqlite")]
+use crate::folder::Folder;
 
 keyward::conformance::suite! {
     mod memory;
@@ -17,6 +24,21 @@ keyward::conformance::suite! {
     mod dyn_store;
     block_on = pollster::block_on;
     store = Arc::new(MemoryStore::new()) as Arc<dyn KeyStore>;
+}
+
+#[cfg(feature = "sqlite")]
+keyward::conformance::suite! {
+    mod sqlite;
+    block_on = pollster::block_on;
+    store = Folder::with(1);
+}
+
+// Two instances on one file, as two processes have it: calls take turns between them.
+#[cfg(feature = "sqlite")]
+keyward::conformance::suite! {
+    mod sqlite_twice;
+    block_on = pollster::block_on;
+    store = Folder::with(2);
 }
 
 #[test]

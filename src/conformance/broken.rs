@@ -811,9 +811,9 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
 
 fn rank(row: &Row) -> u8 {
     match row {
-        Row::Tenant(_) => 0,
-        Row::Owner(_) => 1,
-        Row::Key(_) | Row::Removed { .. } | Row::Corrupt(_) => 2,
+        Row::Tenant(_) | Row::Corrupt(RowKey::Tenant(_)) => 0,
+        Row::Owner(_) | Row::Corrupt(RowKey::Owner(..)) => 1,
+        Row::Key(_) | Row::Removed { .. } | Row::Corrupt(RowKey::Key(_)) => 2,
     }
 }
 

@@ -271,8 +271,8 @@ pub enum Rejection {
         /// The class.
         class: ClassName,
     },
-    /// The key's stored bytes failed their checksum.
-    #[error("record of key {key} is corrupt")]
+    /// The stored bytes of the key, or of its owner's or tenant's row, failed their checksum.
+    #[error("stored bytes about key {key} are corrupt")]
     Corrupt {
         /// Which key.
         key: KeyId,
@@ -404,6 +404,9 @@ fn check_alive(record: &KeyRecord, standing: &Standing, now: Timestamp) -> Resul
     match record.expires_at {
         Some(at) if record.is_expired(now) => return Err(Rejection::Expired { key, at }),
         _ => {}
+    }
+    if standing.unreadable {
+        return Err(Rejection::Corrupt { key });
     }
     if standing.closed {
         return Err(Rejection::TenantClosed { key });

@@ -68,6 +68,8 @@ pub struct Standing {
     pub removed_at: Option<Timestamp>,
     /// A tenant along the path is closed.
     pub closed: bool,
+    /// A row along the path cannot be read, so that it is not known what it says: refuse.
+    pub unreadable: bool,
 }
 
 impl Standing {

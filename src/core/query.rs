@@ -93,7 +93,9 @@ impl KeyPosition {
         }
     }
 
-    fn cmp(&self, other: &Self, sort: KeySort) -> Ordering {
+    /// Which of two places comes first in an order.
+    #[must_use]
+    pub fn cmp(&self, other: &Self, sort: KeySort) -> Ordering {
         // A key that ends at the last instant there is still comes before those that never end.
         let end = |place: &Self| (place.expires_at.is_none(), place.expires_at);
         match sort {
@@ -110,8 +112,8 @@ impl KeyPosition {
 pub struct KeyPage {
     /// The records, in order.
     pub keys: Vec<KeyRecord>,
-    /// Keys whose stored bytes failed their checksum, so that it is not known whether they match.
-    /// Told on the first page.
+    /// Keys that came up while the page was read and whose stored bytes failed their checksum, so
+    /// that it is not known whether they match.
     pub corrupt: Vec<KeyId>,
     /// Where the next page goes on; `None` if this is the last one.
     pub next: Option<KeyPosition>,
@@ -210,13 +212,17 @@ impl KeyQuery {
             && expires_before.is_none_or(|before| record.expires_at.is_some_and(|end| end < before))
     }
 
+    /// Whether `place` comes after where the page begins.
+    #[must_use]
+    pub fn reaches(&self, place: &KeyPosition) -> bool {
+        self.after
+            .as_ref()
+            .is_none_or(|after| place.cmp(after, self.sort).is_gt())
+    }
+
     /// The page of this query over all records of a store that keeps them in memory.
     pub fn page<'a>(&self, records: impl IntoIterator<Item = &'a KeyRecord>) -> KeyPage {
-        let after = |place: &KeyPosition| {
-            self.after
-                .as_ref()
-                .is_none_or(|after| place.cmp(after, self.sort).is_gt())
-        };
+        let after = |place: &KeyPosition| self.reaches(place);
         let matching = records.into_iter().filter(|record| self.matches(record));
         let mut found: Vec<_> = matching
             .map(|record| (KeyPosition::of(record), record))
@@ -295,6 +301,9 @@ impl AuditRow {
 pub struct AuditPage {
     /// The entries, oldest first.
     pub rows: Vec<AuditRow>,
+    /// Entries within the page whose stored bytes failed their checksum, so that it is not known
+    /// whether they match.
+    pub corrupt: Vec<AuditPosition>,
     /// Where the next page goes on; `None` if this is the last one for now.
     pub next: Option<AuditPosition>,
 }
@@ -358,6 +367,10 @@ impl AuditQuery {
         let mut matching = rows.into_iter().filter(|row| self.matches(row));
         let rows: Vec<_> = matching.by_ref().take(self.limit.get()).cloned().collect();
         let next = matching.next().and(rows.last()).map(AuditRow::position);
-        AuditPage { rows, next }
+        AuditPage {
+            rows,
+            corrupt: Vec::new(),
+            next,
+        }
     }
 }

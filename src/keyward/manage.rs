@@ -14,7 +14,7 @@ use crate::core::secret::Fingerprint;
 use crate::core::tenant::TenantId;
 use crate::core::text::{LeakSource, PrincipalId, Role};
 use crate::manager::{BulkReceipt, Error, Landed, Receipt};
-use crate::store::{Locator, Row};
+use crate::store::{Locator, Row, RowKey};
 
 /// Every call takes an [`Actor`], or an actor with a command id of the caller's own
 /// ([`Actor::with_command_id`]), whose repetition changes nothing. A call whose future is dropped
@@ -479,7 +479,7 @@ impl Keyward {
         let row = found.map(|found| found.change.row);
         match &row {
             // Whose it was cannot be read, so that only the host may hear of it.
-            Some(Row::Corrupt(key)) if by.is_system() => {
+            Some(Row::Corrupt(RowKey::Key(key))) if by.is_system() => {
                 Err(Denied::CorruptRecord { key: *key }.into())
             }
             row => row

@@ -18,7 +18,7 @@ use crate::core::tenant::TenantId;
 use crate::core::text::PrincipalId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
-use crate::store::{Change, Row};
+use crate::store::{Change, Row, RowKey};
 
 #[derive(Debug, Default)]
 pub(crate) struct Index {
@@ -48,11 +48,11 @@ pub(crate) enum Key {
     Corrupt,
 }
 
-/// Rows of owners and tenants, and the standings made of them.
+/// Rows of owners and tenants, `None` for those that cannot be read, and the standings made of them.
 #[derive(Debug, Default)]
 struct Rows {
-    owners: HashMap<(TenantId, PrincipalId), (Revision, OwnerRecord)>,
-    tenants: HashMap<TenantId, (Revision, TenantRecord)>,
+    owners: HashMap<(TenantId, PrincipalId), (Revision, Option<OwnerRecord>)>,
+    tenants: HashMap<TenantId, (Revision, Option<TenantRecord>)>,
     standings: HashMap<(TenantId, Owner), Arc<ArcSwap<Standing>>>,
 }
 
@@ -91,15 +91,19 @@ impl Index {
         let revision = change.revision;
         let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
         match &change.row {
-            Row::Tenant(row) => rows.take_tenant(revision, row),
-            Row::Owner(row) => rows.take_owner(revision, row),
+            Row::Tenant(row) => rows.take_tenant(revision, &row.tenant, Some(row)),
+            Row::Owner(row) => rows.take_owner(revision, &row.tenant, &row.owner, Some(row)),
             Row::Key(record) => {
                 let standing = rows.standing(&record.tenant, &record.owner);
                 let record = Arc::new(KeyRecord::clone(record));
                 self.put(record.id, revision, Key::Known { record, standing });
             }
             Row::Removed { key, .. } => self.put(*key, revision, Key::Removed),
-            Row::Corrupt(key) => self.put(*key, revision, Key::Corrupt),
+            Row::Corrupt(RowKey::Key(key)) => self.put(*key, revision, Key::Corrupt),
+            Row::Corrupt(RowKey::Owner(tenant, owner)) => {
+                rows.take_owner(revision, tenant, owner, None);
+            }
+            Row::Corrupt(RowKey::Tenant(tenant)) => rows.take_tenant(revision, tenant, None),
         }
     }
 
@@ -140,38 +144,48 @@ impl Rows {
 
     fn resolve(&self, tenant: &TenantId, owner: &Owner) -> Standing {
         let lineage: Vec<_> = crate::core::view::lineage(tenant).collect();
-        let row = |tenant: &TenantId| {
-            let principal = owner.principal()?;
-            Some(&self.owners.get(&(tenant.clone(), principal.clone()))?.1)
+        let owners = || {
+            lineage.iter().filter_map(|tenant| {
+                let principal = owner.principal()?;
+                Some(&self.owners.get(&(tenant.clone(), principal.clone()))?.1)
+            })
         };
-        let owners = lineage.iter().filter_map(row);
-        let tenants = lineage
-            .iter()
-            .filter_map(|tenant| Some(&self.tenants.get(tenant)?.1));
-        Standing::resolve(tenant, owner, owners, tenants)
+        let tenants = || {
+            let row = |tenant| Some(&self.tenants.get(tenant)?.1);
+            lineage.iter().filter_map(row)
+        };
+        let unreadable = owners().any(Option::is_none) || tenants().any(Option::is_none);
+        Standing {
+            unreadable,
+            ..Standing::resolve(tenant, owner, owners().flatten(), tenants().flatten())
+        }
     }
 
-    fn take_owner(&mut self, revision: Revision, row: &OwnerRecord) {
-        let place = (row.tenant.clone(), row.owner.clone());
+    fn take_owner(
+        &mut self,
+        revision: Revision,
+        tenant: &TenantId,
+        owner: &PrincipalId,
+        row: Option<&OwnerRecord>,
+    ) {
+        let place = (tenant.clone(), owner.clone());
         if self.owners.get(&place).is_some_and(|own| own.0 >= revision) {
             return;
         }
-        self.owners.insert(place, (revision, row.clone()));
-        self.renew(&row.tenant, Some(&row.owner));
+        self.owners.insert(place, (revision, row.cloned()));
+        self.renew(tenant, Some(owner));
     }
 
-    fn take_tenant(&mut self, revision: Revision, row: &TenantRecord) {
-        if self
-            .tenants
-            .get(&row.tenant)
-            .is_some_and(|own| own.0 >= revision)
-        {
+    fn take_tenant(&mut self, revision: Revision, tenant: &TenantId, row: Option<&TenantRecord>) {
+        let own = self.tenants.get(tenant);
+        if own.is_some_and(|own| own.0 >= revision) {
             return;
         }
+        let was_unreadable = own.is_some_and(|own| own.1.is_none());
         self.tenants
-            .insert(row.tenant.clone(), (revision, row.clone()));
-        if row.closed.is_some() {
-            self.renew(&row.tenant, None);
+            .insert(tenant.clone(), (revision, row.cloned()));
+        if was_unreadable || row.is_none_or(|row| row.closed.is_some()) {
+            self.renew(tenant, None);
         }
     }
 

@@ -5,6 +5,8 @@
 
 mod error;
 mod memory;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -15,6 +17,8 @@ use async_trait::async_trait;
 
 pub use self::error::{ChangesError, CommitError, StoreError, StoreErrorKind};
 pub use self::memory::MemoryStore;
+#[cfg(feature = "sqlite")]
+pub use self::sqlite::SqliteStore;
 use crate::core::id::KeyId;
 use crate::core::owner::{OwnerRecord, TenantRecord};
 pub use crate::core::query::{
@@ -81,8 +85,9 @@ pub enum Row {
         /// Whose it was.
         tenant: TenantId,
     },
-    /// A key whose stored bytes failed their checksum: refuse it.
-    Corrupt(KeyId),
+    /// A row whose stored bytes failed their checksum: refuse the key, or every key that the owner
+    /// or tenant has a say in.
+    Corrupt(RowKey),
 }
 
 /// Names a row, and orders rows for a scan: tenants, then owners, then keys.
@@ -104,7 +109,8 @@ impl Row {
             Self::Tenant(row) => RowKey::Tenant(row.tenant.clone()),
             Self::Owner(row) => RowKey::Owner(row.tenant.clone(), row.owner.clone()),
             Self::Key(record) => RowKey::Key(record.id),
-            Self::Removed { key, .. } | Self::Corrupt(key) => RowKey::Key(*key),
+            Self::Removed { key, .. } => RowKey::Key(*key),
+            Self::Corrupt(row) => row.clone(),
         }
     }
 }

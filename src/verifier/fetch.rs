@@ -9,7 +9,7 @@ use crate::core::record::KeyRecord;
 use crate::core::secret::Digest;
 use crate::core::view::{Select, lineage};
 use crate::replica::Key;
-use crate::store::{Change, Locator, Row, StoreError, Versioned};
+use crate::store::{Change, Locator, Row, RowKey, StoreError, Versioned};
 
 impl Verifier {
     /// Verifies against the store's latest state: whatever returned before this call began is seen.
@@ -31,7 +31,7 @@ impl Verifier {
         let Row::Key(record) = &found.change.row else {
             self.replica.apply_fetched(&found, &[]);
             return Err(match found.change.row {
-                Row::Corrupt(key) => Rejection::Corrupt { key },
+                Row::Corrupt(RowKey::Key(key)) => Rejection::Corrupt { key },
                 _ => self.unknown(&claim),
             });
         };

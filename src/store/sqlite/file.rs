@@ -1,0 +1,316 @@
+//! The file itself: who may read it, how it comes into being, how a connection is set up.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::fault::{Fault, OpenError};
+use super::schema;
+
+/// The first SQLite without the fault by which a WAL that several connections share could corrupt
+/// the file (3.7.0 to 3.51.2).
+const SAFE_WAL: i32 = 3_051_003;
+
+/// How much of a write-ahead log stays on disk between bursts.
+const WAL_KEPT: i64 = 64 << 20;
+
+/// How commits reach the disk. Both survive a power cut, since both wait for it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum JournalMode {
+    /// A write-ahead log with `synchronous=FULL`: readers and the writer do not wait for each other.
+    Wal,
+    /// A rollback journal with `synchronous=EXTRA`, where the linked SQLite is too old for the other.
+    Truncate,
+}
+
+impl JournalMode {
+    /// Its name in SQLite.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Wal => "wal",
+            Self::Truncate => "truncate",
+        }
+    }
+}
+
+/// Where a store lies and how to connect to it.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) path: PathBuf,
+    pub(super) others_may_read: bool,
+    pub(super) busy: Duration,
+}
+
+/// Which file a path leads to, so that a file put in its place is noticed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Identity(u64, u64);
+
+impl Place {
+    /// Which file is there, if it is one that may be opened.
+    pub(super) fn look(&self) -> Result<Option<Identity>, OpenError> {
+        let path = &self.path;
+        let meta = match fs::symlink_metadata(path) {
+            Ok(meta) => meta,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(OpenError::io(path, error)),
+        };
+        let kind = meta.file_type();
+        let what = if kind.is_symlink() {
+            "a symbolic link"
+        } else if kind.is_dir() {
+            "a directory"
+        } else if kind.is_file() {
+            return self.admit(&meta).map(Some);
+        } else {
+            "a device, a pipe or a socket"
+        };
+        Err(OpenError::NotAFile {
+            path: path.clone(),
+            what,
+        })
+    }
+
+    #[cfg(unix)]
+    fn admit(&self, meta: &fs::Metadata) -> Result<Identity, OpenError> {
+        use std::os::unix::fs::MetadataExt;
+
+        let mode = meta.mode() & 0o777;
+        if mode & 0o077 != 0 && !self.others_may_read {
+            return Err(OpenError::ReadableByOthers {
+                path: self.path.clone(),
+                mode,
+            });
+        }
+        Ok(Identity(meta.dev(), meta.ino()))
+    }
+
+    #[cfg(not(unix))]
+    fn admit(&self, _meta: &fs::Metadata) -> Result<Identity, OpenError> {
+        Ok(Identity(0, 0))
+    }
+
+    /// Checks what can be told from the file's first bytes, before SQLite touches it.
+    pub(super) fn check_header(&self) -> Result<(), OpenError> {
+        let path = &self.path;
+        let mut header = [0; 100];
+        let mut file = File::open(path).map_err(|error| OpenError::io(path, error))?;
+        let len = file
+            .seek(SeekFrom::End(0))
+            .and_then(|len| file.seek(SeekFrom::Start(0)).map(|_| len))
+            .map_err(|error| OpenError::io(path, error))?;
+        if len == 0 {
+            return Err(self.corrupt("it is empty"));
+        }
+        match file.read_exact(&mut header) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(self.corrupt("it ends within its header"));
+            }
+            Err(error) => return Err(OpenError::io(path, error)),
+        }
+        if !header.starts_with(b"SQLite format 3\0") {
+            return Err(self.foreign("it is no SQLite file"));
+        }
+        let number = |at: usize| {
+            let bytes = [header[at], header[at + 1], header[at + 2], header[at + 3]];
+            i32::from_be_bytes(bytes)
+        };
+        if number(68) != schema::APPLICATION_ID {
+            return Err(self.foreign("it is another program's SQLite file"));
+        }
+        let found = number(60);
+        if found > schema::VERSION {
+            return Err(OpenError::Newer {
+                path: path.clone(),
+                found,
+                supported: schema::VERSION,
+            });
+        }
+        Ok(())
+    }
+
+    fn corrupt(&self, what: &str) -> OpenError {
+        OpenError::Corrupt {
+            path: self.path.clone(),
+            what: what.to_owned(),
+        }
+    }
+
+    fn foreign(&self, what: &'static str) -> OpenError {
+        OpenError::Foreign {
+            path: self.path.clone(),
+            what,
+        }
+    }
+
+    /// A connection with everything set that does not change the file.
+    pub(super) fn connect(&self) -> Result<Connection, OpenError> {
+        let fail = |fault: Fault| OpenError::of(&self.path, fault);
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let conn = Connection::open_with_flags(&self.path, flags)
+            .map_err(|error| fail(Fault::from(error)))?;
+        let set_up = || -> Result<(), Fault> {
+            conn.busy_timeout(self.busy)?;
+            conn.set_prepared_statement_cache_capacity(64);
+            conn.pragma_update(None, "trusted_schema", false)?;
+            conn.pragma_update(None, "cell_size_check", true)?;
+            conn.pragma_update(None, "journal_size_limit", WAL_KEPT)?;
+            conn.pragma_update(None, "temp_store", "MEMORY")?;
+            Ok(())
+        };
+        set_up().map_err(fail)?;
+        Ok(conn)
+    }
+
+    /// Makes commits of this connection as durable as promised, in the best journal mode that the
+    /// linked SQLite is safe in.
+    pub(super) fn make_durable(&self, conn: &Connection) -> Result<JournalMode, OpenError> {
+        let fail = |fault: Fault| OpenError::of(&self.path, fault);
+        let now = journal(conn).map_err(fail)?;
+        let wal_is_safe = rusqlite::version_number() >= SAFE_WAL;
+        let mode = match (wal_is_safe, now.as_str()) {
+            (true, "wal") => JournalMode::Wal,
+            // Another process that has the file open keeps the mode it has, which is safe as well.
+            (true, _) => match set_journal(conn, "WAL") {
+                Ok(mode) if mode == "wal" => JournalMode::Wal,
+                _ => self.truncate(conn)?,
+            },
+            (false, _) => self.truncate(conn)?,
+        };
+        let synchronous = match mode {
+            JournalMode::Wal => "FULL",
+            JournalMode::Truncate => "EXTRA",
+        };
+        conn.pragma_update(None, "synchronous", synchronous)
+            .map_err(|error| fail(error.into()))?;
+        Ok(mode)
+    }
+
+    fn truncate(&self, conn: &Connection) -> Result<JournalMode, OpenError> {
+        match set_journal(conn, "TRUNCATE") {
+            Ok(mode) if mode == "truncate" => Ok(JournalMode::Truncate),
+            Ok(_) => Err(self.unsafe_wal()),
+            Err(Fault::Sql(error))
+                if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) =>
+            {
+                Err(self.unsafe_wal())
+            }
+            Err(fault) => Err(OpenError::of(&self.path, fault)),
+        }
+    }
+
+    fn unsafe_wal(&self) -> OpenError {
+        OpenError::UnsafeWal {
+            path: self.path.clone(),
+            linked: rusqlite::version(),
+        }
+    }
+
+    /// Creates the store, whole and durable, unless another process was faster.
+    pub(super) fn create(&self) -> Result<(), OpenError> {
+        let path = &self.path;
+        for end in ["-wal", "-journal"] {
+            let journal = with_end(path, end);
+            if fs::symlink_metadata(&journal).is_ok() {
+                return Err(OpenError::Leftover { path: journal });
+            }
+        }
+        let draft = Draft::beside(path)?;
+        let new = Self {
+            path: draft.0.clone(),
+            ..self.clone()
+        };
+        let mut conn = new.connect()?;
+        schema::create(&mut conn).map_err(|fault| OpenError::of(path, fault))?;
+        drop(conn);
+        match draft.publish(path) {
+            Err(OpenError::Exists { .. }) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+/// Refuses a file that was put into WAL mode by another process while the linked SQLite is not safe
+/// in it.
+pub(super) fn check_journal(conn: &Connection) -> Result<(), Fault> {
+    if rusqlite::version_number() < SAFE_WAL && journal(conn)? == "wal" {
+        return Err(Fault::Refused(
+            "another process put the file into WAL mode, which the linked SQLite is not safe in",
+        ));
+    }
+    Ok(())
+}
+
+fn journal(conn: &Connection) -> Result<String, Fault> {
+    Ok(conn.pragma_query_value(None, "journal_mode", |row| row.get(0))?)
+}
+
+fn set_journal(conn: &Connection, mode: &str) -> Result<String, Fault> {
+    Ok(conn.pragma_update_and_check(None, "journal_mode", mode, |row| row.get(0))?)
+}
+
+/// A file in the making, beside the place where it is to stand. Gone again unless published.
+pub(super) struct Draft(pub(super) PathBuf);
+
+impl Draft {
+    /// An empty file that only its owner can read.
+    pub(super) fn beside(path: &Path) -> Result<Self, OpenError> {
+        let fail = |error: io::Error| OpenError::io(path, error);
+        for attempt in 0..1000 {
+            let draft = with_end(path, &format!(".new-{}-{attempt}", std::process::id()));
+            let mut options = OpenOptions::new();
+            options.write(true).create_new(true);
+            #[cfg(unix)]
+            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+            match options.open(&draft) {
+                Ok(_) => return Ok(Self(draft)),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(fail(error)),
+            }
+        }
+        Err(fail(io::ErrorKind::AlreadyExists.into()))
+    }
+
+    /// Puts the file where it is to stand, durably, unless something stands there.
+    pub(super) fn publish(self, path: &Path) -> Result<(), OpenError> {
+        let fail = |error: io::Error| OpenError::io(path, error);
+        let written = File::open(&self.0).and_then(|file| file.sync_all());
+        written.map_err(fail)?;
+        match fs::hard_link(&self.0, path) {
+            Ok(()) => sync_folder(path).map_err(fail),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(OpenError::Exists {
+                path: path.to_owned(),
+            }),
+            Err(error) => Err(fail(error)),
+        }
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        for end in ["", "-wal", "-shm", "-journal"] {
+            drop(fs::remove_file(with_end(&self.0, end)));
+        }
+    }
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        #[cfg(unix)]
+        Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
+        #[cfg(unix)]
+        Some(_) => File::open(".")?.sync_all(),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn with_end(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    PathBuf::from(name)
+}

@@ -1,0 +1,326 @@
+//! The file store: one SQLite file that several processes share.
+
+mod fault;
+mod file;
+mod head;
+mod list;
+mod options;
+mod pool;
+mod read;
+mod rows;
+mod schema;
+mod upkeep;
+mod watch;
+mod write;
+mod writer;
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Sender, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use event_listener::Event;
+use rusqlite::Connection;
+
+use self::fault::Fault;
+pub use self::fault::OpenError;
+pub use self::file::JournalMode;
+use self::file::Place;
+pub use self::options::SqliteOptions;
+use self::pool::Pool;
+pub use self::upkeep::{IntegrityReport, Stats};
+use self::writer::Job;
+use super::{
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
+    KeyStore, Locator, Revision, RowKey, ScanPage, Select, StoreError, StoreErrorKind, TenantView,
+    Versioned,
+};
+use crate::core::tenant::TenantId;
+
+/// How many reads run at once. A judgement: reads are short, and threads and descriptors are not
+/// free.
+const READERS: usize = 16;
+
+/// Keys in one SQLite file that several processes may share, an operator's command line among them.
+/// Clones share the connection.
+///
+/// - **Durability.** A commit returns when it is on disk (`synchronous=FULL` or stricter), and
+///   commits that wait together share one wait for the disk. See [`JournalMode`].
+/// - **Several processes.** Every call sees what any process committed before it.
+///   [`wait_past`](KeyStore::wait_past) notices other processes' commits within the
+///   [poll interval](SqliteOptions::poll_interval). A file that is put in the place of this one, a
+///   restored backup say, is read from the next call on.
+/// - **Checksums.** SQLite returns flipped bits without a word; here every row is sealed. One that
+///   fails is told as corrupt and harms no other.
+/// - **Feed.** State-based, with tombstones until [`forget_removed`](Self::forget_removed).
+/// - **Limits.** A local file system whose locks work: not a network share.
+///
+/// Reads run on the threads of the [`blocking`](https://docs.rs/blocking) pool, commits on a thread
+/// of their own; no runtime is needed, and none is held up.
+///
+/// # Examples
+///
+/// ```
+/// # pollster::block_on(async {
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("keys.db");
+/// use keyward::store::SqliteStore;
+/// use keyward::{Keyward, PepperRing};
+///
+/// let store = SqliteStore::open(&path).await?; // created if there is none
+/// let keys = Keyward::builder(store, PepperRing::generate()?).build().await?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct SqliteStore {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    pool: Arc<Pool>,
+    journal: JournalMode,
+    poll: Duration,
+    reads: async_lock::Semaphore,
+    writer: Sender<Job>,
+    moved: Arc<Event>,
+    /// Held for as long as the watching thread is to run; `None` before anybody waited.
+    watch: Mutex<Option<SyncSender<()>>>,
+}
+
+impl fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteStore")
+            .field("path", &self.path())
+            .field("journal", &self.shared.journal)
+            .finish_non_exhaustive()
+    }
+}
+
+impl SqliteStore {
+    /// Opens the store at `path`, and creates it if there is nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] says what stands in the way; the file is as it was then.
+    pub async fn open(path: impl Into<PathBuf>) -> Result<Self, OpenError> {
+        Self::options(path).open().await
+    }
+
+    /// Starts from the defaults: created if missing, readable by its owner alone.
+    pub fn options(path: impl Into<PathBuf>) -> SqliteOptions {
+        SqliteOptions::new(path.into())
+    }
+
+    fn start(pool: Arc<Pool>, journal: JournalMode, poll: Duration) -> std::io::Result<Self> {
+        let moved = Arc::new(Event::new());
+        let landed = moved.clone();
+        let writer = writer::start(pool.clone(), move || {
+            landed.notify(usize::MAX);
+        })?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                pool,
+                journal,
+                poll,
+                reads: async_lock::Semaphore::new(READERS),
+                writer,
+                moved,
+                watch: Mutex::new(None),
+            }),
+        })
+    }
+
+    /// Where the file is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.shared.pool.place.path
+    }
+
+    /// How commits reach the disk.
+    #[must_use]
+    pub fn journal_mode(&self) -> JournalMode {
+        self.shared.journal
+    }
+
+    /// Writes a backup to `to`, which must not exist: one file with the state of one instant,
+    /// readable by its owner alone. The store goes on meanwhile. Tells where the backup stands.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`]; there is no file at `to` then.
+    pub async fn backup(&self, to: impl Into<PathBuf>) -> Result<Cursor, OpenError> {
+        let (place, to) = (self.place(), to.into());
+        blocking::unblock(move || upkeep::backup(&place, &to)).await
+    }
+
+    /// Puts a backup at `to`, which must not exist, once it passed the integrity check. It gets a
+    /// history of its own, so that followers of the lost one start over; and it opens only to be
+    /// recovered, since what was revoked after the backup was taken would work again: see
+    /// [`allow_unrecovered`](SqliteOptions::allow_unrecovered) and
+    /// [`finish_recovery`](Self::finish_recovery).
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`]; there is no file at `to` then.
+    pub async fn restore(
+        backup: impl Into<PathBuf>,
+        to: impl Into<PathBuf>,
+    ) -> Result<(), OpenError> {
+        let (backup, to) = (Self::options(backup), to.into());
+        blocking::unblock(move || upkeep::restore(&backup.into_place(), &to)).await
+    }
+
+    /// Lets a restored store open as any other from here on. To be called once it was recovered.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn finish_recovery(&self) -> Result<(), StoreError> {
+        let place = self.place();
+        let done = blocking::unblock(move || upkeep::finish_recovery(&place)).await;
+        done.map_err(|fault| fault.told("finishing a recovery"))
+    }
+
+    /// Reads the whole file and names what is broken in it. The store goes on meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if the file cannot be read at all.
+    pub async fn check_integrity(&self) -> Result<IntegrityReport, StoreError> {
+        self.read("checking integrity", upkeep::check).await
+    }
+
+    /// How large the store is, and how it is kept. Counts rows, so that a large file takes a moment.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn stats(&self) -> Result<Stats, StoreError> {
+        let journal = self.shared.journal.as_str();
+        self.read("counting rows", move |conn| upkeep::stats(conn, journal))
+            .await
+    }
+
+    /// Forgets the tombstones of keys removed at `upto` or before, and tells how many there were.
+    /// Followers that stand before `upto` read everything anew. The keys' ids and digests stay
+    /// taken.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn forget_removed(&self, upto: Revision) -> Result<u64, StoreError> {
+        let place = self.place();
+        let done = blocking::unblock(move || upkeep::forget_removed(&place, upto)).await;
+        done.map_err(|fault| fault.told("forgetting tombstones"))
+    }
+
+    fn place(&self) -> Place {
+        self.shared.pool.place.clone()
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        read: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let _one_of_few = self.shared.reads.acquire().await;
+        let pool = self.shared.pool.clone();
+        let answer = blocking::unblock(move || pool.read(read)).await;
+        answer.map_err(|fault| fault.told(doing))
+    }
+
+    /// Starts watching for other processes' commits, if nobody did before.
+    fn watch(&self) -> Result<(), StoreError> {
+        let Shared {
+            pool, moved, poll, ..
+        } = &*self.shared;
+        let mut watch = self
+            .shared
+            .watch
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if watch.is_none() {
+            let (stays, alive) = sync_channel(0);
+            watch::start(pool, Arc::downgrade(moved), *poll, alive)
+                .map_err(|error| Fault::from(error).told("watching the file"))?;
+            *watch = Some(stays);
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl KeyStore for SqliteStore {
+    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+        let (tenant, select) = (tenant.clone(), select.clone());
+        self.read("loading a tenant", move |conn| {
+            read::load(conn, &tenant, &select)
+        })
+        .await
+    }
+
+    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+        let locator = *locator;
+        self.read("reading a key", move |conn| read::find(conn, &locator))
+            .await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        let (answer, answered) = async_channel::bounded(1);
+        let gone = |kind| StoreError::new(kind, "committing to the file");
+        self.shared
+            .writer
+            .send(Job { commit, answer })
+            .map_err(|_| gone(StoreErrorKind::Unavailable))?;
+        // The writer answers each job it takes, unless it came to an end on the way.
+        let answer = answered.recv().await;
+        answer.unwrap_or_else(|_| Err(gone(StoreErrorKind::Indeterminate).into()))
+    }
+
+    async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
+        self.read("reading changes", move |conn| {
+            read::changes(conn, after, limit)
+        })
+        .await?
+    }
+
+    async fn scan(
+        &self,
+        after: Option<RowKey>,
+        limit: NonZeroUsize,
+    ) -> Result<ScanPage, StoreError> {
+        self.read("scanning rows", move |conn| {
+            read::scan(conn, after.as_ref(), limit)
+        })
+        .await
+    }
+
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        let query = query.clone();
+        self.read("listing keys", move |conn| list::keys(conn, &query))
+            .await
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        let query = query.clone();
+        self.read("reading the audit trail", move |conn| {
+            list::audit(conn, &query)
+        })
+        .await
+    }
+
+    async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
+        self.watch()?;
+        loop {
+            let moved = self.shared.moved.listen();
+            if self.read("reading the head", read::head).await? != after {
+                return Ok(());
+            }
+            moved.await;
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! How a file is opened.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::SqliteStore;
+use super::fault::{Fault, OpenError};
+use super::file::Place;
+use super::pool::Pool;
+use super::schema;
+
+/// How long a lock of another process is waited for. A judgement: a checkpoint of a burst takes
+/// less.
+const BUSY: Duration = Duration::from_secs(5);
+
+/// How often the file is looked at for commits of other processes, at a microsecond each.
+const POLL: Duration = Duration::from_millis(100);
+
+/// How a file is opened. See [`SqliteStore::options`].
+#[derive(Clone, Debug)]
+#[must_use = "options open nothing by themselves"]
+pub struct SqliteOptions {
+    place: Place,
+    creation: Creation,
+    unrecovered: bool,
+    poll: Duration,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Creation {
+    IfMissing,
+    Never,
+    Always,
+}
+
+impl SqliteOptions {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self {
+            place: Place {
+                path,
+                others_may_read: false,
+                busy: BUSY,
+            },
+            creation: Creation::IfMissing,
+            unrecovered: false,
+            poll: POLL,
+        }
+    }
+
+    pub(super) fn into_place(self) -> Place {
+        self.place
+    }
+
+    /// Refuses to create the file.
+    pub const fn must_exist(mut self) -> Self {
+        self.creation = Creation::Never;
+        self
+    }
+
+    /// Refuses to open a file that exists.
+    pub const fn must_be_new(mut self) -> Self {
+        self.creation = Creation::Always;
+        self
+    }
+
+    /// Accepts a file that others may read or change.
+    pub const fn allow_readable_by_others(mut self) -> Self {
+        self.place.others_may_read = true;
+        self
+    }
+
+    /// Accepts a file that was restored from a backup and not recovered yet, in order to recover
+    /// it; see [`SqliteStore::finish_recovery`].
+    pub const fn allow_unrecovered(mut self) -> Self {
+        self.unrecovered = true;
+        self
+    }
+
+    /// Sets how long a lock of another process is waited for, before a call fails as unavailable.
+    /// Defaults to five seconds.
+    pub const fn busy_timeout(mut self, busy: Duration) -> Self {
+        self.place.busy = busy;
+        self
+    }
+
+    /// Sets how often the file is looked at for commits of other processes while somebody waits for
+    /// one. Defaults to 100 milliseconds.
+    pub const fn poll_interval(mut self, every: Duration) -> Self {
+        self.poll = every;
+        self
+    }
+
+    /// Opens the file.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] says what stands in the way; the file is as it was then.
+    pub async fn open(self) -> Result<SqliteStore, OpenError> {
+        blocking::unblock(move || self.open_now()).await
+    }
+
+    fn open_now(mut self) -> Result<SqliteStore, OpenError> {
+        let io = |path: &PathBuf, error| OpenError::io(path, error);
+        // A path that does not depend on the working directory later on.
+        let path = self.place.path.clone();
+        self.place.path = std::path::absolute(&path).map_err(|error| io(&path, error))?;
+        let place = &self.place;
+        match (place.look()?, self.creation) {
+            (Some(_), Creation::IfMissing | Creation::Never) => {}
+            (Some(_), Creation::Always) => return Err(OpenError::Exists { path }),
+            (None, Creation::Never) => return Err(OpenError::NotFound { path }),
+            (None, Creation::IfMissing | Creation::Always) => place.create()?,
+        }
+        place.check_header()?;
+        let mut conn = place.connect()?;
+        let fail = |fault: Fault| OpenError::of(&path, fault);
+        // Told before anything is changed: the header may lag behind the log.
+        if schema::version(&conn).map_err(fail)? > schema::VERSION {
+            let found = schema::version(&conn).map_err(fail)?;
+            return Err(fail(Fault::Version { found }));
+        }
+        let journal = place.make_durable(&conn)?;
+        schema::migrate(&mut conn).map_err(fail)?;
+        let store = schema::store(&conn).map_err(fail)?;
+        if store.unrecovered && !self.unrecovered {
+            return Err(OpenError::Unrecovered { path });
+        }
+        tracing::info!(
+            path = %place.path.display(),
+            journal = journal.as_str(),
+            sqlite = rusqlite::version(),
+            "opened"
+        );
+        let pool = Arc::new(Pool::new(self.place.clone()));
+        SqliteStore::start(pool, journal, self.poll).map_err(|error| io(&path, error))
+    }
+}

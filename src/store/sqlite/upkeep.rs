@@ -1,0 +1,286 @@
+//! What an operator does to a file: back it up, restore it, check it, measure it, shed tombstones.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::fault::{Fault, OpenError};
+use super::file::{Draft, Place};
+use super::head::{Head, TenantHead, signed};
+use super::rows::{self, AUDIT_COLUMNS, COLUMNS};
+use super::schema;
+use crate::core::tenant::TenantId;
+use crate::core::view::Revision;
+use crate::store::{Cursor, Row, RowKey};
+
+/// What an integrity check found.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct IntegrityReport {
+    /// How many rows of tenants, owners and keys were read, tombstones included.
+    pub rows: u64,
+    /// How many audit entries were read.
+    pub audit: u64,
+    /// What is broken, each by name; empty if the file is sound.
+    pub faults: Vec<String>,
+}
+
+impl IntegrityReport {
+    /// Whether nothing is broken.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.faults.is_empty()
+    }
+}
+
+/// How large a store is, and how it is kept.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Where it stands.
+    pub head: Cursor,
+    /// Keys, revoked and expired ones included.
+    pub keys: u64,
+    /// Tombstones of removed keys that followers are still told of.
+    pub removed: u64,
+    /// Rows of owners.
+    pub owners: u64,
+    /// Rows of tenants.
+    pub tenants: u64,
+    /// Audit entries.
+    pub audit: u64,
+    /// The size of the database file, its log left aside.
+    pub file_bytes: u64,
+    /// The journal mode.
+    pub journal: &'static str,
+    /// The version of the linked SQLite.
+    pub sqlite: &'static str,
+}
+
+/// How many faults a report names at most; a damaged file can have millions.
+const MAX_FAULTS: usize = 1000;
+
+pub(super) fn check(conn: &Connection) -> Result<IntegrityReport, Fault> {
+    let mut report = IntegrityReport::default();
+    let mut statement = conn.prepare("PRAGMA integrity_check(100)")?;
+    let mut found = statement.query([])?;
+    while let Some(row) = found.next()? {
+        let line: String = row.get(0)?;
+        if line != "ok" {
+            report.faults.push(format!("SQLite: {line}"));
+        }
+    }
+    if let Err(fault) = Head::read(conn) {
+        report.faults.push(fault.to_string());
+    }
+    check_rows(conn, &mut report)?;
+    check_audit(conn, &mut report)?;
+    check_tenants(conn, &mut report)?;
+    report.faults.truncate(MAX_FAULTS);
+    Ok(report)
+}
+
+fn check_rows(conn: &Connection, report: &mut IntegrityReport) -> Result<(), Fault> {
+    let mut statement = conn.prepare(&format!("SELECT {COLUMNS} FROM rows ORDER BY place"))?;
+    let mut found = statement.query([])?;
+    while let Some(row) = found.next()? {
+        report.rows += 1;
+        let fault = match rows::change(row) {
+            Ok(change) => match change.row {
+                Row::Corrupt(RowKey::Key(id)) => format!("key {id}: its row is damaged"),
+                Row::Corrupt(RowKey::Owner(tenant, owner)) => {
+                    format!("owner {owner} in tenant {tenant}: its row is damaged")
+                }
+                Row::Corrupt(RowKey::Tenant(tenant)) => {
+                    format!("tenant {tenant}: its row is damaged")
+                }
+                _ => continue,
+            },
+            Err(fault) => fault.to_string(),
+        };
+        report.faults.push(fault);
+    }
+    Ok(())
+}
+
+fn check_audit(conn: &Connection, report: &mut IntegrityReport) -> Result<(), Fault> {
+    let mut statement =
+        conn.prepare(&format!("SELECT {AUDIT_COLUMNS} FROM audit ORDER BY place"))?;
+    let mut found = statement.query([])?;
+    while let Some(row) = found.next()? {
+        report.audit += 1;
+        if let Err(place) = rows::entry(row)? {
+            let (revision, sequence) = (place.revision, place.sequence);
+            let fault = format!("audit entry {sequence} of revision {revision} is damaged");
+            report.faults.push(fault);
+        }
+    }
+    Ok(())
+}
+
+/// Each tenant's head is that of its newest entry, and no entry is missing.
+fn check_tenants(conn: &Connection, report: &mut IntegrityReport) -> Result<(), Fault> {
+    let mut statement = conn.prepare("SELECT tenant FROM tenants ORDER BY tenant")?;
+    let mut found = statement.query([])?;
+    while let Some(row) = found.next()? {
+        let name: String = row.get(0)?;
+        let head = TenantId::new(&name)
+            .map_err(|_| Fault::corrupt(format!("tenant {name:?} is damaged")))
+            .and_then(|tenant| TenantHead::read(conn, &tenant));
+        let head = match head {
+            Ok(Some(head)) => head,
+            Ok(None) => continue,
+            Err(fault) => {
+                report.faults.push(fault.to_string());
+                continue;
+            }
+        };
+        let (count, newest): (i64, i64) = conn
+            .prepare_cached("SELECT count(*), max(sequence) FROM audit WHERE tenant = ?1")?
+            .query_row([&name], |row| {
+                Ok((row.get(0)?, row.get::<_, Option<i64>>(1)?.unwrap_or(0)))
+            })?;
+        let expected = signed(head.audit.sequence)?;
+        if (count, newest) != (expected, expected) {
+            report.faults.push(format!(
+                "tenant {name}: {count} audit entries up to {newest}, should be {expected}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn stats(conn: &Connection, journal: &'static str) -> Result<Stats, Fault> {
+    let count = |what: &str| -> Result<u64, Fault> {
+        let sql = format!("SELECT count(*) FROM {what}");
+        let counted: i64 = conn.query_row(&sql, [], |row| row.get(0))?;
+        Ok(counted.unsigned_abs())
+    };
+    let pragma = |name: &str| -> Result<u64, Fault> {
+        let value: i64 = conn.pragma_query_value(None, name, |row| row.get(0))?;
+        Ok(value.unsigned_abs())
+    };
+    Ok(Stats {
+        head: Head::read(conn)?.cursor,
+        keys: count("rows WHERE kind = 2")?,
+        removed: count("rows WHERE kind = 3")?,
+        owners: count("rows WHERE kind = 1")?,
+        tenants: count("rows WHERE kind = 0")?,
+        audit: count("audit")?,
+        file_bytes: pragma("page_count")? * pragma("page_size")?,
+        journal,
+        sqlite: rusqlite::version(),
+    })
+}
+
+/// Writes a copy of the file as it stands in one snapshot. The store goes on meanwhile.
+pub(super) fn backup(from: &Place, to: &Path) -> Result<Cursor, OpenError> {
+    refuse_existing(to)?;
+    let draft = Draft::beside(to)?;
+    let fail = |fault: Fault| OpenError::of(&from.path, fault);
+    let conn = from.connect()?;
+    let target = draft.0.to_str().ok_or_else(|| {
+        OpenError::io(
+            to,
+            std::io::Error::from(std::io::ErrorKind::InvalidFilename),
+        )
+    })?;
+    conn.execute("VACUUM INTO ?1", [target])
+        .map_err(|error| fail(error.into()))?;
+    drop(conn);
+    let copy = Place {
+        path: draft.0.clone(),
+        ..from.clone()
+    };
+    let head = Head::read(&copy.connect()?).map_err(fail)?.cursor;
+    draft.publish(to)?;
+    Ok(head)
+}
+
+/// Puts a backup where a store is to stand, as a history of its own.
+pub(super) fn restore(backup: &Place, to: &Path) -> Result<(), OpenError> {
+    if backup.look()?.is_none() {
+        return Err(OpenError::NotFound {
+            path: backup.path.clone(),
+        });
+    }
+    backup.check_header()?;
+    refuse_existing(to)?;
+    for end in ["-wal", "-journal"] {
+        let journal = super::file::with_end(to, end);
+        if std::fs::symlink_metadata(&journal).is_ok() {
+            return Err(OpenError::Leftover { path: journal });
+        }
+    }
+    let draft = Draft::beside(to)?;
+    let fail = |fault: Fault| OpenError::of(&backup.path, fault);
+    let target = draft.0.to_str().ok_or_else(|| {
+        OpenError::io(
+            to,
+            std::io::Error::from(std::io::ErrorKind::InvalidFilename),
+        )
+    })?;
+    backup
+        .connect()?
+        .execute("VACUUM INTO ?1", [target])
+        .map_err(|error| fail(error.into()))?;
+    let copy = Place {
+        path: draft.0.clone(),
+        ..backup.clone()
+    };
+    let mut conn = copy.connect()?;
+    schema::migrate(&mut conn).map_err(fail)?;
+    let report = check(&conn).map_err(fail)?;
+    if let Some(first) = report.faults.first() {
+        return Err(OpenError::Corrupt {
+            path: backup.path.clone(),
+            what: format!("{} faults, the first: {first}", report.faults.len()),
+        });
+    }
+    // Followers of the old history are told that theirs is gone, whatever the revisions say.
+    let sql = "UPDATE store SET epoch = randomblob(16), unrecovered = 1, \
+               floor = (SELECT coalesce(max(revision), 0) FROM commits)";
+    conn.execute(sql, []).map_err(|error| fail(error.into()))?;
+    drop(conn);
+    draft.publish(to)
+}
+
+fn refuse_existing(path: &Path) -> Result<(), OpenError> {
+    match std::fs::symlink_metadata(path) {
+        Ok(_) => Err(OpenError::Exists {
+            path: PathBuf::from(path),
+        }),
+        Err(_) => Ok(()),
+    }
+}
+
+pub(super) fn finish_recovery(place: &Place) -> Result<(), Fault> {
+    let conn = place.connect()?;
+    place.make_durable(&conn)?;
+    schema::check_version(&conn)?;
+    conn.execute("UPDATE store SET unrecovered = 0 WHERE one = 1", [])?;
+    Ok(())
+}
+
+/// Drops the tombstones of commits at or below `upto`, and tells how many there were. Their ids
+/// stay taken.
+pub(super) fn forget_removed(place: &Place, upto: Revision) -> Result<u64, Fault> {
+    let mut conn = place.connect()?;
+    place.make_durable(&conn)?;
+    let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    schema::check_version(&tx)?;
+    let head = Head::read(&tx)?;
+    let floor = upto.min(head.cursor.revision).max(head.floor);
+    let end = rows::first_after(floor);
+    tx.execute(
+        "INSERT OR IGNORE INTO gone (id) SELECT id FROM rows WHERE kind = 3 AND place < ?1",
+        [end],
+    )?;
+    let dropped = tx.execute("DELETE FROM rows WHERE kind = 3 AND place < ?1", [end])?;
+    // The head's own row stays; the rest is needed by no cursor that would still be served.
+    let floor = signed(floor.0)?;
+    tx.execute("DELETE FROM commits WHERE revision < ?1", [floor])?;
+    tx.execute("UPDATE store SET floor = ?1 WHERE one = 1", [floor])?;
+    tx.commit()?;
+    Ok(u64::try_from(dropped).unwrap_or(u64::MAX))
+}
