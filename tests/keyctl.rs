@@ -406,6 +406,7 @@ fn a_trail_that_was_altered_or_cut_short_shows() {
     shop.run(&["audit", "--check", "--tenant", "globex"])
         .ended(CORRUPT);
     shop.run(&["check"]).ended(CORRUPT);
+    shop.run(&["audit", "--tenant", "globex"]).ended(CORRUPT);
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod desk;
 mod failure;
 mod output;
 mod store;
+mod words;
 
 use std::process::ExitCode;
 

@@ -245,7 +245,7 @@ fn of_many_that_create_at_once_one_wins_and_all_have_its_pepper() {
                 let (folder, together) = (&folder, &together);
                 scope.spawn(move || {
                     together.wait();
-                    if at % 2 == 0 {
+                    if at.is_multiple_of(2) {
                         return (false, PepperFile::open_or_create(folder.pepper()).unwrap());
                     }
                     match PepperFile::create(folder.pepper()) {

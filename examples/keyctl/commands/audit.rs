@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::args::Audit;
 use crate::desk::{Desk, key_id};
-use crate::failure::{Answer, Failure};
+use crate::failure::{Answer, Failure, Kind};
 use crate::output::{Output, cell};
 
 const HEAD: [&str; 7] = ["NO", "AT", "TENANT", "ACTOR", "ACTION", "KEY", "COMMAND"];
@@ -41,6 +41,7 @@ async fn show(desk: &Desk, asked: &Audit, output: &Output) -> Answer<()> {
     query.before = instant(asked.before.as_deref())?;
     query.limit = asked.limit;
     let mut head: &[&str] = &HEAD;
+    let mut corrupt = 0;
     loop {
         let page = page(desk, &query).await?;
         if output.json {
@@ -52,15 +53,21 @@ async fn show(desk: &Desk, asked: &Audit, output: &Output) -> Answer<()> {
             output.table(head, &rows)?;
         }
         head = &[];
+        corrupt += page.corrupt.len();
         match page.next {
             Some(next) if asked.all => query.after = Some(next),
             Some(_) => {
                 output.note("more entries match: --all shows them");
-                return Ok(());
+                break;
             }
-            None => return Ok(()),
+            None => break,
         }
     }
+    if corrupt == 0 {
+        return Ok(());
+    }
+    let words = format!("{corrupt} audit entries left out because they are corrupt");
+    Err(Failure::new(Kind::Corrupt, words))
 }
 
 fn instant(text: Option<&str>) -> Answer<Option<Timestamp>> {
