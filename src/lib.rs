@@ -96,7 +96,8 @@
 //! must not live where the records do. To replace it, [`rotate`](PepperRing::rotate) the ring: old
 //! secrets go on verifying, and move to the new pepper when they are next used. Keys that are never
 //! used never move; end them with [`BulkFilter::pepper`] before dropping the old pepper, and keep it
-//! as [`audit_only`](PepperRing::with_audit_only) for the audit entries it sealed.
+//! as [`audit_only`](PepperRing::with_audit_only) for the audit entries it sealed. `PepperFile` keeps
+//! a ring in a file that only its owner may read.
 //!
 //! # Restoring
 //!
@@ -126,6 +127,8 @@ mod core;
 mod entropy;
 mod keyward;
 mod manager;
+#[cfg(unix)]
+mod pepper_file;
 mod replica;
 pub mod store;
 mod verifier;
@@ -167,6 +170,8 @@ pub use crate::keyward::{
     RecoveryReport, Rotated,
 };
 pub use crate::manager::{BulkReceipt, Error, KeyManager, Landed, LandedListener, Receipt};
+#[cfg(unix)]
+pub use crate::pepper_file::{PepperFile, PepperFileError};
 pub use crate::replica::{Freshness, Replica};
 pub use crate::verifier::{Grant, Verifier};
 pub use async_trait::async_trait;

@@ -12,6 +12,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("core", &[]),
     ("clock", &["core"]),
     ("entropy", &["core"]),
+    ("pepper_file", &["core", "entropy"]),
     ("store", &["core"]),
     ("manager", &["core", "clock", "entropy", "store"]),
     ("replica", &["core", "clock", "entropy", "store"]),

@@ -1,0 +1,275 @@
+//! What can be asked, and with which words.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::words::{ReasonWord, RotationWord, SortWord, StatusWord, duration};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  denied or refused; nothing was changed
+  2  wrong usage, or a malformed value
+  3  the store or a file could not be read or written, or others were faster too often
+  4  something stored is corrupt, or an audit chain is broken
+  5  no such key, tenant, store or file
+
+Secrets are read from files and written to stdout, once. None is ever an argument.";
+
+/// Runs a keyward store: its keys, their audit trail, backups.
+#[derive(Debug, Parser)]
+#[command(name = "keyctl", version, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) ask: Ask,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Common {
+    /// The store
+    #[arg(long, global = true, env = "KEYWARD_STORE", default_value = "keys.db")]
+    pub(crate) store: PathBuf,
+    /// The file that holds the pepper [default: <STORE>.pepper]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) pepper_file: Option<PathBuf>,
+    /// The policy, as JSON [default: the standard profile]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) policy: Option<PathBuf>,
+    /// The tenant that the command is about
+    #[arg(long, global = true)]
+    pub(crate) tenant: Option<String>,
+    /// Act as this principal of --tenant [default: as the host itself]
+    #[arg(
+        long = "as",
+        global = true,
+        value_name = "PRINCIPAL",
+        requires = "role"
+    )]
+    pub(crate) principal: Option<String>,
+    /// The role of --as
+    #[arg(long, global = true, requires = "principal")]
+    pub(crate) role: Option<String>,
+    /// Answer in JSON: one document, or one a line for lists
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Open a restored store whose recovery is not finished
+    #[arg(long, global = true)]
+    pub(crate) allow_unrecovered: bool,
+}
+
+/// For commands that change something.
+#[derive(Debug, Args)]
+pub(crate) struct Repeatable {
+    /// Names the command, so that repeating it changes nothing [default: random]
+    #[arg(long, value_name = "ID")]
+    pub(crate) command_id: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Ask {
+    /// Set up a store and its pepper; with --tenant also make that tenant known
+    Init(Repeatable),
+    /// Create a key; its secret is all that stdout gets
+    Create(Create),
+    /// List keys, of all tenants unless --tenant is given
+    List(List),
+    /// Show one key
+    Show { key: String },
+    /// Replace a key by a successor, whose secret is all that stdout gets
+    Rotate(Rotate),
+    /// Refuse a key for ever
+    Revoke(Revoke),
+    /// Refuse a key until it is enabled again
+    Disable(Target),
+    /// Let a disabled key work again
+    Enable(Target),
+    /// Remove a key for ever
+    Delete(Delete),
+    /// Show the audit trail, or check that nobody altered it
+    Audit(Audit),
+    /// Take over keys from elsewhere, one JSON object a line, as SHA-256 digests
+    Import(Import),
+    /// Write a copy of the store, without its pepper
+    Backup { to: PathBuf },
+    /// Make --store from a backup
+    Restore { backup: PathBuf },
+    /// Check the store's integrity
+    Check,
+    /// Tell how much the store holds
+    Stats,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Target {
+    pub(crate) key: String,
+    #[command(flatten)]
+    pub(crate) named: Repeatable,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// What people call it
+    pub(crate) name: String,
+    #[arg(long)]
+    pub(crate) class: Option<String>,
+    /// Where it may be used, such as live or test
+    #[arg(long)]
+    pub(crate) environment: Option<String>,
+    /// What it may do, such as reports:read; may be repeated
+    #[arg(long)]
+    pub(crate) scope: Vec<String>,
+    #[arg(long)]
+    pub(crate) description: Option<String>,
+    #[arg(long)]
+    pub(crate) purpose: Option<String>,
+    /// Whom it belongs to [default: whoever creates it]
+    #[arg(long, requires = "owner_role")]
+    pub(crate) owner: Option<String>,
+    /// The owner's role, if the tenant does not know the owner yet
+    #[arg(long, requires = "owner")]
+    pub(crate) owner_role: Option<String>,
+    /// Let it belong to the tenant itself
+    #[arg(long, conflicts_with = "owner")]
+    pub(crate) owned_by_tenant: bool,
+    /// A network or address from which it may be used; may be repeated
+    #[arg(long, value_name = "NETWORK")]
+    pub(crate) allow: Vec<String>,
+    /// How long it lives, such as 90d, 12h, 30m or 45s
+    #[arg(long, value_parser = duration, group = "end")]
+    pub(crate) expires_in: Option<Duration>,
+    /// When it ends, such as 2027-01-31T12:00:00Z
+    #[arg(long, group = "end")]
+    pub(crate) expires_at: Option<String>,
+    #[arg(long, group = "end")]
+    pub(crate) never_expires: bool,
+    #[command(flatten)]
+    pub(crate) named: Repeatable,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Also the tenants below --tenant
+    #[arg(long)]
+    pub(crate) below: bool,
+    /// May be repeated
+    #[arg(long)]
+    pub(crate) status: Vec<StatusWord>,
+    #[arg(long)]
+    pub(crate) class: Option<String>,
+    #[arg(long)]
+    pub(crate) owner: Option<String>,
+    /// Part of the name, whatever its case
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Part of the hint
+    #[arg(long)]
+    pub(crate) hint: Option<String>,
+    #[arg(long)]
+    pub(crate) fingerprint: Option<String>,
+    /// Keys that end within this time from now, such as 30d
+    #[arg(long, value_parser = duration, value_name = "WITHIN")]
+    pub(crate) expiring: Option<Duration>,
+    #[arg(long, default_value = "created")]
+    pub(crate) sort: SortWord,
+    /// How many at most; with --all, how many at a time
+    #[arg(long, default_value = "100")]
+    pub(crate) limit: NonZeroUsize,
+    /// All pages
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rotate {
+    pub(crate) key: String,
+    /// End the old key at once
+    #[arg(long, group = "mode")]
+    pub(crate) immediate: bool,
+    /// How long the old key works [default: as its class says]
+    #[arg(long, value_parser = duration, group = "mode")]
+    pub(crate) grace: Option<Duration>,
+    /// How long the old key works after the successor is first used
+    #[arg(long, value_parser = duration, group = "mode", value_name = "GRACE")]
+    pub(crate) on_first_use: Option<Duration>,
+    #[arg(long, default_value = "routine")]
+    pub(crate) reason: RotationWord,
+    #[command(flatten)]
+    pub(crate) named: Repeatable,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Revoke {
+    pub(crate) key: String,
+    #[arg(long)]
+    pub(crate) reason: ReasonWord,
+    /// Confirm it, where the key's class asks for that
+    #[arg(long)]
+    pub(crate) yes: bool,
+    #[command(flatten)]
+    pub(crate) named: Repeatable,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Delete {
+    pub(crate) key: String,
+    /// What the prompt asks to type: the text that the policy names, or the key's name
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) confirm: Option<String>,
+    /// How many things still refer to the key, where its class asks for that
+    #[arg(long)]
+    pub(crate) references: Option<u32>,
+    #[command(flatten)]
+    pub(crate) named: Repeatable,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Audit {
+    /// Check the chain instead of showing it; of every tenant unless --tenant is given
+    #[arg(long, conflicts_with_all = ["key", "actor", "command", "from", "before", "all"])]
+    pub(crate) check: bool,
+    /// An end of --tenant's chain that was noted before, as --check tells it: the chain must lead there
+    #[arg(
+        long,
+        requires = "check",
+        requires = "tenant",
+        value_name = "SEQUENCE:HASH"
+    )]
+    pub(crate) seen: Option<String>,
+    #[arg(long)]
+    pub(crate) key: Option<String>,
+    /// What this principal did
+    #[arg(long, value_name = "PRINCIPAL")]
+    pub(crate) actor: Option<String>,
+    /// What the command of this id did
+    #[arg(long, value_name = "ID")]
+    pub(crate) command: Option<String>,
+    #[arg(long, value_name = "TIME")]
+    pub(crate) from: Option<String>,
+    #[arg(long, value_name = "TIME")]
+    pub(crate) before: Option<String>,
+    /// How many at most; with --all, how many at a time
+    #[arg(long, default_value = "100")]
+    pub(crate) limit: NonZeroUsize,
+    /// All pages
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Each line has \"sha256\" (64 hexadecimal digits) and \"name\", and may have \"tenant\" (else --tenant),
+\"class\", \"environment\", \"scopes\", \"description\", \"purpose\", \"owner\" with \"owner_role\",
+\"addresses\", \"metadata\", \"hint\", and \"expires_at\" or \"never_expires\". Lines that are refused are
+told and passed over. The same lines again change nothing.")]
+pub(crate) struct Import {
+    /// The lines [default: stdin]
+    pub(crate) file: Option<PathBuf>,
+    /// Names the commands, with \"-\" and the number of the line behind it [default: by digest]
+    #[arg(long, value_name = "ID")]
+    pub(crate) command_id: Option<String>,
+}

@@ -1,0 +1,174 @@
+//! The audit trail: shown, and checked.
+
+use std::collections::BTreeSet;
+
+use keyward::audit::{AuditHash, AuditHead};
+use keyward::store::{AuditPage, AuditQuery, AuditRow, KeyStore, Select};
+use keyward::{Digest, TenantId, Timestamp};
+use serde_json::{Value, json};
+
+use crate::args::Audit;
+use crate::desk::{Desk, key_id};
+use crate::failure::{Answer, Failure, Kind};
+use crate::output::{Output, cell};
+
+const HEAD: [&str; 7] = ["NO", "AT", "TENANT", "ACTOR", "ACTION", "KEY", "COMMAND"];
+
+pub(crate) async fn run(desk: &Desk, asked: &Audit, output: &Output) -> Answer<()> {
+    if desk.tenant()?.is_none() && !desk.is_host() {
+        return Err(Failure::usage(
+            "--as needs the principal's tenant: --tenant <TENANT>",
+        ));
+    }
+    if asked.check {
+        check(desk, asked.seen.as_deref(), output).await
+    } else {
+        show(desk, asked, output).await
+    }
+}
+
+async fn show(desk: &Desk, asked: &Audit, output: &Output) -> Answer<()> {
+    let mut query = AuditQuery::everything();
+    query.tenant = desk.tenant()?;
+    query.key = asked.key.as_deref().map(key_id).transpose()?;
+    query.actor = asked.actor.as_deref().map(TryInto::try_into).transpose()?;
+    query.command = asked
+        .command
+        .as_deref()
+        .map(TryInto::try_into)
+        .transpose()?;
+    query.from = instant(asked.from.as_deref())?;
+    query.before = instant(asked.before.as_deref())?;
+    query.limit = asked.limit;
+    let mut head: &[&str] = &HEAD;
+    let mut corrupt = 0;
+    loop {
+        let page = page(desk, &query).await?;
+        if output.json {
+            page.rows
+                .iter()
+                .try_for_each(|row| output.document(&document(row)))?;
+        } else {
+            let rows: Vec<_> = page.rows.iter().map(cells).collect();
+            output.table(head, &rows)?;
+        }
+        head = &[];
+        corrupt += page.corrupt.len();
+        match page.next {
+            Some(next) if asked.all => query.after = Some(next),
+            Some(_) => {
+                output.note("more entries match: --all shows them");
+                break;
+            }
+            None => break,
+        }
+    }
+    if corrupt == 0 {
+        return Ok(());
+    }
+    let words = format!("{corrupt} audit entries left out because they are corrupt");
+    Err(Failure::new(Kind::Corrupt, words))
+}
+
+fn instant(text: Option<&str>) -> Answer<Option<Timestamp>> {
+    Ok(text.map(str::parse).transpose()?)
+}
+
+/// A page within the actor's reach. Only the host itself asks about all tenants at once.
+async fn page(desk: &Desk, query: &AuditQuery) -> Answer<AuditPage> {
+    match &query.tenant {
+        Some(tenant) => Ok(desk.keys.audit(&desk.actor(tenant)?, query).await?),
+        None => Ok(desk.store.audit(query).await?),
+    }
+}
+
+fn cells(row: &AuditRow) -> Vec<String> {
+    let entry = &row.entry;
+    let action = match serde_json::to_value(&entry.action) {
+        Ok(Value::String(name)) => name,
+        Ok(Value::Object(named)) => {
+            let told = |(name, details): (&String, &Value)| format!("{name} {details}");
+            named.iter().map(told).collect()
+        }
+        _ => "?".to_owned(),
+    };
+    vec![
+        entry.sequence.to_string(),
+        entry.at.to_string(),
+        entry.tenant.to_string(),
+        entry.actor.to_string(),
+        action,
+        cell(entry.key),
+        entry.command.to_string(),
+    ]
+}
+
+fn document(row: &AuditRow) -> Value {
+    let entry = &row.entry;
+    json!({
+        "tenant": entry.tenant,
+        "sequence": entry.sequence,
+        "revision": row.revision.0,
+        "at": entry.at,
+        "actor": entry.actor,
+        "role": entry.role,
+        "command": entry.command,
+        "action": entry.action,
+        "key": entry.key,
+        "pepper": entry.pepper,
+        "previous": entry.previous.to_string(),
+        "hash": entry.hash.to_string(),
+    })
+}
+
+async fn check(desk: &Desk, seen: Option<&str>, output: &Output) -> Answer<()> {
+    let seen = seen.map(head).transpose()?;
+    let tenants = match desk.tenant()? {
+        Some(tenant) => BTreeSet::from([tenant]),
+        None => tenants(desk).await?,
+    };
+    for tenant in tenants {
+        let actor = desk.actor(&tenant)?;
+        // The store's own head shows entries that the store itself lost at the end of a trail.
+        let kept = desk.store.load(&tenant, &Select::none()).await?.audit_head;
+        let mut head = kept;
+        for passed in [Some(kept), seen].into_iter().flatten() {
+            let checked = desk.keys.verify_audit(&actor, &tenant, Some(passed)).await;
+            let about = |error| Failure::from(error).about(format!("audit trail of {tenant}"));
+            head = checked.map_err(about)?;
+        }
+        let end = format!("{}:{}", head.sequence, head.hash);
+        if output.json {
+            output.document(&json!({ "tenant": tenant, "intact": true, "end": end }))?;
+        } else {
+            output.line(&format!("{tenant}  {end}"))?;
+        }
+    }
+    output.note("intact; note the ends elsewhere, and pass one as --seen next time");
+    Ok(())
+}
+
+/// Every tenant that has an audit trail.
+async fn tenants(desk: &Desk) -> Answer<BTreeSet<TenantId>> {
+    let mut query = AuditQuery::everything();
+    let mut tenants = BTreeSet::new();
+    loop {
+        let page = desk.store.audit(&query).await?;
+        tenants.extend(page.rows.into_iter().map(|row| row.entry.tenant));
+        match page.next {
+            Some(next) => query.after = Some(next),
+            None => return Ok(tenants),
+        }
+    }
+}
+
+fn head(text: &str) -> Answer<AuditHead> {
+    let parsed = text.split_once(':').and_then(|(sequence, hash)| {
+        Some(AuditHead {
+            sequence: sequence.parse().ok()?,
+            hash: AuditHash::from_bytes(*hash.parse::<Digest>().ok()?.as_bytes()),
+        })
+    });
+    let expected = "--seen must be <sequence>:<64 hexadecimal digits>, as `audit --check` tells it";
+    parsed.ok_or_else(|| Failure::usage(expected))
+}

@@ -1,0 +1,122 @@
+//! Ending keys, for now or for ever.
+
+use std::io::{self, IsTerminal, Write};
+
+use keyward::policy::Deletion;
+use keyward::{Actor, DeleteKey, Denied, Error, KeyId, RevokeKey};
+
+use crate::args::{Delete, Revoke, Target};
+use crate::desk::{Desk, invocation, key_id, receipt};
+use crate::failure::{Answer, Failure, Kind};
+use crate::output::Output;
+
+pub(crate) async fn revoke(desk: &Desk, asked: &Revoke, output: &Output) -> Answer<()> {
+    let key = key_id(&asked.key)?;
+    let actor = desk.actor_for(key).await?;
+    let how = RevokeKey {
+        reason: asked.reason.into(),
+        confirmed: asked.yes,
+    };
+    let done = match desk
+        .keys
+        .revoke(invocation(&actor, &asked.named)?, key, how)
+        .await
+    {
+        Err(Error::Denied(Denied::ConfirmationRequired)) => {
+            let words = "keys of this class are revoked for ever: repeat the command with --yes";
+            return Err(Failure::new(Kind::Refused, words));
+        }
+        done => done?,
+    };
+    let by = done.no_later_than();
+    let words = format!("revoked key {key}; every process refuses it no later than {by}");
+    output.done(&words, &receipt(key, "revoked", &done))
+}
+
+pub(crate) async fn disable(desk: &Desk, asked: &Target, output: &Output) -> Answer<()> {
+    let key = key_id(&asked.key)?;
+    let actor = desk.actor_for(key).await?;
+    let done = desk
+        .keys
+        .disable(invocation(&actor, &asked.named)?, key)
+        .await?;
+    let by = done.no_later_than();
+    let words = format!("disabled key {key}; every process refuses it no later than {by}");
+    output.done(&words, &receipt(key, "disabled", &done))
+}
+
+pub(crate) async fn enable(desk: &Desk, asked: &Target, output: &Output) -> Answer<()> {
+    let key = key_id(&asked.key)?;
+    let actor = desk.actor_for(key).await?;
+    let done = desk
+        .keys
+        .enable(invocation(&actor, &asked.named)?, key)
+        .await?;
+    output.done(
+        &format!("enabled key {key}"),
+        &receipt(key, "enabled", &done),
+    )
+}
+
+pub(crate) async fn delete(desk: &Desk, asked: Delete, output: &Output) -> Answer<()> {
+    let key = key_id(&asked.key)?;
+    let actor = desk.actor_for(key).await?;
+    let deletion = DeleteKey {
+        typed: Some(confirmed(desk, &actor, key, asked.confirm).await?),
+        references: asked.references,
+    };
+    let done = desk
+        .keys
+        .delete(invocation(&actor, &asked.named)?, key, deletion)
+        .await?;
+    output.done(
+        &format!("deleted key {key}"),
+        &receipt(key, "deleted", &done),
+    )
+}
+
+/// What the operator typed, if it is what the policy asks for, or else the key's name.
+async fn confirmed(
+    desk: &Desk,
+    actor: &Actor,
+    key: KeyId,
+    given: Option<String>,
+) -> Answer<String> {
+    let info = match (desk.keys.key(actor, key).await, &given) {
+        // Gone already: the command tells whether it was this one that removed it.
+        (Err(Error::Denied(Denied::NotFound)), Some(text)) => return Ok(text.clone()),
+        (info, _) => info?,
+    };
+    let policy = desk.policies.of(&info.tenant);
+    let wanted = match policy.class(&info.class).map(|class| &class.deletion) {
+        Some(Deletion::Typed(text)) => text.as_str(),
+        _ => info.name.as_str(),
+    };
+    let typed = match given {
+        Some(text) => text,
+        None => ask(&format!(
+            "Deletes key {key} ({}) of {} for ever. Type {wanted} to confirm: ",
+            info.name, info.tenant
+        ))
+        .map_err(|failure| failure.about(format!("type {wanted} to confirm")))?,
+    };
+    if typed == wanted {
+        return Ok(typed);
+    }
+    let words = format!("not deleted: to confirm, type {wanted} exactly");
+    Err(Failure::new(Kind::Refused, words))
+}
+
+/// Asks the person at the terminal. Whatever is piped in was not typed.
+fn ask(words: &str) -> Answer<String> {
+    if !io::stdin().is_terminal() {
+        let words = "nobody is here to ask; scripts say it with --confirm <TEXT>";
+        return Err(Failure::new(Kind::Refused, words));
+    }
+    let mut err = io::stderr().lock();
+    let _ = write!(err, "{words}").and_then(|()| err.flush());
+    let mut typed = String::new();
+    let read = io::stdin().read_line(&mut typed);
+    read.map_err(|error| Failure::new(Kind::Unavailable, format!("cannot read stdin: {error}")))?;
+    Ok(typed.trim_end_matches(['\r', '\n']).to_owned())
+}

@@ -1,0 +1,275 @@
+//! Keys from elsewhere, one JSON object a line, as digests.
+//!
+//! No word about a refused line repeats any of it: it may be a secret in the wrong place.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::future::{Future, poll_fn};
+use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
+use std::task::Poll;
+
+use keyward::{
+    CommandId, Denied, Digest, Error, Fingerprint, Hint, ImportKey, KeyId, NewKey, TenantId,
+};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::args::Import;
+use crate::desk::Desk;
+use crate::failure::{Answer, Failure, Kind};
+use crate::output::{Output, warn};
+
+/// Lines that are under way together: keys of one tenant are committed as one.
+const TOGETHER: usize = 64;
+
+/// The longest line, in bytes: all fields at their longest fit in.
+const LINE_MAX: u64 = 64 * 1024;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    sha256: String,
+    name: String,
+    tenant: Option<String>,
+    class: Option<String>,
+    environment: Option<String>,
+    #[serde(default)]
+    scopes: Vec<String>,
+    description: Option<String>,
+    purpose: Option<String>,
+    owner: Option<String>,
+    owner_role: Option<String>,
+    #[serde(default)]
+    addresses: Vec<String>,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+    hint: Option<String>,
+    expires_at: Option<String>,
+    #[serde(default)]
+    never_expires: bool,
+}
+
+enum Done {
+    Imported(KeyId),
+    /// The same line was imported before.
+    Repeated(KeyId),
+}
+
+#[derive(Default)]
+struct Count {
+    imported: u64,
+    repeated: u64,
+    refused: u64,
+}
+
+pub(crate) async fn run(desk: &Desk, asked: &Import, output: &Output) -> Answer<()> {
+    let mut lines = open(asked)?;
+    let mut count = Count::default();
+    let mut number = 0;
+    loop {
+        let mut batch = Vec::new();
+        while batch.len() < TOGETHER {
+            let Some(line) = next(&mut lines)? else { break };
+            number += 1;
+            if !line.trim_ascii().is_empty() {
+                batch.push((number, line));
+            }
+        }
+        if batch.is_empty() {
+            break;
+        }
+        let numbers: Vec<_> = batch.iter().map(|(number, _)| *number).collect();
+        let named = asked.command_id.as_deref();
+        let lines = batch.iter();
+        let done = all(lines.map(|(number, line)| import(desk, named, *number, line))).await;
+        for (number, done) in numbers.into_iter().zip(done) {
+            tell(number, done, &mut count, output)?;
+        }
+        progress(&count, output);
+    }
+    finish(&count, output)
+}
+
+fn open(asked: &Import) -> Answer<Box<dyn BufRead>> {
+    let Some(path) = &asked.file else {
+        return Ok(Box::new(BufReader::new(io::stdin())));
+    };
+    let opened = File::open(path).map_err(|error| {
+        let kind = match error.kind() {
+            io::ErrorKind::NotFound => Kind::NotFound,
+            _ => Kind::Unavailable,
+        };
+        Failure::new(kind, format!("{}: {error}", path.display()))
+    })?;
+    Ok(Box::new(BufReader::new(opened)))
+}
+
+fn next(lines: &mut dyn BufRead) -> Answer<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    let read = lines.take(LINE_MAX).read_until(b'\n', &mut line);
+    let read = read
+        .map_err(|error| Failure::new(Kind::Unavailable, format!("cannot read lines: {error}")))?;
+    if read as u64 == LINE_MAX && line.last() != Some(&b'\n') {
+        return Err(Failure::usage(format!(
+            "lines have at most {LINE_MAX} bytes"
+        )));
+    }
+    Ok((read > 0).then_some(line))
+}
+
+async fn import(desk: &Desk, named: Option<&str>, number: u64, line: &[u8]) -> Answer<Done> {
+    let line: Line = serde_json::from_slice(line).map_err(|error| {
+        let column = error.column();
+        let expected = "an object with the fields that `keyctl import --help` lists";
+        Failure::usage(format!("must be {expected}; at fault near column {column}"))
+    })?;
+    let digest: Digest = line.sha256.parse()?;
+    let tenant = match &line.tenant {
+        Some(tenant) => TenantId::new(tenant)?,
+        None => desk.named_tenant()?,
+    };
+    // The same digest gives the same id, so that an import that broke off can be run again.
+    let id = match named {
+        Some(named) => format!("{named}-{number}"),
+        None => format!("import-{}", Fingerprint::of_sha256(&digest)),
+    };
+    let actor = desk.actor(&tenant)?;
+    let by = actor.with_command_id(CommandId::new(id)?);
+    match desk.keys.import(by, draft(line, tenant, digest)?).await {
+        Ok(imported) => Ok(Done::Imported(imported.id)),
+        Err(Error::Denied(Denied::AlreadyCreated { id })) => Ok(Done::Repeated(id)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn draft(line: Line, tenant: TenantId, digest: Digest) -> Answer<ImportKey> {
+    let mut key = NewKey::new(line.name)
+        .in_tenant(tenant)
+        .scopes(line.scopes.iter().map(String::as_str))
+        .allow_addresses(line.addresses.iter().map(String::as_str))
+        .metadata(line.metadata);
+    if let Some(class) = line.class {
+        key = key.class(class);
+    }
+    if let Some(environment) = line.environment {
+        key = key.environment(environment);
+    }
+    if let Some(description) = line.description {
+        key = key.description(description);
+    }
+    if let Some(purpose) = line.purpose {
+        key = key.purpose(purpose);
+    }
+    key = match (line.owner, line.owner_role) {
+        (Some(owner), Some(role)) => key.owned_by(owner.try_into()?, role.try_into()?),
+        // Whoever runs the import uses none of the keys.
+        (None, None) => key.owned_by_tenant(),
+        _ => return Err(Failure::usage("owner and owner_role go together")),
+    };
+    key = match (line.expires_at, line.never_expires) {
+        (Some(end), false) => key.expires_at(end.parse()?),
+        (None, true) => key.never_expires(),
+        (None, false) => key,
+        _ => {
+            return Err(Failure::usage(
+                "expires_at and never_expires exclude each other",
+            ));
+        }
+    };
+    let key = ImportKey::sha256(digest, key);
+    Ok(match line.hint {
+        Some(hint) => key.hint(Hint::new(hint)?),
+        None => key,
+    })
+}
+
+/// Tells of one line, and ends the import where going on makes no sense.
+fn tell(number: u64, done: Answer<Done>, count: &mut Count, output: &Output) -> Answer<()> {
+    let (key, repeated) = match done {
+        Ok(Done::Imported(key)) => {
+            count.imported += 1;
+            (key, false)
+        }
+        Ok(Done::Repeated(key)) => {
+            count.repeated += 1;
+            (key, true)
+        }
+        Err(
+            failure @ Failure {
+                kind: Kind::Unavailable | Kind::Corrupt,
+                ..
+            },
+        ) => {
+            return Err(failure.about(format!("line {number}")));
+        }
+        Err(failure) => {
+            count.refused += 1;
+            warn(&format!("line {number}: {}", failure.words));
+            let told = json!({ "line": number, "error": failure.words });
+            return if output.json {
+                output.document(&told)
+            } else {
+                Ok(())
+            };
+        }
+    };
+    if output.json {
+        output.document(&json!({ "line": number, "key": key, "repeated": repeated }))?;
+    }
+    Ok(())
+}
+
+fn progress(count: &Count, output: &Output) {
+    let mut err = io::stderr().lock();
+    if !output.json && err.is_terminal() {
+        let Count {
+            imported,
+            repeated,
+            refused,
+        } = count;
+        let words = format!("{imported} imported, {repeated} were here, {refused} refused");
+        let _ = write!(err, "\r{words}").and_then(|()| err.flush());
+    }
+}
+
+fn finish(count: &Count, output: &Output) -> Answer<()> {
+    let Count {
+        imported,
+        repeated,
+        refused,
+    } = count;
+    if !output.json {
+        if io::stderr().is_terminal() {
+            warn("");
+        }
+        output.line(&format!(
+            "{imported} imported, {repeated} were here, {refused} refused"
+        ))?;
+    }
+    if *refused == 0 {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Kind::Refused,
+        format!("{refused} lines were refused"),
+    ))
+}
+
+/// Runs futures side by side, and answers in their order.
+async fn all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut running: Vec<_> = futures.map(|future| (Box::pin(future), None)).collect();
+    poll_fn(move |context| {
+        let mut waiting = false;
+        for (future, done) in running.iter_mut().filter(|(_, done)| done.is_none()) {
+            match future.as_mut().poll(context) {
+                Poll::Ready(answer) => *done = Some(answer),
+                Poll::Pending => waiting = true,
+            }
+        }
+        if waiting {
+            return Poll::Pending;
+        }
+        Poll::Ready(running.drain(..).filter_map(|(_, done)| done).collect())
+    })
+    .await
+}

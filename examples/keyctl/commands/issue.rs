@@ -1,0 +1,150 @@
+//! Keys that come into being. In plain mode stdout gets their secrets and nothing else.
+
+use keyward::{IssuedKey, KeyId, NewKey, Replacement, RotationMode, Secret};
+use serde_json::{Value, json};
+
+use crate::args::{Create, Rotate};
+use crate::desk::{Desk, invocation, key_id};
+use crate::failure::{Answer, Failure};
+use crate::output::{Output, cell};
+
+pub(crate) async fn create(desk: &Desk, asked: Create, output: &Output) -> Answer<()> {
+    let tenant = desk.named_tenant()?;
+    let actor = desk.actor(&tenant)?;
+    let named = asked.named.command_id.is_some();
+    let by = invocation(&actor, &asked.named)?;
+    let created = desk.keys.create(by, draft(asked)?).await?;
+    let told = if output.json {
+        output.document(&json!({
+            "id": created.id,
+            "tenant": tenant,
+            "class": created.class,
+            "secret": created.secret.expose(),
+            "hint": created.hint,
+            "fingerprint": created.fingerprint,
+            "expires_at": created.expires_at,
+            "provisioned": issued(&created.provisioned),
+            "revision": created.receipt.revision().0,
+            "decided_at": created.receipt.decided_at(),
+        }))
+    } else {
+        let (id, ends) = (created.id, cell(created.expires_at));
+        output.note(&format!(
+            "created key {id} of {tenant}, ends {ends}; its secret follows:"
+        ));
+        secret(&created.secret, output).and_then(|()| provisioned(&created.provisioned, output))
+    };
+    told.map_err(|failure| lost(created.id, named, &failure))
+}
+
+fn draft(asked: Create) -> Answer<NewKey> {
+    let mut draft = NewKey::new(asked.name)
+        .scopes(asked.scope.iter().map(String::as_str))
+        .allow_addresses(asked.allow.iter().map(String::as_str));
+    if let Some(class) = asked.class {
+        draft = draft.class(class);
+    }
+    if let Some(environment) = asked.environment {
+        draft = draft.environment(environment);
+    }
+    if let Some(description) = asked.description {
+        draft = draft.description(description);
+    }
+    if let Some(purpose) = asked.purpose {
+        draft = draft.purpose(purpose);
+    }
+    if let (Some(owner), Some(role)) = (asked.owner, asked.owner_role) {
+        draft = draft.owned_by(owner.try_into()?, role.try_into()?);
+    }
+    if asked.owned_by_tenant {
+        draft = draft.owned_by_tenant();
+    }
+    if let Some(lifetime) = asked.expires_in {
+        draft = draft.expires_in(lifetime);
+    }
+    if let Some(end) = asked.expires_at {
+        draft = draft.expires_at(end.parse()?);
+    }
+    if asked.never_expires {
+        draft = draft.never_expires();
+    }
+    Ok(draft)
+}
+
+pub(crate) async fn rotate(desk: &Desk, asked: &Rotate, output: &Output) -> Answer<()> {
+    let old = key_id(&asked.key)?;
+    let actor = desk.actor_for(old).await?;
+    let mode = match (asked.immediate, asked.grace, asked.on_first_use) {
+        (true, ..) => RotationMode::Immediate,
+        (_, Some(grace), _) => RotationMode::Grace(grace),
+        (.., Some(grace)) => RotationMode::OnFirstUse(grace),
+        _ => RotationMode::Class,
+    };
+    let how = Replacement::from(mode).because(asked.reason.into());
+    let rotated = desk
+        .keys
+        .rotate(invocation(&actor, &asked.named)?, old, how)
+        .await?;
+    let told = if output.json {
+        output.document(&json!({
+            "id": rotated.id,
+            "predecessor": rotated.predecessor,
+            "secret": rotated.secret.expose(),
+            "expires_at": rotated.expires_at,
+            "predecessor_until": rotated.until,
+            "revision": rotated.receipt.revision().0,
+            "decided_at": rotated.receipt.decided_at(),
+        }))
+    } else {
+        let until = match rotated.until {
+            Some(until) => format!("works until {until}"),
+            None => "works until its successor was used".to_owned(),
+        };
+        let id = rotated.id;
+        output.note(&format!(
+            "created key {id}; old key {old} {until}; the secret follows:"
+        ));
+        secret(&rotated.secret, output)
+    };
+    told.map_err(|failure| lost(rotated.id, asked.named.command_id.is_some(), &failure))
+}
+
+/// Keys that came with a tenant have secrets too, which nobody could see later: one a line, in the
+/// order told on stderr.
+pub(crate) fn provisioned(keys: &[IssuedKey], output: &Output) -> Answer<()> {
+    for key in keys {
+        let Some(token) = &key.token else { continue };
+        let IssuedKey { id, class, .. } = key;
+        output.note(&format!(
+            "with the tenant came key {id} of class {class}; its secret follows:"
+        ));
+        secret(token, output)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn issued(keys: &[IssuedKey]) -> Vec<Value> {
+    let told = |key: &IssuedKey| {
+        let secret = key.token.as_ref().map(Secret::expose);
+        json!({ "id": key.id, "class": key.class, "secret": secret, "expires_at": key.expires_at })
+    };
+    keys.iter().map(told).collect()
+}
+
+fn secret(secret: &Secret, output: &Output) -> Answer<()> {
+    output.line(secret.expose())
+}
+
+/// The key exists and nobody has its secret: say so, or it stays in force unseen.
+fn lost(id: KeyId, named: bool, failure: &Failure) -> Failure {
+    let again = if named {
+        "; the same command id cannot show it again"
+    } else {
+        ""
+    };
+    let words = format!(
+        "{}. Key {id} was created and its secret is lost{again}: revoke it, and create another",
+        failure.words
+    );
+    Failure::new(failure.kind, words)
+}

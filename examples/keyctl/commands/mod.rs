@@ -1,0 +1,41 @@
+//! One file for each kind of question.
+
+mod audit;
+mod change;
+mod import;
+mod issue;
+mod look;
+mod upkeep;
+
+use crate::args::{Ask, Cli};
+use crate::desk::Desk;
+use crate::failure::Answer;
+use crate::output::Output;
+
+pub(crate) async fn run(cli: Cli, output: &Output) -> Answer<()> {
+    let Cli { common, ask } = cli;
+    match ask {
+        Ask::Init(named) => upkeep::init(common, &named, output).await,
+        Ask::Backup { to } => upkeep::backup(&common, to, output).await,
+        Ask::Restore { backup } => upkeep::restore(&common, &backup, output).await,
+        Ask::Check => upkeep::check(&common, output).await,
+        Ask::Stats => upkeep::stats(&common, output).await,
+        ask => about_keys(&Desk::open(common).await?, ask, output).await,
+    }
+}
+
+async fn about_keys(desk: &Desk, ask: Ask, output: &Output) -> Answer<()> {
+    match ask {
+        Ask::Create(asked) => issue::create(desk, asked, output).await,
+        Ask::Rotate(asked) => issue::rotate(desk, &asked, output).await,
+        Ask::List(asked) => look::list(desk, asked, output).await,
+        Ask::Show { key } => look::show(desk, &key, output).await,
+        Ask::Revoke(asked) => change::revoke(desk, &asked, output).await,
+        Ask::Disable(asked) => change::disable(desk, &asked, output).await,
+        Ask::Enable(asked) => change::enable(desk, &asked, output).await,
+        Ask::Delete(asked) => change::delete(desk, asked, output).await,
+        Ask::Audit(asked) => audit::run(desk, &asked, output).await,
+        Ask::Import(asked) => import::run(desk, &asked, output).await,
+        Ask::Init(_) | Ask::Backup { .. } | Ask::Restore { .. } | Ask::Check | Ask::Stats => Ok(()),
+    }
+}

@@ -1,0 +1,134 @@
+//! What most commands need: the keys, and in whose name they act.
+
+use keyward::policy::{Policies, Policy, PolicySpec};
+use keyward::store::{KeyStore, Locator, Row, SqliteStore};
+use keyward::{
+    Actor, CommandId, Denied, Invocation, KeyId, Keyward, PepperRing, Receipt, TenantId,
+};
+use serde_json::{Value, json};
+
+use crate::args::{Common, Repeatable};
+use crate::failure::{Answer, Failure, Kind};
+use crate::store::{self, Expected};
+
+pub(crate) struct Desk {
+    common: Common,
+    pub(crate) store: SqliteStore,
+    pub(crate) keys: Keyward,
+    pub(crate) policies: Policies,
+}
+
+impl Desk {
+    /// Opens a store that exists, with its peppers.
+    pub(crate) async fn open(common: Common) -> Answer<Self> {
+        let store = store::open(&common, Expected::Existing).await?;
+        let peppers = store::peppers(&common)?;
+        Self::over(common, store, peppers).await
+    }
+
+    pub(crate) async fn over(
+        common: Common,
+        store: SqliteStore,
+        peppers: PepperRing,
+    ) -> Answer<Self> {
+        let policies = policies(&common)?;
+        let builder = Keyward::builder(store.clone(), peppers).policy(policies.clone());
+        let keys = builder.build().await?;
+        Ok(Self {
+            common,
+            store,
+            keys,
+            policies,
+        })
+    }
+
+    /// The tenant that was named, if any.
+    pub(crate) fn tenant(&self) -> Answer<Option<TenantId>> {
+        let tenant = self.common.tenant.as_deref();
+        Ok(tenant.map(TenantId::new).transpose()?)
+    }
+
+    pub(crate) fn named_tenant(&self) -> Answer<TenantId> {
+        let missing = || Failure::usage("name a tenant: --tenant <TENANT>");
+        self.tenant()?.ok_or_else(missing)
+    }
+
+    /// Whether the operator acts as the host itself, which sees all tenants.
+    pub(crate) const fn is_host(&self) -> bool {
+        self.common.principal.is_none()
+    }
+
+    /// Who asks, about `tenant`. A principal stays bound to the tenant that was named.
+    pub(crate) fn actor(&self, tenant: &TenantId) -> Answer<Actor> {
+        match (&self.common.principal, &self.common.role) {
+            (Some(principal), Some(role)) => {
+                let principal = principal.as_str().try_into()?;
+                Ok(Actor::new(
+                    self.named_tenant()?,
+                    principal,
+                    role.as_str().try_into()?,
+                ))
+            }
+            _ => Ok(Actor::system(tenant.clone())),
+        }
+    }
+
+    /// Who asks, about a key: the host itself needs to name no tenant for that.
+    pub(crate) async fn actor_for(&self, key: KeyId) -> Answer<Actor> {
+        if let Some(tenant) = self.tenant()? {
+            return self.actor(&tenant);
+        }
+        if !self.is_host() {
+            return Err(Failure::usage(
+                "--as needs the principal's tenant: --tenant <TENANT>",
+            ));
+        }
+        let found = self.store.find(&Locator::Id(key)).await?;
+        match found.map(|found| found.change.row) {
+            Some(Row::Key(record)) => self.actor(&record.tenant),
+            Some(Row::Removed { tenant, .. }) => self.actor(&tenant),
+            Some(Row::Corrupt(_)) => Err(Denied::CorruptRecord { key }.into()),
+            _ => Err(Denied::NotFound.into()),
+        }
+    }
+}
+
+/// A key's id, as an operator names it.
+pub(crate) fn key_id(text: &str) -> Answer<KeyId> {
+    Ok(text.parse::<KeyId>()?)
+}
+
+/// The actor with the command id that was given, if one was.
+pub(crate) fn invocation<'a>(actor: &'a Actor, named: &Repeatable) -> Answer<Invocation<'a>> {
+    Ok(match &named.command_id {
+        Some(id) => actor.with_command_id(CommandId::new(id)?),
+        None => actor.into(),
+    })
+}
+
+pub(crate) fn receipt(key: KeyId, done: &str, receipt: &Receipt) -> Value {
+    json!({
+        "key": key,
+        "done": done,
+        "revision": receipt.revision().0,
+        "decided_at": receipt.decided_at(),
+        "no_later_than": receipt.no_later_than(),
+    })
+}
+
+fn policies(common: &Common) -> Answer<Policies> {
+    let Some(path) = &common.policy else {
+        return Ok(Policy::default().into());
+    };
+    let about = |error: &dyn std::fmt::Display| format!("policy {}: {error}", path.display());
+    let text = std::fs::read(path).map_err(|error| {
+        let kind = match error.kind() {
+            std::io::ErrorKind::NotFound => Kind::NotFound,
+            _ => Kind::Unavailable,
+        };
+        Failure::new(kind, about(&error))
+    })?;
+    let spec: PolicySpec =
+        serde_json::from_slice(&text).map_err(|error| Failure::usage(about(&error)))?;
+    Ok(Policy::new(spec)?.into())
+}

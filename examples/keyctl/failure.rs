@@ -1,0 +1,150 @@
+//! What went wrong, as an exit code and words.
+
+use std::process::ExitCode;
+
+use keyward::policy::PolicyError;
+use keyward::store::sqlite::OpenError;
+use keyward::store::{StoreError, StoreErrorKind};
+use keyward::{AuditError, Denied, Error, Invalid, PepperFileError};
+
+/// The kinds of failure, each with its exit code.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kind {
+    Refused = 1,
+    Usage = 2,
+    Unavailable = 3,
+    Corrupt = 4,
+    NotFound = 5,
+}
+
+impl Kind {
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Usage => "usage",
+            Self::Unavailable => "unavailable",
+            Self::Corrupt => "corrupt",
+            Self::NotFound => "not_found",
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) kind: Kind,
+    pub(crate) words: String,
+}
+
+pub(crate) type Answer<T> = Result<T, Failure>;
+
+impl Failure {
+    pub(crate) fn new(kind: Kind, words: impl Into<String>) -> Self {
+        let words = words.into();
+        Self { kind, words }
+    }
+
+    /// An error with all its causes.
+    fn of(kind: Kind, error: &dyn std::error::Error) -> Self {
+        let mut words = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            words += &format!(": {error}");
+            cause = error.source();
+        }
+        Self { kind, words }
+    }
+
+    pub(crate) fn usage(words: impl Into<String>) -> Self {
+        Self::new(Kind::Usage, words)
+    }
+
+    /// The same failure, with words about what it was about before it.
+    pub(crate) fn about(self, what: impl std::fmt::Display) -> Self {
+        let words = format!("{what}: {}", self.words);
+        Self { words, ..self }
+    }
+
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.kind as u8)
+    }
+}
+
+/// A malformed value. Says what would be right, and never repeats the value: people paste secrets
+/// into the wrong place.
+impl From<Invalid> for Failure {
+    fn from(error: Invalid) -> Self {
+        Self::of(Kind::Usage, &error)
+    }
+}
+
+impl From<PolicyError> for Failure {
+    fn from(error: PolicyError) -> Self {
+        Self::of(Kind::Usage, &error)
+    }
+}
+
+impl From<Denied> for Failure {
+    fn from(error: Denied) -> Self {
+        let kind = match &error {
+            Denied::Invalid(_) => Kind::Usage,
+            Denied::NotFound | Denied::TenantNotFound => Kind::NotFound,
+            Denied::CorruptRecord { .. } => Kind::Corrupt,
+            _ => Kind::Refused,
+        };
+        Self::of(kind, &error)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let kind = match error.kind() {
+            StoreErrorKind::Corrupt => Kind::Corrupt,
+            _ => Kind::Unavailable,
+        };
+        Self::of(kind, &error)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Denied(error) => error.into(),
+            Error::Store(error) => error.into(),
+            error => Self::of(Kind::Unavailable, &error),
+        }
+    }
+}
+
+impl From<AuditError> for Failure {
+    fn from(error: AuditError) -> Self {
+        match error {
+            AuditError::Denied(error) => error.into(),
+            AuditError::Store(error) => error.into(),
+            error => Self::of(Kind::Corrupt, &error),
+        }
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        let kind = match &error {
+            OpenError::NotFound { .. } => Kind::NotFound,
+            OpenError::Corrupt { .. } => Kind::Corrupt,
+            OpenError::Locked { .. } | OpenError::Io { .. } => Kind::Unavailable,
+            _ => Kind::Refused,
+        };
+        Self::of(kind, &error)
+    }
+}
+
+impl From<PepperFileError> for Failure {
+    fn from(error: PepperFileError) -> Self {
+        let kind = match &error {
+            PepperFileError::Missing { .. } => Kind::NotFound,
+            PepperFileError::Io { .. } | PepperFileError::Entropy(_) => Kind::Unavailable,
+            PepperFileError::Empty { .. } | PepperFileError::Line { .. } => Kind::Corrupt,
+            _ => Kind::Refused,
+        };
+        Self::of(kind, &error)
+    }
+}

@@ -1,0 +1,28 @@
+//! An operator's command line over a store: `cargo run --example keyctl --features sqlite -- --help`.
+
+mod args;
+mod commands;
+mod desk;
+mod failure;
+mod output;
+mod store;
+mod words;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::Cli;
+use crate::output::Output;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output::new(cli.common.json);
+    match pollster::block_on(commands::run(cli, &output)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output.failure(&failure);
+            failure.exit_code()
+        }
+    }
+}

@@ -1,0 +1,272 @@
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::sync::Barrier;
+use std::thread;
+
+use tempfile::TempDir;
+
+use super::*;
+
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn pepper(&self) -> PathBuf {
+        self.0.path().join("pepper")
+    }
+
+    fn with(text: &str) -> Self {
+        let folder = Self::new();
+        fs::write(folder.pepper(), text).unwrap();
+        folder.chmod(0o600);
+        folder
+    }
+
+    fn chmod(&self, mode: u32) {
+        fs::set_permissions(self.pepper(), fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn text(&self) -> String {
+        fs::read_to_string(self.pepper()).unwrap()
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.0.path()).unwrap();
+        let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name();
+        entries
+            .map(|entry| name(entry).into_string().unwrap())
+            .collect()
+    }
+}
+
+fn same(a: &Pepper, b: &Pepper) -> bool {
+    a.id() == b.id() && a.digest(b"x") == b.digest(b"x")
+}
+
+/// Everything an error tells, its causes included.
+fn told(error: &PepperFileError) -> String {
+    let cause = std::error::Error::source(error).map(ToString::to_string);
+    format!("{error} {error:?} {cause:?}")
+}
+
+#[test]
+fn a_new_file_is_its_owners_alone_and_read_again() {
+    let folder = Folder::new();
+    let created = PepperFile::create(folder.pepper()).unwrap();
+    let mode = fs::metadata(folder.pepper()).unwrap().mode();
+    assert_eq!(mode & 0o7777, 0o600);
+    assert_eq!(folder.names(), ["pepper"], "nothing else is left behind");
+    let read = PepperFile::read(folder.pepper()).unwrap();
+    assert!(same(created.current(), read.current()));
+    let opened = PepperFile::open_or_create(folder.pepper()).unwrap();
+    assert!(same(created.current(), opened.current()));
+}
+
+#[test]
+fn peppers_do_not_repeat() {
+    let (one, other) = (Folder::new(), Folder::new());
+    let one = PepperFile::create(one.pepper()).unwrap();
+    let other = PepperFile::create(other.pepper()).unwrap();
+    assert_ne!(one.current().id(), other.current().id());
+    assert_ne!(one.current().digest(b"x"), other.current().digest(b"x"));
+}
+
+#[test]
+fn a_file_that_exists_is_left_as_it_is() {
+    let folder = Folder::with("something else");
+    let error = PepperFile::create(folder.pepper()).unwrap_err();
+    assert!(matches!(error, PepperFileError::Exists { .. }), "{error:?}");
+    assert!(PepperFile::open_or_create(folder.pepper()).is_err());
+    assert!(PepperFile::rotate(folder.pepper()).is_err());
+    assert_eq!(folder.text(), "something else");
+    assert_eq!(folder.names(), ["pepper"]);
+}
+
+#[test]
+fn a_file_that_is_missing_is_named() {
+    let folder = Folder::new();
+    for result in [
+        PepperFile::read(folder.pepper()),
+        PepperFile::rotate(folder.pepper()),
+    ] {
+        let error = result.unwrap_err();
+        assert!(matches!(&error, PepperFileError::Missing { path } if *path == folder.pepper()));
+    }
+    assert!(folder.names().is_empty());
+    let nowhere = folder.0.path().join("none").join("pepper");
+    let error = PepperFile::open_or_create(nowhere).unwrap_err();
+    assert!(matches!(error, PepperFileError::Io { .. }), "{error:?}");
+}
+
+#[test]
+fn a_file_open_to_others_is_refused_with_the_command_that_helps() {
+    let folder = Folder::new();
+    PepperFile::create(folder.pepper()).unwrap();
+    let text = folder.text();
+    for mode in [0o640, 0o620, 0o604, 0o602, 0o610, 0o601, 0o666] {
+        folder.chmod(mode);
+        for result in [
+            PepperFile::read(folder.pepper()),
+            PepperFile::open_or_create(folder.pepper()),
+            PepperFile::rotate(folder.pepper()),
+        ] {
+            let error = result.unwrap_err();
+            let helps = format!("chmod 600 {}", folder.pepper().display());
+            assert!(error.to_string().ends_with(&helps), "{error}");
+            assert!(error.to_string().contains(&format!("{mode:04o}")));
+        }
+    }
+    assert_eq!(folder.text(), text);
+    for mode in [0o600, 0o400] {
+        folder.chmod(mode);
+        PepperFile::read(folder.pepper()).unwrap();
+    }
+}
+
+#[test]
+fn what_is_no_file_is_named() {
+    let folder = Folder::new();
+    let not_a_file = |path: &Path, words: &str| {
+        for result in [
+            PepperFile::read(path),
+            PepperFile::open_or_create(path),
+            PepperFile::rotate(path),
+        ] {
+            match result {
+                Err(PepperFileError::NotAFile { what, .. }) => assert_eq!(what, words),
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    not_a_file(folder.0.path(), "a folder");
+    PepperFile::create(folder.pepper()).unwrap();
+    let link = folder.0.path().join("link");
+    symlink(folder.pepper(), &link).unwrap();
+    not_a_file(&link, "a symbolic link");
+    let dangling = folder.0.path().join("dangling");
+    symlink(folder.0.path().join("none"), &dangling).unwrap();
+    not_a_file(&dangling, "a symbolic link");
+    let error = PepperFile::create(&dangling).unwrap_err();
+    assert!(matches!(error, PepperFileError::Exists { .. }));
+    assert!(!folder.0.path().join("none").exists());
+    let pipe = folder.0.path().join("pipe");
+    let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::from(0o600));
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).unwrap();
+    not_a_file(&pipe, "no regular file");
+}
+
+#[test]
+fn no_error_tells_what_is_in_the_file() {
+    let secret = "c0ffee".repeat(11);
+    let header = "keyward-pepper v1\n";
+    type Fits = fn(&PepperFileError) -> bool;
+    let cases: [(String, Fits); 5] = [
+        (String::new(), |e| {
+            matches!(e, PepperFileError::Empty { .. })
+        }),
+        (secret.clone(), |e| {
+            matches!(e, PepperFileError::Foreign { .. })
+        }),
+        (format!("keyward-pepper {secret}\n"), |e| {
+            matches!(e, PepperFileError::Version { .. })
+        }),
+        (format!("{header}{secret} {secret} {secret}\n"), |e| {
+            matches!(e, PepperFileError::Line { line: 2, .. })
+        }),
+        (format!("{header}current {secret}\n"), |e| {
+            matches!(e, PepperFileError::Line { line: 2, .. })
+        }),
+    ];
+    for (text, fits) in cases {
+        let folder = Folder::with(&text);
+        let error = PepperFile::read(folder.pepper()).unwrap_err();
+        assert!(fits(&error), "{error:?}");
+        assert!(!told(&error).contains("c0ffee"), "{error:?}");
+    }
+}
+
+#[test]
+fn a_file_too_long_to_be_one_is_refused() {
+    let key = "ab".repeat(32);
+    let line = |at| format!("live p{at} {key}\n");
+    let many: String = (0..MAX_LEN / 70).map(line).collect();
+    let folder = Folder::with(&format!("keyward-pepper v1\ncurrent c {key}\n{many}"));
+    let error = PepperFile::read(folder.pepper()).unwrap_err();
+    assert!(matches!(error, PepperFileError::Foreign { .. }));
+}
+
+#[test]
+fn a_rotation_adds_a_pepper_and_loses_none() {
+    let folder = Folder::new();
+    let first = PepperFile::create(folder.pepper()).unwrap();
+    let before = fs::metadata(folder.pepper()).unwrap().ino();
+    let second = PepperFile::rotate(folder.pepper()).unwrap();
+    assert_ne!(first.current().id(), second.current().id());
+    let read = PepperFile::read(folder.pepper()).unwrap();
+    assert!(same(read.current(), second.current()));
+    let old = read.live(first.current().id()).unwrap();
+    assert!(same(old, first.current()));
+    let after = fs::metadata(folder.pepper()).unwrap();
+    assert_ne!(after.ino(), before, "replaced as a whole, never in place");
+    assert_eq!(after.mode() & 0o7777, 0o600);
+    assert_eq!(folder.names(), ["pepper"]);
+}
+
+#[test]
+fn rotations_at_once_lose_no_pepper() {
+    let folder = Folder::new();
+    PepperFile::create(folder.pepper()).unwrap();
+    let together = Barrier::new(8);
+    let rings: Vec<_> = thread::scope(|scope| {
+        let rotate = || {
+            together.wait();
+            PepperFile::rotate(folder.pepper()).unwrap()
+        };
+        let running: Vec<_> = (0..8).map(|_| scope.spawn(rotate)).collect();
+        running.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    let read = PepperFile::read(folder.pepper()).unwrap();
+    for ring in rings {
+        let kept = read.live(ring.current().id()).unwrap();
+        assert!(same(kept, ring.current()));
+    }
+    assert_eq!(folder.names(), ["pepper"]);
+}
+
+#[test]
+fn of_many_that_create_at_once_one_wins_and_all_have_its_pepper() {
+    for _ in 0..8 {
+        let folder = Folder::new();
+        let together = Barrier::new(8);
+        let answers: Vec<_> = thread::scope(|scope| {
+            let create = |at: usize| {
+                let (folder, together) = (&folder, &together);
+                scope.spawn(move || {
+                    together.wait();
+                    if at.is_multiple_of(2) {
+                        return (false, PepperFile::open_or_create(folder.pepper()).unwrap());
+                    }
+                    match PepperFile::create(folder.pepper()) {
+                        Ok(ring) => (true, ring),
+                        Err(PepperFileError::Exists { .. }) => {
+                            (false, PepperFile::read(folder.pepper()).unwrap())
+                        }
+                        Err(other) => panic!("{other:?}"),
+                    }
+                })
+            };
+            let running: Vec<_> = (0..8).map(create).collect();
+            running.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        assert!(answers.iter().filter(|(won, _)| *won).count() <= 1);
+        let (_, first) = &answers[0];
+        assert!(
+            answers
+                .iter()
+                .all(|(_, ring)| same(ring.current(), first.current()))
+        );
+        assert_eq!(folder.names(), ["pepper"]);
+    }
+}
