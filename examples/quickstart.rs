@@ -1,12 +1,12 @@
-//! A key's whole life, as a story: `cargo run --example quickstart`.
+//! A key's whole life, as a story: `cargo run --example quickstart --features sqlite`.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use keyward::policy::{ActiveKeyCap, Policy, PolicySpec};
-use keyward::store::{AuditQuery, MemoryStore};
+use keyward::store::{AuditQuery, SqliteStore};
 use keyward::{
-    Actor, Denied, Error, Keyward, ManualClock, Need, NewKey, PepperRing, Reason, Rejection,
+    Actor, Denied, Error, Keyward, ManualClock, Need, NewKey, PepperFile, Reason, Rejection,
     Replacement, Role, TenantId, days, hours, profiles, token,
 };
 
@@ -18,6 +18,9 @@ fn main() -> Fallible<()> {
 
 async fn story() -> Fallible<()> {
     println!("A service sets keyward up: where keys are kept, and the pepper that protects them.");
+    let folder = tempfile::tempdir()?; // a real service has a place that stays
+    let store = SqliteStore::open(folder.path().join("keys.db")).await?;
+    let peppers = PepperFile::open_or_create(folder.path().join("pepper"))?;
     let clock = Arc::new(ManualClock::at("2026-01-01T09:00:00Z".parse()?));
     let at_most_two = ActiveKeyCap::Limited {
         limit: NonZeroU32::new(2).ok_or("two is not zero")?,
@@ -27,7 +30,7 @@ async fn story() -> Fallible<()> {
         active_keys: at_most_two,
         ..profiles::standard()
     })?;
-    let keys = Keyward::builder(MemoryStore::new(), PepperRing::generate()?)
+    let keys = Keyward::builder(store, peppers)
         .policy(policy)
         .clock(clock.clone())
         .build()

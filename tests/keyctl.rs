@@ -495,6 +495,41 @@ fn a_backup_is_restored_and_waits_for_its_recovery() {
 }
 
 #[test]
+fn a_restored_store_is_recovered_from_the_trail_of_the_lost_one() {
+    let shop = Shop::new();
+    let (kept, _) = shop.key("acme", "kept", &[]);
+    let (revoked, _) = shop.key("acme", "revoked later", &[]);
+    shop.run(&["backup", "copy.db"]).ended(0);
+    shop.run(&["revoke", &revoked, "--reason", "lost"]).ended(0);
+
+    let restored = ["--store", "new.db", "--pepper-file", "keys.db.pepper"];
+    let with = |args: &[&str]| shop.run(&[args, &restored[..]].concat());
+    with(&["restore", "copy.db"]).ended(0);
+    with(&["recover"]).ended(2);
+    let told = with(&["recover", "--replay-from", "keys.db", "--json"])
+        .ended(0)
+        .document();
+    assert_eq!(
+        (&told["revoked"], &told["disabled"]),
+        (&1.into(), &0.into())
+    );
+    let status = |id: &str| with(&["show", id, "--json"]).ended(0).document()["status"].clone();
+    assert_eq!(
+        (status(&kept), status(&revoked)),
+        ("active".into(), "revoked".into())
+    );
+
+    let again = ["--store", "again.db", "--pepper-file", "keys.db.pepper"];
+    let with = |args: &[&str]| shop.run(&[args, &again[..]].concat());
+    with(&["restore", "copy.db"]).ended(0);
+    let told = with(&["recover", "--disable-all", "--json"])
+        .ended(0)
+        .document();
+    assert_eq!(told["disabled"], 2);
+    with(&["list"]).ended(0);
+}
+
+#[test]
 fn the_store_tells_its_size_and_its_health() {
     let shop = Shop::new();
     let (id, _) = shop.key("acme", "export", &[]);

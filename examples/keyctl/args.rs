@@ -98,10 +98,28 @@ pub(crate) enum Ask {
     Backup { to: PathBuf },
     /// Make --store from a backup
     Restore { backup: PathBuf },
+    /// Put a restored store right, so that it opens again
+    Recover(Recover),
     /// Check the store's integrity
     Check,
     /// Tell how much the store holds
     Stats,
+}
+
+/// What was revoked since the backup must not work again: one of these says how.
+#[derive(Debug, Args)]
+#[group(id = "how", required = true, multiple = false)]
+pub(crate) struct Recover {
+    /// Disable every key; enable or rotate them one by one
+    #[arg(long)]
+    pub(crate) disable_all: bool,
+    /// Repeat what ended or narrowed keys, as told by the trail of another store file, such as the
+    /// one that was lost
+    #[arg(long, value_name = "STORE")]
+    pub(crate) replay_from: Option<PathBuf>,
+    /// Nothing was revoked or narrowed since the backup
+    #[arg(long)]
+    pub(crate) trust_backup: bool,
 }
 
 #[derive(Debug, Args)]

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use keyward::policy::PolicyError;
 use keyward::store::sqlite::OpenError;
 use keyward::store::{StoreError, StoreErrorKind};
-use keyward::{AuditError, Denied, Error, Invalid, PepperFileError};
+use keyward::{AuditError, Denied, Error, Invalid, PepperFileError, RecoveryError};
 
 /// The kinds of failure, each with its exit code.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +74,15 @@ impl Failure {
 impl From<Invalid> for Failure {
     fn from(error: Invalid) -> Self {
         Self::of(Kind::Usage, &error)
+    }
+}
+
+impl From<RecoveryError> for Failure {
+    fn from(error: RecoveryError) -> Self {
+        match error {
+            RecoveryError::Interrupted(error) => error.into(),
+            error => Self::of(Kind::Corrupt, &error),
+        }
     }
 }
 

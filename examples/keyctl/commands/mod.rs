@@ -5,6 +5,7 @@ mod change;
 mod import;
 mod issue;
 mod look;
+mod recover;
 mod upkeep;
 
 use crate::args::{Ask, Cli};
@@ -13,13 +14,18 @@ use crate::failure::Answer;
 use crate::output::Output;
 
 pub(crate) async fn run(cli: Cli, output: &Output) -> Answer<()> {
-    let Cli { common, ask } = cli;
+    let Cli { mut common, ask } = cli;
     match ask {
         Ask::Init(named) => upkeep::init(common, &named, output).await,
         Ask::Backup { to } => upkeep::backup(&common, to, output).await,
         Ask::Restore { backup } => upkeep::restore(&common, &backup, output).await,
         Ask::Check => upkeep::check(&common, output).await,
         Ask::Stats => upkeep::stats(&common, output).await,
+        Ask::Recover(asked) => {
+            // What is to be recovered opens no other way.
+            common.allow_unrecovered = true;
+            recover::run(&Desk::open(common).await?, &asked, output).await
+        }
         ask => about_keys(&Desk::open(common).await?, ask, output).await,
     }
 }
@@ -36,6 +42,11 @@ async fn about_keys(desk: &Desk, ask: Ask, output: &Output) -> Answer<()> {
         Ask::Delete(asked) => change::delete(desk, asked, output).await,
         Ask::Audit(asked) => audit::run(desk, &asked, output).await,
         Ask::Import(asked) => import::run(desk, &asked, output).await,
-        Ask::Init(_) | Ask::Backup { .. } | Ask::Restore { .. } | Ask::Check | Ask::Stats => Ok(()),
+        Ask::Init(_)
+        | Ask::Backup { .. }
+        | Ask::Restore { .. }
+        | Ask::Recover(_)
+        | Ask::Check
+        | Ask::Stats => Ok(()),
     }
 }

@@ -60,7 +60,7 @@ pub(crate) async fn restore(common: &Common, backup: &Path, output: &Output) -> 
     store::restore(backup, &common.store).await?;
     let words = format!(
         "made {} from {}. What was revoked since the backup is not revoked in it, so that it opens \
-         with --allow-unrecovered only, until it is recovered",
+         only once `keyctl recover` has put it right",
         common.store.display(),
         backup.display()
     );
