@@ -8,6 +8,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 
 use super::fault::{Fault, OpenError};
+use super::held::{Conn, Held};
 use super::schema;
 
 /// The first SQLite without the fault by which a WAL that several connections share could corrupt
@@ -47,8 +48,22 @@ pub(super) struct Place {
 }
 
 /// Which file a path leads to, so that a file put in its place is noticed.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(super) struct Identity(u64, u64);
+
+impl Identity {
+    #[cfg(unix)]
+    pub(super) fn of(meta: &fs::Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt;
+
+        Self(meta.dev(), meta.ino())
+    }
+
+    #[cfg(not(unix))]
+    pub(super) fn of(_meta: &fs::Metadata) -> Self {
+        Self(0, 0)
+    }
+}
 
 impl Place {
     /// Which file is there, if it is one that may be opened.
@@ -86,27 +101,30 @@ impl Place {
                 mode,
             });
         }
-        Ok(Identity(meta.dev(), meta.ino()))
+        Ok(Identity::of(meta))
     }
 
     #[cfg(not(unix))]
-    fn admit(&self, _meta: &fs::Metadata) -> Result<Identity, OpenError> {
-        Ok(Identity(0, 0))
+    fn admit(&self, meta: &fs::Metadata) -> Result<Identity, OpenError> {
+        Ok(Identity::of(meta))
     }
 
     /// Checks what can be told from the file's first bytes, before SQLite touches it.
     pub(super) fn check_header(&self) -> Result<(), OpenError> {
         let path = &self.path;
         let mut header = [0; 100];
-        let mut file = File::open(path).map_err(|error| OpenError::io(path, error))?;
-        let len = file
-            .seek(SeekFrom::End(0))
-            .and_then(|len| file.seek(SeekFrom::Start(0)).map(|_| len))
+        let held = Held::of(path).map_err(|error| OpenError::io(path, error))?;
+        let len = held
+            .read(path, |file| Ok(file.metadata()?.len()))
             .map_err(|error| OpenError::io(path, error))?;
         if len == 0 {
             return Err(self.corrupt("it is empty"));
         }
-        match file.read_exact(&mut header) {
+        let read = held.read(path, |mut file| {
+            file.seek(SeekFrom::Start(0))?;
+            file.read_exact(&mut header)
+        });
+        match read {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 return Err(self.corrupt("it ends within its header"));
@@ -149,8 +167,9 @@ impl Place {
     }
 
     /// A connection with everything set that does not change the file.
-    pub(super) fn connect(&self) -> Result<Connection, OpenError> {
+    pub(super) fn connect(&self) -> Result<Conn, OpenError> {
         let fail = |fault: Fault| OpenError::of(&self.path, fault);
+        let held = Held::of(&self.path).map_err(|error| OpenError::io(&self.path, error))?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let conn = Connection::open_with_flags(&self.path, flags)
             .map_err(|error| fail(Fault::from(error)))?;
@@ -164,7 +183,7 @@ impl Place {
             Ok(())
         };
         set_up().map_err(fail)?;
-        Ok(conn)
+        Ok(Conn::new(conn, held))
     }
 
     /// Makes commits of this connection as durable as promised, in the best journal mode that the

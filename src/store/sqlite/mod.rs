@@ -3,6 +3,7 @@
 mod fault;
 mod file;
 mod head;
+mod held;
 mod list;
 mod options;
 mod pool;

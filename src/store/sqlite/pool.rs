@@ -6,6 +6,7 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::fault::{Fault, OpenError};
 use super::file::{Identity, Place};
+use super::held::Conn;
 use super::schema;
 
 /// How many idle connections are kept. A judgement: more readers than this at once are rare.
@@ -19,7 +20,7 @@ pub(super) struct Pool {
 
 #[derive(Debug)]
 struct Reader {
-    conn: Connection,
+    conn: Conn,
     file: Identity,
 }
 

@@ -192,7 +192,7 @@ pub(super) fn backup(from: &Place, to: &Path) -> Result<Cursor, OpenError> {
         path: draft.0.clone(),
         ..from.clone()
     };
-    let head = Head::read(&copy.connect()?).map_err(fail)?.cursor;
+    let head = Head::read(&*copy.connect()?).map_err(fail)?.cursor;
     draft.publish(to)?;
     Ok(head)
 }

@@ -7,10 +7,10 @@ use std::thread;
 use std::time::Duration;
 
 use event_listener::Event;
-use rusqlite::Connection;
 
 use super::fault::Fault;
 use super::file::Identity;
+use super::held::Conn;
 use super::pool::Pool;
 
 /// Starts the thread. It ends when the other end of `alive` is gone.
@@ -40,7 +40,7 @@ pub(super) fn start(
 
 struct Watch {
     pool: Arc<Pool>,
-    conn: Option<(Connection, Identity)>,
+    conn: Option<(Conn, Identity)>,
     seen: Option<i64>,
 }
 

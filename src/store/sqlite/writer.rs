@@ -10,6 +10,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::fault::Fault;
 use super::file::{Identity, check_journal};
 use super::head::Head;
+use super::held::Conn;
 use super::pool::Pool;
 use super::{schema, write};
 use crate::core::view::Revision;
@@ -43,7 +44,7 @@ pub(super) fn start(
 
 struct Writer {
     pool: Arc<Pool>,
-    conn: Option<(Connection, Identity)>,
+    conn: Option<(Conn, Identity)>,
 }
 
 /// What became of a group.
@@ -127,7 +128,7 @@ impl Writer {
     }
 
     /// The connection to the file that stands at the path now.
-    fn connection(&mut self) -> Result<(Connection, Identity), Fault> {
+    fn connection(&mut self) -> Result<(Conn, Identity), Fault> {
         let file = self.pool.current()?;
         if let Some(ready) = self.conn.take().filter(|(_, own)| *own == file) {
             return Ok(ready);
