@@ -15,7 +15,7 @@ use keyward::{
 };
 
 use crate::process::{tell, wait_for_parent};
-use crate::support::{START, actor, at, capped, node, reader, wait};
+use crate::support::{START, actor, at, capped, peppers, reader, wait};
 use keyward::policy::Policy;
 
 /// Many more than any child creates and leaves.
@@ -47,8 +47,14 @@ fn number(name: &str) -> usize {
 }
 
 pub fn service(store: impl KeyStore, cap: u32) -> Keyward {
-    let clock = Arc::new(ManualClock::at(at(START)));
-    node(store, &clock, Policy::new(capped(cap)).unwrap())
+    try_service(store, cap).unwrap()
+}
+
+fn try_service(store: impl KeyStore, cap: u32) -> Result<Keyward, StoreError> {
+    let builder = Keyward::builder(store, peppers())
+        .policy(Policy::new(capped(cap)).unwrap())
+        .clock(Arc::new(ManualClock::at(at(START))));
+    wait(builder.build())
 }
 
 pub fn open(path: &Path) -> SqliteStore {
@@ -183,7 +189,14 @@ fn steps(path: &Path) {
             open(path)
         }
     };
-    let keys = service(Told(store.clone()), NO_CAP);
+    let keys = match try_service(Told(store.clone()), NO_CAP) {
+        Ok(keys) => keys,
+        Err(error) => {
+            tell(format_args!("refused {error:?}"));
+            lift();
+            service(Told(store.clone()), NO_CAP)
+        }
+    };
     let admin = actor("acme", "alice", Role::ADMIN);
     for round in 0..STEPS {
         // What a commit came to, its store tells; here it only must not panic.

@@ -39,6 +39,10 @@ impl Part {
         }
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     #[track_caller]
     pub fn expect(&mut self, line: &str) {
         assert_eq!(self.next().as_deref(), Some(line));
