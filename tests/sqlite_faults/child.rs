@@ -25,7 +25,7 @@ pub const NO_CAP: u32 = 1_000_000;
 pub const CAP: u32 = 5;
 
 /// How many commits a child makes that is to be disturbed, or recorded.
-pub const STEPS: usize = 12;
+pub const STEPS: usize = 8;
 
 pub fn run(part: &str) {
     let path = PathBuf::from(std::env::var_os("CHILD_PATH").unwrap());
@@ -179,7 +179,8 @@ impl KeyStore for Told {
     }
 }
 
-/// Commits while calls fail, then once more when nothing fails any longer.
+/// Commits while calls fail, then once more when nothing fails any longer, unless it is killed
+/// before.
 fn steps(path: &Path) {
     let store = match wait(SqliteStore::open(path)) {
         Ok(store) => store,
@@ -204,6 +205,10 @@ fn steps(path: &Path) {
         if round == STEPS / 2 {
             checkpoint(path);
         }
+    }
+    if std::env::var_os("CHILD_DIES").is_some() {
+        tell("dying");
+        wait_for_parent();
     }
     lift();
     let made = wait(keys.create(&admin, reader("last"))).unwrap();

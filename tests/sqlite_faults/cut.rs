@@ -214,6 +214,12 @@ fn cut(
     ];
     Part::start(part, &folder.join("keys.db"), &env).finish();
     let steps = steps(&log);
+    let last_mark = steps
+        .iter()
+        .rposition(|step| step.name.ends_with(".marker"));
+    let busy = &steps[..last_mark.unwrap()];
+    let moved = |step: &Step| step.kind == b'w' && step.name == "keys.db";
+    assert!(busy.iter().any(moved), "no checkpoint is in the recording");
     let mut dice = Dice(seed);
     let mut cuts: Vec<_> = (0..images).map(|_| dice.below(steps.len())).collect();
     cuts.sort_unstable();
@@ -294,7 +300,7 @@ fn a_power_cut_is_seen_to_lose_what_was_not_waited_for() {
             .unwrap();
         lost += marks.len().saturating_sub(there);
     };
-    cut("rows", folder.path(), 200, 50, 0x6b65_7977_6172_6404, check);
+    cut("rows", folder.path(), 600, 50, 0x6b65_7977_6172_6404, check);
     assert!(lost > 0, "no acknowledged row was lost");
     eprintln!("{lost} rows lost");
 }

@@ -98,7 +98,7 @@ fn whichever_call_fails_the_answer_is_true() {
     assert!(calls > 100, "the shim stands between: {calls} calls");
 
     let mut dice = Dice(0x6b65_7977_6172_6402);
-    let every = rounds(5, 1);
+    let every = rounds(7, 1);
     let mut all: BTreeMap<String, usize> = BTreeMap::new();
     let mut runs = 0;
     for (error, name) in [(ENOSPC, "ENOSPC"), (EIO, "EIO")] {
@@ -112,11 +112,24 @@ fn whichever_call_fails_the_answer_is_true() {
                     ("SHIM_ERRNO", error.to_string()),
                     ("SHIM_ON", u8::from(on).to_string()),
                 ];
-                let told = Part::start("steps", &disk.path(), &disk.env(&shim, &fault)).finish();
-                assert!(
-                    told.last().unwrap().starts_with("done"),
-                    "{run}: it goes on after"
-                );
+                let mut env = disk.env(&shim, &fault);
+                // Every other child is killed amid the faults: what was said of a commit holds of
+                // what is recovered, too.
+                let dies = (at / every).is_multiple_of(2);
+                env.extend(dies.then(|| ("CHILD_DIES", "1".to_owned())));
+                let mut part = Part::start("steps", &disk.path(), &env);
+                let told = if dies {
+                    let told: Vec<_> = std::iter::from_fn(|| part.next())
+                        .take_while(|line| line != "dying")
+                        .collect();
+                    part.kill();
+                    told
+                } else {
+                    let told = part.finish();
+                    let last = told.last().unwrap();
+                    assert!(last.starts_with("done"), "{run}: it goes on after");
+                    told
+                };
                 for (kind, times) in disk.settle(&told, &run) {
                     *all.entry(kind).or_default() += times;
                 }
