@@ -33,7 +33,7 @@ keyward::conformance::suite! {
     store = Folder::with(1);
 }
 
-/// Two instances on one file, as two processes have it: calls take turns between them.
+// Two instances on one file, as two processes have it: calls take turns between them.
 #[cfg(feature = "sqlite")]
 keyward::conformance::suite! {
     mod sqlite_twice;
