@@ -1,4 +1,5 @@
 //! File stores in a folder of their own, which goes when they do.
+#![allow(unreachable_pub, reason = "each test file uses its own part")]
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
