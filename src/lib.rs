@@ -26,7 +26,8 @@
 //! - [`Keyward`] is the facade: every command and every question in one call. It wires a
 //!   [`KeyManager`] (changes), a [`Replica`] (follows the store) and a [`Verifier`] (no I/O); each
 //!   also stands alone.
-//! - [`store`] is the contract for storage, with [`MemoryStore`](store::MemoryStore).
+//! - [`store`] is the contract for storage, with [`MemoryStore`](store::MemoryStore) and, behind a
+//!   feature, a store in a file.
 //! - [`policy`] holds the rules of a tenant's keys as data; [`profiles`] are ready ones.
 //! - [`rules`] are the same rules as plain functions: no async, no I/O, no clock.
 //! - [`audit`] and [`rotation`] tell what happened, and where a rotation stands.
@@ -117,6 +118,7 @@
 //!
 //! | Feature | Adds |
 //! |---|---|
+//! | `sqlite` | [`SqliteStore`](store::SqliteStore): keys in a file that several processes share |
 //! | `testing` | [`SeededEntropy`]: key material that a seed repeats |
 //! | `conformance` | [`conformance`]: the store contract's checks, faults, explorer, strategies |
 
