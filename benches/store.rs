@@ -72,6 +72,9 @@ const QUICK: Size = Size {
     points: 500,
 };
 
+/// How many creates in a row one subject makes before another has its turn.
+const BLOCK: usize = 20;
+
 /// One line of the table.
 struct Line {
     what: String,
@@ -440,33 +443,38 @@ fn create(size: &Size, table: &mut Table) {
     }
     let keys = keyward(open(&folder.path().join("whole.db")));
     maker.tenants.clear();
-    let mut filler = Maker::new();
-    filler.fill(&open(&folder.path().join("whole.db")), size.filled, name);
+    Maker::new().fill(&open(&folder.path().join("whole.db")), size.filled, name);
 
     let mut rounds: [Vec<Vec<Duration>>; 4] = Default::default();
     // The first round brings the logs to their size.
     for round in 0..=size.rounds {
         let mut times: [Vec<Duration>; 4] = Default::default();
-        for number in 0..size.creates {
-            let whose = tenant(&format!("t-{round}-{}", number / 10));
-            let commit = maker.fresh(&whose, 1);
+        for block in 0..size.creates / BLOCK {
+            let whose = tenant(&format!("t-{round}-{block}"));
             let actor = admin(whose.as_str());
             // In a random order: what one leaves to the disk, the next may wait for.
             let mut order = [0, 1, 2, 3];
             order.sort_by_cached_key(|_| maker.random());
             for subject in order {
-                let (time, ()) = match subject {
-                    0 => timed(|| same.durable(&commit)),
-                    1 => timed(|| bare.durable(&commit)),
-                    2 => {
-                        let commit = commit.clone();
-                        let (time, revision) = timed(|| block_on(store.commit(commit)).unwrap());
-                        maker.landed(&whose, revision);
-                        (time, ())
-                    }
-                    _ => timed(|| drop(block_on(keys.create(&actor, new_key())).unwrap())),
-                };
-                times[subject].push(time);
+                for _ in 0..BLOCK {
+                    let (time, ()) = match subject {
+                        0 | 1 => {
+                            let plain = if subject == 0 { &mut same } else { &mut bare };
+                            let commit = filler.fresh(&whose, 1);
+                            filler.landed(&whose, Revision(plain.revision.unsigned_abs() + 1));
+                            timed(|| plain.durable(&commit))
+                        }
+                        2 => {
+                            let commit = maker.fresh(&whose, 1);
+                            let (time, revision) =
+                                timed(|| block_on(store.commit(commit)).unwrap());
+                            maker.landed(&whose, revision);
+                            (time, ())
+                        }
+                        _ => timed(|| drop(block_on(keys.create(&actor, new_key())).unwrap())),
+                    };
+                    times[subject].push(time);
+                }
             }
         }
         if round > 0 {
