@@ -87,23 +87,23 @@ impl Index {
     }
 
     /// Takes over a row, if it is newer than what is known. One writer at a time.
-    pub(super) fn apply(&self, change: &Change) {
+    pub(super) fn apply(&self, change: Change) {
         let revision = change.revision;
         let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
-        match &change.row {
-            Row::Tenant(row) => rows.take_tenant(revision, &row.tenant, Some(row)),
-            Row::Owner(row) => rows.take_owner(revision, &row.tenant, &row.owner, Some(row)),
+        match change.row {
+            Row::Tenant(row) => rows.take_tenant(revision, &row.tenant, Some(&row)),
+            Row::Owner(row) => rows.take_owner(revision, &row.tenant, &row.owner, Some(&row)),
             Row::Key(record) => {
                 let standing = rows.standing(&record.tenant, &record.owner);
-                let record = Arc::new(KeyRecord::clone(record));
+                let record = Arc::<KeyRecord>::from(record);
                 self.put(record.id, revision, Key::Known { record, standing });
             }
-            Row::Removed { key, .. } => self.put(*key, revision, Key::Removed),
-            Row::Corrupt(RowKey::Key(key)) => self.put(*key, revision, Key::Corrupt),
+            Row::Removed { key, .. } => self.put(key, revision, Key::Removed),
+            Row::Corrupt(RowKey::Key(key)) => self.put(key, revision, Key::Corrupt),
             Row::Corrupt(RowKey::Owner(tenant, owner)) => {
-                rows.take_owner(revision, tenant, owner, None);
+                rows.take_owner(revision, &tenant, &owner, None);
             }
-            Row::Corrupt(RowKey::Tenant(tenant)) => rows.take_tenant(revision, tenant, None),
+            Row::Corrupt(RowKey::Tenant(tenant)) => rows.take_tenant(revision, &tenant, None),
         }
     }
 

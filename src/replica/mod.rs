@@ -6,9 +6,12 @@
 
 mod index;
 
+use std::future::poll_fn;
 use std::num::NonZeroUsize;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -19,9 +22,7 @@ use crate::core::id::KeyId;
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
-use crate::store::{
-    Change, Changes, ChangesError, Cursor, KeyStore, StoreError, StoreErrorKind, Versioned,
-};
+use crate::store::{Change, ChangesError, Cursor, KeyStore, StoreError, StoreErrorKind, Versioned};
 
 /// How many rows a page of feed or scan asks for. A judgement: a megabyte or so.
 const PAGE: NonZeroUsize = NonZeroUsize::new(4096).expect("4096 is not zero");
@@ -145,8 +146,10 @@ impl Replica {
                     if !done && changes.upto == cursor {
                         return false;
                     }
-                    self.index.load().apply_page(&changes);
                     progress.cursor = Some(changes.upto);
+                    self.index
+                        .load()
+                        .apply_page(changes.changes, changes.newest);
                     if done {
                         self.confirm(sent);
                         return true;
@@ -166,7 +169,9 @@ impl Replica {
     pub(crate) fn apply_landed(&self, changes: &[Change], decided_at: Timestamp) {
         let progress = self.progress();
         for index in progress.building.iter().chain([&self.index.load_full()]) {
-            changes.iter().for_each(|change| index.apply(change));
+            changes
+                .iter()
+                .for_each(|change| index.apply(change.clone()));
             index.saw(decided_at);
         }
     }
@@ -181,8 +186,8 @@ impl Replica {
             .is_some_and(|cursor| cursor.epoch == fetched.head.epoch)
         {
             let index = self.index.load();
-            rows.iter().for_each(|row| index.apply(row));
-            index.apply(&fetched.change);
+            rows.iter().for_each(|row| index.apply(row.clone()));
+            index.apply(fetched.change.clone());
         }
     }
 
@@ -199,7 +204,7 @@ impl Replica {
             let goal = *goal.get_or_insert(page.head.revision);
             {
                 let _one_writer = self.progress();
-                index.apply_page(&page);
+                index.apply_page(page.changes, page.newest);
             }
             let moved = page.upto.revision > cursor.revision;
             cursor = page.upto;
@@ -230,23 +235,22 @@ impl Replica {
         let mut last = None;
         let mut head = None;
         let mut read = 0_usize;
-        loop {
-            let page = self.store.scan(last.clone(), PAGE).await?;
+        let mut scan = Some(Begun::Waiting(self.store.scan(None, PAGE)));
+        while let Some(page) = scan.take() {
+            let page = page.end().await?;
             head.get_or_insert(page.head);
             read += page.rows.len();
-            {
-                let _one_writer = self.progress();
-                page.rows.iter().for_each(|change| index.apply(change));
-                page.newest.iter().for_each(|newest| index.saw(*newest));
-            }
-            match page.next {
-                Some(next) if Some(&next) > last.as_ref() => last = Some(next),
-                Some(_) => {
+            if let Some(next) = page.next {
+                if Some(&next) <= last.as_ref() {
                     let kind = StoreErrorKind::Corrupt;
                     return Err(StoreError::new(kind, "scanning rows that do not go on"));
                 }
-                None => break,
+                last = Some(next.clone());
+                // The store reads the next page while this one is applied.
+                scan = Some(Begun::begin(self.store.scan(Some(next), PAGE)).await);
             }
+            let _one_writer = self.progress();
+            index.apply_page(page.rows, page.newest);
         }
         tracing::debug!(rows = read, "scanned");
         index.filled(head.map_or(Revision::ZERO, |head: Cursor| head.revision));
@@ -288,9 +292,32 @@ impl Replica {
     }
 }
 
+/// A future that was polled once, so that what it waits for goes on by itself.
+enum Begun<F: Future> {
+    Waiting(F),
+    Ready(F::Output),
+}
+
+impl<F: Future + Unpin> Begun<F> {
+    async fn begin(mut future: F) -> Self {
+        let polled = poll_fn(|cx| Poll::Ready(Pin::new(&mut future).poll(cx))).await;
+        match polled {
+            Poll::Ready(output) => Self::Ready(output),
+            Poll::Pending => Self::Waiting(future),
+        }
+    }
+
+    async fn end(self) -> F::Output {
+        match self {
+            Self::Waiting(future) => future.await,
+            Self::Ready(output) => output,
+        }
+    }
+}
+
 impl Index {
-    fn apply_page(&self, page: &Changes) {
-        page.changes.iter().for_each(|change| self.apply(change));
-        page.newest.iter().for_each(|newest| self.saw(*newest));
+    fn apply_page(&self, rows: Vec<Change>, newest: Option<Timestamp>) {
+        rows.into_iter().for_each(|change| self.apply(change));
+        newest.into_iter().for_each(|newest| self.saw(newest));
     }
 }

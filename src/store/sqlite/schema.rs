@@ -43,7 +43,8 @@ pub(super) fn application(conn: &Connection) -> Result<i32, Fault> {
 
 /// The version of the file's schema.
 pub(super) fn version(conn: &Connection) -> Result<i32, Fault> {
-    Ok(conn.pragma_query_value(None, "user_version", |row| row.get(0))?)
+    let mut statement = conn.prepare_cached("PRAGMA user_version")?;
+    Ok(statement.query_row([], |row| row.get(0))?)
 }
 
 /// Refuses what a newer version has made of the file meanwhile.

@@ -1,0 +1,732 @@
+//! What the file store costs, as ratios: against plain SQLite doing the same on the same disk in
+//! the same run, so that the machine cancels out. Rounds are interleaved, medians are told.
+//!
+//! `cargo bench --bench store --all-features -- [--quick] [--json] [--only create,group,start,point]`
+#![allow(
+    clippy::disallowed_methods,
+    reason = "time is what is measured here, not what is decided by"
+)]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a measurement ends where it cannot go on"
+)]
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+use keyward::audit::{AuditEntry, AuditHash};
+use keyward::policy::{ActiveKeyCap, Policy};
+use keyward::store::{
+    AuditQuery, Commit, CommitTag, Effects, KeyQuery, KeyStore, MemoryStore, Revision, Select,
+    SqliteStore,
+};
+use keyward::{
+    Actor, Clock, Credential, Digest, Fingerprint, KeyId, KeyRecord, Keyward, NewKey, Owner,
+    PepperRing, PrincipalId, Replica, Role, SystemClock, TenantId, days, profiles,
+};
+use pollster::block_on;
+use rusqlite::{Connection, params};
+
+const SCHEMA: &str = include_str!("../src/store/sqlite/schema/1.sql");
+
+/// The same columns, each table with its primary key alone.
+const BARE: &str = "
+CREATE TABLE commits (revision INTEGER PRIMARY KEY, tag BLOB, newest INTEGER, seal INTEGER);
+CREATE TABLE tenants (tenant TEXT PRIMARY KEY, revision INTEGER, decided_at INTEGER,
+  sequence INTEGER, hash BLOB, seal INTEGER) WITHOUT ROWID;
+CREATE TABLE rows (place INTEGER PRIMARY KEY, kind INTEGER, tenant TEXT, name TEXT, id BLOB,
+  ends INTEGER, legacy INTEGER, fingerprint TEXT, body BLOB, seal INTEGER);
+CREATE TABLE audit (place INTEGER PRIMARY KEY, tenant TEXT, sequence INTEGER, command TEXT,
+  key BLOB, body BLOB, seal INTEGER);";
+
+/// How much is measured.
+struct Size {
+    /// Keys in each file before single creates are measured.
+    filled: usize,
+    rounds: usize,
+    creates: usize,
+    /// Creates of each thread in a round of concurrent ones.
+    burst: usize,
+    keys: usize,
+    points: usize,
+}
+
+const FULL: Size = Size {
+    filled: 20_000,
+    rounds: 5,
+    creates: 200,
+    burst: 40,
+    keys: 1_000_000,
+    points: 2_000,
+};
+
+const QUICK: Size = Size {
+    filled: 5_000,
+    rounds: 3,
+    creates: 100,
+    burst: 15,
+    keys: 100_000,
+    points: 500,
+};
+
+/// How many creates in a row one subject makes before another has its turn.
+const BLOCK: usize = 20;
+
+/// One line of the table.
+struct Line {
+    what: String,
+    ratio: f64,
+    goal: Option<Goal>,
+    note: String,
+}
+
+#[derive(Clone, Copy)]
+enum Goal {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Goal {
+    fn holds(self, ratio: f64) -> bool {
+        match self {
+            Self::AtMost(most) => ratio <= most,
+            Self::AtLeast(least) => ratio >= least,
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            Self::AtMost(most) => format!("<= {most}"),
+            Self::AtLeast(least) => format!(">= {least}"),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Table(Vec<Line>);
+
+impl Table {
+    fn add(
+        &mut self,
+        what: &str,
+        ratio: f64,
+        goal: impl Into<Option<Goal>>,
+        note: impl Into<String>,
+    ) {
+        let (what, goal, note) = (what.to_owned(), goal.into(), note.into());
+        eprintln!("  {what}: {ratio:.2} ({note})");
+        self.0.push(Line {
+            what,
+            ratio,
+            goal,
+            note,
+        });
+    }
+
+    fn print(&self) {
+        let (head, width) = ("measure", 58);
+        println!("{head:<width$}  ratio    goal   met  in this run");
+        for line in &self.0 {
+            let goal = line.goal.map(Goal::text).unwrap_or_default();
+            let met = line.goal.map(|goal| goal.holds(line.ratio));
+            let met = met.map_or("", |met| if met { "yes" } else { "NO" });
+            let Line {
+                what, ratio, note, ..
+            } = line;
+            println!("{what:<width$} {ratio:>6.2}  {goal:>6}  {met:>4}  {note}");
+        }
+    }
+
+    fn print_json(&self) {
+        let line = |line: &Line| {
+            serde_json::json!({
+                "measure": line.what,
+                "ratio": line.ratio,
+                "goal": line.goal.map(Goal::text),
+                "met": line.goal.map(|goal| goal.holds(line.ratio)),
+                "note": line.note,
+            })
+        };
+        let lines: Vec<_> = self.0.iter().map(line).collect();
+        println!("{:#}", serde_json::Value::Array(lines));
+    }
+}
+
+/// Makes commits like those of real commands: the records and entries that [`Keyward::create`]
+/// wrote, varied.
+struct Maker {
+    record: KeyRecord,
+    entry: AuditEntry,
+    made: u64,
+    random: u64,
+    tenants: HashMap<TenantId, (Revision, u64)>,
+}
+
+impl Maker {
+    fn new() -> Self {
+        let store = MemoryStore::new();
+        let keys = keyward(store.clone());
+        block_on(keys.create(&admin("template"), new_key())).unwrap();
+        let tenant = tenant("template");
+        let query = KeyQuery::tenant(tenant.clone(), SystemClock.now());
+        let record = block_on(store.list(&query)).unwrap().keys.remove(0);
+        let trail = block_on(store.audit(&AuditQuery::tenant(tenant))).unwrap();
+        let entry = trail.rows.last().unwrap().entry.clone();
+        Self {
+            record,
+            entry,
+            made: 0,
+            random: 1,
+            tenants: HashMap::new(),
+        }
+    }
+
+    /// SplitMix64.
+    fn random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn bytes<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        for chunk in bytes.chunks_mut(8) {
+            chunk.copy_from_slice(&self.random().to_le_bytes()[..chunk.len()]);
+        }
+        bytes
+    }
+
+    fn record(&mut self, tenant: &TenantId) -> KeyRecord {
+        self.made += 1;
+        let later = Duration::from_millis(self.made / 10);
+        let at = self.record.created.at.saturating_add(later);
+        let digest = Digest::from_bytes(self.bytes());
+        let mut record = KeyRecord {
+            id: KeyId::from_parts(at, self.bytes()),
+            tenant: tenant.clone(),
+            name: format!("key {}", self.made).parse().unwrap(),
+            owner: Owner::Principal(principal(self.made % 10)),
+            fingerprint: Fingerprint::of_sha256(&digest),
+            ..self.record.clone()
+        };
+        record.created.at = at;
+        record.updated.at = at;
+        if let Credential::Peppered { digest: own, .. } = &mut record.credential {
+            *own = digest;
+        }
+        record
+    }
+
+    fn commit(&mut self, tenant: &TenantId, puts: Vec<KeyRecord>) -> Commit {
+        let (expected, sequence) = self.tenants.get(tenant).copied().unwrap_or_default();
+        let first = &puts[0];
+        let entry = AuditEntry {
+            tenant: tenant.clone(),
+            sequence: sequence + 1,
+            at: first.updated.at,
+            command: first.id.to_string().parse().unwrap(),
+            key: Some(first.id),
+            hash: AuditHash::from_bytes(self.bytes()),
+            ..self.entry.clone()
+        };
+        Commit {
+            tenant: tenant.clone(),
+            expected,
+            tag: CommitTag(u128::from_le_bytes(self.bytes())),
+            decided_at: entry.at,
+            effects: Effects {
+                puts,
+                audit: vec![entry],
+                ..Effects::default()
+            },
+        }
+    }
+
+    fn fresh(&mut self, tenant: &TenantId, keys: usize) -> Commit {
+        let puts = (0..keys).map(|_| self.record(tenant)).collect();
+        self.commit(tenant, puts)
+    }
+
+    /// Notes where a commit landed, so that the next one of the tenant fits.
+    fn landed(&mut self, tenant: &TenantId, revision: Revision) {
+        let own = self.tenants.entry(tenant.clone()).or_default();
+        *own = (revision, own.1 + 1);
+    }
+
+    /// Fills a store with keys in commits of 1,000, and tells all ids with their tenants.
+    fn fill(
+        &mut self,
+        store: &SqliteStore,
+        keys: usize,
+        tenant_of: impl Fn(usize) -> TenantId,
+    ) -> Vec<(TenantId, KeyRecord)> {
+        let mut sample = Vec::new();
+        for number in 0..keys / 1000 {
+            let tenant = tenant_of(number);
+            let commit = self.fresh(&tenant, 1000);
+            // A tenth of them at random, to be changed later.
+            for record in &commit.effects.puts {
+                if self.random().is_multiple_of(10) {
+                    sample.push((tenant.clone(), record.clone()));
+                }
+            }
+            let revision = block_on(store.commit(commit)).unwrap();
+            self.landed(&tenant, revision);
+        }
+        sample
+    }
+}
+
+/// Plain SQLite on one thread: what a commit writes, and nothing else.
+struct Plain {
+    conn: Connection,
+    revision: i64,
+}
+
+impl Plain {
+    fn create(path: &Path, schema: &str) -> Self {
+        let conn = Connection::open(path).unwrap();
+        conn.pragma_update(None, "journal_mode", "WAL").unwrap();
+        conn.pragma_update(None, "synchronous", "FULL").unwrap();
+        conn.set_prepared_statement_cache_capacity(64);
+        conn.execute_batch(schema).unwrap();
+        Self { conn, revision: 0 }
+    }
+
+    fn durable(&mut self, commit: &Commit) {
+        self.conn
+            .prepare_cached("BEGIN IMMEDIATE")
+            .unwrap()
+            .execute([])
+            .unwrap();
+        self.write(commit);
+        self.conn
+            .prepare_cached("COMMIT")
+            .unwrap()
+            .execute([])
+            .unwrap();
+    }
+
+    fn write(&mut self, commit: &Commit) {
+        self.revision += 1;
+        let tenant = commit.tenant.as_str();
+        let at = commit.decided_at.as_micros();
+        self.run(
+            "INSERT INTO commits VALUES (?1, ?2, ?3, ?4)",
+            params![self.revision, commit.tag.0.to_be_bytes(), at, at],
+        );
+        for (place, record) in (self.revision << 20..).zip(&commit.effects.puts) {
+            let (id, body) = (record.id.to_u128().to_be_bytes(), record.to_bytes());
+            let ends = record.expires_at.map_or(i64::MAX, |end| end.as_micros());
+            let fingerprint = record.fingerprint.to_string();
+            self.run(
+                "INSERT INTO rows VALUES (?1, 2, ?2, NULL, ?3, ?4, NULL, ?5, ?6, ?7)",
+                params![place, tenant, id, ends, fingerprint, body, at],
+            );
+        }
+        for (place, entry) in (self.revision << 20..).zip(&commit.effects.audit) {
+            let key = entry.key.map(|key| key.to_u128().to_be_bytes());
+            let sequence = entry.sequence.cast_signed();
+            let (command, body) = (entry.command.as_str(), entry.to_bytes());
+            self.run(
+                "INSERT INTO audit VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                params![place, tenant, sequence, command, key, body, at],
+            );
+            self.run(
+                "INSERT OR REPLACE INTO tenants VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                params![
+                    tenant,
+                    self.revision,
+                    at,
+                    sequence,
+                    entry.hash.as_bytes(),
+                    at
+                ],
+            );
+        }
+    }
+
+    fn run(&self, sql: &str, with: impl rusqlite::Params) {
+        self.conn
+            .prepare_cached(sql)
+            .unwrap()
+            .execute(with)
+            .unwrap();
+    }
+}
+
+fn tenant(name: &str) -> TenantId {
+    TenantId::new(name).unwrap()
+}
+
+fn principal(number: u64) -> PrincipalId {
+    PrincipalId::new(format!("user-{number}@example.com")).unwrap()
+}
+
+fn admin(of: &str) -> Actor {
+    Actor::new(tenant(of), principal(0), Role::ADMIN)
+}
+
+fn new_key() -> NewKey {
+    NewKey::new("nightly export")
+        .description("Reads last night's reports for the warehouse")
+        .scopes(["reports:read", "exports:write"])
+        .metadata([("team", "data"), ("ticket", "OPS-1234")])
+        .expires_in(days(90))
+}
+
+fn keyward(store: impl KeyStore) -> Keyward {
+    let mut spec = profiles::standard();
+    spec.active_keys = ActiveKeyCap::Unlimited;
+    let builder = Keyward::builder(store, PepperRing::generate().unwrap());
+    block_on(builder.policy(Policy::new(spec).unwrap()).build()).unwrap()
+}
+
+fn open(path: &Path) -> SqliteStore {
+    block_on(SqliteStore::open(path)).unwrap()
+}
+
+fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {
+    let began = Instant::now();
+    let done = work();
+    (began.elapsed(), done)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn quantile(times: &[Duration], of: f64) -> f64 {
+    let mut seconds: Vec<_> = times.iter().map(Duration::as_secs_f64).collect();
+    seconds.sort_by(f64::total_cmp);
+    let last = seconds.len() - 1;
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "an index into a short list"
+    )]
+    let at = (last as f64 * of).round() as usize;
+    seconds[at]
+}
+
+fn micros(seconds: f64) -> String {
+    format!("{:.0} us", seconds * 1e6)
+}
+
+fn millis(seconds: f64) -> String {
+    format!("{:.0} ms", seconds * 1e3)
+}
+
+/// One create at a time, each on disk before the next.
+fn create(size: &Size, table: &mut Table) {
+    eprintln!("create: one writer");
+    let folder = tempfile::tempdir().unwrap();
+    let mut maker = Maker::new();
+    let store = open(&folder.path().join("keys.db"));
+    let mut same = Plain::create(&folder.path().join("same.db"), SCHEMA);
+    let mut bare = Plain::create(&folder.path().join("bare.db"), BARE);
+    let name = |number: usize| tenant(&format!("filled-{number}"));
+    maker.fill(&store, size.filled, name);
+    let mut filler = Maker::new();
+    for plain in [&mut same, &mut bare] {
+        for number in 0..size.filled / 1000 {
+            plain.durable(&filler.fresh(&name(number), 1000));
+        }
+        filler.tenants.clear();
+    }
+    let keys = keyward(open(&folder.path().join("whole.db")));
+    maker.tenants.clear();
+    Maker::new().fill(&open(&folder.path().join("whole.db")), size.filled, name);
+
+    let mut rounds: [Vec<Vec<Duration>>; 4] = Default::default();
+    // The first round brings the logs to their size.
+    for round in 0..=size.rounds {
+        let mut times: [Vec<Duration>; 4] = Default::default();
+        for block in 0..size.creates / BLOCK {
+            let whose = tenant(&format!("t-{round}-{block}"));
+            let actor = admin(whose.as_str());
+            // In a random order: what one leaves to the disk, the next may wait for.
+            let mut order = [0, 1, 2, 3];
+            order.sort_by_cached_key(|_| maker.random());
+            for subject in order {
+                for _ in 0..BLOCK {
+                    let (time, ()) = match subject {
+                        0 | 1 => {
+                            let plain = if subject == 0 { &mut same } else { &mut bare };
+                            let commit = filler.fresh(&whose, 1);
+                            filler.landed(&whose, Revision(plain.revision.unsigned_abs() + 1));
+                            timed(|| plain.durable(&commit))
+                        }
+                        2 => {
+                            let commit = maker.fresh(&whose, 1);
+                            let (time, revision) =
+                                timed(|| block_on(store.commit(commit)).unwrap());
+                            maker.landed(&whose, revision);
+                            (time, ())
+                        }
+                        _ => timed(|| drop(block_on(keys.create(&actor, new_key())).unwrap())),
+                    };
+                    times[subject].push(time);
+                }
+            }
+        }
+        if round > 0 {
+            for (all, own) in rounds.iter_mut().zip(times) {
+                all.push(own);
+            }
+        }
+    }
+    let told = |subject: usize, of: f64| {
+        median(
+            rounds[subject]
+                .iter()
+                .map(|times| quantile(times, of))
+                .collect(),
+        )
+    };
+    let against = |subject: usize, floor: usize, of: f64| {
+        let pairs = rounds[subject].iter().zip(&rounds[floor]);
+        median(
+            pairs
+                .map(|(own, floor)| quantile(own, of) / quantile(floor, of))
+                .collect(),
+        )
+    };
+    for (subject, what) in [(2, "store.commit"), (3, "Keyward::create")] {
+        for (of, name) in [(0.5, "p50"), (0.99, "p99")] {
+            let note = format!("{} : {}", micros(told(subject, of)), micros(told(0, of)));
+            let goal = (of < 0.9).then_some(Goal::AtMost(1.3));
+            let line = format!("{what}, {name} : SQLite, same tables");
+            table.add(&line, against(subject, 0, of), goal, note);
+        }
+        let note = format!("{} : {}", micros(told(subject, 0.5)), micros(told(1, 0.5)));
+        let line = format!("{what}, p50 : SQLite, bare tables");
+        table.add(&line, against(subject, 1, 0.5), None, note);
+    }
+}
+
+/// Creates per second of several threads, each waiting for its own.
+fn rate(keys: &Keyward, threads: usize, each: usize, name: impl Fn(usize) -> String) -> f64 {
+    let barrier = Barrier::new(threads + 1);
+    let (time, ()) = std::thread::scope(|scope| {
+        let began: Vec<_> = (0..threads)
+            .map(|number| {
+                let (actor, barrier) = (admin(&name(number)), &barrier);
+                scope.spawn(move || {
+                    barrier.wait();
+                    for _ in 0..each {
+                        block_on(keys.create(&actor, new_key())).unwrap();
+                    }
+                })
+            })
+            .collect();
+        barrier.wait();
+        timed(|| began.into_iter().for_each(|one| one.join().unwrap()))
+    });
+    #[allow(clippy::cast_precision_loss, reason = "a few hundred")]
+    let creates = (threads * each) as f64;
+    creates / time.as_secs_f64()
+}
+
+/// Sixteen creates at a time.
+fn group(size: &Size, table: &mut Table) {
+    eprintln!("group: 16 writers");
+    let folder = tempfile::tempdir().unwrap();
+    let keys = keyward(open(&folder.path().join("keys.db")));
+    let mut rates: [Vec<f64>; 3] = Default::default();
+    for round in 0..size.rounds {
+        let each = size.burst;
+        rates[0].push(rate(&keys, 1, each * 4, |_| format!("one-{round}")));
+        rates[1].push(rate(&keys, 16, each, |at| format!("own-{at}")));
+        rates[2].push(rate(&keys, 16, each, |_| format!("same-{round}")));
+    }
+    for (of, what) in [(1, "16 tenants"), (2, "one tenant")] {
+        let ratio = median(
+            rates[of]
+                .iter()
+                .zip(&rates[0])
+                .map(|(many, one)| many / one)
+                .collect(),
+        );
+        let (many, one) = (median(rates[of].clone()), median(rates[0].clone()));
+        let note = format!("{many:.0}/s : {one:.0}/s");
+        let line = format!("16 concurrent creates, {what} : one writer");
+        table.add(&line, ratio, Goal::AtLeast(4.0), note);
+    }
+}
+
+/// Reads and decodes every record in the order of the file.
+fn plain_scan(path: &Path) -> usize {
+    let conn = Connection::open(path).unwrap();
+    let mut statement = conn
+        .prepare("SELECT body FROM rows WHERE kind = 2 ORDER BY place")
+        .unwrap();
+    let mut rows = statement.query([]).unwrap();
+    let mut read = 0;
+    while let Some(row) = rows.next().unwrap() {
+        let body = row.get_ref(0).unwrap().as_blob().unwrap();
+        drop(std::hint::black_box(KeyRecord::from_bytes(body).unwrap()));
+        read += 1;
+    }
+    read
+}
+
+fn start_up(store: &SqliteStore, size: &Size, what: &str, table: &mut Table) {
+    let (mut ratios, mut loads, mut scans) = (Vec::new(), Vec::new(), Vec::new());
+    // The first pair warms the cache.
+    for round in 0..=3 {
+        let (scan, read) = timed(|| plain_scan(store.path()));
+        assert_eq!(read, size.keys);
+        let replica = Replica::new(Arc::new(store.clone()), Arc::new(SystemClock));
+        let (load, ()) = timed(|| block_on(replica.sync()).unwrap());
+        drop(replica);
+        eprintln!("  {load:.2?} : {scan:.2?}");
+        if round > 0 {
+            let (load, scan) = (load.as_secs_f64(), scan.as_secs_f64());
+            ratios.push(load / scan);
+            loads.push(load);
+            scans.push(scan);
+        }
+    }
+    let note = format!("{} : {}", millis(median(loads)), millis(median(scans)));
+    let line = format!("start with {} keys{what} : plain scan", size.keys);
+    table.add(&line, median(ratios), Goal::AtMost(2.0), note);
+}
+
+/// The whole store into an index, fresh and aged; then what single reads of a large store cost.
+fn start(size: &Size, table: &mut Table, points: bool) {
+    eprintln!("start: filling");
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder.path().join("keys.db"));
+    let mut maker = Maker::new();
+    let name = |number: usize| tenant(&format!("customer-{number}"));
+    let tenants = (size.keys / 1000).min(1000);
+    let (time, sample) = timed(|| maker.fill(&store, size.keys, |at| name(at % tenants)));
+    eprintln!("  filled in {time:.1?}");
+    start_up(&store, size, "", table);
+
+    eprintln!("start: ageing");
+    let mut of_tenant: HashMap<TenantId, Vec<KeyRecord>> = HashMap::new();
+    for (tenant, record) in sample {
+        of_tenant.entry(tenant).or_default().push(record);
+    }
+    // A few keys of one tenant at a time.
+    loop {
+        of_tenant.retain(|_, records| !records.is_empty());
+        if of_tenant.is_empty() {
+            break;
+        }
+        for (tenant, records) in &mut of_tenant {
+            let mut puts = records.split_off(records.len().saturating_sub(25));
+            puts.iter_mut()
+                .for_each(|record| record.updated.at = record.updated.at.saturating_add(days(1)));
+            let commit = maker.commit(tenant, puts);
+            let revision = block_on(store.commit(commit)).unwrap();
+            maker.landed(tenant, revision);
+        }
+    }
+    start_up(&store, size, ", a tenth changed since", table);
+    if points {
+        point(&store, size, &mut maker, table);
+    }
+}
+
+/// Single reads of a large store.
+fn point(store: &SqliteStore, size: &Size, maker: &mut Maker, table: &mut Table) {
+    eprintln!("point: integrity");
+    let (scan, _) = timed(|| plain_scan(store.path()));
+    let (check, report) = timed(|| block_on(store.check_integrity()).unwrap());
+    assert!(report.is_sound(), "{:?}", report.faults.first());
+    let (check, scan) = (check.as_secs_f64(), scan.as_secs_f64());
+    let note = format!("{} : {}", millis(check), millis(scan));
+    let line = format!("integrity check of {} keys : plain scan", size.keys);
+    table.add(&line, check / scan, None, note);
+
+    eprintln!("point: filling one tenant");
+    let (large, small) = (tenant("large"), tenant("small"));
+    maker.fill(store, size.keys, |_| large.clone());
+    let few = maker.fresh(&small, 10);
+    let mut ids: HashMap<_, Vec<_>> = HashMap::new();
+    ids.insert(0, few.effects.puts.iter().map(|key| key.id).collect());
+    block_on(store.commit(few)).unwrap();
+    let many = KeyQuery {
+        limit: NonZeroUsize::new(1000).unwrap(),
+        ..KeyQuery::tenant(large.clone(), SystemClock.now())
+    };
+    let many = block_on(store.list(&many)).unwrap().keys;
+    ids.insert(1, many.iter().map(|key| key.id).collect());
+
+    // Plain reads of the head, through a statement that is ready.
+    let conn = Connection::open(store.path()).unwrap();
+    let head = "SELECT revision, tag, newest, seal FROM commits ORDER BY revision DESC LIMIT 1";
+    let mut statement = conn.prepare(head).unwrap();
+    let at = block_on(async {
+        let replica = Replica::new(Arc::new(store.clone()), Arc::new(SystemClock));
+        replica.sync().await.unwrap();
+        replica.freshness().cursor.unwrap()
+    });
+    let limit = NonZeroUsize::new(4096).unwrap();
+    let mut times: [Vec<Duration>; 4] = Default::default();
+    for number in 0..size.points {
+        for (whose, tenant) in [&small, &large].into_iter().enumerate() {
+            let own = &ids[&whose];
+            let mut select = Select::key(own[number % own.len()]);
+            select.owners.push(principal(0));
+            select.commands.push("revoke-1".parse().unwrap());
+            let (time, view) = timed(|| block_on(store.load(tenant, &select)).unwrap());
+            assert_eq!(view.records.len(), 1);
+            times[whose].push(time);
+        }
+        let (time, page) = timed(|| block_on(store.changes(at, limit)).unwrap());
+        assert!(page.changes.is_empty());
+        times[2].push(time);
+        let (time, _) = timed(|| statement.query_row([], |row| row.get::<_, i64>(0)).unwrap());
+        times[3].push(time);
+    }
+    let [small, large, changes, head] = times.map(|times| quantile(&times, 0.5));
+    let note = format!("{} : {}", micros(large), micros(small));
+    let line = format!("load for a revoke, {} keys : 10 keys", size.keys);
+    table.add(&line, large / small, None, note);
+    let note = format!("{} : {}", micros(changes), micros(head));
+    let line = "changes, when there are none : one ready SELECT";
+    table.add(line, changes / head, None, note);
+}
+
+fn main() {
+    let mut size = &FULL;
+    let (mut json, mut only) = (false, None);
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--quick" => size = &QUICK,
+            "--json" => json = true,
+            "--only" => only = arguments.next(),
+            // Cargo's own.
+            "--bench" => {}
+            other => panic!("unknown argument {other}"),
+        }
+    }
+    let wanted = |part: &str| only.as_ref().is_none_or(|only| only.contains(part));
+    let mut table = Table::default();
+    if wanted("create") {
+        create(size, &mut table);
+    }
+    if wanted("group") {
+        group(size, &mut table);
+    }
+    if wanted("start") || wanted("point") {
+        start(size, &mut table, wanted("point"));
+    }
+    if json {
+        table.print_json();
+    } else {
+        table.print();
+    }
+}
