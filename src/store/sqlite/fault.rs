@@ -64,9 +64,15 @@ impl Fault {
         self.code() == Some(ErrorCode::NotADatabase)
     }
 
-    /// Whether SQLite may have written a commit that it then failed to make durable.
-    pub(super) fn is_io(&self) -> bool {
-        self.code() == Some(ErrorCode::SystemIoFailure)
+    /// Whether a transaction that failed to commit was certainly rolled back. After anything else the
+    /// log may hold all of it, not known to be on disk: what is found after a crash tells.
+    pub(super) fn certainly_rolled_back(&self) -> bool {
+        let certain = [
+            ErrorCode::DatabaseBusy,
+            ErrorCode::DatabaseLocked,
+            ErrorCode::DiskFull,
+        ];
+        self.code().is_some_and(|code| certain.contains(&code))
     }
 
     pub(super) fn told(self, doing: &'static str) -> StoreError {

@@ -275,7 +275,11 @@ impl Draft {
         let written = File::open(&self.0).and_then(|file| file.sync_all());
         written.map_err(fail)?;
         match fs::hard_link(&self.0, path) {
-            Ok(()) => sync_folder(path).map_err(fail),
+            Ok(()) => sync_folder(path).map_err(|error| {
+                // Nobody is told of a file that may not be there after a power cut.
+                drop(fs::remove_file(path));
+                fail(error)
+            }),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(OpenError::Exists {
                 path: path.to_owned(),
             }),

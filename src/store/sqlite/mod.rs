@@ -56,7 +56,8 @@ const READERS: usize = 16;
 /// - **Checksums.** SQLite returns flipped bits without a word; here every row is sealed. One that
 ///   fails is told as corrupt and harms no other.
 /// - **Feed.** State-based, with tombstones until [`forget_removed`](Self::forget_removed).
-/// - **Limits.** A local file system whose locks work: not a network share.
+/// - **Limits.** A local file system whose locks work: not a network share. A process that has the
+///   store open must not open the file by itself: closing it again would drop SQLite's locks.
 ///
 /// Reads run on the threads of the [`blocking`](https://docs.rs/blocking) pool, commits on a thread
 /// of their own; no runtime is needed, and none is held up.

@@ -117,12 +117,10 @@ impl Writer {
         let ended = if written { tx.commit() } else { tx.rollback() };
         if let Err(error) = ended {
             let fault = Fault::from(error);
-            // The log may hold all of it, not known to be on disk: what is found after a crash
-            // tells. Anything else rolls back, here or when the connection closes.
-            return if written && fault.is_io() {
-                Group::Unknown(fault)
-            } else {
+            return if !written || fault.certainly_rolled_back() {
                 Group::RolledBack(fault)
+            } else {
+                Group::Unknown(fault)
             };
         }
         tracing::trace!(revision = %head.cursor.revision, commits = group.len(), "durable");
