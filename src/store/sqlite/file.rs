@@ -236,11 +236,12 @@ fn set_journal(conn: &Connection, mode: &str) -> Result<String, Fault> {
     Ok(conn.pragma_update_and_check(None, "journal_mode", mode, |row| row.get(0))?)
 }
 
-/// Refuses a journal beside a file that is still to be made: SQLite would apply it.
+/// Refuses a journal beside a file that is still to be made: SQLite would apply it. An empty one is
+/// what the truncating mode leaves behind, and says nothing.
 pub(super) fn refuse_leftovers(path: &Path) -> Result<(), OpenError> {
     for end in ["-wal", "-journal"] {
         let journal = with_end(path, end);
-        if fs::symlink_metadata(&journal).is_ok() {
+        if fs::symlink_metadata(&journal).is_ok_and(|meta| meta.len() > 0) {
             return Err(OpenError::Leftover { path: journal });
         }
     }
