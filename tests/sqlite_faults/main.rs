@@ -74,7 +74,9 @@ fn a_process_keeps_its_lock_while_it_opens_more_connections() {
             .is_some_and(|file| file.ends_with(&format!(":{inode}")));
         of_file && words.get(4) == Some(&stays.id().to_string().as_str())
     });
-    assert!(held, "no lock on {inode}:\n{locks}");
+    // Between transactions a lock is held for the log alone.
+    let wal = rusqlite::version_number() >= 3_051_003;
+    assert_eq!(held, wal, "locks on {inode}:\n{locks}");
     stays.finish();
 }
 
