@@ -1,0 +1,96 @@
+//! What is presented in one stretch of measuring: made before it, one after the other in memory, as
+//! a request's header has just been read when its key is verified.
+
+use super::Random;
+use super::keys::{BODY, ID_AND_SECRET, Keys, WIDTH};
+
+/// Texts of one width.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    text: Vec<u8>,
+    width: usize,
+}
+
+impl Batch {
+    pub fn new<T: AsRef<[u8]>>(texts: impl IntoIterator<Item = T>) -> Self {
+        let (mut all, mut width) = (Vec::new(), 0);
+        for text in texts {
+            let text = text.as_ref();
+            assert!(width == 0 || width == text.len(), "texts of one width");
+            width = text.len();
+            all.extend_from_slice(text);
+        }
+        Self { text: all, width }
+    }
+
+    pub fn len(&self) -> usize {
+        self.text.len() / self.width
+    }
+
+    #[inline]
+    pub fn at(&self, at: usize) -> &[u8] {
+        &self.text[at * self.width..][..self.width]
+    }
+
+    /// What the floor is the MAC of: id and secret of a token of ours, as much of any other text.
+    #[inline]
+    pub fn id_and_secret(&self, at: usize) -> &[u8; ID_AND_SECRET] {
+        let end = (at + 1) * self.width;
+        self.text[end - BODY.min(self.width)..][..ID_AND_SECRET]
+            .try_into()
+            .expect("54 bytes")
+    }
+
+    /// Tokens of keys below `among`, drawn at random.
+    pub fn valid(keys: &Keys, among: u64, count: usize, random: &mut Random) -> Self {
+        Self::new((0..count).map(|_| keys.token(random.below(among))))
+    }
+
+    /// The same with secrets of their own, and a checksum that fits.
+    pub fn wrong_secret(keys: &Keys, among: u64, count: usize, random: &mut Random) -> Self {
+        Self::new((0..count).map(|_| {
+            let id = keys.id(random.below(among));
+            keys.compose(id, random.next())
+        }))
+    }
+
+    /// Well-formed tokens of keys that were never made.
+    pub fn unknown(keys: &Keys, among: u64, count: usize, random: &mut Random) -> Self {
+        Self::new((0..count).map(|_| {
+            let id = keys.stranger(random.below(among), random.next());
+            keys.compose(id, random.next())
+        }))
+    }
+
+    /// Tokens with one character that no key has, anywhere after the prefix.
+    pub fn malformed(keys: &Keys, among: u64, count: usize, random: &mut Random) -> Self {
+        Self::new((0..count).map(|_| {
+            let mut text = keys.token(random.below(among)).into_bytes();
+            let at = WIDTH - 1 - usize::try_from(random.below(BODY as u64)).unwrap_or(0);
+            text[at] = b'+';
+            text
+        }))
+    }
+
+    /// Tokens whose last characters are another's.
+    pub fn bad_checksum(keys: &Keys, among: u64, count: usize, random: &mut Random) -> Self {
+        Self::new((0..count).map(|_| {
+            let mut text = keys.token(random.below(among)).into_bytes();
+            let last = &mut text[WIDTH - 1];
+            *last = if *last == b'x' { b'y' } else { b'x' };
+            text
+        }))
+    }
+
+    /// What another service would send: as long as a small JSON web token.
+    pub fn foreign(count: usize, random: &mut Random) -> Self {
+        const TEXT: &[u8] =
+            b"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFt\
+            ZSI6IkpvaG4gRG9lIiwiaWF0IjoxNTE2MjM5MDIyfQ.SflKxwRJSMeKKF2QT4fwpMeJf36POk6yJV_adQssw5c";
+        Self::new((0..count).map(|_| {
+            let mut text = TEXT.to_vec();
+            text[60] = b'a' + (random.below(26) as u8);
+            text
+        }))
+    }
+}

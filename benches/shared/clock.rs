@@ -1,0 +1,54 @@
+//! Time as it is measured: of the wall, and of this thread alone, which other work on the machine
+//! does not lengthen.
+
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// How long something took, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Taken {
+    /// Of the thread's own time on a core.
+    pub cpu: f64,
+    pub wall: f64,
+}
+
+/// The time that this thread has spent on a core.
+pub fn thread_time() -> Duration {
+    let at = clock_gettime(ClockId::ThreadCPUTime);
+    let seconds = u64::try_from(at.tv_sec).unwrap_or_default();
+    let nanos = u32::try_from(at.tv_nsec).unwrap_or_default();
+    Duration::new(seconds, nanos)
+}
+
+pub fn timed<T>(work: impl FnOnce() -> T) -> (Taken, T) {
+    let (wall, cpu) = (Instant::now(), thread_time());
+    let done = work();
+    let (cpu, wall) = (thread_time() - cpu, wall.elapsed());
+    let taken = Taken {
+        cpu: nanos(cpu),
+        wall: nanos(wall),
+    };
+    (taken, done)
+}
+
+pub fn nanos(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e9
+}
+
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<_> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "an index into a list"
+)]
+pub fn quantile(sorted: &[u64], of: f64) -> f64 {
+    let last = sorted.len() - 1;
+    sorted[(last as f64 * of).round() as usize] as f64
+}

@@ -1,0 +1,271 @@
+//! Keys that are made from their numbers: 50 to a tenant, five owners each, and what a typical
+//! record holds.
+
+use hmac::{Hmac, KeyInit, Mac};
+use keyward::store::{Change, Revision, Row};
+use keyward::token::{self, TokenPrefix};
+use keyward::{
+    AddressAllowlist, ClassName, Credential, Description, Digest, Environment, Fingerprint, Hint,
+    ImportScheme, KeyId, KeyName, KeyRecord, KeyState, LastAction, Metadata, Owner, OwnerRecord,
+    Pepper, PepperId, PepperRing, PrincipalId, Role, ScopeSet, Stamp, TenantId, Timestamp,
+    Visibility, days,
+};
+use sha2::Sha256;
+
+use super::mixed;
+
+/// The pepper's bytes, known here so that digests are made without the crate under test.
+pub const PEPPER: [u8; 32] = *b"a pepper for measuring, 32 bytes";
+/// How many characters stand behind the prefix: id, secret, checksum.
+pub const BODY: usize = 60;
+/// What is digested.
+pub const ID_AND_SECRET: usize = 54;
+/// A whole token of a secret key.
+pub const WIDTH: usize = 68;
+
+const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+const KEYS_OF_A_TENANT: u64 = 50;
+const OWNERS_OF_A_TENANT: u64 = 5;
+/// 2025-01-01, in milliseconds.
+const FIRST_MILLIS: u64 = 1_735_689_600_000;
+
+/// The random bit of an id that no key of a set has.
+const STRANGER: u64 = 1 << 63;
+
+/// In the need of every measured verification.
+pub const SCOPE: &str = "reports:read";
+const OTHER_SCOPES: [&str; 11] = [
+    "billing:read",
+    "billing:write",
+    "deployments:read",
+    "deployments:write",
+    "events:read",
+    "events:write",
+    "exports:read",
+    "exports:write",
+    "members:read",
+    "reports:write",
+    "webhooks:write",
+];
+
+/// How its keys are presented and found.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    /// By id, the secret under the pepper.
+    Secret,
+    /// The same, and anybody may know it.
+    Publishable,
+    /// By the digest of the whole text.
+    Imported,
+}
+
+/// A set of keys, none of them kept.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    kind: Kind,
+    tenants: u64,
+    mac: Hmac<Sha256>,
+    prefix: TokenPrefix,
+    class: ClassName,
+    pepper: PepperId,
+    allowlist: AddressAllowlist,
+    first: Timestamp,
+}
+
+impl Keys {
+    /// A set that has room for `most` keys in tenants of 50.
+    pub fn new(kind: Kind, most: u64) -> Self {
+        let (prefix, class) = match kind {
+            Kind::Secret | Kind::Imported => ("sk_live_", "secret"),
+            Kind::Publishable => ("pk_live_", "publishable"),
+        };
+        let millis = i64::try_from(FIRST_MILLIS).unwrap();
+        Self {
+            kind,
+            tenants: most.div_ceil(KEYS_OF_A_TENANT),
+            mac: <Hmac<Sha256> as KeyInit>::new_from_slice(&PEPPER).unwrap(),
+            prefix: TokenPrefix::new(prefix).unwrap(),
+            class: ClassName::new(class).unwrap(),
+            pepper: PepperId::new("p1").unwrap(),
+            allowlist: AddressAllowlist::default(),
+            first: Timestamp::from_micros(millis * 1000).unwrap(),
+        }
+    }
+
+    pub fn peppers(&self) -> PepperRing {
+        PepperRing::new(Pepper::new(self.pepper.clone(), &PEPPER).unwrap())
+    }
+
+    /// Before any measured run.
+    pub const fn first(&self) -> Timestamp {
+        self.first
+    }
+
+    /// Ids order as the numbers do: a store in the order of ids needs no list of them.
+    pub fn id(&self, number: u64) -> KeyId {
+        Self::id_of(number, mixed(number) & !STRANGER)
+    }
+
+    /// An id that no key has, made at the time of key `number`.
+    pub fn stranger(&self, number: u64, random: u64) -> KeyId {
+        Self::id_of(number, random | STRANGER)
+    }
+
+    fn id_of(number: u64, random: u64) -> KeyId {
+        let low = u128::from(random) << 16 | u128::from(mixed(random) & 0xffff);
+        KeyId::from_u128(u128::from(FIRST_MILLIS + number) << 80 | low)
+    }
+
+    /// The number of the key that has this id.
+    pub fn number(id: KeyId) -> u64 {
+        u64::try_from(id.to_u128() >> 80).unwrap() - FIRST_MILLIS
+    }
+
+    /// What the holder of key `number` presents.
+    pub fn token(&self, number: u64) -> String {
+        match self.kind {
+            Kind::Imported => format!(
+                "legacy:{:048x}",
+                u128::from(mixed(number)) << 64 | u128::from(number)
+            ),
+            Kind::Secret | Kind::Publishable => self.compose(self.id(number), mixed(!number)),
+        }
+    }
+
+    /// A token with this id and a secret made from `seed`.
+    pub fn compose(&self, id: KeyId, seed: u64) -> String {
+        let mut token = String::with_capacity(WIDTH);
+        token.push_str(self.prefix.as_str());
+        token.push_str(&id.to_string());
+        for part in 0..4 {
+            let mut random = mixed(seed.wrapping_add(part));
+            for _ in 0..8 {
+                token.push(char::from(DIGITS[(random % 62) as usize]));
+                random /= 62;
+            }
+        }
+        let checksum = token::checksum(&token);
+        token.push_str(&checksum);
+        token
+    }
+
+    fn credential(&self, token: &str) -> Credential {
+        if self.kind == Kind::Imported {
+            return Credential::Imported {
+                scheme: ImportScheme::Sha256,
+                digest: Digest::sha256(token),
+            };
+        }
+        let message = &token.as_bytes()[token.len() - BODY..][..ID_AND_SECRET];
+        let mac = self.mac.clone().chain_update(message).finalize();
+        Credential::Peppered {
+            pepper: self.pepper.clone(),
+            digest: Digest::from_bytes(mac.into_bytes().into()),
+        }
+    }
+
+    /// The record of key `number` after `changes` changes.
+    pub fn record(&self, number: u64, changes: u64) -> KeyRecord {
+        let token = self.token(number);
+        let own = mixed(number ^ 0x5c0e);
+        let others = OTHER_SCOPES.len() as u64;
+        let scopes = [
+            SCOPE,
+            OTHER_SCOPES[(own % others) as usize],
+            OTHER_SCOPES[((own / others) % others) as usize],
+        ];
+        let metadata = [
+            ("team", format!("team {}", own % 20)),
+            ("ticket", format!("OPS-{}", number + changes)),
+        ];
+        let created = Stamp {
+            at: self
+                .first
+                .saturating_add(std::time::Duration::from_millis(number)),
+            by: self.owner_of(number),
+        };
+        let peppered = self.kind != Kind::Imported;
+        let public = self.kind == Kind::Publishable;
+        KeyRecord {
+            id: self.id(number),
+            tenant: self.tenant(number % self.tenants),
+            class: self.class.clone(),
+            visibility: if public {
+                Visibility::Publishable
+            } else {
+                Visibility::Secret
+            },
+            environment: Environment::LIVE,
+            prefix: peppered.then(|| self.prefix.clone()),
+            name: KeyName::new(format!("nightly export {number}")).unwrap(),
+            description: Some(
+                Description::new("Reads last night's reports for the warehouse").unwrap(),
+            ),
+            purpose: None,
+            metadata: Metadata::new(metadata).unwrap(),
+            owner: Owner::Principal(created.by.clone()),
+            owner_role: Some(Role::DEVELOPER),
+            scopes: ScopeSet::parse(scopes).unwrap(),
+            allowlist: self.allowlist.clone(),
+            resource: None,
+            updated: created.clone(),
+            expires_at: Some(created.at.saturating_add(days(36_500))),
+            created,
+            last_action: LastAction::Created,
+            state: KeyState::Enabled,
+            legacy: false,
+            predecessor: None,
+            succession: None,
+            hint: Hint::new(format!("{}…{}", self.prefix, &token[token.len() - 4..])).unwrap(),
+            fingerprint: Fingerprint::of_token(&token),
+            credential: self.credential(&token),
+            published: public.then_some(token),
+        }
+    }
+
+    fn tenant(&self, tenant: u64) -> TenantId {
+        // As wide for every number, so that text orders as numbers do.
+        TenantId::new(format!("customer-{tenant:07}")).unwrap()
+    }
+
+    fn principal(owner: u64) -> PrincipalId {
+        PrincipalId::new(format!("user-{owner}@example.com")).unwrap()
+    }
+
+    fn owner_of(&self, number: u64) -> PrincipalId {
+        Self::principal(number / self.tenants % OWNERS_OF_A_TENANT)
+    }
+
+    pub const fn owners(&self) -> u64 {
+        self.tenants * OWNERS_OF_A_TENANT
+    }
+
+    /// The `place`th owner in the order of a scan.
+    pub fn owner_row(&self, place: u64) -> OwnerRecord {
+        let owner = Self::principal(place % OWNERS_OF_A_TENANT);
+        OwnerRecord {
+            tenant: self.tenant(place / OWNERS_OF_A_TENANT),
+            role: Some(Role::DEVELOPER),
+            removed_at: None,
+            updated: Stamp {
+                at: self.first,
+                by: owner.clone(),
+            },
+            owner,
+        }
+    }
+
+    /// The place of an owner in the order of a scan.
+    pub fn place(tenant: &TenantId, owner: &PrincipalId) -> u64 {
+        let tenant: u64 = tenant.as_str()["customer-".len()..].parse().unwrap();
+        let owner = u64::from(owner.as_str().as_bytes()["user-".len()] - b'0');
+        tenant * OWNERS_OF_A_TENANT + owner
+    }
+
+    pub fn change(&self, revision: Revision, number: u64, changes: u64) -> Change {
+        Change {
+            revision,
+            row: Row::Key(Box::new(self.record(number, changes))),
+        }
+    }
+}

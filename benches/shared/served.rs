@@ -1,0 +1,148 @@
+//! A verifier over a replica of a made-up store.
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use keyward::policy::{Policies, Policy, Propagation};
+use keyward::{Need, Rejection, Replica, SystemClock, Verifier, days, profiles};
+use pollster::block_on;
+
+use super::Random;
+use super::batch::Batch;
+use super::keys::{Keys, Kind, SCOPE};
+use super::store::{Feed, Synthetic};
+
+/// What a service has in memory once it serves.
+pub struct Served {
+    pub store: Arc<Synthetic>,
+    pub replica: Arc<Replica>,
+    pub verifier: Verifier,
+    pub keys: Keys,
+}
+
+impl Served {
+    /// Nothing loaded yet.
+    pub fn empty(keys: Keys, scanned: u64, feed: Feed) -> Self {
+        let store = Arc::new(Synthetic::new(keys.clone(), scanned, feed));
+        let clock = Arc::new(SystemClock);
+        let replica = Arc::new(Replica::new(store.clone(), clock.clone()));
+        let mut spec = profiles::standard();
+        // Long enough that nothing is refused as stale while other things are measured.
+        spec.propagation = Propagation { bound: days(1) };
+        let policies = Policies::new(Policy::new(spec).unwrap());
+        let verifier = Verifier::new(
+            replica.clone(),
+            store.clone(),
+            Arc::new(ArcSwap::from_pointee(policies)),
+            Arc::new(keys.peppers()),
+            clock,
+        );
+        Self {
+            store,
+            replica,
+            verifier,
+            keys,
+        }
+    }
+
+    pub fn load(keys: Keys, scanned: u64) -> Self {
+        let served = Self::empty(keys, scanned, Feed::Mixed);
+        served.sync();
+        served
+    }
+
+    /// Secret keys, all of them loaded.
+    pub fn secret(keys: u64) -> Self {
+        Self::load(Keys::new(Kind::Secret, keys), keys)
+    }
+
+    pub fn sync(&self) {
+        block_on(self.replica.sync()).unwrap();
+    }
+
+    /// Verifies all of a batch, each after the one before; tells how many were granted.
+    pub fn run(&self, batch: &Batch, need: &Need) -> usize {
+        // Read at run time: where the next one begins depends on what came of the last.
+        let nothing = black_box(0);
+        let (mut at, mut granted) = (0, 0);
+        while at < batch.len() {
+            let verdict = black_box(self.verifier.verify(batch.at(at), need));
+            granted += usize::from(verdict.is_ok());
+            let word = match verdict {
+                Ok(grant) => grant.key_id().to_u128() as usize,
+                Err(rejection) => rejection.kind() as usize,
+            };
+            at += 1 + (word & nothing);
+        }
+        granted
+    }
+
+    /// That a batch is answered as it should be, so that what is measured is what is named.
+    pub fn expect(&self, batch: &Batch, need: &Need, right: fn(&Result<(), Rejection>) -> bool) {
+        for at in 0..batch.len().min(50) {
+            let verdict = self.verifier.verify(batch.at(at), need).map(drop);
+            assert!(right(&verdict), "{verdict:?}");
+        }
+    }
+}
+
+/// What every measured verification needs.
+pub fn need() -> Need {
+    Need::scope(SCOPE)
+}
+
+/// What is presented, by how it should be answered.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Presented {
+    Valid,
+    WrongSecret,
+    Unknown,
+    Malformed,
+    BadChecksum,
+    Foreign,
+}
+
+impl Presented {
+    pub const ALL: [Self; 6] = [
+        Self::Valid,
+        Self::WrongSecret,
+        Self::Unknown,
+        Self::Malformed,
+        Self::BadChecksum,
+        Self::Foreign,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Valid => "valid",
+            Self::WrongSecret => "wrong secret",
+            Self::Unknown => "unknown id",
+            Self::Malformed => "malformed",
+            Self::BadChecksum => "bad checksum",
+            Self::Foreign => "another service's token",
+        }
+    }
+
+    pub fn batch(self, keys: &Keys, among: u64, count: usize, random: &mut Random) -> Batch {
+        match self {
+            Self::Valid => Batch::valid(keys, among, count, random),
+            Self::WrongSecret => Batch::wrong_secret(keys, among, count, random),
+            Self::Unknown => Batch::unknown(keys, among, count, random),
+            Self::Malformed => Batch::malformed(keys, among, count, random),
+            Self::BadChecksum => Batch::bad_checksum(keys, among, count, random),
+            Self::Foreign => Batch::foreign(count, random),
+        }
+    }
+
+    pub const fn right(self) -> fn(&Result<(), Rejection>) -> bool {
+        match self {
+            Self::Valid => |verdict| verdict.is_ok(),
+            Self::WrongSecret => |verdict| *verdict == Err(Rejection::WrongSecret),
+            Self::Unknown => |verdict| *verdict == Err(Rejection::Unknown),
+            Self::Malformed | Self::BadChecksum | Self::Foreign => {
+                |verdict| matches!(verdict, Err(Rejection::Malformed(_)))
+            }
+        }
+    }
+}

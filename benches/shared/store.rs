@@ -1,0 +1,158 @@
+//! A store that holds nothing: its rows are made when they are read, so that ten million keys take
+//! no memory but in the index that is measured.
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use keyward::store::*;
+use keyward::{KeyId, Timestamp};
+
+use super::keys::Keys;
+use super::mixed;
+
+type Answer<T> = Result<T, StoreError>;
+
+/// What the feed tells after the scan.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Feed {
+    /// New keys, one a revision.
+    Grow,
+    /// Changed records of keys at random, and one new key in ten.
+    Mixed,
+}
+
+#[derive(Debug)]
+pub struct Synthetic {
+    pub keys: Keys,
+    /// How many keys a scan tells.
+    scanned: u64,
+    feed: Feed,
+    head: AtomicU64,
+}
+
+/// The commit that wrote all that a scan tells.
+const FILLED: u64 = 1;
+
+impl Synthetic {
+    pub const fn new(keys: Keys, scanned: u64, feed: Feed) -> Self {
+        Self {
+            keys,
+            scanned,
+            feed,
+            head: AtomicU64::new(FILLED),
+        }
+    }
+
+    /// Commits `commits` more changes; tells where the feed ends.
+    pub fn commit_more(&self, commits: u64) -> u64 {
+        self.head.fetch_add(commits, Ordering::AcqRel) + commits
+    }
+
+    fn cursor(revision: u64) -> Cursor {
+        Cursor {
+            epoch: Epoch(1),
+            revision: Revision(revision),
+            tag: CommitTag(revision.into()),
+        }
+    }
+
+    fn head(&self) -> Cursor {
+        Self::cursor(self.head.load(Ordering::Acquire))
+    }
+
+    const fn newest(&self) -> Option<Timestamp> {
+        Some(self.keys.first())
+    }
+
+    /// What the commit of this revision wrote.
+    pub fn change(&self, revision: u64) -> Change {
+        let nth = revision - FILLED - 1;
+        let number = match self.feed {
+            Feed::Grow => self.scanned + nth,
+            Feed::Mixed if nth.is_multiple_of(10) => self.scanned + nth / 10,
+            Feed::Mixed => mixed(nth) % self.scanned,
+        };
+        self.keys.change(Revision(revision), number, revision)
+    }
+
+    /// A page of a scan, as [`KeyStore::scan`] answers it.
+    pub fn page(&self, after: Option<&RowKey>, limit: usize) -> ScanPage {
+        let owners = self.keys.owners();
+        let from = match after {
+            None | Some(RowKey::Tenant(_)) => 0,
+            Some(RowKey::Owner(tenant, owner)) => Keys::place(tenant, owner) + 1,
+            Some(RowKey::Key(id)) => owners + Keys::number(*id) + 1,
+        };
+        let end = owners + self.scanned;
+        let upto = end.min(from + limit as u64);
+        let revision = Revision(FILLED);
+        let row = |place: u64| match place.checked_sub(owners) {
+            Some(number) => self.keys.change(revision, number, 0),
+            None => Change {
+                revision,
+                row: Row::Owner(self.keys.owner_row(place)),
+            },
+        };
+        let rows: Vec<_> = (from..upto).map(row).collect();
+        let last = rows.last().filter(|_| upto < end);
+        ScanPage {
+            head: self.head(),
+            newest: self.newest(),
+            next: last.map(|change| change.row.key()),
+            rows,
+        }
+    }
+}
+
+fn refused(doing: &'static str) -> StoreError {
+    StoreError::new(StoreErrorKind::Unavailable, doing)
+}
+
+#[keyward::async_trait]
+impl KeyStore for Synthetic {
+    async fn load(&self, _: &keyward::TenantId, _: &Select) -> Answer<TenantView> {
+        Err(refused("loading what is only made up"))
+    }
+
+    async fn find(&self, locator: &Locator) -> Answer<Option<Versioned>> {
+        let head = self.head();
+        let own = |id: &KeyId| {
+            let number = Keys::number(*id);
+            (number < self.scanned && self.keys.id(number) == *id).then_some(number)
+        };
+        Ok(match locator {
+            Locator::Id(id) => own(id).map(|number| Versioned {
+                change: self.keys.change(Revision(FILLED), number, 0),
+                head,
+            }),
+            Locator::Imported(_) => None,
+        })
+    }
+
+    async fn commit(&self, _: Commit) -> Result<Revision, CommitError> {
+        Err(refused("committing to what is only made up").into())
+    }
+
+    async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
+        let (from, head) = (after.revision.0, self.head());
+        let upto = head.revision.0.min(from + limit.get() as u64);
+        Ok(Changes {
+            changes: (from + 1..=upto).map(|at| self.change(at)).collect(),
+            upto: Self::cursor(upto),
+            head,
+            newest: self.newest(),
+        })
+    }
+
+    async fn scan(&self, after: Option<RowKey>, limit: NonZeroUsize) -> Answer<ScanPage> {
+        Ok(self.page(after.as_ref(), limit.get()))
+    }
+
+    async fn list(&self, _: &KeyQuery) -> Answer<KeyPage> {
+        Err(refused("listing what is only made up"))
+    }
+
+    async fn audit(&self, _: &AuditQuery) -> Answer<AuditPage> {
+        Err(refused("reading the trail of what is only made up"))
+    }
+}

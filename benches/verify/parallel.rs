@@ -1,0 +1,229 @@
+//! Several threads: readers beside each other, and beside a writer.
+
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::Size;
+use super::shared::Random;
+use super::shared::batch::Batch;
+use super::shared::clock::{Taken, median, nanos, quantile, thread_time, timed};
+use super::shared::keys::{Keys, Kind};
+use super::shared::served::{Served, need};
+use super::shared::store::Feed;
+use super::shared::table::{Goal, Table};
+
+/// Verifications a second of several threads, by the wall, and a thread's own nanoseconds for one.
+fn rate(served: &Served, batches: &[Batch], laps: usize) -> (f64, f64) {
+    let (need, barrier) = (need(), Barrier::new(batches.len()));
+    let of_thread = |batch: &Batch| {
+        served.run(batch, &need);
+        barrier.wait();
+        let (taken, granted) = timed(|| (0..laps).map(|_| served.run(batch, &need)).sum::<usize>());
+        assert_eq!(granted, laps * batch.len());
+        taken
+    };
+    let taken: Vec<Taken> = thread::scope(|scope| {
+        let running: Vec<_> = batches
+            .iter()
+            .map(|batch| scope.spawn(|| of_thread(batch)))
+            .collect();
+        running.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    let each = (laps * batches[0].len()) as f64;
+    let rates = taken.iter().map(|taken| each * 1e9 / taken.wall).sum();
+    let cpu = taken.iter().map(|taken| taken.cpu / each).sum::<f64>();
+    (rates, cpu / taken.len() as f64)
+}
+
+/// Two threads against one.
+pub(crate) fn threads(size: &Size, table: &mut Table) {
+    let keys = size.typical;
+    eprintln!("threads: {keys} keys");
+    let served = Served::secret(keys);
+    let mut random = Random(4);
+    for hot in [false, true] {
+        let among = if hot { 1 } else { keys };
+        let (mut by_wall, mut by_cpu, mut told) = (Vec::new(), Vec::new(), Vec::new());
+        for round in 0..=size.rounds {
+            let mut batch = || Batch::valid(&served.keys, among, size.batch, &mut random);
+            let batches = [batch(), batch()];
+            let (one, alone) = rate(&served, &batches[..1], 5);
+            let (two, beside) = rate(&served, &batches, 5);
+            if round > 0 {
+                by_wall.push(two / one);
+                by_cpu.push(2.0 * alone / beside);
+                told.push((one, two));
+            }
+        }
+        let what = if hot { "one hot key" } else { "random keys" };
+        let one = median(told.iter().map(|told| told.0)) / 1e6;
+        let two = median(told.iter().map(|told| told.1)) / 1e6;
+        let note = format!("{two:.2} : {one:.2} million/s");
+        let line = format!("two threads, {what} : one thread, by the wall");
+        table.add(line, median(by_wall), Goal::AtLeast(1.9), note);
+        let line = format!("two threads, {what} : one thread");
+        let note = "in time that the machine gave to the threads";
+        table.add(line, median(by_cpu), Goal::AtLeast(1.9), note);
+    }
+}
+
+/// What reading the clock adds to a verification that is timed on its own.
+fn clock_cost() -> u64 {
+    let mut costs: Vec<_> = (0..10_000)
+        .map(|_| Instant::now().elapsed().as_nanos() as u64)
+        .collect();
+    costs.sort_unstable();
+    costs[costs.len() / 2]
+}
+
+/// How long each verification of a batch takes by the wall, sorted.
+fn each(served: &Served, batch: &Batch, less: u64) -> Vec<u64> {
+    let need = need();
+    let mut times: Vec<_> = (0..batch.len())
+        .map(|at| {
+            let began = Instant::now();
+            let granted = served.verifier.verify(batch.at(at), &need).is_ok();
+            let time = began.elapsed();
+            assert!(granted);
+            (time.as_nanos() as u64).saturating_sub(less)
+        })
+        .collect();
+    times.sort_unstable();
+    times
+}
+
+/// How often the writer syncs, and how many changes it finds then: 10,000 a second.
+const TICK: Duration = Duration::from_millis(10);
+const CHANGES_A_TICK: u64 = 100;
+
+/// A reader beside a writer that has 10,000 changes a second to take over.
+pub(crate) fn writer(size: &Size, table: &mut Table) {
+    let keys = size.typical;
+    eprintln!("writer: {keys} keys");
+    let served = Served::secret(keys);
+    let (busy, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (ticks, late, working) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let write = || {
+        let mut due = Instant::now();
+        while !done.load(Ordering::Acquire) {
+            if busy.load(Ordering::Acquire) {
+                served.store.commit_more(CHANGES_A_TICK);
+                let (taken, ()) = timed(|| served.sync());
+                working.fetch_add(taken.cpu as u64, Ordering::Relaxed);
+                ticks.fetch_add(1, Ordering::Relaxed);
+            }
+            due += TICK;
+            match due.checked_duration_since(Instant::now()) {
+                Some(wait) => thread::sleep(wait),
+                None => {
+                    late.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+    };
+    let (mut random, less) = (Random(5), clock_cost());
+    let mut quantiles: [[Vec<f64>; 2]; 2] = Default::default();
+    let mut seconds = 0.0;
+    thread::scope(|scope| {
+        scope.spawn(write);
+        for window in 0..=2 * size.windows {
+            let is_busy = window % 2 == 1;
+            let batch = Batch::valid(&served.keys, keys, 200_000, &mut random);
+            busy.store(is_busy, Ordering::Release);
+            // Until the writer has noticed, and caches are as they will be.
+            thread::sleep(2 * TICK);
+            each(&served, &batch, less);
+            let began = Instant::now();
+            let times = each(&served, &batch, less);
+            if is_busy {
+                seconds += began.elapsed().as_secs_f64();
+            }
+            for (all, of) in quantiles[usize::from(is_busy)].iter_mut().zip([0.5, 0.999]) {
+                all.push(quantile(&times, of));
+            }
+        }
+        done.store(true, Ordering::Release);
+    });
+    let [idle, beside] = quantiles.map(|all| all.map(median));
+    let ticks = ticks.into_inner();
+    let own = working.into_inner() / (ticks * CHANGES_A_TICK).max(1);
+    let note = format!(
+        "{:.0} ns : {:.0} ns; {own} ns of the writer for a change, {} of {ticks} ticks late, {seconds:.1} s",
+        beside[0],
+        idle[0],
+        late.into_inner()
+    );
+    let line = "p50 beside 10,000 changes/s : beside none, by the wall";
+    table.add(line, beside[0] / idle[0], Goal::AtMost(1.15), note);
+    let note = format!("{:.0} ns : {:.0} ns", beside[1], idle[1]);
+    let line = "p99.9 beside 10,000 changes/s : beside none, by the wall";
+    table.add(line, beside[1] / idle[1], None, note);
+}
+
+/// The longest that one verification took, in nanoseconds, while something else went on.
+#[derive(Clone, Copy, Default)]
+struct Longest {
+    wall: f64,
+    cpu: f64,
+    count: u64,
+}
+
+fn longest_while(served: &Served, batch: &Batch, goes_on: &AtomicBool) -> Longest {
+    let need = need();
+    let mut longest = Longest::default();
+    let (mut wall, mut cpu) = (Instant::now(), thread_time());
+    for at in (0..batch.len()).cycle() {
+        if !goes_on.load(Ordering::Acquire) {
+            break;
+        }
+        assert!(served.verifier.verify(batch.at(at), &need).is_ok());
+        let (now, own) = (Instant::now(), thread_time());
+        longest.wall = longest.wall.max(nanos(now - wall));
+        longest.cpu = longest.cpu.max(nanos(own - cpu));
+        longest.count += 1;
+        (wall, cpu) = (now, own);
+    }
+    longest
+}
+
+/// A reader while the index grows tenfold; against a reader while the same rows are only made, so
+/// that what the machine does to a thread cancels out.
+pub(crate) fn growth(size: &Size, table: &mut Table) {
+    let (from, to) = (size.growth / 10, size.growth);
+    eprintln!("growth: {from} to {to} keys");
+    let served = Served::empty(Keys::new(Kind::Secret, to), from, Feed::Grow);
+    served.sync();
+    let batch = Batch::valid(&served.keys, from, 200_000, &mut Random(6));
+    let beside = |write: &(dyn Fn() + Sync)| {
+        let goes_on = AtomicBool::new(true);
+        thread::scope(|scope| {
+            let reading = scope.spawn(|| longest_while(&served, &batch, &goes_on));
+            let (taken, ()) = timed(write);
+            goes_on.store(false, Ordering::Release);
+            (reading.join().unwrap(), taken)
+        })
+    };
+    let upto = served.store.commit_more(to - from);
+    let first = upto - (to - from) + 1;
+    let (made, _) = beside(&|| {
+        (first..=upto).for_each(|at| drop(std::hint::black_box(served.store.change(at))));
+    });
+    let (grown, taken) = beside(&|| served.sync());
+    let last = Batch::new([served.keys.token(to - 1)]);
+    assert_eq!(served.run(&last, &need()), 1, "the last key arrived");
+    let micros = |nanos: f64| nanos / 1e3;
+    let note = format!(
+        "{:.0} us : {:.0} us, {} verifications in {:.1} s",
+        micros(grown.wall),
+        micros(made.wall),
+        grown.count,
+        taken.wall / 1e9
+    );
+    let line = format!("longest pause, growing to {to} keys : making rows, by the wall");
+    table.add(line, grown.wall / made.wall, None, note);
+    let note = format!("{:.0} us : {:.0} us", micros(grown.cpu), micros(made.cpu));
+    let line = format!("longest pause, growing to {to} keys : making rows");
+    table.add(line, grown.cpu / made.cpu, None, note);
+}

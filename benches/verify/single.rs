@@ -1,0 +1,251 @@
+//! One thread: what each answer costs, what the index takes, and how long it takes to fill.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use stats_alloc::Region;
+
+use super::shared::Random;
+use super::shared::batch::Batch;
+use super::shared::clock::{Taken, median, nanos, timed};
+use super::shared::floor::Floor;
+use super::shared::keys::{Keys, Kind};
+use super::shared::served::{Presented, Served, need};
+use super::shared::store::Feed;
+use super::shared::table::{Asked, Goal, Table};
+use super::{HEAP, Size};
+
+/// What takes turns with the floor.
+struct Subject<'a> {
+    name: String,
+    goal: Option<Goal>,
+    batch: Box<dyn FnMut(&mut Random) -> Batch + 'a>,
+    run: Box<dyn Fn(&Batch) + 'a>,
+}
+
+/// Nanoseconds of one operation of each subject, by rounds; the floor's last.
+fn take_turns(size: &Size, subjects: &mut [Subject<'_>]) -> Vec<Vec<Taken>> {
+    let floor = Floor::new();
+    let mut random = Random(1);
+    let mut taken = vec![Vec::new(); subjects.len() + 1];
+    let one = |(taken, ()): (Taken, ()), of: usize| Taken {
+        cpu: taken.cpu / of as f64,
+        wall: taken.wall / of as f64,
+    };
+    // The first round warms caches and branch predictors.
+    for round in 0..=size.rounds {
+        let mut batch = None;
+        for place in 0..subjects.len() {
+            let place = (place + round) % subjects.len();
+            let fresh = (subjects[place].batch)(&mut random);
+            let own = timed(|| (subjects[place].run)(&fresh));
+            if round > 0 {
+                taken[place].push(one(own, fresh.len()));
+            }
+            batch = Some(fresh);
+        }
+        let batch = batch.unwrap();
+        let own = timed(|| floor.run(&batch));
+        if round > 0 {
+            taken[subjects.len()].push(one(own, batch.len()));
+        }
+    }
+    taken
+}
+
+/// The median over all rounds of the ratio of two subjects.
+fn ratio(own: &[Taken], other: &[Taken]) -> f64 {
+    median(
+        own.iter()
+            .zip(other)
+            .map(|(own, other)| own.cpu / other.cpu),
+    )
+}
+
+fn cpu(taken: &[Taken]) -> f64 {
+    median(taken.iter().map(|taken| taken.cpu))
+}
+
+fn wall(taken: &[Taken]) -> f64 {
+    median(taken.iter().map(|taken| taken.wall))
+}
+
+fn against_floor(
+    size: &Size,
+    mut subjects: Vec<Subject<'_>>,
+    table: &mut Table,
+) -> Vec<Vec<Taken>> {
+    let taken = take_turns(size, &mut subjects);
+    let floor = taken.last().unwrap();
+    for (subject, own) in subjects.iter().zip(&taken) {
+        let note = format!(
+            "{:.0} ns : {:.0} ns, by the wall {:.0} ns",
+            cpu(own),
+            cpu(floor),
+            wall(own)
+        );
+        let line = format!("{} : floor", subject.name);
+        table.add(line, ratio(own, floor), subject.goal, note);
+    }
+    taken
+}
+
+fn presented<'a>(
+    served: &'a Served,
+    among: u64,
+    size: &Size,
+    what: Presented,
+    goal: Option<Goal>,
+) -> Subject<'a> {
+    let count = size.batch;
+    let need = need();
+    let few = what.batch(&served.keys, among, 50, &mut Random(2));
+    served.expect(&few, &need, what.right());
+    Subject {
+        name: what.name().to_owned(),
+        goal,
+        batch: Box::new(move |random| what.batch(&served.keys, among, count, random)),
+        run: Box::new(move |batch| {
+            let granted = served.run(batch, &need);
+            let right = if what == Presented::Valid {
+                batch.len()
+            } else {
+                0
+            };
+            assert_eq!(granted, right);
+        }),
+    }
+}
+
+/// A valid key among ever more; on the way, what the index takes and how long it takes to fill.
+pub(crate) fn sizes(size: &Size, asked: &Asked, table: &mut Table) {
+    for &(keys, goal) in size.keys {
+        let (valid, heap, start) = (
+            asked.wants("valid"),
+            asked.wants("heap") && keys >= 100_000,
+            asked.wants("start") && keys >= 100_000,
+        );
+        if !(valid || heap || start) {
+            continue;
+        }
+        eprintln!("{keys} keys");
+        let made = start.then(|| {
+            let served = Served::empty(Keys::new(Kind::Secret, keys), keys, Feed::Mixed);
+            timed(|| drain(&served)).0
+        });
+        let resident = resident_bytes();
+        let served = Served::empty(Keys::new(Kind::Secret, keys), keys, Feed::Mixed);
+        let region = Region::new(HEAP);
+        let (loaded, ()) = timed(|| served.sync());
+        let change = region.change();
+        let each = |total: f64| total / keys as f64;
+        if heap {
+            let live = change.bytes_allocated as f64 - change.bytes_deallocated as f64;
+            let resident = resident_bytes() - resident;
+            let note = format!(
+                "{:.0} resident, {:.2} allocations",
+                each(resident),
+                each(change.allocations as f64 - change.deallocations as f64)
+            );
+            let line = format!("heap bytes a key, {keys} keys");
+            let goal = (keys >= 1_000_000).then_some(Goal::AtMost(128.0));
+            table.add(line, each(live), goal, note);
+        }
+        if let Some(made) = made {
+            let note = format!(
+                "{:.0} ns : {:.0} ns a key, {:.2} s",
+                each(loaded.cpu),
+                each(made.cpu),
+                loaded.wall / 1e9
+            );
+            let line = format!("first sync of {keys} keys : making their rows");
+            table.add(line, loaded.cpu / made.cpu, None, note);
+        }
+        if valid {
+            let goal = goal.map(Goal::AtMost);
+            let mut subject = presented(&served, keys, size, Presented::Valid, goal);
+            subject.name = format!("valid, {keys} keys");
+            against_floor(size, vec![subject], table);
+        }
+    }
+}
+
+/// Reads all rows and drops them.
+fn drain(served: &Served) {
+    let mut after = None;
+    loop {
+        let page = served.store.page(after.as_ref(), 4096);
+        black_box(&page.rows);
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+}
+
+/// What the process has in memory.
+fn resident_bytes() -> f64 {
+    let told = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = told.split(' ').nth(1).and_then(|pages| pages.parse().ok());
+    pages.unwrap_or(0.0) * rustix::param::page_size() as f64
+}
+
+/// What is refused, beside what is granted; then what each of them allocates.
+pub(crate) fn refused(size: &Size, asked: &Asked, table: &mut Table) {
+    let keys = size.typical;
+    eprintln!("refused: {keys} keys");
+    let served = Served::secret(keys);
+    if asked.wants("refused") {
+        let goal = |what| match what {
+            Presented::Malformed | Presented::BadChecksum | Presented::Foreign => {
+                Some(Goal::AtMost(0.3))
+            }
+            Presented::Valid | Presented::WrongSecret | Presented::Unknown => None,
+        };
+        let subject = |what| presented(&served, keys, size, what, goal(what));
+        let taken = against_floor(size, Presented::ALL.map(subject).into(), table);
+        for (place, what) in Presented::ALL.iter().enumerate().skip(1).take(2) {
+            let line = format!("{} : valid", what.name());
+            let note = format!("{:.0} ns : {:.0} ns", cpu(&taken[place]), cpu(&taken[0]));
+            let goal = Goal::AtMost(1.1);
+            table.add(line, ratio(&taken[place], &taken[0]), goal, note);
+        }
+    }
+    if asked.wants("allocations") {
+        for what in Presented::ALL {
+            let batch = what.batch(&served.keys, keys, 1_000, &mut Random(3));
+            let need = need();
+            let region = Region::new(HEAP);
+            black_box(served.run(&batch, &need));
+            let change = region.change();
+            let count = change.allocations + change.reallocations;
+            let line = format!("allocations of a verification, {}", what.name());
+            let each = count as f64 / batch.len() as f64;
+            table.add(line, each, Goal::AtMost(0.0), format!("{count} of 1000"));
+        }
+    }
+}
+
+/// Keys that are found by digest, and keys that anybody may know.
+pub(crate) fn kinds(size: &Size, table: &mut Table) {
+    let keys = size.typical;
+    for (kind, name) in [
+        (Kind::Imported, "imported"),
+        (Kind::Publishable, "publishable"),
+    ] {
+        eprintln!("{name}: {keys} keys");
+        let began = Instant::now();
+        let served = Served::load(Keys::new(kind, keys), keys);
+        eprintln!("  loaded in {:.1} s", nanos(began.elapsed()) / 1e9);
+        let width = served.keys.token(0).len();
+        let need = need().or_publishable();
+        let count = size.batch;
+        let subject = Subject {
+            name: format!("{name} ({width} bytes), {keys} keys"),
+            goal: None,
+            batch: Box::new(|random| Batch::valid(&served.keys, keys, count, random)),
+            run: Box::new(|batch| assert_eq!(served.run(batch, &need), batch.len())),
+        };
+        against_floor(size, vec![subject], table);
+    }
+}
