@@ -10,6 +10,11 @@
     reason = "time is what is measured here, not what is decided by"
 )]
 #![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "what is counted here is far below 2^52"
+)]
+#![allow(
     clippy::unwrap_used,
     reason = "a measurement ends where it cannot go on"
 )]
@@ -21,6 +26,7 @@ pub mod keys;
 pub mod served;
 pub mod store;
 pub mod table;
+pub mod turns;
 
 /// SplitMix64 of `number`: what looks random and can be made again from its number.
 pub const fn mixed(number: u64) -> u64 {

@@ -7,75 +7,20 @@ use stats_alloc::Region;
 
 use super::shared::Random;
 use super::shared::batch::Batch;
-use super::shared::clock::{Taken, median, nanos, timed};
-use super::shared::floor::Floor;
+use super::shared::clock::{Taken, nanos, timed};
 use super::shared::keys::{Keys, Kind};
 use super::shared::served::{Presented, Served, need};
 use super::shared::store::Feed;
 use super::shared::table::{Asked, Goal, Table};
+use super::shared::turns::{Subject, cpu, ratio, take_turns, wall};
 use super::{HEAP, Size};
-
-/// What takes turns with the floor.
-struct Subject<'a> {
-    name: String,
-    goal: Option<Goal>,
-    batch: Box<dyn FnMut(&mut Random) -> Batch + 'a>,
-    run: Box<dyn Fn(&Batch) + 'a>,
-}
-
-/// Nanoseconds of one operation of each subject, by rounds; the floor's last.
-fn take_turns(size: &Size, subjects: &mut [Subject<'_>]) -> Vec<Vec<Taken>> {
-    let floor = Floor::new();
-    let mut random = Random(1);
-    let mut taken = vec![Vec::new(); subjects.len() + 1];
-    let one = |(taken, ()): (Taken, ()), of: usize| Taken {
-        cpu: taken.cpu / of as f64,
-        wall: taken.wall / of as f64,
-    };
-    // The first round warms caches and branch predictors.
-    for round in 0..=size.rounds {
-        let mut batch = None;
-        for place in 0..subjects.len() {
-            let place = (place + round) % subjects.len();
-            let fresh = (subjects[place].batch)(&mut random);
-            let own = timed(|| (subjects[place].run)(&fresh));
-            if round > 0 {
-                taken[place].push(one(own, fresh.len()));
-            }
-            batch = Some(fresh);
-        }
-        let batch = batch.unwrap();
-        let own = timed(|| floor.run(&batch));
-        if round > 0 {
-            taken[subjects.len()].push(one(own, batch.len()));
-        }
-    }
-    taken
-}
-
-/// The median over all rounds of the ratio of two subjects.
-fn ratio(own: &[Taken], other: &[Taken]) -> f64 {
-    median(
-        own.iter()
-            .zip(other)
-            .map(|(own, other)| own.cpu / other.cpu),
-    )
-}
-
-fn cpu(taken: &[Taken]) -> f64 {
-    median(taken.iter().map(|taken| taken.cpu))
-}
-
-fn wall(taken: &[Taken]) -> f64 {
-    median(taken.iter().map(|taken| taken.wall))
-}
 
 fn against_floor(
     size: &Size,
     mut subjects: Vec<Subject<'_>>,
     table: &mut Table,
 ) -> Vec<Vec<Taken>> {
-    let taken = take_turns(size, &mut subjects);
+    let taken = take_turns(size.rounds, &mut subjects);
     let floor = taken.last().unwrap();
     for (subject, own) in subjects.iter().zip(&taken) {
         let note = format!(

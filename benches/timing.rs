@@ -1,0 +1,224 @@
+//! Whether times tell secrets: two classes of input in random order, and Welch's t over the times
+//! that they took, without the slowest tenth (Reparaz, Balasch and Verbauwhede: dude, is my code
+//! constant time?). A |t| beyond 4.5 says that the classes differ; a comparison that leaves early
+//! shows that the method sees what it should.
+//!
+//! `cargo bench --bench timing -- [--quick] [--json] [--only compare,secret,unknown]`; fails where a
+//! goal is missed.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "time is what is measured here, not what is decided by"
+)]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a measurement ends where it cannot go on"
+)]
+#![allow(
+    clippy::cast_precision_loss,
+    reason = "what is counted here is far below 2^52"
+)]
+
+#[path = "shared/mod.rs"]
+mod shared;
+
+use std::hint::black_box;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use keyward::{Digest, KeyId};
+
+use self::shared::keys::{BODY, Keys, Kind, WIDTH};
+use self::shared::served::{Presented, Served, need};
+use self::shared::table::{Asked, Goal, Table};
+use self::shared::{Random, mixed};
+
+/// Beyond this the classes differ, by the convention of those who made the method.
+const LIMIT: f64 = 4.5;
+/// How many inputs each class has.
+const POOL: usize = 1000;
+const KEPT: f64 = 0.9;
+
+/// Inputs of two classes, in pairs: those of class 0 stand at even places.
+struct Pool<T>(Vec<T>);
+
+/// What a comparison of two classes came to.
+struct Verdict {
+    t: f64,
+    means: [f64; 2],
+    kept: usize,
+}
+
+impl Verdict {
+    fn note(&self) -> String {
+        let [first, second] = self.means;
+        format!("{first:.2} : {second:.2} ns, {} samples kept", self.kept)
+    }
+}
+
+impl<T: Copy> Pool<T> {
+    fn new(pairs: impl Iterator<Item = [T; 2]>) -> Self {
+        Self(pairs.flatten().collect())
+    }
+
+    /// Times `work` on inputs of both classes in random order.
+    fn compare(&self, samples: usize, mut work: impl FnMut(&T)) -> Verdict {
+        let mut random = Random(7);
+        let mut times = Vec::with_capacity(samples);
+        let mut input = self.0[0];
+        // A tenth more, for caches and branch predictors to settle.
+        for sample in 0..samples + samples / 10 {
+            // No branch tells the classes apart, and both are read from the same place.
+            let class = random.next() as usize & 1;
+            let at = random.next() as usize % (self.0.len() / 2);
+            input.clone_from(black_box(&self.0[2 * at + class]));
+            let began = Instant::now();
+            work(black_box(&input));
+            let time = began.elapsed().as_nanos() as u64;
+            if sample >= samples / 10 {
+                times.push((time, class));
+            }
+        }
+        welch(&mut times)
+    }
+}
+
+fn welch(times: &mut [(u64, usize)]) -> Verdict {
+    times.sort_unstable_by_key(|&(time, _)| time);
+    let slowest = times[(times.len() as f64 * KEPT) as usize].0;
+    let kept = || times.iter().filter(|&&(time, _)| time <= slowest);
+    let (mut counts, mut means) = ([0.0; 2], [0.0; 2]);
+    for &(time, class) in kept() {
+        counts[class] += 1.0;
+        means[class] += time as f64;
+    }
+    (0..2).for_each(|class| means[class] /= counts[class]);
+    let mut spread = [0.0; 2];
+    for &(time, class) in kept() {
+        spread[class] += (time as f64 - means[class]).powi(2);
+    }
+    let error = |class: usize| spread[class] / (counts[class] - 1.0) / counts[class];
+    // Where no time differs from any other, nothing is told apart.
+    let error = (error(0) + error(1)).sqrt().max(f64::MIN_POSITIVE);
+    Verdict {
+        t: (means[0] - means[1]) / error,
+        means,
+        kept: kept().count(),
+    }
+}
+
+type Bytes = [u8; 32];
+
+/// Digests that differ from `stands` in their first byte, and in their last.
+fn digests(stands: &Bytes) -> Pool<Bytes> {
+    let differing = |at: usize, by: usize| {
+        let mut bytes = *stands;
+        bytes[at] ^= 1 + (by % 255) as u8;
+        bytes
+    };
+    Pool::new((0..POOL).map(|by| [differing(0, by), differing(31, by)]))
+}
+
+/// What every constant-time comparison must not do. Never inlined: nothing is known of its input.
+#[inline(never)]
+fn leaky(first: &Bytes, second: &Bytes) -> bool {
+    first
+        .iter()
+        .zip(second)
+        .all(|(first, second)| first == second)
+}
+
+fn compare(samples: usize, table: &mut Table) {
+    let mut stands = [0; 32];
+    stands
+        .chunks_mut(8)
+        .zip(1..)
+        .for_each(|(chunk, seed)| chunk.copy_from_slice(&mixed(seed).to_le_bytes()));
+    let pool = digests(&stands);
+    let of = Digest::from_bytes(stands);
+    let verdict = pool.compare(samples, |bytes| {
+        black_box(of == Digest::from_bytes(*bytes));
+    });
+    let line = "|t|, digests that differ first : last";
+    table.add(line, verdict.t.abs(), Goal::AtMost(LIMIT), verdict.note());
+    let verdict = pool.compare(samples, |bytes| {
+        black_box(leaky(&stands, bytes));
+    });
+    let line = "|t|, the same compared with an early exit: must be seen";
+    table.add(line, verdict.t.abs(), Goal::AtLeast(LIMIT), verdict.note());
+}
+
+type Text = [u8; WIDTH];
+
+fn text(token: &str) -> Text {
+    token.as_bytes().try_into().unwrap()
+}
+
+/// The token with another character at `place` of its secret, and a checksum that fits.
+fn altered(token: &str, place: usize) -> Text {
+    let mut bytes = token.as_bytes()[..WIDTH - 6].to_vec();
+    let at = WIDTH - BODY + KeyId::LEN + place;
+    bytes[at] = if bytes[at] == b'a' { b'b' } else { b'a' };
+    let before = String::from_utf8(bytes).unwrap();
+    let checksum = keyward::token::checksum(&before);
+    text(&(before + &checksum))
+}
+
+fn verify(served: &Served, pool: &Pool<Text>, samples: usize, right: Presented) -> Verdict {
+    let need = need();
+    for input in &pool.0 {
+        let verdict = served.verifier.verify(input, &need).map(drop);
+        assert!(right.right()(&verdict), "{verdict:?}");
+    }
+    pool.compare(samples, |input| {
+        let _ = black_box(served.verifier.verify(input, &need));
+    })
+}
+
+fn main() -> ExitCode {
+    let asked = Asked::read();
+    let samples = if asked.quick { 100_000 } else { 1_000_000 };
+    let mut table = Table::default();
+    if asked.wants("compare") {
+        compare(samples, &mut table);
+    }
+    let keys = POOL as u64;
+    let served = Served::load(Keys::new(Kind::Secret, keys), keys);
+    let of = &served.keys;
+    let mut random = Random(8);
+    if asked.wants("secret") {
+        let pair = |number| [0, 31].map(|place| altered(&of.token(number), place));
+        let verdict = verify(
+            &served,
+            &Pool::new((0..keys).map(pair)),
+            samples,
+            Presented::WrongSecret,
+        );
+        let line = "|t|, secrets that differ first : last";
+        table.add(line, verdict.t.abs(), Goal::AtMost(LIMIT), verdict.note());
+    }
+    if asked.wants("unknown") {
+        // Ids made in the same millisecond as a known one share its first characters.
+        let mut near = |number: u64| text(&of.compose(of.stranger(number, random.next()), number));
+        let pairs = (0..keys).map(|number| [near(number), near(number + (1 << 40))]);
+        let verdict = verify(&served, &Pool::new(pairs), samples, Presented::Unknown);
+        let line = "|t|, unknown ids near a known one : far from all";
+        table.add(line, verdict.t.abs(), Goal::AtMost(LIMIT), verdict.note());
+
+        // Not the method's question, but the one that an attacker asks first.
+        let mut stranger = |number| text(&of.compose(of.stranger(number, random.next()), number));
+        let pairs = (0..keys).map(|number| [altered(&of.token(number), 0), stranger(number)]);
+        let pool = Pool::new(pairs);
+        let need = need();
+        let verdict = pool.compare(samples, |input| {
+            let _ = black_box(served.verifier.verify(input, &need));
+        });
+        let line = "|t|, a wrong secret : an unknown id (no goal)";
+        table.add(line, verdict.t.abs(), None, verdict.note());
+    }
+    table.print(asked.json);
+    if table.is_met() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
