@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use keyward::policy::{Policies, Policy, Propagation};
-use keyward::{Need, Rejection, Replica, SystemClock, Verifier, days, profiles};
+use keyward::{Clock, Need, Rejection, Replica, SystemClock, Verifier, days, profiles};
 use pollster::block_on;
 
 use super::Random;
@@ -24,8 +24,12 @@ pub struct Served {
 impl Served {
     /// Nothing loaded yet.
     pub fn empty(keys: Keys, scanned: u64, feed: Feed) -> Self {
+        Self::empty_at(keys, scanned, feed, Arc::new(SystemClock))
+    }
+
+    /// The same by a clock of the caller's.
+    pub fn empty_at(keys: Keys, scanned: u64, feed: Feed, clock: Arc<dyn Clock>) -> Self {
         let store = Arc::new(Synthetic::new(keys.clone(), scanned, feed));
-        let clock = Arc::new(SystemClock);
         let replica = Arc::new(Replica::new(store.clone(), clock.clone()));
         let mut spec = profiles::standard();
         // Long enough that nothing is refused as stale while other things are measured.

@@ -1,0 +1,80 @@
+//! Work to be counted in instructions: `.ci/instructions` runs it under callgrind, which counts what
+//! happens inside [`counted`] and nothing else.
+//!
+//! `cargo bench --bench instructions -- --what valid --count 1000`
+#![allow(
+    clippy::unwrap_used,
+    reason = "a measurement ends where it cannot go on"
+)]
+
+#[path = "shared/mod.rs"]
+mod shared;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyward::{Clock, Timestamp};
+
+use self::shared::Random;
+use self::shared::floor::Floor;
+use self::shared::keys::{Keys, Kind};
+use self::shared::served::{Presented, Served, need};
+use self::shared::store::Feed;
+
+const KEYS: u64 = 1000;
+
+/// A clock that stands still. The machine's own is not counted: valgrind hides the page by which the
+/// kernel tells the time without a call, and `SystemClock` does not start without it.
+#[derive(Debug)]
+struct Still(Timestamp);
+
+impl Clock for Still {
+    fn now(&self) -> Timestamp {
+        self.0
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+}
+
+/// The name by which callgrind finds it. Never inlined, so that it keeps its name.
+#[inline(never)]
+fn counted(work: &dyn Fn()) {
+    work();
+}
+
+fn main() {
+    let (mut what, mut count) = ("valid".to_owned(), 1000);
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--what" => what = arguments.next().unwrap(),
+            "--count" => count = arguments.next().unwrap().parse().unwrap(),
+            // Cargo's own.
+            "--bench" => {}
+            other => panic!("unknown argument {other}"),
+        }
+    }
+    let keys = Keys::new(Kind::Secret, KEYS);
+    let clock = Arc::new(Still("2026-01-01T00:00:00Z".parse().unwrap()));
+    let served = Served::empty_at(keys, KEYS, Feed::Mixed, clock);
+    served.sync();
+    let mut random = Random(9);
+    if what == "floor" {
+        let batch = Presented::Valid.batch(&served.keys, KEYS, count, &mut random);
+        let floor = Floor::new();
+        return counted(&|| floor.run(&batch));
+    }
+    let presented = Presented::ALL
+        .into_iter()
+        .find(|presented| presented.name().replace(' ', "-") == what);
+    let presented = presented.unwrap_or_else(|| panic!("nothing is called {what}"));
+    let batch = presented.batch(&served.keys, KEYS, count, &mut random);
+    let need = need();
+    served.expect(&batch, &need, presented.right());
+    // What a thread or a cache does once has been done by then.
+    let granted = served.run(&batch, &need);
+    assert_eq!(granted > 0, presented == Presented::Valid);
+    counted(&|| drop(std::hint::black_box([served.run(&batch, &need)])));
+}
