@@ -21,7 +21,7 @@ use self::shared::keys::{Keys, Kind};
 use self::shared::served::{Presented, Served, need};
 use self::shared::store::Feed;
 
-const KEYS: u64 = 1000;
+const KEYS: u64 = 20_000;
 
 /// A clock that stands still. The machine's own is not counted: valgrind hides the page by which the
 /// kernel tells the time without a call, and `SystemClock` does not start without it.
