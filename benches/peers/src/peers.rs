@@ -1,0 +1,264 @@
+//! The others, each with a map from what finds a key to what a service keeps of it, behind a lock:
+//! the crates verify a secret against a hash and leave the rest to their users. What the rest is, is
+//! the same for all: who, which scopes, until when.
+
+use std::collections::HashMap;
+use std::hint::black_box;
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, SystemTime};
+
+use crate::shared::Random;
+use crate::shared::batch::Batch;
+use crate::shared::keys::SCOPE;
+use crate::shared::mixed;
+
+/// Another way to verify a key.
+pub trait Peer {
+    fn name(&self) -> &str;
+
+    /// Valid keys, drawn at random.
+    fn batch(&self, random: &mut Random) -> Batch;
+
+    /// Who presents the key, if it is valid and reaches `scope`.
+    fn verify(&self, presented: &str, scope: &str) -> Option<Arc<Account>>;
+}
+
+/// Verifies all of a batch, each after the one before; tells how many were granted.
+pub fn run(peer: &dyn Peer, batch: &Batch) -> usize {
+    let nothing = black_box(0);
+    let (mut at, mut granted) = (0, 0);
+    while at < batch.len() {
+        // A request's header is text by the time that a service looks at it.
+        let text = std::str::from_utf8(batch.at(at)).unwrap_or_default();
+        let account = black_box(peer.verify(text, SCOPE));
+        granted += usize::from(account.is_some());
+        let word = account.map_or(0, |account| account.number as usize);
+        at += 1 + (word & nothing);
+    }
+    granted
+}
+
+/// What a service keeps of a key beside its hash.
+#[allow(dead_code, reason = "what a service reads after it has verified")]
+#[derive(Debug)]
+pub struct Account {
+    pub number: u64,
+    pub tenant: String,
+    pub name: String,
+    scopes: Vec<String>,
+    expires: SystemTime,
+}
+
+impl Account {
+    fn new(number: u64) -> Arc<Self> {
+        let scopes = [SCOPE, "exports:write", "events:read"];
+        Arc::new(Self {
+            number,
+            tenant: format!("customer-{}", number % 1000),
+            name: format!("nightly export {number}"),
+            scopes: scopes.map(str::to_owned).into(),
+            expires: SystemTime::now() + Duration::from_secs(90 * 24 * 60 * 60),
+        })
+    }
+
+    fn allows(&self, scope: &str) -> bool {
+        SystemTime::now() < self.expires && self.scopes.iter().any(|own| own == scope)
+    }
+}
+
+/// A hash and whose it is.
+type Entry<H> = (H, Arc<Account>);
+type Map<I, H> = RwLock<HashMap<I, Entry<H>>>;
+
+const BASE58: &[u8; 58] = b"123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
+
+/// `count` characters that look random, made from a number.
+fn letters(seed: u64, count: u64) -> String {
+    let letter = |at| char::from(BASE58[(mixed(mixed(seed) ^ at) % 58) as usize]);
+    (0..count).map(letter).collect()
+}
+
+/// A plain stack: the `hmac` crate over tokens of keyward's form, a hash map, the system's time.
+pub mod plain {
+    use hmac::{Hmac, KeyInit, Mac};
+    use sha2::Sha256;
+    use subtle::ConstantTimeEq;
+
+    use super::{Account, Arc, Batch, Map, Peer, Random};
+    use crate::shared::keys::{BODY, ID_AND_SECRET, Keys, Kind, PEPPER};
+
+    pub struct Stack {
+        keys: Keys,
+        count: u64,
+        mac: Hmac<Sha256>,
+        map: Map<String, [u8; 32]>,
+    }
+
+    /// The id, and what is digested.
+    fn parts(token: &str) -> Option<(&str, &[u8])> {
+        let body = token.get(token.len().checked_sub(BODY)?..)?;
+        Some((body.get(..22)?, body.get(..ID_AND_SECRET)?.as_bytes()))
+    }
+
+    impl Stack {
+        pub fn new(count: u64) -> Self {
+            let keys = Keys::new(Kind::Secret, count);
+            let mac = <Hmac<Sha256> as KeyInit>::new_from_slice(&PEPPER).unwrap();
+            let entry = |number| {
+                let token = keys.token(number);
+                let (id, message) = parts(&token).unwrap();
+                let digest = mac.clone().chain_update(message).finalize().into_bytes();
+                (id.to_owned(), (digest.into(), Account::new(number)))
+            };
+            let map = (0..count).map(entry).collect();
+            Self {
+                map: super::RwLock::new(map),
+                keys,
+                count,
+                mac,
+            }
+        }
+    }
+
+    impl Peer for Stack {
+        fn name(&self) -> &str {
+            "RwLock<HashMap>, hmac crate, SystemTime"
+        }
+
+        fn batch(&self, random: &mut Random) -> Batch {
+            Batch::valid(&self.keys, self.count, crate::BATCH, random)
+        }
+
+        fn verify(&self, presented: &str, scope: &str) -> Option<Arc<Account>> {
+            let (id, message) = parts(presented)?;
+            let map = self.map.read().unwrap();
+            let (stands, account) = map.get(id)?;
+            let digest = self.mac.clone().chain_update(message).finalize();
+            let same = bool::from(digest.into_bytes().as_slice().ct_eq(stands));
+            (same && account.allows(scope)).then(|| account.clone())
+        }
+    }
+}
+
+/// `prefixed-api-key` as its README has it, with a map by short token.
+pub mod prefixed {
+    use prefixed_api_key::rand::rngs::OsRng;
+    use prefixed_api_key::sha2::Sha256;
+    use prefixed_api_key::{PrefixedApiKey, PrefixedApiKeyController};
+
+    use super::{Account, Arc, Batch, Map, Peer, Random, letters};
+
+    pub struct Stack {
+        count: u64,
+        controller: PrefixedApiKeyController<OsRng, Sha256>,
+        map: Map<String, String>,
+    }
+
+    /// As long as the crate's defaults are.
+    fn key(number: u64) -> PrefixedApiKey {
+        let (short, long) = (letters(number, 11), letters(!number, 33));
+        PrefixedApiKey::new("mycompany".to_owned(), short, long)
+    }
+
+    impl Stack {
+        pub fn new(count: u64) -> Self {
+            let controller = PrefixedApiKeyController::configure()
+                .prefix("mycompany".to_owned())
+                .seam_defaults()
+                .finalize()
+                .unwrap();
+            let entry = |number| {
+                let key = key(number);
+                let hash = controller.long_token_hashed(&key);
+                (key.short_token().to_owned(), (hash, Account::new(number)))
+            };
+            let map = (0..count).map(entry).collect();
+            Self {
+                map: super::RwLock::new(map),
+                count,
+                controller,
+            }
+        }
+    }
+
+    impl Peer for Stack {
+        fn name(&self) -> &str {
+            "prefixed-api-key 0.3, RwLock<HashMap>"
+        }
+
+        fn batch(&self, random: &mut Random) -> Batch {
+            let token = |_| key(random.below(self.count)).to_string();
+            Batch::new((0..crate::BATCH).map(token))
+        }
+
+        fn verify(&self, presented: &str, scope: &str) -> Option<Arc<Account>> {
+            let key = PrefixedApiKey::from_string(presented).ok()?;
+            let map = self.map.read().unwrap();
+            let (hash, account) = map.get(key.short_token())?;
+            let same = self.controller.check_hash(&key, hash);
+            (same && account.allows(scope)).then(|| account.clone())
+        }
+    }
+}
+
+/// `api-keys-simplified` as its README has it, with a map by the key's id.
+pub mod argon {
+    use api_keys_simplified::{
+        ApiKeyManagerV0, Environment, ExposeSecret, KeyStatus, SecureString,
+    };
+
+    use super::{Account, Arc, Batch, Map, Peer, Random, letters};
+
+    /// How many keys are real: hashing a million takes hours. The rest of the map is as large as it
+    /// would be, and a hash of 25 milliseconds does not see which place it came from.
+    const REAL: u64 = 4;
+
+    pub struct Stack {
+        manager: ApiKeyManagerV0,
+        tokens: Vec<String>,
+        map: Map<String, Arc<str>>,
+    }
+
+    impl Stack {
+        pub fn new(count: u64) -> Self {
+            let manager = ApiKeyManagerV0::init_default_config("sk").unwrap();
+            let mut tokens = Vec::new();
+            let mut map: std::collections::HashMap<_, _> = (REAL..count)
+                .map(|number| {
+                    let hash: Arc<str> = "never looked at".into();
+                    (letters(number, 32), (hash, Account::new(number)))
+                })
+                .collect();
+            for number in 0..REAL {
+                let key = manager.generate(Environment::production()).unwrap();
+                let id = manager.extract_key_id(key.key());
+                let hash = key.expose_hash().hash().as_str().into();
+                map.insert(id, (hash, Account::new(number)));
+                tokens.push(key.key().expose_secret().to_owned());
+            }
+            Self {
+                map: super::RwLock::new(map),
+                manager,
+                tokens,
+            }
+        }
+    }
+
+    impl Peer for Stack {
+        fn name(&self) -> &str {
+            "api-keys-simplified 0.5 (argon2)"
+        }
+
+        fn batch(&self, _: &mut Random) -> Batch {
+            Batch::new(&self.tokens)
+        }
+
+        fn verify(&self, presented: &str, scope: &str) -> Option<Arc<Account>> {
+            let key = SecureString::from(presented.to_owned());
+            let map = self.map.read().unwrap();
+            let (hash, account) = map.get(&self.manager.extract_key_id(&key))?;
+            let status = self.manager.verify(&key, hash).ok()?;
+            (status == KeyStatus::Valid && account.allows(scope)).then(|| account.clone())
+        }
+    }
+}
