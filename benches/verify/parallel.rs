@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use keyward::store::Row;
+
 use super::Size;
 use super::shared::Random;
 use super::shared::batch::Batch;
@@ -98,6 +100,21 @@ fn each(served: &Served, batch: &Batch, less: u64) -> Vec<u64> {
 const TICK: Duration = Duration::from_millis(10);
 const CHANGES_A_TICK: u64 = 100;
 
+/// That the newest change of the feed is what a grant tells.
+fn assert_arrived(served: &Served) {
+    let newest = served.store.change(served.store.commit_more(0));
+    let Row::Key(record) = newest.row else {
+        unreachable!("the feed tells of keys alone")
+    };
+    let token = served.keys.token(Keys::number(record.id));
+    let grant = served.verifier.verify(token, &need()).unwrap();
+    assert_eq!(
+        grant.metadata(),
+        &record.metadata,
+        "the last change arrived"
+    );
+}
+
 /// A reader beside a writer that has 10,000 changes a second to take over.
 pub(crate) fn writer(size: &Size, table: &mut Table) {
     let keys = size.typical;
@@ -146,6 +163,7 @@ pub(crate) fn writer(size: &Size, table: &mut Table) {
         }
         done.store(true, Ordering::Release);
     });
+    assert_arrived(&served);
     let [idle, beside] = quantiles.map(|all| all.map(median));
     let ticks = ticks.into_inner();
     let own = working.into_inner() / (ticks * CHANGES_A_TICK).max(1);
