@@ -82,7 +82,7 @@ fn two_that_create_at_once_have_the_same_store() {
     let left = fs::read_dir(desk.path().parent().unwrap()).unwrap();
     let drafts = left.filter(|file| {
         let name = file.as_ref().unwrap().file_name();
-        name.to_str().unwrap().contains(".new-")
+        name.to_str().unwrap().contains("-draft-")
     });
     assert_eq!(drafts.count(), 0, "drafts are cleared away");
 }

@@ -1,6 +1,6 @@
 //! The file itself: who may read it, how it comes into being, how a connection is set up.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -204,7 +204,7 @@ impl Place {
         refuse_leftovers(path)?;
         let draft = Draft::beside(path)?;
         let new = Self {
-            path: draft.0.clone(),
+            path: draft.path.clone(),
             ..self.clone()
         };
         let mut conn = new.connect()?;
@@ -248,24 +248,53 @@ pub(super) fn refuse_leftovers(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// A file in the making, beside the place where it is to stand. Gone again unless published.
-pub(super) struct Draft(pub(super) PathBuf);
+/// What the name of a draft has that no other name has: nobody would call a backup so.
+const DRAFT: &str = ".keyward-draft-";
+
+/// What may stand in the folder of a draft.
+const PARTS: [&str; 4] = ["store", "store-wal", "store-shm", "store-journal"];
+
+/// A file in the making, in a folder of its own beside the place where it is to stand. Gone again
+/// when dropped; if the process is killed before that, the next to open a store beside it clears it
+/// away.
+pub(super) struct Draft {
+    pub(super) path: PathBuf,
+    folder: PathBuf,
+    /// Says that the draft is somebody's. It lies on the folder: on the file, letting it go would drop
+    /// the locks that SQLite holds once the file is published.
+    _alive: Option<File>,
+}
 
 impl Draft {
     /// An empty file that only its owner can read.
     pub(super) fn beside(path: &Path) -> Result<Self, OpenError> {
+        clear_drafts(path);
         let fail = |error: io::Error| OpenError::io(path, error);
         for attempt in 0..1000 {
-            let draft = with_end(path, &format!(".new-{}-{attempt}", std::process::id()));
+            let folder = with_end(path, &format!("{DRAFT}{}-{attempt}", std::process::id()));
+            match create_folder(&folder) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) => return Err(fail(error)),
+            }
+            // Where folders cannot be locked, nobody can lock them to clear them away either.
+            let alive = File::open(&folder).ok();
+            let taken = alive.as_ref().map(File::try_lock);
+            if matches!(taken, Some(Err(TryLockError::WouldBlock))) || !folder.exists() {
+                // Cleared away before it was locked.
+                continue;
+            }
+            let draft = Self {
+                path: folder.join(PARTS[0]),
+                folder,
+                _alive: alive,
+            };
             let mut options = OpenOptions::new();
             options.write(true).create_new(true);
             #[cfg(unix)]
             std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-            match options.open(&draft) {
-                Ok(_) => return Ok(Self(draft)),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(fail(error)),
-            }
+            options.open(&draft.path).map_err(fail)?;
+            return Ok(draft);
         }
         Err(fail(io::ErrorKind::AlreadyExists.into()))
     }
@@ -273,9 +302,9 @@ impl Draft {
     /// Puts the file where it is to stand, durably, unless something stands there.
     pub(super) fn publish(self, path: &Path) -> Result<(), OpenError> {
         let fail = |error: io::Error| OpenError::io(path, error);
-        let written = File::open(&self.0).and_then(|file| file.sync_all());
+        let written = File::open(&self.path).and_then(|file| file.sync_all());
         written.map_err(fail)?;
-        match fs::hard_link(&self.0, path) {
+        match fs::hard_link(&self.path, path) {
             Ok(()) => sync_folder(path).map_err(|error| {
                 // Nobody is told of a file that may not be there after a power cut.
                 drop(fs::remove_file(path));
@@ -291,20 +320,71 @@ impl Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        for end in ["", "-wal", "-shm", "-journal"] {
-            drop(fs::remove_file(with_end(&self.0, end)));
+        remove_draft(&self.folder);
+    }
+}
+
+/// Removes the drafts that processes left beside `path` when they were killed. Whatever stands in the
+/// way is left for the next to try.
+pub(super) fn clear_drafts(path: &Path) {
+    let Ok(entries) = fs::read_dir(folder_of(path)) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if !folder || !is_draft(&entry.file_name().to_string_lossy()) {
+            continue;
+        }
+        let path = entry.path();
+        // Locked for as long as its process lives.
+        let Ok(lock) = File::open(&path) else {
+            continue;
+        };
+        if lock.try_lock().is_ok() {
+            remove_draft(&path);
+            tracing::info!(path = %path.display(), "removed a draft whose process is gone");
         }
     }
 }
 
-fn sync_folder(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        #[cfg(unix)]
-        Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
-        #[cfg(unix)]
-        Some(_) => File::open(".")?.sync_all(),
-        _ => Ok(()),
+fn is_draft(name: &str) -> bool {
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    name.rsplit_once(DRAFT)
+        .and_then(|(_, end)| end.split_once('-'))
+        .is_some_and(|(process, attempt)| number(process) && number(attempt))
+}
+
+/// Removes what a draft may hold and nothing else.
+fn remove_draft(folder: &Path) {
+    for part in PARTS {
+        drop(fs::remove_file(folder.join(part)));
     }
+    drop(fs::remove_dir(folder));
+}
+
+fn create_folder(path: &Path) -> io::Result<()> {
+    #[cfg_attr(not(unix), allow(unused_mut, reason = "there are no modes to set"))]
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(unix)]
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(folder_of(path))?.sync_all()
+}
+
+#[cfg(not(unix))]
+fn sync_folder(_path: &Path) -> io::Result<()> {
+    Ok(())
 }
 
 fn with_end(path: &Path, end: &str) -> PathBuf {

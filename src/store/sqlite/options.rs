@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::SqliteStore;
 use super::fault::{Fault, OpenError};
-use super::file::Place;
+use super::file::{Place, clear_drafts};
 use super::pool::Pool;
 use super::schema::{self, Store};
 
@@ -107,7 +107,7 @@ impl SqliteOptions {
         self.place.path = std::path::absolute(&path).map_err(|error| io(&path, error))?;
         let place = &self.place;
         match (place.look()?, self.creation) {
-            (Some(_), Creation::IfMissing | Creation::Never) => {}
+            (Some(_), Creation::IfMissing | Creation::Never) => clear_drafts(&place.path),
             (Some(_), Creation::Always) => return Err(OpenError::Exists { path }),
             (None, Creation::Never) => return Err(OpenError::NotFound { path }),
             (None, Creation::IfMissing | Creation::Always) => place.create()?,

@@ -254,12 +254,15 @@ fn copy(from: &Place, to: &Path) -> Result<Copy, OpenError> {
     refuse_existing(to)?;
     let draft = Draft::beside(to)?;
     let unfit = || std::io::Error::from(std::io::ErrorKind::InvalidFilename);
-    let target = draft.0.to_str().ok_or_else(|| OpenError::io(to, unfit()))?;
+    let target = draft
+        .path
+        .to_str()
+        .ok_or_else(|| OpenError::io(to, unfit()))?;
     from.open()?
         .execute("VACUUM INTO ?1", [target])
         .map_err(|error| OpenError::of(&from.path, error.into()))?;
     let place = Place {
-        path: draft.0.clone(),
+        path: draft.path.clone(),
         ..from.clone()
     };
     Ok(Copy { draft, place })
