@@ -35,6 +35,19 @@ const MAX_LEN: usize = 64 * 1024;
 /// `current` digests new secrets, `live` verifies those it digested, `audit` only proves the audit
 /// entries it sealed. To take a pepper out of service, change its `live` to `audit`.
 ///
+/// # Rotation
+///
+/// A process goes on with the peppers that it read: nothing reads the file again by itself. To take
+/// up what changed, start the process again, or let it build another [`Keyward`](crate::Keyward) over
+/// the same store with what [`read`](Self::read) returns now, and use that one from then on, once
+/// [`run_upkeep`](crate::Keyward::run_upkeep) of the one before has returned.
+///
+/// A process that has not done so refuses, as [`UnknownPepper`](crate::Rejection::UnknownPepper),
+/// every key that another one created under the new pepper or moved to it. So that no key is refused
+/// on the way, rotate in two steps, and let every process take up the file after each:
+/// [`prepare`](Self::prepare), which lets all verify under the new pepper, then
+/// [`rotate`](Self::rotate), which puts it to use.
+///
 /// # Examples
 ///
 /// ```
@@ -184,22 +197,39 @@ impl PepperFile {
         Ok(ring)
     }
 
-    /// Adds a new pepper and makes it the current one; the one before stays live. The file is
-    /// replaced as a whole, and rotations wait for each other.
+    /// Adds a new pepper, under which secrets verify and which the next [`rotate`](Self::rotate) makes
+    /// the current one. Where there is such a pepper already, nothing changes.
     ///
-    /// A process goes on with the peppers that it read. One that did not read the file again yet
-    /// refuses keys created under the new pepper, so restart all of a service's processes together.
+    /// # Errors
+    ///
+    /// [`PepperFileError`]; the file is as it was then, or prepared, and never in between.
+    pub fn prepare(path: impl AsRef<Path>) -> Answer<PepperRing> {
+        Self::change(path.as_ref(), |_| ())
+    }
+
+    /// Makes the prepared pepper, or else a new one, the current one; the one before stays live. The
+    /// file is replaced as a whole, and rotations wait for each other.
+    ///
+    /// A process goes on with the peppers that it read: see [Rotation](Self#rotation). Where nothing
+    /// was [prepared](Self::prepare), restart all of a service's processes together.
     ///
     /// # Errors
     ///
     /// [`PepperFileError`]; the file is as it was then, or rotated, and never in between.
     pub fn rotate(path: impl AsRef<Path>) -> Answer<PepperRing> {
-        let path = path.as_ref();
+        Self::change(path.as_ref(), Peppers::rotate)
+    }
+
+    /// Changes peppers that have a next one.
+    fn change(path: &Path, change: impl FnOnce(&mut Peppers)) -> Answer<PepperRing> {
         let mut locked = lock(path)?;
         let mut peppers = peppers(&mut locked, path)?;
         peppers.ring().map_err(|fault| at_fault(fault, path))?;
-        let (id, key) = draw()?;
-        peppers.rotate(id, key);
+        if !peppers.has_next() {
+            let (id, key) = draw()?;
+            peppers.add_next(id, key);
+        }
+        change(&mut peppers);
         let ring = peppers.ring().map_err(|fault| at_fault(fault, path))?;
         let written = Draft::write(path, &peppers)?;
         fs::rename(&written.path, path).map_err(failed("replacing pepper file", path))?;

@@ -215,6 +215,35 @@ fn a_rotation_adds_a_pepper_and_loses_none() {
 }
 
 #[test]
+fn a_prepared_pepper_verifies_and_becomes_the_current_one() {
+    let folder = Folder::new();
+    let first = PepperFile::create(folder.pepper()).unwrap();
+    let prepared = PepperFile::prepare(folder.pepper()).unwrap();
+    assert!(same(prepared.current(), first.current()));
+    let text = folder.text();
+    let again = PepperFile::prepare(folder.pepper()).unwrap();
+    assert_eq!(folder.text(), text, "preparing again changes nothing");
+    assert!(same(again.current(), first.current()));
+    let rotated = PepperFile::rotate(folder.pepper()).unwrap();
+    assert!(!same(rotated.current(), first.current()));
+    let known = prepared.live(rotated.current().id()).unwrap();
+    assert!(same(known, rotated.current()), "as it was prepared");
+    assert!(same(
+        rotated.live(first.current().id()).unwrap(),
+        first.current()
+    ));
+    let next = PepperFile::rotate(folder.pepper()).unwrap();
+    assert!(prepared.live(next.current().id()).is_none(), "a new one");
+    let words: Vec<_> = folder
+        .text()
+        .lines()
+        .skip(1)
+        .map(|line| line[..4].to_owned())
+        .collect();
+    assert_eq!(words, ["curr", "live", "live"]);
+}
+
+#[test]
 fn rotations_at_once_lose_no_pepper() {
     let folder = Folder::new();
     PepperFile::create(folder.pepper()).unwrap();
