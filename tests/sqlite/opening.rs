@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::time::Duration;
 
-use keyward::store::SqliteStore;
 use keyward::store::sqlite::{JournalMode, OpenError};
+use keyward::store::{Cursor, KeyStore, SqliteStore};
 
 use crate::support::*;
 use crate::{Desk, checkpoint, sql};
@@ -85,6 +86,16 @@ fn two_that_create_at_once_have_the_same_store() {
         name.to_str().unwrap().contains("-draft-")
     });
     assert_eq!(drafts.count(), 0, "drafts are cleared away");
+}
+
+#[test]
+fn times_may_be_as_long_and_as_short_as_they_get() {
+    let desk = Desk::new();
+    for time in [Duration::ZERO, Duration::MAX] {
+        let options = SqliteStore::options(desk.path());
+        let store = wait(options.busy_timeout(time).poll_interval(time).open()).unwrap();
+        wait(store.wait_past(Cursor::default())).unwrap();
+    }
 }
 
 #[test]

@@ -291,11 +291,17 @@ fn locks(path: &Path) {
 
 /// Creates a store, or opens the one that another was faster to create, and says which it is.
 fn creates(path: &Path) {
-    let store = open(path);
-    tell(format_args!(
-        "epoch {}",
-        wait(store.stats()).unwrap().head.epoch.0
-    ));
+    let mut options = SqliteStore::options(path);
+    if std::env::var_os("CHILD_NEW").is_some() {
+        options = options.must_be_new();
+    }
+    match wait(options.open()) {
+        Ok(store) => tell(format_args!(
+            "epoch {}",
+            wait(store.stats()).unwrap().head.epoch.0
+        )),
+        Err(error) => tell(format_args!("refused {error}")),
+    }
 }
 
 /// Commits and reads before the file system becomes read-only, in it, and after.

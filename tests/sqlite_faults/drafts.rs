@@ -3,11 +3,16 @@
 use std::fs;
 use std::path::Path;
 
+use keyward::Role;
+use keyward::store::SqliteStore;
 use tempfile::tempdir;
 
-use crate::child::open;
+use crate::check::examine;
+use crate::child::{NO_CAP, open, service};
 use crate::process::{Part, shim};
-use crate::support::wait;
+use crate::support::{actor, reader, wait};
+
+const EIO: i32 = 5;
 
 /// The drafts beside the stores in `folder`.
 fn drafts(folder: &Path) -> Vec<String> {
@@ -21,8 +26,14 @@ fn epoch(path: &Path) -> u128 {
 }
 
 /// A child that creates a store, to which something happens at a call of its own.
-fn creates(shim: &Path, path: &Path, at: usize, what: &str) -> Part {
-    let env = [
+fn creates(
+    shim: &Path,
+    path: &Path,
+    at: usize,
+    what: &str,
+    more: &[(&'static str, String)],
+) -> Part {
+    let mut env = vec![
         ("LD_PRELOAD", shim.to_str().unwrap().to_owned()),
         (
             "SHIM_FOLDER",
@@ -31,6 +42,7 @@ fn creates(shim: &Path, path: &Path, at: usize, what: &str) -> Part {
         ("SHIM_AT", at.to_string()),
         ("SHIM_DO", what.to_owned()),
     ];
+    env.extend_from_slice(more);
     Part::start("creates", path, &env)
 }
 
@@ -42,7 +54,7 @@ fn a_creation_that_is_killed_leaves_nothing_that_the_next_does_not_clear_away() 
     for at in 1.. {
         let folder = tempdir().unwrap();
         let path = folder.path().join("keys.db");
-        let mut child = creates(&shim, &path, at, "kill");
+        let mut child = creates(&shim, &path, at, "kill", &[]);
         if child.next().is_some() {
             child.finish();
             break;
@@ -67,7 +79,7 @@ fn a_creation_that_is_under_way_keeps_its_draft() {
     for at in [1, 5, 10] {
         let folder = tempdir().unwrap();
         let path = folder.path().join("keys.db");
-        let mut slow = creates(&shim, &path, at, "hold");
+        let mut slow = creates(&shim, &path, at, "hold", &[]);
         slow.expect("held");
         let before = drafts(folder.path());
         assert_eq!(before.len(), 1, "held at call {at}");
@@ -80,6 +92,51 @@ fn a_creation_that_is_under_way_keeps_its_draft() {
         slow.expect(&format!("epoch {made}"));
         slow.finish();
         assert_eq!(drafts(folder.path()), [""; 0], "held at call {at}");
+    }
+}
+
+#[test]
+fn of_two_that_ask_for_a_new_store_one_gets_it() {
+    let built = tempdir().unwrap();
+    let shim = shim(built.path());
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("keys.db");
+    let new = [("CHILD_NEW", "1".to_owned())];
+    let mut slow = creates(&shim, &path, 1, "hold", &new);
+    slow.expect("held");
+    wait(SqliteStore::options(&path).must_be_new().open()).unwrap();
+    slow.go_on();
+    let told = slow.next().unwrap();
+    assert!(
+        told.starts_with("refused") && told.ends_with("exists already"),
+        "{told}"
+    );
+    slow.finish();
+}
+
+#[test]
+fn a_creation_that_fails_in_the_end_takes_no_store_away_that_others_use() {
+    let built = tempdir().unwrap();
+    let shim = shim(built.path());
+    let fails = [("SHIM_ERRNO", EIO.to_string())];
+    for at in 1.. {
+        let folder = tempdir().unwrap();
+        let path = folder.path().join("keys.db");
+        let mut slow = creates(&shim, &path, at, "hold", &fails);
+        slow.expect("held");
+        if !path.exists() {
+            drop(slow.kill());
+            continue;
+        }
+        // The store stands, and its name is about to be synced.
+        let keys = service(open(&path), NO_CAP);
+        let made = wait(keys.create(&actor("acme", "alice", Role::ADMIN), reader("key"))).unwrap();
+        slow.go_on();
+        assert!(slow.next().unwrap().starts_with("refused"));
+        slow.finish();
+        drop(keys);
+        assert!(examine(&path).keys.contains_key(&made.id));
+        return;
     }
 }
 

@@ -8,7 +8,7 @@
  *   SHIM_ARM     nothing is counted before this file exists
  *   SHIM_LIFT    nothing fails once this file exists
  *   SHIM_DO      what happens at that call instead of a failure: "kill" the process, or "hold" it
- *                until it is told to go on
+ *                until it is told to go on, and then fail only with a SHIM_ERRNO
  * A write that fails has put half of its bytes on disk: the harder case. */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -65,7 +65,7 @@ static int fails(const char *path) {
     char line[64];
     syscall(SYS_write, 1, "@ held\n", 7);
     syscall(SYS_read, 0, line, sizeof line);
-    return 0;
+    if (!error) return 0;
   }
   errno = error ? atoi(error) : EIO;
   return 1;

@@ -198,7 +198,7 @@ impl Place {
         }
     }
 
-    /// Creates the store, whole and durable, unless another process was faster.
+    /// Creates the store, whole and durable, unless something stands there already.
     pub(super) fn create(&self) -> Result<(), OpenError> {
         let path = &self.path;
         refuse_leftovers(path)?;
@@ -210,10 +210,9 @@ impl Place {
         let mut conn = new.connect()?;
         schema::create(&mut conn).map_err(|fault| OpenError::of(path, fault))?;
         drop(conn);
-        match draft.publish(path) {
-            Err(OpenError::Exists { .. }) => Ok(()),
-            other => other,
-        }
+        draft.link(path)?;
+        // Should this fail, the file stays: another process may have opened it by now, and committed.
+        sync_folder(path).map_err(|error| OpenError::io(path, error))
     }
 }
 
@@ -299,17 +298,22 @@ impl Draft {
         Err(fail(io::ErrorKind::AlreadyExists.into()))
     }
 
-    /// Puts the file where it is to stand, durably, unless something stands there.
+    /// Puts a file that nobody opens yet where it is to stand, durably, unless something stands there.
     pub(super) fn publish(self, path: &Path) -> Result<(), OpenError> {
+        self.link(path)?;
+        sync_folder(path).map_err(|error| {
+            // Nobody is told of a file that may not be there after a power cut.
+            drop(fs::remove_file(path));
+            OpenError::io(path, error)
+        })
+    }
+
+    fn link(&self, path: &Path) -> Result<(), OpenError> {
         let fail = |error: io::Error| OpenError::io(path, error);
         let written = File::open(&self.path).and_then(|file| file.sync_all());
         written.map_err(fail)?;
         match fs::hard_link(&self.path, path) {
-            Ok(()) => sync_folder(path).map_err(|error| {
-                // Nobody is told of a file that may not be there after a power cut.
-                drop(fs::remove_file(path));
-                fail(error)
-            }),
+            Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(OpenError::Exists {
                 path: path.to_owned(),
             }),

@@ -17,6 +17,12 @@ const BUSY: Duration = Duration::from_secs(5);
 /// How often the file is looked at for commits of other processes, at a microsecond each.
 const POLL: Duration = Duration::from_millis(100);
 
+/// The longest that SQLite can be told to wait: some 24 days.
+const LONGEST_BUSY: Duration = Duration::from_millis(i32::MAX as u64);
+
+/// What is slept at least between two looks at the file, or the watching thread would do nothing else.
+const SHORTEST_POLL: Duration = Duration::from_millis(1);
+
 /// How a file is opened. See [`SqliteStore::options`].
 #[derive(Clone, Debug)]
 #[must_use = "options open nothing by themselves"]
@@ -78,16 +84,16 @@ impl SqliteOptions {
     }
 
     /// Sets how long a lock of another process is waited for, before a call fails as unavailable.
-    /// Defaults to five seconds.
-    pub const fn busy_timeout(mut self, busy: Duration) -> Self {
-        self.place.busy = busy;
+    /// Defaults to five seconds; at most some 24 days.
+    pub fn busy_timeout(mut self, busy: Duration) -> Self {
+        self.place.busy = busy.min(LONGEST_BUSY);
         self
     }
 
     /// Sets how often the file is looked at for commits of other processes while somebody waits for
-    /// one. Defaults to 100 milliseconds.
-    pub const fn poll_interval(mut self, every: Duration) -> Self {
-        self.poll = every;
+    /// one. Defaults to 100 milliseconds; at least one.
+    pub fn poll_interval(mut self, every: Duration) -> Self {
+        self.poll = every.max(SHORTEST_POLL);
         self
     }
 
@@ -110,7 +116,12 @@ impl SqliteOptions {
             (Some(_), Creation::IfMissing | Creation::Never) => clear_drafts(&place.path),
             (Some(_), Creation::Always) => return Err(OpenError::Exists { path }),
             (None, Creation::Never) => return Err(OpenError::NotFound { path }),
-            (None, Creation::IfMissing | Creation::Always) => place.create()?,
+            (None, Creation::Always) => place.create()?,
+            (None, Creation::IfMissing) => match place.create() {
+                // Another process was faster.
+                Err(OpenError::Exists { .. }) => {}
+                created => created?,
+            },
         }
         let mut conn = place.open()?;
         let fail = |fault: Fault| OpenError::of(&path, fault);
