@@ -8,7 +8,7 @@ use std::io::Read;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 
 use keyward::policy::Deletion;
 use keyward::store::SqliteStore;
@@ -27,8 +27,8 @@ const NOT_FOUND: i32 = 5;
 /// The binary of the sources as they are now: cargo tells no test where an example's binary is, and
 /// builds none for a test that runs alone.
 fn binary() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(build)
+    static BUILT: LazyLock<PathBuf> = LazyLock::new(build);
+    &BUILT
 }
 
 /// Has cargo build it as this test was built: most often nothing is left to do.
@@ -50,7 +50,8 @@ fn build() -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(["build", "--quiet", "--example", "keyctl"]);
-    command.args(["--message-format", "json", "--profile", profile]);
+    command.args(["--message-format", "json-render-diagnostics"]);
+    command.args(["--profile", profile]);
     command.args(["--features", &features.join(",")]);
     command.arg("--target-dir").arg(folders[1]);
     command.current_dir(env!("CARGO_MANIFEST_DIR"));
@@ -401,6 +402,14 @@ fn a_key_is_created_with_all_that_is_said_of_it() {
     assert_eq!(key["purpose"], "exports");
     assert_eq!(key["resource"], json!({ "kind": "project", "id": "47:11" }));
     assert_eq!(key["metadata"], json!({ "team": "data", "query": "a=b" }));
+    let moving = ["--description", "a\nb", "--metadata", "red=\u{1b}[31m"];
+    let (moving, _) = shop.key("acme", "moving", &moving);
+    let shown = shop.run(&["show", &moving]).ended(0).out;
+    let lines = shown.split('\n');
+    assert!(lines.clone().any(|line| line.ends_with("  a b")), "{shown}");
+    assert!(!lines.collect::<String>().contains(char::is_control));
+    shop.run(&["delete", &moving, "--confirm", "moving"])
+        .ended(0);
     let twice = ["--metadata", "team=data", "--metadata", "team=other"];
     let create = ["create", "x", "--tenant", "acme"];
     let refused = shop.run(&[&create[..], &twice].concat()).ended(USAGE);
@@ -422,6 +431,7 @@ fn a_store_that_another_process_has_locked_is_unavailable_and_unchanged() {
     other.execute_batch("ROLLBACK").unwrap();
     shop.run(&create).ended(0);
     assert_eq!(shop.names(&[]), ["before", "meanwhile"]);
+    shop.run(&["list", "--wait", "99999999d"]).ended(0);
 }
 
 #[test]
@@ -649,6 +659,11 @@ fn a_trail_that_was_altered_or_cut_short_shows() {
     assert_eq!(entries.len(), 2);
     assert_eq!(end, format!("3:{}", entries[1]["hash"].as_str().unwrap()));
     assert_eq!(shop.run(&["audit"]).ended(0).out.lines().count(), 1 + 5);
+
+    shop.key("no-trail", "third", &[]);
+    shop.tamper("DELETE FROM audit WHERE tenant = 'no-trail'");
+    let none = shop.run(&["audit", "--check"]).ended(CORRUPT);
+    assert!(none.err.contains("audit trail of no-trail"), "{none:?}");
 
     shop.tamper("DELETE FROM audit WHERE tenant = 'acme' AND sequence = 3");
     let cut = shop.run(&seen).ended(CORRUPT);

@@ -71,7 +71,11 @@ impl Output {
     /// Rows under their headings, if there are any, each column as wide as its widest cell.
     pub(crate) fn table(&self, head: &[&str], rows: &[Vec<String>]) -> Answer<()> {
         let head: Vec<_> = head.iter().map(|&text| text.to_owned()).collect();
-        let lines = || std::iter::once(&head).chain(rows);
+        let rows: Vec<Vec<_>> = rows
+            .iter()
+            .map(|row| row.iter().map(|cell| plain(cell)).collect())
+            .collect();
+        let lines = || std::iter::once(&head).chain(&rows);
         let mut widths = vec![0; lines().map(Vec::len).max().unwrap_or(0)];
         for line in lines() {
             for (width, cell) in widths.iter_mut().zip(line) {
@@ -142,6 +146,11 @@ fn draw(text: &str) {
 /// Words on stderr. Whether anybody hears them changes nothing.
 pub(crate) fn warn(words: &str) {
     let _ = writeln!(io::stderr().lock(), "{words}");
+}
+
+/// Text of others as it may stand on a terminal: it moves no cursor, and ends no line.
+fn plain(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 fn unwritten(error: io::Error) -> Failure {
