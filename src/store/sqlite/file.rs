@@ -8,7 +8,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 
 use super::fault::{Fault, OpenError};
-use super::schema;
+use super::schema::{self, Store};
 
 /// The first SQLite without the fault by which a WAL that several connections share could corrupt
 /// the file (3.7.0 to 3.51.2).
@@ -43,6 +43,8 @@ impl JournalMode {
 pub(super) struct Place {
     pub(super) path: PathBuf,
     pub(super) others_may_read: bool,
+    /// Whether a restored file may be used before it was recovered.
+    pub(super) unrecovered: bool,
     pub(super) busy: Duration,
 }
 
@@ -133,6 +135,24 @@ impl Place {
             found if found > schema::VERSION => Err(fail(Fault::Version { found })),
             _ => Ok(conn),
         }
+    }
+
+    /// A connection to the file that stands there now, to read keys from and write them to. It may be
+    /// another one than was opened at first: restored, and not recovered yet.
+    pub(super) fn serve(&self) -> Result<Connection, OpenError> {
+        let conn = self.open()?;
+        self.check_recovered(&conn)?;
+        Ok(conn)
+    }
+
+    pub(super) fn check_recovered(&self, conn: &Connection) -> Result<(), OpenError> {
+        let store = Store::read(conn).map_err(|fault| OpenError::of(&self.path, fault))?;
+        if store.unrecovered && !self.unrecovered {
+            return Err(OpenError::Unrecovered {
+                path: self.path.clone(),
+            });
+        }
+        Ok(())
     }
 
     /// A connection with everything set that does not change the file, whatever it is.

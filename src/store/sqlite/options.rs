@@ -8,7 +8,7 @@ use super::SqliteStore;
 use super::fault::{Fault, OpenError};
 use super::file::{Place, clear_drafts};
 use super::pool::Pool;
-use super::schema::{self, Store};
+use super::schema;
 
 /// How long a lock of another process is waited for. A judgement: a checkpoint of a burst takes
 /// less.
@@ -29,7 +29,6 @@ const SHORTEST_POLL: Duration = Duration::from_millis(1);
 pub struct SqliteOptions {
     place: Place,
     creation: Creation,
-    unrecovered: bool,
     poll: Duration,
 }
 
@@ -46,10 +45,10 @@ impl SqliteOptions {
             place: Place {
                 path,
                 others_may_read: false,
+                unrecovered: false,
                 busy: BUSY,
             },
             creation: Creation::IfMissing,
-            unrecovered: false,
             poll: POLL,
         }
     }
@@ -79,7 +78,7 @@ impl SqliteOptions {
     /// Accepts a file that was restored from a backup and not recovered yet, in order to recover
     /// it; see [`SqliteStore::finish_recovery`].
     pub const fn allow_unrecovered(mut self) -> Self {
-        self.unrecovered = true;
+        self.place.unrecovered = true;
         self
     }
 
@@ -127,10 +126,7 @@ impl SqliteOptions {
         let fail = |fault: Fault| OpenError::of(&path, fault);
         let journal = place.make_durable(&conn)?;
         schema::migrate(&mut conn).map_err(fail)?;
-        let store = Store::read(&conn).map_err(fail)?;
-        if store.unrecovered && !self.unrecovered {
-            return Err(OpenError::Unrecovered { path });
-        }
+        place.check_recovered(&conn)?;
         tracing::info!(
             path = %place.path.display(),
             journal = journal.as_str(),
