@@ -797,6 +797,13 @@ fn a_restored_store_is_recovered_from_the_trail_of_the_lost_one() {
         .document();
     assert_eq!(told["disabled"], 2);
     with(&["list"]).ended(0);
+
+    for store in [&[][..], &again] {
+        let slip = shop.run(&[&["recover", "--disable-all"], store].concat());
+        let slip = slip.ended(DENIED);
+        assert!(slip.err.contains("is not to be recovered"), "{slip:?}");
+    }
+    assert_eq!(shop.names(&["--status", "active"]), ["kept"]);
 }
 
 #[test]
