@@ -2,8 +2,10 @@
 
 mod text;
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -160,7 +162,10 @@ impl PepperFile {
                 Err(PepperFileError::Exists { .. }) => Self::read(path),
                 created => created,
             },
-            read => read,
+            read => {
+                clear_drafts(path);
+                read
+            }
         }
     }
 
@@ -347,9 +352,12 @@ fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PepperF
     }
 }
 
-/// A complete file beside the one to be, under a name that nobody reads. Removed when dropped.
+/// A complete file beside the one to be, under a name that nobody reads. Removed when dropped, and
+/// if the process was killed before that, by the next to write or create the file.
 struct Draft {
     path: PathBuf,
+    /// Locked, which says that the draft is somebody's.
+    file: File,
 }
 
 impl Draft {
@@ -361,25 +369,65 @@ impl Draft {
                 what,
             });
         };
-        let mut mark = [0; 8];
-        SystemEntropy.fill(&mut mark)?;
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{:016x}", u64::from_be_bytes(mark)));
-        let path = beside.with_file_name(hidden);
+        clear_drafts(beside);
         let failed = || failed("writing pepper file", beside);
-        let mut options = OpenOptions::new();
-        let mut file = options
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed())?;
-        let draft = Self { path };
-        file.write_all(peppers.text().as_bytes())
-            .map_err(failed())?;
-        file.sync_all().map_err(failed())?;
-        Ok(draft)
+        loop {
+            let mut mark = [0; 8];
+            SystemEntropy.fill(&mut mark)?;
+            let mut hidden = draft_prefix(name);
+            hidden.push(format!("{:016x}", u64::from_be_bytes(mark)));
+            let path = beside.with_file_name(hidden);
+            let mut options = OpenOptions::new();
+            let file = options
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)
+                .map_err(failed())?;
+            let taken = matches!(file.try_lock(), Err(TryLockError::WouldBlock));
+            if taken || !path.exists() {
+                // Cleared away before it was locked.
+                continue;
+            }
+            let mut draft = Self { path, file };
+            let file = &mut draft.file;
+            file.write_all(peppers.text().as_bytes())
+                .map_err(failed())?;
+            file.sync_all().map_err(failed())?;
+            return Ok(draft);
+        }
+    }
+}
+
+fn draft_prefix(name: &OsStr) -> OsString {
+    let mut prefix = OsString::from(".");
+    prefix.push(name);
+    prefix.push(".");
+    prefix
+}
+
+/// Removes drafts of `path` whose processes were killed: they hold peppers. Whatever stands in the way
+/// is left for the next to try.
+fn clear_drafts(path: &Path) {
+    let Some(name) = path.file_name() else { return };
+    let prefix = draft_prefix(name);
+    let Ok(entries) = fs::read_dir(folder_of(path)) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let mark = name.as_bytes().strip_prefix(prefix.as_bytes());
+        let named =
+            mark.is_some_and(|mark| mark.len() == 16 && mark.iter().all(u8::is_ascii_hexdigit));
+        if !named {
+            continue;
+        }
+        // Locked for as long as its process lives.
+        if let Ok(file) = open(&entry.path())
+            && file.try_lock().is_ok()
+        {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 
@@ -392,12 +440,15 @@ impl Drop for Draft {
 
 /// Makes a new name last through a loss of power.
 fn sync_folder(path: &Path) -> Answer<()> {
-    let folder = match path.parent() {
+    let synced = File::open(folder_of(path)).and_then(|folder| folder.sync_all());
+    synced.map_err(failed("making durable pepper file", path))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
-    };
-    let synced = File::open(folder).and_then(|folder| folder.sync_all());
-    synced.map_err(failed("making durable pepper file", path))
+    }
 }
 
 #[cfg(test)]
