@@ -3,14 +3,18 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 #![cfg(unix)]
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 
 use keyward::policy::Deletion;
 use keyward::store::SqliteStore;
 use keyward::{Digest, Keyward, Need, PepperFile, profiles};
+use rustix::fs::OFlags;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -20,17 +24,47 @@ const UNAVAILABLE: i32 = 3;
 const CORRUPT: i32 = 4;
 const NOT_FOUND: i32 = 5;
 
-fn binary() -> PathBuf {
+/// The binary of the sources as they are now: cargo tells no test where an example's binary is, and
+/// builds none for a test that runs alone.
+fn binary() -> &'static Path {
+    static BUILT: LazyLock<PathBuf> = LazyLock::new(build);
+    &BUILT
+}
+
+/// Has cargo build it as this test was built: most often nothing is left to do.
+fn build() -> PathBuf {
     let own = std::env::current_exe().unwrap();
-    let binary = own
-        .parent()
-        .unwrap()
-        .parent()
-        .unwrap()
-        .join("examples/keyctl");
-    let help = "build it first: cargo build --example keyctl --all-features";
-    assert!(binary.exists(), "{} is missing; {help}", binary.display());
-    binary
+    // <target>/<profile>/deps/<this test>
+    let folders: Vec<_> = own.ancestors().skip(2).take(2).collect();
+    let profile = match folders[0].file_name().unwrap().to_str().unwrap() {
+        "debug" => "test",
+        named => named,
+    };
+    let features = [
+        ("testing", cfg!(feature = "testing")),
+        ("conformance", cfg!(feature = "conformance")),
+        ("sqlite", cfg!(feature = "sqlite")),
+    ];
+    let features: Vec<_> = features.iter().filter(|(_, on)| *on).collect();
+    let features: Vec<_> = features.iter().map(|(name, _)| *name).collect();
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "--example", "keyctl"]);
+    command.args(["--message-format", "json-render-diagnostics"]);
+    command.args(["--profile", profile]);
+    command.args(["--features", &features.join(",")]);
+    command.arg("--target-dir").arg(folders[1]);
+    command.current_dir(env!("CARGO_MANIFEST_DIR"));
+    let built = command.stderr(Stdio::inherit()).output().unwrap();
+    assert!(built.status.success(), "keyctl does not build");
+    let messages = String::from_utf8(built.stdout).unwrap();
+    let executable = messages.lines().find_map(|line| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        let keyctl = message["target"]["name"] == "keyctl";
+        let path = message["executable"].as_str().filter(|_| keyctl)?;
+        Some(PathBuf::from(path))
+    });
+    executable.expect("cargo says where it is")
 }
 
 /// What a process said, and how it ended.
@@ -116,6 +150,56 @@ impl Shop {
     fn tamper(&self, sql: &str) {
         let file = rusqlite::Connection::open(self.path("keys.db")).unwrap();
         file.execute_batch(sql).unwrap();
+    }
+}
+
+/// A process whose stderr is a terminal, and what stands on it.
+struct Terminal {
+    child: Child,
+    screen: File,
+    shown: String,
+}
+
+impl Terminal {
+    fn start(mut command: Command) -> Self {
+        let screen = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&screen).unwrap();
+        unlockpt(&screen).unwrap();
+        let name = ptsname(&screen, Vec::new()).unwrap();
+        let inner = File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlags::NOCTTY.bits().cast_signed())
+            .open(name.to_str().unwrap())
+            .unwrap();
+        let child = command.stdout(Stdio::null()).stderr(inner).spawn().unwrap();
+        Self {
+            child,
+            screen: screen.into(),
+            shown: String::new(),
+        }
+    }
+
+    /// Waits until more is shown; whether the process went away instead.
+    fn ended(&mut self) -> bool {
+        let mut more = [0; 256];
+        // Reading fails once nobody has the other end.
+        let read = self.screen.read(&mut more).unwrap_or(0);
+        self.shown += std::str::from_utf8(&more[..read]).unwrap();
+        read == 0
+    }
+
+    fn wait_for(&mut self, words: &str) {
+        while !self.shown.contains(words) {
+            assert!(!self.ended(), "{words:?} is not in {:?}", self.shown);
+        }
+    }
+
+    /// All that was shown, and the exit code.
+    fn finish(mut self) -> (String, i32) {
+        while !self.ended() {}
+        let code = self.child.wait().unwrap().code().unwrap();
+        (self.shown, code)
     }
 }
 
@@ -242,6 +326,161 @@ fn each_kind_of_failure_has_its_exit_code() {
 }
 
 #[test]
+fn nothing_that_was_typed_is_repeated_when_it_cannot_be_read() {
+    let shop = Shop::new();
+    let (id, _) = shop.key("acme", "export", &[]);
+    let pasted = "sk_live_misplaced";
+    let flag = format!("--{pasted}");
+    let valued = format!("--json={pasted}");
+    let cases: [(&[&str], &str); 13] = [
+        (&[pasted], "no such command"),
+        (&["show", &id, pasted], "argument 3 is not expected"),
+        (&["stats", pasted], "argument 2 is not expected"),
+        (&["stats", &flag], "argument 2 is not expected"),
+        (&["stats", "--", pasted], "not expected"),
+        (&["revoke", &id, "--reason", pasted], "must be one of: lost"),
+        (&["list", "--expiring", pasted], "such as 90d"),
+        (&["list", "--limit", pasted], "--limit"),
+        (&["delete", &id, "--references", pasted], "--references"),
+        (
+            &["delete", &id, "--references", "98765432109"],
+            "--references",
+        ),
+        (&[&valued, "stats"], "--json"),
+        (
+            &["create", "x", "--tenant", "acme", "--resource", pasted],
+            "KIND:ID",
+        ),
+        (
+            &["create", "x", "--tenant", "acme", "--metadata", pasted],
+            "NAME=VALUE",
+        ),
+    ];
+    for (args, told) in cases {
+        let refused = shop.run(args).ended(USAGE);
+        assert!(
+            refused.out.is_empty() && refused.err.contains(told),
+            "{refused:?}"
+        );
+        for typed in ["misplaced", "98765432109"] {
+            assert!(!refused.err.contains(typed), "{args:?}: {refused:?}");
+        }
+    }
+    let missing = shop.run(&["recover"]).ended(USAGE);
+    assert!(missing.err.contains("--disable-all"), "{missing:?}");
+    let exclusive = ["--expires-in", "1d", "--never-expires"];
+    let refused = shop.run(&[&["create", "x"], &exclusive[..]].concat());
+    let refused = refused.ended(USAGE);
+    assert!(refused.err.contains("cannot be used with"), "{refused:?}");
+
+    let told = shop.run(&["stats", pasted, "--json"]).ended(USAGE);
+    let error: Value = serde_json::from_str(&told.err).unwrap();
+    assert_eq!(error["error"]["kind"], "usage");
+    assert_eq!(error["error"]["exit"], USAGE);
+    shop.run(&["list", "--help"]).ended(0);
+    shop.run(&["--version"]).ended(0);
+}
+
+#[test]
+fn a_key_is_created_with_all_that_is_said_of_it() {
+    let shop = Shop::new();
+    let about = [
+        "--description",
+        "for the night",
+        "--purpose",
+        "exports",
+        "--resource",
+        "project:47:11",
+        "--metadata",
+        "team=data",
+        "--metadata",
+        "query=a=b",
+    ];
+    let (id, _) = shop.key("acme", "export", &about);
+    let key = shop.run(&["show", &id, "--json"]).document();
+    assert_eq!(key["description"], "for the night");
+    assert_eq!(key["purpose"], "exports");
+    assert_eq!(key["resource"], json!({ "kind": "project", "id": "47:11" }));
+    assert_eq!(key["metadata"], json!({ "team": "data", "query": "a=b" }));
+    let moving = ["--description", "a\nb", "--metadata", "red=\u{1b}[31m"];
+    let (moving, _) = shop.key("acme", "moving", &moving);
+    let shown = shop.run(&["show", &moving]).ended(0).out;
+    let lines = shown.split('\n');
+    assert!(lines.clone().any(|line| line.ends_with("  a b")), "{shown}");
+    assert!(!lines.collect::<String>().contains(char::is_control));
+    shop.run(&["delete", &moving, "--confirm", "moving"])
+        .ended(0);
+    let twice = ["--metadata", "team=data", "--metadata", "team=other"];
+    let create = ["create", "x", "--tenant", "acme"];
+    let refused = shop.run(&[&create[..], &twice].concat()).ended(USAGE);
+    assert!(refused.err.contains("twice"), "{refused:?}");
+    assert_eq!(shop.names(&[]), ["export"]);
+}
+
+#[test]
+fn a_store_that_another_process_has_locked_is_unavailable_and_unchanged() {
+    let shop = Shop::new();
+    shop.key("acme", "before", &[]);
+    let other = rusqlite::Connection::open(shop.path("keys.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let create = ["create", "meanwhile", "--tenant", "acme", "--wait", "0s"];
+    let refused = shop.run(&create).ended(UNAVAILABLE);
+    assert!(refused.out.is_empty(), "{refused:?}");
+    assert!(refused.err.contains("locked"), "{refused:?}");
+    assert_eq!(shop.names(&[]), ["before"], "readers are not stopped");
+    other.execute_batch("ROLLBACK").unwrap();
+    shop.run(&create).ended(0);
+    assert_eq!(shop.names(&[]), ["before", "meanwhile"]);
+    shop.run(&["list", "--wait", "99999999d"]).ended(0);
+}
+
+#[test]
+fn what_takes_long_says_on_a_terminal_that_it_goes_on() {
+    let shop = Shop::new();
+    shop.key("acme", "export", &[]);
+    let long: [(&[&str], &str); 3] = [
+        (&["backup", "copy.db"], "backing up to copy.db: 0.0 s"),
+        (
+            &["restore", "copy.db", "--store", "new.db"],
+            "restoring copy.db: 0.0 s",
+        ),
+        (&["check"], "checking keys.db: 0.0 s"),
+    ];
+    for (args, told) in long {
+        let (shown, code) = Terminal::start(shop.command(args)).finish();
+        assert_eq!(code, 0, "{shown:?}");
+        let (_, after) = shown.split_once(told).expect("the line is shown");
+        let blank = format!("\r{}\r", " ".repeat(told.len()));
+        assert!(after.contains(&blank), "{shown:?}: it is gone in the end");
+    }
+    for name in ["copy.db", "new.db"] {
+        fs::remove_file(shop.path(name)).unwrap();
+    }
+    for (args, _) in long {
+        let unseen = shop.run(args).ended(0);
+        assert!(!unseen.err.contains('\r'), "no terminal: {unseen:?}");
+    }
+    let machine = Terminal::start(shop.command(&["check", "--json"])).finish();
+    assert_eq!(machine, (String::new(), 0), "a machine does without");
+}
+
+#[test]
+fn the_line_moves_for_as_long_as_it_takes() {
+    let shop = Shop::new();
+    shop.key("acme", "export", &[]);
+    shop.run(&["backup", "copy.db"]).ended(0);
+    let other = rusqlite::Connection::open(shop.path("copy.db")).unwrap();
+    other.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let restore = ["restore", "copy.db", "--store", "new.db"];
+    let mut waits = Terminal::start(shop.command(&restore));
+    waits.wait_for("copy.db: 0.2 s");
+    other.execute_batch("ROLLBACK").unwrap();
+    let (shown, code) = waits.finish();
+    assert_eq!(code, 0, "{shown:?}");
+    assert!(shop.path("new.db").exists());
+}
+
+#[test]
 fn a_pepper_open_to_others_is_refused() {
     let shop = Shop::new();
     let open = fs::Permissions::from_mode(0o644);
@@ -334,9 +573,35 @@ fn a_list_is_filtered_sorted_and_paged() {
     assert_eq!(shop.names(&["--fingerprint", mark]), ["A"]);
     assert_eq!(shop.names(&["--hint", hint]), ["A"]);
 
+    for sort in ["created", "newest", "name", "expiry"] {
+        let sorted = ["--sort", sort, "--all"];
+        let all = shop.names(&sorted);
+        let mut paged = Vec::new();
+        let mut place: Vec<String> = Vec::new();
+        for _ in 0..all.len() {
+            let page = ["list", "--json", "--limit", "1", "--sort", sort];
+            let after: Vec<_> = place.iter().map(String::as_str).collect();
+            let key = shop.run(&[&page[..], &after].concat()).document();
+            paged.push(key["name"].as_str().unwrap().to_owned());
+            place = ["--after", key["id"].as_str().unwrap()]
+                .map(str::to_owned)
+                .into();
+        }
+        assert_eq!(paged, all, "{sort}, page by page");
+        let after: Vec<_> = place.iter().map(String::as_str).collect();
+        assert_eq!(shop.names(&[&sorted[..], &after].concat()), [""; 0]);
+    }
+    let mut gone = ["list", "--after", "0000000000000000000000"].to_vec();
+    shop.run(&gone).ended(NOT_FOUND);
+    gone[2] = "sk_live_misplaced";
+    assert!(!shop.run(&gone).ended(USAGE).err.contains("misplaced"));
+
     let table = shop.run(&["list", "--limit", "1"]).ended(0);
     assert_eq!(table.out.lines().count(), 2, "a heading and a key");
     assert!(table.out.starts_with("ID") && table.err.contains("--all"));
+    let last = table.out.lines().nth(1).unwrap().split(' ').next().unwrap();
+    let next = format!("--after {last} ");
+    assert!(table.err.contains(&next), "the note says how to go on");
     let bound = ["--tenant", "acme/eu", "--as", "eve", "--role", "admin"];
     assert_eq!(shop.names(&bound), ["c"]);
 }
@@ -394,6 +659,11 @@ fn a_trail_that_was_altered_or_cut_short_shows() {
     assert_eq!(entries.len(), 2);
     assert_eq!(end, format!("3:{}", entries[1]["hash"].as_str().unwrap()));
     assert_eq!(shop.run(&["audit"]).ended(0).out.lines().count(), 1 + 5);
+
+    shop.key("no-trail", "third", &[]);
+    shop.tamper("DELETE FROM audit WHERE tenant = 'no-trail'");
+    let none = shop.run(&["audit", "--check"]).ended(CORRUPT);
+    assert!(none.err.contains("audit trail of no-trail"), "{none:?}");
 
     shop.tamper("DELETE FROM audit WHERE tenant = 'acme' AND sequence = 3");
     let cut = shop.run(&seen).ended(CORRUPT);
@@ -527,6 +797,13 @@ fn a_restored_store_is_recovered_from_the_trail_of_the_lost_one() {
         .document();
     assert_eq!(told["disabled"], 2);
     with(&["list"]).ended(0);
+
+    for store in [&[][..], &again] {
+        let slip = shop.run(&[&["recover", "--disable-all"], store].concat());
+        let slip = slip.ended(DENIED);
+        assert!(slip.err.contains("is not to be recovered"), "{slip:?}");
+    }
+    assert_eq!(shop.names(&["--status", "active"]), ["kept"]);
 }
 
 #[test]

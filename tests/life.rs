@@ -77,6 +77,52 @@ fn old_peppers_go_on_verifying_and_a_used_key_moves_to_the_current_one() {
     node.verify(key.secret.expose(), &reading()).unwrap();
 }
 
+#[cfg(unix)]
+#[test]
+fn processes_that_take_up_a_rotation_one_after_the_other_refuse_no_key() {
+    use keyward::PepperFile;
+
+    let world = World::new();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pepper");
+    // A process takes up the file by starting anew, over the same store.
+    let start = |peppers| {
+        let builder = Keyward::builder(world.store.clone(), peppers);
+        wait(builder.clock(world.clock.clone()).build()).unwrap()
+    };
+    let first = PepperFile::create(&file).unwrap();
+    let (late, mut one) = (start(first.clone()), start(first));
+    let created = |node: &Keyward| wait(node.create(&admin(), reader("key"))).unwrap();
+    let mut keys = vec![created(&one)];
+    let all_verify = |node: &Keyward, keys: &[Created]| {
+        wait(node.sync()).unwrap();
+        for key in keys {
+            node.verify(key.secret.expose(), &reading()).unwrap();
+        }
+    };
+    let mut other = start(PepperFile::prepare(&file).unwrap());
+    keys.push(created(&other));
+    all_verify(&one, &keys);
+    one = start(PepperFile::read(&file).unwrap());
+
+    other = {
+        all_verify(&other, &keys);
+        start(PepperFile::rotate(&file).unwrap())
+    };
+    keys.push(created(&other));
+    // Those that it sees move to the new pepper.
+    all_verify(&other, &keys);
+    assert_eq!(wait(other.run_upkeep()).unwrap(), 2);
+    all_verify(&one, &keys);
+
+    // One that has not taken up the first step tells why it refuses, and until when.
+    wait(late.sync()).unwrap();
+    let refused = late.verify(keys[2].secret.expose(), &reading());
+    assert!(matches!(refused, Err(Rejection::UnknownPepper { .. })));
+    let late = start(PepperFile::read(&file).unwrap());
+    all_verify(&late, &keys);
+}
+
 #[test]
 fn deleting_revoking_and_rotating_follow_the_class() {
     let mut spec = profiles::standard();

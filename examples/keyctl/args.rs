@@ -57,6 +57,9 @@ pub(crate) struct Common {
     /// Answer in JSON: one document, or one a line for lists
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    /// How long to wait while another process has the store locked
+    #[arg(long, global = true, value_parser = duration, default_value = "5s")]
+    pub(crate) wait: Duration,
     /// Open a restored store whose recovery is not finished
     #[arg(long, global = true)]
     pub(crate) allow_unrecovered: bool,
@@ -145,6 +148,12 @@ pub(crate) struct Create {
     pub(crate) description: Option<String>,
     #[arg(long)]
     pub(crate) purpose: Option<String>,
+    /// What it belongs to in your own world, such as project:4711
+    #[arg(long, value_name = "KIND:ID")]
+    pub(crate) resource: Option<String>,
+    /// Words of your own; may be repeated
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) metadata: Vec<String>,
     /// Whom it belongs to [default: whoever creates it]
     #[arg(long, requires = "owner_role")]
     pub(crate) owner: Option<String>,
@@ -194,6 +203,9 @@ pub(crate) struct List {
     pub(crate) expiring: Option<Duration>,
     #[arg(long, default_value = "created")]
     pub(crate) sort: SortWord,
+    /// Go on after this key, the last of the page before
+    #[arg(long, value_name = "KEY")]
+    pub(crate) after: Option<String>,
     /// How many at most; with --all, how many at a time
     #[arg(long, default_value = "100")]
     pub(crate) limit: NonZeroUsize,
@@ -239,7 +251,7 @@ pub(crate) struct Delete {
     #[arg(long, value_name = "TEXT")]
     pub(crate) confirm: Option<String>,
     /// How many things still refer to the key, where its class asks for that
-    #[arg(long)]
+    #[arg(long, value_parser = str::parse::<u32>)]
     pub(crate) references: Option<u32>,
     #[command(flatten)]
     pub(crate) named: Repeatable,

@@ -6,6 +6,7 @@ mod desk;
 mod failure;
 mod output;
 mod store;
+mod usage;
 mod words;
 
 use std::process::ExitCode;
@@ -16,7 +17,10 @@ use crate::args::Cli;
 use crate::output::Output;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage::refuse(&error),
+    };
     let output = Output::new(cli.common.json);
     match pollster::block_on(commands::run(cli, &output)) {
         Ok(()) => ExitCode::SUCCESS,

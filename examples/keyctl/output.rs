@@ -1,11 +1,17 @@
 //! What is said, and where: answers on stdout, all other words on stderr.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::failure::{Answer, Failure, Kind};
+
+/// How often a moving line moves.
+const TICK: Duration = Duration::from_millis(200);
 
 pub(crate) struct Output {
     pub(crate) json: bool,
@@ -46,6 +52,12 @@ impl Output {
         Ok(())
     }
 
+    /// On a terminal, says what goes on and for how long, until what is returned is dropped.
+    pub(crate) fn going_on(&self, what: impl Into<String>) -> Option<GoingOn> {
+        let shown = !self.json && io::stderr().is_terminal();
+        shown.then(|| GoingOn::start(what.into()))
+    }
+
     pub(crate) fn failure(&self, failure: &Failure) {
         let Failure { kind, words } = failure;
         if self.json {
@@ -59,7 +71,11 @@ impl Output {
     /// Rows under their headings, if there are any, each column as wide as its widest cell.
     pub(crate) fn table(&self, head: &[&str], rows: &[Vec<String>]) -> Answer<()> {
         let head: Vec<_> = head.iter().map(|&text| text.to_owned()).collect();
-        let lines = || std::iter::once(&head).chain(rows);
+        let rows: Vec<Vec<_>> = rows
+            .iter()
+            .map(|row| row.iter().map(|cell| plain(cell)).collect())
+            .collect();
+        let lines = || std::iter::once(&head).chain(&rows);
         let mut widths = vec![0; lines().map(Vec::len).max().unwrap_or(0)];
         for line in lines() {
             for (width, cell) in widths.iter_mut().zip(line) {
@@ -77,9 +93,64 @@ impl Output {
     }
 }
 
+/// A line on the terminal that moves while SQLite is at work, which tells no steps of its own.
+pub(crate) struct GoingOn {
+    lasts: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+impl GoingOn {
+    fn start(what: String) -> Self {
+        let (lasts, ended) = channel::<()>();
+        let tell = move || {
+            let mut ticks = 0;
+            let mut line;
+            loop {
+                let time = TICK * ticks;
+                line = format!(
+                    "{what}: {}.{} s",
+                    time.as_secs(),
+                    time.subsec_millis() / 100
+                );
+                draw(&format!("\r{line}"));
+                if ended.recv_timeout(TICK) != Err(RecvTimeoutError::Timeout) {
+                    break;
+                }
+                ticks = ticks.saturating_add(1);
+            }
+            let blank = " ".repeat(line.chars().count());
+            draw(&format!("\r{blank}\r"));
+        };
+        // Without a thread there is no line, and nothing else is missing.
+        let thread = thread::Builder::new().spawn(tell).ok();
+        Self {
+            lasts: thread.map(|thread| (lasts, thread)),
+        }
+    }
+}
+
+impl Drop for GoingOn {
+    fn drop(&mut self) {
+        if let Some((lasts, thread)) = self.lasts.take() {
+            drop(lasts);
+            // The line is gone before anything else is said.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn draw(text: &str) {
+    let mut err = io::stderr().lock();
+    let _ = write!(err, "{text}").and_then(|()| err.flush());
+}
+
 /// Words on stderr. Whether anybody hears them changes nothing.
 pub(crate) fn warn(words: &str) {
     let _ = writeln!(io::stderr().lock(), "{words}");
+}
+
+/// Text of others as it may stand on a terminal: it moves no cursor, and ends no line.
+fn plain(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 fn unwritten(error: io::Error) -> Failure {

@@ -17,7 +17,7 @@ pub(crate) enum Expected {
 
 /// The one place that opens a store.
 pub(crate) async fn open(common: &Common, expected: Expected) -> Answer<SqliteStore> {
-    let mut options = SqliteStore::options(&common.store);
+    let mut options = SqliteStore::options(&common.store).busy_timeout(common.wait);
     options = match expected {
         Expected::Existing => options.must_exist(),
         Expected::New => options.must_be_new(),

@@ -2,8 +2,10 @@
 
 mod text;
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -34,6 +36,19 @@ const MAX_LEN: usize = 64 * 1024;
 ///
 /// `current` digests new secrets, `live` verifies those it digested, `audit` only proves the audit
 /// entries it sealed. To take a pepper out of service, change its `live` to `audit`.
+///
+/// # Rotation
+///
+/// A process goes on with the peppers that it read: nothing reads the file again by itself. To take
+/// up what changed, start the process again, or let it build another [`Keyward`](crate::Keyward) over
+/// the same store with what [`read`](Self::read) returns now, and use that one from then on, once
+/// [`run_upkeep`](crate::Keyward::run_upkeep) of the one before has returned.
+///
+/// A process that has not done so refuses, as [`UnknownPepper`](crate::Rejection::UnknownPepper),
+/// every key that another one created under the new pepper or moved to it. So that no key is refused
+/// on the way, rotate in two steps, and let every process take up the file after each:
+/// [`prepare`](Self::prepare), which lets all verify under the new pepper, then
+/// [`rotate`](Self::rotate), which puts it to use.
 ///
 /// # Examples
 ///
@@ -147,7 +162,10 @@ impl PepperFile {
                 Err(PepperFileError::Exists { .. }) => Self::read(path),
                 created => created,
             },
-            read => read,
+            read => {
+                clear_drafts(path);
+                read
+            }
         }
     }
 
@@ -184,22 +202,39 @@ impl PepperFile {
         Ok(ring)
     }
 
-    /// Adds a new pepper and makes it the current one; the one before stays live. The file is
-    /// replaced as a whole, and rotations wait for each other.
+    /// Adds a new pepper, under which secrets verify and which the next [`rotate`](Self::rotate) makes
+    /// the current one. Where there is such a pepper already, nothing changes.
     ///
-    /// A process goes on with the peppers that it read. One that did not read the file again yet
-    /// refuses keys created under the new pepper, so restart all of a service's processes together.
+    /// # Errors
+    ///
+    /// [`PepperFileError`]; the file is as it was then, or prepared, and never in between.
+    pub fn prepare(path: impl AsRef<Path>) -> Answer<PepperRing> {
+        Self::change(path.as_ref(), |_| ())
+    }
+
+    /// Makes the prepared pepper, or else a new one, the current one; the one before stays live. The
+    /// file is replaced as a whole, and rotations wait for each other.
+    ///
+    /// A process goes on with the peppers that it read: see [Rotation](Self#rotation). Where nothing
+    /// was [prepared](Self::prepare), restart all of a service's processes together.
     ///
     /// # Errors
     ///
     /// [`PepperFileError`]; the file is as it was then, or rotated, and never in between.
     pub fn rotate(path: impl AsRef<Path>) -> Answer<PepperRing> {
-        let path = path.as_ref();
+        Self::change(path.as_ref(), Peppers::rotate)
+    }
+
+    /// Changes peppers that have a next one.
+    fn change(path: &Path, change: impl FnOnce(&mut Peppers)) -> Answer<PepperRing> {
         let mut locked = lock(path)?;
         let mut peppers = peppers(&mut locked, path)?;
         peppers.ring().map_err(|fault| at_fault(fault, path))?;
-        let (id, key) = draw()?;
-        peppers.rotate(id, key);
+        if !peppers.has_next() {
+            let (id, key) = draw()?;
+            peppers.add_next(id, key);
+        }
+        change(&mut peppers);
         let ring = peppers.ring().map_err(|fault| at_fault(fault, path))?;
         let written = Draft::write(path, &peppers)?;
         fs::rename(&written.path, path).map_err(failed("replacing pepper file", path))?;
@@ -317,9 +352,12 @@ fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PepperF
     }
 }
 
-/// A complete file beside the one to be, under a name that nobody reads. Removed when dropped.
+/// A complete file beside the one to be, under a name that nobody reads. Removed when dropped, and
+/// if the process was killed before that, by the next to write or create the file.
 struct Draft {
     path: PathBuf,
+    /// Locked, which says that the draft is somebody's.
+    file: File,
 }
 
 impl Draft {
@@ -331,25 +369,65 @@ impl Draft {
                 what,
             });
         };
-        let mut mark = [0; 8];
-        SystemEntropy.fill(&mut mark)?;
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{:016x}", u64::from_be_bytes(mark)));
-        let path = beside.with_file_name(hidden);
+        clear_drafts(beside);
         let failed = || failed("writing pepper file", beside);
-        let mut options = OpenOptions::new();
-        let mut file = options
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed())?;
-        let draft = Self { path };
-        file.write_all(peppers.text().as_bytes())
-            .map_err(failed())?;
-        file.sync_all().map_err(failed())?;
-        Ok(draft)
+        loop {
+            let mut mark = [0; 8];
+            SystemEntropy.fill(&mut mark)?;
+            let mut hidden = draft_prefix(name);
+            hidden.push(format!("{:016x}", u64::from_be_bytes(mark)));
+            let path = beside.with_file_name(hidden);
+            let mut options = OpenOptions::new();
+            let file = options
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)
+                .map_err(failed())?;
+            let taken = matches!(file.try_lock(), Err(TryLockError::WouldBlock));
+            if taken || !path.exists() {
+                // Cleared away before it was locked.
+                continue;
+            }
+            let mut draft = Self { path, file };
+            let file = &mut draft.file;
+            file.write_all(peppers.text().as_bytes())
+                .map_err(failed())?;
+            file.sync_all().map_err(failed())?;
+            return Ok(draft);
+        }
+    }
+}
+
+fn draft_prefix(name: &OsStr) -> OsString {
+    let mut prefix = OsString::from(".");
+    prefix.push(name);
+    prefix.push(".");
+    prefix
+}
+
+/// Removes drafts of `path` whose processes were killed: they hold peppers. Whatever stands in the way
+/// is left for the next to try.
+fn clear_drafts(path: &Path) {
+    let Some(name) = path.file_name() else { return };
+    let prefix = draft_prefix(name);
+    let Ok(entries) = fs::read_dir(folder_of(path)) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let mark = name.as_bytes().strip_prefix(prefix.as_bytes());
+        let named =
+            mark.is_some_and(|mark| mark.len() == 16 && mark.iter().all(u8::is_ascii_hexdigit));
+        if !named {
+            continue;
+        }
+        // Locked for as long as its process lives.
+        if let Ok(file) = open(&entry.path())
+            && file.try_lock().is_ok()
+        {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 
@@ -362,12 +440,15 @@ impl Drop for Draft {
 
 /// Makes a new name last through a loss of power.
 fn sync_folder(path: &Path) -> Answer<()> {
-    let folder = match path.parent() {
+    let synced = File::open(folder_of(path)).and_then(|folder| folder.sync_all());
+    synced.map_err(failed("making durable pepper file", path))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
-    };
-    let synced = File::open(folder).and_then(|folder| folder.sync_all());
-    synced.map_err(failed("making durable pepper file", path))
+    }
 }
 
 #[cfg(test)]

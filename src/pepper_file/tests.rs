@@ -215,6 +215,72 @@ fn a_rotation_adds_a_pepper_and_loses_none() {
 }
 
 #[test]
+fn a_prepared_pepper_verifies_and_becomes_the_current_one() {
+    let folder = Folder::new();
+    let first = PepperFile::create(folder.pepper()).unwrap();
+    let prepared = PepperFile::prepare(folder.pepper()).unwrap();
+    assert!(same(prepared.current(), first.current()));
+    let text = folder.text();
+    let again = PepperFile::prepare(folder.pepper()).unwrap();
+    assert_eq!(folder.text(), text, "preparing again changes nothing");
+    assert!(same(again.current(), first.current()));
+    let rotated = PepperFile::rotate(folder.pepper()).unwrap();
+    assert!(!same(rotated.current(), first.current()));
+    let known = prepared.live(rotated.current().id()).unwrap();
+    assert!(same(known, rotated.current()), "as it was prepared");
+    assert!(same(
+        rotated.live(first.current().id()).unwrap(),
+        first.current()
+    ));
+    let next = PepperFile::rotate(folder.pepper()).unwrap();
+    assert!(prepared.live(next.current().id()).is_none(), "a new one");
+    let words: Vec<_> = folder
+        .text()
+        .lines()
+        .skip(1)
+        .map(|line| line[..4].to_owned())
+        .collect();
+    assert_eq!(words, ["curr", "live", "live"]);
+}
+
+#[test]
+fn drafts_of_killed_processes_are_cleared_away_and_no_others() {
+    let folder = Folder::new();
+    let draft = |name: &str| {
+        let path = folder.0.path().join(name);
+        let mut options = OpenOptions::new();
+        let options = options.write(true).create(true).mode(0o600);
+        options.open(path).unwrap()
+    };
+    let left = ".pepper.00112233445566aa";
+    type Write = fn(PathBuf) -> Answer<PepperRing>;
+    let writes: [Write; 4] = [
+        |path| PepperFile::create(path),
+        |path| PepperFile::open_or_create(path),
+        |path| PepperFile::prepare(path),
+        |path| PepperFile::rotate(path),
+    ];
+    let under_way = draft(".pepper.0000000000000001");
+    under_way.lock().unwrap();
+    let others = [
+        ".pepper.mine",
+        ".pepper.0000000000000002x",
+        ".other.0000000000000003",
+    ];
+    others.iter().for_each(|name| drop(draft(name)));
+    for write in writes {
+        drop(draft(left));
+        write(folder.pepper()).unwrap();
+        let names = folder.names();
+        assert!(!names.contains(&left.to_owned()), "{names:?}");
+        assert_eq!(names.len(), 1 + 1 + others.len(), "{names:?}");
+    }
+    drop(under_way);
+    PepperFile::rotate(folder.pepper()).unwrap();
+    assert_eq!(folder.names().len(), 1 + others.len());
+}
+
+#[test]
 fn rotations_at_once_lose_no_pepper() {
     let folder = Folder::new();
     PepperFile::create(folder.pepper()).unwrap();

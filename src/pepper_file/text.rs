@@ -16,6 +16,9 @@ const VERSION: &str = "v1";
 enum Part {
     /// Digests new secrets.
     Current,
+    /// The one that digests new secrets after the next rotation. Verifies until then, for processes
+    /// that rotated already.
+    Next,
     /// Verifies the secrets that it digested.
     Live,
     /// Proves the audit entries that it sealed.
@@ -26,13 +29,14 @@ impl Part {
     const fn word(self) -> &'static str {
         match self {
             Self::Current => "current",
+            Self::Next => "next",
             Self::Live => "live",
             Self::Audit => "audit",
         }
     }
 
     fn of(word: &str) -> Option<Self> {
-        [Self::Current, Self::Live, Self::Audit]
+        [Self::Current, Self::Next, Self::Live, Self::Audit]
             .into_iter()
             .find(|part| part.word() == word)
     }
@@ -63,15 +67,27 @@ impl Peppers {
         Self(vec![Entry { part, id, key }])
     }
 
-    /// Makes this pepper the current one; the one before stays live.
-    pub(super) fn rotate(&mut self, id: PepperId, key: Zeroizing<Vec<u8>>) {
-        for entry in &mut self.0 {
-            if entry.part == Part::Current {
-                entry.part = Part::Live;
-            }
-        }
-        let part = Part::Current;
+    /// Whether it is known which pepper the next rotation makes the current one.
+    pub(super) fn has_next(&self) -> bool {
+        self.0.iter().any(|entry| entry.part == Part::Next)
+    }
+
+    pub(super) fn add_next(&mut self, id: PepperId, key: Zeroizing<Vec<u8>>) {
+        let part = Part::Next;
         self.0.insert(0, Entry { part, id, key });
+    }
+
+    /// Makes the next pepper the current one; the one before stays live.
+    pub(super) fn rotate(&mut self) {
+        for entry in &mut self.0 {
+            entry.part = match entry.part {
+                Part::Next => Part::Current,
+                Part::Current | Part::Live => Part::Live,
+                Part::Audit => Part::Audit,
+            };
+        }
+        // The file tells the current one first.
+        self.0.sort_by_key(|entry| entry.part != Part::Current);
     }
 
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, Fault> {
@@ -103,6 +119,7 @@ impl Peppers {
             .find(|(entry, _)| entry.part == Part::Current)
             .ok_or(fault(self.0.len() + 2, "a current pepper: there is none"))?;
         let mut ring = PepperRing::new(pepper(current.0, current.1)?);
+        let mut has_next = false;
         for (entry, line) in self
             .0
             .iter()
@@ -114,7 +131,10 @@ impl Peppers {
                 Part::Current => {
                     return Err(fault(line, "live or audit: a current pepper stands above"));
                 }
-                Part::Live => ring.with_retired(pepper),
+                Part::Next if std::mem::replace(&mut has_next, true) => {
+                    return Err(fault(line, "live or audit: a next pepper stands above"));
+                }
+                Part::Next | Part::Live => ring.with_retired(pepper),
                 Part::Audit => ring.with_audit_only(pepper),
             };
             ring = added.map_err(|_| fault(line, "a pepper whose id no other line has"))?;
@@ -147,10 +167,10 @@ fn entry(line: &str) -> Result<Entry, &'static str> {
     let (Some(part), Some(id), Some(key), None) =
         (words.next(), words.next(), words.next(), words.next())
     else {
-        return Err("`current`, `live` or `audit`, an id, and 64 hexadecimal digits");
+        return Err("`current`, `next`, `live` or `audit`, an id, and 64 hexadecimal digits");
     };
     Ok(Entry {
-        part: Part::of(part).ok_or("`current`, `live` or `audit` first")?,
+        part: Part::of(part).ok_or("`current`, `next`, `live` or `audit` first")?,
         id: PepperId::new(id)
             .map_err(|_| "an id of at most 32 of a-z 0-9 _ - . in second place")?,
         key: unhex(key).ok_or("a key of 64 hexadecimal digits in third place")?,
@@ -185,6 +205,14 @@ mod tests {
             Fault::Line { line, .. } => line,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_text_has_one_next_pepper_at_most() {
+        let text = format!(
+            "keyward-pepper v1\ncurrent a {KEY}\nnext b {KEY}\nlive c {KEY}\nnext d {KEY}\n"
+        );
+        assert_eq!(line(text), 5);
     }
 
     #[test]
@@ -226,7 +254,8 @@ mod tests {
     fn a_rotation_keeps_what_was_there() {
         let text = format!("keyward-pepper v1\ncurrent b {KEY}\naudit a {KEY}\n");
         let mut peppers = Peppers::parse(text.as_bytes()).unwrap();
-        peppers.rotate(PepperId::new("c").unwrap(), Zeroizing::new(vec![0xab; 32]));
+        peppers.add_next(PepperId::new("c").unwrap(), Zeroizing::new(vec![0xab; 32]));
+        peppers.rotate();
         let new = "ab".repeat(32);
         let rotated = format!("keyward-pepper v1\ncurrent c {new}\nlive b {KEY}\naudit a {KEY}\n");
         assert_eq!(*peppers.text(), rotated);

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use keyward::store::sqlite::OpenError;
-use keyward::store::{KeyQuery, KeyStore, SqliteStore};
+use keyward::store::{Commit, CommitTag, Effects, KeyQuery, KeyStore, Revision, SqliteStore};
 use keyward::{Need, Reason, Rejection, days};
 
 use crate::support::*;
@@ -65,6 +65,26 @@ fn a_restored_store_opens_only_to_be_recovered_and_its_followers_start_over() {
         wait(SqliteStore::open(desk.path())),
         Err(OpenError::Unrecovered { .. })
     ));
+    // Nor does the service take it up that has run all the time: its file only changed.
+    let told = format!("{:?}", wait(service.sync()).unwrap_err());
+    assert!(told.contains("Unrecovered"), "{told}");
+    let refused = wait(service.create(&admin(), reader("too early"))).unwrap_err();
+    assert!(
+        format!("{refused:?}").contains("Unrecovered"),
+        "{refused:?}"
+    );
+    let blind = Commit {
+        tenant: tenant("acme"),
+        expected: Revision(1),
+        tag: CommitTag(1),
+        decided_at: at(START),
+        effects: Effects::default(),
+    };
+    let refused = wait(store.commit(blind)).unwrap_err();
+    assert!(
+        format!("{refused:?}").contains("Unrecovered"),
+        "{refused:?}"
+    );
     let options = SqliteStore::options(desk.path()).allow_unrecovered();
     let restored = wait(options.open()).unwrap();
     wait(restored.finish_recovery()).unwrap();

@@ -72,6 +72,18 @@ fn a_damaged_key_is_refused_by_name_and_harms_no_other() {
 }
 
 #[test]
+fn a_tenant_whose_head_is_gone_is_named() {
+    let desk = Desk::new();
+    filled(&desk);
+    sql(&desk.path())
+        .execute("DELETE FROM tenants WHERE tenant = 'acme'", [])
+        .unwrap();
+    let report = wait(desk.store().check_integrity()).unwrap();
+    assert_eq!(report.faults.len(), 1, "{report:?}");
+    assert!(report.faults[0].contains("acme"), "{report:?}");
+}
+
+#[test]
 fn a_damaged_owners_row_refuses_its_keys_and_no_others() {
     let desk = Desk::new();
     let made = filled(&desk);

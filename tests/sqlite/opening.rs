@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::time::Duration;
 
-use keyward::store::SqliteStore;
 use keyward::store::sqlite::{JournalMode, OpenError};
+use keyward::store::{Cursor, KeyStore, SqliteStore};
 
 use crate::support::*;
 use crate::{Desk, checkpoint, sql};
@@ -82,9 +83,19 @@ fn two_that_create_at_once_have_the_same_store() {
     let left = fs::read_dir(desk.path().parent().unwrap()).unwrap();
     let drafts = left.filter(|file| {
         let name = file.as_ref().unwrap().file_name();
-        name.to_str().unwrap().contains(".new-")
+        name.to_str().unwrap().contains("-draft-")
     });
     assert_eq!(drafts.count(), 0, "drafts are cleared away");
+}
+
+#[test]
+fn times_may_be_as_long_and_as_short_as_they_get() {
+    let desk = Desk::new();
+    for time in [Duration::ZERO, Duration::MAX] {
+        let options = SqliteStore::options(desk.path());
+        let store = wait(options.busy_timeout(time).poll_interval(time).open()).unwrap();
+        wait(store.wait_past(Cursor::default())).unwrap();
+    }
 }
 
 #[test]

@@ -38,6 +38,7 @@ pub fn run(part: &str) {
         "rows" => rows(&path),
         "locks" => locks(&path),
         "reads" => reads(&path),
+        "creates" => creates(&path),
         other => panic!("no part is called {other}"),
     }
 }
@@ -286,6 +287,21 @@ fn locks(path: &Path) {
     conn.execute_batch("ROLLBACK").unwrap();
     tell("released");
     wait_for_parent();
+}
+
+/// Creates a store, or opens the one that another was faster to create, and says which it is.
+fn creates(path: &Path) {
+    let mut options = SqliteStore::options(path);
+    if std::env::var_os("CHILD_NEW").is_some() {
+        options = options.must_be_new();
+    }
+    match wait(options.open()) {
+        Ok(store) => tell(format_args!(
+            "epoch {}",
+            wait(store.stats()).unwrap().head.epoch.0
+        )),
+        Err(error) => tell(format_args!("refused {error}")),
+    }
 }
 
 /// Commits and reads before the file system becomes read-only, in it, and after.

@@ -9,6 +9,7 @@ mod check;
 mod child;
 mod cut;
 mod disk;
+mod drafts;
 mod process;
 #[path = "../support/mod.rs"]
 mod support;

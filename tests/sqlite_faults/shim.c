@@ -7,11 +7,14 @@
  *   SHIM_ON      1: from that call on; otherwise that call alone
  *   SHIM_ARM     nothing is counted before this file exists
  *   SHIM_LIFT    nothing fails once this file exists
+ *   SHIM_DO      what happens at that call instead of a failure: "kill" the process, or "hold" it
+ *                until it is told to go on, and then fail only with a SHIM_ERRNO
  * A write that fails has put half of its bytes on disk: the harder case. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -56,6 +59,14 @@ static int fails(const char *path) {
   calls++;
   if (!first || calls < first || (calls > first && !(on && *on == '1'))) return 0;
   if (exists("SHIM_LIFT")) return 0;
+  const char *act = getenv("SHIM_DO");
+  if (act && strcmp(act, "kill") == 0) kill(getpid(), SIGKILL);
+  if (act && strcmp(act, "hold") == 0) {
+    char line[64];
+    syscall(SYS_write, 1, "@ held\n", 7);
+    syscall(SYS_read, 0, line, sizeof line);
+    if (!error) return 0;
+  }
   errno = error ? atoi(error) : EIO;
   return 1;
 }

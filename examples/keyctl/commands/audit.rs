@@ -1,9 +1,10 @@
 //! The audit trail: shown, and checked.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
 
 use keyward::audit::{AuditHash, AuditHead};
-use keyward::store::{AuditPage, AuditQuery, AuditRow, KeyStore, Select};
+use keyward::store::{AuditPage, AuditQuery, AuditRow, KeyStore, Row, RowKey, Select};
 use keyward::{Digest, TenantId, Timestamp};
 use serde_json::{Value, json};
 
@@ -13,6 +14,9 @@ use crate::failure::{Answer, Failure, Kind};
 use crate::output::{Output, cell};
 
 const HEAD: [&str; 7] = ["NO", "AT", "TENANT", "ACTOR", "ACTION", "KEY", "COMMAND"];
+
+/// How many rows are read at a time to find all tenants.
+const PAGE: NonZeroUsize = NonZeroUsize::new(1000).expect("1000 is not zero");
 
 pub(crate) async fn run(desk: &Desk, asked: &Audit, output: &Output) -> Answer<()> {
     if desk.tenant()?.is_none() && !desk.is_host() {
@@ -148,10 +152,23 @@ async fn check(desk: &Desk, seen: Option<&str>, output: &Output) -> Answer<()> {
     Ok(())
 }
 
-/// Every tenant that has an audit trail.
+/// Every tenant that has an audit trail, or should have one since it has anything else.
 async fn tenants(desk: &Desk) -> Answer<BTreeSet<TenantId>> {
-    let mut query = AuditQuery::everything();
     let mut tenants = BTreeSet::new();
+    let mut after = None;
+    loop {
+        let page = desk.store.scan(after, PAGE).await?;
+        tenants.extend(
+            page.rows
+                .into_iter()
+                .filter_map(|change| tenant(change.row)),
+        );
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    let mut query = AuditQuery::everything();
     loop {
         let page = desk.store.audit(&query).await?;
         tenants.extend(page.rows.into_iter().map(|row| row.entry.tenant));
@@ -159,6 +176,17 @@ async fn tenants(desk: &Desk) -> Answer<BTreeSet<TenantId>> {
             Some(next) => query.after = Some(next),
             None => return Ok(tenants),
         }
+    }
+}
+
+fn tenant(row: Row) -> Option<TenantId> {
+    match row {
+        Row::Tenant(row) => Some(row.tenant),
+        Row::Owner(row) => Some(row.tenant),
+        Row::Key(record) => Some(record.tenant),
+        Row::Removed { tenant, .. } => Some(tenant),
+        Row::Corrupt(RowKey::Tenant(tenant) | RowKey::Owner(tenant, _)) => Some(tenant),
+        Row::Corrupt(RowKey::Key(_)) => None,
     }
 }
 

@@ -1,6 +1,8 @@
 //! Keys that come into being. In plain mode stdout gets their secrets and nothing else.
 
-use keyward::{IssuedKey, KeyId, NewKey, Replacement, RotationMode, Secret};
+use std::collections::BTreeMap;
+
+use keyward::{IssuedKey, KeyId, NewKey, Replacement, Resource, RotationMode, Secret};
 use serde_json::{Value, json};
 
 use crate::args::{Create, Rotate};
@@ -38,7 +40,15 @@ pub(crate) async fn create(desk: &Desk, asked: Create, output: &Output) -> Answe
 }
 
 fn draft(asked: Create) -> Answer<NewKey> {
+    let mut metadata = BTreeMap::new();
+    for text in &asked.metadata {
+        let (name, value) = pair(text)?;
+        if metadata.insert(name, value).is_some() {
+            return Err(Failure::usage("--metadata has the same name twice"));
+        }
+    }
     let mut draft = NewKey::new(asked.name)
+        .metadata(metadata)
         .scopes(asked.scope.iter().map(String::as_str))
         .allow_addresses(asked.allow.iter().map(String::as_str));
     if let Some(class) = asked.class {
@@ -52,6 +62,9 @@ fn draft(asked: Create) -> Answer<NewKey> {
     }
     if let Some(purpose) = asked.purpose {
         draft = draft.purpose(purpose);
+    }
+    if let Some(resource) = &asked.resource {
+        draft = draft.resource(thing(resource)?);
     }
     if let (Some(owner), Some(role)) = (asked.owner, asked.owner_role) {
         draft = draft.owned_by(owner.try_into()?, role.try_into()?);
@@ -69,6 +82,20 @@ fn draft(asked: Create) -> Answer<NewKey> {
         draft = draft.never_expires();
     }
     Ok(draft)
+}
+
+fn pair(text: &str) -> Answer<(&str, &str)> {
+    let expected = || Failure::usage("--metadata must be NAME=VALUE");
+    text.split_once('=').ok_or_else(expected)
+}
+
+fn thing(text: &str) -> Answer<Resource> {
+    let expected = || Failure::usage("--resource must be KIND:ID, such as project:4711");
+    let (kind, id) = text.split_once(':').ok_or_else(expected)?;
+    Ok(Resource {
+        kind: kind.try_into()?,
+        id: id.try_into()?,
+    })
 }
 
 pub(crate) async fn rotate(desk: &Desk, asked: &Rotate, output: &Output) -> Answer<()> {

@@ -14,7 +14,11 @@ const HEAD: [&str; 9] = [
 ];
 
 pub(crate) async fn list(desk: &Desk, asked: List, output: &Output) -> Answer<()> {
-    let (all, mut query) = (asked.all, query(desk, asked)?);
+    let (all, after) = (asked.all, asked.after.clone());
+    let mut query = query(desk, asked)?;
+    if let Some(after) = after {
+        query.after = Some(place(desk, &after).await?);
+    }
     let mut corrupt = Vec::new();
     let mut first = true;
     loop {
@@ -24,8 +28,11 @@ pub(crate) async fn list(desk: &Desk, asked: List, output: &Output) -> Answer<()
         first = false;
         match page.next {
             Some(next) if all => query.after = Some(next),
-            Some(_) => {
-                output.note("more keys match: --all lists them");
+            Some(last) => {
+                let id = last.id;
+                output.note(&format!(
+                    "more keys match: --after {id} goes on from here, --all lists them"
+                ));
                 break;
             }
             None => break,
@@ -68,6 +75,17 @@ fn query(desk: &Desk, asked: List) -> Answer<KeyQuery> {
     query.sort = asked.sort.into();
     query.limit = asked.limit;
     Ok(query)
+}
+
+/// Where a key stands in every order.
+async fn place(desk: &Desk, key: &str) -> Answer<KeyPosition> {
+    let id = key_id(key)?;
+    let info = desk.keys.key(&desk.actor_for(id).await?, id).await?;
+    Ok(KeyPosition {
+        name: info.name,
+        expires_at: info.expires_at,
+        id,
+    })
 }
 
 struct Page {

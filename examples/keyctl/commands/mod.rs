@@ -10,8 +10,9 @@ mod upkeep;
 
 use crate::args::{Ask, Cli};
 use crate::desk::Desk;
-use crate::failure::Answer;
+use crate::failure::{Answer, Failure, Kind};
 use crate::output::Output;
+use crate::store::{self, Expected};
 
 pub(crate) async fn run(cli: Cli, output: &Output) -> Answer<()> {
     let Cli { mut common, ask } = cli;
@@ -22,6 +23,12 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Answer<()> {
         Ask::Check => upkeep::check(&common, output).await,
         Ask::Stats => upkeep::stats(&common, output).await,
         Ask::Recover(asked) => {
+            // One that opens as any other is in use: its keys must not be disabled by a slip.
+            common.allow_unrecovered = false;
+            if store::open(&common, Expected::Existing).await.is_ok() {
+                let words = format!("{} is not to be recovered", common.store.display());
+                return Err(Failure::new(Kind::Refused, words));
+            }
             // What is to be recovered opens no other way.
             common.allow_unrecovered = true;
             recover::run(&Desk::open(common).await?, &asked, output).await

@@ -50,14 +50,20 @@ pub(crate) async fn backup(common: &Common, to: PathBuf, output: &Output) -> Ans
         let words = format!("{} exists already, and was left as it is", to.display());
         return Err(Failure::new(Kind::Refused, words));
     }
-    let head = store.backup(to.clone()).await?;
+    let going_on = output.going_on(format!("backing up to {}", to.display()));
+    let head = store.backup(to.clone()).await;
+    drop(going_on);
+    let head = head?;
     let (path, revision) = (to.display(), head.revision);
     let words = format!("wrote {path} as of revision {revision}, without the pepper");
     output.done(&words, &json!({ "backup": to, "head": cursor(&head) }))
 }
 
 pub(crate) async fn restore(common: &Common, backup: &Path, output: &Output) -> Answer<()> {
-    store::restore(backup, &common.store).await?;
+    let going_on = output.going_on(format!("restoring {}", backup.display()));
+    let restored = store::restore(backup, &common.store).await;
+    drop(going_on);
+    restored?;
     let words = format!(
         "made {} from {}. What was revoked since the backup is not revoked in it, so that it opens \
          only once `keyctl recover` has put it right",
@@ -72,7 +78,10 @@ pub(crate) async fn restore(common: &Common, backup: &Path, output: &Output) -> 
 
 pub(crate) async fn check(common: &Common, output: &Output) -> Answer<()> {
     let store = store::open(common, Expected::Existing).await?;
-    let report = store.check_integrity().await?;
+    let going_on = output.going_on(format!("checking {}", common.store.display()));
+    let report = store.check_integrity().await;
+    drop(going_on);
+    let report = report?;
     let (rows, audit, faults) = (report.rows, report.audit, report.faults);
     if output.json {
         let intact = faults.is_empty();

@@ -1,6 +1,6 @@
 //! The file itself: who may read it, how it comes into being, how a connection is set up.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 
 use super::fault::{Fault, OpenError};
-use super::schema;
+use super::schema::{self, Store};
 
 /// The first SQLite without the fault by which a WAL that several connections share could corrupt
 /// the file (3.7.0 to 3.51.2).
@@ -43,6 +43,8 @@ impl JournalMode {
 pub(super) struct Place {
     pub(super) path: PathBuf,
     pub(super) others_may_read: bool,
+    /// Whether a restored file may be used before it was recovered.
+    pub(super) unrecovered: bool,
     pub(super) busy: Duration,
 }
 
@@ -135,6 +137,24 @@ impl Place {
         }
     }
 
+    /// A connection to the file that stands there now, to read keys from and write them to. It may be
+    /// another one than was opened at first: restored, and not recovered yet.
+    pub(super) fn serve(&self) -> Result<Connection, OpenError> {
+        let conn = self.open()?;
+        self.check_recovered(&conn)?;
+        Ok(conn)
+    }
+
+    pub(super) fn check_recovered(&self, conn: &Connection) -> Result<(), OpenError> {
+        let store = Store::read(conn).map_err(|fault| OpenError::of(&self.path, fault))?;
+        if store.unrecovered && !self.unrecovered {
+            return Err(OpenError::Unrecovered {
+                path: self.path.clone(),
+            });
+        }
+        Ok(())
+    }
+
     /// A connection with everything set that does not change the file, whatever it is.
     fn connect(&self) -> Result<Connection, OpenError> {
         let fail = |fault: Fault| OpenError::of(&self.path, fault);
@@ -198,22 +218,21 @@ impl Place {
         }
     }
 
-    /// Creates the store, whole and durable, unless another process was faster.
+    /// Creates the store, whole and durable, unless something stands there already.
     pub(super) fn create(&self) -> Result<(), OpenError> {
         let path = &self.path;
         refuse_leftovers(path)?;
         let draft = Draft::beside(path)?;
         let new = Self {
-            path: draft.0.clone(),
+            path: draft.path.clone(),
             ..self.clone()
         };
         let mut conn = new.connect()?;
         schema::create(&mut conn).map_err(|fault| OpenError::of(path, fault))?;
         drop(conn);
-        match draft.publish(path) {
-            Err(OpenError::Exists { .. }) => Ok(()),
-            other => other,
-        }
+        draft.link(path)?;
+        // Should this fail, the file stays: another process may have opened it by now, and committed.
+        sync_folder(path).map_err(|error| OpenError::io(path, error))
     }
 }
 
@@ -248,39 +267,73 @@ pub(super) fn refuse_leftovers(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// A file in the making, beside the place where it is to stand. Gone again unless published.
-pub(super) struct Draft(pub(super) PathBuf);
+/// What the name of a draft has that no other name has: nobody would call a backup so.
+const DRAFT: &str = ".keyward-draft-";
+
+/// What may stand in the folder of a draft.
+const PARTS: [&str; 4] = ["store", "store-wal", "store-shm", "store-journal"];
+
+/// A file in the making, in a folder of its own beside the place where it is to stand. Gone again
+/// when dropped; if the process is killed before that, the next to open a store beside it clears it
+/// away.
+pub(super) struct Draft {
+    pub(super) path: PathBuf,
+    folder: PathBuf,
+    /// Says that the draft is somebody's. It lies on the folder: on the file, letting it go would drop
+    /// the locks that SQLite holds once the file is published.
+    _alive: Option<File>,
+}
 
 impl Draft {
     /// An empty file that only its owner can read.
     pub(super) fn beside(path: &Path) -> Result<Self, OpenError> {
+        clear_drafts(path);
         let fail = |error: io::Error| OpenError::io(path, error);
         for attempt in 0..1000 {
-            let draft = with_end(path, &format!(".new-{}-{attempt}", std::process::id()));
+            let folder = with_end(path, &format!("{DRAFT}{}-{attempt}", std::process::id()));
+            match create_folder(&folder) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) => return Err(fail(error)),
+            }
+            // Where folders cannot be locked, nobody can lock them to clear them away either.
+            let alive = File::open(&folder).ok();
+            let taken = alive.as_ref().map(File::try_lock);
+            if matches!(taken, Some(Err(TryLockError::WouldBlock))) || !folder.exists() {
+                // Cleared away before it was locked.
+                continue;
+            }
+            let draft = Self {
+                path: folder.join(PARTS[0]),
+                folder,
+                _alive: alive,
+            };
             let mut options = OpenOptions::new();
             options.write(true).create_new(true);
             #[cfg(unix)]
             std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-            match options.open(&draft) {
-                Ok(_) => return Ok(Self(draft)),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(fail(error)),
-            }
+            options.open(&draft.path).map_err(fail)?;
+            return Ok(draft);
         }
         Err(fail(io::ErrorKind::AlreadyExists.into()))
     }
 
-    /// Puts the file where it is to stand, durably, unless something stands there.
+    /// Puts a file that nobody opens yet where it is to stand, durably, unless something stands there.
     pub(super) fn publish(self, path: &Path) -> Result<(), OpenError> {
+        self.link(path)?;
+        sync_folder(path).map_err(|error| {
+            // Nobody is told of a file that may not be there after a power cut.
+            drop(fs::remove_file(path));
+            OpenError::io(path, error)
+        })
+    }
+
+    fn link(&self, path: &Path) -> Result<(), OpenError> {
         let fail = |error: io::Error| OpenError::io(path, error);
-        let written = File::open(&self.0).and_then(|file| file.sync_all());
+        let written = File::open(&self.path).and_then(|file| file.sync_all());
         written.map_err(fail)?;
-        match fs::hard_link(&self.0, path) {
-            Ok(()) => sync_folder(path).map_err(|error| {
-                // Nobody is told of a file that may not be there after a power cut.
-                drop(fs::remove_file(path));
-                fail(error)
-            }),
+        match fs::hard_link(&self.path, path) {
+            Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(OpenError::Exists {
                 path: path.to_owned(),
             }),
@@ -291,20 +344,71 @@ impl Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        for end in ["", "-wal", "-shm", "-journal"] {
-            drop(fs::remove_file(with_end(&self.0, end)));
+        remove_draft(&self.folder);
+    }
+}
+
+/// Removes the drafts that processes left beside `path` when they were killed. Whatever stands in the
+/// way is left for the next to try.
+pub(super) fn clear_drafts(path: &Path) {
+    let Ok(entries) = fs::read_dir(folder_of(path)) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if !folder || !is_draft(&entry.file_name().to_string_lossy()) {
+            continue;
+        }
+        let path = entry.path();
+        // Locked for as long as its process lives.
+        let Ok(lock) = File::open(&path) else {
+            continue;
+        };
+        if lock.try_lock().is_ok() {
+            remove_draft(&path);
+            tracing::info!(path = %path.display(), "removed a draft whose process is gone");
         }
     }
 }
 
-fn sync_folder(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        #[cfg(unix)]
-        Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
-        #[cfg(unix)]
-        Some(_) => File::open(".")?.sync_all(),
-        _ => Ok(()),
+fn is_draft(name: &str) -> bool {
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    name.rsplit_once(DRAFT)
+        .and_then(|(_, end)| end.split_once('-'))
+        .is_some_and(|(process, attempt)| number(process) && number(attempt))
+}
+
+/// Removes what a draft may hold and nothing else.
+fn remove_draft(folder: &Path) {
+    for part in PARTS {
+        drop(fs::remove_file(folder.join(part)));
     }
+    drop(fs::remove_dir(folder));
+}
+
+fn create_folder(path: &Path) -> io::Result<()> {
+    #[cfg_attr(not(unix), allow(unused_mut, reason = "there are no modes to set"))]
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(unix)]
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(folder_of(path))?.sync_all()
+}
+
+#[cfg(not(unix))]
+fn sync_folder(_path: &Path) -> io::Result<()> {
+    Ok(())
 }
 
 fn with_end(path: &Path, end: &str) -> PathBuf {

@@ -52,7 +52,7 @@ const READERS: usize = 16;
 /// - **Several processes.** Every call sees what any process committed before it.
 ///   [`wait_past`](KeyStore::wait_past) notices other processes' commits within the
 ///   [poll interval](SqliteOptions::poll_interval). A file that is put in the place of this one, a
-///   restored backup say, is read from the next call on.
+///   restored backup say, is read from the next call on, once it was recovered.
 /// - **Checksums.** SQLite returns flipped bits without a word; here every row is sealed. One that
 ///   fails is told as corrupt and harms no other.
 /// - **Feed.** State-based, with tombstones until [`forget_removed`](Self::forget_removed).

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::SqliteStore;
 use super::fault::{Fault, OpenError};
-use super::file::Place;
+use super::file::{Place, clear_drafts};
 use super::pool::Pool;
-use super::schema::{self, Store};
+use super::schema;
 
 /// How long a lock of another process is waited for. A judgement: a checkpoint of a burst takes
 /// less.
@@ -17,13 +17,18 @@ const BUSY: Duration = Duration::from_secs(5);
 /// How often the file is looked at for commits of other processes, at a microsecond each.
 const POLL: Duration = Duration::from_millis(100);
 
+/// The longest that SQLite can be told to wait: some 24 days.
+const LONGEST_BUSY: Duration = Duration::from_millis(i32::MAX as u64);
+
+/// What is slept at least between two looks at the file, or the watching thread would do nothing else.
+const SHORTEST_POLL: Duration = Duration::from_millis(1);
+
 /// How a file is opened. See [`SqliteStore::options`].
 #[derive(Clone, Debug)]
 #[must_use = "options open nothing by themselves"]
 pub struct SqliteOptions {
     place: Place,
     creation: Creation,
-    unrecovered: bool,
     poll: Duration,
 }
 
@@ -40,10 +45,10 @@ impl SqliteOptions {
             place: Place {
                 path,
                 others_may_read: false,
+                unrecovered: false,
                 busy: BUSY,
             },
             creation: Creation::IfMissing,
-            unrecovered: false,
             poll: POLL,
         }
     }
@@ -73,21 +78,21 @@ impl SqliteOptions {
     /// Accepts a file that was restored from a backup and not recovered yet, in order to recover
     /// it; see [`SqliteStore::finish_recovery`].
     pub const fn allow_unrecovered(mut self) -> Self {
-        self.unrecovered = true;
+        self.place.unrecovered = true;
         self
     }
 
     /// Sets how long a lock of another process is waited for, before a call fails as unavailable.
-    /// Defaults to five seconds.
-    pub const fn busy_timeout(mut self, busy: Duration) -> Self {
-        self.place.busy = busy;
+    /// Defaults to five seconds; at most some 24 days.
+    pub fn busy_timeout(mut self, busy: Duration) -> Self {
+        self.place.busy = busy.min(LONGEST_BUSY);
         self
     }
 
     /// Sets how often the file is looked at for commits of other processes while somebody waits for
-    /// one. Defaults to 100 milliseconds.
-    pub const fn poll_interval(mut self, every: Duration) -> Self {
-        self.poll = every;
+    /// one. Defaults to 100 milliseconds; at least one.
+    pub fn poll_interval(mut self, every: Duration) -> Self {
+        self.poll = every.max(SHORTEST_POLL);
         self
     }
 
@@ -107,19 +112,21 @@ impl SqliteOptions {
         self.place.path = std::path::absolute(&path).map_err(|error| io(&path, error))?;
         let place = &self.place;
         match (place.look()?, self.creation) {
-            (Some(_), Creation::IfMissing | Creation::Never) => {}
+            (Some(_), Creation::IfMissing | Creation::Never) => clear_drafts(&place.path),
             (Some(_), Creation::Always) => return Err(OpenError::Exists { path }),
             (None, Creation::Never) => return Err(OpenError::NotFound { path }),
-            (None, Creation::IfMissing | Creation::Always) => place.create()?,
+            (None, Creation::Always) => place.create()?,
+            (None, Creation::IfMissing) => match place.create() {
+                // Another process was faster.
+                Err(OpenError::Exists { .. }) => {}
+                created => created?,
+            },
         }
         let mut conn = place.open()?;
         let fail = |fault: Fault| OpenError::of(&path, fault);
         let journal = place.make_durable(&conn)?;
         schema::migrate(&mut conn).map_err(fail)?;
-        let store = Store::read(&conn).map_err(fail)?;
-        if store.unrecovered && !self.unrecovered {
-            return Err(OpenError::Unrecovered { path });
-        }
+        place.check_recovered(&conn)?;
         tracing::info!(
             path = %place.path.display(),
             journal = journal.as_str(),

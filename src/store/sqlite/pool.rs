@@ -66,7 +66,7 @@ impl Pool {
     }
 
     fn open(&self, file: Identity) -> Result<Reader, Fault> {
-        let conn = self.place.open()?;
+        let conn = self.place.serve()?;
         conn.pragma_update(None, "query_only", true)?;
         Ok(Reader { conn, file })
     }

@@ -32,6 +32,12 @@ impl IntegrityReport {
     pub fn is_sound(&self) -> bool {
         self.faults.is_empty()
     }
+
+    fn add(&mut self, fault: String) {
+        if self.faults.len() < MAX_FAULTS {
+            self.faults.push(fault);
+        }
+    }
 }
 
 /// How large a store is, and how it is kept.
@@ -68,17 +74,17 @@ pub(super) fn check(conn: &Connection) -> Result<IntegrityReport, Fault> {
     while let Some(row) = found.next()? {
         let line: String = row.get(0)?;
         if line != "ok" {
-            report.faults.push(format!("SQLite: {line}"));
+            report.add(format!("SQLite: {line}"));
         }
     }
     if let Err(fault) = Head::read(conn) {
-        report.faults.push(fault.to_string());
+        report.add(fault.to_string());
     }
     check_rows(conn, &mut report)?;
     check_audit(conn, &mut report)?;
     check_tenants(conn, &mut report)?;
+    check_heads(conn, &mut report)?;
     check_digests(conn, &mut report)?;
-    report.faults.truncate(MAX_FAULTS);
     Ok(report)
 }
 
@@ -100,7 +106,7 @@ fn check_rows(conn: &Connection, report: &mut IntegrityReport) -> Result<(), Fau
             },
             Err(fault) => fault.to_string(),
         };
-        report.faults.push(fault);
+        report.add(fault);
     }
     Ok(())
 }
@@ -114,7 +120,7 @@ fn check_audit(conn: &Connection, report: &mut IntegrityReport) -> Result<(), Fa
         if let Err(place) = rows::entry(row)? {
             let (revision, sequence) = (place.revision, place.sequence);
             let fault = format!("audit entry {sequence} of revision {revision} is damaged");
-            report.faults.push(fault);
+            report.add(fault);
         }
     }
     Ok(())
@@ -133,7 +139,7 @@ fn check_tenants(conn: &Connection, report: &mut IntegrityReport) -> Result<(), 
             Ok(Some(head)) => head,
             Ok(None) => continue,
             Err(fault) => {
-                report.faults.push(fault.to_string());
+                report.add(fault.to_string());
                 continue;
             }
         };
@@ -144,8 +150,26 @@ fn check_tenants(conn: &Connection, report: &mut IntegrityReport) -> Result<(), 
             })?;
         let expected = signed(head.audit.sequence)?;
         if (count, newest) != (expected, expected) {
-            report.faults.push(format!(
+            report.add(format!(
                 "tenant {name}: {count} audit entries up to {newest}, should be {expected}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A tenant without a head passes for one that is not known yet, whatever keys it has.
+fn check_heads(conn: &Connection, report: &mut IntegrityReport) -> Result<(), Fault> {
+    let sql = "SELECT tenant FROM rows UNION SELECT tenant FROM audit \
+               EXCEPT SELECT tenant FROM tenants";
+    let mut statement = conn.prepare(sql)?;
+    let mut found = statement.query([])?;
+    while let Some(row) = found.next()? {
+        let name = row.get_ref(0)?;
+        // What is no text is told with its own row.
+        if let Ok(name) = name.as_str() {
+            report.add(format!(
+                "tenant {name:?}: has rows or audit entries, and no head"
             ));
         }
     }
@@ -158,9 +182,7 @@ fn check_digests(conn: &Connection, report: &mut IntegrityReport) -> Result<(), 
     while let Some(row) = found.next()? {
         let (digest, id): (Vec<u8>, Vec<u8>) = (row.get(0)?, row.get(1)?);
         if digest_seal(&digest, &id) != row.get::<_, i64>(2)? {
-            report
-                .faults
-                .push("an imported digest is damaged".to_owned());
+            report.add("an imported digest is damaged".to_owned());
         }
     }
     Ok(())
@@ -254,12 +276,15 @@ fn copy(from: &Place, to: &Path) -> Result<Copy, OpenError> {
     refuse_existing(to)?;
     let draft = Draft::beside(to)?;
     let unfit = || std::io::Error::from(std::io::ErrorKind::InvalidFilename);
-    let target = draft.0.to_str().ok_or_else(|| OpenError::io(to, unfit()))?;
+    let target = draft
+        .path
+        .to_str()
+        .ok_or_else(|| OpenError::io(to, unfit()))?;
     from.open()?
         .execute("VACUUM INTO ?1", [target])
         .map_err(|error| OpenError::of(&from.path, error.into()))?;
     let place = Place {
-        path: draft.0.clone(),
+        path: draft.path.clone(),
         ..from.clone()
     };
     Ok(Copy { draft, place })

@@ -134,7 +134,7 @@ impl Writer {
         if let Some(ready) = self.conn.take().filter(|(_, own)| *own == file) {
             return Ok(ready);
         }
-        let conn = self.pool.place.open()?;
+        let conn = self.pool.place.serve()?;
         self.pool.place.make_durable(&conn)?;
         Ok((conn, file))
     }

@@ -1,0 +1,82 @@
+//! What is said of a command line that cannot be read.
+//!
+//! Nothing that was typed is repeated: people paste secrets into the wrong place. What is told comes
+//! from the definitions of the arguments alone.
+
+use std::error::Error as _;
+use std::process::ExitCode;
+
+use clap::Error;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+use crate::failure::Failure;
+use crate::output::{Output, warn};
+
+/// Says what is wrong, or shows the help that was asked for.
+pub(crate) fn refuse(error: &Error) -> ExitCode {
+    let help = ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if !error.use_stderr() || error.kind() == help {
+        error.exit();
+    }
+    let failure = Failure::usage(words(error));
+    let output = Output::new(std::env::args_os().any(|argument| argument == "--json"));
+    output.failure(&failure);
+    if !output.json {
+        warn(&told(error, ContextKind::Usage).unwrap_or_default());
+        warn("\nFor more information, try '--help'.");
+    }
+    failure.exit_code()
+}
+
+fn words(error: &Error) -> String {
+    let of = |kind| told(error, kind);
+    // In these kinds alone the argument is named as it is defined, not as it was typed.
+    let argument = || of(ContextKind::InvalidArg).unwrap_or_else(|| "an argument".to_owned());
+    match error.kind() {
+        ErrorKind::UnknownArgument => match position(error) {
+            Some(at) => format!("argument {at} is not expected here"),
+            None => "an argument is not expected here".to_owned(),
+        },
+        ErrorKind::InvalidSubcommand => "there is no such command".to_owned(),
+        ErrorKind::MissingSubcommand => "name a command".to_owned(),
+        ErrorKind::MissingRequiredArgument => format!("missing: {}", argument()),
+        ErrorKind::ArgumentConflict => match of(ContextKind::PriorArg) {
+            Some(prior) => format!("{} cannot be used with {prior}", argument()),
+            None => format!("{} cannot be used here", argument()),
+        },
+        ErrorKind::InvalidValue => match of(ContextKind::ValidValue) {
+            Some(valid) => format!("{} must be one of: {valid}", argument()),
+            None => format!("{} needs a value", argument()),
+        },
+        ErrorKind::ValueValidation => match error.source() {
+            // No parser of ours repeats what it was given.
+            Some(source) => format!("{}: {source}", argument()),
+            None => format!("{}: malformed value", argument()),
+        },
+        ErrorKind::TooManyValues => format!("{} takes no such value", argument()),
+        ErrorKind::InvalidUtf8 => "arguments must be UTF-8".to_owned(),
+        _ => "these arguments do not go together".to_owned(),
+    }
+}
+
+/// The argument that nobody expected, counted from 1.
+fn position(error: &Error) -> Option<usize> {
+    let typed = told(error, ContextKind::InvalidArg)?;
+    let is = |text: &str| {
+        let rest = text.strip_prefix(&typed);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+    };
+    let arguments: Vec<_> = std::env::args_os().collect();
+    arguments
+        .iter()
+        .rposition(|text| text.to_str().is_some_and(is))
+}
+
+fn told(error: &Error, kind: ContextKind) -> Option<String> {
+    match error.get(kind)? {
+        ContextValue::String(text) => Some(text.clone()),
+        ContextValue::Strings(texts) if !texts.is_empty() => Some(texts.join(", ")),
+        ContextValue::StyledStr(text) => Some(text.to_string()),
+        _ => None,
+    }
+}
