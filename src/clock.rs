@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::core::time::Timestamp;
@@ -17,7 +18,37 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
 
     /// Time since a fixed instant that never goes back and counts while the machine is suspended.
     fn monotonic(&self) -> Duration;
+
+    /// Both at once, which may be cheaper: each verification reads it once.
+    fn read(&self) -> Reading {
+        Reading {
+            wall: self.now(),
+            monotonic: self.monotonic(),
+        }
+    }
 }
+
+/// What both clocks said at one instant.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Reading {
+    /// See [`Clock::now`].
+    pub wall: Timestamp,
+    /// See [`Clock::monotonic`].
+    pub monotonic: Duration,
+}
+
+/// How much later than the wall clock was compared with the monotonic one it is told from that. A
+/// judgement: a hundred comparisons a second cost nothing, and a clock that was set is noticed
+/// before anyone looks.
+const COMPARE_EVERY: Duration = Duration::from_millis(10);
+
+/// By how many microseconds the wall clock is ahead of the monotonic one, and when it was found so.
+/// The machine has one of each, so that there is one of these.
+static AHEAD: AtomicI64 = AtomicI64::new(0);
+static COMPARED: AtomicU64 = AtomicU64::new(NEVER);
+
+/// No instant since a machine's start.
+const NEVER: u64 = u64::MAX;
 
 /// The machine's own clocks.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,6 +64,31 @@ impl Clock for SystemClock {
             .duration_since(std::time::SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
         Timestamp::UNIX_EPOCH.saturating_add(since)
+    }
+
+    /// Reads the monotonic clock, and tells the wall clock from it: that was compared less than 10 ms
+    /// ago.
+    fn read(&self) -> Reading {
+        let monotonic = self.monotonic();
+        let micros = u64::try_from(monotonic.as_micros()).unwrap_or(NEVER);
+        let compared = COMPARED.load(Ordering::Acquire);
+        let since = micros.checked_sub(compared).map(Duration::from_micros);
+        let known = compared != NEVER && since.is_some_and(|since| since < COMPARE_EVERY);
+        let told = known.then(|| {
+            let ahead = AHEAD.load(Ordering::Relaxed);
+            Timestamp::from_micros(micros.cast_signed().saturating_add(ahead)).ok()
+        });
+        let wall = told.flatten().unwrap_or_else(|| {
+            let wall = self.now();
+            // Whoever was interrupted between the two clocks has compared nothing.
+            if self.monotonic().saturating_sub(monotonic) < Duration::from_millis(1) {
+                let ahead = wall.as_micros().saturating_sub(micros.cast_signed());
+                AHEAD.store(ahead, Ordering::Relaxed);
+                COMPARED.store(micros, Ordering::Release);
+            }
+            wall
+        });
+        Reading { wall, monotonic }
     }
 
     #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -127,6 +183,11 @@ impl Clock for ManualClock {
     fn monotonic(&self) -> Duration {
         self.hands().monotonic
     }
+
+    fn read(&self) -> Reading {
+        let Hands { wall, monotonic } = self.hands();
+        Reading { wall, monotonic }
+    }
 }
 
 impl<C: Clock + ?Sized> Clock for std::sync::Arc<C> {
@@ -136,6 +197,10 @@ impl<C: Clock + ?Sized> Clock for std::sync::Arc<C> {
 
     fn monotonic(&self) -> Duration {
         (**self).monotonic()
+    }
+
+    fn read(&self) -> Reading {
+        (**self).read()
     }
 }
 
@@ -149,6 +214,22 @@ mod tests {
         assert!(clock.now() > "2025-01-01T00:00:00Z".parse().unwrap());
         let earlier = clock.monotonic();
         assert!(clock.monotonic() >= earlier && earlier > Duration::ZERO);
+    }
+
+    #[test]
+    fn both_clocks_at_once_are_the_clocks_read_one_by_one() {
+        let clock = SystemClock;
+        for _ in 0..1000 {
+            let before = (clock.now(), clock.monotonic());
+            let Reading { wall, monotonic } = clock.read();
+            let after = (clock.now(), clock.monotonic());
+            assert!(before.1 <= monotonic && monotonic <= after.1);
+            // Rounded to microseconds twice, on two clocks that are read one after the other.
+            let slack = Duration::from_millis(5);
+            assert!(
+                wall.saturating_add(slack) >= before.0 && after.0.saturating_add(slack) >= wall
+            );
+        }
     }
 
     #[test]

@@ -135,10 +135,9 @@ mod replica;
 pub mod store;
 mod verifier;
 
-pub use crate::clock::{Clock, ManualClock, SystemClock};
+pub use crate::clock::{Clock, ManualClock, Reading, SystemClock};
 pub use crate::core::actor::{Actor, Invocation};
 pub use crate::core::address::AddressAllowlist;
-pub use crate::core::check::{Need, Rejection, RejectionKind};
 pub use crate::core::command::{
     ActorBound, BulkFilter, Command, DeleteKey, Denied, Expiry, ImportKey, IssuedKey, KeySpec,
     KeyUpdate, NewKey, Outcome, OwnerSpec, Replacement, Request, RevokeKey, RotationMode,
@@ -148,12 +147,14 @@ pub use crate::core::id::KeyId;
 pub use crate::core::info::KeyInfo;
 pub use crate::core::invalid::{Invalid, Problem};
 pub use crate::core::metadata::Metadata;
+pub use crate::core::need::Need;
 pub use crate::core::owner::{Owner, OwnerRecord, TenantRecord};
 pub use crate::core::pepper::{Pepper, PepperRing};
 pub use crate::core::record::{
     Credential, ImportScheme, KeyRecord, KeyState, LastAction, Predecessor, Reason, Resource,
     RotationReason, Status, Succession, Visibility,
 };
+pub use crate::core::rejection::{Rejection, RejectionKind};
 pub use crate::core::scope::{Scope, ScopeSet};
 pub use crate::core::secret::{Digest, Fingerprint, KeyMaterial, Secret};
 pub use crate::core::stamp::Stamp;
@@ -175,7 +176,7 @@ pub use crate::manager::{BulkReceipt, Error, KeyManager, Landed, LandedListener,
 #[cfg(unix)]
 pub use crate::pepper_file::{PepperFile, PepperFileError};
 pub use crate::replica::{Freshness, Replica};
-pub use crate::verifier::{Grant, Verifier};
+pub use crate::verifier::{Grant, Uses, Verifier};
 pub use async_trait::async_trait;
 
 /// The rules as plain functions over plain data, for those who bring their own machinery and for

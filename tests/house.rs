@@ -34,8 +34,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Files that may hold `unsafe`: none.
-const MAY_BE_UNSAFE: &[&str] = &[];
+/// Files that may hold `unsafe`, and how often: one hint to the processor.
+const MAY_BE_UNSAFE: &[(&str, usize)] = &[("replica/index/prefetch.rs", 1)];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
@@ -144,8 +144,8 @@ fn the_core_is_pure() {
 }
 
 #[test]
-fn unsafe_code_stands_nowhere() {
-    let word = Regex::new(r"\bunsafe\b|allow\(unsafe_code\)").unwrap();
+fn unsafe_code_stands_in_one_named_place() {
+    let word = Regex::new(r"\bunsafe\b").unwrap();
     for path in all_sources() {
         let named = path
             .strip_prefix(root())
@@ -153,8 +153,12 @@ fn unsafe_code_stands_nowhere() {
             .to_str()
             .unwrap()
             .to_owned();
-        let found = word.is_match(&code(&fs::read_to_string(&path).unwrap()));
-        assert!(!found || MAY_BE_UNSAFE.contains(&named.as_str()), "{named}");
+        let found = word
+            .find_iter(&code(&fs::read_to_string(&path).unwrap()))
+            .count();
+        let allowed = MAY_BE_UNSAFE.iter().find(|(file, _)| *file == named);
+        let allowed = allowed.map_or(0, |(_, allowed)| *allowed);
+        assert_eq!(found, allowed, "{named}");
     }
     let manifest = fs::read_to_string(root().join("../Cargo.toml")).unwrap();
     assert!(

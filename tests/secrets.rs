@@ -109,9 +109,10 @@ fn live_through_everything(world: &World, witness: &mut Witness) {
             match keys.verify(presented, &need) {
                 Ok(grant) => {
                     witness.hear(&grant);
-                    witness.hear(grant.info());
                     witness.hear(grant.actor());
-                    witness.said += &serde_json::to_string(&grant.info()).unwrap();
+                    let info = wait(keys.info(&grant)).unwrap();
+                    witness.hear(&info);
+                    witness.said += &serde_json::to_string(&info).unwrap();
                 }
                 Err(rejection) => {
                     witness.hear_error(&rejection);

@@ -1,6 +1,8 @@
 //! Keys that are made from their numbers: 50 to a tenant, five owners each, and what a typical
 //! record holds.
 
+use std::time::Duration;
+
 use hmac::{Hmac, KeyInit, Mac};
 use keyward::store::{Change, Revision, Row};
 use keyward::token::{self, TokenPrefix};
@@ -176,12 +178,10 @@ impl Keys {
         ];
         let metadata = [
             ("team", format!("team {}", own % 20)),
-            ("ticket", format!("OPS-{}", number + changes)),
+            ("ticket", format!("OPS-{number}")),
         ];
         let created = Stamp {
-            at: self
-                .first
-                .saturating_add(std::time::Duration::from_millis(number)),
+            at: self.first.saturating_add(Duration::from_millis(number)),
             by: self.owner_of(number),
         };
         let peppered = self.kind != Kind::Imported;
@@ -209,7 +209,12 @@ impl Keys {
             allowlist: self.allowlist.clone(),
             resource: None,
             updated: created.clone(),
-            expires_at: Some(created.at.saturating_add(days(36_500))),
+            // By this one sees that the newest change has arrived.
+            expires_at: Some(
+                created
+                    .at
+                    .saturating_add(days(10_000) + Duration::from_secs(changes)),
+            ),
             created,
             last_action: LastAction::Created,
             state: KeyState::Enabled,

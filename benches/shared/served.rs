@@ -3,8 +3,7 @@
 use std::hint::black_box;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
-use keyward::policy::{Policies, Policy, Propagation};
+use keyward::policy::{LivePolicies, Policy, Propagation};
 use keyward::{Clock, Need, Rejection, Replica, SystemClock, Verifier, days, profiles};
 use pollster::block_on;
 
@@ -34,11 +33,11 @@ impl Served {
         let mut spec = profiles::standard();
         // Long enough that nothing is refused as stale while other things are measured.
         spec.propagation = Propagation { bound: days(1) };
-        let policies = Policies::new(Policy::new(spec).unwrap());
+        let policies = Policy::new(spec).unwrap();
         let verifier = Verifier::new(
             replica.clone(),
             store.clone(),
-            Arc::new(ArcSwap::from_pointee(policies)),
+            Arc::new(LivePolicies::new(policies)),
             Arc::new(keys.peppers()),
             clock,
         );

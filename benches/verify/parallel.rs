@@ -109,8 +109,8 @@ fn assert_arrived(served: &Served) {
     let token = served.keys.token(Keys::number(record.id));
     let grant = served.verifier.verify(token, &need()).unwrap();
     assert_eq!(
-        grant.metadata(),
-        &record.metadata,
+        grant.expires_at(),
+        record.expires_at,
         "the last change arrived"
     );
 }

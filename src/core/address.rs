@@ -12,7 +12,7 @@ use super::invalid::{Invalid, Problem};
 /// Networks from which a key may be used. Empty means from anywhere.
 ///
 /// An IPv4 address that arrives in its IPv6-mapped form (`::ffff:192.0.2.1`) counts as IPv4.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(try_from = "Vec<IpNet>")]
 pub struct AddressAllowlist(Vec<IpNet>);
 

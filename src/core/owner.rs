@@ -58,7 +58,7 @@ pub struct TenantRecord {
 
 /// What the rows along a tenant's path say about one owner's keys: the input to
 /// [`check`](crate::rules::check).
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Standing {
     /// The owner's role in each row along the path; the key's reach is within all of them.
     pub roles: Vec<Role>,
@@ -82,19 +82,30 @@ impl Standing {
         owners: impl IntoIterator<Item = &'a OwnerRecord>,
         tenants: impl IntoIterator<Item = &'a TenantRecord>,
     ) -> Self {
-        let mut standing = Self::default();
         let principal = owner.principal();
         let above = owners
             .into_iter()
             .filter(|row| row.tenant.contains(tenant) && principal == Some(&row.owner));
-        for row in above {
-            standing.removed |= row.role.is_none();
-            standing.removed_at = standing.removed_at.max(row.removed_at);
-            standing.roles.extend(row.role.clone());
-        }
-        standing.closed = tenants
+        let closed = tenants
             .into_iter()
             .any(|row| row.closed.is_some() && row.tenant.contains(tenant));
+        Self::of(above.map(|row| (row.role.as_ref(), row.removed_at)), closed)
+    }
+
+    /// Puts together what the rows of one owner along a path say, role and removal of each.
+    pub(crate) fn of<'a>(
+        rows: impl IntoIterator<Item = (Option<&'a Role>, Option<Timestamp>)>,
+        closed: bool,
+    ) -> Self {
+        let mut standing = Self {
+            closed,
+            ..Self::default()
+        };
+        for (role, removed_at) in rows {
+            standing.removed |= role.is_none();
+            standing.removed_at = standing.removed_at.max(removed_at);
+            standing.roles.extend(role.cloned());
+        }
         standing
     }
 

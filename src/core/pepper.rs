@@ -4,11 +4,10 @@
 
 use std::fmt;
 
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
 use zeroize::Zeroize;
 
 use super::invalid::{Invalid, Problem};
+use super::mac::MacKey;
 use super::secret::Digest;
 use super::text::PepperId;
 
@@ -18,8 +17,8 @@ const AUDIT_LABEL: &[u8] = b"keyward audit chain, version 1";
 #[derive(Clone)]
 pub struct Pepper {
     id: PepperId,
-    digests: Hmac<Sha256>,
-    audit: Hmac<Sha256>,
+    digests: MacKey,
+    audit: MacKey,
 }
 
 impl Pepper {
@@ -36,23 +35,10 @@ impl Pepper {
             let expected = "at least 32 random bytes";
             return Err(Invalid::new("pepper", Problem::Form { expected }));
         }
-        let unkeyed = |_| {
-            Invalid::new(
-                "pepper",
-                Problem::Form {
-                    expected: "a MAC key",
-                },
-            )
-        };
-        let digests = <Hmac<Sha256> as KeyInit>::new_from_slice(key).map_err(unkeyed)?;
+        let digests = MacKey::new(key);
         // A key of its own for the audit chain: what seals entries can never pass for a digest.
-        let mut derived: [u8; 32] = digests
-            .clone()
-            .chain_update(AUDIT_LABEL)
-            .finalize()
-            .into_bytes()
-            .into();
-        let audit = <Hmac<Sha256> as KeyInit>::new_from_slice(&derived).map_err(unkeyed)?;
+        let mut derived = digests.mac(AUDIT_LABEL);
+        let audit = MacKey::new(&derived);
         derived.zeroize();
         Ok(Self { id, digests, audit })
     }
@@ -66,18 +52,12 @@ impl Pepper {
     /// The digest of `id ‖ secret` (at most 55 bytes, so one compression each way).
     #[must_use]
     pub(crate) fn digest(&self, id_and_secret: &[u8]) -> Digest {
-        mac(&self.digests, &[id_and_secret])
+        Digest::from_bytes(self.digests.mac(id_and_secret))
     }
 
     pub(crate) fn seal(&self, parts: &[&[u8]]) -> [u8; 32] {
-        *mac(&self.audit, parts).as_bytes()
+        self.audit.mac(&parts.concat())
     }
-}
-
-fn mac(keyed: &Hmac<Sha256>, parts: &[&[u8]]) -> Digest {
-    let mut mac = keyed.clone();
-    parts.iter().for_each(|part| mac.update(part));
-    Digest::from_bytes(mac.finalize().into_bytes().into())
 }
 
 impl fmt::Debug for Pepper {
@@ -155,6 +135,10 @@ impl PepperRing {
         std::iter::once(&self.current)
             .chain(&self.retired)
             .find(|pepper| pepper.id == *id)
+    }
+
+    pub(crate) fn retired(&self) -> &[Pepper] {
+        &self.retired
     }
 
     pub(crate) fn any(&self, id: &PepperId) -> Option<&Pepper> {

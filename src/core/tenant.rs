@@ -2,6 +2,7 @@
 //!
 //! Pure. Paths compare by segment, so `acme` reaches `acme/web` and never `acme-two`.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -56,6 +57,12 @@ impl TenantId {
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
+    /// The paths of this tenant and of those above it, nearest first. Allocates nothing.
+    pub(crate) fn lineage(&self) -> impl Iterator<Item = &str> {
+        let above = self.0.rmatch_indices('/').map(|(end, _)| &self.0[..end]);
+        std::iter::once(&*self.0).chain(above)
+    }
+
     /// The tenants above this one, nearest first.
     pub fn ancestors(&self) -> impl Iterator<Item = Self> + '_ {
         self.0
@@ -85,6 +92,13 @@ impl TryFrom<String> for TenantId {
 
     fn try_from(path: String) -> Result<Self, Invalid> {
         Self::new(path)
+    }
+}
+
+/// Orders, compares and hashes as its text does.
+impl Borrow<str> for TenantId {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 

@@ -148,7 +148,8 @@ const MAX_LEN: usize = BODY_LEN + TokenPrefix::MAX_LEN;
 /// A well-formed token, borrowed from what was presented. Nothing is known of its secret yet.
 #[derive(Clone, Copy)]
 pub struct Token<'a> {
-    text: &'a str,
+    /// All of it, in visible ASCII.
+    text: &'a [u8],
     id: KeyId,
 }
 
@@ -156,7 +157,11 @@ impl<'a> Token<'a> {
     /// The prefix, separator included.
     #[must_use]
     pub fn prefix(&self) -> &'a str {
-        &self.text[..self.text.len() - BODY_LEN]
+        std::str::from_utf8(self.prefix_bytes()).unwrap_or_default()
+    }
+
+    pub(crate) const fn prefix_bytes(&self) -> &'a [u8] {
+        self.text.split_at(self.text.len() - BODY_LEN).0
     }
 
     /// The key id that the token names.
@@ -166,7 +171,8 @@ impl<'a> Token<'a> {
     }
 
     pub(crate) fn id_and_secret(&self) -> &'a [u8] {
-        id_and_secret(self.text)
+        let start = self.text.len() - BODY_LEN;
+        &self.text[start..start + ID_AND_SECRET_LEN]
     }
 }
 
@@ -216,29 +222,76 @@ pub fn trim(presented: &[u8]) -> Result<&str, TokenError> {
 /// assert_eq!(token::parse(b"hunter2").unwrap_err(), TokenError::Length { actual: 7 });
 /// ```
 pub fn parse(presented: &[u8]) -> Result<Token<'_>, TokenError> {
-    let text = trim(presented)?;
+    Glance::at(presented).parse()
+}
+
+/// What was presented, before anything of it was checked but its length.
+#[derive(Clone, Copy)]
+pub(crate) struct Glance<'a> {
+    presented: &'a [u8],
+    /// Prefix and body, if they have the length of a token.
+    parts: Option<(&'a [u8], &'a [u8; BODY_LEN])>,
+    id: Option<KeyId>,
+}
+
+impl<'a> Glance<'a> {
+    #[inline]
+    pub(crate) fn at(presented: &'a [u8]) -> Self {
+        let short = presented.len() <= MAX_PRESENTED_LEN;
+        let text = presented.trim_ascii();
+        let parts = text.split_last_chunk::<BODY_LEN>();
+        let prefixes = 2..=TokenPrefix::MAX_LEN;
+        let parts = parts.filter(|(prefix, _)| short && prefixes.contains(&prefix.len()));
+        let id = parts.and_then(|(_, body)| KeyId::from_digits(&body[..KeyId::LEN]));
+        Self {
+            presented,
+            parts,
+            id,
+        }
+    }
+
+    /// The id that it may name: worth looking for, and not to be believed yet.
+    pub(crate) const fn id(&self) -> Option<KeyId> {
+        self.id
+    }
+
+    #[inline]
+    pub(crate) fn parse(self) -> Result<Token<'a>, TokenError> {
+        // What is well formed is visible ASCII throughout: why anything else is not, `fault` says.
+        let well_formed = |(prefix, body): &(&[u8], &[u8; BODY_LEN])| {
+            base62::is_digits(*body) & is_prefix(prefix)
+        };
+        let Some((prefix, _)) = self.parts.filter(well_formed) else {
+            return Err(fault(self.presented));
+        };
+        let text = &self.presented.trim_ascii()[..prefix.len() + BODY_LEN];
+        let (sealed, checksum) = text.split_at(text.len() - CHECKSUM_LEN);
+        if base62::decode_word(checksum) != u64::from(crc32fast::hash(sealed)) {
+            return Err(TokenError::Checksum);
+        }
+        let id = self.id.ok_or(TokenError::Id)?;
+        Ok(Token { text, id })
+    }
+}
+
+/// What is wrong with a string that is no token.
+#[cold]
+fn fault(presented: &[u8]) -> TokenError {
+    let text = match trim(presented) {
+        Ok(text) => text.as_bytes(),
+        Err(error) => return error,
+    };
     if !(MIN_LEN..=MAX_LEN).contains(&text.len()) {
-        return Err(TokenError::Length { actual: text.len() });
+        return TokenError::Length { actual: text.len() };
     }
-    let (prefix, body) = text.as_bytes().split_at(text.len() - BODY_LEN);
-    if !base62::is_digits(body) {
-        let inside = body
-            .iter()
-            .position(|b| !b.is_ascii_alphanumeric())
-            .unwrap_or(0);
-        return Err(TokenError::Character {
+    let (prefix, body) = text.split_at(text.len() - BODY_LEN);
+    match body.iter().position(|b| !b.is_ascii_alphanumeric()) {
+        Some(inside) => TokenError::Character {
             position: prefix.len() + inside,
-        });
+        },
+        None if !is_prefix(prefix) => TokenError::Prefix,
+        None => TokenError::Checksum,
     }
-    if !is_prefix(prefix) {
-        return Err(TokenError::Prefix);
-    }
-    let (sealed, checksum) = text.as_bytes().split_at(text.len() - CHECKSUM_LEN);
-    if checksum != checksum_of(sealed) {
-        return Err(TokenError::Checksum);
-    }
-    let id = KeyId::from_digits(&body[..KeyId::LEN]).ok_or(TokenError::Id)?;
-    Ok(Token { text, id })
 }
 
 /// The regular expression by which a secret scanner finds the tokens of `prefix`.
@@ -297,7 +350,7 @@ pub(crate) fn hint_of(prefix: &TokenPrefix, token: &str) -> Result<Hint, Invalid
 
 fn checksum_of(sealed: &[u8]) -> [u8; CHECKSUM_LEN] {
     let mut digits = [0; CHECKSUM_LEN];
-    base62::encode(u128::from(crc32fast::hash(sealed)), &mut digits);
+    base62::encode_word(u64::from(crc32fast::hash(sealed)), &mut digits);
     digits
 }
 

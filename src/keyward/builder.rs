@@ -3,12 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-
 use super::{Inner, Keyward};
 use crate::clock::{Clock, SystemClock};
 use crate::core::pepper::PepperRing;
-use crate::core::policy::{Policies, Policy};
+use crate::core::policy::{LivePolicies, Policies, Policy};
 use crate::core::time::Timestamp;
 use crate::entropy::{Entropy, SystemEntropy};
 use crate::manager::KeyManager;
@@ -71,7 +69,7 @@ impl Builder {
             entropy,
         } = self;
         let peppers = Arc::new(peppers);
-        let policies = Arc::new(ArcSwap::from_pointee(policies));
+        let policies = Arc::new(LivePolicies::new(policies));
         let replica = Arc::new(Replica::new(store.clone(), clock.clone()));
         let learns = replica.clone();
         let latest = Latest {

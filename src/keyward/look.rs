@@ -14,6 +14,7 @@ use crate::core::time::Timestamp;
 use crate::core::view::Select;
 use crate::manager::Error;
 use crate::store::{Locator, Row, StoreError};
+use crate::verifier::Grant;
 
 /// Why an audit trail could not be shown to be intact.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -91,6 +92,23 @@ impl Keyward {
         let record = self.record(actor, id).await?;
         let policy = self.inner.policies.load().of(&record.tenant).clone();
         Ok(KeyInfo::new(record, &policy, self.now()))
+    }
+
+    /// Everything that people see of a key that was verified, read from the store: what its holder
+    /// may know of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Denied::NotFound`] if it was removed since.
+    pub async fn info(&self, grant: &Grant) -> Result<KeyInfo, Error> {
+        let found = self.inner.store.find(&Locator::Id(grant.key_id())).await?;
+        match found.map(|found| found.change.row) {
+            Some(Row::Key(record)) => {
+                let policy = self.inner.policies.get().of(&record.tenant).clone();
+                Ok(KeyInfo::new(*record, &policy, self.now()))
+            }
+            _ => Err(Denied::NotFound.into()),
+        }
     }
 
     /// Where the rotation of a key stands; `None` if it is not being replaced. `old_last_seen` is

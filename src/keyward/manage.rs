@@ -2,14 +2,15 @@
 
 use super::{Created, Imported, Keyward, LeakReport, Rotated};
 use crate::core::actor::{Actor, Invocation};
-use crate::core::check::{Need, Rejection};
 use crate::core::command::{
     BulkFilter, Command, DeleteKey, Denied, ImportKey, IssuedKey, KeyUpdate, NewKey, Outcome,
     Replacement, Request, RevokeKey,
 };
 use crate::core::id::KeyId;
+use crate::core::need::Need;
 use crate::core::query::KeyQuery;
 use crate::core::record::{Reason, Resource};
+use crate::core::rejection::Rejection;
 use crate::core::secret::Fingerprint;
 use crate::core::tenant::TenantId;
 use crate::core::text::{LeakSource, PrincipalId, Role};

@@ -8,20 +8,20 @@ mod recover;
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
-
 pub use self::answers::{Created, Imported, KeyList, LeakReport, Rotated};
 pub use self::builder::Builder;
 pub use self::look::AuditError;
 pub use self::recover::{Recovery, RecoveryError, RecoveryReport};
 use crate::clock::Clock;
-use crate::core::check::{Need, Rejection};
+use crate::core::id::KeyId;
+use crate::core::need::Need;
 use crate::core::pepper::PepperRing;
-use crate::core::policy::Policies;
+use crate::core::policy::{LivePolicies, Policies};
+use crate::core::rejection::Rejection;
 use crate::manager::KeyManager;
 use crate::replica::{Freshness, Replica};
 use crate::store::{KeyStore, StoreError};
-use crate::verifier::{Grant, Verifier};
+use crate::verifier::{Grant, Uses, Verifier};
 
 /// API keys over a store: created, verified, rotated, revoked and audited. Cheap to clone.
 ///
@@ -58,7 +58,7 @@ struct Inner {
     replica: Arc<Replica>,
     verifier: Verifier,
     store: Arc<dyn KeyStore>,
-    policies: Arc<ArcSwap<Policies>>,
+    policies: Arc<LivePolicies>,
     peppers: Arc<PepperRing>,
     clock: Arc<dyn Clock>,
 }
@@ -122,6 +122,13 @@ impl Keyward {
         self.inner.verifier.verify_or_fetch(presented, need).await
     }
 
+    /// How often this process accepted a key since it started, and when last; `None` if it does not
+    /// know the key. Counted in memory alone.
+    #[must_use]
+    pub fn uses(&self, key: KeyId) -> Option<Uses> {
+        self.inner.verifier.uses(key)
+    }
+
     /// Catches up with the store. A service whose store is shared with other processes calls this
     /// at least as often as its staleness bound asks for; one whose store lives in the process need
     /// not.
@@ -141,7 +148,7 @@ impl Keyward {
 
     /// Puts other policies in force, for decisions and verifications that begin after the call.
     pub fn set_policies(&self, policies: impl Into<Policies>) {
-        self.inner.policies.store(Arc::new(policies.into()));
+        self.inner.policies.set(policies);
     }
 
     /// The manager, to give commands as data.

@@ -11,8 +11,6 @@ mod sweep;
 use std::fmt;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
-
 pub use self::error::Error;
 use self::lane::{Lanes, Pending};
 pub use self::sweep::BulkReceipt;
@@ -20,7 +18,7 @@ use crate::clock::Clock;
 use crate::core::command::{Outcome, Request};
 use crate::core::decide;
 use crate::core::pepper::PepperRing;
-use crate::core::policy::{Policies, Policy};
+use crate::core::policy::{LivePolicies, Policy};
 use crate::core::secret::KeyMaterial;
 use crate::core::tenant::TenantId;
 use crate::core::text::CommandId;
@@ -84,7 +82,7 @@ pub type LandedListener = dyn Fn(&[Change], Timestamp) + Send + Sync;
 /// Stands alone, or inside [`Keyward`](crate::Keyward).
 pub struct KeyManager {
     store: Arc<dyn KeyStore>,
-    policies: Arc<ArcSwap<Policies>>,
+    policies: Arc<LivePolicies>,
     peppers: Arc<PepperRing>,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
@@ -116,7 +114,7 @@ impl KeyManager {
     /// A manager of the keys in `store`.
     pub fn new(
         store: Arc<dyn KeyStore>,
-        policies: Arc<ArcSwap<Policies>>,
+        policies: Arc<LivePolicies>,
         peppers: Arc<PepperRing>,
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,

@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-pub(crate) use self::index::{Index, Key};
+use self::index::Index;
+pub(crate) use self::index::{Answer, Facts, Half, Hit, HolderAt, Known, Parts, Sought, View};
 use crate::clock::Clock;
 use crate::core::id::KeyId;
 use crate::core::tenant::TenantId;
@@ -37,7 +38,9 @@ const NEVER: u64 = 0;
 pub struct Replica {
     store: Arc<dyn KeyStore>,
     clock: Arc<dyn Clock>,
-    index: ArcSwap<Index>,
+    view: ArcSwap<View>,
+    /// Counts the views, so that whoever keeps one knows when there is a newer one.
+    version: AtomicU64,
     /// When the last read was sent that this index reflects in full, in microseconds of the
     /// monotonic clock.
     confirmed: AtomicU64,
@@ -67,7 +70,8 @@ impl Replica {
         Self {
             store,
             clock,
-            index: ArcSwap::from_pointee(Index::default()),
+            view: ArcSwap::from_pointee(View::of(Arc::default())),
+            version: AtomicU64::new(0),
             confirmed: AtomicU64::new(NEVER),
             progress: Mutex::default(),
             syncing: async_lock::Mutex::new(()),
@@ -84,7 +88,7 @@ impl Replica {
         let _only_one = self.syncing.lock().await;
         let cursor = self.progress().cursor;
         if let Some(cursor) = cursor {
-            match self.catch_up(&self.index.load_full(), cursor).await {
+            match self.catch_up(&self.index(), cursor).await {
                 Ok((sent, upto)) => {
                     self.publish(sent, upto);
                     return Ok(());
@@ -118,21 +122,48 @@ impl Replica {
         (confirmed != NEVER).then(|| Duration::from_micros(confirmed))
     }
 
-    pub(crate) fn index(&self) -> arc_swap::Guard<Arc<Index>> {
-        self.index.load()
+    /// Where a key is looked up now, and how many views there were before it or more.
+    pub(crate) fn view(&self) -> (u64, Arc<View>) {
+        // First: the view may be newer than its number, and never older.
+        let version = self.version();
+        (version, self.view.load_full())
+    }
+
+    /// How many views there were before the current one.
+    #[inline]
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
     }
 
     /// The tenant of a key, if it is known here.
     pub(crate) fn tenant_of(&self, id: KeyId) -> Option<TenantId> {
-        match self.index().key(id) {
-            Some(Key::Known { record, .. }) => Some(record.tenant.clone()),
-            Some(Key::Removed | Key::Corrupt) | None => None,
+        let view = self.view.load();
+        view.facts_of(id)
+            .map(|facts| facts.holder.get().tenant.clone())
+    }
+
+    fn index(&self) -> Arc<Index> {
+        self.view.load().index().clone()
+    }
+
+    fn show(&self, view: View) {
+        self.view.store(Arc::new(view));
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Applies changes to the index in use, one writer at a time.
+    fn apply(&self, changes: impl IntoIterator<Item = Change>) -> Arc<Index> {
+        let index = self.index();
+        index.apply(changes);
+        if index.wants_view() {
+            self.show(View::of(index.clone()));
         }
+        index
     }
 
     /// The latest instant for which any commit was decided, as far as is known here.
     pub(crate) fn newest(&self) -> Timestamp {
-        self.index().newest()
+        self.view.load().index().newest()
     }
 
     /// Confirms at once, if the store lives in this process; tells whether it did.
@@ -147,9 +178,11 @@ impl Replica {
                         return false;
                     }
                     progress.cursor = Some(changes.upto);
-                    self.index
-                        .load()
-                        .apply_page(changes.changes, changes.newest);
+                    let index = self.apply(changes.changes);
+                    changes
+                        .newest
+                        .into_iter()
+                        .for_each(|newest| index.saw(newest));
                     if done {
                         self.confirm(sent);
                         return true;
@@ -168,12 +201,11 @@ impl Replica {
     /// Takes over what this process committed, before anyone hears that it landed.
     pub(crate) fn apply_landed(&self, changes: &[Change], decided_at: Timestamp) {
         let progress = self.progress();
-        for index in progress.building.iter().chain([&self.index.load_full()]) {
-            changes
-                .iter()
-                .for_each(|change| index.apply(change.clone()));
-            index.saw(decided_at);
+        if let Some(building) = &progress.building {
+            building.apply(changes.iter().cloned());
+            building.saw(decided_at);
         }
+        self.apply(changes.iter().cloned()).saw(decided_at);
     }
 
     /// Takes over one key that was read through the store, unless it belongs to another history;
@@ -185,9 +217,7 @@ impl Replica {
             .cursor
             .is_some_and(|cursor| cursor.epoch == fetched.head.epoch)
         {
-            let index = self.index.load();
-            rows.iter().for_each(|row| index.apply(row.clone()));
-            index.apply(fetched.change.clone());
+            self.apply(rows.iter().chain([&fetched.change]).cloned());
         }
     }
 
@@ -204,7 +234,8 @@ impl Replica {
             let goal = *goal.get_or_insert(page.head.revision);
             {
                 let _one_writer = self.progress();
-                index.apply_page(page.changes, page.newest);
+                index.apply(page.changes);
+                page.newest.into_iter().for_each(|newest| index.saw(newest));
             }
             let moved = page.upto.revision > cursor.revision;
             cursor = page.upto;
@@ -225,7 +256,8 @@ impl Replica {
         let mut progress = self.progress();
         progress.building = None;
         let (sent, upto) = built?;
-        self.index.store(building);
+        building.inherit_uses(&self.index());
+        self.show(View::of(building));
         progress.cursor = Some(upto);
         self.confirm(sent);
         Ok(())
@@ -250,7 +282,8 @@ impl Replica {
                 scan = Some(Begun::begin(self.store.scan(Some(next), PAGE)).await);
             }
             let _one_writer = self.progress();
-            index.apply_page(page.rows, page.newest);
+            index.apply(page.rows);
+            page.newest.into_iter().for_each(|newest| index.saw(newest));
         }
         tracing::debug!(rows = read, "scanned");
         index.filled(head.map_or(Revision::ZERO, |head: Cursor| head.revision));
@@ -270,6 +303,10 @@ impl Replica {
         let own = progress.cursor.filter(|own| own.epoch == upto.epoch);
         if own.is_none_or(|own| own.revision < upto.revision) {
             progress.cursor = Some(upto);
+        }
+        let index = self.index();
+        if index.wants_view() {
+            self.show(View::of(index));
         }
         self.confirm(sent);
     }
@@ -312,12 +349,5 @@ impl<F: Future + Unpin> Begun<F> {
             Self::Waiting(future) => future.await,
             Self::Ready(output) => output,
         }
-    }
-}
-
-impl Index {
-    fn apply_page(&self, rows: Vec<Change>, newest: Option<Timestamp>) {
-        rows.into_iter().for_each(|change| self.apply(change));
-        newest.into_iter().for_each(|newest| self.saw(newest));
     }
 }

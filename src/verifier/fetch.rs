@@ -1,14 +1,21 @@
 //! Verifying against the store: for keys that must see the latest state, and keys not known here.
 
-use std::sync::Arc;
+use std::hint::black_box;
 
+use subtle::{Choice, ConstantTimeEq};
+
+use super::grant::Taken;
 use super::{Claim, Grant, Verifier};
-use crate::core::check::{Need, Rejection};
+use crate::core::check;
+use crate::core::need::Need;
 use crate::core::owner::Standing;
-use crate::core::record::KeyRecord;
+use crate::core::record::{Credential, KeyRecord};
+use crate::core::rejection::Rejection;
 use crate::core::secret::Digest;
+use crate::core::subject::{Course, Shape, Subject};
+use crate::core::token::TokenError;
 use crate::core::view::{Select, lineage};
-use crate::replica::Key;
+use crate::replica::Known;
 use crate::store::{Change, Locator, Row, RowKey, StoreError, Versioned};
 
 impl Verifier {
@@ -23,7 +30,7 @@ impl Verifier {
         need: &Need,
     ) -> Result<Grant, Rejection> {
         // The store may hold imported keys that nobody here has heard of.
-        let claim = Claim::of(presented.as_ref())?;
+        let claim = self.any_claim(presented.as_ref())?;
         let found = self.find(&claim).await.map_err(unavailable)?;
         let Some(found) = found else {
             return Err(self.unknown(&claim));
@@ -35,13 +42,79 @@ impl Verifier {
                 _ => self.unknown(&claim),
             });
         };
-        let record = Arc::new(KeyRecord::clone(record));
+        let record = KeyRecord::clone(record);
         let (standing, rows) = self.standing(&record).await.map_err(unavailable)?;
         self.replica.apply_fetched(&found, &rows);
-        let policies = self.policies.load_full();
-        let now = self.clock.now().max(self.replica.index().newest());
-        let policy = policies.of(&record.tenant);
-        self.judge(&claim, record, Arc::new(standing), policy, need, now)
+        self.judge(&claim, record, standing, need)
+    }
+
+    /// Judges a key by its record.
+    fn judge(
+        &self,
+        claim: &Claim<'_>,
+        record: KeyRecord,
+        standing: Standing,
+        need: &Need,
+    ) -> Result<Grant, Rejection> {
+        let (id, course) = (record.id, Course::of(&record));
+        let same = self.compare(claim, &record.credential)?;
+        let (shape, holder) = Shape::of(record);
+        let pinned = self.pinned();
+        let policy = pinned.policies.of(&holder.tenant);
+        let now = self.clock.now().max(pinned.view.index().newest());
+        let subject = Subject {
+            id,
+            whose: &holder,
+            persons: holder.is_person(),
+            shape: &shape,
+            course,
+        };
+        let presented = (same, claim.prefix());
+        check::check_subject(subject, presented, policy, (&standing, None), need, now)?;
+        self.notice(claim, subject);
+        pinned.view.count_id(id, now);
+        let taken = Taken {
+            shape,
+            holder,
+            course,
+            standing,
+            policies: pinned.policies.clone(),
+        };
+        Ok(Grant::of_record(id, taken, now))
+    }
+
+    /// Digests what was presented in the way that `credential` was made, and compares.
+    fn compare(&self, claim: &Claim<'_>, credential: &Credential) -> Result<Choice, Rejection> {
+        Ok(match (credential, claim) {
+            (Credential::Imported { digest, .. }, Claim::Foreign(presented, _)) => {
+                digest.ct_eq(presented)
+            }
+            (Credential::Peppered { pepper, digest }, Claim::Token(token, _)) => {
+                let Some(pepper) = self.peppers.live(pepper) else {
+                    tracing::error!(%pepper, key = %token.id(), "pepper is not in the ring");
+                    return Err(Rejection::UnknownPepper {
+                        pepper: pepper.clone(),
+                    });
+                };
+                digest.ct_eq(&pepper.digest(token.id_and_secret()))
+            }
+            (Credential::Imported { .. }, Claim::Token(..))
+            | (Credential::Peppered { .. }, Claim::Foreign(..)) => Choice::from(0),
+        })
+    }
+
+    /// What an unknown key is told, after the same work as for a known one (trap 6).
+    fn unknown(&self, claim: &Claim<'_>) -> Rejection {
+        match claim {
+            Claim::Token(token, _) => {
+                let digest = self.peppers.current().digest(token.id_and_secret());
+                black_box(digest.ct_eq(&Digest::from_bytes([0; 32])));
+                Rejection::Unknown
+            }
+            // Where there are imported keys, it may be one that was not heard of here yet.
+            Claim::Foreign(..) if self.pinned().view.index().has_imported() => Rejection::Unknown,
+            Claim::Foreign(_, error) => (*error).into(),
+        }
     }
 
     /// Verifies, and asks the store where the replica cannot tell: for a key that it does not know
@@ -70,15 +143,27 @@ impl Verifier {
     }
 
     fn is_removed(&self, presented: &[u8]) -> bool {
-        let index = self.replica.index();
-        let claim = self.claim(presented);
-        claim.is_ok_and(|claim| matches!(claim.look_up(&index), Some(Key::Removed)))
+        let view = &self.pinned().view;
+        let known = match self.any_claim(presented) {
+            Ok(Claim::Token(token, _)) => view.known(token.id()),
+            Ok(Claim::Foreign(digest, _)) => view.known_import(&digest),
+            Err(_) => None,
+        };
+        known == Some(Known::Removed)
+    }
+
+    /// What was presented, whether it may be known here or not.
+    fn any_claim<'a>(&self, presented: &'a [u8]) -> Result<Claim<'a>, TokenError> {
+        match Claim::of(presented, &self.pinned().view) {
+            Err(error) => Claim::foreign(presented, error),
+            claim => claim,
+        }
     }
 
     async fn find(&self, claim: &Claim<'_>) -> Result<Option<Versioned>, StoreError> {
-        let locator = match claim.token {
-            Ok(token) => Locator::Id(token.id()),
-            Err(_) => Locator::Imported(Digest::sha256(claim.text)),
+        let locator = match claim {
+            Claim::Token(token, _) => Locator::Id(token.id()),
+            Claim::Foreign(digest, _) => Locator::Imported(*digest),
         };
         self.store.find(&locator).await
     }

@@ -4,7 +4,6 @@ use crossbeam_queue::ArrayQueue;
 
 use crate::core::command::Command;
 use crate::core::id::KeyId;
-use crate::core::record::KeyRecord;
 use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
 use crate::core::text::PepperId;
@@ -40,21 +39,20 @@ pub(crate) struct Chore {
 }
 
 impl Chore {
-    pub(super) fn first_use(record: &KeyRecord) -> Self {
-        let key: KeyId = record.id;
+    pub(super) fn first_use(tenant: &TenantId, key: KeyId) -> Self {
         Self {
-            tenant: record.tenant.clone(),
+            tenant: tenant.clone(),
             command: Command::NoteFirstUse { key },
         }
     }
 
     pub(super) fn redigest(
-        record: &KeyRecord,
-        from: &PepperId,
-        to: &PepperId,
+        tenant: &TenantId,
+        key: KeyId,
+        (from, to): (&PepperId, &PepperId),
         (replaces, digest): (Digest, Digest),
     ) -> Self {
-        let (key, from, to) = (record.id, from.clone(), to.clone());
+        let (from, to) = (from.clone(), to.clone());
         let command = Command::Redigest {
             key,
             from,
@@ -63,7 +61,7 @@ impl Chore {
             digest,
         };
         Self {
-            tenant: record.tenant.clone(),
+            tenant: tenant.clone(),
             command,
         }
     }

@@ -329,7 +329,7 @@ fn g_11_the_whole_key_is_never_shown_after_its_creation() {
     let answers = format!(
         "{told:?} {listed:?} {} {grant:?} {:?} {progress:?} {repeated} {:?} {:?} {created:?} {rotated:?}",
         serde_json::to_string(&listed).unwrap(),
-        grant.info(),
+        wait(world.keys.info(&grant)).unwrap(),
         trail(&world, created.id),
         trail(&world, rotated.id),
     );

@@ -326,7 +326,10 @@ fn y_19_a_key_is_shown_once() {
     assert_eq!(denied(again), Denied::AlreadyCreated { id: key.id });
 
     let grant = world.keys.verify(key.secret.expose(), &clusters()).unwrap();
-    let mut shown = vec![details(&world, &key), grant.info()];
+    let mut shown = vec![
+        details(&world, &key),
+        wait(world.keys.info(&grant)).unwrap(),
+    ];
     shown.extend(listed(&world, &admin));
     assert!(shown.iter().all(|info| info.published.is_none()));
     let read = format!(

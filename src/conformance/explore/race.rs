@@ -3,16 +3,15 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::ArcSwap;
-
 use super::watch::{Landings, Rows, Watch};
 use super::{Choice, Explorer, Failure, Report, World, block_on};
 use crate::clock::ManualClock;
-use crate::core::check::{Need, Rejection};
 use crate::core::command::{Command, Denied, IssuedKey, Outcome, Request};
+use crate::core::need::Need;
 use crate::core::pepper::{Pepper, PepperRing};
-use crate::core::policy::{Policies, Policy};
+use crate::core::policy::{LivePolicies, Policy};
 use crate::core::record::KeyState;
+use crate::core::rejection::Rejection;
 use crate::core::text::PepperId;
 use crate::core::time::Timestamp;
 use crate::entropy::SeededEntropy;
@@ -296,7 +295,7 @@ fn check_ended(request: &Request, rows: &Rows) -> Result<(), String> {
 /// own, the same in every execution.
 #[derive(Debug)]
 struct Nodes {
-    policies: Arc<ArcSwap<Policies>>,
+    policies: Arc<LivePolicies>,
     peppers: Arc<PepperRing>,
     clock: Arc<ManualClock>,
     start: Timestamp,
@@ -308,7 +307,7 @@ impl Nodes {
         let pepper = Pepper::new(id, &[7; Pepper::MIN_LEN]).expect("long enough by its constant");
         let start = Timestamp::from_unix_seconds(1_800_000_000).unwrap_or(Timestamp::MAX);
         Self {
-            policies: Arc::new(ArcSwap::from_pointee(Policies::new(policy))),
+            policies: Arc::new(LivePolicies::new(policy)),
             peppers: Arc::new(PepperRing::new(pepper)),
             clock: Arc::new(ManualClock::at(start)),
             start,

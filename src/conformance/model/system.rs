@@ -9,11 +9,11 @@ use super::{Ask, Life, Mode, TENANTS};
 use crate::clock::{Clock, ManualClock};
 use crate::conformance::explore::block_on;
 use crate::core::actor::Actor;
-use crate::core::check::Need;
 use crate::core::command::{
     DeleteKey, Denied, Expiry, ImportKey, IssuedKey, KeyUpdate, NewKey, Replacement,
 };
 use crate::core::id::KeyId;
+use crate::core::need::Need;
 use crate::core::pepper::{Pepper, PepperRing};
 use crate::core::policy::{ActiveKeyCap, LegacyRule, Policy, PolicySpec};
 use crate::core::profiles::standard;

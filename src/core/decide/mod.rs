@@ -24,6 +24,7 @@ use super::invalid::{Invalid, Problem};
 use super::owner::{Owner, Standing};
 use super::pepper::PepperRing;
 use super::policy::{KeyClass, Policy};
+use super::reach::{self, Bounds};
 use super::record::{KeyRecord, LastAction};
 use super::scope::ScopeSet;
 use super::secret::KeyMaterial;
@@ -273,7 +274,8 @@ impl<'a> Work<'a> {
     fn reach_of(&self, record: &KeyRecord) -> Result<ScopeSet, Denied> {
         let class = self.class_of(record)?;
         let standing = self.standing(&record.owner);
-        Ok(super::reach::reach(record, self.policy, class, &standing))
+        let bounds = Bounds::of_record(record);
+        Ok(reach::reach(bounds, self.policy, class, &standing))
     }
 
     fn draw(&mut self) -> Result<&'a KeyMaterial, Denied> {

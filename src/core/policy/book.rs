@@ -31,15 +31,25 @@ impl Policies {
         self
     }
 
+    /// Whether one policy rules all.
+    pub(crate) fn is_one(&self) -> bool {
+        self.tenants.is_empty()
+    }
+
     /// The policy of `tenant`: its own, or that of the nearest tenant above it which has one.
     #[must_use]
     pub fn of(&self, tenant: &TenantId) -> &Arc<Policy> {
+        self.of_whose(|| tenant)
+    }
+
+    /// The same, for a tenant that is only asked for if it matters.
+    pub(crate) fn of_whose<'a>(&self, tenant: impl FnOnce() -> &'a TenantId) -> &Arc<Policy> {
         if self.tenants.is_empty() {
             return &self.default;
         }
-        let mut lineage = crate::core::view::lineage(tenant);
-        lineage
-            .find_map(|tenant| self.tenants.get(&tenant))
+        tenant()
+            .lineage()
+            .find_map(|path| self.tenants.get(path))
             .unwrap_or(&self.default)
     }
 }

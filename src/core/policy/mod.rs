@@ -5,6 +5,7 @@
 
 mod book;
 mod class;
+mod live;
 mod validate;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +18,7 @@ pub use self::book::Policies;
 pub use self::class::{
     Access, Deletion, KeyClass, Lifetime, OwnerCeiling, Revocation, Rotation, TenantReach,
 };
+pub use self::live::LivePolicies;
 pub use self::validate::PolicyError;
 use super::scope::ScopeSet;
 use super::text::{ClassName, KeyName, PolicyName, ResourceKind, Role};
@@ -165,7 +167,11 @@ impl Propagation {
 /// The rules of a tenant's keys: a [`PolicySpec`] that holds no contradiction.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(try_from = "PolicySpec", into = "PolicySpec")]
-pub struct Policy(PolicySpec);
+pub struct Policy {
+    spec: PolicySpec,
+    /// Whether a class has a propagation of its own.
+    own_propagations: bool,
+}
 
 impl Policy {
     /// Checks a spec.
@@ -175,19 +181,23 @@ impl Policy {
     /// [`PolicyError`] names the first contradiction, and what to change.
     pub fn new(spec: PolicySpec) -> Result<Self, PolicyError> {
         validate::validate(&spec)?;
-        Ok(Self(spec))
+        let mut classes = spec.classes.values();
+        Ok(Self {
+            own_propagations: classes.any(|class| class.propagation.is_some()),
+            spec,
+        })
     }
 
     /// What it says.
     #[must_use]
     pub const fn spec(&self) -> &PolicySpec {
-        &self.0
+        &self.spec
     }
 
     /// The class of this name.
     #[must_use]
     pub fn class(&self, name: &ClassName) -> Option<&KeyClass> {
-        self.0.classes.get(name)
+        self.spec.classes.get(name)
     }
 
     /// What `role` may reach. The host itself reaches everything, an unknown role nothing.
@@ -196,25 +206,30 @@ impl Policy {
         if *role == Role::SYSTEM {
             return ScopeSet::all();
         }
-        self.0.roles.get(role).cloned().unwrap_or_default()
+        self.spec.roles.get(role).cloned().unwrap_or_default()
     }
 
     pub(crate) fn role_allows(&self, role: &Role, scope: &super::scope::Scope) -> bool {
-        *role == Role::SYSTEM || self.0.roles.get(role).is_some_and(|own| own.allows(scope))
+        *role == Role::SYSTEM
+            || self
+                .spec
+                .roles
+                .get(role)
+                .is_some_and(|own| own.allows(scope))
     }
 
     /// How soon a revocation of a key of this class holds everywhere.
     #[must_use]
     pub fn propagation(&self, class: &ClassName) -> Propagation {
-        self.class(class)
-            .and_then(|class| class.propagation)
-            .unwrap_or(self.0.propagation)
+        let own = self.own_propagations.then(|| self.class(class)).flatten();
+        own.and_then(|class| class.propagation)
+            .unwrap_or(self.spec.propagation)
     }
 
     /// Whether keys of this class count towards the cap, and the cap.
     #[must_use]
     pub fn cap(&self, class: &ClassName) -> Option<NonZeroU32> {
-        match &self.0.active_keys {
+        match &self.spec.active_keys {
             ActiveKeyCap::Limited { limit, classes }
                 if classes.is_empty() || classes.contains(class) =>
             {
@@ -225,7 +240,10 @@ impl Policy {
     }
 
     pub(crate) fn provisioned(&self, on: &Trigger) -> impl Iterator<Item = &ProvisionRule> {
-        self.0.provision.iter().filter(move |rule| rule.on == *on)
+        self.spec
+            .provision
+            .iter()
+            .filter(move |rule| rule.on == *on)
     }
 }
 
@@ -239,7 +257,7 @@ impl TryFrom<PolicySpec> for Policy {
 
 impl From<Policy> for PolicySpec {
     fn from(policy: Policy) -> Self {
-        policy.0
+        policy.spec
     }
 }
 

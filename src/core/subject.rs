@@ -1,0 +1,123 @@
+//! A key as verification sees it: what decides, without what only people read.
+//!
+//! Pure. One form for a record from the store and for an entry of the index, so that every way of
+//! verifying asks the same questions (trap 20).
+
+use super::address::AddressAllowlist;
+use super::id::KeyId;
+use super::owner::Owner;
+use super::record::{Credential, KeyRecord, KeyState, Reason, Resource, Visibility};
+use super::scope::ScopeSet;
+use super::tenant::TenantId;
+use super::text::{ClassName, Environment, PepperId, Role};
+use super::time::Timestamp;
+use super::token::TokenPrefix;
+
+/// What a key has in common with others that were made alike: shared by all of them in an index.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(crate) struct Shape {
+    pub(crate) class: ClassName,
+    pub(crate) visibility: Visibility,
+    pub(crate) environment: Environment,
+    pub(crate) prefix: Option<TokenPrefix>,
+    pub(crate) owner_role: Option<Role>,
+    pub(crate) scopes: ScopeSet,
+    pub(crate) allowlist: AddressAllowlist,
+    pub(crate) resource: Option<Resource>,
+    /// Under which pepper its digest stands; `None` if it was imported.
+    pub(crate) pepper: Option<PepperId>,
+}
+
+/// Whose a key is.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(crate) struct Holder {
+    pub(crate) tenant: TenantId,
+    pub(crate) owner: Owner,
+}
+
+/// Leads to whose a key is: most verifications need not know, and the way may be long.
+pub(crate) trait Whose {
+    fn holder(&self) -> &Holder;
+}
+
+impl Whose for Holder {
+    fn holder(&self) -> &Holder {
+        self
+    }
+}
+
+/// Whether a key works, before its end is looked at.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Life {
+    Enabled,
+    Disabled,
+    Revoked { at: Timestamp, reason: Reason },
+}
+
+/// What does not change how a key is found: what it is at an instant follows from it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Course {
+    pub(crate) life: Life,
+    pub(crate) created_at: Timestamp,
+    /// The first instant at which it no longer works; `None` for never.
+    pub(crate) expires_at: Option<Timestamp>,
+    /// Whether it is a successor that was never used.
+    pub(crate) awaits_first_use: bool,
+}
+
+/// One key at the moment of use.
+#[derive(Clone, Copy)]
+pub(crate) struct Subject<'a> {
+    pub(crate) id: KeyId,
+    pub(crate) whose: &'a dyn Whose,
+    /// Whether a person owns it, and not the tenant itself.
+    pub(crate) persons: bool,
+    pub(crate) shape: &'a Shape,
+    pub(crate) course: Course,
+}
+
+impl Holder {
+    pub(crate) const fn is_person(&self) -> bool {
+        self.owner.principal().is_some()
+    }
+}
+
+impl Course {
+    pub(crate) fn of(record: &KeyRecord) -> Self {
+        Self {
+            life: match &record.state {
+                KeyState::Enabled => Life::Enabled,
+                KeyState::Disabled(_) => Life::Disabled,
+                KeyState::Revoked { stamp, reason } => Life::Revoked {
+                    at: stamp.at,
+                    reason: *reason,
+                },
+            },
+            created_at: record.created.at,
+            expires_at: record.expires_at,
+            awaits_first_use: record.awaits_first_use(),
+        }
+    }
+}
+
+impl Shape {
+    /// Takes a record apart.
+    pub(crate) fn of(record: KeyRecord) -> (Self, Holder) {
+        let shape = Self {
+            class: record.class,
+            visibility: record.visibility,
+            environment: record.environment,
+            prefix: record.prefix,
+            owner_role: record.owner_role,
+            scopes: record.scopes,
+            allowlist: record.allowlist,
+            resource: record.resource,
+            pepper: match record.credential {
+                Credential::Peppered { pepper, .. } => Some(pepper),
+                Credential::Imported { .. } => None,
+            },
+        };
+        let (tenant, owner) = (record.tenant, record.owner);
+        (shape, Holder { tenant, owner })
+    }
+}

@@ -1,0 +1,103 @@
+//! A list that only grows, and whose items never move: read without a lock while it grows.
+
+use std::sync::OnceLock;
+
+/// How many items the first chunk has. Small, so that a small index is small.
+const FIRST: usize = 64;
+/// How many items a chunk has at most.
+const CHUNK: usize = 4096;
+/// Chunks of 64, 64, 128, … 2048: they hold the first 4096 items.
+const SMALL: usize = 7;
+/// How many chunks a shelf holds.
+const SHELF: usize = 1024;
+/// How many shelves there are: room for 2³² items.
+const SHELVES: usize = 1024;
+
+type Chunk<T> = OnceLock<Box<[T]>>;
+type Shelf<T> = OnceLock<Box<[Chunk<T>]>>;
+
+/// Items are made by `Default`, and changed where they lie.
+pub(super) struct Chunks<T> {
+    small: [Chunk<T>; SMALL],
+    shelves: OnceLock<Box<[Shelf<T>]>>,
+}
+
+impl<T> Default for Chunks<T> {
+    fn default() -> Self {
+        Self {
+            small: std::array::from_fn(|_| OnceLock::new()),
+            shelves: OnceLock::new(),
+        }
+    }
+}
+
+impl<T: Default> Chunks<T> {
+    /// The item, if its chunk was made.
+    pub(super) fn get(&self, index: u32) -> Option<&T> {
+        let index = index as usize;
+        if index < CHUNK {
+            let (chunk, offset) = small(index);
+            return self.small[chunk].get()?.get(offset);
+        }
+        let (shelf, chunk, offset) = large(index);
+        let shelf = self.shelves.get()?.get(shelf)?.get()?;
+        shelf[chunk].get()?.get(offset)
+    }
+
+    /// The item, with room made for it.
+    pub(super) fn at(&self, index: u32) -> &T {
+        let index = index as usize;
+        if index < CHUNK {
+            let (chunk, offset) = small(index);
+            let size = if chunk == 0 {
+                FIRST
+            } else {
+                FIRST << (chunk - 1)
+            };
+            return &self.small[chunk].get_or_init(|| fill(size))[offset];
+        }
+        let (shelf, chunk, offset) = large(index);
+        let shelves = self.shelves.get_or_init(|| fill(SHELVES));
+        &shelves[shelf].get_or_init(|| fill(SHELF))[chunk].get_or_init(|| fill(CHUNK))[offset]
+    }
+}
+
+fn fill<T: Default>(size: usize) -> Box<[T]> {
+    (0..size).map(|_| T::default()).collect()
+}
+
+/// Chunk and offset of one of the first items.
+fn small(index: usize) -> (usize, usize) {
+    if index < FIRST {
+        return (0, index);
+    }
+    let doublings = (index / FIRST).ilog2() as usize;
+    (doublings + 1, index - (FIRST << doublings))
+}
+
+/// Shelf, chunk and offset of one of the others.
+fn large(index: usize) -> (usize, usize, usize) {
+    let chunk = index / CHUNK;
+    (chunk / SHELF, chunk % SHELF, index % CHUNK)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn each_index_has_an_item_of_its_own() {
+        let chunks: Chunks<AtomicU32> = Chunks::default();
+        let indices: Vec<u32> = (0..20_000).chain([u32::MAX - 1, u32::MAX]).collect();
+        assert!(chunks.get(0).is_none() && chunks.get(u32::MAX).is_none());
+        for &index in &indices {
+            chunks.at(index).store(index, Ordering::Relaxed);
+        }
+        for &index in &indices {
+            let item = chunks.get(index).map(|item| item.load(Ordering::Relaxed));
+            assert_eq!(item, Some(index));
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! What keys share: their shapes, their holders, and how the holders stand. Lowering a role changes
+//! one entry, and so narrows all keys of the holder at once.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use super::chunks::Chunks;
+use crate::core::owner::{Owner, OwnerRecord, Standing, TenantRecord};
+use crate::core::subject::{Holder, Shape, Whose};
+use crate::core::tenant::TenantId;
+use crate::core::text::{PrincipalId, Role};
+use crate::core::time::Timestamp;
+use crate::core::view::{Revision, lineage};
+
+/// The shared side: entries are added and never taken back.
+#[derive(Default)]
+pub(crate) struct Shared {
+    shapes: Chunks<OnceLock<Arc<Shape>>>,
+    holders: Chunks<OnceLock<Arc<Holder>>>,
+    /// How each holder stands now: the one entry by which all its keys are narrowed. Apart, so that
+    /// those of many holders are near.
+    stands: Chunks<AtomicU32>,
+    standings: Chunks<OnceLock<Arc<Stand>>>,
+}
+
+/// How holders stand.
+#[derive(Eq, Hash, PartialEq)]
+struct Stand {
+    /// A person's keys reach nothing without a role, a tenant's own all that they may.
+    persons: bool,
+    standing: Standing,
+}
+
+const NONE: u32 = u32::MAX;
+
+/// By which the parts are found that a key shares with others.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Parts {
+    pub(crate) holder: u32,
+    pub(crate) shape: u32,
+}
+
+/// What a key shares with others, at one instant.
+#[derive(Clone, Copy)]
+pub(crate) struct Facts<'a> {
+    pub(crate) shape: &'a Shape,
+    pub(crate) holder: HolderAt<'a>,
+    pub(crate) persons: bool,
+    pub(crate) standing: &'a Standing,
+    /// By which the same standing is found again. Different for keys of a person and of a tenant.
+    pub(crate) standing_id: u32,
+}
+
+/// Where a holder is: further away than what is looked at each time.
+#[derive(Clone, Copy)]
+pub(crate) enum HolderAt<'a> {
+    Here(&'a Holder),
+    Shared(&'a Shared, u32),
+}
+
+impl<'a> HolderAt<'a> {
+    pub(crate) fn get(self) -> &'a Holder {
+        match self {
+            Self::Here(holder) => holder,
+            Self::Shared(shared, number) => {
+                let holder = shared.holders.get(number).and_then(OnceLock::get);
+                holder.expect("keys are told of after their holders, which stay")
+            }
+        }
+    }
+}
+
+impl Whose for HolderAt<'_> {
+    fn holder(&self) -> &Holder {
+        self.get()
+    }
+}
+
+impl Shared {
+    /// What these parts are now.
+    #[inline]
+    pub(super) fn facts(&self, parts: Parts) -> Option<Facts<'_>> {
+        let standing = self.stands.get(parts.holder)?.load(Ordering::Acquire);
+        self.facts_with(parts, standing)
+    }
+
+    /// What these parts are, with a standing of before.
+    #[inline]
+    pub(super) fn facts_with(&self, parts: Parts, standing_id: u32) -> Option<Facts<'_>> {
+        let stand = self.standings.get(standing_id)?.get()?;
+        Some(Facts {
+            shape: self.shapes.get(parts.shape)?.get()?,
+            holder: HolderAt::Shared(self, parts.holder),
+            persons: stand.persons,
+            standing: &stand.standing,
+            standing_id,
+        })
+    }
+}
+
+/// The writer's side: what was added under which number, and the rows that standings follow from.
+#[derive(Default)]
+pub(super) struct Ledger {
+    shapes: HashMap<Arc<Shape>, u32>,
+    holders: HashMap<Arc<Holder>, u32>,
+    standings: HashMap<Arc<Stand>, u32>,
+    roles: Vec<Role>,
+    /// By the holder's number.
+    own: Vec<Own>,
+    tenants: HashMap<TenantId, (Revision, Tenancy)>,
+}
+
+/// What is known of one holder.
+struct Own {
+    /// For an owner in the tenant at the top of a path: the first of its holders further down; for
+    /// those the next. Or [`NONE`].
+    below: u32,
+    row: Option<OwnerRow>,
+}
+
+/// What a row of an owner says.
+#[derive(Clone, Copy)]
+struct OwnerRow {
+    revision: Revision,
+    role: OwnRole,
+    removed_at: Option<Timestamp>,
+}
+
+#[derive(Clone, Copy)]
+enum OwnRole {
+    Unreadable,
+    Removed,
+    Role(u32),
+}
+
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Tenancy {
+    Open,
+    Closed,
+    Unreadable,
+}
+
+impl Ledger {
+    /// The parts of a key of this shape and holder.
+    pub(super) fn parts(&mut self, shared: &Shared, shape: Shape, holder: Holder) -> Parts {
+        let new = number(self.shapes.len());
+        let shape = intern(&mut self.shapes, shape, |shape| {
+            shared.shapes.at(new).get_or_init(|| shape);
+        });
+        let holder = self.holder(shared, holder);
+        Parts { holder, shape }
+    }
+
+    /// Takes over a row of an owner, `None` if it cannot be read.
+    pub(super) fn take_owner(
+        &mut self,
+        shared: &Shared,
+        revision: Revision,
+        (tenant, owner): (TenantId, PrincipalId),
+        row: Option<&OwnerRecord>,
+    ) {
+        let holder = Holder {
+            tenant: tenant.clone(),
+            owner: Owner::Principal(owner.clone()),
+        };
+        let holder = self.holder(shared, holder);
+        if self.own[holder as usize]
+            .row
+            .is_some_and(|own| own.revision >= revision)
+        {
+            return;
+        }
+        let role = match row {
+            None => OwnRole::Unreadable,
+            Some(row) => match &row.role {
+                None => OwnRole::Removed,
+                Some(role) => OwnRole::Role(self.role(role)),
+            },
+        };
+        self.own[holder as usize].row = Some(OwnerRow {
+            revision,
+            role,
+            removed_at: row.and_then(|row| row.removed_at),
+        });
+        self.renew(shared, holder, &tenant);
+        let top = self.top(shared, &tenant, owner);
+        let mut below = self.own[top as usize].below;
+        while below != NONE {
+            self.renew(shared, below, &tenant);
+            below = self.own[below as usize].below;
+        }
+    }
+
+    /// Takes over a row of a tenant, `None` if it cannot be read.
+    pub(super) fn take_tenant(
+        &mut self,
+        shared: &Shared,
+        revision: Revision,
+        tenant: &TenantId,
+        row: Option<&TenantRecord>,
+    ) {
+        let known = self.tenants.get(tenant);
+        if known.is_some_and(|(own, _)| *own >= revision) {
+            return;
+        }
+        let before = known.map_or(Tenancy::Open, |(_, own)| *own);
+        let tenancy = match row {
+            None => Tenancy::Unreadable,
+            Some(row) if row.closed.is_some() => Tenancy::Closed,
+            Some(_) => Tenancy::Open,
+        };
+        self.tenants.insert(tenant.clone(), (revision, tenancy));
+        if before != tenancy {
+            for holder in 0..number(self.own.len()) {
+                self.renew(shared, holder, tenant);
+            }
+        }
+    }
+
+    fn holder(&mut self, shared: &Shared, holder: Holder) -> u32 {
+        if let Some(known) = self.holders.get(&holder) {
+            return *known;
+        }
+        let holder = Holder {
+            tenant: shared_key(&self.tenants, holder.tenant),
+            owner: holder.owner,
+        };
+        let top = match &holder.owner {
+            Owner::Principal(owner) if !is_top(&holder.tenant) => {
+                Some(self.top(shared, &holder.tenant, owner.clone()))
+            }
+            _ => None,
+        };
+        let standing = self.standing(shared, &holder);
+        let new = number(self.holders.len());
+        let number = intern(&mut self.holders, holder, |holder| {
+            shared.stands.at(new).store(standing, Ordering::Release);
+            shared.holders.at(new).get_or_init(|| holder);
+        });
+        let below = top.map(|top| std::mem::replace(&mut self.own[top as usize].below, number));
+        self.own.push(Own {
+            below: below.unwrap_or(NONE),
+            row: None,
+        });
+        number
+    }
+
+    /// The holder of the same owner at the top of a path. All others of that owner and path follow
+    /// from it, so that a row of an owner is taken over without looking at other customers.
+    fn top(&mut self, shared: &Shared, tenant: &TenantId, owner: PrincipalId) -> u32 {
+        let tenant = tenant.ancestors().last().unwrap_or_else(|| tenant.clone());
+        let owner = Owner::Principal(owner);
+        self.holder(shared, Holder { tenant, owner })
+    }
+
+    fn role(&mut self, role: &Role) -> u32 {
+        let known = self.roles.iter().position(|own| own == role);
+        number(known.unwrap_or_else(|| {
+            self.roles.push(role.clone());
+            self.roles.len() - 1
+        }))
+    }
+
+    /// Works out anew how a holder stands, if it is at `above` or below.
+    fn renew(&mut self, shared: &Shared, holder: u32, above: &TenantId) {
+        let place = shared.stands.at(holder);
+        if let Some(holder) = shared.holders.at(holder).get()
+            && above.contains(&holder.tenant)
+        {
+            let standing = self.standing(shared, holder);
+            place.store(standing, Ordering::Release);
+        }
+    }
+
+    /// How a holder stands, by the rows that are known.
+    fn standing(&mut self, shared: &Shared, holder: &Holder) -> u32 {
+        let stand = Stand {
+            persons: holder.is_person(),
+            standing: self.resolve(holder),
+        };
+        let new = number(self.standings.len());
+        intern(&mut self.standings, stand, |stand| {
+            shared.standings.at(new).get_or_init(|| stand);
+        })
+    }
+
+    fn resolve(&self, holder: &Holder) -> Standing {
+        let mut unreadable = false;
+        let mut rows = Vec::new();
+        for tenant in lineage(&holder.tenant).filter(|_| holder.owner.principal().is_some()) {
+            let owner = holder.owner.clone();
+            let number = self.holders.get(&Holder { tenant, owner });
+            let row = number.and_then(|number| self.own.get(*number as usize)?.row);
+            let Some(row) = row else { continue };
+            let role = match row.role {
+                OwnRole::Unreadable => {
+                    unreadable = true;
+                    continue;
+                }
+                OwnRole::Removed => None,
+                OwnRole::Role(role) => self.roles.get(role as usize),
+            };
+            rows.push((role, row.removed_at));
+        }
+        let tenancy = |tenancy| {
+            let mut above = holder.tenant.lineage();
+            above.any(|path| self.tenants.get(path).is_some_and(|own| own.1 == tenancy))
+        };
+        Standing {
+            unreadable: unreadable || tenancy(Tenancy::Unreadable),
+            ..Standing::of(rows, tenancy(Tenancy::Closed))
+        }
+    }
+}
+
+/// The number of `item`, which is shown if it is new.
+fn intern<T: Eq + Hash>(
+    numbers: &mut HashMap<Arc<T>, u32>,
+    item: T,
+    show: impl FnOnce(Arc<T>),
+) -> u32 {
+    if let Some(known) = numbers.get(&item) {
+        return *known;
+    }
+    let (item, new) = (Arc::new(item), number(numbers.len()));
+    show(item.clone());
+    numbers.insert(item, new);
+    new
+}
+
+fn is_top(tenant: &TenantId) -> bool {
+    tenant.ancestors().next().is_none()
+}
+
+/// The key as the map has it, so that its text is kept once.
+fn shared_key<K: Clone + Eq + Hash, V>(map: &HashMap<K, V>, key: K) -> K {
+    match map.get_key_value(&key) {
+        Some((own, _)) => own.clone(),
+        None => key,
+    }
+}
+
+/// Memory ends long before these numbers do.
+fn number(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(NONE)
+}

@@ -1,0 +1,549 @@
+//! The index that verification reads: keys by id and by imported digest, and what they share.
+//!
+//! Readers take no lock and wait for nobody; one writer at a time applies changes. A key is a slot
+//! of 32 bytes by which it is found and compared, a row that is looked at when it is not simply
+//! good, and an entry that it shares with all keys of its holder and shape. `docs/verify.md` tells
+//! what else was tried.
+
+mod chunks;
+mod ledger;
+mod prefetch;
+mod rows;
+mod table;
+mod uses;
+
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use self::chunks::Chunks;
+pub(crate) use self::ledger::{Facts, HolderAt, Parts};
+use self::ledger::{Ledger, Shared};
+use self::rows::{Content, Kept, Row};
+pub(crate) use self::table::Half;
+use self::table::{Directory, Found, Hash, Lead, Search, Table};
+use self::uses::{Counted, Uses};
+use crate::core::id::KeyId;
+use crate::core::record::{Credential, KeyRecord};
+use crate::core::secret::Digest;
+use crate::core::subject::{Course, Life, Shape};
+use crate::core::time::Timestamp;
+use crate::core::view::Revision;
+use crate::store::{Change, Row as StoreRow, RowKey};
+
+/// Keys and what they share, and the writer's own notes.
+#[derive(Default)]
+pub(crate) struct Index {
+    /// Drawn for each index: nobody can choose ids that fall together.
+    hashing: RandomState,
+    rows: Chunks<Row>,
+    shared: Shared,
+    uses: Uses,
+    /// How many rows there are.
+    count: AtomicU32,
+    imported: AtomicUsize,
+    newest: AtomicI64,
+    /// Where the store stood when the scan began that filled this index.
+    base: AtomicU64,
+    writer: Mutex<Writer>,
+}
+
+#[derive(Default)]
+struct Writer {
+    table: Table,
+    ledger: Ledger,
+    rows: u32,
+}
+
+/// An index with the way into it.
+#[derive(Clone)]
+pub(crate) struct View {
+    index: Arc<Index>,
+    directory: Directory,
+}
+
+/// What was found of a key whose secret was presented.
+#[derive(Clone, Copy)]
+pub(crate) struct Hit {
+    pub(crate) id: KeyId,
+    row: u32,
+    pub(crate) parts: Parts,
+    course: Course,
+    /// Whether `course` says all that is known: else only that the key is good before its end.
+    exact: bool,
+}
+
+/// What the index knows of what was presented.
+pub(crate) enum Answer {
+    Hit(Hit),
+    /// Not the secret of the key, which shares this with others.
+    WrongSecret(Parts),
+    /// The key's record cannot be read.
+    Corrupt(KeyId),
+    /// A key that was removed.
+    Removed,
+    Unknown,
+}
+
+/// What a row says of a key, whatever was presented.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Known {
+    Key,
+    Removed,
+    Corrupt,
+}
+
+/// A search by id that has begun: the memory that it needs is on its way.
+#[derive(Clone, Copy)]
+pub(crate) struct Sought(Hash);
+
+impl fmt::Debug for Index {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Index")
+            .field("keys", &self.count)
+            .field("newest", &self.newest())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("View").field(&self.index).finish()
+    }
+}
+
+impl View {
+    pub(crate) fn of(index: Arc<Index>) -> Self {
+        let directory = index.writer().table.directory();
+        Self { index, directory }
+    }
+
+    pub(crate) const fn index(&self) -> &Arc<Index> {
+        &self.index
+    }
+
+    /// Begins to look for a key, so that its memory comes while the caller computes.
+    #[inline]
+    pub(crate) fn begin(&self, id: KeyId) -> Sought {
+        let hash = self.index.hash_of_id(id);
+        self.directory.probe(hash).approach();
+        Sought(hash)
+    }
+
+    /// The key of this id, if its digest has this half.
+    #[inline]
+    pub(crate) fn end(&self, id: KeyId, Sought(hash): Sought, half: Half) -> Answer {
+        match self.directory.probe(hash).search(half) {
+            Search::Match(found) => self.hit(found, Some(id)),
+            Search::NoMatch => match self.content(id) {
+                Some(Content { key, parts, .. }) => match key {
+                    Kept::Known(_) => Answer::WrongSecret(parts),
+                    Kept::Corrupt => Answer::Corrupt(id),
+                    Kept::Removed => Answer::Removed,
+                },
+                None => Answer::Unknown,
+            },
+            Search::Nothing => {
+                self.index.look_at_any_row(id);
+                Answer::Unknown
+            }
+        }
+    }
+
+    /// The key that was imported with this digest.
+    pub(crate) fn imported(&self, digest: &Digest) -> Answer {
+        let probe = self.directory.probe(self.index.hash_of_digest(digest));
+        match probe.search(Half::of(digest.as_bytes())) {
+            Search::Match(found) => self.hit(found, None),
+            Search::NoMatch | Search::Nothing => Answer::Unknown,
+        }
+    }
+
+    /// What is known of an id. Compares no secret.
+    pub(crate) fn known(&self, id: KeyId) -> Option<Known> {
+        Some(match self.content(id)?.key {
+            Kept::Known(_) => Known::Key,
+            Kept::Removed => Known::Removed,
+            Kept::Corrupt => Known::Corrupt,
+        })
+    }
+
+    /// The same of a key that was imported with this digest.
+    pub(crate) fn known_import(&self, digest: &Digest) -> Option<Known> {
+        Some(match self.imported(digest) {
+            Answer::Hit(_) => Known::Key,
+            Answer::Corrupt(_) => Known::Corrupt,
+            Answer::Removed => Known::Removed,
+            Answer::WrongSecret(_) | Answer::Unknown => return None,
+        })
+    }
+
+    fn content(&self, id: KeyId) -> Option<Content> {
+        Some(self.index.rows.get(self.row_of(id)?)?.read())
+    }
+
+    fn row_of(&self, id: KeyId) -> Option<u32> {
+        let mut named = self.directory.probe(self.index.hash_of_id(id)).named();
+        let own = |found: &Found| {
+            let row = self.index.rows.get(found.row);
+            row.is_some_and(|row| row.id() == id)
+        };
+        named.find(own).map(|found| found.row)
+    }
+
+    /// What the key of this id shares with others.
+    pub(crate) fn facts_of(&self, id: KeyId) -> Option<Facts<'_>> {
+        let content = self.content(id)?;
+        match content.key {
+            Kept::Known(_) => self.index.shared.facts(content.parts),
+            Kept::Removed | Kept::Corrupt => None,
+        }
+    }
+
+    /// What a key shares with others, as it stands.
+    #[inline]
+    pub(crate) fn facts(&self, parts: Parts) -> Option<Facts<'_>> {
+        self.index.shared.facts(parts)
+    }
+
+    /// The same with the standing of before.
+    pub(crate) fn facts_with(&self, parts: Parts, standing_id: u32) -> Option<Facts<'_>> {
+        self.index.shared.facts_with(parts, standing_id)
+    }
+
+    /// What decides whether the key works at `now`; `None` if it is not there any more.
+    #[inline]
+    pub(crate) fn course(&self, hit: &Hit, facts: &Facts<'_>, now: Timestamp) -> Option<Course> {
+        let good = hit.course.expires_at.is_none_or(|end| now < end);
+        if hit.exact || (good && facts.standing.removed_at.is_none()) {
+            return Some(hit.course);
+        }
+        self.course_of(hit.row)
+    }
+
+    /// What is known now of a key that was hit before.
+    pub(crate) fn course_of(&self, row: u32) -> Option<Course> {
+        match self.index.rows.get(row)?.read().key {
+            Kept::Known(course) => Some(course),
+            Kept::Removed | Kept::Corrupt => None,
+        }
+    }
+
+    /// Counts a use.
+    #[inline]
+    pub(crate) fn count(&self, hit: &Hit, now: Timestamp) {
+        if let Some(displaced) = self.index.uses.count(hit.row, second_of(now)) {
+            // Its own turn comes later: by then the row is near.
+            self.index
+                .rows
+                .get(hit.row)
+                .into_iter()
+                .for_each(Row::approach);
+            self.index.add_uses(displaced);
+        }
+    }
+
+    /// Counts a use of a key that was read from the store.
+    pub(crate) fn count_id(&self, id: KeyId, now: Timestamp) {
+        if let Some(row) = self.row_of(id) {
+            let (uses, last) = (1, second_of(now));
+            self.index.add_uses(Counted { row, uses, last });
+        }
+    }
+
+    /// How often a key was used, as far as this index knows, and when last, to the second.
+    pub(crate) fn uses(&self, id: KeyId) -> Option<(u64, u32)> {
+        self.index.settle_uses();
+        Some(self.index.rows.get(self.row_of(id)?)?.uses())
+    }
+
+    /// What a slot that was found leads to; `id` if it was found by that.
+    #[inline]
+    fn hit(&self, found: Found, id: Option<KeyId>) -> Answer {
+        let Found { row, lead } = found;
+        if let Some(id) = id.filter(|_| lead.until != Lead::ASK) {
+            return Answer::Hit(Hit {
+                id,
+                row,
+                parts: lead.parts,
+                course: Course {
+                    life: Life::Enabled,
+                    // Asked for only where the row is looked at.
+                    created_at: Timestamp::MAX,
+                    expires_at: lead.end(),
+                    awaits_first_use: false,
+                },
+                exact: false,
+            });
+        }
+        let Some(stands) = self.index.rows.get(row) else {
+            return Answer::Unknown;
+        };
+        let Content { key, parts, .. } = stands.read();
+        let id = stands.id();
+        match key {
+            Kept::Known(course) => Answer::Hit(Hit {
+                id,
+                row,
+                parts,
+                course,
+                exact: true,
+            }),
+            Kept::Removed => Answer::Removed,
+            Kept::Corrupt => Answer::Corrupt(id),
+        }
+    }
+}
+
+/// A second since the epoch, as far as 32 bits hold it.
+fn second_of(at: Timestamp) -> u32 {
+    u32::try_from(at.as_micros() / 1_000_000).unwrap_or(u32::MAX)
+}
+
+impl Hit {
+    pub(crate) const fn row(&self) -> u32 {
+        self.row
+    }
+}
+
+impl Lead {
+    /// What a reader of the slot alone may conclude of a key.
+    fn of(course: &Course, imported: bool, parts: Parts) -> Self {
+        let plain = course.life == Life::Enabled && !course.awaits_first_use && !imported;
+        let until = match course.expires_at {
+            _ if !plain => Self::ASK,
+            None => Self::NEVER,
+            // The hour in which it ends, and all beyond what the word holds, the row tells.
+            Some(end) => {
+                let hour = end.as_micros() / (Self::HOUR * 1_000_000);
+                u32::try_from(hour).map_or(Self::NEVER - 1, |hour| hour.min(Self::NEVER - 1))
+            }
+        };
+        Self { until, parts }
+    }
+
+    fn end(self) -> Option<Timestamp> {
+        let micros = i64::from(self.until) * Self::HOUR * 1_000_000;
+        (self.until != Self::NEVER)
+            .then(|| Timestamp::from_micros(micros).unwrap_or(Timestamp::UNIX_EPOCH))
+    }
+}
+
+impl Index {
+    /// Whether any key was imported, so that a string which is no token of ours may still be a key.
+    pub(crate) fn has_imported(&self) -> bool {
+        self.imported.load(Ordering::Acquire) > 0
+    }
+
+    /// The latest instant for which any commit was decided, as far as this index knows.
+    pub(crate) fn newest(&self) -> Timestamp {
+        let micros = self.newest.load(Ordering::Acquire);
+        Timestamp::from_micros(micros).unwrap_or(Timestamp::UNIX_EPOCH)
+    }
+
+    pub(super) fn saw(&self, decided_at: Timestamp) {
+        self.newest
+            .fetch_max(decided_at.as_micros(), Ordering::AcqRel);
+    }
+
+    /// Notes that every row at or below `base` that there is has been taken over.
+    pub(super) fn filled(&self, base: Revision) {
+        self.base.store(base.0, Ordering::Release);
+    }
+
+    /// Whether so many segments took another's place that the way into the index should be told
+    /// anew: until then both are kept.
+    pub(super) fn wants_view(&self) -> bool {
+        let writer = self.writer();
+        writer.table.replaced() > 8 + writer.table.segments() / 8
+    }
+
+    /// Takes over rows that are newer than what is known. One writer at a time.
+    pub(super) fn apply(&self, changes: impl IntoIterator<Item = Change>) {
+        let mut writer = self.writer();
+        let writer = &mut *writer;
+        let base = Revision(self.base.load(Ordering::Acquire));
+        for Change { revision, row } in changes {
+            let ledger = &mut writer.ledger;
+            match row {
+                StoreRow::Tenant(row) => {
+                    ledger.take_tenant(&self.shared, revision, &row.tenant, Some(&row));
+                }
+                StoreRow::Owner(row) => {
+                    let place = (row.tenant.clone(), row.owner.clone());
+                    ledger.take_owner(&self.shared, revision, place, Some(&row));
+                }
+                StoreRow::Corrupt(RowKey::Tenant(tenant)) => {
+                    ledger.take_tenant(&self.shared, revision, &tenant, None);
+                }
+                StoreRow::Corrupt(RowKey::Owner(tenant, owner)) => {
+                    ledger.take_owner(&self.shared, revision, (tenant, owner), None);
+                }
+                StoreRow::Key(record) => self.put(writer, revision, base, *record),
+                StoreRow::Removed { key, .. } => {
+                    self.withdraw(writer, revision, base, key, Kept::Removed);
+                }
+                StoreRow::Corrupt(RowKey::Key(key)) => {
+                    self.withdraw(writer, revision, base, key, Kept::Corrupt);
+                }
+            }
+        }
+    }
+
+    fn put(&self, writer: &mut Writer, revision: Revision, base: Revision, record: KeyRecord) {
+        let (id, course) = (record.id, Course::of(&record));
+        let hash = self.hash_of_id(id);
+        let known = self.row_of(&writer.table, hash, id);
+        if self.is_stale(known, revision, base) {
+            return;
+        }
+        let (half, imported) = match &record.credential {
+            Credential::Peppered { digest, .. } => (Half::of(digest.as_bytes()), None),
+            Credential::Imported { digest, .. } => (Half::NONE, Some(*digest)),
+        };
+        let (shape, holder) = Shape::of(record);
+        let parts = writer.ledger.parts(&self.shared, shape, holder);
+        let lead = Lead::of(&course, imported.is_some(), parts);
+        let content = Content {
+            revision,
+            key: Kept::Known(course),
+            parts,
+        };
+        let row = match known {
+            Some(row) => {
+                self.rows.at(row).write(content);
+                if writer.table.has(hash, row, half) {
+                    writer.table.lead(hash, row, lead);
+                } else {
+                    writer.table.replace(hash, row, half, lead);
+                }
+                row
+            }
+            None => self.add(writer, hash, id, content, (half, lead)),
+        };
+        if let Some(digest) = imported {
+            let (hash, half) = (self.hash_of_digest(&digest), Half::of(digest.as_bytes()));
+            if !writer.table.has(hash, row, half) {
+                writer.table.insert(hash, row, half, lead);
+                self.imported.fetch_add(1, Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// Has a key refused from now on, known or not.
+    fn withdraw(
+        &self,
+        writer: &mut Writer,
+        revision: Revision,
+        base: Revision,
+        id: KeyId,
+        key: Kept,
+    ) {
+        let hash = self.hash_of_id(id);
+        let known = self.row_of(&writer.table, hash, id);
+        if self.is_stale(known, revision, base) {
+            return;
+        }
+        let lead = Lead::ROW;
+        let content = Content {
+            revision,
+            key,
+            parts: lead.parts,
+        };
+        match known {
+            Some(row) => {
+                self.rows.at(row).write(content);
+                writer.table.lead(hash, row, lead);
+            }
+            None => {
+                self.add(writer, hash, id, content, (Half::NONE, lead));
+            }
+        }
+    }
+
+    fn add(
+        &self,
+        writer: &mut Writer,
+        hash: Hash,
+        id: KeyId,
+        content: Content,
+        (half, lead): (Half, Lead),
+    ) -> u32 {
+        // From 1: row 0 is none.
+        writer.rows += 1;
+        self.count.store(writer.rows, Ordering::Relaxed);
+        let row = self.rows.at(writer.rows);
+        row.name(id);
+        row.write(content);
+        writer.table.insert(hash, writer.rows, half, lead);
+        writer.rows
+    }
+
+    fn is_stale(&self, known: Option<u32>, revision: Revision, base: Revision) -> bool {
+        match known {
+            Some(row) => self.rows.at(row).read().revision >= revision,
+            // What the scan did not find had been removed by then, tombstone and all: something
+            // read before does not bring it back.
+            None => revision <= base,
+        }
+    }
+
+    fn row_of(&self, table: &Table, hash: Hash, id: KeyId) -> Option<u32> {
+        let own = |found: &Found| self.rows.at(found.row).id() == id;
+        table.named(hash).find(own).map(|found| found.row)
+    }
+
+    /// Does for an unknown id what is done for a known one, so that the time tells nothing (trap 6).
+    fn look_at_any_row(&self, id: KeyId) {
+        let row = self
+            .rows
+            .get(id.to_u128() as u32 % self.count.load(Ordering::Relaxed).max(1));
+        std::hint::black_box(row.map(|row| row.id() == id && row.read().key == Kept::Removed));
+    }
+
+    /// Takes over what another index counted.
+    pub(super) fn inherit_uses(&self, of: &Self) {
+        of.settle_uses();
+        let writer = self.writer();
+        for old in (1..=of.count.load(Ordering::Acquire)).filter_map(|row| of.rows.get(row)) {
+            let (id, (uses, last)) = (old.id(), old.uses());
+            if uses > 0
+                && let Some(row) = self.row_of(&writer.table, self.hash_of_id(id), id)
+            {
+                self.rows.at(row).count(uses, last);
+            }
+        }
+    }
+
+    fn settle_uses(&self) {
+        self.uses.take().for_each(|counted| self.add_uses(counted));
+    }
+
+    fn add_uses(&self, counted: Counted) {
+        if let Some(row) = self.rows.get(counted.row) {
+            row.count(counted.uses.into(), counted.last);
+        }
+    }
+
+    #[inline]
+    fn hash_of_id(&self, id: KeyId) -> Hash {
+        self.hash(id.to_u128())
+    }
+
+    fn hash_of_digest(&self, digest: &Digest) -> Hash {
+        self.hash(digest.as_bytes())
+    }
+
+    #[inline]
+    fn hash(&self, of: impl std::hash::Hash) -> Hash {
+        Hash(self.hashing.hash_one(of) as u32)
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,364 @@
+//! The index beside a naive model: a map that is searched from end to end.
+
+use std::collections::{BTreeMap, HashMap};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::core::address::AddressAllowlist;
+use crate::core::metadata::Metadata;
+use crate::core::owner::{Owner, OwnerRecord, Standing, TenantRecord};
+use crate::core::record::{KeyState, LastAction, Predecessor, Reason, Visibility};
+use crate::core::scope::ScopeSet;
+use crate::core::secret::Fingerprint;
+use crate::core::stamp::Stamp;
+use crate::core::tenant::TenantId;
+use crate::core::text::{PepperId, PrincipalId, Role};
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_unix_seconds(second).unwrap()
+}
+
+fn stamp(second: i64) -> Stamp {
+    Stamp {
+        at: at(second),
+        by: PrincipalId::SYSTEM,
+    }
+}
+
+fn tenant(number: u8) -> TenantId {
+    TenantId::new(["a", "a/b", "ab", "a/b/c"][usize::from(number) % 4]).unwrap()
+}
+
+fn principal(number: u8) -> PrincipalId {
+    PrincipalId::new(format!("p{}", number % 3)).unwrap()
+}
+
+fn digest(number: u8) -> Digest {
+    Digest::sha256([number])
+}
+
+/// A key that differs from others in all that the index keeps.
+fn record(id: u16, [whose, what, when]: [u8; 3]) -> KeyRecord {
+    let credential = if what & 1 == 1 {
+        let scheme = crate::core::record::ImportScheme::Sha256;
+        let mut bytes = [0; 32];
+        bytes[..2].copy_from_slice(&id.to_le_bytes());
+        bytes[2] = 1;
+        let digest = Digest::from_bytes(bytes);
+        Credential::Imported { scheme, digest }
+    } else {
+        let (pepper, digest) = (PepperId::new("p").unwrap(), digest(what));
+        Credential::Peppered { pepper, digest }
+    };
+    let state = match what >> 1 & 3 {
+        0 | 1 => KeyState::Enabled,
+        2 => KeyState::Disabled(stamp(5)),
+        _ => KeyState::Revoked {
+            stamp: stamp(6),
+            reason: Reason::Leaked,
+        },
+    };
+    let owner = match whose & 3 {
+        0 => Owner::Tenant,
+        _ => Owner::Principal(principal(whose)),
+    };
+    let predecessor = (what >> 3 & 7 == 0).then(|| Predecessor {
+        key: KeyId::from_u128(1),
+        first_used_at: None,
+    });
+    KeyRecord {
+        id: KeyId::from_u128(id.into()),
+        tenant: tenant(whose >> 2),
+        class: "secret".parse().unwrap(),
+        visibility: Visibility::Secret,
+        environment: "live".parse().unwrap(),
+        prefix: None,
+        name: "key".parse().unwrap(),
+        description: None,
+        purpose: None,
+        metadata: Metadata::default(),
+        owner,
+        owner_role: None,
+        scopes: ScopeSet::parse([["a:b", "c:d"][usize::from(whose) % 2]]).unwrap(),
+        allowlist: AddressAllowlist::default(),
+        resource: None,
+        created: stamp(when.into()),
+        updated: stamp(when.into()),
+        last_action: LastAction::Created,
+        expires_at: (when % 3 != 0).then(|| at(i64::from(when) * 2)),
+        state,
+        legacy: false,
+        predecessor,
+        succession: None,
+        hint: "h".parse().unwrap(),
+        fingerprint: Fingerprint::of_token("t"),
+        credential,
+        published: None,
+    }
+}
+
+fn a_row() -> impl Strategy<Value = StoreRow> {
+    let id = 0_u16..200;
+    let key = (id.clone(), any::<[u8; 3]>());
+    let owner = (any::<u8>(), any::<u8>(), any::<Option<bool>>(), 0_u8..40);
+    prop_oneof![
+        12 => key.prop_map(|(id, of)| StoreRow::Key(Box::new(record(id, of)))),
+        1 => id.clone().prop_map(|id| StoreRow::Removed {
+            key: KeyId::from_u128(id.into()),
+            tenant: tenant(0),
+        }),
+        1 => id.prop_map(|id| StoreRow::Corrupt(RowKey::Key(KeyId::from_u128(id.into())))),
+        3 => owner.prop_map(|(of, who, role, removed)| {
+            let role = role.map(|admin| if admin { Role::ADMIN } else { Role::SUPPORT });
+            let removed_at = (removed > 20).then(|| at(removed.into()));
+            StoreRow::Owner(OwnerRecord {
+                tenant: tenant(of),
+                owner: principal(who),
+                role,
+                removed_at,
+                updated: stamp(1),
+            })
+        }),
+        1 => (any::<u8>(), any::<bool>()).prop_map(|(of, closed)| StoreRow::Tenant(TenantRecord {
+            tenant: tenant(of),
+            provisioned: stamp(0),
+            closed: closed.then(|| stamp(2)),
+        })),
+        1 => (any::<u8>(), any::<u8>()).prop_map(|(of, who)| {
+            StoreRow::Corrupt(RowKey::Owner(tenant(of), principal(who)))
+        }),
+    ]
+}
+
+/// What is known, in the plainest form: the newest of each row.
+#[derive(Default)]
+struct Model(HashMap<RowKey, (Revision, StoreRow)>);
+
+impl Model {
+    fn apply(&mut self, change: &Change, base: Revision) {
+        let key = change.row.key();
+        let is_key = matches!(key, RowKey::Key(_));
+        let known = self.0.get(&key).map(|(revision, _)| *revision);
+        let newer = match known {
+            Some(known) => known < change.revision,
+            None => !is_key || change.revision > base,
+        };
+        if newer {
+            self.0.insert(key, (change.revision, change.row.clone()));
+        }
+    }
+
+    fn standing(&self, of: &KeyRecord) -> Standing {
+        let rows = || self.0.values().map(|(_, row)| row);
+        // In the order of the path, as the index resolves them.
+        let path: Vec<_> = crate::core::view::lineage(&of.tenant).collect();
+        let owner = |tenant: &TenantId| {
+            rows().find_map(|row| match row {
+                StoreRow::Owner(row)
+                    if row.tenant == *tenant && Some(&row.owner) == of.owner.principal() =>
+                {
+                    Some(row)
+                }
+                _ => None,
+            })
+        };
+        let tenants = rows().filter_map(|row| match row {
+            StoreRow::Tenant(row) => Some(row),
+            _ => None,
+        });
+        let unreadable = rows().any(|row| match row {
+            StoreRow::Corrupt(RowKey::Owner(tenant, owner)) => {
+                path.contains(tenant) && Some(owner) == of.owner.principal()
+            }
+            StoreRow::Corrupt(RowKey::Tenant(tenant)) => path.contains(tenant),
+            _ => false,
+        });
+        let owners: Vec<_> = path.iter().filter_map(owner).collect();
+        Standing {
+            unreadable,
+            ..Standing::resolve(&of.tenant, &of.owner, owners, tenants)
+        }
+    }
+}
+
+/// What the index says of an id to somebody who presents `half`, as far as the model can tell.
+fn told(view: &View, id: KeyId, half: Half) -> String {
+    tell(view, view.end(id, view.begin(id), half))
+}
+
+fn tell(view: &View, answer: Answer) -> String {
+    match answer {
+        Answer::Hit(hit) => {
+            let facts = view.facts(hit.parts).unwrap();
+            // Late, so that the exact course is asked for.
+            let course = view.course(&hit, &facts, Timestamp::MAX).unwrap();
+            let Facts {
+                shape,
+                holder,
+                standing,
+                ..
+            } = facts;
+            format!(
+                "{} {course:?} {shape:?} {:?} {standing:?}",
+                hit.id,
+                holder.get()
+            )
+        }
+        Answer::WrongSecret(_) => "wrong secret".to_owned(),
+        Answer::Corrupt(id) => format!("corrupt {id}"),
+        Answer::Removed => "removed".to_owned(),
+        Answer::Unknown => "unknown".to_owned(),
+    }
+}
+
+fn expected(model: &Model, id: KeyId, half: Option<&Digest>) -> String {
+    match model.0.get(&RowKey::Key(id)).map(|(_, row)| row) {
+        None => "unknown".to_owned(),
+        Some(StoreRow::Removed { .. }) => "removed".to_owned(),
+        Some(StoreRow::Key(record)) => {
+            let (Credential::Peppered { digest, .. } | Credential::Imported { digest, .. }) =
+                &record.credential;
+            let by_id = record.credential.imported().is_none();
+            if half.is_some_and(|half| half != digest || !by_id) {
+                return "wrong secret".to_owned();
+            }
+            let mut course = Course::of(record);
+            // Without an end, nothing makes the index look at the row, which alone knows.
+            let standing = model.standing(record);
+            let exact = course.expires_at.is_some()
+                || course.life != Life::Enabled
+                || course.awaits_first_use
+                || !by_id
+                || standing.removed_at.is_some();
+            if !exact {
+                course.created_at = Timestamp::MAX;
+            }
+            if let Life::Revoked { at, .. } = course.life {
+                course.created_at = at;
+            }
+            let (shape, holder) = Shape::of((**record).clone());
+            format!("{id} {course:?} {shape:?} {holder:?} {standing:?}")
+        }
+        Some(_) => format!("corrupt {id}"),
+    }
+}
+
+fn check(index: &Arc<Index>, view: &View, model: &Model) -> Result<(), TestCaseError> {
+    let keys: BTreeMap<_, _> = model
+        .0
+        .iter()
+        .filter_map(|(key, (_, row))| match key {
+            RowKey::Key(id) => Some((*id, row.clone())),
+            _ => None,
+        })
+        .collect();
+    let unknown = (200..220).map(KeyId::from_u128);
+    for id in keys.keys().copied().chain(unknown) {
+        let digest = match keys.get(&id) {
+            Some(StoreRow::Key(record)) => match &record.credential {
+                Credential::Peppered { digest, .. } => *digest,
+                Credential::Imported { digest, .. } => {
+                    let found = tell(view, view.imported(digest));
+                    prop_assert_eq!(found, expected(model, id, None));
+                    *digest
+                }
+            },
+            _ => digest(1),
+        };
+        for digest in [digest, Digest::sha256("another")] {
+            let half = Half::of(digest.as_bytes());
+            prop_assert_eq!(told(view, id, half), expected(model, id, Some(&digest)));
+        }
+    }
+    let imported = |row: &StoreRow| match row {
+        StoreRow::Key(record) => record.credential.imported().is_some(),
+        _ => false,
+    };
+    prop_assert!(index.has_imported() || !keys.values().any(imported));
+    Ok(())
+}
+
+proptest! {
+    /// Rows in any order, old ones among them: a view from before, one from after, and the model
+    /// agree. Fails, for one, if an older row overwrites a newer, if a slot is lost when a segment
+    /// grows or is split, or if a role that was lowered stays with one shape of an owner's keys.
+    #[test]
+    fn the_index_is_what_a_naive_map_is(
+        rows in prop::collection::vec((a_row(), 1_u64..40), 0..400),
+        base in 0_u64..10,
+        view_at in 0_usize..400,
+    ) {
+        let index = Arc::new(Index::default());
+        let mut view = View::of(index.clone());
+        let mut model = Model::default();
+        index.filled(Revision(base));
+        for (number, (row, revision)) in rows.into_iter().enumerate() {
+            let change = Change { revision: Revision(revision), row };
+            model.apply(&change, Revision(base));
+            index.apply([change]);
+            if number == view_at {
+                check(&index, &view, &model)?;
+                view = View::of(index.clone());
+            }
+        }
+        check(&index, &view, &model)?;
+        check(&index, &View::of(index.clone()), &model)?;
+    }
+}
+
+/// A digest replaced again and again leaves the table as large as it was.
+#[test]
+fn slots_left_behind_are_cleared_away() {
+    let index = Arc::new(Index::default());
+    for revision in 1..10_000 {
+        let mut row = record(7, [1, 0, 1]);
+        if let Credential::Peppered { digest, .. } = &mut row.credential {
+            *digest = Digest::sha256(revision.to_string());
+        }
+        let (revision, row) = (Revision(revision), StoreRow::Key(Box::new(row)));
+        index.apply([Change { revision, row }]);
+    }
+    assert_eq!(index.writer().table.segments(), 1);
+    let view = View::of(index);
+    let half = |of: &str| Half::of(Digest::sha256(of).as_bytes());
+    let id = KeyId::from_u128(7);
+    assert!(matches!(
+        view.end(id, view.begin(id), half("9999")),
+        Answer::Hit(_)
+    ));
+    assert!(matches!(
+        view.end(id, view.begin(id), half("9998")),
+        Answer::WrongSecret(_)
+    ));
+}
+
+/// Enough keys to split segments several times, found through the first view and the last.
+#[test]
+fn keys_are_found_while_the_table_grows() {
+    let index = Arc::new(Index::default());
+    let first = View::of(index.clone());
+    let count = 40_000_u16;
+    let half = |id: u16| Half::of(Digest::sha256(id.to_le_bytes()).as_bytes());
+    for id in 0..count {
+        let mut row = record(id, [1, 0, 0]);
+        if let Credential::Peppered { digest, .. } = &mut row.credential {
+            *digest = Digest::sha256(id.to_le_bytes());
+        }
+        let row = StoreRow::Key(Box::new(row));
+        index.apply([Change {
+            revision: Revision(1),
+            row,
+        }]);
+    }
+    assert!(index.wants_view() && index.writer().table.segments() > 8);
+    let last = View::of(index.clone());
+    assert!(!index.wants_view());
+    for view in [&first, &last] {
+        for id in (0..count).chain([u16::MAX]) {
+            let key = KeyId::from_u128(id.into());
+            let answer = view.end(key, view.begin(key), half(id));
+            assert_eq!(matches!(answer, Answer::Hit(_)), id < count, "{id}");
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Counting uses: in memory, without two processors writing to the same place.
+//!
+//! Each thread counts into a small table of its own; what it displaces goes to the key's row. A key
+//! that is used all the time thus costs one store that nobody else waits for.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+/// How many threads count into places of their own; more share.
+const SHARES: usize = 32;
+/// How many keys each counts at a time.
+const PLACES: usize = 64;
+
+/// What a thread counted.
+#[repr(align(128))]
+struct Share {
+    /// For each key the row's number, and how often. Row 0 is none.
+    counts: [AtomicU64; PLACES],
+    /// When last, in seconds since the epoch.
+    seen: [AtomicU32; PLACES],
+}
+
+/// What was counted of one row.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Counted {
+    pub(super) row: u32,
+    pub(super) uses: u32,
+    pub(super) last: u32,
+}
+
+pub(super) struct Uses(Box<[Share]>);
+
+impl Default for Uses {
+    fn default() -> Self {
+        let share = |_| Share {
+            counts: [const { AtomicU64::new(0) }; PLACES],
+            seen: [const { AtomicU32::new(0) }; PLACES],
+        };
+        Self((0..SHARES).map(share).collect())
+    }
+}
+
+static THREADS: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static OWN: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// The share of this thread.
+fn own() -> usize {
+    OWN.with(|own| {
+        own.get().unwrap_or_else(|| {
+            let next = THREADS.fetch_add(1, Ordering::Relaxed) % SHARES;
+            own.set(Some(next));
+            next
+        })
+    })
+}
+
+impl Uses {
+    /// Counts one use of `row` at `second`, and tells what another key in its place was used before.
+    #[inline]
+    pub(super) fn count(&self, row: u32, second: u32) -> Option<Counted> {
+        self.0[own()].count(row, second)
+    }
+
+    /// Takes what was counted and not told yet.
+    pub(super) fn take(&self) -> impl Iterator<Item = Counted> {
+        self.0.iter().flat_map(|share| {
+            let places = share.counts.iter().zip(&share.seen);
+            places.filter_map(|(count, seen)| {
+                let last = seen.load(Ordering::Relaxed);
+                counted(count.swap(0, Ordering::Relaxed), last)
+            })
+        })
+    }
+}
+
+impl Share {
+    #[inline]
+    fn count(&self, row: u32, second: u32) -> Option<Counted> {
+        let place = row as usize % PLACES;
+        let (count, seen) = (&self.counts[place], &self.seen[place]);
+        let last = seen.load(Ordering::Relaxed);
+        if last != second {
+            seen.store(second, Ordering::Relaxed);
+        }
+        let known = count.load(Ordering::Relaxed);
+        let more = known + 1;
+        let order = Ordering::Relaxed;
+        if row_of(known) == row
+            && row_of(more) == row
+            && count.compare_exchange(known, more, order, order).is_ok()
+        {
+            return None;
+        }
+        // Another key's place, or another thread was faster.
+        counted(count.swap(u64::from(row) << 32 | 1, order), last)
+    }
+}
+
+fn counted(word: u64, last: u32) -> Option<Counted> {
+    let (row, uses) = (row_of(word), word as u32);
+    (row != 0).then_some(Counted { row, uses, last })
+}
+
+const fn row_of(word: u64) -> u32 {
+    (word >> 32) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_use_is_lost_or_counted_twice(rows in prop::collection::vec(1_u32..200, 0..500)) {
+            let uses = Uses::default();
+            let (mut expected, mut found) = (HashMap::new(), HashMap::new());
+            let mut note = |counted: Counted| *found.entry(counted.row).or_default() += counted.uses;
+            for (second, row) in (1..).zip(rows) {
+                *expected.entry(row).or_insert(0) += 1;
+                uses.count(row, second).into_iter().for_each(&mut note);
+            }
+            uses.take().for_each(&mut note);
+            prop_assert_eq!(found, expected);
+            prop_assert_eq!(uses.take().count(), 0);
+        }
+    }
+
+    #[test]
+    fn threads_that_share_a_place_lose_nothing() {
+        let share = Share {
+            counts: [const { AtomicU64::new(0) }; PLACES],
+            seen: [const { AtomicU32::new(0) }; PLACES],
+        };
+        let told = AtomicU64::new(0);
+        let tell = |counted: Counted| told.fetch_add(counted.uses.into(), Ordering::Relaxed);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let (share, tell) = (&share, &tell);
+                scope.spawn(move || {
+                    for use_ in 0..10_000_u32 {
+                        // Two rows in one place, turn by turn.
+                        let row = 1 + (use_ / 3 + thread) % 2 * 64;
+                        share.count(row, 1).map(tell);
+                    }
+                });
+            }
+        });
+        share
+            .counts
+            .iter()
+            .filter_map(|count| counted(count.load(Ordering::Relaxed), 1))
+            .for_each(|counted| {
+                tell(counted);
+            });
+        assert_eq!(told.into_inner(), 40_000);
+    }
+
+    #[test]
+    fn the_last_use_is_told() {
+        let uses = Uses::default();
+        assert_eq!(uses.count(7, 100), None);
+        assert_eq!(uses.count(7, 105), None);
+        let counted = Counted {
+            row: 7,
+            uses: 2,
+            last: 105,
+        };
+        assert_eq!(uses.count(7 + 64, 200), Some(counted));
+    }
+}

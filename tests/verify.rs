@@ -1,0 +1,136 @@
+//! What a verification remembers, counts and tells: for its speed, and never for its verdict.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
+mod support;
+
+use keyward::policy::Policy;
+use std::time::Duration;
+
+use keyward::{DeleteKey, Need, Owner, Rejection, Role, ScopeSet, hours, profiles};
+use support::{World, admin, at, host, reader, reading, tenant, wait, who, with_other_secret};
+
+fn refused(world: &World, token: &str, need: &Need) -> Option<Rejection> {
+    world.keys.verify(token, need).err()
+}
+
+/// Fails if what met a need once is taken to meet it after the owner's role was lowered, or if the
+/// keys of a person without a role pass because those of a tenant, which need none, did.
+#[test]
+fn a_need_that_was_met_is_not_met_by_keys_that_reach_less() {
+    let world = World::new();
+    let need = reading();
+    let by_tenant = reader("of the tenant").owned_by_tenant();
+    let by_tenant = world.create(&host(), by_tenant).unwrap();
+    let of_bob = reader("of bob").owned_by(who("bob"), Role::ADMIN);
+    let of_bob = world.create(&host(), of_bob).unwrap();
+    for key in [&by_tenant, &of_bob] {
+        assert_eq!(refused(&world, key.secret.expose(), &need), None);
+        assert_eq!(refused(&world, key.secret.expose(), &need), None);
+    }
+    let nobody = Role::new("nobody").unwrap();
+    wait(
+        world
+            .keys
+            .change_owner_role(&host(), &tenant("acme"), who("bob"), nobody),
+    )
+    .unwrap();
+    let missing = refused(&world, of_bob.secret.expose(), &need);
+    assert!(
+        matches!(missing, Some(Rejection::MissingScope { .. })),
+        "{missing:?}"
+    );
+    assert_eq!(refused(&world, by_tenant.secret.expose(), &need), None);
+}
+
+#[test]
+fn a_need_that_was_met_is_not_met_under_other_policies() {
+    let world = World::new();
+    let (key, need) = (world.some_key(), reading());
+    assert_eq!(refused(&world, key.secret.expose(), &need), None);
+    let mut spec = profiles::standard();
+    for class in spec.classes.values_mut() {
+        class.ceiling = ScopeSet::parse(["billing:read"]).unwrap();
+    }
+    world.keys.set_policies(Policy::new(spec).unwrap());
+    let missing = refused(&world, key.secret.expose(), &need);
+    assert!(
+        matches!(missing, Some(Rejection::MissingScope { .. })),
+        "{missing:?}"
+    );
+}
+
+#[test]
+fn a_need_that_was_met_still_asks_for_tenant_and_address() {
+    let world = World::new();
+    let key = world.some_key();
+    let need = reading().for_tenant(tenant("acme"));
+    assert_eq!(refused(&world, key.secret.expose(), &need), None);
+    let elsewhere = need.clone().for_tenant(tenant("other"));
+    let wrong = refused(&world, key.secret.expose(), &elsewhere);
+    assert!(
+        matches!(wrong, Some(Rejection::WrongTenant { .. })),
+        "{wrong:?}"
+    );
+    let narrowed = need.and_scope("billing:write");
+    let missing = refused(&world, key.secret.expose(), &narrowed);
+    assert!(
+        matches!(missing, Some(Rejection::MissingScope { .. })),
+        "{missing:?}"
+    );
+}
+
+#[test]
+fn uses_are_counted_where_a_key_was_accepted() {
+    let world = World::new();
+    let (used, unused) = (world.some_key(), world.some_key());
+    for _ in 0..3 {
+        world.clock.advance(Duration::from_secs(600));
+        world.keys.verify(used.secret.expose(), &reading()).unwrap();
+    }
+    let last = world.keys.now();
+    world.clock.advance(hours(1));
+    let wrong = with_other_secret(used.secret.expose());
+    assert!(world.keys.verify(wrong, &reading()).is_err());
+    assert!(
+        world
+            .keys
+            .verify(used.secret.expose(), &Need::scope("no:such"))
+            .is_err()
+    );
+
+    let uses = world.keys.uses(used.id).unwrap();
+    assert_eq!(uses.count, 3);
+    let told = uses.last.unwrap();
+    assert!(
+        told <= last && told.saturating_add(Duration::from_secs(120)) > last,
+        "{told}"
+    );
+    let uses = world.keys.uses(unused.id).unwrap();
+    assert_eq!((uses.count, uses.last), (0, None));
+    assert_eq!(world.keys.uses(keyward::KeyId::from_u128(7)), None);
+}
+
+#[test]
+fn a_grant_and_its_copies_tell_what_was_verified() {
+    let world = World::new();
+    let key = world
+        .create(&admin(), reader("export").expires_in(hours(2)))
+        .unwrap();
+    let grant = world.keys.verify(key.secret.expose(), &reading()).unwrap();
+    let fresh = wait(world.keys.verify_fresh(key.secret.expose(), &reading())).unwrap();
+    for grant in [grant.clone(), grant, fresh.clone(), fresh] {
+        assert_eq!(grant.key_id(), key.id);
+        assert_eq!(grant.tenant(), &tenant("acme"));
+        assert_eq!(grant.owner(), &Owner::Principal(who("alice")));
+        let end = at(support::START).saturating_add(hours(2));
+        assert_eq!(grant.expires_at(), Some(end));
+        assert_eq!(grant.scopes(), ScopeSet::parse(["reports:read"]).unwrap());
+        assert_eq!(
+            wait(world.keys.info(&grant)).unwrap().name.as_str(),
+            "export"
+        );
+    }
+    wait(world.keys.delete(&admin(), key.id, DeleteKey::default())).unwrap();
+    let grant = world.keys.verify(key.secret.expose(), &reading());
+    assert_eq!(grant.err(), Some(Rejection::Unknown));
+}
