@@ -61,19 +61,36 @@ pub(super) fn id_of(bytes: &[u8]) -> Option<KeyId> {
 }
 
 /// CRC-32 over the fields of a row, each with its length, so that none can pass for another.
-#[derive(Default)]
-pub(super) struct Seal(crc32fast::Hasher);
+pub(super) struct Seal {
+    summed: crc32fast::Hasher,
+    /// Short fields on their way: many short sums cost several times one long one.
+    waiting: [u8; WAITING],
+    len: usize,
+}
+
+/// Enough for the fields of most rows, bodies excepted.
+const WAITING: usize = 256;
+
+impl Default for Seal {
+    fn default() -> Self {
+        Self {
+            summed: crc32fast::Hasher::new(),
+            waiting: [0; WAITING],
+            len: 0,
+        }
+    }
+}
 
 impl Seal {
     pub(super) fn number(mut self, value: i64) -> Self {
-        self.0.update(&value.to_le_bytes());
+        self.add(&value.to_le_bytes());
         self
     }
 
     pub(super) fn bytes(self, value: impl AsRef<[u8]>) -> Self {
         let value = value.as_ref();
         let mut sealed = self.number(i64::try_from(value.len()).unwrap_or(-1));
-        sealed.0.update(value);
+        sealed.add(value);
         sealed
     }
 
@@ -84,8 +101,27 @@ impl Seal {
         }
     }
 
-    pub(super) fn end(self) -> i64 {
-        i64::from(self.0.finalize())
+    pub(super) fn end(mut self) -> i64 {
+        self.sum_up();
+        i64::from(self.summed.finalize())
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        if bytes.len() > WAITING - self.len {
+            self.sum_up();
+        }
+        match self.waiting.get_mut(self.len..self.len + bytes.len()) {
+            Some(free) => {
+                free.copy_from_slice(bytes);
+                self.len += bytes.len();
+            }
+            None => self.summed.update(bytes),
+        }
+    }
+
+    fn sum_up(&mut self) {
+        self.summed.update(&self.waiting[..self.len]);
+        self.len = 0;
     }
 }
 
