@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::fault::{Fault, OpenError};
@@ -164,6 +165,8 @@ impl Place {
         let set_up = || -> Result<(), Fault> {
             conn.busy_timeout(self.busy)?;
             conn.set_prepared_statement_cache_capacity(64);
+            // Or SQLite parses some statements anew for every value that they are given.
+            conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
             conn.pragma_update(None, "trusted_schema", false)?;
             conn.pragma_update(None, "cell_size_check", true)?;
             conn.pragma_update(None, "journal_size_limit", WAL_KEPT)?;

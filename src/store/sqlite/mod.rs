@@ -9,6 +9,7 @@ mod pool;
 mod read;
 mod rows;
 mod schema;
+mod tx;
 mod upkeep;
 mod watch;
 mod write;
@@ -17,7 +18,7 @@ mod writer;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Sender, SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,17 +33,20 @@ use self::file::Place;
 pub use self::options::SqliteOptions;
 use self::pool::Pool;
 pub use self::upkeep::{IntegrityReport, Stats};
-use self::writer::Job;
+use self::writer::Writer;
 use super::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
-    KeyStore, Locator, Revision, RowKey, ScanPage, Select, StoreError, StoreErrorKind, TenantView,
-    Versioned,
+    KeyStore, Locator, Revision, RowKey, ScanPage, Select, StoreError, TenantView, Versioned,
 };
 use crate::core::tenant::TenantId;
 
 /// How many reads run at once. A judgement: reads are short, and threads and descriptors are not
 /// free.
 const READERS: usize = 16;
+
+/// How many keys a decision may need at most to be read through the writer's connection, which
+/// commits wait for meanwhile. A judgement: a millisecond or less.
+const FEW: usize = 100;
 
 /// Keys in one SQLite file that several processes may share, an operator's command line among them.
 /// Clones share the connection.
@@ -59,8 +63,9 @@ const READERS: usize = 16;
 /// - **Limits.** A local file system whose locks work: not a network share. A process that has the
 ///   store open must not open the file by itself: closing it again would drop SQLite's locks.
 ///
-/// Reads run on the threads of the [`blocking`](https://docs.rs/blocking) pool, commits on a thread
-/// of their own; no runtime is needed, and none is held up.
+/// Commits run on a thread of their own, with the short reads that decisions need while none waits;
+/// other reads on the threads of the [`blocking`](https://docs.rs/blocking) pool. No runtime is
+/// needed, and none is held up.
 ///
 /// # Examples
 ///
@@ -86,7 +91,7 @@ struct Shared {
     journal: JournalMode,
     poll: Duration,
     reads: async_lock::Semaphore,
-    writer: Sender<Job>,
+    writer: Writer,
     moved: Arc<Event>,
     /// Held for as long as the watching thread is to run; `None` before anybody waited.
     watch: Mutex<Option<SyncSender<()>>>,
@@ -119,7 +124,7 @@ impl SqliteStore {
     fn start(pool: Arc<Pool>, journal: JournalMode, poll: Duration) -> std::io::Result<Self> {
         let moved = Arc::new(Event::new());
         let landed = moved.clone();
-        let writer = writer::start(pool.clone(), move || {
+        let writer = Writer::start(pool.clone(), move || {
             landed.notify(usize::MAX);
         })?;
         Ok(Self {
@@ -234,6 +239,25 @@ impl SqliteStore {
         answer.map_err(|fault| fault.told(doing))
     }
 
+    /// A read of few rows: through the writer's connection if that waits for work, since its pages
+    /// are still in memory, where other connections lose theirs with each commit. `read` tells
+    /// nothing if the rows turn out to be many.
+    async fn read_few<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        read: impl Fn(&Connection, usize) -> Result<Option<T>, Fault> + Send + Sync + 'static,
+    ) -> Result<T, StoreError> {
+        let read = Arc::new(read);
+        let few = read.clone();
+        let soon = self.shared.writer.read(move |conn| few(conn, FEW));
+        if let Some(answer) = soon.await {
+            return Ok(answer);
+        }
+        let all = self.read(doing, move |conn| read(conn, usize::MAX));
+        let endless = || Fault::Refused("a tenant has more keys than can be counted");
+        all.await?.ok_or_else(|| endless().told(doing))
+    }
+
     /// Starts watching for other processes' commits, if nobody did before.
     fn watch(&self) -> Result<(), StoreError> {
         let Shared {
@@ -258,28 +282,20 @@ impl SqliteStore {
 impl KeyStore for SqliteStore {
     async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
         let (tenant, select) = (tenant.clone(), select.clone());
-        self.read("loading a tenant", move |conn| {
-            read::load(conn, &tenant, &select)
+        self.read_few("loading a tenant", move |conn, most| {
+            read::load(conn, &tenant, &select, most)
         })
         .await
     }
 
     async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
         let locator = *locator;
-        self.read("reading a key", move |conn| read::find(conn, &locator))
-            .await
+        let read = move |conn: &Connection, _| Ok(Some(read::find(conn, &locator)?));
+        self.read_few("reading a key", read).await
     }
 
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
-        let (answer, answered) = async_channel::bounded(1);
-        let gone = |kind| StoreError::new(kind, "committing to the file");
-        self.shared
-            .writer
-            .send(Job { commit, answer })
-            .map_err(|_| gone(StoreErrorKind::Unavailable))?;
-        // The writer answers each job it takes, unless it came to an end on the way.
-        let answer = answered.recv().await;
-        answer.unwrap_or_else(|_| Err(gone(StoreErrorKind::Indeterminate).into()))
+        self.shared.writer.commit(commit).await
     }
 
     async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {

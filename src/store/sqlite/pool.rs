@@ -2,11 +2,11 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::Connection;
 
 use super::fault::{Fault, OpenError};
 use super::file::{Identity, Place};
-use super::schema;
+use super::tx::snapshot;
 
 /// How many idle connections are kept. A judgement: more readers than this at once are rare.
 const IDLE: usize = 8;
@@ -39,17 +39,12 @@ impl Pool {
     ) -> Result<T, Fault> {
         let file = self.current()?;
         let idle = self.idle().pop().filter(|reader| reader.file == file);
-        let mut reader = match idle {
+        let reader = match idle {
             Some(reader) => reader,
             None => self.open(file)?,
         };
         // What fails leaves a connection behind of which nothing is assumed.
-        let tx = reader
-            .conn
-            .transaction_with_behavior(TransactionBehavior::Deferred)?;
-        schema::check_version(&tx)?;
-        let read = read(&tx)?;
-        tx.finish()?;
+        let read = snapshot(&reader.conn, read)?;
         let mut idle = self.idle();
         if idle.len() < IDLE {
             idle.push(reader);

@@ -20,14 +20,23 @@ use crate::store::{
     Change, Changes, ChangesError, Cursor, Locator, Row, RowKey, ScanPage, Versioned,
 };
 
-/// The part of a tenant that `select` names.
+/// The part of a tenant that `select` names; `None` if there are more than `most` keys in it.
 pub(super) fn load(
     conn: &Connection,
     tenant: &TenantId,
     select: &Select,
-) -> Result<TenantView, Fault> {
+    most: usize,
+) -> Result<Option<TenantView>, Fault> {
+    let named = [
+        &select.keys.len(),
+        &select.owners.len(),
+        &select.commands.len(),
+    ];
+    if named.into_iter().any(|named| *named > most) {
+        return Ok(None);
+    }
     let Some(head) = TenantHead::read(conn, tenant)? else {
-        return Ok(TenantView::default());
+        return Ok(Some(TenantView::default()));
     };
     let mut keys = Keys::default();
     for id in &select.keys {
@@ -38,12 +47,14 @@ pub(super) fn load(
         keys.take(key_row(conn, *id)?.filter(own));
     }
     if let Some(now) = select.live_at {
-        let live = format!("SELECT {COLUMNS} FROM rows WHERE tenant = ?1 AND ends > ?2");
-        keys.take(many(
-            conn,
-            &live,
-            params![tenant.as_str(), now.as_micros()],
-        )?);
+        let live = format!("SELECT {COLUMNS} FROM rows WHERE tenant = ?1 AND ends > ?2 LIMIT ?3");
+        let limit = i64::try_from(most).unwrap_or(i64::MAX).saturating_add(1);
+        let with = params![tenant.as_str(), now.as_micros(), limit];
+        let found = many(conn, &live, with)?;
+        if found.len() > most {
+            return Ok(None);
+        }
+        keys.take(found);
     }
     if select.legacy {
         let legacy = format!("SELECT {COLUMNS} FROM rows WHERE tenant = ?1 AND legacy IS NOT NULL");
@@ -68,7 +79,12 @@ pub(super) fn load(
         ..TenantView::default()
     };
     let owner = |owner: &PrincipalId| owners.get(owner);
-    Ok(heads.with_selected(select, keys.records.values(), owner, &trail))
+    Ok(Some(heads.with_selected(
+        select,
+        keys.records.values(),
+        owner,
+        &trail,
+    )))
 }
 
 /// Keys as they are found, each once.

@@ -47,6 +47,12 @@ pub(super) fn version(conn: &Connection) -> Result<i32, Fault> {
     Ok(statement.query_row([], |row| row.get(0))?)
 }
 
+/// Moves with every commit of another connection, and with none of this one.
+pub(super) fn data_version(conn: &Connection) -> Result<i64, Fault> {
+    let mut statement = conn.prepare_cached("PRAGMA data_version")?;
+    Ok(statement.query_row([], |row| row.get(0))?)
+}
+
 /// Refuses what a newer version has made of the file meanwhile.
 pub(super) fn check_version(conn: &Connection) -> Result<(), Fault> {
     match version(conn)? {

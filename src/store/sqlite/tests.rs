@@ -130,7 +130,9 @@ fn loading_what_a_decision_needs_searches_and_never_scans() {
             owners: record.owner.principal().cloned().into_iter().collect(),
             commands: vec![commit().effects.audit[0].command.clone()],
         };
-        let view = read::load(conn, &record.tenant, &select).unwrap();
+        let view = read::load(conn, &record.tenant, &select, 1)
+            .unwrap()
+            .unwrap();
         assert_eq!((view.records.len(), view.owners.len()), (1, 1));
         assert_eq!((view.applied.len(), view.tenant.is_some()), (1, true));
         read::find(conn, &Locator::Id(record.id)).unwrap().unwrap();

@@ -12,6 +12,7 @@ use rusqlite::Connection;
 use super::fault::Fault;
 use super::file::Identity;
 use super::pool::Pool;
+use super::schema;
 
 /// Starts the thread. It ends when the other end of `alive` is gone.
 pub(super) fn start(
@@ -54,7 +55,7 @@ impl Watch {
                 (self.pool.place.open()?, file)
             }
         };
-        let version: i64 = conn.pragma_query_value(None, "data_version", |row| row.get(0))?;
+        let version = schema::data_version(&conn)?;
         self.conn = Some((conn, file));
         let changed = self.seen != Some(version);
         self.seen = Some(version);

@@ -1,5 +1,7 @@
 //! A commit, applied within a transaction.
 
+use std::collections::HashSet;
+
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::fault::Fault;
@@ -18,12 +20,14 @@ type Verdict = Result<Revision, CommitError>;
 /// Checks a commit against what the transaction sees, and writes it at the next revision.
 pub(super) fn apply(conn: &Connection, head: &mut Head, commit: &Commit) -> Result<Verdict, Fault> {
     let before = TenantHead::read(conn, &commit.tenant)?;
-    if let Err(refused) = check(conn, commit, before.as_ref())? {
-        return Ok(Err(refused));
-    }
+    let standing = match check(conn, commit, before.as_ref())? {
+        Ok(standing) => standing,
+        Err(refused) => return Ok(Err(refused)),
+    };
     let revision = head.advance(conn, commit.tag, commit.decided_at)?;
     for (number, row) in commit.rows().enumerate() {
-        put(conn, rows::place(revision, number)?, &row)?;
+        let new = matches!(&row, Row::Key(record) if !standing.contains(&record.id));
+        put(conn, rows::place(revision, number)?, &row, new)?;
     }
     for (digest, key) in commit.imported() {
         let sql = "INSERT OR IGNORE INTO digests (digest, id, seal) VALUES (?1, ?2, ?3)";
@@ -46,18 +50,24 @@ pub(super) fn apply(conn: &Connection, head: &mut Head, commit: &Commit) -> Resu
     Ok(Ok(revision))
 }
 
+/// Tells which keys of the commit have a row, or why it is refused.
 fn check(
     conn: &Connection,
     commit: &Commit,
     before: Option<&TenantHead>,
-) -> Result<Result<(), CommitError>, Fault> {
+) -> Result<Result<HashSet<KeyId>, CommitError>, Fault> {
     let at = before.map_or(Revision::ZERO, |head| head.revision);
     // Looked up beforehand, since looking up can fail.
+    let mut standing = HashSet::new();
     let mut taken = Vec::new();
     let mut holders = Vec::new();
     for record in &commit.effects.puts {
-        if at == commit.expected && !writable(conn, record)? {
-            taken.push(record.id);
+        if at == commit.expected {
+            match holder_of(conn, record)? {
+                Holder::Nobody => {}
+                Holder::Own => drop(standing.insert(record.id)),
+                Holder::Other => taken.push(record.id),
+            }
         }
         if let Some(digest) = record.credential.imported()
             && let Some(holder) = holder(conn, digest)?
@@ -69,11 +79,20 @@ fn check(
         let mut all = holders.iter();
         all.find(|(own, _)| own == digest).map(|(_, key)| *key)
     };
-    Ok(commit.check(at, |record| !taken.contains(&record.id), holds))
+    let checked = commit.check(at, |record| !taken.contains(&record.id), holds);
+    Ok(checked.map(|()| standing))
 }
 
-/// Whether the record's id is free, or the tenant's own key.
-fn writable(conn: &Connection, record: &KeyRecord) -> Result<bool, Fault> {
+/// Who has a record's id.
+enum Holder {
+    Nobody,
+    /// It is the tenant's own key.
+    Own,
+    /// Another tenant's key, or one that was removed.
+    Other,
+}
+
+fn holder_of(conn: &Connection, record: &KeyRecord) -> Result<Holder, Fault> {
     let id = id_bytes(record.id);
     let found = conn
         .prepare_cached("SELECT kind, tenant FROM rows WHERE id = ?1")?
@@ -82,11 +101,15 @@ fn writable(conn: &Connection, record: &KeyRecord) -> Result<bool, Fault> {
             Ok(row.get::<_, i64>(0)? == KEY && own)
         })
         .optional()?;
+    let gone = || {
+        conn.prepare_cached("SELECT 1 FROM gone WHERE id = ?1")?
+            .exists([id])
+    };
     Ok(match found {
-        Some(own) => own,
-        None => !conn
-            .prepare_cached("SELECT 1 FROM gone WHERE id = ?1")?
-            .exists([id])?,
+        Some(true) => Holder::Own,
+        Some(false) => Holder::Other,
+        None if gone()? => Holder::Other,
+        None => Holder::Nobody,
     })
 }
 
@@ -112,8 +135,8 @@ pub(super) fn digest_seal(digest: &[u8], id: &[u8]) -> i64 {
     Seal::default().bytes(digest).bytes(id).end()
 }
 
-/// Moves a row to its new place.
-fn put(conn: &Connection, place: i64, row: &Row) -> Result<(), Fault> {
+/// Moves a row to its new place. A `new` one stands nowhere yet.
+fn put(conn: &Connection, place: i64, row: &Row, new: bool) -> Result<(), Fault> {
     let fields = Fields::of(row)?;
     match row {
         Row::Tenant(row) => {
@@ -125,6 +148,7 @@ fn put(conn: &Connection, place: i64, row: &Row) -> Result<(), Fault> {
             let place = [row.tenant.as_str(), row.owner.as_str()];
             conn.prepare_cached(sql)?.execute(place)?;
         }
+        Row::Key(_) if new => {}
         Row::Key(_) | Row::Removed { .. } | Row::Corrupt(_) => {
             conn.prepare_cached("DELETE FROM rows WHERE id = ?1")?
                 .execute([fields.id])?;

@@ -1,16 +1,22 @@
 //! The one writer: a thread that applies all commits that wait in one transaction, so that one wait
 //! for the disk serves them all. Each stays conditional, and each gets its own answer.
+//!
+//! While no commit waits, the thread reads what decisions need: its connection keeps pages in memory
+//! that every other one has to read again after each commit.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::Connection;
 
 use super::fault::Fault;
 use super::file::{Identity, check_journal};
 use super::head::Head;
 use super::pool::Pool;
+use super::tx::{Tx, snapshot};
 use super::{schema, write};
 use crate::core::view::Revision;
 use crate::store::{Commit, CommitError, StoreError, StoreErrorKind};
@@ -22,28 +28,92 @@ const DOING: &str = "committing to the file";
 
 type Answer = Result<Revision, CommitError>;
 
+/// The way to the writer. The thread ends when this is gone and all that was sent is done.
+pub(super) struct Writer {
+    jobs: Sender<Job>,
+    /// How many jobs have no answer yet.
+    open: Arc<AtomicUsize>,
+}
+
+enum Job {
+    Commit(Order),
+    Read(Box<dyn FnOnce(&mut Thread) + Send>),
+}
+
 /// A commit on its way, and who waits for it. Nobody may wait any more.
-pub(super) struct Job {
-    pub(super) commit: Commit,
-    pub(super) answer: async_channel::Sender<Answer>,
+struct Order {
+    commit: Commit,
+    answer: async_channel::Sender<Answer>,
 }
 
-/// Starts the thread. It ends when the sender is gone and all that was sent is done.
-pub(super) fn start(
-    pool: Arc<Pool>,
-    landed: impl Fn() + Send + 'static,
-) -> std::io::Result<Sender<Job>> {
-    let (sender, jobs) = channel();
-    let writer = Writer { pool, conn: None };
-    thread::Builder::new()
-        .name("keyward-sqlite".to_owned())
-        .spawn(move || writer.run(&jobs, landed))?;
-    Ok(sender)
+impl Writer {
+    pub(super) fn start(
+        pool: Arc<Pool>,
+        landed: impl Fn() + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let (sender, jobs) = channel();
+        let open = Arc::new(AtomicUsize::new(0));
+        let thread = Thread {
+            pool,
+            ready: None,
+            open: open.clone(),
+        };
+        thread::Builder::new()
+            .name("keyward-sqlite".to_owned())
+            .spawn(move || thread.run(&jobs, landed))?;
+        Ok(Self { jobs: sender, open })
+    }
+
+    pub(super) async fn commit(&self, commit: Commit) -> Answer {
+        let (answer, answered) = async_channel::bounded(1);
+        let gone = |kind| StoreError::new(kind, DOING);
+        self.open.fetch_add(1, Ordering::AcqRel);
+        self.jobs
+            .send(Job::Commit(Order { commit, answer }))
+            .map_err(|_| gone(StoreErrorKind::Unavailable))?;
+        // The writer answers each job it takes, unless it came to an end on the way.
+        let answer = answered.recv().await;
+        answer.unwrap_or_else(|_| Err(gone(StoreErrorKind::Indeterminate).into()))
+    }
+
+    /// Reads within one snapshot, like [`Pool::read`]. Tells nothing if another job is under way,
+    /// there is no connection to this file yet, or the read failed or told nothing: the pool is to be
+    /// asked then.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Connection) -> Result<Option<T>, Fault> + Send + 'static,
+    ) -> Option<T> {
+        // Never behind a commit, which may wait for the disk.
+        let free = self
+            .open
+            .compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire);
+        if free.is_err() {
+            return None;
+        }
+        let (answer, answered) = async_channel::bounded(1);
+        let job = move |thread: &mut Thread| {
+            let read = thread.read(read);
+            thread.close();
+            // Whoever asked may have stopped waiting.
+            drop(answer.try_send(read));
+        };
+        self.jobs.send(Job::Read(Box::new(job))).ok()?;
+        answered.recv().await.ok()?
+    }
 }
 
-struct Writer {
+struct Thread {
     pool: Arc<Pool>,
-    conn: Option<(Connection, Identity)>,
+    ready: Option<Ready>,
+    open: Arc<AtomicUsize>,
+}
+
+struct Ready {
+    conn: Connection,
+    file: Identity,
+    /// Where the store stood after the last commit, with SQLite's mark of it: as long as that stays,
+    /// nobody else wrote to the file.
+    last: Option<(i64, Head)>,
 }
 
 /// What became of a group.
@@ -58,34 +128,57 @@ enum Group {
     Unknown(Fault),
 }
 
-impl Writer {
+impl Thread {
     fn run(mut self, jobs: &Receiver<Job>, landed: impl Fn()) {
         while let Ok(first) = jobs.recv() {
-            let mut group = vec![first];
-            group.extend(jobs.try_iter().take(MAX_GROUP - 1));
-            self.settle(group);
-            landed();
+            let mut group = Vec::new();
+            for job in std::iter::once(first).chain(jobs.try_iter().take(MAX_GROUP - 1)) {
+                match job {
+                    Job::Commit(order) => group.push(order),
+                    Job::Read(read) => read(&mut self),
+                }
+            }
+            if !group.is_empty() {
+                self.settle(group);
+                landed();
+            }
         }
     }
 
-    fn settle(&mut self, mut group: Vec<Job>) {
+    /// A job has its answer.
+    fn close(&self) {
+        self.open.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    fn read<T>(&mut self, read: impl FnOnce(&Connection) -> Result<Option<T>, Fault>) -> Option<T> {
+        let file = self.pool.current().ok()?;
+        // Taken out: after a fault nothing is assumed of the connection.
+        let ready = self.ready.take().filter(|ready| ready.file == file)?;
+        // Commits go on, whatever becomes of a read.
+        let read = catch_unwind(AssertUnwindSafe(|| snapshot(&ready.conn, read)));
+        let read = read.ok()?.ok()?;
+        self.ready = Some(ready);
+        read
+    }
+
+    fn settle(&mut self, mut group: Vec<Order>) {
         match self.group(&group) {
             Group::Durable(answers) => {
-                for (job, answer) in group.iter().zip(answers) {
-                    tell(job, answer);
+                for (order, answer) in group.iter().zip(answers) {
+                    self.tell(order, answer);
                 }
             }
             // One commit that cannot be written must not stop those that came along with it.
             Group::Hindered(_) if group.len() > 1 => {
-                for job in group.drain(..) {
-                    self.settle(vec![job]);
+                for order in group.drain(..) {
+                    self.settle(vec![order]);
                 }
             }
             Group::RolledBack(fault) | Group::Hindered(fault) => {
                 let error = fault.told(DOING);
                 group
                     .iter()
-                    .for_each(|job| tell(job, Err(error.clone().into())));
+                    .for_each(|order| self.tell(order, Err(error.clone().into())));
             }
             Group::Unknown(fault) => {
                 let kind = StoreErrorKind::Indeterminate;
@@ -93,22 +186,29 @@ impl Writer {
                 tracing::error!(%error, "commit may or may not be on disk");
                 group
                     .iter()
-                    .for_each(|job| tell(job, Err(error.clone().into())));
+                    .for_each(|order| self.tell(order, Err(error.clone().into())));
             }
         }
     }
 
-    fn group(&mut self, group: &[Job]) -> Group {
+    fn tell(&self, order: &Order, answer: Answer) {
+        // First: whoever hears of it may go on to read.
+        self.close();
+        // Whoever asked may have stopped waiting.
+        drop(order.answer.try_send(answer));
+    }
+
+    fn group(&mut self, group: &[Order]) -> Group {
         // Taken out: after a fault nothing is assumed of the connection.
-        let (mut conn, file) = match self.connection() {
+        let mut ready = match self.ready() {
             Ok(ready) => ready,
             Err(fault) => return Group::RolledBack(fault),
         };
-        let (tx, mut head) = match begin(&mut conn) {
+        let (tx, version, mut head) = match begin(&ready) {
             Ok(begun) => begun,
             Err(fault) => return Group::RolledBack(fault),
         };
-        let apply = |job: &Job| write::apply(&tx, &mut head, &job.commit);
+        let apply = |order: &Order| write::apply(&ready.conn, &mut head, &order.commit);
         let answers: Vec<Answer> = match group.iter().map(apply).collect() {
             Ok(answers) => answers,
             Err(fault) => return Group::Hindered(fault),
@@ -124,32 +224,36 @@ impl Writer {
             };
         }
         tracing::trace!(revision = %head.cursor.revision, commits = group.len(), "durable");
-        self.conn = Some((conn, file));
+        ready.last = Some((version, head));
+        self.ready = Some(ready);
         Group::Durable(answers)
     }
 
     /// The connection to the file that stands at the path now.
-    fn connection(&mut self) -> Result<(Connection, Identity), Fault> {
+    fn ready(&mut self) -> Result<Ready, Fault> {
         let file = self.pool.current()?;
-        if let Some(ready) = self.conn.take().filter(|(_, own)| *own == file) {
+        if let Some(ready) = self.ready.take().filter(|ready| ready.file == file) {
             return Ok(ready);
         }
         let conn = self.pool.place.serve()?;
         self.pool.place.make_durable(&conn)?;
-        Ok((conn, file))
+        let last = None;
+        Ok(Ready { conn, file, last })
     }
 }
 
-/// Begins a transaction that nobody else can begin meanwhile.
-fn begin(conn: &mut Connection) -> Result<(rusqlite::Transaction<'_>, Head), Fault> {
-    let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    check_journal(&tx)?;
-    schema::check_version(&tx)?;
-    let head = Head::read(&tx)?;
-    Ok((tx, head))
-}
-
-fn tell(job: &Job, answer: Answer) {
-    // Whoever asked may have stopped waiting.
-    drop(job.answer.try_send(answer));
+/// Begins a transaction that nobody else can begin meanwhile, and tells where the store stands.
+fn begin(ready: &Ready) -> Result<(Tx<'_>, i64, Head), Fault> {
+    let conn = &ready.conn;
+    let tx = Tx::immediate(conn)?;
+    let version = schema::data_version(conn)?;
+    if let Some((seen, head)) = ready.last
+        && seen == version
+    {
+        return Ok((tx, version, head));
+    }
+    check_journal(conn)?;
+    schema::check_version(conn)?;
+    let head = Head::read(conn)?;
+    Ok((tx, version, head))
 }
