@@ -9,7 +9,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::invalid::{Invalid, Problem};
-use super::text::{SEGMENT, Text};
+use super::text::{self, SEGMENT, Text};
 
 /// The unit that owns keys and within which invariants hold: a project, account or organization.
 ///
@@ -128,7 +128,7 @@ impl Serialize for TenantId {
 
 impl<'de> Deserialize<'de> for TenantId {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        Self::new(String::deserialize(from)?).map_err(serde::de::Error::custom)
+        text::read(from, |path| Self::new(path))
     }
 }
 

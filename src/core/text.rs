@@ -8,6 +8,9 @@ use std::hash::{Hash, Hasher};
 use std::ops::Deref;
 use std::sync::Arc;
 
+use serde::Deserializer;
+use serde::de::Visitor;
+
 use super::invalid::{Invalid, Problem};
 
 /// Shared text that can also be a constant.
@@ -101,6 +104,28 @@ impl Rule {
             None => Ok(()),
         }
     }
+}
+
+/// Reads text where it lies, so that a start copies none of it twice.
+pub(crate) fn read<'de, D: Deserializer<'de>, T>(
+    from: D,
+    parse: fn(&str) -> Result<T, Invalid>,
+) -> Result<T, D::Error> {
+    struct Reader<T>(fn(&str) -> Result<T, Invalid>);
+
+    impl<T> Visitor<'_> for Reader<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a string")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
+            (self.0)(text).map_err(E::custom)
+        }
+    }
+
+    from.deserialize_str(Reader(parse))
 }
 
 fn identifier(c: char) -> bool {
@@ -229,9 +254,8 @@ macro_rules! text_types {
         }
 
         impl<'de> serde::Deserialize<'de> for $name {
-            fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-                let text = String::deserialize(from)?;
-                Self::new(text).map_err(serde::de::Error::custom)
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                read(from, |text| Self::new(text))
             }
         }
     )*};

@@ -76,7 +76,9 @@ stored! {
 }
 
 fn seal(value: &impl Serialize) -> Vec<u8> {
-    let start = vec![VERSION];
+    // Most records fit, so that writing one does not move what was written before.
+    let mut start = Vec::with_capacity(512);
+    start.push(VERSION);
     // Writing to memory cannot fail, and no type here refuses to be written.
     let mut bytes = postcard::to_extend(value, start).unwrap_or_default();
     let checksum = crc32fast::hash(&bytes);

@@ -134,6 +134,8 @@ fn loading_what_a_decision_needs_searches_and_never_scans() {
             .unwrap()
             .unwrap();
         assert_eq!((view.records.len(), view.owners.len()), (1, 1));
+        let none = read::load(conn, &record.tenant, &select, 0).unwrap();
+        assert_eq!(none, None, "more than asked for at most");
         assert_eq!((view.applied.len(), view.tenant.is_some()), (1, true));
         read::find(conn, &Locator::Id(record.id)).unwrap().unwrap();
     });

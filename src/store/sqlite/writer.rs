@@ -36,7 +36,7 @@ pub(super) struct Writer {
 }
 
 enum Job {
-    Commit(Order),
+    Commit(Box<Order>),
     Read(Box<dyn FnOnce(&mut Thread) + Send>),
 }
 
@@ -69,7 +69,7 @@ impl Writer {
         let gone = |kind| StoreError::new(kind, DOING);
         self.open.fetch_add(1, Ordering::AcqRel);
         self.jobs
-            .send(Job::Commit(Order { commit, answer }))
+            .send(Job::Commit(Box::new(Order { commit, answer })))
             .map_err(|_| gone(StoreErrorKind::Unavailable))?;
         // The writer answers each job it takes, unless it came to an end on the way.
         let answer = answered.recv().await;
@@ -134,7 +134,7 @@ impl Thread {
             let mut group = Vec::new();
             for job in std::iter::once(first).chain(jobs.try_iter().take(MAX_GROUP - 1)) {
                 match job {
-                    Job::Commit(order) => group.push(order),
+                    Job::Commit(order) => group.push(*order),
                     Job::Read(read) => read(&mut self),
                 }
             }
