@@ -80,7 +80,8 @@ impl Clock for SystemClock {
         });
         let wall = told.flatten().unwrap_or_else(|| {
             let wall = self.now();
-            // Whoever was interrupted between the two clocks has compared nothing.
+            // Whoever was interrupted between the two clocks has compared nothing. Interrupted between
+            // the two stores it may tell an older difference once more: for 10 ms at most.
             if self.monotonic().saturating_sub(monotonic) < Duration::from_millis(1) {
                 let ahead = wall.as_micros().saturating_sub(micros.cast_signed());
                 AHEAD.store(ahead, Ordering::Relaxed);

@@ -3,10 +3,15 @@
 
 mod support;
 
-use keyward::policy::Policy;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use keyward::{DeleteKey, Need, Owner, Rejection, Role, ScopeSet, hours, profiles};
+use keyward::policy::{LivePolicies, Policy, Propagation};
+use keyward::store::MemoryStore;
+use keyward::{
+    Clock, DeleteKey, Keyward, ManualClock, Need, Owner, Reading, Rejection, Replica, Role,
+    ScopeSet, Timestamp, Verifier, hours, profiles,
+};
 use support::{World, admin, at, host, reader, reading, tenant, wait, who, with_other_secret};
 
 fn refused(world: &World, token: &str, need: &Need) -> Option<Rejection> {
@@ -133,4 +138,72 @@ fn a_grant_and_its_copies_tell_what_was_verified() {
     wait(world.keys.delete(&admin(), key.id, DeleteKey::default())).unwrap();
     let grant = world.keys.verify(key.secret.expose(), &reading());
     assert_eq!(grant.err(), Some(Rejection::Unknown));
+}
+
+/// A clock that lets something happen when a verification reads it.
+#[derive(Debug)]
+struct Interrupted {
+    clock: ManualClock,
+    then: Mutex<Option<Interruption>>,
+}
+
+struct Interruption(Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for Interruption {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Interruption")
+    }
+}
+
+impl Clock for Interrupted {
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.clock.monotonic()
+    }
+
+    fn read(&self) -> Reading {
+        let then = self.then.lock().unwrap().take();
+        then.into_iter().for_each(|Interruption(then)| then());
+        self.clock.read()
+    }
+}
+
+/// Fails if what was looked for in one index is looked for at the same place of another.
+#[test]
+fn a_key_verifies_while_everything_is_read_anew() {
+    let clock = Arc::new(Interrupted {
+        clock: ManualClock::at(at(support::START)),
+        then: Mutex::default(),
+    });
+    let store = Arc::new(MemoryStore::new());
+    let mut spec = profiles::standard();
+    spec.propagation = Propagation {
+        bound: Duration::ZERO,
+    };
+    let builder = Keyward::builder(MemoryStore::clone(&store), support::peppers());
+    let builder = builder.policy(Policy::new(spec.clone()).unwrap());
+    let keys = wait(builder.clock(clock.clone()).build()).unwrap();
+    let key = wait(keys.create(&admin(), reader("export"))).unwrap();
+
+    let replica = Arc::new(Replica::new(store.clone(), clock.clone()));
+    let verifier = Verifier::new(
+        replica.clone(),
+        store.clone(),
+        Arc::new(LivePolicies::new(Policy::new(spec).unwrap())),
+        Arc::new(support::peppers()),
+        clock.clone(),
+    );
+    wait(replica.sync()).unwrap();
+    verifier.verify(key.secret.expose(), &reading()).unwrap();
+    *clock.then.lock().unwrap() = Some(Interruption(Box::new(move || {
+        // Further on than the replica has followed, and then forgotten.
+        wait(keys.create(&admin(), reader("another"))).unwrap();
+        store.compact();
+        wait(replica.sync()).unwrap();
+    })));
+    verifier.verify(key.secret.expose(), &reading()).unwrap();
+    assert!(clock.then.lock().unwrap().is_none(), "it was interrupted");
 }

@@ -237,11 +237,11 @@ pub(crate) struct Glance<'a> {
 impl<'a> Glance<'a> {
     #[inline]
     pub(crate) fn at(presented: &'a [u8]) -> Self {
-        let short = presented.len() <= MAX_PRESENTED_LEN;
-        let text = presented.trim_ascii();
-        let parts = text.split_last_chunk::<BODY_LEN>();
+        // Of more than this nothing is looked at (trap 16).
+        let short = (presented.len() <= MAX_PRESENTED_LEN).then_some(presented);
+        let parts = short.and_then(|text| text.trim_ascii().split_last_chunk::<BODY_LEN>());
         let prefixes = 2..=TokenPrefix::MAX_LEN;
-        let parts = parts.filter(|(prefix, _)| short && prefixes.contains(&prefix.len()));
+        let parts = parts.filter(|(prefix, _)| prefixes.contains(&prefix.len()));
         let id = parts.and_then(|(_, body)| KeyId::from_digits(&body[..KeyId::LEN]));
         Self {
             presented,

@@ -137,7 +137,9 @@ impl Keyward {
     ///
     /// [`StoreError`]; verification goes on until the bound is passed, and then refuses.
     pub async fn sync(&self) -> Result<(), StoreError> {
-        self.inner.replica.sync().await
+        let synced = self.inner.replica.sync().await;
+        self.inner.verifier.refresh();
+        synced
     }
 
     /// How far this node is behind, at most.

@@ -17,7 +17,9 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use self::index::Index;
-pub(crate) use self::index::{Answer, Facts, Half, Hit, HolderAt, Known, Parts, Sought, View};
+pub(crate) use self::index::{
+    Answer, Facts, Half, Hit, HolderAt, Kept, Known, Parts, Sought, View,
+};
 use crate::clock::Clock;
 use crate::core::id::KeyId;
 use crate::core::tenant::TenantId;
@@ -41,6 +43,9 @@ pub struct Replica {
     view: ArcSwap<View>,
     /// Counts the views, so that whoever keeps one knows when there is a newer one.
     version: AtomicU64,
+    /// Views that were replaced, kept until the next sync: whoever still reads one should not be the
+    /// one to free it.
+    replaced: Mutex<Vec<Arc<View>>>,
     /// When the last read was sent that this index reflects in full, in microseconds of the
     /// monotonic clock.
     confirmed: AtomicU64,
@@ -72,6 +77,7 @@ impl Replica {
             clock,
             view: ArcSwap::from_pointee(View::of(Arc::default())),
             version: AtomicU64::new(0),
+            replaced: Mutex::default(),
             confirmed: AtomicU64::new(NEVER),
             progress: Mutex::default(),
             syncing: async_lock::Mutex::new(()),
@@ -86,6 +92,8 @@ impl Replica {
     /// [`StoreError`]; nothing is confirmed then, and what was known stays.
     pub async fn sync(&self) -> Result<(), StoreError> {
         let _only_one = self.syncing.lock().await;
+        let replaced = std::mem::take(&mut *self.replaced());
+        drop(replaced);
         let cursor = self.progress().cursor;
         if let Some(cursor) = cursor {
             match self.catch_up(&self.index(), cursor).await {
@@ -147,7 +155,8 @@ impl Replica {
     }
 
     fn show(&self, view: View) {
-        self.view.store(Arc::new(view));
+        let old = self.view.swap(Arc::new(view));
+        self.replaced().push(old);
         self.version.fetch_add(1, Ordering::Release);
     }
 
@@ -253,11 +262,14 @@ impl Replica {
         let building = Arc::new(Index::default());
         self.progress().building = Some(building.clone());
         let built = self.fill(&building).await;
+        let view = View::of(building);
+        if built.is_ok() {
+            view.inherit_uses(&self.index());
+        }
         let mut progress = self.progress();
         progress.building = None;
         let (sent, upto) = built?;
-        building.inherit_uses(&self.index());
-        self.show(View::of(building));
+        self.show(view);
         progress.cursor = Some(upto);
         self.confirm(sent);
         Ok(())
@@ -322,6 +334,10 @@ impl Replica {
     fn confirm(&self, sent: Duration) {
         let sent = u64::try_from(sent.as_micros()).unwrap_or(u64::MAX);
         self.confirmed.fetch_max(sent, Ordering::Release);
+    }
+
+    fn replaced(&self) -> MutexGuard<'_, Vec<Arc<View>>> {
+        self.replaced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {

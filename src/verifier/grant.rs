@@ -18,7 +18,7 @@ use crate::core::subject::{Course, Holder, Shape};
 use crate::core::tenant::TenantId;
 use crate::core::text::{ClassName, Environment, PrincipalId, Role};
 use crate::core::time::Timestamp;
-use crate::replica::{Facts, Hit, HolderAt, Parts};
+use crate::replica::{Facts, Hit, HolderAt, Kept, Parts};
 
 /// A key that was verified, as it stood at that moment. Holds no secret.
 ///
@@ -190,11 +190,15 @@ impl Grant {
     /// When it ends, as far as is known now; `None` for never.
     #[must_use]
     pub fn expires_at(&self) -> Option<Timestamp> {
-        let course = match &self.of {
-            Of::Index { pinned, row, .. } => pinned.view.course_of(*row)?,
-            Of::Record(taken) => taken.course,
+        let kept = match &self.of {
+            Of::Index { pinned, row, .. } => pinned.view.kept(*row),
+            Of::Record(taken) => Kept::Known(taken.course),
         };
-        course.expires_at
+        match kept {
+            Kept::Known(course) => course.expires_at,
+            // It was removed since, or cannot be read any more.
+            Kept::Removed | Kept::Corrupt => Some(self.at),
+        }
     }
 
     /// Whether it reaches `scope`, within its class and its owner's role.

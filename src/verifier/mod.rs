@@ -33,7 +33,7 @@ use crate::core::secret::Digest;
 use crate::core::subject::{Shape, Subject};
 use crate::core::time::Timestamp;
 use crate::core::token::{self, Glance, Token, TokenError};
-use crate::replica::{Answer, Facts, Half, Parts, Replica, Sought, View};
+use crate::replica::{Answer, Facts, Half, Kept, Parts, Replica, Sought, View};
 use crate::store::KeyStore;
 
 /// How many keys one verifier reads through the store at once: a flood of unknown ids must not
@@ -92,7 +92,7 @@ enum Claim<'a> {
 pub struct Uses {
     /// How often.
     pub count: u64,
-    /// When last, to the second; `None` if it was not.
+    /// When last, or up to 64 seconds before that; `None` if it was not.
     pub last: Option<Timestamp>,
 }
 
@@ -140,7 +140,10 @@ impl Verifier {
         match self.verify_known(&claim, need, confirmed, pinned) {
             // A store that lives in this process confirms at the moment of use.
             Err(Rejection::Stale { .. } | Rejection::NeedsFresh) if self.replica.confirm_now() => {
-                self.verify_known(&claim, need, Confirmation::DuringCall, self.pinned())
+                let pinned = self.pinned();
+                // Anew: it may be another index by now, in which nothing stands where it stood.
+                let claim = Claim::of(presented.as_ref(), &pinned.view)?;
+                self.verify_known(&claim, need, Confirmation::DuringCall, pinned)
             }
             verdict => verdict,
         }
@@ -237,7 +240,11 @@ impl Verifier {
         let Some(hit) = hit else {
             return Err(self.wrong_secret(claim, &facts));
         };
-        let course = view.course(&hit, &facts, now).ok_or(Rejection::Unknown)?;
+        let course = match view.course(&hit, &facts, now) {
+            Kept::Known(course) => course,
+            Kept::Removed => return Err(Rejection::Unknown),
+            Kept::Corrupt => return Err(Rejection::Corrupt { key: hit.id }),
+        };
         let subject = Subject {
             id: hit.id,
             whose: &facts.holder,
@@ -270,31 +277,29 @@ impl Verifier {
         }
     }
 
-    /// While there are older peppers: whatever the answer, one of them is tried, so that the time
-    /// tells nothing about the key (trap 6).
-    fn look_up_under_older(&self, view: &View, token: &Token<'_>, answer: Answer) -> Answer {
+    /// While there are older peppers: whatever the answer, two more digests are made, so that the
+    /// time tells nothing about the key (trap 6). Two, since its digest may be renewed meanwhile.
+    fn look_up_under_older(&self, view: &View, token: &Token<'_>, mut answer: Answer) -> Answer {
         let Some(any) = self.peppers.retired().first() else {
             return answer;
         };
-        let facts = match answer {
-            Answer::WrongSecret(parts) => view.facts(parts),
-            _ => None,
-        };
-        let own = facts.and_then(|facts| facts.shape.pepper.as_ref());
-        let own = own.and_then(|id| {
-            self.peppers
-                .retired()
-                .iter()
-                .find(|pepper| pepper.id() == id)
-        });
-        let half = half_of(own.unwrap_or(any), token);
-        match own {
-            Some(_) => view.end(token.id(), view.begin(token.id()), half),
-            None => {
-                black_box(half);
-                answer
+        for _ in 0..2 {
+            let facts = match answer {
+                Answer::WrongSecret(parts) => view.facts(parts),
+                _ => None,
+            };
+            let own = facts.and_then(|facts| facts.shape.pepper.as_ref());
+            let own = own.and_then(|id| self.peppers.live(id));
+            let half = half_of(own.unwrap_or(any), token);
+            if own.is_some() {
+                answer = view.end(token.id(), view.begin(token.id()), half);
+                if let Answer::Hit(_) = answer {
+                    break;
+                }
             }
+            black_box(half);
         }
+        answer
     }
 
     /// A secret that nothing is known of: the key's pepper may be missing.
@@ -333,14 +338,20 @@ impl Verifier {
         }
     }
 
-    /// How often this verifier's process accepted a key since it started, and when last, to the
-    /// second; `None` if it does not know the key. Counted in memory alone.
+    /// How often this verifier's process accepted a key since it started, and when last, to
+    /// about a minute; `None` if it does not know the key. Counted in memory alone.
     #[must_use]
     pub fn uses(&self, key: KeyId) -> Option<Uses> {
         let (count, last) = self.pinned().view.uses(key)?;
         let last = (count > 0).then(|| Timestamp::from_unix_seconds(last.into()).ok());
         let last = last.flatten();
         Some(Uses { count, last })
+    }
+
+    /// Lets go of what later verifications will not read. A verification does so by itself; where
+    /// none comes, memory would be kept.
+    pub(crate) fn refresh(&self) {
+        drop(self.pinned());
     }
 
     /// Takes the next thing that verifications left to do.

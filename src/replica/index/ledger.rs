@@ -114,6 +114,8 @@ pub(super) struct Ledger {
 
 /// What is known of one holder.
 struct Own {
+    /// Whether it has keys, and so a standing.
+    linked: bool,
     /// For an owner in the tenant at the top of a path: the first of its holders further down; for
     /// those the next. Or [`NONE`].
     below: u32,
@@ -150,6 +152,7 @@ impl Ledger {
             shared.shapes.at(new).get_or_init(|| shape);
         });
         let holder = self.holder(shared, holder);
+        self.link(shared, holder);
         Parts { holder, shape }
     }
 
@@ -227,24 +230,35 @@ impl Ledger {
             tenant: shared_key(&self.tenants, holder.tenant),
             owner: holder.owner,
         };
-        let top = match &holder.owner {
-            Owner::Principal(owner) if !is_top(&holder.tenant) => {
-                Some(self.top(shared, &holder.tenant, owner.clone()))
-            }
-            _ => None,
-        };
-        let standing = self.standing(shared, &holder);
         let new = number(self.holders.len());
-        let number = intern(&mut self.holders, holder, |holder| {
-            shared.stands.at(new).store(standing, Ordering::Release);
-            shared.holders.at(new).get_or_init(|| holder);
-        });
-        let below = top.map(|top| std::mem::replace(&mut self.own[top as usize].below, number));
         self.own.push(Own {
-            below: below.unwrap_or(NONE),
+            linked: false,
+            below: NONE,
             row: None,
         });
-        number
+        intern(&mut self.holders, holder, |holder| {
+            shared.holders.at(new).get_or_init(|| holder);
+        })
+    }
+
+    /// Has a holder follow the rows of its owner from now on: it has keys. Those that have none cost
+    /// nothing, however many tenants of one customer an owner has a row in.
+    fn link(&mut self, shared: &Shared, number: u32) {
+        if self.own[number as usize].linked {
+            return;
+        }
+        let Some(holder) = shared.holders.at(number).get() else {
+            return;
+        };
+        if let Owner::Principal(owner) = &holder.owner
+            && !is_top(&holder.tenant)
+        {
+            let top = self.top(shared, &holder.tenant, owner.clone()) as usize;
+            self.own[number as usize].below = std::mem::replace(&mut self.own[top].below, number);
+        }
+        self.own[number as usize].linked = true;
+        let standing = self.standing(shared, holder);
+        shared.stands.at(number).store(standing, Ordering::Release);
     }
 
     /// The holder of the same owner at the top of a path. All others of that owner and path follow
@@ -265,12 +279,12 @@ impl Ledger {
 
     /// Works out anew how a holder stands, if it is at `above` or below.
     fn renew(&mut self, shared: &Shared, holder: u32, above: &TenantId) {
-        let place = shared.stands.at(holder);
-        if let Some(holder) = shared.holders.at(holder).get()
-            && above.contains(&holder.tenant)
+        let linked = self.own[holder as usize].linked;
+        if let Some(place) = shared.holders.at(holder).get().filter(|_| linked)
+            && above.contains(&place.tenant)
         {
-            let standing = self.standing(shared, holder);
-            place.store(standing, Ordering::Release);
+            let standing = self.standing(shared, place);
+            shared.stands.at(holder).store(standing, Ordering::Release);
         }
     }
 

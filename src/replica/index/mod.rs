@@ -20,7 +20,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use self::chunks::Chunks;
 pub(crate) use self::ledger::{Facts, HolderAt, Parts};
 use self::ledger::{Ledger, Shared};
-use self::rows::{Content, Kept, Row};
+pub(crate) use self::rows::Kept;
+use self::rows::{Content, Row};
 pub(crate) use self::table::Half;
 use self::table::{Directory, Found, Hash, Lead, Search, Table};
 use self::uses::{Counted, Uses};
@@ -212,22 +213,20 @@ impl View {
         self.index.shared.facts_with(parts, standing_id)
     }
 
-    /// What decides whether the key works at `now`; `None` if it is not there any more.
+    /// What decides whether the key works at `now`, or what has become of it.
     #[inline]
-    pub(crate) fn course(&self, hit: &Hit, facts: &Facts<'_>, now: Timestamp) -> Option<Course> {
+    pub(crate) fn course(&self, hit: &Hit, facts: &Facts<'_>, now: Timestamp) -> Kept {
         let good = hit.course.expires_at.is_none_or(|end| now < end);
         if hit.exact || (good && facts.standing.removed_at.is_none()) {
-            return Some(hit.course);
+            return Kept::Known(hit.course);
         }
-        self.course_of(hit.row)
+        self.kept(hit.row)
     }
 
     /// What is known now of a key that was hit before.
-    pub(crate) fn course_of(&self, row: u32) -> Option<Course> {
-        match self.index.rows.get(row)?.read().key {
-            Kept::Known(course) => Some(course),
-            Kept::Removed | Kept::Corrupt => None,
-        }
+    pub(crate) fn kept(&self, row: u32) -> Kept {
+        let row = self.index.rows.get(row);
+        row.map_or(Kept::Removed, |row| row.read().key)
     }
 
     /// Counts a use.
@@ -256,6 +255,20 @@ impl View {
     pub(crate) fn uses(&self, id: KeyId) -> Option<(u64, u32)> {
         self.index.settle_uses();
         Some(self.index.rows.get(self.row_of(id)?)?.uses())
+    }
+
+    /// Takes over what another index counted.
+    pub(super) fn inherit_uses(&self, of: &Index) {
+        of.settle_uses();
+        for old in (1..=of.count.load(Ordering::Acquire)).filter_map(|row| of.rows.get(row)) {
+            let (uses, last) = old.uses();
+            if uses > 0
+                && let Some(row) = self.row_of(old.id())
+                && let Some(row) = self.index.rows.get(row)
+            {
+                row.count(uses, last);
+            }
+        }
     }
 
     /// What a slot that was found leads to; `id` if it was found by that.
@@ -412,11 +425,16 @@ impl Index {
         };
         let row = match known {
             Some(row) => {
-                self.rows.at(row).write(content);
+                let stands = self.rows.at(row);
                 if writer.table.has(hash, row, half) {
+                    stands.write(content);
                     writer.table.lead(hash, row, lead);
                 } else {
-                    writer.table.replace(hash, row, half, lead);
+                    // In this order: a key that keeps its secret is found at any instant, and under
+                    // the pepper that the row names.
+                    writer.table.insert(hash, row, half, lead);
+                    stands.write(content);
+                    writer.table.clear_first(hash, row);
                 }
                 row
             }
@@ -499,21 +517,7 @@ impl Index {
         let row = self
             .rows
             .get(id.to_u128() as u32 % self.count.load(Ordering::Relaxed).max(1));
-        std::hint::black_box(row.map(|row| row.id() == id && row.read().key == Kept::Removed));
-    }
-
-    /// Takes over what another index counted.
-    pub(super) fn inherit_uses(&self, of: &Self) {
-        of.settle_uses();
-        let writer = self.writer();
-        for old in (1..=of.count.load(Ordering::Acquire)).filter_map(|row| of.rows.get(row)) {
-            let (id, (uses, last)) = (old.id(), old.uses());
-            if uses > 0
-                && let Some(row) = self.row_of(&writer.table, self.hash_of_id(id), id)
-            {
-                self.rows.at(row).count(uses, last);
-            }
-        }
+        std::hint::black_box(row.map(|row| (row.id() == id) & (row.read().key == Kept::Removed)));
     }
 
     fn settle_uses(&self) {

@@ -15,12 +15,13 @@ use crate::core::view::Revision;
 #[derive(Default)]
 pub(super) struct Row {
     id: [AtomicU64; 2],
-    /// The revision and the state, or [`CHANGING`]. Each change has a revision of its own.
-    state: AtomicU64,
+    /// The revision, or [`CHANGING`]. Each change has one of its own.
+    revision: AtomicU64,
+    /// The state; above it when it was revoked, if it was, else when it was created, in
+    /// microseconds.
+    state: AtomicI64,
     /// When it ends, in microseconds; [`NEVER`].
     ends: AtomicI64,
-    /// When it was revoked, if it was; else when it was created.
-    at: AtomicI64,
     holder: AtomicU32,
     shape: AtomicU32,
     /// How often it was used, and when last: see [`count`](Self::count).
@@ -37,7 +38,7 @@ pub(super) struct Content {
 
 /// What is kept of a key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Kept {
+pub(crate) enum Kept {
     Known(Course),
     Removed,
     Corrupt,
@@ -46,25 +47,17 @@ pub(super) enum Kept {
 const NEVER: i64 = i64::MAX;
 const CHANGING: u64 = u64::MAX;
 
-const STATE_BITS: u32 = 8;
-const REMOVED: u64 = 0;
-const CORRUPT: u64 = 1;
-const ENABLED: u64 = 2;
-const DISABLED: u64 = 3;
-/// And the reason.
-const REVOKED: u64 = 4;
-const REASONS: [Reason; 9] = [
-    Reason::Lost,
-    Reason::Compromised,
-    Reason::Leaked,
-    Reason::Unused,
-    Reason::NoLongerNeeded,
-    Reason::Rotated,
-    Reason::RotationCancelled,
-    Reason::OwnerRemoved,
-    Reason::TenantClosed,
-];
-const AWAITS_FIRST_USE: u64 = 0x80;
+/// Five bits of state leave room for any instant of four-digit years.
+const STATE_BITS: u32 = 5;
+const STATES: i64 = (1 << STATE_BITS) - 1;
+const REMOVED: i64 = 0;
+const CORRUPT: i64 = 1;
+const ENABLED: i64 = 2;
+const DISABLED: i64 = 3;
+const AWAITS_FIRST_USE: i64 = 1 << 4;
+
+/// How often a reader looks again before it lets others run.
+const SPINS: u32 = 64;
 
 /// Seconds of a minute.
 const MINUTE: u32 = 64;
@@ -88,36 +81,42 @@ impl Row {
     }
 
     pub(super) fn read(&self) -> Content {
+        let mut spins = 0;
         loop {
-            let state = self.state.load(Ordering::Acquire);
+            let revision = self.revision.load(Ordering::Acquire);
+            let state = self.state.load(Ordering::Relaxed);
             let ends = self.ends.load(Ordering::Relaxed);
-            let at = self.at.load(Ordering::Relaxed);
             let holder = self.holder.load(Ordering::Relaxed);
             let shape = self.shape.load(Ordering::Relaxed);
             fence(Ordering::Acquire);
-            if state != CHANGING && self.state.load(Ordering::Relaxed) == state {
+            if revision != CHANGING && self.revision.load(Ordering::Relaxed) == revision {
                 return Content {
-                    revision: Revision(state >> STATE_BITS),
-                    key: kept(state, ends, at),
+                    revision: Revision(revision),
+                    key: kept(state, ends),
                     parts: Parts { holder, shape },
                 };
             }
-            // The writer is between two stores of this row: a matter of nanoseconds.
-            std::hint::spin_loop();
+            // The writer is between two stores of this row: a matter of nanoseconds, unless it was
+            // interrupted there.
+            spins += 1;
+            if spins % SPINS == 0 {
+                std::thread::yield_now();
+            } else {
+                std::hint::spin_loop();
+            }
         }
     }
 
     /// Only the writer's own.
     pub(super) fn write(&self, content: Content) {
-        let (state, ends, at) = words(content.key);
-        self.state.store(CHANGING, Ordering::Relaxed);
+        let (state, ends) = words(content.key);
+        self.revision.store(CHANGING, Ordering::Relaxed);
         fence(Ordering::Release);
+        self.state.store(state, Ordering::Relaxed);
         self.ends.store(ends, Ordering::Relaxed);
-        self.at.store(at, Ordering::Relaxed);
         self.holder.store(content.parts.holder, Ordering::Relaxed);
         self.shape.store(content.parts.shape, Ordering::Relaxed);
-        let state = content.revision.0 << STATE_BITS | state;
-        self.state.store(state, Ordering::Release);
+        self.revision.store(content.revision.0, Ordering::Release);
     }
 
     /// Has the count brought near.
@@ -152,19 +151,16 @@ impl Row {
     }
 }
 
-fn words(key: Kept) -> (u64, i64, i64) {
+fn words(key: Kept) -> (i64, i64) {
     let course = match key {
-        Kept::Removed => return (REMOVED, 0, 0),
-        Kept::Corrupt => return (CORRUPT, 0, 0),
+        Kept::Removed => return (REMOVED, 0),
+        Kept::Corrupt => return (CORRUPT, 0),
         Kept::Known(course) => course,
     };
     let (state, at) = match course.life {
         Life::Enabled => (ENABLED, course.created_at),
         Life::Disabled => (DISABLED, course.created_at),
-        Life::Revoked { at, reason } => {
-            let known = REASONS.iter().position(|own| *own == reason);
-            (REVOKED + known.unwrap_or_default() as u64, at)
-        }
+        Life::Revoked { at, reason } => (state_of(reason), at),
     };
     let awaits = if course.awaits_first_use {
         AWAITS_FIRST_USE
@@ -172,30 +168,21 @@ fn words(key: Kept) -> (u64, i64, i64) {
         0
     };
     let ends = course.expires_at.map_or(NEVER, |end| end.as_micros());
-    (state | awaits, ends, at.as_micros())
+    (at.as_micros() << STATE_BITS | state | awaits, ends)
 }
 
-fn kept(state: u64, ends: i64, at: i64) -> Kept {
+fn kept(state: i64, ends: i64) -> Kept {
     let instant = |micros| Timestamp::from_micros(micros).unwrap_or(Timestamp::MAX);
-    let state = state & ((1 << STATE_BITS) - 1);
+    let at = instant(state >> STATE_BITS);
     let awaits_first_use = state & AWAITS_FIRST_USE != 0;
-    let at = instant(at);
-    let life = match state & !AWAITS_FIRST_USE {
+    let life = match state & STATES & !AWAITS_FIRST_USE {
         REMOVED => return Kept::Removed,
         ENABLED => Life::Enabled,
         DISABLED => Life::Disabled,
-        revoked => {
-            let reason = revoked
-                .checked_sub(REVOKED)
-                .and_then(|at| REASONS.get(at as usize));
-            match reason {
-                Some(reason) => Life::Revoked {
-                    at,
-                    reason: *reason,
-                },
-                None => return Kept::Corrupt,
-            }
-        }
+        revoked => match reason_of(revoked) {
+            Some(reason) => Life::Revoked { at, reason },
+            None => return Kept::Corrupt,
+        },
     };
     Kept::Known(Course {
         life,
@@ -204,4 +191,75 @@ fn kept(state: u64, ends: i64, at: i64) -> Kept {
         expires_at: (ends != NEVER).then(|| instant(ends)),
         awaits_first_use,
     })
+}
+
+/// The state of keys revoked for this reason.
+const fn state_of(reason: Reason) -> i64 {
+    match reason {
+        Reason::Lost => 4,
+        Reason::Compromised => 5,
+        Reason::Leaked => 6,
+        Reason::Unused => 7,
+        Reason::NoLongerNeeded => 8,
+        Reason::Rotated => 9,
+        Reason::RotationCancelled => 10,
+        Reason::OwnerRemoved => 11,
+        Reason::TenantClosed => 12,
+    }
+}
+
+const fn reason_of(state: i64) -> Option<Reason> {
+    Some(match state {
+        4 => Reason::Lost,
+        5 => Reason::Compromised,
+        6 => Reason::Leaked,
+        7 => Reason::Unused,
+        8 => Reason::NoLongerNeeded,
+        9 => Reason::Rotated,
+        10 => Reason::RotationCancelled,
+        11 => Reason::OwnerRemoved,
+        12 => Reason::TenantClosed,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_tells_what_was_written_of_any_key() {
+        let instants = [Timestamp::UNIX_EPOCH, Timestamp::MAX].map(Some);
+        let revoked = (0..32).filter_map(reason_of).flat_map(|reason| {
+            let at = move |at: Option<Timestamp>| Some(Life::Revoked { at: at?, reason });
+            instants.into_iter().filter_map(at)
+        });
+        let lives: Vec<_> = revoked.chain([Life::Enabled, Life::Disabled]).collect();
+        assert_eq!(lives.len(), 2 * 9 + 2);
+        let row = Row::default();
+        for (revision, life) in (1..).zip(lives) {
+            for expires_at in instants.into_iter().chain([None]) {
+                let created_at = match life {
+                    Life::Revoked { at, .. } => at,
+                    Life::Enabled | Life::Disabled => Timestamp::MAX,
+                };
+                let key = Kept::Known(Course {
+                    life,
+                    created_at,
+                    expires_at,
+                    awaits_first_use: expires_at.is_none(),
+                });
+                let content = Content {
+                    revision: Revision(u64::MAX - revision),
+                    key,
+                    parts: Parts {
+                        holder: 7,
+                        shape: 9,
+                    },
+                };
+                row.write(content);
+                assert_eq!(row.read(), content);
+            }
+        }
+    }
 }

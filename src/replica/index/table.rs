@@ -384,17 +384,9 @@ impl Table {
         segment.insert(hash.name(row), half, lead.to_word());
     }
 
-    /// Has the slot of this hash and row compared with `half` from now on.
-    pub(super) fn replace(&mut self, hash: Hash, row: u32, half: Half, lead: Lead) {
-        let old = self.slot(hash, row).map(Slot::half);
-        // The new one first, so that a key that keeps its secret is found at any instant.
-        self.insert(hash, row, half, lead);
-        let Some(old) = old else { return };
-        let segment = self.segment(hash);
-        let own = |(slot, name): &(&Slot, u64)| {
-            *name == hash.name(row) && slot.half().difference(old) == 0
-        };
-        if let Some((slot, _)) = segment.run(hash).find(own) {
+    /// Clears the first slot of this hash and row: another stands behind it.
+    pub(super) fn clear_first(&mut self, hash: Hash, row: u32) {
+        if let Some(slot) = self.slot(hash, row) {
             slot.name.store(GONE, Ordering::Release);
         }
     }

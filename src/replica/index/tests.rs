@@ -192,7 +192,9 @@ fn tell(view: &View, answer: Answer) -> String {
         Answer::Hit(hit) => {
             let facts = view.facts(hit.parts).unwrap();
             // Late, so that the exact course is asked for.
-            let course = view.course(&hit, &facts, Timestamp::MAX).unwrap();
+            let Kept::Known(course) = view.course(&hit, &facts, Timestamp::MAX) else {
+                return "gone".to_owned();
+            };
             let Facts {
                 shape,
                 holder,
