@@ -9,6 +9,7 @@ mod chunks;
 mod ledger;
 mod prefetch;
 mod rows;
+mod sync;
 mod table;
 mod uses;
 
@@ -425,16 +426,14 @@ impl Index {
         };
         let row = match known {
             Some(row) => {
-                let stands = self.rows.at(row);
+                let place = self.rows.at(row);
                 if writer.table.has(hash, row, half) {
-                    stands.write(content);
+                    place.write(content);
                     writer.table.lead(hash, row, lead);
                 } else {
-                    // In this order: a key that keeps its secret is found at any instant, and under
-                    // the pepper that the row names.
-                    writer.table.insert(hash, row, half, lead);
-                    stands.write(content);
-                    writer.table.clear_first(hash, row);
+                    // Whoever reads the row's new pepper finds the key under it.
+                    let tell = || place.write(content);
+                    writer.table.replace(hash, row, half, lead, tell);
                 }
                 row
             }
@@ -551,3 +550,6 @@ impl Index {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+#[cfg(keyward_loom)]
+mod under_loom;

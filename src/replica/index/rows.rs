@@ -1,10 +1,9 @@
 //! What is known of each key beyond what finds it: looked at when a key is not simply good, and
 //! where its uses are counted.
 
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
-
 use super::ledger::Parts;
 use super::prefetch::prefetch;
+use super::sync::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence, pause};
 use crate::core::id::KeyId;
 use crate::core::record::Reason;
 use crate::core::subject::{Course, Life};
@@ -56,9 +55,6 @@ const ENABLED: i64 = 2;
 const DISABLED: i64 = 3;
 const AWAITS_FIRST_USE: i64 = 1 << 4;
 
-/// How often a reader looks again before it lets others run.
-const SPINS: u32 = 64;
-
 /// Seconds of a minute.
 const MINUTE: u32 = 64;
 /// 2020: from here to 2054.
@@ -81,7 +77,7 @@ impl Row {
     }
 
     pub(super) fn read(&self) -> Content {
-        let mut spins = 0;
+        let mut spins = 0_u32;
         loop {
             let revision = self.revision.load(Ordering::Acquire);
             let state = self.state.load(Ordering::Relaxed);
@@ -98,12 +94,8 @@ impl Row {
             }
             // The writer is between two stores of this row: a matter of nanoseconds, unless it was
             // interrupted there.
-            spins += 1;
-            if spins % SPINS == 0 {
-                std::thread::yield_now();
-            } else {
-                std::hint::spin_loop();
-            }
+            spins = spins.wrapping_add(1);
+            pause(spins);
         }
     }
 
@@ -224,6 +216,10 @@ const fn reason_of(state: i64) -> Option<Reason> {
 }
 
 #[cfg(test)]
+#[cfg(keyward_loom)]
+mod under_loom;
+
+#[cfg(all(test, not(keyward_loom)))]
 mod tests {
     use super::*;
 

@@ -9,19 +9,19 @@
 //! - A slot is taken behind all others of its run, and none is free again: whoever finds one left
 //!   finds the one that took its place further on.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use subtle::ConstantTimeEq;
 
 use super::ledger::Parts;
 use super::prefetch::prefetch;
+use super::sync::{AtomicU32, AtomicU64, OnceLock, Ordering};
 
-/// How many slots the first segment has.
-const FIRST: usize = 64;
+/// How many slots the first segment has. Few where loom takes every order.
+const FIRST: usize = if cfg!(keyward_loom) { 4 } else { 64 };
 /// How many slots a segment has at most; one that is full is split. A judgement: to copy one takes
 /// the writer less than 0.1 ms.
-const LARGEST: usize = 4096;
+const LARGEST: usize = if cfg!(keyward_loom) { 8 } else { 4096 };
 /// The deepest split: 2²⁰ segments, 2³² keys.
 const DEEPEST: u32 = 20;
 
@@ -384,9 +384,26 @@ impl Table {
         segment.insert(hash.name(row), half, lead.to_word());
     }
 
-    /// Clears the first slot of this hash and row: another stands behind it.
-    pub(super) fn clear_first(&mut self, hash: Hash, row: u32) {
-        if let Some(slot) = self.slot(hash, row) {
+    /// Has the slot of this hash and row compared with `half` from now on. `tell` runs while both
+    /// are there: whoever hears of the new one finds it.
+    pub(super) fn replace(
+        &mut self,
+        hash: Hash,
+        row: u32,
+        half: Half,
+        lead: Lead,
+        tell: impl FnOnce(),
+    ) {
+        let old = self.slot(hash, row).map(Slot::half);
+        // The new one first, so that a key that keeps its secret is found at any instant.
+        self.insert(hash, row, half, lead);
+        tell();
+        let Some(old) = old else { return };
+        let segment = self.segment(hash);
+        let own = |(slot, name): &(&Slot, u64)| {
+            *name == hash.name(row) && slot.half().difference(old) == 0
+        };
+        if let Some((slot, _)) = segment.run(hash).find(own) {
             slot.name.store(GONE, Ordering::Release);
         }
     }
@@ -453,3 +470,7 @@ impl Segment {
         Arc::new(copy)
     }
 }
+
+#[cfg(test)]
+#[cfg(keyward_loom)]
+mod under_loom;

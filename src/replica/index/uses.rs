@@ -3,13 +3,16 @@
 //! Each thread counts into a small table of its own; what it displaces goes to the key's row. A key
 //! that is used all the time thus costs one store that nobody else waits for.
 
+use std::array;
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 
-/// How many threads count into places of their own; more share.
-const SHARES: usize = 32;
+use super::sync::{AtomicU32, AtomicU64, Ordering};
+
+/// How many threads count into places of their own; more share. One where loom takes every order.
+const SHARES: usize = if cfg!(keyward_loom) { 1 } else { 32 };
 /// How many keys each counts at a time.
-const PLACES: usize = 64;
+const PLACES: usize = if cfg!(keyward_loom) { 1 } else { 64 };
 
 /// What a thread counted.
 #[repr(align(128))]
@@ -32,11 +35,16 @@ pub(super) struct Uses(Box<[Share]>);
 
 impl Default for Uses {
     fn default() -> Self {
-        let share = |_| Share {
-            counts: [const { AtomicU64::new(0) }; PLACES],
-            seen: [const { AtomicU32::new(0) }; PLACES],
-        };
-        Self((0..SHARES).map(share).collect())
+        Self((0..SHARES).map(|_| Share::default()).collect())
+    }
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self {
+            counts: array::from_fn(|_| AtomicU64::new(0)),
+            seen: array::from_fn(|_| AtomicU32::new(0)),
+        }
     }
 }
 
@@ -109,6 +117,10 @@ const fn row_of(word: u64) -> u32 {
 }
 
 #[cfg(test)]
+#[cfg(keyward_loom)]
+mod under_loom;
+
+#[cfg(all(test, not(keyward_loom)))]
 mod tests {
     use std::collections::HashMap;
 
@@ -134,10 +146,7 @@ mod tests {
 
     #[test]
     fn threads_that_share_a_place_lose_nothing() {
-        let share = Share {
-            counts: [const { AtomicU64::new(0) }; PLACES],
-            seen: [const { AtomicU32::new(0) }; PLACES],
-        };
+        let share = Share::default();
         let told = AtomicU64::new(0);
         let tell = |counted: Counted| told.fetch_add(counted.uses.into(), Ordering::Relaxed);
         std::thread::scope(|scope| {

@@ -1,0 +1,102 @@
+//! A row, in every order in which its writer and its readers may meet.
+
+use std::sync::Arc;
+
+use loom::thread;
+
+use super::super::under_loom::{content, explore, explore_within};
+use super::*;
+
+fn is_whole(write: fn(&Row, Content), changes: u32, reads: usize) {
+    // More of the one or the other takes minutes without a bound.
+    let turns = (changes + reads as u32 > 2).then_some(1);
+    explore_within(turns, move || {
+        let row = Arc::new(Row::default());
+        row.write(content(1));
+        let reader = thread::spawn({
+            let row = row.clone();
+            move || {
+                let mut before = 1;
+                for _ in 0..reads {
+                    let read = row.read();
+                    let number = read.parts.holder;
+                    assert_eq!(read, content(number), "half written");
+                    assert!(number >= before, "older than what was read before");
+                    before = number;
+                }
+            }
+        });
+        (2..2 + changes).for_each(|number| write(&row, content(number)));
+        reader.join().unwrap();
+        assert_eq!(row.read(), content(1 + changes));
+    });
+}
+
+#[test]
+fn a_row_is_never_read_half_written() {
+    is_whole(Row::write, 1, 1);
+}
+
+#[test]
+fn a_row_is_never_read_older_than_before() {
+    is_whole(Row::write, 1, 2);
+}
+
+#[test]
+fn a_row_that_is_written_twice_is_never_read_half_written() {
+    is_whole(Row::write, 2, 1);
+}
+
+/// As [`Row::write`], but for one of its steps.
+fn write(row: &Row, content: Content, marks: bool, fences: bool, last: Ordering) {
+    let (state, ends, at) = words(content.key);
+    if marks {
+        row.state.store(CHANGING, Ordering::Relaxed);
+    }
+    if fences {
+        fence(Ordering::Release);
+    }
+    row.ends.store(ends, Ordering::Relaxed);
+    row.at.store(at, Ordering::Relaxed);
+    row.holder.store(content.parts.holder, Ordering::Relaxed);
+    row.shape.store(content.parts.shape, Ordering::Relaxed);
+    row.state
+        .store(content.revision.0 << STATE_BITS | state, last);
+}
+
+#[test]
+#[should_panic(expected = "half written")]
+fn a_row_that_is_not_marked_is_read_half_written() {
+    let broken = |row: &Row, content| write(row, content, false, true, Ordering::Release);
+    is_whole(broken, 1, 1);
+}
+
+#[test]
+#[should_panic(expected = "half written")]
+fn a_row_that_is_marked_without_a_fence_is_read_half_written() {
+    let broken = |row: &Row, content| write(row, content, true, false, Ordering::Release);
+    is_whole(broken, 1, 1);
+}
+
+#[test]
+#[should_panic(expected = "half written")]
+fn a_row_that_is_finished_without_release_is_read_half_written() {
+    let broken = |row: &Row, content| write(row, content, true, true, Ordering::Relaxed);
+    is_whole(broken, 1, 1);
+}
+
+#[test]
+fn uses_of_a_row_add_up() {
+    explore(|| {
+        let row = Arc::new(Row::default());
+        let count = |uses, minute| {
+            let row = row.clone();
+            thread::spawn(move || row.count(uses, FIRST_MINUTE + minute * MINUTE))
+        };
+        let (one, other) = (count(1, 2), count(2, 1));
+        row.count(4, FIRST_MINUTE);
+        one.join().unwrap();
+        other.join().unwrap();
+        assert_eq!(row.uses(), (7, FIRST_MINUTE + 2 * MINUTE));
+    });
+}

@@ -1,0 +1,255 @@
+//! What verification relies on, taken through every order in which a writer and a reader may meet:
+//! what was confirmed is seen, and a key that keeps its secret is found at any instant.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use loom::model::Builder;
+use loom::thread;
+
+use super::rows::{Content, Kept, Row};
+use super::sync::{AtomicU64, Ordering};
+use super::table::{Found, Hash, Lead, Search, Table};
+use super::{Directory, Half, Parts};
+use crate::core::subject::{Course, Life};
+use crate::core::time::Timestamp;
+use crate::core::view::Revision;
+
+/// Runs `model` in every order.
+///
+/// Loom forgets that a thread loaded a word once another one loads it too, so that a store after
+/// both is tried in one order alone. A writer that looks before it stores therefore runs as the
+/// first thread, up to its end: a reader then takes every load from each store that the memory
+/// model allows, and those are all outcomes there are, since no writer heeds a reader.
+pub(super) fn explore(model: impl Fn() + Send + Sync + 'static) {
+    explore_within(None, model);
+}
+
+/// Runs `model` with so many turns between threads at most.
+pub(super) fn explore_within(
+    turns: impl Into<Option<usize>>,
+    model: impl Fn() + Send + Sync + 'static,
+) {
+    let orders = Arc::new(AtomicUsize::new(0));
+    let mut builder = Builder::new();
+    builder.max_branches = 20_000;
+    builder.preemption_bound = turns.into();
+    let count = orders.clone();
+    builder.check(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+        model();
+    });
+    println!("{} orders", orders.load(Ordering::Relaxed));
+}
+
+/// At the last slot of the first segment, so that what comes behind it is at the first.
+pub(super) const KEY: Hash = Hash(0xC000_0001);
+
+pub(super) fn half(number: u8) -> Half {
+    Half::of(&[number; 32])
+}
+
+pub(super) fn lead(number: u32) -> Lead {
+    Lead {
+        until: Lead::NEVER,
+        parts: parts(number),
+    }
+}
+
+pub(super) fn parts(number: u32) -> Parts {
+    Parts {
+        holder: number,
+        shape: number,
+    }
+}
+
+/// A row all of whose parts tell its number.
+pub(super) fn content(number: u32) -> Content {
+    let instant = |micros: u32| Timestamp::from_micros(micros.into()).unwrap();
+    Content {
+        revision: Revision(number.into()),
+        key: Kept::Known(Course {
+            life: Life::Enabled,
+            created_at: instant(number),
+            expires_at: Some(instant(number)),
+            awaits_first_use: false,
+        }),
+        parts: parts(number),
+    }
+}
+
+pub(super) fn find(directory: &Directory, hash: Hash, half: Half) -> Option<Found> {
+    match directory.probe(hash).search(half) {
+        Search::Match(found) => Some(found),
+        Search::NoMatch | Search::Nothing => None,
+    }
+}
+
+/// A table of `keys` keys, of which [`KEY`] is the first, with room for three.
+pub(super) fn table(keys: u32) -> Table {
+    let mut table = Table::default();
+    table.insert(KEY, 1, half(1), lead(1));
+    for row in 2..=keys {
+        table.insert(Hash(row << 29), row, half(row as u8), lead(row));
+    }
+    table
+}
+
+/// What [`KEY`] leads to once `change` was confirmed, by a reader who saw that, or did not.
+fn confirmed(
+    keys: u32,
+    order: Ordering,
+    change: fn(&mut Table, &Row),
+    check: fn(seen: bool, &Directory, &Row),
+) {
+    explore(move || {
+        let mut table = table(keys);
+        let directory = table.directory();
+        let row = Arc::new(Row::default());
+        row.write(content(1));
+        let flag = Arc::new(AtomicU64::new(0));
+        let reader = thread::spawn({
+            let (row, flag) = (row.clone(), flag.clone());
+            move || {
+                let seen = flag.load(Ordering::Acquire) == 1;
+                check(seen, &directory, &row);
+            }
+        });
+        change(&mut table, &row);
+        // As `Replica::confirm` does.
+        flag.fetch_max(1, order);
+        reader.join().unwrap();
+    });
+}
+
+fn leads_elsewhere(order: Ordering) {
+    confirmed(
+        1,
+        order,
+        |table, _| table.lead(KEY, 1, lead(2)),
+        |seen, directory, _| {
+            let led = find(directory, KEY, half(1)).unwrap().lead;
+            assert!(led == lead(2) || (!seen && led == lead(1)), "an old lead");
+        },
+    );
+}
+
+#[test]
+fn a_lead_that_was_confirmed_is_the_one_that_is_seen() {
+    leads_elsewhere(Ordering::Release);
+}
+
+#[test]
+#[should_panic(expected = "an old lead")]
+fn a_flag_that_does_not_release_shows_an_old_lead() {
+    leads_elsewhere(Ordering::Relaxed);
+}
+
+#[test]
+fn a_lead_that_was_confirmed_is_seen_from_a_segment_that_was_replaced() {
+    confirmed(
+        3,
+        Ordering::Release,
+        |table, _| {
+            table.insert(Hash(7), 9, half(9), lead(9));
+            table.lead(KEY, 1, lead(2));
+        },
+        |seen, directory, _| {
+            let led = find(directory, KEY, half(1)).unwrap().lead;
+            assert!(led == lead(2) || (!seen && led == lead(1)));
+            assert!(!seen || find(directory, Hash(7), half(9)).is_some());
+        },
+    );
+}
+
+#[test]
+fn a_digest_that_was_replaced_and_confirmed_is_not_found() {
+    confirmed(
+        1,
+        Ordering::Release,
+        |table, _| table.replace(KEY, 1, half(2), lead(2), || {}),
+        |seen, directory, _| {
+            assert!(!seen || find(directory, KEY, half(1)).is_none());
+            assert!(!seen || find(directory, KEY, half(2)).is_some());
+        },
+    );
+}
+
+fn withdrawn(change: fn(&mut Table, &Row)) {
+    confirmed(1, Ordering::Release, change, |seen, directory, row| {
+        let led = find(directory, KEY, half(1)).unwrap().lead;
+        assert!(!seen || led == Lead::ROW);
+        if led == Lead::ROW {
+            assert_eq!(row.read(), content(2), "an old row");
+        }
+    });
+}
+
+#[test]
+fn whoever_is_led_to_the_row_finds_what_the_key_is_now() {
+    withdrawn(|table, row| {
+        row.write(content(2));
+        table.lead(KEY, 1, Lead::ROW);
+    });
+}
+
+#[test]
+#[should_panic(expected = "an old row")]
+fn a_lead_to_the_row_before_the_row_shows_an_old_row() {
+    withdrawn(|table, row| {
+        table.lead(KEY, 1, Lead::ROW);
+        row.write(content(2));
+    });
+}
+
+/// A key gets a digest under the current pepper, its row's shape tells which: 1 before and 2 now.
+/// Whoever presents its secret looks for the new one, and then for what the row says, as the
+/// verifier does.
+fn digested_anew(looks_again: bool, change: fn(&mut Table, &Row)) {
+    explore(move || {
+        let mut table = table(1);
+        let directory = table.directory();
+        let row = Arc::new(Row::default());
+        row.write(content(1));
+        let reader = thread::spawn({
+            let row = row.clone();
+            move || {
+                let mut found = find(&directory, KEY, half(2)).is_some();
+                if !found {
+                    let own = row.read().parts.shape;
+                    found = own == 1 && find(&directory, KEY, half(1)).is_some();
+                }
+                if !found && looks_again {
+                    found = find(&directory, KEY, half(2)).is_some();
+                }
+                assert!(found, "a good key was not found");
+            }
+        });
+        change(&mut table, &row);
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+fn a_key_that_is_digested_anew_is_found_at_any_instant() {
+    digested_anew(true, |table, row| {
+        table.replace(KEY, 1, half(2), lead(2), || row.write(content(2)));
+    });
+}
+
+#[test]
+#[should_panic(expected = "a good key was not found")]
+fn whoever_does_not_look_again_misses_a_key_that_is_digested_anew() {
+    digested_anew(false, |table, row| {
+        table.replace(KEY, 1, half(2), lead(2), || row.write(content(2)));
+    });
+}
+
+#[test]
+#[should_panic(expected = "a good key was not found")]
+fn a_row_that_tells_of_a_digest_before_it_is_there_hides_the_key() {
+    digested_anew(true, |table, row| {
+        row.write(content(2));
+        table.replace(KEY, 1, half(2), lead(2), || {});
+    });
+}

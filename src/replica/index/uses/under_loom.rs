@@ -1,0 +1,94 @@
+//! Counting, in every order in which two threads that share a place and one that takes may meet.
+
+use std::sync::Arc;
+
+use loom::thread;
+
+use super::super::under_loom::explore_within;
+use super::*;
+
+type Count = fn(&Share, u32) -> Option<Counted>;
+
+/// How often each of two rows was used, as told.
+fn add(sum: &mut [u32; 2], counted: Option<Counted>) {
+    if let Some(Counted { row, uses, .. }) = counted {
+        sum[row as usize - 1] += uses;
+    }
+}
+
+fn adds_up(count: Count, one: &'static [u32], other: &'static [u32]) {
+    explore_within((one.len() + other.len() > 3).then_some(2), move || {
+        let uses = Arc::new(Uses::default());
+        let use_all = |rows: &'static [u32]| {
+            let uses = uses.clone();
+            thread::spawn(move || {
+                let mut sum = [0; 2];
+                rows.iter()
+                    .for_each(|row| add(&mut sum, count(&uses.0[0], *row)));
+                sum
+            })
+        };
+        let threads = [use_all(one), use_all(other)];
+        let mut told = [0; 2];
+        let mut expected = [0; 2];
+        uses.take()
+            .for_each(|counted| add(&mut told, Some(counted)));
+        for thread in threads {
+            let own = thread.join().unwrap();
+            told = [told[0] + own[0], told[1] + own[1]];
+        }
+        uses.take()
+            .for_each(|counted| add(&mut told, Some(counted)));
+        for row in one.iter().chain(other) {
+            expected[*row as usize - 1] += 1;
+        }
+        assert_eq!(told, expected, "lost or counted twice");
+        assert_eq!(uses.take().count(), 0);
+    });
+}
+
+fn count(share: &Share, row: u32) -> Option<Counted> {
+    share.count(row, 1)
+}
+
+#[test]
+fn no_use_of_one_key_is_lost_or_counted_twice() {
+    adds_up(count, &[1, 1], &[1]);
+}
+
+#[test]
+fn no_use_of_two_keys_in_one_place_is_lost_or_counted_twice() {
+    adds_up(count, &[1, 1], &[2, 1]);
+}
+
+/// Without a comparison: what came between is written over.
+fn count_blindly(share: &Share, row: u32) -> Option<Counted> {
+    let known = share.counts[0].load(Ordering::Relaxed);
+    if row_of(known) == row {
+        share.counts[0].store(known + 1, Ordering::Relaxed);
+        return None;
+    }
+    counted(
+        share.counts[0].swap(u64::from(row) << 32 | 1, Ordering::Relaxed),
+        1,
+    )
+}
+
+/// What is displaced is read before it is replaced.
+fn displace_blindly(share: &Share, row: u32) -> Option<Counted> {
+    let known = share.counts[0].load(Ordering::Relaxed);
+    share.counts[0].store(u64::from(row) << 32 | 1, Ordering::Relaxed);
+    counted(known, 1)
+}
+
+#[test]
+#[should_panic(expected = "lost or counted twice")]
+fn a_count_that_is_not_compared_is_wrong() {
+    adds_up(count_blindly, &[1, 1], &[1]);
+}
+
+#[test]
+#[should_panic(expected = "lost or counted twice")]
+fn a_count_that_is_not_swapped_is_wrong() {
+    adds_up(displace_blindly, &[1], &[2]);
+}
