@@ -362,10 +362,12 @@ impl Table {
         self.segment(hash).named(hash)
     }
 
-    /// Whether the slot of this hash and row is compared with `half`.
+    /// Whether a slot of this hash and row is compared with `half`.
     pub(super) fn has(&self, hash: Hash, row: u32, half: Half) -> bool {
-        let slot = self.slot(hash, row);
-        slot.is_some_and(|slot| slot.half().difference(half) == 0)
+        let own = |(slot, name): (&Slot, u64)| {
+            name == hash.name(row) && slot.half().difference(half) == 0
+        };
+        self.segment(hash).run(hash).any(own)
     }
 
     /// Makes the slot of this hash and row lead elsewhere.

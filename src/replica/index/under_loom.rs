@@ -8,7 +8,7 @@ use loom::model::Builder;
 use loom::thread;
 
 use super::rows::{Content, Kept, Row};
-use super::sync::{AtomicU64, Ordering};
+use super::sync::{AtomicU64, OnceLock, Ordering};
 use super::table::{Found, Hash, Lead, Search, Table};
 use super::{Directory, Half, Parts};
 use crate::core::subject::{Course, Life};
@@ -199,6 +199,41 @@ fn a_lead_to_the_row_before_the_row_shows_an_old_row() {
     withdrawn(|table, row| {
         table.lead(KEY, 1, Lead::ROW);
         row.write(content(2));
+    });
+}
+
+/// What keys share is told of as in the ledger, and a key is made to lead to it.
+fn shared(change: fn(&mut Table, &OnceLock<u32>)) {
+    explore(move || {
+        let mut table = table(1);
+        let directory = table.directory();
+        let entry = Arc::new(OnceLock::new());
+        let reader = thread::spawn({
+            let entry = entry.clone();
+            move || {
+                let led = find(&directory, KEY, half(1)).unwrap().lead;
+                assert!(led == lead(1) || entry.get().is_some(), "led to nothing");
+            }
+        });
+        change(&mut table, &entry);
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+fn whoever_is_led_to_what_keys_share_finds_it() {
+    shared(|table, entry| {
+        let _ = entry.set(2);
+        table.lead(KEY, 1, lead(2));
+    });
+}
+
+#[test]
+#[should_panic(expected = "led to nothing")]
+fn a_lead_to_what_is_not_there_yet_leads_to_nothing() {
+    shared(|table, entry| {
+        table.lead(KEY, 1, lead(2));
+        let _ = entry.set(2);
     });
 }
 
