@@ -19,8 +19,8 @@ use super::sync::{AtomicU32, AtomicU64, OnceLock, Ordering};
 
 /// How many slots the first segment has. Few where loom takes every order.
 const FIRST: usize = if cfg!(keyward_loom) { 4 } else { 64 };
-/// How many slots a segment has at most; one that is full is split. A judgement: to copy one takes
-/// the writer less than 0.1 ms.
+/// How many slots a segment has at most; one that is full is split. A judgement: what the
+/// writer copies at once is 128 KiB.
 const LARGEST: usize = if cfg!(keyward_loom) { 8 } else { 4096 };
 /// The deepest split: 2²⁰ segments, 2³² keys.
 const DEEPEST: u32 = 20;
@@ -30,8 +30,8 @@ const EMPTY: u64 = 0;
 /// A key was here: rows are counted from 1.
 const GONE: u64 = 1;
 
-/// A slot at most three quarters of which are taken: half of the searches for an unknown id look at
-/// four slots or fewer.
+/// How many slots of a segment may be taken. A judgement: more would save memory and lengthen the
+/// search for an unknown id, which ends at a free slot.
 const fn limit(slots: usize) -> usize {
     slots / 4 * 3
 }
