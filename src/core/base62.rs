@@ -19,14 +19,50 @@ const VALUE: [u8; 256] = {
 };
 
 /// Whether every byte is a digit. Looks at all of them whatever it finds.
-pub(crate) fn is_digits(bytes: &[u8]) -> bool {
-    // In a form that a compiler does for many bytes at once.
-    let other = |b: u8| {
-        let letter = (b | 0x20).wrapping_sub(b'a') < 26;
-        let digit = b.wrapping_sub(b'0') < 10;
-        u8::from(!(letter | digit))
+#[inline]
+pub(crate) fn is_digits<const N: usize>(bytes: &[u8; N]) -> bool {
+    all(bytes, is_digit)
+}
+
+/// Where the first byte is that is no digit.
+pub(crate) fn first_other(bytes: &[u8]) -> Option<usize> {
+    first_other_than(bytes, is_digit)
+}
+
+#[inline]
+fn is_digit(b: u8) -> bool {
+    let letter = (b | 0x20).wrapping_sub(b'a') < 26;
+    let digit = b.wrapping_sub(b'0') < 10;
+    letter | digit
+}
+
+/// How many bytes most processors look at at once.
+const LANES: usize = 16;
+
+/// Whether all bytes are so. In a form that a compiler does for many at once, if `is` has no branch.
+#[inline]
+fn all<const N: usize>(bytes: &[u8; N], is: impl Fn(u8) -> bool) -> bool {
+    let (whole, _) = bytes.as_chunks::<LANES>();
+    let Some(last) = bytes.last_chunk::<LANES>() else {
+        return bytes.iter().fold(true, |all, &b| all & is(b));
     };
-    bytes.iter().fold(0, |seen, &b| seen | other(b)) == 0
+    let mut others = [0; LANES];
+    // The last ones overlap those before, so that none is left over to be looked at one by one.
+    for part in whole.iter().chain([last]) {
+        for (other, &b) in others.iter_mut().zip(part) {
+            *other |= u8::from(!is(b));
+        }
+    }
+    u128::from_ne_bytes(others) == 0
+}
+
+/// Where the first byte is that is not so: in steps of many, then one by one.
+#[inline]
+pub(crate) fn first_other_than(bytes: &[u8], is: impl Fn(u8) -> bool) -> Option<usize> {
+    let (whole, _) = bytes.as_chunks::<LANES>();
+    let good = whole.iter().take_while(|part| all(*part, &is)).count() * LANES;
+    let rest = bytes[good..].iter().position(|&b| !is(b));
+    rest.map(|at| good + at)
 }
 
 /// Writes `value` into all of `out`, most significant digit first, filled up with zeros.
@@ -48,31 +84,25 @@ pub(crate) fn encode_word(mut value: u64, out: &mut [u8]) {
     }
 }
 
-/// Reads at most ten digits, which must be some.
-pub(crate) fn decode_word(digits: &[u8]) -> u64 {
-    digits.iter().fold(0, |value, &b| {
-        let digit = u64::from(VALUE[b as usize]);
-        u64::wrapping_mul(value, 62).wrapping_add(digit)
+/// Reads at most ten bytes, which must be digits.
+#[inline]
+pub(crate) fn decode_word<const N: usize>(digits: &[u8; N]) -> u64 {
+    const { assert!(N <= WORD, "more might not fit") };
+    let value = |b: u8| u64::from(VALUE[b as usize]);
+    digits.iter().fold(0, |all, &b| {
+        u64::wrapping_mul(all, 62).wrapping_add(value(b))
     })
 }
 
-/// Reads all of `digits`; `None` for a byte that is no digit or a number beyond 128 bits.
-pub(crate) fn decode(digits: &[u8]) -> Option<u128> {
-    let mut value = 0u128;
-    let mut seen = 0;
-    let first = digits.len() % WORD;
-    let (head, rest) = digits.split_at(first);
-    for word in [head].into_iter().chain(rest.chunks_exact(WORD)) {
-        let mut part = 0u64;
-        for &b in word {
-            let digit = VALUE[b as usize];
-            seen |= digit;
-            part = part.wrapping_mul(62).wrapping_add(u64::from(digit));
-        }
-        let base = if word.len() == WORD { WORD_BASE } else { 1 };
-        value = value.checked_mul(base)?.checked_add(u128::from(part))?;
-    }
-    (seen & 0x80 == 0).then_some(value)
+/// Reads 22 bytes, which must be digits; `None` for a number beyond 128 bits.
+#[inline]
+pub(crate) fn decode(digits: &[u8; 22]) -> Option<u128> {
+    let (high, low) = digits.split_first_chunk::<2>()?;
+    let (middle, low) = low.split_first_chunk::<WORD>()?;
+    let low = u128::from(decode_word::<WORD>(low.first_chunk()?));
+    let rest = u128::from(decode_word(middle)) * WORD_BASE + low;
+    let high = u128::from(decode_word(high));
+    high.checked_mul(WORD_BASE * WORD_BASE)?.checked_add(rest)
 }
 
 /// Turns random bytes into digits without bias; `None` for a byte that has to be drawn again.
@@ -109,7 +139,30 @@ mod tests {
     #[test]
     fn a_number_beyond_128_bits_is_refused() {
         assert_eq!(decode(b"zzzzzzzzzzzzzzzzzzzzzz"), None);
-        assert_eq!(decode(b"0-0"), None);
+        let mut text = [0; 22];
+        encode(u128::MAX, &mut text);
+        assert_eq!(decode(&text), Some(u128::MAX));
+        text[21] += 1;
+        assert_eq!(decode(&text), None);
+    }
+
+    #[test]
+    fn one_byte_that_is_no_digit_is_seen_wherever_it_stands() {
+        fn seen<const N: usize>() {
+            for (at, b) in (0..N).flat_map(|at| (0..=255).map(move |b| (at, b))) {
+                let mut text = [b'7'; N];
+                text[at] = b;
+                assert_eq!(
+                    is_digits(&text),
+                    ALPHABET.contains(&b),
+                    "{b} at {at} of {N}"
+                );
+            }
+        }
+        seen::<5>();
+        seen::<16>();
+        seen::<22>();
+        seen::<60>();
     }
 
     #[test]

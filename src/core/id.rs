@@ -49,7 +49,9 @@ impl KeyId {
         digits
     }
 
-    pub(crate) fn from_digits(digits: &[u8]) -> Option<Self> {
+    /// The id that these print, which must be digits; `None` beyond 128 bits.
+    #[inline]
+    pub(crate) fn from_digits(digits: &[u8; Self::LEN]) -> Option<Self> {
         base62::decode(digits).map(Self)
     }
 }
@@ -72,9 +74,10 @@ impl FromStr for KeyId {
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let expected = "22 characters of 0-9 A-Z a-z";
-        (text.len() == Self::LEN)
-            .then(|| Self::from_digits(text.as_bytes()))
-            .flatten()
+        let digits = text.as_bytes().try_into().ok();
+        digits
+            .filter(|digits| base62::is_digits(*digits))
+            .and_then(Self::from_digits)
             .ok_or(Invalid::new("key id", Problem::Form { expected }))
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU64;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::invalid::Invalid;
@@ -43,34 +44,56 @@ pub(super) struct Conditions {
     pub(super) invalid: Option<Invalid>,
 }
 
-/// How many kinds of keys a need remembers. A judgement: 256 bytes, and as many combinations of
-/// scopes, class and role as most services give out.
-const REMEMBERED: usize = 32;
+/// How many kinds of keys a need remembers, as a power of two. A judgement: 2 KiB, and as many
+/// combinations of scopes, class and role as most services give out.
+const REMEMBERED_BITS: u32 = 8;
+const REMEMBERED: usize = 1 << REMEMBERED_BITS;
 
 /// A memory of what met a need: whatever it has is so, and it may have forgotten anything.
 #[derive(Default)]
-pub(crate) struct Met([AtomicU64; REMEMBERED]);
+pub(crate) struct Met {
+    /// The first, so that a need which is used once costs no more.
+    first: AtomicU64,
+    /// Made when there is a second.
+    more: OnceLock<Box<[AtomicU64; REMEMBERED]>>,
+}
 
 impl Met {
+    #[inline]
     pub(crate) fn has(&self, kind: NonZeroU64) -> bool {
-        self.place(kind).load(Ordering::Relaxed) == kind.get()
+        let is = |place: &AtomicU64| place.load(Ordering::Relaxed) == kind.get();
+        is(&self.first) || self.more.get().is_some_and(|more| is(place(more, kind)))
     }
 
     pub(crate) fn note(&self, kind: NonZeroU64) {
-        self.place(kind).store(kind.get(), Ordering::Relaxed);
-    }
-
-    fn place(&self, kind: NonZeroU64) -> &AtomicU64 {
-        // Neighbours go to different places (Knuth, volume 3, section 6.4).
-        let mixed = kind.get().wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        &self.0[(mixed >> 59) as usize]
+        let order = Ordering::Relaxed;
+        if self
+            .first
+            .compare_exchange(0, kind.get(), order, order)
+            .is_err()
+        {
+            let more = self
+                .more
+                .get_or_init(|| Box::new([const { AtomicU64::new(0) }; REMEMBERED]));
+            place(more, kind).store(kind.get(), order);
+        }
     }
 }
 
+#[inline]
+fn place(more: &[AtomicU64; REMEMBERED], kind: NonZeroU64) -> &AtomicU64 {
+    // Neighbours go to different places (Knuth, volume 3, section 6.4).
+    let mixed = kind.get().wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    &more[(mixed >> (u64::BITS - REMEMBERED_BITS)) as usize]
+}
+
+/// Knows what the other knew of the first kind: most copies are changed and used once.
 impl Clone for Met {
     fn clone(&self) -> Self {
-        let copy = |own: &AtomicU64| AtomicU64::new(own.load(Ordering::Relaxed));
-        Self(self.0.each_ref().map(copy))
+        Self {
+            first: AtomicU64::new(self.first.load(Ordering::Relaxed)),
+            more: OnceLock::new(),
+        }
     }
 }
 

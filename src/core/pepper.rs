@@ -50,9 +50,10 @@ impl Pepper {
     }
 
     /// The digest of `id ‖ secret` (at most 55 bytes, so one compression each way).
+    #[inline]
     #[must_use]
-    pub(crate) fn digest(&self, id_and_secret: &[u8]) -> Digest {
-        Digest::from_bytes(self.digests.mac(id_and_secret))
+    pub(crate) fn digest<const N: usize>(&self, id_and_secret: &[u8; N]) -> Digest {
+        Digest::from_bytes(self.digests.short_mac(id_and_secret))
     }
 
     pub(crate) fn seal(&self, parts: &[&[u8]]) -> [u8; 32] {

@@ -63,15 +63,36 @@ impl TokenPrefix {
     }
 }
 
+/// What a byte may be in a prefix.
+const WITHIN: u8 = 1;
+const AT_ITS_START: u8 = 2;
+const AT_ITS_END: u8 = 4;
+
+const IN_A_PREFIX: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut b = 0;
+    while b < 256 {
+        table[b] = match b as u8 {
+            b'A'..=b'Z' | b'a'..=b'z' => WITHIN | AT_ITS_START,
+            b'0'..=b'9' => WITHIN,
+            b'_' | b'-' | b'.' => WITHIN | AT_ITS_END,
+            _ => 0,
+        };
+        b += 1;
+    }
+    table
+};
+
+#[inline]
 fn is_prefix(text: &[u8]) -> bool {
-    let separator = |b: &u8| matches!(b, b'_' | b'-' | b'.');
-    text.len() >= 2
-        && text.len() <= TokenPrefix::MAX_LEN
-        && text[0].is_ascii_alphabetic()
-        && text.last().is_some_and(separator)
-        && text
-            .iter()
-            .all(|b| b.is_ascii_alphanumeric() || separator(b))
+    let [first, .., last] = text else {
+        return false;
+    };
+    let may = |b: u8| IN_A_PREFIX[b as usize];
+    let ends = may(*first) & AT_ITS_START != 0 && may(*last) & AT_ITS_END != 0;
+    text.len() <= TokenPrefix::MAX_LEN
+        && ends
+        && text.iter().fold(WITHIN, |all, &b| all & may(b)) != 0
 }
 
 impl TryFrom<&str> for TokenPrefix {
@@ -148,8 +169,9 @@ const MAX_LEN: usize = BODY_LEN + TokenPrefix::MAX_LEN;
 /// A well-formed token, borrowed from what was presented. Nothing is known of its secret yet.
 #[derive(Clone, Copy)]
 pub struct Token<'a> {
-    /// All of it, in visible ASCII.
-    text: &'a [u8],
+    /// In visible ASCII, as all of it.
+    prefix: &'a [u8],
+    body: &'a [u8; BODY_LEN],
     id: KeyId,
 }
 
@@ -157,11 +179,11 @@ impl<'a> Token<'a> {
     /// The prefix, separator included.
     #[must_use]
     pub fn prefix(&self) -> &'a str {
-        std::str::from_utf8(self.prefix_bytes()).unwrap_or_default()
+        std::str::from_utf8(self.prefix).unwrap_or_default()
     }
 
     pub(crate) const fn prefix_bytes(&self) -> &'a [u8] {
-        self.text.split_at(self.text.len() - BODY_LEN).0
+        self.prefix
     }
 
     /// The key id that the token names.
@@ -170,10 +192,19 @@ impl<'a> Token<'a> {
         self.id
     }
 
-    pub(crate) fn id_and_secret(&self) -> &'a [u8] {
-        let start = self.text.len() - BODY_LEN;
-        &self.text[start..start + ID_AND_SECRET_LEN]
+    #[inline]
+    pub(crate) fn id_and_secret(&self) -> &'a [u8; ID_AND_SECRET_LEN] {
+        let (id_and_secret, _) = sealed(self.body);
+        id_and_secret
     }
+}
+
+/// The parts of a body: what is digested, and the checksum.
+#[inline]
+fn sealed(body: &[u8; BODY_LEN]) -> (&[u8; ID_AND_SECRET_LEN], &[u8; CHECKSUM_LEN]) {
+    let parts = body.split_first_chunk::<ID_AND_SECRET_LEN>();
+    let parts = parts.and_then(|(sealed, rest)| Some((sealed, rest.first_chunk()?)));
+    parts.expect("a body is as long as its parts")
 }
 
 impl fmt::Debug for Token<'_> {
@@ -192,6 +223,14 @@ impl fmt::Debug for Token<'_> {
 /// [`TokenError::TooLong`] beyond 512 bytes, [`TokenError::Empty`] if nothing is left, and
 /// [`TokenError::Character`] for a byte outside visible ASCII.
 pub fn trim(presented: &[u8]) -> Result<&str, TokenError> {
+    let trimmed = trimmed(presented)?;
+    std::str::from_utf8(trimmed).map_err(|error| TokenError::Character {
+        position: error.valid_up_to(),
+    })
+}
+
+/// The same as bytes, all of them visible ASCII.
+fn trimmed(presented: &[u8]) -> Result<&[u8], TokenError> {
     if presented.len() > MAX_PRESENTED_LEN {
         return Err(TokenError::TooLong {
             actual: presented.len(),
@@ -201,10 +240,10 @@ pub fn trim(presented: &[u8]) -> Result<&str, TokenError> {
     if trimmed.is_empty() {
         return Err(TokenError::Empty);
     }
-    let refused = |position| TokenError::Character { position };
-    match trimmed.iter().position(|byte| !byte.is_ascii_graphic()) {
-        Some(position) => Err(refused(position)),
-        None => std::str::from_utf8(trimmed).map_err(|error| refused(error.valid_up_to())),
+    let visible = |b: u8| b.wrapping_sub(b'!') <= b'~' - b'!';
+    match base62::first_other_than(trimmed, visible) {
+        Some(position) => Err(TokenError::Character { position }),
+        None => Ok(trimmed),
     }
 }
 
@@ -221,71 +260,42 @@ pub fn trim(presented: &[u8]) -> Result<&str, TokenError> {
 ///
 /// assert_eq!(token::parse(b"hunter2").unwrap_err(), TokenError::Length { actual: 7 });
 /// ```
+#[inline]
 pub fn parse(presented: &[u8]) -> Result<Token<'_>, TokenError> {
-    Glance::at(presented).parse()
-}
-
-/// What was presented, before anything of it was checked but its length.
-#[derive(Clone, Copy)]
-pub(crate) struct Glance<'a> {
-    presented: &'a [u8],
-    /// Prefix and body, if they have the length of a token.
-    parts: Option<(&'a [u8], &'a [u8; BODY_LEN])>,
-    id: Option<KeyId>,
-}
-
-impl<'a> Glance<'a> {
-    #[inline]
-    pub(crate) fn at(presented: &'a [u8]) -> Self {
-        // Of more than this nothing is looked at (trap 16).
-        let short = (presented.len() <= MAX_PRESENTED_LEN).then_some(presented);
-        let parts = short.and_then(|text| text.trim_ascii().split_last_chunk::<BODY_LEN>());
-        let prefixes = 2..=TokenPrefix::MAX_LEN;
-        let parts = parts.filter(|(prefix, _)| prefixes.contains(&prefix.len()));
-        let id = parts.and_then(|(_, body)| KeyId::from_digits(&body[..KeyId::LEN]));
-        Self {
-            presented,
-            parts,
-            id,
-        }
+    // Of more than this nothing is looked at (trap 16).
+    let text = match presented.len() {
+        0..=MAX_PRESENTED_LEN => presented.trim_ascii(),
+        _ => return Err(fault(presented)),
+    };
+    // What is well formed is visible ASCII throughout: why anything else is not, `fault` says.
+    let parts = text.split_last_chunk::<BODY_LEN>();
+    let well_formed =
+        |(prefix, body): &(&[u8], &[u8; BODY_LEN])| base62::is_digits(*body) & is_prefix(prefix);
+    let Some((prefix, body)) = parts.filter(well_formed) else {
+        return Err(fault(presented));
+    };
+    let (id_and_secret, checksum) = sealed(body);
+    let before = &text[..text.len() - CHECKSUM_LEN];
+    if base62::decode_word(checksum) != u64::from(crc32fast::hash(before)) {
+        return Err(TokenError::Checksum);
     }
-
-    /// The id that it may name: worth looking for, and not to be believed yet.
-    pub(crate) const fn id(&self) -> Option<KeyId> {
-        self.id
-    }
-
-    #[inline]
-    pub(crate) fn parse(self) -> Result<Token<'a>, TokenError> {
-        // What is well formed is visible ASCII throughout: why anything else is not, `fault` says.
-        let well_formed = |(prefix, body): &(&[u8], &[u8; BODY_LEN])| {
-            base62::is_digits(*body) & is_prefix(prefix)
-        };
-        let Some((prefix, _)) = self.parts.filter(well_formed) else {
-            return Err(fault(self.presented));
-        };
-        let text = &self.presented.trim_ascii()[..prefix.len() + BODY_LEN];
-        let (sealed, checksum) = text.split_at(text.len() - CHECKSUM_LEN);
-        if base62::decode_word(checksum) != u64::from(crc32fast::hash(sealed)) {
-            return Err(TokenError::Checksum);
-        }
-        let id = self.id.ok_or(TokenError::Id)?;
-        Ok(Token { text, id })
-    }
+    let digits = id_and_secret.first_chunk::<{ KeyId::LEN }>();
+    let id = digits.and_then(KeyId::from_digits).ok_or(TokenError::Id)?;
+    Ok(Token { prefix, body, id })
 }
 
 /// What is wrong with a string that is no token.
 #[cold]
 fn fault(presented: &[u8]) -> TokenError {
-    let text = match trim(presented) {
-        Ok(text) => text.as_bytes(),
+    let text = match trimmed(presented) {
+        Ok(text) => text,
         Err(error) => return error,
     };
     if !(MIN_LEN..=MAX_LEN).contains(&text.len()) {
         return TokenError::Length { actual: text.len() };
     }
     let (prefix, body) = text.split_at(text.len() - BODY_LEN);
-    match body.iter().position(|b| !b.is_ascii_alphanumeric()) {
+    match base62::first_other(body) {
         Some(inside) => TokenError::Character {
             position: prefix.len() + inside,
         },
@@ -339,9 +349,9 @@ pub(crate) fn compose(prefix: &TokenPrefix, material: &KeyMaterial) -> Zeroizing
 }
 
 /// The slice of a composed token that is digested.
-pub(crate) fn id_and_secret(token: &str) -> &[u8] {
-    let start = token.len() - BODY_LEN;
-    &token.as_bytes()[start..start + ID_AND_SECRET_LEN]
+pub(crate) fn id_and_secret(token: &str) -> &[u8; ID_AND_SECRET_LEN] {
+    let body = token.as_bytes().last_chunk();
+    sealed(body.expect("a composed token has a body")).0
 }
 
 pub(crate) fn hint_of(prefix: &TokenPrefix, token: &str) -> Result<Hint, Invalid> {

@@ -9,7 +9,7 @@ mod index;
 use std::future::poll_fn;
 use std::num::NonZeroUsize;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -49,6 +49,8 @@ pub struct Replica {
     /// When the last read was sent that this index reflects in full, in microseconds of the
     /// monotonic clock.
     confirmed: AtomicU64,
+    /// Whether any key was ever imported, as far as is known here.
+    imported: AtomicBool,
     progress: Mutex<Progress>,
     syncing: async_lock::Mutex<()>,
 }
@@ -79,6 +81,7 @@ impl Replica {
             version: AtomicU64::new(0),
             replaced: Mutex::default(),
             confirmed: AtomicU64::new(NEVER),
+            imported: AtomicBool::new(false),
             progress: Mutex::default(),
             syncing: async_lock::Mutex::new(()),
         }
@@ -143,6 +146,18 @@ impl Replica {
         self.version.load(Ordering::Acquire)
     }
 
+    /// Whether a string that is no token of ours may still be a key.
+    #[inline]
+    pub(crate) fn has_imported(&self) -> bool {
+        self.imported.load(Ordering::Acquire)
+    }
+
+    fn note_imports(&self, index: &Index) {
+        if index.has_imported() {
+            self.imported.store(true, Ordering::Release);
+        }
+    }
+
     /// The tenant of a key, if it is known here.
     pub(crate) fn tenant_of(&self, id: KeyId) -> Option<TenantId> {
         let view = self.view.load();
@@ -164,6 +179,7 @@ impl Replica {
     fn apply(&self, changes: impl IntoIterator<Item = Change>) -> Arc<Index> {
         let index = self.index();
         index.apply(changes);
+        self.note_imports(&index);
         if index.wants_view() {
             self.show(View::of(index.clone()));
         }
@@ -244,6 +260,7 @@ impl Replica {
             {
                 let _one_writer = self.progress();
                 index.apply(page.changes);
+                self.note_imports(index);
                 page.newest.into_iter().for_each(|newest| index.saw(newest));
             }
             let moved = page.upto.revision > cursor.revision;
@@ -295,6 +312,7 @@ impl Replica {
             }
             let _one_writer = self.progress();
             index.apply(page.rows);
+            self.note_imports(index);
             page.newest.into_iter().for_each(|newest| index.saw(newest));
         }
         tracing::debug!(rows = read, "scanned");

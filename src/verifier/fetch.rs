@@ -13,7 +13,7 @@ use crate::core::record::{Credential, KeyRecord};
 use crate::core::rejection::Rejection;
 use crate::core::secret::Digest;
 use crate::core::subject::{Course, Shape, Subject};
-use crate::core::token::TokenError;
+use crate::core::token::{self, TokenError};
 use crate::core::view::{Select, lineage};
 use crate::replica::Known;
 use crate::store::{Change, Locator, Row, RowKey, StoreError, Versioned};
@@ -71,7 +71,7 @@ impl Verifier {
         };
         let presented = (same, claim.prefix());
         check::check_subject(subject, presented, policy, (&standing, None), need, now)?;
-        self.notice(claim, subject);
+        self.notice(claim, subject, true);
         pinned.view.count_id(id, now);
         let taken = Taken {
             shape,
@@ -130,10 +130,14 @@ impl Verifier {
     ) -> Result<Grant, Rejection> {
         match self.verify(presented.as_ref(), need) {
             // A removed key never comes back: there is nothing to ask for.
-            Err(Rejection::Unknown) if self.is_removed(presented.as_ref()) => {
+            Err(Rejection::Unknown) if self.known(presented.as_ref()) == Some(Known::Removed) => {
                 Err(Rejection::Unknown)
             }
-            Err(Rejection::Unknown) => match self.fetches.try_acquire() {
+            // The index tells keys apart by 32 bits of a hash until a secret matches: here it matters.
+            Err(Rejection::WrongSecret) if self.known(presented.as_ref()).is_some() => {
+                Err(Rejection::WrongSecret)
+            }
+            Err(Rejection::Unknown | Rejection::WrongSecret) => match self.fetches.try_acquire() {
                 Some(_permit) => self.verify_fresh(presented, need).await,
                 None => Err(Rejection::StoreUnavailable),
             },
@@ -142,19 +146,17 @@ impl Verifier {
         }
     }
 
-    fn is_removed(&self, presented: &[u8]) -> bool {
+    fn known(&self, presented: &[u8]) -> Option<Known> {
         let view = &self.pinned().view;
-        let known = match self.any_claim(presented) {
-            Ok(Claim::Token(token, _)) => view.known(token.id()),
-            Ok(Claim::Foreign(digest, _)) => view.known_import(&digest),
-            Err(_) => None,
-        };
-        known == Some(Known::Removed)
+        match self.any_claim(presented).ok()? {
+            Claim::Token(token, _) => view.known(token.id()),
+            Claim::Foreign(digest, _) => view.known_import(&digest),
+        }
     }
 
     /// What was presented, whether it may be known here or not.
     fn any_claim<'a>(&self, presented: &'a [u8]) -> Result<Claim<'a>, TokenError> {
-        match Claim::of(presented, &self.pinned().view) {
+        match Claim::of(presented, token::parse(presented), &self.pinned().view) {
             Err(error) => Claim::foreign(presented, error),
             claim => claim,
         }

@@ -32,7 +32,7 @@ use crate::core::rejection::Rejection;
 use crate::core::secret::Digest;
 use crate::core::subject::{Shape, Subject};
 use crate::core::time::Timestamp;
-use crate::core::token::{self, Glance, Token, TokenError};
+use crate::core::token::{self, Token, TokenError};
 use crate::replica::{Answer, Facts, Half, Kept, Parts, Replica, Sought, View};
 use crate::store::KeyStore;
 
@@ -134,15 +134,22 @@ impl Verifier {
     ///
     /// [`Rejection`] says why not; [`Rejection::public_message`] is what a client may be told.
     pub fn verify(&self, presented: impl AsRef<[u8]>, need: &Need) -> Result<Grant, Rejection> {
+        let presented = presented.as_ref();
+        let token = token::parse(presented);
+        if let Err(error) = token
+            && !self.replica.has_imported()
+        {
+            return Err(error.into());
+        }
         let confirmed = Confirmation::Sent(self.replica.confirmed_at());
         let pinned = self.pinned();
-        let claim = Claim::of(presented.as_ref(), &pinned.view)?;
+        let claim = Claim::of(presented, token, &pinned.view)?;
         match self.verify_known(&claim, need, confirmed, pinned) {
             // A store that lives in this process confirms at the moment of use.
             Err(Rejection::Stale { .. } | Rejection::NeedsFresh) if self.replica.confirm_now() => {
                 let pinned = self.pinned();
                 // Anew: it may be another index by now, in which nothing stands where it stood.
-                let claim = Claim::of(presented.as_ref(), &pinned.view)?;
+                let claim = Claim::of(presented, token, &pinned.view)?;
                 self.verify_known(&claim, need, Confirmation::DuringCall, pinned)
             }
             verdict => verdict,
@@ -217,9 +224,9 @@ impl Verifier {
         pinned: Guard<Arc<Pinned>>,
     ) -> Result<Grant, Rejection> {
         let view = &*pinned.view;
-        let answer = match claim {
+        let (answer, under_older) = match claim {
             Claim::Token(token, begun) => self.look_up(view, token, *begun),
-            Claim::Foreign(digest, _) => view.imported(digest),
+            Claim::Foreign(digest, _) => (view.imported(digest), false),
         };
         let (hit, facts) = match answer {
             Answer::Hit(hit) => match view.facts(hit.parts) {
@@ -231,7 +238,11 @@ impl Verifier {
                 None => return Err(Rejection::WrongSecret),
             },
             Answer::Corrupt(key) => return Err(Rejection::Corrupt { key }),
-            Answer::Removed | Answer::Unknown => return Err(Rejection::Unknown),
+            Answer::Removed | Answer::Unknown => {
+                // As for a known one (trap 6).
+                black_box(self.clock.read());
+                return Err(Rejection::Unknown);
+            }
         };
         let policy = pinned.policies.of_whose(|| &facts.holder.get().tenant);
         let Reading { wall, monotonic } = self.clock.read();
@@ -261,19 +272,23 @@ impl Verifier {
             need,
             now,
         )?;
-        self.notice(claim, subject);
+        self.notice(claim, subject, under_older);
         view.count(&hit, now);
         let (standing_id, id) = (facts.standing_id, hit.id);
         Ok(Grant::of_index(pinned, id, (&hit, standing_id), now))
     }
 
-    /// Looks a token's key up by its id, and compares its secret.
+    /// Looks a token's key up by its id, and compares its secret. Tells whether it was digested under
+    /// an older pepper.
     #[inline]
-    fn look_up(&self, view: &View, token: &Token<'_>, begun: Sought) -> Answer {
+    fn look_up(&self, view: &View, token: &Token<'_>, begun: Sought) -> (Answer, bool) {
         let half = half_of(self.peppers.current(), token);
         match view.end(token.id(), begun, half) {
-            answer @ (Answer::Hit(_) | Answer::Corrupt(_)) => answer,
-            answer => self.look_up_under_older(view, token, answer, (begun, half)),
+            answer @ (Answer::Hit(_) | Answer::Corrupt(_)) => (answer, false),
+            answer => {
+                let answer = self.look_up_under_older(view, token, answer, (begun, half));
+                (answer, true)
+            }
         }
     }
 
@@ -330,14 +345,23 @@ impl Verifier {
     }
 
     /// Queues what a successful verification leaves to do: nothing of it is done here (trap 24).
-    fn notice(&self, claim: &Claim<'_>, subject: Subject<'_>) {
+    #[inline]
+    fn notice(&self, claim: &Claim<'_>, subject: Subject<'_>, under_older: bool) {
+        if subject.course.awaits_first_use {
+            let tenant = &subject.whose.holder().tenant;
+            self.upkeep.push(Chore::first_use(tenant, subject.id));
+        }
+        if under_older {
+            self.notice_pepper(claim, subject);
+        }
+    }
+
+    /// Has the digest of a key stored anew, if its pepper is not the current one.
+    #[cold]
+    fn notice_pepper(&self, claim: &Claim<'_>, subject: Subject<'_>) {
         let Subject {
             id, whose, shape, ..
         } = subject;
-        if subject.course.awaits_first_use {
-            self.upkeep
-                .push(Chore::first_use(&whose.holder().tenant, id));
-        }
         let current = self.peppers.current();
         if let (Some(pepper), Claim::Token(token, _)) = (&shape.pepper, claim)
             && pepper != current.id()
@@ -434,17 +458,18 @@ impl Pinned {
 }
 
 impl<'a> Claim<'a> {
-    /// What was presented, if it may be a key of those in `view`. Begins to look for it first, so
-    /// that its memory comes while the text is checked and digested.
+    /// What was presented, if it may be a key of those in `view`. Begins to look for a token, so
+    /// that its memory comes while it is digested.
     #[inline]
-    fn of(presented: &'a [u8], view: &View) -> Result<Self, TokenError> {
-        let glance = Glance::at(presented);
-        let begun = glance.id().map(|id| view.begin(id));
-        match (glance.parse(), begun) {
-            (Ok(token), Some(begun)) => Ok(Self::Token(token, begun)),
-            (Ok(_), None) => Err(TokenError::Id),
-            (Err(error), _) if !view.index().has_imported() => Err(error),
-            (Err(error), _) => Self::foreign(presented, error),
+    fn of(
+        presented: &'a [u8],
+        token: Result<Token<'a>, TokenError>,
+        view: &View,
+    ) -> Result<Self, TokenError> {
+        match token {
+            Ok(token) => Ok(Self::Token(token, view.begin(token.id()))),
+            Err(error) if !view.index().has_imported() => Err(error),
+            Err(error) => Self::foreign(presented, error),
         }
     }
 

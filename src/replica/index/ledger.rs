@@ -23,6 +23,8 @@ pub(crate) struct Shared {
     /// those of many holders are near.
     stands: Chunks<AtomicU32>,
     standings: Chunks<OnceLock<Arc<Stand>>>,
+    /// How many holders there are.
+    count: AtomicU32,
 }
 
 /// How holders stand.
@@ -79,6 +81,12 @@ impl Whose for HolderAt<'_> {
 }
 
 impl Shared {
+    /// Some key's parts: always the same of the same number.
+    pub(super) fn any(&self, number: u32) -> Parts {
+        let holder = number % self.count.load(Ordering::Relaxed).max(1);
+        Parts { holder, shape: 0 }
+    }
+
     /// What these parts are now.
     #[inline]
     pub(super) fn facts(&self, parts: Parts) -> Option<Facts<'_>> {
@@ -236,6 +244,7 @@ impl Ledger {
             below: NONE,
             row: None,
         });
+        shared.count.store(new.saturating_add(1), Ordering::Relaxed);
         intern(&mut self.holders, holder, |holder| {
             shared.holders.at(new).get_or_init(|| holder);
         })

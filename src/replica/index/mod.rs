@@ -6,6 +6,7 @@
 //! what else was tried.
 
 mod chunks;
+mod hashing;
 mod ledger;
 mod prefetch;
 mod rows;
@@ -14,11 +15,11 @@ mod table;
 mod uses;
 
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::chunks::Chunks;
+use self::hashing::Hashing;
 pub(crate) use self::ledger::{Facts, HolderAt, Parts};
 use self::ledger::{Ledger, Shared};
 pub(crate) use self::rows::Kept;
@@ -38,7 +39,7 @@ use crate::store::{Change, Row as StoreRow, RowKey};
 #[derive(Default)]
 pub(crate) struct Index {
     /// Drawn for each index: nobody can choose ids that fall together.
-    hashing: RandomState,
+    hashing: Hashing,
     rows: Chunks<Row>,
     shared: Shared,
     uses: Uses,
@@ -79,7 +80,8 @@ pub(crate) struct Hit {
 /// What the index knows of what was presented.
 pub(crate) enum Answer {
     Hit(Hit),
-    /// Not the secret of the key, which shares this with others.
+    /// Not the secret of the key, which shares this with others. Once in 2³² times the number of keys
+    /// it is an unknown key's: [`View::known`] can tell.
     WrongSecret(Parts),
     /// The key's record cannot be read.
     Corrupt(KeyId),
@@ -138,7 +140,10 @@ impl View {
     pub(crate) fn end(&self, id: KeyId, Sought(hash): Sought, half: Half) -> Answer {
         match self.directory.probe(hash).search(half) {
             Search::Match(found) => self.hit(found, Some(id)),
-            Search::NoMatch => match self.content(id) {
+            Search::NoMatch(Found { lead, .. }) if lead != Lead::ROW => {
+                Answer::WrongSecret(lead.parts)
+            }
+            Search::NoMatch(_) => match self.content(id) {
                 Some(Content { key, parts, .. }) => match key {
                     Kept::Known(_) => Answer::WrongSecret(parts),
                     Kept::Corrupt => Answer::Corrupt(id),
@@ -147,7 +152,7 @@ impl View {
                 None => Answer::Unknown,
             },
             Search::Nothing => {
-                self.index.look_at_any_row(id);
+                self.index.look_at_any_facts(id);
                 Answer::Unknown
             }
         }
@@ -158,7 +163,7 @@ impl View {
         let probe = self.directory.probe(self.index.hash_of_digest(digest));
         match probe.search(Half::of(digest.as_bytes())) {
             Search::Match(found) => self.hit(found, None),
-            Search::NoMatch | Search::Nothing => Answer::Unknown,
+            Search::NoMatch(_) | Search::Nothing => Answer::Unknown,
         }
     }
 
@@ -512,11 +517,9 @@ impl Index {
     }
 
     /// Does for an unknown id what is done for a known one, so that the time tells nothing (trap 6).
-    fn look_at_any_row(&self, id: KeyId) {
-        let row = self
-            .rows
-            .get(id.to_u128() as u32 % self.count.load(Ordering::Relaxed).max(1));
-        std::hint::black_box(row.map(|row| (row.id() == id) & (row.read().key == Kept::Removed)));
+    fn look_at_any_facts(&self, id: KeyId) {
+        let any = self.shared.any(id.to_u128() as u32);
+        std::hint::black_box(self.shared.facts(any).map(|facts| facts.standing_id));
     }
 
     fn settle_uses(&self) {
@@ -531,16 +534,11 @@ impl Index {
 
     #[inline]
     fn hash_of_id(&self, id: KeyId) -> Hash {
-        self.hash(id.to_u128())
+        self.hashing.of(id.to_u128())
     }
 
     fn hash_of_digest(&self, digest: &Digest) -> Hash {
-        self.hash(digest.as_bytes())
-    }
-
-    #[inline]
-    fn hash(&self, of: impl std::hash::Hash) -> Hash {
-        Hash(self.hashing.hash_one(of) as u32)
+        self.hashing.of(Half::of(digest.as_bytes()).to_u128())
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer> {

@@ -81,6 +81,11 @@ impl Half {
         Self([word(0), word(8)])
     }
 
+    /// As one number.
+    pub(super) const fn to_u128(self) -> u128 {
+        (self.0[1] as u128) << 64 | self.0[0] as u128
+    }
+
     /// What differs, folded into one word: zero if nothing does. Takes the same time for all.
     const fn difference(self, other: Self) -> u64 {
         (self.0[0] ^ other.0[0]) | (self.0[1] ^ other.0[1])
@@ -183,8 +188,8 @@ pub(super) struct Found {
 pub(super) enum Search {
     /// The key, with what was presented for it.
     Match(Found),
-    /// There are keys of this hash, of which none has what was presented.
-    NoMatch,
+    /// There are keys of this hash, of which none has what was presented. The first of them.
+    NoMatch(Found),
     /// No key has this hash.
     Nothing,
 }
@@ -300,7 +305,7 @@ impl<'a> Probe<'a> {
     #[inline]
     pub(super) fn search(self, half: Half) -> Search {
         let Self { segment, hash } = self;
-        let mut outcome = Search::Nothing;
+        let mut other = None;
         for (slot, name) in segment.run(hash) {
             if Hash::of_name(name) != hash || name == GONE {
                 continue;
@@ -309,9 +314,12 @@ impl<'a> Probe<'a> {
             if bool::from(slot.half().difference(half).ct_eq(&0)) {
                 return Search::Match(slot.found(name));
             }
-            outcome = Search::NoMatch;
+            other = other.or(Some((slot, name)));
         }
-        outcome
+        match other {
+            Some((slot, name)) => Search::NoMatch(slot.found(name)),
+            None => Search::Nothing,
+        }
     }
 }
 

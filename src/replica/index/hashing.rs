@@ -1,0 +1,78 @@
+//! The keyed hash by which the table places what it holds.
+
+use std::hash::{BuildHasher, RandomState};
+
+use super::table::Hash;
+
+/// One of a family of hashes, drawn at random for each index.
+///
+/// Multiply-shift over two words, which is strongly universal (Thorup, "High speed hashing for
+/// integers and strings", 2015, section 3.3): whatever ids somebody chooses without knowing the
+/// draw, any two of them fall together as seldom as by chance. Nothing that it computes is ever told.
+pub(super) struct Hashing {
+    factors: [u128; 2],
+    more: u128,
+}
+
+impl Default for Hashing {
+    fn default() -> Self {
+        let drawn = RandomState::new();
+        Self::of_words(|number| drawn.hash_one(number))
+    }
+}
+
+impl Hashing {
+    fn of_words(word: impl Fn(u8) -> u64) -> Self {
+        let wide =
+            |number: u8| u128::from(word(2 * number)) << 64 | u128::from(word(2 * number + 1));
+        Self {
+            factors: [wide(0), wide(1)],
+            more: wide(2),
+        }
+    }
+
+    /// The hash of 128 bits.
+    #[inline]
+    pub(super) fn of(&self, value: u128) -> Hash {
+        let words = [value as u64, (value >> 64) as u64].map(u128::from);
+        let low = self.factors[0].wrapping_mul(words[0]);
+        let high = self.factors[1].wrapping_mul(words[1]);
+        let sum = low.wrapping_add(high).wrapping_add(self.more);
+        Hash((sum >> 96) as u32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// How many of 2^16 values fall into each of 2^8 parts by the uppermost bits, at most.
+    fn fullest(values: impl Iterator<Item = u128>) -> usize {
+        // Always the same draw: among all there are a few that do not spread numbers in a row.
+        let drawn = |number| {
+            0x9e37_79b9_7f4a_7c15_u64
+                .wrapping_mul(u64::from(number) * 2 + 7)
+                .rotate_left(23)
+        };
+        let hashing = Hashing::of_words(drawn);
+        let mut parts = [0; 256];
+        values.for_each(|value| parts[hashing.of(value).0 as usize >> 24] += 1);
+        parts.into_iter().max().unwrap_or_default()
+    }
+
+    #[test]
+    fn values_in_a_row_are_spread_whichever_of_their_bits_count() {
+        for shift in [0, 16, 48, 64, 80, 112] {
+            let fullest = fullest((0..1 << 16).map(|value| value << shift));
+            assert!(fullest < 1024, "{fullest} of 65536 in one of 256 parts");
+        }
+    }
+
+    #[test]
+    fn each_draw_hashes_in_its_own_way() {
+        let drawn: HashSet<u32> = (0..100).map(|_| Hashing::default().of(7).0).collect();
+        assert!(drawn.len() > 95, "{}", drawn.len());
+    }
+}
