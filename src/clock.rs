@@ -70,7 +70,11 @@ impl Clock for SystemClock {
     /// ago.
     fn read(&self) -> Reading {
         let monotonic = self.monotonic();
-        let micros = u64::try_from(monotonic.as_micros()).unwrap_or(NEVER);
+        // Not `as_micros`, which computes with 128 bits: 584,000 years fit.
+        let micros = monotonic
+            .as_secs()
+            .saturating_mul(1_000_000)
+            .saturating_add(monotonic.subsec_micros().into());
         let compared = COMPARED.load(Ordering::Acquire);
         let since = micros.checked_sub(compared).map(Duration::from_micros);
         let known = compared != NEVER && since.is_some_and(|since| since < COMPARE_EVERY);

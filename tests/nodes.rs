@@ -353,3 +353,19 @@ fn commands_that_arrive_together_are_committed_together() {
     assert_eq!(created, WRITERS, "a node never conflicts with itself");
     assert!(commits() - before <= WRITERS);
 }
+
+/// Fails if a batch is accepted by a node that could not confirm.
+#[test]
+fn a_batch_is_refused_past_its_bound() {
+    let world = Nodes::new();
+    let [node, _] = &world.nodes;
+    let key = wait(node.create(&admin(), reader("a"))).unwrap();
+    let presented = [key.secret.expose(); 3];
+    world.clock.advance(Duration::from_secs(10));
+    let verdicts = node.verify_many(&presented, &reading());
+    assert!(verdicts.iter().all(Result::is_ok), "{verdicts:?}");
+    world.clock.advance(Duration::from_micros(1));
+    let verdicts = node.verify_many(&presented, &reading());
+    let stale = |verdict: &Result<_, _>| matches!(verdict, Err(Rejection::Stale { .. }));
+    assert!(verdicts.iter().all(stale), "{verdicts:?}");
+}

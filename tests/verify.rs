@@ -9,8 +9,8 @@ use std::time::Duration;
 use keyward::policy::{LivePolicies, Policy, Propagation};
 use keyward::store::MemoryStore;
 use keyward::{
-    Clock, DeleteKey, Keyward, ManualClock, Need, Owner, Reading, Rejection, Replica, Role,
-    ScopeSet, Timestamp, Verifier, hours, profiles,
+    Clock, DeleteKey, Grant, Keyward, ManualClock, Need, NewKey, Owner, Reading, Reason, Rejection,
+    Replica, Role, ScopeSet, Timestamp, Verifier, hours, profiles,
 };
 use support::{World, admin, at, host, reader, reading, tenant, wait, who, with_other_secret};
 
@@ -206,4 +206,51 @@ fn a_key_verifies_while_everything_is_read_anew() {
     })));
     verifier.verify(key.secret.expose(), &reading()).unwrap();
     assert!(clock.then.lock().unwrap().is_none(), "it was interrupted");
+}
+
+/// Fails if a batch loses one, changes their order, or judges by another key's facts.
+#[test]
+fn a_batch_is_answered_as_its_keys_one_by_one() {
+    let world = World::new();
+    let mut keys = Vec::new();
+    for number in 0..40 {
+        let scope = if number % 3 == 0 {
+            "billing:read"
+        } else {
+            "reports:read"
+        };
+        let key = NewKey::new(format!("number {number}")).scope(scope);
+        keys.push(world.create(&admin(), key).unwrap());
+    }
+    let revoked = keys[7].id;
+    wait(world.keys.revoke(&admin(), revoked, Reason::Lost)).unwrap();
+    let mut presented: Vec<String> = keys
+        .iter()
+        .map(|key| key.secret.expose().to_owned())
+        .collect();
+    presented.insert(3, String::new());
+    presented.insert(20, "hunter2".to_owned());
+    presented.insert(21, with_other_secret(&presented[22]));
+    let need = reading();
+    let told = |verdict: Result<Grant, Rejection>| verdict.map(|grant| grant.key_id());
+    let batch = world.keys.verify_many(&presented, &need);
+    let batch: Vec<_> = batch.into_iter().map(told).collect();
+    let single = presented.iter().map(|key| world.keys.verify(key, &need));
+    assert_eq!(batch, single.map(told).collect::<Vec<_>>());
+    assert_eq!(batch.iter().filter(|verdict| verdict.is_ok()).count(), 25);
+    for key in &keys[8..] {
+        let count = world.keys.uses(key.id).unwrap().count;
+        assert_eq!(count % 2, 0, "counted in the batch and alone");
+    }
+}
+
+/// Fails if a batch does not ask a store in this process to confirm at the moment of use.
+#[test]
+fn a_batch_is_confirmed_at_the_moment_of_use() {
+    let world = World::new();
+    let key = world.some_key();
+    let presented = [key.secret.expose(); 3];
+    world.clock.advance(hours(1));
+    let verdicts = world.keys.verify_many(&presented, &reading());
+    assert!(verdicts.iter().all(Result::is_ok));
 }

@@ -62,6 +62,25 @@ fn presented<'a>(
     }
 }
 
+/// How many keys are verified in one call.
+const TOGETHER: usize = 64;
+
+fn together<'a>(served: &'a Served, keys: u64, size: &Size) -> Subject<'a> {
+    let (count, need) = (size.batch / TOGETHER * TOGETHER, need());
+    Subject {
+        name: format!("valid, {TOGETHER} at a time, {keys} keys"),
+        goal: None,
+        batch: Box::new(move |random| Presented::Valid.batch(&served.keys, keys, count, random)),
+        run: Box::new(move |batch| {
+            for first in (0..batch.len()).step_by(TOGETHER) {
+                let texts: [&[u8]; TOGETHER] = std::array::from_fn(|at| batch.at(first + at));
+                let verdicts = black_box(served.verifier.verify_many(&texts, &need));
+                assert!(verdicts.iter().all(Result::is_ok));
+            }
+        }),
+    }
+}
+
 /// A valid key among ever more; on the way, what the index takes and how long it takes to fill.
 pub(crate) fn sizes(size: &Size, asked: &Asked, table: &mut Table) {
     for &(keys, goal) in size.keys {
@@ -108,9 +127,13 @@ pub(crate) fn sizes(size: &Size, asked: &Asked, table: &mut Table) {
         }
         if valid {
             let goal = goal.map(Goal::AtMost);
-            let mut subject = presented(&served, keys, size, Presented::Valid, goal);
-            subject.name = format!("valid, {keys} keys");
-            against_floor(size, vec![subject], table);
+            let mut single = presented(&served, keys, size, Presented::Valid, goal);
+            single.name = format!("valid, {keys} keys");
+            let together = together(&served, keys, size);
+            let taken = against_floor(size, vec![single, together], table);
+            let line = format!("{TOGETHER} at a time : one by one, {keys} keys");
+            let note = format!("{:.0} ns : {:.0} ns", cpu(&taken[1]), cpu(&taken[0]));
+            table.add(line, ratio(&taken[1], &taken[0]), None, note);
         }
     }
 }

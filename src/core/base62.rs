@@ -39,30 +39,38 @@ fn is_digit(b: u8) -> bool {
 /// How many bytes most processors look at at once.
 const LANES: usize = 16;
 
-/// Whether all bytes are so. In a form that a compiler does for many at once, if `is` has no branch.
+/// Whether all bytes are so. Looks at all of them whatever it finds, in a form that a compiler does
+/// for many at once if `is` has no branch.
 #[inline]
-fn all<const N: usize>(bytes: &[u8; N], is: impl Fn(u8) -> bool) -> bool {
+fn all(bytes: &[u8], is: impl Fn(u8) -> bool) -> bool {
     let (whole, _) = bytes.as_chunks::<LANES>();
     let Some(last) = bytes.last_chunk::<LANES>() else {
         return bytes.iter().fold(true, |all, &b| all & is(b));
     };
-    let mut others = [0; LANES];
+    let mut marks = [0; LANES];
     // The last ones overlap those before, so that none is left over to be looked at one by one.
     for part in whole.iter().chain([last]) {
-        for (other, &b) in others.iter_mut().zip(part) {
-            *other |= u8::from(!is(b));
+        for (mark, &b) in marks.iter_mut().zip(part) {
+            *mark |= u8::from(!is(b));
         }
     }
-    u128::from_ne_bytes(others) == 0
+    u128::from_ne_bytes(marks) == 0
 }
 
-/// Where the first byte is that is not so: in steps of many, then one by one.
+/// Where the first byte is that is not so.
 #[inline]
 pub(crate) fn first_other_than(bytes: &[u8], is: impl Fn(u8) -> bool) -> Option<usize> {
+    if all(bytes, &is) {
+        return None;
+    }
     let (whole, _) = bytes.as_chunks::<LANES>();
-    let good = whole.iter().take_while(|part| all(*part, &is)).count() * LANES;
-    let rest = bytes[good..].iter().position(|&b| !is(b));
-    rest.map(|at| good + at)
+    for (at, part) in whole.iter().enumerate() {
+        let marks = u128::from_le_bytes(part.map(|b| u8::from(!is(b))));
+        if marks != 0 {
+            return Some(at * LANES + marks.trailing_zeros() as usize / 8);
+        }
+    }
+    bytes.iter().position(|&b| !is(b))
 }
 
 /// Writes `value` into all of `out`, most significant digit first, filled up with zeros.

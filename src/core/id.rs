@@ -74,9 +74,9 @@ impl FromStr for KeyId {
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let expected = "22 characters of 0-9 A-Z a-z";
-        let digits = text.as_bytes().try_into().ok();
+        let digits: Option<&[u8; Self::LEN]> = text.as_bytes().try_into().ok();
         digits
-            .filter(|digits| base62::is_digits(*digits))
+            .filter(|digits| base62::is_digits(digits))
             .and_then(Self::from_digits)
             .ok_or(Invalid::new("key id", Problem::Form { expected }))
     }

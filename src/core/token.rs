@@ -270,7 +270,7 @@ pub fn parse(presented: &[u8]) -> Result<Token<'_>, TokenError> {
     // What is well formed is visible ASCII throughout: why anything else is not, `fault` says.
     let parts = text.split_last_chunk::<BODY_LEN>();
     let well_formed =
-        |(prefix, body): &(&[u8], &[u8; BODY_LEN])| base62::is_digits(*body) & is_prefix(prefix);
+        |(prefix, body): &(&[u8], &[u8; BODY_LEN])| base62::is_digits(body) & is_prefix(prefix);
     let Some((prefix, body)) = parts.filter(well_formed) else {
         return Err(fault(presented));
     };
@@ -285,7 +285,7 @@ pub fn parse(presented: &[u8]) -> Result<Token<'_>, TokenError> {
 }
 
 /// What is wrong with a string that is no token.
-#[cold]
+#[inline(never)]
 fn fault(presented: &[u8]) -> TokenError {
     let text = match trimmed(presented) {
         Ok(text) => text,

@@ -79,6 +79,18 @@ impl Keyward {
         self.inner.verifier.verify(presented, need)
     }
 
+    /// Verifies several keys for the same need, and answers in their order: each as
+    /// [`verify`](Self::verify) would. Among a million keys a batch takes less time than its keys one
+    /// by one.
+    #[must_use]
+    pub fn verify_many<P: AsRef<[u8]>>(
+        &self,
+        presented: &[P],
+        need: &Need,
+    ) -> Vec<Result<Grant, Rejection>> {
+        self.inner.verifier.verify_many(presented, need)
+    }
+
     /// Verifies a secret key together with what goes with it: its own key id, or a publishable key
     /// of the same tenant and environment (rules A2-15, I-02).
     ///

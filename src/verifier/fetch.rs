@@ -13,7 +13,7 @@ use crate::core::record::{Credential, KeyRecord};
 use crate::core::rejection::Rejection;
 use crate::core::secret::Digest;
 use crate::core::subject::{Course, Shape, Subject};
-use crate::core::token::{self, TokenError};
+use crate::core::token::Token;
 use crate::core::view::{Select, lineage};
 use crate::replica::Known;
 use crate::store::{Change, Locator, Row, RowKey, StoreError, Versioned};
@@ -30,7 +30,7 @@ impl Verifier {
         need: &Need,
     ) -> Result<Grant, Rejection> {
         // The store may hold imported keys that nobody here has heard of.
-        let claim = self.any_claim(presented.as_ref())?;
+        let claim = Claim::of(presented.as_ref())?;
         let found = self.find(&claim).await.map_err(unavailable)?;
         let Some(found) = found else {
             return Err(self.unknown(&claim));
@@ -69,9 +69,9 @@ impl Verifier {
             shape: &shape,
             course,
         };
-        let presented = (same, claim.prefix());
+        let presented = (same, claim.token().map(Token::prefix_bytes));
         check::check_subject(subject, presented, policy, (&standing, None), need, now)?;
-        self.notice(claim, subject, true);
+        self.notice(claim.token(), subject, true);
         pinned.view.count_id(id, now);
         let taken = Taken {
             shape,
@@ -89,7 +89,7 @@ impl Verifier {
             (Credential::Imported { digest, .. }, Claim::Foreign(presented, _)) => {
                 digest.ct_eq(presented)
             }
-            (Credential::Peppered { pepper, digest }, Claim::Token(token, _)) => {
+            (Credential::Peppered { pepper, digest }, Claim::Token(token)) => {
                 let Some(pepper) = self.peppers.live(pepper) else {
                     tracing::error!(%pepper, key = %token.id(), "pepper is not in the ring");
                     return Err(Rejection::UnknownPepper {
@@ -106,7 +106,7 @@ impl Verifier {
     /// What an unknown key is told, after the same work as for a known one (trap 6).
     fn unknown(&self, claim: &Claim<'_>) -> Rejection {
         match claim {
-            Claim::Token(token, _) => {
+            Claim::Token(token) => {
                 let digest = self.peppers.current().digest(token.id_and_secret());
                 black_box(digest.ct_eq(&Digest::from_bytes([0; 32])));
                 Rejection::Unknown
@@ -148,23 +148,15 @@ impl Verifier {
 
     fn known(&self, presented: &[u8]) -> Option<Known> {
         let view = &self.pinned().view;
-        match self.any_claim(presented).ok()? {
-            Claim::Token(token, _) => view.known(token.id()),
+        match Claim::of(presented).ok()? {
+            Claim::Token(token) => view.known(token.id()),
             Claim::Foreign(digest, _) => view.known_import(&digest),
-        }
-    }
-
-    /// What was presented, whether it may be known here or not.
-    fn any_claim<'a>(&self, presented: &'a [u8]) -> Result<Claim<'a>, TokenError> {
-        match Claim::of(presented, token::parse(presented), &self.pinned().view) {
-            Err(error) => Claim::foreign(presented, error),
-            claim => claim,
         }
     }
 
     async fn find(&self, claim: &Claim<'_>) -> Result<Option<Versioned>, StoreError> {
         let locator = match claim {
-            Claim::Token(token, _) => Locator::Id(token.id()),
+            Claim::Token(token) => Locator::Id(token.id()),
             Claim::Foreign(digest, _) => Locator::Imported(*digest),
         };
         self.store.find(&locator).await

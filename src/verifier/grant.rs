@@ -18,7 +18,7 @@ use crate::core::subject::{Course, Holder, Shape};
 use crate::core::tenant::TenantId;
 use crate::core::text::{ClassName, Environment, PrincipalId, Role};
 use crate::core::time::Timestamp;
-use crate::replica::{Facts, Hit, HolderAt, Kept, Parts};
+use crate::replica::{Facts, HolderAt, Kept, Parts};
 
 /// A key that was verified, as it stood at that moment. Holds no secret.
 ///
@@ -42,6 +42,16 @@ enum Of {
     },
     /// Here: it was read from the store.
     Record(Arc<Taken>),
+}
+
+/// Where in an index a key stands that was accepted.
+pub(super) struct Accepted {
+    pub(super) id: KeyId,
+    pub(super) row: u32,
+    pub(super) parts: Parts,
+    /// How its holder stood.
+    pub(super) standing: u32,
+    pub(super) at: Timestamp,
 }
 
 /// What decides, of a record from the store.
@@ -87,16 +97,18 @@ impl fmt::Debug for Grant {
 
 impl Grant {
     #[inline]
-    pub(super) const fn of_index(
-        pinned: Guard<Arc<Pinned>>,
-        id: KeyId,
-        (hit, standing): (&Hit, u32),
-        at: Timestamp,
-    ) -> Self {
+    pub(super) const fn of_index(pinned: Guard<Arc<Pinned>>, accepted: Accepted) -> Self {
+        let Accepted {
+            id,
+            row,
+            parts,
+            standing,
+            at,
+        } = accepted;
         let of = Of::Index {
             pinned,
-            row: hit.row(),
-            parts: hit.parts,
+            row,
+            parts,
             standing,
         };
         Self { id, at, of }

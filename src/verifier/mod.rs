@@ -4,6 +4,7 @@
 //! confirmation is loaded first, then the key is looked up, and only then the clock is read; any
 //! other order accepts revoked keys past the bound.
 
+mod batch;
 mod fetch;
 mod grant;
 mod upkeep;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, Guard};
 use subtle::Choice;
 
+use self::grant::Accepted;
 pub use self::grant::Grant;
 pub(crate) use self::upkeep::Chore;
 use self::upkeep::Upkeep;
@@ -33,7 +35,7 @@ use crate::core::secret::Digest;
 use crate::core::subject::{Shape, Subject};
 use crate::core::time::Timestamp;
 use crate::core::token::{self, Token, TokenError};
-use crate::replica::{Answer, Facts, Half, Kept, Parts, Replica, Sought, View};
+use crate::replica::{Answer, Facts, Half, Hit, Kept, Parts, Replica, Sought, View};
 use crate::store::KeyStore;
 
 /// How many keys one verifier reads through the store at once: a flood of unknown ids must not
@@ -82,9 +84,18 @@ impl fmt::Debug for Verifier {
 enum Claim<'a> {
     /// A token of ours. It is found by its id alone: a key that was deleted does not come back by an
     /// import of its digest, even where its tombstone is gone (invariant 2).
-    Token(Token<'a>, Sought),
+    Token(Token<'a>),
     /// What may be a key that was imported, by its digest, and why it is no token of ours.
     Foreign(Digest, TokenError),
+}
+
+/// What the index says of a key that was presented.
+struct Seen<'v> {
+    /// `None` if the secret is not the key's.
+    hit: Option<Hit>,
+    facts: Facts<'v>,
+    /// Whether its digest was made under an older pepper.
+    under_older: bool,
 }
 
 /// How often a key was accepted, and when last.
@@ -135,25 +146,51 @@ impl Verifier {
     /// [`Rejection`] says why not; [`Rejection::public_message`] is what a client may be told.
     pub fn verify(&self, presented: impl AsRef<[u8]>, need: &Need) -> Result<Grant, Rejection> {
         let presented = presented.as_ref();
-        let token = token::parse(presented);
-        if let Err(error) = token
-            && !self.replica.has_imported()
-        {
+        let token = match token::parse(presented) {
+            Ok(token) => token,
+            Err(error) => return self.verify_foreign(presented, error, need),
+        };
+        let confirmed = Confirmation::Sent(self.replica.confirmed_at());
+        let verdict = self.verify_token(&token, need, confirmed);
+        if self.may_confirm(&verdict) {
+            return self.verify_confirmed(&token, need);
+        }
+        verdict
+    }
+
+    #[cold]
+    fn verify_confirmed(&self, token: &Token<'_>, need: &Need) -> Result<Grant, Rejection> {
+        self.verify_token(token, need, Confirmation::DuringCall)
+    }
+
+    /// Verifies what is no token of ours: it may be a key that was imported.
+    #[inline(never)]
+    fn verify_foreign(
+        &self,
+        presented: &[u8],
+        error: TokenError,
+        need: &Need,
+    ) -> Result<Grant, Rejection> {
+        if !self.replica.has_imported() {
             return Err(error.into());
         }
+        let digest = Digest::sha256(token::trim(presented)?);
         let confirmed = Confirmation::Sent(self.replica.confirmed_at());
-        let pinned = self.pinned();
-        let claim = Claim::of(presented, token, &pinned.view)?;
-        match self.verify_known(&claim, need, confirmed, pinned) {
-            // A store that lives in this process confirms at the moment of use.
-            Err(Rejection::Stale { .. } | Rejection::NeedsFresh) if self.replica.confirm_now() => {
-                let pinned = self.pinned();
-                // Anew: it may be another index by now, in which nothing stands where it stood.
-                let claim = Claim::of(presented, token, &pinned.view)?;
-                self.verify_known(&claim, need, Confirmation::DuringCall, pinned)
-            }
-            verdict => verdict,
+        let verdict = self.verify_digest(&digest, error, need, confirmed);
+        if self.may_confirm(&verdict) {
+            return self.verify_digest(&digest, error, need, Confirmation::DuringCall);
         }
+        verdict
+    }
+
+    /// Whether it was refused for want of a confirmation that a store in this process gave since, at
+    /// the moment of use.
+    #[inline]
+    fn may_confirm(&self, verdict: &Result<Grant, Rejection>) -> bool {
+        matches!(
+            verdict,
+            Err(Rejection::Stale { .. } | Rejection::NeedsFresh)
+        ) && self.replica.confirm_now()
     }
 
     /// Verifies a secret key together with what goes with it: its own key id, or a publishable key
@@ -216,40 +253,64 @@ impl Verifier {
 
     /// The order matters: the caller loaded `confirmed` first; the key is looked up here; only then
     /// is the clock read.
-    fn verify_known(
+    #[inline(always)]
+    fn verify_token(
         &self,
-        claim: &Claim<'_>,
+        token: &Token<'_>,
         need: &Need,
         confirmed: Confirmation,
-        pinned: Guard<Arc<Pinned>>,
     ) -> Result<Grant, Rejection> {
+        let pinned = self.pinned();
         let view = &*pinned.view;
-        let (answer, under_older) = match claim {
-            Claim::Token(token, begun) => self.look_up(view, token, *begun),
-            Claim::Foreign(digest, _) => (view.imported(digest), false),
-        };
-        let (hit, facts) = match answer {
-            Answer::Hit(hit) => match view.facts(hit.parts) {
-                Some(facts) => (Some(hit), facts),
-                None => return Err(Rejection::Corrupt { key: hit.id }),
-            },
-            Answer::WrongSecret(parts) => match view.facts(parts) {
-                Some(facts) => (None, facts),
-                None => return Err(Rejection::WrongSecret),
-            },
-            Answer::Corrupt(key) => return Err(Rejection::Corrupt { key }),
-            Answer::Removed | Answer::Unknown => {
-                // As for a known one (trap 6).
-                black_box(self.clock.read());
-                return Err(Rejection::Unknown);
-            }
-        };
+        // Its memory comes while the token is digested.
+        let begun = view.begin(token.id());
+        let (answer, under_older) = self.look_up(view, token, begun);
+        let seen = see(view, answer, under_older);
+        let reading = self.clock.read();
+        let accepted = self.conclude(&pinned, Some(token), seen?, (confirmed, reading), need)?;
+        Ok(Grant::of_index(pinned, accepted))
+    }
+
+    /// The same for what may be a key that was imported.
+    fn verify_digest(
+        &self,
+        digest: &Digest,
+        error: TokenError,
+        need: &Need,
+        confirmed: Confirmation,
+    ) -> Result<Grant, Rejection> {
+        let pinned = self.pinned();
+        let view = &*pinned.view;
+        if !view.index().has_imported() {
+            return Err(error.into());
+        }
+        let seen = see(view, view.imported(digest), false);
+        let reading = self.clock.read();
+        let accepted = self.conclude(&pinned, None, seen?, (confirmed, reading), need)?;
+        Ok(Grant::of_index(pinned, accepted))
+    }
+
+    /// Judges what was seen of a key before the clock was read.
+    #[inline(always)]
+    fn conclude(
+        &self,
+        pinned: &Pinned,
+        token: Option<&Token<'_>>,
+        seen: Seen<'_>,
+        (confirmed, reading): (Confirmation, Reading),
+        need: &Need,
+    ) -> Result<Accepted, Rejection> {
+        let view = &*pinned.view;
+        let Seen {
+            hit,
+            facts,
+            under_older,
+        } = seen;
         let policy = pinned.policies.of_whose(|| &facts.holder.get().tenant);
-        let Reading { wall, monotonic } = self.clock.read();
-        let now = wall.max(view.index().newest());
-        check_fresh(policy, facts.shape, confirmed, monotonic)?;
+        let now = reading.wall.max(view.index().newest());
+        check_fresh(policy, facts.shape, confirmed, reading.monotonic)?;
         let Some(hit) = hit else {
-            return Err(self.wrong_secret(claim, &facts));
+            return Err(self.wrong_secret(token, &facts));
         };
         let course = match view.course(&hit, &facts, now) {
             Kept::Known(course) => course,
@@ -266,16 +327,21 @@ impl Verifier {
         check::check_subject(
             subject,
             // Whoever holds half of the digest holds the secret: it was compared in constant time.
-            (Choice::from(1), claim.prefix()),
+            (Choice::from(1), token.map(Token::prefix_bytes)),
             policy,
             (facts.standing, pinned.kind(hit.parts, &facts)),
             need,
             now,
         )?;
-        self.notice(claim, subject, under_older);
+        self.notice(token, subject, under_older);
         view.count(&hit, now);
-        let (standing_id, id) = (facts.standing_id, hit.id);
-        Ok(Grant::of_index(pinned, id, (&hit, standing_id), now))
+        Ok(Accepted {
+            id: hit.id,
+            row: hit.row(),
+            parts: hit.parts,
+            standing: facts.standing_id,
+            at: now,
+        })
     }
 
     /// Looks a token's key up by its id, and compares its secret. Tells whether it was digested under
@@ -285,6 +351,7 @@ impl Verifier {
         let half = half_of(self.peppers.current(), token);
         match view.end(token.id(), begun, half) {
             answer @ (Answer::Hit(_) | Answer::Corrupt(_)) => (answer, false),
+            answer if self.peppers.retired().is_empty() => (answer, false),
             answer => {
                 let answer = self.look_up_under_older(view, token, answer, (begun, half));
                 (answer, true)
@@ -294,6 +361,7 @@ impl Verifier {
 
     /// While there are older peppers: whatever the answer, one of them is tried, so that the time
     /// tells nothing about the key (trap 6).
+    #[inline(never)]
     fn look_up_under_older(
         &self,
         view: &View,
@@ -331,10 +399,10 @@ impl Verifier {
     }
 
     /// A secret that nothing is known of: the key's pepper may be missing.
-    fn wrong_secret(&self, claim: &Claim<'_>, facts: &Facts<'_>) -> Rejection {
+    fn wrong_secret(&self, token: Option<&Token<'_>>, facts: &Facts<'_>) -> Rejection {
         match &facts.shape.pepper {
             Some(pepper) if self.peppers.live(pepper).is_none() => {
-                let key = claim.id().map(tracing::field::display);
+                let key = token.map(Token::id).map(tracing::field::display);
                 tracing::error!(%pepper, key, "pepper is not in the ring");
                 Rejection::UnknownPepper {
                     pepper: pepper.clone(),
@@ -346,24 +414,24 @@ impl Verifier {
 
     /// Queues what a successful verification leaves to do: nothing of it is done here (trap 24).
     #[inline]
-    fn notice(&self, claim: &Claim<'_>, subject: Subject<'_>, under_older: bool) {
+    fn notice(&self, token: Option<&Token<'_>>, subject: Subject<'_>, under_older: bool) {
         if subject.course.awaits_first_use {
             let tenant = &subject.whose.holder().tenant;
             self.upkeep.push(Chore::first_use(tenant, subject.id));
         }
-        if under_older {
-            self.notice_pepper(claim, subject);
+        if let (true, Some(token)) = (under_older, token) {
+            self.notice_pepper(token, subject);
         }
     }
 
     /// Has the digest of a key stored anew, if its pepper is not the current one.
     #[cold]
-    fn notice_pepper(&self, claim: &Claim<'_>, subject: Subject<'_>) {
+    fn notice_pepper(&self, token: &Token<'_>, subject: Subject<'_>) {
         let Subject {
             id, whose, shape, ..
         } = subject;
         let current = self.peppers.current();
-        if let (Some(pepper), Claim::Token(token, _)) = (&shape.pepper, claim)
+        if let Some(pepper) = &shape.pepper
             && pepper != current.id()
             && let Some(own) = self.peppers.live(pepper)
         {
@@ -458,38 +526,40 @@ impl Pinned {
 }
 
 impl<'a> Claim<'a> {
-    /// What was presented, if it may be a key of those in `view`. Begins to look for a token, so
-    /// that its memory comes while it is digested.
-    #[inline]
-    fn of(
-        presented: &'a [u8],
-        token: Result<Token<'a>, TokenError>,
-        view: &View,
-    ) -> Result<Self, TokenError> {
-        match token {
-            Ok(token) => Ok(Self::Token(token, view.begin(token.id()))),
-            Err(error) if !view.index().has_imported() => Err(error),
-            Err(error) => Self::foreign(presented, error),
+    /// What was presented, whether it may be known here or not.
+    fn of(presented: &'a [u8]) -> Result<Self, TokenError> {
+        match token::parse(presented) {
+            Ok(token) => Ok(Self::Token(token)),
+            Err(error) => Ok(Self::Foreign(
+                Digest::sha256(token::trim(presented)?),
+                error,
+            )),
         }
     }
 
-    /// What was presented, if it is no token of ours.
-    fn foreign(presented: &[u8], error: TokenError) -> Result<Self, TokenError> {
-        let digest = Digest::sha256(token::trim(presented)?);
-        Ok(Self::Foreign(digest, error))
-    }
-
-    const fn id(&self) -> Option<KeyId> {
+    const fn token(&self) -> Option<&Token<'a>> {
         match self {
-            Self::Token(token, _) => Some(token.id()),
+            Self::Token(token) => Some(token),
             Self::Foreign(..) => None,
         }
     }
+}
 
-    const fn prefix(&self) -> Option<&'a [u8]> {
-        match self {
-            Self::Token(token, _) => Some(token.prefix_bytes()),
-            Self::Foreign(..) => None,
+/// What the answer of an index means, and what the key shares with others as it stands.
+#[inline(always)]
+fn see(view: &View, answer: Answer, under_older: bool) -> Result<Seen<'_>, Rejection> {
+    let (hit, facts) = match answer {
+        Answer::Hit(hit) => {
+            let facts = view.facts(hit.parts);
+            (Some(hit), facts.ok_or(Rejection::Corrupt { key: hit.id })?)
         }
-    }
+        Answer::WrongSecret(parts) => (None, view.facts(parts).ok_or(Rejection::WrongSecret)?),
+        Answer::Corrupt(key) => return Err(Rejection::Corrupt { key }),
+        Answer::Removed | Answer::Unknown => return Err(Rejection::Unknown),
+    };
+    Ok(Seen {
+        hit,
+        facts,
+        under_older,
+    })
 }

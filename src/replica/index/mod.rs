@@ -12,6 +12,7 @@ mod prefetch;
 mod rows;
 mod sync;
 mod table;
+mod tally;
 mod uses;
 
 use std::fmt;
@@ -26,6 +27,7 @@ pub(crate) use self::rows::Kept;
 use self::rows::{Content, Row};
 pub(crate) use self::table::Half;
 use self::table::{Directory, Found, Hash, Lead, Search, Table};
+use self::tally::Tally;
 use self::uses::{Counted, Uses};
 use crate::core::id::KeyId;
 use crate::core::record::{Credential, KeyRecord};
@@ -41,6 +43,8 @@ pub(crate) struct Index {
     /// Drawn for each index: nobody can choose ids that fall together.
     hashing: Hashing,
     rows: Chunks<Row>,
+    /// As many as rows.
+    tallies: Chunks<Tally>,
     shared: Shared,
     uses: Uses,
     /// How many rows there are.
@@ -239,12 +243,9 @@ impl View {
     #[inline]
     pub(crate) fn count(&self, hit: &Hit, now: Timestamp) {
         if let Some(displaced) = self.index.uses.count(hit.row, second_of(now)) {
-            // Its own turn comes later: by then the row is near.
-            self.index
-                .rows
-                .get(hit.row)
-                .into_iter()
-                .for_each(Row::approach);
+            // Its own turn comes later: by then its tally is near.
+            let own = self.index.tallies.get(hit.row);
+            own.into_iter().for_each(Tally::approach);
             self.index.add_uses(displaced);
         }
     }
@@ -260,19 +261,20 @@ impl View {
     /// How often a key was used, as far as this index knows, and when last, to the second.
     pub(crate) fn uses(&self, id: KeyId) -> Option<(u64, u32)> {
         self.index.settle_uses();
-        Some(self.index.rows.get(self.row_of(id)?)?.uses())
+        Some(self.index.tallies.get(self.row_of(id)?)?.uses())
     }
 
     /// Takes over what another index counted.
     pub(super) fn inherit_uses(&self, of: &Index) {
         of.settle_uses();
-        for old in (1..=of.count.load(Ordering::Acquire)).filter_map(|row| of.rows.get(row)) {
-            let (uses, last) = old.uses();
-            if uses > 0
+        let rows = 1..=of.count.load(Ordering::Acquire);
+        for (row, old) in rows.filter_map(|row| Some((row, of.rows.get(row)?))) {
+            if let Some((uses, last)) = of.tallies.get(row).map(Tally::uses)
+                && uses > 0
                 && let Some(row) = self.row_of(old.id())
-                && let Some(row) = self.index.rows.get(row)
+                && let Some(own) = self.index.tallies.get(row)
             {
-                row.count(uses, last);
+                own.count(uses, last);
             }
         }
     }
@@ -495,6 +497,7 @@ impl Index {
         // From 1: row 0 is none.
         writer.rows += 1;
         self.count.store(writer.rows, Ordering::Relaxed);
+        self.tallies.at(writer.rows);
         let row = self.rows.at(writer.rows);
         row.name(id);
         row.write(content);
@@ -527,8 +530,8 @@ impl Index {
     }
 
     fn add_uses(&self, counted: Counted) {
-        if let Some(row) = self.rows.get(counted.row) {
-            row.count(counted.uses.into(), counted.last);
+        if let Some(tally) = self.tallies.get(counted.row) {
+            tally.count(counted.uses.into(), counted.last);
         }
     }
 

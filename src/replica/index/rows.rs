@@ -1,8 +1,6 @@
-//! What is known of each key beyond what finds it: looked at when a key is not simply good, and
-//! where its uses are counted.
+//! What is known of each key beyond what finds it: looked at when a key is not simply good.
 
 use super::ledger::Parts;
-use super::prefetch::prefetch;
 use super::sync::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence, pause};
 use crate::core::id::KeyId;
 use crate::core::record::Reason;
@@ -23,8 +21,6 @@ pub(super) struct Row {
     ends: AtomicI64,
     holder: AtomicU32,
     shape: AtomicU32,
-    /// How often it was used, and when last: see [`count`](Self::count).
-    uses: AtomicU64,
 }
 
 /// A row as it is at one instant.
@@ -54,14 +50,6 @@ const CORRUPT: i64 = 1;
 const ENABLED: i64 = 2;
 const DISABLED: i64 = 3;
 const AWAITS_FIRST_USE: i64 = 1 << 4;
-
-/// Seconds of a minute.
-const MINUTE: u32 = 64;
-/// 2020: from here to 2054.
-const FIRST_MINUTE: u32 = 1_577_836_800;
-const MINUTE_BITS: u32 = 24;
-const MINUTES: u64 = (1 << MINUTE_BITS) - 1;
-const MOST_USES: u64 = (1 << 40) - 1;
 
 impl Row {
     pub(super) fn id(&self) -> KeyId {
@@ -109,37 +97,6 @@ impl Row {
         self.holder.store(content.parts.holder, Ordering::Relaxed);
         self.shape.store(content.parts.shape, Ordering::Relaxed);
         self.revision.store(content.revision.0, Ordering::Release);
-    }
-
-    /// Has the count brought near.
-    pub(super) fn approach(&self) {
-        prefetch(&self.uses);
-    }
-
-    /// Counts uses, the last of them at `second` since the epoch, in one word: 40 bits of how many,
-    /// and 24 of when, in minutes of 64 seconds.
-    pub(super) fn count(&self, uses: u64, second: u32) {
-        let minute = u64::from(second.saturating_sub(FIRST_MINUTE) / MINUTE).min(MINUTES);
-        let more = |word: u64| {
-            let count = (word >> MINUTE_BITS).saturating_add(uses).min(MOST_USES);
-            count << MINUTE_BITS | (word & MINUTES).max(minute)
-        };
-        let mut known = self.uses.load(Ordering::Relaxed);
-        while let Err(other) = self.uses.compare_exchange_weak(
-            known,
-            more(known),
-            Ordering::Relaxed,
-            Ordering::Relaxed,
-        ) {
-            known = other;
-        }
-    }
-
-    /// How often the key was used, and when last, in seconds since the epoch.
-    pub(super) fn uses(&self) -> (u64, u32) {
-        let word = self.uses.load(Ordering::Relaxed);
-        let last = (word & MINUTES) as u32 * MINUTE + FIRST_MINUTE;
-        (word >> MINUTE_BITS, last)
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use loom::thread;
 
-use super::super::under_loom::{content, explore, explore_within};
+use super::super::under_loom::{content, explore_within};
 use super::*;
 
 fn is_whole(write: fn(&Row, Content), changes: u32, reads: usize) {
@@ -49,19 +49,18 @@ fn a_row_that_is_written_twice_is_never_read_half_written() {
 
 /// As [`Row::write`], but for one of its steps.
 fn write(row: &Row, content: Content, marks: bool, fences: bool, last: Ordering) {
-    let (state, ends, at) = words(content.key);
+    let (state, ends) = words(content.key);
     if marks {
-        row.state.store(CHANGING, Ordering::Relaxed);
+        row.revision.store(CHANGING, Ordering::Relaxed);
     }
     if fences {
         fence(Ordering::Release);
     }
+    row.state.store(state, Ordering::Relaxed);
     row.ends.store(ends, Ordering::Relaxed);
-    row.at.store(at, Ordering::Relaxed);
     row.holder.store(content.parts.holder, Ordering::Relaxed);
     row.shape.store(content.parts.shape, Ordering::Relaxed);
-    row.state
-        .store(content.revision.0 << STATE_BITS | state, last);
+    row.revision.store(content.revision.0, last);
 }
 
 #[test]
@@ -83,20 +82,4 @@ fn a_row_that_is_marked_without_a_fence_is_read_half_written() {
 fn a_row_that_is_finished_without_release_is_read_half_written() {
     let broken = |row: &Row, content| write(row, content, true, true, Ordering::Relaxed);
     is_whole(broken, 1, 1);
-}
-
-#[test]
-fn uses_of_a_row_add_up() {
-    explore(|| {
-        let row = Arc::new(Row::default());
-        let count = |uses, minute| {
-            let row = row.clone();
-            thread::spawn(move || row.count(uses, FIRST_MINUTE + minute * MINUTE))
-        };
-        let (one, other) = (count(1, 2), count(2, 1));
-        row.count(4, FIRST_MINUTE);
-        one.join().unwrap();
-        other.join().unwrap();
-        assert_eq!(row.uses(), (7, FIRST_MINUTE + 2 * MINUTE));
-    });
 }

@@ -1,0 +1,52 @@
+//! How often each key was used, and when last: one word a key, apart from all else, so that many are
+//! near each other.
+
+use super::prefetch::prefetch;
+use super::sync::{AtomicU64, Ordering};
+
+/// One key's uses.
+#[derive(Default)]
+pub(super) struct Tally(AtomicU64);
+
+/// Seconds of a minute.
+const MINUTE: u32 = 64;
+/// 2020: from here to 2054.
+const FIRST_MINUTE: u32 = 1_577_836_800;
+const MINUTE_BITS: u32 = 24;
+const MINUTES: u64 = (1 << MINUTE_BITS) - 1;
+const MOST_USES: u64 = (1 << 40) - 1;
+
+impl Tally {
+    /// Has the count brought near.
+    pub(super) fn approach(&self) {
+        prefetch(&self.0);
+    }
+
+    /// Counts uses, the last of them at `second` since the epoch, in one word: 40 bits of how many,
+    /// and 24 of when, in minutes of 64 seconds.
+    pub(super) fn count(&self, uses: u64, second: u32) {
+        let minute = u64::from(second.saturating_sub(FIRST_MINUTE) / MINUTE).min(MINUTES);
+        let more = |word: u64| {
+            let count = (word >> MINUTE_BITS).saturating_add(uses).min(MOST_USES);
+            count << MINUTE_BITS | (word & MINUTES).max(minute)
+        };
+        let mut known = self.0.load(Ordering::Relaxed);
+        while let Err(other) =
+            self.0
+                .compare_exchange_weak(known, more(known), Ordering::Relaxed, Ordering::Relaxed)
+        {
+            known = other;
+        }
+    }
+
+    /// How often the key was used, and when last, in seconds since the epoch.
+    pub(super) fn uses(&self) -> (u64, u32) {
+        let word = self.0.load(Ordering::Relaxed);
+        let last = (word & MINUTES) as u32 * MINUTE + FIRST_MINUTE;
+        (word >> MINUTE_BITS, last)
+    }
+}
+
+#[cfg(test)]
+#[cfg(keyward_loom)]
+mod under_loom;
