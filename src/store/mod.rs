@@ -5,6 +5,7 @@
 
 mod error;
 mod memory;
+mod nodes;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
@@ -17,6 +18,7 @@ use async_trait::async_trait;
 
 pub use self::error::{ChangesError, CommitError, StoreError, StoreErrorKind};
 pub use self::memory::MemoryStore;
+pub use self::nodes::{NodeId, NodeRegistry, NodeReport};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteStore;
 use crate::core::id::KeyId;
