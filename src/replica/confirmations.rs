@@ -234,3 +234,161 @@ pub(crate) const fn by_time() -> Confirmations {
         unasked: Duration::ZERO,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{CommitTag, Cursor};
+
+    const EPOCH: Epoch = Epoch(7);
+    const OWN: NodeId = NodeId::from_u128(0);
+    const BOUND: Duration = Duration::from_secs(10);
+    const RETURNED: Duration = Duration::from_secs(100);
+
+    fn awaited() -> Awaited {
+        Awaited {
+            epoch: Some(EPOCH),
+            revision: Revision(5),
+            returned: RETURNED,
+            bound: BOUND,
+        }
+    }
+
+    fn observer() -> Observer {
+        Observer {
+            epoch: Some(EPOCH),
+            node: Some(OWN),
+            label: None,
+        }
+    }
+
+    fn report(epoch: Epoch, revision: u64) -> NodeReport {
+        NodeReport {
+            node: NodeId::from_u128(1),
+            label: None,
+            applied: Some(Cursor {
+                epoch,
+                revision: Revision(revision),
+                tag: CommitTag(revision.into()),
+            }),
+            lease: Duration::from_secs(70),
+            beat: 1,
+        }
+    }
+
+    fn found(revision: u64, silent: Duration) -> Found {
+        let report = report(EPOCH, revision);
+        Found { report, silent }
+    }
+
+    fn answer(awaited: &Awaited, found: Found, now: Duration) -> NodeAnswer {
+        judge(awaited, &observer(), Some(&[found]), now).nodes()[0].answer
+    }
+
+    #[test]
+    fn a_node_confirms_with_the_revision_itself_and_with_none_below() {
+        for (revision, applied) in [(4, false), (5, true), (6, true)] {
+            let answer = answer(&awaited(), found(revision, Duration::ZERO), RETURNED);
+            assert_eq!(answer == NodeAnswer::Applied, applied, "{revision}");
+        }
+    }
+
+    #[test]
+    fn revisions_of_another_history_confirm_nothing() {
+        let other = Found {
+            report: report(Epoch(8), 99),
+            silent: Duration::ZERO,
+        };
+        let asked = answer(&awaited(), other.clone(), RETURNED);
+        assert!(matches!(asked, NodeAnswer::Waiting { .. }));
+
+        // The store was restored since: the registry may not know of everybody, either.
+        for epoch in [Some(Epoch(8)), None] {
+            let observer = Observer {
+                epoch,
+                ..observer()
+            };
+            let asked = judge(&awaited(), &observer, Some(&[other.clone()]), RETURNED);
+            assert_eq!(asked.waiting().count(), 1);
+            let asked = judge(&awaited(), &observer, Some(&[]), RETURNED);
+            assert!(asked.at_most() >= BOUND, "{asked:?}");
+            let asked = judge(&awaited(), &observer, Some(&[]), RETURNED + 2 * BOUND);
+            assert!(asked.is_complete());
+        }
+        let unknown = Awaited {
+            epoch: None,
+            ..awaited()
+        };
+        let observer = Observer {
+            epoch: None,
+            ..observer()
+        };
+        let all = [found(9, Duration::ZERO)];
+        assert!(!judge(&unknown, &observer, Some(&all), RETURNED).is_complete());
+    }
+
+    #[test]
+    fn a_node_lapses_with_the_bound_or_with_its_lease_and_an_instant_before_neither() {
+        let by_bound = |now| answer(&awaited(), found(4, Duration::ZERO), now);
+        assert!(matches!(
+            by_bound(RETURNED + BOUND),
+            NodeAnswer::Waiting { .. }
+        ));
+        let both_clocks = Propagation::by_any_clock(BOUND);
+        assert_eq!(by_bound(RETURNED + both_clocks), NodeAnswer::Lapsed);
+
+        let by_lease = |silent| answer(&awaited(), found(4, silent), RETURNED);
+        let lease = report(EPOCH, 4).lease;
+        let waiting = by_lease(lease);
+        assert!(
+            matches!(waiting, NodeAnswer::Waiting { at_most } if at_most < Duration::from_secs(1)),
+            "{waiting:?}"
+        );
+        let any_clocks = Propagation::by_any_clock(Propagation::by_any_clock(lease));
+        assert_eq!(by_lease(any_clocks), NodeAnswer::Lapsed);
+    }
+
+    #[test]
+    fn the_observer_itself_is_listed_once_and_has_the_change() {
+        let own = NodeReport {
+            node: OWN,
+            ..report(EPOCH, 1)
+        };
+        let silent = Duration::ZERO;
+        for listed in [
+            vec![],
+            vec![Found {
+                report: own,
+                silent,
+            }],
+        ] {
+            let asked = judge(&awaited(), &observer(), Some(&listed), RETURNED);
+            assert!(asked.is_complete());
+            assert_eq!(asked.applied().count(), 1);
+        }
+    }
+
+    #[test]
+    fn silence_lasts_from_the_answer_that_told_of_a_beat_to_the_question_after_it() {
+        let at = Duration::from_secs;
+        let mut sightings = Sightings::default();
+        let mut see = |beat, asked, answered| {
+            let report = NodeReport {
+                beat,
+                ..report(EPOCH, 4)
+            };
+            sightings.see(vec![report], (at(asked), at(answered)))[0].silent
+        };
+        assert_eq!(see(1, 10, 12), at(0));
+        assert_eq!(
+            see(1, 20, 25),
+            at(8),
+            "neither from the question nor to the answer"
+        );
+        assert_eq!(see(2, 30, 31), at(0));
+        assert_eq!(see(2, 40, 41), at(9));
+        // A beat that goes back is news as well: the registry forgot the node, or was restored.
+        assert_eq!(see(1, 50, 51), at(0));
+        assert!(sightings.see(Vec::new(), (at(60), at(61))).is_empty());
+    }
+}
