@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use keyward::conformance::{Call, Fault, FaultyStore};
 use keyward::policy::{Policy, Propagation};
-use keyward::store::{KeyStore, MemoryStore, NodeRegistry, NodeReport};
+use keyward::store::{KeyStore, MemoryStore, NodeId, NodeRegistry, NodeReport, StoreError};
 use keyward::{
     Confirmations, Created, Keyward, ManualClock, NodeAnswer, NodeLabel, Reason, Receipt,
-    Rejection, SeededEntropy, hours, profiles,
+    Rejection, SeededEntropy, async_trait, hours, profiles,
 };
 use support::*;
 
@@ -432,6 +432,84 @@ fn an_entry_that_was_silent_for_a_day_is_removed_and_one_that_beats_is_not() {
     cut_off.roll.partition(false);
     wait(cut_off.keys.sync()).unwrap();
     assert_eq!(world.registered().len(), 3);
+}
+
+/// Lets a node report while somebody is about to forget it.
+#[derive(Debug)]
+struct JustInTime(MemoryStore);
+
+#[async_trait]
+impl NodeRegistry for JustInTime {
+    async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {
+        self.0.report(report).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeReport>, StoreError> {
+        self.0.nodes().await
+    }
+
+    async fn forget(&self, node: NodeId, upto: u64) -> Result<(), StoreError> {
+        let all = self.0.nodes().await?;
+        for mut report in all.into_iter().filter(|report| report.node == node) {
+            report.beat += 1;
+            self.0.report(report).await?;
+        }
+        self.0.forget(node, upto).await
+    }
+}
+
+#[test]
+fn an_entry_whose_node_comes_back_at_the_last_moment_is_not_removed() {
+    let mut world = Nodes::new(2);
+    let builder = Keyward::builder(FaultyStore::new(world.store.clone()), peppers());
+    let builder = builder.registry(JustInTime(world.store.clone()));
+    let looking = wait(builder.clock(world.clock.clone()).build()).unwrap();
+    let late = world.nodes.remove(1);
+    let before = wait(world.store.nodes()).unwrap();
+    for _ in 0..26 {
+        world.clock.advance(hours(1));
+        wait(looking.sync()).unwrap();
+    }
+    let after = wait(world.store.nodes()).unwrap();
+    assert_eq!(after.len(), before.len());
+    let beat = |all: &[NodeReport]| {
+        let mut all = all.iter();
+        let own = all.find(|report| Some(report.node) == late.keys.node());
+        own.unwrap().beat
+    };
+    assert_eq!(
+        beat(&after),
+        beat(&before) + 1,
+        "it was about to be forgotten"
+    );
+}
+
+#[test]
+fn a_node_that_lost_the_history_registers_anew_before_it_is_fresh_again() {
+    let world = Nodes::new(2);
+    let key = world.key();
+    let gone = world.key();
+    wait(
+        world
+            .keys(0)
+            .delete(&admin(), gone.id, keyward::DeleteKey::plain()),
+    )
+    .unwrap();
+    world.store.compact();
+    let Node { keys, link, roll } = &world.nodes[1];
+    roll.next(Call::Report, [Fault::Unavailable]);
+    let scans = |link: &FaultyStore<MemoryStore>| {
+        let met = link.met();
+        met.iter().filter(|(call, _)| *call == Call::Scan).count()
+    };
+    let before = scans(link);
+    assert!(wait(keys.sync()).is_err());
+    assert_eq!(scans(link), before);
+    let stale = keys.verify(key.secret.expose(), &reading());
+    assert!(matches!(stale.unwrap_err(), Rejection::Stale { .. }));
+    wait(keys.sync()).unwrap();
+    assert_eq!(scans(link), before + 1);
+    assert!(world.accepts(1, &key) && !world.accepts(1, &gone));
 }
 
 #[test]

@@ -167,7 +167,7 @@ fn a_restored_store_says_that_there_may_be_nodes_it_does_not_know() {
     let store = desk.store();
     let key = wait(desk.node(store.clone()).create(&admin(), reader("a"))).unwrap();
     for n in 1..=2 {
-        let lease = hours(u64::try_from(n).unwrap());
+        let lease = hours(u32::try_from(n).unwrap());
         let report = NodeReport {
             lease,
             ..report(n, 1)
