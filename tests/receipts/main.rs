@@ -658,3 +658,21 @@ fn a_store_in_this_process_is_served_whatever_becomes_of_the_registry() {
     wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
     assert!(keys.verify(key.secret.expose(), &reading()).is_err());
 }
+
+#[test]
+fn what_a_store_in_this_process_answers_confirms_nothing_for_later_without_a_registration() {
+    let world = Nodes::new(1);
+    let key = world.key();
+    world.nodes[0].link.answer_at_once(true);
+    world.clock.advance(SLACK);
+    // Still registered: it may go on with what it has seen.
+    assert!(world.accepts(0, &key));
+    world.nodes[0].link.answer_at_once(false);
+    assert!(world.accepts(0, &key));
+
+    world.nodes[0].link.answer_at_once(true);
+    world.clock.advance(2 * BOUND);
+    assert!(world.accepts(0, &key), "each use sees what is committed");
+    world.nodes[0].link.answer_at_once(false);
+    assert!(!world.accepts(0, &key), "nobody would know that it goes on");
+}

@@ -431,3 +431,35 @@ fn schedules_complete_receipts_and_catch_every_broken_twin() {
         assert!(wrong > 2, "{twin:?}: {wrong} of 500 schedules tell");
     }
 }
+
+#[test]
+fn a_revocation_at_any_moment_of_a_start_or_of_a_return_is_overlooked_by_nobody() {
+    let revoke = |key| [Op::Revoke(0, key), Op::Run(0, 40)];
+    let ask = [Op::Ask(0, 0), Op::Run(0, 40)];
+    let (mut settled, mut open) = (0, 0);
+    for steps in 0..40 {
+        let mut starting = vec![Op::Start(2), Op::Run(2, steps)];
+        starting.extend(revoke(0));
+        starting.extend([Op::Sync(1), Op::Run(1, 40)]);
+        starting.extend(ask.clone());
+        starting.push(Op::Run(2, 40));
+
+        // Seen by the observer, then silent for longer than its lease, then back.
+        let mut returning = revoke(7).to_vec();
+        returning.extend(ask.clone());
+        returning.extend([Op::Advance(80_000), Op::Sync(1), Op::Run(1, steps)]);
+        returning.extend(revoke(0));
+        returning.extend(ask.clone());
+        returning.push(Op::Run(1, 40));
+
+        for ops in [starting, returning] {
+            let complete = run(Twin::Sound, &ops).unwrap_or_else(|told| panic!("{steps}: {told}"));
+            *(if complete > 0 {
+                &mut settled
+            } else {
+                &mut open
+            }) += 1;
+        }
+    }
+    assert!(settled > 4 && open > 4, "{settled} complete, {open} not");
+}
