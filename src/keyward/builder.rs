@@ -61,8 +61,9 @@ impl Builder {
     }
 
     /// Registers this node, so that the receipts of others can tell whether it has confirmed a
-    /// change: see [`Keyward::confirmations`]. All nodes over one store take the same registry, which
-    /// every shipped store is as well. Defaults to none: a receipt knows the bound alone then.
+    /// change: see [`Keyward::confirmations`]. All nodes over one store must take the same registry,
+    /// or those without it are not waited for. Every shipped store is one as well. Defaults to none: a
+    /// receipt knows the bound alone then.
     ///
     /// The node reports whenever [`sync`](Keyward::sync) finds something new, and every ten seconds or
     /// so. Once its reports have failed for a minute, nothing is confirmed until one succeeds.

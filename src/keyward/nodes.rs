@@ -15,7 +15,9 @@ impl Keyward {
     /// Asks once which nodes act on a change, and which may still act on the state before. Without a
     /// registry nobody can be asked, and only the [bound](Receipt::bound) tells.
     ///
-    /// What a node began before it said that it has the change may still end after that.
+    /// What a node began before it said that it has the change may still end after that. As for
+    /// [`no_later_than`](Receipt::no_later_than), all nodes are taken to have this one's policies. The
+    /// receipt must be one of this process.
     ///
     /// # Errors
     ///

@@ -193,12 +193,12 @@ impl Replica {
     async fn report(&self, registration: &Registration) -> Result<(), StoreError> {
         const DOING: &str = "registering this node";
         for _ in 0..MAX_ATTEMPTS {
-            let drawn = draw(&*registration.entropy);
-            let drawn = drawn.map_err(|error| {
+            let node = self.node().map_or_else(|| draw(&*registration.entropy), Ok);
+            let node = node.map_err(|error| {
                 StoreError::new(StoreErrorKind::Unavailable, DOING).with_source(error)
             })?;
             let at = self.clock.monotonic();
-            let Some((report, term)) = self.next_report(registration, drawn) else {
+            let Some((report, term)) = self.next_report(registration, node) else {
                 return Ok(());
             };
             let applied = report.applied;
@@ -219,13 +219,13 @@ impl Replica {
         Err(StoreError::new(StoreErrorKind::Unavailable, DOING))
     }
 
-    fn next_report(&self, registration: &Registration, drawn: NodeId) -> Option<(NodeReport, u64)> {
+    fn next_report(&self, registration: &Registration, node: NodeId) -> Option<(NodeReport, u64)> {
         let mut progress = self.progress();
         let applied = progress.cursor;
         let standing = progress.standing.as_mut()?;
         standing.beat += 1;
         let report = NodeReport {
-            node: *standing.node.get_or_insert(drawn),
+            node: *standing.node.insert(node),
             label: registration.label.clone(),
             applied,
             lease: standing.bound.saturating_add(SLACK),

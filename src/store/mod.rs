@@ -1,7 +1,8 @@
 //! The store contract: durable storage for key records, with the tenant as the unit of atomicity.
 //!
 //! A store holds no policy, reads no clock and draws no randomness. To write one, implement
-//! [`KeyStore`] and run the conformance suite (feature `conformance`) against it.
+//! [`KeyStore`] and run the conformance suite (feature `conformance`) against it. [`NodeRegistry`]
+//! is apart from it: where processes that share a store tell each other what they have applied.
 
 mod error;
 mod memory;
