@@ -63,6 +63,13 @@
 //! is up to date, it refuses. [`Keyward::verify_or_fetch`] asks the store for a key that this node
 //! has not heard of yet, and for classes whose bound is zero.
 //!
+//! # Who has a change
+//!
+//! A [`Receipt`] tells until when a change may not have reached every node. With
+//! [`Builder::registry`] nodes say what they have applied, and [`Keyward::confirmations`] tells who
+//! has a change and who may still act without it; [`Keyward::confirmed`] waits until nobody does. A
+//! node that died or is cut off refuses by itself, so that no receipt waits longer than its bound.
+//!
 //! # Time and tests
 //!
 //! Time is injected. In tests, [`ManualClock`] stands still until it is moved:
@@ -161,7 +168,7 @@ pub use crate::core::stamp::Stamp;
 pub use crate::core::tenant::TenantId;
 pub use crate::core::text::{
     ClassName, CommandId, Description, Entitlement, Environment, Hint, KeyName, LeakSource,
-    PepperId, PolicyName, PrincipalId, Purpose, ResourceId, ResourceKind, Role, Stage,
+    NodeLabel, PepperId, PolicyName, PrincipalId, Purpose, ResourceId, ResourceKind, Role, Stage,
 };
 pub use crate::core::time::{Timestamp, days, hours};
 pub use crate::core::{audit, policy, profiles, rotation, token};
@@ -175,7 +182,7 @@ pub use crate::keyward::{
 pub use crate::manager::{BulkReceipt, Error, KeyManager, Landed, LandedListener, Receipt};
 #[cfg(unix)]
 pub use crate::pepper_file::{PepperFile, PepperFileError};
-pub use crate::replica::{Freshness, Replica};
+pub use crate::replica::{Confirmations, Freshness, NodeAnswer, NodeConfirmation, Replica};
 pub use crate::verifier::{Grant, Uses, Verifier};
 pub use async_trait::async_trait;
 

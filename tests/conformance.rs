@@ -7,9 +7,9 @@ mod folder;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use keyward::conformance::broken::{BrokenStore, Defect};
-use keyward::conformance::{CLAUSES, check, violations};
-use keyward::store::{KeyStore, MemoryStore};
+use keyward::conformance::broken::{BrokenRegistry, BrokenStore, Defect, RegistryDefect};
+use keyward::conformance::{CLAUSES, REGISTRY_CLAUSES, check, check_registry, violations};
+use keyward::store::{KeyStore, MemoryStore, NodeRegistry};
 
 #[cfg(feature = "sqlite")]
 use crate::folder::Folder;
@@ -39,6 +39,49 @@ keyward::conformance::suite! {
     mod sqlite_twice;
     block_on = pollster::block_on;
     store = Folder::with(2);
+}
+
+keyward::conformance::registry_suite! {
+    mod memory_registry;
+    block_on = pollster::block_on;
+    registry = MemoryStore::new();
+}
+
+keyward::conformance::registry_suite! {
+    mod dyn_registry;
+    block_on = pollster::block_on;
+    registry = Arc::new(MemoryStore::new()) as Arc<dyn NodeRegistry>;
+}
+
+#[cfg(feature = "sqlite")]
+keyward::conformance::registry_suite! {
+    mod sqlite_registry;
+    block_on = pollster::block_on;
+    registry = Folder::with(1);
+}
+
+#[cfg(feature = "sqlite")]
+keyward::conformance::registry_suite! {
+    mod sqlite_registry_twice;
+    block_on = pollster::block_on;
+    registry = Folder::with(2);
+}
+
+#[test]
+fn every_defect_of_a_registry_is_caught_by_the_clause_that_it_breaks() {
+    let mut catching = BTreeSet::new();
+    for &defect in RegistryDefect::ALL {
+        let clause = defect.caught_by();
+        let make = || BrokenRegistry::new(defect);
+        let found = pollster::block_on(check_registry(clause, &make));
+        assert!(
+            matches!(&found, Some(Err(violation)) if violation.clause == clause),
+            "{defect:?} and {clause}: {found:?}"
+        );
+        catching.insert(clause);
+    }
+    assert_eq!(catching, REGISTRY_CLAUSES.iter().copied().collect());
+    assert_eq!(catching.len(), REGISTRY_CLAUSES.len());
 }
 
 #[test]

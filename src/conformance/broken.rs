@@ -22,15 +22,19 @@ use crate::store::{
 
 /// Defines the defects with the clause that catches each.
 macro_rules! defects {
-    ($($(#[$doc:meta])* $name:ident => $clause:literal,)*) => {
-        /// One deliberate mistake. Most were found in real stores.
+    (
+        $(#[$about:meta])*
+        enum $defect:ident;
+        $($(#[$doc:meta])* $name:ident => $clause:literal,)*
+    ) => {
+        $(#[$about])*
         #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
         #[non_exhaustive]
-        pub enum Defect {
+        pub enum $defect {
             $($(#[$doc])* $name,)*
         }
 
-        impl Defect {
+        impl $defect {
             /// Every defect.
             pub const ALL: &[Self] = &[$(Self::$name),*];
 
@@ -45,7 +49,14 @@ macro_rules! defects {
     };
 }
 
+mod nodes;
+
+pub use self::nodes::{BrokenRegistry, RegistryDefect};
+
 defects! {
+    /// One deliberate mistake. Most were found in real stores.
+    enum Defect;
+
     /// Any tenant is at the store's head.
     UnknownTenantHasRevision => "an_unknown_tenant_is_empty_at_revision_zero",
     /// A tenant's view is kept, and answered again.

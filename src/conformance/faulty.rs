@@ -15,7 +15,8 @@ use crate::core::tenant::TenantId;
 use crate::core::view::{Revision, Select, TenantView};
 use crate::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
-    KeyStore, Locator, RowKey, ScanPage, StoreError, StoreErrorKind, Versioned,
+    KeyStore, Locator, NodeId, NodeRegistry, NodeReport, RowKey, ScanPage, StoreError,
+    StoreErrorKind, Versioned,
 };
 
 /// Which method of a store is called.
@@ -37,6 +38,12 @@ pub enum Call {
     Audit,
     /// [`KeyStore::wait_past`].
     WaitPast,
+    /// [`NodeRegistry::report`].
+    Report,
+    /// [`NodeRegistry::nodes`].
+    Nodes,
+    /// [`NodeRegistry::forget`].
+    Forget,
 }
 
 /// What a call meets.
@@ -47,10 +54,11 @@ pub enum Fault {
     None,
     /// Nothing is done, and the store is `Unavailable`.
     Unavailable,
-    /// A commit is carried out and its reply is lost: `Indeterminate` if it landed. A refusal of the
-    /// inner store is told as it is, and so is the answer to any other call.
+    /// What writes (a commit, a report, forgetting) is carried out and its reply is lost:
+    /// `Indeterminate` if it landed. A refusal of the inner store is told as it is, and so is the
+    /// answer to any other call.
     ReplyLost,
-    /// A commit is not carried out, and nobody can tell: `Indeterminate`. Any other call is
+    /// What writes is not carried out, and nobody can tell: `Indeterminate`. Any other call is
     /// `Unavailable`.
     RequestLost,
 }
@@ -118,7 +126,7 @@ impl<S> Clone for FaultyStore<S> {
     }
 }
 
-impl<S: KeyStore> FaultyStore<S> {
+impl<S> FaultyStore<S> {
     /// Wraps `inner`; without a plan nothing fails.
     pub fn new(inner: S) -> Self {
         Self {
@@ -181,6 +189,25 @@ impl<S: KeyStore> FaultyStore<S> {
         }
     }
 
+    /// Carries out what writes, or not, and loses the reply, or not.
+    async fn write<T, E: From<StoreError>>(
+        &self,
+        call: Call,
+        doing: &'static str,
+        write: impl Future<Output = Result<T, E>> + Send,
+    ) -> Result<T, E> {
+        let error = |kind| Err(StoreError::new(kind, doing).into());
+        match self.fault(call) {
+            Fault::None => write.await,
+            Fault::Unavailable => error(StoreErrorKind::Unavailable),
+            Fault::RequestLost => error(StoreErrorKind::Indeterminate),
+            Fault::ReplyLost => {
+                write.await?;
+                error(StoreErrorKind::Indeterminate)
+            }
+        }
+    }
+
     fn control(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -213,16 +240,8 @@ impl<S: KeyStore> KeyStore for FaultyStore<S> {
     }
 
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
-        let error = |kind| Err(StoreError::new(kind, "committing").into());
-        match self.fault(Call::Commit) {
-            Fault::None => self.inner.commit(commit).await,
-            Fault::Unavailable => error(StoreErrorKind::Unavailable),
-            Fault::RequestLost => error(StoreErrorKind::Indeterminate),
-            Fault::ReplyLost => {
-                self.inner.commit(commit).await?;
-                error(StoreErrorKind::Indeterminate)
-            }
-        }
+        let commit = self.inner.commit(commit);
+        self.write(Call::Commit, "committing", commit).await
     }
 
     async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
@@ -264,5 +283,23 @@ impl<S: KeyStore> KeyStore for FaultyStore<S> {
             control.at_once && !control.partitioned
         };
         open.then(|| self.inner.changes_now(after, limit)).flatten()
+    }
+}
+
+#[async_trait]
+impl<S: NodeRegistry> NodeRegistry for FaultyStore<S> {
+    async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {
+        let report = self.inner.report(report);
+        self.write(Call::Report, "reporting", report).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeReport>, StoreError> {
+        self.pass(Call::Nodes, "reading nodes")?;
+        self.inner.nodes().await
+    }
+
+    async fn forget(&self, node: NodeId, upto: u64) -> Result<(), StoreError> {
+        let forget = self.inner.forget(node, upto);
+        self.write(Call::Forget, "forgetting a node", forget).await
     }
 }

@@ -3,6 +3,7 @@
 //! - [`suite!`] stamps one test per clause of the [`KeyStore`](crate::store::KeyStore) contract.
 //!   [`broken`] has stores that each break one of them: the kit is tested against those, and so can
 //!   be checks of your own.
+//! - [`registry_suite!`] does the same for a [`NodeRegistry`](crate::store::NodeRegistry).
 //! - [`FaultyStore`] fails when it is told to.
 //! - [`explore`] runs writers in every order there is, replies lost on the way.
 
@@ -13,7 +14,11 @@ mod faulty;
 pub mod model;
 pub mod strategies;
 
-pub use self::contract::{CLAUSES, Violation, check, clauses, violations};
+pub use self::contract::{
+    CLAUSES, REGISTRY_CLAUSES, Violation, check, check_registry, clauses, violations,
+};
 pub use self::faulty::{Call, Fault, FaultyStore};
+#[doc(inline)]
+pub use crate::__keyward_registry_suite as registry_suite;
 #[doc(inline)]
 pub use crate::__keyward_suite as suite;

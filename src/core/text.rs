@@ -294,6 +294,8 @@ text_types! {
     LeakSource: "leak source", 500, ONE_LINE, one_line;
     /// What a person sees of a key after its creation: its prefix and its last characters.
     Hint: "hint", 80, ONE_LINE, one_line;
+    /// What people call a node: a host name, say.
+    NodeLabel: "node label", 128, ONE_LINE, one_line;
 }
 
 impl Role {

@@ -7,11 +7,12 @@ use super::{Inner, Keyward};
 use crate::clock::{Clock, SystemClock};
 use crate::core::pepper::PepperRing;
 use crate::core::policy::{LivePolicies, Policies, Policy};
+use crate::core::text::NodeLabel;
 use crate::core::time::Timestamp;
 use crate::entropy::{Entropy, SystemEntropy};
 use crate::manager::KeyManager;
 use crate::replica::Replica;
-use crate::store::{KeyStore, StoreError};
+use crate::store::{KeyStore, NodeRegistry, StoreError};
 use crate::verifier::Verifier;
 
 /// Puts a [`Keyward`] together.
@@ -23,6 +24,8 @@ pub struct Builder {
     policies: Policies,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
+    registry: Option<Arc<dyn NodeRegistry>>,
+    label: Option<NodeLabel>,
 }
 
 impl Builder {
@@ -33,6 +36,8 @@ impl Builder {
             policies: Policies::new(Policy::default()),
             clock: Arc::new(SystemClock),
             entropy: Arc::new(SystemEntropy),
+            registry: None,
+            label: None,
         }
     }
 
@@ -55,11 +60,29 @@ impl Builder {
         self
     }
 
+    /// Registers this node, so that the receipts of others can tell whether it has confirmed a
+    /// change: see [`Keyward::confirmations`]. All nodes over one store must take the same registry,
+    /// or those without it are not waited for. Every shipped store is one as well. Defaults to none: a
+    /// receipt knows the bound alone then.
+    ///
+    /// The node reports whenever [`sync`](Keyward::sync) finds something new, and every ten seconds or
+    /// so. Once its reports have failed for a minute, nothing is confirmed until one succeeds.
+    pub fn registry(mut self, registry: impl NodeRegistry) -> Self {
+        self.registry = Some(Arc::new(registry));
+        self
+    }
+
+    /// Sets what people call this node in a registry: a host name, say. Defaults to nothing.
+    pub fn node_label(mut self, label: NodeLabel) -> Self {
+        self.label = Some(label);
+        self
+    }
+
     /// Reads the store's keys and starts.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] if the store cannot be read.
+    /// [`StoreError`] if the store cannot be read, or this node cannot register.
     pub async fn build(self) -> Result<Keyward, StoreError> {
         let Self {
             store,
@@ -67,10 +90,17 @@ impl Builder {
             policies,
             clock,
             entropy,
+            registry,
+            label,
         } = self;
         let peppers = Arc::new(peppers);
         let policies = Arc::new(LivePolicies::new(policies));
-        let replica = Arc::new(Replica::new(store.clone(), clock.clone()));
+        let mut replica = Replica::new(store.clone(), clock.clone());
+        if let Some(registry) = registry {
+            let bound = policies.get().longest_bound();
+            replica = replica.with_registry(registry, entropy.clone(), bound, label);
+        }
+        let replica = Arc::new(replica);
         let learns = replica.clone();
         let latest = Latest {
             clock: clock.clone(),

@@ -438,7 +438,11 @@ impl Keyward {
         command: Command,
     ) -> Result<Landed, Error> {
         let request = self.request(by.into(), tenant, command)?;
-        self.inner.manager.execute(request).await
+        // Before the commit: what is found to be the history afterwards was so all along, then.
+        let epoch = self.inner.replica.epoch();
+        let mut landed = self.inner.manager.execute(request).await?;
+        landed.receipt = landed.receipt.within(epoch);
+        Ok(landed)
     }
 
     async fn give_bulk(
@@ -448,7 +452,10 @@ impl Keyward {
         command: Command,
     ) -> Result<BulkReceipt, Error> {
         let request = self.request(by.into(), Some(tenant.clone()), command)?;
-        self.inner.manager.execute_bulk(request).await
+        let epoch = self.inner.replica.epoch();
+        let mut done = self.inner.manager.execute_bulk(request).await?;
+        done.receipt = done.receipt.within(epoch);
+        Ok(done)
     }
 
     fn request(

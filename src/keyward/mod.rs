@@ -4,6 +4,7 @@ mod answers;
 mod builder;
 mod look;
 mod manage;
+mod nodes;
 mod recover;
 
 use std::sync::Arc;
@@ -147,7 +148,8 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; verification goes on until the bound is passed, and then refuses.
+    /// [`StoreError`] of the store, or of the registry if this node could not register; verification
+    /// goes on until the bound is passed, and then refuses.
     pub async fn sync(&self) -> Result<(), StoreError> {
         let synced = self.inner.replica.sync().await;
         self.inner.verifier.refresh();
@@ -160,8 +162,12 @@ impl Keyward {
         self.inner.replica.freshness()
     }
 
-    /// Puts other policies in force, for decisions and verifications that begin after the call.
+    /// Puts other policies in force, for decisions and verifications that begin after the call. If
+    /// they allow for a longer staleness than any before, a node with a
+    /// [registry](Builder::registry) refuses as stale until its next [`sync`](Self::sync) has told it.
     pub fn set_policies(&self, policies: impl Into<Policies>) {
+        let policies = policies.into();
+        self.inner.replica.widen(policies.longest_bound());
         self.inner.policies.set(policies);
     }
 

@@ -113,9 +113,12 @@ impl KeyManager {
                     let after = bound.unwrap_or_default();
                     let no_later_than = self.clock.now().max(decided_at).saturating_add(after);
                     let receipt = Receipt {
+                        epoch: None,
                         revision,
                         decided_at,
                         no_later_than,
+                        returned: self.clock.monotonic(),
+                        bound: after,
                     };
                     for (pending, denied) in batch.iter().zip(denied) {
                         pending.land(denied, receipt, &view);
@@ -266,14 +269,10 @@ fn bound(policy: &Policy, pending: &Pending, view: &TenantView) -> Duration {
         .command
         .key()
         .and_then(|key| view.record(key));
-    let widest = || {
-        let classes = policy.spec().classes.keys();
-        classes
-            .map(|class| policy.propagation(class).bound)
-            .max()
-            .unwrap_or_default()
-    };
-    let bound = class.map_or_else(widest, |record| policy.propagation(&record.class).bound);
+    let bound = class.map_or_else(
+        || policy.longest_bound(),
+        |record| policy.propagation(&record.class).bound,
+    );
     Propagation { bound }.worst_case()
 }
 

@@ -10,6 +10,7 @@ mod sweep;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use self::error::Error;
 use self::lane::{Lanes, Pending};
@@ -25,7 +26,7 @@ use crate::core::text::CommandId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::entropy::{Entropy, EntropyError};
-use crate::store::{Change, CommitTag, KeyStore};
+use crate::store::{Change, CommitTag, Epoch, KeyStore};
 
 /// What a command did, and until when its effect may not have reached everyone.
 #[derive(Debug)]
@@ -39,19 +40,57 @@ pub struct Landed {
 /// Where and when a change landed, and how soon it holds everywhere.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Receipt {
+    epoch: Option<Epoch>,
     revision: Revision,
     decided_at: Timestamp,
     no_later_than: Timestamp,
+    returned: Duration,
+    bound: Duration,
 }
 
 impl Receipt {
     /// The receipt of this change and a later one.
     fn and(self, later: Self) -> Self {
-        let no_later_than = self.no_later_than.max(later.no_later_than);
-        Self {
+        let Self {
+            epoch,
+            revision: _,
+            decided_at: _,
             no_later_than,
+            returned,
+            bound,
+        } = self;
+        Self {
+            epoch: later.epoch.filter(|_| later.epoch == epoch),
+            no_later_than: no_later_than.max(later.no_later_than),
+            returned: returned.max(later.returned),
+            bound: bound.max(later.bound),
             ..later
         }
+    }
+
+    /// The same of a change to a store whose history was this one when the change was asked for.
+    pub(crate) const fn within(mut self, epoch: Option<Epoch>) -> Self {
+        self.epoch = epoch;
+        self
+    }
+
+    /// The history of the store that was followed here when the change was asked for; `None` if none
+    /// was.
+    #[must_use]
+    pub const fn epoch(&self) -> Option<Epoch> {
+        self.epoch
+    }
+
+    /// When the store had answered, by this process's monotonic clock.
+    pub(crate) const fn returned(&self) -> Duration {
+        self.returned
+    }
+
+    /// For how long after the store had answered a verifier may still act on the state before the
+    /// change, at most.
+    #[must_use]
+    pub const fn bound(&self) -> Duration {
+        self.bound
     }
 
     /// The store's revision that holds the change.

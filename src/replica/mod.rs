@@ -2,9 +2,12 @@
 //!
 //! Invariants: an update applies only if its revision is newer, so nothing stale overwrites a
 //! tombstone (trap 2); what is published as confirmed is the instant at which a read was *sent*
-//! whose whole answer has been applied; a resync is built aside and published whole.
+//! whose whole answer has been applied; a resync is built aside and published whole; where nodes
+//! register, a read confirms only if a report of this one was durable before it was sent.
 
+mod confirmations;
 mod index;
+mod registration;
 
 use std::future::poll_fn;
 use std::num::NonZeroUsize;
@@ -16,10 +19,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+pub(crate) use self::confirmations::Awaited;
+pub use self::confirmations::{Confirmations, NodeAnswer, NodeConfirmation};
 use self::index::Index;
 pub(crate) use self::index::{
     Answer, Facts, Half, Hit, HolderAt, Kept, Known, Parts, Sought, View,
 };
+use self::registration::{Registration, Standing};
 use crate::clock::Clock;
 use crate::core::id::KeyId;
 use crate::core::tenant::TenantId;
@@ -53,11 +59,14 @@ pub struct Replica {
     imported: AtomicBool,
     progress: Mutex<Progress>,
     syncing: async_lock::Mutex<()>,
+    registration: Option<Registration>,
 }
 
 #[derive(Debug, Default)]
 struct Progress {
     cursor: Option<Cursor>,
+    /// `None` where nodes do not register.
+    standing: Option<Standing>,
     /// An index being built aside: commits of this process go into it as well.
     building: Option<Arc<Index>>,
 }
@@ -84,6 +93,7 @@ impl Replica {
             imported: AtomicBool::new(false),
             progress: Mutex::default(),
             syncing: async_lock::Mutex::new(()),
+            registration: None,
         }
     }
 
@@ -92,18 +102,22 @@ impl Replica {
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; nothing is confirmed then, and what was known stays.
+    /// [`StoreError`] of the store, or of the registry if this node could not register; nothing is
+    /// confirmed then, and what was known stays.
     pub async fn sync(&self) -> Result<(), StoreError> {
         let _only_one = self.syncing.lock().await;
+        self.follow().await?;
+        self.tell().await;
+        Ok(())
+    }
+
+    async fn follow(&self) -> Result<(), StoreError> {
         let replaced = std::mem::take(&mut *self.replaced());
         drop(replaced);
         let cursor = self.progress().cursor;
         if let Some(cursor) = cursor {
             match self.catch_up(&self.index(), cursor).await {
-                Ok((sent, upto)) => {
-                    self.publish(sent, upto);
-                    return Ok(());
-                }
+                Ok((sent, upto)) => return self.publish(sent, upto),
                 Err(ChangesError::Store(error)) => return Err(error),
                 Err(ChangesError::Compacted) => self.lose_history(),
             }
@@ -195,7 +209,7 @@ impl Replica {
     pub(crate) fn confirm_now(&self) -> bool {
         let mut progress = self.progress();
         while let Some(cursor) = progress.cursor {
-            let sent = self.clock.monotonic();
+            let sent = self.sending(&progress);
             match self.store.changes_now(cursor, PAGE) {
                 Some(Ok(changes)) => {
                     let done = changes.upto == changes.head;
@@ -209,12 +223,13 @@ impl Replica {
                         .into_iter()
                         .for_each(|newest| index.saw(newest));
                     if done {
-                        self.confirm(sent);
+                        // Good for this one use even where it cannot be kept.
+                        self.confirm(&progress, sent);
                         return true;
                     }
                 }
                 Some(Err(ChangesError::Compacted)) => {
-                    self.confirmed.store(NEVER, Ordering::Release);
+                    self.end_freshness(&mut progress);
                     progress.cursor = None;
                 }
                 Some(Err(ChangesError::Store(_))) | None => return false,
@@ -251,8 +266,9 @@ impl Replica {
         &self,
         index: &Index,
         mut cursor: Cursor,
-    ) -> Result<(Duration, Cursor), ChangesError> {
-        let sent = self.clock.monotonic();
+    ) -> Result<(Sent, Cursor), ChangesError> {
+        self.register().await?;
+        let sent = self.sending(&self.progress());
         let mut goal = None;
         loop {
             let page = self.store.changes(cursor, PAGE).await?;
@@ -276,6 +292,8 @@ impl Replica {
     }
 
     async fn rebuild(&self) -> Result<(), StoreError> {
+        // Before everything is read in vain.
+        self.register().await?;
         let building = Arc::new(Index::default());
         self.progress().building = Some(building.clone());
         let built = self.fill(&building).await;
@@ -288,11 +306,10 @@ impl Replica {
         let (sent, upto) = built?;
         self.show(view);
         progress.cursor = Some(upto);
-        self.confirm(sent);
-        Ok(())
+        self.confirm_or_fail(&progress, sent)
     }
 
-    async fn fill(&self, index: &Index) -> Result<(Duration, Cursor), StoreError> {
+    async fn fill(&self, index: &Index) -> Result<(Sent, Cursor), StoreError> {
         let mut last = None;
         let mut head = None;
         let mut read = 0_usize;
@@ -328,7 +345,7 @@ impl Replica {
         }
     }
 
-    fn publish(&self, sent: Duration, upto: Cursor) {
+    fn publish(&self, sent: Sent, upto: Cursor) -> Result<(), StoreError> {
         let mut progress = self.progress();
         let own = progress.cursor.filter(|own| own.epoch == upto.epoch);
         if own.is_none_or(|own| own.revision < upto.revision) {
@@ -338,7 +355,7 @@ impl Replica {
         if index.wants_view() {
             self.show(View::of(index));
         }
-        self.confirm(sent);
+        self.confirm_or_fail(&progress, sent)
     }
 
     /// The store's history is not the one that was followed: nothing is confirmed any more.
@@ -346,12 +363,34 @@ impl Replica {
         tracing::warn!("store's history changed or was compacted, reading everything again");
         let mut progress = self.progress();
         progress.cursor = None;
-        self.confirmed.store(NEVER, Ordering::Release);
+        // The registry may have lost what it knew along with it.
+        self.end_freshness(&mut progress);
     }
 
-    fn confirm(&self, sent: Duration) {
-        let sent = u64::try_from(sent.as_micros()).unwrap_or(u64::MAX);
-        self.confirmed.fetch_max(sent, Ordering::Release);
+    /// A read that is about to be sent.
+    fn sending(&self, progress: &Progress) -> Sent {
+        // First: a registration that becomes durable after this counts for later reads only.
+        let until = progress.until();
+        let at = self.clock.monotonic();
+        Sent { at, until }
+    }
+
+    /// Takes a read as a confirmation, if this node was registered when it was sent, and still is.
+    fn confirm(&self, progress: &Progress, sent: Sent) -> bool {
+        let Sent { at, until } = sent;
+        let may = |until: Option<Duration>| until.is_some_and(|until| at <= until);
+        let confirms = may(until) && may(progress.until());
+        if confirms {
+            let at = u64::try_from(at.as_micros()).unwrap_or(u64::MAX);
+            self.confirmed.fetch_max(at, Ordering::Release);
+        }
+        confirms
+    }
+
+    fn confirm_or_fail(&self, progress: &Progress, sent: Sent) -> Result<(), StoreError> {
+        let kind = StoreErrorKind::Unavailable;
+        let lapsed = StoreError::new(kind, "confirming: this node has to register anew");
+        self.confirm(progress, sent).then_some(()).ok_or(lapsed)
     }
 
     fn replaced(&self) -> MutexGuard<'_, Vec<Arc<View>>> {
@@ -361,6 +400,15 @@ impl Replica {
     fn progress(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// When a read was sent.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    at: Duration,
+    /// Until when it could have been sent to confirm something, as was known before; `None` if
+    /// nothing could.
+    until: Option<Duration>,
 }
 
 /// A future that was polled once, so that what it waits for goes on by itself.

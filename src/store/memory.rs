@@ -11,8 +11,8 @@ use event_listener::Event;
 
 use super::{
     AuditPage, AuditQuery, AuditRow, Change, Changes, ChangesError, Commit, CommitError, CommitTag,
-    Cursor, Epoch, KeyPage, KeyQuery, KeyStore, Locator, Revision, Row, RowKey, ScanPage, Select,
-    StoreError, TenantView, Versioned,
+    Cursor, Epoch, KeyPage, KeyQuery, KeyStore, Locator, NodeId, NodeRegistry, NodeReport,
+    Revision, Row, RowKey, ScanPage, Select, StoreError, TenantView, Versioned,
 };
 use crate::core::audit::AuditHead;
 use crate::core::id::KeyId;
@@ -69,6 +69,7 @@ struct State {
     digests: HashMap<Digest, KeyId>,
     removed: HashSet<KeyId>,
     audit: Vec<AuditRow>,
+    nodes: BTreeMap<NodeId, NodeReport>,
 }
 
 #[derive(Debug, Default)]
@@ -335,5 +336,31 @@ impl KeyStore for MemoryStore {
         limit: NonZeroUsize,
     ) -> Option<Result<Changes, ChangesError>> {
         Some(self.state().changes(after, limit))
+    }
+}
+
+#[async_trait]
+impl NodeRegistry for MemoryStore {
+    async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {
+        let mut state = self.state();
+        let stands = state.nodes.get(&report.node);
+        if stands.is_some_and(|stands| stands.beat >= report.beat) {
+            return Ok(false);
+        }
+        state.nodes.insert(report.node, report);
+        Ok(true)
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeReport>, StoreError> {
+        Ok(self.state().nodes.values().cloned().collect())
+    }
+
+    async fn forget(&self, node: NodeId, upto: u64) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let stands = state.nodes.get(&node);
+        if stands.is_some_and(|stands| stands.beat <= upto) {
+            state.nodes.remove(&node);
+        }
+        Ok(())
     }
 }

@@ -1,10 +1,12 @@
 //! The store contract: durable storage for key records, with the tenant as the unit of atomicity.
 //!
 //! A store holds no policy, reads no clock and draws no randomness. To write one, implement
-//! [`KeyStore`] and run the conformance suite (feature `conformance`) against it.
+//! [`KeyStore`] and run the conformance suite (feature `conformance`) against it. [`NodeRegistry`]
+//! is apart from it: where processes that share a store tell each other what they have applied.
 
 mod error;
 mod memory;
+mod nodes;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
@@ -17,6 +19,7 @@ use async_trait::async_trait;
 
 pub use self::error::{ChangesError, CommitError, StoreError, StoreErrorKind};
 pub use self::memory::MemoryStore;
+pub use self::nodes::{NodeId, NodeRegistry, NodeReport};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteStore;
 use crate::core::id::KeyId;

@@ -7,6 +7,7 @@ mod support;
 
 mod backups;
 mod damage;
+mod nodes;
 mod opening;
 mod sharing;
 

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use keyward::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
-    KeyStore, Locator, Revision, RowKey, ScanPage, Select, SqliteStore, StoreError, TenantView,
-    Versioned,
+    KeyStore, Locator, NodeId, NodeRegistry, NodeReport, Revision, RowKey, ScanPage, Select,
+    SqliteStore, StoreError, TenantView, Versioned,
 };
 use keyward::{TenantId, async_trait};
 use tempfile::TempDir;
@@ -80,5 +80,20 @@ impl KeyStore for Folder {
 
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
         self.store().wait_past(after).await
+    }
+}
+
+#[async_trait]
+impl NodeRegistry for Folder {
+    async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {
+        self.store().report(report).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeReport>, StoreError> {
+        self.store().nodes().await
+    }
+
+    async fn forget(&self, node: NodeId, upto: u64) -> Result<(), StoreError> {
+        self.store().forget(node, upto).await
     }
 }

@@ -1,4 +1,4 @@
-//! The contract of [`KeyStore`], one check per clause.
+//! The contracts of [`KeyStore`] and [`NodeRegistry`], one check per clause.
 //!
 //! Every check makes a store, uses it through the trait alone, and compares what it sees with what
 //! the contract says. None panics: a store that breaks a clause is told by a [`Violation`].
@@ -14,12 +14,13 @@ mod find;
 mod fixtures;
 mod list;
 mod load;
+mod nodes;
 mod rows;
 mod scan;
 mod trail;
 mod wait;
 
-use crate::store::KeyStore;
+use crate::store::{KeyStore, NodeRegistry};
 
 /// The checks as functions, each named after the clause that it checks. Each fails with the
 /// [`Violation`] of its clause, or passes.
@@ -32,6 +33,7 @@ pub mod clauses {
     pub use super::find::*;
     pub use super::list::*;
     pub use super::load::*;
+    pub use super::nodes::*;
     pub use super::rows::*;
     pub use super::scan::*;
     pub use super::trail::*;
@@ -118,13 +120,36 @@ macro_rules! __keyward_clauses {
     };
 }
 
-macro_rules! table {
-    ({} $($name:ident,)*) => {
-        /// The names of all clauses; each is documented at its check in [`clauses`].
-        pub const CLAUSES: &[&str] = &[$(stringify!($name)),*];
+/// Hands the names of all clauses of a registry to a macro, with whatever else it takes.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __keyward_registry_clauses {
+    ($then:path { $($with:tt)* }) => {
+        $then! {
+            { $($with)* }
+            a_report_is_told_by_every_read_after_it,
+            reports_come_back_as_they_were_written,
+            a_later_report_replaces_an_earlier_one,
+            an_older_report_changes_nothing,
+            a_report_tells_whether_it_stands,
+            nodes_are_told_apart_by_their_ids,
+            no_node_vanishes_by_itself,
+            forgetting_takes_one_node_away,
+            forgetting_spares_a_node_that_reported_since,
+            a_forgotten_node_may_report_again,
+            a_dropped_report_is_all_or_nothing,
+            concurrent_reports_end_at_the_latest,
+        }
+    };
+}
 
-        /// Runs one check by its clause's name; `None` if there is no such clause.
-        pub async fn check<S: KeyStore>(
+macro_rules! table {
+    ({ $contract:ident $all:ident $check:ident } $($name:ident,)*) => {
+        #[doc = concat!("The names of all clauses of [`", stringify!($contract), "`]; each is documented at its check in [`clauses`].")]
+        pub const $all: &[&str] = &[$(stringify!($name)),*];
+
+        #[doc = concat!("Runs one check of [`", stringify!($contract), "`] by its clause's name; `None` if there is no such clause.")]
+        pub async fn $check<S: $contract>(
             clause: &str,
             make: &impl Fn() -> S,
         ) -> Option<Result<(), Violation>> {
@@ -136,7 +161,8 @@ macro_rules! table {
     };
 }
 
-crate::__keyward_clauses!(table {});
+crate::__keyward_clauses!(table { KeyStore CLAUSES check });
+crate::__keyward_registry_clauses!(table { NodeRegistry REGISTRY_CLAUSES check_registry });
 
 /// Runs every check, and tells all clauses that the store breaks. For reports; a test suite is
 /// stamped out by [`suite!`](super::suite).
@@ -182,6 +208,40 @@ macro_rules! __keyward_suite {
             $crate::__keyward_clauses!($crate::__keyward_tests {
                 block_on = $block_on;
                 store = $store;
+            });
+        }
+    };
+}
+
+/// Stamps a module of tests of a [`NodeRegistry`], like [`suite!`](super::suite): one per clause.
+///
+/// # Examples
+///
+/// ```no_run
+/// keyward::conformance::registry_suite! {
+///     mod memory;
+///     block_on = pollster::block_on;
+///     registry = keyward::store::MemoryStore::new();
+/// }
+/// # fn main() {}
+/// ```
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __keyward_registry_suite {
+    (
+        $(#[$meta:meta])*
+        mod $module:ident;
+        block_on = $block_on:expr;
+        registry = $registry:expr;
+    ) => {
+        $(#[$meta])*
+        mod $module {
+            #[allow(unused_imports)]
+            use super::*;
+
+            $crate::__keyward_registry_clauses!($crate::__keyward_tests {
+                block_on = $block_on;
+                store = $registry;
             });
         }
     };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Policy;
 use crate::core::tenant::TenantId;
@@ -34,6 +35,13 @@ impl Policies {
     /// Whether one policy rules all.
     pub(crate) fn is_one(&self) -> bool {
         self.tenants.is_empty()
+    }
+
+    /// The longest for which any key may be accepted without a confirmation.
+    pub(crate) fn longest_bound(&self) -> Duration {
+        let all = self.tenants.values().chain([&self.default]);
+        let bounds = all.map(|policy| policy.longest_bound().max(policy.spec().propagation.bound));
+        bounds.max().unwrap_or_default()
     }
 
     /// The policy of `tenant`: its own, or that of the nearest tenant above it which has one.

@@ -160,7 +160,12 @@ impl Propagation {
     /// accept the key: `bound / (1 - ρ)`, where ρ is the clock's rate error.
     #[must_use]
     pub fn worst_case(self) -> Duration {
-        self.bound.saturating_mul(1000) / (1000 - Self::CLOCK_RATE_ERROR_PER_MILLE)
+        Self::by_any_clock(self.bound)
+    }
+
+    /// How much a clock may count, or another one, while one counts `time`: `time / (1 - ρ)`.
+    pub(crate) fn by_any_clock(time: Duration) -> Duration {
+        time.saturating_mul(1000) / (1000 - Self::CLOCK_RATE_ERROR_PER_MILLE)
     }
 }
 
@@ -224,6 +229,13 @@ impl Policy {
         let own = self.own_propagations.then(|| self.class(class)).flatten();
         own.and_then(|class| class.propagation)
             .unwrap_or(self.spec.propagation)
+    }
+
+    /// The longest staleness bound of any of its classes.
+    pub(crate) fn longest_bound(&self) -> Duration {
+        let classes = self.spec.classes.keys();
+        let bounds = classes.map(|class| self.propagation(class).bound);
+        bounds.max().unwrap_or_default()
     }
 
     /// Whether keys of this class count towards the cap, and the cap.

@@ -141,7 +141,8 @@ impl Place {
     /// A connection to the file that stands there now, to read keys from and write them to. It may be
     /// another one than was opened at first: restored, and not recovered yet.
     pub(super) fn serve(&self) -> Result<Connection, OpenError> {
-        let conn = self.open()?;
+        let mut conn = self.open()?;
+        schema::migrate(&mut conn).map_err(|fault| OpenError::of(&self.path, fault))?;
         self.check_recovered(&conn)?;
         Ok(conn)
     }

@@ -4,6 +4,7 @@ mod fault;
 mod file;
 mod head;
 mod list;
+mod nodes;
 mod options;
 mod pool;
 mod read;
@@ -36,7 +37,8 @@ pub use self::upkeep::{IntegrityReport, Stats};
 use self::writer::Writer;
 use super::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
-    KeyStore, Locator, Revision, RowKey, ScanPage, Select, StoreError, TenantView, Versioned,
+    KeyStore, Locator, NodeId, NodeRegistry, NodeReport, Revision, RowKey, ScanPage, Select,
+    StoreError, TenantView, Versioned,
 };
 use crate::core::tenant::TenantId;
 
@@ -339,6 +341,27 @@ impl KeyStore for SqliteStore {
             }
             moved.await;
         }
+    }
+}
+
+/// A report is on disk when it returns, as a commit is.
+#[async_trait]
+impl NodeRegistry for SqliteStore {
+    async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {
+        let write = move |conn: &Connection| nodes::report(conn, &report);
+        self.shared
+            .writer
+            .write("noting a node's report", write)
+            .await
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeReport>, StoreError> {
+        self.read("reading nodes", nodes::all).await
+    }
+
+    async fn forget(&self, node: NodeId, upto: u64) -> Result<(), StoreError> {
+        let write = move |conn: &Connection| nodes::forget(conn, node, upto);
+        self.shared.writer.write("forgetting a node", write).await
     }
 }
 

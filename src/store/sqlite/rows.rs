@@ -94,7 +94,7 @@ impl Seal {
         sealed
     }
 
-    fn maybe(self, value: Option<impl AsRef<[u8]>>) -> Self {
+    pub(super) fn maybe(self, value: Option<impl AsRef<[u8]>>) -> Self {
         match value {
             Some(value) => self.bytes(value),
             None => self.number(-1),

@@ -7,6 +7,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::fault::{Fault, OpenError};
 use super::file::{Draft, Place, refuse_leftovers};
 use super::head::{Head, TenantHead, signed};
+use super::nodes;
 use super::rows::{self, AUDIT_COLUMNS, COLUMNS};
 use super::schema::{self, Store};
 use super::write::digest_seal;
@@ -85,6 +86,9 @@ pub(super) fn check(conn: &Connection) -> Result<IntegrityReport, Fault> {
     check_tenants(conn, &mut report)?;
     check_heads(conn, &mut report)?;
     check_digests(conn, &mut report)?;
+    nodes::check(conn)?
+        .into_iter()
+        .for_each(|fault| report.add(fault));
     Ok(report)
 }
 
@@ -259,7 +263,8 @@ pub(super) fn restore(backup: &Place, to: &Path) -> Result<(), OpenError> {
             floor: Head::read(&conn)?.cursor.revision.0,
             unrecovered: true,
         };
-        store.write(&conn)
+        store.write(&conn)?;
+        nodes::begin_anew(&conn)
     };
     begin_anew().map_err(fail)?;
     drop(conn);

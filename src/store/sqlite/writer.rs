@@ -37,7 +37,8 @@ pub(super) struct Writer {
 
 enum Job {
     Commit(Box<Order>),
-    Read(Box<dyn FnOnce(&mut Thread) + Send>),
+    /// Anything else that the thread does with its connection.
+    Own(Box<dyn FnOnce(&mut Thread) + Send>),
 }
 
 /// A commit on its way, and who waits for it. Nobody may wait any more.
@@ -97,8 +98,55 @@ impl Writer {
             // Whoever asked may have stopped waiting.
             drop(answer.try_send(read));
         };
-        self.jobs.send(Job::Read(Box::new(job))).ok()?;
+        self.jobs.send(Job::Own(Box::new(job))).ok()?;
         answered.recv().await.ok()?
+    }
+
+    /// Writes something that is no commit, in a transaction of its own.
+    pub(super) async fn write<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        write: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = async_channel::bounded(1);
+        self.open.fetch_add(1, Ordering::AcqRel);
+        let job = move |thread: &mut Thread| {
+            let written = thread.write(write);
+            thread.close();
+            drop(answer.try_send(written));
+        };
+        let gone = |kind| StoreError::new(kind, doing);
+        self.jobs
+            .send(Job::Own(Box::new(job)))
+            .map_err(|_| gone(StoreErrorKind::Unavailable))?;
+        let written = answered.recv().await;
+        let written = written.map_err(|_| gone(StoreErrorKind::Indeterminate))?;
+        written.map_err(|failed| failed.told(doing))
+    }
+}
+
+/// Why something that is no commit may not have been written.
+enum Failed {
+    /// It was certainly not.
+    RolledBack(Fault),
+    /// It may have been.
+    Unknown(Fault),
+}
+
+impl Failed {
+    fn told(self, doing: &'static str) -> StoreError {
+        match self {
+            Self::RolledBack(fault) => fault.told(doing),
+            Self::Unknown(fault) => {
+                StoreError::new(StoreErrorKind::Indeterminate, doing).with_source(fault)
+            }
+        }
+    }
+}
+
+impl From<Fault> for Failed {
+    fn from(fault: Fault) -> Self {
+        Self::RolledBack(fault)
     }
 }
 
@@ -135,7 +183,7 @@ impl Thread {
             for job in std::iter::once(first).chain(jobs.try_iter().take(MAX_GROUP - 1)) {
                 match job {
                     Job::Commit(order) => group.push(*order),
-                    Job::Read(read) => read(&mut self),
+                    Job::Own(job) => job(&mut self),
                 }
             }
             if !group.is_empty() {
@@ -159,6 +207,24 @@ impl Thread {
         let read = read.ok()?.ok()?;
         self.ready = Some(ready);
         read
+    }
+
+    fn write<T>(
+        &mut self,
+        write: impl FnOnce(&Connection) -> Result<T, Fault>,
+    ) -> Result<T, Failed> {
+        let ready = self.ready()?;
+        let (tx, ..) = begin(&ready)?;
+        let written = write(&ready.conn)?;
+        tx.commit().map_err(|error| {
+            let fault = Fault::from(error);
+            match fault.certainly_rolled_back() {
+                true => Failed::RolledBack(fault),
+                false => Failed::Unknown(fault),
+            }
+        })?;
+        self.ready = Some(ready);
+        Ok(written)
     }
 
     fn settle(&mut self, mut group: Vec<Order>) {

@@ -1,0 +1,399 @@
+//! What nodes say about one change: who has it, and who may still act without it.
+//!
+//! Pure: reports, sightings and instants of the observer's monotonic clock are arguments.
+//!
+//! Invariant: once [`Confirmations::is_complete`], no verification that begins on any node acts on
+//! the state before the change. Doubt counts as not confirmed, until time alone settles it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::core::policy::Propagation;
+use crate::core::text::NodeLabel;
+use crate::core::view::Revision;
+use crate::store::{Epoch, NodeId, NodeReport};
+
+/// How long a node must have been silent, beyond its lease, before its entry is removed. A judgement:
+/// whoever looks the morning after still sees which node went missing.
+const FORGET_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Who has confirmed a change, and who may still act on the state before it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Confirmations {
+    nodes: Vec<NodeConfirmation>,
+    /// For how long nodes that nobody could ask may still act on the state before.
+    unasked: Duration,
+}
+
+/// Where one node stands with a change.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct NodeConfirmation {
+    /// Which node.
+    pub node: NodeId,
+    /// What people call it.
+    pub label: Option<NodeLabel>,
+    /// What it has said, or its silence.
+    pub answer: NodeAnswer,
+}
+
+/// What a node's reports say about a change.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum NodeAnswer {
+    /// It acts on the change.
+    Applied,
+    /// It has not said that it does.
+    Waiting {
+        /// For how long it may still act on the state before, at most.
+        at_most: Duration,
+    },
+    /// It has not said that it does, and cannot act on the state before any more: it is gone, cut
+    /// off, or so late that it refuses by itself.
+    Lapsed,
+}
+
+impl Confirmations {
+    /// Whether nobody can act on the state before the change any more: every node has it or has
+    /// lapsed, or the change is older than the bound.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.at_most().is_zero()
+    }
+
+    /// For how long anybody may still act on the state before the change, at most.
+    #[must_use]
+    pub fn at_most(&self) -> Duration {
+        let waiting = self.waiting().map(|(_, at_most)| at_most);
+        waiting.max().unwrap_or_default().max(self.unasked)
+    }
+
+    /// Every node that is registered, with where it stands. Empty without a registry, and where the
+    /// bound has passed and the registry does not answer.
+    #[must_use]
+    pub fn nodes(&self) -> &[NodeConfirmation] {
+        &self.nodes
+    }
+
+    /// The nodes that act on the change.
+    pub fn applied(&self) -> impl Iterator<Item = &NodeConfirmation> {
+        self.answered(NodeAnswer::Applied)
+    }
+
+    /// The nodes that may not have it, with for how long they can act without it at most.
+    pub fn waiting(&self) -> impl Iterator<Item = (&NodeConfirmation, Duration)> {
+        self.nodes.iter().filter_map(|node| match node.answer {
+            NodeAnswer::Waiting { at_most } => Some((node, at_most)),
+            NodeAnswer::Applied | NodeAnswer::Lapsed => None,
+        })
+    }
+
+    /// The nodes that never said that they have it, and can do no harm.
+    pub fn lapsed(&self) -> impl Iterator<Item = &NodeConfirmation> {
+        self.answered(NodeAnswer::Lapsed)
+    }
+
+    fn answered(&self, answer: NodeAnswer) -> impl Iterator<Item = &NodeConfirmation> {
+        self.nodes.iter().filter(move |node| node.answer == answer)
+    }
+}
+
+/// A change that nodes are to confirm.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Awaited {
+    /// The history that it is part of; `None` if that is not known.
+    pub(crate) epoch: Option<Epoch>,
+    /// The commit that holds it.
+    pub(crate) revision: Revision,
+    /// When the store had answered, by the observer's monotonic clock.
+    pub(crate) returned: Duration,
+    /// For how long after that a verifier may act on the state before, whatever it says.
+    pub(crate) bound: Duration,
+}
+
+impl Awaited {
+    /// For how long anybody may still act on the state before at `now`. The bound allows for the
+    /// verifier's clock; the observer's may be fast as well.
+    pub(crate) fn left(&self, now: Duration) -> Duration {
+        let bound = Propagation::by_any_clock(self.bound);
+        self.returned.saturating_add(bound).saturating_sub(now)
+    }
+
+    fn is_applied(&self, report: &NodeReport) -> bool {
+        report.applied.is_some_and(|applied| {
+            Some(applied.epoch) == self.epoch && applied.revision >= self.revision
+        })
+    }
+}
+
+/// A report as the observer found it.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    pub(crate) report: NodeReport,
+    /// How long before the registry was asked this report was seen there already.
+    pub(crate) silent: Duration,
+}
+
+impl Found {
+    /// For how much longer the node can accept anything without another report: its own clock may
+    /// be slow, and the observer's fast.
+    fn lease_left(&self) -> Duration {
+        let lease = Propagation::by_any_clock(Propagation::by_any_clock(self.report.lease));
+        lease.saturating_sub(self.silent)
+    }
+
+    /// Whether it can be forgotten: it holds no freshness, and must report before it ever does.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.lease_left().is_zero() && self.silent.saturating_sub(self.report.lease) >= FORGET_AFTER
+    }
+}
+
+/// Which beat of each node an observer has seen, and since when.
+#[derive(Debug, Default)]
+pub(crate) struct Sightings(BTreeMap<NodeId, (u64, Duration)>);
+
+impl Sightings {
+    /// Takes note of what the registry told when it was asked at `asked` and had answered at
+    /// `answered`. A beat counts from the answer, since it may have been sent until then; silence
+    /// counts to the question, since a later beat may have come after it.
+    pub(crate) fn see(
+        &mut self,
+        reports: Vec<NodeReport>,
+        (asked, answered): (Duration, Duration),
+    ) -> Vec<Found> {
+        let before = std::mem::take(&mut self.0);
+        let find = |report: NodeReport| {
+            let known = before.get(&report.node).copied();
+            let known = known.filter(|(beat, _)| *beat == report.beat);
+            let (_, since) = *self
+                .0
+                .entry(report.node)
+                .or_insert(known.unwrap_or((report.beat, answered)));
+            let silent = asked.saturating_sub(since);
+            Found { report, silent }
+        };
+        reports.into_iter().map(find).collect()
+    }
+}
+
+/// Who asks, after it caught up with the store by a read that it sent after the change had returned.
+#[derive(Clone, Debug)]
+pub(crate) struct Observer {
+    /// The history that it found then.
+    pub(crate) epoch: Option<Epoch>,
+    pub(crate) node: Option<NodeId>,
+    pub(crate) label: Option<NodeLabel>,
+}
+
+/// Tells who has a change. `found` is what a registry told that was asked after the change had
+/// returned: whoever registered later has it, since nobody is fresh by a read that was sent before
+/// the registration was durable. `None` if there is no registry.
+pub(crate) fn judge(
+    awaited: &Awaited,
+    observer: &Observer,
+    found: Option<&[Found]>,
+    now: Duration,
+) -> Confirmations {
+    let left = awaited.left(now);
+    // In another history revisions say nothing, and its registry may not know of everybody.
+    let same_history = awaited.epoch.is_some() && awaited.epoch == observer.epoch;
+    let is_own = |node: NodeId| Some(node) == observer.node;
+    let answer = |found: &Found| {
+        let applied = same_history && awaited.is_applied(&found.report);
+        let at_most = left.min(found.lease_left());
+        match at_most {
+            _ if applied || is_own(found.report.node) => NodeAnswer::Applied,
+            Duration::ZERO => NodeAnswer::Lapsed,
+            at_most => NodeAnswer::Waiting { at_most },
+        }
+    };
+    let confirm = |found: &Found| NodeConfirmation {
+        node: found.report.node,
+        label: found.report.label.clone(),
+        answer: answer(found),
+    };
+    let mut nodes: Vec<_> = found.into_iter().flatten().map(confirm).collect();
+    if let Some(node) = observer.node
+        && !nodes.iter().any(|listed| listed.node == node)
+    {
+        nodes.push(NodeConfirmation {
+            node,
+            label: observer.label.clone(),
+            answer: NodeAnswer::Applied,
+        });
+    }
+    let all_asked = found.is_some() && same_history;
+    let unasked = if all_asked { Duration::ZERO } else { left };
+    Confirmations { nodes, unasked }
+}
+
+/// What is certain once the bound has passed, whoever does not answer.
+pub(crate) const fn by_time() -> Confirmations {
+    Confirmations {
+        nodes: Vec::new(),
+        unasked: Duration::ZERO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{CommitTag, Cursor};
+
+    const EPOCH: Epoch = Epoch(7);
+    const OWN: NodeId = NodeId::from_u128(0);
+    const BOUND: Duration = Duration::from_secs(10);
+    const RETURNED: Duration = Duration::from_secs(100);
+
+    fn awaited() -> Awaited {
+        Awaited {
+            epoch: Some(EPOCH),
+            revision: Revision(5),
+            returned: RETURNED,
+            bound: BOUND,
+        }
+    }
+
+    fn observer() -> Observer {
+        Observer {
+            epoch: Some(EPOCH),
+            node: Some(OWN),
+            label: None,
+        }
+    }
+
+    fn report(epoch: Epoch, revision: u64) -> NodeReport {
+        NodeReport {
+            node: NodeId::from_u128(1),
+            label: None,
+            applied: Some(Cursor {
+                epoch,
+                revision: Revision(revision),
+                tag: CommitTag(revision.into()),
+            }),
+            lease: Duration::from_secs(70),
+            beat: 1,
+        }
+    }
+
+    fn found(revision: u64, silent: Duration) -> Found {
+        let report = report(EPOCH, revision);
+        Found { report, silent }
+    }
+
+    fn answer(awaited: &Awaited, found: Found, now: Duration) -> NodeAnswer {
+        judge(awaited, &observer(), Some(&[found]), now).nodes()[0].answer
+    }
+
+    #[test]
+    fn a_node_confirms_with_the_revision_itself_and_with_none_below() {
+        for (revision, applied) in [(4, false), (5, true), (6, true)] {
+            let answer = answer(&awaited(), found(revision, Duration::ZERO), RETURNED);
+            assert_eq!(answer == NodeAnswer::Applied, applied, "{revision}");
+        }
+    }
+
+    #[test]
+    fn revisions_of_another_history_confirm_nothing() {
+        let other = Found {
+            report: report(Epoch(8), 99),
+            silent: Duration::ZERO,
+        };
+        let asked = answer(&awaited(), other.clone(), RETURNED);
+        assert!(matches!(asked, NodeAnswer::Waiting { .. }));
+
+        // The store was restored since: the registry may not know of everybody, either.
+        for epoch in [Some(Epoch(8)), None] {
+            let observer = Observer {
+                epoch,
+                ..observer()
+            };
+            let asked = judge(
+                &awaited(),
+                &observer,
+                Some(std::slice::from_ref(&other)),
+                RETURNED,
+            );
+            assert_eq!(asked.waiting().count(), 1);
+            let asked = judge(&awaited(), &observer, Some(&[]), RETURNED);
+            assert!(asked.at_most() >= BOUND, "{asked:?}");
+            let asked = judge(&awaited(), &observer, Some(&[]), RETURNED + 2 * BOUND);
+            assert!(asked.is_complete());
+        }
+        let unknown = Awaited {
+            epoch: None,
+            ..awaited()
+        };
+        let observer = Observer {
+            epoch: None,
+            ..observer()
+        };
+        let all = [found(9, Duration::ZERO)];
+        assert!(!judge(&unknown, &observer, Some(&all), RETURNED).is_complete());
+    }
+
+    #[test]
+    fn a_node_lapses_with_the_bound_or_with_its_lease_and_an_instant_before_neither() {
+        let by_bound = |now| answer(&awaited(), found(4, Duration::ZERO), now);
+        assert!(matches!(
+            by_bound(RETURNED + BOUND),
+            NodeAnswer::Waiting { .. }
+        ));
+        let both_clocks = Propagation::by_any_clock(BOUND);
+        assert_eq!(by_bound(RETURNED + both_clocks), NodeAnswer::Lapsed);
+
+        let by_lease = |silent| answer(&awaited(), found(4, silent), RETURNED);
+        let lease = report(EPOCH, 4).lease;
+        let waiting = by_lease(lease);
+        assert!(
+            matches!(waiting, NodeAnswer::Waiting { at_most } if at_most < Duration::from_secs(1)),
+            "{waiting:?}"
+        );
+        let any_clocks = Propagation::by_any_clock(Propagation::by_any_clock(lease));
+        assert_eq!(by_lease(any_clocks), NodeAnswer::Lapsed);
+    }
+
+    #[test]
+    fn the_observer_itself_is_listed_once_and_has_the_change() {
+        let own = NodeReport {
+            node: OWN,
+            ..report(EPOCH, 1)
+        };
+        let silent = Duration::ZERO;
+        for listed in [
+            vec![],
+            vec![Found {
+                report: own,
+                silent,
+            }],
+        ] {
+            let asked = judge(&awaited(), &observer(), Some(&listed), RETURNED);
+            assert!(asked.is_complete());
+            assert_eq!(asked.applied().count(), 1);
+        }
+    }
+
+    #[test]
+    fn silence_lasts_from_the_answer_that_told_of_a_beat_to_the_question_after_it() {
+        let at = Duration::from_secs;
+        let mut sightings = Sightings::default();
+        let mut see = |beat, asked, answered| {
+            let report = NodeReport {
+                beat,
+                ..report(EPOCH, 4)
+            };
+            sightings.see(vec![report], (at(asked), at(answered)))[0].silent
+        };
+        assert_eq!(see(1, 10, 12), at(0));
+        assert_eq!(
+            see(1, 20, 25),
+            at(8),
+            "neither from the question nor to the answer"
+        );
+        assert_eq!(see(2, 30, 31), at(0));
+        assert_eq!(see(2, 40, 41), at(9));
+        // A beat that goes back is news as well: the registry forgot the node, or was restored.
+        assert_eq!(see(1, 50, 51), at(0));
+        assert!(sightings.see(Vec::new(), (at(60), at(61))).is_empty());
+    }
+}

@@ -1,0 +1,11 @@
+-- What nodes say of themselves: no part of the history.
+CREATE TABLE nodes (
+  node     BLOB    PRIMARY KEY,           -- 16 random bytes
+  beat     INTEGER NOT NULL,              -- grows with every report
+  lease    INTEGER NOT NULL,              -- in microseconds, or 2^63-1
+  label    TEXT,
+  epoch    BLOB,                          -- what it has applied: all three or none
+  revision INTEGER,
+  tag      BLOB,
+  seal     INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
