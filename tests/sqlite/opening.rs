@@ -151,7 +151,7 @@ fn a_newer_schema_is_refused_untouched() {
     let desk = Desk::new();
     drop(desk.store());
     sql(&desk.path())
-        .pragma_update(None, "user_version", 2)
+        .pragma_update(None, "user_version", 3)
         .unwrap();
     checkpoint(&desk.path());
     let before = fs::read(desk.path()).unwrap();
@@ -160,8 +160,8 @@ fn a_newer_schema_is_refused_untouched() {
         matches!(
             error,
             OpenError::Newer {
-                found: 2,
-                supported: 1,
+                found: 3,
+                supported: 2,
                 ..
             }
         ),
@@ -176,12 +176,12 @@ fn a_schema_that_becomes_newer_under_a_running_store_stops_it() {
     let keys = desk.keys();
     let key = wait(keys.create(&admin(), reader("first"))).unwrap();
     sql(&desk.path())
-        .pragma_update(None, "user_version", 2)
+        .pragma_update(None, "user_version", 3)
         .unwrap();
     let refused = wait(keys.revoke(&admin(), key.id, keyward::Reason::Lost));
     let told = format!("{:?}", refused.unwrap_err());
     assert!(
-        told.contains("Unavailable") && told.contains("found: 2"),
+        told.contains("Unavailable") && told.contains("found: 3"),
         "{told}"
     );
     assert!(

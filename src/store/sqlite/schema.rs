@@ -10,14 +10,15 @@ use super::rows::Seal;
 pub(super) const APPLICATION_ID: i32 = 0x6b77_7264;
 
 /// The version that this build writes, in `PRAGMA user_version`.
-pub(super) const VERSION: i32 = 1;
+pub(super) const VERSION: i32 = 2;
 
 /// Rows of one commit stand at `revision * 2^20` and on, so that the table is clustered on the
 /// revision: a follower's read is one range, and a start reads the file from front to back.
 pub(super) const PLACE_BITS: u32 = 20;
 
 /// The steps from each version to the next. A released step is never edited.
-const MIGRATIONS: [&str; VERSION as usize] = [include_str!("schema/1.sql")];
+const MIGRATIONS: [&str; VERSION as usize] =
+    [include_str!("schema/1.sql"), include_str!("schema/2.sql")];
 
 /// Brings the file to this build's version, in one transaction. A file that is up to date is only
 /// read.
