@@ -10,7 +10,8 @@
 //! key expires, so that notices of it come from a sweep over keys by their end: once as the key comes
 //! to stand in each of the [`ExpiryWindows`], and once at its end. A notice is told only if it is true
 //! at that time: a key that was revoked, removed, given another end or replaced meanwhile is left out.
-//! Its id names the end, so that a key whose end moved is told of anew.
+//! Its id names the end, so that a key whose end moved is told of anew. If the clock is set back, what
+//! was told before its time is told once more, under the same id, when that has come.
 //!
 //! # In which order
 //!
@@ -60,7 +61,7 @@ use crate::core::id::KeyId;
 use crate::core::query::{AuditQuery, AuditRow, KeyPosition};
 use crate::core::record::KeyRecord;
 use crate::core::time::Timestamp;
-use crate::store::{AuditPosition, KeyStore, Locator, Row, ScanPage, StoreError};
+use crate::store::{AuditPage, AuditPosition, KeyStore, Locator, Row, ScanPage, StoreError};
 
 /// Reads events from a store. Keeps nothing between two calls, so that any process can go on from a
 /// cursor; let one at a time.
@@ -163,7 +164,7 @@ impl Events {
         limit: NonZeroUsize,
     ) -> Result<EventBatch, EventsError> {
         let (top, now) = self.look().await?;
-        let page = self.store.audit(&cursor.query(limit)).await?;
+        let page = self.trail(cursor.query(limit)).await?;
         let found = cursor.read(page, top.head.epoch.0, top.head.revision, limit)?;
         let mut batch = EventBatch {
             events: Vec::new(),
@@ -171,7 +172,7 @@ impl Events {
             more: !found.complete,
             corrupt: Vec::new(),
         };
-        batch.cursor.enter(top.head.epoch.0);
+        batch.cursor.enter(top.head.epoch.0, now);
         self.tell_entries(found, now, &mut batch).await?;
         // Only once every entry so far was told: of a key that gets another end behind the sweep,
         // its entry is still to come then, and brings the notice with it.
@@ -187,6 +188,27 @@ impl Events {
         let now = self.clock.now();
         let now = top.newest.map_or(now, |newest| newest.max(now));
         Ok((top, now))
+    }
+
+    /// A whole page, from a store that may give less than it was asked for.
+    async fn trail(&self, mut query: AuditQuery) -> Result<AuditPage, StoreError> {
+        let limit = query.limit;
+        let mut page = self.store.audit(&query).await?;
+        loop {
+            let missing = NonZeroUsize::new(limit.get().saturating_sub(page.rows.len()));
+            let (Some(missing), Some(next)) = (missing, page.next) else {
+                return Ok(page);
+            };
+            (query.after, query.limit) = (Some(next), missing);
+            let AuditPage {
+                rows,
+                corrupt,
+                next,
+            } = self.store.audit(&query).await?;
+            page.rows.extend(rows);
+            page.corrupt.extend(corrupt);
+            page.next = next;
+        }
     }
 
     async fn tell_entries(
@@ -216,8 +238,7 @@ impl Events {
     }
 
     /// Tells the notice of a key that came to stand behind the sweep, which does not look there any
-    /// more. If one is behind it that is not true yet, since the clock was set back, the sweep goes
-    /// back as far.
+    /// more.
     async fn tell_behind(
         &self,
         key: KeyId,
@@ -237,11 +258,6 @@ impl Events {
         if let Some(due) = (self.windows.reached(&record, now)).filter(|due| *due <= swept) {
             batch.events.extend(notice(&record, due));
         }
-        if let Some(next) = (self.windows.next(&record, now)).filter(|due| *due <= swept) {
-            let back = next.before();
-            let stands = batch.cursor.swept().unwrap_or(back);
-            batch.cursor.sweep_to(stands.min(back));
-        }
         Ok(())
     }
 
@@ -253,10 +269,6 @@ impl Events {
         batch: &mut EventBatch,
     ) -> Result<(), StoreError> {
         let swept = batch.cursor.swept();
-        // A clock that was set back has to come here again first.
-        if swept.is_some_and(|swept| !swept.is_reached(now)) {
-            return Ok(());
-        }
         let Some(limit) = NonZeroUsize::new(limit.get().saturating_sub(batch.events.len())) else {
             batch.more = true;
             return Ok(());

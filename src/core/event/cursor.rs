@@ -164,9 +164,12 @@ impl EventCursor {
         }
     }
 
-    /// Ties a cursor that was not read with yet to a history.
-    pub(crate) const fn enter(&mut self, epoch: u128) {
+    /// Ties the cursor to the history that it is read in, and takes it back to `now` if the clock
+    /// was set back: what was told before its time has to be told again, and a key that comes to end
+    /// between the two would be missed.
+    pub(crate) fn enter(&mut self, epoch: u128, now: Timestamp) {
         self.0.epoch = Some(epoch);
+        self.0.swept = self.0.swept.map(|swept| swept.min(Due::until(now)));
     }
 }
 

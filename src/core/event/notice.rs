@@ -74,31 +74,22 @@ impl ExpiryWindows {
         self.0.iter().copied()
     }
 
-    /// All notices that `record` can be told of as it is, the last one first: its end, then its
-    /// windows from the narrowest on.
-    fn notices(&self, record: &KeyRecord) -> impl Iterator<Item = Due> + '_ {
+    /// The notice that is true of `record` at `now`: the last one to fall due of those that have,
+    /// which is its end, or else the narrowest window.
+    pub(crate) fn reached(&self, record: &KeyRecord, now: Timestamp) -> Option<Due> {
         let ends = match record.state {
-            KeyState::Revoked { .. } => None,
-            KeyState::Enabled | KeyState::Disabled(_) => record.expires_at,
+            KeyState::Revoked { .. } => return None,
+            KeyState::Enabled | KeyState::Disabled(_) => record.expires_at?,
         };
         // Whoever holds the successor need not be told that the old key ends; whoever may not hold
         // it yet must be.
         let replaced = (record.succession.as_ref())
             .is_some_and(|succession| succession.grace_from_first_use.is_none());
-        let id = record.id;
-        let windows = std::iter::once(Duration::ZERO).chain(self.iter().filter(move |_| !replaced));
-        windows.filter_map(move |within| Some(Due::new(ends?, within, id)))
-    }
-
-    /// The notice that is true of `record` at `now`.
-    pub(crate) fn reached(&self, record: &KeyRecord, now: Timestamp) -> Option<Due> {
-        self.notices(record).find(|due| due.at <= now.as_micros())
-    }
-
-    /// The notice of `record` that falls due next after `now`.
-    pub(crate) fn next(&self, record: &KeyRecord, now: Timestamp) -> Option<Due> {
-        let later = self.notices(record);
-        later.take_while(|due| due.at > now.as_micros()).last()
+        let windows = self.iter().filter(|_| !replaced);
+        let mut notices = std::iter::once(Duration::ZERO)
+            .chain(windows)
+            .map(|within| Due::new(ends, within, record.id));
+        notices.find(|due| due.at <= now.as_micros())
     }
 
     /// The questions to a store that find every key of which a notice came true after `swept` and
@@ -199,23 +190,11 @@ impl Due {
 
     /// After every notice that falls due until `instant`.
     pub(crate) const fn until(instant: Timestamp) -> Self {
-        Self::all_until(instant.as_micros())
-    }
-
-    const fn all_until(at: i64) -> Self {
-        let key = KeyId::from_u128(u128::MAX);
-        let within = u64::MAX;
-        Self { at, within, key }
-    }
-
-    /// Before this notice, and before all others of its instant.
-    pub(crate) const fn before(self) -> Self {
-        Self::all_until(self.at.saturating_sub(1))
-    }
-
-    /// Whether `now` has come to where this notice stands.
-    pub(crate) const fn is_reached(self, now: Timestamp) -> bool {
-        self.at <= now.as_micros()
+        Self {
+            at: instant.as_micros(),
+            within: u64::MAX,
+            key: KeyId::from_u128(u128::MAX),
+        }
     }
 
     /// The window; zero for the end itself.
