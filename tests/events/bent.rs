@@ -8,9 +8,9 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use keyward::store::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
-    KeyStore, Locator, MemoryStore, Revision, Row, RowKey, ScanPage, Select, StoreError,
-    TenantView, Versioned,
+    AuditPage, AuditPosition, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor,
+    Epoch, KeyPage, KeyQuery, KeyStore, Locator, MemoryStore, Revision, Row, RowKey, ScanPage,
+    Select, StoreError, TenantView, Versioned,
 };
 use keyward::{KeyId, KeyRecord, TenantId, Timestamp, async_trait};
 
@@ -23,6 +23,8 @@ pub(crate) enum Bend {
     Straight,
     /// Nothing: a store may give less than it is asked for.
     GivesLess,
+    /// Nothing but that it was copied by hand: nobody gave it another epoch.
+    HasNoEpoch,
     /// It moves on before its events were handled.
     MovesOnFirst,
     /// It moves on before it looks what there is.
@@ -64,6 +66,10 @@ pub(crate) struct Bent {
     happens: Mutex<Option<(When, Happens)>>,
     first_seen: Mutex<HashMap<KeyId, KeyRecord>>,
     at_scan: Mutex<Vec<KeyRecord>>,
+    /// Everything that was committed, for a copy.
+    commits: Mutex<Vec<Commit>>,
+    /// An entry that cannot be read.
+    damaged: Mutex<Option<AuditPosition>>,
 }
 
 impl fmt::Debug for Bent {
@@ -80,7 +86,26 @@ impl Bent {
             happens: Mutex::default(),
             first_seen: Mutex::default(),
             at_scan: Mutex::default(),
+            commits: Mutex::default(),
+            damaged: Mutex::default(),
         }
+    }
+
+    /// Another store with the first commits of this one: a backup that was taken then.
+    pub(crate) fn backup(&self, commits: usize) -> Self {
+        let copy = Self::new(MemoryStore::new(), self.bend);
+        for commit in self.commits.lock().unwrap().iter().take(commits) {
+            wait(copy.commit(commit.clone())).unwrap();
+        }
+        copy
+    }
+
+    pub(crate) fn commits(&self) -> usize {
+        self.commits.lock().unwrap().len()
+    }
+
+    pub(crate) fn damage(&self, entry: AuditPosition) {
+        *self.damaged.lock().unwrap() = Some(entry);
     }
 
     /// Lets something happen just before the next such call is answered.
@@ -131,7 +156,9 @@ impl KeyStore for Bent {
     }
 
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
-        self.inner.commit(commit).await
+        let revision = self.inner.commit(commit.clone()).await?;
+        self.commits.lock().unwrap().push(commit);
+        Ok(revision)
     }
 
     async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
@@ -144,7 +171,11 @@ impl KeyStore for Bent {
         limit: NonZeroUsize,
     ) -> Result<ScanPage, StoreError> {
         *self.at_scan.lock().unwrap() = records(&self.inner);
-        self.inner.scan(after, limit).await
+        let mut page = self.inner.scan(after, limit).await?;
+        if self.bend == Bend::HasNoEpoch {
+            page.head.epoch = Epoch::default();
+        }
+        Ok(page)
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
@@ -185,6 +216,14 @@ impl KeyStore for Bent {
             query.limit = half(query.limit);
         }
         let mut page = self.inner.audit(&query).await?;
+        let damaged = *self.damaged.lock().unwrap();
+        if let Some(n) = page
+            .rows
+            .iter()
+            .position(|row| Some(row.position()) == damaged)
+        {
+            page.corrupt.push(page.rows.remove(n).position());
+        }
         if self.bend == Bend::LosesAnEntryBetweenPages && page.rows.len() > 2 {
             page.rows.remove(1);
         }
