@@ -109,7 +109,6 @@ pub enum EventsError {
 
 impl From<OtherHistory> for EventsError {
     fn from(OtherHistory { resume }: OtherHistory) -> Self {
-        let resume = Box::new(resume);
         Self::OtherHistory { resume }
     }
 }

@@ -41,7 +41,7 @@ struct Place {
 /// The store has another history than the cursor: where to go on in it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct OtherHistory {
-    pub(crate) resume: EventCursor,
+    pub(crate) resume: Box<EventCursor>,
 }
 
 /// Entries that follow a cursor, oldest first.
@@ -137,7 +137,7 @@ impl EventCursor {
                 Place::default()
             };
             let epoch = Some(epoch);
-            let resume = Self(Place { epoch, ..place });
+            let resume = Box::new(Self(Place { epoch, ..place }));
             return Err(OtherHistory { resume });
         }
         let last = rows.last().map(AuditRow::position);

@@ -26,17 +26,17 @@ use super::time::{self, Timestamp};
 
 /// One thing that happened.
 ///
-/// As JSON, which is stable: `id`, `type`, `at`, then `tenant`, `key` and `actor` if there is one,
-/// and `data` if its kind has fields. More types and fields may come.
+/// Its JSON is stable: what stands in it stays as it is; more types and more fields may come. `tenant`,
+/// `key` and `actor` are left out where there is none, `data` where a kind has no fields:
 ///
 /// ```json
 /// {
-///   "id": "expired-06GZKMmKfU9fS8gX5gBK1L-1775088000000000",
-///   "type": "key_expired",
-///   "at": "2026-04-02T00:00:00Z",
+///   "id": "expired-0322fqxDqbiHfljmI6V3mU-1767344400000000",
+///   "at": "2026-01-02T09:00:00Z",
 ///   "tenant": "acme",
-///   "key": "06GZKMmKfU9fS8gX5gBK1L",
-///   "data": { "expires_at": "2026-04-02T00:00:00Z" }
+///   "key": "0322fqxDqbiHfljmI6V3mU",
+///   "type": "key_expired",
+///   "data": { "expires_at": "2026-01-02T09:00:00Z", "owner": "alice" }
 /// }
 /// ```
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
