@@ -194,7 +194,8 @@ pub enum EventKind {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         successor: Option<KeyId>,
     },
-    /// Something happened, and the audit entry that told what is damaged.
+    /// Something happened, and the audit entry that told what is damaged. If it gave a key an end
+    /// that was near already, the notice of that may be missing: look at the keys themselves.
     Unreadable {
         /// The commit that wrote it.
         revision: u64,
