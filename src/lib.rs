@@ -31,6 +31,7 @@
 //! - [`policy`] holds the rules of a tenant's keys as data; [`profiles`] are ready ones.
 //! - [`rules`] are the same rules as plain functions: no async, no I/O, no clock.
 //! - [`audit`] and [`rotation`] tell what happened, and where a rotation stands.
+//! - [`events`] hands on what happened, and which keys end soon, to webhooks and mails.
 //!
 //! # Who asks
 //!
@@ -134,6 +135,7 @@ mod clock;
 pub mod conformance;
 mod core;
 mod entropy;
+pub mod events;
 mod keyward;
 mod manager;
 #[cfg(unix)]

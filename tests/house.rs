@@ -14,6 +14,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("entropy", &["core"]),
     ("pepper_file", &["core", "entropy"]),
     ("store", &["core"]),
+    ("events", &["core", "clock", "store"]),
     ("manager", &["core", "clock", "entropy", "store"]),
     ("replica", &["core", "clock", "entropy", "store"]),
     (
@@ -23,7 +24,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "keyward",
         &[
-            "core", "clock", "entropy", "store", "manager", "replica", "verifier",
+            "core", "clock", "entropy", "store", "events", "manager", "replica", "verifier",
         ],
     ),
     (

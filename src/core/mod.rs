@@ -7,6 +7,7 @@ mod base62;
 pub(crate) mod check;
 pub(crate) mod command;
 pub(crate) mod decide;
+pub(crate) mod event;
 pub(crate) mod id;
 pub(crate) mod info;
 pub(crate) mod invalid;

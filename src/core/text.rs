@@ -320,6 +320,11 @@ impl Environment {
     pub const TEST: Self = Self(Text::Static("test"));
 }
 
+impl KeyName {
+    /// Stands for the name in a place in an order that asks for none.
+    pub(crate) const UNNAMED: Self = Self(Text::Static("-"));
+}
+
 impl PrincipalId {
     /// The principal of [`Actor::system`](crate::Actor::system).
     pub const SYSTEM: Self = Self(Text::Static("system"));

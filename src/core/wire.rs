@@ -75,7 +75,7 @@ stored! {
     AuditEntry;
 }
 
-fn seal(value: &impl Serialize) -> Vec<u8> {
+pub(super) fn seal(value: &impl Serialize) -> Vec<u8> {
     // Most records fit, so that writing one does not move what was written before.
     let mut start = Vec::with_capacity(512);
     start.push(VERSION);
@@ -86,7 +86,7 @@ fn seal(value: &impl Serialize) -> Vec<u8> {
     bytes
 }
 
-fn open<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, DecodeError> {
+pub(super) fn open<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, DecodeError> {
     let body_len = bytes
         .len()
         .checked_sub(CHECKSUM_LEN)

@@ -12,6 +12,7 @@ use crate::core::rotation::{self, RotationProgress};
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
 use crate::core::view::Select;
+use crate::events::{Events, ExpiryWindows};
 use crate::manager::Error;
 use crate::store::{Locator, Row, StoreError};
 use crate::verifier::Grant;
@@ -198,6 +199,13 @@ impl Keyward {
             return Err(ChainError::Truncated { expected }.into());
         }
         Ok(head)
+    }
+
+    /// Events of the whole store, with notices for `windows` before the end of keys. For the host
+    /// itself: it tells across tenants.
+    pub fn events(&self, windows: ExpiryWindows) -> Events {
+        let (store, clock) = (self.inner.store.clone(), self.inner.clock.clone());
+        Events::new(store, clock, windows)
     }
 
     async fn record(&self, actor: &Actor, id: KeyId) -> Result<KeyRecord, Error> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use keyward::audit::Action;
 use keyward::conformance::FaultyStore;
+use keyward::events::{EventCursor, EventKind, ExpiryWindows};
 use keyward::policy::{Policy, PolicySpec};
 use keyward::rotation::{RotationProgress, RotationStep};
 use keyward::store::{AuditQuery, AuditRow, KeyQuery};
@@ -692,6 +693,33 @@ fn g_24_a_revoked_key_cannot_be_made_to_work_again() {
         assert!(!works(&world.keys, key.secret.expose()));
         assert_eq!(info(&world, key.id).status, Status::Revoked);
     }
+}
+
+#[test]
+fn g_34_a_key_that_is_not_rotated_in_time_raises_one_event() {
+    let world = organization();
+    let (kept, rotated) = (create(&world, "kept"), create(&world, "rotated"));
+    let events = world.keys.events(ExpiryWindows::new([days(7)]).unwrap());
+    let mut cursor = EventCursor::BEGINNING;
+    let mut told = Vec::new();
+    for day in 0..90 {
+        if day == 80 {
+            wait((world.keys).rotate(&developer(), rotated.id, Replacement::default())).unwrap();
+        }
+        let many = NonZeroUsize::new(100).unwrap();
+        let batch = wait(events.next_batch(&cursor, many)).unwrap();
+        told.extend(batch.events);
+        cursor = batch.cursor;
+        world.clock.advance(days(1));
+    }
+    let due = told.iter().filter_map(|event| match &event.kind {
+        EventKind::KeyExpiringSoon { owner, .. } => Some((event.at, event.key, owner.clone())),
+        _ => None,
+    });
+    let day_83 = at(START).saturating_add(days(83));
+    let whose = Some(developer().principal().clone());
+    let expected = [(day_83, Some(kept.id), whose)];
+    assert_eq!(due.collect::<Vec<_>>(), expected);
 }
 
 #[test]

@@ -137,6 +137,29 @@ pub async fn a_list_holds_exactly_what_matches<S: KeyStore>(
     Ok(())
 }
 
+/// Keys that are not revoked, or end within a span: what is asked for to find those that expire.
+fn ending() -> [KeyQuery; 3] {
+    let unrevoked = KeyQuery {
+        statuses: BTreeSet::from([
+            Status::Active,
+            Status::Retiring,
+            Status::Disabled,
+            Status::Expired,
+        ]),
+        ..all()
+    };
+    let span = KeyQuery {
+        expires_from: Some(at(100)),
+        expires_before: Some(at(301)),
+        ..unrevoked.clone()
+    };
+    let with_revoked = KeyQuery {
+        statuses: BTreeSet::new(),
+        ..span.clone()
+    };
+    [unrevoked, span, with_revoked]
+}
+
 fn queries<S: KeyStore>(desk: &Desk<S>) -> Vec<KeyQuery> {
     let mut queries = vec![all(), all().live()];
     let paths = [
@@ -238,7 +261,8 @@ pub async fn a_list_comes_in_the_querys_order<S: KeyStore>(
     let mut desk = Desk::new(make, "a_list_comes_in_the_querys_order");
     shelf(&mut desk).await?;
     for sort in SORTS {
-        for query in [all(), all().live(), KeyQuery::tenant(text("acme"), at(150))] {
+        let some = [all(), all().live(), KeyQuery::tenant(text("acme"), at(150))];
+        for query in some.into_iter().chain(ending()) {
             let query = KeyQuery { sort, ..query };
             let listed: Vec<_> = desk
                 .list(&query)
@@ -264,13 +288,14 @@ pub async fn pages_of_a_list_neither_repeat_nor_skip<S: KeyStore>(
 ) -> Result<(), Violation> {
     let mut desk = Desk::new(make, "pages_of_a_list_neither_repeat_nor_skip");
     shelf(&mut desk).await?;
-    let matching = oracle(&desk, &all()).len();
-    for sort in SORTS {
+    let queries = [all()].into_iter().chain(ending());
+    for (sort, query) in queries.flat_map(|query| SORTS.map(|sort| (sort, query.clone()))) {
+        let matching = oracle(&desk, &query).len();
         for limit in [1, 2, 3, matching - 1, matching, matching + 1] {
             let query = KeyQuery {
                 sort,
                 limit: count(limit),
-                ..all()
+                ..query.clone()
             };
             let listed = desk.list_all(query.clone()).await?;
             let listed: Vec<_> = listed.into_iter().map(|record| record.id).collect();

@@ -13,6 +13,7 @@ use crate::core::query::AuditPosition;
 use crate::core::record::{KeyRecord, KeyState};
 use crate::core::tenant::TenantId;
 use crate::core::text::PrincipalId;
+use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::store::{AuditRow, Change, Row, RowKey};
 
@@ -200,10 +201,13 @@ impl Fields {
 fn ends(record: &KeyRecord) -> Option<i64> {
     match record.state {
         KeyState::Revoked { .. } => None,
-        KeyState::Enabled | KeyState::Disabled(_) => {
-            Some(record.expires_at.map_or(NEVER, |end| end.as_micros()))
-        }
+        KeyState::Enabled | KeyState::Disabled(_) => Some(ends_at(record.expires_at)),
     }
+}
+
+/// What `ends` says of a key that is not revoked and ends then.
+pub(super) fn ends_at(expires_at: Option<Timestamp>) -> i64 {
+    expires_at.map_or(NEVER, Timestamp::as_micros)
 }
 
 /// A row's columns where they lie.

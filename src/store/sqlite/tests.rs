@@ -8,7 +8,7 @@ use rusqlite::trace::{TraceEvent, TraceEventCodes};
 use super::*;
 use crate::core::audit::AuditEntry;
 use crate::core::owner::{OwnerRecord, TenantRecord};
-use crate::core::query::KeySort;
+use crate::core::query::{AuditPosition, KeyPosition, KeySort};
 use crate::core::record::KeyRecord;
 use crate::core::time::Timestamp;
 use crate::core::view::Effects;
@@ -182,4 +182,37 @@ fn listings_by_id_and_fingerprint_and_trails_use_an_index_and_sort_nothing() {
         list::audit(conn, &AuditQuery::everything().about(record.id)).unwrap();
     });
     each_row_is_found(&plans);
+}
+
+#[test]
+fn keys_of_all_tenants_by_their_end_are_one_range_and_sort_nothing() {
+    let mut bench = Bench::new();
+    let page = |after: Option<KeyPosition>| KeyQuery {
+        sort: KeySort::Expiry,
+        expires_from: Some(Timestamp::UNIX_EPOCH),
+        expires_before: Some(Timestamp::MAX),
+        after,
+        ..KeyQuery::everything(Timestamp::UNIX_EPOCH).live()
+    };
+    let later = page(Some(KeyPosition::of(&record())));
+    let plans = bench.plans(|conn| {
+        list::keys(conn, &page(None)).unwrap();
+        list::keys(conn, &later).unwrap();
+        let after = AuditPosition {
+            revision: Revision(7),
+            sequence: 3,
+        };
+        let query = AuditQuery {
+            after: Some(after),
+            ..AuditQuery::everything()
+        };
+        list::audit(conn, &query).unwrap();
+    });
+    each_row_is_found(&plans);
+    let first = "rows_by_end_of_all (ends>? AND ends<?)";
+    let next = "rows_by_end_of_all ((ends,id)>(?,?) AND ends<?)";
+    for range in [first, next] {
+        let found = plans.iter().any(|step| step.contains(range));
+        assert!(found, "{range}: {plans:#?}");
+    }
 }
