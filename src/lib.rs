@@ -129,6 +129,7 @@ mod core;
 mod entropy;
 mod keyward;
 mod manager;
+mod observe;
 #[cfg(unix)]
 mod pepper_file;
 mod replica;
@@ -176,7 +177,7 @@ pub use crate::manager::{BulkReceipt, Error, KeyManager, Landed, LandedListener,
 #[cfg(unix)]
 pub use crate::pepper_file::{PepperFile, PepperFileError};
 pub use crate::replica::{Freshness, Replica};
-pub use crate::verifier::{Grant, Uses, Verifier};
+pub use crate::verifier::{Grant, PastBound, ReadThrough, Uses, Verifier};
 pub use async_trait::async_trait;
 
 /// The rules as plain functions over plain data, for those who bring their own machinery and for

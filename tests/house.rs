@@ -12,19 +12,26 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("core", &[]),
     ("clock", &["core"]),
     ("entropy", &["core"]),
+    ("observe", &[]),
     ("pepper_file", &["core", "entropy"]),
     ("store", &["core"]),
     ("manager", &["core", "clock", "entropy", "store"]),
-    ("replica", &["core", "clock", "entropy", "store"]),
+    ("replica", &["core", "clock", "entropy", "observe", "store"]),
     (
         "verifier",
-        &["core", "clock", "entropy", "store", "manager", "replica"],
+        &[
+            "core", "clock", "entropy", "observe", "store", "manager", "replica",
+        ],
     ),
     (
         "keyward",
         &[
             "core", "clock", "entropy", "store", "manager", "replica", "verifier",
         ],
+    ),
+    (
+        "follow",
+        &["core", "clock", "entropy", "store", "manager", "replica", "keyward"],
     ),
     (
         "conformance",

@@ -12,7 +12,7 @@ use crate::entropy::{Entropy, SystemEntropy};
 use crate::manager::KeyManager;
 use crate::replica::Replica;
 use crate::store::{KeyStore, StoreError};
-use crate::verifier::Verifier;
+use crate::verifier::{PastBound, ReadThrough, Verifier};
 
 /// Puts a [`Keyward`] together.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub struct Builder {
     policies: Policies,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
+    read_through: ReadThrough,
+    past_bound: PastBound,
 }
 
 impl Builder {
@@ -33,6 +35,8 @@ impl Builder {
             policies: Policies::new(Policy::default()),
             clock: Arc::new(SystemClock),
             entropy: Arc::new(SystemEntropy),
+            read_through: ReadThrough::default(),
+            past_bound: PastBound::default(),
         }
     }
 
@@ -55,6 +59,19 @@ impl Builder {
         self
     }
 
+    /// Sets how many keys are read through the store. Defaults to [`ReadThrough::default`].
+    pub const fn read_through(mut self, bounds: ReadThrough) -> Self {
+        self.read_through = bounds;
+        self
+    }
+
+    /// Sets what [`verify_or_fetch`](Keyward::verify_or_fetch) does once the staleness bound of a
+    /// key's class is passed without a confirmation. Defaults to [`PastBound::Refuse`].
+    pub const fn past_bound(mut self, past_bound: PastBound) -> Self {
+        self.past_bound = past_bound;
+        self
+    }
+
     /// Reads the store's keys and starts.
     ///
     /// # Errors
@@ -67,6 +84,8 @@ impl Builder {
             policies,
             clock,
             entropy,
+            read_through,
+            past_bound,
         } = self;
         let peppers = Arc::new(peppers);
         let policies = Arc::new(LivePolicies::new(policies));
@@ -90,7 +109,9 @@ impl Builder {
             policies.clone(),
             peppers.clone(),
             clock.clone(),
-        );
+        )
+        .with_read_through(read_through)
+        .with_past_bound(past_bound);
         replica.sync().await?;
         let inner = Inner {
             manager,
