@@ -127,6 +127,8 @@ mod clock;
 pub mod conformance;
 mod core;
 mod entropy;
+#[cfg(feature = "tokio")]
+mod follow;
 mod keyward;
 mod manager;
 mod observe;
@@ -169,6 +171,8 @@ pub use crate::core::{audit, policy, profiles, rotation, token};
 #[cfg(feature = "testing")]
 pub use crate::entropy::SeededEntropy;
 pub use crate::entropy::{Entropy, EntropyError, SystemEntropy};
+#[cfg(feature = "tokio")]
+pub use crate::follow::{FollowError, FollowOptions, FollowStatus, Follower, NoRuntime};
 pub use crate::keyward::{
     AuditError, Builder, Created, Imported, KeyList, Keyward, LeakReport, Recovery, RecoveryError,
     RecoveryReport, Rotated,
@@ -176,7 +180,7 @@ pub use crate::keyward::{
 pub use crate::manager::{BulkReceipt, Error, KeyManager, Landed, LandedListener, Receipt};
 #[cfg(unix)]
 pub use crate::pepper_file::{PepperFile, PepperFileError};
-pub use crate::replica::{Freshness, Replica};
+pub use crate::replica::{Freshness, Lag, Replica};
 pub use crate::verifier::{Grant, PastBound, ReadThrough, Uses, Verifier};
 pub use async_trait::async_trait;
 

@@ -31,7 +31,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     (
         "follow",
-        &["core", "clock", "entropy", "store", "manager", "replica", "keyward"],
+        &[
+            "core", "clock", "entropy", "store", "manager", "replica", "keyward",
+        ],
     ),
     (
         "conformance",

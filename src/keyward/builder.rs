@@ -100,7 +100,7 @@ impl Builder {
             policies.clone(),
             peppers.clone(),
             Arc::new(latest),
-            entropy,
+            entropy.clone(),
         )
         .with_listener(move |changes, decided_at| learns.apply_landed(changes, decided_at));
         let verifier = Verifier::new(
@@ -121,6 +121,8 @@ impl Builder {
             policies,
             peppers,
             clock,
+            #[cfg(feature = "tokio")]
+            entropy,
         };
         Ok(Keyward {
             inner: Arc::new(inner),

@@ -18,6 +18,8 @@ use crate::core::need::Need;
 use crate::core::pepper::PepperRing;
 use crate::core::policy::{LivePolicies, Policies};
 use crate::core::rejection::Rejection;
+#[cfg(feature = "tokio")]
+use crate::entropy::Entropy;
 use crate::manager::KeyManager;
 use crate::replica::{Freshness, Replica};
 use crate::store::{KeyStore, StoreError};
@@ -61,6 +63,8 @@ struct Inner {
     policies: Arc<LivePolicies>,
     peppers: Arc<PepperRing>,
     clock: Arc<dyn Clock>,
+    #[cfg(feature = "tokio")]
+    entropy: Arc<dyn Entropy>,
 }
 
 impl Keyward {
@@ -96,10 +100,13 @@ impl Keyward {
     }
 
     /// Verifies against the store's latest state: whatever returned before this call began is seen.
+    /// Callers who ask for the same key at once share a read that began after all of their calls.
     ///
     /// # Errors
     ///
-    /// [`Rejection`]; [`StoreUnavailable`](Rejection::StoreUnavailable) if the store did not answer.
+    /// [`Rejection`]; [`StoreUnavailable`](Rejection::StoreUnavailable) if the store did not answer,
+    /// or if more than [`ReadThrough`](crate::ReadThrough) allows ask for keys that they do not hold,
+    /// as far as is known here.
     pub async fn verify_fresh(
         &self,
         presented: impl AsRef<[u8]> + Send,
@@ -109,11 +116,14 @@ impl Keyward {
     }
 
     /// Verifies, and asks the store where this node cannot tell: for a key that it does not know
-    /// yet (rule A1-25), and for classes that must see the latest state.
+    /// yet (rule A1-25), for classes that must see the latest state, and past the bound if
+    /// [`PastBound`](crate::PastBound) says so.
     ///
     /// # Errors
     ///
-    /// [`Rejection`]. A refusal is never remembered.
+    /// [`Rejection`]. A refusal is never remembered. Beyond the bounds of
+    /// [`ReadThrough`](crate::ReadThrough) it is
+    /// [`StoreUnavailable`](Rejection::StoreUnavailable).
     pub async fn verify_or_fetch(
         &self,
         presented: impl AsRef<[u8]> + Send,
@@ -130,8 +140,8 @@ impl Keyward {
     }
 
     /// Catches up with the store. A service whose store is shared with other processes calls this
-    /// at least as often as its staleness bound asks for; one whose store lives in the process need
-    /// not.
+    /// at least as often as its staleness bound asks for, or starts a follower that does
+    /// (`Keyward::follow`, feature `tokio`); one whose store lives in the process need not.
     ///
     /// # Errors
     ///
@@ -151,6 +161,37 @@ impl Keyward {
     /// Puts other policies in force, for decisions and verifications that begin after the call.
     pub fn set_policies(&self, policies: impl Into<Policies>) {
         self.inner.policies.set(policies);
+    }
+
+    /// The shortest staleness bound in force that is not zero.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn shortest_bound(&self) -> Option<std::time::Duration> {
+        self.inner.policies.shortest_bound()
+    }
+
+    /// Resolves when the store may have more than is known here. A hint: see
+    /// [`KeyStore::wait_past`].
+    #[cfg(feature = "tokio")]
+    pub(crate) async fn hint(&self) -> Result<(), StoreError> {
+        match self.freshness().cursor {
+            Some(cursor) => self.inner.store.wait_past(cursor).await,
+            None => Ok(()),
+        }
+    }
+
+    /// How many pages were read so far: while a sync goes on there are ever more of them.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn pages(&self) -> u64 {
+        self.inner.replica.pages()
+    }
+
+    /// Any number, to pace by.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn random(&self) -> u64 {
+        let mut bytes = [0; 8];
+        // Without randomness nodes are paced alike, which is no reason to stop.
+        let _ = self.inner.entropy.fill(&mut bytes);
+        u64::from_le_bytes(bytes)
     }
 
     /// The manager, to give commands as data.

@@ -4,6 +4,7 @@
 //! tombstone (trap 2); what is published as confirmed is the instant at which a read was *sent*
 //! whose whole answer has been applied; a resync is built aside and published whole.
 
+mod freshness;
 mod index;
 
 use std::future::poll_fn;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+pub use self::freshness::{Freshness, Lag};
 use self::index::Index;
 pub(crate) use self::index::{
     Answer, Facts, Half, Hit, HolderAt, Kept, Known, Parts, Sought, View,
@@ -25,6 +27,7 @@ use crate::core::id::KeyId;
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
+use crate::observe;
 use crate::store::{Change, ChangesError, Cursor, KeyStore, StoreError, StoreErrorKind, Versioned};
 
 /// How many rows a page of feed or scan asks for. A judgement: a megabyte or so.
@@ -51,22 +54,17 @@ pub struct Replica {
     confirmed: AtomicU64,
     progress: Mutex<Progress>,
     syncing: async_lock::Mutex<()>,
+    /// Counts the pages that were read, so that a sync that goes on is told from one that hangs.
+    pages: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Progress {
     cursor: Option<Cursor>,
+    /// The furthest that the store was seen at.
+    head: Option<Cursor>,
     /// An index being built aside: commits of this process go into it as well.
     building: Option<Arc<Index>>,
-}
-
-/// How far a replica is.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Freshness {
-    /// How long ago the read was sent that last confirmed it; `None` if none ever did.
-    pub age: Option<Duration>,
-    /// Where it stands in the store's history.
-    pub cursor: Option<Cursor>,
 }
 
 impl Replica {
@@ -81,6 +79,7 @@ impl Replica {
             confirmed: AtomicU64::new(NEVER),
             progress: Mutex::default(),
             syncing: async_lock::Mutex::new(()),
+            pages: AtomicU64::new(0),
         }
     }
 
@@ -92,6 +91,13 @@ impl Replica {
     /// [`StoreError`]; nothing is confirmed then, and what was known stays.
     pub async fn sync(&self) -> Result<(), StoreError> {
         let _only_one = self.syncing.lock().await;
+        let step = Step::begin(self);
+        let synced = self.step().await;
+        step.end(&synced);
+        synced
+    }
+
+    async fn step(&self) -> Result<(), StoreError> {
         let replaced = std::mem::take(&mut *self.replaced());
         drop(replaced);
         let cursor = self.progress().cursor;
@@ -117,10 +123,18 @@ impl Replica {
                 .monotonic()
                 .saturating_sub(Duration::from_micros(confirmed))
         });
+        let progress = self.progress();
         Freshness {
             age,
-            cursor: self.progress().cursor,
+            cursor: progress.cursor,
+            head: progress.head,
         }
+    }
+
+    /// How many pages were read so far: while a sync goes on there are ever more of them.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn pages(&self) -> u64 {
+        self.pages.load(Ordering::Relaxed)
     }
 
     /// The instant at which the read was sent that the index reflects in full; `None` if none was.
@@ -187,6 +201,7 @@ impl Replica {
                         return false;
                     }
                     progress.cursor = Some(changes.upto);
+                    progress.saw(changes.head);
                     let index = self.apply(changes.changes);
                     changes
                         .newest
@@ -199,7 +214,7 @@ impl Replica {
                 }
                 Some(Err(ChangesError::Compacted)) => {
                     self.confirmed.store(NEVER, Ordering::Release);
-                    progress.cursor = None;
+                    progress.forget();
                 }
                 Some(Err(ChangesError::Store(_))) | None => return false,
             }
@@ -221,11 +236,12 @@ impl Replica {
     /// first the rows of its owner and tenants that were read along with it, without which it would
     /// reach nothing here.
     pub(crate) fn apply_fetched(&self, fetched: &Versioned, rows: &[Change]) {
-        let progress = self.progress();
+        let mut progress = self.progress();
         if progress
             .cursor
             .is_some_and(|cursor| cursor.epoch == fetched.head.epoch)
         {
+            progress.saw(fetched.head);
             self.apply(rows.iter().chain([&fetched.change]).cloned());
         }
     }
@@ -240,9 +256,11 @@ impl Replica {
         let mut goal = None;
         loop {
             let page = self.store.changes(cursor, PAGE).await?;
+            self.pages.fetch_add(1, Ordering::Relaxed);
             let goal = *goal.get_or_insert(page.head.revision);
             {
-                let _one_writer = self.progress();
+                let mut one_writer = self.progress();
+                one_writer.saw(page.head);
                 index.apply(page.changes);
                 page.newest.into_iter().for_each(|newest| index.saw(newest));
             }
@@ -261,6 +279,7 @@ impl Replica {
     async fn rebuild(&self) -> Result<(), StoreError> {
         let building = Arc::new(Index::default());
         self.progress().building = Some(building.clone());
+        let _given_up = GivenUp(self);
         let built = self.fill(&building).await;
         let view = View::of(building);
         if built.is_ok() {
@@ -282,6 +301,7 @@ impl Replica {
         let mut scan = Some(Begun::Waiting(self.store.scan(None, PAGE)));
         while let Some(page) = scan.take() {
             let page = page.end().await?;
+            self.pages.fetch_add(1, Ordering::Relaxed);
             head.get_or_insert(page.head);
             read += page.rows.len();
             if let Some(next) = page.next {
@@ -293,7 +313,8 @@ impl Replica {
                 // The store reads the next page while this one is applied.
                 scan = Some(Begun::begin(self.store.scan(Some(next), PAGE)).await);
             }
-            let _one_writer = self.progress();
+            let mut one_writer = self.progress();
+            one_writer.saw(page.head);
             index.apply(page.rows);
             page.newest.into_iter().for_each(|newest| index.saw(newest));
         }
@@ -326,8 +347,9 @@ impl Replica {
     /// The store's history is not the one that was followed: nothing is confirmed any more.
     fn lose_history(&self) {
         tracing::warn!("store's history changed or was compacted, reading everything again");
+        observe::resynced();
         let mut progress = self.progress();
-        progress.cursor = None;
+        progress.forget();
         self.confirmed.store(NEVER, Ordering::Release);
     }
 
@@ -336,12 +358,80 @@ impl Replica {
         self.confirmed.fetch_max(sent, Ordering::Release);
     }
 
+    /// Tells whoever watches how far this is.
+    fn tell(&self) {
+        let keys = self.view.load().index().keys();
+        observe::replica(self.freshness().age, keys);
+    }
+
     fn replaced(&self) -> MutexGuard<'_, Vec<Arc<View>>> {
         self.replaced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Progress {
+    /// Notes where the store was seen. Of two places in one history the later one counts, in
+    /// whichever order they are heard of.
+    fn saw(&mut self, head: Cursor) {
+        let own = self.head.filter(|own| own.epoch == head.epoch);
+        if own.is_none_or(|own| own.revision < head.revision) {
+            self.head = Some(head);
+        }
+    }
+
+    /// Nothing is known of where the store stands, nor of where its follower does.
+    fn forget(&mut self) {
+        (self.cursor, self.head) = (None, None);
+    }
+}
+
+/// A sync on its way: it is told how it ended, and when it was dropped before.
+struct Step<'a> {
+    replica: &'a Replica,
+    sent: Duration,
+    outcome: &'static str,
+}
+
+impl<'a> Step<'a> {
+    fn begin(replica: &'a Replica) -> Self {
+        replica.tell();
+        Self {
+            replica,
+            sent: replica.clock.monotonic(),
+            outcome: "abandoned",
+        }
+    }
+
+    fn end(mut self, synced: &Result<(), StoreError>) {
+        self.outcome = if synced.is_ok() {
+            "confirmed"
+        } else {
+            "failed"
+        };
+    }
+}
+
+impl Drop for Step<'_> {
+    fn drop(&mut self) {
+        let took = self.replica.clock.monotonic().saturating_sub(self.sent);
+        let cursor = self.replica.progress().cursor;
+        let revision = cursor.map(|cursor| cursor.revision.0);
+        tracing::debug!(outcome = self.outcome, ?took, revision, "synced");
+        observe::synced(self.outcome);
+        self.replica.tell();
+    }
+}
+
+/// Lets go of an index that is built aside, if its sync is dropped before the index is published.
+struct GivenUp<'a>(&'a Replica);
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        self.0.progress().building = None;
     }
 }
 

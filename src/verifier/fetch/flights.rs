@@ -90,7 +90,12 @@ impl Flights {
 
     /// The read of this key that is on its way, or a new one; `None` if there may be no more. A
     /// holder of a known key needs no leave.
-    pub(super) fn join(&self, locator: Locator, source: &Source<'_>, holder: bool) -> Option<Flight> {
+    pub(super) fn join(
+        &self,
+        locator: Locator,
+        source: &Source<'_>,
+        holder: bool,
+    ) -> Option<Flight> {
         let mut by_key = lock(&self.by_key);
         // Read under the lock: the later of two who are here reads no earlier instant.
         let now = source.clock.monotonic();

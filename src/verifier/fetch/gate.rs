@@ -154,7 +154,11 @@ mod tests {
             let tries = (0..upto).map(|ms| gate.admit(Duration::from_millis(1000 + ms)));
             tries.filter(Option::is_some).count()
         };
-        assert_eq!(begun(1000), 2 + 2, "the third of the second comes at its end");
+        assert_eq!(
+            begun(1000),
+            2 + 2,
+            "the third of the second comes at its end"
+        );
     }
 
     #[test]
