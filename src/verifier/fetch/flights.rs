@@ -3,7 +3,7 @@
 //! Invariants: of one key at most one read that anybody still joins is on its way; whoever joins can
 //! tell whether it began after its own call; any one of those who wait keeps it going, so that nobody
 //! hangs when another is dropped, or is kept and never polled again; it ends when nobody waits for
-//! it. Nothing is remembered of a read that has ended.
+//! it. Nothing of a read that has ended is told to anyone who comes later.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,8 +38,17 @@ pub(super) struct Fetched {
     pub(super) found: Result<Found, StoreError>,
 }
 
-/// A read on its way. Whoever awaits it may drive it.
-pub(super) type Flight = Shared<BoxFuture<'static, Arc<Fetched>>>;
+/// A read, which whoever awaits it drives.
+type Read = Shared<BoxFuture<'static, Arc<Fetched>>>;
+
+/// The read that those share whom another one did not serve.
+type Next = Arc<Mutex<Option<Read>>>;
+
+/// A read that was joined.
+pub(super) struct Flight {
+    read: Read,
+    next: Next,
+}
 
 /// All reads on their way.
 #[derive(Debug)]
@@ -55,7 +64,8 @@ type ByKey = Mutex<HashMap<Locator, OnItsWay>>;
 struct OnItsWay {
     turn: Turn,
     sent: Duration,
-    flight: WeakShared<BoxFuture<'static, Arc<Fetched>>>,
+    read: WeakShared<BoxFuture<'static, Arc<Fetched>>>,
+    next: Next,
 }
 
 /// Where and with what is read.
@@ -101,46 +111,82 @@ impl Flights {
         let now = source.clock.monotonic();
         let own = by_key.get(&locator);
         let young = own.filter(|own| now.saturating_sub(own.sent) <= JOINED_FOR);
-        if let Some(flight) = young.and_then(|own| own.flight.upgrade()) {
-            drop(by_key);
+        if let Some((read, next)) = young.and_then(|own| Some((own.read.upgrade()?, &own.next))) {
             observe::read_through("joined");
-            return Some(flight);
+            let next = next.clone();
+            return Some(Flight { read, next });
         }
         let permit = if holder {
             None
         } else {
             Some(self.gate.admit(now)?)
         };
-        let (turn, sent) = (self.turn(), now);
         let listed = Listed {
             by_key: self.by_key.clone(),
             locator,
-            turn,
+            turn: self.turn(),
             _permit: permit,
         };
-        let (store, replica) = (source.store.clone(), source.replica.clone());
-        let flight = async move {
-            let listed = listed;
-            let found = read(&*store, &replica, listed.locator).await;
-            observe::read_through(match &found {
-                Ok(Found::Key(..)) => "found",
-                Ok(Found::Nothing) => "missing",
-                Ok(Found::Corrupt(_)) => "corrupt",
-                Err(_) => "failed",
-            });
-            drop(listed);
-            Arc::new(Fetched { turn, sent, found })
-        };
-        let flight = flight.boxed().shared();
-        if let Some(weak) = flight.downgrade() {
+        let turn = listed.turn;
+        let read = fetch(source, listed, now).boxed().shared();
+        let next = Next::default();
+        let replaced = read.downgrade().and_then(|weak| {
             let own = OnItsWay {
                 turn,
-                sent,
-                flight: weak,
+                sent: now,
+                read: weak,
+                next: next.clone(),
             };
-            by_key.insert(locator, own);
+            by_key.insert(locator, own)
+        });
+        drop(by_key);
+        // What it lets go of may take itself off the list.
+        drop(replaced);
+        Some(Flight { read, next })
+    }
+}
+
+impl Flight {
+    /// What the read found.
+    pub(super) async fn end(&self) -> Arc<Fetched> {
+        self.read.clone().await
+    }
+
+    /// What another read finds, which began after all calls that joined this one, now that this has
+    /// ended; `begin` joins or begins it, for the first who asks.
+    pub(super) async fn next(&self, begin: impl FnOnce() -> Option<Self>) -> Option<Arc<Fetched>> {
+        let read = {
+            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+            if next.is_none() {
+                *next = begin().map(|flight| flight.read);
+            }
+            next.clone()
+        };
+        match read {
+            Some(read) => Some(read.await),
+            None => None,
         }
-        Some(flight)
+    }
+}
+
+/// Reads, and is off the list as soon as it has.
+fn fetch(
+    source: &Source<'_>,
+    listed: Listed,
+    sent: Duration,
+) -> impl Future<Output = Arc<Fetched>> + Send + use<> {
+    let (store, replica) = (source.store.clone(), source.replica.clone());
+    async move {
+        let found = read(&*store, &replica, listed.locator).await;
+        observe::read_through(match &found {
+            Ok(Found::Key(..)) => "found",
+            Ok(Found::Nothing) => "missing",
+            Ok(Found::Corrupt(_)) => "corrupt",
+            Err(_) => "failed",
+        });
+        let turn = listed.turn;
+        drop(listed);
+        Arc::new(Fetched { turn, sent, found })
     }
 }
 
@@ -148,9 +194,10 @@ impl Drop for Listed {
     fn drop(&mut self) {
         let mut by_key = lock(&self.by_key);
         // Another may have taken the place of one that was too old to be joined.
-        if by_key.get(&self.locator).map(|own| own.turn) == Some(self.turn) {
-            by_key.remove(&self.locator);
-        }
+        let own = by_key.get(&self.locator).map(|own| own.turn) == Some(self.turn);
+        let removed = own.then(|| by_key.remove(&self.locator));
+        drop(by_key);
+        drop(removed);
     }
 }
 

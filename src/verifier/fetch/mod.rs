@@ -123,22 +123,20 @@ impl Verifier {
             replica: &self.replica,
             clock: &self.clock,
         };
-        // Twice at most: a read that is joined after another has ended began after this call.
-        loop {
-            let Some(flight) = self.flights.join(locator, &source, holder) else {
-                observe::read_through("refused");
-                return Err(Rejection::StoreUnavailable);
-            };
-            let fetched = flight.await;
-            if fetched.turn > began {
-                return self.judge(&claim, need, &fetched, Sight::AfterCall);
-            }
-            if sight == Sight::WithinBound
-                && let Ok(grant) = self.judge(&claim, need, &fetched, sight)
-            {
-                return Ok(grant);
-            }
+        let join = || self.flights.join(locator, &source, holder);
+        let flight = join().ok_or_else(too_many)?;
+        let fetched = flight.end().await;
+        if fetched.turn > began {
+            return self.judge(&claim, need, &fetched, Sight::AfterCall);
         }
+        if sight == Sight::WithinBound
+            && let Ok(grant) = self.judge(&claim, need, &fetched, sight)
+        {
+            return Ok(grant);
+        }
+        let fetched = flight.next(join).await.ok_or_else(too_many)?;
+        debug_assert!(fetched.turn > began, "a read that began after this call");
+        self.judge(&claim, need, &fetched, Sight::AfterCall)
     }
 
     fn judge(
@@ -263,4 +261,10 @@ impl Verifier {
             claim => claim,
         }
     }
+}
+
+/// The bounds of [`ReadThrough`] are reached.
+fn too_many() -> Rejection {
+    observe::read_through("refused");
+    Rejection::StoreUnavailable
 }
