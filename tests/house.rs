@@ -192,6 +192,17 @@ fn a_secret_leaves_its_type_in_one_place() {
 }
 
 #[test]
+fn a_runtime_is_named_in_one_room_alone() {
+    let named = Regex::new(r"\b(tokio|async_std|smol)::").unwrap();
+    for path in all_sources() {
+        let code = code(&fs::read_to_string(&path).unwrap());
+        if room(&path) != "follow" {
+            assert!(!named.is_match(&code), "{}", path.display());
+        }
+    }
+}
+
+#[test]
 fn every_public_item_is_documented() {
     // `missing_docs` warns in every build, and warnings are errors in the gate.
     let manifest = fs::read_to_string(root().join("../Cargo.toml")).unwrap();

@@ -59,14 +59,14 @@ async fn follow(keys: &Keyward, options: &FollowOptions, tell: &watch::Sender<Fo
 /// One sync, given up if nothing comes for `limit`: what goes on may take longer.
 async fn step(keys: &Keyward, limit: Duration) -> Result<(), FollowError> {
     let mut sync = pin!(keys.sync());
-    let mut pages = keys.pages();
+    let mut answers = keys.answers();
     loop {
         match timeout(limit, sync.as_mut()).await {
             Ok(synced) => return Ok(synced?),
-            Err(_) if keys.pages() == pages => {
+            Err(_) if keys.answers() == answers => {
                 return Err(FollowError::TimedOut { after: limit });
             }
-            Err(_) => pages = keys.pages(),
+            Err(_) => answers = keys.answers(),
         }
     }
 }

@@ -179,10 +179,10 @@ impl Keyward {
         }
     }
 
-    /// How many pages were read so far: while a sync goes on there are ever more of them.
+    /// How often the store answered so far: while a sync goes on, ever more often.
     #[cfg(feature = "tokio")]
-    pub(crate) fn pages(&self) -> u64 {
-        self.inner.replica.pages()
+    pub(crate) fn answers(&self) -> u64 {
+        self.inner.replica.answers()
     }
 
     /// Any number, to pace by.

@@ -54,8 +54,8 @@ pub struct Replica {
     confirmed: AtomicU64,
     progress: Mutex<Progress>,
     syncing: async_lock::Mutex<()>,
-    /// Counts the pages that were read, so that a sync that goes on is told from one that hangs.
-    pages: AtomicU64,
+    /// Counts the store's answers, so that a sync that goes on is told from one that hangs.
+    answers: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -79,7 +79,7 @@ impl Replica {
             confirmed: AtomicU64::new(NEVER),
             progress: Mutex::default(),
             syncing: async_lock::Mutex::new(()),
-            pages: AtomicU64::new(0),
+            answers: AtomicU64::new(0),
         }
     }
 
@@ -131,10 +131,10 @@ impl Replica {
         }
     }
 
-    /// How many pages were read so far: while a sync goes on there are ever more of them.
+    /// How often the store answered so far: while a sync goes on, ever more often.
     #[cfg(feature = "tokio")]
-    pub(crate) fn pages(&self) -> u64 {
-        self.pages.load(Ordering::Relaxed)
+    pub(crate) fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
     }
 
     /// The instant at which the read was sent that the index reflects in full; `None` if none was.
@@ -255,8 +255,9 @@ impl Replica {
         let sent = self.clock.monotonic();
         let mut goal = None;
         loop {
-            let page = self.store.changes(cursor, PAGE).await?;
-            self.pages.fetch_add(1, Ordering::Relaxed);
+            let page = self.store.changes(cursor, PAGE).await;
+            self.answers.fetch_add(1, Ordering::Relaxed);
+            let page = page?;
             let goal = *goal.get_or_insert(page.head.revision);
             {
                 let mut one_writer = self.progress();
@@ -300,8 +301,9 @@ impl Replica {
         let mut read = 0_usize;
         let mut scan = Some(Begun::Waiting(self.store.scan(None, PAGE)));
         while let Some(page) = scan.take() {
-            let page = page.end().await?;
-            self.pages.fetch_add(1, Ordering::Relaxed);
+            let page = page.end().await;
+            self.answers.fetch_add(1, Ordering::Relaxed);
+            let page = page?;
             head.get_or_insert(page.head);
             read += page.rows.len();
             if let Some(next) = page.next {

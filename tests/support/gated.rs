@@ -10,6 +10,7 @@ use std::future::pending;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use event_listener::Event;
 use keyward::TenantId;
@@ -33,6 +34,7 @@ struct Shared {
     asked: HashMap<Call, usize>,
     held: HashMap<Call, Gate>,
     hints: Hints,
+    slow: Duration,
 }
 
 /// What becomes of those who wait for a change.
@@ -95,6 +97,11 @@ impl Gated {
         self.shared.lock().unwrap().hints = hints;
     }
 
+    /// Answers so long after it was asked, on the timers of the runtime.
+    pub fn slow(&self, by: Duration) {
+        self.shared.lock().unwrap().slow = by;
+    }
+
     /// How often it was asked so.
     pub fn asked(&self, call: Call) -> usize {
         let shared = self.shared.lock().unwrap();
@@ -102,12 +109,15 @@ impl Gated {
     }
 
     async fn give<T>(&self, call: Call, answer: impl Future<Output = T>) -> T {
-        let gate = {
+        let (gate, slow) = {
             let mut shared = self.shared.lock().unwrap();
             *shared.asked.entry(call).or_default() += 1;
-            shared.held.get(&call).cloned()
+            (shared.held.get(&call).cloned(), shared.slow)
         };
         let answer = answer.await;
+        if !slow.is_zero() {
+            tokio::time::sleep(slow).await;
+        }
         if let Some(gate) = gate {
             gate.pass().await;
         }
