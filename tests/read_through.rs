@@ -16,6 +16,8 @@ use gated::Gated;
 use keyward::conformance::Call;
 use keyward::policy::{Policy, Propagation};
 use keyward::store::MemoryStore;
+use proptest::prelude::*;
+
 use keyward::{
     Builder, Created, Digest, Grant, ImportKey, Keyward, ManualClock, PastBound, ReadThrough,
     Reason, Rejection, RejectionKind, SeededEntropy, profiles,
@@ -186,12 +188,12 @@ fn strings_that_are_no_tokens_share_the_bounds_of_those_that_are() {
     wait(world.here.sync()).unwrap();
     let burst = ReadThrough::default().burst.get() as usize;
     let tokens = strangers(burst);
-    for n in 0..burst {
+    for (n, token) in tokens.iter().enumerate() {
         let foreign = format!("not-a-token-{n}");
         let calls = [
             wait(world.here.verify_or_fetch(foreign.clone(), &reading())),
             wait(world.here.verify_fresh(foreign, &reading())),
-            wait(world.here.verify_fresh(&tokens[n], &reading())),
+            wait(world.here.verify_fresh(token, &reading())),
         ];
         assert!(calls.iter().all(Result::is_err));
     }
@@ -546,4 +548,166 @@ fn lag_tells_of_commits_that_a_read_saw_and_a_sync_has_not_brought_yet() {
     wait(world.here.sync()).unwrap();
     let lag = world.here.freshness().lag();
     assert_eq!((lag.time, lag.commits), (Some(Duration::ZERO), Some(0)));
+}
+
+/// A step of a story about one key.
+#[derive(Clone, Debug)]
+enum Step {
+    /// Elsewhere: the key is created, or disabled or enabled once it is there.
+    Change,
+    /// Here: a call begins, fresh or not.
+    Begin {
+        fresh: bool,
+    },
+    /// The call of this number, of those that wait, is polled.
+    Poll(usize),
+    /// It is dropped.
+    Drop(usize),
+    /// Answers are held back from now on; or those held back are let go.
+    Hold(bool),
+    Sync,
+    Pass(Duration),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => Just(Step::Change),
+        5 => any::<bool>().prop_map(|fresh| Step::Begin { fresh }),
+        8 => (0..8_usize).prop_map(Step::Poll),
+        1 => (0..8_usize).prop_map(Step::Drop),
+        4 => any::<bool>().prop_map(Step::Hold),
+        1 => Just(Step::Sync),
+        3 => (0..6000_u64).prop_map(|ms| Step::Pass(Duration::from_millis(ms))),
+    ]
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Key {
+    Absent,
+    On,
+    Off,
+}
+
+/// What a key was, and when: by the number of a step, and by the clock.
+struct History(Vec<(usize, Duration, Key)>);
+
+impl History {
+    fn now(&self) -> Key {
+        self.0.last().unwrap().2
+    }
+
+    /// Whether the key was so at some instant that `since` holds for, which holds for all later ones.
+    fn was(&self, key: Key, since: impl Fn(usize, Duration) -> bool) -> bool {
+        let ends = self
+            .0
+            .iter()
+            .skip(1)
+            .map(|(step, at, _)| Some((*step, *at)));
+        let spans = self.0.iter().zip(ends.chain([None]));
+        let mut spans = spans.filter(|((.., own), _)| *own == key);
+        spans.any(|(_, end)| end.is_none_or(|(step, at)| since(step, at)))
+    }
+}
+
+struct Open {
+    call: Calling,
+    fresh: bool,
+    begun: (usize, Duration),
+}
+
+impl Open {
+    /// Checks a verdict against all that the key was.
+    fn check(&self, verdict: Verdict, past: &History, now: Duration, synced: Duration) {
+        let bound = Propagation::default().bound;
+        let during = |step: usize, _: Duration| step > self.begun.0;
+        let lately = |_: usize, at: Duration| at + bound >= now;
+        let fine = match verdict {
+            Ok(_) if self.fresh => {
+                past.was(Key::On, |step, at| during(step, at) && lately(step, at))
+            }
+            Ok(_) => past.was(Key::On, lately),
+            Err(Rejection::Unknown) => past.was(Key::Absent, during),
+            // Once it is known here, as it was within the bound.
+            Err(Rejection::Disabled { .. }) if self.fresh => past.was(Key::Off, during),
+            Err(Rejection::Disabled { .. }) => {
+                past.was(Key::Off, lately) || past.was(Key::Off, during)
+            }
+            Err(Rejection::Stale { .. }) if self.fresh => self.begun.1 + bound < now,
+            Err(Rejection::Stale { .. }) => self.begun.1.min(synced) + bound < now,
+            Err(_) => false,
+        };
+        assert!(
+            fine,
+            "{:?} at {now:?} of {:?}: {:?}",
+            self.begun, past.0, self.fresh
+        );
+    }
+}
+
+proptest! {
+    /// Whatever is shared, held back and dropped: a grant is one that the key deserved within the
+    /// bound, or since the call began where it must; a refusal is one that it deserved since the call
+    /// began.
+    #[test]
+    fn no_order_of_reads_grants_too_late_or_refuses_too_early(
+        steps in prop::collection::vec(step(), 1..60),
+    ) {
+        let most = ReadThrough { at_once: count(1000), burst: count(1000), ..ReadThrough::default() };
+        let world = Nodes::with(Propagation::default(), |builder| builder.read_through(most));
+        let key = Nodes::new().new_key();
+        let (mut now, mut synced) = (Duration::ZERO, Duration::ZERO);
+        let mut past = History(vec![(0, now, Key::Absent)]);
+        let (mut open, mut gates): (Vec<Open>, Vec<gated::Gate>) = Default::default();
+        // At last everything is let go and comes to its end.
+        let rest = [Step::Hold(false)].into_iter().chain((0..60).map(|_| Step::Poll(0)));
+        for (number, step) in (1..).zip(steps.into_iter().chain(rest)) {
+            match step {
+                Step::Change => {
+                    let (by, to) = (admin(), match past.now() {
+                        Key::Absent | Key::Off => Key::On,
+                        Key::On => Key::Off,
+                    });
+                    match past.now() {
+                        Key::Absent => {
+                            // An id tells when it was drawn, so that it was foretold for that instant.
+                            world.clock.set_wall(at(START));
+                            assert_eq!(world.new_key().id, key.id);
+                        }
+                        Key::On => drop(wait(world.there.disable(&by, key.id)).unwrap()),
+                        Key::Off => drop(wait(world.there.enable(&by, key.id)).unwrap()),
+                    }
+                    past.0.push((number, now, to));
+                }
+                Step::Begin { fresh } => {
+                    let call = if fresh { world.fresh(&key) } else { world.fetch(&key) };
+                    open.push(Open { call, fresh, begun: (number, now) });
+                    let last = open.last_mut().unwrap();
+                    if let Some(verdict) = last.call.poll() {
+                        open.pop().unwrap().check(verdict, &past, now, synced);
+                    }
+                }
+                Step::Poll(place) if place < open.len() => {
+                    if let Some(verdict) = open[place].call.poll() {
+                        open.remove(place).check(verdict, &past, now, synced);
+                    }
+                }
+                Step::Drop(place) if place < open.len() => drop(open.remove(place)),
+                Step::Poll(_) | Step::Drop(_) => {}
+                Step::Hold(true) => gates.push(world.link.hold(Call::Find)),
+                Step::Hold(false) => {
+                    world.link.let_pass(Call::Find);
+                    gates.drain(..).for_each(|gate| gate.open());
+                }
+                Step::Sync => {
+                    wait(world.here.sync()).unwrap();
+                    synced = now;
+                }
+                Step::Pass(time) => {
+                    world.clock.advance(time);
+                    now += time;
+                }
+            }
+        }
+        prop_assert!(open.is_empty(), "nobody hangs");
+    }
 }
