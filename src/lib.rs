@@ -59,10 +59,48 @@
 //! # assert_eq!(status(&Rejection::Unknown), 401);
 //! ```
 //!
-//! A service whose store is shared with other processes calls [`Keyward::sync`] regularly: once it
-//! could not confirm for longer than the policy's [`Propagation`](policy::Propagation) bound that it
-//! is up to date, it refuses. [`Keyward::verify_or_fetch`] asks the store for a key that this node
-//! has not heard of yet, and for classes whose bound is zero.
+//! [`Keyward::verify_or_fetch`] asks the store for a key that this node has not heard of yet, and for
+//! classes whose bound is zero. Callers who ask for the same key at once share a read, and
+//! [`ReadThrough`] bounds how many there are, so that a flood of made-up keys is no flood of reads; no
+//! refusal is remembered.
+//!
+//! # Following
+//!
+//! A node whose store is shared with other processes follows it, with [`Keyward::sync`] from a timer
+//! of yours or, on tokio, with a task of the crate's own (feature `tokio`):
+//!
+//! ```
+//! # #[cfg(feature = "tokio")]
+//! # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
+//! # use keyward::store::MemoryStore;
+//! # use keyward::{FollowOptions, Keyward, PepperRing};
+//! # let keys = Keyward::builder(MemoryStore::new(), PepperRing::generate()?).build().await?;
+//! let follower = keys.follow(FollowOptions::default())?; // stops when dropped
+//! println!("{:?} behind", follower.status().lag().time);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Once a node could not confirm for longer than the bound of a key's class
+//! ([`Propagation`](policy::Propagation)) that it is up to date, it refuses the key, as
+//! [`Stale`](Rejection::Stale); or it reads the key through the store, where the deployment chose
+//! [`PastBound::ReadThrough`]. [`Keyward::freshness`] tells how far it is.
+//!
+//! # Watching
+//!
+//! Events go to [`tracing`]: each sync at debug, a follower's failures at warn with how many there
+//! were in a row, its recovery at info. Feature `metrics` tells the facade of that name:
+//!
+//! | Metric | What it tells |
+//! |---|---|
+//! | `keyward_freshness_age_seconds` | how long ago the node was confirmed, as of when a sync last began or ended; infinite if it never was |
+//! | `keyward_index_keys` | how many keys it knows, removed ones included |
+//! | `keyward_syncs_total` | syncs, with `outcome`: `confirmed`, `failed`, `abandoned` (dropped before it ended) |
+//! | `keyward_resyncs_total` | how often everything was read again, since the store's history was lost |
+//! | `keyward_read_throughs_total` | reads of one key, with `outcome`: `found`, `missing`, `corrupt`, `failed`; and calls that were `joined` to one or `refused` for being too many |
+//!
+//! The age stands still where nothing syncs any more: watch that `keyward_syncs_total` grows.
 //!
 //! # Who has a change
 //!
@@ -97,7 +135,7 @@
 //! # Upkeep
 //!
 //! Verification writes nothing. What it notices (the first use of a successor, a digest under an old
-//! pepper) waits until [`Keyward::run_upkeep`] is called, from a timer of yours.
+//! pepper) waits until [`Keyward::run_upkeep`] is called, from a timer of yours or by a follower.
 //!
 //! # Peppers
 //!
@@ -127,6 +165,8 @@
 //! | Feature | Adds |
 //! |---|---|
 //! | `sqlite` | [`SqliteStore`](store::SqliteStore): keys in a file that several processes share |
+//! | `tokio` | [`Keyward::follow`]: a task that keeps a node up to date by itself |
+//! | `metrics` | gauges and counters through the `metrics` facade |
 //! | `testing` | [`SeededEntropy`]: key material that a seed repeats |
 //! | `conformance` | [`conformance`]: the store contract's checks, faults, explorer, strategies |
 
@@ -136,8 +176,11 @@ pub mod conformance;
 mod core;
 mod entropy;
 pub mod events;
+#[cfg(feature = "tokio")]
+mod follow;
 mod keyward;
 mod manager;
+mod observe;
 #[cfg(unix)]
 mod pepper_file;
 mod replica;
@@ -177,6 +220,8 @@ pub use crate::core::{audit, policy, profiles, rotation, token};
 #[cfg(feature = "testing")]
 pub use crate::entropy::SeededEntropy;
 pub use crate::entropy::{Entropy, EntropyError, SystemEntropy};
+#[cfg(feature = "tokio")]
+pub use crate::follow::{FollowError, FollowOptions, FollowStatus, Follower, NoRuntime};
 pub use crate::keyward::{
     AuditError, Builder, Created, Imported, KeyList, Keyward, LeakReport, Recovery, RecoveryError,
     RecoveryReport, Rotated,
@@ -184,8 +229,8 @@ pub use crate::keyward::{
 pub use crate::manager::{BulkReceipt, Error, KeyManager, Landed, LandedListener, Receipt};
 #[cfg(unix)]
 pub use crate::pepper_file::{PepperFile, PepperFileError};
-pub use crate::replica::{Confirmations, Freshness, NodeAnswer, NodeConfirmation, Replica};
-pub use crate::verifier::{Grant, Uses, Verifier};
+pub use crate::replica::{Confirmations, Freshness, Lag, NodeAnswer, NodeConfirmation, Replica};
+pub use crate::verifier::{Grant, PastBound, ReadThrough, Uses, Verifier};
 pub use async_trait::async_trait;
 
 /// The rules as plain functions over plain data, for those who bring their own machinery and for

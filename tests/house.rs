@@ -12,19 +12,28 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("core", &[]),
     ("clock", &["core"]),
     ("entropy", &["core"]),
+    ("observe", &[]),
     ("pepper_file", &["core", "entropy"]),
     ("store", &["core"]),
     ("events", &["core", "clock", "store"]),
     ("manager", &["core", "clock", "entropy", "store"]),
-    ("replica", &["core", "clock", "entropy", "store"]),
+    ("replica", &["core", "clock", "entropy", "observe", "store"]),
     (
         "verifier",
-        &["core", "clock", "entropy", "store", "manager", "replica"],
+        &[
+            "core", "clock", "entropy", "observe", "store", "manager", "replica",
+        ],
     ),
     (
         "keyward",
         &[
             "core", "clock", "entropy", "store", "events", "manager", "replica", "verifier",
+        ],
+    ),
+    (
+        "follow",
+        &[
+            "core", "clock", "entropy", "store", "manager", "replica", "keyward",
         ],
     ),
     (
@@ -181,6 +190,17 @@ fn a_secret_leaves_its_type_in_one_place() {
         Vec::<PathBuf>::new(),
         "the library itself never exposes a secret"
     );
+}
+
+#[test]
+fn a_runtime_is_named_in_one_room_alone() {
+    let named = Regex::new(r"\b(tokio|async_std|smol)::").unwrap();
+    for path in all_sources() {
+        let code = code(&fs::read_to_string(&path).unwrap());
+        if room(&path) != "follow" {
+            assert!(!named.is_match(&code), "{}", path.display());
+        }
+    }
 }
 
 #[test]

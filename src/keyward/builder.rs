@@ -13,7 +13,7 @@ use crate::entropy::{Entropy, SystemEntropy};
 use crate::manager::KeyManager;
 use crate::replica::Replica;
 use crate::store::{KeyStore, NodeRegistry, StoreError};
-use crate::verifier::Verifier;
+use crate::verifier::{PastBound, ReadThrough, Verifier};
 
 /// Puts a [`Keyward`] together.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub struct Builder {
     entropy: Arc<dyn Entropy>,
     registry: Option<Arc<dyn NodeRegistry>>,
     label: Option<NodeLabel>,
+    read_through: ReadThrough,
+    past_bound: PastBound,
 }
 
 impl Builder {
@@ -38,6 +40,8 @@ impl Builder {
             entropy: Arc::new(SystemEntropy),
             registry: None,
             label: None,
+            read_through: ReadThrough::default(),
+            past_bound: PastBound::default(),
         }
     }
 
@@ -78,6 +82,19 @@ impl Builder {
         self
     }
 
+    /// Sets how many keys are read through the store. Defaults to [`ReadThrough::default`].
+    pub const fn read_through(mut self, bounds: ReadThrough) -> Self {
+        self.read_through = bounds;
+        self
+    }
+
+    /// Sets what [`verify_or_fetch`](Keyward::verify_or_fetch) does once the staleness bound of a
+    /// key's class is passed without a confirmation. Defaults to [`PastBound::Refuse`].
+    pub const fn past_bound(mut self, past_bound: PastBound) -> Self {
+        self.past_bound = past_bound;
+        self
+    }
+
     /// Reads the store's keys and starts.
     ///
     /// # Errors
@@ -92,6 +109,8 @@ impl Builder {
             entropy,
             registry,
             label,
+            read_through,
+            past_bound,
         } = self;
         let peppers = Arc::new(peppers);
         let policies = Arc::new(LivePolicies::new(policies));
@@ -111,7 +130,7 @@ impl Builder {
             policies.clone(),
             peppers.clone(),
             Arc::new(latest),
-            entropy,
+            entropy.clone(),
         )
         .with_listener(move |changes, decided_at| learns.apply_landed(changes, decided_at));
         let verifier = Verifier::new(
@@ -120,7 +139,9 @@ impl Builder {
             policies.clone(),
             peppers.clone(),
             clock.clone(),
-        );
+        )
+        .with_read_through(read_through)
+        .with_past_bound(past_bound);
         replica.sync().await?;
         let inner = Inner {
             manager,
@@ -130,6 +151,8 @@ impl Builder {
             policies,
             peppers,
             clock,
+            #[cfg(feature = "tokio")]
+            entropy,
         };
         Ok(Keyward {
             inner: Arc::new(inner),

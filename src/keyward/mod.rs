@@ -19,6 +19,8 @@ use crate::core::need::Need;
 use crate::core::pepper::PepperRing;
 use crate::core::policy::{LivePolicies, Policies};
 use crate::core::rejection::Rejection;
+#[cfg(feature = "tokio")]
+use crate::entropy::Entropy;
 use crate::manager::KeyManager;
 use crate::replica::{Freshness, Replica};
 use crate::store::{KeyStore, StoreError};
@@ -62,6 +64,8 @@ struct Inner {
     policies: Arc<LivePolicies>,
     peppers: Arc<PepperRing>,
     clock: Arc<dyn Clock>,
+    #[cfg(feature = "tokio")]
+    entropy: Arc<dyn Entropy>,
 }
 
 impl Keyward {
@@ -109,10 +113,13 @@ impl Keyward {
     }
 
     /// Verifies against the store's latest state: whatever returned before this call began is seen.
+    /// Callers who ask for the same key at once share a read that began after all of their calls.
     ///
     /// # Errors
     ///
-    /// [`Rejection`]; [`StoreUnavailable`](Rejection::StoreUnavailable) if the store did not answer.
+    /// [`Rejection`]; [`StoreUnavailable`](Rejection::StoreUnavailable) if the store did not answer,
+    /// or if more than [`ReadThrough`](crate::ReadThrough) allows ask for keys that they do not hold,
+    /// as far as is known here.
     pub async fn verify_fresh(
         &self,
         presented: impl AsRef<[u8]> + Send,
@@ -122,11 +129,14 @@ impl Keyward {
     }
 
     /// Verifies, and asks the store where this node cannot tell: for a key that it does not know
-    /// yet (rule A1-25), and for classes that must see the latest state.
+    /// yet (rule A1-25), for classes that must see the latest state, and past the bound if
+    /// [`PastBound`](crate::PastBound) says so.
     ///
     /// # Errors
     ///
-    /// [`Rejection`]. A refusal is never remembered.
+    /// [`Rejection`]. A refusal is never remembered. Beyond the bounds of
+    /// [`ReadThrough`](crate::ReadThrough) it is
+    /// [`StoreUnavailable`](Rejection::StoreUnavailable).
     pub async fn verify_or_fetch(
         &self,
         presented: impl AsRef<[u8]> + Send,
@@ -143,8 +153,8 @@ impl Keyward {
     }
 
     /// Catches up with the store. A service whose store is shared with other processes calls this
-    /// at least as often as its staleness bound asks for; one whose store lives in the process need
-    /// not.
+    /// at least as often as its staleness bound asks for, or starts a follower that does
+    /// (`Keyward::follow`, feature `tokio`); one whose store lives in the process need not.
     ///
     /// # Errors
     ///
@@ -169,6 +179,37 @@ impl Keyward {
         let policies = policies.into();
         self.inner.replica.widen(policies.longest_bound());
         self.inner.policies.set(policies);
+    }
+
+    /// The shortest staleness bound in force that is not zero.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn shortest_bound(&self) -> Option<std::time::Duration> {
+        self.inner.policies.shortest_bound()
+    }
+
+    /// Resolves when the store may have more than is known here. A hint: see
+    /// [`KeyStore::wait_past`].
+    #[cfg(feature = "tokio")]
+    pub(crate) async fn hint(&self) -> Result<(), StoreError> {
+        match self.freshness().cursor {
+            Some(cursor) => self.inner.store.wait_past(cursor).await,
+            None => Ok(()),
+        }
+    }
+
+    /// How often the store answered so far: while a sync goes on, ever more often.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn answers(&self) -> u64 {
+        self.inner.replica.answers()
+    }
+
+    /// Any number, to pace by.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn random(&self) -> u64 {
+        let mut bytes = [0; 8];
+        // Without randomness nodes are paced alike, which is no reason to stop.
+        let _ = self.inner.entropy.fill(&mut bytes);
+        u64::from_le_bytes(bytes)
     }
 
     /// The manager, to give commands as data.

@@ -6,6 +6,7 @@
 //! register, a read confirms only if a report of this one was durable before it was sent.
 
 mod confirmations;
+mod freshness;
 mod index;
 mod registration;
 
@@ -21,6 +22,7 @@ use arc_swap::ArcSwap;
 
 pub(crate) use self::confirmations::Awaited;
 pub use self::confirmations::{Confirmations, NodeAnswer, NodeConfirmation};
+pub use self::freshness::{Freshness, Lag};
 use self::index::Index;
 pub(crate) use self::index::{
     Answer, Facts, Half, Hit, HolderAt, Kept, Known, Parts, Sought, View,
@@ -31,6 +33,7 @@ use crate::core::id::KeyId;
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
+use crate::observe;
 use crate::store::{Change, ChangesError, Cursor, KeyStore, StoreError, StoreErrorKind, Versioned};
 
 /// How many rows a page of feed or scan asks for. A judgement: a megabyte or so.
@@ -60,6 +63,8 @@ pub struct Replica {
     progress: Mutex<Progress>,
     syncing: async_lock::Mutex<()>,
     registration: Option<Registration>,
+    /// Counts the store's answers, so that a sync that goes on is told from one that hangs.
+    answers: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -67,17 +72,10 @@ struct Progress {
     cursor: Option<Cursor>,
     /// `None` where nodes do not register.
     standing: Option<Standing>,
+    /// The furthest that the store was seen at.
+    head: Option<Cursor>,
     /// An index being built aside: commits of this process go into it as well.
     building: Option<Arc<Index>>,
-}
-
-/// How far a replica is.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Freshness {
-    /// How long ago the read was sent that last confirmed it; `None` if none ever did.
-    pub age: Option<Duration>,
-    /// Where it stands in the store's history.
-    pub cursor: Option<Cursor>,
 }
 
 impl Replica {
@@ -94,6 +92,7 @@ impl Replica {
             progress: Mutex::default(),
             syncing: async_lock::Mutex::new(()),
             registration: None,
+            answers: AtomicU64::new(0),
         }
     }
 
@@ -112,6 +111,13 @@ impl Replica {
     }
 
     async fn follow(&self) -> Result<(), StoreError> {
+        let step = Step::begin(self);
+        let synced = self.step().await;
+        step.end(&synced);
+        synced
+    }
+
+    async fn step(&self) -> Result<(), StoreError> {
         let replaced = std::mem::take(&mut *self.replaced());
         drop(replaced);
         let cursor = self.progress().cursor;
@@ -134,10 +140,18 @@ impl Replica {
                 .monotonic()
                 .saturating_sub(Duration::from_micros(confirmed))
         });
+        let progress = self.progress();
         Freshness {
             age,
-            cursor: self.progress().cursor,
+            cursor: progress.cursor,
+            head: progress.head,
         }
+    }
+
+    /// How often the store answered so far: while a sync goes on, ever more often.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
     }
 
     /// The instant at which the read was sent that the index reflects in full; `None` if none was.
@@ -217,6 +231,7 @@ impl Replica {
                         return false;
                     }
                     progress.cursor = Some(changes.upto);
+                    progress.saw(changes.head);
                     let index = self.apply(changes.changes);
                     changes
                         .newest
@@ -230,7 +245,7 @@ impl Replica {
                 }
                 Some(Err(ChangesError::Compacted)) => {
                     self.end_freshness(&mut progress);
-                    progress.cursor = None;
+                    progress.forget();
                 }
                 Some(Err(ChangesError::Store(_))) | None => return false,
             }
@@ -252,11 +267,12 @@ impl Replica {
     /// first the rows of its owner and tenants that were read along with it, without which it would
     /// reach nothing here.
     pub(crate) fn apply_fetched(&self, fetched: &Versioned, rows: &[Change]) {
-        let progress = self.progress();
+        let mut progress = self.progress();
         if progress
             .cursor
             .is_some_and(|cursor| cursor.epoch == fetched.head.epoch)
         {
+            progress.saw(fetched.head);
             self.apply(rows.iter().chain([&fetched.change]).cloned());
         }
     }
@@ -271,10 +287,13 @@ impl Replica {
         let sent = self.sending(&self.progress());
         let mut goal = None;
         loop {
-            let page = self.store.changes(cursor, PAGE).await?;
+            let page = self.store.changes(cursor, PAGE).await;
+            self.answers.fetch_add(1, Ordering::Relaxed);
+            let page = page?;
             let goal = *goal.get_or_insert(page.head.revision);
             {
-                let _one_writer = self.progress();
+                let mut one_writer = self.progress();
+                one_writer.saw(page.head);
                 index.apply(page.changes);
                 self.note_imports(index);
                 page.newest.into_iter().for_each(|newest| index.saw(newest));
@@ -296,6 +315,7 @@ impl Replica {
         self.register().await?;
         let building = Arc::new(Index::default());
         self.progress().building = Some(building.clone());
+        let _given_up = GivenUp(self);
         let built = self.fill(&building).await;
         let view = View::of(building);
         if built.is_ok() {
@@ -315,7 +335,9 @@ impl Replica {
         let mut read = 0_usize;
         let mut scan = Some(Begun::Waiting(self.store.scan(None, PAGE)));
         while let Some(page) = scan.take() {
-            let page = page.end().await?;
+            let page = page.end().await;
+            self.answers.fetch_add(1, Ordering::Relaxed);
+            let page = page?;
             head.get_or_insert(page.head);
             read += page.rows.len();
             if let Some(next) = page.next {
@@ -327,7 +349,8 @@ impl Replica {
                 // The store reads the next page while this one is applied.
                 scan = Some(Begun::begin(self.store.scan(Some(next), PAGE)).await);
             }
-            let _one_writer = self.progress();
+            let mut one_writer = self.progress();
+            one_writer.saw(page.head);
             index.apply(page.rows);
             self.note_imports(index);
             page.newest.into_iter().for_each(|newest| index.saw(newest));
@@ -361,10 +384,11 @@ impl Replica {
     /// The store's history is not the one that was followed: nothing is confirmed any more.
     fn lose_history(&self) {
         tracing::warn!("store's history changed or was compacted, reading everything again");
+        observe::resynced();
         let mut progress = self.progress();
-        progress.cursor = None;
         // The registry may have lost what it knew along with it.
         self.end_freshness(&mut progress);
+        progress.forget();
     }
 
     /// A read that is about to be sent.
@@ -393,6 +417,12 @@ impl Replica {
         self.confirm(progress, sent).then_some(()).ok_or(lapsed)
     }
 
+    /// Tells whoever watches how far this is.
+    fn show_gauges(&self) {
+        let keys = self.view.load().index().keys();
+        observe::replica(self.freshness().age, keys);
+    }
+
     fn replaced(&self) -> MutexGuard<'_, Vec<Arc<View>>> {
         self.replaced.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -409,6 +439,68 @@ struct Sent {
     /// Until when it could have been sent to confirm something, as was known before; `None` if
     /// nothing could.
     until: Option<Duration>,
+}
+
+impl Progress {
+    /// Notes where the store was seen. Of two places in one history the later one counts, in
+    /// whichever order they are heard of.
+    fn saw(&mut self, head: Cursor) {
+        let own = self.head.filter(|own| own.epoch == head.epoch);
+        if own.is_none_or(|own| own.revision < head.revision) {
+            self.head = Some(head);
+        }
+    }
+
+    /// Nothing is known of where the store stands, nor of where its follower does.
+    fn forget(&mut self) {
+        (self.cursor, self.head) = (None, None);
+    }
+}
+
+/// A sync on its way: it is told how it ended, and when it was dropped before.
+struct Step<'a> {
+    replica: &'a Replica,
+    sent: Duration,
+    outcome: &'static str,
+}
+
+impl<'a> Step<'a> {
+    fn begin(replica: &'a Replica) -> Self {
+        replica.show_gauges();
+        Self {
+            replica,
+            sent: replica.clock.monotonic(),
+            outcome: "abandoned",
+        }
+    }
+
+    fn end(mut self, synced: &Result<(), StoreError>) {
+        self.outcome = if synced.is_ok() {
+            "confirmed"
+        } else {
+            "failed"
+        };
+    }
+}
+
+impl Drop for Step<'_> {
+    fn drop(&mut self) {
+        let took = self.replica.clock.monotonic().saturating_sub(self.sent);
+        let cursor = self.replica.progress().cursor;
+        let revision = cursor.map(|cursor| cursor.revision.0);
+        tracing::debug!(outcome = self.outcome, ?took, revision, "synced");
+        observe::synced(self.outcome);
+        self.replica.show_gauges();
+    }
+}
+
+/// Lets go of an index that is built aside, if its sync is dropped before the index is published.
+struct GivenUp<'a>(&'a Replica);
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        self.0.progress().building = None;
+    }
 }
 
 /// A future that was polled once, so that what it waits for goes on by itself.

@@ -19,6 +19,8 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, Guard};
 use subtle::Choice;
 
+use self::fetch::Flights;
+pub use self::fetch::{PastBound, ReadThrough};
 use self::grant::Accepted;
 pub use self::grant::Grant;
 pub(crate) use self::upkeep::Chore;
@@ -38,10 +40,6 @@ use crate::core::token::{self, Token, TokenError};
 use crate::replica::{Answer, Facts, Half, Hit, Kept, Parts, Replica, Sought, View};
 use crate::store::KeyStore;
 
-/// How many keys one verifier reads through the store at once: a flood of unknown ids must not
-/// become a flood of reads. A judgement.
-const MAX_FETCHES: usize = 16;
-
 /// Verifies presented keys against a replica.
 ///
 /// Stands alone, or inside [`Keyward`](crate::Keyward).
@@ -53,7 +51,8 @@ pub struct Verifier {
     clock: Arc<dyn Clock>,
     pinned: ArcSwap<Pinned>,
     upkeep: Upkeep,
-    fetches: async_lock::Semaphore,
+    flights: Flights,
+    past_bound: PastBound,
 }
 
 /// All that a verification reads, so that one look at a shared place is enough.
@@ -125,7 +124,6 @@ impl Verifier {
         peppers: Arc<PepperRing>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let fetches = async_lock::Semaphore::new(MAX_FETCHES);
         let pinned = ArcSwap::from_pointee(Pinned::of(&replica, &policies));
         Self {
             replica,
@@ -135,8 +133,23 @@ impl Verifier {
             clock,
             pinned,
             upkeep: Upkeep::default(),
-            fetches,
+            flights: Flights::new(ReadThrough::default()),
+            past_bound: PastBound::default(),
         }
+    }
+
+    /// Sets how many keys it reads through the store. Defaults to [`ReadThrough::default`].
+    #[must_use]
+    pub fn with_read_through(mut self, bounds: ReadThrough) -> Self {
+        self.flights = Flights::new(bounds);
+        self
+    }
+
+    /// Sets what it does with a key once its bound is passed. Defaults to [`PastBound::Refuse`].
+    #[must_use]
+    pub const fn with_past_bound(mut self, past_bound: PastBound) -> Self {
+        self.past_bound = past_bound;
+        self
     }
 
     /// Verifies what was presented. No I/O, no waiting, and no allocation unless it refuses.

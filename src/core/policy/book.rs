@@ -13,6 +13,8 @@ use crate::core::tenant::TenantId;
 pub struct Policies {
     default: Arc<Policy>,
     tenants: BTreeMap<TenantId, Arc<Policy>>,
+    /// The shortest bound of them all that is not zero.
+    shortest_bound: Option<Duration>,
 }
 
 impl Policies {
@@ -20,6 +22,7 @@ impl Policies {
     #[must_use]
     pub fn new(default: Policy) -> Self {
         Self {
+            shortest_bound: default.bounds().min(),
             default: Arc::new(default),
             tenants: BTreeMap::new(),
         }
@@ -28,8 +31,18 @@ impl Policies {
     /// Another policy for `tenant` and all below it.
     #[must_use]
     pub fn with_tenant(mut self, tenant: TenantId, policy: Policy) -> Self {
+        // Kept where a policy takes the place of one with a shorter bound: to confirm more often than
+        // need be does no harm.
+        self.shortest_bound = self.shortest_bound.into_iter().chain(policy.bounds()).min();
         self.tenants.insert(tenant, Arc::new(policy));
         self
+    }
+
+    /// The shortest staleness bound of any class that is not zero, if there is one: whoever confirms
+    /// more often than that is fresh for all of them.
+    #[must_use]
+    pub const fn shortest_bound(&self) -> Option<Duration> {
+        self.shortest_bound
     }
 
     /// Whether one policy rules all.
@@ -102,6 +115,26 @@ mod tests {
         assert_eq!(policy_of("acme-two"), "standard");
         assert_eq!(policy_of("other/acme"), "standard");
         assert_eq!(policy_of("web/eu"), "standard");
+    }
+
+    #[test]
+    fn the_shortest_bound_is_that_of_any_class_of_any_policy_but_zero() {
+        let bounded = |spec: u64, class: Option<u64>| {
+            let mut own = profiles::standard();
+            own.propagation.bound = Duration::from_secs(spec);
+            let bound = class.map(Duration::from_secs);
+            own.classes.values_mut().next().unwrap().propagation =
+                bound.map(|bound| crate::core::policy::Propagation { bound });
+            Policy::new(own).unwrap()
+        };
+        let shortest = |policies: &Policies| policies.shortest_bound().map(|b| b.as_secs());
+        let policies = Policies::new(bounded(10, Some(0)));
+        assert_eq!(shortest(&policies), Some(10));
+        let policies = policies.with_tenant(tenant("acme"), bounded(20, Some(7)));
+        assert_eq!(shortest(&policies), Some(7));
+        let policies = policies.with_tenant(tenant("other"), bounded(8, None));
+        assert_eq!(shortest(&policies), Some(7));
+        assert_eq!(shortest(&Policies::new(bounded(0, None))), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 
@@ -33,6 +34,12 @@ impl LivePolicies {
     #[must_use]
     pub fn get(&self) -> Arc<Policies> {
         self.current.load_full()
+    }
+
+    /// The shortest staleness bound that is not zero, if there is one.
+    #[must_use]
+    pub fn shortest_bound(&self) -> Option<Duration> {
+        self.current.load().shortest_bound()
     }
 
     pub(crate) fn load(&self) -> Guard<Arc<Policies>> {

@@ -238,6 +238,16 @@ impl Policy {
         bounds.max().unwrap_or_default()
     }
 
+    /// The staleness bounds of its classes that are not zero.
+    pub(crate) fn bounds(&self) -> impl Iterator<Item = Duration> {
+        let bounds = self
+            .spec
+            .classes
+            .keys()
+            .map(|name| self.propagation(name).bound);
+        bounds.filter(|bound| !bound.is_zero())
+    }
+
     /// Whether keys of this class count towards the cap, and the cap.
     #[must_use]
     pub fn cap(&self, class: &ClassName) -> Option<NonZeroU32> {

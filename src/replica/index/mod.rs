@@ -352,6 +352,11 @@ impl Lead {
 }
 
 impl Index {
+    /// How many keys have a row, removed ones included.
+    pub(super) fn keys(&self) -> u32 {
+        self.count.load(Ordering::Relaxed)
+    }
+
     /// Whether any key was imported, so that a string which is no token of ours may still be a key.
     pub(crate) fn has_imported(&self) -> bool {
         self.imported.load(Ordering::Acquire) > 0

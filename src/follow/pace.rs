@@ -1,0 +1,153 @@
+//! When the next step is due. Pure: what happened, what was chosen and randomness come in as values.
+
+use std::time::Duration;
+
+use super::FollowOptions;
+
+/// The least time from one step to the next, whatever hints come and whatever fails: a hundred steps
+/// a second. A judgement.
+pub(super) const FLOOR: Duration = Duration::from_millis(10);
+
+/// The longest pause after a first failure; each one in a row doubles it. A judgement.
+const FIRST_BACKOFF: Duration = Duration::from_millis(50);
+
+/// How a step ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Ended {
+    /// It confirmed.
+    Confirmed,
+    /// It failed, or was given up.
+    Failed,
+}
+
+/// Options, fitted to the shortest staleness bound that is in force.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Pace {
+    /// How long a pause a step that confirmed is followed by, unless a hint comes.
+    pub(super) poll: Duration,
+    /// For how long nothing may come from the store before a step is given up.
+    pub(super) timeout: Duration,
+    /// The longest pause after a failure.
+    pub(super) backoff: Duration,
+}
+
+impl Pace {
+    /// A quarter of the bound passes at most between two steps, and half of it in one that hangs, so
+    /// that one of them that fails does not make keys be refused.
+    pub(super) fn of(options: &FollowOptions, bound: Option<Duration>) -> Self {
+        let bound = bound.unwrap_or(Duration::MAX);
+        let within = |chosen: Duration, most: Duration| chosen.min(most).max(FLOOR);
+        Self {
+            poll: within(options.poll, bound / 4),
+            timeout: within(options.timeout, bound / 2),
+            backoff: within(options.backoff, bound / 4),
+        }
+    }
+}
+
+/// The pause after a step that ended so, the last of `failures` failures in a row. A failure is
+/// followed by a random share of a pause that doubles each time, so that nodes which failed together
+/// do not come back together.
+pub(super) fn pause(ended: Ended, failures: u32, pace: &Pace, random: u64) -> Duration {
+    match ended {
+        Ended::Confirmed => pace.poll,
+        Ended::Failed => {
+            let doubled = 1_u32.checked_shl(failures.saturating_sub(1));
+            let longest = FIRST_BACKOFF
+                .saturating_mul(doubled.unwrap_or(u32::MAX))
+                .min(pace.backoff);
+            FLOOR + share(longest - FLOOR, random)
+        }
+    }
+}
+
+/// The share of `whole` that `random` is of all that it might be.
+fn share(whole: Duration, random: u64) -> Duration {
+    let nanos = (whole.as_nanos() * u128::from(random)) >> u64::BITS;
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    fn pace(bound: Option<Duration>) -> Pace {
+        Pace::of(&FollowOptions::default(), bound)
+    }
+
+    #[test]
+    fn a_step_that_confirmed_is_followed_by_the_poll_interval() {
+        let pause = pause(Ended::Confirmed, 0, &pace(None), u64::MAX);
+        assert_eq!(pause, ms(250));
+    }
+
+    #[test]
+    fn the_longest_pause_doubles_with_every_failure_up_to_its_most() {
+        let ten_seconds = pace(Some(ms(10_000)));
+        let longest = |failures| pause(Ended::Failed, failures, &ten_seconds, u64::MAX);
+        let expected = [50, 100, 200, 400, 800, 1600, 2000, 2000];
+        for (failures, expected) in (1..).zip(expected) {
+            let short_of = ms(expected) - longest(failures);
+            assert!(
+                short_of <= Duration::from_nanos(1),
+                "{failures}: {short_of:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_pause_after_a_failure_takes_any_length_evenly() {
+        let eighth = u64::MAX / 8;
+        let at = |eighths: u64| pause(Ended::Failed, 3, &pace(None), eighths * eighth);
+        assert_eq!(at(0), FLOOR, "and is never too short");
+        let expected = FLOOR + (ms(200) - FLOOR) / 2;
+        assert!(expected - at(4) < Duration::from_micros(1));
+    }
+
+    #[test]
+    fn a_short_bound_shortens_every_pause_and_a_long_one_none() {
+        let of_a_second = pace(Some(ms(1000)));
+        assert_eq!(
+            (of_a_second.poll, of_a_second.timeout, of_a_second.backoff),
+            (ms(250), ms(500), ms(250))
+        );
+        let none = Pace {
+            poll: ms(250),
+            timeout: ms(1000),
+            backoff: ms(2000),
+        };
+        assert_eq!(pace(None), none);
+        assert_eq!(pace(Some(Duration::MAX)), none);
+        let least = Pace {
+            poll: FLOOR,
+            timeout: FLOOR,
+            backoff: FLOOR,
+        };
+        assert_eq!(pace(Some(ms(1))), least);
+    }
+
+    proptest! {
+        #[test]
+        fn no_pause_is_shorter_than_the_floor_or_longer_than_a_quarter_of_the_bound(
+            failures: u32,
+            random: u64,
+            bound in 40..100_000_u64,
+            options in [any::<u64>(), any::<u64>(), any::<u64>()],
+        ) {
+            let [poll, timeout, backoff] = options.map(Duration::from_nanos);
+            let options = FollowOptions { poll, timeout, backoff, ..FollowOptions::default() };
+            let pace = Pace::of(&options, Some(ms(bound)));
+            for ended in [Ended::Confirmed, Ended::Failed] {
+                let pause = pause(ended, failures, &pace, random);
+                prop_assert!(FLOOR <= pause && pause <= ms(bound) / 4, "{pause:?}");
+            }
+            prop_assert!(pace.timeout <= ms(bound) / 2);
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! How far a replica is, as values.
+
+use std::time::Duration;
+
+use crate::store::Cursor;
+
+/// How far a replica is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Freshness {
+    /// How long ago the read was sent that last confirmed it; `None` if none ever did.
+    pub age: Option<Duration>,
+    /// Where it stands in the store's history.
+    pub cursor: Option<Cursor>,
+    /// The furthest that the store was seen at, by any read.
+    pub head: Option<Cursor>,
+}
+
+/// How far a replica may be behind its store.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Lag {
+    /// Whatever returned longer ago than this is known here; `None` if that can be said of nothing.
+    pub time: Option<Duration>,
+    /// How many commits the store is known to have beyond those that were followed; it may have
+    /// more. `None` before the first sync, and while everything is read again.
+    pub commits: Option<u64>,
+}
+
+impl Freshness {
+    /// Whether keys of a class with this staleness bound are verified here without asking the store.
+    /// Never, if it is zero: then every verification sees the latest state.
+    #[must_use]
+    pub fn is_fresh_for(&self, bound: Duration) -> bool {
+        !bound.is_zero() && self.age.is_some_and(|age| age <= bound)
+    }
+
+    /// How far it is behind, at most in time and at least in commits.
+    #[must_use]
+    pub fn lag(&self) -> Lag {
+        let both = self.cursor.zip(self.head);
+        let one_history = both.filter(|(cursor, head)| cursor.epoch == head.epoch);
+        let behind =
+            |(cursor, head): (Cursor, Cursor)| head.revision.0.saturating_sub(cursor.revision.0);
+        Lag {
+            time: self.age,
+            commits: one_history.map(behind),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::view::Revision;
+    use crate::store::Epoch;
+
+    fn at(epoch: u128, revision: u64) -> Option<Cursor> {
+        Some(Cursor {
+            epoch: Epoch(epoch),
+            revision: Revision(revision),
+            ..Cursor::default()
+        })
+    }
+
+    fn aged(age: Option<u64>) -> Freshness {
+        Freshness {
+            age: age.map(Duration::from_secs),
+            cursor: at(1, 5),
+            head: at(1, 7),
+        }
+    }
+
+    #[test]
+    fn it_is_fresh_up_to_its_bound_and_never_for_a_bound_of_zero() {
+        let ten = Duration::from_secs(10);
+        assert!(aged(Some(10)).is_fresh_for(ten));
+        assert!(!aged(Some(11)).is_fresh_for(ten));
+        assert!(!aged(None).is_fresh_for(ten));
+        assert!(!aged(Some(0)).is_fresh_for(Duration::ZERO));
+    }
+
+    #[test]
+    fn lag_counts_commits_within_one_history_alone() {
+        let lag = aged(Some(3)).lag();
+        assert_eq!(
+            (lag.time, lag.commits),
+            (Some(Duration::from_secs(3)), Some(2))
+        );
+        let ahead = Freshness {
+            head: at(1, 4),
+            ..aged(None)
+        };
+        assert_eq!(ahead.lag().commits, Some(0));
+        let other = Freshness {
+            head: at(2, 9),
+            ..aged(None)
+        };
+        assert_eq!(other.lag().commits, None);
+    }
+}

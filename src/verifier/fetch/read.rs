@@ -1,0 +1,76 @@
+//! One read of one key through the store, with all that judging it asks for.
+
+use crate::core::id::KeyId;
+use crate::core::owner::Standing;
+use crate::core::record::KeyRecord;
+use crate::core::view::{Select, lineage};
+use crate::replica::Replica;
+use crate::store::{Change, KeyStore, Locator, Row, RowKey, StoreError};
+
+/// What the store has of a key.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// No key, or one that was removed.
+    Nothing,
+    /// A record that cannot be read.
+    Corrupt(KeyId),
+    /// A key, and what the rows along its path say about it.
+    Key(Box<KeyRecord>, Standing),
+}
+
+/// Reads a key, and lets the replica take over what was read.
+pub(super) async fn read(
+    store: &dyn KeyStore,
+    replica: &Replica,
+    locator: Locator,
+) -> Result<Found, StoreError> {
+    let read = find(store, replica, &locator).await;
+    if let Err(error) = &read {
+        tracing::warn!(%error, "cannot verify against the store");
+    }
+    read
+}
+
+async fn find(
+    store: &dyn KeyStore,
+    replica: &Replica,
+    locator: &Locator,
+) -> Result<Found, StoreError> {
+    let Some(found) = store.find(locator).await? else {
+        return Ok(Found::Nothing);
+    };
+    let Row::Key(record) = &found.change.row else {
+        replica.apply_fetched(&found, &[]);
+        return Ok(match found.change.row {
+            Row::Corrupt(RowKey::Key(key)) => Found::Corrupt(key),
+            _ => Found::Nothing,
+        });
+    };
+    let (standing, rows) = standing(store, record).await?;
+    replica.apply_fetched(&found, &rows);
+    Ok(Found::Key(record.clone(), standing))
+}
+
+/// What the rows along a key's path say about it, with the rows.
+async fn standing(
+    store: &dyn KeyStore,
+    record: &KeyRecord,
+) -> Result<(Standing, Vec<Change>), StoreError> {
+    let select = Select {
+        owners: record.owner.principal().cloned().into_iter().collect(),
+        ..Select::none()
+    };
+    let (mut owners, mut tenants, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+    for tenant in lineage(&record.tenant) {
+        let view = store.load(&tenant, &select).await?;
+        // No earlier than the commits that wrote the rows, and earlier than what follows them.
+        let revision = view.revision;
+        let own = view.tenant.iter().cloned().map(Row::Tenant);
+        let all = own.chain(view.owners.iter().cloned().map(Row::Owner));
+        rows.extend(all.map(|row| Change { revision, row }));
+        owners.extend(view.owners);
+        tenants.extend(view.tenant);
+    }
+    let standing = Standing::resolve(&record.tenant, &record.owner, &owners, &tenants);
+    Ok((standing, rows))
+}
