@@ -22,6 +22,7 @@ use crate::core::profiles::standard;
 use crate::core::query::AuditQuery;
 use crate::core::rejection::Rejection;
 use crate::core::secret::Digest;
+use crate::core::text::CommandId;
 use crate::core::view::Revision;
 use crate::store::RowKey;
 
@@ -119,6 +120,7 @@ impl Setup {
         let span = u64::try_from(options.span.as_micros()).unwrap_or(u64::MAX / 4);
         let poll = bound / dice.between(2, 9);
         let patience = *dice.pick(&[bound / 2, bound, 2 * bound]);
+        let page = *dice.pick(&[1, 1, 3, 1000]);
         Self {
             options: options.clone(),
             ground: (options.ground)(),
@@ -128,7 +130,8 @@ impl Setup {
             poll,
             sync_patience: patience * dice.between(1, 4),
             patience,
-            page: NonZeroUsize::new(*dice.pick(&[1, 2, 5, 1000])).unwrap_or(NonZeroUsize::MIN),
+            page: NonZeroUsize::new(if options.whole_pages { 1000 } else { page })
+                .unwrap_or(NonZeroUsize::MIN),
             between: (
                 dice.between(100, 400) * MILLI,
                 dice.between(300, 1500) * MILLI,
@@ -166,6 +169,7 @@ fn place(dice: &mut Dice) -> Place {
         paused: 0,
         life: 0,
         hinted: false,
+        served: None,
         node: None,
     }
 }
@@ -274,8 +278,17 @@ impl Run {
     }
 
     /// Notes that a command returned on a node: what it did to `row` holds there from now on.
-    pub(super) fn returned(&self, place: usize, life: u32, row: &RowKey, revision: Revision) {
-        let version = self.world.state().ledger.version_at(row, revision);
+    pub(super) fn returned(
+        &self,
+        place: usize,
+        life: u32,
+        row: &RowKey,
+        of: (&CommandId, Revision),
+    ) {
+        let (command, found) = of;
+        let state = self.world.state();
+        let version = state.ledger.version_of(row, command, found);
+        drop(state);
         let mut book = self.book();
         let tick = book.tick();
         if let Some(version) = version {
@@ -348,10 +361,14 @@ impl Run {
         match verdict {
             Ok(key) => {
                 state.report.acceptances += 1;
-                let since = match way {
-                    Way::Known => now.saturating_sub(bound),
-                    Way::OrFetch => now.saturating_sub(bound).min(called),
-                    Way::Fresh => called,
+                // What a node knows is as old as the bound at most; what it asks for is as new as the
+                // question, and as old.
+                let oldest = now.saturating_sub(bound);
+                let since = match (way, self.setup.options.reads_within_bound) {
+                    (Way::Known, _) | (Way::OrFetch, true) => oldest,
+                    (Way::OrFetch, false) => oldest.min(called),
+                    (Way::Fresh, false) => called,
+                    (Way::Fresh, true) => oldest.max(called),
                 };
                 let wall = state.places[place].hands.wall(now);
                 let acceptance = Acceptance {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::ambush;
 use super::drive::{Held, READ, Run, WRITE, any_jump, any_rate, any_weather};
 use super::node::Way;
 use super::world::{Instant, MILLI, SECOND, State};
@@ -30,59 +31,87 @@ pub(super) async fn befall(run: Arc<Run>) {
             state.dice.between(0, 2 * bound)
         };
         run.world.sleep(gap).await;
-        let mut state = run.world.state();
-        if state.calm {
+        if run.world.state().calm {
             return;
         }
-        let place = state.dice.index(run.setup.nodes);
-        match state.dice.between(0, 20) {
-            0..6 => {
-                let until = lasting(&mut state);
-                state.report.partitions += 1;
-                state.tell(|| format!("node {place} is cut off until {until}"));
-                state.places[place].cut_off = until;
-            }
-            6..10 => {
-                let until = lasting(&mut state);
-                let now = state.now;
-                let suspended = state.dice.chance(500);
-                state.report.pauses += 1;
-                state.tell(|| format!("node {place} stops until {until}, suspended: {suspended}"));
-                state.places[place].paused = until;
-                if suspended {
-                    state.places[place].hands.suspend(now, until);
-                }
-            }
-            10..12 => {
-                state.report.restarts += 1;
-                state.tell(|| format!("node {place} is started anew"));
-                drop(state);
-                run.world.kill(place);
-                run.boot(place);
-            }
-            12..15 => {
-                let by = any_jump(&mut state.dice);
-                state.report.jumps += 1;
-                state.tell(|| format!("wall clock of {place} jumps by {by}"));
-                state.places[place].hands.jump(by);
-            }
-            15 => {
-                let (now, rate) = (state.now, any_rate(&mut state.dice));
-                state.report.jumps += 1;
-                state.places[place].hands.drift(now, rate);
-            }
-            16..18 => {
-                let weather = any_weather(&mut state.dice);
-                state.tell(|| format!("node {place} has {weather:?}"));
-                state.places[place].weather = weather;
-            }
-            _ => {
-                state.report.compactions += 1;
-                state.tell(|| "the store forgets".to_owned());
-                drop(state);
-                (run.setup.ground.compact)();
+        strike(&run);
+        ambush_somebody(&run);
+    }
+}
+
+/// Something goes wrong.
+fn strike(run: &Arc<Run>) {
+    let mut state = run.world.state();
+    let place = state.dice.index(run.setup.nodes);
+    match state.dice.between(0, 20) {
+        0..6 => {
+            let until = lasting(&mut state);
+            state.report.partitions += 1;
+            state.tell(|| format!("node {place} is cut off until {until}"));
+            state.places[place].cut_off = until;
+        }
+        6..10 => {
+            let until = lasting(&mut state);
+            let now = state.now;
+            let suspended = state.dice.chance(500);
+            state.report.pauses += 1;
+            state.tell(|| format!("node {place} stops until {until}, suspended: {suspended}"));
+            state.places[place].paused = until;
+            if suspended {
+                state.places[place].hands.suspend(now, until);
             }
         }
+        10..12 => {
+            state.report.restarts += 1;
+            state.tell(|| format!("node {place} is started anew"));
+            drop(state);
+            run.world.kill(place);
+            run.boot(place);
+        }
+        12..15 => {
+            let by = any_jump(&mut state.dice);
+            state.report.jumps += 1;
+            state.tell(|| format!("wall clock of {place} jumps by {by}"));
+            state.places[place].hands.jump(by);
+        }
+        15 => {
+            let (now, rate) = (state.now, any_rate(&mut state.dice));
+            state.report.jumps += 1;
+            state.places[place].hands.drift(now, rate);
+        }
+        16..18 => {
+            let weather = any_weather(&mut state.dice);
+            state.tell(|| format!("node {place} has {weather:?}"));
+            state.places[place].weather = weather;
+        }
+        18 => {
+            state.report.compactions += 1;
+            state.tell(|| "the store forgets".to_owned());
+            drop(state);
+            (run.setup.ground.compact)();
+        }
+        _ => {}
+    }
+}
+
+/// Now and then.
+fn ambush_somebody(run: &Arc<Run>) {
+    let held = run.book().held.clone();
+    let mut state = run.world.state();
+    let live = |held: &Held| held.id.is_some_and(|key| !state.ledger.is_ended(key));
+    let live: Vec<_> = held.into_iter().filter(live).collect();
+    if live.is_empty() || !state.dice.chance(400) {
+        return;
+    }
+    let held = state.dice.pick(&live).clone();
+    let place = state.dice.index(run.setup.nodes);
+    let kind = state.dice.between(0, 3);
+    drop(state);
+    let (world, run) = (&run.world, run.clone());
+    match kind {
+        0 => world.spawn(None, ambush::at_the_edge(run, place, held)),
+        1 => world.spawn(None, ambush::late_reply(run, place, held)),
+        _ => world.spawn(None, ambush::twice(run, place, held)),
     }
 }
 
@@ -161,7 +190,6 @@ fn probe(run: &Arc<Run>, held: &Held) {
 
 /// Commands are given until all is well again.
 pub(super) async fn command(run: Arc<Run>) {
-    let mut number = 0_u64;
     loop {
         let gap = {
             let mut state = run.world.state();
@@ -171,9 +199,8 @@ pub(super) async fn command(run: Arc<Run>) {
         if run.world.state().calm {
             return;
         }
-        number += 1;
         // Names and drafts of this file are well-formed.
-        let Ok(asked) = ask(&run, number) else {
+        let Ok(asked) = ask(&run) else {
             continue;
         };
         let place = run.world.state().dice.index(run.setup.nodes);
@@ -191,7 +218,7 @@ pub(super) async fn command(run: Arc<Run>) {
 }
 
 /// A command to be given, and what it concerns.
-struct Asked {
+pub(super) struct Asked {
     request: Request,
     /// The row that it changes, unless it makes one.
     row: Option<RowKey>,
@@ -201,10 +228,16 @@ struct Asked {
     imports: Option<String>,
 }
 
-fn ask(run: &Arc<Run>, number: u64) -> Result<Asked, Invalid> {
+fn ask(run: &Arc<Run>) -> Result<Asked, Invalid> {
     let held = run.book().held.clone();
     let mut state = run.world.state();
+    let ended = |held: &Held| held.id.is_some_and(|key| state.ledger.is_ended(key));
+    let (ended, live): (Vec<_>, Vec<_>) = held.into_iter().partition(ended);
+    state.asked += 1;
+    let number = state.asked;
     let dice = &mut state.dice;
+    // Mostly what can still be changed.
+    let held = if dice.chance(900) { live } else { ended };
     let acme = TenantId::new("acme")?;
     let below = TenantId::new("acme/web")?;
     let tenant = if dice.chance(700) {
@@ -212,7 +245,6 @@ fn ask(run: &Arc<Run>, number: u64) -> Result<Asked, Invalid> {
     } else {
         below.clone()
     };
-    let admin = Actor::new(acme.clone(), PrincipalId::new("alice")?, Role::ADMIN);
     let owner = PrincipalId::new(*dice.pick(&["bob", "carol"]))?;
     let roles = [Role::DEVELOPER, Role::DEVELOPER, Role::MEMBER];
     let role = dice.pick(&roles).clone();
@@ -288,7 +320,7 @@ fn ask(run: &Arc<Run>, number: u64) -> Result<Asked, Invalid> {
     };
     let request = Request {
         id: CommandId::new(format!("c{number}"))?,
-        actor: admin,
+        actor: admin()?,
         tenant: place,
         command,
     };
@@ -300,6 +332,37 @@ fn ask(run: &Arc<Run>, number: u64) -> Result<Asked, Invalid> {
     })
 }
 
+fn admin() -> Result<Actor, Invalid> {
+    let alice = PrincipalId::new("alice")?;
+    Ok(Actor::new(TenantId::new("acme")?, alice, Role::ADMIN))
+}
+
+impl Asked {
+    /// A command about a key that there is.
+    pub(super) fn about(
+        run: &Arc<Run>,
+        row: RowKey,
+        held: &Held,
+        command: Command,
+    ) -> Result<Self, Invalid> {
+        let mut state = run.world.state();
+        state.asked += 1;
+        let tenant = command.key().and_then(|key| state.ledger.tenant_of(key));
+        let request = Request {
+            id: CommandId::new(format!("c{}", state.asked))?,
+            actor: admin()?,
+            tenant: tenant.unwrap_or(TenantId::new("acme")?),
+            command,
+        };
+        Ok(Self {
+            request,
+            row: Some(row),
+            about: Some(held.clone()),
+            imports: None,
+        })
+    }
+}
+
 fn rotation(kind: u64) -> Replacement {
     match kind {
         0 => Replacement::immediate(),
@@ -309,7 +372,7 @@ fn rotation(kind: u64) -> Replacement {
     }
 }
 
-async fn give(run: Arc<Run>, place: usize, asked: Asked) {
+pub(super) async fn give(run: Arc<Run>, place: usize, asked: Asked) {
     let Asked {
         request,
         row,
@@ -352,7 +415,7 @@ async fn give(run: Arc<Run>, place: usize, asked: Asked) {
             Some(Ok(landed)) => {
                 let revision = landed.receipt.revision();
                 if let Some(row) = &row {
-                    run.returned(place, life, row, revision);
+                    run.returned(place, life, row, (&request.id, revision));
                 }
                 run.made(landed.outcome, imports.as_deref());
                 about.iter().for_each(|held| probe(&run, held));

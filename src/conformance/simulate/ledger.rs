@@ -16,7 +16,7 @@ use crate::core::policy::Policy;
 use crate::core::record::{KeyRecord, KeyState};
 use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
-use crate::core::text::Role;
+use crate::core::text::{CommandId, Role};
 use crate::core::time::Timestamp;
 use crate::core::view::{Revision, lineage};
 use crate::store::{Commit, Row, RowKey};
@@ -38,6 +38,8 @@ pub(super) struct Ledger {
     heads: BTreeMap<TenantId, AuditHead>,
     newest: Timestamp,
     revision: Revision,
+    /// The last commit of each command.
+    commands: BTreeMap<CommandId, Revision>,
 }
 
 /// A node took a key for good.
@@ -70,6 +72,7 @@ impl Ledger {
             heads: BTreeMap::new(),
             newest: Timestamp::UNIX_EPOCH,
             revision: Revision::ZERO,
+            commands: BTreeMap::new(),
         }
     }
 
@@ -124,6 +127,9 @@ impl Ledger {
                 row,
             });
         }
+        let entries = commit.effects.audit.iter();
+        let commands = entries.map(|entry| (entry.command.clone(), revision));
+        self.commands.extend(commands);
         self.check_trail(commit)?;
         let live = self.records(&commit.tenant);
         check_cap(&self.policy, commit.decided_at, &commit.tenant, &live)
@@ -153,8 +159,15 @@ impl Ledger {
         .collect()
     }
 
-    /// Which version of a row was the newest at a revision.
-    pub(super) fn version_at(&self, row: &RowKey, revision: Revision) -> Option<usize> {
+    /// Which version of a row a command left behind: as it landed, or if it changed nothing, as it
+    /// found it.
+    pub(super) fn version_of(
+        &self,
+        row: &RowKey,
+        command: &CommandId,
+        found: Revision,
+    ) -> Option<usize> {
+        let revision = self.commands.get(command).copied().unwrap_or(found);
         let versions = self.rows.get(row)?;
         versions
             .iter()
@@ -189,7 +202,13 @@ impl Ledger {
         })
     }
 
-    /// Whether a key was ever revoked.
+    /// Whether a key is revoked or removed.
+    pub(super) fn is_ended(&self, key: KeyId) -> bool {
+        let versions = self.rows.get(&RowKey::Key(key));
+        versions.is_some_and(|versions| versions.last().is_some_and(|last| is_ended(&last.row)))
+    }
+
+    /// Whether a key was ever revoked or removed.
     pub(super) fn was_revoked(&self, key: KeyId) -> bool {
         let versions = self.rows.get(&RowKey::Key(key));
         versions.is_some_and(|versions| versions.iter().any(|version| is_ended(&version.row)))

@@ -77,12 +77,15 @@ impl Link {
             let deadline = state.now + self.patience;
             let refused = cut_off && state.dice.chance(500);
             if let (Some(takes), false) = (state.message(place), refused) {
-                let at = state.now + takes;
+                let (asked, at) = (state.now, state.now + takes);
                 let reply = reply.clone();
                 let job = move |world: &Arc<World>| {
                     let answer = serve(world, &*store);
                     let mut state = world.state();
                     state.mark_call(place, call);
+                    if call == Call::Changes {
+                        state.places[place].served = Some(asked);
+                    }
                     let takes = state.message(place);
                     let now = state.now;
                     state.tell(|| match takes {

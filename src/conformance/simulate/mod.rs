@@ -26,6 +26,7 @@
 //! # Ok::<(), keyward::conformance::simulate::Violation>(())
 //! ```
 
+mod ambush;
 mod clock;
 mod dice;
 mod drive;
@@ -130,6 +131,8 @@ pub struct Options {
     subject: Subject,
     ground: Arc<dyn Fn() -> Ground + Send + Sync>,
     span: Duration,
+    reads_within_bound: bool,
+    whole_pages: bool,
 }
 
 impl fmt::Debug for Options {
@@ -137,6 +140,8 @@ impl fmt::Debug for Options {
         f.debug_struct("Options")
             .field("subject", &self.subject)
             .field("span", &self.span)
+            .field("reads_within_bound", &self.reads_within_bound)
+            .field("whole_pages", &self.whole_pages)
             .finish_non_exhaustive()
     }
 }
@@ -147,6 +152,8 @@ impl Default for Options {
             subject: Subject::default(),
             ground: Arc::new(Ground::default),
             span: Duration::from_secs(30),
+            reads_within_bound: false,
+            whole_pages: false,
         }
     }
 }
@@ -163,6 +170,22 @@ impl Options {
     #[must_use]
     pub fn over(mut self, ground: impl Fn() -> Ground + Send + Sync + 'static) -> Self {
         self.ground = Arc::new(ground);
+        self
+    }
+
+    /// Lets the store answer with all rows at once. Defaults to pages of one row or a few in most
+    /// runs.
+    #[must_use]
+    pub const fn whole_pages(mut self) -> Self {
+        self.whole_pages = true;
+        self
+    }
+
+    /// Holds what is read through the store to the bound as well, counted to when it was accepted.
+    /// Defaults to counting from when the store was asked, since such a read has no lease.
+    #[must_use]
+    pub const fn reads_within_bound(mut self) -> Self {
+        self.reads_within_bound = true;
         self
     }
 

@@ -55,6 +55,9 @@ pub enum Defect {
     LooksUpFirst,
     /// It confirms with the first of several pages.
     ConfirmsFirstPage,
+    /// It confirms once it has come to where the first of several pages said that the store stood: a
+    /// row that changed again meanwhile stands further on.
+    ConfirmsFirstHead,
     /// It goes on to the head when a page was lost.
     SkipsLostPage,
     /// It forgets a removed key instead of keeping its tombstone.
@@ -69,7 +72,7 @@ pub enum Defect {
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::AppliesAnything,
         Self::ConfirmsFirst,
         Self::UsesWallTime,
@@ -80,6 +83,7 @@ impl Defect {
         Self::ConnectedIsFresh,
         Self::LooksUpFirst,
         Self::ConfirmsFirstPage,
+        Self::ConfirmsFirstHead,
         Self::SkipsLostPage,
         Self::ForgetsTombstones,
         Self::ForgetsOwnCommits,
@@ -227,7 +231,12 @@ impl Sketch {
                 },
                 page => page?,
             };
-            let head = *goal.get_or_insert(page.head);
+            let first = *goal.get_or_insert(page.head);
+            let head = if self.has(Defect::ConfirmsFirstHead) {
+                first
+            } else {
+                page.head
+            };
             if self.has(Defect::LeaseFromAnswer) {
                 sent = self.clock.monotonic();
             }

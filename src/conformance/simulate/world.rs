@@ -25,7 +25,7 @@ pub(super) const SECOND: u64 = 1_000_000;
 const MOST_EVENTS: u64 = 5_000_000;
 
 /// How many of the last events a violation tells.
-const TRACE: usize = 80;
+const TRACE: usize = 120;
 
 /// How deep events may happen within a verification that was interrupted.
 const MOST_NESTED: usize = 2;
@@ -101,6 +101,8 @@ pub(super) struct Place {
     pub(super) life: u32,
     /// Where the node is told by others to look, if it listens.
     pub(super) hinted: bool,
+    /// When the store was last asked what has changed, of what it has told since.
+    pub(super) served: Option<Instant>,
     pub(super) node: Option<Arc<dyn Node>>,
 }
 
@@ -114,6 +116,8 @@ pub(super) struct State {
     pub(super) report: Report,
     pub(super) found: Option<(Invariant, String)>,
     pub(super) last_commit: Instant,
+    /// How many commands were made.
+    pub(super) asked: u64,
     queue: BinaryHeap<Reverse<Scheduled>>,
     tasks: BTreeMap<TaskId, Slot>,
     running: Vec<TaskId>,
@@ -157,6 +161,7 @@ impl World {
                 report: Report::default(),
                 found: None,
                 last_commit: 0,
+                asked: 0,
                 queue: BinaryHeap::new(),
                 tasks: BTreeMap::new(),
                 running: Vec::new(),
