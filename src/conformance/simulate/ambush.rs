@@ -7,6 +7,7 @@ use super::fate::{Asked, give};
 use super::node::Way;
 use super::world::{Instant, MILLI, SECOND, Weather};
 use crate::core::command::{Command, DeleteKey};
+use crate::core::id::KeyId;
 use crate::core::record::Reason;
 use crate::store::RowKey;
 
@@ -55,6 +56,8 @@ pub(super) async fn late_reply(run: Arc<Run>, place: usize, held: Held) {
         };
         other(run.setup.nodes, place, state.dice.next())
     };
+    // Changes nothing, and has the node tell itself what it loaded.
+    change(&run, place, &held, |key| Command::Enable { key });
     for _ in 0..3 {
         let verify = run
             .clone()
@@ -121,12 +124,7 @@ async fn served(run: &Arc<Run>, place: usize) -> Option<Instant> {
 }
 
 /// Has another node change a key.
-fn change(
-    run: &Arc<Run>,
-    place: usize,
-    held: &Held,
-    command: impl FnOnce(crate::KeyId) -> Command,
-) {
+fn change(run: &Arc<Run>, place: usize, held: &Held, command: impl FnOnce(KeyId) -> Command) {
     let Some(key) = held.id else {
         return;
     };

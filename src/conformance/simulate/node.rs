@@ -6,7 +6,6 @@ use async_trait::async_trait;
 
 use super::sketch::{Defect, Sketch};
 use super::world::World;
-use crate::clock::Clock;
 use crate::core::command::{Command, Outcome, Request};
 use crate::core::id::KeyId;
 use crate::core::need::Need;
@@ -140,9 +139,4 @@ impl Defect {
             _ => None,
         }
     }
-}
-
-/// A clock that shows only wall time to who must not be interrupted.
-pub(super) fn shared(clock: PlaceClock) -> Arc<dyn Clock> {
-    Arc::new(clock)
 }

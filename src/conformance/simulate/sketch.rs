@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::node::{Node, Parts, Way, give, shared};
+use super::node::{Node, Parts, Way, give};
 use super::world::World;
 use crate::clock::Clock;
 use crate::core::command::Request;
@@ -64,6 +64,9 @@ pub enum Defect {
     ForgetsTombstones,
     /// What it commits itself while it reads everything again is missing afterwards.
     ForgetsOwnCommits,
+    /// It puts what it commits itself beside a scan that is not over yet, so that a key which was
+    /// removed meanwhile, tombstone and all, stays.
+    TellsScanTooSoon,
     /// It never starts over once its place in the history is gone.
     NeverStartsOver,
     /// It takes no notice of owners' rows.
@@ -72,7 +75,7 @@ pub enum Defect {
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::AppliesAnything,
         Self::ConfirmsFirst,
         Self::UsesWallTime,
@@ -87,6 +90,7 @@ impl Defect {
         Self::SkipsLostPage,
         Self::ForgetsTombstones,
         Self::ForgetsOwnCommits,
+        Self::TellsScanTooSoon,
         Self::NeverStartsOver,
         Self::IgnoresOwners,
     ];
@@ -110,12 +114,17 @@ pub(super) struct Sketch {
 struct Rows {
     rows: BTreeMap<RowKey, Change>,
     base: Revision,
+    /// The scan is over.
+    filled: bool,
 }
 
 #[derive(Default)]
 struct Known {
     live: Rows,
     building: Option<Rows>,
+    /// What it committed while it read everything again. Kept until the scan is over, which tells
+    /// which keys had been removed by then.
+    meanwhile: Vec<Change>,
     cursor: Option<Cursor>,
     confirmed: Option<Duration>,
     newest: Option<Timestamp>,
@@ -167,7 +176,7 @@ impl Rows {
 
 impl Sketch {
     pub(super) fn new(parts: Parts, defect: Option<Defect>) -> Self {
-        let clock = shared(parts.clock(defect.and_then(Defect::clock)));
+        let clock: Arc<dyn Clock> = Arc::new(parts.clock(defect.and_then(Defect::clock)));
         let known: Arc<Mutex<Known>> = Arc::default();
         let learns = known.clone();
         let manager = KeyManager::new(
@@ -182,10 +191,18 @@ impl Sketch {
             known.newest = known.newest.max(Some(decided_at));
             for change in changes {
                 known.live.apply(change.clone(), defect);
-                if let Some(building) = &mut known.building
-                    && defect != Some(Defect::ForgetsOwnCommits)
-                {
-                    building.apply(change.clone(), defect);
+                let Known {
+                    building,
+                    meanwhile,
+                    ..
+                } = &mut *known;
+                match building {
+                    Some(_) if defect == Some(Defect::ForgetsOwnCommits) => {}
+                    Some(rows) if rows.filled || defect == Some(Defect::TellsScanTooSoon) => {
+                        rows.apply(change.clone(), defect);
+                    }
+                    Some(_) => meanwhile.push(change.clone()),
+                    None => {}
                 }
             }
         });
@@ -268,7 +285,11 @@ impl Sketch {
     }
 
     async fn rebuild(&self) -> Result<(), StoreError> {
-        self.known().building = Some(Rows::default());
+        {
+            let mut known = self.known();
+            known.building = Some(Rows::default());
+            known.meanwhile.clear();
+        }
         let mut head = None;
         let mut after = None;
         loop {
@@ -287,8 +308,14 @@ impl Sketch {
             }
         }
         let head: Cursor = head.unwrap_or_default();
-        if let Some(building) = &mut self.known().building {
+        {
+            let mut known = self.known();
+            let meanwhile = std::mem::take(&mut known.meanwhile);
+            let building = known.building.get_or_insert_default();
             building.base = head.revision;
+            building.filled = true;
+            let meanwhile = meanwhile.into_iter();
+            meanwhile.for_each(|change| building.apply(change, self.defect));
         }
         let (sent, upto) = match self.catch_up(true, head).await {
             Ok(caught_up) => caught_up,

@@ -204,11 +204,10 @@ impl World {
         state.places[place].life += 1;
         let node = state.places[place].node.take();
         let on_it = |slot: &Slot| slot.place.is_some_and(|(on, _)| on == place);
-        let gone: Vec<_> = state
-            .tasks
-            .extract_if(.., |_, slot| on_it(slot))
-            .map(|(_, slot)| slot)
-            .collect();
+        let tasks = std::mem::take(&mut state.tasks);
+        let (gone, kept): (BTreeMap<_, _>, _) =
+            tasks.into_iter().partition(|(_, slot)| on_it(slot));
+        state.tasks = kept;
         drop(state);
         // Out of the lock: whatever is dropped may wake others.
         drop((gone, node));
