@@ -18,7 +18,7 @@ use keyward::store::MemoryStore;
 const SEEDS: u64 = 10_000;
 
 /// Within so many seeds every broken node is found. Most are found within fifty.
-const WITHIN: u64 = 20_000;
+const WITHIN: u64 = 3_000;
 
 /// How many seeds are run between two words about how far it is.
 const EVERY: u64 = 10_000;
