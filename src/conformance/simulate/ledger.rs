@@ -3,7 +3,7 @@
 //! Naive on purpose: it keeps every version of every row with the real time at which it landed, and
 //! calls none of the rules that verification follows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Invariant;
 use super::world::Instant;
@@ -38,8 +38,8 @@ pub(super) struct Ledger {
     heads: BTreeMap<TenantId, AuditHead>,
     newest: Timestamp,
     revision: Revision,
-    /// The last commit of each command.
-    commands: BTreeMap<CommandId, Revision>,
+    /// The rows that each command left behind, oldest first.
+    commands: BTreeMap<CommandId, Vec<(RowKey, Revision)>>,
 }
 
 /// A node took a key for good.
@@ -127,9 +127,11 @@ impl Ledger {
                 row,
             });
         }
-        let entries = commit.effects.audit.iter();
-        let commands = entries.map(|entry| (entry.command.clone(), revision));
-        self.commands.extend(commands);
+        let commands: BTreeSet<_> = commit.effects.audit.iter().map(|e| &e.command).collect();
+        for command in commands {
+            let left = self.commands.entry(command.clone()).or_default();
+            left.extend(commit.rows().map(|row| (row.key(), revision)));
+        }
         self.check_trail(commit)?;
         let live = self.records(&commit.tenant);
         check_cap(&self.policy, commit.decided_at, &commit.tenant, &live)
@@ -167,7 +169,10 @@ impl Ledger {
         command: &CommandId,
         found: Revision,
     ) -> Option<usize> {
-        let revision = self.commands.get(command).copied().unwrap_or(found);
+        let revision = match self.commands.get(command) {
+            Some(left) => left.iter().rfind(|(own, _)| own == row)?.1,
+            None => found,
+        };
         let versions = self.rows.get(row)?;
         versions
             .iter()
