@@ -169,6 +169,7 @@ fn place(dice: &mut Dice) -> Place {
         paused: 0,
         life: 0,
         hinted: false,
+        busy: false,
         served: None,
         node: None,
     }

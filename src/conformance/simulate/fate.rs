@@ -210,7 +210,9 @@ pub(super) async fn command(run: Arc<Run>) {
             let upkeep = run.clone();
             run.world.spawn(Some(place), async move {
                 if let Some((node, _)) = upkeep.node(place) {
+                    upkeep.world.turn(place).await;
                     node.upkeep().await;
+                    upkeep.world.state().places[place].busy = false;
                 }
             });
         }
@@ -401,7 +403,9 @@ pub(super) async fn give(run: Arc<Run>, place: usize, asked: Asked) {
             });
             3 * run.setup.patience + state.dice.between(0, SECOND)
         };
+        run.world.turn(place).await;
         let done = run.world.within(patience, node.give(request.clone())).await;
+        run.world.state().places[place].busy = false;
         let calm = {
             let mut state = run.world.state();
             state.tell(|| format!("node {place} answers {}: {done:?}", request.id));

@@ -101,6 +101,9 @@ pub(super) struct Place {
     pub(super) life: u32,
     /// Where the node is told by others to look, if it listens.
     pub(super) hinted: bool,
+    /// A command is being carried out: the next one waits, since whoever waits for a lock is served in
+    /// an order that depends on the machine's own clock.
+    pub(super) busy: bool,
     /// When the store was last asked what has changed, of what it has told since.
     pub(super) served: Option<Instant>,
     pub(super) node: Option<Arc<dyn Node>>,
@@ -202,6 +205,7 @@ impl World {
     pub(super) fn kill(&self, place: usize) {
         let mut state = self.state();
         state.places[place].life += 1;
+        state.places[place].busy = false;
         let node = state.places[place].node.take();
         let on_it = |slot: &Slot| slot.place.is_some_and(|(on, _)| on == place);
         let tasks = std::mem::take(&mut state.tasks);
@@ -390,6 +394,13 @@ impl World {
                 return;
             }
             until = state.places[place].paused;
+        }
+    }
+
+    /// Waits until no other command is being carried out on a node.
+    pub(super) async fn turn(&self, place: usize) {
+        while std::mem::replace(&mut self.state().places[place].busy, true) {
+            self.sleep(5 * MILLI).await;
         }
     }
 
