@@ -6,12 +6,14 @@
 //! - [`registry_suite!`] does the same for a [`NodeRegistry`](crate::store::NodeRegistry).
 //! - [`FaultyStore`] fails when it is told to.
 //! - [`explore`] runs writers in every order there is, replies lost on the way.
+//! - [`simulate`] runs nodes over a store that is far away, with clocks that disagree.
 
 pub mod broken;
 mod contract;
 pub mod explore;
 mod faulty;
 pub mod model;
+pub mod simulate;
 pub mod strategies;
 
 pub use self::contract::{

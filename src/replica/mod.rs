@@ -76,6 +76,9 @@ struct Progress {
     head: Option<Cursor>,
     /// An index being built aside: commits of this process go into it as well.
     building: Option<Arc<Index>>,
+    /// Commits of this process for the index that is built aside, for as long as the scan goes on
+    /// that fills it: what they say of keys that the scan does not find may have been removed since.
+    meanwhile: Option<Vec<Change>>,
 }
 
 impl Replica {
@@ -255,10 +258,13 @@ impl Replica {
 
     /// Takes over what this process committed, before anyone hears that it landed.
     pub(crate) fn apply_landed(&self, changes: &[Change], decided_at: Timestamp) {
-        let progress = self.progress();
-        if let Some(building) = &progress.building {
-            building.apply(changes.iter().cloned());
+        let mut progress = self.progress();
+        if let Some(building) = progress.building.clone() {
             building.saw(decided_at);
+            match &mut progress.meanwhile {
+                Some(meanwhile) => meanwhile.extend(changes.iter().cloned()),
+                None => building.apply(changes.iter().cloned()),
+            }
         }
         self.apply(changes.iter().cloned()).saw(decided_at);
     }
@@ -277,7 +283,7 @@ impl Replica {
         }
     }
 
-    /// Applies changes to `index` until the head of the first page is reached.
+    /// Applies changes to `index` until a page reaches the head that it tells.
     async fn catch_up(
         &self,
         index: &Index,
@@ -285,12 +291,13 @@ impl Replica {
     ) -> Result<(Sent, Cursor), ChangesError> {
         self.register().await?;
         let sent = self.sending(&self.progress());
-        let mut goal = None;
         loop {
             let page = self.store.changes(cursor, PAGE).await;
             self.answers.fetch_add(1, Ordering::Relaxed);
             let page = page?;
-            let goal = *goal.get_or_insert(page.head.revision);
+            // This page's own head, not the first one's: a row that changed again meanwhile has moved
+            // behind that, and with it whatever had become of it before.
+            let goal = page.head.revision;
             {
                 let mut one_writer = self.progress();
                 one_writer.saw(page.head);
@@ -314,7 +321,11 @@ impl Replica {
         // Before everything is read in vain.
         self.register().await?;
         let building = Arc::new(Index::default());
-        self.progress().building = Some(building.clone());
+        {
+            let mut progress = self.progress();
+            progress.building = Some(building.clone());
+            progress.meanwhile = Some(Vec::new());
+        }
         let _given_up = GivenUp(self);
         let built = self.fill(&building).await;
         let view = View::of(building);
@@ -356,7 +367,12 @@ impl Replica {
             page.newest.into_iter().for_each(|newest| index.saw(newest));
         }
         tracing::debug!(rows = read, "scanned");
-        index.filled(head.map_or(Revision::ZERO, |head: Cursor| head.revision));
+        {
+            let mut progress = self.progress();
+            index.filled(head.map_or(Revision::ZERO, |head: Cursor| head.revision));
+            index.apply(progress.meanwhile.take().unwrap_or_default());
+            self.note_imports(index);
+        }
         match self.catch_up(index, head.unwrap_or_default()).await {
             Ok(caught_up) => Ok(caught_up),
             Err(ChangesError::Store(error)) => Err(error),
@@ -499,7 +515,8 @@ struct GivenUp<'a>(&'a Replica);
 
 impl Drop for GivenUp<'_> {
     fn drop(&mut self) {
-        self.0.progress().building = None;
+        let mut progress = self.0.progress();
+        (progress.building, progress.meanwhile) = (None, None);
     }
 }
 

@@ -21,6 +21,7 @@ use std::task::{Context, Poll, Waker};
 pub use self::race::{Bench, Race};
 pub use self::step::step;
 use self::step::{Control, StepStore, stepped};
+pub(in crate::conformance) use self::watch::check_cap;
 use crate::store::KeyStore;
 
 /// How often a writer may wait for something that is not a step before it is taken to be stuck.

@@ -133,42 +133,11 @@ impl Watch {
             }
         }
         for (tenant, keys) in &tenants {
-            self.check_cap(tenant, keys)?;
+            check_cap(&self.policy, self.now, tenant, keys)?;
         }
         for tenant in open {
             let keys = tenants.get(tenant).map_or(&[][..], Vec::as_slice);
             self.check_legacy(tenant, keys)?;
-        }
-        Ok(())
-    }
-
-    fn check_cap(&self, tenant: &TenantId, keys: &[&KeyRecord]) -> Result<(), String> {
-        let ActiveKeyCap::Limited { limit, classes } = &self.policy.spec().active_keys else {
-            return Ok(());
-        };
-        let limit = limit.get() as usize;
-        let alive = |key: &KeyRecord| {
-            !matches!(key.state, KeyState::Revoked { .. })
-                && key.expires_at.is_none_or(|end| self.now < end)
-        };
-        let counts =
-            |key: &&&KeyRecord| alive(key) && (classes.is_empty() || classes.contains(&key.class));
-        let live: Vec<_> = keys.iter().filter(counts).collect();
-        let retiring = |key: &KeyRecord| {
-            key.succession.as_ref().is_some_and(|succession| {
-                succession.grace_from_first_use.is_none()
-                    || live.iter().any(|other| other.id == succession.successor)
-            })
-        };
-        let active = live.iter().filter(|key| !retiring(key)).count();
-        if active > limit {
-            return Err(format!(
-                "{tenant} has {active} active keys, the cap is {limit}"
-            ));
-        }
-        if live.len() > 2 * limit {
-            let live = live.len();
-            return Err(format!("{tenant} has {live} live keys, the cap is {limit}"));
         }
         Ok(())
     }
@@ -238,4 +207,40 @@ impl Watch {
         }
         Ok(landings)
     }
+}
+
+/// Whether a tenant with these keys keeps its cap at `now`.
+pub(in crate::conformance) fn check_cap(
+    policy: &Policy,
+    now: Timestamp,
+    tenant: &TenantId,
+    keys: &[&KeyRecord],
+) -> Result<(), String> {
+    let ActiveKeyCap::Limited { limit, classes } = &policy.spec().active_keys else {
+        return Ok(());
+    };
+    let limit = limit.get() as usize;
+    let alive = |key: &KeyRecord| {
+        !matches!(key.state, KeyState::Revoked { .. }) && key.expires_at.is_none_or(|end| now < end)
+    };
+    let counts =
+        |key: &&&KeyRecord| alive(key) && (classes.is_empty() || classes.contains(&key.class));
+    let live: Vec<_> = keys.iter().filter(counts).collect();
+    let retiring = |key: &KeyRecord| {
+        key.succession.as_ref().is_some_and(|succession| {
+            succession.grace_from_first_use.is_none()
+                || live.iter().any(|other| other.id == succession.successor)
+        })
+    };
+    let active = live.iter().filter(|key| !retiring(key)).count();
+    if active > limit {
+        return Err(format!(
+            "{tenant} has {active} active keys, the cap is {limit}"
+        ));
+    }
+    if live.len() > 2 * limit {
+        let live = live.len();
+        return Err(format!("{tenant} has {live} live keys, the cap is {limit}"));
+    }
+    Ok(())
 }

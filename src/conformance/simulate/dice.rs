@@ -1,0 +1,54 @@
+//! What decides everything that is left to chance: one seed, one sequence.
+
+/// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): small, fast, and good enough to choose faults.
+#[derive(Clone, Debug)]
+pub(super) struct Dice(u64);
+
+impl Dice {
+    pub(super) const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(super) const fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mix(self.0)
+    }
+
+    /// A number from `low` up to, and not including, `high`; `low` if there is none between.
+    pub(super) const fn between(&mut self, low: u64, high: u64) -> u64 {
+        let wide = high.saturating_sub(low);
+        let draw = self.next();
+        // The bias is below one in 2^40 for every range here.
+        if wide == 0 { low } else { low + draw % wide }
+    }
+
+    /// True so many times in a thousand.
+    pub(super) const fn chance(&mut self, per_mille: u64) -> bool {
+        self.between(0, 1000) < per_mille
+    }
+
+    /// An index into something of this length.
+    pub(super) fn index(&mut self, len: usize) -> usize {
+        usize::try_from(self.between(0, len as u64)).unwrap_or_default()
+    }
+
+    pub(super) fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        let index = self.index(from.len());
+        &from[index]
+    }
+
+    /// About `base`, and now and then many times that, up to `most`: half as often for each doubling.
+    pub(super) fn tail(&mut self, base: u64, most: u64) -> u64 {
+        let doublings = (self.next() | 1 << 20).trailing_zeros();
+        let about = base << doublings.min(20);
+        self.between(about / 2, about + 1).min(most)
+    }
+}
+
+/// Mixes the bits of a number.
+pub(super) const fn mix(number: u64) -> u64 {
+    let mut z = number;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
