@@ -171,6 +171,11 @@ impl Replica {
         (version, self.view.load_full())
     }
 
+    /// Has a view that is read no more freed by the next sync.
+    pub(crate) fn leave_behind(&self, view: Arc<View>) {
+        self.replaced().push(view);
+    }
+
     /// How many views there were before the current one.
     #[inline]
     pub(crate) fn version(&self) -> u64 {

@@ -256,7 +256,9 @@ impl Verifier {
     fn pin(&self) -> Guard<Arc<Pinned>> {
         let pinned = Pinned::of(&self.replica, &self.policies);
         // Of two that do so at once the older may win: the next call sees its number.
-        self.pinned.store(Arc::new(pinned));
+        let old = self.pinned.swap(Arc::new(pinned));
+        // Freed by whoever syncs next, and not in the middle of a request: it may be a lot.
+        self.replica.leave_behind(old.view.clone());
         let now = self.pinned.load();
         if now.versions == (self.replica.version(), self.policies.version()) {
             return now;
