@@ -36,7 +36,7 @@ fn a_revoked_key_is_refused_in_time_by_every_process_and_at_once_by_one_that_was
         .collect();
     assert_eq!(refused, [2, 2, 1], "{out}");
     assert_eq!(rows("  nobody can accept any more"), 1, "{out}");
-    assert_eq!(rows("  first verification: refused as "), 1, "{out}");
+    assert_eq!(rows("  Revoked from "), 1, "{out}");
     assert_eq!(rows("No verification accepted"), 1, "{out}");
     let left: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
