@@ -704,7 +704,6 @@ fn after_a_lost_history_time_alone_counts_for_a_while_even_under_the_same_epoch(
     let receipt = world.revoke(&kept);
     world.sync();
     let asked = world.ask(&receipt);
-    assert_eq!(asked.applied().count(), 2, "as far as is known");
     assert!(!asked.is_complete() && asked.at_most() >= BOUND - SECOND);
     world.clock.advance(PAST);
     assert!(world.ask(&receipt).is_complete());
