@@ -5,7 +5,8 @@
 
 mod support;
 
-use keyward::{Digest, ImportKey, Keyward, Need, Reason, Rejection, days, token};
+use keyward::policy::Propagation;
+use keyward::{Digest, ImportKey, Keyward, Need, Reason, Rejection, days, profiles, token};
 
 use self::support::{World, admin, host, reader, reading, wait, with_other_secret};
 
@@ -42,6 +43,19 @@ fn allocations(
 fn a_valid_key_allocates_nothing() {
     let (world, token) = service();
     let count = allocations(&world.keys, &token, &reading(), |refused| refused.is_none());
+    assert_eq!(count, 0);
+}
+
+/// Fails if a store in this process is asked for more than what is new, each time that a class whose
+/// bound is zero is verified.
+#[test]
+fn a_valid_key_that_is_confirmed_at_the_moment_of_use_allocates_nothing() {
+    let mut spec = profiles::standard();
+    spec.propagation = Propagation::IMMEDIATE;
+    let world = World::with_policy(spec);
+    let key = world.create(&admin(), reader("nightly export")).unwrap();
+    let token = key.secret.expose();
+    let count = allocations(&world.keys, token, &reading(), |refused| refused.is_none());
     assert_eq!(count, 0);
 }
 

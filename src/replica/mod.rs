@@ -34,7 +34,9 @@ use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::observe;
-use crate::store::{Change, ChangesError, Cursor, KeyStore, StoreError, StoreErrorKind, Versioned};
+use crate::store::{
+    Change, ChangesError, CommitTag, Cursor, Epoch, KeyStore, StoreError, StoreErrorKind, Versioned,
+};
 
 /// How many rows a page of feed or scan asks for. A judgement: a megabyte or so.
 const PAGE: NonZeroUsize = NonZeroUsize::new(4096).expect("4096 is not zero");
@@ -60,6 +62,8 @@ pub struct Replica {
     confirmed: AtomicU64,
     /// Whether any key was ever imported, as far as is known here.
     imported: AtomicBool,
+    /// Whether the store was seen to answer at once.
+    in_process: AtomicBool,
     progress: Mutex<Progress>,
     syncing: async_lock::Mutex<()>,
     registration: Option<Registration>,
@@ -94,6 +98,7 @@ impl Replica {
             replaced: Mutex::default(),
             confirmed: AtomicU64::new(NEVER),
             imported: AtomicBool::new(false),
+            in_process: AtomicBool::new(false),
             progress: Mutex::default(),
             syncing: async_lock::Mutex::new(()),
             registration: None,
@@ -236,8 +241,7 @@ impl Replica {
 
     /// Confirms at once, if the store lives in this process; tells whether it did.
     pub(crate) fn confirm_now(&self) -> bool {
-        // Other stores know nothing at once: whoever asks need not wait for the writer to learn that.
-        if self.store.changes_now(Cursor::default(), PAGE).is_none() {
+        if !self.answers_now() {
             return false;
         }
         let mut progress = self.progress();
@@ -270,6 +274,23 @@ impl Replica {
             }
         }
         false
+    }
+
+    /// Whether the store lives in this process. Asked without the lock under which changes are applied:
+    /// verifications over any other store do not wait for the writer to learn that it does not.
+    fn answers_now(&self) -> bool {
+        // Ahead of every head: there is nothing to be read.
+        const BEYOND: Cursor = Cursor {
+            epoch: Epoch(u128::MAX),
+            revision: Revision(u64::MAX),
+            tag: CommitTag(u128::MAX),
+        };
+        let known = || self.in_process.load(Ordering::Relaxed);
+        let asked = || self.store.changes_now(BEYOND, PAGE).is_some();
+        if !known() && asked() {
+            self.in_process.store(true, Ordering::Relaxed);
+        }
+        known()
     }
 
     /// Takes over what this process committed, before anyone hears that it landed.

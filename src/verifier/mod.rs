@@ -152,7 +152,8 @@ impl Verifier {
         self
     }
 
-    /// Verifies what was presented. No I/O, no waiting, and no allocation unless it refuses.
+    /// Verifies what was presented. No I/O, no waiting, and no allocation unless it refuses, but for
+    /// what a [`Need`] remembers once of the kinds of keys that meet it.
     ///
     /// # Errors
     ///
@@ -257,9 +258,11 @@ impl Verifier {
         let pinned = Pinned::of(&self.replica, &self.policies);
         // Of two that do so at once the older may win: the next call sees its number.
         let old = self.pinned.swap(Arc::new(pinned));
-        // Freed by whoever syncs next, and not in the middle of a request: it may be a lot.
-        self.replica.leave_behind(old.view.clone());
         let now = self.pinned.load();
+        if !Arc::ptr_eq(&old.view, &now.view) {
+            // Freed by whoever syncs next, and not in the middle of a request: it may be a lot.
+            self.replica.leave_behind(old.view.clone());
+        }
         if now.versions == (self.replica.version(), self.policies.version()) {
             return now;
         }
