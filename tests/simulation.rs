@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use keyward::conformance::broken::{BrokenStore, Defect as StoreDefect};
 use keyward::conformance::simulate::{
     Defect, Ground, Invariant, Options, Report, Simulation, Subject, Violation,
 };
@@ -150,6 +151,31 @@ fn keyward_on_a_broken_clock_is_found() {
     ] {
         let found = find(subject, 500);
         assert_eq!(found.invariant, Invariant::NeverPastBound);
+    }
+}
+
+/// What no node can break by itself a store can: a cap, a trail, what was ended.
+#[test]
+fn what_a_broken_store_lets_happen_is_found() {
+    for (defect, expected) in [
+        (StoreDefect::LoadsNoDisabledKeys, Invariant::CapKept),
+        (StoreDefect::ConflictLeavesAudit, Invariant::TrailIntact),
+        (StoreDefect::IgnoresExpected, Invariant::TombstonesStick),
+        (StoreDefect::FindsFromCache, Invariant::FreshWhenAsked),
+        (StoreDefect::RevisionsPerTenant, Invariant::Progress),
+    ] {
+        let broken = move || Ground::new(Arc::new(BrokenStore::new(MemoryStore::new(), defect)));
+        let options = Options::default().whole_pages().over(broken);
+        let violated = |seed| {
+            let run = Simulation::new(seed, options.clone()).run();
+            run.err().map(|violation| violation.invariant)
+        };
+        assert!(
+            (0..WITHIN)
+                .filter_map(violated)
+                .any(|invariant| invariant == expected),
+            "{defect:?} breaks no {expected:?}"
+        );
     }
 }
 
