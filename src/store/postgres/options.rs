@@ -1,0 +1,190 @@
+//! How a database is connected to.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use tokio_postgres::config::TargetSessionAttrs;
+use tokio_postgres::{Config, NoTls};
+
+use super::PostgresStore;
+use super::fault::{ConnectError, Fault};
+use super::link::{Link, Timeouts};
+use super::schema::{Schema, migrate};
+
+/// How long setting up tables may take: others may be at it, with a lock on the version.
+const MIGRATION: Duration = Duration::from_secs(60);
+
+/// How a database is connected to. See [`PostgresStore::options`].
+#[derive(Clone)]
+#[must_use = "options connect to nothing by themselves"]
+pub struct PostgresOptions {
+    source: Source,
+    schema: String,
+    connections: usize,
+    timeouts: Timeouts,
+}
+
+/// Where connections come from.
+#[derive(Clone)]
+enum Source {
+    Url(String),
+    Pool(Pool),
+}
+
+/// Tells neither the URL nor anything of it, which may be a password.
+impl fmt::Debug for PostgresOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresOptions")
+            .field("schema", &self.schema)
+            .field("connections", &self.connections)
+            .field("timeouts", &self.timeouts)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PostgresOptions {
+    /// How many connections a node opens at most. A judgement: a server has some hundred for all.
+    pub const DEFAULT_CONNECTIONS: usize = 8;
+
+    fn new(source: Source) -> Self {
+        Self {
+            source,
+            schema: "keyward".to_owned(),
+            connections: Self::DEFAULT_CONNECTIONS,
+            timeouts: Timeouts {
+                statement: Duration::from_secs(5),
+                lock: Duration::from_secs(5),
+                idle: Duration::from_secs(10),
+                request: Duration::from_secs(10),
+                connection: Duration::from_secs(5),
+            },
+        }
+    }
+
+    pub(super) fn url(url: String) -> Self {
+        Self::new(Source::Url(url))
+    }
+
+    pub(super) fn pool(pool: Pool) -> Self {
+        Self::new(Source::Pool(pool))
+    }
+
+    /// Sets the schema that holds the store's tables. It is created if there is none and the user may.
+    /// Defaults to `keyward`; 1 to 48 lower-case letters, digits and underscores.
+    pub fn schema(mut self, name: impl Into<String>) -> Self {
+        self.schema = name.into();
+        self
+    }
+
+    /// Sets how many connections are opened at most; one more hears of other nodes' commits. Of no
+    /// effect on a pool that was handed over. Defaults to
+    /// [`DEFAULT_CONNECTIONS`](Self::DEFAULT_CONNECTIONS).
+    pub const fn max_connections(mut self, connections: NonZeroUsize) -> Self {
+        self.connections = connections.get();
+        self
+    }
+
+    /// Sets how long the server works on one statement before it gives up, at least a millisecond.
+    /// Defaults to five seconds.
+    pub const fn statement_timeout(mut self, timeout: Duration) -> Self {
+        self.timeouts.statement = timeout;
+        self
+    }
+
+    /// Sets how long the server waits for a lock before it gives up, at least a millisecond. Defaults
+    /// to five seconds.
+    pub const fn lock_timeout(mut self, timeout: Duration) -> Self {
+        self.timeouts.lock = timeout;
+        self
+    }
+
+    /// Sets how long the server keeps a transaction, and its locks, of a node that says nothing any
+    /// more; at least a millisecond. Defaults to ten seconds.
+    pub const fn idle_in_transaction_timeout(mut self, timeout: Duration) -> Self {
+        self.timeouts.idle = timeout;
+        self
+    }
+
+    /// Sets how long a call waits for the server as a whole, and once more for the answer to its
+    /// commit. Listings may take six times as long. Defaults to ten seconds.
+    pub const fn request_timeout(mut self, timeout: Duration) -> Self {
+        self.timeouts.request = timeout;
+        self
+    }
+
+    /// Sets how long a call waits for a connection before it fails as unavailable. Defaults to five
+    /// seconds.
+    pub const fn connection_timeout(mut self, timeout: Duration) -> Self {
+        self.timeouts.connection = timeout;
+        self
+    }
+
+    /// Connects, and sets up the tables if there are none or older ones.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`] says what stands in the way.
+    pub async fn connect(self) -> Result<PostgresStore, ConnectError> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|_| ConnectError::NoRuntime)?;
+        let schema = Schema::new(&self.schema)?;
+        let (pool, config) = match self.source {
+            Source::Pool(pool) => (pool, None),
+            Source::Url(url) => {
+                let config = config(&url, self.timeouts.connection)?;
+                let pool = own_pool(config.clone(), self.connections, self.timeouts.connection)?;
+                (pool, Some(config))
+            }
+        };
+        let timeouts = self.timeouts;
+        let link = Link {
+            pool,
+            schema,
+            timeouts,
+        };
+        let patient = Link {
+            timeouts: Timeouts {
+                statement: MIGRATION,
+                lock: MIGRATION,
+                ..timeouts
+            },
+            ..link.clone()
+        };
+        let migrated = tokio::time::timeout(MIGRATION * 2, migrate(&patient)).await;
+        migrated.unwrap_or(Err(Fault::Late))?;
+        tracing::info!(schema = link.schema.name(), "connected");
+        Ok(PostgresStore::start(Arc::new(link), config, runtime))
+    }
+}
+
+fn config(url: &str, connect: Duration) -> Result<Config, ConnectError> {
+    let mut config = Config::from_str(url).map_err(|_| ConnectError::Url)?;
+    config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+    if config.get_application_name().is_none() {
+        config.application_name("keyward");
+    }
+    if config.get_connect_timeout().is_none() {
+        config.connect_timeout(connect);
+    }
+    Ok(config)
+}
+
+fn own_pool(config: Config, connections: usize, wait: Duration) -> Result<Pool, ConnectError> {
+    let fast = ManagerConfig {
+        recycling_method: RecyclingMethod::Fast,
+    };
+    let manager = Manager::from_config(config, NoTls, fast);
+    let pool = Pool::builder(manager)
+        .max_size(connections)
+        .timeouts(deadpool_postgres::Timeouts {
+            wait: Some(wait),
+            create: Some(wait),
+            recycle: Some(wait),
+        })
+        .runtime(Runtime::Tokio1);
+    pool.build()
+        .map_err(|error| ConnectError::Database(error.into()))
+}
