@@ -4,6 +4,7 @@
 mod connecting;
 mod crash;
 mod damage;
+mod raw;
 mod server;
 mod sharing;
 #[path = "../support/mod.rs"]

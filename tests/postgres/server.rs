@@ -5,8 +5,8 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use keyward::store::PostgresStore;
 use keyward::store::postgres::{ConnectError, PostgresOptions};
@@ -24,6 +24,7 @@ pub(crate) struct Server {
     folder: PathBuf,
     /// Stops the server and takes its folder away once this process is gone, or closes its end.
     watchdog: Child,
+    process: Mutex<Option<Child>>,
 }
 
 impl Server {
@@ -42,7 +43,11 @@ impl Server {
         // A group of its own: an interrupted test run must not take it along.
         watchdog.stdin(Stdio::piped()).process_group(0);
         let watchdog = watchdog.spawn().unwrap();
-        let server = Self { folder, watchdog };
+        let server = Self {
+            folder,
+            watchdog,
+            process: Mutex::new(None),
+        };
         let mut init = server.program("initdb");
         init.args(["-A", "trust", "-U", "postgres", "-E", "UTF8"]);
         run(init.args(["--locale=C", "--no-sync"]));
@@ -68,11 +73,16 @@ impl Server {
     /// Starts it where it was left.
     pub(crate) fn resume(&self) {
         let log = self.folder.join("log");
+        let mut file = std::fs::File::options();
+        let file = file.create(true).append(true).open(&log).unwrap();
         // What a killed server left may hold its memory for a moment: its parts notice one by one.
-        for _ in 0..10 {
-            let mut start = self.program("pg_ctl");
-            start.args(["-w", "-t", "60", "-l"]).arg(&log).arg("start");
-            if start.stdout(Stdio::null()).status().unwrap().success() {
+        for _ in 0..100 {
+            let mut start = self.program("postgres");
+            start.stdin(Stdio::null()).stdout(Stdio::null());
+            start.stderr(file.try_clone().unwrap()).process_group(0);
+            let mut process = start.spawn().unwrap();
+            if self.is_up(&mut process) {
+                *self.process.lock().unwrap() = Some(process);
                 return;
             }
         }
@@ -80,11 +90,40 @@ impl Server {
         panic!("the server does not start: {log}");
     }
 
-    /// Kills it, as a power cut would.
+    /// Waits until it answers; tells whether it did before it ended.
+    fn is_up(&self, process: &mut Child) -> bool {
+        while process.try_wait().unwrap().is_none() {
+            let mut asked = Command::new(programs().join("pg_isready"));
+            asked.arg("-q").arg("-h").arg(&self.folder);
+            if asked.status().unwrap().success() {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Kills it. What it told the operating system to write stays written.
     pub(crate) fn kill(&self) {
-        let pid = std::fs::read_to_string(self.folder.join("data/postmaster.pid")).unwrap();
-        let pid = pid.lines().next().unwrap();
-        run(Command::new("kill").args(["-9", pid]));
+        let process = self.process.lock().unwrap().take();
+        let mut process = process.unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    /// Makes it a standby, which follows nobody.
+    pub(crate) fn demote(&self) {
+        self.stop("fast");
+        std::fs::write(self.folder.join("data/standby.signal"), "").unwrap();
+        self.resume();
+    }
+
+    fn stop(&self, how: &str) {
+        let process = self.process.lock().unwrap().take();
+        if let Some(mut process) = process {
+            let mut stop = self.program("pg_ctl");
+            run(stop.args(["-W", "-m", how, "stop"]));
+            process.wait().unwrap();
+        }
     }
 
     fn program(&self, name: &str) -> Command {
@@ -96,6 +135,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        self.stop("immediate");
         drop(self.watchdog.stdin.take());
         drop(self.watchdog.wait());
     }
@@ -208,6 +248,21 @@ impl Place {
         let client = self.client();
         let rows = on_runtime(async move { client.query(&sql, &[]).await }).unwrap();
         rows.iter().map(|row| row.get(0)).collect()
+    }
+
+    /// Begins a transaction with a statement. It ends when what this returns is dropped.
+    pub(crate) fn hold(&self, sql: &str) -> tokio_postgres::Client {
+        let sql = format!("BEGIN; {}", sql.replace("$s", &self.schema));
+        let client = self.client();
+        on_runtime(async move {
+            client.batch_execute(&sql).await.unwrap();
+            client
+        })
+    }
+
+    /// Waits until nobody holds the head.
+    pub(crate) fn until_free(&self) {
+        self.run("SELECT 1 FROM $s.head FOR UPDATE");
     }
 
     fn client(&self) -> tokio_postgres::Client {

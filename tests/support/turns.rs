@@ -17,7 +17,7 @@ use keyward::{TenantId, async_trait};
 pub(crate) struct Turns<S, K> {
     stores: Vec<S>,
     turn: AtomicUsize,
-    pub(crate) keep: K,
+    _keep: K,
 }
 
 #[allow(dead_code, reason = "each test uses some of it")]
@@ -26,7 +26,7 @@ impl<S, K> Turns<S, K> {
         Self {
             stores: (0..instances).map(open).collect(),
             turn: AtomicUsize::new(0),
-            keep,
+            _keep: keep,
         }
     }
 
