@@ -70,6 +70,11 @@ impl Server {
         )
     }
 
+    /// What it wrote to its log so far.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("log")).unwrap()
+    }
+
     /// Starts it where it was left.
     pub(crate) fn resume(&self) {
         let log = self.folder.join("log");

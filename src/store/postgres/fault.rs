@@ -146,6 +146,11 @@ pub enum ConnectError {
     /// The URL or connection string cannot be read. What of it is left out, since it may be a password.
     #[error("the connection URL cannot be read")]
     Url,
+    /// The server is on another machine, or the URL asks for encryption, and there is none.
+    #[error(
+        "the connection would not be encrypted: connect with TLS, or say `sslmode=disable` in the URL"
+    )]
+    Unencrypted,
     /// The name of the schema is not made of 1 to 48 lower-case letters, digits and underscores, the
     /// first no digit.
     #[error("a schema is named by 1 to 48 lower-case letters, digits and underscores")]

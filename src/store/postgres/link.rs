@@ -33,6 +33,23 @@ pub(super) struct Link {
     pub(super) timeouts: Timeouts,
 }
 
+/// What must hold of a server and of its tables.
+pub(super) const STANDING: &str =
+    "SELECT version, pg_is_in_recovery() FROM $s.schema_version WHERE one = 1";
+
+/// Refuses what [`STANDING`] found, unless it is a primary with tables of this build's version.
+pub(super) fn check_standing(found: &[Row]) -> Result<(), Fault> {
+    let found = found.first();
+    let found = found.ok_or_else(|| Fault::corrupt("the schema's version is missing"))?;
+    if found.try_get(1)? {
+        return Err(Fault::Standby);
+    }
+    match found.try_get(0)? {
+        VERSION => Ok(()),
+        found => Err(Fault::Version { found }),
+    }
+}
+
 /// A connection. It is closed when dropped, whatever it was doing, unless it is given back.
 pub(super) struct Conn {
     object: Option<Object>,
@@ -97,19 +114,11 @@ impl Link {
             schema: &self.schema,
         };
         let timeouts = self.settings() + more;
-        let version = "SELECT version, pg_is_in_recovery() FROM $s.schema_version WHERE one = 1";
-        let version = tx.prepare(version).await?;
+        let version = tx.prepare(STANDING).await?;
         let settings = async { Ok(tx.tx.batch_execute(&timeouts).await?) };
         let ((), found) = try_join(settings, tx.query_with(&version, &[])).await?;
-        let found = found.first();
-        let found = found.ok_or_else(|| Fault::corrupt("the schema's version is missing"))?;
-        if found.try_get(1)? {
-            return Err(Fault::Standby);
-        }
-        match found.try_get(0)? {
-            VERSION => Ok(tx),
-            found => Err(Fault::Version { found }),
-        }
+        check_standing(&found)?;
+        Ok(tx)
     }
 
     /// Settings of one transaction, so that they stay on no connection that the host uses as well.

@@ -23,7 +23,6 @@ pub use deadpool_postgres;
 use deadpool_postgres::Pool;
 use event_listener::Event;
 use tokio::runtime::Handle;
-use tokio_postgres::Config;
 
 pub use self::fault::ConnectError;
 use self::fault::Fault;
@@ -66,7 +65,7 @@ struct Shared {
     writer: Writer,
     moved: Arc<Event>,
     /// How to listen for other nodes' commits; gone once somebody does.
-    listen: Mutex<Option<Config>>,
+    listen: Mutex<Option<listen::Later>>,
     /// Ends the task that listens.
     gone: Arc<Event>,
 }
@@ -87,7 +86,8 @@ impl fmt::Debug for PostgresStore {
 
 impl PostgresStore {
     /// Connects to the database at `url`, `postgres://user:password@host:port/database`, with the
-    /// defaults, and sets up its tables if there are none.
+    /// defaults, and sets up its tables if there are none. A server on another machine is reached with
+    /// [`connect_tls`](PostgresOptions::connect_tls).
     ///
     /// # Errors
     ///
@@ -108,7 +108,7 @@ impl PostgresStore {
         PostgresOptions::pool(pool)
     }
 
-    fn start(link: Arc<Link>, listen: Option<Config>, runtime: Handle) -> Self {
+    fn start(link: Arc<Link>, listen: Option<listen::Later>, runtime: Handle) -> Self {
         let moved = Arc::new(Event::new());
         let writer = Writer::start(link.clone(), &runtime, moved.clone());
         Self {
@@ -215,18 +215,15 @@ impl PostgresStore {
     /// Starts listening for other nodes' commits, if nobody did before.
     fn listen(&self) {
         let Shared {
-            link,
             runtime,
             moved,
             listen,
             gone,
             ..
         } = &*self.shared;
-        let config = listen.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(config) = config {
-            let channel = link.schema.channel();
-            let task = listen::run(config, channel, Arc::downgrade(moved), gone.clone());
-            drop(runtime.spawn(task));
+        let later = listen.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(later) = later {
+            drop(runtime.spawn(later(Arc::downgrade(moved), gone.clone())));
         }
     }
 }

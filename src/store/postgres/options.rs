@@ -1,18 +1,21 @@
 //! How a database is connected to.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
-use tokio_postgres::config::TargetSessionAttrs;
-use tokio_postgres::{Config, NoTls};
+use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+use tokio_postgres::{Config, NoTls, Socket};
 
 use super::PostgresStore;
 use super::fault::{ConnectError, Fault};
 use super::link::{Link, Timeouts};
+use super::listen;
 use super::schema::{Schema, migrate};
 
 /// How long setting up tables may take: others may be at it, with a lock on the version.
@@ -123,20 +126,59 @@ impl PostgresOptions {
         self
     }
 
-    /// Connects, and sets up the tables if there are none or older ones.
+    /// Connects, and sets up the tables if there are none or older ones. Nothing is encrypted, so that
+    /// only a server on this machine is connected to, or one whose URL says `sslmode=disable`.
     ///
     /// # Errors
     ///
     /// [`ConnectError`] says what stands in the way.
     pub async fn connect(self) -> Result<PostgresStore, ConnectError> {
+        self.start(None::<NoTls>).await
+    }
+
+    /// Connects like [`connect`](Self::connect), encrypted by `tls`: that of the crate
+    /// `tokio-postgres-rustls`, say, which is set up with the certificates to trust. Connections are
+    /// never unencrypted then, unless the URL says `sslmode=disable`. Of no effect on a pool that was
+    /// handed over.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`] says what stands in the way.
+    pub async fn connect_tls<T>(self, tls: T) -> Result<PostgresStore, ConnectError>
+    where
+        T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+        T::TlsConnect: Send + Sync,
+        T::Stream: Send + Sync,
+        <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    {
+        self.start(Some(tls)).await
+    }
+
+    async fn start<T>(self, tls: Option<T>) -> Result<PostgresStore, ConnectError>
+    where
+        T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+        T::TlsConnect: Send + Sync,
+        T::Stream: Send + Sync,
+        <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| ConnectError::NoRuntime)?;
         let schema = Schema::new(&self.schema)?;
-        let (pool, config) = match self.source {
+        let wait = self.timeouts.connection;
+        let (pool, listen) = match self.source {
             Source::Pool(pool) => (pool, None),
             Source::Url(url) => {
-                let config = config(&url, self.timeouts.connection)?;
-                let pool = own_pool(config.clone(), self.connections, self.timeouts.connection)?;
-                (pool, Some(config))
+                let config = config(&url, wait, tls.is_some())?;
+                let channel = schema.channel();
+                match tls {
+                    Some(tls) => (
+                        own_pool(config.clone(), tls.clone(), self.connections, wait)?,
+                        Some(listen::later(config, tls, channel)),
+                    ),
+                    None => (
+                        own_pool(config.clone(), NoTls, self.connections, wait)?,
+                        Some(listen::later(config, NoTls, channel)),
+                    ),
+                }
             }
         };
         let timeouts = self.timeouts;
@@ -156,12 +198,22 @@ impl PostgresOptions {
         let migrated = tokio::time::timeout(MIGRATION * 2, migrate(&patient)).await;
         migrated.unwrap_or(Err(Fault::Late))?;
         tracing::info!(schema = link.schema.name(), "connected");
-        Ok(PostgresStore::start(Arc::new(link), config, runtime))
+        Ok(PostgresStore::start(Arc::new(link), listen, runtime))
     }
 }
 
-fn config(url: &str, connect: Duration) -> Result<Config, ConnectError> {
+fn config(url: &str, connect: Duration, tls: bool) -> Result<Config, ConnectError> {
     let mut config = Config::from_str(url).map_err(|_| ConnectError::Url)?;
+    match (config.get_ssl_mode(), tls) {
+        (SslMode::Disable, _) => {}
+        // What merely prefers to be encrypted is not, where somebody in between prefers otherwise.
+        (SslMode::Prefer, true) => {
+            config.ssl_mode(SslMode::Require);
+        }
+        (_, true) => {}
+        (SslMode::Prefer, false) if stays_on_this_machine(&config) => {}
+        (_, false) => return Err(ConnectError::Unencrypted),
+    }
     config.target_session_attrs(TargetSessionAttrs::ReadWrite);
     if config.get_application_name().is_none() {
         config.application_name("keyward");
@@ -172,11 +224,36 @@ fn config(url: &str, connect: Duration) -> Result<Config, ConnectError> {
     Ok(config)
 }
 
-fn own_pool(config: Config, connections: usize, wait: Duration) -> Result<Pool, ConnectError> {
+fn stays_on_this_machine(config: &Config) -> bool {
+    let here = |host: &Host| match host {
+        Host::Tcp(name) => {
+            name == "localhost" || name.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+        }
+        Host::Unix(_) => true,
+    };
+    // Where there are addresses, hosts are but names.
+    match config.get_hostaddrs() {
+        [] => config.get_hosts().iter().all(here),
+        addresses => addresses.iter().all(IpAddr::is_loopback),
+    }
+}
+
+fn own_pool<T>(
+    config: Config,
+    tls: T,
+    connections: usize,
+    wait: Duration,
+) -> Result<Pool, ConnectError>
+where
+    T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+    T::TlsConnect: Send + Sync,
+    T::Stream: Send + Sync,
+    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+{
     let fast = ManagerConfig {
         recycling_method: RecyclingMethod::Fast,
     };
-    let manager = Manager::from_config(config, NoTls, fast);
+    let manager = Manager::from_config(config, tls, fast);
     let pool = Pool::builder(manager)
         .max_size(connections)
         .timeouts(deadpool_postgres::Timeouts {

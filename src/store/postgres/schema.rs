@@ -130,6 +130,11 @@ async fn step(link: &Link) -> Result<(), Fault> {
     if from > VERSION {
         return Err(Fault::Version { found: from });
     }
+    if from > 0 {
+        // Whoever commits looks at the version once more when it has this lock.
+        let lock = format!("SELECT 1 FROM {prefix}head WHERE one = 1 FOR UPDATE");
+        tx.query(&lock, &[]).await?;
+    }
     tx.batch_execute(&format!("SET LOCAL search_path TO \"{name}\""))
         .await?;
     for step in MIGRATIONS.iter().skip(usize::try_from(from).unwrap_or(0)) {

@@ -10,7 +10,7 @@ use tokio_postgres::Statement;
 
 use super::fault::Fault;
 use super::head::{self, HEAD, Head, TENANTS};
-use super::link::{Bound, Tx};
+use super::link::{Bound, STANDING, Tx, check_standing};
 use crate::core::id::KeyId;
 use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
@@ -107,6 +107,7 @@ impl Batch {
             .await?;
         let sql = "SELECT digest, id, seal FROM $s.digests WHERE digest = ANY($1)";
         let taken = tx.prepare(sql).await?;
+        let version = tx.prepare(STANDING).await?;
         let (names, ids, wanted): ([Bound<'_>; 1], [Bound<'_>; 1], [Bound<'_>; 1]) =
             ([&names], [&ids], [&wanted]);
         // Sent at once, and run in this order: all but the first see what was committed before it.
@@ -116,10 +117,13 @@ impl Batch {
             tx.query_with(&standing, &ids),
             tx.query_with(&gone, &ids),
             tx.query_with(&taken, &wanted),
+            tx.query_with(&version, &[]),
         ]);
-        let [head, missing, standing, gone, taken] = &found.await?[..] else {
+        let [head, missing, standing, gone, taken, version] = &found.await?[..] else {
             return Err(Fault::Refused("answers are missing"));
         };
+        // Tables are changed under the lock of the head: they may have been while it was waited for.
+        check_standing(version)?;
         for row in missing {
             // One that was not there when tenants were locked may be there now.
             let (tenant, head) = head::tenant(row)?;

@@ -38,14 +38,25 @@ impl Writer {
         landed: Arc<Event>,
     ) -> Self {
         let (orders, mut waiting) = mpsc::unbounded_channel();
-        let task = async move {
-            while let Some(group) = next_group(&mut waiting).await {
-                if settle(&link, group).await {
-                    landed.notify(usize::MAX);
+        // One that waits to be told stands for all that land meanwhile.
+        let (told, mut to_tell) = mpsc::channel(1);
+        let hints = {
+            let link = link.clone();
+            async move {
+                while let Some(()) = to_tell.recv().await {
                     hint(&link).await;
                 }
             }
         };
+        let task = async move {
+            while let Some(group) = next_group(&mut waiting).await {
+                if settle(&link, group).await {
+                    landed.notify(usize::MAX);
+                    let _ = told.try_send(());
+                }
+            }
+        };
+        drop(runtime.spawn(hints));
         drop(runtime.spawn(task));
         Self { orders }
     }
@@ -194,7 +205,12 @@ async fn once(link: &Link, commits: &[&Commit]) -> Group {
 async fn hint(link: &Link) {
     let notify = async {
         let mut conn = link.connection().await?;
-        let sql = format!("NOTIFY {}", link.schema.channel());
+        // Nobody waits for the disk to have a hint.
+        let channel = link.schema.channel();
+        let sql = format!(
+            "BEGIN; {} SET LOCAL synchronous_commit = off; NOTIFY {channel}; COMMIT",
+            link.settings()
+        );
         conn.object()?.batch_execute(&sql).await?;
         conn.give_back();
         Ok::<_, Fault>(())
