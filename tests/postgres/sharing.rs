@@ -10,8 +10,9 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use keyward::policy::Policy;
+use keyward::store::postgres::ConnectError;
 use keyward::store::{
-    ChangesError, CommitError, Cursor, KeyQuery, KeyStore, Revision, StoreErrorKind,
+    ChangesError, CommitError, Cursor, KeyQuery, KeyStore, NodeRegistry, Revision, StoreErrorKind,
 };
 use keyward::{Denied, Error, Keyward, ManualClock, Need, Reason, Rejection, Role};
 
@@ -215,6 +216,29 @@ fn one_commit_that_cannot_be_written_stops_no_other() {
     };
     assert_eq!(error.kind(), StoreErrorKind::Corrupt);
     answers[1].as_ref().unwrap();
+}
+
+#[test]
+fn restored_tables_open_only_to_be_recovered_and_followers_start_over() {
+    let place = Place::new();
+    let store = place.connect();
+    let at = wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
+    let before = wait(store.scan(None, ALL)).unwrap().head;
+    wait(store.begin_anew()).unwrap();
+    let refused = open(place.options()).unwrap_err();
+    assert!(matches!(refused, ConnectError::Unrecovered), "{refused:?}");
+    let restored = open(place.options().allow_unrecovered()).unwrap();
+    let gone = wait(restored.changes(before, ALL));
+    assert!(matches!(gone, Err(ChangesError::Compacted)));
+    let former = wait(restored.nodes()).unwrap();
+    assert_eq!(
+        former.len(),
+        1,
+        "it stands for nodes that the backup does not know"
+    );
+    wait(restored.commit(next(&tenant("acme"), at).1)).unwrap();
+    wait(restored.finish_recovery()).unwrap();
+    place.connect();
 }
 
 #[test]

@@ -169,6 +169,13 @@ pub enum ConnectError {
     /// The server is a standby. Reads must go to the primary, or they tell of the past.
     #[error("the server is a standby: connect to the primary")]
     Standby,
+    /// The tables were restored from a backup and not recovered yet: what was revoked since would work
+    /// again.
+    #[error(
+        "the store was restored from a backup: connect with `allow_unrecovered`, recover it, then call \
+         `finish_recovery`"
+    )]
+    Unrecovered,
     /// The database could not be reached, or refused.
     #[error("cannot use the database")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),

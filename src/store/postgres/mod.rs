@@ -148,6 +148,44 @@ impl PostgresStore {
         self.write("forgetting tombstones", write).await
     }
 
+    /// Begins a history of its own, on tables that were restored from a backup, before any node uses
+    /// them: followers of the lost one start over. From here on the store opens only to be recovered,
+    /// since what was revoked after the backup was taken would work again; see
+    /// [`allow_unrecovered`](PostgresOptions::allow_unrecovered) and
+    /// [`finish_recovery`](Self::finish_recovery).
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]. After `Indeterminate` it may be done or not.
+    pub async fn begin_anew(&self) -> Result<(), StoreError> {
+        let write = move |link: Arc<Link>| async move {
+            let mut conn = link.connection().await?;
+            let tx = link.writing(&mut conn).await?;
+            upkeep::begin_anew(&tx).await?;
+            tx.commit().await?;
+            conn.give_back();
+            Ok(())
+        };
+        self.write("beginning a history anew", write).await
+    }
+
+    /// Lets a restored store open as any other from here on. To be called once it was recovered.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]. After `Indeterminate` it may be done or not.
+    pub async fn finish_recovery(&self) -> Result<(), StoreError> {
+        let write = move |link: Arc<Link>| async move {
+            let mut conn = link.connection().await?;
+            let tx = link.writing(&mut conn).await?;
+            upkeep::finish_recovery(&tx).await?;
+            tx.commit().await?;
+            conn.give_back();
+            Ok(())
+        };
+        self.write("finishing a recovery", write).await
+    }
+
     /// Works on a call on the store's own runtime, so that it neither needs the caller's nor stops
     /// half way when the caller does. `None` if it took longer than `limit`.
     async fn work<T, F>(

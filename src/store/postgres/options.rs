@@ -14,6 +14,7 @@ use tokio_postgres::{Config, NoTls, Socket};
 
 use super::PostgresStore;
 use super::fault::{ConnectError, Fault};
+use super::head::Head;
 use super::link::{Link, Timeouts};
 use super::listen;
 use super::schema::{Schema, migrate};
@@ -28,6 +29,7 @@ pub struct PostgresOptions {
     source: Source,
     schema: String,
     connections: usize,
+    unrecovered: bool,
     timeouts: Timeouts,
 }
 
@@ -58,6 +60,7 @@ impl PostgresOptions {
             source,
             schema: "keyward".to_owned(),
             connections: Self::DEFAULT_CONNECTIONS,
+            unrecovered: false,
             timeouts: Timeouts {
                 statement: Duration::from_secs(5),
                 lock: Duration::from_secs(5),
@@ -80,6 +83,13 @@ impl PostgresOptions {
     /// Defaults to `keyward`; 1 to 48 lower-case letters, digits and underscores.
     pub fn schema(mut self, name: impl Into<String>) -> Self {
         self.schema = name.into();
+        self
+    }
+
+    /// Accepts a store that was restored from a backup and not recovered yet, in order to recover it; see
+    /// [`PostgresStore::begin_anew`].
+    pub const fn allow_unrecovered(mut self) -> Self {
+        self.unrecovered = true;
         self
     }
 
@@ -197,9 +207,22 @@ impl PostgresOptions {
         };
         let migrated = tokio::time::timeout(MIGRATION * 2, migrate(&patient)).await;
         migrated.unwrap_or(Err(Fault::Late))?;
+        let head = tokio::time::timeout(timeouts.request, head(&link)).await;
+        if head.unwrap_or(Err(Fault::Late))?.unrecovered && !self.unrecovered {
+            return Err(ConnectError::Unrecovered);
+        }
         tracing::info!(schema = link.schema.name(), "connected");
         Ok(PostgresStore::start(Arc::new(link), listen, runtime))
     }
+}
+
+async fn head(link: &Link) -> Result<Head, Fault> {
+    let mut conn = link.connection().await?;
+    let tx = link.snapshot(&mut conn).await?;
+    let head = Head::read(&tx).await?;
+    tx.end();
+    conn.give_back();
+    Ok(head)
 }
 
 fn config(url: &str, connect: Duration, tls: bool) -> Result<Config, ConnectError> {

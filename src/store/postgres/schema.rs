@@ -1,6 +1,7 @@
 //! What the tables look like, and how older ones become that.
 
 use deadpool_postgres::GenericClient;
+use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
 use super::fault::{ConnectError, Fault};
@@ -188,10 +189,15 @@ async fn begin_history(tx: &deadpool_postgres::Transaction<'_>, prefix: &str) ->
 
 /// 122 random bits, drawn by the server.
 async fn random(client: &impl GenericClient) -> Result<u128, Fault> {
-    let row = client
-        .query_one("SELECT gen_random_uuid()::text", &[])
-        .await?;
-    let uuid: String = row.try_get(0)?;
+    bits(&client.query_one(RANDOM, &[]).await?)
+}
+
+/// Has the server draw a random number.
+pub(super) const RANDOM: &str = "SELECT gen_random_uuid()::text";
+
+/// The number that [`RANDOM`] found.
+pub(super) fn bits(row: &Row) -> Result<u128, Fault> {
+    let uuid: &str = row.try_get(0)?;
     let digits: String = uuid.chars().filter(|c| *c != '-').collect();
     u128::from_str_radix(&digits, 16).map_err(|_| Fault::Refused("the server drew no random uuid"))
 }

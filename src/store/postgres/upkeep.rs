@@ -1,10 +1,11 @@
-//! What an operator does to the tables: shed tombstones.
+//! What an operator does to the tables: shed tombstones, put them in order after a restore.
 
 use super::fault::Fault;
 use super::head::{HEAD, Head};
 use super::link::Tx;
+use super::{nodes, schema};
 use crate::core::view::Revision;
-use crate::store::rows::{StoreRow, first_after, signed};
+use crate::store::rows::{NodeRow, StoreRow, first_after, signed};
 
 /// Drops the tombstones of commits at or below `upto`, and tells how many there were. Their ids stay
 /// taken. The transaction is to be committed.
@@ -28,8 +29,50 @@ pub(super) async fn forget_removed(tx: &Tx<'_>, upto: Revision) -> Result<u64, F
         floor: floor.0,
         unrecovered: head.unrecovered,
     };
-    let sql = "UPDATE $s.head SET floor = $1, store_seal = $2 WHERE one = 1";
-    tx.execute(sql, &[&signed(floor.0)?, &store.seal()?])
-        .await?;
+    write_store(tx, &store).await?;
     Ok(dropped)
+}
+
+/// Gives restored tables a history of their own, so that followers of the lost one are told that theirs
+/// is gone, whatever the revisions say. The transaction is to be committed.
+pub(super) async fn begin_anew(tx: &Tx<'_>) -> Result<(), Fault> {
+    let head = Head::of(&tx.query(&format!("{HEAD} FOR UPDATE"), &[]).await?)?;
+    let store = StoreRow {
+        epoch: random(tx).await?,
+        floor: head.cursor.revision.0,
+        unrecovered: true,
+    };
+    write_store(tx, &store).await?;
+    let longest = tx.query("SELECT max(lease) FROM $s.nodes", &[]).await?;
+    let longest = longest.first().map(|row| row.try_get(0)).transpose()?;
+    tx.execute("DELETE FROM $s.nodes", &[]).await?;
+    let former = NodeRow::former(random(tx).await?, longest.flatten())?;
+    nodes::report(tx, &former.report()?).await.map(drop)
+}
+
+/// Marks restored tables as put right. The transaction is to be committed.
+pub(super) async fn finish_recovery(tx: &Tx<'_>) -> Result<(), Fault> {
+    let head = Head::of(&tx.query(&format!("{HEAD} FOR UPDATE"), &[]).await?)?;
+    let store = StoreRow {
+        epoch: head.cursor.epoch.0,
+        floor: head.floor.0,
+        unrecovered: false,
+    };
+    write_store(tx, &store).await
+}
+
+async fn write_store(tx: &Tx<'_>, store: &StoreRow) -> Result<(), Fault> {
+    let sql = "UPDATE $s.head SET epoch = $1, floor = $2, unrecovered = $3, store_seal = $4 \
+               WHERE one = 1";
+    let epoch = store.epoch.to_be_bytes();
+    let (floor, seal) = (signed(store.floor)?, store.seal()?);
+    tx.execute(sql, &[&&epoch[..], &floor, &store.unrecovered, &seal])
+        .await
+        .map(drop)
+}
+
+async fn random(tx: &Tx<'_>) -> Result<u128, Fault> {
+    let drawn = tx.query(schema::RANDOM, &[]).await?;
+    let drawn = drawn.first();
+    schema::bits(drawn.ok_or(Fault::Refused("the server drew no random number"))?)
 }
