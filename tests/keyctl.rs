@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 #![cfg(unix)]
 
+#[path = "support/example.rs"]
+mod example;
+
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -24,47 +27,9 @@ const UNAVAILABLE: i32 = 3;
 const CORRUPT: i32 = 4;
 const NOT_FOUND: i32 = 5;
 
-/// The binary of the sources as they are now: cargo tells no test where an example's binary is, and
-/// builds none for a test that runs alone.
 fn binary() -> &'static Path {
-    static BUILT: LazyLock<PathBuf> = LazyLock::new(build);
+    static BUILT: LazyLock<PathBuf> = LazyLock::new(|| example::build("keyctl"));
     &BUILT
-}
-
-/// Has cargo build it as this test was built: most often nothing is left to do.
-fn build() -> PathBuf {
-    let own = std::env::current_exe().unwrap();
-    // <target>/<profile>/deps/<this test>
-    let folders: Vec<_> = own.ancestors().skip(2).take(2).collect();
-    let profile = match folders[0].file_name().unwrap().to_str().unwrap() {
-        "debug" => "test",
-        named => named,
-    };
-    let features = [
-        ("testing", cfg!(feature = "testing")),
-        ("conformance", cfg!(feature = "conformance")),
-        ("sqlite", cfg!(feature = "sqlite")),
-    ];
-    let features: Vec<_> = features.iter().filter(|(_, on)| *on).collect();
-    let features: Vec<_> = features.iter().map(|(name, _)| *name).collect();
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--example", "keyctl"]);
-    command.args(["--message-format", "json-render-diagnostics"]);
-    command.args(["--profile", profile]);
-    command.args(["--features", &features.join(",")]);
-    command.arg("--target-dir").arg(folders[1]);
-    command.current_dir(env!("CARGO_MANIFEST_DIR"));
-    let built = command.stderr(Stdio::inherit()).output().unwrap();
-    assert!(built.status.success(), "keyctl does not build");
-    let messages = String::from_utf8(built.stdout).unwrap();
-    let executable = messages.lines().find_map(|line| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        let keyctl = message["target"]["name"] == "keyctl";
-        let path = message["executable"].as_str().filter(|_| keyctl)?;
-        Some(PathBuf::from(path))
-    });
-    executable.expect("cargo says where it is")
 }
 
 /// What a process said, and how it ended.

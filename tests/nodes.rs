@@ -369,3 +369,20 @@ fn a_batch_is_refused_past_its_bound() {
     let stale = |verdict: &Result<_, _>| matches!(verdict, Err(Rejection::Stale { .. }));
     assert!(verdicts.iter().all(stale), "{verdicts:?}");
 }
+
+/// Fails if imported keys are told apart by half of a digest that whoever imports may choose.
+#[test]
+fn a_key_that_was_imported_under_half_of_anothers_digest_is_not_taken_for_it() {
+    let world = Nodes::new();
+    let [node, _] = &world.nodes;
+    let token = "legacy-0123456789abcdef";
+    let mut near = *Digest::sha256(token).as_bytes();
+    near[31] ^= 1;
+    let import = ImportKey::sha256(Digest::from_bytes(near), reader("near"));
+    wait(node.import(&host(), import)).unwrap();
+    let refusal = node.verify(token, &reading()).unwrap_err();
+    assert_eq!(refusal, Rejection::Unknown);
+    let import = ImportKey::sha256(Digest::sha256(token), reader("right"));
+    let right = wait(node.import(&host(), import)).unwrap();
+    assert_eq!(node.verify(token, &reading()).unwrap().key_id(), right.id);
+}

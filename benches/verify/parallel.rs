@@ -204,8 +204,12 @@ fn longest_while(served: &Served, batch: &Batch, goes_on: &AtomicBool) -> Longes
     longest
 }
 
-/// A reader while the index grows tenfold; against a reader while the same rows are only made, so
-/// that what the machine does to a thread cancels out.
+/// How many rows an index holds in 128 KiB, about.
+const ROWS_OF_A_BLOCK: u64 = 1024;
+
+/// A reader while the index grows tenfold; against a reader while the same rows are only made, and as
+/// much memory is taken in blocks of the same size, so that what the machine does to a thread cancels
+/// out.
 pub(crate) fn growth(size: &Size, table: &mut Table) {
     let (from, to) = (size.growth / 10, size.growth);
     eprintln!("growth: {from} to {to} keys");
@@ -224,7 +228,14 @@ pub(crate) fn growth(size: &Size, table: &mut Table) {
     let upto = served.store.commit_more(to - from);
     let first = upto - (to - from) + 1;
     let (made, _) = beside(&|| {
-        (first..=upto).for_each(|at| drop(std::hint::black_box(served.store.change(at))));
+        let mut kept = Vec::new();
+        for at in first..=upto {
+            drop(std::hint::black_box(served.store.change(at)));
+            if at % ROWS_OF_A_BLOCK == 0 {
+                kept.push(vec![1_u8; 128 * 1024]);
+            }
+        }
+        drop(std::hint::black_box(kept));
     });
     let (grown, taken) = beside(&|| served.sync());
     let last = Batch::new([served.keys.token(to - 1)]);

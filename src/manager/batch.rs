@@ -10,7 +10,7 @@ use crate::core::audit::AuditEntry;
 use crate::core::command::{Command, Denied, Request};
 use crate::core::decide::{self, Context};
 use crate::core::id::KeyId;
-use crate::core::policy::{Policy, Propagation};
+use crate::core::policy::{Policies, Policy, Propagation};
 use crate::core::tenant::TenantId;
 use crate::core::text::PrincipalId;
 use crate::core::time::Timestamp;
@@ -108,7 +108,7 @@ impl KeyManager {
                 Ok(revision) => {
                     let bound = batch
                         .iter()
-                        .map(|pending| bound(&policy, pending, &view))
+                        .map(|pending| bound(&self.policies.load(), pending, &view))
                         .max();
                     let after = bound.unwrap_or_default();
                     let no_later_than = self.clock.now().max(decided_at).saturating_add(after);
@@ -263,16 +263,20 @@ async fn load_ancestry(
 }
 
 /// How long the effect of a command may take to reach everyone.
-fn bound(policy: &Policy, pending: &Pending, view: &TenantView) -> Duration {
-    let class = pending
-        .request
-        .command
-        .key()
-        .and_then(|key| view.record(key));
-    let bound = class.map_or_else(
-        || policy.longest_bound(),
-        |record| policy.propagation(&record.class).bound,
-    );
+fn bound(policies: &Policies, pending: &Pending, view: &TenantView) -> Duration {
+    let Request {
+        tenant, command, ..
+    } = &pending.request;
+    let alone = match command {
+        // May end the oldest grace, of whichever class.
+        Command::Rotate { .. } => None,
+        command => command.key(),
+    };
+    let bound = match alone.and_then(|key| view.record(key)) {
+        Some(record) => policies.of(tenant).propagation(&record.class).bound,
+        // Rows of owners and tenants end keys further down as well.
+        None => policies.longest_bound_at(tenant),
+    };
     Propagation { bound }.worst_case()
 }
 

@@ -200,7 +200,11 @@ pub(crate) fn judge(
     let is_own = |node: NodeId| Some(node) == observer.node;
     let answer = |found: &Found| {
         let applied = same_history && awaited.is_applied(&found.report);
-        let at_most = left.min(found.lease_left());
+        // What a restore left in the place of nodes that are not known has no lease of their own.
+        let at_most = match found.report.applied {
+            Some(_) => left.min(found.lease_left()),
+            None => left,
+        };
         match at_most {
             _ if applied || is_own(found.report.node) => NodeAnswer::Applied,
             Duration::ZERO => NodeAnswer::Lapsed,
@@ -351,6 +355,17 @@ mod tests {
         );
         let any_clocks = Propagation::by_any_clock(Propagation::by_any_clock(lease));
         assert_eq!(by_lease(any_clocks), NodeAnswer::Lapsed);
+    }
+
+    #[test]
+    fn an_entry_that_never_applied_anything_is_waited_for_until_the_bound_whatever_its_lease() {
+        let mut former = found(4, 10 * BOUND);
+        former.report.applied = None;
+        former.report.lease = BOUND / 10;
+        let waiting = answer(&awaited(), former.clone(), RETURNED);
+        assert!(matches!(waiting, NodeAnswer::Waiting { at_most } if at_most >= BOUND));
+        let lapsed = answer(&awaited(), former, RETURNED + 2 * BOUND);
+        assert_eq!(lapsed, NodeAnswer::Lapsed);
     }
 
     #[test]

@@ -74,6 +74,8 @@ struct Progress {
     standing: Option<Standing>,
     /// The furthest that the store was seen at.
     head: Option<Cursor>,
+    /// When this process last found that the history which it followed was lost.
+    lost: Option<Duration>,
     /// An index being built aside: commits of this process go into it as well.
     building: Option<Arc<Index>>,
     /// Commits of this process for the index that is built aside, for as long as the scan goes on
@@ -157,6 +159,11 @@ impl Replica {
         self.answers.load(Ordering::Relaxed)
     }
 
+    /// Counts an answer.
+    fn heard(&self) {
+        self.answers.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// The instant at which the read was sent that the index reflects in full; `None` if none was.
     /// To be loaded before the index is read, and compared with a clock read after it.
     pub(crate) fn confirmed_at(&self) -> Option<Duration> {
@@ -169,6 +176,11 @@ impl Replica {
         // First: the view may be newer than its number, and never older.
         let version = self.version();
         (version, self.view.load_full())
+    }
+
+    /// Has a view that is read no more freed by the next sync.
+    pub(crate) fn leave_behind(&self, view: Arc<View>) {
+        self.replaced().push(view);
     }
 
     /// How many views there were before the current one.
@@ -224,6 +236,10 @@ impl Replica {
 
     /// Confirms at once, if the store lives in this process; tells whether it did.
     pub(crate) fn confirm_now(&self) -> bool {
+        // Other stores know nothing at once: whoever asks need not wait for the writer to learn that.
+        if self.store.changes_now(Cursor::default(), PAGE).is_none() {
+            return false;
+        }
         let mut progress = self.progress();
         while let Some(cursor) = progress.cursor {
             let sent = self.sending(&progress);
@@ -248,7 +264,7 @@ impl Replica {
                 }
                 Some(Err(ChangesError::Compacted)) => {
                     self.end_freshness(&mut progress);
-                    progress.forget();
+                    progress.forget(self.clock.monotonic());
                 }
                 Some(Err(ChangesError::Store(_))) | None => return false,
             }
@@ -293,7 +309,7 @@ impl Replica {
         let sent = self.sending(&self.progress());
         loop {
             let page = self.store.changes(cursor, PAGE).await;
-            self.answers.fetch_add(1, Ordering::Relaxed);
+            self.heard();
             let page = page?;
             // This page's own head, not the first one's: a row that changed again meanwhile has moved
             // behind that, and with it whatever had become of it before.
@@ -347,7 +363,7 @@ impl Replica {
         let mut scan = Some(Begun::Waiting(self.store.scan(None, PAGE)));
         while let Some(page) = scan.take() {
             let page = page.end().await;
-            self.answers.fetch_add(1, Ordering::Relaxed);
+            self.heard();
             let page = page?;
             head.get_or_insert(page.head);
             read += page.rows.len();
@@ -404,7 +420,7 @@ impl Replica {
         let mut progress = self.progress();
         // The registry may have lost what it knew along with it.
         self.end_freshness(&mut progress);
-        progress.forget();
+        progress.forget(self.clock.monotonic());
     }
 
     /// A read that is about to be sent.
@@ -468,8 +484,9 @@ impl Progress {
     }
 
     /// Nothing is known of where the store stands, nor of where its follower does.
-    fn forget(&mut self) {
+    fn forget(&mut self, now: Duration) {
         (self.cursor, self.head) = (None, None);
+        self.lost = Some(now);
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::confirmations::{self, Awaited, Confirmations, Found, Observer, Sightings, judge};
 use super::{NEVER, Progress, Replica};
+use crate::core::policy::Propagation;
 use crate::core::text::NodeLabel;
 use crate::entropy::Entropy;
 use crate::store::{Cursor, Epoch, NodeId, NodeRegistry, NodeReport, StoreError, StoreErrorKind};
@@ -168,7 +169,8 @@ impl Replica {
         if until.is_some_and(|until| self.clock.monotonic() <= until) {
             return Ok(());
         }
-        self.report(registration).await
+        // What was applied before says nothing: it may be of a history that was lost meanwhile.
+        self.report(registration, false).await
     }
 
     /// Says how far this node has come, if that is news or it was silent for a while. A report that
@@ -179,7 +181,7 @@ impl Replica {
         };
         let now = self.clock.monotonic();
         if self.progress().is_report_due(now)
-            && let Err(error) = self.report(registration).await
+            && let Err(error) = self.report(registration, true).await
         {
             tracing::warn!(%error, "cannot report what was applied");
         }
@@ -190,7 +192,7 @@ impl Replica {
         }
     }
 
-    async fn report(&self, registration: &Registration) -> Result<(), StoreError> {
+    async fn report(&self, registration: &Registration, synced: bool) -> Result<(), StoreError> {
         const DOING: &str = "registering this node";
         for _ in 0..MAX_ATTEMPTS {
             let node = self.node().map_or_else(|| draw(&*registration.entropy), Ok);
@@ -198,11 +200,14 @@ impl Replica {
                 StoreError::new(StoreErrorKind::Unavailable, DOING).with_source(error)
             })?;
             let at = self.clock.monotonic();
-            let Some((report, term)) = self.next_report(registration, node) else {
+            let Some((mut report, term)) = self.next_report(registration, node) else {
                 return Ok(());
             };
+            report.applied = report.applied.filter(|_| synced);
             let applied = report.applied;
-            let stands = registration.registry.report(report).await?;
+            let stands = registration.registry.report(report).await;
+            self.heard();
+            let stands = stands?;
             let mut progress = self.progress();
             let Some(standing) = &mut progress.standing else {
                 return Ok(());
@@ -237,7 +242,9 @@ impl Replica {
     /// Reads the registry, and removes entries of nodes that were silent for long.
     async fn look(&self, registration: &Registration) -> Result<Vec<Found>, StoreError> {
         let asked = self.clock.monotonic();
-        let reports = registration.registry.nodes().await?;
+        let reports = registration.registry.nodes().await;
+        self.heard();
+        let reports = reports?;
         let answered = self.clock.monotonic();
         let found = {
             let mut seen = registration.seen();
@@ -279,13 +286,26 @@ impl Replica {
             // Sent after the change had returned: what is found to be the history is the one it is
             // part of, and this node has the change.
             self.sync().await?;
-            observer.epoch = self.epoch();
+            observer.epoch = self.epoch().filter(|_| !self.may_miss_nodes(awaited));
             found = Some(self.look(registration).await?);
             observer.node = self.node();
             observer.label = registration.label.clone();
         }
         let now = self.clock.monotonic();
         Ok(judge(awaited, &observer, found.as_deref(), now))
+    }
+}
+
+impl Replica {
+    /// Whether the registry may not know of every node that can act on what was before a change: a
+    /// backup that was put back by hand, epoch and all, does not list who registered since it was made.
+    fn may_miss_nodes(&self, awaited: &Awaited) -> bool {
+        let progress = self.progress();
+        let bound = progress.standing.as_ref().map(|standing| standing.bound);
+        let lease = bound.unwrap_or_default().saturating_add(SLACK);
+        progress.lost.is_some_and(|lost| {
+            awaited.returned <= lost.saturating_add(Propagation::by_any_clock(lease))
+        })
     }
 }
 

@@ -90,10 +90,10 @@ impl MemoryStore {
     }
 
     /// Forgets the tombstones of removed keys, as a store with bounded storage does: followers that
-    /// have not seen them are told `Compacted`. Their ids and digests stay taken.
+    /// have not seen them are told `Compacted`, and need a [`sync`](crate::Keyward::sync), one over this
+    /// very store among them. Their ids and digests stay taken.
     pub fn compact(&self) {
         let mut state = self.state();
-        state.floor = state.head.revision;
         let gone: Vec<_> = state
             .rows
             .iter()
@@ -101,6 +101,7 @@ impl MemoryStore {
             .map(|(key, change)| (change.revision, key.clone()))
             .collect();
         for (revision, key) in gone {
+            state.floor = state.floor.max(revision);
             state.rows.remove(&key);
             state.forget(revision, &key);
         }

@@ -256,7 +256,9 @@ impl Verifier {
     fn pin(&self) -> Guard<Arc<Pinned>> {
         let pinned = Pinned::of(&self.replica, &self.policies);
         // Of two that do so at once the older may win: the next call sees its number.
-        self.pinned.store(Arc::new(pinned));
+        let old = self.pinned.swap(Arc::new(pinned));
+        // Freed by whoever syncs next, and not in the middle of a request: it may be a lot.
+        self.replica.leave_behind(old.view.clone());
         let now = self.pinned.load();
         if now.versions == (self.replica.version(), self.policies.version()) {
             return now;
@@ -323,7 +325,7 @@ impl Verifier {
         let now = reading.wall.max(view.index().newest());
         check_fresh(policy, facts.shape, confirmed, reading.monotonic)?;
         let Some(hit) = hit else {
-            return Err(self.wrong_secret(token, &facts));
+            return Err(self.wrong_secret(view, token, &facts));
         };
         let course = match view.course(&hit, &facts, now) {
             Kept::Known(course) => course,
@@ -385,10 +387,8 @@ impl Verifier {
         let Some(any) = self.peppers.retired().first() else {
             return answer;
         };
-        let facts = match answer {
-            Answer::WrongSecret(parts) => view.facts(parts),
-            _ => None,
-        };
+        // Of the id's own row: the slot that was found first may be another key's of the same hash.
+        let facts = view.facts_of(token.id());
         let own = facts.and_then(|facts| facts.shape.pepper.as_ref());
         let own = own.and_then(|id| {
             self.peppers
@@ -412,16 +412,20 @@ impl Verifier {
     }
 
     /// A secret that nothing is known of: the key's pepper may be missing.
-    fn wrong_secret(&self, token: Option<&Token<'_>>, facts: &Facts<'_>) -> Rejection {
-        match &facts.shape.pepper {
-            Some(pepper) if self.peppers.live(pepper).is_none() => {
+    fn wrong_secret(&self, view: &View, token: Option<&Token<'_>>, facts: &Facts<'_>) -> Rejection {
+        let missing = |facts: &Facts<'_>| {
+            let pepper = facts.shape.pepper.as_ref()?;
+            self.peppers.live(pepper).is_none().then(|| pepper.clone())
+        };
+        // Seldom, and only then is it asked whether the key is the one that was meant.
+        let pepper = missing(facts).and_then(|_| missing(&view.facts_of(token?.id())?));
+        match pepper {
+            Some(pepper) => {
                 let key = token.map(Token::id).map(tracing::field::display);
                 tracing::error!(%pepper, key, "pepper is not in the ring");
-                Rejection::UnknownPepper {
-                    pepper: pepper.clone(),
-                }
+                Rejection::UnknownPepper { pepper }
             }
-            _ => Rejection::WrongSecret,
+            None => Rejection::WrongSecret,
         }
     }
 

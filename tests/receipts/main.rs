@@ -12,11 +12,11 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use keyward::conformance::{Call, Fault, FaultyStore};
-use keyward::policy::{Policy, Propagation};
+use keyward::policy::{Policies, Policy, Propagation};
 use keyward::store::{KeyStore, MemoryStore, NodeId, NodeRegistry, NodeReport, StoreError};
 use keyward::{
-    Confirmations, Created, Keyward, ManualClock, NodeAnswer, NodeLabel, Reason, Receipt,
-    Rejection, SeededEntropy, async_trait, hours, profiles,
+    Confirmations, Created, DeleteKey, Keyward, ManualClock, NodeAnswer, NodeLabel, Reason,
+    Receipt, Rejection, Role, SeededEntropy, async_trait, hours, profiles,
 };
 use support::*;
 
@@ -688,4 +688,57 @@ fn what_a_store_in_this_process_answers_confirms_nothing_for_later_without_a_reg
     assert!(world.accepts(0, &key), "each use sees what is committed");
     world.nodes[0].link.answer_at_once(false);
     assert!(!world.accepts(0, &key), "nobody would know that it goes on");
+}
+
+/// Fails if a registry is taken to know everybody that was put back by hand together with its store,
+/// epoch and all: who registered since the copy was made is not in it.
+#[test]
+fn after_a_lost_history_time_alone_counts_for_a_while_even_under_the_same_epoch() {
+    let world = Nodes::new(2);
+    let (kept, gone) = (world.key(), world.key());
+    wait(world.keys(0).revoke(&admin(), gone.id, Reason::Lost)).unwrap();
+    // Behind the other node's back: what it follows is gone.
+    wait(world.keys(1).delete(&admin(), gone.id, DeleteKey::plain())).unwrap();
+    world.store.compact();
+    world.sync();
+    let receipt = world.revoke(&kept);
+    world.sync();
+    let asked = world.ask(&receipt);
+    assert!(!asked.is_complete() && asked.at_most() >= BOUND - SECOND);
+    world.clock.advance(PAST);
+    assert!(world.ask(&receipt).is_complete());
+
+    world.clock.advance(2 * SLACK);
+    world.sync();
+    let key = world.key();
+    let receipt = world.revoke(&key);
+    world.sync();
+    assert!(
+        world.ask(&receipt).is_complete(),
+        "everybody has registered since"
+    );
+}
+
+/// Fails if a receipt names the bound of the tenant that a command was given for, where it ends keys
+/// further down under a policy of their own.
+#[test]
+fn a_receipt_of_what_ends_keys_below_has_the_longest_bound_of_all_of_them() {
+    let policy = |bound| {
+        let mut spec = profiles::standard();
+        spec.propagation = Propagation { bound };
+        Policy::new(spec).unwrap()
+    };
+    let policies = Policies::new(policy(BOUND)).with_tenant(tenant("acme/web"), policy(hours(6)));
+    let world = World::with_policies(policies);
+    let (host, top) = (host(), tenant("acme"));
+    let key = world.some_key();
+    let alone = wait(world.keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    assert!(alone.bound() < hours(1), "one key of the tenant itself");
+    let nobody = Role::new("nobody").unwrap();
+    let lowered = world
+        .keys
+        .change_owner_role(&host, &top, who("bob"), nobody);
+    assert!(wait(lowered).unwrap().bound() >= hours(6));
+    let closed = wait(world.keys.close_tenant(&host, &top)).unwrap();
+    assert!(closed.receipt.bound() >= hours(6));
 }

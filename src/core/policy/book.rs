@@ -57,6 +57,18 @@ impl Policies {
         bounds.max().unwrap_or_default()
     }
 
+    /// The longest for which any key of `tenant` or of a tenant below it may be.
+    pub(crate) fn longest_bound_at(&self, tenant: &TenantId) -> Duration {
+        let below = self
+            .tenants
+            .iter()
+            .filter(|(other, _)| tenant.contains(other));
+        let all = below.map(|(_, policy)| policy).chain([self.of(tenant)]);
+        all.map(|policy| policy.longest_bound())
+            .max()
+            .unwrap_or_default()
+    }
+
     /// The policy of `tenant`: its own, or that of the nearest tenant above it which has one.
     #[must_use]
     pub fn of(&self, tenant: &TenantId) -> &Arc<Policy> {

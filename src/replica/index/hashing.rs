@@ -22,7 +22,7 @@ impl Default for Hashing {
 }
 
 impl Hashing {
-    fn of_words(word: impl Fn(u8) -> u64) -> Self {
+    pub(super) fn of_words(word: impl Fn(u8) -> u64) -> Self {
         let wide =
             |number: u8| u128::from(word(2 * number)) << 64 | u128::from(word(2 * number + 1));
         Self {

@@ -164,8 +164,12 @@ impl View {
 
     /// The key that was imported with this digest.
     pub(crate) fn imported(&self, digest: &Digest) -> Answer {
-        let probe = self.directory.probe(self.index.hash_of_digest(digest));
-        match probe.search(Half::of(digest.as_bytes())) {
+        let half = half_of_import(digest);
+        match self
+            .directory
+            .probe(self.index.hash_of_half(half))
+            .search(half)
+        {
             Search::Match(found) => self.hit(found, None),
             Search::NoMatch(_) | Search::Nothing => Answer::Unknown,
         }
@@ -317,6 +321,12 @@ impl View {
     }
 }
 
+/// By what an imported key is found. Whoever imports names any digest they like, half of another's
+/// among them: half of a digest of it they cannot choose.
+fn half_of_import(digest: &Digest) -> Half {
+    Half::of(Digest::sha256(digest.as_bytes()).as_bytes())
+}
+
 /// A second since the epoch, as far as 32 bits hold it.
 fn second_of(at: Timestamp) -> u32 {
     u32::try_from(at.as_micros() / 1_000_000).unwrap_or(u32::MAX)
@@ -452,7 +462,8 @@ impl Index {
             None => self.add(writer, hash, id, content, (half, lead)),
         };
         if let Some(digest) = imported {
-            let (hash, half) = (self.hash_of_digest(&digest), Half::of(digest.as_bytes()));
+            let half = half_of_import(&digest);
+            let hash = self.hash_of_half(half);
             if !writer.table.has(hash, row, half) {
                 writer.table.insert(hash, row, half, lead);
                 self.imported.fetch_add(1, Ordering::AcqRel);
@@ -471,7 +482,9 @@ impl Index {
     ) {
         let hash = self.hash_of_id(id);
         let known = self.row_of(&writer.table, hash, id);
-        if self.is_stale(known, revision, base) {
+        // A removal is final: one that is older than the scan, which left it out, is worth keeping.
+        let is_news = known.is_none() && key == Kept::Removed;
+        if !is_news && self.is_stale(known, revision, base) {
             return;
         }
         let lead = Lead::ROW;
@@ -545,8 +558,8 @@ impl Index {
         self.hashing.of(id.to_u128())
     }
 
-    fn hash_of_digest(&self, digest: &Digest) -> Hash {
-        self.hashing.of(Half::of(digest.as_bytes()).to_u128())
+    fn hash_of_half(&self, half: Half) -> Hash {
+        self.hashing.of(half.to_u128())
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer> {

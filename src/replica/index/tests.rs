@@ -364,3 +364,44 @@ fn keys_are_found_while_the_table_grows() {
         }
     }
 }
+
+/// Fails if what is known of a key is taken from another one whose hash is the same.
+#[test]
+fn keys_whose_hashes_are_the_same_are_told_apart() {
+    let index = Arc::new(Index {
+        hashing: Hashing::of_words(|_| 0),
+        ..Index::default()
+    });
+    let count = 30_u16;
+    let secret = |id: u16| Digest::sha256(id.to_le_bytes());
+    let records: Vec<_> = (0..count)
+        .map(|id| {
+            let mut row = record(id, [(id % 5) as u8, 0, 0]);
+            if let Credential::Peppered { digest, .. } = &mut row.credential {
+                *digest = secret(id);
+            }
+            row
+        })
+        .collect();
+    index.apply(records.iter().map(|record| Change {
+        revision: Revision(1),
+        row: StoreRow::Key(Box::new(record.clone())),
+    }));
+    let view = View::of(index);
+    for record in &records {
+        let id = record.id;
+        let half = Half::of(secret(id.to_u128() as u16).as_bytes());
+        let answer = view.end(id, view.begin(id), half);
+        assert!(matches!(answer, Answer::Hit(hit) if hit.id == id));
+        let facts = view.facts_of(id).unwrap();
+        assert_eq!(facts.holder.get().owner, record.owner);
+        assert_eq!(facts.holder.get().tenant, record.tenant);
+        assert_eq!(view.known(id), Some(Known::Key));
+    }
+    let stranger = KeyId::from_u128(u128::from(count));
+    assert_eq!(view.known(stranger), None);
+    assert!(view.facts_of(stranger).is_none());
+    let half = Half::of(secret(count).as_bytes());
+    let answer = view.end(stranger, view.begin(stranger), half);
+    assert!(!matches!(answer, Answer::Hit(_)));
+}

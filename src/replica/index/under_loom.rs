@@ -81,7 +81,7 @@ pub(super) fn content(number: u32) -> Content {
 pub(super) fn find(directory: &Directory, hash: Hash, half: Half) -> Option<Found> {
     match directory.probe(hash).search(half) {
         Search::Match(found) => Some(found),
-        Search::NoMatch | Search::Nothing => None,
+        Search::NoMatch(_) | Search::Nothing => None,
     }
 }
 

@@ -45,6 +45,8 @@ use crate::core::tenant::TenantId;
 /// How many reads run at once. A judgement: reads are short, and threads and descriptors are not
 /// free.
 const READERS: usize = 16;
+/// How many of those that keep nodes fresh, beside them.
+const FOLLOWERS: usize = 4;
 
 /// How many keys a decision may need at most to be read through the writer's connection, which
 /// commits wait for meanwhile. A judgement: a millisecond or less.
@@ -93,6 +95,8 @@ struct Shared {
     journal: JournalMode,
     poll: Duration,
     reads: async_lock::Semaphore,
+    /// For what keeps nodes fresh: it does not queue behind what people look at.
+    follows: async_lock::Semaphore,
     writer: Writer,
     moved: Arc<Event>,
     /// Held for as long as the watching thread is to run; `None` before anybody waited.
@@ -135,6 +139,7 @@ impl SqliteStore {
                 journal,
                 poll,
                 reads: async_lock::Semaphore::new(READERS),
+                follows: async_lock::Semaphore::new(FOLLOWERS),
                 writer,
                 moved,
                 watch: Mutex::new(None),
@@ -235,7 +240,25 @@ impl SqliteStore {
         doing: &'static str,
         read: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let _one_of_few = self.shared.reads.acquire().await;
+        self.read_among(&self.shared.reads, doing, read).await
+    }
+
+    /// The same for followers and their registry.
+    async fn follow<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        read: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.read_among(&self.shared.follows, doing, read).await
+    }
+
+    async fn read_among<T: Send + 'static>(
+        &self,
+        few: &async_lock::Semaphore,
+        doing: &'static str,
+        read: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let _one_of_few = few.acquire().await;
         let pool = self.shared.pool.clone();
         let answer = blocking::unblock(move || pool.read(read)).await;
         answer.map_err(|fault| fault.told(doing))
@@ -301,7 +324,7 @@ impl KeyStore for SqliteStore {
     }
 
     async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
-        self.read("reading changes", move |conn| {
+        self.follow("reading changes", move |conn| {
             read::changes(conn, after, limit)
         })
         .await?
@@ -312,7 +335,7 @@ impl KeyStore for SqliteStore {
         after: Option<RowKey>,
         limit: NonZeroUsize,
     ) -> Result<ScanPage, StoreError> {
-        self.read("scanning rows", move |conn| {
+        self.follow("scanning rows", move |conn| {
             read::scan(conn, after.as_ref(), limit)
         })
         .await
@@ -336,7 +359,7 @@ impl KeyStore for SqliteStore {
         self.watch()?;
         loop {
             let moved = self.shared.moved.listen();
-            if self.read("reading the head", read::cursor).await? != after {
+            if self.follow("reading the head", read::cursor).await? != after {
                 return Ok(());
             }
             moved.await;
@@ -356,7 +379,7 @@ impl NodeRegistry for SqliteStore {
     }
 
     async fn nodes(&self) -> Result<Vec<NodeReport>, StoreError> {
-        self.read("reading nodes", nodes::all).await
+        self.follow("reading nodes", nodes::all).await
     }
 
     async fn forget(&self, node: NodeId, upto: u64) -> Result<(), StoreError> {

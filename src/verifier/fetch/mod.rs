@@ -78,6 +78,9 @@ impl Verifier {
     /// yet (rule A1-25), for classes that must see the latest state, and past the bound if
     /// [`PastBound`] says so.
     ///
+    /// Two things wait for the next sync: what is no token of ours is refused by a node that has never
+    /// heard of an imported key, and so is a secret that replaced a lost one under the same id.
+    ///
     /// # Errors
     ///
     /// [`Rejection`]. A refusal is never remembered. Beyond the bounds of [`ReadThrough`] it is

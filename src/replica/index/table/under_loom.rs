@@ -182,7 +182,7 @@ fn sees_all_of_it(directory: &Directory) {
             assert_eq!(found.row, 9);
             assert!([lead(9), lead(10)].contains(&found.lead), "half-made");
         }
-        Search::NoMatch => panic!("half-made"),
+        Search::NoMatch(_) => panic!("half-made"),
         Search::Nothing => {}
     }
 }
