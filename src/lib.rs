@@ -165,6 +165,7 @@
 //! | Feature | Adds |
 //! |---|---|
 //! | `sqlite` | [`SqliteStore`](store::SqliteStore): keys in a file that several processes share |
+//! | `postgres` | [`PostgresStore`](store::PostgresStore): keys in a database that any number of nodes share |
 //! | `tokio` | [`Keyward::follow`]: a task that keeps a node up to date by itself |
 //! | `metrics` | gauges and counters through the `metrics` facade |
 //! | `testing` | [`SeededEntropy`]: key material that a seed repeats |

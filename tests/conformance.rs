@@ -3,6 +3,9 @@
 #[cfg(feature = "sqlite")]
 #[path = "support/folder.rs"]
 mod folder;
+#[cfg(feature = "sqlite")]
+#[path = "support/turns.rs"]
+mod turns;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,7 +15,7 @@ use keyward::conformance::{CLAUSES, REGISTRY_CLAUSES, check, check_registry, vio
 use keyward::store::{KeyStore, MemoryStore, NodeRegistry};
 
 #[cfg(feature = "sqlite")]
-use crate::folder::Folder;
+use crate::folder::folder;
 
 keyward::conformance::suite! {
     mod memory;
@@ -30,7 +33,7 @@ keyward::conformance::suite! {
 keyward::conformance::suite! {
     mod sqlite;
     block_on = pollster::block_on;
-    store = Folder::with(1);
+    store = folder(1);
 }
 
 // Two instances on one file, as two processes have it: calls take turns between them.
@@ -38,7 +41,7 @@ keyward::conformance::suite! {
 keyward::conformance::suite! {
     mod sqlite_twice;
     block_on = pollster::block_on;
-    store = Folder::with(2);
+    store = folder(2);
 }
 
 keyward::conformance::registry_suite! {
@@ -57,14 +60,14 @@ keyward::conformance::registry_suite! {
 keyward::conformance::registry_suite! {
     mod sqlite_registry;
     block_on = pollster::block_on;
-    registry = Folder::with(1);
+    registry = folder(1);
 }
 
 #[cfg(feature = "sqlite")]
 keyward::conformance::registry_suite! {
     mod sqlite_registry_twice;
     block_on = pollster::block_on;
-    registry = Folder::with(2);
+    registry = folder(2);
 }
 
 #[test]

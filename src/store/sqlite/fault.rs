@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use rusqlite::ErrorCode;
 
 use super::schema::VERSION;
+use crate::store::rows::RowFault;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// A fault in the course of one transaction.
@@ -28,6 +29,15 @@ pub(super) enum Fault {
 impl From<OpenError> for Fault {
     fn from(error: OpenError) -> Self {
         Self::Open(Box::new(error))
+    }
+}
+
+impl From<RowFault> for Fault {
+    fn from(fault: RowFault) -> Self {
+        match fault {
+            RowFault::Corrupt(what) => Self::Corrupt(what),
+            RowFault::Refused(why) => Self::Refused(why),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::fault::{Fault, OpenError};
-use super::schema::{self, Store};
+use super::schema;
 
 /// The first SQLite without the fault by which a WAL that several connections share could corrupt
 /// the file (3.7.0 to 3.51.2).
@@ -148,7 +148,7 @@ impl Place {
     }
 
     pub(super) fn check_recovered(&self, conn: &Connection) -> Result<(), OpenError> {
-        let store = Store::read(conn).map_err(|fault| OpenError::of(&self.path, fault))?;
+        let store = schema::store(conn).map_err(|fault| OpenError::of(&self.path, fault))?;
         if store.unrecovered && !self.unrecovered {
             return Err(OpenError::Unrecovered {
                 path: self.path.clone(),

@@ -359,7 +359,7 @@ impl KeyStore for SqliteStore {
         self.watch()?;
         loop {
             let moved = self.shared.moved.listen();
-            if self.follow("reading the head", read::head).await? != after {
+            if self.follow("reading the head", read::cursor).await? != after {
                 return Ok(());
             }
             moved.await;

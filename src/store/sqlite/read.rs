@@ -1,21 +1,23 @@
 //! What a decision and a follower read, each within one snapshot.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 
 use rusqlite::{Connection, Params, params};
 
 use super::fault::Fault;
-use super::head::{Head, TenantHead};
-use super::rows::{self, AUDIT_COLUMNS, COLUMNS, KEY, OWNER, TENANT, first_after, id_bytes};
+use super::head::{self, Head};
+use super::rows;
 use super::write::holder;
 use crate::core::audit::AuditEntry;
 use crate::core::id::KeyId;
 use crate::core::owner::OwnerRecord;
-use crate::core::record::KeyRecord;
 use crate::core::tenant::TenantId;
 use crate::core::text::{CommandId, PrincipalId};
 use crate::core::view::{Select, TenantView};
+use crate::store::rows::{
+    AUDIT_COLUMNS, COLUMNS, KEY, Keys, OWNER, TENANT, damaged, first_after, id_bytes, page_end,
+};
 use crate::store::{
     Change, Changes, ChangesError, Cursor, Locator, Row, RowKey, ScanPage, Versioned,
 };
@@ -35,7 +37,7 @@ pub(super) fn load(
     if named.into_iter().any(|named| *named > most) {
         return Ok(None);
     }
-    let Some(head) = TenantHead::read(conn, tenant)? else {
+    let Some(head) = head::tenant(conn, tenant)? else {
         return Ok(Some(TenantView::default()));
     };
     let mut keys = Keys::default();
@@ -68,7 +70,7 @@ pub(super) fn load(
     let own = match named_row(conn, TENANT, tenant, "")? {
         None => None,
         Some(Row::Tenant(row)) => Some(row),
-        Some(_) => return Err(damaged(&RowKey::Tenant(tenant.clone()))),
+        Some(_) => return Err(damaged(&RowKey::Tenant(tenant.clone())).into()),
     };
     let heads = TenantView {
         revision: head.revision,
@@ -85,29 +87,6 @@ pub(super) fn load(
         owner,
         &trail,
     )))
-}
-
-/// Keys as they are found, each once.
-#[derive(Default)]
-struct Keys {
-    records: BTreeMap<KeyId, KeyRecord>,
-    corrupt: Vec<KeyId>,
-}
-
-impl Keys {
-    fn take(&mut self, found: impl IntoIterator<Item = Change>) {
-        for change in found {
-            match change.row {
-                Row::Key(record) => {
-                    self.records.insert(record.id, *record);
-                }
-                Row::Corrupt(RowKey::Key(id)) if !self.corrupt.contains(&id) => {
-                    self.corrupt.push(id);
-                }
-                _ => {}
-            }
-        }
-    }
 }
 
 fn owners(
@@ -128,20 +107,12 @@ fn owners(
             Some(Row::Owner(row)) => {
                 found.insert(owner.clone(), row);
             }
-            Some(_) => return Err(damaged(&RowKey::Owner(tenant.clone(), owner.clone()))),
+            Some(_) => {
+                return Err(damaged(&RowKey::Owner(tenant.clone(), owner.clone())).into());
+            }
         }
     }
     Ok(found)
-}
-
-fn damaged(row: &RowKey) -> Fault {
-    match row {
-        RowKey::Tenant(tenant) => Fault::corrupt(format!("the row of tenant {tenant} is damaged")),
-        RowKey::Owner(tenant, owner) => Fault::corrupt(format!(
-            "the row of owner {owner} in tenant {tenant} is damaged"
-        )),
-        RowKey::Key(key) => Fault::corrupt(format!("the row of key {key} is damaged")),
-    }
 }
 
 fn command_entries(
@@ -209,7 +180,7 @@ pub(super) fn find(conn: &Connection, locator: &Locator) -> Result<Option<Versio
     Ok(change.map(|change| Versioned { change, head }))
 }
 
-pub(super) fn head(conn: &Connection) -> Result<Cursor, Fault> {
+pub(super) fn cursor(conn: &Connection) -> Result<Cursor, Fault> {
     Ok(Head::read(conn)?.cursor)
 }
 
@@ -233,11 +204,7 @@ pub(super) fn changes(
     let mut found = statement.query([first_after(after.revision)])?;
     while let Some(row) = found.next()? {
         let change = rows::change(row)?;
-        // A page ends with a revision, never within one.
-        if changes.len() >= limit.get()
-            && let Some(last) = changes.last().map(|last| last.revision)
-            && last != change.revision
-        {
+        if let Some(last) = page_end(&changes, limit, &change) {
             upto.revision = last;
             upto.tag = head.tag_at(conn, last)?.ok_or_else(|| {
                 Fault::corrupt(format!("commit {last} is missing, of which rows stand"))

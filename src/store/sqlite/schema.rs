@@ -3,18 +3,13 @@
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
 use super::fault::Fault;
-use super::head::signed;
-use super::rows::Seal;
+use crate::store::rows::{StoreRow, signed};
 
 /// "kwrd": what `PRAGMA application_id` says of our files.
 pub(super) const APPLICATION_ID: i32 = 0x6b77_7264;
 
 /// The version that this build writes, in `PRAGMA user_version`.
 pub(super) const VERSION: i32 = 2;
-
-/// Rows of one commit stand at `revision * 2^20` and on, so that the table is clustered on the
-/// revision: a follower's read is one range, and a start reads the file from front to back.
-pub(super) const PLACE_BITS: u32 = 20;
 
 /// The steps from each version to the next. A released step is never edited.
 const MIGRATIONS: [&str; VERSION as usize] =
@@ -66,12 +61,12 @@ pub(super) fn check_version(conn: &Connection) -> Result<(), Fault> {
 pub(super) fn create(conn: &mut Connection) -> Result<(), Fault> {
     conn.pragma_update(None, "application_id", APPLICATION_ID)?;
     migrate(conn)?;
-    let store = Store {
+    let store = StoreRow {
         epoch: random(conn)?,
         floor: 0,
         unrecovered: false,
     };
-    store.write(conn)
+    write_store(conn, &store)
 }
 
 /// 16 random bytes.
@@ -81,48 +76,30 @@ pub(super) fn random(conn: &Connection) -> Result<u128, Fault> {
 }
 
 /// What is known of the store as a whole.
-pub(super) struct Store {
-    pub(super) epoch: u128,
-    /// Changes at or below this revision may be incomplete: tombstones were dropped.
-    pub(super) floor: u64,
-    pub(super) unrecovered: bool,
+pub(super) fn store(conn: &Connection) -> Result<StoreRow, Fault> {
+    let sql = "SELECT epoch, floor, unrecovered, seal FROM store WHERE one = 1";
+    let found = conn
+        .prepare_cached(sql)?
+        .query_row([], |row| {
+            let epoch: [u8; 16] = row.get(0)?;
+            let floor: i64 = row.get(1)?;
+            let store = StoreRow {
+                epoch: u128::from_be_bytes(epoch),
+                floor: floor.unsigned_abs(),
+                unrecovered: row.get(2)?,
+            };
+            Ok((store, row.get::<_, i64>(3)?))
+        })
+        .optional()?;
+    let (store, sealed) = found.ok_or_else(|| Fault::corrupt("the store's own row is missing"))?;
+    Ok(store.sealed(sealed)?)
 }
 
-impl Store {
-    pub(super) fn read(conn: &Connection) -> Result<Self, Fault> {
-        let sql = "SELECT epoch, floor, unrecovered, seal FROM store WHERE one = 1";
-        let found = conn
-            .prepare_cached(sql)?
-            .query_row([], |row| {
-                let epoch: [u8; 16] = row.get(0)?;
-                let floor: i64 = row.get(1)?;
-                let store = Self {
-                    epoch: u128::from_be_bytes(epoch),
-                    floor: floor.unsigned_abs(),
-                    unrecovered: row.get(2)?,
-                };
-                Ok((store, row.get::<_, i64>(3)?))
-            })
-            .optional()?;
-        match found {
-            Some((store, seal)) if store.seal()? == seal => Ok(store),
-            Some(_) => Err(Fault::corrupt("the store's own row is damaged")),
-            None => Err(Fault::corrupt("the store's own row is missing")),
-        }
-    }
-
-    pub(super) fn write(&self, conn: &Connection) -> Result<(), Fault> {
-        let sql = "INSERT OR REPLACE INTO store (one, epoch, floor, unrecovered, seal) \
-                   VALUES (1, ?1, ?2, ?3, ?4)";
-        let epoch = self.epoch.to_be_bytes();
-        let columns = params![epoch, signed(self.floor)?, self.unrecovered, self.seal()?];
-        conn.execute(sql, columns)?;
-        Ok(())
-    }
-
-    fn seal(&self) -> Result<i64, Fault> {
-        let seal = Seal::default().bytes(self.epoch.to_be_bytes());
-        let seal = seal.number(signed(self.floor)?);
-        Ok(seal.number(i64::from(self.unrecovered)).end())
-    }
+pub(super) fn write_store(conn: &Connection, store: &StoreRow) -> Result<(), Fault> {
+    let sql = "INSERT OR REPLACE INTO store (one, epoch, floor, unrecovered, seal) \
+               VALUES (1, ?1, ?2, ?3, ?4)";
+    let epoch = store.epoch.to_be_bytes();
+    let (floor, seal) = (signed(store.floor)?, store.seal()?);
+    conn.execute(sql, params![epoch, floor, store.unrecovered, seal])?;
+    Ok(())
 }

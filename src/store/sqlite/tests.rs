@@ -150,7 +150,7 @@ fn loading_what_a_decision_needs_searches_and_never_scans() {
 fn a_followers_reads_are_ranges() {
     let mut bench = Bench::new();
     let plans = bench.plans(|conn| {
-        let after = read::head(conn).unwrap();
+        let after = read::cursor(conn).unwrap();
         read::changes(conn, after, NonZeroUsize::MIN)
             .unwrap()
             .unwrap();

@@ -6,13 +6,12 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::fault::{Fault, OpenError};
 use super::file::{Draft, Place, refuse_leftovers};
-use super::head::{Head, TenantHead, signed};
-use super::nodes;
-use super::rows::{self, AUDIT_COLUMNS, COLUMNS};
-use super::schema::{self, Store};
-use super::write::digest_seal;
+use super::head::{self, Head};
+use super::schema;
+use super::{nodes, rows};
 use crate::core::tenant::TenantId;
 use crate::core::view::Revision;
+use crate::store::rows::{AUDIT_COLUMNS, COLUMNS, StoreRow, digest_seal, first_after, signed};
 use crate::store::{Cursor, Row, RowKey};
 
 /// What an integrity check found.
@@ -138,7 +137,7 @@ fn check_tenants(conn: &Connection, report: &mut IntegrityReport) -> Result<(), 
         let name: String = row.get(0)?;
         let head = TenantId::new(&name)
             .map_err(|_| Fault::corrupt(format!("tenant {name:?} is damaged")))
-            .and_then(|tenant| TenantHead::read(conn, &tenant));
+            .and_then(|tenant| head::tenant(conn, &tenant));
         let head = match head {
             Ok(Some(head)) => head,
             Ok(None) => continue,
@@ -223,12 +222,11 @@ pub(super) fn backup(from: &Place, to: &Path) -> Result<Cursor, OpenError> {
     let conn = copy.place.open()?;
     let head = Head::read(&conn).map_err(fail)?.cursor;
     let mark = || -> Result<(), Fault> {
-        let store = Store::read(&conn)?;
-        Store {
+        let store = StoreRow {
             unrecovered: true,
-            ..store
-        }
-        .write(&conn)
+            ..schema::store(&conn)?
+        };
+        schema::write_store(&conn, &store)
     };
     mark().map_err(fail)?;
     drop(conn);
@@ -258,12 +256,12 @@ pub(super) fn restore(backup: &Place, to: &Path) -> Result<(), OpenError> {
     }
     // Followers of the lost history are told that theirs is gone, whatever the revisions say.
     let begin_anew = || -> Result<(), Fault> {
-        let store = Store {
+        let store = StoreRow {
             epoch: schema::random(&conn)?,
             floor: Head::read(&conn)?.cursor.revision.0,
             unrecovered: true,
         };
-        store.write(&conn)?;
+        schema::write_store(&conn, &store)?;
         nodes::begin_anew(&conn)
     };
     begin_anew().map_err(fail)?;
@@ -309,12 +307,11 @@ pub(super) fn finish_recovery(place: &Place) -> Result<(), Fault> {
     place.make_durable(&conn)?;
     schema::check_version(&conn)?;
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let store = Store::read(&tx)?;
-    Store {
+    let store = StoreRow {
         unrecovered: false,
-        ..store
-    }
-    .write(&tx)?;
+        ..schema::store(&tx)?
+    };
+    schema::write_store(&tx, &store)?;
     tx.commit()?;
     Ok(())
 }
@@ -328,7 +325,7 @@ pub(super) fn forget_removed(place: &Place, upto: Revision) -> Result<u64, Fault
     schema::check_version(&tx)?;
     let head = Head::read(&tx)?;
     let floor = upto.min(head.cursor.revision).max(head.floor);
-    let end = rows::first_after(floor);
+    let end = first_after(floor);
     tx.execute(
         "INSERT OR IGNORE INTO gone (id) SELECT id FROM rows WHERE kind = 3 AND place < ?1",
         [end],
@@ -337,12 +334,11 @@ pub(super) fn forget_removed(place: &Place, upto: Revision) -> Result<u64, Fault
     // The head's own row stays; the rest is needed by no cursor that would still be served.
     let sql = "DELETE FROM commits WHERE revision < ?1";
     tx.execute(sql, [signed(floor.0)?])?;
-    let store = Store::read(&tx)?;
-    Store {
+    let store = StoreRow {
         floor: floor.0,
-        ..store
-    }
-    .write(&tx)?;
+        ..schema::store(&tx)?
+    };
+    schema::write_store(&tx, &store)?;
     tx.commit()?;
     Ok(u64::try_from(dropped).unwrap_or(u64::MAX))
 }

@@ -5,13 +5,16 @@ use std::collections::HashSet;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::fault::Fault;
-use super::head::{Head, TenantHead, signed};
-use super::rows::{self, Fields, KEY, Seal, id_bytes, id_of};
+use super::head::{self, Head};
+use super::rows::insert;
 use crate::core::audit::AuditEntry;
 use crate::core::id::KeyId;
 use crate::core::record::KeyRecord;
 use crate::core::secret::Digest;
 use crate::core::view::Revision;
+use crate::store::rows::{
+    self, AuditColumns, Fields, KEY, TenantHead, digest_holder, digest_seal, id_bytes,
+};
 use crate::store::{Commit, CommitError, Row};
 
 /// What became of a commit: its revision, or why it was refused, with nothing written.
@@ -19,7 +22,7 @@ type Verdict = Result<Revision, CommitError>;
 
 /// Checks a commit against what the transaction sees, and writes it at the next revision.
 pub(super) fn apply(conn: &Connection, head: &mut Head, commit: &Commit) -> Result<Verdict, Fault> {
-    let before = TenantHead::read(conn, &commit.tenant)?;
+    let before = head::tenant(conn, &commit.tenant)?;
     let standing = match check(conn, commit, before.as_ref())? {
         Ok(standing) => standing,
         Err(refused) => return Ok(Err(refused)),
@@ -38,15 +41,8 @@ pub(super) fn apply(conn: &Connection, head: &mut Head, commit: &Commit) -> Resu
     for (number, entry) in commit.effects.audit.iter().enumerate() {
         note(conn, rows::place(revision, number)?, entry)?;
     }
-    let newest = commit.effects.audit.last().map(AuditEntry::head);
-    let after = TenantHead {
-        revision,
-        decided_at: before.map_or(commit.decided_at, |head| {
-            head.decided_at.max(commit.decided_at)
-        }),
-        audit: newest.or(before.map(|head| head.audit)).unwrap_or_default(),
-    };
-    after.write(conn, &commit.tenant)?;
+    let after = TenantHead::after(before, commit, revision);
+    head::write_tenant(conn, &commit.tenant, &after)?;
     Ok(Ok(revision))
 }
 
@@ -121,18 +117,8 @@ pub(super) fn holder(conn: &Connection, digest: &Digest) -> Result<Option<KeyId>
             Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, i64>(1)?))
         })
         .optional()?;
-    let read = |(id, seal): (Vec<u8>, i64)| {
-        let intact = seal == digest_seal(digest.as_bytes(), &id);
-        let id = id_of(&id).filter(|_| intact);
-        id.ok_or(Fault::corrupt(
-            "the holder of an imported digest is damaged",
-        ))
-    };
-    found.map(read).transpose()
-}
-
-pub(super) fn digest_seal(digest: &[u8], id: &[u8]) -> i64 {
-    Seal::default().bytes(digest).bytes(id).end()
+    let read = |(id, seal): (Vec<u8>, i64)| digest_holder(digest, &id, seal);
+    Ok(found.map(read).transpose()?)
 }
 
 /// Moves a row to its new place. A `new` one stands nowhere yet.
@@ -157,16 +143,19 @@ fn put(conn: &Connection, place: i64, row: &Row, new: bool) -> Result<(), Fault>
     let sql = "INSERT INTO rows \
                (place, kind, tenant, name, id, ends, legacy, fingerprint, body, seal) \
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
-    fields.insert(place, &mut conn.prepare_cached(sql)?)
+    insert(&fields, place, &mut conn.prepare_cached(sql)?)
 }
 
 fn note(conn: &Connection, place: i64, entry: &AuditEntry) -> Result<(), Fault> {
-    let sequence = signed(entry.sequence)?;
-    let (tenant, command) = (entry.tenant.as_str(), entry.command.as_str());
-    let key = entry.key.map(id_bytes);
-    let body = entry.to_bytes();
-    let key_bytes = key.as_ref().map(|key| &key[..]);
-    let seal = rows::audit_seal(place, tenant, sequence, command, key_bytes, &body);
+    let entry = AuditColumns::of(entry)?;
+    let seal = entry.seal(place);
+    let AuditColumns {
+        tenant,
+        sequence,
+        command,
+        key,
+        body,
+    } = entry;
     let sql = "INSERT INTO audit (place, tenant, sequence, command, key, body, seal) \
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
     let columns = params![place, tenant, sequence, command, key, body, seal];

@@ -1,0 +1,83 @@
+//! Hearing of other nodes' commits, on a connection of its own. A hint only: a connection can be silent
+//! for many reasons, so that followers poll as well.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use event_listener::Event;
+use futures_util::future::{BoxFuture, Either, FutureExt, select};
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+use tokio_postgres::{AsyncMessage, Config, Socket};
+
+use super::fault::Fault;
+
+/// How long a lost connection is left alone. A judgement.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// A task that has not begun. It ends once nobody holds the event any more.
+pub(super) type Later = Box<dyn FnOnce(Weak<Event>, Arc<Event>) -> BoxFuture<'static, ()> + Send>;
+
+/// How to listen on `channel`: it passes on what comes to the first event, until the second tells it to
+/// stop.
+pub(super) fn later<T>(config: Config, tls: T, channel: String) -> Later
+where
+    T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+    T::TlsConnect: Send,
+    T::Stream: Send,
+    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+{
+    Box::new(move |moved, stop| {
+        let listening = async move {
+            loop {
+                let stopped = stop.listen();
+                if moved.strong_count() == 0 {
+                    return;
+                }
+                let hear = pin!(hear(&config, tls.clone(), &channel, &moved));
+                match select(hear, stopped).await {
+                    Either::Left((Ok(()), _)) => {}
+                    Either::Left((Err(fault), _)) => {
+                        tracing::debug!(%fault, "not told of other nodes' commits for now");
+                    }
+                    Either::Right(_) => return,
+                }
+                tell(&moved);
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        listening.boxed()
+    })
+}
+
+fn tell(moved: &Weak<Event>) {
+    if let Some(moved) = moved.upgrade() {
+        moved.notify(usize::MAX);
+    }
+}
+
+/// Passes on what comes, until the connection ends.
+async fn hear<T>(config: &Config, tls: T, channel: &str, moved: &Weak<Event>) -> Result<(), Fault>
+where
+    T: MakeTlsConnect<Socket>,
+{
+    let (client, mut connection) = config.connect(tls).await?;
+    let messages = async {
+        while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
+            if let AsyncMessage::Notification(_) = message? {
+                tell(moved);
+            }
+        }
+        Ok(())
+    };
+    let listen = async {
+        client.batch_execute(&format!("LISTEN {channel}")).await?;
+        // What was committed before is not told: whoever waits looks again.
+        tell(moved);
+        std::future::pending::<Result<(), Fault>>().await
+    };
+    match select(pin!(messages), pin!(listen)).await {
+        Either::Left((ended, _)) | Either::Right((ended, _)) => ended,
+    }
+}

@@ -1,0 +1,413 @@
+//! The database store: one schema of a PostgreSQL database that any number of nodes share.
+
+mod fault;
+mod head;
+mod link;
+mod listen;
+mod nodes;
+mod options;
+mod read;
+mod rows;
+mod schema;
+mod upkeep;
+mod write;
+mod writer;
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+pub use deadpool_postgres;
+use deadpool_postgres::Pool;
+use event_listener::Event;
+use tokio::runtime::Handle;
+
+pub use self::fault::ConnectError;
+use self::fault::Fault;
+use self::head::Head;
+use self::link::Link;
+pub use self::options::PostgresOptions;
+use self::writer::Writer;
+use super::{
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
+    KeyStore, Locator, NodeId, NodeRegistry, NodeReport, Revision, RowKey, ScanPage, Select,
+    StoreError, TenantView, Versioned,
+};
+use crate::core::tenant::TenantId;
+
+/// Keys in a schema of a PostgreSQL database that any number of nodes share. Clones share the
+/// connections.
+///
+/// - **Durability.** A commit returns when the server says that it is on disk, and on the synchronous
+///   standbys that it is configured to wait for. `synchronous_commit` is turned on for commits where
+///   the database has it off. Commits of one node that wait together share one transaction.
+/// - **Order.** Every commit changes one row, the head, last locked and kept until it is done: the
+///   order of revisions is the order of commits. Neither sequences, notifications nor advisory locks
+///   decide anything.
+/// - **Freshness.** Reads go to the primary, each in a snapshot of its own; a server that is in
+///   recovery is refused. A former primary that was cut off and not fenced cannot be told from the
+///   real one: failover must fence.
+/// - **Checksums.** Every row is sealed. One that fails is told as corrupt and harms no other.
+/// - **Feed.** State-based, with tombstones until [`forget_removed`](Self::forget_removed).
+///
+/// Calls may come from any executor; they are worked on by the tokio runtime in which the store was
+/// connected, which must keep running.
+#[derive(Clone)]
+pub struct PostgresStore {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    link: Arc<Link>,
+    runtime: Handle,
+    writer: Writer,
+    moved: Arc<Event>,
+    /// How to listen for other nodes' commits; gone once somebody does.
+    listen: Mutex<Option<listen::Later>>,
+    /// Ends the task that listens.
+    gone: Arc<Event>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.gone.notify(usize::MAX);
+    }
+}
+
+impl fmt::Debug for PostgresStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresStore")
+            .field("schema", &self.shared.link.schema.name())
+            .finish_non_exhaustive()
+    }
+}
+
+impl PostgresStore {
+    /// Connects to the database at `url`, `postgres://user:password@host:port/database`, with the
+    /// defaults, and sets up its tables if there are none. A server on another machine is reached with
+    /// [`connect_tls`](PostgresOptions::connect_tls).
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`] says what stands in the way. It never holds the URL.
+    pub async fn connect(url: impl Into<String>) -> Result<Self, ConnectError> {
+        Self::options(url).connect().await
+    }
+
+    /// Starts from the defaults: a schema named `keyward`.
+    pub fn options(url: impl Into<String>) -> PostgresOptions {
+        PostgresOptions::url(url.into())
+    }
+
+    /// Starts from a pool of the host's own. Its connections must reach the primary, each as a session
+    /// of its own for as long as a transaction lasts. Of other nodes' commits such a store hears by
+    /// polling alone.
+    pub fn with_pool(pool: Pool) -> PostgresOptions {
+        PostgresOptions::pool(pool)
+    }
+
+    fn start(link: Arc<Link>, listen: Option<listen::Later>, runtime: Handle) -> Self {
+        let moved = Arc::new(Event::new());
+        let writer = Writer::start(link.clone(), &runtime, moved.clone());
+        Self {
+            shared: Arc::new(Shared {
+                link,
+                runtime,
+                writer,
+                moved,
+                listen: Mutex::new(listen),
+                gone: Arc::new(Event::new()),
+            }),
+        }
+    }
+
+    /// The schema that holds the store's tables.
+    #[must_use]
+    pub fn schema(&self) -> &str {
+        self.shared.link.schema.name()
+    }
+
+    /// Forgets the tombstones of keys removed at `upto` or before, and tells how many there were.
+    /// Followers that stand before `upto` read everything anew. The keys' ids and digests stay
+    /// taken.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]. After `Indeterminate` they may be forgotten or not.
+    pub async fn forget_removed(&self, upto: Revision) -> Result<u64, StoreError> {
+        let write = move |link: Arc<Link>| async move {
+            let mut conn = link.connection().await?;
+            let tx = link.writing(&mut conn).await?;
+            let dropped = upkeep::forget_removed(&tx, upto).await?;
+            tx.commit().await?;
+            conn.give_back();
+            Ok(dropped)
+        };
+        self.write("forgetting tombstones", write).await
+    }
+
+    /// Begins a history of its own, on tables that were restored from a backup, before any node uses
+    /// them: followers of the lost one start over. From here on the store opens only to be recovered,
+    /// since what was revoked after the backup was taken would work again; see
+    /// [`allow_unrecovered`](PostgresOptions::allow_unrecovered) and
+    /// [`finish_recovery`](Self::finish_recovery).
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]. After `Indeterminate` it may be done or not.
+    pub async fn begin_anew(&self) -> Result<(), StoreError> {
+        let write = move |link: Arc<Link>| async move {
+            let mut conn = link.connection().await?;
+            let tx = link.writing(&mut conn).await?;
+            upkeep::begin_anew(&tx).await?;
+            tx.commit().await?;
+            conn.give_back();
+            Ok(())
+        };
+        self.write("beginning a history anew", write).await
+    }
+
+    /// Lets a restored store open as any other from here on. To be called once it was recovered.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]. After `Indeterminate` it may be done or not.
+    pub async fn finish_recovery(&self) -> Result<(), StoreError> {
+        let write = move |link: Arc<Link>| async move {
+            let mut conn = link.connection().await?;
+            let tx = link.writing(&mut conn).await?;
+            upkeep::finish_recovery(&tx).await?;
+            tx.commit().await?;
+            conn.give_back();
+            Ok(())
+        };
+        self.write("finishing a recovery", write).await
+    }
+
+    /// Works on a call on the store's own runtime, so that it neither needs the caller's nor stops
+    /// half way when the caller does. `None` if it took longer than `limit`.
+    async fn work<T, F>(
+        &self,
+        doing: &'static str,
+        limit: Duration,
+        work: impl FnOnce(Arc<Link>) -> F,
+    ) -> Option<Result<T, StoreError>>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Fault>> + Send + 'static,
+    {
+        let work = work(self.shared.link.clone());
+        let task = async move { tokio::time::timeout(limit, work).await };
+        match self.shared.runtime.spawn(task).await {
+            Ok(Ok(done)) => Some(done.map_err(|fault| fault.told(doing))),
+            // It took too long, the runtime is gone, or the task came to an end on the way.
+            Ok(Err(_)) | Err(_) => None,
+        }
+    }
+
+    async fn read<T, F>(
+        &self,
+        doing: &'static str,
+        read: impl FnOnce(Arc<Link>) -> F,
+    ) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Fault>> + Send + 'static,
+    {
+        let read = self.work(doing, self.shared.link.timeouts.request, read);
+        read.await.unwrap_or_else(|| Err(Fault::Late.told(doing)))
+    }
+
+    /// A read that may look at many rows before it has the few it tells.
+    async fn look_through<T, F>(
+        &self,
+        doing: &'static str,
+        read: impl FnOnce(Arc<Link>) -> F,
+    ) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Fault>> + Send + 'static,
+    {
+        let limit = self.shared.link.timeouts.request.saturating_mul(6);
+        let read = self.work(doing, limit, read);
+        read.await.unwrap_or_else(|| Err(Fault::Late.told(doing)))
+    }
+
+    /// Writes something that is no commit.
+    async fn write<T, F>(
+        &self,
+        doing: &'static str,
+        write: impl FnOnce(Arc<Link>) -> F,
+    ) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Fault>> + Send + 'static,
+    {
+        let write = self.work(doing, self.shared.link.timeouts.request, write);
+        let late = || Fault::Unknown(Box::new(Fault::Late)).told(doing);
+        write.await.unwrap_or_else(|| Err(late()))
+    }
+
+    /// Starts listening for other nodes' commits, if nobody did before.
+    fn listen(&self) {
+        let Shared {
+            runtime,
+            moved,
+            listen,
+            gone,
+            ..
+        } = &*self.shared;
+        let later = listen.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(later) = later {
+            drop(runtime.spawn(later(Arc::downgrade(moved), gone.clone())));
+        }
+    }
+}
+
+#[async_trait]
+impl KeyStore for PostgresStore {
+    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+        let (tenant, select) = (tenant.clone(), select.clone());
+        let read = move |link: Arc<Link>| async move {
+            let mut conn = link.connection().await?;
+            let tx = link.snapshot(&mut conn).await?;
+            let told = read::load(&tx, &tenant, &select).await?;
+            tx.end();
+            conn.give_back();
+            Ok(told)
+        };
+        self.read("loading a tenant", read).await
+    }
+
+    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+        let locator = *locator;
+        let read = move |link: Arc<Link>| async move {
+            let mut conn = link.connection().await?;
+            let tx = link.snapshot(&mut conn).await?;
+            let told = read::find(&tx, &locator).await?;
+            tx.end();
+            conn.give_back();
+            Ok(told)
+        };
+        self.read("reading a key", read).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        self.shared.writer.commit(commit).await
+    }
+
+    async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
+        let read = move |link: Arc<Link>| async move {
+            let mut conn = link.connection().await?;
+            let tx = link.snapshot(&mut conn).await?;
+            let told = read::changes(&tx, after, limit).await?;
+            tx.end();
+            conn.give_back();
+            Ok(told)
+        };
+        self.read("reading changes", read).await?
+    }
+
+    async fn scan(
+        &self,
+        after: Option<RowKey>,
+        limit: NonZeroUsize,
+    ) -> Result<ScanPage, StoreError> {
+        let read = move |link: Arc<Link>| async move {
+            let mut conn = link.connection().await?;
+            let tx = link.snapshot(&mut conn).await?;
+            let told = read::scan(&tx, after.as_ref(), limit).await?;
+            tx.end();
+            conn.give_back();
+            Ok(told)
+        };
+        self.read("scanning rows", read).await
+    }
+
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        let query = query.clone();
+        let read = move |link: Arc<Link>| async move {
+            let mut conn = link.connection().await?;
+            let tx = link.snapshot(&mut conn).await?;
+            let told = read::list(&tx, &query).await?;
+            tx.end();
+            conn.give_back();
+            Ok(told)
+        };
+        self.look_through("listing keys", read).await
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        let query = query.clone();
+        let read = move |link: Arc<Link>| async move {
+            let mut conn = link.connection().await?;
+            let tx = link.snapshot(&mut conn).await?;
+            let told = read::audit(&tx, &query).await?;
+            tx.end();
+            conn.give_back();
+            Ok(told)
+        };
+        self.look_through("reading the audit trail", read).await
+    }
+
+    async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
+        self.listen();
+        loop {
+            let moved = self.shared.moved.listen();
+            let read = move |link: Arc<Link>| async move {
+                let mut conn = link.connection().await?;
+                let tx = link.snapshot(&mut conn).await?;
+                let head = Head::read(&tx).await?;
+                tx.end();
+                conn.give_back();
+                Ok(head.cursor)
+            };
+            if self.read("reading the head", read).await? != after {
+                return Ok(());
+            }
+            moved.await;
+        }
+    }
+}
+
+/// A report is as durable as a commit when it returns.
+#[async_trait]
+impl NodeRegistry for PostgresStore {
+    async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {
+        let write = move |link: Arc<Link>| async move {
+            let mut conn = link.connection().await?;
+            let tx = link.writing(&mut conn).await?;
+            let told = nodes::report(&tx, &report).await?;
+            tx.commit().await?;
+            conn.give_back();
+            Ok(told)
+        };
+        self.write("noting a node's report", write).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeReport>, StoreError> {
+        let read = move |link: Arc<Link>| async move {
+            let mut conn = link.connection().await?;
+            let tx = link.snapshot(&mut conn).await?;
+            let told = nodes::all(&tx).await?;
+            tx.end();
+            conn.give_back();
+            Ok(told)
+        };
+        self.read("reading nodes", read).await
+    }
+
+    async fn forget(&self, node: NodeId, upto: u64) -> Result<(), StoreError> {
+        let write = move |link: Arc<Link>| async move {
+            let mut conn = link.connection().await?;
+            let tx = link.writing(&mut conn).await?;
+            let told = nodes::forget(&tx, node, upto).await?;
+            tx.commit().await?;
+            conn.give_back();
+            Ok(told)
+        };
+        self.write("forgetting a node", write).await
+    }
+}

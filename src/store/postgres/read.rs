@@ -1,0 +1,304 @@
+//! What a decision and a follower read, each within one snapshot.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+
+use futures_util::future::{try_join, try_join5};
+use tokio_postgres::Row as Columns;
+
+use super::fault::Fault;
+use super::head::{self, HEAD, Head, TENANTS};
+use super::link::{Bound, Tx};
+use super::rows;
+use crate::core::id::KeyId;
+use crate::core::query::{AuditQuery, KeyQuery};
+use crate::core::secret::Digest;
+use crate::core::tenant::TenantId;
+use crate::core::text::PrincipalId;
+use crate::core::time::Timestamp;
+use crate::core::view::{Select, TenantView};
+use crate::store::rows::{
+    AUDIT_COLUMNS, AuditListing, COLUMNS, KEY, KeyListing, Keys, Marks, OWNER, TENANT,
+    audit_entries, damaged, digest_holder, first_after, id_bytes, key_candidates, page_end,
+};
+use crate::store::{
+    AuditPage, Change, Changes, ChangesError, Cursor, KeyPage, Locator, Row, RowKey, ScanPage,
+    Versioned,
+};
+
+/// How many rows come at a time where it is not known how many are needed. A judgement.
+const SOME: i32 = 512;
+
+pub(super) async fn load(
+    tx: &Tx<'_>,
+    tenant: &TenantId,
+    select: &Select,
+) -> Result<TenantView, Fault> {
+    let name = tenant.as_str();
+    let named = [name];
+    let ids: Vec<[u8; 16]> = select.keys.iter().map(|id| id_bytes(*id)).collect();
+    let ids: Vec<&[u8]> = ids.iter().map(|id| &id[..]).collect();
+    let live_at = select.live_at.map(Timestamp::as_micros);
+    let commands: Vec<&str> = select.commands.iter().map(|id| id.as_str()).collect();
+    let own = named_rows(tx, TENANT, name, vec![""]);
+    let by_id = async {
+        let sql = format!("SELECT {COLUMNS} FROM $s.rows WHERE id = ANY($1)");
+        unless(ids.is_empty(), tx, &sql, &[&ids]).await
+    };
+    let live = async {
+        let sql = format!("SELECT {COLUMNS} FROM $s.rows WHERE tenant = $1 AND ends > $2");
+        unless(live_at.is_none(), tx, &sql, &[&name, &live_at]).await
+    };
+    let legacy = async {
+        let sql = format!("SELECT {COLUMNS} FROM $s.rows WHERE tenant = $1 AND legacy IS NOT NULL");
+        unless(!select.legacy, tx, &sql, &[&name]).await
+    };
+    let trail = async {
+        let mut found = Vec::new();
+        for command in &commands {
+            let sql = format!(
+                "SELECT {AUDIT_COLUMNS} FROM $s.audit WHERE command = $1 AND tenant = $2 \
+                 ORDER BY place LIMIT {}",
+                Select::APPLIED_MAX
+            );
+            found.extend(tx.query(&sql, &[command, &name]).await?);
+        }
+        Ok(found)
+    };
+    let heads: [Bound<'_>; 1] = [&&named[..]];
+    let head = tx.query(TENANTS, &heads);
+    let (head, (own, by_id, live, legacy, trail)) =
+        try_join(head, try_join5(own, by_id, live, legacy, trail)).await?;
+    let Some(head) = head.first() else {
+        return Ok(TenantView::default());
+    };
+    let (_, head) = head::tenant(head)?;
+    let mut keys = Keys::default();
+    let own_key = |change: &Change| match &change.row {
+        Row::Key(record) => record.tenant == *tenant,
+        row => matches!(row, Row::Corrupt(_)),
+    };
+    keys.take(rows::changes(&by_id)?.into_iter().filter(own_key));
+    keys.take(rows::changes(&live)?);
+    keys.take(rows::changes(&legacy)?);
+    let own = match own.into_iter().next() {
+        None => None,
+        Some(Row::Tenant(row)) => Some(row),
+        Some(_) => return Err(damaged(&RowKey::Tenant(tenant.clone())).into()),
+    };
+    let owners = owners(tx, tenant, select, &keys).await?;
+    let mut entries = Vec::new();
+    for row in &trail {
+        let entry = rows::entry(row)?.map_err(|place| {
+            let sequence = place.sequence;
+            Fault::corrupt(format!(
+                "audit entry {sequence} of tenant {tenant} is damaged"
+            ))
+        })?;
+        entries.push(entry.entry);
+    }
+    let view = TenantView {
+        revision: head.revision,
+        decided_at: Some(head.decided_at),
+        audit_head: head.audit,
+        tenant: own,
+        corrupt: keys.corrupt,
+        ..TenantView::default()
+    };
+    let owner = |owner: &PrincipalId| owners.get(owner);
+    Ok(view.with_selected(select, keys.records.values(), owner, &entries))
+}
+
+/// Asks, unless there is nothing to ask for.
+async fn unless(
+    nothing: bool,
+    tx: &Tx<'_>,
+    sql: &str,
+    with: &[Bound<'_>],
+) -> Result<Vec<Columns>, Fault> {
+    match nothing {
+        true => Ok(Vec::new()),
+        false => tx.query(sql, with).await,
+    }
+}
+
+async fn named_rows(
+    tx: &Tx<'_>,
+    kind: i64,
+    tenant: &str,
+    names: Vec<&str>,
+) -> Result<Vec<Row>, Fault> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sql = format!(
+        "SELECT {COLUMNS} FROM $s.rows WHERE kind = {kind} AND tenant = $1 AND name = ANY($2)"
+    );
+    let found = rows::changes(&tx.query(&sql, &[&tenant, &names]).await?)?;
+    Ok(found.into_iter().map(|change| change.row).collect())
+}
+
+async fn owners(
+    tx: &Tx<'_>,
+    tenant: &TenantId,
+    select: &Select,
+    keys: &Keys,
+) -> Result<HashMap<PrincipalId, crate::core::owner::OwnerRecord>, Fault> {
+    let of_keys = keys.records.values();
+    let of_keys = of_keys.filter_map(|record| record.owner.principal());
+    let mut names: Vec<&str> = (select.owners.iter().chain(of_keys))
+        .map(PrincipalId::as_str)
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    let mut found = HashMap::new();
+    for row in named_rows(tx, OWNER, tenant.as_str(), names).await? {
+        match row {
+            Row::Owner(row) => {
+                found.insert(row.owner.clone(), row);
+            }
+            row => return Err(damaged(&row.key()).into()),
+        }
+    }
+    Ok(found)
+}
+
+pub(super) async fn find(tx: &Tx<'_>, locator: &Locator) -> Result<Option<Versioned>, Fault> {
+    let head = Head::read(tx).await?.cursor;
+    let id = match locator {
+        Locator::Id(id) => Some(*id),
+        Locator::Imported(digest) => holder(tx, digest).await?,
+    };
+    let Some(id) = id else { return Ok(None) };
+    let sql = format!("SELECT {COLUMNS} FROM $s.rows WHERE id = $1");
+    let found = tx.query(&sql, &[&&id_bytes(id)[..]]).await?;
+    let change = rows::changes(&found)?.pop();
+    Ok(change.map(|change| Versioned { change, head }))
+}
+
+/// The key that has this imported digest, or had it.
+async fn holder(tx: &Tx<'_>, digest: &Digest) -> Result<Option<KeyId>, Fault> {
+    let sql = "SELECT id, seal FROM $s.digests WHERE digest = $1";
+    let found = tx.query(sql, &[&&digest.as_bytes()[..]]).await?;
+    let Some(row) = found.first() else {
+        return Ok(None);
+    };
+    let holder = digest_holder(digest, row.try_get(0)?, row.try_get(1)?)?;
+    Ok(Some(holder))
+}
+
+pub(super) async fn changes(
+    tx: &Tx<'_>,
+    after: Cursor,
+    limit: NonZeroUsize,
+) -> Result<Result<Changes, ChangesError>, Fault> {
+    let head = Head::read(tx).await?;
+    let same_history = after.epoch == head.cursor.epoch
+        && after.revision <= head.cursor.revision
+        && after.revision >= head.floor
+        && head.tag_at(tx, after.revision).await? == Some(after.tag);
+    if !same_history {
+        return Ok(Err(ChangesError::Compacted));
+    }
+    let mut changes: Vec<Change> = Vec::new();
+    let mut upto = head.cursor;
+    // Where a follower is caught up, that was all.
+    if after.revision < head.cursor.revision {
+        let sql = format!("SELECT {COLUMNS} FROM $s.rows WHERE place >= $1 ORDER BY place");
+        let some = i32::try_from(limit.get().saturating_add(1)).map_or(SOME, |some| some.min(SOME));
+        let mut ended = None;
+        tx.each(&sql, &[&first_after(after.revision)], some, |row| {
+            let change = rows::change(row)?;
+            ended = page_end(&changes, limit, &change);
+            if ended.is_none() {
+                changes.push(change);
+            }
+            Ok(ended.is_some())
+        })
+        .await?;
+        if let Some(last) = ended {
+            upto.revision = last;
+            upto.tag = head.tag_at(tx, last).await?.ok_or_else(|| {
+                Fault::corrupt(format!("commit {last} is missing, of which rows stand"))
+            })?;
+        }
+    }
+    Ok(Ok(Changes {
+        changes,
+        upto,
+        head: head.cursor,
+        newest: head.newest,
+    }))
+}
+
+pub(super) async fn scan(
+    tx: &Tx<'_>,
+    after: Option<&RowKey>,
+    limit: NonZeroUsize,
+) -> Result<ScanPage, Fault> {
+    let head = Head::of(&tx.query(HEAD, &[]).await?)?;
+    let wanted = limit.get().saturating_add(1);
+    let mut page = Vec::new();
+    let most = |page: &Vec<Change>| i64::try_from(wanted - page.len()).unwrap_or(i64::MAX);
+    for kind in [TENANT, OWNER] {
+        let (tenant, name) = match (kind, after) {
+            (TENANT, Some(RowKey::Tenant(tenant))) => (tenant.as_str(), ""),
+            (OWNER, None | Some(RowKey::Tenant(_))) | (TENANT, None) => ("", ""),
+            (OWNER, Some(RowKey::Owner(tenant, owner))) => (tenant.as_str(), owner.as_str()),
+            _ => continue,
+        };
+        let sql = format!(
+            "SELECT {COLUMNS} FROM $s.rows \
+             WHERE kind = {kind} AND (tenant, name) > ($1, $2) AND name IS NOT NULL \
+             ORDER BY tenant, name LIMIT $3"
+        );
+        let found = tx.query(&sql, &[&tenant, &name, &most(&page)]).await?;
+        page.extend(rows::changes(&found)?);
+    }
+    let last = match after {
+        Some(RowKey::Key(id)) => id_bytes(*id).to_vec(),
+        // No bytes come before every id.
+        _ => Vec::new(),
+    };
+    let sql = format!(
+        "SELECT {COLUMNS} FROM $s.rows WHERE id > $1 AND kind = {KEY} ORDER BY id LIMIT $2"
+    );
+    let found = tx.query(&sql, &[&last, &most(&page)]).await?;
+    page.extend(rows::changes(&found)?);
+    let more = page.len() > limit.get();
+    page.truncate(limit.get());
+    let next = page.last().filter(|_| more).map(|change| change.row.key());
+    Ok(ScanPage {
+        head: head.cursor,
+        newest: head.newest,
+        rows: page,
+        next,
+    })
+}
+
+fn marks<'c>(tx: &Tx<'c>) -> Marks<'c> {
+    Marks {
+        bound: '$',
+        schema: tx.schema().prefix(),
+    }
+}
+
+pub(super) async fn list(tx: &Tx<'_>, query: &KeyQuery) -> Result<KeyPage, Fault> {
+    let (sql, ordered) = key_candidates(query, marks(tx));
+    let mut listing = KeyListing::new(query, ordered);
+    tx.each(&sql.text, &rows::bound(&sql.with), SOME, |row| {
+        Ok(listing.add(rows::change(row)?))
+    })
+    .await?;
+    Ok(listing.end())
+}
+
+pub(super) async fn audit(tx: &Tx<'_>, query: &AuditQuery) -> Result<AuditPage, Fault> {
+    let sql = audit_entries(query, marks(tx));
+    let mut listing = AuditListing::new(query);
+    tx.each(&sql.text, &rows::bound(&sql.with), SOME, |row| {
+        Ok(listing.add(rows::entry(row)?))
+    })
+    .await?;
+    Ok(listing.page)
+}

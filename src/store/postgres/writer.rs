@@ -1,0 +1,223 @@
+//! The one writer of a node: a task that applies all commits that wait in one transaction, so that one
+//! wait for the disk serves them all. Each stays conditional, and each gets its own answer.
+
+use std::sync::Arc;
+
+use event_listener::Event;
+use tokio::sync::{mpsc, oneshot};
+
+use super::fault::Fault;
+use super::link::Link;
+use super::write::{self, Verdict};
+use crate::store::{Commit, CommitError, StoreError, StoreErrorKind};
+
+/// How many rows one transaction takes along, if it is more than one commit. A judgement.
+const MAX_ROWS: usize = 4096;
+
+/// How often commits are tried again that the server rolled back because of others. A judgement.
+const ATTEMPTS: usize = 8;
+
+const DOING: &str = "committing to the database";
+
+/// A commit on its way, and who waits for it. Nobody may wait any more.
+struct Order {
+    commit: Commit,
+    answer: oneshot::Sender<Verdict>,
+}
+
+/// The way to the writer. The task ends when this is gone and all that was sent is done.
+pub(super) struct Writer {
+    orders: mpsc::UnboundedSender<Order>,
+}
+
+impl Writer {
+    /// Starts the task. `landed` hears of every commit that is durable.
+    pub(super) fn start(
+        link: Arc<Link>,
+        runtime: &tokio::runtime::Handle,
+        landed: Arc<Event>,
+    ) -> Self {
+        let (orders, mut waiting) = mpsc::unbounded_channel();
+        // One that waits to be told stands for all that land meanwhile.
+        let (told, mut to_tell) = mpsc::channel(1);
+        let hints = {
+            let link = link.clone();
+            async move {
+                while let Some(()) = to_tell.recv().await {
+                    hint(&link).await;
+                }
+            }
+        };
+        let task = async move {
+            while let Some(group) = next_group(&mut waiting).await {
+                if settle(&link, group).await {
+                    landed.notify(usize::MAX);
+                    let _ = told.try_send(());
+                }
+            }
+        };
+        drop(runtime.spawn(hints));
+        drop(runtime.spawn(task));
+        Self { orders }
+    }
+
+    pub(super) async fn commit(&self, commit: Commit) -> Verdict {
+        let (answer, answered) = oneshot::channel();
+        let gone = |kind| StoreError::new(kind, DOING);
+        self.orders
+            .send(Order { commit, answer })
+            .map_err(|_| gone(StoreErrorKind::Unavailable))?;
+        // The writer answers each order it takes, unless it came to an end on the way.
+        let answer = answered.await;
+        answer.unwrap_or_else(|_| Err(gone(StoreErrorKind::Indeterminate).into()))
+    }
+}
+
+/// What waits, as much of it as fits into one transaction; `None` once there is nobody left who could
+/// send anything.
+async fn next_group(waiting: &mut mpsc::UnboundedReceiver<Order>) -> Option<Vec<Order>> {
+    let size = |order: &Order| order.commit.effects.puts.len() + order.commit.effects.audit.len();
+    let first = waiting.recv().await?;
+    let mut rows = size(&first);
+    let mut group = vec![first];
+    while rows < MAX_ROWS
+        && let Ok(order) = waiting.try_recv()
+    {
+        rows += size(&order) + 1;
+        group.push(order);
+    }
+    // Whoever gave up was told nothing, and nothing of theirs was begun.
+    group.retain(|order| !order.answer.is_closed());
+    Some(group)
+}
+
+/// What became of a group.
+enum Group {
+    /// It is durable, each commit with its verdict.
+    Durable(Vec<Verdict>),
+    /// Nothing was written.
+    RolledBack(Fault),
+    /// It may or may not have been written.
+    Unknown(Fault),
+}
+
+/// Sees that each order gets its answer. Tells whether anything was written.
+async fn settle(link: &Link, group: Vec<Order>) -> bool {
+    if group.is_empty() {
+        return false;
+    }
+    match persist(link, &group).await {
+        // One commit that cannot be written must not stop those that came along with it.
+        Group::RolledBack(fault) if fault.is_of_one_commit() && group.len() > 1 => {
+            let mut landed = false;
+            for order in group {
+                let alone = [order];
+                let became = persist(link, &alone).await;
+                landed |= tell(alone.into(), became);
+            }
+            landed
+        }
+        became => tell(group, became),
+    }
+}
+
+fn tell(group: Vec<Order>, became: Group) -> bool {
+    let mut landed = false;
+    match became {
+        Group::Durable(verdicts) => {
+            for (order, verdict) in group.into_iter().zip(verdicts) {
+                landed |= verdict.is_ok();
+                // Whoever asked may have stopped waiting.
+                drop(order.answer.send(verdict));
+            }
+        }
+        Group::RolledBack(fault) if fault.is_contention() => {
+            for order in group {
+                drop(order.answer.send(Err(CommitError::Conflict)));
+            }
+        }
+        Group::RolledBack(fault) => {
+            let error = fault.told(DOING);
+            for order in group {
+                drop(order.answer.send(Err(error.clone().into())));
+            }
+        }
+        Group::Unknown(fault) => {
+            landed = true;
+            let error = StoreError::new(StoreErrorKind::Indeterminate, DOING).with_source(fault);
+            tracing::error!(%error, "commits may or may not be in the database");
+            for order in group {
+                drop(order.answer.send(Err(error.clone().into())));
+            }
+        }
+    }
+    landed
+}
+
+/// Writes a group, again if the server rolled it back because of others.
+async fn persist(link: &Link, group: &[Order]) -> Group {
+    let commits: Vec<&Commit> = group.iter().map(|order| &order.commit).collect();
+    let mut became = once(link, &commits).await;
+    for _ in 1..ATTEMPTS {
+        match became {
+            Group::RolledBack(fault) if fault.is_contention() => {
+                tracing::debug!(%fault, "trying again");
+                became = once(link, &commits).await;
+            }
+            became => return became,
+        }
+    }
+    became
+}
+
+async fn once(link: &Link, commits: &[&Commit]) -> Group {
+    let mut conn = match link.connection().await {
+        Ok(conn) => conn,
+        Err(fault) => return Group::RolledBack(fault),
+    };
+    let apply = async {
+        let tx = link.writing(&mut conn).await?;
+        let verdicts = write::apply(&tx, commits).await?;
+        Ok::<_, Fault>((tx, verdicts))
+    };
+    // Until COMMIT is sent nothing can have been written, whatever becomes of the connection.
+    let (tx, verdicts) = match tokio::time::timeout(link.timeouts.request, apply).await {
+        Ok(Ok(applied)) => applied,
+        Ok(Err(fault)) => return Group::RolledBack(fault),
+        Err(_) => return Group::RolledBack(Fault::Late),
+    };
+    let written = verdicts.iter().any(Result::is_ok);
+    let committed = match tokio::time::timeout(link.timeouts.request, tx.commit()).await {
+        Ok(committed) => committed,
+        Err(_) => Err(Fault::Late.of_commit()),
+    };
+    match committed {
+        Ok(()) => {
+            conn.give_back();
+            Group::Durable(verdicts)
+        }
+        Err(fault @ Fault::Unknown(_)) if written => Group::Unknown(fault),
+        Err(fault) => Group::RolledBack(fault),
+    }
+}
+
+/// Tells other nodes that something was committed. A hint: nothing depends on its coming.
+async fn hint(link: &Link) {
+    let notify = async {
+        let mut conn = link.connection().await?;
+        // Nobody waits for the disk to have a hint.
+        let channel = link.schema.channel();
+        let sql = format!(
+            "BEGIN; {} SET LOCAL synchronous_commit = off; NOTIFY {channel}; COMMIT",
+            link.settings()
+        );
+        conn.object()?.batch_execute(&sql).await?;
+        conn.give_back();
+        Ok::<_, Fault>(())
+    };
+    match tokio::time::timeout(link.timeouts.request, notify).await {
+        Ok(Ok(())) => {}
+        Ok(Err(fault)) => tracing::debug!(%fault, "other nodes were not told of a commit"),
+        Err(_) => tracing::debug!("other nodes were not told of a commit in time"),
+    }
+}

@@ -1,0 +1,248 @@
+//! Connecting: what is refused, what is left alone, and what is never told.
+
+use std::collections::BTreeSet;
+use std::error::Error as _;
+use std::time::Duration;
+
+use keyward::store::postgres::ConnectError;
+use keyward::store::postgres::deadpool_postgres::{Manager, Pool, Runtime};
+use keyward::store::{CommitError, KeyStore, PostgresStore, Revision, Select, StoreErrorKind};
+use tokio_postgres::NoTls;
+
+use crate::raw::{ALL, next};
+use crate::server::{Place, Server, on_runtime, open, runtime};
+use crate::support::*;
+
+/// All that an error tells.
+fn told(error: &dyn std::error::Error) -> String {
+    let mut told = format!("{error} {error:?}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        told += &format!(" {cause} {cause:?}");
+        source = cause.source();
+    }
+    told
+}
+
+#[test]
+fn a_password_is_told_nowhere() {
+    for url in [
+        "postgres://alice:hunter2@127.0.0.1:1/db",
+        "postgres://alice:hunter2@127.0.0.1:port/db",
+        "postgres://alice:x@127.0.0.1/db?hunter2=1",
+        "host=127.0.0.1 port=1 user=alice password=hunter2",
+        "host=127.0.0.1 hunter2",
+    ] {
+        let options = PostgresStore::options(url);
+        assert!(!format!("{options:?}").contains("hunter2"));
+        let error = open(options).unwrap_err();
+        assert!(!told(&error).contains("hunter2"), "{}", told(&error));
+    }
+}
+
+#[test]
+fn nothing_unencrypted_leaves_the_machine_unless_that_is_asked_for() {
+    for url in [
+        "postgres://alice@db.example/db",
+        "host=/tmp,db.example",
+        "host=localhost hostaddr=192.0.2.1",
+        "host=localhost sslmode=require",
+    ] {
+        let refused = open(PostgresStore::options(url)).unwrap_err();
+        assert!(
+            matches!(refused, ConnectError::Unencrypted),
+            "{url}: {refused:?}"
+        );
+    }
+    for url in [
+        "host=192.0.2.1 sslmode=disable",
+        "host=127.0.0.1 port=1",
+        "host=::1 port=1",
+    ] {
+        let options = PostgresStore::options(url).connection_timeout(Duration::from_millis(20));
+        let refused = open(options).unwrap_err();
+        assert!(
+            matches!(refused, ConnectError::Database(_)),
+            "{url}: {refused:?}"
+        );
+    }
+}
+
+#[test]
+fn a_connection_that_should_be_encrypted_never_falls_back() {
+    // The server here knows no TLS, and a plain connection would do.
+    let place = Place::new();
+    let refused = on_runtime(place.options().connect_tls(NoTls)).unwrap_err();
+    assert!(matches!(refused, ConnectError::Database(_)), "{refused:?}");
+    let mark = if place.url.contains("://") { '?' } else { ' ' };
+    on_runtime(
+        PostgresStore::options(format!("{}{mark}sslmode=disable", place.url))
+            .schema(&place.schema)
+            .connect_tls(NoTls),
+    )
+    .unwrap();
+}
+
+#[test]
+fn a_schema_has_a_plain_name() {
+    for name in ["", "Keys", "1keys", "a-b", "a\"b", "ключи", &"x".repeat(49)] {
+        let place = Place::new();
+        let refused = open(place.options().schema(name)).unwrap_err();
+        assert!(
+            matches!(refused, ConnectError::Schema),
+            "{name}: {refused:?}"
+        );
+    }
+}
+
+#[test]
+fn without_a_runtime_there_is_no_store() {
+    let refused = wait(Place::new().options().connect()).unwrap_err();
+    assert!(matches!(refused, ConnectError::NoRuntime), "{refused:?}");
+}
+
+#[test]
+fn nodes_that_set_up_tables_at_once_have_the_same_store() {
+    let place = Place::new();
+    let all: Vec<_> = (0..8)
+        .map(|_| runtime().spawn(place.options().connect()))
+        .collect();
+    let stores: Vec<_> = all
+        .into_iter()
+        .map(|one| wait(one).unwrap().unwrap())
+        .collect();
+    let heads = stores
+        .iter()
+        .map(|store| wait(store.scan(None, ALL)).unwrap().head.epoch);
+    assert_eq!(heads.collect::<BTreeSet<_>>().len(), 1);
+}
+
+#[test]
+fn a_newer_schema_is_refused_untouched() {
+    let place = Place::new();
+    drop(place.connect());
+    place.run("UPDATE $s.schema_version SET version = 99; DROP TABLE $s.nodes");
+    let refused = open(place.options()).unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            ConnectError::Newer {
+                found: 99,
+                supported: 1
+            }
+        ),
+        "{refused:?}"
+    );
+    let tables = place.ask("SELECT tablename::text FROM pg_tables WHERE schemaname = '$s'");
+    assert!(!tables.iter().any(|table| table == "nodes"), "{tables:?}");
+}
+
+#[test]
+fn a_schema_that_becomes_newer_under_a_running_store_stops_it() {
+    let place = Place::new();
+    let store = place.connect();
+    place.run("UPDATE $s.schema_version SET version = 99");
+    let refused = wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap_err();
+    let CommitError::Store(error) = &refused else {
+        panic!("{refused:?}")
+    };
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+    assert!(told(error).contains("99"), "{}", told(error));
+    assert!(
+        wait(store.scan(None, ALL)).is_err(),
+        "nothing is read either"
+    );
+}
+
+#[test]
+fn an_older_schema_is_brought_up_to_date() {
+    let place = Place::new();
+    // What a node that came to an end between its first two steps leaves behind.
+    place.run(
+        "CREATE SCHEMA $s; \
+         CREATE TABLE $s.schema_version (one smallint PRIMARY KEY, version integer NOT NULL); \
+         INSERT INTO $s.schema_version VALUES (1, 0)",
+    );
+    let store = place.connect();
+    wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
+    assert_eq!(
+        place.ask("SELECT version::text FROM $s.schema_version"),
+        ["1"]
+    );
+}
+
+fn pool(url: &str, connections: usize) -> Pool {
+    let manager = Manager::new(url.parse().unwrap(), NoTls);
+    let pool = Pool::builder(manager).max_size(connections);
+    pool.runtime(Runtime::Tokio1).build().unwrap()
+}
+
+#[test]
+fn a_pool_of_the_hosts_own_stays_as_it_was() {
+    let place = Place::new();
+    let pool = pool(&place.url, 1);
+    let options = PostgresStore::with_pool(pool.clone()).schema(&place.schema);
+    let store = open(options).unwrap();
+    wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
+    wait(store.load(&tenant("acme"), &Select::none())).unwrap();
+    let settings = on_runtime(async move {
+        let client = pool.get().await.unwrap();
+        let sql = "SELECT current_setting('lock_timeout') || current_setting('search_path')";
+        client
+            .query_one(sql, &[])
+            .await
+            .unwrap()
+            .get::<_, String>(0)
+    });
+    assert_eq!(settings, "0\"$user\", public");
+}
+
+#[test]
+fn a_pool_without_a_free_connection_is_unavailable_in_time() {
+    let place = Place::new();
+    let pool = pool(&place.url, 1);
+    let options = PostgresStore::with_pool(pool.clone()).schema(&place.schema);
+    let store = open(options.connection_timeout(Duration::from_millis(20))).unwrap();
+    let held = on_runtime(async move { pool.get().await.unwrap() });
+    let refused = wait(store.load(&tenant("acme"), &Select::none())).unwrap_err();
+    assert_eq!(refused.kind(), StoreErrorKind::Unavailable);
+    let refused = wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap_err();
+    assert!(
+        matches!(&refused, CommitError::Store(error) if error.kind() == StoreErrorKind::Unavailable),
+        "{refused:?}"
+    );
+    drop(held);
+    wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
+}
+
+#[test]
+fn a_standby_is_refused() {
+    let server = Server::start("fsync = off");
+    let place = Place::at(server.url());
+    drop(place.connect());
+    server.demote();
+    let refused = open(place.options()).unwrap_err();
+    assert!(matches!(refused, ConnectError::Database(_)), "{refused:?}");
+    let options = PostgresStore::with_pool(pool(&place.url, 1)).schema(&place.schema);
+    let refused = open(options).unwrap_err();
+    assert!(matches!(refused, ConnectError::Standby), "{refused:?}");
+}
+
+#[test]
+fn a_former_primary_that_follows_another_is_not_read_any_more() {
+    let server = Server::start("fsync = off");
+    let place = Place::at(server.url());
+    let options = PostgresStore::with_pool(pool(&place.url, 1)).schema(&place.schema);
+    let store = open(options).unwrap();
+    wait(store.scan(None, ALL)).unwrap();
+    server.demote();
+    // A connection that did not survive may have to be noticed first.
+    for _ in 0..2 {
+        wait(store.scan(None, ALL)).unwrap_err();
+    }
+    let last = wait(store.scan(None, ALL)).unwrap_err();
+    assert!(
+        last.source().unwrap().to_string().contains("standby"),
+        "{last:?}"
+    );
+}

@@ -1,0 +1,139 @@
+//! A server that is killed, and commits whose end is not known.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use keyward::store::{CommitError, KeyStore, Revision, StoreErrorKind};
+
+use crate::raw::{ALL, beginning, next, removed_since, write};
+use crate::server::{Place, Server};
+use crate::support::*;
+
+#[test]
+fn a_server_that_is_killed_loses_nothing_that_was_acknowledged() {
+    const WRITERS: usize = 6;
+    let server = Server::start("fsync = on");
+    let place = Place::at(server.url());
+    let stores = [place.connect(), place.connect()];
+    let start = beginning(&stores[0]);
+    let acknowledged = AtomicUsize::new(0);
+    let written: BTreeSet<_> = thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|number| {
+                let (store, acknowledged, server) = (&stores[number % 2], &acknowledged, &server);
+                scope.spawn(move || {
+                    write(store, &format!("t{number}"), usize::MAX, || {
+                        if acknowledged.fetch_add(1, Ordering::SeqCst) == 300 {
+                            server.kill();
+                        }
+                    })
+                })
+            })
+            .collect();
+        let mut written = BTreeSet::new();
+        for writer in writers {
+            let (done, error) = writer.join().unwrap();
+            written.extend(done);
+            let Some(CommitError::Store(error)) = error else {
+                panic!("{error:?}")
+            };
+            let told = [StoreErrorKind::Unavailable, StoreErrorKind::Indeterminate];
+            assert!(told.contains(&error.kind()), "{error:?}");
+        }
+        written
+    });
+    assert!(written.len() > 300);
+    server.resume();
+    // Connections that were lost are noticed one by one.
+    let back = (0..50).find_map(|_| wait(stores[0].scan(None, ALL)).ok());
+    assert!(back.is_some(), "the store goes on with the server");
+    let (kept, _) = removed_since(&stores[0], start, ALL);
+    let kept: BTreeSet<_> = kept.into_iter().collect();
+    assert!(written.is_subset(&kept), "{:?}", written.difference(&kept));
+    assert!(
+        kept.len() - written.len() <= WRITERS,
+        "what nobody was told of"
+    );
+    let (_, error) = write(&stores[0], "afterwards", 1, || {});
+    assert!(error.is_none(), "{error:?}");
+}
+
+/// Has `body` run at the `COMMIT` of the next commits.
+fn at_commit(place: &Place, body: &str) {
+    place.run(&format!(
+        "CREATE OR REPLACE FUNCTION $s.at_commit() RETURNS trigger LANGUAGE plpgsql AS \
+         $body$ BEGIN {body}; RETURN NULL; END $body$"
+    ));
+    place.run(
+        "DROP TRIGGER IF EXISTS at_commit ON $s.commits; \
+         CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON $s.commits \
+         DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION $s.at_commit()",
+    );
+}
+
+#[test]
+fn a_connection_that_is_lost_during_commit_leaves_the_outcome_unknown() {
+    let place = Place::new();
+    let store = place.connect();
+    at_commit(&place, "PERFORM pg_terminate_backend(pg_backend_pid())");
+    let commit = next(&tenant("acme"), Revision::ZERO).1;
+    let told = wait(store.commit(commit)).unwrap_err();
+    let CommitError::Store(error) = &told else {
+        panic!("{told:?}")
+    };
+    assert_eq!(error.kind(), StoreErrorKind::Indeterminate);
+}
+
+#[test]
+fn a_connection_that_is_lost_before_commit_means_that_nothing_was_written() {
+    let place = Place::new();
+    let store = place.connect();
+    place.run(
+        "CREATE FUNCTION $s.at_write() RETURNS trigger LANGUAGE plpgsql AS \
+         $body$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $body$; \
+         CREATE TRIGGER at_write AFTER INSERT ON $s.commits \
+         FOR EACH ROW EXECUTE FUNCTION $s.at_write()",
+    );
+    let told = wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap_err();
+    let CommitError::Store(error) = &told else {
+        panic!("{told:?}")
+    };
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+    place.run("DROP TRIGGER at_write ON $s.commits");
+    wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
+}
+
+#[test]
+fn what_the_server_rolled_back_is_tried_again_and_then_told_as_a_conflict() {
+    let place = Place::new();
+    let store = place.connect();
+    // A sequence forgets nothing when a transaction is rolled back.
+    place.run("CREATE SEQUENCE $s.tries");
+    at_commit(
+        &place,
+        "IF nextval('$s.tries') < 4 THEN RAISE EXCEPTION 'x' USING ERRCODE = '40001'; END IF",
+    );
+    let at = wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
+    assert_eq!(at, Revision(1));
+    assert_eq!(place.ask("SELECT last_value::text FROM $s.tries"), ["4"]);
+    at_commit(&place, "RAISE EXCEPTION 'x' USING ERRCODE = '40P01'");
+    let told = wait(store.commit(next(&tenant("acme"), at).1)).unwrap_err();
+    assert!(matches!(told, CommitError::Conflict), "{told:?}");
+    at_commit(&place, "RAISE EXCEPTION 'x' USING ERRCODE = '23514'");
+    let told = wait(store.commit(next(&tenant("acme"), at).1)).unwrap_err();
+    let CommitError::Store(error) = &told else {
+        panic!("{told:?}")
+    };
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+    at_commit(&place, "RAISE EXCEPTION 'x' USING ERRCODE = '40003'");
+    let told = wait(store.commit(next(&tenant("acme"), at).1)).unwrap_err();
+    let CommitError::Store(error) = &told else {
+        panic!("{told:?}")
+    };
+    assert_eq!(
+        error.kind(),
+        StoreErrorKind::Indeterminate,
+        "the server itself does not know"
+    );
+}

@@ -1,0 +1,303 @@
+//! A server of the tests' own, in a temporary folder; it ends with the test process, however that ends.
+//! Or the one that `KEYWARD_TEST_POSTGRES_URL` names.
+
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
+
+use keyward::store::PostgresStore;
+use keyward::store::postgres::{ConnectError, PostgresOptions};
+use tempfile::TempDir;
+use tokio::runtime::Handle;
+
+use crate::turns::Turns;
+
+/// Where tests find a server instead of starting one.
+const GIVEN: &str = "KEYWARD_TEST_POSTGRES_URL";
+
+/// A server that a test may kill.
+#[derive(Debug)]
+pub(crate) struct Server {
+    folder: PathBuf,
+    /// Stops the server and takes its folder away once this process is gone, or closes its end.
+    watchdog: Child,
+    process: Mutex<Option<Child>>,
+}
+
+impl Server {
+    /// Starts a server. `settings` are those of its command line.
+    pub(crate) fn start(settings: &str) -> Self {
+        let folder = TempDir::new().unwrap().keep();
+        let user = unprivileged();
+        if let Some(user) = user {
+            run(Command::new("chown").arg(user).arg(&folder));
+        }
+        let script =
+            r#"read -r _; "$1" -D "$2/data" -m immediate stop >/dev/null 2>&1; rm -rf "$2""#;
+        let mut watchdog = as_user(Path::new("sh"));
+        watchdog.args(["-c", script, "watchdog"]);
+        watchdog.arg(programs().join("pg_ctl")).arg(&folder);
+        // A group of its own: an interrupted test run must not take it along.
+        watchdog.stdin(Stdio::piped()).process_group(0);
+        let watchdog = watchdog.spawn().unwrap();
+        let server = Self {
+            folder,
+            watchdog,
+            process: Mutex::new(None),
+        };
+        let mut init = server.program("initdb");
+        init.args(["-A", "trust", "-U", "postgres", "-E", "UTF8"]);
+        run(init.args(["--locale=C", "--no-sync"]));
+        let settings = format!(
+            "listen_addresses = ''\nunix_socket_directories = '{}'\nmax_connections = 200\n{settings}\n",
+            server.folder.display()
+        );
+        let file = server.folder.join("data/postgresql.conf");
+        let mut text = std::fs::read_to_string(&file).unwrap();
+        text += &settings;
+        std::fs::write(&file, text).unwrap();
+        server.resume();
+        server
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!(
+            "host={} user=postgres dbname=postgres",
+            self.folder.display()
+        )
+    }
+
+    /// What it wrote to its log so far.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("log")).unwrap()
+    }
+
+    /// Starts it where it was left.
+    pub(crate) fn resume(&self) {
+        let log = self.folder.join("log");
+        let mut file = std::fs::File::options();
+        let file = file.create(true).append(true).open(&log).unwrap();
+        // What a killed server left may hold its memory for a moment: its parts notice one by one.
+        for _ in 0..100 {
+            let mut start = self.program("postgres");
+            start.stdin(Stdio::null()).stdout(Stdio::null());
+            start.stderr(file.try_clone().unwrap()).process_group(0);
+            let mut process = start.spawn().unwrap();
+            if self.is_up(&mut process) {
+                *self.process.lock().unwrap() = Some(process);
+                return;
+            }
+        }
+        let log = std::fs::read_to_string(log).unwrap_or_default();
+        panic!("the server does not start: {log}");
+    }
+
+    /// Waits until it answers; tells whether it did before it ended.
+    fn is_up(&self, process: &mut Child) -> bool {
+        while process.try_wait().unwrap().is_none() {
+            let mut asked = Command::new(programs().join("pg_isready"));
+            asked.arg("-q").arg("-h").arg(&self.folder);
+            if asked.status().unwrap().success() {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Kills it. What it told the operating system to write stays written.
+    pub(crate) fn kill(&self) {
+        let process = self.process.lock().unwrap().take();
+        let mut process = process.unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    /// Makes it a standby, which follows nobody.
+    pub(crate) fn demote(&self) {
+        self.stop("fast");
+        std::fs::write(self.folder.join("data/standby.signal"), "").unwrap();
+        self.resume();
+    }
+
+    fn stop(&self, how: &str) {
+        let process = self.process.lock().unwrap().take();
+        if let Some(mut process) = process {
+            let mut stop = self.program("pg_ctl");
+            run(stop.args(["-W", "-m", how, "stop"]));
+            process.wait().unwrap();
+        }
+    }
+
+    fn program(&self, name: &str) -> Command {
+        let mut program = as_user(&programs().join(name));
+        program.arg("-D").arg(self.folder.join("data"));
+        program
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop("immediate");
+        drop(self.watchdog.stdin.take());
+        drop(self.watchdog.wait());
+    }
+}
+
+/// The newest server that is installed.
+fn programs() -> PathBuf {
+    let versions = std::fs::read_dir("/usr/lib/postgresql");
+    let folders = versions.into_iter().flatten().flatten();
+    let newest = folders
+        .filter_map(|entry| {
+            let version: u32 = entry.file_name().to_str()?.parse().ok()?;
+            Some((version, entry.path().join("bin")))
+        })
+        .max();
+    let (_, newest) = newest.unwrap_or_else(|| {
+        panic!("no PostgreSQL in /usr/lib/postgresql: install `postgresql`, or set {GIVEN}")
+    });
+    newest
+}
+
+/// A server refuses to be run by root: who runs it then.
+fn unprivileged() -> Option<&'static str> {
+    let root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
+    root.then_some("postgres")
+}
+
+fn as_user(program: &Path) -> Command {
+    let Some(user) = unprivileged() else {
+        return Command::new(program);
+    };
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", user, "--regid", user, "--clear-groups", "--"]);
+    command.arg(program).current_dir("/");
+    command
+}
+
+fn run(command: &mut Command) {
+    let ran = command.output().unwrap();
+    assert!(ran.status.success(), "{command:?}: {ran:?}");
+}
+
+/// The server that tests share which leave it as it is.
+pub(crate) fn url() -> String {
+    static SHARED: OnceLock<Server> = OnceLock::new();
+    // A process that is killed loses nothing by this: it waits for the disk in vain.
+    std::env::var(GIVEN)
+        .unwrap_or_else(|_| SHARED.get_or_init(|| Server::start("fsync = off")).url())
+}
+
+/// A runtime that all tests share. They themselves run on none, as hosts may.
+pub(crate) fn runtime() -> Handle {
+    static SHARED: OnceLock<Handle> = OnceLock::new();
+    let start = || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let handle = runtime.handle().clone();
+        std::thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
+        handle
+    };
+    SHARED.get_or_init(start).clone()
+}
+
+/// Waits for what needs the runtime.
+pub(crate) fn on_runtime<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    pollster::block_on(runtime().spawn(work)).unwrap()
+}
+
+/// A schema of its own, which goes when this does.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) url: String,
+    pub(crate) schema: String,
+}
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        Self::at(url())
+    }
+
+    pub(crate) fn at(url: String) -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let schema = format!("test_{}_{number}", std::process::id());
+        Self { url, schema }
+    }
+
+    pub(crate) fn options(&self) -> PostgresOptions {
+        PostgresStore::options(&self.url)
+            .schema(&self.schema)
+            .max_connections(4.try_into().unwrap())
+    }
+
+    pub(crate) fn connect(&self) -> PostgresStore {
+        open(self.options()).unwrap()
+    }
+
+    /// Runs statements beside the store; `$s` stands for the schema.
+    pub(crate) fn run(&self, sql: &str) {
+        let sql = sql.replace("$s", &self.schema);
+        let client = self.client();
+        on_runtime(async move { client.batch_execute(&sql).await }).unwrap();
+    }
+
+    /// Text that one statement finds.
+    pub(crate) fn ask(&self, sql: &str) -> Vec<String> {
+        let sql = sql.replace("$s", &self.schema);
+        let client = self.client();
+        let rows = on_runtime(async move { client.query(&sql, &[]).await }).unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
+    /// Begins a transaction with a statement. It ends when what this returns is dropped.
+    pub(crate) fn hold(&self, sql: &str) -> tokio_postgres::Client {
+        let sql = format!("BEGIN; {}", sql.replace("$s", &self.schema));
+        let client = self.client();
+        on_runtime(async move {
+            client.batch_execute(&sql).await.unwrap();
+            client
+        })
+    }
+
+    /// Waits until nobody holds the head.
+    pub(crate) fn until_free(&self) {
+        self.run("SELECT 1 FROM $s.head FOR UPDATE");
+    }
+
+    fn client(&self) -> tokio_postgres::Client {
+        let url = self.url.clone();
+        on_runtime(async move {
+            let connected = tokio_postgres::connect(&url, tokio_postgres::NoTls).await;
+            let (client, connection) = connected.unwrap();
+            tokio::spawn(connection);
+            client
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // A server of our own goes with all it has.
+        if std::env::var(GIVEN).is_ok_and(|given| given == self.url) {
+            self.run("DROP SCHEMA IF EXISTS $s CASCADE");
+        }
+    }
+}
+
+pub(crate) fn open(options: PostgresOptions) -> Result<PostgresStore, ConnectError> {
+    on_runtime(options.connect())
+}
+
+/// Several instances on one schema, between which calls take turns.
+pub(crate) fn shared(instances: usize) -> Turns<PostgresStore, Place> {
+    let place = Place::new();
+    let stores: Vec<_> = (0..instances).map(|_| place.connect()).collect();
+    let mut stores = stores.into_iter();
+    Turns::new(instances, |_| stores.next().unwrap(), place)
+}

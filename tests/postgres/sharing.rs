@@ -1,0 +1,268 @@
+//! Several nodes on one schema.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::join_all;
+use keyward::policy::Policy;
+use keyward::store::postgres::ConnectError;
+use keyward::store::{
+    ChangesError, CommitError, Cursor, KeyQuery, KeyStore, NodeRegistry, Revision, StoreErrorKind,
+};
+use keyward::{Denied, Error, Keyward, ManualClock, Need, Reason, Rejection, Role};
+
+use crate::raw::{ALL, beginning, next, removed_since, write};
+use crate::server::{Place, open};
+use crate::support::*;
+
+fn nodes(place: &Place, count: usize, cap: u32) -> Vec<Arc<Keyward>> {
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let policy = Policy::new(capped(cap)).unwrap();
+    (0..count)
+        .map(|_| Arc::new(node(place.connect(), &clock, policy.clone())))
+        .collect()
+}
+
+#[test]
+fn a_commit_of_another_node_wakes_who_waits_and_is_honoured() {
+    let place = Place::new();
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let store = place.connect();
+    let policy = Policy::new(capped(5)).unwrap();
+    let service = node(store.clone(), &clock, policy.clone());
+    let operator = node(place.connect(), &clock, policy);
+    let key = wait(operator.create(&admin(), reader("shared"))).unwrap();
+    wait(service.sync()).unwrap();
+    service.verify(key.secret.expose(), &reading()).unwrap();
+    let before = service.freshness().cursor.unwrap();
+    let waiting = thread::spawn(move || wait(store.wait_past(before)));
+    wait(operator.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    waiting.join().unwrap().unwrap();
+    wait(service.sync()).unwrap();
+    let refused = service
+        .verify(key.secret.expose(), &Need::any())
+        .unwrap_err();
+    assert!(matches!(refused, Rejection::Revoked { .. }), "{refused:?}");
+}
+
+/// Creates a key, as often as others get in the way. Tells whether it was created.
+fn created(keys: &Keyward, path: &str, name: &str) -> bool {
+    loop {
+        let admin = actor(path, "alice", Role::ADMIN);
+        match wait(keys.create(&admin, reader(name))) {
+            Ok(_) => return true,
+            Err(Error::Denied(Denied::CapReached { .. })) => return false,
+            Err(Error::Contended { .. }) => {}
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+}
+
+/// 16 writers on four nodes, each of which tries to create `each` keys in every one of `tenants`.
+fn cap_holds(tenants: usize, each: usize, cap: u32) {
+    let place = Place::new();
+    let nodes = nodes(&place, 4, cap);
+    let made: usize = thread::scope(|scope| {
+        let writers: Vec<_> = (0..16)
+            .map(|writer| {
+                let keys = &nodes[writer % 4];
+                scope.spawn(move || {
+                    let tries = (0..tenants).flat_map(|tenant| (0..each).map(move |n| (tenant, n)));
+                    tries
+                        .filter(|(tenant, n)| {
+                            created(keys, &format!("t{tenant}"), &format!("key {writer} {n}"))
+                        })
+                        .count()
+                })
+            })
+            .collect();
+        writers
+            .into_iter()
+            .map(|writer| writer.join().unwrap())
+            .sum()
+    });
+    let cap = usize::try_from(cap).unwrap();
+    assert_eq!(made, tenants * cap);
+    let store = place.connect();
+    for number in 0..tenants {
+        let query = KeyQuery::tenant(tenant(&format!("t{number}")), at(START)).live();
+        assert_eq!(wait(store.list(&query)).unwrap().keys.len(), cap);
+    }
+}
+
+#[test]
+fn the_cap_holds_under_16_writers_on_one_tenant() {
+    cap_holds(1, 4, 20);
+}
+
+#[test]
+fn the_cap_holds_under_16_writers_on_64_tenants() {
+    cap_holds(64, 1, 5);
+}
+
+#[test]
+fn a_poller_misses_nothing_while_others_write() {
+    const WRITERS: usize = 8;
+    const EACH: usize = 60;
+    let place = Place::new();
+    let reader = place.connect();
+    let start = beginning(&reader);
+    let stores: Vec<_> = (0..3).map(|_| place.connect()).collect();
+    let writing = AtomicUsize::new(WRITERS);
+    let (written, seen) = thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|number| {
+                let (store, writing) = (&stores[number % 3], &writing);
+                scope.spawn(move || {
+                    let (done, error) = write(store, &format!("t{number}"), EACH, || {});
+                    writing.fetch_sub(1, Ordering::SeqCst);
+                    assert!(error.is_none(), "{error:?}");
+                    done
+                })
+            })
+            .collect();
+        let mut seen: Vec<(Revision, _)> = Vec::new();
+        let mut cursor: Cursor = start;
+        loop {
+            // Read before the feed: once all is written, an empty page is the end of it.
+            let over = writing.load(Ordering::SeqCst) == 0;
+            let (page, upto) = removed_since(&reader, cursor, NonZeroUsize::new(7).unwrap());
+            for change in &page {
+                let last = seen.last().map_or(start.revision, |last| last.0);
+                assert!(change.0 > last, "{change:?} came after revision {last}");
+                seen.push(*change);
+            }
+            cursor = upto;
+            if over && page.is_empty() {
+                break;
+            }
+        }
+        let written = writers.into_iter().map(|writer| writer.join().unwrap());
+        (written.flatten().collect::<BTreeSet<_>>(), seen)
+    });
+    assert_eq!(written.len(), WRITERS * EACH);
+    assert_eq!(seen.into_iter().collect::<BTreeSet<_>>(), written);
+}
+
+#[test]
+fn a_lock_of_somebody_else_is_waited_for_and_then_told_as_unavailable() {
+    let place = Place::new();
+    let store = open(place.options().lock_timeout(Duration::from_millis(20))).unwrap();
+    let acme = tenant("acme");
+    let lock = place.hold("SELECT 1 FROM $s.head FOR UPDATE");
+    let refused = wait(store.commit(next(&acme, Revision::ZERO).1)).unwrap_err();
+    let CommitError::Store(error) = &refused else {
+        panic!("{refused:?}")
+    };
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+    drop(lock);
+    place.until_free();
+    wait(store.commit(next(&acme, Revision::ZERO).1)).unwrap();
+}
+
+#[test]
+fn commits_that_wait_together_are_one_transaction_with_an_answer_each() {
+    let place = Place::new();
+    let store = place.connect();
+    let lock = place.hold("SELECT 1 FROM $s.head FOR UPDATE");
+    let commit = |number: usize| {
+        let (_, mut commit) = next(&tenant(&format!("t{number}")), Revision::ZERO);
+        if number == 7 {
+            commit.expected = Revision(3);
+        }
+        store.commit(commit)
+    };
+    let mut all = join_all((0..16).map(commit));
+    // All are on their way, and none can be done.
+    assert!((&mut all).now_or_never().is_none());
+    drop(lock);
+    let mut answers = wait(all);
+    let conflict = answers.remove(7);
+    assert!(
+        matches!(conflict, Err(CommitError::Conflict)),
+        "{conflict:?}"
+    );
+    let revisions: BTreeSet<_> = answers.into_iter().map(Result::unwrap).collect();
+    assert_eq!(revisions, (1..=15).map(Revision).collect());
+    let transactions = place
+        .ask("SELECT DISTINCT xmin::text FROM $s.commits")
+        .len();
+    assert!(
+        transactions <= 2,
+        "the first may have gone alone: {transactions}"
+    );
+}
+
+#[test]
+fn one_commit_that_cannot_be_written_stops_no_other() {
+    let place = Place::new();
+    let store = place.connect();
+    let (bad, good) = (tenant("bad"), tenant("good"));
+    let at = wait(store.commit(next(&bad, Revision::ZERO).1)).unwrap();
+    place.run("UPDATE $s.tenants SET sequence = 7 WHERE tenant = 'bad'");
+    let lock = place.hold("SELECT 1 FROM $s.tenants FOR UPDATE");
+    let (bad, good) = (next(&bad, at).1, next(&good, Revision::ZERO).1);
+    let mut both = join_all([store.commit(bad), store.commit(good)]);
+    assert!((&mut both).now_or_never().is_none());
+    drop(lock);
+    let answers = wait(both);
+    let Err(CommitError::Store(error)) = &answers[0] else {
+        panic!("{answers:?}")
+    };
+    assert_eq!(error.kind(), StoreErrorKind::Corrupt);
+    answers[1].as_ref().unwrap();
+}
+
+#[test]
+fn restored_tables_open_only_to_be_recovered_and_followers_start_over() {
+    let place = Place::new();
+    let store = place.connect();
+    let at = wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
+    let before = wait(store.scan(None, ALL)).unwrap().head;
+    wait(store.begin_anew()).unwrap();
+    let refused = open(place.options()).unwrap_err();
+    assert!(matches!(refused, ConnectError::Unrecovered), "{refused:?}");
+    let restored = open(place.options().allow_unrecovered()).unwrap();
+    let gone = wait(restored.changes(before, ALL));
+    assert!(matches!(gone, Err(ChangesError::Compacted)));
+    let former = wait(restored.nodes()).unwrap();
+    assert_eq!(
+        former.len(),
+        1,
+        "it stands for nodes that the backup does not know"
+    );
+    wait(restored.commit(next(&tenant("acme"), at).1)).unwrap();
+    wait(restored.finish_recovery()).unwrap();
+    place.connect();
+}
+
+#[test]
+fn forgotten_tombstones_compact_the_feed_and_their_ids_stay_taken() {
+    let place = Place::new();
+    let store = place.connect();
+    let acme = tenant("acme");
+    let behind = beginning(&store);
+    let (key, removal) = next(&acme, Revision::ZERO);
+    let first = wait(store.commit(removal)).unwrap();
+    let second = wait(store.commit(next(&acme, first).1)).unwrap();
+    assert_eq!(wait(store.forget_removed(first)).unwrap(), 1);
+    let compacted = wait(store.changes(behind, ALL));
+    assert!(matches!(compacted, Err(ChangesError::Compacted)));
+    let page = wait(store.scan(None, ALL)).unwrap();
+    assert_eq!(page.head.revision, second);
+    assert!(
+        wait(store.changes(page.head, ALL))
+            .unwrap()
+            .changes
+            .is_empty()
+    );
+    assert_eq!(
+        place.ask("SELECT encode(id, 'hex') FROM $s.gone"),
+        [format!("{:032x}", key.to_u128())]
+    );
+}

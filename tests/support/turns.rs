@@ -1,0 +1,91 @@
+//! Several instances on one database, between which calls take turns, as processes have it.
+#![allow(unreachable_pub, reason = "each test file uses its own part")]
+
+use std::fmt::Debug;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use keyward::store::{
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
+    KeyStore, Locator, NodeId, NodeRegistry, NodeReport, Revision, RowKey, ScanPage, Select,
+    StoreError, TenantView, Versioned,
+};
+use keyward::{TenantId, async_trait};
+
+/// Instances of a store, and what must stay for as long as they do.
+#[derive(Debug)]
+pub(crate) struct Turns<S, K> {
+    stores: Vec<S>,
+    turn: AtomicUsize,
+    _keep: K,
+}
+
+#[allow(dead_code, reason = "each test uses some of it")]
+impl<S, K> Turns<S, K> {
+    pub(crate) fn new(instances: usize, open: impl FnMut(usize) -> S, keep: K) -> Self {
+        Self {
+            stores: (0..instances).map(open).collect(),
+            turn: AtomicUsize::new(0),
+            _keep: keep,
+        }
+    }
+
+    pub(crate) fn store(&self) -> &S {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        &self.stores[turn % self.stores.len()]
+    }
+}
+
+#[async_trait]
+impl<S: KeyStore, K: Debug + Send + Sync + 'static> KeyStore for Turns<S, K> {
+    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+        self.store().load(tenant, select).await
+    }
+
+    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+        self.store().find(locator).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        self.store().commit(commit).await
+    }
+
+    async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
+        self.store().changes(after, limit).await
+    }
+
+    async fn scan(
+        &self,
+        after: Option<RowKey>,
+        limit: NonZeroUsize,
+    ) -> Result<ScanPage, StoreError> {
+        self.store().scan(after, limit).await
+    }
+
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        self.store().list(query).await
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        self.store().audit(query).await
+    }
+
+    async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
+        self.store().wait_past(after).await
+    }
+}
+
+#[async_trait]
+impl<S: NodeRegistry, K: Debug + Send + Sync + 'static> NodeRegistry for Turns<S, K> {
+    async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {
+        self.store().report(report).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeReport>, StoreError> {
+        self.store().nodes().await
+    }
+
+    async fn forget(&self, node: NodeId, upto: u64) -> Result<(), StoreError> {
+        self.store().forget(node, upto).await
+    }
+}
