@@ -179,12 +179,7 @@ impl PostgresOptions {
             .certificates
             .clone()
             .or(std::mem::take(&mut url.files))?;
-        let encrypted = match url.encryption {
-            Encryption::Off => false,
-            Encryption::Demanded => true,
-            Encryption::Unsaid => certificates.are_given() || !url.stays_on_this_machine(),
-        };
-        if !encrypted {
+        if !url.is_encrypted(certificates.are_given()) {
             return self.reach(url, None::<NoTls>, runtime).await;
         }
         // Files are read.

@@ -202,7 +202,8 @@ pub(super) async fn changes(
 ) -> Result<Result<Changes, ChangesError>, Fault> {
     let sql = format!("SELECT {COLUMNS} FROM $s.rows WHERE place >= $1 ORDER BY place LIMIT $2");
     let page = limit.get().saturating_add(1).min(PAGE);
-    let (from, some) = (first_after(after.revision), page as i64);
+    let some = i64::try_from(page).unwrap_or(i64::MAX);
+    let from = first_after(after.revision);
     let with: [Bound<'_>; 2] = [&from, &some];
     // All at once: the rows are of no use only where the follower has to start over.
     let (head, tag, mut found) = try_join3(

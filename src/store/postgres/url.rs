@@ -78,7 +78,16 @@ impl Url {
         })
     }
 
-    pub(super) fn stays_on_this_machine(&self) -> bool {
+    /// Whether a connection is to be encrypted. Certificates that were given are of no use else.
+    pub(super) fn is_encrypted(&self, certificates_given: bool) -> bool {
+        match self.encryption {
+            Encryption::Off => false,
+            Encryption::Demanded => true,
+            Encryption::Unsaid => certificates_given || !self.stays_on_this_machine(),
+        }
+    }
+
+    fn stays_on_this_machine(&self) -> bool {
         let here = |host: &Host| match host {
             Host::Tcp(name) => {
                 name == "localhost" || name.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
@@ -271,6 +280,28 @@ mod tests {
             let found = Url::read(url).unwrap();
             assert_eq!(found.config, Config::from_str(plain).unwrap(), "{url}");
             assert_eq!((found.encryption, found.files), (encryption, read), "{url}");
+        }
+    }
+
+    #[test]
+    fn only_what_stays_on_this_machine_is_not_encrypted_by_itself() {
+        for (url, by_itself) in [
+            ("host=/tmp", false),
+            ("host=localhost,127.0.0.1,::1,/tmp", false),
+            ("postgres://[::1]/db?sslmode=prefer", false),
+            ("host=db.example hostaddr=127.0.0.2", false),
+            ("host=localhost hostaddr=192.0.2.1", true),
+            ("host=/tmp,db.example", true),
+            ("host=localhost.example", true),
+            ("host=0.0.0.0 sslmode=allow", true),
+        ] {
+            let read = |url: &str| Url::read(url).unwrap();
+            assert_eq!(read(url).is_encrypted(false), by_itself, "{url}");
+            assert!(read(url).is_encrypted(true), "{url}");
+            if !url.contains("://") {
+                assert!(!read(&format!("{url} sslmode=disable")).is_encrypted(true));
+                assert!(read(&format!("{url} sslmode=require")).is_encrypted(false));
+            }
         }
     }
 
