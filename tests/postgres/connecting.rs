@@ -4,9 +4,14 @@ use std::collections::BTreeSet;
 use std::error::Error as _;
 use std::time::Duration;
 
-use keyward::store::postgres::ConnectError;
+use futures_util::FutureExt;
+use futures_util::future::join_all;
 use keyward::store::postgres::deadpool_postgres::{Manager, Pool, Runtime};
-use keyward::store::{CommitError, KeyStore, PostgresStore, Revision, Select, StoreErrorKind};
+use keyward::store::postgres::{ConnectError, PoolExhausted};
+use keyward::store::{
+    CommitError, KeyStore, NodeId, NodeRegistry, NodeReport, PostgresStore, Revision, Select,
+    StoreError, StoreErrorKind,
+};
 use tokio_postgres::NoTls;
 
 use crate::raw::{ALL, next};
@@ -14,7 +19,7 @@ use crate::server::{Place, Server, on_runtime, open, runtime};
 use crate::support::*;
 
 /// All that an error tells.
-fn told(error: &dyn std::error::Error) -> String {
+pub(crate) fn told(error: &dyn std::error::Error) -> String {
     let mut told = format!("{error} {error:?}");
     let mut source = error.source();
     while let Some(cause) = source {
@@ -38,49 +43,6 @@ fn a_password_is_told_nowhere() {
         let error = open(options).unwrap_err();
         assert!(!told(&error).contains("hunter2"), "{}", told(&error));
     }
-}
-
-#[test]
-fn nothing_unencrypted_leaves_the_machine_unless_that_is_asked_for() {
-    for url in [
-        "postgres://alice@db.example/db",
-        "host=/tmp,db.example",
-        "host=localhost hostaddr=192.0.2.1",
-        "host=localhost sslmode=require",
-    ] {
-        let refused = open(PostgresStore::options(url)).unwrap_err();
-        assert!(
-            matches!(refused, ConnectError::Unencrypted),
-            "{url}: {refused:?}"
-        );
-    }
-    for url in [
-        "host=192.0.2.1 sslmode=disable",
-        "host=127.0.0.1 port=1",
-        "host=::1 port=1",
-    ] {
-        let options = PostgresStore::options(url).connection_timeout(Duration::from_millis(20));
-        let refused = open(options).unwrap_err();
-        assert!(
-            matches!(refused, ConnectError::Database(_)),
-            "{url}: {refused:?}"
-        );
-    }
-}
-
-#[test]
-fn a_connection_that_should_be_encrypted_never_falls_back() {
-    // The server here knows no TLS, and a plain connection would do.
-    let place = Place::new();
-    let refused = on_runtime(place.options().connect_tls(NoTls)).unwrap_err();
-    assert!(matches!(refused, ConnectError::Database(_)), "{refused:?}");
-    let mark = if place.url.contains("://") { '?' } else { ' ' };
-    on_runtime(
-        PostgresStore::options(format!("{}{mark}sslmode=disable", place.url))
-            .schema(&place.schema)
-            .connect_tls(NoTls),
-    )
-    .unwrap();
 }
 
 #[test]
@@ -171,7 +133,7 @@ fn an_older_schema_is_brought_up_to_date() {
     );
 }
 
-fn pool(url: &str, connections: usize) -> Pool {
+pub(crate) fn pool(url: &str, connections: usize) -> Pool {
     let manager = Manager::new(url.parse().unwrap(), NoTls);
     let pool = Pool::builder(manager).max_size(connections);
     pool.runtime(Runtime::Tokio1).build().unwrap()
@@ -204,15 +166,58 @@ fn a_pool_without_a_free_connection_is_unavailable_in_time() {
     let options = PostgresStore::with_pool(pool.clone()).schema(&place.schema);
     let store = open(options.connection_timeout(Duration::from_millis(20))).unwrap();
     let held = on_runtime(async move { pool.get().await.unwrap() });
-    let refused = wait(store.load(&tenant("acme"), &Select::none())).unwrap_err();
-    assert_eq!(refused.kind(), StoreErrorKind::Unavailable);
+    is_exhausted(&wait(store.load(&tenant("acme"), &Select::none())).unwrap_err());
     let refused = wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap_err();
-    assert!(
-        matches!(&refused, CommitError::Store(error) if error.kind() == StoreErrorKind::Unavailable),
-        "{refused:?}"
-    );
+    let CommitError::Store(refused) = refused else {
+        panic!("{refused:?}")
+    };
+    is_exhausted(&refused);
     drop(held);
     wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
+}
+
+fn is_exhausted(error: &StoreError) {
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+    let source = error.source().unwrap();
+    assert!(source.is::<PoolExhausted>(), "{source:?}");
+}
+
+#[test]
+fn commits_go_on_where_readers_hold_all_connections() {
+    let place = Place::new();
+    let long = Duration::from_secs(60);
+    let options = place.options().lock_timeout(long).statement_timeout(long);
+    let options = options.max_connections(2.try_into().unwrap());
+    let options = options
+        .request_timeout(long)
+        .connection_timeout(Duration::from_secs(1));
+    let store = open(options).unwrap();
+    let report = |beat| {
+        store.report(NodeReport {
+            node: NodeId::from_u128(7),
+            label: None,
+            applied: None,
+            lease: long,
+            beat,
+        })
+    };
+    wait(report(1)).unwrap();
+    let at = wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
+    let lock = place.hold("SELECT 1 FROM $s.nodes FOR UPDATE");
+    let mut held = join_all([report(2), report(2)]);
+    assert!((&mut held).now_or_never().is_none());
+    // Both wait for the row, each on a connection.
+    let waiting = "SELECT pid::text FROM pg_stat_activity \
+                   WHERE wait_event_type = 'Lock' AND query LIKE '%$s%'";
+    while place.ask(waiting).len() < 2 {
+        std::thread::yield_now();
+    }
+    is_exhausted(&wait(store.load(&tenant("acme"), &Select::none())).unwrap_err());
+    wait(store.commit(next(&tenant("acme"), at).1)).unwrap();
+    drop(lock);
+    let reported: Vec<_> = wait(held).into_iter().map(Result::unwrap).collect();
+    assert_eq!(reported.iter().filter(|stands| **stands).count(), 1);
+    wait(store.load(&tenant("acme"), &Select::none())).unwrap();
 }
 
 #[test]

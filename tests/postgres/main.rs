@@ -4,8 +4,11 @@
 mod connecting;
 mod crash;
 mod damage;
+mod encryption;
 mod plans;
+mod portable;
 mod raw;
+mod round_trips;
 mod server;
 mod sharing;
 #[path = "../support/mod.rs"]

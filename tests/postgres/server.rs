@@ -1,6 +1,7 @@
 //! A server of the tests' own, in a temporary folder; it ends with the test process, however that ends.
 //! Or the one that `KEYWARD_TEST_POSTGRES_URL` names.
 
+use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -22,14 +23,28 @@ const GIVEN: &str = "KEYWARD_TEST_POSTGRES_URL";
 #[derive(Debug)]
 pub(crate) struct Server {
     folder: PathBuf,
+    port: u16,
     /// Stops the server and takes its folder away once this process is gone, or closes its end.
     watchdog: Child,
     process: Mutex<Option<Child>>,
 }
 
 impl Server {
-    /// Starts a server. `settings` are those of its command line.
+    /// Starts a server that is reached through a socket file. `settings` are those of its file.
     pub(crate) fn start(settings: &str) -> Self {
+        Self::begin(5432, settings, &[])
+    }
+
+    /// Starts a server that is reached at 127.0.0.1 as well, with files in its data folder.
+    pub(crate) fn on_loopback(settings: &str, files: &[(&str, &str)]) -> Self {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let settings = format!("listen_addresses = '127.0.0.1'\nport = {port}\n{settings}");
+        Self::begin(port, &settings, files)
+    }
+
+    fn begin(port: u16, settings: &str, files: &[(&str, &str)]) -> Self {
         let folder = TempDir::new().unwrap().keep();
         let user = unprivileged();
         if let Some(user) = user {
@@ -45,6 +60,7 @@ impl Server {
         let watchdog = watchdog.spawn().unwrap();
         let server = Self {
             folder,
+            port,
             watchdog,
             process: Mutex::new(None),
         };
@@ -59,15 +75,31 @@ impl Server {
         let mut text = std::fs::read_to_string(&file).unwrap();
         text += &settings;
         std::fs::write(&file, text).unwrap();
+        for (name, text) in files {
+            let file = server.folder.join("data").join(name);
+            std::fs::write(&file, text).unwrap();
+            run(Command::new("chmod").arg("600").arg(&file));
+            if let Some(user) = user {
+                run(Command::new("chown").arg(user).arg(&file));
+            }
+        }
         server.resume();
         server
     }
 
     pub(crate) fn url(&self) -> String {
-        format!(
-            "host={} user=postgres dbname=postgres",
-            self.folder.display()
-        )
+        let (host, port) = (self.folder.display(), self.port);
+        format!("host={host} port={port} user=postgres dbname=postgres")
+    }
+
+    /// Where it listens.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A file in its folder.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
     }
 
     /// What it wrote to its log so far.
@@ -100,6 +132,7 @@ impl Server {
         while process.try_wait().unwrap().is_none() {
             let mut asked = Command::new(programs().join("pg_isready"));
             asked.arg("-q").arg("-h").arg(&self.folder);
+            asked.arg("-p").arg(self.port.to_string());
             if asked.status().unwrap().success() {
                 return true;
             }

@@ -1,6 +1,6 @@
 //! What can go wrong at the database, before it is told as a [`StoreError`] or a [`ConnectError`].
 
-use deadpool_postgres::PoolError;
+use deadpool_postgres::{PoolError, TimeoutType};
 use tokio_postgres::error::SqlState;
 
 use super::schema::VERSION;
@@ -16,8 +16,8 @@ pub(super) enum Fault {
     /// The connection failed, or what came over it could not be read.
     #[error("connection failed: {0}")]
     Lost(String),
-    #[error("no connection became free in time")]
-    Exhausted,
+    #[error(transparent)]
+    Exhausted(PoolExhausted),
     #[error("the server did not answer in time")]
     Late,
     /// A commit went out, and what became of it is not known.
@@ -55,7 +55,8 @@ impl From<PoolError> for Fault {
     fn from(error: PoolError) -> Self {
         match error {
             PoolError::Backend(error) => error.into(),
-            PoolError::Timeout(_) => Self::Exhausted,
+            PoolError::Timeout(TimeoutType::Wait) => Self::Exhausted(PoolExhausted),
+            PoolError::Timeout(_) => Self::Late,
             PoolError::Closed => Self::Refused("the pool is closed"),
             PoolError::NoRuntimeSpecified => Self::Refused("the pool has a timeout and no runtime"),
             PoolError::PostCreateHook(_) => Self::Refused("the pool's hook refused a connection"),
@@ -135,9 +136,20 @@ impl Fault {
         } else {
             StoreErrorKind::Unavailable
         };
-        StoreError::new(kind, doing).with_source(self)
+        let error = StoreError::new(kind, doing);
+        match self {
+            Self::Exhausted(exhausted) => error.with_source(exhausted),
+            fault => error.with_source(fault),
+        }
     }
 }
+
+/// All connections were in use for as long as a call waits for one: they are too few, or something holds
+/// them. The source of a [`StoreError`] that is `Unavailable`; nothing was written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("no connection became free in time")]
+#[non_exhaustive]
+pub struct PoolExhausted;
 
 /// Why a database could not be used as a store. Never holds the URL or a password.
 #[derive(Debug, thiserror::Error)]
@@ -146,11 +158,14 @@ pub enum ConnectError {
     /// The URL or connection string cannot be read. What of it is left out, since it may be a password.
     #[error("the connection URL cannot be read")]
     Url,
-    /// The server is on another machine, or the URL asks for encryption, and there is none.
-    #[error(
-        "the connection would not be encrypted: connect with TLS, or say `sslmode=disable` in the URL"
-    )]
+    /// The connection is to be encrypted, and a server that is reached through a socket file does not
+    /// encrypt.
+    #[error("the connection would not be encrypted: there is no TLS over a socket file")]
     Unencrypted,
+    /// The certificates to trust, or the one to show, cannot be used: a file cannot be read, say, or the
+    /// system trusts nobody.
+    #[error("the certificates to connect with cannot be used")]
+    Certificates(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The name of the schema is not made of 1 to 48 lower-case letters, digits and underscores, the
     /// first no digit.
     #[error("a schema is named by 1 to 48 lower-case letters, digits and underscores")]

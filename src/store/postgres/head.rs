@@ -8,7 +8,7 @@ use super::rows::exactly;
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
-use crate::store::rows::{CommitRow, StoreRow, TenantHead, signed};
+use crate::store::rows::{CommitRow, StoreRow, TenantHead};
 use crate::store::{CommitTag, Cursor, Epoch};
 
 /// The head as a read meets it.
@@ -77,26 +77,31 @@ impl Head {
         Ok((revision, row))
     }
 
-    /// The tag of an earlier commit; `None` if there was no such commit, or it was forgotten.
-    pub(super) async fn tag_at(
-        self,
-        tx: &Tx<'_>,
-        revision: Revision,
-    ) -> Result<Option<CommitTag>, Fault> {
-        if revision == self.cursor.revision {
-            return Ok(Some(self.cursor.tag));
+    /// The tag of an earlier commit, of which `stands` was found; `None` if there was no such commit, or
+    /// it was forgotten.
+    pub(super) fn tag_at(self, revision: Revision, stands: Option<CommitTag>) -> Option<CommitTag> {
+        match revision {
+            last if last == self.cursor.revision => Some(self.cursor.tag),
+            Revision::ZERO => Some(CommitTag::default()),
+            _ => stands,
         }
-        if revision == Revision::ZERO {
-            return Ok(Some(CommitTag::default()));
-        }
-        let sql = "SELECT tag FROM $s.commits WHERE revision = $1";
-        let found = tx.query(sql, &[&signed(revision.0)?]).await?;
-        let Some(row) = found.first() else {
-            return Ok(None);
-        };
-        let tag = exactly(row.try_get(0)?, "the tag of a commit")?;
-        Ok(Some(CommitTag(u128::from_be_bytes(tag))))
     }
+}
+
+/// The tag of a commit that stands in the tables.
+pub(super) async fn stored_tag(
+    tx: &Tx<'_>,
+    revision: Revision,
+) -> Result<Option<CommitTag>, Fault> {
+    // There is no commit at what no column can hold.
+    let revision = i64::try_from(revision.0).unwrap_or(i64::MAX);
+    let sql = "SELECT tag FROM $s.commits WHERE revision = $1";
+    let found = tx.query(sql, &[&revision]).await?;
+    let Some(row) = found.first() else {
+        return Ok(None);
+    };
+    let tag = exactly(row.try_get(0)?, "the tag of a commit")?;
+    Ok(Some(CommitTag(u128::from_be_bytes(tag))))
 }
 
 /// A tenant's head that [`TENANTS`] found.

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use deadpool_postgres::{Object, Pool, Transaction};
-use futures_util::future::try_join;
+use deadpool_postgres::{ClientWrapper, Object, Pool, Transaction};
+use futures_util::future::{BoxFuture, FutureExt, join, poll_immediate, try_join};
+use tokio::sync::Mutex;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{IsolationLevel, Row, Statement};
 
-use super::fault::Fault;
+use super::fault::{Fault, PoolExhausted};
 use super::schema::{Schema, VERSION};
 
 /// What a statement is bound to.
@@ -25,10 +26,20 @@ pub(super) struct Timeouts {
     pub(super) connection: Duration,
 }
 
+/// Who sees to it that nobody waits for a connection for ever.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Patience {
+    /// A pool of the store's own, which also tells one that is not free from one that cannot be made.
+    OfPool,
+    /// The store, since a host's pool may wait for ever.
+    OfStore,
+}
+
 /// The way to the database.
 #[derive(Clone)]
 pub(super) struct Link {
     pub(super) pool: Pool,
+    pub(super) patience: Patience,
     pub(super) schema: Schema,
     pub(super) timeouts: Timeouts,
 }
@@ -76,16 +87,31 @@ impl Drop for Conn {
     }
 }
 
-/// A transaction; rolled back when dropped.
+/// A transaction. Nothing that it is asked is told unless it began as it should. One that is neither
+/// ended nor committed ends with its connection.
 pub(super) struct Tx<'c> {
-    tx: Transaction<'c>,
+    client: &'c ClientWrapper,
     schema: &'c Schema,
+    begun: Mutex<Begun<'c>>,
+}
+
+/// How a transaction began.
+enum Begun<'c> {
+    /// The server was told, and has not answered yet.
+    Asked(BoxFuture<'c, Result<(), Fault>>),
+    Well,
+    Badly,
 }
 
 impl Link {
     pub(super) async fn connection(&self) -> Result<Conn, Fault> {
-        let wait = tokio::time::timeout(self.timeouts.connection, self.pool.get());
-        let object = wait.await.map_err(|_| Fault::Exhausted)??;
+        let object = match self.patience {
+            Patience::OfPool => self.pool.get().await?,
+            Patience::OfStore => {
+                let wait = tokio::time::timeout(self.timeouts.connection, self.pool.get());
+                wait.await.map_err(|_| Fault::Exhausted(PoolExhausted))??
+            }
+        };
         Ok(Conn {
             object: Some(object),
         })
@@ -93,32 +119,67 @@ impl Link {
 
     /// Begins to read, all of it as of one instant, no earlier than now.
     pub(super) async fn snapshot<'c>(&'c self, conn: &'c mut Conn) -> Result<Tx<'c>, Fault> {
-        let begin = conn.object()?.build_transaction().read_only(true);
-        let begin = begin.isolation_level(IsolationLevel::RepeatableRead);
-        self.begun(begin.start().await?, "").await
+        self.begin(conn, "ISOLATION LEVEL REPEATABLE READ, READ ONLY", "")
+            .await
     }
 
     /// Begins to write. Every statement sees what was committed before it.
     pub(super) async fn writing<'c>(&'c self, conn: &'c mut Conn) -> Result<Tx<'c>, Fault> {
-        let begin = conn.object()?.build_transaction();
-        let begin = begin.isolation_level(IsolationLevel::ReadCommitted);
         // A commit that is told must be on disk, whatever the database does by default.
         let durable = "SELECT set_config('synchronous_commit', 'on', true) \
                        WHERE current_setting('synchronous_commit') IN ('off', 'local');";
-        self.begun(begin.start().await?, durable).await
+        self.begin(conn, "ISOLATION LEVEL READ COMMITTED, READ WRITE", durable)
+            .await
     }
 
-    async fn begun<'c>(&'c self, tx: Transaction<'c>, more: &'static str) -> Result<Tx<'c>, Fault> {
-        let tx = Tx {
+    /// Sends what begins a transaction. The answer is waited for with that to its first statement.
+    async fn begin<'c>(
+        &'c self,
+        conn: &'c mut Conn,
+        mode: &str,
+        more: &str,
+    ) -> Result<Tx<'c>, Fault> {
+        let client: &ClientWrapper = conn.object()?;
+        let standing = STANDING.replace("$s.", self.schema.prefix());
+        let standing = client.prepare_cached(&standing).await?;
+        let begin = format!("START TRANSACTION {mode}; {}{more}", self.settings());
+        let mut asked = async move {
+            let with: [Bound<'_>; 0] = [];
+            let begun = client.batch_execute(&begin);
+            let (begun, found) = join(begun, client.query(&standing, &with)).await;
+            begun?;
+            check_standing(&found?)
+        }
+        .boxed();
+        let begun = match poll_immediate(&mut asked).await {
+            None => Begun::Asked(asked),
+            Some(done) => {
+                done?;
+                Begun::Well
+            }
+        };
+        Ok(Tx {
+            client,
+            schema: &self.schema,
+            begun: Mutex::new(begun),
+        })
+    }
+
+    /// Begins to look through rows some at a time, in a snapshot.
+    pub(super) async fn listing<'c>(&'c self, conn: &'c mut Conn) -> Result<Listing<'c>, Fault> {
+        let begin = conn.object()?.build_transaction().read_only(true);
+        let begin = begin.isolation_level(IsolationLevel::RepeatableRead);
+        let tx = begin.start().await?;
+        let standing = STANDING.replace("$s.", self.schema.prefix());
+        let standing = tx.prepare_cached(&standing).await?;
+        let settings = self.settings();
+        let settings = tx.batch_execute(&settings);
+        let ((), found) = try_join(settings, tx.query(&standing, &[])).await?;
+        check_standing(&found)?;
+        Ok(Listing {
             tx,
             schema: &self.schema,
-        };
-        let timeouts = self.settings() + more;
-        let version = tx.prepare(STANDING).await?;
-        let settings = async { Ok(tx.tx.batch_execute(&timeouts).await?) };
-        let ((), found) = try_join(settings, tx.query_with(&version, &[])).await?;
-        check_standing(&found)?;
-        Ok(tx)
+        })
     }
 
     /// Settings of one transaction, so that they stay on no connection that the host uses as well.
@@ -145,11 +206,7 @@ impl<'c> Tx<'c> {
     /// A statement, in which `$s` stands for the schema.
     pub(super) async fn prepare(&self, sql: &str) -> Result<Statement, Fault> {
         let sql = sql.replace("$s.", self.schema.prefix());
-        Ok(self.tx.prepare_cached(&sql).await?)
-    }
-
-    pub(super) fn schema(&self) -> &'c Schema {
-        self.schema
+        Ok(self.client.prepare_cached(&sql).await?)
     }
 
     pub(super) async fn query(&self, sql: &str, with: &[Bound<'_>]) -> Result<Vec<Row>, Fault> {
@@ -162,7 +219,7 @@ impl<'c> Tx<'c> {
         statement: &Statement,
         with: &[Bound<'_>],
     ) -> Result<Vec<Row>, Fault> {
-        Ok(self.tx.query(statement, with).await?)
+        self.after_begin(self.client.query(statement, with)).await
     }
 
     pub(super) async fn execute(&self, sql: &str, with: &[Bound<'_>]) -> Result<u64, Fault> {
@@ -175,7 +232,57 @@ impl<'c> Tx<'c> {
         statement: &Statement,
         with: &[Bound<'_>],
     ) -> Result<u64, Fault> {
-        Ok(self.tx.execute(statement, with).await?)
+        self.after_begin(self.client.execute(statement, with)).await
+    }
+
+    /// Asks at once, and tells the answer if the transaction began well.
+    async fn after_begin<T>(
+        &self,
+        asked: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, Fault> {
+        // In this order: what is polled first is sent, whatever the other waits for.
+        let (answer, begun) = join(asked, self.begun()).await;
+        begun?;
+        Ok(answer?)
+    }
+
+    async fn begun(&self) -> Result<(), Fault> {
+        let mut begun = self.begun.lock().await;
+        let done = match &mut *begun {
+            Begun::Well => return Ok(()),
+            Begun::Badly => return Err(Fault::Refused("the transaction did not begin")),
+            Begun::Asked(asked) => asked.await,
+        };
+        *begun = match done {
+            Ok(()) => Begun::Well,
+            Err(_) => Begun::Badly,
+        };
+        done
+    }
+
+    /// Ends a snapshot. The server need not be waited for: nothing was written.
+    pub(super) fn end(self) {
+        // Sent when first polled.
+        drop(self.client.batch_execute("ROLLBACK").now_or_never());
+    }
+
+    /// Makes what was written durable. [`Fault::Unknown`] if it may or may not have been.
+    pub(super) async fn commit(self) -> Result<(), Fault> {
+        self.begun().await?;
+        let committed = self.client.batch_execute("COMMIT").await;
+        committed.map_err(|error| Fault::from(error).of_commit())
+    }
+}
+
+/// A snapshot that is looked through.
+pub(super) struct Listing<'c> {
+    tx: Transaction<'c>,
+    schema: &'c Schema,
+}
+
+impl<'c> Listing<'c> {
+    pub(super) fn schema(&self) -> &'c Schema {
+        self.schema
     }
 
     /// Looks at rows as they come, some at a time, until `look` has seen enough.
@@ -186,7 +293,7 @@ impl<'c> Tx<'c> {
         some: i32,
         mut look: impl FnMut(&Row) -> Result<bool, Fault>,
     ) -> Result<(), Fault> {
-        let statement = self.prepare(sql).await?;
+        let statement = self.tx.prepare_cached(sql).await?;
         let portal = self.tx.bind(&statement, with).await?;
         loop {
             let rows = self.tx.query_portal(&portal, some).await?;
@@ -201,14 +308,8 @@ impl<'c> Tx<'c> {
         }
     }
 
-    /// Ends a snapshot. The server need not be waited for: nothing was written.
+    /// Ends it. The server need not be waited for.
     pub(super) fn end(self) {
         drop(self);
-    }
-
-    /// Makes what was written durable. [`Fault::Unknown`] if it may or may not have been.
-    pub(super) async fn commit(self) -> Result<(), Fault> {
-        let committed = self.tx.commit().await;
-        committed.map_err(|error| Fault::from(error).of_commit())
     }
 }

@@ -1,5 +1,5 @@
-//! Hearing of other nodes' commits, on a connection of its own. A hint only: a connection can be silent
-//! for many reasons, so that followers poll as well.
+//! Telling other nodes of commits, and hearing of theirs on a connection of its own. Hints only: a
+//! connection can be silent for many reasons, so that followers poll as well.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use event_listener::Event;
 use futures_util::future::{BoxFuture, Either, FutureExt, select};
+use tokio::sync::mpsc;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{AsyncMessage, Config, Socket};
 
 use super::fault::Fault;
+use super::link::Link;
 
 /// How long a lost connection is left alone. A judgement.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -79,5 +81,38 @@ where
     };
     match select(pin!(messages), pin!(listen)).await {
         Either::Left((ended, _)) | Either::Right((ended, _)) => ended,
+    }
+}
+
+/// Starts a task that tells other nodes whenever it is told. It ends once nobody can tell it anything.
+pub(super) fn hints(link: Arc<Link>, runtime: &tokio::runtime::Handle) -> mpsc::Sender<()> {
+    let (told, mut to_tell) = mpsc::channel(1);
+    let task = async move {
+        while let Some(()) = to_tell.recv().await {
+            hint(&link).await;
+        }
+    };
+    drop(runtime.spawn(task));
+    told
+}
+
+/// Tells other nodes that something was committed. A hint: nothing depends on its coming.
+async fn hint(link: &Link) {
+    let notify = async {
+        let mut conn = link.connection().await?;
+        // Nobody waits for the disk to have a hint.
+        let channel = link.schema.channel();
+        let sql = format!(
+            "BEGIN; {} SET LOCAL synchronous_commit = off; NOTIFY {channel}; COMMIT",
+            link.settings()
+        );
+        conn.object()?.batch_execute(&sql).await?;
+        conn.give_back();
+        Ok::<_, Fault>(())
+    };
+    match tokio::time::timeout(link.timeouts.request, notify).await {
+        Ok(Ok(())) => {}
+        Ok(Err(fault)) => tracing::debug!(%fault, "other nodes were not told of a commit"),
+        Err(_) => tracing::debug!("other nodes were not told of a commit in time"),
     }
 }

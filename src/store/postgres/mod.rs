@@ -9,7 +9,9 @@ mod options;
 mod read;
 mod rows;
 mod schema;
+mod tls;
 mod upkeep;
+mod url;
 mod write;
 mod writer;
 
@@ -24,8 +26,8 @@ use deadpool_postgres::Pool;
 use event_listener::Event;
 use tokio::runtime::Handle;
 
-pub use self::fault::ConnectError;
 use self::fault::Fault;
+pub use self::fault::{ConnectError, PoolExhausted};
 use self::head::Head;
 use self::link::Link;
 pub use self::options::PostgresOptions;
@@ -86,8 +88,8 @@ impl fmt::Debug for PostgresStore {
 
 impl PostgresStore {
     /// Connects to the database at `url`, `postgres://user:password@host:port/database`, with the
-    /// defaults, and sets up its tables if there are none. A server on another machine is reached with
-    /// [`connect_tls`](PostgresOptions::connect_tls).
+    /// defaults, and sets up its tables if there are none. What goes to another machine is encrypted, and
+    /// goes to nobody but that host: see [`PostgresOptions::connect`].
     ///
     /// # Errors
     ///
@@ -108,9 +110,14 @@ impl PostgresStore {
         PostgresOptions::pool(pool)
     }
 
-    fn start(link: Arc<Link>, listen: Option<listen::Later>, runtime: Handle) -> Self {
+    fn start(
+        (link, writing): (Arc<Link>, Arc<Link>),
+        listen: Option<listen::Later>,
+        runtime: Handle,
+    ) -> Self {
         let moved = Arc::new(Event::new());
-        let writer = Writer::start(link.clone(), &runtime, moved.clone());
+        let hints = listen::hints(link.clone(), &runtime);
+        let writer = Writer::start(writing, &runtime, moved.clone(), hints);
         Self {
             shared: Arc::new(Shared {
                 link,
@@ -330,7 +337,7 @@ impl KeyStore for PostgresStore {
         let query = query.clone();
         let read = move |link: Arc<Link>| async move {
             let mut conn = link.connection().await?;
-            let tx = link.snapshot(&mut conn).await?;
+            let tx = link.listing(&mut conn).await?;
             let told = read::list(&tx, &query).await?;
             tx.end();
             conn.give_back();
@@ -343,7 +350,7 @@ impl KeyStore for PostgresStore {
         let query = query.clone();
         let read = move |link: Arc<Link>| async move {
             let mut conn = link.connection().await?;
-            let tx = link.snapshot(&mut conn).await?;
+            let tx = link.listing(&mut conn).await?;
             let told = read::audit(&tx, &query).await?;
             tx.end();
             conn.give_back();

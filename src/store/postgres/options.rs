@@ -1,23 +1,23 @@
 //! How a database is connected to.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::num::NonZeroUsize;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
-use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
+use tokio::runtime::Handle;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{Config, NoTls, Socket};
 
 use super::PostgresStore;
 use super::fault::{ConnectError, Fault};
 use super::head::Head;
-use super::link::{Link, Timeouts};
+use super::link::{Link, Patience, Timeouts};
 use super::listen;
 use super::schema::{Schema, migrate};
+use super::tls::Certificates;
+use super::url::{Encryption, Url};
 
 /// How long setting up tables may take: others may be at it, with a lock on the version.
 const MIGRATION: Duration = Duration::from_secs(60);
@@ -27,6 +27,7 @@ const MIGRATION: Duration = Duration::from_secs(60);
 #[must_use = "options connect to nothing by themselves"]
 pub struct PostgresOptions {
     source: Source,
+    certificates: Certificates,
     schema: String,
     connections: usize,
     unrecovered: bool,
@@ -52,12 +53,13 @@ impl fmt::Debug for PostgresOptions {
 }
 
 impl PostgresOptions {
-    /// How many connections a node opens at most. A judgement: a server has some hundred for all.
+    /// How many connections a node reads with at most. A judgement: a server has some hundred for all.
     pub const DEFAULT_CONNECTIONS: usize = 8;
 
     fn new(source: Source) -> Self {
         Self {
             source,
+            certificates: Certificates::default(),
             schema: "keyward".to_owned(),
             connections: Self::DEFAULT_CONNECTIONS,
             unrecovered: false,
@@ -93,8 +95,25 @@ impl PostgresOptions {
         self
     }
 
-    /// Sets how many connections are opened at most; one more hears of other nodes' commits. Of no
-    /// effect on a pool that was handed over. Defaults to
+    /// Trusts the authorities whose certificates stand in `pem`, and no others, in place of those of the
+    /// system and of the URL's `sslrootcert`. Connections are encrypted then, unless the URL says
+    /// `sslmode=disable`.
+    pub fn root_certificates(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.certificates.trust(pem.into());
+        self
+    }
+
+    /// Shows the server a certificate, in place of that of the URL's `sslcert` and `sslkey`: `pem` holds
+    /// it, followed by those that lead to its authority, and `key` its private key, both as PEM.
+    /// Connections are encrypted then, unless the URL says `sslmode=disable`.
+    pub fn client_certificate(mut self, pem: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
+        self.certificates.show(pem.into(), key.into());
+        self
+    }
+
+    /// Sets how many connections are opened at most to read with. There are two more: commits wait for
+    /// no reader and have one of their own, and one hears of other nodes' commits. Of no effect on a pool
+    /// that was handed over, which commits share with reads. Defaults to
     /// [`DEFAULT_CONNECTIONS`](Self::DEFAULT_CONNECTIONS).
     pub const fn max_connections(mut self, connections: NonZeroUsize) -> Self {
         self.connections = connections.get();
@@ -129,31 +148,55 @@ impl PostgresOptions {
         self
     }
 
-    /// Sets how long a call waits for a connection before it fails as unavailable. Defaults to five
-    /// seconds.
+    /// Sets how long a call waits for a free connection, and once more for a new one to be made, before
+    /// it fails as unavailable. Where none became free, [`PoolExhausted`](super::PoolExhausted) is the
+    /// error's source. Defaults to five seconds.
     pub const fn connection_timeout(mut self, timeout: Duration) -> Self {
         self.timeouts.connection = timeout;
         self
     }
 
-    /// Connects, and sets up the tables if there are none or older ones. Nothing is encrypted, so that
-    /// only a server on this machine is connected to, or one whose URL says `sslmode=disable`.
+    /// Connects, and sets up the tables if there are none or older ones.
+    ///
+    /// Where a connection is encrypted the server must show a certificate in the host's name, from an
+    /// authority that is trusted; `sslmode=require` and `verify-ca` mean the same as `verify-full`. It is
+    /// encrypted unless the URL says `sslmode=disable`, or the server is on this machine and neither the
+    /// URL nor certificates that were given ask for it: `allow` and `prefer` do not. Trusted is whom
+    /// [`root_certificates`](Self::root_certificates) names, or else the file that the URL names as
+    /// `sslrootcert`, or else whom the system trusts.
     ///
     /// # Errors
     ///
     /// [`ConnectError`] says what stands in the way.
     pub async fn connect(self) -> Result<PostgresStore, ConnectError> {
-        self.start(None::<NoTls>).await
+        let runtime = runtime()?;
+        let url = match &self.source {
+            Source::Pool(pool) => return self.clone().start(pool.clone().into(), runtime).await,
+            Source::Url(url) => url,
+        };
+        let mut url = Url::read(url)?;
+        let certificates = self
+            .certificates
+            .clone()
+            .or(std::mem::take(&mut url.files))?;
+        if !url.is_encrypted(certificates.are_given()) {
+            return self.reach(url, None::<NoTls>, runtime).await;
+        }
+        // Files are read.
+        let tls = runtime.spawn_blocking(move || certificates.connector());
+        let tls = tls
+            .await
+            .map_err(|gone| ConnectError::Database(gone.into()))??;
+        self.reach(url, Some(tls), runtime).await
     }
 
-    /// Connects like [`connect`](Self::connect), encrypted by `tls`: that of the crate
-    /// `tokio-postgres-rustls`, say, which is set up with the certificates to trust. Connections are
-    /// never unencrypted then, unless the URL says `sslmode=disable`. Of no effect on a pool that was
-    /// handed over.
+    /// Connects like [`connect`](Self::connect), encrypted by `tls`, which decides by itself what a
+    /// server must show. Connections are never unencrypted then, unless the URL says
+    /// `sslmode=disable`. Of no effect on a pool that was handed over.
     ///
     /// # Errors
     ///
-    /// [`ConnectError`] says what stands in the way.
+    /// [`ConnectError`] says what stands in the way: certificates that were given by other means, too.
     pub async fn connect_tls<T>(self, tls: T) -> Result<PostgresStore, ConnectError>
     where
         T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
@@ -161,41 +204,79 @@ impl PostgresOptions {
         T::Stream: Send + Sync,
         <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
     {
-        self.start(Some(tls)).await
+        let runtime = runtime()?;
+        let url = match &self.source {
+            Source::Pool(pool) => return self.clone().start(pool.clone().into(), runtime).await,
+            Source::Url(url) => url,
+        };
+        let mut url = Url::read(url)?;
+        let certificates = self
+            .certificates
+            .clone()
+            .or(std::mem::take(&mut url.files))?;
+        if certificates.are_given() {
+            let why = "they are given twice: to the store, and with TLS of the host's own";
+            return Err(ConnectError::Certificates(why.into()));
+        }
+        let tls = Some(tls).filter(|_| url.encryption != Encryption::Off);
+        self.reach(url, tls, runtime).await
     }
 
-    async fn start<T>(self, tls: Option<T>) -> Result<PostgresStore, ConnectError>
+    /// Connects with pools of the store's own.
+    async fn reach<T>(
+        self,
+        url: Url,
+        tls: Option<T>,
+        runtime: Handle,
+    ) -> Result<PostgresStore, ConnectError>
     where
         T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
         T::TlsConnect: Send + Sync,
         T::Stream: Send + Sync,
         <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
     {
-        let runtime = tokio::runtime::Handle::try_current().map_err(|_| ConnectError::NoRuntime)?;
-        let schema = Schema::new(&self.schema)?;
-        let wait = self.timeouts.connection;
-        let (pool, listen) = match self.source {
-            Source::Pool(pool) => (pool, None),
-            Source::Url(url) => {
-                let config = config(&url, wait, tls.is_some())?;
-                let channel = schema.channel();
-                match tls {
-                    Some(tls) => (
-                        own_pool(config.clone(), tls.clone(), self.connections, wait)?,
-                        Some(listen::later(config, tls, channel)),
-                    ),
-                    None => (
-                        own_pool(config.clone(), NoTls, self.connections, wait)?,
-                        Some(listen::later(config, NoTls, channel)),
-                    ),
-                }
-            }
+        let config = url.config(tls.is_some(), self.timeouts.connection)?;
+        let ways = match tls {
+            Some(tls) => self.ways(config, tls)?,
+            None => self.ways(config, NoTls)?,
         };
+        self.start(ways, runtime).await
+    }
+
+    fn ways<T>(&self, config: Config, tls: T) -> Result<Ways, ConnectError>
+    where
+        T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+        T::TlsConnect: Send + Sync,
+        T::Stream: Send + Sync,
+        <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    {
+        let wait = self.timeouts.connection;
+        let channel = Schema::new(&self.schema)?.channel();
+        Ok(Ways {
+            reading: own_pool(config.clone(), tls.clone(), self.connections, wait)?,
+            writing: own_pool(config.clone(), tls.clone(), 1, wait)?,
+            patience: Patience::OfPool,
+            listen: Some(listen::later(config, tls, channel)),
+        })
+    }
+
+    async fn start(self, ways: Ways, runtime: Handle) -> Result<PostgresStore, ConnectError> {
+        let Ways {
+            reading,
+            writing,
+            patience,
+            listen,
+        } = ways;
         let timeouts = self.timeouts;
         let link = Link {
-            pool,
-            schema,
+            pool: reading,
+            patience,
+            schema: Schema::new(&self.schema)?,
             timeouts,
+        };
+        let writing = Link {
+            pool: writing,
+            ..link.clone()
         };
         let patient = Link {
             timeouts: Timeouts {
@@ -212,8 +293,32 @@ impl PostgresOptions {
             return Err(ConnectError::Unrecovered);
         }
         tracing::info!(schema = link.schema.name(), "connected");
-        Ok(PostgresStore::start(Arc::new(link), listen, runtime))
+        let links = (Arc::new(link), Arc::new(writing));
+        Ok(PostgresStore::start(links, listen, runtime))
     }
+}
+
+/// The ways to a database.
+struct Ways {
+    reading: Pool,
+    writing: Pool,
+    patience: Patience,
+    listen: Option<listen::Later>,
+}
+
+impl From<Pool> for Ways {
+    fn from(pool: Pool) -> Self {
+        Self {
+            reading: pool.clone(),
+            writing: pool,
+            patience: Patience::OfStore,
+            listen: None,
+        }
+    }
+}
+
+fn runtime() -> Result<Handle, ConnectError> {
+    Handle::try_current().map_err(|_| ConnectError::NoRuntime)
 }
 
 async fn head(link: &Link) -> Result<Head, Fault> {
@@ -223,42 +328,6 @@ async fn head(link: &Link) -> Result<Head, Fault> {
     tx.end();
     conn.give_back();
     Ok(head)
-}
-
-fn config(url: &str, connect: Duration, tls: bool) -> Result<Config, ConnectError> {
-    let mut config = Config::from_str(url).map_err(|_| ConnectError::Url)?;
-    match (config.get_ssl_mode(), tls) {
-        (SslMode::Disable, _) => {}
-        // What merely prefers to be encrypted is not, where somebody in between prefers otherwise.
-        (SslMode::Prefer, true) => {
-            config.ssl_mode(SslMode::Require);
-        }
-        (_, true) => {}
-        (SslMode::Prefer, false) if stays_on_this_machine(&config) => {}
-        (_, false) => return Err(ConnectError::Unencrypted),
-    }
-    config.target_session_attrs(TargetSessionAttrs::ReadWrite);
-    if config.get_application_name().is_none() {
-        config.application_name("keyward");
-    }
-    if config.get_connect_timeout().is_none() {
-        config.connect_timeout(connect);
-    }
-    Ok(config)
-}
-
-fn stays_on_this_machine(config: &Config) -> bool {
-    let here = |host: &Host| match host {
-        Host::Tcp(name) => {
-            name == "localhost" || name.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
-        }
-        Host::Unix(_) => true,
-    };
-    // Where there are addresses, hosts are but names.
-    match config.get_hostaddrs() {
-        [] => config.get_hosts().iter().all(here),
-        addresses => addresses.iter().all(IpAddr::is_loopback),
-    }
 }
 
 fn own_pool<T>(

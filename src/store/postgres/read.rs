@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 
-use futures_util::future::{try_join, try_join5};
+use futures_util::future::{try_join, try_join3, try_join5};
 use tokio_postgres::Row as Columns;
 
 use super::fault::Fault;
-use super::head::{self, HEAD, Head, TENANTS};
-use super::link::{Bound, Tx};
+use super::head::{self, HEAD, Head, TENANTS, stored_tag};
+use super::link::{Bound, Listing, Tx};
 use super::rows;
 use crate::core::id::KeyId;
 use crate::core::query::{AuditQuery, KeyQuery};
@@ -28,6 +28,9 @@ use crate::store::{
 
 /// How many rows come at a time where it is not known how many are needed. A judgement.
 const SOME: i32 = 512;
+
+/// How many changes come at a time, at most. A judgement.
+const PAGE: usize = 512;
 
 pub(super) async fn load(
     tx: &Tx<'_>,
@@ -164,15 +167,20 @@ async fn owners(
 }
 
 pub(super) async fn find(tx: &Tx<'_>, locator: &Locator) -> Result<Option<Versioned>, Fault> {
-    let head = Head::read(tx).await?.cursor;
-    let id = match locator {
-        Locator::Id(id) => Some(*id),
-        Locator::Imported(digest) => holder(tx, digest).await?,
+    let id = async {
+        match locator {
+            Locator::Id(id) => Ok(Some(*id)),
+            Locator::Imported(digest) => holder(tx, digest).await,
+        }
     };
-    let Some(id) = id else { return Ok(None) };
-    let sql = format!("SELECT {COLUMNS} FROM $s.rows WHERE id = $1");
-    let found = tx.query(&sql, &[&&id_bytes(id)[..]]).await?;
-    let change = rows::changes(&found)?.pop();
+    let row = async {
+        let Some(id) = id.await? else { return Ok(None) };
+        let sql = format!("SELECT {COLUMNS} FROM $s.rows WHERE id = $1");
+        let found = tx.query(&sql, &[&&id_bytes(id)[..]]).await?;
+        Ok::<_, Fault>(rows::changes(&found)?.pop())
+    };
+    let (head, change) = try_join(Head::read(tx), row).await?;
+    let head = head.cursor;
     Ok(change.map(|change| Versioned { change, head }))
 }
 
@@ -192,36 +200,46 @@ pub(super) async fn changes(
     after: Cursor,
     limit: NonZeroUsize,
 ) -> Result<Result<Changes, ChangesError>, Fault> {
-    let head = Head::read(tx).await?;
+    let sql = format!("SELECT {COLUMNS} FROM $s.rows WHERE place >= $1 ORDER BY place LIMIT $2");
+    let page = limit.get().saturating_add(1).min(PAGE);
+    let some = i64::try_from(page).unwrap_or(i64::MAX);
+    let from = first_after(after.revision);
+    let with: [Bound<'_>; 2] = [&from, &some];
+    // All at once: the rows are of no use only where the follower has to start over.
+    let (head, tag, mut found) = try_join3(
+        Head::read(tx),
+        stored_tag(tx, after.revision),
+        tx.query(&sql, &with),
+    )
+    .await?;
     let same_history = after.epoch == head.cursor.epoch
         && after.revision <= head.cursor.revision
         && after.revision >= head.floor
-        && head.tag_at(tx, after.revision).await? == Some(after.tag);
+        && head.tag_at(after.revision, tag) == Some(after.tag);
     if !same_history {
         return Ok(Err(ChangesError::Compacted));
     }
     let mut changes: Vec<Change> = Vec::new();
     let mut upto = head.cursor;
-    // Where a follower is caught up, that was all.
-    if after.revision < head.cursor.revision {
-        let sql = format!("SELECT {COLUMNS} FROM $s.rows WHERE place >= $1 ORDER BY place");
-        let some = i32::try_from(limit.get().saturating_add(1)).map_or(SOME, |some| some.min(SOME));
-        let mut ended = None;
-        tx.each(&sql, &[&first_after(after.revision)], some, |row| {
+    'page: loop {
+        for row in &found {
             let change = rows::change(row)?;
-            ended = page_end(&changes, limit, &change);
-            if ended.is_none() {
-                changes.push(change);
+            if let Some(last) = page_end(&changes, limit, &change) {
+                let tag = stored_tag(tx, last).await?;
+                upto.revision = last;
+                upto.tag = head.tag_at(last, tag).ok_or_else(|| {
+                    Fault::corrupt(format!("commit {last} is missing, of which rows stand"))
+                })?;
+                break 'page;
             }
-            Ok(ended.is_some())
-        })
-        .await?;
-        if let Some(last) = ended {
-            upto.revision = last;
-            upto.tag = head.tag_at(tx, last).await?.ok_or_else(|| {
-                Fault::corrupt(format!("commit {last} is missing, of which rows stand"))
-            })?;
+            changes.push(change);
         }
+        let last = found
+            .last()
+            .filter(|_| found.len() >= page)
+            .map(rows::place);
+        let Some(last) = last.transpose()? else { break };
+        found = tx.query(&sql, &[&last.saturating_add(1), &some]).await?;
     }
     Ok(Ok(Changes {
         changes,
@@ -276,14 +294,14 @@ pub(super) async fn scan(
     })
 }
 
-fn marks<'c>(tx: &Tx<'c>) -> Marks<'c> {
+fn marks<'c>(tx: &Listing<'c>) -> Marks<'c> {
     Marks {
         bound: '$',
         schema: tx.schema().prefix(),
     }
 }
 
-pub(super) async fn list(tx: &Tx<'_>, query: &KeyQuery) -> Result<KeyPage, Fault> {
+pub(super) async fn list(tx: &Listing<'_>, query: &KeyQuery) -> Result<KeyPage, Fault> {
     let (sql, ordered) = key_candidates(query, marks(tx));
     let mut listing = KeyListing::new(query, ordered);
     tx.each(&sql.text, &rows::bound(&sql.with), SOME, |row| {
@@ -293,7 +311,7 @@ pub(super) async fn list(tx: &Tx<'_>, query: &KeyQuery) -> Result<KeyPage, Fault
     Ok(listing.end())
 }
 
-pub(super) async fn audit(tx: &Tx<'_>, query: &AuditQuery) -> Result<AuditPage, Fault> {
+pub(super) async fn audit(tx: &Listing<'_>, query: &AuditQuery) -> Result<AuditPage, Fault> {
     let sql = audit_entries(query, marks(tx));
     let mut listing = AuditListing::new(query);
     tx.each(&sql.text, &rows::bound(&sql.with), SOME, |row| {

@@ -24,6 +24,11 @@ pub(super) fn change(row: &Columns) -> Result<Change, Fault> {
     Ok(columns.change(row.try_get(0)?, Some(row.try_get(9)?))?)
 }
 
+/// Where a row stands in the feed.
+pub(super) fn place(row: &Columns) -> Result<i64, Fault> {
+    Ok(row.try_get(0)?)
+}
+
 pub(super) fn changes(rows: &[Columns]) -> Result<Vec<Change>, Fault> {
     rows.iter().map(change).collect()
 }

@@ -31,32 +31,24 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Starts the task. `landed` hears of every commit that is durable.
+    /// Starts the task. `landed` hears of every commit that is durable, and so does whoever passes
+    /// on `hints`.
     pub(super) fn start(
         link: Arc<Link>,
         runtime: &tokio::runtime::Handle,
         landed: Arc<Event>,
+        hints: mpsc::Sender<()>,
     ) -> Self {
         let (orders, mut waiting) = mpsc::unbounded_channel();
-        // One that waits to be told stands for all that land meanwhile.
-        let (told, mut to_tell) = mpsc::channel(1);
-        let hints = {
-            let link = link.clone();
-            async move {
-                while let Some(()) = to_tell.recv().await {
-                    hint(&link).await;
-                }
-            }
-        };
         let task = async move {
             while let Some(group) = next_group(&mut waiting).await {
                 if settle(&link, group).await {
                     landed.notify(usize::MAX);
-                    let _ = told.try_send(());
+                    // One that waits to be told stands for all that land meanwhile.
+                    let _ = hints.try_send(());
                 }
             }
         };
-        drop(runtime.spawn(hints));
         drop(runtime.spawn(task));
         Self { orders }
     }
@@ -198,26 +190,5 @@ async fn once(link: &Link, commits: &[&Commit]) -> Group {
         }
         Err(fault @ Fault::Unknown(_)) if written => Group::Unknown(fault),
         Err(fault) => Group::RolledBack(fault),
-    }
-}
-
-/// Tells other nodes that something was committed. A hint: nothing depends on its coming.
-async fn hint(link: &Link) {
-    let notify = async {
-        let mut conn = link.connection().await?;
-        // Nobody waits for the disk to have a hint.
-        let channel = link.schema.channel();
-        let sql = format!(
-            "BEGIN; {} SET LOCAL synchronous_commit = off; NOTIFY {channel}; COMMIT",
-            link.settings()
-        );
-        conn.object()?.batch_execute(&sql).await?;
-        conn.give_back();
-        Ok::<_, Fault>(())
-    };
-    match tokio::time::timeout(link.timeouts.request, notify).await {
-        Ok(Ok(())) => {}
-        Ok(Err(fault)) => tracing::debug!(%fault, "other nodes were not told of a commit"),
-        Err(_) => tracing::debug!("other nodes were not told of a commit in time"),
     }
 }

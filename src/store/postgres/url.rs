@@ -1,0 +1,354 @@
+//! What a connection URL says, the part that the driver does not read included: how much encryption is
+//! asked for, and with which certificates.
+
+use std::borrow::Cow;
+use std::iter::Peekable;
+use std::net::IpAddr;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::str::{CharIndices, FromStr};
+use std::time::Duration;
+
+use percent_encoding::percent_decode_str;
+use tokio_postgres::Config;
+use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
+
+use super::fault::ConnectError;
+
+/// How much encryption a URL asks for, in `sslmode`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Encryption {
+    /// `disable`: none.
+    Off,
+    /// Nothing, or `allow` or `prefer`, which ask for nothing that somebody in between could not take away.
+    Unsaid,
+    /// `require`, `verify-ca` or `verify-full`. All mean the last.
+    Demanded,
+}
+
+/// What a URL says.
+#[derive(Clone)]
+pub(super) struct Url {
+    pub(super) config: Config,
+    pub(super) encryption: Encryption,
+    pub(super) files: Files,
+}
+
+/// The files that a URL names. An empty name is none.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct Files {
+    /// `sslrootcert`: the authorities to trust. `system` stands for those of the system.
+    pub(super) roots: Option<PathBuf>,
+    /// `sslcert`
+    pub(super) certificate: Option<PathBuf>,
+    /// `sslkey`
+    pub(super) key: Option<PathBuf>,
+}
+
+impl Url {
+    /// Reads `postgres://…`, or words like `host=… user=…`. What is unknown is refused.
+    pub(super) fn read(url: &str) -> Result<Self, ConnectError> {
+        let mut encryption = Encryption::Unsaid;
+        let mut files = Files::default();
+        let mut take = |option: &str, value: &str| {
+            let path = || Some(PathBuf::from(value)).filter(|_| !value.is_empty());
+            match (option, value) {
+                ("sslmode", "disable") => encryption = Encryption::Off,
+                ("sslmode", "" | "allow" | "prefer") => encryption = Encryption::Unsaid,
+                ("sslmode", "require" | "verify-ca" | "verify-full") => {
+                    encryption = Encryption::Demanded;
+                }
+                ("sslmode", _) => return Err(ConnectError::Url),
+                ("sslrootcert", _) => files.roots = path(),
+                ("sslcert", _) => files.certificate = path(),
+                ("sslkey", _) => files.key = path(),
+                _ => return Ok(false),
+            }
+            Ok(true)
+        };
+        let rest = match query(url) {
+            Some(start) => without_parameters(url, start, &mut take)?,
+            None => without_words(url, &mut take)?,
+        };
+        let config = Config::from_str(&rest).map_err(|_| ConnectError::Url)?;
+        Ok(Self {
+            config,
+            encryption,
+            files,
+        })
+    }
+
+    /// Whether a connection is to be encrypted. Certificates that were given are of no use else.
+    pub(super) fn is_encrypted(&self, certificates_given: bool) -> bool {
+        match self.encryption {
+            Encryption::Off => false,
+            Encryption::Demanded => true,
+            Encryption::Unsaid => certificates_given || !self.stays_on_this_machine(),
+        }
+    }
+
+    fn stays_on_this_machine(&self) -> bool {
+        let here = |host: &Host| match host {
+            Host::Tcp(name) => {
+                name == "localhost" || name.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+            }
+            Host::Unix(_) => true,
+        };
+        // Where there are addresses, hosts are but names.
+        match self.config.get_hostaddrs() {
+            [] => self.config.get_hosts().iter().all(here),
+            addresses => addresses.iter().all(IpAddr::is_loopback),
+        }
+    }
+
+    /// How to connect, each time within `limit` unless the URL says otherwise.
+    pub(super) fn config(self, encrypted: bool, limit: Duration) -> Result<Config, ConnectError> {
+        let mut config = self.config;
+        let file = |host: &Host| matches!(host, Host::Unix(_));
+        if encrypted && config.get_hosts().iter().any(file) && config.get_hostaddrs().is_empty() {
+            return Err(ConnectError::Unencrypted);
+        }
+        config.ssl_mode(match encrypted {
+            true => SslMode::Require,
+            false => SslMode::Disable,
+        });
+        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        if config.get_application_name().is_none() {
+            config.application_name("keyward");
+        }
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(limit);
+        }
+        Ok(config)
+    }
+}
+
+/// Takes an option, and tells whether it did.
+type Take<'t> = &'t mut dyn FnMut(&str, &str) -> Result<bool, ConnectError>;
+
+/// Where the parameters of a URL begin, or its end; `None` if it is none. As the driver finds it.
+fn query(url: &str) -> Option<usize> {
+    let schemes = ["postgres://", "postgresql://"];
+    let scheme = schemes.iter().find(|scheme| url.starts_with(**scheme))?;
+    let host = (url[scheme.len()..].find('@')).map_or(scheme.len(), |at| scheme.len() + at + 1);
+    Some(url[host..].find('?').map_or(url.len(), |mark| host + mark))
+}
+
+fn without_parameters(url: &str, start: usize, take: Take<'_>) -> Result<String, ConnectError> {
+    let (mut rest, mut left) = (url[..start].to_owned(), url.get(start + 1..).unwrap_or(""));
+    let mut mark = '?';
+    while !left.is_empty() {
+        let (parameter, others) = left.split_once('&').unwrap_or((left, ""));
+        left = others;
+        let (option, value) = parameter.split_once('=').ok_or(ConnectError::Url)?;
+        if !take(&decoded(option)?, &decoded(value)?)? {
+            rest.push(mark);
+            rest += parameter;
+            mark = '&';
+        }
+    }
+    Ok(rest)
+}
+
+fn decoded(text: &str) -> Result<Cow<'_, str>, ConnectError> {
+    let decoded = percent_decode_str(text).decode_utf8();
+    decoded.map_err(|_| ConnectError::Url)
+}
+
+fn without_words(words: &str, take: Take<'_>) -> Result<String, ConnectError> {
+    let mut rest = String::new();
+    let mut reader = Words {
+        words,
+        next: words.char_indices().peekable(),
+    };
+    while let Some((at, option, value)) = reader.word()? {
+        if !take(option, &value)? {
+            rest += &words[at];
+            rest.push(' ');
+        }
+    }
+    Ok(rest)
+}
+
+/// Reads `option = value` and `option='value'`, where a backslash stands before what is meant as it is.
+struct Words<'w> {
+    words: &'w str,
+    next: Peekable<CharIndices<'w>>,
+}
+
+impl<'w> Words<'w> {
+    /// The next option, where it stands, and its value.
+    fn word(&mut self) -> Result<Option<(Range<usize>, &'w str, String)>, ConnectError> {
+        self.skip_space();
+        let start = self.at();
+        while (self.next.next_if(|(_, c)| !c.is_whitespace() && *c != '=')).is_some() {}
+        let option = &self.words[start..self.at()];
+        if option.is_empty() && self.next.peek().is_none() {
+            return Ok(None);
+        }
+        self.skip_space();
+        let equals = self.next.next_if(|(_, c)| *c == '=');
+        if option.is_empty() || equals.is_none() {
+            return Err(ConnectError::Url);
+        }
+        self.skip_space();
+        let quoted = self.next.next_if(|(_, c)| *c == '\'').is_some();
+        let mut value = String::new();
+        while let Some((_, c)) = (self.next).next_if(|(_, c)| {
+            if quoted {
+                *c != '\''
+            } else {
+                !c.is_whitespace()
+            }
+        }) {
+            match c {
+                '\\' => value.extend(self.next.next().map(|(_, c)| c)),
+                c => value.push(c),
+            }
+        }
+        if quoted && self.next.next().is_none() {
+            return Err(ConnectError::Url);
+        }
+        Ok(Some((start..self.at(), option, value)))
+    }
+
+    fn skip_space(&mut self) {
+        while self.next.next_if(|(_, c)| c.is_whitespace()).is_some() {}
+    }
+
+    fn at(&mut self) -> usize {
+        self.next.peek().map_or(self.words.len(), |(at, _)| *at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn files(roots: &str, certificate: &str, key: &str) -> Files {
+        let path = |name: &str| Some(PathBuf::from(name)).filter(|_| !name.is_empty());
+        Files {
+            roots: path(roots),
+            certificate: path(certificate),
+            key: path(key),
+        }
+    }
+
+    #[test]
+    fn what_is_said_of_encryption_is_read_and_the_rest_is_left_to_the_driver() {
+        use Encryption::{Demanded, Off, Unsaid};
+        let all = files("/a b/ca.pem", "/c.pem", "/k'.pem");
+        for (url, plain, encryption, read) in [
+            (
+                "postgres://alice:p%40ss@db.example:5/app?sslmode=verify-full&connect_timeout=3\
+                 &sslrootcert=%2Fa%20b%2Fca.pem&sslcert=/c.pem&application_name=x&sslkey=/k'.pem",
+                "postgres://alice:p%40ss@db.example:5/app?connect_timeout=3&application_name=x",
+                Demanded,
+                all.clone(),
+            ),
+            (
+                "user=alice sslmode = verify-ca password='p w\\'d' sslrootcert='/a b/ca.pem' \
+                 sslcert=/c.pem host=db.example sslkey=/k\\'.pem",
+                "user=alice password='p w\\'d' host=db.example",
+                Demanded,
+                all,
+            ),
+            (
+                "postgresql://a:x?sslmode=disable@db.example/app?ssl%6dode=require",
+                "postgresql://a:x?sslmode=disable@db.example/app",
+                Demanded,
+                Files::default(),
+            ),
+            (
+                "host=db.example sslmode=disable sslrootcert=''",
+                "host=db.example",
+                Off,
+                Files::default(),
+            ),
+            (
+                "postgres://db.example?sslmode=require&sslmode=prefer&sslrootcert=",
+                "postgres://db.example",
+                Unsaid,
+                Files::default(),
+            ),
+            ("", "", Unsaid, Files::default()),
+        ] {
+            let found = Url::read(url).unwrap();
+            assert_eq!(found.config, Config::from_str(plain).unwrap(), "{url}");
+            assert_eq!((found.encryption, found.files), (encryption, read), "{url}");
+        }
+    }
+
+    #[test]
+    fn only_what_stays_on_this_machine_is_not_encrypted_by_itself() {
+        for (url, by_itself) in [
+            ("host=/tmp", false),
+            ("host=localhost,127.0.0.1,::1,/tmp", false),
+            ("postgres://[::1]/db?sslmode=prefer", false),
+            ("host=db.example hostaddr=127.0.0.2", false),
+            ("host=localhost hostaddr=192.0.2.1", true),
+            ("host=/tmp,db.example", true),
+            ("host=localhost.example", true),
+            ("host=0.0.0.0 sslmode=allow", true),
+        ] {
+            let read = |url: &str| Url::read(url).unwrap();
+            assert_eq!(read(url).is_encrypted(false), by_itself, "{url}");
+            assert!(read(url).is_encrypted(true), "{url}");
+            if !url.contains("://") {
+                assert!(!read(&format!("{url} sslmode=disable")).is_encrypted(true));
+                assert!(read(&format!("{url} sslmode=require")).is_encrypted(false));
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused() {
+        for url in [
+            "host=h sslmode=verify-most",
+            "postgres://h?sslmode=requires",
+            "postgres://h?sslmode",
+            "postgres://h?sslrootcert=%ff",
+            "host=h sslrootcert='/ca.pem",
+            "host=h sslrootcert",
+            "host=h =x sslmode=require",
+            "host=h sslcrl=/x",
+            "mysql://h",
+        ] {
+            assert!(matches!(Url::read(url), Err(ConnectError::Url)), "{url}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_driver_reads_without_it_is_read_the_same(url in ".*", mark in "[ ?&]") {
+            // Nothing of ours in it: the driver alone decides.
+            prop_assume!(!url.contains("ssl") && !url.contains('%'));
+            let expected = Config::from_str(&url);
+            let found = Url::read(&url);
+            if let (Ok(expected), Ok(found)) = (&expected, &found) {
+                prop_assert_eq!(expected, &found.config);
+            }
+            prop_assert!(expected.is_ok() || found.is_err());
+            drop(Url::read(&format!("postgres://h{mark}{url}")));
+        }
+
+        #[test]
+        fn words_are_taken_out_whole(
+            before in "[a-z ]{0,9}", value in "[a-z '\\\\=]{0,9}", password in "\\PC{0,9}"
+        ) {
+            let quoted = |text: &str| text.replace('\\', "\\\\").replace('\'', "\\'");
+            let (value, secret) = (quoted(&value), quoted(&password));
+            let words = format!(
+                "user='x{before}' sslrootcert = '{value}'\tpassword='{secret}'sslkey='a'"
+            );
+            let found = Url::read(&words).unwrap();
+            prop_assert_eq!(found.config.get_password(), Some(password.as_bytes()));
+            prop_assert_eq!(found.config.get_user(), Some(&*format!("x{before}")));
+            prop_assert_eq!(found.files.key, Some(PathBuf::from("a")));
+        }
+    }
+}

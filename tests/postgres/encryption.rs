@@ -1,0 +1,405 @@
+//! Encrypted connections: to the host that was meant, or to none.
+
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use keyward::store::postgres::{ConnectError, PostgresOptions};
+use keyward::store::{KeyStore, PostgresStore, Revision, Select};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair,
+};
+use tokio_postgres::NoTls;
+
+use crate::connecting::told;
+use crate::raw::{ALL, next};
+use crate::server::{Place, Server, on_runtime, open};
+use crate::support::*;
+
+/// What the servers' password file of `alice` knows.
+const PASSWORD: &str = "hunter2 correct";
+
+/// An authority, with what it signed.
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new() -> Self {
+        let mut authority = CertificateParams::new([]).unwrap();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        Self(CertifiedIssuer::self_signed(authority, key).unwrap())
+    }
+
+    fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// A certificate and its key.
+    fn signed(&self, params: &CertificateParams) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    fn server(&self, name: &str) -> (String, String) {
+        self.signed(&CertificateParams::new([name.to_owned()]).unwrap())
+    }
+
+    fn client(&self, user: &str) -> (String, String) {
+        let mut params = CertificateParams::new([]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, user);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.signed(&params)
+    }
+}
+
+/// A server that encrypts, as `db.test`.
+struct Encrypting {
+    server: Server,
+    authority: Authority,
+}
+
+impl Encrypting {
+    /// Tests share it: each has a schema of its own.
+    fn shared() -> &'static Self {
+        static SHARED: OnceLock<Encrypting> = OnceLock::new();
+        SHARED.get_or_init(Self::start)
+    }
+
+    fn start() -> Self {
+        let authority = Authority::new();
+        let (certificate, key) = authority.server("db.test");
+        let access = "local all all trust\n\
+                      hostssl all alice 127.0.0.1/32 scram-sha-256\n\
+                      hostssl all carol 127.0.0.1/32 cert\n\
+                      host all postgres 127.0.0.1/32 trust\n";
+        let server = Server::on_loopback(
+            "fsync = off\nssl = on\nssl_ca_file = 'ca.pem'",
+            &[
+                ("server.crt", &certificate),
+                ("server.key", &key),
+                ("ca.pem", &authority.pem()),
+                ("pg_hba.conf", access),
+            ],
+        );
+        Place::at(server.url()).run(&format!(
+            "CREATE ROLE alice LOGIN PASSWORD '{PASSWORD}'; CREATE ROLE carol LOGIN; \
+             GRANT CREATE ON DATABASE postgres TO alice, carol"
+        ));
+        Self { server, authority }
+    }
+
+    /// How to reach it as somebody, by a name that leads to it.
+    fn url(&self, user: &str, host: &str) -> String {
+        let port = self.server.port();
+        format!("host={host} hostaddr=127.0.0.1 port={port} user={user} dbname=postgres")
+    }
+
+    fn place(&self) -> Place {
+        Place::at(self.server.url())
+    }
+}
+
+fn options(url: &str, place: &Place) -> PostgresOptions {
+    PostgresStore::options(url).schema(&place.schema)
+}
+
+/// Whether the connections of this name are encrypted, each of them.
+fn encrypted(place: &Place, name: &str) -> Vec<String> {
+    place.ask(&format!(
+        "SELECT ssl::text FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
+         WHERE application_name = '{name}'"
+    ))
+}
+
+#[test]
+fn all_connections_are_encrypted_whatever_word_asks_for_it() {
+    let there = Encrypting::shared();
+    let (roots, place) = (there.authority.pem(), there.place());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, &roots).unwrap();
+    let file = format!("sslrootcert={}", file.path().display());
+    for (number, words, roots) in [
+        (0, "sslmode=require", Some(&roots)),
+        (1, "sslmode=verify-ca", Some(&roots)),
+        (2, "sslmode=verify-full", Some(&roots)),
+        // It is on this machine: certificates alone ask for it.
+        (3, "sslmode=prefer", Some(&roots)),
+        (4, "", Some(&roots)),
+        (5, &file, None),
+        (6, &format!("sslmode=verify-full {file}"), None),
+    ] {
+        let url = there.url("postgres", "db.test");
+        let options = options(
+            &format!("{url} application_name=all{number} {words}"),
+            &place,
+        );
+        let store = open(match roots {
+            Some(roots) => options.root_certificates(roots.as_bytes()),
+            None => options,
+        });
+        let store = store.unwrap();
+        let at = wait(store.scan(None, ALL)).unwrap().head;
+        wait(store.commit(next(&tenant(&format!("t{number}")), Revision::ZERO).1)).unwrap();
+        wait(store.wait_past(at)).unwrap();
+        // To read, to commit, and to hear of commits.
+        until(|| encrypted(&place, &format!("all{number}")).len() >= 3);
+        let encrypted = encrypted(&place, &format!("all{number}"));
+        assert!(encrypted.iter().all(|ssl| ssl == "true"), "{encrypted:?}");
+    }
+}
+
+/// Waits for what is under way.
+fn until(mut done: impl FnMut() -> bool) {
+    while !done() {
+        std::thread::yield_now();
+    }
+}
+
+/// Why it was not connected to.
+fn refused(options: PostgresOptions) -> String {
+    let options = options.connection_timeout(Duration::from_secs(60));
+    let error = open(options).unwrap_err();
+    assert!(matches!(error, ConnectError::Database(_)), "{error:?}");
+    told(&error)
+}
+
+#[test]
+fn an_authority_that_is_not_trusted_vouches_for_nobody() {
+    let there = Encrypting::shared();
+    let place = there.place();
+    let url = there.url("postgres", "db.test");
+    for words in [
+        "sslmode=require",
+        "sslmode=verify-ca",
+        "sslmode=verify-full",
+    ] {
+        let options = options(&format!("{url} {words}"), &place);
+        let stranger = Authority::new().pem();
+        let error = refused(options.clone().root_certificates(stranger));
+        assert!(error.contains("invalid peer certificate"), "{error}");
+        // Nor does the system trust it.
+        let system = options.root_certificates(there.authority.pem());
+        open(system).unwrap();
+    }
+    let options = options(&format!("{url} sslrootcert=system"), &place);
+    // Where the system trusts nobody at all, that is said.
+    match open(options) {
+        Err(ConnectError::Certificates(_)) => {}
+        refused => {
+            let error = told(&refused.unwrap_err());
+            assert!(error.contains("invalid peer certificate"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_certificate_of_another_host_is_refused() {
+    let there = Encrypting::shared();
+    let place = there.place();
+    for words in [
+        "sslmode=require",
+        "sslmode=verify-ca",
+        "sslmode=verify-full",
+        "",
+    ] {
+        for host in ["other.test", "localhost", "127.0.0.1"] {
+            let url = format!("{} {words}", there.url("postgres", host));
+            let options = options(&url, &place).root_certificates(there.authority.pem());
+            let error = refused(options);
+            assert!(
+                error.contains("not valid for name"),
+                "{host} {words}: {error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_server_that_does_not_encrypt_is_refused_where_that_is_asked_for() {
+    let server = Server::on_loopback("fsync = off", &[]);
+    let place = Place::at(server.url());
+    let port = server.port();
+    let url = format!("host=localhost hostaddr=127.0.0.1 port={port} user=postgres");
+    for words in [
+        "sslmode=require",
+        "sslmode=verify-ca",
+        "sslmode=verify-full",
+        "",
+    ] {
+        let options = options(&format!("{url} {words}"), &place);
+        let options = options.root_certificates(Authority::new().pem());
+        let error = refused(options);
+        assert!(error.contains("does not support TLS"), "{words}: {error}");
+    }
+    let own = options(&url, &place).connect_tls(NoTls);
+    let error = told(&on_runtime(own).unwrap_err());
+    assert!(error.contains("does not support TLS"), "{error}");
+    // Plain, where it is on this machine or that is asked for.
+    let store = open(options(&url, &place)).unwrap();
+    wait(store.load(&tenant("acme"), &Select::none())).unwrap();
+    let plain = format!("{url} sslmode=disable");
+    open(options(&plain, &place).root_certificates("-")).unwrap();
+    on_runtime(options(&plain, &place).connect_tls(NoTls)).unwrap();
+}
+
+#[test]
+fn nothing_unencrypted_leaves_the_machine_unless_that_is_asked_for() {
+    let server = Server::on_loopback("fsync = off", &[]);
+    let place = Place::at(server.url());
+    // An address that leads here, and does not say so.
+    let port = server.port();
+    let away = format!("host=db.test hostaddr=0.0.0.0 port={port} user=postgres");
+    for words in ["", "sslmode=allow", "sslmode=prefer"] {
+        let options = options(&format!("{away} {words}"), &place);
+        let error = refused(options.root_certificates(Authority::new().pem()));
+        assert!(error.contains("does not support TLS"), "{words}: {error}");
+    }
+    open(options(&format!("{away} sslmode=disable"), &place)).unwrap();
+    for url in ["host=/tmp,db.example", "host=/tmp sslmode=require"] {
+        let trusting = options(url, &place).root_certificates(Authority::new().pem());
+        let refused = open(trusting).unwrap_err();
+        assert!(matches!(refused, ConnectError::Unencrypted), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_client_shows_its_certificate() {
+    let there = Encrypting::shared();
+    let place = there.place();
+    let url = there.url("carol", "db.test");
+    let trusting = |url: &str| options(url, &place).root_certificates(there.authority.pem());
+    let (certificate, key) = there.authority.client("carol");
+    let store = open(trusting(&url).client_certificate(&*certificate, &*key)).unwrap();
+    wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
+    let folder = tempfile::TempDir::new().unwrap();
+    std::fs::write(folder.path().join("c"), &certificate).unwrap();
+    std::fs::write(folder.path().join("k"), &key).unwrap();
+    let folder = folder.path().display();
+    let named = format!("{url} sslcert={folder}/c sslkey={folder}/k");
+    open(trusting(&named)).unwrap();
+
+    let (others, key) = there.authority.client("alice");
+    refused(trusting(&url).client_certificate(others, key));
+    refused(trusting(&url));
+    for half in ["sslcert", "sslkey"] {
+        let half = open(trusting(&format!("{url} {half}={folder}/c")));
+        assert!(
+            matches!(half, Err(ConnectError::Certificates(_))),
+            "{half:?}"
+        );
+    }
+}
+
+#[test]
+fn a_password_is_bound_to_the_encrypted_channel() {
+    let there = Encrypting::shared();
+    let place = there.place();
+    let url = there.url("alice", "db.test");
+    let words = format!("{url} password='{PASSWORD}' channel_binding=require");
+    let options = options(&words, &place).root_certificates(there.authority.pem());
+    open(options).unwrap();
+}
+
+#[test]
+fn certificates_that_cannot_be_used_are_told_and_not_shown() {
+    let there = Encrypting::shared();
+    let place = there.place();
+    let url = there.url("postgres", "db.test");
+    let with = |words: &str| options(&format!("{url} {words}"), &place);
+    let (certificate, key) = there.authority.client("carol");
+    let cut = |pem: &str| pem[..pem.len() / 2].to_owned();
+    let own = with("").root_certificates(there.authority.pem());
+    for options in [
+        with("sslrootcert=/nowhere/at/all"),
+        with("").root_certificates(""),
+        with("").root_certificates("hunter2"),
+        with("").root_certificates(&*key),
+        with("").root_certificates(cut(&there.authority.pem())),
+        own.clone().client_certificate(&*certificate, &*certificate),
+        own.clone().client_certificate(&*certificate, cut(&key)),
+        own.clone().client_certificate(&*key, &*key),
+        own.clone().client_certificate(cut(&certificate), &*key),
+    ] {
+        let error = open(options).unwrap_err();
+        assert!(matches!(error, ConnectError::Certificates(_)), "{error:?}");
+        let told = told(&error);
+        let shown = key.lines().find(|line| told.contains(*line));
+        assert!(shown.is_none() && !told.contains("hunter2"), "{told}");
+        assert!(!told.contains("/nowhere"), "{told}");
+    }
+    let twice = on_runtime(own.connect_tls(NoTls));
+    assert!(
+        matches!(twice, Err(ConnectError::Certificates(_))),
+        "{twice:?}"
+    );
+    let over_a_file = format!("{} sslmode=require", there.server.url());
+    let refused = open(options(&over_a_file, &place).root_certificates(there.authority.pem()));
+    assert!(
+        matches!(refused, Err(ConnectError::Unencrypted)),
+        "{refused:?}"
+    );
+}
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_password_is_in_no_log() {
+    use tracing_subscriber::util::SubscriberInitExt;
+
+    // Set up before: the driver tells what it is asked to do, a new password included.
+    let there = Encrypting::shared();
+    let log = Log::default();
+    let writer = log.clone();
+    // For all threads of the process, the driver's own log included.
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish()
+        .init();
+    let place = there.place();
+    let trusting = |url: &str| options(url, &place).root_certificates(there.authority.pem());
+    let alice = there.url("alice", "db.test");
+    let words = format!("{alice} password='{PASSWORD}'");
+    let store = open(trusting(&words)).unwrap();
+    let said = format!("{:?} {store:?}", trusting(&words));
+    wait(store.commit(next(&tenant("logged"), Revision::ZERO).1)).unwrap();
+    wait(store.load(&tenant("logged"), &Select::none())).unwrap();
+    let wrong = "hunter2 wrong";
+    let port = there.server.port();
+    let url =
+        format!("postgres://alice:hunter2%20wrong@db.test:{port}/postgres?hostaddr=127.0.0.1");
+    let mut errors = refused(trusting(&format!("{alice} password='{wrong}'")));
+    errors += &refused(trusting(&url));
+    errors += &refused(
+        options(&format!("{url}&sslmode=require"), &place)
+            .root_certificates(Authority::new().pem()),
+    );
+    errors += &told(&open(options(&format!("{url}&{wrong}=1"), &place)).unwrap_err());
+    assert!(
+        errors.contains("password authentication failed"),
+        "{errors}"
+    );
+    let logged = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(logged.contains(&place.schema), "it was captured");
+    assert!(
+        logged.contains("START TRANSACTION"),
+        "the driver's was, too"
+    );
+    for text in [said, errors, logged] {
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+}

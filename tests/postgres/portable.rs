@@ -1,0 +1,234 @@
+//! Statements that databases know which speak the same protocol, CockroachDB and YugabyteDB among them.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use keyward::policy::Policy;
+use keyward::store::{
+    AuditQuery, Epoch, KeyQuery, KeyStore, Locator, NodeId, NodeRegistry, NodeReport, Select,
+};
+use keyward::{DeleteKey, Digest, ImportKey, ManualClock, Reason};
+use regex::Regex;
+
+use crate::raw::{ALL, beginning};
+use crate::server::{Place, Server};
+use crate::support::*;
+
+/// The one file that may tell and hear of commits: nothing depends on what it does.
+const HINTS: &str = "listen.rs";
+
+/// What nothing that matters may use: locks of the server's own, notifications, ids of transactions and
+/// rows, numbers that are drawn before a commit.
+static FOREIGN: LazyLock<Regex> = LazyLock::new(|| {
+    let words = [
+        r"\w*advisory\w*",
+        r"(un)?listen",
+        r"(pg_)?notify",
+        r"txid_\w+",
+        r"pg_\w*xact\w*",
+        r"pg_\w*snapshot\w*",
+        r"xid8?|xmin|xmax|cmin|cmax|ctid",
+        r"(next|curr|last|set)val",
+        r"(small|big)?serial[248]?",
+        r"create\s+sequence",
+        r"as\s+identity",
+    ];
+    Regex::new(&format!(r"(?i)\b({})\b", words.join("|"))).unwrap()
+});
+
+/// The text between quotes in a source file. Comments and unit tests are left out.
+fn literals(source: &str) -> Vec<String> {
+    let source = source.split("#[cfg(test)]\nmod tests").next().unwrap();
+    let token =
+        r##"(?s)//[^\n]*|/\*.*?\*/|r#"(.*?)"#|r"([^"]*)"|"((?:\\.|[^"\\])*)"|'(?:\\.|[^'\\])'"##;
+    let token = Regex::new(token).unwrap();
+    let continued = Regex::new(r"\\\n\s*").unwrap();
+    let found = token.captures_iter(source).filter_map(|found| {
+        let text = found.iter().skip(1).flatten().next()?;
+        Some(continued.replace_all(text.as_str(), "").into_owned())
+    });
+    found.collect()
+}
+
+/// What a file may send to the server.
+fn sent_by(name: &str, text: &str) -> Vec<String> {
+    match name.ends_with(".sql") {
+        true => {
+            let lines = text.lines().map(|line| line.split("--").next().unwrap());
+            vec![lines.collect::<Vec<_>>().join("\n")]
+        }
+        false => literals(text),
+    }
+}
+
+/// All that the store may send, with the file it stands in.
+fn sent() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store");
+    let mut folders = vec![root.join("postgres"), root.join("rows")];
+    let mut sent = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let texts = sent_by(&name, &text).into_iter();
+                sent.extend(texts.map(|text| (name.clone(), text)));
+            }
+        }
+    }
+    sent
+}
+
+#[test]
+fn nothing_that_matters_uses_what_other_databases_lack() {
+    let sent = sent();
+    for known in [
+        "FOR UPDATE",
+        "CREATE TABLE audit",
+        "ON CONFLICT",
+        "ORDER BY place",
+    ] {
+        let found = sent.iter().any(|(_, text)| text.contains(known));
+        assert!(
+            found,
+            "statements are where this test looks for them: {known}"
+        );
+    }
+    let hints = |name: &str| name == HINTS;
+    for (name, text) in sent.iter().filter(|(name, _)| !hints(name)) {
+        assert!(!FOREIGN.is_match(text), "{name}: {text}");
+    }
+    let hints = sent
+        .iter()
+        .filter(|(name, text)| hints(name) && FOREIGN.is_match(text));
+    assert_eq!(hints.count(), 2, "one tells, and one hears");
+}
+
+#[test]
+fn what_other_databases_lack_is_seen() {
+    for foreign in [
+        "SELECT pg_advisory_xact_lock(1)",
+        "select pg_try_advisory_lock($1)",
+        "NOTIFY {channel}",
+        "SELECT pg_notify('c', '')",
+        "LISTEN c",
+        "SELECT txid_current()",
+        "SELECT pg_current_xact_id()::text",
+        "SELECT pg_snapshot_xmin(pg_current_snapshot())",
+        "SELECT xmin FROM $s.rows",
+        "ALTER TABLE rows ADD at xid8",
+        "INSERT INTO $s.rows VALUES (nextval('places'))",
+        "CREATE TABLE t (id bigserial PRIMARY KEY)",
+        "CREATE SEQUENCE places",
+        "CREATE TABLE t (id bigint GENERATED ALWAYS AS IDENTITY)",
+    ] {
+        let plain = format!("let sql = \"{foreign}\";");
+        let split = format!("let c = '\"'; x(r#\"{}\"#)", foreign.replace(' ', " \n "));
+        for source in [plain, split] {
+            let found = literals(&source);
+            assert!(found.iter().any(|text| FOREIGN.is_match(text)), "{source}");
+        }
+        assert!(
+            sent_by("2.sql", foreign)
+                .iter()
+                .any(|text| FOREIGN.is_match(text))
+        );
+    }
+    let harmless = "
+        // SELECT pg_advisory_lock(1)
+        fn listen(notify: &'static str) { hints.notify(usize::MAX) }
+        \"INSERT INTO audit (sequence) VALUES ($1)\" /* nextval */ \"not notified\"";
+    let found = literals(harmless);
+    assert_eq!(found.len(), 2);
+    assert!(
+        !found.iter().any(|text| FOREIGN.is_match(text)),
+        "{found:?}"
+    );
+    assert!(!FOREIGN.is_match(&sent_by("1.sql", "SELECT 1 -- xmin")[0]));
+}
+
+/// Finds a statement in a server's log, whatever stands where the source leaves a gap.
+fn as_logged(statement: &str) -> Regex {
+    let gap = Regex::new(r"\\\{[^{}]*\\\}").unwrap();
+    let pattern = regex::escape(&statement.replace("$s.", "{schema}"));
+    Regex::new(&gap.replace_all(&pattern, ".*?")).unwrap()
+}
+
+#[test]
+fn every_statement_is_one_that_the_server_takes() {
+    let server = Server::start("fsync = off\nlog_statement = all");
+    let place = Place::at(server.url());
+    do_everything(&place);
+    let log = server.log();
+    let statement = Regex::new(r"^(SELECT|INSERT|UPDATE|DELETE) ").unwrap();
+    let mut seen = 0;
+    for (name, text) in sent() {
+        // What begins with a column or a table of another room is put together there.
+        if statement.is_match(&text) && (text.contains("$s.") || text.contains("{prefix}")) {
+            assert!(
+                as_logged(&text).is_match(&log),
+                "{name}: nothing asked {text}"
+            );
+            seen += 1;
+        }
+    }
+    assert!(seen > 20, "{seen} statements");
+    assert!(!log.contains("ERROR:"), "{log}");
+}
+
+/// Has a store say all that it can say.
+fn do_everything(place: &Place) {
+    const ONE: NonZeroUsize = NonZeroUsize::MIN;
+    let store = place.connect();
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let keys = node(store.clone(), &clock, Policy::new(capped(50)).unwrap());
+    let start = beginning(&store);
+    let key = wait(keys.create(&admin(), reader("some"))).unwrap();
+    let digest = Digest::sha256("imported");
+    wait(keys.import(&admin(), ImportKey::sha256(digest, reader("imported")))).unwrap();
+    wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    wait(keys.delete(&admin(), key.id, DeleteKey::plain())).unwrap();
+    let everything = Select {
+        keys: vec![key.id],
+        live_at: Some(at(START)),
+        legacy: true,
+        owners: vec![who("alice")],
+        commands: vec![command("some")],
+    };
+    wait(store.load(&tenant("acme"), &everything)).unwrap();
+    wait(store.find(&Locator::Id(key.id))).unwrap();
+    wait(store.find(&Locator::Imported(digest))).unwrap();
+    wait(store.changes(start, ONE)).unwrap();
+    let mut after = None;
+    loop {
+        let page = wait(store.scan(after, ONE)).unwrap();
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    wait(store.list(&KeyQuery::tenant(tenant("acme"), at(START)))).unwrap();
+    wait(store.audit(&AuditQuery::everything().about(key.id))).unwrap();
+    let report = |beat| NodeReport {
+        node: NodeId::from_u128(7),
+        beat,
+        lease: Duration::from_secs(1),
+        label: None,
+        applied: None,
+    };
+    for beat in [1, 2] {
+        assert!(wait(store.report(report(beat))).unwrap());
+    }
+    wait(store.nodes()).unwrap();
+    wait(store.forget(NodeId::from_u128(7), 2)).unwrap();
+    let head = wait(store.scan(None, ALL)).unwrap().head;
+    wait(store.forget_removed(head.revision)).unwrap();
+    wait(store.begin_anew()).unwrap();
+    assert!(wait(store.scan(None, ALL)).unwrap().head.epoch != Epoch::default());
+    wait(store.finish_recovery()).unwrap();
+}

@@ -1,0 +1,211 @@
+//! How often a call waits for the server: what it asks goes out together.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex};
+
+use keyward::Digest;
+use keyward::store::{KeyStore, Locator, NodeRegistry, PostgresStore, Revision, Select};
+use tempfile::TempDir;
+
+use crate::raw::{ALL, beginning, next};
+use crate::server::{Place, Server, open};
+use crate::support::*;
+
+/// Stands between a node and its server. From the beginning of a transaction on it keeps the server's
+/// answers back until so many requests were sent.
+struct Between {
+    folder: TempDir,
+    gate: Arc<Gate>,
+}
+
+#[derive(Default)]
+struct Gate {
+    state: Mutex<State>,
+    moved: Condvar,
+}
+
+#[derive(Clone, Copy, Default)]
+struct State {
+    /// How many requests a transaction is to send before it is answered.
+    at_once: usize,
+    /// How many it has yet to send.
+    missing: usize,
+    /// Nobody asks any more.
+    over: bool,
+}
+
+impl Gate {
+    fn asked(&self, begins: bool) {
+        let mut state = self.state.lock().unwrap();
+        if begins {
+            state.missing = state.at_once;
+        }
+        state.missing = state.missing.saturating_sub(1);
+        self.moved.notify_all();
+    }
+
+    fn until(&self, reached: impl Fn(State) -> bool) -> State {
+        let state = self.state.lock().unwrap();
+        *self
+            .moved
+            .wait_while(state, |state| !reached(*state))
+            .unwrap()
+    }
+
+    fn set(&self, at_once: usize, over: bool) {
+        let missing = 0;
+        *self.state.lock().unwrap() = State {
+            at_once,
+            missing,
+            over,
+        };
+        self.moved.notify_all();
+    }
+
+    /// How many requests a call sends before it needs an answer. It has to come to a good end once it
+    /// is answered.
+    fn sent_at_once<E: std::fmt::Debug>(
+        &self,
+        expected: usize,
+        call: impl FnOnce() -> Result<(), E> + Send,
+    ) -> usize {
+        self.set(expected + 1, false);
+        std::thread::scope(|scope| {
+            let call = scope.spawn(|| {
+                let done = call();
+                self.set(0, true);
+                done
+            });
+            let state = self.until(|state| state.over || (state.at_once > 0 && state.missing == 1));
+            self.set(0, false);
+            call.join().unwrap().unwrap();
+            state.at_once.saturating_sub(state.missing)
+        })
+    }
+}
+
+/// Hands on what a node sends, a message at a time.
+fn to_server(mut from: UnixStream, mut to: UnixStream, gate: &Gate) {
+    // The first message has no kind.
+    let mut begun = false;
+    loop {
+        let mut head = [0; 5];
+        let head = &mut head[usize::from(!begun)..];
+        if from.read_exact(head).is_err() {
+            break;
+        }
+        let (kind, length) = head.split_at(head.len() - 4);
+        let length = u32::from_be_bytes(length.try_into().unwrap());
+        let mut body = vec![0; length as usize - 4];
+        from.read_exact(&mut body).unwrap();
+        // A simple query, or the end of any other.
+        if matches!(kind, b"Q" | b"S") {
+            gate.asked(body.starts_with(b"START TRANSACTION"));
+        }
+        begun = true;
+        let message = [&*head, &body].concat();
+        if to.write_all(&message).is_err() {
+            break;
+        }
+    }
+    drop(to.shutdown(Shutdown::Both));
+}
+
+fn to_node(mut from: UnixStream, mut to: UnixStream, gate: &Gate) {
+    let mut some = [0; 4096];
+    while let Ok(read @ 1..) = from.read(&mut some) {
+        gate.until(|state| state.missing == 0);
+        if to.write_all(&some[..read]).is_err() {
+            break;
+        }
+    }
+    drop(to.shutdown(Shutdown::Both));
+}
+
+impl Between {
+    fn new(server: PathBuf) -> Self {
+        let folder = TempDir::new().unwrap();
+        let listener = UnixListener::bind(folder.path().join(".s.PGSQL.5432")).unwrap();
+        let gate = Arc::new(Gate::default());
+        let gates = gate.clone();
+        std::thread::spawn(move || {
+            for node in listener.incoming() {
+                let (node, server) = (node.unwrap(), UnixStream::connect(&server).unwrap());
+                let (back, forth) = (server.try_clone().unwrap(), node.try_clone().unwrap());
+                let (there, gate) = (gates.clone(), gates.clone());
+                std::thread::spawn(move || to_server(node, server, &there));
+                std::thread::spawn(move || to_node(back, forth, &gate));
+            }
+        });
+        Self { folder, gate }
+    }
+
+    fn url(&self) -> String {
+        let folder = self.folder.path().display();
+        format!("host={folder} user=postgres dbname=postgres")
+    }
+}
+
+#[test]
+fn a_read_waits_for_the_server_once() {
+    let server = Server::start("fsync = off");
+    let between = Between::new(server.file(".s.PGSQL.5432"));
+    let place = Place::at(server.url());
+    let options = PostgresStore::options(between.url()).schema(&place.schema);
+    let store = open(options.max_connections(1.try_into().unwrap())).unwrap();
+    let (key, commit) = next(&tenant("acme"), Revision::ZERO);
+    let mut at = wait(store.commit(commit)).unwrap();
+    let start = beginning(&store);
+    let everything = Select {
+        keys: vec![key],
+        live_at: Some(crate::support::at(START)),
+        legacy: true,
+        owners: Vec::new(),
+        commands: vec![command("some")],
+    };
+    let imported = Locator::Imported(Digest::sha256("imported"));
+    let loading = |select| wait(store.load(&tenant("acme"), &select)).map(drop);
+    // Two requests begin a transaction and look where it is. The others are what is asked.
+    let sent = |expected, call: &mut (dyn FnMut() -> Result<(), String> + Send)| {
+        // The first time statements are prepared.
+        call().unwrap();
+        assert_eq!(between.gate.sent_at_once(expected, call), expected);
+    };
+    let plainly = |error: &dyn std::fmt::Debug| format!("{error:?}");
+    let select = Select::none();
+    sent(4, &mut || {
+        loading(select.clone()).map_err(|error| plainly(&error))
+    });
+    sent(8, &mut || {
+        loading(everything.clone()).map_err(|error| plainly(&error))
+    });
+    for locator in [Locator::Id(key), imported] {
+        sent(4, &mut || {
+            let found = wait(store.find(&locator)).map(drop);
+            found.map_err(|error| plainly(&error))
+        });
+    }
+    for cursor in [start, wait(store.scan(None, ALL)).unwrap().head] {
+        sent(5, &mut || {
+            let found = wait(store.changes(cursor, ALL)).map(drop);
+            found.map_err(|error| plainly(&error))
+        });
+    }
+    sent(3, &mut || {
+        let moved = wait(store.wait_past(start));
+        moved.map_err(|error| plainly(&error))
+    });
+    sent(3, &mut || {
+        let nodes = wait(store.nodes()).map(drop);
+        nodes.map_err(|error| plainly(&error))
+    });
+    // Of a commit, what it begins with.
+    sent(3, &mut || {
+        let commit = next(&tenant("acme"), at).1;
+        at = wait(store.commit(commit)).map_err(|error| plainly(&error))?;
+        Ok(())
+    });
+}
