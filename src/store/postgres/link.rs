@@ -5,7 +5,7 @@ use std::time::Duration;
 use deadpool_postgres::{Object, Pool, Transaction};
 use futures_util::future::try_join;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{IsolationLevel, Row, Statement};
+use tokio_postgres::{IsolationLevel, Portal, Row, RowStream, Statement};
 
 use super::fault::Fault;
 use super::schema::{Schema, VERSION};
@@ -199,6 +199,17 @@ impl<'c> Tx<'c> {
                 return Ok(());
             }
         }
+    }
+
+    /// Rows that are to be read some at a time, with [`go_on`](Self::go_on).
+    pub(super) async fn portal(&self, sql: &str, with: &[Bound<'_>]) -> Result<Portal, Fault> {
+        let statement = self.prepare(sql).await?;
+        Ok(self.tx.bind(&statement, with).await?)
+    }
+
+    /// Asks for the next rows of a portal, without waiting for any.
+    pub(super) async fn go_on(&self, portal: &Portal, some: i32) -> Result<RowStream, Fault> {
+        Ok(self.tx.query_portal_raw(portal, some).await?)
     }
 
     /// Ends a snapshot. The server need not be waited for: nothing was written.

@@ -9,6 +9,7 @@ mod options;
 mod read;
 mod rows;
 mod schema;
+mod stream;
 mod upkeep;
 mod write;
 mod writer;
@@ -23,6 +24,7 @@ pub use deadpool_postgres;
 use deadpool_postgres::Pool;
 use event_listener::Event;
 use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 
 pub use self::fault::ConnectError;
 use self::fault::Fault;
@@ -33,7 +35,7 @@ use self::writer::Writer;
 use super::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
     KeyStore, Locator, NodeId, NodeRegistry, NodeReport, Revision, RowKey, ScanPage, Select,
-    StoreError, TenantView, Versioned,
+    StoreError, StoreErrorKind, TakePage, TenantView, Versioned,
 };
 use crate::core::tenant::TenantId;
 
@@ -324,6 +326,23 @@ impl KeyStore for PostgresStore {
             Ok(told)
         };
         self.read("scanning rows", read).await
+    }
+
+    async fn scan_all(&self, limit: NonZeroUsize, take: TakePage<'_>) -> Result<(), StoreError> {
+        let doing = "reading all rows";
+        let (pages, mut read) = mpsc::channel(stream::AHEAD);
+        let link = self.shared.link.clone();
+        let stream = async move { stream::everything(&link, limit, &pages).await };
+        // Rows are decoded there while those before them are taken here.
+        let stream = self.shared.runtime.spawn(stream);
+        while let Some(page) = read.recv().await {
+            take(page)?;
+        }
+        match stream.await {
+            Ok(done) => done.map_err(|fault| fault.told(doing)),
+            // The runtime is gone.
+            Err(_) => Err(StoreError::new(StoreErrorKind::Unavailable, doing)),
+        }
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
