@@ -25,12 +25,21 @@ pub(crate) struct Server {
     /// Stops the server and takes its folder away once this process is gone, or closes its end.
     watchdog: Child,
     process: Mutex<Option<Child>>,
+    /// A library that stands between it and the kernel.
+    shim: Option<PathBuf>,
 }
 
 impl Server {
     /// Starts a server. `settings` are those of its command line.
     pub(crate) fn start(settings: &str) -> Self {
+        Self::start_with(settings, |_| None)
+    }
+
+    /// Starts a server whose processes load a library before all others, which `shim` puts into the
+    /// folder.
+    pub(crate) fn start_with(settings: &str, shim: impl FnOnce(&Path) -> Option<PathBuf>) -> Self {
         let folder = TempDir::new().unwrap().keep();
+        let shim = shim(&folder);
         let user = unprivileged();
         if let Some(user) = user {
             run(Command::new("chown").arg(user).arg(&folder));
@@ -47,6 +56,7 @@ impl Server {
             folder,
             watchdog,
             process: Mutex::new(None),
+            shim,
         };
         let mut init = server.program("initdb");
         init.args(["-A", "trust", "-U", "postgres", "-E", "UTF8"]);
@@ -84,6 +94,7 @@ impl Server {
         for _ in 0..100 {
             let mut start = self.program("postgres");
             start.stdin(Stdio::null()).stdout(Stdio::null());
+            start.envs(self.shim.iter().map(|library| ("LD_PRELOAD", library)));
             start.stderr(file.try_clone().unwrap()).process_group(0);
             let mut process = start.spawn().unwrap();
             if self.is_up(&mut process) {

@@ -25,6 +25,15 @@ pub(super) struct Timeouts {
     pub(super) connection: Duration,
 }
 
+impl Timeouts {
+    /// The server's own, of a statement, a lock and an idle transaction, as it is told them.
+    pub(super) fn in_millis(&self) -> [String; 3] {
+        // Zero would be no timeout at all.
+        let millis = |timeout: Duration| timeout.as_millis().clamp(1, i32::MAX as u128);
+        [self.statement, self.lock, self.idle].map(|timeout| millis(timeout).to_string())
+    }
+}
+
 /// The way to the database.
 #[derive(Clone)]
 pub(super) struct Link {
@@ -123,20 +132,10 @@ impl Link {
 
     /// Settings of one transaction, so that they stay on no connection that the host uses as well.
     pub(super) fn settings(&self) -> String {
-        let Timeouts {
-            statement,
-            lock,
-            idle,
-            ..
-        } = self.timeouts;
-        // Zero would be no timeout at all.
-        let millis = |timeout: Duration| timeout.as_millis().clamp(1, i32::MAX as u128);
+        let [statement, lock, idle] = self.timeouts.in_millis();
         format!(
-            "SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}; \
-             SET LOCAL idle_in_transaction_session_timeout = {};",
-            millis(statement),
-            millis(lock),
-            millis(idle)
+            "SET LOCAL statement_timeout = {statement}; SET LOCAL lock_timeout = {lock}; \
+             SET LOCAL idle_in_transaction_session_timeout = {idle};"
         )
     }
 }

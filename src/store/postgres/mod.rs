@@ -1,5 +1,6 @@
 //! The database store: one schema of a PostgreSQL database that any number of nodes share.
 
+mod exchange;
 mod fault;
 mod head;
 mod link;
