@@ -2,9 +2,11 @@
 
 use std::hint::black_box;
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use keyward::store::{KeyStore, scan_by_pages};
+use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::Runtime;
 use tokio_postgres::Row;
 
@@ -38,6 +40,13 @@ async fn stream(place: &Place) -> usize {
     }
     black_box(sum);
     read
+}
+
+/// What this process has spent on both cores.
+fn process_time() -> Duration {
+    let at = clock_gettime(ClockId::ProcessCPUTime);
+    let seconds = u64::try_from(at.tv_sec).unwrap_or_default();
+    Duration::new(seconds, u32::try_from(at.tv_nsec).unwrap_or_default())
 }
 
 /// Looks at every byte.
@@ -87,8 +96,11 @@ pub(crate) fn start(runtime: &Runtime, place: &Place, size: &Size, table: &mut T
     let mut taken: [Vec<f64>; 4] = Default::default();
     // The first round warms the server's memory.
     for round in 0..=size.starts {
+        let raw_cpu = process_time();
         let (raw, read) = runtime.block_on(timed(stream(place)));
+        let raw_cpu = process_time() - raw_cpu;
         assert_eq!(read, size.keys);
+        let cpu = process_time();
         let (own, node) = runtime.block_on(timed(async {
             let options = keyward::store::PostgresStore::options(&place.url);
             let store = options.schema(&place.schema).connect().await.unwrap();
@@ -96,6 +108,7 @@ pub(crate) fn start(runtime: &Runtime, place: &Place, size: &Size, table: &mut T
             node.sync().await.unwrap();
             node
         }));
+        let cpu = process_time() - cpu;
         assert!(node.freshness().age.is_some(), "the node is up to date");
         drop(node);
         let store = connect(runtime, place);
@@ -110,7 +123,9 @@ pub(crate) fn start(runtime: &Runtime, place: &Place, size: &Size, table: &mut T
         let (paged, done) = runtime.block_on(timed(scan_by_pages(&store, PAGE, &mut count)));
         done.unwrap();
         assert_eq!(read, size.keys * 2);
-        eprintln!("  {own:.2?}, rows alone {all:.2?}, by pages {paged:.2?} : {raw:.2?}");
+        eprintln!(
+            "  {own:.2?} ({cpu:.2?} of this process), rows alone {all:.2?}, by pages {paged:.2?} : {raw:.2?} ({raw_cpu:.2?})"
+        );
         if round > 0 {
             for (taken, time) in taken.iter_mut().zip([raw, own, all, paged]) {
                 taken.push(time.as_secs_f64());
