@@ -22,7 +22,11 @@ mod maker;
 #[allow(dead_code, reason = "tests use the rest")]
 #[path = "../../tests/postgres/server.rs"]
 mod server;
-#[allow(dead_code, reason = "tests use the rest")]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each benchmark uses its own part"
+)]
 #[path = "../shared/table.rs"]
 mod table;
 #[allow(dead_code, reason = "tests use it")]

@@ -331,13 +331,13 @@ impl KeyStore for PostgresStore {
 
     async fn scan_all(&self, limit: NonZeroUsize, take: TakePage<'_>) -> Result<(), StoreError> {
         let doing = "reading all rows";
-        let (pages, mut read) = mpsc::channel(stream::AHEAD);
+        let (batches, mut read) = mpsc::channel(stream::AHEAD);
         let link = self.shared.link.clone();
-        let stream = async move { stream::everything(&link, limit, &pages).await };
-        // Rows are decoded there while those before them are taken here.
+        let stream = async move { stream::everything(&link, limit, &batches).await };
+        // Rows are read there while those before them are taken here.
         let stream = self.shared.runtime.spawn(stream);
-        while let Some(page) = read.recv().await {
-            take(page)?;
+        while let Some(batch) = read.recv().await {
+            take(batch.page().map_err(|fault| fault.told(doing))?)?;
         }
         match stream.await {
             Ok(done) => done.map_err(|fault| fault.told(doing)),

@@ -1,11 +1,13 @@
 //! Everything at once, for a node that starts: one snapshot, read as it comes.
 
 use std::num::NonZeroUsize;
+use std::pin::{Pin, pin};
 
 use futures_util::TryStreamExt;
 use futures_util::future::try_join;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use tokio_postgres::{Row, RowStream};
 
 use super::fault::Fault;
 use super::head::Head;
@@ -14,19 +16,42 @@ use super::rows;
 use crate::store::ScanPage;
 use crate::store::rows::{COLUMNS, REMOVED};
 
-/// How many pages may be read before they are taken. A judgement: enough that neither side waits for
-/// the other.
-pub(super) const AHEAD: usize = 2;
+/// How many rows are made into records at a time. Few enough that the memory of one batch is still at
+/// hand for the next: records have many parts. A judgement, from measurements.
+const BATCH: usize = 256;
 
-/// Sends all rows in the order in which the table has them, some at a time. Ends early if nobody takes
-/// them any more.
+/// How many batches may be read before they are taken. A judgement: enough that neither side waits for
+/// the other.
+pub(super) const AHEAD: usize = 16;
+
+/// Rows as the server sent them, and where the store stood before. They are made into records where
+/// they are taken: memory that one thread gives to another is dear to give back.
+pub(super) struct Batch {
+    head: Head,
+    rows: Vec<Row>,
+}
+
+impl Batch {
+    pub(super) fn page(self) -> Result<ScanPage, Fault> {
+        let Self { head, rows } = self;
+        Ok(ScanPage {
+            head: head.cursor,
+            newest: head.newest,
+            rows: rows::changes(&rows)?,
+            next: None,
+        })
+    }
+}
+
+/// Sends all rows in the order in which the table has them. Ends early if nobody takes them any more.
 ///
-/// Each page is a statement of its own to the server, within its timeout, however many there are. Where
-/// pages are not taken, the server waits between two of them until it thinks the node idle.
+/// `limit` rows at a time are a statement of their own to the server, within its timeout, however many
+/// there are in all. Where they are not taken, the server waits in between until it thinks the node
+/// idle.
 pub(super) async fn everything(
     link: &Link,
     limit: NonZeroUsize,
-    pages: &mpsc::Sender<ScanPage>,
+    batches: &mpsc::Sender<Batch>,
 ) -> Result<(), Fault> {
     let patience = link.timeouts.request;
     let mut conn = link.connection().await?;
@@ -37,31 +62,32 @@ pub(super) async fn everything(
         Ok::<_, Fault>((tx, head, portal))
     };
     let (tx, head, portal) = timeout(patience, begin).await.map_err(|_| Fault::Late)??;
-    let some = i32::try_from(limit.get()).unwrap_or(i32::MAX);
-    let mut coming = tx.go_on(&portal, some).await?;
+    let asked = i32::try_from(limit.get()).unwrap_or(i32::MAX);
+    let mut coming = tx.go_on(&portal, asked).await?;
+    let mut sent_any = false;
     loop {
-        // Asked for before this one is read: the server does not wait to be asked.
-        let following = tx.go_on(&portal, some).await?;
-        let mut page = Vec::with_capacity(limit.get().min(MOST_AT_ONCE));
-        let read = async {
-            let mut rows = std::pin::pin!(coming);
-            while let Some(row) = rows.try_next().await? {
-                page.push(rows::change(&row)?);
+        // Asked for before these are read: the server does not wait to be asked.
+        let following = tx.go_on(&portal, asked).await?;
+        let mut came = 0;
+        let mut stream = pin!(coming);
+        loop {
+            let most = limit.get().min(BATCH);
+            let rows = timeout(patience, some(stream.as_mut(), most)).await;
+            let rows = rows.map_err(|_| Fault::Late)??;
+            came += rows.len();
+            let done = rows.len() < most;
+            // Where there is no row at all, that is told.
+            if !rows.is_empty() || !sent_any {
+                sent_any = true;
+                if batches.send(Batch { head, rows }).await.is_err() {
+                    return Ok(());
+                }
             }
-            Ok::<_, Fault>(())
-        };
-        timeout(patience, read).await.map_err(|_| Fault::Late)??;
-        let done = page.len() < limit.get();
-        let page = ScanPage {
-            head: head.cursor,
-            newest: head.newest,
-            rows: page,
-            next: None,
-        };
-        if pages.send(page).await.is_err() {
-            return Ok(());
+            if done {
+                break;
+            }
         }
-        if done {
+        if came < limit.get() {
             break;
         }
         coming = following;
@@ -71,5 +97,13 @@ pub(super) async fn everything(
     Ok(())
 }
 
-/// For how many rows room is made before they come.
-const MOST_AT_ONCE: usize = 8192;
+/// The next rows, fewer than `most` at the end alone.
+async fn some(mut stream: Pin<&mut RowStream>, most: usize) -> Result<Vec<Row>, Fault> {
+    let mut rows = Vec::with_capacity(most);
+    while rows.len() < most
+        && let Some(row) = stream.try_next().await?
+    {
+        rows.push(row);
+    }
+    Ok(rows)
+}

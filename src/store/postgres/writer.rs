@@ -55,6 +55,8 @@ impl Writer {
                     landed.notify(usize::MAX);
                     let _ = told.try_send(());
                 }
+                // Those that were answered may have more: it comes along with what waits already.
+                tokio::task::yield_now().await;
             }
         };
         drop(runtime.spawn(hints));
