@@ -17,18 +17,15 @@ use std::path::Path;
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use keyward::audit::{AuditEntry, AuditHash};
-use keyward::policy::{ActiveKeyCap, Policy};
-use keyward::store::{
-    AuditQuery, Commit, CommitTag, Effects, KeyQuery, KeyStore, MemoryStore, Revision, Select,
-    SqliteStore,
-};
-use keyward::{
-    Actor, Clock, Credential, Digest, Fingerprint, KeyId, KeyRecord, Keyward, NewKey, Owner,
-    PepperRing, PrincipalId, Replica, Role, SystemClock, TenantId, days, profiles,
-};
+use keyward::store::{Commit, KeyQuery, KeyStore, Revision, Select, SqliteStore};
+use keyward::{Clock, KeyRecord, Keyward, Replica, SystemClock, TenantId, days};
 use pollster::block_on;
 use rusqlite::{Connection, params};
+
+#[path = "shared/maker.rs"]
+mod maker;
+
+use self::maker::{Maker, admin, keyward, new_key, principal, tenant};
 
 const SCHEMA: &str = include_str!("../src/store/sqlite/schema/1.sql");
 
@@ -155,133 +152,6 @@ impl Table {
     }
 }
 
-/// Makes commits like those of real commands: the records and entries that [`Keyward::create`]
-/// wrote, varied.
-struct Maker {
-    record: KeyRecord,
-    entry: AuditEntry,
-    made: u64,
-    random: u64,
-    tenants: HashMap<TenantId, (Revision, u64)>,
-}
-
-impl Maker {
-    fn new() -> Self {
-        let store = MemoryStore::new();
-        let keys = keyward(store.clone());
-        block_on(keys.create(&admin("template"), new_key())).unwrap();
-        let tenant = tenant("template");
-        let query = KeyQuery::tenant(tenant.clone(), SystemClock.now());
-        let record = block_on(store.list(&query)).unwrap().keys.remove(0);
-        let trail = block_on(store.audit(&AuditQuery::tenant(tenant))).unwrap();
-        let entry = trail.rows.last().unwrap().entry.clone();
-        Self {
-            record,
-            entry,
-            made: 0,
-            random: 1,
-            tenants: HashMap::new(),
-        }
-    }
-
-    /// SplitMix64.
-    fn random(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn bytes<const N: usize>(&mut self) -> [u8; N] {
-        let mut bytes = [0; N];
-        for chunk in bytes.chunks_mut(8) {
-            chunk.copy_from_slice(&self.random().to_le_bytes()[..chunk.len()]);
-        }
-        bytes
-    }
-
-    fn record(&mut self, tenant: &TenantId) -> KeyRecord {
-        self.made += 1;
-        let later = Duration::from_millis(self.made / 10);
-        let at = self.record.created.at.saturating_add(later);
-        let digest = Digest::from_bytes(self.bytes());
-        let mut record = KeyRecord {
-            id: KeyId::from_parts(at, self.bytes()),
-            tenant: tenant.clone(),
-            name: format!("key {}", self.made).parse().unwrap(),
-            owner: Owner::Principal(principal(self.made % 10)),
-            fingerprint: Fingerprint::of_sha256(&digest),
-            ..self.record.clone()
-        };
-        record.created.at = at;
-        record.updated.at = at;
-        if let Credential::Peppered { digest: own, .. } = &mut record.credential {
-            *own = digest;
-        }
-        record
-    }
-
-    fn commit(&mut self, tenant: &TenantId, puts: Vec<KeyRecord>) -> Commit {
-        let (expected, sequence) = self.tenants.get(tenant).copied().unwrap_or_default();
-        let first = &puts[0];
-        let entry = AuditEntry {
-            tenant: tenant.clone(),
-            sequence: sequence + 1,
-            at: first.updated.at,
-            command: first.id.to_string().parse().unwrap(),
-            key: Some(first.id),
-            hash: AuditHash::from_bytes(self.bytes()),
-            ..self.entry.clone()
-        };
-        Commit {
-            tenant: tenant.clone(),
-            expected,
-            tag: CommitTag(u128::from_le_bytes(self.bytes())),
-            decided_at: entry.at,
-            effects: Effects {
-                puts,
-                audit: vec![entry],
-                ..Effects::default()
-            },
-        }
-    }
-
-    fn fresh(&mut self, tenant: &TenantId, keys: usize) -> Commit {
-        let puts = (0..keys).map(|_| self.record(tenant)).collect();
-        self.commit(tenant, puts)
-    }
-
-    /// Notes where a commit landed, so that the next one of the tenant fits.
-    fn landed(&mut self, tenant: &TenantId, revision: Revision) {
-        let own = self.tenants.entry(tenant.clone()).or_default();
-        *own = (revision, own.1 + 1);
-    }
-
-    /// Fills a store with keys in commits of 1,000, and tells all ids with their tenants.
-    fn fill(
-        &mut self,
-        store: &SqliteStore,
-        keys: usize,
-        tenant_of: impl Fn(usize) -> TenantId,
-    ) -> Vec<(TenantId, KeyRecord)> {
-        let mut sample = Vec::new();
-        for number in 0..keys / 1000 {
-            let tenant = tenant_of(number);
-            let commit = self.fresh(&tenant, 1000);
-            // A tenth of them at random, to be changed later.
-            for record in &commit.effects.puts {
-                if self.random().is_multiple_of(10) {
-                    sample.push((tenant.clone(), record.clone()));
-                }
-            }
-            let revision = block_on(store.commit(commit)).unwrap();
-            self.landed(&tenant, revision);
-        }
-        sample
-    }
-}
-
 /// Plain SQLite on one thread: what a commit writes, and nothing else.
 struct Plain {
     conn: Connection,
@@ -360,33 +230,6 @@ impl Plain {
     }
 }
 
-fn tenant(name: &str) -> TenantId {
-    TenantId::new(name).unwrap()
-}
-
-fn principal(number: u64) -> PrincipalId {
-    PrincipalId::new(format!("user-{number}@example.com")).unwrap()
-}
-
-fn admin(of: &str) -> Actor {
-    Actor::new(tenant(of), principal(0), Role::ADMIN)
-}
-
-fn new_key() -> NewKey {
-    NewKey::new("nightly export")
-        .description("Reads last night's reports for the warehouse")
-        .scopes(["reports:read", "exports:write"])
-        .metadata([("team", "data"), ("ticket", "OPS-1234")])
-        .expires_in(days(90))
-}
-
-fn keyward(store: impl KeyStore) -> Keyward {
-    let mut spec = profiles::standard();
-    spec.active_keys = ActiveKeyCap::Unlimited;
-    let builder = Keyward::builder(store, PepperRing::generate().unwrap());
-    block_on(builder.policy(Policy::new(spec).unwrap()).build()).unwrap()
-}
-
 fn open(path: &Path) -> SqliteStore {
     block_on(SqliteStore::open(path)).unwrap()
 }
@@ -439,10 +282,10 @@ fn create(size: &Size, table: &mut Table) {
         for number in 0..size.filled / 1000 {
             plain.durable(&filler.fresh(&name(number), 1000));
         }
-        filler.tenants.clear();
+        filler.begin_anew();
     }
     let keys = keyward(open(&folder.path().join("whole.db")));
-    maker.tenants.clear();
+    maker.begin_anew();
     Maker::new().fill(&open(&folder.path().join("whole.db")), size.filled, name);
 
     let mut rounds: [Vec<Vec<Duration>>; 4] = Default::default();

@@ -15,9 +15,9 @@ use crate::core::tenant::TenantId;
 use crate::core::text::{Description, PrincipalId};
 use crate::core::time::Timestamp;
 use crate::store::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, CommitTag, Cursor, Effects,
-    KeyPage, KeyQuery, KeySort, KeyStore, Locator, Revision, Row, RowKey, ScanPage, Select,
-    StoreError, StoreErrorKind, TenantView, Versioned,
+    AuditPage, AuditQuery, Change, Changes, ChangesError, Commit, CommitError, CommitTag, Cursor,
+    Effects, KeyPage, KeyQuery, KeySort, KeyStore, Locator, Revision, Row, RowKey, ScanPage,
+    Select, StoreError, StoreErrorKind, TakePage, TenantView, Versioned, scan_by_pages,
 };
 
 /// Defines the defects with the clause that catches each.
@@ -169,6 +169,18 @@ defects! {
     ScansByOffset => "a_scan_and_its_changes_lead_to_the_store",
     /// A page's head is read after its rows.
     ScanReadsHeadLast => "a_scan_reads_its_head_before_its_rows",
+    /// Reading everything reads keys alone.
+    ScanOfAllLeavesOutOwners => "a_scan_of_all_tells_every_row_once",
+    /// Reading everything ends before the last page.
+    ScanOfAllLosesItsEnd => "a_scan_of_all_tells_every_row_once",
+    /// Where there is no row, there is no page.
+    ScanOfNothingHasNoPage => "a_scan_of_all_tells_every_row_once",
+    /// Everything is read first, then where the store stands.
+    ScanOfAllReadsHeadLast => "a_scan_of_all_reads_its_head_before_its_rows",
+    /// Whether a page was taken is not looked at.
+    ScanOfAllHearsNoRefusal => "a_scan_of_all_ends_when_a_page_is_refused",
+    /// That a page was refused ends it, and is not told.
+    ScanOfAllTellsNoRefusal => "a_scan_of_all_ends_when_a_page_is_refused",
     /// Names are compared as typed.
     ListMindsCase => "a_list_holds_exactly_what_matches",
     /// A tenant is below another if its path begins with the other's.
@@ -697,6 +709,48 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
             _ => {}
         }
         Ok(page)
+    }
+
+    async fn scan_all(&self, limit: NonZeroUsize, take: TakePage<'_>) -> Result<(), StoreError> {
+        let mut pages = Vec::new();
+        let mut keep = |page| {
+            pages.push(page);
+            Ok(())
+        };
+        match self.defect {
+            Defect::ScanOfAllReadsHeadLast => {
+                scan_by_pages(self, limit, &mut keep).await?;
+                pause().await;
+                let head = self.head().await?;
+                pages.iter_mut().for_each(|page| page.head = head);
+            }
+            Defect::ScanOfAllLeavesOutOwners => {
+                scan_by_pages(self, limit, &mut keep).await?;
+                let is_key = |change: &Change| matches!(change.row.key(), RowKey::Key(_));
+                pages.iter_mut().for_each(|page| page.rows.retain(is_key));
+            }
+            Defect::ScanOfAllLosesItsEnd => {
+                scan_by_pages(self, limit, &mut keep).await?;
+                let more = pages.len() > 1;
+                pages.pop_if(|_| more);
+            }
+            Defect::ScanOfNothingHasNoPage => {
+                scan_by_pages(self, limit, &mut keep).await?;
+                pages.retain(|page| !page.rows.is_empty());
+            }
+            Defect::ScanOfAllHearsNoRefusal => {
+                scan_by_pages(self, limit, &mut keep).await?;
+                let told: Vec<_> = pages.into_iter().map(take).collect();
+                return told.into_iter().collect();
+            }
+            Defect::ScanOfAllTellsNoRefusal => {
+                scan_by_pages(self, limit, &mut keep).await?;
+                let _ended = pages.into_iter().try_for_each(take);
+                return Ok(());
+            }
+            _ => return scan_by_pages(self, limit, take).await,
+        }
+        pages.into_iter().try_for_each(take)
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {

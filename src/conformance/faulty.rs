@@ -16,7 +16,7 @@ use crate::core::view::{Revision, Select, TenantView};
 use crate::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
     KeyStore, Locator, NodeId, NodeRegistry, NodeReport, RowKey, ScanPage, StoreError,
-    StoreErrorKind, Versioned,
+    StoreErrorKind, TakePage, Versioned, scan_by_pages,
 };
 
 /// Which method of a store is called.
@@ -256,6 +256,10 @@ impl<S: KeyStore> KeyStore for FaultyStore<S> {
     ) -> Result<ScanPage, StoreError> {
         self.pass(Call::Scan, "scanning")?;
         self.inner.scan(after, limit).await
+    }
+
+    async fn scan_all(&self, limit: NonZeroUsize, take: TakePage<'_>) -> Result<(), StoreError> {
+        scan_by_pages(self, limit, take).await
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {

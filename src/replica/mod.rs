@@ -10,12 +10,9 @@ mod freshness;
 mod index;
 mod registration;
 
-use std::future::poll_fn;
 use std::num::NonZeroUsize;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -35,7 +32,8 @@ use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::observe;
 use crate::store::{
-    Change, ChangesError, CommitTag, Cursor, Epoch, KeyStore, StoreError, StoreErrorKind, Versioned,
+    Change, ChangesError, CommitTag, Cursor, Epoch, KeyStore, ScanPage, StoreError, StoreErrorKind,
+    Versioned,
 };
 
 /// How many rows a page of feed or scan asks for. A judgement: a megabyte or so.
@@ -378,31 +376,20 @@ impl Replica {
     }
 
     async fn fill(&self, index: &Index) -> Result<(Sent, Cursor), StoreError> {
-        let mut last = None;
         let mut head = None;
         let mut read = 0_usize;
-        let mut scan = Some(Begun::Waiting(self.store.scan(None, PAGE)));
-        while let Some(page) = scan.take() {
-            let page = page.end().await;
+        let mut take = |page: ScanPage| {
             self.heard();
-            let page = page?;
             head.get_or_insert(page.head);
             read += page.rows.len();
-            if let Some(next) = page.next {
-                if Some(&next) <= last.as_ref() {
-                    let kind = StoreErrorKind::Corrupt;
-                    return Err(StoreError::new(kind, "scanning rows that do not go on"));
-                }
-                last = Some(next.clone());
-                // The store reads the next page while this one is applied.
-                scan = Some(Begun::begin(self.store.scan(Some(next), PAGE)).await);
-            }
             let mut one_writer = self.progress();
             one_writer.saw(page.head);
             index.apply(page.rows);
             self.note_imports(index);
             page.newest.into_iter().for_each(|newest| index.saw(newest));
-        }
+            Ok(())
+        };
+        self.store.scan_all(PAGE, &mut take).await?;
         tracing::debug!(rows = read, "scanned");
         {
             let mut progress = self.progress();
@@ -555,28 +542,5 @@ impl Drop for GivenUp<'_> {
     fn drop(&mut self) {
         let mut progress = self.0.progress();
         (progress.building, progress.meanwhile) = (None, None);
-    }
-}
-
-/// A future that was polled once, so that what it waits for goes on by itself.
-enum Begun<F: Future> {
-    Waiting(F),
-    Ready(F::Output),
-}
-
-impl<F: Future + Unpin> Begun<F> {
-    async fn begin(mut future: F) -> Self {
-        let polled = poll_fn(|cx| Poll::Ready(Pin::new(&mut future).poll(cx))).await;
-        match polled {
-            Poll::Ready(output) => Self::Ready(output),
-            Poll::Pending => Self::Waiting(future),
-        }
-    }
-
-    async fn end(self) -> F::Output {
-        match self {
-            Self::Waiting(future) => future.await,
-            Self::Ready(output) => output,
-        }
     }
 }

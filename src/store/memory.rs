@@ -12,7 +12,8 @@ use event_listener::Event;
 use super::{
     AuditPage, AuditQuery, AuditRow, Change, Changes, ChangesError, Commit, CommitError, CommitTag,
     Cursor, Epoch, KeyPage, KeyQuery, KeyStore, Locator, NodeId, NodeRegistry, NodeReport,
-    Revision, Row, RowKey, ScanPage, Select, StoreError, TenantView, Versioned,
+    Revision, Row, RowKey, ScanPage, Select, StoreError, TakePage, TenantView, Versioned,
+    scan_by_pages,
 };
 use crate::core::audit::AuditHead;
 use crate::core::id::KeyId;
@@ -306,6 +307,10 @@ impl KeyStore for MemoryStore {
             rows,
             next,
         })
+    }
+
+    async fn scan_all(&self, limit: NonZeroUsize, take: TakePage<'_>) -> Result<(), StoreError> {
+        scan_by_pages(self, limit, take).await
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {

@@ -7,6 +7,7 @@
 mod error;
 mod memory;
 mod nodes;
+mod pages;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
@@ -24,6 +25,7 @@ use async_trait::async_trait;
 pub use self::error::{ChangesError, CommitError, StoreError, StoreErrorKind};
 pub use self::memory::MemoryStore;
 pub use self::nodes::{NodeId, NodeRegistry, NodeReport};
+pub use self::pages::{TakePage, scan_by_pages};
 #[cfg(feature = "postgres")]
 pub use self::postgres::PostgresStore;
 #[cfg(feature = "sqlite")]
@@ -323,6 +325,22 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
         limit: NonZeroUsize,
     ) -> Result<ScanPage, StoreError>;
 
+    /// Hands all rows to `take`, a page at a time, for a follower that (re)starts; `limit` is a target.
+    /// What a store that is far away does in one go. The default asks for one page of
+    /// [`scan`](Self::scan) after the other.
+    ///
+    /// - Rows come in any order, each once; a page's `next` says nothing here.
+    /// - There is at least one page. The head of the first is read before any row, that of any other
+    ///   no earlier: followers replay changes from the first page's head. Removed keys may be left out.
+    /// - It ends with the first error of `take`, and tells it.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; never `Indeterminate`. What was handed out before is of no use then.
+    async fn scan_all(&self, limit: NonZeroUsize, take: TakePage<'_>) -> Result<(), StoreError> {
+        scan_by_pages(self, limit, take).await
+    }
+
     /// Exact, filtered, sorted, paged listing for people; see [`KeyQuery`].
     ///
     /// # Errors
@@ -386,6 +404,10 @@ impl<S: KeyStore + ?Sized> KeyStore for Arc<S> {
         limit: NonZeroUsize,
     ) -> Result<ScanPage, StoreError> {
         (**self).scan(after, limit).await
+    }
+
+    async fn scan_all(&self, limit: NonZeroUsize, take: TakePage<'_>) -> Result<(), StoreError> {
+        (**self).scan_all(limit, take).await
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {

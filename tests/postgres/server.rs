@@ -27,12 +27,14 @@ pub(crate) struct Server {
     /// Stops the server and takes its folder away once this process is gone, or closes its end.
     watchdog: Child,
     process: Mutex<Option<Child>>,
+    /// A library that stands between it and the kernel.
+    shim: Option<PathBuf>,
 }
 
 impl Server {
     /// Starts a server that is reached through a socket file. `settings` are those of its file.
     pub(crate) fn start(settings: &str) -> Self {
-        Self::begin(5432, settings, &[])
+        Self::begin(5432, settings, &[], |_| None)
     }
 
     /// Starts a server that is reached at 127.0.0.1 as well, with files in its data folder.
@@ -41,11 +43,23 @@ impl Server {
         let port = free.local_addr().unwrap().port();
         drop(free);
         let settings = format!("listen_addresses = '127.0.0.1'\nport = {port}\n{settings}");
-        Self::begin(port, &settings, files)
+        Self::begin(port, &settings, files, |_| None)
     }
 
-    fn begin(port: u16, settings: &str, files: &[(&str, &str)]) -> Self {
+    /// Starts a server whose processes load a library before all others, which `shim` puts into the
+    /// folder.
+    pub(crate) fn start_with(settings: &str, shim: impl FnOnce(&Path) -> Option<PathBuf>) -> Self {
+        Self::begin(5432, settings, &[], shim)
+    }
+
+    fn begin(
+        port: u16,
+        settings: &str,
+        files: &[(&str, &str)],
+        shim: impl FnOnce(&Path) -> Option<PathBuf>,
+    ) -> Self {
         let folder = TempDir::new().unwrap().keep();
+        let shim = shim(&folder);
         let user = unprivileged();
         if let Some(user) = user {
             run(Command::new("chown").arg(user).arg(&folder));
@@ -63,6 +77,7 @@ impl Server {
             port,
             watchdog,
             process: Mutex::new(None),
+            shim,
         };
         let mut init = server.program("initdb");
         init.args(["-A", "trust", "-U", "postgres", "-E", "UTF8"]);
@@ -116,6 +131,7 @@ impl Server {
         for _ in 0..100 {
             let mut start = self.program("postgres");
             start.stdin(Stdio::null()).stdout(Stdio::null());
+            start.envs(self.shim.iter().map(|library| ("LD_PRELOAD", library)));
             start.stderr(file.try_clone().unwrap()).process_group(0);
             let mut process = start.spawn().unwrap();
             if self.is_up(&mut process) {

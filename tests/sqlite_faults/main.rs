@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 #![allow(unreachable_pub, reason = "the parts of one test see each other")]
 
+#[path = "../support/cc.rs"]
+mod cc;
 mod check;
 mod child;
 mod cut;

@@ -88,16 +88,7 @@ pub fn wait_for_parent() -> bool {
 
 /// Builds the shim. There is no test without it.
 pub fn shim(folder: &Path) -> PathBuf {
-    let library = folder.join("shim.so");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sqlite_faults/shim.c");
-    let status = Command::new("cc")
-        .args(["-O1", "-shared", "-fPIC", "-o"])
-        .arg(&library)
-        .arg(source)
-        .status()
-        .expect("these tests need a C compiler by the name of `cc`");
-    assert!(status.success(), "the shim does not compile");
-    library
+    crate::cc::library(include_str!("shim.c"), folder)
 }
 
 /// How often to do something: more when asked for by `KEYWARD_LONG=1`.

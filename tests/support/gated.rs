@@ -19,7 +19,7 @@ use keyward::conformance::{Call, FaultyStore};
 use keyward::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
     KeyStore, Locator, MemoryStore, Revision, RowKey, ScanPage, Select, StoreError, StoreErrorKind,
-    TenantView, Versioned,
+    TakePage, TenantView, Versioned, scan_by_pages,
 };
 
 /// A link to a store in memory. It fails as a [`FaultyStore`] does, and clones share everything.
@@ -151,6 +151,10 @@ impl KeyStore for Gated {
         limit: NonZeroUsize,
     ) -> Result<ScanPage, StoreError> {
         self.give(Call::Scan, self.link.scan(after, limit)).await
+    }
+
+    async fn scan_all(&self, limit: NonZeroUsize, take: TakePage<'_>) -> Result<(), StoreError> {
+        scan_by_pages(self, limit, take).await
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use keyward::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
     KeyStore, Locator, NodeId, NodeRegistry, NodeReport, Revision, RowKey, ScanPage, Select,
-    StoreError, TenantView, Versioned,
+    StoreError, TakePage, TenantView, Versioned,
 };
 use keyward::{TenantId, async_trait};
 
@@ -60,6 +60,10 @@ impl<S: KeyStore, K: Debug + Send + Sync + 'static> KeyStore for Turns<S, K> {
         limit: NonZeroUsize,
     ) -> Result<ScanPage, StoreError> {
         self.store().scan(after, limit).await
+    }
+
+    async fn scan_all(&self, limit: NonZeroUsize, take: TakePage<'_>) -> Result<(), StoreError> {
+        self.store().scan_all(limit, take).await
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {

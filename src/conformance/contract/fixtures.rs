@@ -442,6 +442,21 @@ impl<S: KeyStore> Desk<S> {
         self.answered("scan", answer)
     }
 
+    /// The pages of a scan of everything.
+    pub(super) async fn pages_of_all(&self, limit: usize) -> Result<Vec<ScanPage>, Violation> {
+        let mut pages = Vec::new();
+        let mut take = |page| {
+            pages.push(page);
+            Ok(())
+        };
+        let answer = self.store.scan_all(count(limit), &mut take).await;
+        self.answered("scan_all", answer)?;
+        self.ensure(!pages.is_empty(), || {
+            "a scan of everything has no page".to_owned()
+        })?;
+        Ok(pages)
+    }
+
     pub(super) async fn changes(&self, after: Cursor, limit: usize) -> Result<Changes, Violation> {
         let answer = self.store.changes(after, count(limit)).await;
         self.answered("changes", answer)

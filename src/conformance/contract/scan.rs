@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::Violation;
-use super::fixtures::{Batch, Desk, Running, STEPS, id, imported, key, owner, text};
+use super::fixtures::{Batch, Desk, Running, STEPS, count, id, imported, key, owner, text};
 use crate::core::audit::Action;
 use crate::core::id::KeyId;
 use crate::core::record::KeyRecord;
-use crate::store::{Change, KeyStore, Row, RowKey};
+use crate::store::{Change, KeyStore, Row, RowKey, StoreError, StoreErrorKind};
 
 /// A scan tells every row once, in the order of [`RowKey`], whatever the limit.
 pub async fn a_scan_tells_every_row_in_order<S: KeyStore>(
@@ -125,6 +125,106 @@ pub async fn a_scan_reads_its_head_before_its_rows<S: KeyStore>(
         desk.same(&what, rows, desk.truth.standing())?;
     }
     Ok(())
+}
+
+/// A scan of everything tells every row once, in any order, and where the store stands; also that
+/// there is none.
+pub async fn a_scan_of_all_tells_every_row_once<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "a_scan_of_all_tells_every_row_once");
+    for round in 0..4 {
+        let want: Vec<_> = desk.truth.standing().into_values().collect();
+        let at = desk.scan(None, 1).await?;
+        for limit in 1..=want.len() + 2 {
+            let pages = desk.pages_of_all(limit).await?;
+            let what = |told: &str| format!("{told} of a scan of everything, {limit} at a time");
+            let first = &pages[0];
+            desk.same(&what("the head"), first.head, at.head)?;
+            desk.same(&what("the newest instant"), first.newest, at.newest)?;
+            let rows = pages.into_iter().flat_map(|page| page.rows);
+            let standing = |change: &Change| !matches!(change.row, Row::Removed { .. });
+            let mut rows: Vec<_> = rows.filter(standing).collect();
+            rows.sort_by_key(|change| change.row.key());
+            desk.same(&what("rows"), &rows, &want)?;
+        }
+        let batch = match round {
+            0 => desk
+                .batch("acme")
+                .provision()
+                .owner(owner("bob"))
+                .put(key(1)),
+            1 => desk
+                .batch("acme/web")
+                .owner(owner("ann"))
+                .put(imported(4, "old token"))
+                .put(key(3))
+                .put(key(2)),
+            _ => desk.batch("acme").put(key(5)).remove(id(1)),
+        };
+        desk.land(batch).await?;
+    }
+    Ok(())
+}
+
+/// The first head of a scan of everything is read before any row: a commit that runs beside it is in
+/// the rows, or the changes after that head tell it.
+pub async fn a_scan_of_all_reads_its_head_before_its_rows<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let clause = "a_scan_of_all_reads_its_head_before_its_rows";
+    for steps in 0..=STEPS {
+        let mut desk = Desk::new(make, clause);
+        let batch = desk.batch("acme").put(key(1)).put(key(3)).put(key(5));
+        desk.land(batch).await?;
+        let beside = desk.batch("acme").put(key(2)).put(key(6)).remove(id(3));
+        let (revision, pages) = {
+            let mut running = Running::new(desk.pages_of_all(2));
+            running.steps(steps).await;
+            let commit = desk.store.commit(beside.commit.clone());
+            let landed = running.let_pass(commit).await;
+            let landed = landed.map_err(|error| desk.fail(format!("commit failed: {error}")))?;
+            (landed, running.finish().await?)
+        };
+        desk.landed(&beside, revision);
+        let mut rows = BTreeMap::new();
+        let head = pages[0].head;
+        pages
+            .into_iter()
+            .for_each(|page| take(&mut rows, page.rows));
+        for page in desk.follow(head, 10).await? {
+            take(&mut rows, page.changes);
+        }
+        rows.retain(|_, change| !matches!(change.row, Row::Removed { .. }));
+        let what = format!("rows after everything was read beside a commit, {steps} polls apart");
+        desk.same(&what, rows, desk.truth.standing())?;
+    }
+    Ok(())
+}
+
+/// Whoever takes the pages of a scan of everything ends it with an error, and is told that one.
+pub async fn a_scan_of_all_ends_when_a_page_is_refused<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "a_scan_of_all_ends_when_a_page_is_refused");
+    let batch = desk.batch("acme").provision();
+    desk.land((1..=9).map(key).fold(batch, Batch::put)).await?;
+    for taken in 1..=3 {
+        let mut told = 0;
+        let refused = || StoreError::new(StoreErrorKind::Corrupt, "taking a page of the kit");
+        let mut take = |_| {
+            told += 1;
+            if told < taken { Ok(()) } else { Err(refused()) }
+        };
+        let ended = desk.store.scan_all(count(2), &mut take).await;
+        desk.same("pages told", told, taken)?;
+        let ended = ended.err().map(|error| (error.kind(), error.to_string()));
+        let want = refused();
+        desk.same("the end", ended, Some((want.kind(), want.to_string())))?;
+    }
+    // And the store goes on as before.
+    let batch = desk.batch("acme").put(key(10));
+    desk.land(batch).await.map(drop)
 }
 
 fn take(rows: &mut BTreeMap<RowKey, Change>, changes: Vec<Change>) {

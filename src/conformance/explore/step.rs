@@ -14,7 +14,8 @@ use crate::core::tenant::TenantId;
 use crate::core::view::{Revision, Select, TenantView};
 use crate::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
-    KeyStore, Locator, RowKey, ScanPage, StoreError, StoreErrorKind, Versioned,
+    KeyStore, Locator, RowKey, ScanPage, StoreError, StoreErrorKind, TakePage, Versioned,
+    scan_by_pages,
 };
 
 /// What the explorer and the store it hands out share.
@@ -151,6 +152,10 @@ impl KeyStore for StepStore {
     ) -> Result<ScanPage, StoreError> {
         step().await;
         self.inner.scan(after, limit).await
+    }
+
+    async fn scan_all(&self, limit: NonZeroUsize, take: TakePage<'_>) -> Result<(), StoreError> {
+        scan_by_pages(self, limit, take).await
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {

@@ -17,7 +17,8 @@ use crate::core::tenant::TenantId;
 use crate::core::view::{Revision, Select, TenantView};
 use crate::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
-    KeyStore, Locator, RowKey, ScanPage, StoreError, StoreErrorKind, Versioned,
+    KeyStore, Locator, RowKey, ScanPage, StoreError, StoreErrorKind, TakePage, Versioned,
+    scan_by_pages,
 };
 
 /// A store as one node sees it.
@@ -196,6 +197,10 @@ impl KeyStore for Link {
         let limit = limit.min(self.page);
         let scan = move |store: &dyn KeyStore| block_on(store.scan(after, limit));
         self.read(Call::Scan, "scanning", scan).await?
+    }
+
+    async fn scan_all(&self, limit: NonZeroUsize, take: TakePage<'_>) -> Result<(), StoreError> {
+        scan_by_pages(self, limit, take).await
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {

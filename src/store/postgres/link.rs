@@ -6,7 +6,7 @@ use deadpool_postgres::{ClientWrapper, Object, Pool, Transaction};
 use futures_util::future::{BoxFuture, FutureExt, join, poll_immediate, try_join};
 use tokio::sync::Mutex;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{IsolationLevel, Row, Statement};
+use tokio_postgres::{IsolationLevel, Portal, Row, RowStream, Statement};
 
 use super::fault::{Fault, PoolExhausted};
 use super::schema::{Schema, VERSION};
@@ -33,6 +33,15 @@ pub(super) enum Patience {
     OfPool,
     /// The store, since a host's pool may wait for ever.
     OfStore,
+}
+
+impl Timeouts {
+    /// The server's own, of a statement, a lock and an idle transaction, as it is told them.
+    pub(super) fn in_millis(&self) -> [String; 3] {
+        // Zero would be no timeout at all.
+        let millis = |timeout: Duration| timeout.as_millis().clamp(1, i32::MAX as u128);
+        [self.statement, self.lock, self.idle].map(|timeout| millis(timeout).to_string())
+    }
 }
 
 /// The way to the database.
@@ -184,20 +193,10 @@ impl Link {
 
     /// Settings of one transaction, so that they stay on no connection that the host uses as well.
     pub(super) fn settings(&self) -> String {
-        let Timeouts {
-            statement,
-            lock,
-            idle,
-            ..
-        } = self.timeouts;
-        // Zero would be no timeout at all.
-        let millis = |timeout: Duration| timeout.as_millis().clamp(1, i32::MAX as u128);
+        let [statement, lock, idle] = self.timeouts.in_millis();
         format!(
-            "SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}; \
-             SET LOCAL idle_in_transaction_session_timeout = {};",
-            millis(statement),
-            millis(lock),
-            millis(idle)
+            "SET LOCAL statement_timeout = {statement}; SET LOCAL lock_timeout = {lock}; \
+             SET LOCAL idle_in_transaction_session_timeout = {idle};"
         )
     }
 }
@@ -285,6 +284,18 @@ impl<'c> Listing<'c> {
         self.schema
     }
 
+    /// A statement, in which `$s` stands for the schema.
+    async fn prepare(&self, sql: &str) -> Result<Statement, Fault> {
+        let sql = sql.replace("$s.", self.schema.prefix());
+        Ok(self.tx.prepare_cached(&sql).await?)
+    }
+
+    /// Few rows, all at once.
+    pub(super) async fn query(&self, sql: &str) -> Result<Vec<Row>, Fault> {
+        let statement = self.prepare(sql).await?;
+        Ok(self.tx.query(&statement, &[]).await?)
+    }
+
     /// Looks at rows as they come, some at a time, until `look` has seen enough.
     pub(super) async fn each(
         &self,
@@ -293,8 +304,7 @@ impl<'c> Listing<'c> {
         some: i32,
         mut look: impl FnMut(&Row) -> Result<bool, Fault>,
     ) -> Result<(), Fault> {
-        let statement = self.tx.prepare_cached(sql).await?;
-        let portal = self.tx.bind(&statement, with).await?;
+        let portal = self.portal(sql, with).await?;
         loop {
             let rows = self.tx.query_portal(&portal, some).await?;
             for row in &rows {
@@ -306,6 +316,17 @@ impl<'c> Listing<'c> {
                 return Ok(());
             }
         }
+    }
+
+    /// Rows that are to be read some at a time, with [`go_on`](Self::go_on).
+    pub(super) async fn portal(&self, sql: &str, with: &[Bound<'_>]) -> Result<Portal, Fault> {
+        let statement = self.prepare(sql).await?;
+        Ok(self.tx.bind(&statement, with).await?)
+    }
+
+    /// Asks for the next rows of a portal, without waiting for any.
+    pub(super) async fn go_on(&self, portal: &Portal, some: i32) -> Result<RowStream, Fault> {
+        Ok(self.tx.query_portal_raw(portal, some).await?)
     }
 
     /// Ends it. The server need not be waited for.

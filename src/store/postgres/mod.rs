@@ -1,5 +1,6 @@
 //! The database store: one schema of a PostgreSQL database that any number of nodes share.
 
+mod exchange;
 mod fault;
 mod head;
 mod link;
@@ -9,6 +10,7 @@ mod options;
 mod read;
 mod rows;
 mod schema;
+mod stream;
 mod tls;
 mod upkeep;
 mod url;
@@ -25,6 +27,7 @@ pub use deadpool_postgres;
 use deadpool_postgres::Pool;
 use event_listener::Event;
 use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 
 use self::fault::Fault;
 pub use self::fault::{ConnectError, PoolExhausted};
@@ -35,7 +38,7 @@ use self::writer::Writer;
 use super::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
     KeyStore, Locator, NodeId, NodeRegistry, NodeReport, Revision, RowKey, ScanPage, Select,
-    StoreError, TenantView, Versioned,
+    StoreError, StoreErrorKind, TakePage, TenantView, Versioned,
 };
 use crate::core::tenant::TenantId;
 
@@ -331,6 +334,23 @@ impl KeyStore for PostgresStore {
             Ok(told)
         };
         self.read("scanning rows", read).await
+    }
+
+    async fn scan_all(&self, limit: NonZeroUsize, take: TakePage<'_>) -> Result<(), StoreError> {
+        let doing = "reading all rows";
+        let (batches, mut read) = mpsc::channel(stream::AHEAD);
+        let link = self.shared.link.clone();
+        let stream = async move { stream::everything(&link, limit, &batches).await };
+        // Rows are read there while those before them are taken here.
+        let stream = self.shared.runtime.spawn(stream);
+        while let Some(batch) = read.recv().await {
+            take(batch.page().map_err(|fault| fault.told(doing))?)?;
+        }
+        match stream.await {
+            Ok(done) => done.map_err(|fault| fault.told(doing)),
+            // The runtime is gone.
+            Err(_) => Err(StoreError::new(StoreErrorKind::Unavailable, doing)),
+        }
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {

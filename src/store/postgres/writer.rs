@@ -6,9 +6,10 @@ use std::sync::Arc;
 use event_listener::Event;
 use tokio::sync::{mpsc, oneshot};
 
+use super::exchange::Exchange;
 use super::fault::Fault;
 use super::link::Link;
-use super::write::{self, Verdict};
+use super::write::{Batch, Verdict};
 use crate::store::{Commit, CommitError, StoreError, StoreErrorKind};
 
 /// How many rows one transaction takes along, if it is more than one commit. A judgement.
@@ -47,6 +48,8 @@ impl Writer {
                     // One that waits to be told stands for all that land meanwhile.
                     let _ = hints.try_send(());
                 }
+                // Those that were answered may have more: it comes along with what waits already.
+                tokio::task::yield_now().await;
             }
         };
         drop(runtime.spawn(task));
@@ -163,32 +166,42 @@ async fn persist(link: &Link, group: &[Order]) -> Group {
 }
 
 async fn once(link: &Link, commits: &[&Commit]) -> Group {
-    let mut conn = match link.connection().await {
-        Ok(conn) => conn,
-        Err(fault) => return Group::RolledBack(fault),
+    let judge = async {
+        let mut conn = link.connection().await?;
+        let exchange = Exchange::new(link, conn.object()?);
+        let Some(mut batch) = Batch::begin(&exchange, commits).await? else {
+            exchange.end();
+            conn.give_back();
+            let outdated = |_: &&Commit| Err(CommitError::Conflict);
+            return Ok((commits.iter().map(outdated).collect(), None));
+        };
+        let verdicts: Result<Vec<Verdict>, Fault> =
+            commits.iter().map(|one| batch.add(one)).collect();
+        let verdicts = verdicts?;
+        if verdicts.iter().all(Result::is_err) {
+            exchange.end();
+            conn.give_back();
+            return Ok((verdicts, None));
+        }
+        Ok::<_, Fault>((verdicts, Some((conn, batch))))
     };
-    let apply = async {
-        let tx = link.writing(&mut conn).await?;
-        let verdicts = write::apply(&tx, commits).await?;
-        Ok::<_, Fault>((tx, verdicts))
-    };
-    // Until COMMIT is sent nothing can have been written, whatever becomes of the connection.
-    let (tx, verdicts) = match tokio::time::timeout(link.timeouts.request, apply).await {
-        Ok(Ok(applied)) => applied,
+    // Until this is over nothing can have been written, whatever becomes of the connection.
+    let (verdicts, accepted) = match tokio::time::timeout(link.timeouts.request, judge).await {
+        Ok(Ok(judged)) => judged,
         Ok(Err(fault)) => return Group::RolledBack(fault),
         Err(_) => return Group::RolledBack(Fault::Late),
     };
-    let written = verdicts.iter().any(Result::is_ok);
-    let committed = match tokio::time::timeout(link.timeouts.request, tx.commit()).await {
-        Ok(committed) => committed,
-        Err(_) => Err(Fault::Late.of_commit()),
+    let Some((mut conn, batch)) = accepted else {
+        return Group::Durable(verdicts);
     };
-    match committed {
-        Ok(()) => {
+    let write = async { batch.write(&Exchange::new(link, conn.object()?)).await };
+    match tokio::time::timeout(link.timeouts.request, write).await {
+        Ok(Ok(())) => {
             conn.give_back();
             Group::Durable(verdicts)
         }
-        Err(fault @ Fault::Unknown(_)) if written => Group::Unknown(fault),
-        Err(fault) => Group::RolledBack(fault),
+        Ok(Err(fault @ Fault::Unknown(_))) => Group::Unknown(fault),
+        Ok(Err(fault)) => Group::RolledBack(fault),
+        Err(_) => Group::Unknown(Fault::Late.of_commit()),
     }
 }

@@ -28,7 +28,7 @@ use crate::core::view::Revision;
 pub(in crate::store) const TENANT: i64 = 0;
 pub(in crate::store) const OWNER: i64 = 1;
 pub(in crate::store) const KEY: i64 = 2;
-const REMOVED: i64 = 3;
+pub(in crate::store) const REMOVED: i64 = 3;
 
 /// What `ends` says of a key that never ends.
 const NEVER: i64 = i64::MAX;

@@ -1,0 +1,229 @@
+//! Creates: one after the other, and sixteen at a time.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use keyward::store::{KeyStore, PostgresStore};
+use keyward::{Keyward, TenantId};
+use tokio::runtime::Runtime;
+
+use super::maker::{Maker, admin, keyward, new_key, tenant};
+use super::server::Place;
+use super::table::{Goal, Table};
+use super::{Size, connect, median, plain, timed};
+
+const WRITERS: usize = 16;
+const TENANTS: usize = 64;
+
+/// What a round of some writers took.
+struct Round {
+    rate: f64,
+    /// Of each create, in seconds, the shortest first.
+    times: Vec<f64>,
+}
+
+impl Round {
+    fn of(whole: Duration, times: impl IntoIterator<Item = Duration>) -> Self {
+        let mut times: Vec<_> = times.into_iter().map(|time| time.as_secs_f64()).collect();
+        times.sort_by(f64::total_cmp);
+        Self {
+            rate: times.len() as f64 / whole.as_secs_f64(),
+            times,
+        }
+    }
+
+    fn quantile(&self, percent: usize) -> f64 {
+        self.times[(self.times.len() - 1) * percent / 100]
+    }
+}
+
+/// Rounds of one kind.
+#[derive(Default)]
+struct Rounds(Vec<Round>);
+
+impl Rounds {
+    fn rate(&self) -> f64 {
+        median(self.0.iter().map(|round| round.rate))
+    }
+
+    fn quantile(&self, percent: usize) -> f64 {
+        median(self.0.iter().map(|round| round.quantile(percent)))
+    }
+
+    /// The median of the rounds' ratios.
+    fn against(&self, other: &Self) -> f64 {
+        let pairs = self.0.iter().zip(&other.0);
+        median(pairs.map(|(own, other)| own.rate / other.rate))
+    }
+
+    fn text(&self) -> String {
+        let (rate, half, most) = (self.rate(), self.quantile(50), self.quantile(99));
+        let (half, most) = (half * 1e3, most * 1e3);
+        format!("{rate:.0}/s, p50 {half:.2} ms, p99 {most:.2} ms")
+    }
+}
+
+/// One connection, one table, one row: what a durable statement costs at all.
+async fn inserts(place: &Place, count: usize) -> Round {
+    let client = plain(place).await;
+    let sql = "CREATE TABLE IF NOT EXISTS floor (id bytea PRIMARY KEY, body bytea NOT NULL)";
+    client.batch_execute(sql).await.unwrap();
+    let insert = "INSERT INTO floor VALUES (decode(md5(random()::text), 'hex'), $1)";
+    let insert = client.prepare(insert).await.unwrap();
+    let body = vec![7_u8; 300];
+    let mut times = Vec::new();
+    let (whole, ()) = timed(async {
+        for _ in 0..count {
+            let (time, inserted) = timed(client.execute(&insert, &[&body])).await;
+            inserted.unwrap();
+            times.push(time);
+        }
+    })
+    .await;
+    Round::of(whole, times)
+}
+
+/// A writer with tenants of its own.
+struct Writer {
+    maker: Maker,
+    tenants: Vec<TenantId>,
+}
+
+impl Writer {
+    fn new(number: usize, tenants: usize) -> Self {
+        let name = |own| tenant(&format!("writer-{number}-{own}"));
+        let mut maker = Maker::new();
+        maker.seed(number as u64);
+        Self {
+            maker,
+            tenants: (0..tenants).map(name).collect(),
+        }
+    }
+
+    async fn commit(&mut self, store: &PostgresStore, count: usize) -> Vec<Duration> {
+        let mut times = Vec::new();
+        for number in 0..count {
+            let tenant = &self.tenants[number % self.tenants.len()];
+            let commit = self.maker.fresh(tenant, 1);
+            let (time, revision) = timed(store.commit(commit)).await;
+            self.maker.landed(tenant, revision.unwrap());
+            times.push(time);
+        }
+        times
+    }
+}
+
+async fn commits(store: &PostgresStore, writers: &mut Vec<Writer>, count: usize) -> Round {
+    let began = Instant::now();
+    let own = writers.drain(..).map(|mut writer| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            let times = writer.commit(&store, count).await;
+            (writer, times)
+        })
+    });
+    let own: Vec<_> = own.collect();
+    let mut times = Vec::new();
+    for one in join_all(own).await {
+        let (writer, own) = one.unwrap();
+        writers.push(writer);
+        times.extend(own);
+    }
+    Round::of(began.elapsed(), times)
+}
+
+/// Whole creates of some writers, each over all `tenants`.
+async fn creates(nodes: &[Keyward], writers: usize, count: usize, tenants: usize) -> Round {
+    let began = Instant::now();
+    let own = (0..writers).map(|writer| {
+        let keys = nodes[writer % nodes.len()].clone();
+        tokio::spawn(async move {
+            let mut times = Vec::new();
+            for number in 0..count {
+                // Steps of their own, so that writers meet now and then.
+                let whose = (writer * 37 + number * (2 * writer + 1)) % tenants;
+                let actor = admin(&format!("tenant-{whose}"));
+                let (time, created) = timed(keys.create(&actor, new_key())).await;
+                created.unwrap();
+                times.push(time);
+            }
+            times
+        })
+    });
+    let own: Vec<_> = own.collect();
+    let times = join_all(own).await.into_iter().flat_map(Result::unwrap);
+    let times: Vec<_> = times.collect();
+    Round::of(began.elapsed(), times)
+}
+
+/// One writer and sixteen, by the store alone and by the service.
+pub(crate) fn create(runtime: &Runtime, place: &Place, size: &Size, with: &str, table: &mut Table) {
+    eprintln!("create{with}");
+    let store = connect(runtime, place);
+    let nodes = [keyward(store.clone())];
+    let mut one = vec![Writer::new(WRITERS, TENANTS)];
+    let many = (0..WRITERS).map(|number| Writer::new(number, TENANTS / WRITERS));
+    let mut many: Vec<_> = many.collect();
+    let mut rounds: [Rounds; 5] = Default::default();
+    // The first round makes tenants, and warms what is prepared.
+    for round in 0..=size.rounds {
+        let taken = runtime.block_on(async {
+            [
+                inserts(place, size.alone).await,
+                commits(&store, &mut one, size.alone).await,
+                commits(&store, &mut many, size.each).await,
+                creates(&nodes, 1, size.alone, TENANTS).await,
+                creates(&nodes, WRITERS, size.each, TENANTS).await,
+            ]
+        });
+        if round > 0 {
+            let kept = rounds.iter_mut().zip(taken);
+            kept.for_each(|(rounds, round)| rounds.0.push(round));
+        }
+    }
+    let [floor, one, many, create, creates] = &rounds;
+    let goal = Goal::AtLeast(if with.is_empty() { 4.0 } else { 8.0 });
+    let pairs = [
+        ("store.commit", one, many),
+        ("Keyward::create", create, creates),
+    ];
+    for (what, one, many) in pairs {
+        let line = format!("{what}, 16 writers over 64 tenants : one writer{with}");
+        let note = format!("{} : {}", many.text(), one.text());
+        table.add(line, many.against(one), goal, note);
+    }
+    for (what, one, many) in pairs {
+        for (writers, rounds) in [("one writer", one), ("16 writers", many)] {
+            let line = format!("{what}, {writers} : one client's plain INSERT{with}");
+            let note = format!("{:.0}/s : {}", rounds.rate(), floor.text());
+            table.add(line, rounds.against(floor), None, note);
+        }
+    }
+}
+
+/// All on one tenant, which only one commit at a time can change: by one node, and by four.
+pub(crate) fn hot(runtime: &Runtime, place: &Place, size: &Size, table: &mut Table) {
+    eprintln!("hot: 16 writers, one tenant");
+    let nodes: Vec<_> = (0..4).map(|_| keyward(connect(runtime, place))).collect();
+    let mut rounds: [Rounds; 3] = Default::default();
+    for round in 0..=size.rounds {
+        let taken = runtime.block_on(async {
+            [
+                creates(&nodes[..1], 1, size.alone, 1).await,
+                creates(&nodes[..1], WRITERS, size.each, 1).await,
+                creates(&nodes, WRITERS, size.each, 1).await,
+            ]
+        });
+        if round > 0 {
+            let kept = rounds.iter_mut().zip(taken);
+            kept.for_each(|(rounds, round)| rounds.0.push(round));
+        }
+    }
+    let [one, node, nodes] = &rounds;
+    // A create that fails ends the run.
+    for (what, rounds) in [("one node", node), ("four nodes", nodes)] {
+        let line = format!("Keyward::create, 16 writers of {what} on one tenant : one writer");
+        let note = format!("{}, none failed : {:.0}/s", rounds.text(), one.rate());
+        table.add(line, rounds.against(one), None, note);
+    }
+}

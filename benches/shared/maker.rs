@@ -1,0 +1,190 @@
+//! Commits for the benchmarks of stores: like those that real commands make.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each benchmark uses its own part"
+)]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a measurement ends where it cannot go on"
+)]
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use keyward::audit::{AuditEntry, AuditHash};
+use keyward::policy::{ActiveKeyCap, Policy};
+use keyward::store::{
+    AuditQuery, Commit, CommitTag, Effects, KeyQuery, KeyStore, MemoryStore, Revision,
+};
+use keyward::{
+    Actor, Clock, Credential, Digest, Fingerprint, KeyId, KeyRecord, Keyward, NewKey, Owner,
+    PepperRing, PrincipalId, Role, SystemClock, TenantId, days, profiles,
+};
+use pollster::block_on;
+
+/// Makes commits like those of real commands: the records and entries that [`Keyward::create`]
+/// wrote, varied.
+pub struct Maker {
+    record: KeyRecord,
+    entry: AuditEntry,
+    made: u64,
+    random: u64,
+    tenants: HashMap<TenantId, (Revision, u64)>,
+}
+
+impl Maker {
+    pub fn new() -> Self {
+        let store = MemoryStore::new();
+        let keys = keyward(store.clone());
+        block_on(keys.create(&admin("template"), new_key())).unwrap();
+        let tenant = tenant("template");
+        let query = KeyQuery::tenant(tenant.clone(), SystemClock.now());
+        let record = block_on(store.list(&query)).unwrap().keys.remove(0);
+        let trail = block_on(store.audit(&AuditQuery::tenant(tenant))).unwrap();
+        let entry = trail.rows.last().unwrap().entry.clone();
+        Self {
+            record,
+            entry,
+            made: 0,
+            random: 1,
+            tenants: HashMap::new(),
+        }
+    }
+
+    /// Draws other ids than makers of other seeds.
+    pub fn seed(&mut self, seed: u64) {
+        self.random = self
+            .random
+            .wrapping_add(seed.wrapping_mul(0xd134_2543_de82_ef95));
+    }
+
+    /// SplitMix64.
+    pub fn random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn bytes<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        for chunk in bytes.chunks_mut(8) {
+            chunk.copy_from_slice(&self.random().to_le_bytes()[..chunk.len()]);
+        }
+        bytes
+    }
+
+    fn record(&mut self, tenant: &TenantId) -> KeyRecord {
+        self.made += 1;
+        let later = Duration::from_millis(self.made / 10);
+        let at = self.record.created.at.saturating_add(later);
+        let digest = Digest::from_bytes(self.bytes());
+        let mut record = KeyRecord {
+            id: KeyId::from_parts(at, self.bytes()),
+            tenant: tenant.clone(),
+            name: format!("key {}", self.made).parse().unwrap(),
+            owner: Owner::Principal(principal(self.made % 10)),
+            fingerprint: Fingerprint::of_sha256(&digest),
+            ..self.record.clone()
+        };
+        record.created.at = at;
+        record.updated.at = at;
+        if let Credential::Peppered { digest: own, .. } = &mut record.credential {
+            *own = digest;
+        }
+        record
+    }
+
+    pub fn commit(&mut self, tenant: &TenantId, puts: Vec<KeyRecord>) -> Commit {
+        let (expected, sequence) = self.tenants.get(tenant).copied().unwrap_or_default();
+        let first = &puts[0];
+        let entry = AuditEntry {
+            tenant: tenant.clone(),
+            sequence: sequence + 1,
+            at: first.updated.at,
+            command: first.id.to_string().parse().unwrap(),
+            key: Some(first.id),
+            hash: AuditHash::from_bytes(self.bytes()),
+            ..self.entry.clone()
+        };
+        Commit {
+            tenant: tenant.clone(),
+            expected,
+            tag: CommitTag(u128::from_le_bytes(self.bytes())),
+            decided_at: entry.at,
+            effects: Effects {
+                puts,
+                audit: vec![entry],
+                ..Effects::default()
+            },
+        }
+    }
+
+    pub fn fresh(&mut self, tenant: &TenantId, keys: usize) -> Commit {
+        let puts = (0..keys).map(|_| self.record(tenant)).collect();
+        self.commit(tenant, puts)
+    }
+
+    /// For another store, in which no tenant has changed yet.
+    pub fn begin_anew(&mut self) {
+        self.tenants.clear();
+    }
+
+    /// Notes where a commit landed, so that the next one of the tenant fits.
+    pub fn landed(&mut self, tenant: &TenantId, revision: Revision) {
+        let own = self.tenants.entry(tenant.clone()).or_default();
+        *own = (revision, own.1 + 1);
+    }
+
+    /// Fills a store with keys in commits of 1,000, and tells all ids with their tenants.
+    pub fn fill(
+        &mut self,
+        store: &impl KeyStore,
+        keys: usize,
+        tenant_of: impl Fn(usize) -> TenantId,
+    ) -> Vec<(TenantId, KeyRecord)> {
+        let mut sample = Vec::new();
+        for number in 0..keys / 1000 {
+            let tenant = tenant_of(number);
+            let commit = self.fresh(&tenant, 1000);
+            // A tenth of them at random, to be changed later.
+            for record in &commit.effects.puts {
+                if self.random().is_multiple_of(10) {
+                    sample.push((tenant.clone(), record.clone()));
+                }
+            }
+            let revision = block_on(store.commit(commit)).unwrap();
+            self.landed(&tenant, revision);
+        }
+        sample
+    }
+}
+
+pub fn tenant(name: &str) -> TenantId {
+    TenantId::new(name).unwrap()
+}
+
+pub fn principal(number: u64) -> PrincipalId {
+    PrincipalId::new(format!("user-{number}@example.com")).unwrap()
+}
+
+pub fn admin(of: &str) -> Actor {
+    Actor::new(tenant(of), principal(0), Role::ADMIN)
+}
+
+pub fn new_key() -> NewKey {
+    NewKey::new("nightly export")
+        .description("Reads last night's reports for the warehouse")
+        .scopes(["reports:read", "exports:write"])
+        .metadata([("team", "data"), ("ticket", "OPS-1234")])
+        .expires_in(days(90))
+}
+
+pub fn keyward(store: impl KeyStore) -> Keyward {
+    let mut spec = profiles::standard();
+    spec.active_keys = ActiveKeyCap::Unlimited;
+    let builder = Keyward::builder(store, PepperRing::generate().unwrap());
+    block_on(builder.policy(Policy::new(spec).unwrap()).build()).unwrap()
+}

@@ -1,0 +1,64 @@
+//! Reading everything, a page after the other.
+
+use std::future::poll_fn;
+use std::num::NonZeroUsize;
+use std::pin::Pin;
+use std::task::Poll;
+
+use super::{KeyStore, ScanPage, StoreError, StoreErrorKind};
+
+/// What takes the pages of [`KeyStore::scan_all`], each as soon as it is read. The next one may be on
+/// its way meanwhile; many more are not.
+pub type TakePage<'a> = &'a mut (dyn FnMut(ScanPage) -> Result<(), StoreError> + Send);
+
+/// Hands out everything by calls of [`KeyStore::scan`]: the default of [`KeyStore::scan_all`], and
+/// what a store does that wraps another one and has a say in each page.
+///
+/// # Errors
+///
+/// Those of the store, or of `take`.
+pub async fn scan_by_pages<S: KeyStore + ?Sized>(
+    store: &S,
+    limit: NonZeroUsize,
+    take: TakePage<'_>,
+) -> Result<(), StoreError> {
+    let mut last = None;
+    let mut scan = Some(Begun::Waiting(store.scan(None, limit)));
+    while let Some(page) = scan.take() {
+        let page = page.end().await?;
+        if let Some(next) = &page.next {
+            if Some(next) <= last.as_ref() {
+                let kind = StoreErrorKind::Corrupt;
+                return Err(StoreError::new(kind, "scanning rows that do not go on"));
+            }
+            last = Some(next.clone());
+            // The store reads the next page while this one is taken.
+            scan = Some(Begun::begin(store.scan(last.clone(), limit)).await);
+        }
+        take(page)?;
+    }
+    Ok(())
+}
+
+/// A future that was polled once, so that what it waits for goes on by itself.
+enum Begun<F: Future> {
+    Waiting(F),
+    Ready(F::Output),
+}
+
+impl<F: Future + Unpin> Begun<F> {
+    async fn begin(mut future: F) -> Self {
+        let polled = poll_fn(|cx| Poll::Ready(Pin::new(&mut future).poll(cx))).await;
+        match polled {
+            Poll::Ready(output) => Self::Ready(output),
+            Poll::Pending => Self::Waiting(future),
+        }
+    }
+
+    async fn end(self) -> F::Output {
+        match self {
+            Self::Waiting(future) => future.await,
+            Self::Ready(output) => output,
+        }
+    }
+}

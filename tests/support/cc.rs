@@ -1,0 +1,19 @@
+//! What is written in C: it stands between a process and the kernel.
+#![allow(unreachable_pub, reason = "the parts of one test see each other")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Builds a library to be loaded before all others, into `folder`.
+pub fn library(source: &str, folder: &Path) -> PathBuf {
+    let (text, library) = (folder.join("shim.c"), folder.join("shim.so"));
+    std::fs::write(&text, source).unwrap();
+    let status = Command::new("cc")
+        .args(["-O1", "-shared", "-fPIC", "-o"])
+        .arg(&library)
+        .arg(text)
+        .status()
+        .expect("this needs a C compiler by the name of `cc`");
+    assert!(status.success(), "the shim does not compile");
+    library
+}
