@@ -24,7 +24,7 @@ struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
     fn new() -> Self {
-        let mut authority = CertificateParams::new([]).unwrap();
+        let mut authority = CertificateParams::new(Vec::new()).unwrap();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         Self(CertifiedIssuer::self_signed(authority, key).unwrap())
@@ -46,7 +46,7 @@ impl Authority {
     }
 
     fn client(&self, user: &str) -> (String, String) {
-        let mut params = CertificateParams::new([]).unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, user);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.signed(&params)
@@ -104,11 +104,11 @@ fn options(url: &str, place: &Place) -> PostgresOptions {
     PostgresStore::options(url).schema(&place.schema)
 }
 
-/// Whether the connections of this name are encrypted, each of them.
-fn encrypted(place: &Place, name: &str) -> Vec<String> {
+/// Whether connections of this name are encrypted, each of those that last ran such a statement.
+fn encrypted(place: &Place, name: &str, statement: &str) -> Vec<String> {
     place.ask(&format!(
         "SELECT ssl::text FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
-         WHERE application_name = '{name}'"
+         WHERE application_name = '{name}' AND query LIKE '{statement}%'"
     ))
 }
 
@@ -126,8 +126,8 @@ fn all_connections_are_encrypted_whatever_word_asks_for_it() {
         // It is on this machine: certificates alone ask for it.
         (3, "sslmode=prefer", Some(&roots)),
         (4, "", Some(&roots)),
-        (5, &file, None),
-        (6, &format!("sslmode=verify-full {file}"), None),
+        (5, &*file, None),
+        (6, &*format!("sslmode=verify-full {file}"), None),
     ] {
         let url = there.url("postgres", "db.test");
         let options = options(
@@ -142,10 +142,13 @@ fn all_connections_are_encrypted_whatever_word_asks_for_it() {
         let at = wait(store.scan(None, ALL)).unwrap().head;
         wait(store.commit(next(&tenant(&format!("t{number}")), Revision::ZERO).1)).unwrap();
         wait(store.wait_past(at)).unwrap();
-        // To read, to commit, and to hear of commits.
-        until(|| encrypted(&place, &format!("all{number}")).len() >= 3);
-        let encrypted = encrypted(&place, &format!("all{number}"));
-        assert!(encrypted.iter().all(|ssl| ssl == "true"), "{encrypted:?}");
+        let name = format!("all{number}");
+        until(|| !encrypted(&place, &name, "LISTEN").is_empty());
+        for statement in ["LISTEN", "COMMIT", ""] {
+            let encrypted = encrypted(&place, &name, statement);
+            assert!(!encrypted.is_empty(), "{statement}");
+            assert!(encrypted.iter().all(|ssl| ssl == "true"), "{encrypted:?}");
+        }
     }
 }
 
@@ -178,10 +181,9 @@ fn an_authority_that_is_not_trusted_vouches_for_nobody() {
         let stranger = Authority::new().pem();
         let error = refused(options.clone().root_certificates(stranger));
         assert!(error.contains("invalid peer certificate"), "{error}");
-        // Nor does the system trust it.
-        let system = options.root_certificates(there.authority.pem());
-        open(system).unwrap();
+        open(options.root_certificates(there.authority.pem())).unwrap();
     }
+    // Nor does the system trust it.
     let options = options(&format!("{url} sslrootcert=system"), &place);
     // Where the system trusts nobody at all, that is said.
     match open(options) {

@@ -1,10 +1,11 @@
 //! How often a call waits for the server: what it asks goes out together.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use keyward::Digest;
 use keyward::store::{KeyStore, Locator, NodeRegistry, PostgresStore, Revision, Select};
@@ -27,36 +28,42 @@ struct Gate {
     moved: Condvar,
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
 struct State {
     /// How many requests a transaction is to send before it is answered.
     at_once: usize,
-    /// How many it has yet to send.
-    missing: usize,
+    /// How many each connection has yet to send.
+    missing: HashMap<usize, usize>,
     /// Nobody asks any more.
     over: bool,
 }
 
 impl Gate {
-    fn asked(&self, begins: bool) {
+    fn asked(&self, connection: usize, begins: bool) {
         let mut state = self.state.lock().unwrap();
         if begins {
-            state.missing = state.at_once;
+            let at_once = state.at_once;
+            state.missing.insert(connection, at_once);
         }
-        state.missing = state.missing.saturating_sub(1);
+        if let Some(missing) = state.missing.get_mut(&connection) {
+            *missing = missing.saturating_sub(1);
+        }
         self.moved.notify_all();
     }
 
-    fn until(&self, reached: impl Fn(State) -> bool) -> State {
+    fn until(&self, reached: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
         let state = self.state.lock().unwrap();
-        *self
-            .moved
-            .wait_while(state, |state| !reached(*state))
+        self.moved
+            .wait_while(state, |state| !reached(state))
             .unwrap()
     }
 
+    fn until_answered(&self, connection: usize) {
+        drop(self.until(|state| state.missing.get(&connection).is_none_or(|left| *left == 0)));
+    }
+
     fn set(&self, at_once: usize, over: bool) {
-        let missing = 0;
+        let missing = HashMap::new();
         *self.state.lock().unwrap() = State {
             at_once,
             missing,
@@ -65,13 +72,13 @@ impl Gate {
         self.moved.notify_all();
     }
 
-    /// How many requests a call sends before it needs an answer. It has to come to a good end once it
-    /// is answered.
-    fn sent_at_once<E: std::fmt::Debug>(
+    /// Whether a call sends so many requests at once, and no more, and waits for answers then. It has
+    /// to come to a good end once it is answered.
+    fn sends_at_once<E: std::fmt::Debug + Send>(
         &self,
         expected: usize,
         call: impl FnOnce() -> Result<(), E> + Send,
-    ) -> usize {
+    ) -> bool {
         self.set(expected + 1, false);
         std::thread::scope(|scope| {
             let call = scope.spawn(|| {
@@ -79,16 +86,19 @@ impl Gate {
                 self.set(0, true);
                 done
             });
-            let state = self.until(|state| state.over || (state.at_once > 0 && state.missing == 1));
+            let one_more = |state: &State| state.missing.values().any(|left| *left == 1);
+            let state = self.until(|state| state.over || one_more(state));
+            let waits = one_more(&state);
+            drop(state);
             self.set(0, false);
             call.join().unwrap().unwrap();
-            state.at_once.saturating_sub(state.missing)
+            waits
         })
     }
 }
 
 /// Hands on what a node sends, a message at a time.
-fn to_server(mut from: UnixStream, mut to: UnixStream, gate: &Gate) {
+fn to_server(connection: usize, mut from: UnixStream, mut to: UnixStream, gate: &Gate) {
     // The first message has no kind.
     let mut begun = false;
     loop {
@@ -103,7 +113,7 @@ fn to_server(mut from: UnixStream, mut to: UnixStream, gate: &Gate) {
         from.read_exact(&mut body).unwrap();
         // A simple query, or the end of any other.
         if matches!(kind, b"Q" | b"S") {
-            gate.asked(body.starts_with(b"START TRANSACTION"));
+            gate.asked(connection, body.starts_with(b"START TRANSACTION"));
         }
         begun = true;
         let message = [&*head, &body].concat();
@@ -114,10 +124,10 @@ fn to_server(mut from: UnixStream, mut to: UnixStream, gate: &Gate) {
     drop(to.shutdown(Shutdown::Both));
 }
 
-fn to_node(mut from: UnixStream, mut to: UnixStream, gate: &Gate) {
+fn to_node(connection: usize, mut from: UnixStream, mut to: UnixStream, gate: &Gate) {
     let mut some = [0; 4096];
     while let Ok(read @ 1..) = from.read(&mut some) {
-        gate.until(|state| state.missing == 0);
+        gate.until_answered(connection);
         if to.write_all(&some[..read]).is_err() {
             break;
         }
@@ -132,12 +142,12 @@ impl Between {
         let gate = Arc::new(Gate::default());
         let gates = gate.clone();
         std::thread::spawn(move || {
-            for node in listener.incoming() {
+            for (number, node) in listener.incoming().enumerate() {
                 let (node, server) = (node.unwrap(), UnixStream::connect(&server).unwrap());
                 let (back, forth) = (server.try_clone().unwrap(), node.try_clone().unwrap());
                 let (there, gate) = (gates.clone(), gates.clone());
-                std::thread::spawn(move || to_server(node, server, &there));
-                std::thread::spawn(move || to_node(back, forth, &gate));
+                std::thread::spawn(move || to_server(number, node, server, &there));
+                std::thread::spawn(move || to_node(number, back, forth, &gate));
             }
         });
         Self { folder, gate }
@@ -172,7 +182,10 @@ fn a_read_waits_for_the_server_once() {
     let sent = |expected, call: &mut (dyn FnMut() -> Result<(), String> + Send)| {
         // The first time statements are prepared.
         call().unwrap();
-        assert_eq!(between.gate.sent_at_once(expected, call), expected);
+        assert!(
+            between.gate.sends_at_once(expected, call),
+            "{expected} requests"
+        );
     };
     let plainly = |error: &dyn std::fmt::Debug| format!("{error:?}");
     let select = Select::none();

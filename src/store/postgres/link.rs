@@ -137,7 +137,7 @@ impl Link {
         // A commit that is told must be on disk, whatever the database does by default.
         let durable = "SELECT set_config('synchronous_commit', 'on', true) \
                        WHERE current_setting('synchronous_commit') IN ('off', 'local');";
-        self.begin(conn, "ISOLATION LEVEL READ COMMITTED, READ WRITE", durable)
+        self.begin(conn, "ISOLATION LEVEL READ COMMITTED", durable)
             .await
     }
 
