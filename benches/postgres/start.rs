@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 use std::num::NonZeroUsize;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use keyward::store::{KeyStore, scan_by_pages};
@@ -84,7 +84,9 @@ pub(crate) fn start(runtime: &Runtime, place: &Place, size: &Size, table: &mut T
     let mut maker = Maker::new();
     let tenants = (size.keys / 1000).min(1000);
     let name = |number: usize| tenant(&format!("customer-{}", number % tenants));
-    let (time, _) = runtime.block_on(timed(async { maker.fill(&store, size.keys, name) }));
+    let began = Instant::now();
+    maker.fill(&store, size.keys, name);
+    let time = began.elapsed();
     eprintln!("  filled in {time:.1?}");
     drop(store);
     runtime.block_on(async {
@@ -101,13 +103,10 @@ pub(crate) fn start(runtime: &Runtime, place: &Place, size: &Size, table: &mut T
         let raw_cpu = process_time() - raw_cpu;
         assert_eq!(read, size.keys);
         let cpu = process_time();
-        let (own, node) = runtime.block_on(timed(async {
-            let options = keyward::store::PostgresStore::options(&place.url);
-            let store = options.schema(&place.schema).connect().await.unwrap();
-            let node = keyward(store);
-            node.sync().await.unwrap();
-            node
-        }));
+        let began = Instant::now();
+        let node = keyward(connect(runtime, place));
+        runtime.block_on(node.sync()).unwrap();
+        let own = began.elapsed();
         let cpu = process_time() - cpu;
         assert!(node.freshness().age.is_some(), "the node is up to date");
         drop(node);

@@ -28,6 +28,7 @@ use deadpool_postgres::Pool;
 use event_listener::Event;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::task::unconstrained;
 
 use self::fault::Fault;
 pub use self::fault::{ConnectError, PoolExhausted};
@@ -343,10 +344,13 @@ impl KeyStore for PostgresStore {
         let stream = async move { stream::everything(&link, limit, &batches).await };
         // Rows are read there while those before them are taken here.
         let stream = self.shared.runtime.spawn(stream);
-        while let Some(batch) = read.recv().await {
+        // Without the runtime's own count of what a task did in one turn: it never lets a caller go on that
+        // blocks within one.
+        while let Some(batch) = unconstrained(read.recv()).await {
             take(batch.page().map_err(|fault| fault.told(doing))?)?;
+            stream::let_others_run().await;
         }
-        match stream.await {
+        match unconstrained(stream).await {
             Ok(done) => done.map_err(|fault| fault.told(doing)),
             // The runtime is gone.
             Err(_) => Err(StoreError::new(StoreErrorKind::Unavailable, doing)),

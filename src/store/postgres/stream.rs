@@ -1,7 +1,9 @@
 //! Everything at once, for a node that starts: one snapshot, read as it comes.
 
+use std::future::poll_fn;
 use std::num::NonZeroUsize;
 use std::pin::{Pin, pin};
+use std::task::Poll;
 
 use futures_util::TryStreamExt;
 use futures_util::future::try_join;
@@ -106,4 +108,17 @@ async fn some(mut stream: Pin<&mut RowStream>, most: usize) -> Result<Vec<Row>, 
         rows.push(row);
     }
     Ok(rows)
+}
+
+/// Gives way to other tasks once, whatever runs this one.
+pub(super) async fn let_others_run() {
+    let mut gave_way = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut gave_way, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
