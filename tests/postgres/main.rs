@@ -4,6 +4,7 @@
 mod connecting;
 mod crash;
 mod damage;
+mod failover;
 mod plans;
 mod raw;
 mod server;

@@ -28,8 +28,32 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts a server. `settings` are those of its command line.
+    /// Starts a server. `settings` are lines of its configuration.
     pub(crate) fn start(settings: &str) -> Self {
+        let server = Self::prepare();
+        let mut init = server.program("initdb");
+        init.args(["-A", "trust", "-U", "postgres", "-E", "UTF8"]);
+        run(init.args(["--locale=C", "--no-sync"]));
+        server.configure(&format!(
+            "listen_addresses = ''\nmax_connections = 200\n{settings}"
+        ));
+        server.resume();
+        server
+    }
+
+    /// Starts a standby that follows `primary`.
+    pub(crate) fn standby_of(primary: &Self) -> Self {
+        let server = Self::prepare();
+        let mut copy = server.program("pg_basebackup");
+        copy.args(["-R", "-c", "fast", "--no-sync", "-U", "postgres"]);
+        run(copy.arg("-h").arg(&primary.folder));
+        server.configure("");
+        server.resume();
+        server
+    }
+
+    /// A folder, and who clears it away.
+    fn prepare() -> Self {
         let folder = TempDir::new().unwrap().keep();
         let user = unprivileged();
         if let Some(user) = user {
@@ -43,24 +67,26 @@ impl Server {
         // A group of its own: an interrupted test run must not take it along.
         watchdog.stdin(Stdio::piped()).process_group(0);
         let watchdog = watchdog.spawn().unwrap();
-        let server = Self {
+        Self {
             folder,
             watchdog,
             process: Mutex::new(None),
-        };
-        let mut init = server.program("initdb");
-        init.args(["-A", "trust", "-U", "postgres", "-E", "UTF8"]);
-        run(init.args(["--locale=C", "--no-sync"]));
-        let settings = format!(
-            "listen_addresses = ''\nunix_socket_directories = '{}'\nmax_connections = 200\n{settings}\n",
-            server.folder.display()
-        );
-        let file = server.folder.join("data/postgresql.conf");
+        }
+    }
+
+    /// Adds to its configuration; of what is set twice the last holds.
+    fn configure(&self, settings: &str) {
+        let file = self.folder.join("data/postgresql.conf");
         let mut text = std::fs::read_to_string(&file).unwrap();
-        text += &settings;
+        let here = self.folder.display();
+        text += &format!("unix_socket_directories = '{here}'\n{settings}\n");
         std::fs::write(&file, text).unwrap();
-        server.resume();
-        server
+    }
+
+    /// Has it read its configuration with `settings` added to it.
+    pub(crate) fn reconfigure(&self, settings: &str) {
+        self.configure(settings);
+        run(self.program("pg_ctl").arg("reload"));
     }
 
     pub(crate) fn url(&self) -> String {
@@ -68,6 +94,12 @@ impl Server {
             "host={} user=postgres dbname=postgres",
             self.folder.display()
         )
+    }
+
+    /// Names two servers, of which the first that can be written to is connected to.
+    pub(crate) fn url_or(&self, other: &Self) -> String {
+        let (one, other) = (self.folder.display(), other.folder.display());
+        format!("host={one},{other} user=postgres dbname=postgres")
     }
 
     /// What it wrote to its log so far.

@@ -1,5 +1,6 @@
 //! Connections and transactions: each with its timeouts, and none kept after something went wrong.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{Object, Pool, Transaction};
@@ -8,6 +9,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{IsolationLevel, Row, Statement};
 
 use super::fault::Fault;
+use super::heartbeat::{Heartbeats, SERVER};
 use super::schema::{Schema, VERSION};
 
 /// What a statement is bound to.
@@ -31,6 +33,8 @@ pub(super) struct Link {
     pub(super) pool: Pool,
     pub(super) schema: Schema,
     pub(super) timeouts: Timeouts,
+    /// In strict mode.
+    pub(super) heartbeats: Option<Arc<Heartbeats>>,
 }
 
 /// What must hold of a server and of its tables.
@@ -80,6 +84,14 @@ impl Drop for Conn {
 pub(super) struct Tx<'c> {
     tx: Transaction<'c>,
     schema: &'c Schema,
+    proof: Option<Proof<'c>>,
+}
+
+/// What an end waits for in strict mode.
+struct Proof<'c> {
+    heartbeats: &'c Heartbeats,
+    /// The server of the transaction.
+    server: String,
 }
 
 impl Link {
@@ -98,6 +110,13 @@ impl Link {
         self.begun(begin.start().await?, "").await
     }
 
+    /// Begins to read what nothing is concluded from: it is told without a proof.
+    pub(super) async fn glance<'c>(&'c self, conn: &'c mut Conn) -> Result<Tx<'c>, Fault> {
+        let mut tx = self.snapshot(conn).await?;
+        tx.proof = None;
+        Ok(tx)
+    }
+
     /// Begins to write. Every statement sees what was committed before it.
     pub(super) async fn writing<'c>(&'c self, conn: &'c mut Conn) -> Result<Tx<'c>, Fault> {
         let begin = conn.object()?.build_transaction();
@@ -109,15 +128,22 @@ impl Link {
     }
 
     async fn begun<'c>(&'c self, tx: Transaction<'c>, more: &'static str) -> Result<Tx<'c>, Fault> {
-        let tx = Tx {
+        let mut tx = Tx {
             tx,
             schema: &self.schema,
+            proof: None,
         };
         let timeouts = self.settings() + more;
         let version = tx.prepare(STANDING).await?;
         let settings = async { Ok(tx.tx.batch_execute(&timeouts).await?) };
         let ((), found) = try_join(settings, tx.query_with(&version, &[])).await?;
         check_standing(&found)?;
+        if let Some(heartbeats) = &self.heartbeats {
+            let found = tx.query(SERVER, &[]).await?;
+            let server = found.first().map(|row| row.try_get(0)).transpose()?;
+            let server = server.ok_or(Fault::Refused("the server does not tell who it is"))?;
+            tx.proof = Some(Proof { heartbeats, server });
+        }
         Ok(tx)
     }
 
@@ -201,14 +227,27 @@ impl<'c> Tx<'c> {
         }
     }
 
-    /// Ends a snapshot. The server need not be waited for: nothing was written.
-    pub(super) fn end(self) {
-        drop(self);
+    /// Ends a snapshot. Only then may be told what was read: in strict mode, not before the synchronous
+    /// standby is known to have followed until now. Else the server need not be waited for.
+    pub(super) async fn end(self) -> Result<(), Fault> {
+        let Self { tx, proof, .. } = self;
+        drop(tx);
+        match proof {
+            Some(Proof { heartbeats, server }) => heartbeats.prove(&server).await,
+            None => Ok(()),
+        }
     }
 
-    /// Makes what was written durable. [`Fault::Unknown`] if it may or may not have been.
+    /// Makes what was written durable. [`Fault::Unknown`] if it may or may not have been; in strict mode
+    /// also if the standby may not have it, since the wait for it was cancelled.
     pub(super) async fn commit(self) -> Result<(), Fault> {
-        let committed = self.tx.commit().await;
-        committed.map_err(|error| Fault::from(error).of_commit())
+        let Self { tx, proof, .. } = self;
+        let committed = tx.commit().await;
+        committed.map_err(|error| Fault::from(error).of_commit())?;
+        let Some(Proof { heartbeats, server }) = proof else {
+            return Ok(());
+        };
+        let proven = heartbeats.prove(&server).await;
+        proven.map_err(|fault| Fault::Unknown(Box::new(fault)))
     }
 }

@@ -15,6 +15,7 @@ use tokio_postgres::{Config, NoTls, Socket};
 use super::PostgresStore;
 use super::fault::{ConnectError, Fault};
 use super::head::Head;
+use super::heartbeat::{Direct, Heartbeats, Reach};
 use super::link::{Link, Timeouts};
 use super::listen;
 use super::schema::{Schema, migrate};
@@ -31,6 +32,7 @@ pub struct PostgresOptions {
     connections: usize,
     unrecovered: bool,
     timeouts: Timeouts,
+    strict: bool,
 }
 
 /// Where connections come from.
@@ -47,6 +49,7 @@ impl fmt::Debug for PostgresOptions {
             .field("schema", &self.schema)
             .field("connections", &self.connections)
             .field("timeouts", &self.timeouts)
+            .field("strict", &self.strict)
             .finish_non_exhaustive()
     }
 }
@@ -68,6 +71,7 @@ impl PostgresOptions {
                 request: Duration::from_secs(10),
                 connection: Duration::from_secs(5),
             },
+            strict: false,
         }
     }
 
@@ -136,6 +140,25 @@ impl PostgresOptions {
         self
     }
 
+    /// Tells what was read or written only once the synchronous standby has acknowledged a heartbeat that
+    /// began after it. For clusters whose failover does not stop the former primary: cut off from the
+    /// others, that goes on answering reads, and keys that were revoked since would be accepted. Such a
+    /// server is unavailable here, so that its verifiers refuse keys once their bound is passed. Off by
+    /// default.
+    ///
+    /// - `synchronous_standby_names` must name who may become the primary, and all of them must be waited
+    ///   for, so that nothing of a former primary is acknowledged once another took its place. While one
+    ///   of them does not answer, nothing is told, and no key stays fresh.
+    /// - Each call waits for a small commit after it, which calls that wait together share. It is made on
+    ///   one connection more, which must reach the server itself.
+    /// - It cannot be asked of a pool that was handed over.
+    ///
+    /// What this proves, and what is assumed, stands in `docs/propagation.md`.
+    pub const fn strict(mut self) -> Self {
+        self.strict = true;
+        self
+    }
+
     /// Connects, and sets up the tables if there are none or older ones. Nothing is encrypted, so that
     /// only a server on this machine is connected to, or one whose URL says `sslmode=disable`.
     ///
@@ -174,28 +197,32 @@ impl PostgresOptions {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| ConnectError::NoRuntime)?;
         let schema = Schema::new(&self.schema)?;
         let wait = self.timeouts.connection;
-        let (pool, listen) = match self.source {
-            Source::Pool(pool) => (pool, None),
+        let (pool, listen, reach) = match self.source {
+            Source::Pool(_) if self.strict => return Err(ConnectError::StrictPool),
+            Source::Pool(pool) => (pool, None, None),
             Source::Url(url) => {
                 let config = config(&url, wait, tls.is_some())?;
                 let channel = schema.channel();
                 match tls {
                     Some(tls) => (
                         own_pool(config.clone(), tls.clone(), self.connections, wait)?,
-                        Some(listen::later(config, tls, channel)),
+                        Some(listen::later(config.clone(), tls.clone(), channel)),
+                        Some(direct(config, tls)),
                     ),
                     None => (
                         own_pool(config.clone(), NoTls, self.connections, wait)?,
-                        Some(listen::later(config, NoTls, channel)),
+                        Some(listen::later(config.clone(), NoTls, channel)),
+                        Some(direct(config, NoTls)),
                     ),
                 }
             }
         };
         let timeouts = self.timeouts;
-        let link = Link {
+        let mut link = Link {
             pool,
             schema,
             timeouts,
+            heartbeats: None,
         };
         let patient = Link {
             timeouts: Timeouts {
@@ -207,6 +234,12 @@ impl PostgresOptions {
         };
         let migrated = tokio::time::timeout(MIGRATION * 2, migrate(&patient)).await;
         migrated.unwrap_or(Err(Fault::Late))?;
+        if let Some(reach) = reach.filter(|_| self.strict) {
+            // A little less than a call, so that the call tells what it waited for.
+            let limit = timeouts.request / 4 * 3;
+            let heartbeats = Heartbeats::start(reach, limit, &runtime);
+            link.heartbeats = Some(Arc::new(heartbeats));
+        }
         let head = tokio::time::timeout(timeouts.request, head(&link)).await;
         if head.unwrap_or(Err(Fault::Late))?.unrecovered && !self.unrecovered {
             return Err(ConnectError::Unrecovered);
@@ -220,9 +253,19 @@ async fn head(link: &Link) -> Result<Head, Fault> {
     let mut conn = link.connection().await?;
     let tx = link.snapshot(&mut conn).await?;
     let head = Head::read(&tx).await?;
-    tx.end();
+    tx.end().await?;
     conn.give_back();
     Ok(head)
+}
+
+fn direct<T>(config: Config, tls: T) -> Box<dyn Reach>
+where
+    T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+    T::TlsConnect: Send,
+    T::Stream: Send,
+    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+{
+    Box::new(Direct { config, tls })
 }
 
 fn config(url: &str, connect: Duration, tls: bool) -> Result<Config, ConnectError> {
