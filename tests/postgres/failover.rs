@@ -148,6 +148,12 @@ fn where_the_standby_follows_strict_nodes_work_like_any_other() {
     wait(service.sync()).unwrap();
     let refused = accepts(&service, &key).unwrap_err();
     assert!(matches!(refused, Rejection::Revoked { .. }), "{refused:?}");
+    // It takes no rights beyond those of any store.
+    cluster
+        .place
+        .run("CREATE ROLE plain LOGIN; GRANT CREATE ON DATABASE postgres TO plain");
+    let plain = Place::at(cluster.primary.url().replace("user=postgres", "user=plain"));
+    wait(strict(&plain).commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
     // Heartbeats are no commits.
     let after = wait(store.scan(None, ALL)).unwrap().head;
     assert_eq!(after.revision, Revision(head.revision.0 + 1));
