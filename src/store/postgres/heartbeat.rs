@@ -40,7 +40,7 @@ pub(super) struct Heartbeats {
 }
 
 impl Heartbeats {
-    pub(super) fn start(reach: Box<dyn Reach>, limit: Duration, runtime: &Handle) -> Self {
+    pub(super) fn start(reach: Arc<dyn Reach>, limit: Duration, runtime: &Handle) -> Self {
         let (calls, waiting) = mpsc::unbounded_channel();
         let heart = Heart {
             reach,
@@ -71,7 +71,7 @@ impl Heartbeats {
 
 /// The task.
 struct Heart {
-    reach: Box<dyn Reach>,
+    reach: Arc<dyn Reach>,
     /// How long one heartbeat may take, a new connection included.
     limit: Duration,
     session: Option<Session>,
@@ -106,7 +106,7 @@ impl Heart {
         };
         let made = made.unwrap_or_else(|_| Err(late()));
         if made.is_err() {
-            self.give_up().await;
+            self.give_up();
         }
         made
     }
@@ -125,11 +125,14 @@ impl Heart {
 
     /// Lets go of a connection on which anything went wrong. What the server still does on it is
     /// cancelled, or it would wait for the standby for ever.
-    async fn give_up(&mut self) {
+    fn give_up(&mut self) {
         if let Some(session) = self.session.take() {
-            let cancel = self.reach.cancel(session.client.cancel_token());
-            // In vain if the server is out of reach.
-            let _ = tokio::time::timeout(self.limit, cancel).await;
+            let token = session.client.cancel_token();
+            let (reach, limit) = (self.reach.clone(), self.limit);
+            // Nobody waits for this. It is in vain if the server is out of reach.
+            drop(tokio::spawn(async move {
+                let _ = tokio::time::timeout(limit, reach.cancel(token)).await;
+            }));
         }
     }
 }

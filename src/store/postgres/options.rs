@@ -258,14 +258,14 @@ async fn head(link: &Link) -> Result<Head, Fault> {
     Ok(head)
 }
 
-fn direct<T>(config: Config, tls: T) -> Box<dyn Reach>
+fn direct<T>(config: Config, tls: T) -> Arc<dyn Reach>
 where
     T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
     T::TlsConnect: Send,
     T::Stream: Send,
     <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
 {
-    Box::new(Direct { config, tls })
+    Arc::new(Direct { config, tls })
 }
 
 fn config(url: &str, connect: Duration, tls: bool) -> Result<Config, ConnectError> {
