@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use futures_util::TryFutureExt;
-use futures_util::future::join4;
+use futures_util::future::{join3, join4};
 use keyward::policy::Policy;
 use keyward::store::postgres::ConnectError;
 use keyward::store::postgres::deadpool_postgres::{Manager, Pool};
@@ -265,6 +265,38 @@ fn a_wait_that_ends_without_the_standby_proves_nothing() {
     assert!(cause(&error).contains("standby"), "{error:?}");
     let error = wait(service.sync()).unwrap_err();
     assert!(cause(&error).contains("is empty"), "{error:?}");
+}
+
+#[test]
+fn a_heartbeat_of_one_server_proves_nothing_about_another() {
+    let cluster = Cluster::new();
+    let both = Place {
+        url: cluster.primary.url_or(&cluster.standby),
+        schema: cluster.place.schema.clone(),
+    };
+    let store = strict(&both);
+    let reads = || wait(join3(store.nodes(), store.nodes(), store.nodes()));
+    // So many connections to the primary that one is left when it is cut off.
+    reads().2.unwrap();
+    let promoted = cluster.fail_over();
+    let _third = joined(&cluster.standby, &promoted);
+    cluster.place.run(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_conf_load%' \
+         AND pid <> pg_backend_pid()",
+    );
+    cluster.primary.hide();
+    let mut told = Vec::new();
+    for _ in 0..20 {
+        match wait(store.nodes()) {
+            Ok(_) => break,
+            Err(error) => told.push(cause(&error)),
+        }
+    }
+    assert!(told.len() < 20, "the new primary is not reached: {told:?}");
+    assert!(
+        told.iter().any(|cause| cause.contains("not the one whose")),
+        "{told:?}"
+    );
 }
 
 #[test]

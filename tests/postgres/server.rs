@@ -147,6 +147,11 @@ impl Server {
         process.wait().unwrap();
     }
 
+    /// Lets nobody connect any more. Who is connected stays so.
+    pub(crate) fn hide(&self) {
+        std::fs::remove_file(self.folder.join(".s.PGSQL.5432")).unwrap();
+    }
+
     /// Makes it a standby, which follows nobody.
     pub(crate) fn demote(&self) {
         self.stop("fast");
