@@ -5,6 +5,7 @@ mod connecting;
 mod crash;
 mod damage;
 mod encryption;
+mod failover;
 mod plans;
 mod portable;
 mod raw;

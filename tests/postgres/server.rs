@@ -52,12 +52,44 @@ impl Server {
         Self::begin(5432, settings, &[], shim)
     }
 
+    /// Starts a standby that follows `primary`.
+    pub(crate) fn standby_of(primary: &Self) -> Self {
+        let server = Self::prepare(5432, |_| None);
+        let mut copy = server.program("pg_basebackup");
+        copy.args(["-R", "-c", "fast", "--no-sync", "-U", "postgres"]);
+        run(copy.arg("-h").arg(&primary.folder));
+        server.configure("");
+        server.resume();
+        server
+    }
+
     fn begin(
         port: u16,
         settings: &str,
         files: &[(&str, &str)],
         shim: impl FnOnce(&Path) -> Option<PathBuf>,
     ) -> Self {
+        let server = Self::prepare(port, shim);
+        let mut init = server.program("initdb");
+        init.args(["-A", "trust", "-U", "postgres", "-E", "UTF8"]);
+        run(init.args(["--locale=C", "--no-sync"]));
+        server.configure(&format!(
+            "listen_addresses = ''\nmax_connections = 200\n{settings}"
+        ));
+        for (name, text) in files {
+            let file = server.folder.join("data").join(name);
+            std::fs::write(&file, text).unwrap();
+            run(Command::new("chmod").arg("600").arg(&file));
+            if let Some(user) = unprivileged() {
+                run(Command::new("chown").arg(user).arg(&file));
+            }
+        }
+        server.resume();
+        server
+    }
+
+    /// A folder, and who clears it away.
+    fn prepare(port: u16, shim: impl FnOnce(&Path) -> Option<PathBuf>) -> Self {
         let folder = TempDir::new().unwrap().keep();
         let shim = shim(&folder);
         let user = unprivileged();
@@ -72,34 +104,28 @@ impl Server {
         // A group of its own: an interrupted test run must not take it along.
         watchdog.stdin(Stdio::piped()).process_group(0);
         let watchdog = watchdog.spawn().unwrap();
-        let server = Self {
+        Self {
             folder,
             port,
             watchdog,
             process: Mutex::new(None),
             shim,
-        };
-        let mut init = server.program("initdb");
-        init.args(["-A", "trust", "-U", "postgres", "-E", "UTF8"]);
-        run(init.args(["--locale=C", "--no-sync"]));
-        let settings = format!(
-            "listen_addresses = ''\nunix_socket_directories = '{}'\nmax_connections = 200\n{settings}\n",
-            server.folder.display()
-        );
-        let file = server.folder.join("data/postgresql.conf");
-        let mut text = std::fs::read_to_string(&file).unwrap();
-        text += &settings;
-        std::fs::write(&file, text).unwrap();
-        for (name, text) in files {
-            let file = server.folder.join("data").join(name);
-            std::fs::write(&file, text).unwrap();
-            run(Command::new("chmod").arg("600").arg(&file));
-            if let Some(user) = user {
-                run(Command::new("chown").arg(user).arg(&file));
-            }
         }
-        server.resume();
-        server
+    }
+
+    /// Adds to its configuration; of what is set twice the last holds.
+    fn configure(&self, settings: &str) {
+        let file = self.folder.join("data/postgresql.conf");
+        let mut text = std::fs::read_to_string(&file).unwrap();
+        let here = self.folder.display();
+        text += &format!("unix_socket_directories = '{here}'\n{settings}\n");
+        std::fs::write(&file, text).unwrap();
+    }
+
+    /// Has it read its configuration with `settings` added to it.
+    pub(crate) fn reconfigure(&self, settings: &str) {
+        self.configure(settings);
+        run(self.program("pg_ctl").arg("reload"));
     }
 
     pub(crate) fn url(&self) -> String {
@@ -115,6 +141,12 @@ impl Server {
     /// A file in its folder.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)
+    }
+
+    /// Names two servers, of which the first that can be written to is connected to.
+    pub(crate) fn url_or(&self, other: &Self) -> String {
+        let (one, other) = (self.folder.display(), other.folder.display());
+        format!("host={one},{other} user=postgres dbname=postgres")
     }
 
     /// What it wrote to its log so far.
@@ -162,6 +194,11 @@ impl Server {
         let mut process = process.unwrap();
         process.kill().unwrap();
         process.wait().unwrap();
+    }
+
+    /// Lets nobody connect any more. Who is connected stays so.
+    pub(crate) fn hide(&self) {
+        std::fs::remove_file(self.folder.join(".s.PGSQL.5432")).unwrap();
     }
 
     /// Makes it a standby, which follows nobody.

@@ -1,13 +1,16 @@
 //! The transaction of a commit: two bundles of statements, each sent at once, so that the server is
 //! waited for twice. The first locks and reads; the second writes, and makes it durable.
 
+use std::sync::OnceLock;
+
 use deadpool_postgres::ClientWrapper;
 use futures_util::future::{BoxFuture, FutureExt, join, try_join_all};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
 use super::fault::Fault;
-use super::link::{Bound, Link};
+use super::heartbeat::SERVER;
+use super::link::{Bound, Link, server_of};
 
 /// What is begun with. Every statement sees what was committed before it.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
@@ -74,11 +77,23 @@ impl Bundle {
 pub(super) struct Exchange<'c> {
     link: &'c Link,
     client: &'c ClientWrapper,
+    /// Known once it began, in strict mode.
+    server: OnceLock<String>,
 }
 
 impl<'c> Exchange<'c> {
     pub(super) const fn new(link: &'c Link, client: &'c ClientWrapper) -> Self {
-        Self { link, client }
+        let server = OnceLock::new();
+        Self {
+            link,
+            client,
+            server,
+        }
+    }
+
+    /// The server on which it began, in strict mode: for [`Link::prove`].
+    pub(super) fn server(&self) -> Option<String> {
+        self.server.get().cloned()
     }
 
     /// Begins, and tells what each statement found.
@@ -91,6 +106,9 @@ impl<'c> Exchange<'c> {
                 .map(|timeout| -> Column { Box::new(timeout) })
                 .into(),
         );
+        if self.link.heartbeats.is_some() {
+            settings.add(SERVER, Vec::new());
+        }
         let set = settings.prepare(self.link, self.client).await?;
         let ready = bundle.prepare(self.link, self.client).await?;
         let begin = async {
@@ -102,7 +120,11 @@ impl<'c> Exchange<'c> {
         let behind = before.len();
         let steps = before.into_iter().chain(bundle.sent(&ready, self.client));
         let mut found = try_join_all(steps).await?;
-        Ok(found.split_off(behind))
+        let asked = found.split_off(behind);
+        if let Some(server) = found.pop().filter(|_| self.link.heartbeats.is_some()) {
+            let _known = self.server.set(server_of(&server)?);
+        }
+        Ok(asked)
     }
 
     /// Writes, and commits. Afterwards it is durable, or certainly rolled back, or told as

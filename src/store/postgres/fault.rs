@@ -8,7 +8,7 @@ use crate::store::rows::RowFault;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// A fault in the course of one transaction.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum Fault {
     /// The server refused a statement. Its details may quote rows, so that they are left out.
     #[error("{message} ({})", code.code())]
@@ -31,6 +31,12 @@ pub(super) enum Fault {
     Version { found: i32 },
     #[error("the server is a standby: reads must go to the primary")]
     Standby,
+    #[error("no synchronous standby is set: `synchronous_standby_names` is empty")]
+    NoStandby,
+    #[error("the synchronous standby did not acknowledge a heartbeat")]
+    Unacknowledged,
+    #[error("the server is not the one whose synchronous standby acknowledged a heartbeat")]
+    Elsewhere,
 }
 
 impl From<tokio_postgres::Error> for Fault {
@@ -191,6 +197,17 @@ pub enum ConnectError {
          `finish_recovery`"
     )]
     Unrecovered,
+    /// Strict mode needs a synchronous standby, and the server waits for none.
+    #[error("strict mode needs a synchronous standby: `synchronous_standby_names` is empty")]
+    NoStandby,
+    /// The server waits for a synchronous standby that does not answer in time: it may be down, or have
+    /// become the primary.
+    #[error("the synchronous standby did not acknowledge a heartbeat")]
+    Unacknowledged,
+    /// Strict mode needs a URL to connect to: the server's warnings are not seen on connections of a pool
+    /// that was handed over.
+    #[error("strict mode needs a URL, not a pool")]
+    StrictPool,
     /// The database could not be reached, or refused.
     #[error("cannot use the database")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -204,6 +221,8 @@ impl From<Fault> for ConnectError {
                 supported: VERSION,
             },
             Fault::Standby => Self::Standby,
+            Fault::NoStandby => Self::NoStandby,
+            Fault::Unacknowledged => Self::Unacknowledged,
             fault => Self::Database(fault.into()),
         }
     }

@@ -1,14 +1,16 @@
 //! Connections and transactions: each with its timeouts, and none kept after something went wrong.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{ClientWrapper, Object, Pool, Transaction};
-use futures_util::future::{BoxFuture, FutureExt, join, poll_immediate, try_join};
+use futures_util::future::{BoxFuture, FutureExt, join, join3, poll_immediate, try_join};
 use tokio::sync::Mutex;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{IsolationLevel, Portal, Row, RowStream, Statement};
 
 use super::fault::{Fault, PoolExhausted};
+use super::heartbeat::{Heartbeats, SERVER};
 use super::schema::{Schema, VERSION};
 
 /// What a statement is bound to.
@@ -51,6 +53,8 @@ pub(super) struct Link {
     pub(super) patience: Patience,
     pub(super) schema: Schema,
     pub(super) timeouts: Timeouts,
+    /// In strict mode.
+    pub(super) heartbeats: Option<Arc<Heartbeats>>,
 }
 
 /// What must hold of a server and of its tables.
@@ -102,13 +106,16 @@ pub(super) struct Tx<'c> {
     client: &'c ClientWrapper,
     schema: &'c Schema,
     begun: Mutex<Begun<'c>>,
+    /// In strict mode, unless nothing is concluded from it.
+    heartbeats: Option<&'c Heartbeats>,
 }
 
 /// How a transaction began.
 enum Begun<'c> {
     /// The server was told, and has not answered yet.
-    Asked(BoxFuture<'c, Result<(), Fault>>),
-    Well,
+    Asked(BoxFuture<'c, Result<Option<String>, Fault>>),
+    /// On which server, in strict mode.
+    Well(Option<String>),
     Badly,
 }
 
@@ -132,6 +139,13 @@ impl Link {
             .await
     }
 
+    /// Begins to read what nothing is concluded from: it is told without a proof.
+    pub(super) async fn glance<'c>(&'c self, conn: &'c mut Conn) -> Result<Tx<'c>, Fault> {
+        let mut tx = self.snapshot(conn).await?;
+        tx.heartbeats = None;
+        Ok(tx)
+    }
+
     /// Begins to write. Every statement sees what was committed before it.
     pub(super) async fn writing<'c>(&'c self, conn: &'c mut Conn) -> Result<Tx<'c>, Fault> {
         // A commit that is told must be on disk, whatever the database does by default.
@@ -151,26 +165,36 @@ impl Link {
         let client: &ClientWrapper = conn.object()?;
         let standing = STANDING.replace("$s.", self.schema.prefix());
         let standing = client.prepare_cached(&standing).await?;
+        let who = match &self.heartbeats {
+            Some(_) => Some(client.prepare_cached(SERVER).await?),
+            None => None,
+        };
         let begin = format!("START TRANSACTION {mode}; {}{more}", self.settings());
         let mut asked = async move {
             let with: [Bound<'_>; 0] = [];
             let begun = client.batch_execute(&begin);
-            let (begun, found) = join(begun, client.query(&standing, &with)).await;
+            let server = async {
+                match &who {
+                    Some(who) => client.query(who, &[]).await.map(Some),
+                    None => Ok(None),
+                }
+            };
+            let (begun, found, server) =
+                join3(begun, client.query(&standing, &with), server).await;
             begun?;
-            check_standing(&found?)
+            check_standing(&found?)?;
+            server?.as_deref().map(server_of).transpose()
         }
         .boxed();
         let begun = match poll_immediate(&mut asked).await {
             None => Begun::Asked(asked),
-            Some(done) => {
-                done?;
-                Begun::Well
-            }
+            Some(done) => Begun::Well(done?),
         };
         Ok(Tx {
             client,
             schema: &self.schema,
             begun: Mutex::new(begun),
+            heartbeats: self.heartbeats.as_deref(),
         })
     }
 
@@ -185,10 +209,21 @@ impl Link {
         let settings = tx.batch_execute(&settings);
         let ((), found) = try_join(settings, tx.query(&standing, &[])).await?;
         check_standing(&found)?;
+        let server = match &self.heartbeats {
+            Some(_) => Some(server_of(&tx.query(SERVER, &[]).await?)?),
+            None => None,
+        };
         Ok(Listing {
             tx,
-            schema: &self.schema,
+            link: self,
+            server,
         })
+    }
+
+    /// Waits until what was read or written on `server` may be told: in strict mode, not before the
+    /// synchronous standby is known to have followed until now.
+    pub(super) async fn prove(&self, server: Option<&str>) -> Result<(), Fault> {
+        prove(self.heartbeats.as_deref(), server).await
     }
 
     /// Settings of one transaction, so that they stay on no connection that the host uses as well.
@@ -248,45 +283,84 @@ impl<'c> Tx<'c> {
     async fn begun(&self) -> Result<(), Fault> {
         let mut begun = self.begun.lock().await;
         let done = match &mut *begun {
-            Begun::Well => return Ok(()),
+            Begun::Well(_) => return Ok(()),
             Begun::Badly => return Err(Fault::Refused("the transaction did not begin")),
             Begun::Asked(asked) => asked.await,
         };
-        *begun = match done {
-            Ok(()) => Begun::Well,
-            Err(_) => Begun::Badly,
-        };
-        done
+        match done {
+            Ok(server) => {
+                *begun = Begun::Well(server);
+                Ok(())
+            }
+            Err(fault) => {
+                *begun = Begun::Badly;
+                Err(fault)
+            }
+        }
     }
 
-    /// Ends a snapshot. The server need not be waited for: nothing was written.
-    pub(super) fn end(self) {
+    /// Whatever it was asked before is proven by this, in strict mode.
+    async fn prove(self) -> Result<(), Fault> {
+        if self.heartbeats.is_none() {
+            return Ok(());
+        }
+        match self.begun.into_inner() {
+            Begun::Well(server) => prove(self.heartbeats, server.as_deref()).await,
+            _ => Err(Fault::Refused("the transaction did not begin")),
+        }
+    }
+
+    /// Ends a snapshot. Only then may be told what was read: in strict mode, not before it is proven.
+    /// Else the server need not be waited for: nothing was written.
+    pub(super) async fn end(self) -> Result<(), Fault> {
         // Sent when first polled.
         drop(self.client.batch_execute("ROLLBACK").now_or_never());
+        self.prove().await
     }
 
-    /// Makes what was written durable. [`Fault::Unknown`] if it may or may not have been.
+    /// Makes what was written durable. [`Fault::Unknown`] if it may or may not have been; in strict mode
+    /// also if the standby may not have it, since the wait for it was cancelled.
     pub(super) async fn commit(self) -> Result<(), Fault> {
         self.begun().await?;
         let committed = self.client.batch_execute("COMMIT").await;
-        committed.map_err(|error| Fault::from(error).of_commit())
+        committed.map_err(|error| Fault::from(error).of_commit())?;
+        let proven = self.prove().await;
+        proven.map_err(|fault| Fault::Unknown(Box::new(fault)))
     }
+}
+
+async fn prove(heartbeats: Option<&Heartbeats>, server: Option<&str>) -> Result<(), Fault> {
+    match (heartbeats, server) {
+        (None, _) => Ok(()),
+        (Some(heartbeats), Some(server)) => heartbeats.prove(server).await,
+        (Some(_), None) => Err(UNNAMED),
+    }
+}
+
+const UNNAMED: Fault = Fault::Refused("the server does not tell who it is");
+
+/// The server that [`SERVER`] found.
+pub(super) fn server_of(found: &[Row]) -> Result<String, Fault> {
+    let server = found.first().map(|row| row.try_get(0)).transpose()?;
+    server.ok_or(UNNAMED)
 }
 
 /// A snapshot that is looked through.
 pub(super) struct Listing<'c> {
     tx: Transaction<'c>,
-    schema: &'c Schema,
+    link: &'c Link,
+    /// In strict mode.
+    server: Option<String>,
 }
 
 impl<'c> Listing<'c> {
     pub(super) fn schema(&self) -> &'c Schema {
-        self.schema
+        &self.link.schema
     }
 
     /// A statement, in which `$s` stands for the schema.
     async fn prepare(&self, sql: &str) -> Result<Statement, Fault> {
-        let sql = sql.replace("$s.", self.schema.prefix());
+        let sql = sql.replace("$s.", self.link.schema.prefix());
         Ok(self.tx.prepare_cached(&sql).await?)
     }
 
@@ -329,8 +403,11 @@ impl<'c> Listing<'c> {
         Ok(self.tx.query_portal_raw(portal, some).await?)
     }
 
-    /// Ends it. The server need not be waited for.
-    pub(super) fn end(self) {
-        drop(self);
+    /// Ends it. Only then may be told what was read: in strict mode, not before it is proven. Else the
+    /// server need not be waited for.
+    pub(super) async fn end(self) -> Result<(), Fault> {
+        let Self { tx, link, server } = self;
+        drop(tx);
+        link.prove(server.as_deref()).await
     }
 }

@@ -3,6 +3,7 @@
 mod exchange;
 mod fault;
 mod head;
+mod heartbeat;
 mod link;
 mod listen;
 mod nodes;
@@ -54,7 +55,7 @@ use crate::core::tenant::TenantId;
 ///   decide anything.
 /// - **Freshness.** Reads go to the primary, each in a snapshot of its own; a server that is in
 ///   recovery is refused. A former primary that was cut off and not fenced cannot be told from the
-///   real one: failover must fence.
+///   real one: failover must fence, or the store be [`strict`](PostgresOptions::strict).
 /// - **Checksums.** Every row is sealed. One that fails is told as corrupt and harms no other.
 /// - **Feed.** State-based, with tombstones until [`forget_removed`](Self::forget_removed).
 ///
@@ -285,7 +286,7 @@ impl KeyStore for PostgresStore {
             let mut conn = link.connection().await?;
             let tx = link.snapshot(&mut conn).await?;
             let told = read::load(&tx, &tenant, &select).await?;
-            tx.end();
+            tx.end().await?;
             conn.give_back();
             Ok(told)
         };
@@ -298,7 +299,7 @@ impl KeyStore for PostgresStore {
             let mut conn = link.connection().await?;
             let tx = link.snapshot(&mut conn).await?;
             let told = read::find(&tx, &locator).await?;
-            tx.end();
+            tx.end().await?;
             conn.give_back();
             Ok(told)
         };
@@ -314,7 +315,7 @@ impl KeyStore for PostgresStore {
             let mut conn = link.connection().await?;
             let tx = link.snapshot(&mut conn).await?;
             let told = read::changes(&tx, after, limit).await?;
-            tx.end();
+            tx.end().await?;
             conn.give_back();
             Ok(told)
         };
@@ -330,7 +331,7 @@ impl KeyStore for PostgresStore {
             let mut conn = link.connection().await?;
             let tx = link.snapshot(&mut conn).await?;
             let told = read::scan(&tx, after.as_ref(), limit).await?;
-            tx.end();
+            tx.end().await?;
             conn.give_back();
             Ok(told)
         };
@@ -363,7 +364,7 @@ impl KeyStore for PostgresStore {
             let mut conn = link.connection().await?;
             let tx = link.listing(&mut conn).await?;
             let told = read::list(&tx, &query).await?;
-            tx.end();
+            tx.end().await?;
             conn.give_back();
             Ok(told)
         };
@@ -376,7 +377,7 @@ impl KeyStore for PostgresStore {
             let mut conn = link.connection().await?;
             let tx = link.listing(&mut conn).await?;
             let told = read::audit(&tx, &query).await?;
-            tx.end();
+            tx.end().await?;
             conn.give_back();
             Ok(told)
         };
@@ -389,9 +390,9 @@ impl KeyStore for PostgresStore {
             let moved = self.shared.moved.listen();
             let read = move |link: Arc<Link>| async move {
                 let mut conn = link.connection().await?;
-                let tx = link.snapshot(&mut conn).await?;
+                let tx = link.glance(&mut conn).await?;
                 let head = Head::read(&tx).await?;
-                tx.end();
+                tx.end().await?;
                 conn.give_back();
                 Ok(head.cursor)
             };
@@ -423,7 +424,7 @@ impl NodeRegistry for PostgresStore {
             let mut conn = link.connection().await?;
             let tx = link.snapshot(&mut conn).await?;
             let told = nodes::all(&tx).await?;
-            tx.end();
+            tx.end().await?;
             conn.give_back();
             Ok(told)
         };

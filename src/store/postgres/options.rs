@@ -13,6 +13,7 @@ use tokio_postgres::{Config, NoTls, Socket};
 use super::PostgresStore;
 use super::fault::{ConnectError, Fault};
 use super::head::Head;
+use super::heartbeat::{Direct, Heartbeats, Reach};
 use super::link::{Link, Patience, Timeouts};
 use super::listen;
 use super::schema::{Schema, migrate};
@@ -32,6 +33,7 @@ pub struct PostgresOptions {
     connections: usize,
     unrecovered: bool,
     timeouts: Timeouts,
+    strict: bool,
 }
 
 /// Where connections come from.
@@ -48,6 +50,7 @@ impl fmt::Debug for PostgresOptions {
             .field("schema", &self.schema)
             .field("connections", &self.connections)
             .field("timeouts", &self.timeouts)
+            .field("strict", &self.strict)
             .finish_non_exhaustive()
     }
 }
@@ -70,6 +73,7 @@ impl PostgresOptions {
                 request: Duration::from_secs(10),
                 connection: Duration::from_secs(5),
             },
+            strict: false,
         }
     }
 
@@ -153,6 +157,25 @@ impl PostgresOptions {
     /// error's source. Defaults to five seconds.
     pub const fn connection_timeout(mut self, timeout: Duration) -> Self {
         self.timeouts.connection = timeout;
+        self
+    }
+
+    /// Tells what was read or written only once the synchronous standby has acknowledged a heartbeat that
+    /// began after it. For clusters whose failover does not stop the former primary: cut off from the
+    /// others, that goes on answering reads, and keys that were revoked since would be accepted. Such a
+    /// server is unavailable here, so that its verifiers refuse keys once their bound is passed. Off by
+    /// default.
+    ///
+    /// - `synchronous_standby_names` must name who may become the primary, and all of them must be waited
+    ///   for, so that nothing of a former primary is acknowledged once another took its place. While one
+    ///   of them does not answer, nothing is told, and no key stays fresh.
+    /// - Each call waits for a small commit after it, which calls that wait together share. It is made on
+    ///   one connection more, which must reach the server itself.
+    /// - It cannot be asked of a pool that was handed over.
+    ///
+    /// What this proves, and what is assumed, stands in `docs/propagation.md`.
+    pub const fn strict(mut self) -> Self {
+        self.strict = true;
         self
     }
 
@@ -256,7 +279,8 @@ impl PostgresOptions {
             reading: own_pool(config.clone(), tls.clone(), self.connections, wait)?,
             writing: own_pool(config.clone(), tls.clone(), 1, wait)?,
             patience: Patience::OfPool,
-            listen: Some(listen::later(config, tls, channel)),
+            listen: Some(listen::later(config.clone(), tls.clone(), channel)),
+            direct: Some(Arc::new(Direct { config, tls })),
         })
     }
 
@@ -266,17 +290,19 @@ impl PostgresOptions {
             writing,
             patience,
             listen,
+            direct,
         } = ways;
+        if self.strict && direct.is_none() {
+            return Err(ConnectError::StrictPool);
+        }
+        let direct = direct.filter(|_| self.strict);
         let timeouts = self.timeouts;
-        let link = Link {
+        let mut link = Link {
             pool: reading,
             patience,
             schema: Schema::new(&self.schema)?,
             timeouts,
-        };
-        let writing = Link {
-            pool: writing,
-            ..link.clone()
+            heartbeats: None,
         };
         let patient = Link {
             timeouts: Timeouts {
@@ -288,6 +314,16 @@ impl PostgresOptions {
         };
         let migrated = tokio::time::timeout(MIGRATION * 2, migrate(&patient)).await;
         migrated.unwrap_or(Err(Fault::Late))?;
+        if let Some(direct) = direct {
+            // A little less than a call, so that the call tells what it waited for.
+            let limit = timeouts.request / 4 * 3;
+            let heartbeats = Heartbeats::start(direct, limit, &runtime);
+            link.heartbeats = Some(Arc::new(heartbeats));
+        }
+        let writing = Link {
+            pool: writing,
+            ..link.clone()
+        };
         let head = tokio::time::timeout(timeouts.request, head(&link)).await;
         if head.unwrap_or(Err(Fault::Late))?.unrecovered && !self.unrecovered {
             return Err(ConnectError::Unrecovered);
@@ -304,6 +340,8 @@ struct Ways {
     writing: Pool,
     patience: Patience,
     listen: Option<listen::Later>,
+    /// What heartbeats are made on.
+    direct: Option<Arc<dyn Reach>>,
 }
 
 impl From<Pool> for Ways {
@@ -313,6 +351,7 @@ impl From<Pool> for Ways {
             writing: pool,
             patience: Patience::OfStore,
             listen: None,
+            direct: None,
         }
     }
 }
@@ -325,7 +364,7 @@ async fn head(link: &Link) -> Result<Head, Fault> {
     let mut conn = link.connection().await?;
     let tx = link.snapshot(&mut conn).await?;
     let head = Head::read(&tx).await?;
-    tx.end();
+    tx.end().await?;
     conn.give_back();
     Ok(head)
 }

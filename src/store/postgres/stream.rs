@@ -94,7 +94,8 @@ pub(super) async fn everything(
         }
         coming = following;
     }
-    listing.end();
+    // Whoever takes the rows concludes nothing from them before this call ends well.
+    listing.end().await?;
     conn.give_back();
     Ok(())
 }

@@ -170,20 +170,24 @@ async fn once(link: &Link, commits: &[&Commit]) -> Group {
         let mut conn = link.connection().await?;
         let exchange = Exchange::new(link, conn.object()?);
         let Some(mut batch) = Batch::begin(&exchange, commits).await? else {
+            let server = exchange.server();
             exchange.end();
             conn.give_back();
+            link.prove(server.as_deref()).await?;
             let outdated = |_: &&Commit| Err(CommitError::Conflict);
             return Ok((commits.iter().map(outdated).collect(), None));
         };
+        let server = exchange.server();
         let verdicts: Result<Vec<Verdict>, Fault> =
             commits.iter().map(|one| batch.add(one)).collect();
         let verdicts = verdicts?;
         if verdicts.iter().all(Result::is_err) {
             exchange.end();
             conn.give_back();
+            link.prove(server.as_deref()).await?;
             return Ok((verdicts, None));
         }
-        Ok::<_, Fault>((verdicts, Some((conn, batch))))
+        Ok::<_, Fault>((verdicts, Some((conn, batch, server))))
     };
     // Until this is over nothing can have been written, whatever becomes of the connection.
     let (verdicts, accepted) = match tokio::time::timeout(link.timeouts.request, judge).await {
@@ -191,10 +195,14 @@ async fn once(link: &Link, commits: &[&Commit]) -> Group {
         Ok(Err(fault)) => return Group::RolledBack(fault),
         Err(_) => return Group::RolledBack(Fault::Late),
     };
-    let Some((mut conn, batch)) = accepted else {
+    let Some((mut conn, batch, server)) = accepted else {
         return Group::Durable(verdicts);
     };
-    let write = async { batch.write(&Exchange::new(link, conn.object()?)).await };
+    let write = async {
+        batch.write(&Exchange::new(link, conn.object()?)).await?;
+        let proven = link.prove(server.as_deref()).await;
+        proven.map_err(|fault| Fault::Unknown(Box::new(fault)))
+    };
     match tokio::time::timeout(link.timeouts.request, write).await {
         Ok(Ok(())) => {
             conn.give_back();

@@ -1,0 +1,346 @@
+//! Failover to a synchronous standby whose former primary is not stopped, and goes on answering.
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use futures_util::TryFutureExt;
+use futures_util::future::{join3, join4};
+use keyward::policy::Policy;
+use keyward::store::postgres::ConnectError;
+use keyward::store::postgres::deadpool_postgres::{Manager, Pool};
+use keyward::store::{
+    CommitError, KeyStore, Locator, NodeRegistry, PostgresStore, Revision, Select, StoreError,
+    StoreErrorKind,
+};
+use keyward::{Created, Keyward, ManualClock, Need, Reason, Rejection};
+use tokio_postgres::NoTls;
+
+use crate::raw::{ALL, beginning, next};
+use crate::server::{Place, Server, on_runtime, open};
+use crate::support::*;
+
+/// How long a call waits for a standby that does not answer: tests wait for it as well.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The staleness bound of the standard policy.
+const BOUND: Duration = Duration::from_secs(10);
+
+/// A primary that waits for its standby, with a store on it.
+struct Cluster {
+    primary: Server,
+    standby: Server,
+    place: Place,
+    clock: Arc<ManualClock>,
+}
+
+impl Cluster {
+    fn new() -> Self {
+        let primary = Server::start("fsync = off");
+        let place = Place::at(primary.url());
+        drop(place.connect());
+        let standby = joined(&primary, &place);
+        Self {
+            primary,
+            standby,
+            place,
+            clock: Arc::new(ManualClock::at(at(START))),
+        }
+    }
+
+    fn node(&self, store: impl KeyStore) -> Arc<Keyward> {
+        Arc::new(node(store, &self.clock, Policy::new(capped(50)).unwrap()))
+    }
+
+    fn strict(&self) -> Arc<Keyward> {
+        self.node(strict(&self.place))
+    }
+
+    /// The store as it is on the standby.
+    fn other(&self) -> Place {
+        Place {
+            url: self.standby.url(),
+            schema: self.place.schema.clone(),
+        }
+    }
+
+    /// Cuts the standby off.
+    fn cut(&self) {
+        let standby = self.other();
+        standby.run("ALTER SYSTEM SET primary_conninfo = ''");
+        standby.run("SELECT pg_reload_conf()");
+        self.place
+            .until("SELECT count(*)::text FROM pg_stat_replication", "0");
+    }
+
+    /// Cuts the standby off and makes it the primary. The former one stays up.
+    fn fail_over(&self) -> Place {
+        self.cut();
+        let standby = self.other();
+        standby.run("SELECT pg_promote()");
+        standby
+    }
+}
+
+/// A standby of `primary`, which waits for it from here on.
+fn joined(primary: &Server, place: &Place) -> Server {
+    let standby = Server::standby_of(primary);
+    primary.reconfigure("synchronous_standby_names = 'walreceiver'");
+    place.until("SELECT sync_state FROM pg_stat_replication", "sync");
+    standby
+}
+
+fn strict(place: &Place) -> PostgresStore {
+    open(place.options().strict().request_timeout(PATIENCE)).unwrap()
+}
+
+impl Place {
+    /// Waits until one statement finds this text alone.
+    fn until(&self, sql: &str, text: &str) {
+        assert!(
+            (0..5000).any(|_| self.ask(sql) == [text]),
+            "{sql} is not {text}: {:?}",
+            self.ask(sql)
+        );
+    }
+
+    /// Waits until a commit waits for the standby, and runs a function of it on who waits.
+    fn on_who_waits(&self, function: &str) {
+        let sql = format!(
+            "SELECT {function}(pid)::text FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        );
+        assert!(
+            (0..5000).any(|_| !self.ask(&sql).is_empty()),
+            "nothing waits for the standby"
+        );
+    }
+}
+
+fn some_key(keys: &Keyward) -> Created {
+    wait(keys.create(&admin(), reader("some key"))).unwrap()
+}
+
+fn accepts(keys: &Keyward, key: &Created) -> Result<(), Rejection> {
+    keys.verify(key.secret.expose(), &reading()).map(drop)
+}
+
+fn cause(error: &StoreError) -> String {
+    error.source().unwrap().to_string()
+}
+
+#[test]
+fn where_the_standby_follows_strict_nodes_work_like_any_other() {
+    let cluster = Cluster::new();
+    let (service, operator) = (cluster.strict(), cluster.strict());
+    let key = some_key(&operator);
+    wait(service.sync()).unwrap();
+    accepts(&service, &key).unwrap();
+    for _ in 0..3 {
+        cluster.clock.advance(BOUND);
+        wait(service.sync()).unwrap();
+        accepts(&service, &key).unwrap();
+    }
+    wait(service.verify_fresh(key.secret.expose(), &reading())).unwrap();
+    let store = strict(&cluster.place);
+    let head = wait(store.scan(None, ALL)).unwrap().head;
+    wait(store.wait_past(beginning(&store))).unwrap();
+    assert!(wait(store.changes(head, ALL)).unwrap().changes.is_empty());
+    wait(operator.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    wait(service.sync()).unwrap();
+    let refused = accepts(&service, &key).unwrap_err();
+    assert!(matches!(refused, Rejection::Revoked { .. }), "{refused:?}");
+    // It takes no rights beyond those of any store.
+    cluster
+        .place
+        .run("CREATE ROLE plain LOGIN; GRANT CREATE ON DATABASE postgres TO plain");
+    let plain = Place::at(cluster.primary.url().replace("user=postgres", "user=plain"));
+    wait(strict(&plain).commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
+    // Heartbeats are no commits.
+    let after = wait(store.scan(None, ALL)).unwrap().head;
+    assert_eq!(after.revision, Revision(head.revision.0 + 1));
+}
+
+#[test]
+fn verifiers_that_see_only_a_former_primary_refuse_within_the_bound() {
+    let cluster = Cluster::new();
+    // It knows both servers, and finds the first of them for as long as that is up.
+    let both = Place {
+        url: cluster.primary.url_or(&cluster.standby),
+        schema: cluster.place.schema.clone(),
+    };
+    let store = strict(&both);
+    let service = cluster.node(store.clone());
+    let careless = cluster.node(cluster.place.connect());
+    let key = some_key(&careless);
+    for keys in [&service, &careless] {
+        wait(keys.sync()).unwrap();
+        accepts(keys, &key).unwrap();
+    }
+    let promoted = cluster.fail_over();
+    let operator = cluster.node(promoted.connect());
+    wait(operator.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    let mut since = Duration::ZERO;
+    for step in [Duration::ZERO, BOUND, Duration::from_millis(1), BOUND] {
+        since += step;
+        cluster.clock.advance(step);
+        let error = wait(service.sync()).unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+        let verdict = accepts(&service, &key);
+        assert!(
+            verdict.is_ok() == (since <= BOUND),
+            "{since:?}: {verdict:?}"
+        );
+        // Without strict mode nothing is noticed: this is what the test is about.
+        wait(careless.sync()).unwrap();
+        accepts(&careless, &key).unwrap();
+    }
+    let refused = accepts(&service, &key).unwrap_err();
+    assert!(matches!(refused, Rejection::Stale { .. }), "{refused:?}");
+    // Nothing else that the former primary tells is taken for the truth either.
+    let presented = key.secret.expose();
+    let refused = wait(service.verify_fresh(presented, &Need::any())).unwrap_err();
+    assert!(
+        matches!(refused, Rejection::StoreUnavailable),
+        "{refused:?}"
+    );
+    wait(careless.verify_fresh(presented, &Need::any())).unwrap();
+    let (id, acme, none) = (Locator::Id(key.id), tenant("acme"), Select::none());
+    let told = wait(join4(
+        store.find(&id).map_ok(drop),
+        store.load(&acme, &none).map_ok(drop),
+        store.scan(None, ALL).map_ok(drop),
+        store.nodes().map_ok(drop),
+    ));
+    let told = [told.0, told.1, told.2, told.3];
+    assert!(told.iter().all(Result::is_err), "{told:?}");
+    // Once it is stopped the other one is found, which has a standby of its own by then.
+    let _third = joined(&cluster.standby, &promoted);
+    cluster.primary.kill();
+    let reached = (0..20).any(|_| wait(service.sync()).is_ok());
+    assert!(reached, "the new primary is not reached");
+    let refused = accepts(&service, &key).unwrap_err();
+    assert!(matches!(refused, Rejection::Revoked { .. }), "{refused:?}");
+    cluster.primary.resume();
+}
+
+#[test]
+fn a_wait_that_ends_without_the_standby_proves_nothing() {
+    let cluster = Cluster::new();
+    // Nobody would hear of a wait that is cancelled, or wait at all, if it were for this.
+    cluster.place.run(
+        "ALTER ROLE postgres SET client_min_messages = error; \
+         ALTER ROLE postgres SET synchronous_commit = off",
+    );
+    let service = cluster.strict();
+    let key = some_key(&service);
+    accepts(&service, &key).unwrap();
+    let promoted = cluster.fail_over();
+    let operator = cluster.node(promoted.connect());
+    wait(operator.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    cluster.clock.advance(BOUND + Duration::from_secs(1));
+    let while_it_waits = |then: &dyn Fn()| {
+        let syncing = service.clone();
+        let sync = thread::spawn(move || wait(syncing.sync()));
+        then();
+        let error = sync.join().unwrap().unwrap_err();
+        let refused = accepts(&service, &key).unwrap_err();
+        assert!(matches!(refused, Rejection::Stale { .. }), "{refused:?}");
+        error
+    };
+    let place = &cluster.place;
+    while_it_waits(&|| place.on_who_waits("pg_cancel_backend"));
+    while_it_waits(&|| place.on_who_waits("pg_terminate_backend"));
+    while_it_waits(&|| {
+        place.on_who_waits("abs");
+        cluster.primary.kill();
+        cluster.primary.resume();
+    });
+    wait(service.sync()).unwrap_err();
+    let error = while_it_waits(&|| {
+        place.on_who_waits("abs");
+        let nobody = "synchronous_standby_names = ''";
+        cluster.primary.reconfigure(nobody);
+    });
+    assert!(cause(&error).contains("standby"), "{error:?}");
+    let error = wait(service.sync()).unwrap_err();
+    assert!(cause(&error).contains("is empty"), "{error:?}");
+}
+
+#[test]
+fn a_heartbeat_of_one_server_proves_nothing_about_another() {
+    let cluster = Cluster::new();
+    let both = Place {
+        url: cluster.primary.url_or(&cluster.standby),
+        schema: cluster.place.schema.clone(),
+    };
+    let store = strict(&both);
+    let reads = || wait(join3(store.nodes(), store.nodes(), store.nodes()));
+    // So many connections to the primary that one is left when it is cut off.
+    reads().2.unwrap();
+    let promoted = cluster.fail_over();
+    let _third = joined(&cluster.standby, &promoted);
+    cluster.place.run(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_conf_load%' \
+         AND pid <> pg_backend_pid()",
+    );
+    cluster.primary.hide();
+    let mut told = Vec::new();
+    for _ in 0..20 {
+        match wait(store.nodes()) {
+            Ok(_) => break,
+            Err(error) => told.push(cause(&error)),
+        }
+    }
+    assert!(told.len() < 20, "the new primary is not reached: {told:?}");
+    assert!(
+        told.iter().any(|cause| cause.contains("not the one whose")),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn a_commit_that_the_standby_may_not_have_is_not_told_as_done() {
+    let cluster = Cluster::new();
+    let acme = tenant("acme");
+    let (store, careless) = (strict(&cluster.place), cluster.place.connect());
+    let at = wait(store.commit(next(&acme, Revision::ZERO).1)).unwrap();
+    cluster.cut();
+    let cancelled = |store: &PostgresStore, expected| {
+        let (store, commit) = (store.clone(), next(&acme, expected).1);
+        let commit = thread::spawn(move || wait(store.commit(commit)));
+        cluster.place.on_who_waits("pg_cancel_backend");
+        commit.join().unwrap()
+    };
+    let told = cancelled(&store, at).unwrap_err();
+    let CommitError::Store(error) = &told else {
+        panic!("{told:?}")
+    };
+    assert_eq!(error.kind(), StoreErrorKind::Indeterminate);
+    // A store that is not strict cannot tell.
+    let head = wait(careless.scan(None, ALL)).unwrap().head;
+    assert_eq!(cancelled(&careless, head.revision).unwrap().0, 3);
+}
+
+#[test]
+fn strict_mode_asks_for_a_synchronous_standby_and_for_a_url() {
+    let server = Server::start("fsync = off");
+    let place = Place::at(server.url());
+    drop(place.connect());
+    let options = || place.options().strict().request_timeout(PATIENCE);
+    let refused = open(options()).unwrap_err();
+    assert!(matches!(refused, ConnectError::NoStandby), "{refused:?}");
+    server.reconfigure("synchronous_standby_names = 'nobody'");
+    // What it reads when it starts holds from its first commit on.
+    server.kill();
+    server.resume();
+    let refused = open(options()).unwrap_err();
+    assert!(
+        matches!(refused, ConnectError::Unacknowledged),
+        "{refused:?}"
+    );
+    let manager = Manager::new(place.url.parse().unwrap(), NoTls);
+    let pool = Pool::builder(manager).build().unwrap();
+    let refused = on_runtime(PostgresStore::with_pool(pool).strict().connect()).unwrap_err();
+    assert!(matches!(refused, ConnectError::StrictPool), "{refused:?}");
+}
