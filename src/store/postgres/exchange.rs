@@ -1,10 +1,13 @@
 //! The transaction of a commit: two bundles of statements, each sent at once, so that the server is
 //! waited for twice. The first locks and reads; the second writes, and makes it durable.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::OnceLock;
+use std::task::Poll;
 
 use deadpool_postgres::ClientWrapper;
-use futures_util::future::{BoxFuture, FutureExt, join, try_join_all};
+use futures_util::future::{BoxFuture, FutureExt, join, maybe_done, try_join_all};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
@@ -131,8 +134,16 @@ impl<'c> Exchange<'c> {
     /// [`Fault::Unknown`].
     pub(super) async fn commit(&self, bundle: Bundle) -> Result<(), Fault> {
         let ready = bundle.prepare(self.link, self.client).await?;
-        let written = try_join_all(bundle.sent(&ready, self.client));
-        let (written, committed) = join(written, self.client.batch_execute("COMMIT")).await;
+        let mut written = pin!(maybe_done(try_join_all(bundle.sent(&ready, self.client))));
+        let _sent = poll_fn(|cx| Poll::Ready(written.as_mut().poll(cx))).await;
+        // What cannot even be put into a message fails at once. The rest of the bundle would be committed.
+        if let Some(Err(_)) = written.as_mut().output_mut() {
+            let unsent = written.take_output().and_then(Result::err);
+            return Err(unsent.map_or(Fault::Refused("a statement was not sent"), Fault::from));
+        }
+        let commit = self.client.batch_execute("COMMIT");
+        let ((), committed) = join(written.as_mut(), commit).await;
+        let written = written.take_output().unwrap_or_else(|| Ok(Vec::new()));
         match written.map_err(Fault::from) {
             Ok(_) => committed.map_err(|error| Fault::from(error).of_commit()),
             // To commit a transaction in which a statement failed is to roll it back.
