@@ -3,6 +3,7 @@
 //!
 //! Pure.
 
+mod copying;
 mod entries;
 mod heads;
 mod listing;
@@ -11,6 +12,9 @@ mod pages;
 mod row;
 mod seal;
 
+pub(in crate::store) use self::copying::{
+    COPYING, audit_item, is_copy, items_after, last_item, place_of, row_item, table, tenant_item,
+};
 pub(in crate::store) use self::entries::{AUDIT_COLUMNS, AuditColumns};
 pub(in crate::store) use self::heads::{
     CommitRow, StoreRow, TenantHead, digest_holder, digest_seal,
