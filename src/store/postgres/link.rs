@@ -37,6 +37,10 @@ pub(super) struct Link {
 pub(super) const STANDING: &str =
     "SELECT version, pg_is_in_recovery() FROM $s.schema_version WHERE one = 1";
 
+/// A commit that is told must be on disk, whatever the database does by default.
+const DURABLE: &str = "SELECT set_config('synchronous_commit', 'on', true) \
+     WHERE current_setting('synchronous_commit') IN ('off', 'local');";
+
 /// Refuses what [`STANDING`] found, unless it is a primary with tables of this build's version.
 pub(super) fn check_standing(found: &[Row]) -> Result<(), Fault> {
     let found = found.first();
@@ -46,7 +50,7 @@ pub(super) fn check_standing(found: &[Row]) -> Result<(), Fault> {
     }
     match found.try_get(0)? {
         VERSION => Ok(()),
-        found => Err(Fault::Version { found }),
+        found => Err(Fault::version(found)),
     }
 }
 
@@ -102,10 +106,28 @@ impl Link {
     pub(super) async fn writing<'c>(&'c self, conn: &'c mut Conn) -> Result<Tx<'c>, Fault> {
         let begin = conn.object()?.build_transaction();
         let begin = begin.isolation_level(IsolationLevel::ReadCommitted);
-        // A commit that is told must be on disk, whatever the database does by default.
-        let durable = "SELECT set_config('synchronous_commit', 'on', true) \
-                       WHERE current_setting('synchronous_commit') IN ('off', 'local');";
-        self.begun(begin.start().await?, durable).await
+        self.begun(begin.start().await?, DURABLE).await
+    }
+
+    /// Begins to write what others cannot read: nothing is asked of the tables' version, which stays
+    /// locked until the end. It is told.
+    pub(super) async fn apart<'c>(&'c self, conn: &'c mut Conn) -> Result<(Tx<'c>, i32), Fault> {
+        let begin = conn.object()?.build_transaction();
+        let begin = begin.isolation_level(IsolationLevel::ReadCommitted);
+        let tx = Tx {
+            tx: begin.start().await?,
+            schema: &self.schema,
+        };
+        tx.tx.batch_execute(&(self.settings() + DURABLE)).await?;
+        let found = tx.query(&format!("{STANDING} FOR UPDATE"), &[]).await?;
+        match check_standing(&found) {
+            Ok(()) => Ok((tx, VERSION)),
+            Err(Fault::Copying | Fault::Version { .. }) => {
+                let found = found.first().map(|row| row.try_get(0)).transpose()?;
+                Ok((tx, found.unwrap_or_default()))
+            }
+            Err(fault) => Err(fault),
+        }
     }
 
     async fn begun<'c>(&'c self, tx: Transaction<'c>, more: &'static str) -> Result<Tx<'c>, Fault> {
@@ -199,6 +221,11 @@ impl<'c> Tx<'c> {
                 return Ok(());
             }
         }
+    }
+
+    /// Lets each statement of the transaction take as long as it needs.
+    pub(super) async fn be_patient(&self) -> Result<(), Fault> {
+        Ok(self.tx.batch_execute("SET LOCAL statement_timeout = 0").await?)
     }
 
     /// Ends a snapshot. The server need not be waited for: nothing was written.

@@ -103,6 +103,13 @@ pub(super) async fn forget(tx: &Tx<'_>, node: NodeId, upto: u64) -> Result<(), F
     Ok(())
 }
 
+/// The longest lease of any node.
+pub(super) async fn longest_lease(tx: &Tx<'_>) -> Result<Option<i64>, Fault> {
+    let found = tx.query("SELECT max(lease) FROM $s.nodes", &[]).await?;
+    let longest = found.first().map(|row| row.try_get(0)).transpose()?;
+    Ok(longest.flatten())
+}
+
 /// Names the rows that are damaged.
 pub(super) async fn check(tx: &Tx<'_>) -> Result<Vec<String>, Fault> {
     let found = tx

@@ -30,6 +30,8 @@ pub struct PostgresOptions {
     schema: String,
     connections: usize,
     unrecovered: bool,
+    must_exist: bool,
+    copy_target: bool,
     timeouts: Timeouts,
 }
 
@@ -61,6 +63,8 @@ impl PostgresOptions {
             schema: "keyward".to_owned(),
             connections: Self::DEFAULT_CONNECTIONS,
             unrecovered: false,
+            must_exist: false,
+            copy_target: false,
             timeouts: Timeouts {
                 statement: Duration::from_secs(5),
                 lock: Duration::from_secs(5),
@@ -90,6 +94,19 @@ impl PostgresOptions {
     /// [`PostgresStore::begin_anew`].
     pub const fn allow_unrecovered(mut self) -> Self {
         self.unrecovered = true;
+        self
+    }
+
+    /// Refuses to set up tables where there are none.
+    pub const fn must_exist(mut self) -> Self {
+        self.must_exist = true;
+        self
+    }
+
+    /// Connects to a schema that another store is to be copied into, or was in part; see
+    /// [`transfer`](crate::store::transfer). Until the copy is done it serves nothing else.
+    pub const fn copy_target(mut self) -> Self {
+        self.copy_target = true;
         self
     }
 
@@ -205,8 +222,15 @@ impl PostgresOptions {
             },
             ..link.clone()
         };
-        let migrated = tokio::time::timeout(MIGRATION * 2, migrate(&patient)).await;
-        migrated.unwrap_or(Err(Fault::Late))?;
+        let migrate = migrate(&patient, self.must_exist);
+        let migrated = tokio::time::timeout(MIGRATION * 2, migrate).await;
+        match migrated.unwrap_or(Err(Fault::Late)) {
+            // Nothing else can be read there.
+            Err(Fault::Copying) if self.copy_target => {
+                return Ok(PostgresStore::start(Arc::new(link), listen, runtime));
+            }
+            migrated => migrated?,
+        }
         let head = tokio::time::timeout(timeouts.request, head(&link)).await;
         if head.unwrap_or(Err(Fault::Late))?.unrecovered && !self.unrecovered {
             return Err(ConnectError::Unrecovered);

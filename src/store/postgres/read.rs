@@ -276,7 +276,7 @@ pub(super) async fn scan(
     })
 }
 
-fn marks<'c>(tx: &Tx<'c>) -> Marks<'c> {
+pub(super) fn marks<'c>(tx: &Tx<'c>) -> Marks<'c> {
     Marks {
         bound: '$',
         schema: tx.schema().prefix(),

@@ -72,13 +72,16 @@ struct Batch {
     written: Written,
 }
 
+/// What goes into the tables.
 #[derive(Default)]
-struct Written {
-    commits: Vec<CommitRow>,
-    tenants: BTreeMap<TenantId, TenantHead>,
-    rows: BTreeMap<RowKey, (i64, Fields)>,
-    audit: Vec<(i64, AuditColumns<String, Vec<u8>>)>,
-    digests: Vec<(Digest, KeyId)>,
+pub(super) struct Written {
+    pub(super) commits: Vec<CommitRow>,
+    pub(super) tenants: BTreeMap<TenantId, TenantHead>,
+    pub(super) rows: BTreeMap<RowKey, (i64, Fields)>,
+    pub(super) audit: Vec<(i64, AuditColumns<String, Vec<u8>>)>,
+    pub(super) digests: Vec<(Digest, KeyId)>,
+    /// Ids that stay taken without a tombstone. No commit writes any.
+    pub(super) gone: Vec<KeyId>,
 }
 
 impl Batch {
@@ -207,16 +210,10 @@ impl Batch {
     }
 
     async fn write(self, tx: &Tx<'_>) -> Result<(), Fault> {
-        let Written {
-            commits,
-            tenants,
-            rows,
-            audit,
-            digests,
-        } = self.written;
-        let Some(last) = commits.last().copied() else {
+        let Some(last) = self.written.commits.last().copied() else {
             return Ok(());
         };
+        let rows = &self.written.rows;
         let keys: Vec<&[u8]> = (rows.values())
             .filter_map(|(_, fields)| fields.id.as_ref().map(|id| &id[..]))
             .collect();
@@ -240,6 +237,38 @@ impl Batch {
                 boxed(named.iter().map(|(fields, _)| fields.tenant.to_string())),
                 boxed(named.iter().map(|(_, name)| (*name).to_owned())),
             ],
+        );
+        self.written.insert(&mut script)?;
+        script.add(
+            false,
+            "UPDATE $s.head SET revision = $1, tag = $2, newest = $3, commit_seal = $4 \
+             WHERE one = 1",
+            vec![
+                Box::new(last.revision),
+                Box::new(last.tag.to_vec()),
+                Box::new(last.newest),
+                Box::new(last.seal()),
+            ],
+        );
+        script.run().await
+    }
+}
+
+impl Written {
+    /// Adds what is written: rows that stand nowhere else, entries, commits, and where tenants stand.
+    pub(super) fn insert(&self, script: &mut Script<'_, '_>) -> Result<(), Fault> {
+        let Self {
+            commits,
+            tenants,
+            rows,
+            audit,
+            digests,
+            gone,
+        } = self;
+        script.add(
+            gone.is_empty(),
+            "INSERT INTO $s.gone (id) SELECT * FROM unnest($1::bytea[])",
+            vec![boxed(gone.iter().map(|id| id_bytes(*id).to_vec()))],
         );
         let seals = rows.values().map(|(place, fields)| fields.seal(*place));
         script.add(
@@ -290,12 +319,12 @@ impl Batch {
             ],
         );
         let mut columns = Vec::new();
-        for (tenant, head) in &tenants {
+        for (tenant, head) in tenants {
             let hash = head.audit.hash.as_bytes().to_vec();
             columns.push((tenant.to_string(), head.columns(tenant)?, hash));
         }
         script.add(
-            false,
+            columns.is_empty(),
             "INSERT INTO $s.tenants (tenant, revision, decided_at, sequence, hash, seal) \
              SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], \
              $5::bytea[], $6::bigint[]) \
@@ -312,7 +341,7 @@ impl Batch {
             ],
         );
         script.add(
-            false,
+            commits.is_empty(),
             "INSERT INTO $s.commits (revision, tag, newest, seal) \
              SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[])",
             vec![
@@ -322,18 +351,7 @@ impl Batch {
                 boxed(commits.iter().map(CommitRow::seal)),
             ],
         );
-        script.add(
-            false,
-            "UPDATE $s.head SET revision = $1, tag = $2, newest = $3, commit_seal = $4 \
-             WHERE one = 1",
-            vec![
-                Box::new(last.revision),
-                Box::new(last.tag.to_vec()),
-                Box::new(last.newest),
-                Box::new(last.seal()),
-            ],
-        );
-        script.run().await
+        Ok(())
     }
 }
 
@@ -352,26 +370,26 @@ where
 }
 
 /// Statements that are sent at once, and run in their order.
-struct Script<'t, 'c> {
+pub(super) struct Script<'t, 'c> {
     tx: &'t Tx<'c>,
     steps: Vec<(&'static str, Vec<Column>)>,
 }
 
 impl<'t, 'c> Script<'t, 'c> {
-    const fn new(tx: &'t Tx<'c>) -> Self {
+    pub(super) const fn new(tx: &'t Tx<'c>) -> Self {
         Self {
             tx,
             steps: Vec::new(),
         }
     }
 
-    fn add(&mut self, needless: bool, sql: &'static str, with: Vec<Column>) {
+    pub(super) fn add(&mut self, needless: bool, sql: &'static str, with: Vec<Column>) {
         if !needless {
             self.steps.push((sql, with));
         }
     }
 
-    async fn run(self) -> Result<(), Fault> {
+    pub(super) async fn run(self) -> Result<(), Fault> {
         let mut ready: Vec<(Statement, Vec<Bound<'_>>)> = Vec::new();
         for (sql, with) in &self.steps {
             let with = with.iter().map(|column| -> Bound<'_> { &**column });

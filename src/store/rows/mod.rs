@@ -20,7 +20,7 @@ pub(in crate::store) use self::heads::{
     CommitRow, StoreRow, TenantHead, digest_holder, digest_seal,
 };
 pub(in crate::store) use self::listing::{
-    AuditListing, KeyListing, Marks, Value, audit_entries, key_candidates,
+    AuditListing, KeyListing, Marks, Sql, Value, audit_entries, key_candidates,
 };
 pub(in crate::store) use self::nodes::{NODE_COLUMNS, NodeRow};
 pub(in crate::store) use self::pages::{Keys, damaged, page_end};
