@@ -4,12 +4,14 @@
 mod connecting;
 mod crash;
 mod damage;
+mod integrity;
 mod plans;
 mod raw;
 mod server;
 mod sharing;
 #[path = "../support/mod.rs"]
 mod support;
+mod tables;
 #[path = "../support/turns.rs"]
 mod turns;
 

@@ -146,8 +146,8 @@ impl Drop for Server {
     }
 }
 
-/// The newest server that is installed.
-fn programs() -> PathBuf {
+/// The programs of the newest server that is installed.
+pub(crate) fn programs() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql");
     let folders = versions.into_iter().flatten().flatten();
     let newest = folders
@@ -189,6 +189,17 @@ pub(crate) fn url() -> String {
     // A process that is killed loses nothing by this: it waits for the disk in vain.
     std::env::var(GIVEN)
         .unwrap_or_else(|_| SHARED.get_or_init(|| Server::start("fsync = off")).url())
+}
+
+/// The same server as tools other than these tests are told of it.
+pub(crate) fn uri() -> String {
+    let given = url();
+    if given.contains("://") {
+        return given;
+    }
+    let socket = given.split(' ').find_map(|part| part.strip_prefix("host="));
+    let socket = socket.unwrap().replace('/', "%2F");
+    format!("postgres://postgres:hunter2@{socket}/postgres")
 }
 
 /// A runtime that all tests share. They themselves run on none, as hosts may.
@@ -242,9 +253,14 @@ impl Place {
 
     /// Runs statements beside the store; `$s` stands for the schema.
     pub(crate) fn run(&self, sql: &str) {
+        self.try_run(sql).unwrap();
+    }
+
+    /// The same, for statements that may be refused.
+    pub(crate) fn try_run(&self, sql: &str) -> Result<(), tokio_postgres::Error> {
         let sql = sql.replace("$s", &self.schema);
         let client = self.client();
-        on_runtime(async move { client.batch_execute(&sql).await }).unwrap();
+        on_runtime(async move { client.batch_execute(&sql).await })
     }
 
     /// Text that one statement finds.

@@ -160,8 +160,10 @@ async fn step(link: &Link, must_exist: bool) -> Result<(), Fault> {
         }
         begin_history(&tx, prefix).await?;
     }
-    let done = format!("UPDATE {prefix}schema_version SET version = $1 WHERE one = 1");
-    tx.execute(&done, &[&VERSION]).await?;
+    if from < VERSION {
+        let done = format!("UPDATE {prefix}schema_version SET version = $1 WHERE one = 1");
+        tx.execute(&done, &[&VERSION]).await?;
+    }
     tx.commit().await?;
     conn.give_back();
     Ok(())

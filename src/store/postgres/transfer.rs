@@ -21,7 +21,7 @@ use crate::store::rows::{
     id_of, is_copy, items_after, last_item, place_of, row_item, table, tenant_item,
 };
 use crate::store::transfer::{CopyError, Counts, Export, Import, Item, Origin, Page, Part};
-use crate::store::{Cursor, Revision, StoreError};
+use crate::store::{Cursor, StoreError};
 
 /// The version of a schema that is a copy in the making.
 const UNDER_WAY: i32 = COPYING + VERSION;
@@ -68,9 +68,7 @@ async fn page(
 }
 
 async fn last(tx: &Tx<'_>, part: Part) -> Result<Option<Item>, Fault> {
-    // Its commits hold no head of their own beforehand.
-    let sql = last_item(part, Revision(i64::MAX.unsigned_abs()), marks(tx))?;
-    Ok(items(tx, part, sql).await?.pop())
+    Ok(items(tx, part, last_item(part, marks(tx))).await?.pop())
 }
 
 async fn items(tx: &Tx<'_>, part: Part, sql: Sql<'_>) -> Result<Vec<Item>, Fault> {

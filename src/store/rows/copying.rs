@@ -64,21 +64,12 @@ pub(in crate::store) fn items_after<'a>(
     Ok(sql)
 }
 
-/// The last item of a part; of commits, the last one before the head, which stands there from the
-/// beginning.
-pub(in crate::store) fn last_item<'a>(
-    part: Part,
-    head: Revision,
-    marks: Marks<'a>,
-) -> Result<Sql<'a>, RowFault> {
+/// The last item of a part.
+pub(in crate::store) fn last_item<'a>(part: Part, marks: Marks<'a>) -> Sql<'a> {
     let (table, columns, order) = table(part);
     let mut sql = Sql::new(marks, columns, table);
-    sql.text += "1 = 1";
-    if part == Part::Commits {
-        sql.and("revision <", signed(head.0)?);
-    }
-    sql.text += &format!(" ORDER BY {order} DESC LIMIT 1");
-    Ok(sql)
+    sql.text += &format!("1 = 1 ORDER BY {order} DESC LIMIT 1");
+    sql
 }
 
 pub(in crate::store) fn place_of(revision: Revision, number: u32) -> Result<i64, RowFault> {

@@ -4,7 +4,9 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rusqlite::{Connection, Row as Columns, Transaction, TransactionBehavior, params_from_iter};
+use rusqlite::{
+    Connection, Row as Columns, Transaction, TransactionBehavior, params, params_from_iter,
+};
 
 use super::fault::Fault;
 use super::file::Place;
@@ -16,13 +18,17 @@ use crate::core::tenant::TenantId;
 use crate::core::view::Revision;
 use crate::store::rows::{
     COPYING, CommitRow, RowFault, StoreRow, TenantHead, audit_item, digest_holder, id_bytes, id_of,
-    is_copy, items_after, last_item, place_of, row_item, table, tenant_item,
+    is_copy, items_after, last_item, place_of, row_item, signed, table, tenant_item,
 };
 use crate::store::transfer::{CopyError, Counts, Export, Import, Item, Origin, Page, Part};
-use crate::store::{Cursor, StoreError};
+use crate::store::{CommitTag, Cursor, Epoch, StoreError};
 
 /// The version of a file that is a copy in the making.
 const UNDER_WAY: i32 = COPYING + schema::VERSION;
+
+/// Where the source stood. The table is there for as long as the copy is under way.
+const SOURCE: &str = "DROP TABLE IF EXISTS source; \
+     CREATE TABLE source (revision INTEGER NOT NULL, tag BLOB NOT NULL) STRICT";
 
 fn origin(conn: &Connection) -> Result<Origin, Fault> {
     let head = Head::read(conn)?;
@@ -70,8 +76,7 @@ fn page(
 }
 
 fn last(conn: &Connection, part: Part) -> Result<Option<Item>, Fault> {
-    let head = Head::read(conn)?.cursor.revision;
-    let sql = last_item(part, head, MARKS)?;
+    let sql = last_item(part, MARKS);
     let mut statement = conn.prepare_cached(&sql.text)?;
     let mut found = statement.query(params_from_iter(&sql.with))?;
     let last = found.next()?.map(|row| item(part, row));
@@ -132,12 +137,12 @@ fn writing(conn: &mut Connection) -> Result<Transaction<'_>, Fault> {
 fn begin(conn: &mut Connection, origin: &Origin) -> Result<Result<Counts, CopyError>, Fault> {
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let version = schema::version(&tx)?;
-    let here = Head::read(&tx)?;
+    let here = schema::store(&tx)?;
     let mut there = counts(&tx)?;
-    let same_source = here.cursor.epoch == origin.head.epoch;
+    let same_source = here.epoch == origin.head.epoch.0;
     match version {
         UNDER_WAY if !same_source => return Ok(Err(CopyError::OtherSource)),
-        UNDER_WAY if origin.is_where(here.cursor, here.floor) => return Ok(Ok(there)),
+        UNDER_WAY if origin.is_where(source(&tx)?, Revision(here.floor)) => return Ok(Ok(there)),
         UNDER_WAY => {}
         found if is_copy(found) => return Ok(Err(CopyError::OtherVersion)),
         schema::VERSION if same_source => return Ok(Err(CopyError::SameStore)),
@@ -155,30 +160,39 @@ fn begin(conn: &mut Connection, origin: &Origin) -> Result<Result<Counts, CopyEr
         unrecovered: origin.unrecovered,
     };
     schema::write_store(&tx, &store)?;
-    if let Some(newest) = origin.newest {
-        let Cursor { revision, tag, .. } = origin.head;
-        head::write_commit(&tx, &CommitRow::new(revision, tag, newest)?)?;
-        there = there.with(Part::Commits, 1);
-    }
+    let Cursor { revision, tag, .. } = origin.head;
+    tx.execute_batch(SOURCE)?;
+    let sql = "INSERT INTO source (revision, tag) VALUES (?1, ?2)";
+    tx.execute(sql, params![signed(revision.0)?, tag.0.to_be_bytes()])?;
     tx.pragma_update(None, "user_version", UNDER_WAY)?;
     tx.commit()?;
     Ok(Ok(there))
 }
 
+/// Where the source stood whose copy this is.
+fn source(conn: &Connection) -> Result<Cursor, Fault> {
+    let sql = "SELECT revision, tag FROM source";
+    let (revision, tag) = conn.query_row(sql, [], |row| {
+        Ok((row.get::<_, i64>(0)?, row.get::<_, [u8; 16]>(1)?))
+    })?;
+    Ok(Cursor {
+        epoch: Epoch(schema::store(conn)?.epoch),
+        revision: Revision(revision.unsigned_abs()),
+        tag: CommitTag(u128::from_be_bytes(tag)),
+    })
+}
+
 fn write(conn: &mut Connection, items: &[Item]) -> Result<(), Fault> {
     let tx = writing(conn)?;
-    let head = Head::read(&tx)?.cursor.revision;
     for item in items {
-        put(&tx, head, item)?;
+        put(&tx, item)?;
     }
     tx.commit()?;
     Ok(())
 }
 
-fn put(conn: &Connection, head: Revision, item: &Item) -> Result<(), Fault> {
+fn put(conn: &Connection, item: &Item) -> Result<(), Fault> {
     match item {
-        // The head stands there from the beginning.
-        Item::Commit { revision, .. } if *revision == head => Ok(()),
         Item::Commit {
             revision,
             tag,
@@ -223,6 +237,7 @@ fn finish(conn: &mut Connection, origin: &Origin) -> Result<Cursor, Fault> {
     schema::write_store(&tx, &store)?;
     let lease = i64::try_from(origin.lease.as_micros()).unwrap_or(i64::MAX);
     nodes::begin_anew(&tx, Some(lease))?;
+    tx.execute_batch("DROP TABLE source")?;
     tx.pragma_update(None, "user_version", schema::VERSION)?;
     let head = Head::read(&tx)?.cursor;
     tx.commit()?;
