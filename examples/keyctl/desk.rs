@@ -29,11 +29,7 @@ impl Desk {
         Self::over(common, store, peppers).await
     }
 
-    pub(crate) async fn over(
-        common: Common,
-        whole: Store,
-        peppers: PepperRing,
-    ) -> Answer<Self> {
+    pub(crate) async fn over(common: Common, whole: Store, peppers: PepperRing) -> Answer<Self> {
         let policies = policies(&common)?;
         let store = whole.keys();
         let builder = Keyward::builder(store.clone(), peppers).policy(policies.clone());

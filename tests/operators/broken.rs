@@ -84,13 +84,20 @@ fn a_copy_that_differs_in_anything_never_opens() {
             for inner in [&target as &dyn Import, &database] {
                 let bent = Bent { inner, part, bend };
                 let refused = copy(&source, &bent);
-                assert!(matches!(refused, Err(CopyError::Differs(_))), "{part}: {refused:?}");
+                assert!(
+                    matches!(refused, Err(CopyError::Differs(_))),
+                    "{part}: {refused:?}"
+                );
             }
             wait(SqliteStore::open(other.path())).unwrap_err();
             open(place.options()).unwrap_err();
             for inner in [&target as &dyn Import, &database] {
                 let again = copy(&source, inner);
-                assert_eq!(matches!(again, Err(CopyError::Differs(_))), stays, "{part}: {again:?}");
+                assert_eq!(
+                    matches!(again, Err(CopyError::Differs(_))),
+                    stays,
+                    "{part}: {again:?}"
+                );
             }
         }
     }
@@ -165,7 +172,10 @@ fn a_source_that_is_written_to_meanwhile_is_noticed_at_any_page() {
                 happens: Mutex::new(Some(Box::new(happens))),
             };
             let refused = copy(&moving, &other.target());
-            assert!(matches!(refused, Err(CopyError::SourceMoved)), "page {page}: {refused:?}");
+            assert!(
+                matches!(refused, Err(CopyError::SourceMoved)),
+                "page {page}: {refused:?}"
+            );
             copy(&source, &other.target()).unwrap();
             assert_eq!(seen(&other.open()), seen(&source), "page {page}");
         }

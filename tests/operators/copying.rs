@@ -81,9 +81,15 @@ fn a_copy_does_what_its_source_would() {
     // The handles that the copies were made through, and new ones.
     works(to_file, &filled);
     works(to_database, &filled);
-    assert_eq!(seen(&other.open()).eq(&seen(&file.open())), false, "two stores");
+    assert_eq!(
+        seen(&other.open()).eq(&seen(&file.open())),
+        false,
+        "two stores"
+    );
     drop(service(place.connect()));
-    service(file.open()).verify(filled.live.secret.expose(), &reading()).unwrap();
+    service(file.open())
+        .verify(filled.live.secret.expose(), &reading())
+        .unwrap();
 }
 
 /// A commit that puts nothing but takes an id.
@@ -117,15 +123,18 @@ fn what_was_taken_for_ever_stays_taken_in_a_copy() {
     let filled = fill(&file.open());
     let database = open(place.options().copy_target()).unwrap();
     copy(&file.open(), &database).unwrap();
-    let at = wait(database.load(&tenant("acme"), &Select::none())).unwrap().revision;
+    let at = wait(database.load(&tenant("acme"), &Select::none()))
+        .unwrap()
+        .revision;
     for id in [filled.forgotten, filled.removed.id] {
         let refused = wait(database.commit(takes(id, at))).unwrap_err();
-        assert!(matches!(refused, CommitError::IdTaken(taken) if taken == id), "{refused:?}");
+        assert!(
+            matches!(refused, CommitError::IdTaken(taken) if taken == id),
+            "{refused:?}"
+        );
     }
-    let again = keyward::ImportKey::sha256(
-        keyward::Digest::sha256(crate::fill::TOKEN),
-        reader("again"),
-    );
+    let again =
+        keyward::ImportKey::sha256(keyward::Digest::sha256(crate::fill::TOKEN), reader("again"));
     let refused = wait(service(database).import(&host(), again)).unwrap_err();
     assert!(format!("{refused:?}").contains("Digest"), "{refused:?}");
 }
@@ -160,7 +169,11 @@ fn progress_is_told_of_each_part_to_its_end() {
             let of = told.iter().filter(|at| (at.step, at.part) == (step, part));
             let done: Vec<_> = of.map(|at| (at.done, at.total)).collect();
             assert!(done.is_sorted(), "{step:?} {part}: {done:?}");
-            assert_eq!(done.last(), Some(&(counts.of(part), counts.of(part))), "{step:?} {part}");
+            assert_eq!(
+                done.last(),
+                Some(&(counts.of(part), counts.of(part))),
+                "{step:?} {part}"
+            );
             assert!(counts.of(part) > 0, "{part}");
         }
     }
@@ -171,7 +184,10 @@ fn an_empty_store_and_one_to_be_recovered_are_copied_as_they_are() {
     let (file, other) = (File::new(), File::new());
     let target = other.target();
     let done = copy(&file.open(), &target).unwrap();
-    assert_eq!((done.head.revision, done.unrecovered), (Revision::ZERO, false));
+    assert_eq!(
+        (done.head.revision, done.unrecovered),
+        (Revision::ZERO, false)
+    );
     fill(&other.open());
 
     let (backup, place, last) = (File::new(), Place::new(), File::new());
@@ -181,11 +197,17 @@ fn an_empty_store_and_one_to_be_recovered_are_copied_as_they_are() {
     let database = open(place.options().copy_target()).unwrap();
     assert!(copy(&source, &database).unwrap().unrecovered);
     let refused = open(place.options()).unwrap_err();
-    assert!(format!("{refused:?}").contains("Unrecovered"), "{refused:?}");
+    assert!(
+        format!("{refused:?}").contains("Unrecovered"),
+        "{refused:?}"
+    );
     let source = open(place.options().allow_unrecovered()).unwrap();
     assert!(copy(&source, &last.target()).unwrap().unrecovered);
     let refused = wait(SqliteStore::open(last.path())).unwrap_err();
-    assert!(matches!(refused, OpenError::Unrecovered { .. }), "{refused:?}");
+    assert!(
+        matches!(refused, OpenError::Unrecovered { .. }),
+        "{refused:?}"
+    );
 }
 
 #[test]
@@ -202,7 +224,10 @@ fn a_target_that_holds_anything_is_refused_untouched() {
     }
     let refused = copy(&source, &file.target());
     assert!(matches!(refused, Err(CopyError::SameStore)), "{refused:?}");
-    assert_eq!((seen(&full.open()), seen(&place.connect())), (before, in_place));
+    assert_eq!(
+        (seen(&full.open()), seen(&place.connect())),
+        (before, in_place)
+    );
 }
 
 #[test]
@@ -227,6 +252,9 @@ fn damage_is_never_copied() {
             other => panic!("{damage}: {other:?}"),
         }
         let closed = open(place.options()).unwrap_err();
-        assert!(format!("{closed:?}").contains("Copying"), "{damage}: {closed:?}");
+        assert!(
+            format!("{closed:?}").contains("Copying"),
+            "{damage}: {closed:?}"
+        );
     }
 }

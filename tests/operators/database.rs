@@ -91,12 +91,17 @@ impl Shop {
             err: String::from_utf8(output.stderr).unwrap(),
         };
         let told = format!("{}{}", said.out, said.err);
-        assert!(!told.contains("hunter2") && !told.contains("://postgres"), "{said:?}");
+        assert!(
+            !told.contains("hunter2") && !told.contains("://postgres"),
+            "{said:?}"
+        );
         said
     }
 
     fn key(&self, name: &str, on: impl Fn(&[&str]) -> Said) -> (String, String) {
-        let created = on(&["create", name, "--tenant", "acme", "--json"]).ended(0).document();
+        let created = on(&["create", name, "--tenant", "acme", "--json"])
+            .ended(0)
+            .document();
         let text = |field: &str| created[field].as_str().unwrap().to_owned();
         (text("id"), text("secret"))
     }
@@ -122,22 +127,34 @@ impl Shop {
 fn a_database_stands_where_a_file_would() {
     let shop = Shop::empty();
     shop.run(&["list"]).ended(NOT_FOUND);
-    let made = shop.place.ask("SELECT nspname::text FROM pg_namespace WHERE nspname = '$s'");
+    let made = shop
+        .place
+        .ask("SELECT nspname::text FROM pg_namespace WHERE nspname = '$s'");
     assert_eq!(made, Vec::<String>::new(), "a slip makes no tables");
     shop.run(&["init"]).ended(0);
     let (id, secret) = shop.key("export", |args| shop.run(args));
     assert!(shop.verifies(&secret));
     shop.run(&["init"]).ended(REFUSED);
     let listed = shop.run(&["list", "--json"]).ended(0).document();
-    assert_eq!((&listed["id"], &listed["name"]), (&id.as_str().into(), &"export".into()));
+    assert_eq!(
+        (&listed["id"], &listed["name"]),
+        (&id.as_str().into(), &"export".into())
+    );
     shop.run(&["rotate", &id, "--immediate"]).ended(0);
     assert!(!shop.verifies(&secret));
     shop.run(&["audit", "--check"]).ended(0);
     let stats = shop.run(&["stats", "--json"]).ended(0).document();
     assert_eq!((&stats["keys"], &stats["tenants"]), (&2.into(), &1.into()));
-    assert!(stats["engine"].as_str().unwrap().starts_with("PostgreSQL"), "{stats}");
-    assert_eq!(shop.run(&["check", "--json"]).ended(0).document()["intact"], true);
-    shop.place.run("UPDATE $s.rows SET seal = seal + 1 WHERE kind = 2");
+    assert!(
+        stats["engine"].as_str().unwrap().starts_with("PostgreSQL"),
+        "{stats}"
+    );
+    assert_eq!(
+        shop.run(&["check", "--json"]).ended(0).document()["intact"],
+        true
+    );
+    shop.place
+        .run("UPDATE $s.rows SET seal = seal + 1 WHERE kind = 2");
     shop.run(&["check"]).ended(CORRUPT);
     for file_only in [&["backup", "copy.db"][..], &["restore", "copy.db"]] {
         let told = shop.run(file_only).ended(USAGE);
@@ -165,8 +182,10 @@ fn the_url_is_told_nowhere() {
         shop.run(&["stats", "--json", "--store", url]).ended(code);
         shop.run(&["migrate-store", url, "new.db"]).ended(code);
     }
-    shop.run(&["migrate-store", "env:NOT_SET", "new.db"]).ended(USAGE);
-    shop.run(&["migrate-store", "keys.db", "env:NOT_SET"]).ended(NOT_FOUND);
+    shop.run(&["migrate-store", "env:NOT_SET", "new.db"])
+        .ended(USAGE);
+    shop.run(&["migrate-store", "keys.db", "env:NOT_SET"])
+        .ended(NOT_FOUND);
 }
 
 #[test]
@@ -176,19 +195,34 @@ fn a_store_moves_from_a_file_into_a_database_and_back() {
     let file = |args: &[&str]| shop.on_file(args);
     let (_, kept) = shop.key("kept", file);
     let (lost, revoked) = shop.key("lost", file);
-    shop.on_file(&["revoke", &lost, "--reason", "lost"]).ended(0);
+    shop.on_file(&["revoke", &lost, "--reason", "lost"])
+        .ended(0);
     let ends = shop.on_file(&["audit", "--check"]).ended(0).out;
-    let moved = shop.run(&["migrate-store", "keys.db", "env:KEYWARD_STORE"]).ended(0);
-    for words in ["compared 3 of 3 rows", "compared 4 of 4 audit entries", "as of revision"] {
+    let moved = shop
+        .run(&["migrate-store", "keys.db", "env:KEYWARD_STORE"])
+        .ended(0);
+    for words in [
+        "compared 3 of 3 rows",
+        "compared 4 of 4 audit entries",
+        "as of revision",
+    ] {
         assert!(moved.err.contains(words), "{words}: {moved:?}");
     }
     assert!(shop.verifies(&kept) && !shop.verifies(&revoked));
-    assert_eq!(shop.run(&["audit", "--check"]).ended(0).out, ends, "the trail is the same one");
+    assert_eq!(
+        shop.run(&["audit", "--check"]).ended(0).out,
+        ends,
+        "the trail is the same one"
+    );
     let (_, _) = shop.key("later", |args| shop.run(args));
 
-    let again = shop.run(&["migrate-store", "keys.db", "env:KEYWARD_STORE"]).ended(REFUSED);
+    let again = shop
+        .run(&["migrate-store", "keys.db", "env:KEYWARD_STORE"])
+        .ended(REFUSED);
     assert!(again.err.contains("not empty"), "{again:?}");
-    let back = shop.run(&["migrate-store", "env:KEYWARD_STORE", "back.db", "--json"]).ended(0);
+    let back = shop
+        .run(&["migrate-store", "env:KEYWARD_STORE", "back.db", "--json"])
+        .ended(0);
     let back = back.document();
     assert_eq!(back["copied"]["audit entries"], 5, "{back}");
     let on_back = |args: &[&str]| shop.run(&[args, &["--store", "back.db"]].concat());
@@ -204,14 +238,22 @@ fn a_half_copied_store_says_what_to_do_about_it() {
     let shop = Shop::empty();
     shop.on_file(&["init"]).ended(0);
     shop.key("kept", |args| shop.on_file(args));
-    shop.run(&["migrate-store", "keys.db", "env:KEYWARD_STORE"]).ended(0);
-    shop.place.run("UPDATE $s.schema_version SET version = version + 1073741824");
-    for args in [&["list"][..], &["recover", "--trust-backup"], &["begin-anew"], &["init"]] {
+    shop.run(&["migrate-store", "keys.db", "env:KEYWARD_STORE"])
+        .ended(0);
+    shop.place
+        .run("UPDATE $s.schema_version SET version = version + 1073741824");
+    for args in [
+        &["list"][..],
+        &["recover", "--trust-backup"],
+        &["begin-anew"],
+        &["init"],
+    ] {
         let told = shop.run(args).ended(REFUSED);
         assert!(told.err.contains("copy again"), "{args:?}: {told:?}");
     }
     // The mark alone says so: what it is a copy of is another store, for all that is known.
-    shop.run(&["migrate-store", "keys.db", "env:KEYWARD_STORE"]).ended(REFUSED);
+    shop.run(&["migrate-store", "keys.db", "env:KEYWARD_STORE"])
+        .ended(REFUSED);
 }
 
 #[test]
@@ -224,27 +266,43 @@ fn a_database_that_was_restored_is_recovered_before_it_serves() {
     shop.tool("pg_dump", &[&schema, "--file", "dump.sql"]);
     shop.run(&["revoke", &lost, "--reason", "lost"]).ended(0);
     // What is left of the lost database: its trail.
-    shop.run(&["migrate-store", "env:KEYWARD_STORE", "trail.db"]).ended(0);
+    shop.run(&["migrate-store", "env:KEYWARD_STORE", "trail.db"])
+        .ended(0);
     let restore = || {
         shop.place.run("DROP SCHEMA $s CASCADE");
-        shop.tool("psql", &["--quiet", "--set", "ON_ERROR_STOP=1", "--file", "dump.sql"]);
+        shop.tool(
+            "psql",
+            &["--quiet", "--set", "ON_ERROR_STOP=1", "--file", "dump.sql"],
+        );
     };
     restore();
-    assert!(shop.verifies(&revoked), "nobody has said that it was restored");
+    assert!(
+        shop.verifies(&revoked),
+        "nobody has said that it was restored"
+    );
     shop.run(&["recover", "--disable-all"]).ended(REFUSED);
 
     shop.run(&["begin-anew"]).ended(0);
     shop.run(&["list"]).ended(REFUSED);
     shop.run(&["recover"]).ended(USAGE);
-    let told = shop.run(&["recover", "--replay-from", "trail.db", "--json"]).ended(0).document();
-    assert_eq!((&told["revoked"], &told["disabled"]), (&1.into(), &0.into()));
+    let told = shop
+        .run(&["recover", "--replay-from", "trail.db", "--json"])
+        .ended(0)
+        .document();
+    assert_eq!(
+        (&told["revoked"], &told["disabled"]),
+        (&1.into(), &0.into())
+    );
     assert!(shop.verifies(&kept) && !shop.verifies(&revoked));
     shop.run(&["audit", "--check"]).ended(0);
     shop.run(&["recover", "--disable-all"]).ended(REFUSED);
 
     restore();
     shop.run(&["begin-anew"]).ended(0);
-    let told = shop.run(&["recover", "--disable-all", "--json"]).ended(0).document();
+    let told = shop
+        .run(&["recover", "--disable-all", "--json"])
+        .ended(0)
+        .document();
     assert_eq!(told["disabled"], 2);
     assert!(!shop.verifies(&kept) && !shop.verifies(&revoked));
 
@@ -258,9 +316,21 @@ fn a_database_that_was_restored_is_recovered_before_it_serves() {
 fn the_tables_that_keyctl_prints_are_those_of_a_store() {
     let shop = Shop::empty();
     let sql = shop.run(&["schema"]).ended(0).out;
-    assert_eq!(sql, PostgresStore::schema_sql(&shop.place.schema, 0).unwrap());
+    assert_eq!(
+        sql,
+        PostgresStore::schema_sql(&shop.place.schema, 0).unwrap()
+    );
     std::fs::write(shop.folder.path().join("tables.sql"), &sql).unwrap();
-    shop.tool("psql", &["--quiet", "--set", "ON_ERROR_STOP=1", "--file", "tables.sql"]);
+    shop.tool(
+        "psql",
+        &[
+            "--quiet",
+            "--set",
+            "ON_ERROR_STOP=1",
+            "--file",
+            "tables.sql",
+        ],
+    );
     shop.run(&["init"]).ended(0);
     let (_, secret) = shop.key("export", |args| shop.run(args));
     assert!(shop.verifies(&secret));

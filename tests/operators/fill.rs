@@ -161,21 +161,33 @@ pub(crate) fn head(store: &dyn KeyStore) -> Cursor {
 /// Asserts that a copy does what its source would.
 pub(crate) fn works(store: impl KeyStore + Clone, filled: &Filled) {
     let keys = service(store.clone());
-    keys.verify(filled.live.secret.expose(), &reading()).unwrap();
+    keys.verify(filled.live.secret.expose(), &reading())
+        .unwrap();
     wait(keys.verify_or_fetch(TOKEN, &Need::any())).unwrap();
     for refused in [&filled.revoked, &filled.removed] {
-        keys.verify(refused.secret.expose(), &Need::any()).unwrap_err();
+        keys.verify(refused.secret.expose(), &Need::any())
+            .unwrap_err();
     }
     let found = wait(store.find(&Locator::Imported(Digest::sha256(TOKEN)))).unwrap();
-    assert_eq!(found.unwrap().change.row.key(), keyward::store::RowKey::Key(filled.imported));
+    assert_eq!(
+        found.unwrap().change.row.key(),
+        keyward::store::RowKey::Key(filled.imported)
+    );
     for path in ["acme", "other/web"] {
         let path = tenant(path);
-        let head = wait(store.load(&path, &keyward::store::Select::none())).unwrap().audit_head;
+        let head = wait(store.load(&path, &keyward::store::Select::none()))
+            .unwrap()
+            .audit_head;
         let by = keyward::Actor::system(path.clone());
         wait(keys.verify_audit(&by, &path, Some(head))).unwrap();
     }
     let before = head(&store).revision.0;
     wait(keys.revoke(&admin(), filled.live.id, Reason::Lost)).unwrap();
-    assert_eq!(head(&store).revision.0, before + 1, "it goes on where it was");
-    keys.verify(filled.live.secret.expose(), &reading()).unwrap_err();
+    assert_eq!(
+        head(&store).revision.0,
+        before + 1,
+        "it goes on where it was"
+    );
+    keys.verify(filled.live.secret.expose(), &reading())
+        .unwrap_err();
 }

@@ -194,7 +194,11 @@ fn a_store_that_was_open_before_serves_nothing_while_it_is_copied_into() {
             "{refused:?}"
         );
         copy(&source, &**target).unwrap();
-        assert_eq!(seen(&**before), seen(&source), "it serves the copy from here on");
+        assert_eq!(
+            seen(&**before),
+            seen(&source),
+            "it serves the copy from here on"
+        );
     }
 }
 
@@ -207,7 +211,10 @@ fn a_half_copied_target_is_for_the_same_source_alone() {
     for target in [&other.target() as &dyn Import, &database] {
         half(&file.open(), target);
         let refused = copy(&stranger.open(), target);
-        assert!(matches!(refused, Err(CopyError::OtherSource)), "{refused:?}");
+        assert!(
+            matches!(refused, Err(CopyError::OtherSource)),
+            "{refused:?}"
+        );
         copy(&file.open(), target).unwrap();
     }
     assert_eq!(seen(&other.open()), seen(&file.open()));
@@ -227,7 +234,11 @@ fn a_source_that_was_changed_between_two_attempts_is_copied_anew() {
     wait(keys.revoke(&admin(), filled.live.id, keyward::Reason::Lost)).unwrap();
     targets.map(|target| half(&source, target));
     let head = wait(source.scan(None, FEW)).unwrap().head.revision;
-    assert_eq!(wait(source.forget_removed(head)).unwrap(), 1, "without a commit");
+    assert_eq!(
+        wait(source.forget_removed(head)).unwrap(),
+        1,
+        "without a commit"
+    );
     for target in targets {
         copy(&source, target).unwrap();
     }

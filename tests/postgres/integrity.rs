@@ -26,9 +26,15 @@ fn a_store_in_use_is_sound_and_tells_its_size() {
     assert!(report.is_sound(), "{report:?}");
     let stats = wait(store.stats()).unwrap();
     assert_eq!((stats.keys, stats.removed, stats.tenants), (3, 1, 1));
-    assert_eq!(report.rows, stats.keys + stats.removed + stats.owners + stats.tenants);
+    assert_eq!(
+        report.rows,
+        stats.keys + stats.removed + stats.owners + stats.tenants
+    );
     assert_eq!(report.audit, stats.audit);
-    assert_eq!(stats.head, wait(store.scan(None, crate::raw::ALL)).unwrap().head);
+    assert_eq!(
+        stats.head,
+        wait(store.scan(None, crate::raw::ALL)).unwrap().head
+    );
     assert!(stats.bytes > 8192, "{stats:?}");
     assert!(stats.engine.starts_with("PostgreSQL 1"), "{stats:?}");
 }
@@ -36,17 +42,50 @@ fn a_store_in_use_is_sound_and_tells_its_size() {
 #[test]
 fn what_is_broken_is_named_once_and_alone() {
     let damages = [
-        ("UPDATE $s.rows SET seal = seal + 1 WHERE kind = 2 AND place = (SELECT max(place) FROM $s.rows)", "key "),
-        ("UPDATE $s.rows SET body = '\\x00' WHERE kind = 0", "tenant acme: its row is damaged"),
-        ("UPDATE $s.audit SET command = 'other' WHERE sequence = 3", "audit entry 3 of revision "),
-        ("DELETE FROM $s.audit WHERE sequence = 3", "tenant acme: 4 audit entries up to 5, should be 5"),
-        ("DELETE FROM $s.audit WHERE sequence = 5", "tenant acme: 4 audit entries up to 4, should be 5"),
-        ("UPDATE $s.tenants SET sequence = sequence + 1", "the row of tenant acme is damaged"),
-        ("DELETE FROM $s.tenants", "tenant \"acme\": has rows or audit entries, and no head"),
-        ("UPDATE $s.head SET tag = overlay(tag placing '\\x07' from 6)", "commit "),
-        ("UPDATE $s.head SET floor = 1", "the store's own row is damaged"),
-        ("UPDATE $s.digests SET id = overlay(id placing '\\x07' from 6)", "an imported digest is damaged"),
-        ("UPDATE $s.nodes SET beat = beat + 1", "node 00000000000000000000000000000007: its row"),
+        (
+            "UPDATE $s.rows SET seal = seal + 1 WHERE kind = 2 AND place = (SELECT max(place) FROM $s.rows)",
+            "key ",
+        ),
+        (
+            "UPDATE $s.rows SET body = '\\x00' WHERE kind = 0",
+            "tenant acme: its row is damaged",
+        ),
+        (
+            "UPDATE $s.audit SET command = 'other' WHERE sequence = 3",
+            "audit entry 3 of revision ",
+        ),
+        (
+            "DELETE FROM $s.audit WHERE sequence = 3",
+            "tenant acme: 4 audit entries up to 5, should be 5",
+        ),
+        (
+            "DELETE FROM $s.audit WHERE sequence = 5",
+            "tenant acme: 4 audit entries up to 4, should be 5",
+        ),
+        (
+            "UPDATE $s.tenants SET sequence = sequence + 1",
+            "the row of tenant acme is damaged",
+        ),
+        (
+            "DELETE FROM $s.tenants",
+            "tenant \"acme\": has rows or audit entries, and no head",
+        ),
+        (
+            "UPDATE $s.head SET tag = overlay(tag placing '\\x07' from 6)",
+            "commit ",
+        ),
+        (
+            "UPDATE $s.head SET floor = 1",
+            "the store's own row is damaged",
+        ),
+        (
+            "UPDATE $s.digests SET id = overlay(id placing '\\x07' from 6)",
+            "an imported digest is damaged",
+        ),
+        (
+            "UPDATE $s.nodes SET beat = beat + 1",
+            "node 00000000000000000000000000000007: its row",
+        ),
     ];
     for (change, named) in damages {
         let place = Place::new();

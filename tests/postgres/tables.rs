@@ -54,7 +54,10 @@ fn the_printed_sql_changes_nothing_where_there_is_a_store() {
     let sql = PostgresStore::schema_sql(&place.schema, 0).unwrap();
     place.try_run(&sql).unwrap_err();
     assert_eq!(tables(&place), made);
-    assert_eq!(wait(store.scan(None, ALL)).unwrap().head.revision, Revision(1));
+    assert_eq!(
+        wait(store.scan(None, ALL)).unwrap().head.revision,
+        Revision(1)
+    );
 }
 
 #[test]
@@ -73,7 +76,12 @@ fn sql_is_printed_for_plain_names_and_known_versions_alone() {
 fn a_lost_head_is_told_and_never_made_anew() {
     for kept in ["rows", "tenants", "commits"] {
         let place = Place::new();
-        wait(place.connect().commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
+        wait(
+            place
+                .connect()
+                .commit(next(&tenant("acme"), Revision::ZERO).1),
+        )
+        .unwrap();
         for table in ["rows", "tenants", "commits"] {
             if table != kept {
                 place.run(&format!("DELETE FROM $s.{table}"));
@@ -82,7 +90,10 @@ fn a_lost_head_is_told_and_never_made_anew() {
         place.run("DELETE FROM $s.head");
         let refused = open(place.options()).unwrap_err();
         assert!(matches!(refused, ConnectError::Database(_)), "{refused:?}");
-        assert_eq!(place.ask("SELECT 'a head' FROM $s.head"), Vec::<String>::new());
+        assert_eq!(
+            place.ask("SELECT 'a head' FROM $s.head"),
+            Vec::<String>::new()
+        );
     }
 }
 

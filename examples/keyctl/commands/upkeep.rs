@@ -34,9 +34,7 @@ pub(crate) async fn init(common: Common, named: &Repeatable, output: &Output) ->
         }));
     }
     let file = file.display();
-    output.note(&format!(
-        "set up {place} under pepper {pepper} in {file}"
-    ));
+    output.note(&format!("set up {place} under pepper {pepper} in {file}"));
     output.note("keep a copy of the pepper file, but never where the store's copies are");
     issue::provisioned(&keys, output)
 }

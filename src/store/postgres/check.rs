@@ -81,7 +81,9 @@ pub(super) async fn stats(tx: &Tx<'_>) -> Result<Stats, Fault> {
                count(*) FILTER (WHERE kind = 1), count(*) FILTER (WHERE kind = 0), \
                (SELECT count(*) FROM $s.audit), current_setting('server_version') FROM $s.rows";
     let counted = tx.query(sql, &[]).await?;
-    let counted = counted.first().ok_or(Fault::Refused("nothing was counted"))?;
+    let counted = counted
+        .first()
+        .ok_or(Fault::Refused("nothing was counted"))?;
     let count = |column: usize| -> Result<u64, Fault> {
         Ok(counted.try_get::<_, i64>(column)?.unsigned_abs())
     };
@@ -100,6 +102,9 @@ pub(super) async fn stats(tx: &Tx<'_>) -> Result<Stats, Fault> {
         tenants: count(3)?,
         audit: count(4)?,
         bytes: bytes.map_or(0, i64::unsigned_abs),
-        engine: format!("PostgreSQL {}", version.split(' ').next().unwrap_or(version)),
+        engine: format!(
+            "PostgreSQL {}",
+            version.split(' ').next().unwrap_or(version)
+        ),
     })
 }

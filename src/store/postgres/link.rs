@@ -225,7 +225,10 @@ impl<'c> Tx<'c> {
 
     /// Lets each statement of the transaction take as long as it needs.
     pub(super) async fn be_patient(&self) -> Result<(), Fault> {
-        Ok(self.tx.batch_execute("SET LOCAL statement_timeout = 0").await?)
+        Ok(self
+            .tx
+            .batch_execute("SET LOCAL statement_timeout = 0")
+            .await?)
     }
 
     /// Ends a snapshot. The server need not be waited for: nothing was written.

@@ -177,7 +177,9 @@ async fn has_head(client: &impl GenericClient, prefix: &str) -> Result<bool, Fau
 /// The statements that bring a schema of version `from` to this build's; of a schema that does not
 /// exist, that is zero.
 pub(super) fn sql(schema: &Schema, from: i32) -> Result<String, ConnectError> {
-    let steps = usize::try_from(from).ok().and_then(|from| MIGRATIONS.get(from..));
+    let steps = usize::try_from(from)
+        .ok()
+        .and_then(|from| MIGRATIONS.get(from..));
     let steps = steps.ok_or(ConnectError::Newer {
         found: from,
         supported: VERSION,
@@ -207,9 +209,8 @@ pub(super) fn sql(schema: &Schema, from: i32) -> Result<String, ConnectError> {
         sql += step.trim_end();
         sql += "\n\n";
     }
-    sql += &format!(
-        "UPDATE {prefix}schema_version SET version = {VERSION} WHERE one = 1;\nCOMMIT;\n"
-    );
+    sql +=
+        &format!("UPDATE {prefix}schema_version SET version = {VERSION} WHERE one = 1;\nCOMMIT;\n");
     Ok(sql)
 }
 

@@ -49,7 +49,9 @@ pub(in crate::store) fn items_after<'a>(
     let beyond = format!("{order} >");
     if let Some(after) = after {
         if after.part() != part {
-            return Err(RowFault::Refused("a page goes on after an item of its own part"));
+            return Err(RowFault::Refused(
+                "a page goes on after an item of its own part",
+            ));
         }
         match after {
             Item::Commit { revision, .. } => sql.and(&beyond, signed(revision.0)?),

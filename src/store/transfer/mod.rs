@@ -324,7 +324,9 @@ pub struct Progress {
 
 impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { part, done, total, .. } = self;
+        let Self {
+            part, done, total, ..
+        } = self;
         let doing = match self.step {
             Step::Copying => "copied",
             Step::Comparing => "compared",
@@ -355,7 +357,9 @@ pub enum CopyError {
     #[error("source and target are the same store")]
     SameStore,
     /// The target holds a part of another store's copy. Nothing was changed.
-    #[error("the target holds a part of another store's copy: finish that one, or clear the target")]
+    #[error(
+        "the target holds a part of another store's copy: finish that one, or clear the target"
+    )]
     OtherSource,
     /// Another version of this crate began the copy. Nothing was changed.
     #[error("another version began this copy: finish it with that one, or clear the target")]
