@@ -1,5 +1,6 @@
 //! A copy is what its source was.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use keyward::conformance::model::{Facade, TENANTS, policy, run};
@@ -7,10 +8,11 @@ use keyward::conformance::strategies;
 use keyward::store::sqlite::OpenError;
 use keyward::store::transfer::{CopyError, Export, Part, Progress, Step, copy as copied};
 use keyward::store::{
-    ChangesError, Commit, CommitError, CommitTag, Effects, KeyStore, NodeRegistry, Revision,
-    Select, SqliteStore, StoreErrorKind,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, CommitTag, Cursor, Effects,
+    KeyPage, KeyQuery, KeyStore, Locator, MemoryStore, NodeRegistry, Revision, RowKey, ScanPage,
+    Select, SqliteStore, StoreError, StoreErrorKind, TenantView, Versioned,
 };
-use keyward::{Actor, Keyward, ManualClock, Pepper, PepperRing};
+use keyward::{Actor, Keyward, ManualClock, Pepper, PepperRing, TenantId, async_trait};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence};
 
@@ -19,6 +21,51 @@ use crate::server::{Place, open};
 use crate::support::*;
 
 const CAP: usize = 4;
+
+/// A store in memory, as the model's service wants it, whose commits go into a file as well.
+#[derive(Debug)]
+struct Mirrored {
+    memory: MemoryStore,
+    file: SqliteStore,
+}
+
+#[async_trait]
+impl KeyStore for Mirrored {
+    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+        self.memory.load(tenant, select).await
+    }
+    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+        self.memory.find(locator).await
+    }
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        let revision = self.memory.commit(commit.clone()).await?;
+        assert_eq!(self.file.commit(commit).await?, revision);
+        Ok(revision)
+    }
+    async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
+        self.memory.changes(after, limit).await
+    }
+    async fn scan(
+        &self,
+        after: Option<RowKey>,
+        limit: NonZeroUsize,
+    ) -> Result<ScanPage, StoreError> {
+        self.memory.scan(after, limit).await
+    }
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        self.memory.list(query).await
+    }
+    async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        self.memory.audit(query).await
+    }
+    fn changes_now(
+        &self,
+        after: Cursor,
+        limit: NonZeroUsize,
+    ) -> Option<Result<Changes, ChangesError>> {
+        self.memory.changes_now(after, limit)
+    }
+}
 
 proptest! {
     #![proptest_config(Config {
@@ -37,7 +84,8 @@ proptest! {
     ) {
         let (file, back) = (File::new(), File::new());
         let store = file.open();
-        let mut facade = Facade::new(Arc::new(store.clone()), policy(CAP));
+        let mirrored = Mirrored { memory: MemoryStore::new(), file: store.clone() };
+        let mut facade = Facade::new(Arc::new(mirrored), policy(CAP));
         run(&mut facade, CAP, &steps).unwrap();
         wait(store.forget_removed(Revision(forgotten))).unwrap();
         let before = seen(&store);

@@ -62,7 +62,7 @@ pub(crate) fn service(store: impl KeyStore) -> Keyward {
     node(store, &clock, Policy::new(capped(50)).unwrap())
 }
 
-pub(crate) const TOKEN: &str = "a token from elsewhere";
+pub(crate) const TOKEN: &str = "token-from-elsewhere";
 
 /// The keys of a store with something of everything in it.
 pub(crate) struct Filled {

@@ -229,10 +229,10 @@ fn a_source_that_was_changed_between_two_attempts_is_copied_anew() {
     let database = open(place.options().copy_target()).unwrap();
     let target = other.target();
     let targets = [&target as &dyn Import, &database];
-    targets.map(|target| half(&source, target));
+    targets.iter().for_each(|target| half(&source, *target));
     let keys = service(source.clone());
     wait(keys.revoke(&admin(), filled.live.id, keyward::Reason::Lost)).unwrap();
-    targets.map(|target| half(&source, target));
+    targets.iter().for_each(|target| half(&source, *target));
     let head = wait(source.scan(None, FEW)).unwrap().head.revision;
     assert_eq!(
         wait(source.forget_removed(head)).unwrap(),

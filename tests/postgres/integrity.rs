@@ -56,11 +56,11 @@ fn what_is_broken_is_named_once_and_alone() {
         ),
         (
             "DELETE FROM $s.audit WHERE sequence = 3",
-            "tenant acme: 4 audit entries up to 5, should be 5",
+            "tenant acme: 6 audit entries up to 7, should be 7",
         ),
         (
-            "DELETE FROM $s.audit WHERE sequence = 5",
-            "tenant acme: 4 audit entries up to 4, should be 5",
+            "DELETE FROM $s.audit WHERE sequence = 7",
+            "tenant acme: 6 audit entries up to 6, should be 7",
         ),
         (
             "UPDATE $s.tenants SET sequence = sequence + 1",

@@ -191,17 +191,6 @@ pub(crate) fn url() -> String {
         .unwrap_or_else(|_| SHARED.get_or_init(|| Server::start("fsync = off")).url())
 }
 
-/// The same server as tools other than these tests are told of it.
-pub(crate) fn uri() -> String {
-    let given = url();
-    if given.contains("://") {
-        return given;
-    }
-    let socket = given.split(' ').find_map(|part| part.strip_prefix("host="));
-    let socket = socket.unwrap().replace('/', "%2F");
-    format!("postgres://postgres:hunter2@{socket}/postgres")
-}
-
 /// A runtime that all tests share. They themselves run on none, as hosts may.
 pub(crate) fn runtime() -> Handle {
     static SHARED: OnceLock<Handle> = OnceLock::new();
