@@ -129,11 +129,7 @@ fn a_copy_does_what_its_source_would() {
     // The handles that the copies were made through, and new ones.
     works(to_file, &filled);
     works(to_database, &filled);
-    assert_eq!(
-        seen(&other.open()).eq(&seen(&file.open())),
-        false,
-        "two stores"
-    );
+    assert_ne!(seen(&other.open()), seen(&file.open()), "two stores");
     drop(service(place.connect()));
     service(file.open())
         .verify(filled.live.secret.expose(), &reading())

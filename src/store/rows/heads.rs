@@ -46,6 +46,7 @@ pub(in crate::store) struct CommitRow {
 
 impl CommitRow {
     /// What stands for the last commit where there was none.
+    #[cfg(feature = "postgres")]
     pub(in crate::store) const NONE: Self = Self {
         revision: 0,
         tag: [0; 16],

@@ -19,8 +19,10 @@ pub(in crate::store) use self::entries::{AUDIT_COLUMNS, AuditColumns};
 pub(in crate::store) use self::heads::{
     CommitRow, StoreRow, TenantHead, digest_holder, digest_seal,
 };
+#[cfg(feature = "postgres")]
+pub(in crate::store) use self::listing::Sql;
 pub(in crate::store) use self::listing::{
-    AuditListing, KeyListing, Marks, Sql, Value, audit_entries, key_candidates,
+    AuditListing, KeyListing, Marks, Value, audit_entries, key_candidates,
 };
 pub(in crate::store) use self::nodes::{NODE_COLUMNS, NodeRow};
 pub(in crate::store) use self::pages::{Keys, damaged, page_end};

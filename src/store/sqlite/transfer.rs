@@ -292,7 +292,11 @@ impl Import for SqliteStore {
     }
 
     async fn last(&self, part: Part) -> Result<Option<Item>, StoreError> {
-        self.copying(move |conn| last(&*writing(conn)?, part)).await
+        self.copying(move |conn| {
+            let tx = writing(conn)?;
+            last(&tx, part)
+        })
+        .await
     }
 
     async fn write(&self, items: &[Item]) -> Result<(), StoreError> {
@@ -307,8 +311,11 @@ impl Import for SqliteStore {
         limit: NonZeroUsize,
     ) -> Result<Page, StoreError> {
         let after = after.cloned();
-        self.copying(move |conn| page(&*writing(conn)?, part, after.as_ref(), limit))
-            .await
+        self.copying(move |conn| {
+            let tx = writing(conn)?;
+            page(&tx, part, after.as_ref(), limit)
+        })
+        .await
     }
 
     async fn finish(&self, origin: &Origin) -> Result<Cursor, StoreError> {
