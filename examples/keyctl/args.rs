@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::store::Place;
 use crate::words::{ReasonWord, RotationWord, SortWord, StatusWord, duration};
 
 const EXIT_CODES: &str = "\
@@ -31,10 +32,26 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Args)]
 pub(crate) struct Common {
-    /// The store
-    #[arg(long, global = true, env = "KEYWARD_STORE", default_value = "keys.db")]
-    pub(crate) store: PathBuf,
-    /// The file that holds the pepper [default: <STORE>.pepper]
+    /// The store: a file, or postgres://USER:PASSWORD@HOST/DATABASE
+    // Other users of the machine see arguments, and the help would show the variable.
+    #[arg(
+        long,
+        global = true,
+        env = "KEYWARD_STORE",
+        hide_env_values = true,
+        default_value = "keys.db"
+    )]
+    pub(crate) store: Place,
+    /// The schema of a database that holds the store
+    #[arg(
+        long,
+        global = true,
+        env = "KEYWARD_SCHEMA",
+        value_name = "NAME",
+        default_value = "keyward"
+    )]
+    pub(crate) schema: String,
+    /// The file that holds the pepper [default: <STORE>.pepper beside a file]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) pepper_file: Option<PathBuf>,
     /// The policy, as JSON [default: the standard profile]
@@ -103,10 +120,38 @@ pub(crate) enum Ask {
     Restore { backup: PathBuf },
     /// Put a restored store right, so that it opens again
     Recover(Recover),
+    /// Say of a database whose tables were just restored that they were, so that it waits for `recover`
+    BeginAnew,
     /// Check the store's integrity
     Check,
     /// Tell how much the store holds
     Stats,
+    /// Copy a store into another one, a file into a database say, while nobody uses either
+    MigrateStore(MigrateStore),
+    /// Print the SQL that sets up --schema in a database, for migrations of your own
+    Schema {
+        /// The version that the schema has
+        #[arg(long, value_name = "VERSION", default_value = "0")]
+        from: i32,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Stop all that use the store first. Interrupted, the same command goes on where it was. TO opens for
+nothing else until it holds everything and was compared with FROM, which stays as it is. It is a
+history of its own then: followers start over, and the audit trail goes on. The pepper is not copied.
+
+A password in an argument is seen by other users of the machine: env:NAME takes FROM or TO from the
+variable NAME.")]
+pub(crate) struct MigrateStore {
+    /// The store to copy: a file, a database's URL, or env:NAME
+    pub(crate) from: Place,
+    /// Where to: the same, with nothing in it yet
+    pub(crate) to: Place,
+    /// The schema of TO, if it is another one than --schema
+    #[arg(long, value_name = "NAME")]
+    pub(crate) to_schema: Option<String>,
 }
 
 /// What was revoked since the backup must not work again: one of these says how.
@@ -116,10 +161,10 @@ pub(crate) struct Recover {
     /// Disable every key; enable or rotate them one by one
     #[arg(long)]
     pub(crate) disable_all: bool,
-    /// Repeat what ended or narrowed keys, as told by the trail of another store file, such as the
-    /// one that was lost
+    /// Repeat what ended or narrowed keys, as told by the trail of another store, such as the one that
+    /// was lost
     #[arg(long, value_name = "STORE")]
-    pub(crate) replay_from: Option<PathBuf>,
+    pub(crate) replay_from: Option<Place>,
     /// Nothing was revoked or narrowed since the backup
     #[arg(long)]
     pub(crate) trust_backup: bool,

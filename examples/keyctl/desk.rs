@@ -1,7 +1,9 @@
 //! What most commands need: the keys, and in whose name they act.
 
+use std::sync::Arc;
+
 use keyward::policy::{Policies, Policy, PolicySpec};
-use keyward::store::{KeyStore, Locator, Row, SqliteStore};
+use keyward::store::{KeyStore, Locator, Row};
 use keyward::{
     Actor, CommandId, Denied, Invocation, KeyId, Keyward, PepperRing, Receipt, TenantId,
 };
@@ -9,11 +11,12 @@ use serde_json::{Value, json};
 
 use crate::args::{Common, Repeatable};
 use crate::failure::{Answer, Failure, Kind};
-use crate::store::{self, Expected};
+use crate::store::{self, Expected, Store};
 
 pub(crate) struct Desk {
     common: Common,
-    pub(crate) store: SqliteStore,
+    pub(crate) whole: Store,
+    pub(crate) store: Arc<dyn KeyStore>,
     pub(crate) keys: Keyward,
     pub(crate) policies: Policies,
 }
@@ -26,20 +29,22 @@ impl Desk {
         Self::over(common, store, peppers).await
     }
 
-    pub(crate) async fn over(
-        common: Common,
-        store: SqliteStore,
-        peppers: PepperRing,
-    ) -> Answer<Self> {
+    pub(crate) async fn over(common: Common, whole: Store, peppers: PepperRing) -> Answer<Self> {
         let policies = policies(&common)?;
+        let store = whole.keys();
         let builder = Keyward::builder(store.clone(), peppers).policy(policies.clone());
         let keys = builder.build().await?;
         Ok(Self {
             common,
+            whole,
             store,
             keys,
             policies,
         })
+    }
+
+    pub(crate) const fn common(&self) -> &Common {
+        &self.common
     }
 
     /// The tenant that was named, if any.

@@ -3,7 +3,10 @@
 use std::process::ExitCode;
 
 use keyward::policy::PolicyError;
+#[cfg(feature = "postgres")]
+use keyward::store::postgres::ConnectError;
 use keyward::store::sqlite::OpenError;
+use keyward::store::transfer::CopyError;
 use keyward::store::{StoreError, StoreErrorKind};
 use keyward::{AuditError, Denied, Error, Invalid, PepperFileError, RecoveryError};
 
@@ -140,6 +143,30 @@ impl From<OpenError> for Failure {
             OpenError::NotFound { .. } => Kind::NotFound,
             OpenError::Corrupt { .. } => Kind::Corrupt,
             OpenError::Locked { .. } | OpenError::Io { .. } => Kind::Unavailable,
+            _ => Kind::Refused,
+        };
+        Self::of(kind, &error)
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        let kind = match &error {
+            ConnectError::NotFound => Kind::NotFound,
+            ConnectError::Url | ConnectError::Schema => Kind::Usage,
+            ConnectError::Database(_) => Kind::Unavailable,
+            _ => Kind::Refused,
+        };
+        Self::of(kind, &error)
+    }
+}
+
+impl From<CopyError> for Failure {
+    fn from(error: CopyError) -> Self {
+        let kind = match error {
+            CopyError::Store(error) => return error.into(),
+            CopyError::Differs(_) => Kind::Corrupt,
             _ => Kind::Refused,
         };
         Self::of(kind, &error)

@@ -1,4 +1,5 @@
 //! An operator's command line over a store: `cargo run --example keyctl --features sqlite -- --help`.
+//! With the feature `postgres` as well, over a database too.
 
 mod args;
 mod commands;
@@ -14,6 +15,9 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::args::Cli;
+use crate::failure::Answer;
+#[cfg(feature = "postgres")]
+use crate::failure::{Failure, Kind};
 use crate::output::Output;
 
 fn main() -> ExitCode {
@@ -22,11 +26,26 @@ fn main() -> ExitCode {
         Err(error) => return usage::refuse(&error),
     };
     let output = Output::new(cli.common.json);
-    match pollster::block_on(commands::run(cli, &output)) {
+    match run(commands::run(cli, &output)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             output.failure(&failure);
             failure.exit_code()
         }
     }
+}
+
+#[cfg(not(feature = "postgres"))]
+fn run(command: impl Future<Output = Answer<()>>) -> Answer<()> {
+    pollster::block_on(command)
+}
+
+/// A database's driver needs a runtime.
+#[cfg(feature = "postgres")]
+fn run(command: impl Future<Output = Answer<()>>) -> Answer<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let unable = |error| Failure::new(Kind::Unavailable, format!("cannot start: {error}"));
+    runtime.map_err(unable)?.block_on(command)
 }

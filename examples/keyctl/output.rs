@@ -58,6 +58,15 @@ impl Output {
         shown.then(|| GoingOn::start(what.into()))
     }
 
+    /// On a terminal, a line that says how far something has come; elsewhere each part once.
+    pub(crate) fn steps(&self) -> Steps {
+        let said = !self.json;
+        Steps {
+            said,
+            shown: (said && io::stderr().is_terminal()).then(String::new),
+        }
+    }
+
     pub(crate) fn failure(&self, failure: &Failure) {
         let Failure { kind, words } = failure;
         if self.json {
@@ -134,6 +143,37 @@ impl Drop for GoingOn {
             drop(lasts);
             // The line is gone before anything else is said.
             let _ = thread.join();
+        }
+    }
+}
+
+/// How far something has come that tells its steps.
+pub(crate) struct Steps {
+    said: bool,
+    /// What stands on the terminal, if there is one.
+    shown: Option<String>,
+}
+
+impl Steps {
+    /// Tells a step; `ends` if a part is done with it.
+    pub(crate) fn step(&mut self, words: &str, ends: bool) {
+        match &mut self.shown {
+            Some(shown) => {
+                let blank = shown.chars().count();
+                draw(&format!("\r{words:blank$}"));
+                words.clone_into(shown);
+            }
+            None if self.said && ends => warn(words),
+            None => {}
+        }
+    }
+}
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        if let Some(shown) = &self.shown {
+            let blank = " ".repeat(shown.chars().count());
+            draw(&format!("\r{blank}\r"));
         }
     }
 }

@@ -14,6 +14,9 @@ pub mod postgres;
 mod rows;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
+pub mod transfer;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod upkeep;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -30,6 +33,8 @@ pub use self::pages::{TakePage, scan_by_pages};
 pub use self::postgres::PostgresStore;
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteStore;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub use self::upkeep::{IntegrityReport, Stats};
 use crate::core::id::KeyId;
 use crate::core::owner::{OwnerRecord, TenantRecord};
 pub use crate::core::query::{

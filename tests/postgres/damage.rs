@@ -13,12 +13,12 @@ use crate::raw::{ALL, beginning};
 use crate::server::Place;
 use crate::support::*;
 
-fn service(place: &Place) -> Keyward {
+pub(crate) fn service(place: &Place) -> Keyward {
     let clock = Arc::new(ManualClock::at(at(START)));
     node(place.connect(), &clock, Policy::new(capped(50)).unwrap())
 }
 
-fn filled(place: &Place) -> Vec<(KeyId, String)> {
+pub(crate) fn filled(place: &Place) -> Vec<(KeyId, String)> {
     let keys = service(place);
     let create = |number| {
         let key = reader(&format!("key {number}")).expires_in(days(90));

@@ -6,6 +6,7 @@ mod crash;
 mod damage;
 mod encryption;
 mod failover;
+mod integrity;
 mod plans;
 mod portable;
 mod raw;
@@ -14,6 +15,7 @@ mod server;
 mod sharing;
 #[path = "../support/mod.rs"]
 mod support;
+mod tables;
 #[path = "../support/turns.rs"]
 mod turns;
 

@@ -232,8 +232,8 @@ impl Drop for Server {
     }
 }
 
-/// The newest server that is installed.
-fn programs() -> PathBuf {
+/// The programs of the newest server that is installed.
+pub(crate) fn programs() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql");
     let folders = versions.into_iter().flatten().flatten();
     let newest = folders
@@ -328,9 +328,14 @@ impl Place {
 
     /// Runs statements beside the store; `$s` stands for the schema.
     pub(crate) fn run(&self, sql: &str) {
+        self.try_run(sql).unwrap();
+    }
+
+    /// The same, for statements that may be refused.
+    pub(crate) fn try_run(&self, sql: &str) -> Result<(), tokio_postgres::Error> {
         let sql = sql.replace("$s", &self.schema);
         let client = self.client();
-        on_runtime(async move { client.batch_execute(&sql).await }).unwrap();
+        on_runtime(async move { client.batch_execute(&sql).await })
     }
 
     /// Text that one statement finds.

@@ -21,6 +21,7 @@ pub fn build(example: &str) -> PathBuf {
         ("testing", cfg!(feature = "testing")),
         ("conformance", cfg!(feature = "conformance")),
         ("sqlite", cfg!(feature = "sqlite")),
+        ("postgres", cfg!(feature = "postgres")),
         ("tokio", cfg!(feature = "tokio")),
         ("metrics", cfg!(feature = "metrics")),
     ];

@@ -5,6 +5,7 @@ mod change;
 mod import;
 mod issue;
 mod look;
+mod migrate;
 mod recover;
 mod upkeep;
 
@@ -20,13 +21,20 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Answer<()> {
         Ask::Init(named) => upkeep::init(common, &named, output).await,
         Ask::Backup { to } => upkeep::backup(&common, to, output).await,
         Ask::Restore { backup } => upkeep::restore(&common, &backup, output).await,
+        Ask::BeginAnew => {
+            // One that waits for its recovery may be restored once more.
+            common.allow_unrecovered = true;
+            upkeep::begin_anew(&common, output).await
+        }
+        Ask::MigrateStore(asked) => migrate::run(&common, &asked, output).await,
+        Ask::Schema { from } => output.line(store::schema_sql(&common, from)?.trim_end()),
         Ask::Check => upkeep::check(&common, output).await,
         Ask::Stats => upkeep::stats(&common, output).await,
         Ask::Recover(asked) => {
             // One that opens as any other is in use: its keys must not be disabled by a slip.
             common.allow_unrecovered = false;
             if store::open(&common, Expected::Existing).await.is_ok() {
-                let words = format!("{} is not to be recovered", common.store.display());
+                let words = format!("{} is not to be recovered", common.store);
                 return Err(Failure::new(Kind::Refused, words));
             }
             // What is to be recovered opens no other way.
@@ -53,6 +61,9 @@ async fn about_keys(desk: &Desk, ask: Ask, output: &Output) -> Answer<()> {
         | Ask::Backup { .. }
         | Ask::Restore { .. }
         | Ask::Recover(_)
+        | Ask::BeginAnew
+        | Ask::MigrateStore(_)
+        | Ask::Schema { .. }
         | Ask::Check
         | Ask::Stats => Ok(()),
     }

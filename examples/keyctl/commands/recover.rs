@@ -1,9 +1,7 @@
 //! A restored store is put right before it serves.
 
-use std::path::Path;
-
 use keyward::audit::AuditEntry;
-use keyward::store::{AuditQuery, KeyStore, SqliteStore};
+use keyward::store::AuditQuery;
 use keyward::{KeyId, Recovery, RecoveryReport};
 use serde_json::{Value, json};
 
@@ -11,6 +9,7 @@ use crate::args::Recover;
 use crate::desk::Desk;
 use crate::failure::{Answer, Failure};
 use crate::output::Output;
+use crate::store::{self, Expected, Place};
 
 pub(crate) async fn run(desk: &Desk, asked: &Recover, output: &Output) -> Answer<()> {
     if !desk.is_host() {
@@ -19,19 +18,21 @@ pub(crate) async fn run(desk: &Desk, asked: &Recover, output: &Output) -> Answer
         ));
     }
     let how = match &asked.replay_from {
-        Some(store) => Recovery::Replay(trail(store).await?),
+        Some(store) => Recovery::Replay(trail(desk, store).await?),
         None if asked.trust_backup => Recovery::TrustBackup,
         None => Recovery::DisableAll,
     };
     let report = desk.keys.recover(how).await?;
-    desk.store.finish_recovery().await?;
+    desk.whole.finish_recovery().await?;
     output.done(&words(&report), &document(&report))
 }
 
-/// All that another file still tells of what happened.
-async fn trail(store: &Path) -> Answer<Vec<AuditEntry>> {
-    let options = SqliteStore::options(store).must_exist();
-    let store = options.allow_unrecovered().open().await?;
+/// All that another store still tells of what happened. It may wait for a recovery of its own, as this
+/// one does.
+async fn trail(desk: &Desk, place: &Place) -> Answer<Vec<AuditEntry>> {
+    let common = desk.common();
+    let store = store::open_at(place, &common.schema, common, Expected::Existing).await?;
+    let store = store.keys();
     let mut query = AuditQuery::everything();
     let mut entries = Vec::new();
     loop {

@@ -13,10 +13,8 @@ use crate::output::Output;
 use crate::store::{self, Expected};
 
 pub(crate) async fn init(common: Common, named: &Repeatable, output: &Output) -> Answer<()> {
-    // The pepper first: interrupted after it, the same command goes on from there.
-    let peppers = store::first_peppers(&common)?;
-    let opened = store::open(&common, Expected::New).await?;
-    let (path, file) = (common.store.clone(), store::pepper_path(&common));
+    let (opened, peppers) = store::set_up(&common).await?;
+    let (place, file) = (common.store.to_string(), store::pepper_path(&common)?);
     let pepper = peppers.current().id().clone();
     let desk = Desk::over(common, opened, peppers).await?;
     let mut keys = Vec::new();
@@ -29,17 +27,14 @@ pub(crate) async fn init(common: Common, named: &Repeatable, output: &Output) ->
     }
     if output.json {
         return output.document(&json!({
-            "store": path,
+            "store": place,
             "pepper_file": file,
             "pepper": pepper,
             "provisioned": issue::issued(&keys),
         }));
     }
     let file = file.display();
-    output.note(&format!(
-        "set up {} under pepper {pepper} in {file}",
-        path.display()
-    ));
+    output.note(&format!("set up {place} under pepper {pepper} in {file}"));
     output.note("keep a copy of the pepper file, but never where the store's copies are");
     issue::provisioned(&keys, output)
 }
@@ -51,7 +46,7 @@ pub(crate) async fn backup(common: &Common, to: PathBuf, output: &Output) -> Ans
         return Err(Failure::new(Kind::Refused, words));
     }
     let going_on = output.going_on(format!("backing up to {}", to.display()));
-    let head = store.backup(to.clone()).await;
+    let head = store.file()?.backup(to.clone()).await;
     drop(going_on);
     let head = head?;
     let (path, revision) = (to.display(), head.revision);
@@ -67,18 +62,29 @@ pub(crate) async fn restore(common: &Common, backup: &Path, output: &Output) -> 
     let words = format!(
         "made {} from {}. What was revoked since the backup is not revoked in it, so that it opens \
          only once `keyctl recover` has put it right",
-        common.store.display(),
+        common.store,
         backup.display()
     );
     output.done(
         &words,
-        &json!({ "store": common.store, "backup": backup, "recovered": false }),
+        &json!({ "store": common.store.to_string(), "backup": backup, "recovered": false }),
     )
+}
+
+pub(crate) async fn begin_anew(common: &Common, output: &Output) -> Answer<()> {
+    store::begin_anew(common).await?;
+    let words = format!(
+        "{} begins a history of its own. What was revoked since the backup is not revoked in it, so that \
+         it opens only once `keyctl recover` has put it right",
+        common.store
+    );
+    let told = json!({ "store": common.store.to_string(), "recovered": false });
+    output.done(&words, &told)
 }
 
 pub(crate) async fn check(common: &Common, output: &Output) -> Answer<()> {
     let store = store::open(common, Expected::Existing).await?;
-    let going_on = output.going_on(format!("checking {}", common.store.display()));
+    let going_on = output.going_on(format!("checking {}", common.store));
     let report = store.check_integrity().await;
     drop(going_on);
     let report = report?;
@@ -97,7 +103,7 @@ pub(crate) async fn check(common: &Common, output: &Output) -> Answer<()> {
     if faults.is_empty() {
         return Ok(());
     }
-    let words = format!("{} is corrupt; restore a backup", common.store.display());
+    let words = format!("{} is corrupt; restore a backup", common.store);
     Err(Failure::new(Kind::Corrupt, words))
 }
 
@@ -114,9 +120,8 @@ pub(crate) async fn stats(common: &Common, output: &Output) -> Answer<()> {
             "owners": stats.owners,
             "tenants": stats.tenants,
             "audit": stats.audit,
-            "file_bytes": stats.file_bytes,
-            "journal": stats.journal,
-            "sqlite": stats.sqlite,
+            "bytes": stats.bytes,
+            "engine": stats.engine,
         }));
     }
     let row = |name: &str, value: &dyn ToString| vec![name.to_owned(), value.to_string()];
@@ -129,14 +134,13 @@ pub(crate) async fn stats(common: &Common, output: &Output) -> Answer<()> {
             row("owners", &stats.owners),
             row("tenants", &stats.tenants),
             row("audit entries", &stats.audit),
-            row("bytes on disk", &stats.file_bytes),
-            row("journal", &stats.journal),
-            row("sqlite", &stats.sqlite),
+            row("bytes on disk", &stats.bytes),
+            row("kept by", &stats.engine),
         ],
     )
 }
 
-fn cursor(head: &Cursor) -> Value {
+pub(super) fn cursor(head: &Cursor) -> Value {
     json!({
         "epoch": format!("{:032x}", head.epoch.0),
         "revision": head.revision.0,

@@ -13,7 +13,8 @@ use tokio_postgres::{Row, Statement};
 
 use super::fault::Fault;
 use super::heartbeat::SERVER;
-use super::link::{Bound, Link, server_of};
+use super::link::{Bound, Link, Tx, server_of};
+use super::schema::Schema;
 
 /// What is begun with. Every statement sees what was committed before it.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
@@ -48,10 +49,22 @@ impl Bundle {
         self.0.len() - 1
     }
 
-    async fn prepare(&self, link: &Link, client: &ClientWrapper) -> Result<Vec<Statement>, Fault> {
+    /// Runs them within a transaction.
+    pub(super) async fn run(&self, tx: &Tx<'_>) -> Result<(), Fault> {
+        let client = tx.client().await?;
+        let ready = self.prepare(tx.schema(), client).await?;
+        try_join_all(self.sent(&ready, client)).await?;
+        Ok(())
+    }
+
+    async fn prepare(
+        &self,
+        schema: &Schema,
+        client: &ClientWrapper,
+    ) -> Result<Vec<Statement>, Fault> {
         let mut ready = Vec::new();
         for (sql, _) in &self.0 {
-            let sql = sql.replace("$s.", link.schema.prefix());
+            let sql = sql.replace("$s.", schema.prefix());
             ready.push(client.prepare_cached(&sql).await?);
         }
         Ok(ready)
@@ -112,8 +125,8 @@ impl<'c> Exchange<'c> {
         if self.link.heartbeats.is_some() {
             settings.add(SERVER, Vec::new());
         }
-        let set = settings.prepare(self.link, self.client).await?;
-        let ready = bundle.prepare(self.link, self.client).await?;
+        let set = settings.prepare(&self.link.schema, self.client).await?;
+        let ready = bundle.prepare(&self.link.schema, self.client).await?;
         let begin = async {
             self.client.batch_execute(BEGIN).await?;
             Ok(Vec::new())
@@ -133,7 +146,7 @@ impl<'c> Exchange<'c> {
     /// Writes, and commits. Afterwards it is durable, or certainly rolled back, or told as
     /// [`Fault::Unknown`].
     pub(super) async fn commit(&self, bundle: Bundle) -> Result<(), Fault> {
-        let ready = bundle.prepare(self.link, self.client).await?;
+        let ready = bundle.prepare(&self.link.schema, self.client).await?;
         let mut written = pin!(maybe_done(try_join_all(bundle.sent(&ready, self.client))));
         let _sent = poll_fn(|cx| Poll::Ready(written.as_mut().poll(cx))).await;
         // What cannot even be put into a message fails at once. The rest of the bundle would be committed.

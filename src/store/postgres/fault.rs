@@ -4,7 +4,7 @@ use deadpool_postgres::{PoolError, TimeoutType};
 use tokio_postgres::error::SqlState;
 
 use super::schema::VERSION;
-use crate::store::rows::RowFault;
+use crate::store::rows::{RowFault, is_copy};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// A fault in the course of one transaction.
@@ -29,6 +29,10 @@ pub(super) enum Fault {
     Refused(&'static str),
     #[error("the schema became version {found}, this build knows {VERSION}: update it")]
     Version { found: i32 },
+    #[error("another store is being copied into the schema: copy again to finish that")]
+    Copying,
+    #[error("there are no tables")]
+    Missing,
     #[error("the server is a standby: reads must go to the primary")]
     Standby,
     #[error("no synchronous standby is set: `synchronous_standby_names` is empty")]
@@ -82,6 +86,14 @@ impl From<RowFault> for Fault {
 impl Fault {
     pub(super) fn corrupt(what: impl Into<String>) -> Self {
         Self::Corrupt(what.into())
+    }
+
+    /// What a schema's version means that is not this build's.
+    pub(super) const fn version(found: i32) -> Self {
+        match is_copy(found) {
+            true => Self::Copying,
+            false => Self::Version { found },
+        }
     }
 
     pub(super) const fn code(&self) -> Option<&SqlState> {
@@ -208,6 +220,14 @@ pub enum ConnectError {
     /// that was handed over.
     #[error("strict mode needs a URL, not a pool")]
     StrictPool,
+    /// Another store is being copied into the schema, or was until that was interrupted.
+    #[error(
+        "the schema holds an unfinished copy of another store: copy again to finish it, or drop the schema"
+    )]
+    Copying,
+    /// The schema holds no store, and none was to be set up.
+    #[error("the schema holds no store")]
+    NotFound,
     /// The database could not be reached, or refused.
     #[error("cannot use the database")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -223,6 +243,8 @@ impl From<Fault> for ConnectError {
             Fault::Standby => Self::Standby,
             Fault::NoStandby => Self::NoStandby,
             Fault::Unacknowledged => Self::Unacknowledged,
+            Fault::Copying => Self::Copying,
+            Fault::Missing => Self::NotFound,
             fault => Self::Database(fault.into()),
         }
     }

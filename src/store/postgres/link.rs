@@ -61,6 +61,10 @@ pub(super) struct Link {
 pub(super) const STANDING: &str =
     "SELECT version, pg_is_in_recovery() FROM $s.schema_version WHERE one = 1";
 
+/// A commit that is told must be on disk, whatever the database does by default.
+const DURABLE: &str = "SELECT set_config('synchronous_commit', 'on', true) \
+     WHERE current_setting('synchronous_commit') IN ('off', 'local');";
+
 /// Refuses what [`STANDING`] found, unless it is a primary with tables of this build's version.
 pub(super) fn check_standing(found: &[Row]) -> Result<(), Fault> {
     let found = found.first();
@@ -70,7 +74,7 @@ pub(super) fn check_standing(found: &[Row]) -> Result<(), Fault> {
     }
     match found.try_get(0)? {
         VERSION => Ok(()),
-        found => Err(Fault::Version { found }),
+        found => Err(Fault::version(found)),
     }
 }
 
@@ -148,11 +152,36 @@ impl Link {
 
     /// Begins to write. Every statement sees what was committed before it.
     pub(super) async fn writing<'c>(&'c self, conn: &'c mut Conn) -> Result<Tx<'c>, Fault> {
-        // A commit that is told must be on disk, whatever the database does by default.
-        let durable = "SELECT set_config('synchronous_commit', 'on', true) \
-                       WHERE current_setting('synchronous_commit') IN ('off', 'local');";
-        self.begin(conn, "ISOLATION LEVEL READ COMMITTED", durable)
+        self.begin(conn, "ISOLATION LEVEL READ COMMITTED", DURABLE)
             .await
+    }
+
+    /// Begins to write what others cannot read: nothing is asked of the tables' version, which stays
+    /// locked until the end. It is told.
+    pub(super) async fn apart<'c>(&'c self, conn: &'c mut Conn) -> Result<(Tx<'c>, i32), Fault> {
+        let client: &ClientWrapper = conn.object()?;
+        let begin = "START TRANSACTION ISOLATION LEVEL READ COMMITTED; ";
+        let begin = format!("{begin}{}{DURABLE}", self.settings());
+        client.batch_execute(&begin).await?;
+        let server = match &self.heartbeats {
+            Some(_) => Some(server_of(&client.query(SERVER, &[]).await?)?),
+            None => None,
+        };
+        let tx = Tx {
+            client,
+            schema: &self.schema,
+            begun: Mutex::new(Begun::Well(server)),
+            heartbeats: self.heartbeats.as_deref(),
+        };
+        let found = tx.query(&format!("{STANDING} FOR UPDATE"), &[]).await?;
+        match check_standing(&found) {
+            Ok(()) => Ok((tx, VERSION)),
+            Err(Fault::Copying | Fault::Version { .. }) => {
+                let found = found.first().map(|row| row.try_get(0)).transpose()?;
+                Ok((tx, found.unwrap_or_default()))
+            }
+            Err(fault) => Err(fault),
+        }
     }
 
     /// Sends what begins a transaction. The answer is waited for with that to its first statement.
@@ -297,6 +326,46 @@ impl<'c> Tx<'c> {
                 Err(fault)
             }
         }
+    }
+
+    /// Looks at all rows that a statement without parameters finds, `some` at a time.
+    pub(super) async fn each(
+        &self,
+        sql: &str,
+        some: usize,
+        mut look: impl FnMut(&Row) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        let client = self.client().await?;
+        let sql = sql.replace("$s.", self.schema.prefix());
+        let declare = format!("DECLARE all_rows NO SCROLL CURSOR FOR {sql}");
+        client.batch_execute(&declare).await?;
+        let fetch = format!("FETCH {some} FROM all_rows");
+        let fetch = client.prepare(&fetch).await?;
+        loop {
+            let rows = client.query(&fetch, &[]).await?;
+            rows.iter().try_for_each(&mut look)?;
+            if rows.len() < some {
+                return Ok(client.batch_execute("CLOSE all_rows").await?);
+            }
+        }
+    }
+
+    /// Lets each statement of the transaction take as long as it needs.
+    pub(super) async fn be_patient(&self) -> Result<(), Fault> {
+        let client = self.client().await?;
+        Ok(client
+            .batch_execute("SET LOCAL statement_timeout = 0")
+            .await?)
+    }
+
+    /// Its connection, once it began.
+    pub(super) async fn client(&self) -> Result<&'c ClientWrapper, Fault> {
+        self.begun().await?;
+        Ok(self.client)
+    }
+
+    pub(super) const fn schema(&self) -> &'c Schema {
+        self.schema
     }
 
     /// Whatever it was asked before is proven by this, in strict mode.

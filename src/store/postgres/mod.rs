@@ -1,5 +1,6 @@
 //! The database store: one schema of a PostgreSQL database that any number of nodes share.
 
+mod check;
 mod exchange;
 mod fault;
 mod head;
@@ -13,6 +14,7 @@ mod rows;
 mod schema;
 mod stream;
 mod tls;
+mod transfer;
 mod upkeep;
 mod url;
 mod write;
@@ -38,11 +40,14 @@ use self::link::Link;
 pub use self::options::PostgresOptions;
 use self::writer::Writer;
 use super::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
-    KeyStore, Locator, NodeId, NodeRegistry, NodeReport, Revision, RowKey, ScanPage, Select,
-    StoreError, StoreErrorKind, TakePage, TenantView, Versioned,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, IntegrityReport,
+    KeyPage, KeyQuery, KeyStore, Locator, NodeId, NodeRegistry, NodeReport, Revision, RowKey,
+    ScanPage, Select, Stats, StoreError, StoreErrorKind, TakePage, TenantView, Versioned,
 };
 use crate::core::tenant::TenantId;
+
+/// How long reading everything may take. A judgement: somebody waits for it, who can give up.
+const SURVEY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Keys in a schema of a PostgreSQL database that any number of nodes share. Clones share the
 /// connections.
@@ -139,6 +144,54 @@ impl PostgresStore {
     #[must_use]
     pub fn schema(&self) -> &str {
         self.shared.link.schema.name()
+    }
+
+    /// The SQL that sets up the tables of a store in a schema of this name, for those who run migrations
+    /// of their own: from a version of the schema on, zero where there is none, to that of this build. A
+    /// store that is connected to tables which were set up so migrates nothing, and begins its history.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError::Schema`] for a name that no schema has, [`ConnectError::Newer`] for a version that
+    /// this build does not know.
+    pub fn schema_sql(schema: &str, from: i32) -> Result<String, ConnectError> {
+        schema::sql(&schema::Schema::new(schema)?, from)
+    }
+
+    /// Reads all tables and names what is broken in them, as of one instant. The store goes on meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if they cannot be read at all.
+    pub async fn check_integrity(&self) -> Result<IntegrityReport, StoreError> {
+        let read = |link: Arc<Link>| async move {
+            let mut conn = link.connection().await?;
+            let tx = link.snapshot(&mut conn).await?;
+            tx.be_patient().await?;
+            let report = check::check(&tx).await?;
+            tx.end().await?;
+            conn.give_back();
+            Ok(report)
+        };
+        self.survey("checking integrity", read).await
+    }
+
+    /// How large the store is, and how it is kept. Counts rows, so that many take a moment.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn stats(&self) -> Result<Stats, StoreError> {
+        let read = |link: Arc<Link>| async move {
+            let mut conn = link.connection().await?;
+            let tx = link.snapshot(&mut conn).await?;
+            tx.be_patient().await?;
+            let stats = check::stats(&tx).await?;
+            tx.end().await?;
+            conn.give_back();
+            Ok(stats)
+        };
+        self.survey("counting rows", read).await
     }
 
     /// Forgets the tombstones of keys removed at `upto` or before, and tells how many there were.
@@ -244,6 +297,20 @@ impl PostgresStore {
     {
         let limit = self.shared.link.timeouts.request.saturating_mul(6);
         let read = self.work(doing, limit, read);
+        read.await.unwrap_or_else(|| Err(Fault::Late.told(doing)))
+    }
+
+    /// A read of everything, for an operator.
+    async fn survey<T, F>(
+        &self,
+        doing: &'static str,
+        read: impl FnOnce(Arc<Link>) -> F,
+    ) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Fault>> + Send + 'static,
+    {
+        let read = self.work(doing, SURVEY, read);
         read.await.unwrap_or_else(|| Err(Fault::Late.told(doing)))
     }
 

@@ -2,6 +2,7 @@
 
 use tokio_postgres::Row as Columns;
 
+use super::check::damage;
 use super::fault::Fault;
 use super::link::Tx;
 use super::rows::exactly;
@@ -100,4 +101,31 @@ pub(super) async fn forget(tx: &Tx<'_>, node: NodeId, upto: u64) -> Result<(), F
             .await?;
     }
     Ok(())
+}
+
+/// The longest lease of any node.
+pub(super) async fn longest_lease(tx: &Tx<'_>) -> Result<Option<i64>, Fault> {
+    let found = tx.query("SELECT max(lease) FROM $s.nodes", &[]).await?;
+    let longest = found.first().map(|row| row.try_get(0)).transpose()?;
+    Ok(longest.flatten())
+}
+
+/// Names the rows that are damaged.
+pub(super) async fn check(tx: &Tx<'_>) -> Result<Vec<String>, Fault> {
+    let found = tx
+        .query(&format!("SELECT {COLUMNS} FROM $s.nodes"), &[])
+        .await?;
+    let mut faults = Vec::new();
+    for row in &found {
+        let intact = match damage(read(row))? {
+            Ok(Some(stands)) => stands.report().is_ok(),
+            Ok(None) | Err(_) => false,
+        };
+        if !intact {
+            let node = row.try_get::<_, &[u8]>(0)?.try_into();
+            let node = NodeId::from_u128(node.map(u128::from_be_bytes).unwrap_or_default());
+            faults.push(format!("node {node}: its row is damaged"));
+        }
+    }
+    Ok(faults)
 }

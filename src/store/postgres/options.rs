@@ -32,6 +32,8 @@ pub struct PostgresOptions {
     schema: String,
     connections: usize,
     unrecovered: bool,
+    must_exist: bool,
+    copy_target: bool,
     timeouts: Timeouts,
     strict: bool,
 }
@@ -66,6 +68,8 @@ impl PostgresOptions {
             schema: "keyward".to_owned(),
             connections: Self::DEFAULT_CONNECTIONS,
             unrecovered: false,
+            must_exist: false,
+            copy_target: false,
             timeouts: Timeouts {
                 statement: Duration::from_secs(5),
                 lock: Duration::from_secs(5),
@@ -96,6 +100,19 @@ impl PostgresOptions {
     /// [`PostgresStore::begin_anew`].
     pub const fn allow_unrecovered(mut self) -> Self {
         self.unrecovered = true;
+        self
+    }
+
+    /// Refuses to set up tables where there are none.
+    pub const fn must_exist(mut self) -> Self {
+        self.must_exist = true;
+        self
+    }
+
+    /// Connects to a schema that another store is to be copied into, or was in part; see
+    /// [`transfer`](crate::store::transfer). Until the copy is done it serves nothing else.
+    pub const fn copy_target(mut self) -> Self {
+        self.copy_target = true;
         self
     }
 
@@ -312,8 +329,20 @@ impl PostgresOptions {
             },
             ..link.clone()
         };
-        let migrated = tokio::time::timeout(MIGRATION * 2, migrate(&patient)).await;
-        migrated.unwrap_or(Err(Fault::Late))?;
+        let migrate = migrate(&patient, self.must_exist);
+        let migrated = tokio::time::timeout(MIGRATION * 2, migrate).await;
+        match migrated.unwrap_or(Err(Fault::Late)) {
+            // Nothing else can be read there.
+            Err(Fault::Copying) if self.copy_target => {
+                let writing = Link {
+                    pool: writing,
+                    ..link.clone()
+                };
+                let links = (Arc::new(link), Arc::new(writing));
+                return Ok(PostgresStore::start(links, listen, runtime));
+            }
+            migrated => migrated?,
+        }
         if let Some(direct) = direct {
             // A little less than a call, so that the call tells what it waited for.
             let limit = timeouts.request / 4 * 3;

@@ -10,6 +10,7 @@ use super::fault::Fault;
 use super::head::{self, HEAD, Head, TENANTS, stored_tag};
 use super::link::{Bound, Listing, Tx};
 use super::rows;
+use super::schema::Schema;
 use crate::core::id::KeyId;
 use crate::core::query::{AuditQuery, KeyQuery};
 use crate::core::secret::Digest;
@@ -294,15 +295,15 @@ pub(super) async fn scan(
     })
 }
 
-fn marks<'c>(tx: &Listing<'c>) -> Marks<'c> {
+pub(super) fn marks(schema: &Schema) -> Marks<'_> {
     Marks {
         bound: '$',
-        schema: tx.schema().prefix(),
+        schema: schema.prefix(),
     }
 }
 
 pub(super) async fn list(tx: &Listing<'_>, query: &KeyQuery) -> Result<KeyPage, Fault> {
-    let (sql, ordered) = key_candidates(query, marks(tx));
+    let (sql, ordered) = key_candidates(query, marks(tx.schema()));
     let mut listing = KeyListing::new(query, ordered);
     tx.each(&sql.text, &rows::bound(&sql.with), SOME, |row| {
         Ok(listing.add(rows::change(row)?))
@@ -312,7 +313,7 @@ pub(super) async fn list(tx: &Listing<'_>, query: &KeyQuery) -> Result<KeyPage, 
 }
 
 pub(super) async fn audit(tx: &Listing<'_>, query: &AuditQuery) -> Result<AuditPage, Fault> {
-    let sql = audit_entries(query, marks(tx));
+    let sql = audit_entries(query, marks(tx.schema()));
     let mut listing = AuditListing::new(query);
     tx.each(&sql.text, &rows::bound(&sql.with), SOME, |row| {
         Ok(listing.add(rows::entry(row)?))

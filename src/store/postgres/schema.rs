@@ -7,7 +7,6 @@ use tokio_postgres::error::SqlState;
 use super::fault::{ConnectError, Fault};
 use super::link::Link;
 use crate::core::view::Revision;
-use crate::store::CommitTag;
 use crate::store::rows::{CommitRow, StoreRow, signed};
 
 /// The version that this build writes, in `schema_version`.
@@ -50,6 +49,18 @@ impl Schema {
         self.prefix.trim_end_matches('.').trim_matches('"')
     }
 
+    fn create(&self) -> String {
+        format!("CREATE SCHEMA IF NOT EXISTS \"{}\"", self.name())
+    }
+
+    fn create_version(&self) -> String {
+        let prefix = self.prefix();
+        format!(
+            "CREATE TABLE IF NOT EXISTS {prefix}schema_version \
+             (one smallint PRIMARY KEY CHECK (one = 1), version integer NOT NULL)"
+        )
+    }
+
     /// Where commits are told.
     pub(super) fn channel(&self) -> String {
         format!("\"keyward_{}\"", self.name())
@@ -57,11 +68,11 @@ impl Schema {
 }
 
 /// Brings the tables to this build's version. Tables that are up to date are only read, and those of
-/// a newer version are left as they are.
-pub(super) async fn migrate(link: &Link) -> Result<(), Fault> {
+/// a newer version are left as they are. Where there are none they are set up, unless they `must_exist`.
+pub(super) async fn migrate(link: &Link, must_exist: bool) -> Result<(), Fault> {
     let mut last = Fault::Refused("the tables could not be set up");
     for _ in 0..ATTEMPTS {
-        match step(link).await {
+        match step(link, must_exist).await {
             // Others did the same at the same time.
             Err(fault) if met_others(&fault) => last = fault,
             done => return done,
@@ -82,7 +93,7 @@ fn met_others(fault: &Fault) -> bool {
     fault.is_contention() || fault.code().is_some_and(|code| met.contains(code))
 }
 
-async fn step(link: &Link) -> Result<(), Fault> {
+async fn step(link: &Link, must_exist: bool) -> Result<(), Fault> {
     let mut conn = link.connection().await?;
     let client = conn.object()?;
     let standby = client.query_one("SELECT pg_is_in_recovery()", &[]).await?;
@@ -94,26 +105,24 @@ async fn step(link: &Link) -> Result<(), Fault> {
     let versioned = "SELECT 1 FROM pg_catalog.pg_tables \
                      WHERE schemaname = $1 AND tablename = 'schema_version'";
     if client.query_opt(versioned, &[&name]).await?.is_none() {
+        if must_exist {
+            return Err(Fault::Missing);
+        }
         let there = "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = $1";
         // Whoever may not create schemas can be given one.
         if client.query_opt(there, &[&name]).await?.is_none() {
-            let create = format!("CREATE SCHEMA IF NOT EXISTS \"{name}\"");
-            client.batch_execute(&create).await?;
+            client.batch_execute(&link.schema.create()).await?;
         }
-        let create = format!(
-            "CREATE TABLE IF NOT EXISTS {prefix}schema_version \
-             (one smallint PRIMARY KEY CHECK (one = 1), version integer NOT NULL)"
-        );
-        client.batch_execute(&create).await?;
+        client.batch_execute(&link.schema.create_version()).await?;
     }
     let sql = format!("SELECT version FROM {prefix}schema_version WHERE one = 1");
     let found = client.query_opt(&sql, &[]).await?;
     match found.map(|row| row.try_get(0)).transpose()? {
-        Some(VERSION) => {
+        Some(VERSION) if has_head(&*client, prefix).await? => {
             conn.give_back();
             return Ok(());
         }
-        Some(found) if found > VERSION => return Err(Fault::Version { found }),
+        Some(found) if found > VERSION => return Err(Fault::version(found)),
         Some(_) => {}
         None => {
             let first = format!(
@@ -129,7 +138,7 @@ async fn step(link: &Link) -> Result<(), Fault> {
     let row = tx.query_one(&format!("{sql} FOR UPDATE"), &[]).await?;
     let from: i32 = row.try_get(0)?;
     if from > VERSION {
-        return Err(Fault::Version { found: from });
+        return Err(Fault::version(from));
     }
     if from > 0 {
         // Whoever commits looks at the version once more when it has this lock.
@@ -141,14 +150,68 @@ async fn step(link: &Link) -> Result<(), Fault> {
     for step in MIGRATIONS.iter().skip(usize::try_from(from).unwrap_or(0)) {
         tx.batch_execute(step).await?;
     }
-    if from == 0 {
+    // New tables, or some that were set up by hand. The head of others is lost.
+    if !has_head(&tx, prefix).await? {
+        for table in ["commits", "tenants", "rows", "digests", "gone", "audit"] {
+            let any = format!("SELECT 1 FROM {prefix}{table} LIMIT 1");
+            if tx.query_opt(&any, &[]).await?.is_some() {
+                return Err(Fault::corrupt("the store's own row is missing"));
+            }
+        }
         begin_history(&tx, prefix).await?;
     }
-    let done = format!("UPDATE {prefix}schema_version SET version = $1 WHERE one = 1");
-    tx.execute(&done, &[&VERSION]).await?;
+    if from < VERSION {
+        let done = format!("UPDATE {prefix}schema_version SET version = $1 WHERE one = 1");
+        tx.execute(&done, &[&VERSION]).await?;
+    }
     tx.commit().await?;
     conn.give_back();
     Ok(())
+}
+
+async fn has_head(client: &impl GenericClient, prefix: &str) -> Result<bool, Fault> {
+    let sql = format!("SELECT 1 FROM {prefix}head WHERE one = 1");
+    Ok(client.query_opt(&sql, &[]).await?.is_some())
+}
+
+/// The statements that bring a schema of version `from` to this build's; of a schema that does not
+/// exist, that is zero.
+pub(super) fn sql(schema: &Schema, from: i32) -> Result<String, ConnectError> {
+    let steps = usize::try_from(from)
+        .ok()
+        .and_then(|from| MIGRATIONS.get(from..));
+    let steps = steps.ok_or(ConnectError::Newer {
+        found: from,
+        supported: VERSION,
+    })?;
+    let (name, prefix) = (schema.name(), schema.prefix());
+    let mut sql = format!(
+        "-- The tables of a keyward store, from version {from} to {VERSION}. The user that the service \
+         connects as\n-- needs USAGE on the schema, and SELECT, INSERT, UPDATE and DELETE on its tables.\n\
+         BEGIN;\n"
+    );
+    if from == 0 {
+        let (create, versioned) = (schema.create(), schema.create_version());
+        sql += &format!(
+            "{create};\n{versioned};\n\
+             INSERT INTO {prefix}schema_version (one, version) VALUES (1, 0);\n"
+        );
+    } else {
+        // Whoever commits looks at the version once more when it has the lock of the head.
+        sql += &format!(
+            "-- Ends with a division by zero, and changes nothing, if the version is not {from}.\n\
+             SELECT 1 / count(*) FROM {prefix}schema_version WHERE version = {from};\n\
+             SELECT 1 FROM {prefix}head WHERE one = 1 FOR UPDATE;\n"
+        );
+    }
+    sql += &format!("SET LOCAL search_path TO \"{name}\";\n\n");
+    for step in steps {
+        sql += step.trim_end();
+        sql += "\n\n";
+    }
+    sql +=
+        &format!("UPDATE {prefix}schema_version SET version = {VERSION} WHERE one = 1;\nCOMMIT;\n");
+    Ok(sql)
 }
 
 /// Writes the head of a new store, with a history of its own.
@@ -158,11 +221,7 @@ async fn begin_history(tx: &deadpool_postgres::Transaction<'_>, prefix: &str) ->
         floor: 0,
         unrecovered: false,
     };
-    let nothing = CommitRow {
-        revision: 0,
-        tag: CommitTag::default().0.to_be_bytes(),
-        newest: 0,
-    };
+    let nothing = CommitRow::NONE;
     let sql = format!(
         "INSERT INTO {prefix}head \
          (one, epoch, floor, unrecovered, store_seal, revision, tag, newest, commit_seal) \

@@ -43,10 +43,14 @@ pub(super) async fn begin_anew(tx: &Tx<'_>) -> Result<(), Fault> {
         unrecovered: true,
     };
     write_store(tx, &store).await?;
-    let longest = tx.query("SELECT max(lease) FROM $s.nodes", &[]).await?;
-    let longest = longest.first().map(|row| row.try_get(0)).transpose()?;
+    let longest = nodes::longest_lease(tx).await?;
+    end_nodes(tx, longest).await
+}
+
+/// Puts one entry in the place of all nodes of a history that came to an end here.
+pub(super) async fn end_nodes(tx: &Tx<'_>, longest: Option<i64>) -> Result<(), Fault> {
     tx.execute("DELETE FROM $s.nodes", &[]).await?;
-    let former = NodeRow::former(random(tx).await?, longest.flatten())?;
+    let former = NodeRow::former(random(tx).await?, longest)?;
     nodes::report(tx, &former.report()?).await.map(drop)
 }
 
@@ -61,7 +65,7 @@ pub(super) async fn finish_recovery(tx: &Tx<'_>) -> Result<(), Fault> {
     write_store(tx, &store).await
 }
 
-async fn write_store(tx: &Tx<'_>, store: &StoreRow) -> Result<(), Fault> {
+pub(super) async fn write_store(tx: &Tx<'_>, store: &StoreRow) -> Result<(), Fault> {
     let sql = "UPDATE $s.head SET epoch = $1, floor = $2, unrecovered = $3, store_seal = $4 \
                WHERE one = 1";
     let epoch = store.epoch.to_be_bytes();
@@ -71,7 +75,7 @@ async fn write_store(tx: &Tx<'_>, store: &StoreRow) -> Result<(), Fault> {
         .map(drop)
 }
 
-async fn random(tx: &Tx<'_>) -> Result<u128, Fault> {
+pub(super) async fn random(tx: &Tx<'_>) -> Result<u128, Fault> {
     let drawn = tx.query(schema::RANDOM, &[]).await?;
     let drawn = drawn.first();
     schema::bits(drawn.ok_or(Fault::Refused("the server drew no random number"))?)

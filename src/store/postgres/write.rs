@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::exchange::{Bundle, Exchange, array};
+use super::exchange::{Bundle, Column, Exchange, array};
 use super::fault::Fault;
 use super::head::{self, HEAD, Head, TENANTS};
 use super::link::{STANDING, check_standing};
@@ -41,13 +41,16 @@ pub(super) struct Batch {
     written: Written,
 }
 
+/// What goes into the tables.
 #[derive(Default)]
-struct Written {
-    commits: Vec<CommitRow>,
-    tenants: BTreeMap<TenantId, TenantHead>,
-    rows: BTreeMap<RowKey, (i64, Fields)>,
-    audit: Vec<(i64, AuditColumns<String, Vec<u8>>)>,
-    digests: Vec<(Digest, KeyId)>,
+pub(super) struct Written {
+    pub(super) commits: Vec<CommitRow>,
+    pub(super) tenants: BTreeMap<TenantId, TenantHead>,
+    pub(super) rows: BTreeMap<RowKey, (i64, Fields)>,
+    pub(super) audit: Vec<(i64, AuditColumns<String, Vec<u8>>)>,
+    pub(super) digests: Vec<(Digest, KeyId)>,
+    /// Ids that stay taken without a tombstone. No commit writes any.
+    pub(super) gone: Vec<KeyId>,
 }
 
 /// Locks tenants, then the head, unless each of these tenants has moved on: one that is locked stays
@@ -204,16 +207,10 @@ impl Batch {
 
     /// Writes what was taken along, and makes it durable; see [`Exchange::commit`].
     pub(super) async fn write(self, exchange: &Exchange<'_>) -> Result<(), Fault> {
-        let Written {
-            commits,
-            tenants,
-            rows,
-            audit,
-            digests,
-        } = self.written;
-        let Some(last) = commits.last().copied() else {
+        let Some(last) = self.written.commits.last().copied() else {
             return Ok(());
         };
+        let rows = &self.written.rows;
         let mut bundle = Bundle::default();
         // Of keys that are removed it is not known whether they were there.
         let replaced = |(key, (_, fields)): (&RowKey, &(i64, Fields))| match key {
@@ -242,6 +239,27 @@ impl Batch {
                 ],
             );
         }
+        self.written.insert(&mut bundle, Some(last))?;
+        exchange.commit(bundle).await
+    }
+}
+
+impl Written {
+    /// Adds what is written: rows that stand nowhere else, entries, commits, where tenants stand, and the
+    /// head if it moves.
+    pub(super) fn insert(&self, bundle: &mut Bundle, head: Option<CommitRow>) -> Result<(), Fault> {
+        let Self {
+            commits,
+            tenants,
+            rows,
+            audit,
+            digests,
+            gone,
+        } = self;
+        if !gone.is_empty() {
+            let sql = "INSERT INTO $s.gone (id) SELECT * FROM unnest($1::bytea[])";
+            bundle.add(sql, vec![array(gone.iter().map(|id| id_bytes(*id).to_vec()))]);
+        }
         if !digests.is_empty() {
             let seal =
                 |(digest, id): &(Digest, KeyId)| digest_seal(digest.as_bytes(), &id_bytes(*id));
@@ -257,52 +275,60 @@ impl Batch {
             );
         }
         let mut columns = Vec::new();
-        for (tenant, head) in &tenants {
+        for (tenant, head) in tenants {
             let hash = head.audit.hash.as_bytes().to_vec();
             columns.push((tenant.to_string(), head.columns(tenant)?, hash));
         }
-        bundle.add(
-            WRITE,
-            vec![
-                array(rows.values().map(|(place, _)| *place)),
-                array(rows.values().map(|(_, row)| small(row.kind))),
-                array(rows.values().map(|(_, row)| row.tenant.to_string())),
-                array(rows.values().map(|(_, row)| row.name.clone())),
-                array(rows.values().map(|(_, row)| row.id.map(|id| id.to_vec()))),
-                array(rows.values().map(|(_, row)| row.ends)),
-                array(rows.values().map(|(_, row)| row.legacy.map(small))),
-                array(rows.values().map(|(_, row)| row.fingerprint.clone())),
-                array(rows.values().map(|(_, row)| row.body.clone())),
-                array(rows.values().map(|(place, row)| row.seal(*place))),
-                array(audit.iter().map(|(place, _)| *place)),
-                array(audit.iter().map(|(_, entry)| entry.tenant.clone())),
-                array(audit.iter().map(|(_, entry)| entry.sequence)),
-                array(audit.iter().map(|(_, entry)| entry.command.clone())),
-                array(audit.iter().map(|(_, entry)| entry.key.clone())),
-                array(audit.iter().map(|(_, entry)| entry.body.clone())),
-                array(audit.iter().map(|(place, entry)| entry.seal(*place))),
-                array(columns.iter().map(|(tenant, ..)| tenant.clone())),
-                array(columns.iter().map(|(_, numbers, _)| numbers.0)),
-                array(columns.iter().map(|(_, numbers, _)| numbers.1)),
-                array(columns.iter().map(|(_, numbers, _)| numbers.2)),
-                array(columns.iter().map(|(.., hash)| hash.clone())),
-                array(columns.iter().map(|(_, numbers, _)| numbers.3)),
-                array(commits.iter().map(|row| row.revision)),
-                array(commits.iter().map(|row| row.tag.to_vec())),
-                array(commits.iter().map(|row| row.newest)),
-                array(commits.iter().map(CommitRow::seal)),
-                Box::new(last.revision),
-                Box::new(last.tag.to_vec()),
-                Box::new(last.newest),
-                Box::new(last.seal()),
-            ],
-        );
-        exchange.commit(bundle).await
+        let mut with = vec![
+            array(rows.values().map(|(place, _)| *place)),
+            array(rows.values().map(|(_, row)| small(row.kind))),
+            array(rows.values().map(|(_, row)| row.tenant.to_string())),
+            array(rows.values().map(|(_, row)| row.name.clone())),
+            array(rows.values().map(|(_, row)| row.id.map(|id| id.to_vec()))),
+            array(rows.values().map(|(_, row)| row.ends)),
+            array(rows.values().map(|(_, row)| row.legacy.map(small))),
+            array(rows.values().map(|(_, row)| row.fingerprint.clone())),
+            array(rows.values().map(|(_, row)| row.body.clone())),
+            array(rows.values().map(|(place, row)| row.seal(*place))),
+            array(audit.iter().map(|(place, _)| *place)),
+            array(audit.iter().map(|(_, entry)| entry.tenant.clone())),
+            array(audit.iter().map(|(_, entry)| entry.sequence)),
+            array(audit.iter().map(|(_, entry)| entry.command.clone())),
+            array(audit.iter().map(|(_, entry)| entry.key.clone())),
+            array(audit.iter().map(|(_, entry)| entry.body.clone())),
+            array(audit.iter().map(|(place, entry)| entry.seal(*place))),
+            array(columns.iter().map(|(tenant, ..)| tenant.clone())),
+            array(columns.iter().map(|(_, numbers, _)| numbers.0)),
+            array(columns.iter().map(|(_, numbers, _)| numbers.1)),
+            array(columns.iter().map(|(_, numbers, _)| numbers.2)),
+            array(columns.iter().map(|(.., hash)| hash.clone())),
+            array(columns.iter().map(|(_, numbers, _)| numbers.3)),
+            array(commits.iter().map(|row| row.revision)),
+            array(commits.iter().map(|row| row.tag.to_vec())),
+            array(commits.iter().map(|row| row.newest)),
+            array(commits.iter().map(CommitRow::seal)),
+        ];
+        match head {
+            Some(last) => {
+                let moves: [Column; 4] = [
+                    Box::new(last.revision),
+                    Box::new(last.tag.to_vec()),
+                    Box::new(last.newest),
+                    Box::new(last.seal()),
+                ];
+                with.extend(moves);
+                bundle.add(format!("{INSERT} {MOVE_HEAD}"), with);
+            }
+            None => {
+                bundle.add(format!("{INSERT} SELECT 1"), with);
+            }
+        }
+        Ok(())
     }
 }
 
 /// Everything that a commit adds, in one statement: the server is kept less busy than by one a table.
-const WRITE: &str = "WITH r AS (INSERT INTO $s.rows \
+const INSERT: &str = "WITH r AS (INSERT INTO $s.rows \
      (place, kind, tenant, name, id, ends, legacy, fingerprint, body, seal) \
      SELECT * FROM unnest($1::bigint[], $2::smallint[], $3::text[], $4::text[], $5::bytea[], \
      $6::bigint[], $7::smallint[], $8::text[], $9::bytea[], $10::bigint[])), \
@@ -315,8 +341,11 @@ const WRITE: &str = "WITH r AS (INSERT INTO $s.rows \
      decided_at = excluded.decided_at, sequence = excluded.sequence, hash = excluded.hash, \
      seal = excluded.seal), \
      c AS (INSERT INTO $s.commits (revision, tag, newest, seal) \
-     SELECT * FROM unnest($24::bigint[], $25::bytea[], $26::bigint[], $27::bigint[])) \
-     UPDATE $s.head SET revision = $28, tag = $29, newest = $30, commit_seal = $31 WHERE one = 1";
+     SELECT * FROM unnest($24::bigint[], $25::bytea[], $26::bigint[], $27::bigint[]))";
+
+/// What moves the head to the last of them.
+const MOVE_HEAD: &str =
+    "UPDATE $s.head SET revision = $28, tag = $29, newest = $30, commit_seal = $31 WHERE one = 1";
 
 fn small(number: i64) -> i16 {
     // Kinds and marks are single digits.

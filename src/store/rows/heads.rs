@@ -45,6 +45,14 @@ pub(in crate::store) struct CommitRow {
 }
 
 impl CommitRow {
+    /// What stands for the last commit where there was none.
+    #[cfg(feature = "postgres")]
+    pub(in crate::store) const NONE: Self = Self {
+        revision: 0,
+        tag: [0; 16],
+        newest: 0,
+    };
+
     pub(in crate::store) fn new(
         revision: Revision,
         tag: CommitTag,

@@ -49,7 +49,7 @@ pub(in crate::store) struct Sql<'a> {
 }
 
 impl<'a> Sql<'a> {
-    fn new(marks: Marks<'a>, columns: &str, table: &str) -> Self {
+    pub(super) fn new(marks: Marks<'a>, columns: &str, table: &str) -> Self {
         Self {
             text: format!("SELECT {columns} FROM {}{table} WHERE ", marks.schema),
             with: Vec::new(),
@@ -63,7 +63,7 @@ impl<'a> Sql<'a> {
         format!("{}{}", self.marks.bound, self.with.len())
     }
 
-    fn and(&mut self, condition: &str, value: impl Into<Value>) {
+    pub(super) fn and(&mut self, condition: &str, value: impl Into<Value>) {
         let bound = self.bind(value);
         self.text += &format!(" AND {condition} {bound}");
     }

@@ -3,6 +3,7 @@
 //!
 //! Pure.
 
+mod copying;
 mod entries;
 mod heads;
 mod listing;
@@ -11,10 +12,15 @@ mod pages;
 mod row;
 mod seal;
 
+pub(in crate::store) use self::copying::{
+    COPYING, audit_item, is_copy, items_after, last_item, place_of, row_item, table, tenant_item,
+};
 pub(in crate::store) use self::entries::{AUDIT_COLUMNS, AuditColumns};
 pub(in crate::store) use self::heads::{
     CommitRow, StoreRow, TenantHead, digest_holder, digest_seal,
 };
+#[cfg(feature = "postgres")]
+pub(in crate::store) use self::listing::Sql;
 pub(in crate::store) use self::listing::{
     AuditListing, KeyListing, Marks, Value, audit_entries, key_candidates,
 };

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use rusqlite::ErrorCode;
 
 use super::schema::VERSION;
-use crate::store::rows::RowFault;
+use crate::store::rows::{RowFault, is_copy};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// A fault in the course of one transaction.
@@ -18,6 +18,8 @@ pub(super) enum Fault {
     Corrupt(String),
     #[error("the file's schema became version {found}, this build knows {VERSION}: update it")]
     Version { found: i32 },
+    #[error("another store is being copied into the file: copy again to finish that")]
+    Copying,
     #[error("{0}")]
     Refused(&'static str),
     #[error(transparent)]
@@ -44,6 +46,14 @@ impl From<RowFault> for Fault {
 impl Fault {
     pub(super) fn corrupt(what: impl Into<String>) -> Self {
         Self::Corrupt(what.into())
+    }
+
+    /// What a schema's version means that is not this build's.
+    pub(super) const fn version(found: i32) -> Self {
+        match is_copy(found) {
+            true => Self::Copying,
+            false => Self::Version { found },
+        }
     }
 
     fn code(&self) -> Option<ErrorCode> {
@@ -187,6 +197,15 @@ pub enum OpenError {
         /// Which file.
         path: PathBuf,
     },
+    /// Another store is being copied into the file, or was until that was interrupted.
+    #[error(
+        "{} holds an unfinished copy of another store: copy again to finish it, or remove the file",
+        path.display()
+    )]
+    Copying {
+        /// Which file.
+        path: PathBuf,
+    },
     /// Another process held the file for too long.
     #[error("{} is locked by another process", path.display())]
     Locked {
@@ -223,6 +242,7 @@ impl OpenError {
                 found,
                 supported: VERSION,
             },
+            Fault::Copying => Self::Copying { path },
             fault if fault.is_corrupt() => Self::Corrupt {
                 path,
                 what: fault.to_string(),

@@ -10,6 +10,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::fault::{Fault, OpenError};
 use super::schema;
+use crate::store::rows::is_copy;
 
 /// The first SQLite without the fault by which a WAL that several connections share could corrupt
 /// the file (3.7.0 to 3.51.2).
@@ -46,6 +47,8 @@ pub(super) struct Place {
     pub(super) others_may_read: bool,
     /// Whether a restored file may be used before it was recovered.
     pub(super) unrecovered: bool,
+    /// Whether a file may be connected to into which another store is being copied.
+    pub(super) copy_target: bool,
     pub(super) busy: Duration,
 }
 
@@ -133,8 +136,8 @@ impl Place {
             return Err(foreign("it is another program's SQLite file"));
         }
         match schema::version(&conn).map_err(fail)? {
-            found if found > schema::VERSION => Err(fail(Fault::Version { found })),
-            _ => Ok(conn),
+            found if found <= schema::VERSION || self.copy_target && is_copy(found) => Ok(conn),
+            found => Err(fail(Fault::version(found))),
         }
     }
 

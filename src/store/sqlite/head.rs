@@ -59,14 +59,7 @@ impl Head {
     ) -> Result<Revision, Fault> {
         let revision = Revision(self.cursor.revision.0 + 1);
         let newest = self.newest.max(Some(decided_at)).unwrap_or(decided_at);
-        let row = CommitRow::new(revision, tag, newest)?;
-        let sql = "INSERT INTO commits (revision, tag, newest, seal) VALUES (?1, ?2, ?3, ?4)";
-        conn.prepare_cached(sql)?.execute(params![
-            row.revision,
-            row.tag,
-            row.newest,
-            row.seal()
-        ])?;
+        write_commit(conn, &CommitRow::new(revision, tag, newest)?)?;
         self.cursor.revision = revision;
         self.cursor.tag = tag;
         self.newest = Some(newest);
@@ -91,6 +84,13 @@ impl Head {
             .optional()?;
         Ok(found.map(|tag| CommitTag(u128::from_be_bytes(tag))))
     }
+}
+
+pub(super) fn write_commit(conn: &Connection, row: &CommitRow) -> Result<(), Fault> {
+    let sql = "INSERT INTO commits (revision, tag, newest, seal) VALUES (?1, ?2, ?3, ?4)";
+    let columns = params![row.revision, row.tag, row.newest, row.seal()];
+    conn.prepare_cached(sql)?.execute(columns)?;
+    Ok(())
 }
 
 /// The head of a tenant; `None` if it never had a commit.

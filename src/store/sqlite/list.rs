@@ -8,7 +8,7 @@ use crate::core::query::{AuditQuery, KeyQuery};
 use crate::store::rows::{AuditListing, KeyListing, Marks, audit_entries, key_candidates};
 use crate::store::{AuditPage, KeyPage};
 
-const MARKS: Marks<'static> = Marks {
+pub(super) const MARKS: Marks<'static> = Marks {
     bound: '?',
     schema: "",
 };

@@ -10,6 +10,7 @@ mod pool;
 mod read;
 mod rows;
 mod schema;
+mod transfer;
 mod tx;
 mod upkeep;
 mod watch;
@@ -33,12 +34,11 @@ pub use self::file::JournalMode;
 use self::file::Place;
 pub use self::options::SqliteOptions;
 use self::pool::Pool;
-pub use self::upkeep::{IntegrityReport, Stats};
 use self::writer::Writer;
 use super::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
-    KeyStore, Locator, NodeId, NodeRegistry, NodeReport, Revision, RowKey, ScanPage, Select,
-    StoreError, TenantView, Versioned,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, IntegrityReport,
+    KeyPage, KeyQuery, KeyStore, Locator, NodeId, NodeRegistry, NodeReport, Revision, RowKey,
+    ScanPage, Select, Stats, StoreError, TenantView, Versioned,
 };
 use crate::core::tenant::TenantId;
 

@@ -106,11 +106,16 @@ pub(super) fn check(conn: &Connection) -> Result<Vec<String>, Fault> {
     Ok(faults)
 }
 
-/// Puts one entry that stands for all nodes of a history that a restore ended, and never reports: they
-/// may go on for a while, and most of them are not in the backup.
-pub(super) fn begin_anew(conn: &Connection) -> Result<(), Fault> {
+/// The longest lease of any node.
+pub(super) fn longest_lease(conn: &Connection) -> Result<Option<i64>, Fault> {
     let leases = "SELECT max(lease) FROM nodes";
-    let longest: Option<i64> = conn.query_row(leases, [], |row| row.get(0))?;
+    Ok(conn.query_row(leases, [], |row| row.get(0))?)
+}
+
+/// Puts one entry that stands for all nodes of a history that came to an end here, and never reports:
+/// they may go on for a while, and most of them are not known here. `longest` is the longest of their
+/// leases that is.
+pub(super) fn begin_anew(conn: &Connection, longest: Option<i64>) -> Result<(), Fault> {
     conn.execute("DELETE FROM nodes", [])?;
     write(&NodeRow::former(schema::random(conn)?, longest)?, conn)
 }

@@ -9,6 +9,7 @@ use super::fault::{Fault, OpenError};
 use super::file::{Place, clear_drafts};
 use super::pool::Pool;
 use super::schema;
+use crate::store::rows::is_copy;
 
 /// How long a lock of another process is waited for. A judgement: a checkpoint of a burst takes
 /// less.
@@ -46,6 +47,7 @@ impl SqliteOptions {
                 path,
                 others_may_read: false,
                 unrecovered: false,
+                copy_target: false,
                 busy: BUSY,
             },
             creation: Creation::IfMissing,
@@ -79,6 +81,13 @@ impl SqliteOptions {
     /// it; see [`SqliteStore::finish_recovery`].
     pub const fn allow_unrecovered(mut self) -> Self {
         self.place.unrecovered = true;
+        self
+    }
+
+    /// Opens a file that another store is to be copied into, or was in part; see
+    /// [`transfer`](crate::store::transfer). Until the copy is done it serves nothing else.
+    pub const fn copy_target(mut self) -> Self {
+        self.place.copy_target = true;
         self
     }
 
@@ -125,8 +134,10 @@ impl SqliteOptions {
         let mut conn = place.open()?;
         let fail = |fault: Fault| OpenError::of(&path, fault);
         let journal = place.make_durable(&conn)?;
-        schema::migrate(&mut conn).map_err(fail)?;
-        place.check_recovered(&conn)?;
+        if !is_copy(schema::version(&conn).map_err(fail)?) {
+            schema::migrate(&mut conn).map_err(fail)?;
+            place.check_recovered(&conn)?;
+        }
         tracing::info!(
             path = %place.path.display(),
             journal = journal.as_str(),

@@ -23,7 +23,11 @@ pub(super) fn migrate(conn: &mut Connection) -> Result<(), Fault> {
     }
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
     // Another process may have been faster.
-    let from = usize::try_from(version(&tx)?).unwrap_or_default();
+    let from = version(&tx)?;
+    if from > VERSION {
+        return Err(Fault::version(from));
+    }
+    let from = usize::try_from(from).unwrap_or_default();
     for step in MIGRATIONS.iter().skip(from) {
         tx.execute_batch(step)?;
     }
@@ -53,7 +57,7 @@ pub(super) fn data_version(conn: &Connection) -> Result<i64, Fault> {
 pub(super) fn check_version(conn: &Connection) -> Result<(), Fault> {
     match version(conn)? {
         VERSION => Ok(()),
-        found => Err(Fault::Version { found }),
+        found => Err(Fault::version(found)),
     }
 }
 

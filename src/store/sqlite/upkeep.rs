@@ -11,61 +11,8 @@ use super::schema;
 use super::{nodes, rows};
 use crate::core::tenant::TenantId;
 use crate::core::view::Revision;
-use crate::store::rows::{AUDIT_COLUMNS, COLUMNS, StoreRow, digest_seal, first_after, signed};
-use crate::store::{Cursor, Row, RowKey};
-
-/// What an integrity check found.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-#[non_exhaustive]
-pub struct IntegrityReport {
-    /// How many rows of tenants, owners and keys were read, tombstones included.
-    pub rows: u64,
-    /// How many audit entries were read.
-    pub audit: u64,
-    /// What is broken, each by name; empty if the file is sound.
-    pub faults: Vec<String>,
-}
-
-impl IntegrityReport {
-    /// Whether nothing is broken.
-    #[must_use]
-    pub fn is_sound(&self) -> bool {
-        self.faults.is_empty()
-    }
-
-    fn add(&mut self, fault: String) {
-        if self.faults.len() < MAX_FAULTS {
-            self.faults.push(fault);
-        }
-    }
-}
-
-/// How large a store is, and how it is kept.
-#[derive(Clone, Debug, Eq, PartialEq)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Where it stands.
-    pub head: Cursor,
-    /// Keys, revoked and expired ones included.
-    pub keys: u64,
-    /// Tombstones of removed keys that followers are still told of.
-    pub removed: u64,
-    /// Rows of owners.
-    pub owners: u64,
-    /// Rows of tenants.
-    pub tenants: u64,
-    /// Audit entries.
-    pub audit: u64,
-    /// The size of the database file, its log left aside.
-    pub file_bytes: u64,
-    /// The journal mode.
-    pub journal: &'static str,
-    /// The version of the linked SQLite.
-    pub sqlite: &'static str,
-}
-
-/// How many faults a report names at most; a damaged file can have millions.
-const MAX_FAULTS: usize = 1000;
+use crate::store::rows::{AUDIT_COLUMNS, COLUMNS, StoreRow, first_after, signed};
+use crate::store::{Cursor, IntegrityReport, Stats};
 
 pub(super) fn check(conn: &Connection) -> Result<IntegrityReport, Fault> {
     let mut report = IntegrityReport::default();
@@ -78,7 +25,7 @@ pub(super) fn check(conn: &Connection) -> Result<IntegrityReport, Fault> {
         }
     }
     if let Err(fault) = Head::read(conn) {
-        report.add(fault.to_string());
+        report.add(fault);
     }
     check_rows(conn, &mut report)?;
     check_audit(conn, &mut report)?;
@@ -95,21 +42,7 @@ fn check_rows(conn: &Connection, report: &mut IntegrityReport) -> Result<(), Fau
     let mut statement = conn.prepare(&format!("SELECT {COLUMNS} FROM rows ORDER BY place"))?;
     let mut found = statement.query([])?;
     while let Some(row) = found.next()? {
-        report.rows += 1;
-        let fault = match rows::change(row) {
-            Ok(change) => match change.row {
-                Row::Corrupt(RowKey::Key(id)) => format!("key {id}: its row is damaged"),
-                Row::Corrupt(RowKey::Owner(tenant, owner)) => {
-                    format!("owner {owner} in tenant {tenant}: its row is damaged")
-                }
-                Row::Corrupt(RowKey::Tenant(tenant)) => {
-                    format!("tenant {tenant}: its row is damaged")
-                }
-                _ => continue,
-            },
-            Err(fault) => fault.to_string(),
-        };
-        report.add(fault);
+        report.row(rows::change(row));
     }
     Ok(())
 }
@@ -119,12 +52,7 @@ fn check_audit(conn: &Connection, report: &mut IntegrityReport) -> Result<(), Fa
         conn.prepare(&format!("SELECT {AUDIT_COLUMNS} FROM audit ORDER BY place"))?;
     let mut found = statement.query([])?;
     while let Some(row) = found.next()? {
-        report.audit += 1;
-        if let Err(place) = rows::entry(row)? {
-            let (revision, sequence) = (place.revision, place.sequence);
-            let fault = format!("audit entry {sequence} of revision {revision} is damaged");
-            report.add(fault);
-        }
+        report.entry(rows::entry(row)?);
     }
     Ok(())
 }
@@ -142,38 +70,29 @@ fn check_tenants(conn: &Connection, report: &mut IntegrityReport) -> Result<(), 
             Ok(Some(head)) => head,
             Ok(None) => continue,
             Err(fault) => {
-                report.add(fault.to_string());
+                report.add(fault);
                 continue;
             }
         };
-        let (count, newest): (i64, i64) = conn
+        let trail = conn
             .prepare_cached("SELECT count(*), max(sequence) FROM audit WHERE tenant = ?1")?
             .query_row([&name], |row| {
                 Ok((row.get(0)?, row.get::<_, Option<i64>>(1)?.unwrap_or(0)))
             })?;
-        let expected = signed(head.audit.sequence)?;
-        if (count, newest) != (expected, expected) {
-            report.add(format!(
-                "tenant {name}: {count} audit entries up to {newest}, should be {expected}"
-            ));
-        }
+        report.trail(&name, &head, trail);
     }
     Ok(())
 }
 
-/// A tenant without a head passes for one that is not known yet, whatever keys it has.
 fn check_heads(conn: &Connection, report: &mut IntegrityReport) -> Result<(), Fault> {
     let sql = "SELECT tenant FROM rows UNION SELECT tenant FROM audit \
                EXCEPT SELECT tenant FROM tenants";
     let mut statement = conn.prepare(sql)?;
     let mut found = statement.query([])?;
     while let Some(row) = found.next()? {
-        let name = row.get_ref(0)?;
         // What is no text is told with its own row.
-        if let Ok(name) = name.as_str() {
-            report.add(format!(
-                "tenant {name:?}: has rows or audit entries, and no head"
-            ));
+        if let Ok(name) = row.get_ref(0)?.as_str() {
+            report.headless(name);
         }
     }
     Ok(())
@@ -184,9 +103,7 @@ fn check_digests(conn: &Connection, report: &mut IntegrityReport) -> Result<(), 
     let mut found = statement.query([])?;
     while let Some(row) = found.next()? {
         let (digest, id): (Vec<u8>, Vec<u8>) = (row.get(0)?, row.get(1)?);
-        if digest_seal(&digest, &id) != row.get::<_, i64>(2)? {
-            report.add("an imported digest is damaged".to_owned());
-        }
+        report.digest(&digest, &id, row.get(2)?);
     }
     Ok(())
 }
@@ -208,9 +125,8 @@ pub(super) fn stats(conn: &Connection, journal: &'static str) -> Result<Stats, F
         owners: count("rows WHERE kind = 1")?,
         tenants: count("rows WHERE kind = 0")?,
         audit: count("audit")?,
-        file_bytes: pragma("page_count")? * pragma("page_size")?,
-        journal,
-        sqlite: rusqlite::version(),
+        bytes: pragma("page_count")? * pragma("page_size")?,
+        engine: format!("SQLite {}, {journal}", rusqlite::version()),
     })
 }
 
@@ -262,7 +178,7 @@ pub(super) fn restore(backup: &Place, to: &Path) -> Result<(), OpenError> {
             unrecovered: true,
         };
         schema::write_store(&conn, &store)?;
-        nodes::begin_anew(&conn)
+        nodes::begin_anew(&conn, nodes::longest_lease(&conn)?)
     };
     begin_anew().map_err(fail)?;
     drop(conn);

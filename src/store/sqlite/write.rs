@@ -33,10 +33,7 @@ pub(super) fn apply(conn: &Connection, head: &mut Head, commit: &Commit) -> Resu
         put(conn, rows::place(revision, number)?, &row, new)?;
     }
     for (digest, key) in commit.imported() {
-        let sql = "INSERT OR IGNORE INTO digests (digest, id, seal) VALUES (?1, ?2, ?3)";
-        let (digest, id) = (digest.as_bytes(), id_bytes(key));
-        conn.prepare_cached(sql)?
-            .execute(params![digest, id, digest_seal(digest, &id)])?;
+        keep_digest(conn, &digest, key)?;
     }
     for (number, entry) in commit.effects.audit.iter().enumerate() {
         note(conn, rows::place(revision, number)?, entry)?;
@@ -121,8 +118,17 @@ pub(super) fn holder(conn: &Connection, digest: &Digest) -> Result<Option<KeyId>
     Ok(found.map(read).transpose()?)
 }
 
+/// Says which key has an imported digest, unless that is said already.
+pub(super) fn keep_digest(conn: &Connection, digest: &Digest, key: KeyId) -> Result<(), Fault> {
+    let sql = "INSERT OR IGNORE INTO digests (digest, id, seal) VALUES (?1, ?2, ?3)";
+    let (digest, id) = (digest.as_bytes(), id_bytes(key));
+    conn.prepare_cached(sql)?
+        .execute(params![digest, id, digest_seal(digest, &id)])?;
+    Ok(())
+}
+
 /// Moves a row to its new place. A `new` one stands nowhere yet.
-fn put(conn: &Connection, place: i64, row: &Row, new: bool) -> Result<(), Fault> {
+pub(super) fn put(conn: &Connection, place: i64, row: &Row, new: bool) -> Result<(), Fault> {
     let fields = Fields::of(row)?;
     match row {
         Row::Tenant(row) => {
@@ -146,7 +152,7 @@ fn put(conn: &Connection, place: i64, row: &Row, new: bool) -> Result<(), Fault>
     insert(&fields, place, &mut conn.prepare_cached(sql)?)
 }
 
-fn note(conn: &Connection, place: i64, entry: &AuditEntry) -> Result<(), Fault> {
+pub(super) fn note(conn: &Connection, place: i64, entry: &AuditEntry) -> Result<(), Fault> {
     let entry = AuditColumns::of(entry)?;
     let seal = entry.seal(place);
     let AuditColumns {

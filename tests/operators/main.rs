@@ -1,0 +1,17 @@
+//! What operators do to stores: copy them from one kind to another, and run `keyctl` over a database.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
+mod broken;
+mod copying;
+mod database;
+#[path = "../support/example.rs"]
+mod example;
+mod fill;
+mod interrupted;
+#[path = "../postgres/server.rs"]
+#[allow(dead_code, reason = "each test file uses its own part")]
+mod server;
+#[path = "../support/mod.rs"]
+mod support;
+#[path = "../support/turns.rs"]
+mod turns;

@@ -1,0 +1,109 @@
+//! Tables that are set up by somebody else.
+
+use keyward::store::postgres::ConnectError;
+use keyward::store::{KeyStore, PostgresStore, Revision};
+
+use crate::raw::{ALL, next};
+use crate::server::{Place, open};
+use crate::support::*;
+
+/// Every table and index of the schema, with the transactions that made them and the version.
+fn tables(place: &Place) -> Vec<String> {
+    let mut tables = place.ask(
+        "SELECT c.relname || ' ' || c.oid || ' ' || c.xmin FROM pg_class AS c \
+         JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname = '$s' ORDER BY 1",
+    );
+    tables.extend(place.ask("SELECT version || ' ' || xmin FROM $s.schema_version"));
+    tables
+}
+
+#[test]
+fn the_printed_sql_makes_tables_that_a_store_takes_as_they_are() {
+    let place = Place::new();
+    place.run(&PostgresStore::schema_sql(&place.schema, 0).unwrap());
+    let made = tables(&place);
+    let stores = [place.connect(), place.connect()];
+    assert_eq!(tables(&place), made, "nothing was migrated");
+    wait(stores[0].commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
+    let heads = stores.map(|store| wait(store.scan(None, ALL)).unwrap().head);
+    assert_eq!(heads[0], heads[1]);
+
+    let own = Place::new();
+    own.connect();
+    let names = |place: &Place| {
+        let names = "SELECT c.relname || ' ' || coalesce(pg_get_indexdef(i.indexrelid), '') || ' ' || \
+             coalesce(string_agg(a.attname || format_type(a.atttypid, a.atttypmod) \
+             || a.attnotnull || a.attcollation, ',' ORDER BY a.attnum), '') \
+             FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
+             LEFT JOIN pg_index AS i ON i.indexrelid = c.oid \
+             LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 \
+             WHERE n.nspname = '$s' GROUP BY c.relname, i.indexrelid ORDER BY 1";
+        let names = place.ask(names).into_iter();
+        let plain = names.map(|name| name.replace(&place.schema, "s"));
+        plain.collect::<Vec<_>>()
+    };
+    assert_eq!(names(&place), names(&own), "the store makes the same ones");
+}
+
+#[test]
+fn the_printed_sql_changes_nothing_where_there_is_a_store() {
+    let place = Place::new();
+    let store = place.connect();
+    wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
+    let made = tables(&place);
+    let sql = PostgresStore::schema_sql(&place.schema, 0).unwrap();
+    place.try_run(&sql).unwrap_err();
+    assert_eq!(tables(&place), made);
+    assert_eq!(
+        wait(store.scan(None, ALL)).unwrap().head.revision,
+        Revision(1)
+    );
+}
+
+#[test]
+fn sql_is_printed_for_plain_names_and_known_versions_alone() {
+    for name in ["", "a\"b", "Keys"] {
+        let refused = PostgresStore::schema_sql(name, 0).unwrap_err();
+        assert!(matches!(refused, ConnectError::Schema), "{refused:?}");
+    }
+    for from in [-1, 99] {
+        let refused = PostgresStore::schema_sql("keyward", from).unwrap_err();
+        assert!(matches!(refused, ConnectError::Newer { .. }), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_lost_head_is_told_and_never_made_anew() {
+    for kept in ["rows", "tenants", "commits"] {
+        let place = Place::new();
+        wait(
+            place
+                .connect()
+                .commit(next(&tenant("acme"), Revision::ZERO).1),
+        )
+        .unwrap();
+        for table in ["rows", "tenants", "commits"] {
+            if table != kept {
+                place.run(&format!("DELETE FROM $s.{table}"));
+            }
+        }
+        place.run("DELETE FROM $s.head");
+        let refused = open(place.options()).unwrap_err();
+        assert!(matches!(refused, ConnectError::Database(_)), "{refused:?}");
+        assert_eq!(
+            place.ask("SELECT 'a head' FROM $s.head"),
+            Vec::<String>::new()
+        );
+    }
+}
+
+#[test]
+fn where_tables_must_exist_none_are_made() {
+    let place = Place::new();
+    let refused = open(place.options().must_exist()).unwrap_err();
+    assert!(matches!(refused, ConnectError::NotFound), "{refused:?}");
+    let made = place.ask("SELECT nspname::text FROM pg_namespace WHERE nspname = '$s'");
+    assert_eq!(made, Vec::<String>::new());
+    place.connect();
+    open(place.options().must_exist()).unwrap();
+}
