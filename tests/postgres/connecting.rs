@@ -5,12 +5,11 @@ use std::error::Error as _;
 use std::time::Duration;
 
 use keyward::store::postgres::ConnectError;
-use keyward::store::postgres::deadpool_postgres::{Manager, Pool, Runtime};
 use keyward::store::{CommitError, KeyStore, PostgresStore, Revision, Select, StoreErrorKind};
 use tokio_postgres::NoTls;
 
 use crate::raw::{ALL, next};
-use crate::server::{Place, Server, on_runtime, open, runtime};
+use crate::server::{Place, Server, on_runtime, open, pool, runtime};
 use crate::support::*;
 
 /// All that an error tells.
@@ -169,12 +168,6 @@ fn an_older_schema_is_brought_up_to_date() {
         place.ask("SELECT version::text FROM $s.schema_version"),
         ["1"]
     );
-}
-
-fn pool(url: &str, connections: usize) -> Pool {
-    let manager = Manager::new(url.parse().unwrap(), NoTls);
-    let pool = Pool::builder(manager).max_size(connections);
-    pool.runtime(Runtime::Tokio1).build().unwrap()
 }
 
 #[test]
