@@ -88,6 +88,8 @@ struct State {
     recorded: Option<(Vec<u8>, Vec<u8>)>,
     /// What happened, if it was to last.
     fate: Option<Fate>,
+    /// How many of the connections, the first ones, are silent in any case.
+    silent: usize,
     /// All connections that were made, both ends.
     ends: Vec<UnixStream>,
 }
@@ -148,6 +150,12 @@ impl Proxy {
         }
     }
 
+    /// Has everything swallowed that comes over the connections there are. New ones are made as before.
+    pub fn silence(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.silent = state.made;
+    }
+
     /// Records what `conversation` makes both sides say.
     pub fn record<T>(&self, conversation: impl FnOnce() -> T) -> (Vec<u8>, Vec<u8>) {
         self.state.lock().unwrap().recorded = Some(Default::default());
@@ -201,7 +209,7 @@ fn pass(
     loop {
         let read = from.read(&mut buffer).unwrap_or(0);
         let mut held = state.lock().unwrap();
-        if held.fate == Some(Fate::Silent) {
+        if held.fate == Some(Fate::Silent) || number <= held.silent {
             if read == 0 {
                 return;
             }

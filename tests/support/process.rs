@@ -19,12 +19,12 @@ pub struct Part {
 
 impl Part {
     /// `path` is where the child finds what it works on.
-    pub fn start(part: &str, path: impl AsRef<OsStr>, env: &[(&str, String)]) -> Self {
+    pub fn start(part: &str, path: &(impl AsRef<OsStr> + ?Sized), env: &[(&str, String)]) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child", "--ignored", "--nocapture"])
             .args(["--test-threads", "1"])
             .env("CHILD_PART", part)
-            .env("CHILD_PATH", path.as_ref())
+            .env("CHILD_PATH", path)
             .envs(env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
