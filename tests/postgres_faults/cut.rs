@@ -2,7 +2,7 @@
 //! asks again under the same command id finds out what happened.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -48,18 +48,18 @@ struct Ground {
     proxy: Proxy,
     place: Place,
     direct: PostgresStore,
-    _server: Server,
 }
 
 impl Ground {
     fn new() -> Self {
-        let server = Server::start("fsync = off");
+        // Not one that was given: its socket may be anywhere.
+        static SHARED: OnceLock<Server> = OnceLock::new();
+        let server = SHARED.get_or_init(|| Server::start("fsync = off"));
         let place = Place::at(server.url());
         Self {
             proxy: Proxy::before(server.folder()),
             direct: place.connect(),
             place,
-            _server: server,
         }
     }
 

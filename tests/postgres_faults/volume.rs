@@ -184,7 +184,7 @@ fn a_commit_that_is_slow_to_end_is_not_overtaken() {
     let second = commit(&fast, "fast");
     // It waits for the head, or is done already.
     let over = "SELECT 'over' FROM $s.commits UNION ALL SELECT 'waits' FROM pg_stat_activity \
-                WHERE wait_event_type = 'Lock' AND query LIKE '%head% FOR UPDATE%'";
+                WHERE wait_event_type = 'Lock' AND query LIKE '%$s%FOR UPDATE%'";
     place.until_found(over);
     let (events, upto) = page(&reader, start, 10);
     assert_eq!((events.len(), upto), (0, start), "nothing may be seen yet");
