@@ -188,13 +188,12 @@ fn revocations(hears: Hears, bound: Duration, plan: &[Disturbed]) -> Vec<Revocat
                 }
             }
         };
-        let late = Duration::from_millis(dice.below(longer.as_millis() as usize) as u64);
         let (returned, limit) = match disturbed {
             Disturbed::Nothing => revoke(),
             Disturbed::ServerKilled => {
                 let revoked = revoke();
                 server.kill();
-                pause(late);
+                pause(bound + Duration::from_millis(dice.below(500) as u64));
                 server.resume();
                 revoked
             }
