@@ -33,6 +33,14 @@ pub enum Fate {
 /// How much of one side's part of a conversation comes through: whole messages, and bytes of the next.
 pub type Point = (usize, usize);
 
+/// When something happens to what one side says.
+#[derive(Clone, Copy, Debug)]
+enum When {
+    At(Side, Point),
+    /// Before a query of the client that begins so, which comes at once.
+    Before(&'static [u8]),
+}
+
 /// Messages of the protocol: a letter, four bytes of length that count themselves, the rest.
 #[derive(Debug, Default)]
 struct Messages {
@@ -80,7 +88,7 @@ pub fn lengths(bytes: &[u8]) -> Vec<usize> {
 #[derive(Debug, Default)]
 struct State {
     /// What is to happen, when, and to which connection.
-    plan: Option<(Side, Point, Fate, usize)>,
+    plan: Option<(When, Fate, usize)>,
     /// How many connections were made.
     made: usize,
     came: Messages,
@@ -92,6 +100,27 @@ struct State {
     silent: usize,
     /// All connections that were made, both ends.
     ends: Vec<UnixStream>,
+}
+
+impl State {
+    /// How much of it comes through, if that is not all.
+    fn comes_through(&mut self, who: Side, said: &[u8], when: When) -> Option<usize> {
+        match when {
+            When::At(side, point) if side == who => said.iter().position(|byte| {
+                let over = self.came.at >= point;
+                if !over {
+                    self.came.take(*byte);
+                }
+                over
+            }),
+            When::Before(query) if who == Side::Client => {
+                let found = said.windows(query.len()).position(|part| part == query);
+                // A letter and its length stand before it.
+                found.map(|at| at - 5)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// A proxy. Connections last no longer than it does.
@@ -129,9 +158,18 @@ impl Proxy {
     /// Lets what `side` says on the newest connection come through up to `point`, counted from now on; at
     /// the byte after that there is `fate`.
     pub fn arm(&self, side: Side, point: Point, fate: Fate) {
+        self.plan(When::At(side, point), fate);
+    }
+
+    /// Lets everything on the newest connection come through up to a query that begins so.
+    pub fn arm_before(&self, query: &'static str, fate: Fate) {
+        self.plan(When::Before(query.as_bytes()), fate);
+    }
+
+    fn plan(&self, when: When, fate: Fate) {
         let mut state = self.state.lock().unwrap();
         state.came = Messages::default();
-        state.plan = Some((side, point, fate, state.made));
+        state.plan = Some((when, fate, state.made));
     }
 
     /// Whether what was planned has happened.
@@ -222,20 +260,15 @@ fn pass(
                 Side::Server => server.extend(said),
             }
         }
-        let mut through = read;
-        let plan = held.plan.filter(|plan| (plan.3, plan.0) == (number, side));
         let mut fate = None;
-        if let Some((_, point, planned, _)) = plan {
-            for (before, byte) in said.iter().enumerate() {
-                if held.came.at >= point {
-                    through = before;
-                    fate = Some(planned);
-                    held.plan = None;
-                    held.fate = fate.filter(|fate| *fate != Fate::Cut);
-                    break;
-                }
-                held.came.take(*byte);
-            }
+        let mut through = read;
+        if let Some((when, planned, _)) = held.plan.filter(|plan| plan.2 == number)
+            && let Some(before) = held.comes_through(side, said, when)
+        {
+            through = before;
+            fate = Some(planned);
+            held.plan = None;
+            held.fate = fate.filter(|fate| *fate != Fate::Cut);
         }
         // With the lock: what happens next to this connection happens after this.
         let written = to.write_all(&said[..through]);
