@@ -37,8 +37,8 @@ pub type Point = (usize, usize);
 #[derive(Clone, Copy, Debug)]
 enum When {
     At(Side, Point),
-    /// Before a query of the client that begins so, which comes at once.
-    Before(&'static [u8]),
+    /// Before this query of the client, which comes at once.
+    Before(&'static str),
 }
 
 /// Messages of the protocol: a letter, four bytes of length that count themselves, the rest.
@@ -114,8 +114,9 @@ impl State {
                 over
             }),
             When::Before(query) if who == Side::Client => {
+                // A letter and its length stand before it, a zero after it.
+                let query = [query.as_bytes(), b"\0"].concat();
                 let found = said.windows(query.len()).position(|part| part == query);
-                // A letter and its length stand before it.
                 found.map(|at| at - 5)
             }
             _ => None,
@@ -161,9 +162,9 @@ impl Proxy {
         self.plan(When::At(side, point), fate);
     }
 
-    /// Lets everything on the newest connection come through up to a query that begins so.
+    /// Lets everything on the newest connection come through up to this query.
     pub fn arm_before(&self, query: &'static str, fate: Fate) {
-        self.plan(When::Before(query.as_bytes()), fate);
+        self.plan(When::Before(query), fate);
     }
 
     fn plan(&self, when: When, fate: Fate) {
