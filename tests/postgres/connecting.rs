@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::join_all;
-use keyward::store::postgres::deadpool_postgres::{Manager, Pool, Runtime};
 use keyward::store::postgres::{ConnectError, PoolExhausted};
 use keyward::store::{
     CommitError, KeyStore, NodeId, NodeRegistry, NodeReport, PostgresStore, Revision, Select,
@@ -15,7 +14,7 @@ use keyward::store::{
 use tokio_postgres::NoTls;
 
 use crate::raw::{ALL, next};
-use crate::server::{Place, Server, on_runtime, open, runtime};
+use crate::server::{Place, Server, on_runtime, open, pool, runtime};
 use crate::support::*;
 
 /// All that an error tells.
@@ -131,12 +130,6 @@ fn an_older_schema_is_brought_up_to_date() {
         place.ask("SELECT version::text FROM $s.schema_version"),
         ["1"]
     );
-}
-
-pub(crate) fn pool(url: &str, connections: usize) -> Pool {
-    let manager = Manager::new(url.parse().unwrap(), NoTls);
-    let pool = Pool::builder(manager).max_size(connections);
-    pool.runtime(Runtime::Tokio1).build().unwrap()
 }
 
 #[test]

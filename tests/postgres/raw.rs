@@ -1,4 +1,5 @@
 //! Commits without a service: each removes a key that never was, which leaves one tombstone in the feed.
+#![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +17,9 @@ pub(crate) const ALL: NonZeroUsize = NonZeroUsize::new(1_000_000).unwrap();
 pub(crate) fn next(tenant: &TenantId, expected: Revision) -> (KeyId, Commit) {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let number = u128::from(NEXT.fetch_add(1, Ordering::Relaxed));
-    let key = KeyId::from_u128(number << 64 | 1);
+    // No other process has the same.
+    let number = number << 32 | u128::from(std::process::id());
+    let key = KeyId::from_u128(number << 32 | 1);
     let commit = Commit {
         tenant: tenant.clone(),
         expected,

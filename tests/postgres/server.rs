@@ -1,5 +1,6 @@
 //! A server of the tests' own, in a temporary folder; it ends with the test process, however that ends.
 //! Or the one that `KEYWARD_TEST_POSTGRES_URL` names.
+#![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
@@ -10,7 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use keyward::store::PostgresStore;
+use keyward::store::postgres::deadpool_postgres::{Manager, Pool, Runtime};
 use keyward::store::postgres::{ConnectError, PostgresOptions};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
@@ -96,13 +99,16 @@ impl Server {
         if let Some(user) = user {
             run(Command::new("chown").arg(user).arg(&folder));
         }
-        let script =
-            r#"read -r _; "$1" -D "$2/data" -m immediate stop >/dev/null 2>&1; rm -rf "$2""#;
+        // One that is stopped hears of nothing: it is continued first.
+        let script = r#"read -r _; read -r pid <"$2/data/postmaster.pid"
+            kill -CONT "$pid" $(cat "/proc/$pid/task/$pid/children")
+            "$1" -D "$2/data" -m immediate stop; rm -rf "$2""#;
         let mut watchdog = as_user(Path::new("sh"));
         watchdog.args(["-c", script, "watchdog"]);
         watchdog.arg(programs().join("pg_ctl")).arg(&folder);
         // A group of its own: an interrupted test run must not take it along.
         watchdog.stdin(Stdio::piped()).process_group(0);
+        watchdog.stdout(Stdio::null()).stderr(Stdio::null());
         let watchdog = watchdog.spawn().unwrap();
         Self {
             folder,
@@ -149,6 +155,11 @@ impl Server {
         format!("host={one},{other} user=postgres dbname=postgres")
     }
 
+    /// Where its socket is.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// What it wrote to its log so far.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.join("log")).unwrap()
@@ -188,12 +199,42 @@ impl Server {
         false
     }
 
-    /// Kills it. What it told the operating system to write stays written.
+    /// Kills it, all its processes. What it told the operating system to write stays written.
     pub(crate) fn kill(&self) {
+        self.stop_main();
+        self.signal(Signal::KILL);
         let process = self.process.lock().unwrap().take();
-        let mut process = process.unwrap();
-        process.kill().unwrap();
-        process.wait().unwrap();
+        process.unwrap().wait().unwrap();
+    }
+
+    /// Stops all its processes where they stand, until what this returns is dropped.
+    pub(crate) fn pause(&self) -> Paused<'_> {
+        self.stop_main();
+        self.signal(Signal::STOP);
+        Paused(self)
+    }
+
+    fn main(&self) -> Pid {
+        Pid::from_child(self.process.lock().unwrap().as_ref().unwrap())
+    }
+
+    /// Returns when the process that starts all others does so no more.
+    fn stop_main(&self) {
+        let main = self.main();
+        kill_process(main, Signal::STOP).unwrap();
+        waitid(WaitId::Pid(main), WaitIdOptions::STOPPED).unwrap();
+    }
+
+    fn signal(&self, signal: Signal) {
+        let main = self.main();
+        let children = format!("/proc/{0}/task/{0}/children", main.as_raw_nonzero());
+        let children = std::fs::read_to_string(children).unwrap();
+        for child in children.split_whitespace() {
+            let child = Pid::from_raw(child.parse().unwrap()).unwrap();
+            // It may just have ended.
+            let _ = kill_process(child, signal);
+        }
+        kill_process(main, signal).unwrap();
     }
 
     /// Lets nobody connect any more. Who is connected stays so.
@@ -221,6 +262,16 @@ impl Server {
         let mut program = as_user(&programs().join(name));
         program.arg("-D").arg(self.folder.join("data"));
         program
+    }
+}
+
+/// A server that is stopped.
+#[must_use = "it goes on when this is dropped"]
+pub(crate) struct Paused<'s>(&'s Server);
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        self.0.signal(Signal::CONT);
     }
 }
 
@@ -356,6 +407,11 @@ impl Place {
         })
     }
 
+    /// Waits until a statement finds something.
+    pub(crate) fn until_found(&self, sql: &str) {
+        while self.ask(sql).is_empty() {}
+    }
+
     /// Waits until nobody holds the head.
     pub(crate) fn until_free(&self) {
         self.run("SELECT 1 FROM $s.head FOR UPDATE");
@@ -383,6 +439,13 @@ impl Drop for Place {
 
 pub(crate) fn open(options: PostgresOptions) -> Result<PostgresStore, ConnectError> {
     on_runtime(options.connect())
+}
+
+/// A pool of the host's own.
+pub(crate) fn pool(url: &str, connections: usize) -> Pool {
+    let manager = Manager::new(url.parse().unwrap(), tokio_postgres::NoTls);
+    let pool = Pool::builder(manager).max_size(connections);
+    pool.runtime(Runtime::Tokio1).build().unwrap()
 }
 
 /// Several instances on one schema, between which calls take turns.

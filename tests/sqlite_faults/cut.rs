@@ -8,7 +8,8 @@ use keyward::KeyId;
 use tempfile::tempdir;
 
 use crate::check::examine;
-use crate::process::{Dice, Part, rounds, shim};
+use crate::process::{Dice, Part, rounds};
+use crate::shim::shim;
 
 /// One thing that a recording tells.
 #[derive(Debug)]

@@ -6,7 +6,8 @@ use std::path::Path;
 use tempfile::{TempDir, tempdir};
 
 use crate::check::examine;
-use crate::process::{Dice, Part, rounds, shim};
+use crate::process::{Dice, Part, rounds};
+use crate::shim::shim;
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;

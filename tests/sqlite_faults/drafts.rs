@@ -9,7 +9,8 @@ use tempfile::tempdir;
 
 use crate::check::examine;
 use crate::child::{NO_CAP, open, service};
-use crate::process::{Part, shim};
+use crate::process::Part;
+use crate::shim::shim;
 use crate::support::{actor, reader, wait};
 
 const EIO: i32 = 5;

@@ -12,7 +12,9 @@ mod child;
 mod cut;
 mod disk;
 mod drafts;
+#[path = "../support/process.rs"]
 mod process;
+mod shim;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -18,6 +18,9 @@ use super::link::Link;
 /// How long a lost connection is left alone. A judgement.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// How long an answer is waited for where connecting may take any time. A judgement.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// A task that has not begun. It ends once nobody holds the event any more.
 pub(super) type Later = Box<dyn FnOnce(Weak<Event>, Arc<Event>) -> BoxFuture<'static, ()> + Send>;
 
@@ -64,7 +67,12 @@ async fn hear<T>(config: &Config, tls: T, channel: &str, moved: &Weak<Event>) ->
 where
     T: MakeTlsConnect<Socket>,
 {
-    let (client, mut connection) = config.connect(tls).await?;
+    let patience = config.get_connect_timeout().copied().unwrap_or(PATIENCE);
+    // The configured timeout is for one address, and does not cover what is said first.
+    let hosts = u32::try_from(config.get_hosts().len()).unwrap_or(u32::MAX);
+    let longest = patience.saturating_mul(hosts.max(1).saturating_mul(4));
+    let connect = tokio::time::timeout(longest, config.connect(tls));
+    let (client, mut connection) = connect.await.map_err(|_| Fault::Late)??;
     let messages = async {
         while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
             if let AsyncMessage::Notification(_) = message? {
@@ -77,7 +85,12 @@ where
         client.batch_execute(&format!("LISTEN {channel}")).await?;
         // What was committed before is not told: whoever waits looks again.
         tell(moved);
-        std::future::pending::<Result<(), Fault>>().await
+        loop {
+            tokio::time::sleep(patience).await;
+            // A connection that was lost without a word looks like one over which nothing comes.
+            let alive = tokio::time::timeout(patience, client.batch_execute("")).await;
+            alive.map_err(|_| Fault::Late)??;
+        }
     };
     match select(pin!(messages), pin!(listen)).await {
         Either::Left((ended, _)) | Either::Right((ended, _)) => ended,

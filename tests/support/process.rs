@@ -1,10 +1,16 @@
-//! Child processes: this very test binary, run again as one of the parts in `child`.
+//! Child processes: this very test binary, run again as one of the parts that its test `child` plays.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file uses its own part"
+)]
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Lines, Write};
-use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-/// A child that tells what it did, a line each, and can be told one thing: to go on.
+/// A child that tells what it did, a line each, and can be told something: to go on, say. It is killed
+/// if it is dropped before its end.
 pub struct Part {
     child: Child,
     tell: Option<ChildStdin>,
@@ -12,7 +18,8 @@ pub struct Part {
 }
 
 impl Part {
-    pub fn start(part: &str, path: &Path, env: &[(&str, String)]) -> Self {
+    /// `path` is where the child finds what it works on.
+    pub fn start(part: &str, path: &(impl AsRef<OsStr> + ?Sized), env: &[(&str, String)]) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child", "--ignored", "--nocapture"])
             .args(["--test-threads", "1"])
@@ -49,7 +56,17 @@ impl Part {
     }
 
     pub fn go_on(&mut self) {
-        writeln!(self.tell.as_mut().unwrap(), "go on").unwrap();
+        self.hand("go on");
+    }
+
+    /// Gives the child a line to read.
+    pub fn hand(&mut self, line: &str) {
+        writeln!(self.tell.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    /// What the child can tell the parent's end by: once this is dropped, there is no more to read.
+    pub fn leash(&mut self) -> ChildStdin {
+        self.tell.take().unwrap()
     }
 
     /// Kills it where it stands, and reads what it had told until then.
@@ -70,6 +87,14 @@ impl Part {
     }
 }
 
+impl Drop for Part {
+    fn drop(&mut self) {
+        // Nothing is done about one that has ended.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
 /// Tells the parent something. Not by `println!`, which could be captured.
 pub fn tell(line: impl std::fmt::Display) {
     let mut out = std::io::stdout().lock();
@@ -84,11 +109,6 @@ pub fn wait_for_parent() -> bool {
         .read_line(&mut String::new())
         .unwrap()
         > 0
-}
-
-/// Builds the shim. There is no test without it.
-pub fn shim(folder: &Path) -> PathBuf {
-    crate::cc::library(include_str!("shim.c"), folder)
 }
 
 /// How often to do something: more when asked for by `KEYWARD_LONG=1`.
