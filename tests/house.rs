@@ -36,6 +36,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "core", "clock", "entropy", "store", "manager", "replica", "keyward",
         ],
     ),
+    ("http", &["core", "observe", "verifier", "keyward"]),
     (
         "conformance",
         &[

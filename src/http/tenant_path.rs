@@ -1,0 +1,106 @@
+//! Which tenant a request is for, as its path says.
+//!
+//! Pure. A path that cannot be read names no tenant, and the request is refused.
+
+use std::str::FromStr;
+
+use percent_encoding::percent_decode_str;
+
+use crate::core::invalid::{Invalid, Problem};
+use crate::core::tenant::TenantId;
+
+/// How a path begins, and where in it the tenant stands: `/v1/projects/{project}`.
+///
+/// A segment in braces is a part of the tenant; several are joined in their order, so that
+/// `/orgs/{org}/projects/{project}` names `acme/web` for `/orgs/acme/projects/web/keys`. A last
+/// segment `{*rest}` takes all that is left. The path may go on after the template. Escapes (`%2F`)
+/// are decoded once, as routers do.
+///
+/// # Examples
+///
+/// ```
+/// use keyward::http::TenantPath;
+///
+/// let path: TenantPath = "/v1/projects/{project}".parse()?;
+/// assert_eq!(path.tenant("/v1/projects/acme/reports"), Some("acme".parse()?));
+/// assert_eq!(path.tenant("/v2/projects/acme"), None);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TenantPath(Vec<Segment>);
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Segment {
+    Literal(String),
+    Part,
+    Rest,
+}
+
+impl TenantPath {
+    /// The tenant that `path` names; `None` if it does not begin as the template does, or names none
+    /// that could exist.
+    #[must_use]
+    pub fn tenant(&self, path: &str) -> Option<TenantId> {
+        let mut segments = path.strip_prefix('/')?.split('/');
+        let mut tenant = String::new();
+        let add = |tenant: &mut String, segment: &str| {
+            if !tenant.is_empty() {
+                tenant.push('/');
+            }
+            let decoded = percent_decode_str(segment).decode_utf8().ok()?;
+            tenant.push_str(&decoded);
+            (!decoded.is_empty()).then_some(())
+        };
+        for wanted in &self.0 {
+            match wanted {
+                Segment::Literal(literal) if *literal == *segments.next()? => {}
+                Segment::Literal(_) => return None,
+                Segment::Part => add(&mut tenant, segments.next()?)?,
+                Segment::Rest => segments.try_for_each(|segment| add(&mut tenant, segment))?,
+            }
+            if *wanted == Segment::Rest {
+                break;
+            }
+        }
+        TenantId::new(tenant).ok()
+    }
+}
+
+impl FromStr for TenantPath {
+    type Err = Invalid;
+
+    fn from_str(template: &str) -> Result<Self, Invalid> {
+        let expected = "a path with a tenant in braces, such as /v1/projects/{project}";
+        let invalid = || Invalid::new("path of the tenant", Problem::Form { expected });
+        let parse = |segment: &str| {
+            let named = segment
+                .strip_prefix('{')
+                .and_then(|rest| rest.strip_suffix('}'));
+            match named {
+                Some(name) if is_name(name) => Ok(Segment::Part),
+                Some(name) if name.strip_prefix('*').is_some_and(is_name) => Ok(Segment::Rest),
+                None if !segment.is_empty() && !segment.contains(['{', '}']) => {
+                    Ok(Segment::Literal(segment.to_owned()))
+                }
+                _ => Err(invalid()),
+            }
+        };
+        let segments = template.strip_prefix('/').ok_or_else(invalid)?.split('/');
+        let segments = segments.map(parse).collect::<Result<Vec<_>, _>>()?;
+        let rest = segments
+            .iter()
+            .position(|segment| *segment == Segment::Rest);
+        let names_one = segments
+            .iter()
+            .any(|segment| matches!(segment, Segment::Part | Segment::Rest));
+        if !names_one || rest.is_some_and(|rest| rest + 1 != segments.len()) {
+            return Err(invalid());
+        }
+        Ok(Self(segments))
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    !name.is_empty() && name.bytes().all(fits)
+}
