@@ -64,6 +64,11 @@
 //! [`ReadThrough`] bounds how many there are, so that a flood of made-up keys is no flood of reads; no
 //! refusal is remembered.
 //!
+//! # HTTP
+//!
+//! Feature `http` is a tower layer that does all of this for requests, and feature `axum` has extractors
+//! for what it found: see `keyward::http`.
+//!
 //! # Following
 //!
 //! A node whose store is shared with other processes follows it, with [`Keyward::sync`] from a timer
@@ -169,7 +174,7 @@
 //! | `postgres` | [`PostgresStore`](store::PostgresStore): keys in a database that any number of nodes share |
 //! | `tokio` | [`Keyward::follow`]: a task that keeps a node up to date by itself |
 //! | `metrics` | gauges and counters through the `metrics` facade |
-//! | `http` | [`http`]: a tower layer that lets only requests with a fitting key through |
+//! | `http` | `keyward::http`: a tower layer that lets only requests with a fitting key through |
 //! | `axum` | extractors for axum, beside that layer |
 //! | `testing` | [`SeededEntropy`]: key material that a seed repeats |
 //! | `conformance` | [`conformance`]: the store contract's checks, faults, explorer, strategies |

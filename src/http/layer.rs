@@ -208,20 +208,25 @@ impl KeywardLayer {
         self
     }
 
-    /// The first half of the layer, for frameworks without tower: whether the request may pass.
-    /// `None` if it may without a key ([`optional`](Self::optional),
-    /// [`pass_preflights`](Self::pass_preflights)). Asks the store only where this node cannot tell:
-    /// see [`Keyward::verify_or_fetch`].
+    /// The first half of the layer, for frameworks without tower: whether the request may pass. If it
+    /// does, its extensions hold what the layer puts there. `None` if it passes without a key
+    /// ([`optional`](Self::optional), [`pass_preflights`](Self::pass_preflights)). Asks the store only
+    /// where this node cannot tell: see [`Keyward::verify_or_fetch`].
     ///
     /// # Errors
     ///
     /// [`Refusal`], to be answered with [`respond`](Self::respond).
-    pub async fn authenticate(&self, request: &Parts) -> Result<Option<Grant>, Refusal> {
+    pub async fn authenticate(&self, request: &mut Parts) -> Result<Option<Grant>, Refusal> {
         let verdict = match self.begin(request) {
             Begun::Settled(verdict) => verdict,
             Begun::Asking(asking) => asking.verdict(self).await,
         };
-        Ok(verdict?.map(|passed| passed.grant))
+        let grant = match &verdict {
+            Ok(Some(passed)) => Some(passed.grant.clone()),
+            _ => None,
+        };
+        self.admit(verdict, request)?;
+        Ok(grant)
     }
 
     /// The second half: how a refusal is answered.

@@ -209,3 +209,252 @@ const fn is_token(b: u8) -> bool {
                 | b'~'
         )
 }
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn networks(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn headers(name: &'static str, lines: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(name, HeaderValue::from_str(line).unwrap());
+        }
+        headers
+    }
+
+    const TRUSTED: &[&str] = &["10.0.0.0/8", "fd00::/8"];
+    const PROXY: &str = "10.0.0.1";
+
+    /// Who the client is by `X-Forwarded-For`, for a request from a trusted proxy.
+    fn by_list(lines: &[&str]) -> Option<String> {
+        let proxies = TrustedProxies::x_forwarded_for(networks(TRUSTED));
+        let client = proxies.client(PROXY.parse().unwrap(), &headers("x-forwarded-for", lines));
+        client.map(|client| client.to_string())
+    }
+
+    /// The same by `Forwarded`.
+    fn by_standard(lines: &[&str]) -> Option<String> {
+        let proxies = TrustedProxies::forwarded(networks(TRUSTED));
+        let client = proxies.client(PROXY.parse().unwrap(), &headers("forwarded", lines));
+        client.map(|client| client.to_string())
+    }
+
+    fn some(text: &str) -> Option<String> {
+        Some(text.to_owned())
+    }
+
+    #[test]
+    fn a_peer_that_is_no_proxy_is_the_client_whatever_it_writes() {
+        let peer: IpAddr = "203.0.113.9".parse().unwrap();
+        let mut lies = headers("x-forwarded-for", &["192.0.2.1"]);
+        lies.append("forwarded", HeaderValue::from_static("for=192.0.2.1"));
+        for proxies in [
+            TrustedProxies::x_forwarded_for(networks(TRUSTED)),
+            TrustedProxies::forwarded(networks(TRUSTED)),
+            TrustedProxies::forwarded([]),
+        ] {
+            assert_eq!(proxies.client(peer, &lies), Some(peer));
+        }
+    }
+
+    #[test]
+    fn the_walk_ends_at_the_first_from_the_right_that_is_not_trusted() {
+        assert_eq!(by_list(&["192.0.2.1, 203.0.113.7"]), some("203.0.113.7"));
+        assert_eq!(
+            by_list(&["192.0.2.1, 203.0.113.7,10.2.3.4"]),
+            some("203.0.113.7")
+        );
+        assert_eq!(
+            by_list(&["192.0.2.1", "203.0.113.7", "10.2.3.4"]),
+            some("203.0.113.7")
+        );
+        assert_eq!(
+            by_list(&["10.9.9.9, 10.2.3.4"]),
+            some("10.9.9.9"),
+            "all of them are trusted"
+        );
+        assert_eq!(by_list(&[]), some(PROXY));
+        assert_eq!(
+            by_standard(&["for=192.0.2.1, for=203.0.113.7;proto=https;by=10.0.0.1"]),
+            some("203.0.113.7")
+        );
+        assert_eq!(
+            by_standard(&["for=192.0.2.1", "For=\"[2001:db8::7]:80\""]),
+            some("2001:db8::7")
+        );
+        assert_eq!(
+            by_standard(&["for=203.0.113.7 , for=\"[fd00::1]\""]),
+            some("203.0.113.7")
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_read_ends_the_walk_without_a_client() {
+        for junk in [
+            "unknown",
+            "_hidden",
+            "",
+            "10.0.0.256",
+            "[10.0.0.1]",
+            "10.0.0.1:",
+            "\u{e9}",
+        ] {
+            assert_eq!(
+                by_list(&[&format!("203.0.113.7, {junk}")]),
+                None,
+                "{junk:?}"
+            );
+            let before = format!("{junk}, 203.0.113.7");
+            assert_eq!(
+                by_list(&[&before]),
+                some("203.0.113.7"),
+                "not reached: {junk:?}"
+            );
+        }
+        for junk in [
+            "for=unknown",
+            "for=\"_hidden\"",
+            "proto=https",
+            "for=10.0.0.2;for=10.0.0.3",
+            "",
+            "for",
+            "for=",
+            "for=\"",
+            "for=\"10.0.0.2",
+            "for=\"10.0.0.2\"x",
+            "for = 10.0.0.2",
+            "=10.0.0.2",
+            "for=10.0.0.2;",
+            "for=10.0.0.2 x=1",
+        ] {
+            assert_eq!(
+                by_standard(&[&format!("for=203.0.113.7, {junk}")]),
+                None,
+                "{junk:?}"
+            );
+            assert_eq!(by_standard(&["for=203.0.113.7", junk]), None, "{junk:?}");
+            // A line of its own that is not reached does not matter.
+            assert_eq!(
+                by_standard(&[junk, "for=203.0.113.7"]),
+                some("203.0.113.7"),
+                "{junk:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_quote_that_a_client_leaves_open_swallows_what_a_proxy_wrote_and_so_tells_nothing() {
+        for line in [
+            "for=10.1.1.1;x=\", for=203.0.113.7",
+            "for=10.1.1.1;x=\", for=\"[2001:db8::7]\"",
+            "for=10.1.1.1;x=\"\\, for=203.0.113.7;by=\"10.0.0.1\"",
+        ] {
+            assert_eq!(by_standard(&[line]), None, "{line}");
+        }
+        // A comma in quotes parts nothing.
+        let line = "for=192.0.2.1;x=\"a, for=10.1.1.1\", for=203.0.113.7";
+        assert_eq!(by_standard(&[line]), some("203.0.113.7"));
+    }
+
+    #[test]
+    fn a_mapped_address_counts_as_ipv4() {
+        let proxies = TrustedProxies::x_forwarded_for(networks(TRUSTED));
+        let headers = headers("x-forwarded-for", &["::ffff:203.0.113.7, ::ffff:10.0.0.2"]);
+        let client = proxies.client("::ffff:10.0.0.1".parse().unwrap(), &headers);
+        assert_eq!(client, Some([203, 0, 113, 7].into()));
+    }
+
+    /// An entry as it is written, and what it says.
+    type Written = (&'static str, Option<&'static str>);
+
+    const LIST: &[Written] = &[
+        ("10.0.0.2", Some("10.0.0.2")),
+        ("10.0.0.3:8080", Some("10.0.0.3")),
+        ("[fd00::1]", Some("fd00::1")),
+        ("fd00::2", Some("fd00::2")),
+        ("203.0.113.7", Some("203.0.113.7")),
+        ("[2001:db8::7]:443", Some("2001:db8::7")),
+        ("unknown", None),
+        ("", None),
+    ];
+    const STANDARD: &[Written] = &[
+        ("for=10.0.0.2", Some("10.0.0.2")),
+        ("FOR=\"10.0.0.3:8080\";proto=http", Some("10.0.0.3")),
+        ("by=\"a,b;c\\\"d\";for=\"[fd00::1]\"", Some("fd00::1")),
+        ("for=\"[fd00::2]:_port\"", None),
+        ("for=203.0.113.7;host=x", Some("203.0.113.7")),
+        ("for=\"[2001:db8::7]:443\"", Some("2001:db8::7")),
+        ("for=unknown", None),
+        ("proto=https", None),
+    ];
+
+    /// The naive way: all hops in one list, the peer last, looked at one by one.
+    fn naive(entries: &[Vec<Written>], trusted: &[IpNet]) -> Option<IpAddr> {
+        let told = entries.iter().flatten().map(|(_, told)| *told);
+        let mut hops: Vec<_> = told.chain([Some(PROXY)]).collect();
+        loop {
+            let client: IpAddr = hops.pop()??.parse().unwrap();
+            let is_trusted = trusted.iter().any(|network| network.contains(&client));
+            if !is_trusted || hops.is_empty() {
+                return Some(client);
+            }
+        }
+    }
+
+    fn lines(pool: &'static [Written]) -> impl Strategy<Value = Vec<Vec<Written>>> {
+        let line = prop::collection::vec(prop::sample::select(pool), 1..4);
+        prop::collection::vec(line, 0..4)
+    }
+
+    fn write(line: &[Written], separator: &str) -> String {
+        let texts: Vec<_> = line.iter().map(|(text, _)| *text).collect();
+        texts.join(separator)
+    }
+
+    proptest! {
+        #[test]
+        fn the_walk_does_what_a_list_of_hops_says(
+            list in lines(LIST),
+            standard in lines(STANDARD),
+            separator in prop::sample::select(vec![",", ", ", " ,\t"]),
+            trusted in prop::sample::subsequence(TRUSTED.to_vec(), 0..=TRUSTED.len()),
+        ) {
+            let trusted = networks(&trusted);
+            let peer = PROXY.parse().unwrap();
+            for (entries, name) in [(&list, "x-forwarded-for"), (&standard, "forwarded")] {
+                let texts: Vec<_> = entries.iter().map(|line| write(line, separator)).collect();
+                let texts: Vec<_> = texts.iter().map(String::as_str).collect();
+                let proxies = if name == "forwarded" {
+                    TrustedProxies::forwarded(trusted.clone())
+                } else {
+                    TrustedProxies::x_forwarded_for(trusted.clone())
+                };
+                let client = proxies.client(peer, &headers(name, &texts));
+                prop_assert_eq!(client, naive(entries, &trusted), "{}: {:?}", name, texts);
+            }
+        }
+
+        #[test]
+        fn no_bytes_are_too_strange(
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+            text in r#"[for=";,\\\[\]:. 0-9a]{0,60}"#,
+        ) {
+            let peer = PROXY.parse().unwrap();
+            for value in [HeaderValue::from_bytes(&bytes), HeaderValue::from_str(&text)] {
+                let Ok(value) = value else { continue };
+                let mut headers = HeaderMap::new();
+                headers.append(FORWARDED, value.clone());
+                headers.append(X_FORWARDED_FOR, value);
+                let _ = TrustedProxies::forwarded(networks(TRUSTED)).client(peer, &headers);
+                let _ = TrustedProxies::x_forwarded_for(networks(TRUSTED)).client(peer, &headers);
+            }
+        }
+    }
+}

@@ -287,7 +287,8 @@ fn common_headers(refusal: &Refusal, (manner, sources): (&Manner, &Sources)) -> 
     }
     if refusal.kind() == Kind::Unavailable {
         // Rounded up: zero would mean at once.
-        let whole = manner.retry_after.as_secs() + u64::from(manner.retry_after.subsec_nanos() > 0);
+        let part = u64::from(manner.retry_after.subsec_nanos() > 0);
+        let whole = manner.retry_after.as_secs().saturating_add(part);
         headers.insert(RETRY_AFTER, whole.max(1).into());
     }
     for challenge in challenges(refusal, (manner, sources)) {
@@ -362,5 +363,288 @@ fn grpc_content_type(headers: &HeaderMap) -> Option<&'static str> {
         _ if rest.starts_with(b"-web") => Some("application/grpc-web+proto"),
         [] | [b'+' | b';' | b' ', ..] => Some("application/grpc"),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::core::record::Reason;
+    use crate::core::text::{ClassName, Environment, PepperId};
+    use crate::core::time::Timestamp;
+    use crate::core::token::TokenError;
+
+    const AT: &str = "2026-01-01T00:00:00Z";
+
+    fn at() -> Timestamp {
+        AT.parse().unwrap()
+    }
+
+    fn key() -> KeyId {
+        KeyId::from_parts(at(), [7; 10])
+    }
+
+    fn get() -> Parts {
+        Request::new(()).into_parts().0
+    }
+
+    fn plain(refusal: &Refusal) -> Response<Bytes> {
+        answer(refusal, (&Manner::default(), &Sources::default()), &get())
+    }
+
+    fn missing(scope: &str) -> Refusal {
+        let scope = Scope::new(scope).unwrap();
+        Rejection::MissingScope { key: key(), scope }.into()
+    }
+
+    /// Every rejection, with the code and the status that it has on the wire.
+    fn all() -> Vec<(Rejection, &'static str, u16)> {
+        let (key, at) = (key(), at());
+        let reason = Reason::Lost;
+        let class = ClassName::new("secret").unwrap();
+        let environment = Environment::LIVE;
+        let pepper = PepperId::new("p1").unwrap();
+        let (age, bound) = (Duration::MAX, Duration::ZERO);
+        let invalid = Scope::new("").unwrap_err();
+        let scope = Scope::new("reports:read").unwrap();
+        let malformed = TokenError::TooLong { actual: 600 };
+        vec![
+            (Rejection::Malformed(malformed), "invalid-key", 401),
+            (
+                Rejection::Malformed(TokenError::Checksum),
+                "invalid-key",
+                401,
+            ),
+            (Rejection::Unknown, "invalid-key", 401),
+            (Rejection::WrongSecret, "invalid-key", 401),
+            (Rejection::Revoked { key, at, reason }, "invalid-key", 401),
+            (Rejection::Expired { key, at }, "invalid-key", 401),
+            (Rejection::Disabled { key }, "invalid-key", 401),
+            (Rejection::OwnerRemoved { key }, "invalid-key", 401),
+            (Rejection::TenantClosed { key }, "invalid-key", 401),
+            (Rejection::PairMismatch, "invalid-key", 401),
+            (Rejection::Publishable { key }, "key-not-allowed", 403),
+            (
+                Rejection::WrongClass {
+                    key,
+                    class: class.clone(),
+                },
+                "key-not-allowed",
+                403,
+            ),
+            (
+                Rejection::WrongEnvironment { key, environment },
+                "key-not-allowed",
+                403,
+            ),
+            (Rejection::WrongTenant { key }, "key-not-allowed", 403),
+            (Rejection::AddressNotAllowed { key }, "key-not-allowed", 403),
+            (
+                Rejection::MissingScope { key, scope },
+                "insufficient-scope",
+                403,
+            ),
+            (Rejection::Stale { age, bound }, "unavailable", 503),
+            (Rejection::NeedsFresh, "unavailable", 503),
+            (Rejection::StoreUnavailable, "unavailable", 503),
+            (Rejection::UnknownPepper { pepper }, "unavailable", 503),
+            (Rejection::UnknownClass { class }, "unavailable", 503),
+            (Rejection::Corrupt { key }, "unavailable", 503),
+            (Rejection::Need(invalid), "unavailable", 503),
+        ]
+    }
+
+    #[test]
+    fn every_rejection_has_its_status_and_an_outage_is_never_a_bad_key() {
+        for (rejection, code, status) in all() {
+            let answer = plain(&rejection.clone().into());
+            let headers = answer.headers();
+            assert_eq!(answer.status().as_u16(), status, "{rejection:?}");
+            let body: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
+            assert_eq!(body["type"], format!("urn:problem-type:keyward:{code}"));
+            assert_eq!(body["status"], status);
+            assert_eq!(headers.contains_key(WWW_AUTHENTICATE), status != 503);
+            assert_eq!(headers.contains_key(RETRY_AFTER), status == 503);
+            assert_eq!(headers[CONTENT_TYPE], "application/problem+json");
+            assert_eq!(headers[CACHE_CONTROL], "no-store");
+            assert_eq!(headers[VARY], "authorization, x-api-key");
+        }
+    }
+
+    #[test]
+    fn keys_that_do_not_authenticate_are_told_apart_by_nothing() {
+        let invalid = all()
+            .into_iter()
+            .filter(|(_, code, _)| *code == "invalid-key");
+        let answers = invalid.map(|(rejection, ..)| {
+            let web = plain(&rejection.clone().into());
+            let mut call = get();
+            let grpc = HeaderValue::from_static("application/grpc");
+            call.headers.insert(CONTENT_TYPE, grpc);
+            let how = (&Manner::default(), &Sources::default().with_basic());
+            let call = answer(&rejection.into(), how, &call);
+            format!("{web:?} {call:?}")
+        });
+        let answers: std::collections::BTreeSet<_> = answers.collect();
+        assert_eq!(answers.len(), 1);
+    }
+
+    #[test]
+    fn challenges_are_those_of_the_standards() {
+        let told = |refusal: &Refusal, sources: &Sources, manner: &Manner| {
+            let answer = answer(refusal, (manner, sources), &get());
+            let all = answer.headers().get_all(WWW_AUTHENTICATE).into_iter();
+            all.map(|value| value.to_str().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        };
+        let (plain, sources) = (Manner::default(), Sources::default());
+        let invalid = Refusal::from(Rejection::Unknown);
+        let unclear = Refusal::from(Unclear::SeveralKeys);
+        assert_eq!(told(&Refusal::Missing, &sources, &plain), ["Bearer"]);
+        assert_eq!(
+            told(&invalid, &sources, &plain),
+            ["Bearer error=\"invalid_token\""]
+        );
+        assert_eq!(
+            told(&unclear, &sources, &plain),
+            ["Bearer error=\"invalid_request\""]
+        );
+        assert_eq!(
+            told(&missing("reports:read"), &sources, &plain),
+            ["Bearer error=\"insufficient_scope\", scope=\"reports:read\""]
+        );
+        let realm = Some(Realm::new("acme").unwrap());
+        let named = Manner {
+            realm,
+            ..Manner::default()
+        };
+        let both = Sources::default().with_basic();
+        assert_eq!(
+            told(&invalid, &both, &named),
+            [
+                "Bearer realm=\"acme\", error=\"invalid_token\"",
+                "Basic realm=\"acme\", charset=\"UTF-8\""
+            ]
+        );
+        let basic = Sources::none().with_basic();
+        let challenge = "Basic realm=\"API keys\", charset=\"UTF-8\"";
+        assert_eq!(told(&Refusal::Missing, &basic, &plain), [challenge]);
+        let own = Sources::none().with_header(Sources::API_KEY_HEADER);
+        assert_eq!(told(&Refusal::Missing, &own, &plain), ["Bearer"]);
+        assert!(told(&Refusal::NoLayer, &own, &plain).is_empty());
+    }
+
+    #[test]
+    fn a_scope_that_is_missing_is_named() {
+        let answer = plain(&missing("reports:*"));
+        let body: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
+        assert_eq!(body["scope"], "reports:*");
+        assert_eq!(body["detail"], "key lacks scope reports:*");
+    }
+
+    #[test]
+    fn an_answer_to_head_has_the_headers_and_no_body() {
+        let full = plain(&Refusal::Missing);
+        let mut head = get();
+        head.method = Method::HEAD;
+        let short = without_body_for_head(&head, full.clone());
+        assert!(short.body().is_empty());
+        assert_eq!(
+            short.headers()[CONTENT_LENGTH],
+            full.body().len().to_string()
+        );
+        let untouched = without_body_for_head(&get(), full.clone());
+        assert_eq!(untouched.body(), full.body());
+    }
+
+    #[test]
+    fn a_call_is_answered_as_a_call() {
+        let told = |refusal: &Refusal, content_type: &'static str| {
+            let mut call = get();
+            let own = HeaderValue::from_static(content_type);
+            call.headers.insert(CONTENT_TYPE, own);
+            let how = (&Manner::default(), &Sources::default());
+            let answer = answer(refusal, how, &call);
+            let header = |name: &str| {
+                let value = answer.headers().get(name);
+                value.map_or("", |value| value.to_str().unwrap()).to_owned()
+            };
+            let told = (
+                header("grpc-status"),
+                header("grpc-message"),
+                header("content-type"),
+            );
+            (answer.status().as_u16(), told, answer.body().len())
+        };
+        let grpc = |status: &str, message: &str, kind: &str| {
+            (
+                200,
+                (status.to_owned(), message.to_owned(), kind.to_owned()),
+                0,
+            )
+        };
+        let kind = "application/grpc";
+        let invalid = Refusal::from(Rejection::WrongSecret);
+        let stale = Refusal::from(Rejection::StoreUnavailable);
+        assert_eq!(told(&invalid, kind), grpc("16", "Invalid API key", kind));
+        assert_eq!(told(&Refusal::Missing, "application/grpc+proto").1.0, "16");
+        assert_eq!(
+            told(&missing("a:b"), kind),
+            grpc("7", "key lacks scope a:b", kind)
+        );
+        assert_eq!(told(&stale, kind).1.0, "14");
+        assert_eq!(told(&Refusal::NoLayer, kind).1.0, "13");
+        let web = "application/grpc-web+proto";
+        assert_eq!(
+            told(&invalid, "application/grpc-web"),
+            grpc("16", "Invalid API key", web)
+        );
+        assert_eq!(told(&invalid, "application/grpcx").0, 401);
+        assert_eq!(told(&invalid, "application/json").0, 401);
+    }
+
+    #[test]
+    fn a_pause_is_told_in_whole_seconds_and_never_as_none() {
+        for (pause, told) in [
+            (Duration::ZERO, "1"),
+            (Duration::from_millis(1500), "2"),
+            (Duration::from_secs(30), "30"),
+            (Duration::MAX, &*u64::MAX.to_string()),
+        ] {
+            let manner = Manner {
+                retry_after: pause,
+                ..Manner::default()
+            };
+            let refusal = Rejection::StoreUnavailable.into();
+            let answer = answer(&refusal, (&manner, &Sources::default()), &get());
+            assert_eq!(answer.headers()[RETRY_AFTER], told);
+        }
+    }
+
+    #[test]
+    fn a_realm_cannot_leave_its_quotes() {
+        for realm in ["a\"b", "a\\b", "a\r\nx: y", "a\tb", "é", "\u{7f}"] {
+            assert!(Realm::new(realm).is_err(), "{realm:?}");
+        }
+        assert!(Realm::new(&"a".repeat(129)).is_err());
+        assert!(Realm::new("Acme's API (v1)").is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_scope_is_missing_the_challenge_holds_it_in_quotes(
+            scope in "[a-z0-9_.*-]{1,9}:[a-z0-9_.*-]{1,9}",
+        ) {
+            if let Ok(scope) = Scope::new(&scope) {
+                let answer = plain(&missing(scope.as_str()));
+                let told = answer.headers()[WWW_AUTHENTICATE].to_str().unwrap();
+                let quoted = told.split('"').nth(3);
+                prop_assert_eq!(quoted, Some(scope.as_str()));
+                prop_assert_eq!(told.matches('"').count(), 4);
+            }
+        }
     }
 }

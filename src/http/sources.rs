@@ -288,3 +288,198 @@ impl fmt::Debug for Credentials<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn headers(lines: &[(&'static str, &[u8])]) -> HeaderMap {
+        let value = |bytes| HeaderValue::from_bytes(bytes).unwrap();
+        let lines = lines.iter().map(|(name, bytes)| (*name, value(bytes)));
+        let mut headers = HeaderMap::new();
+        lines.for_each(|(name, value)| {
+            headers.append(HeaderName::from_static(name), value);
+        });
+        headers
+    }
+
+    /// What is found, in words.
+    fn told(sources: &Sources, lines: &[(&'static str, &[u8])], query: &str) -> String {
+        let headers = headers(lines);
+        match find(sources, &headers, Some(query)) {
+            Ok(None) => "nothing".to_owned(),
+            Ok(Some(found)) => match found.credentials {
+                Credentials::Key(key) => text(&key),
+                Credentials::Pair { other, secret } => {
+                    format!("{} with {}", text(&other), text(&secret))
+                }
+            },
+            Err(unclear) => format!("{unclear:?}"),
+        }
+    }
+
+    fn text(bytes: &Bytes<'_>) -> String {
+        String::from_utf8_lossy(bytes.as_ref()).into_owned()
+    }
+
+    fn everywhere() -> Sources {
+        Sources::default().with_basic().with_query("key")
+    }
+
+    fn base64(text: &str) -> Vec<u8> {
+        let encoded = base64::engine::general_purpose::STANDARD.encode(text);
+        format!("Basic {encoded}").into_bytes()
+    }
+
+    #[test]
+    fn by_default_a_key_comes_as_bearer_or_in_its_own_header() {
+        let default = Sources::default();
+        let told = |lines: &[(&'static str, &[u8])]| told(&default, lines, "api_key=q&key=q");
+        assert_eq!(told(&[("authorization", b"Bearer a")]), "a");
+        assert_eq!(told(&[("x-api-key", b"a")]), "a");
+        assert_eq!(told(&[("authorization", &base64("id:a"))]), "nothing");
+        assert_eq!(told(&[("authorization", b"Token a")]), "nothing");
+        assert_eq!(
+            told(&[("cookie", b"a"), ("proxy-authorization", b"Bearer a")]),
+            "nothing"
+        );
+    }
+
+    #[test]
+    fn a_scheme_has_no_case_and_any_space_after_it() {
+        for value in ["Bearer a", "bearer a", "BEARER   a", "bEaReR \t a "] {
+            assert_eq!(
+                told(&everywhere(), &[("authorization", value.as_bytes())], ""),
+                "a"
+            );
+        }
+        assert_eq!(
+            told(&everywhere(), &[("authorization", b"Bearera")], ""),
+            "nothing"
+        );
+    }
+
+    #[test]
+    fn a_place_that_is_empty_is_no_request_without_a_key() {
+        for value in ["Bearer", "Bearer ", "Basic"] {
+            assert_eq!(
+                told(&everywhere(), &[("authorization", value.as_bytes())], ""),
+                "Empty"
+            );
+        }
+        assert_eq!(told(&everywhere(), &[("x-api-key", b"")], ""), "Empty");
+        assert_eq!(told(&everywhere(), &[], "key="), "Empty");
+        assert_eq!(told(&everywhere(), &[], "key"), "Empty");
+    }
+
+    #[test]
+    fn basic_is_a_pair_and_nothing_less() {
+        let told = |value: &[u8]| told(&everywhere(), &[("authorization", value)], "");
+        assert_eq!(told(&base64("id:secret")), "id with secret");
+        assert_eq!(told(&base64("id:sec:ret")), "id with sec:ret");
+        assert_eq!(told(b"basic aWQ6c2VjcmV0"), "id with secret");
+        assert_eq!(told(b"Basic aWQ6cw"), "id with s", "without padding");
+        for half in [":secret", "id:", ":", " : ", "secret", ""] {
+            let expected = if half.is_empty() { "Empty" } else { "Basic" };
+            assert_eq!(told(&base64(half)), expected, "{half:?}");
+        }
+        for junk in [
+            "Basic aWQ6c2VjcmV0*",
+            "Basic a",
+            "Basic aWQ6 c2Vj",
+            "Basic \u{e9}",
+        ] {
+            assert_eq!(told(junk.as_bytes()), "Basic", "{junk:?}");
+        }
+        let longest = format!("{}:{}", "u".repeat(512), "p".repeat(512));
+        assert_eq!(told(&base64(&longest)), longest.replace(':', " with "));
+        assert_eq!(told(&base64(&format!("{longest}pppp"))), "Basic");
+    }
+
+    #[test]
+    fn a_parameter_is_decoded_and_no_other_is_read() {
+        let told = |query: &str| told(&everywhere(), &[], query);
+        assert_eq!(told("a=1&key=sk%5Flive%5fa&b=2"), "sk_live_a");
+        assert_eq!(told("k%65y=a"), "a");
+        assert_eq!(told("keys=a&akey=b&KEY=c"), "nothing");
+        assert_eq!(told("key=a&key=b"), "SeveralKeys");
+    }
+
+    #[test]
+    fn whoever_looks_at_credentials_sees_no_secret() {
+        let headers = headers(&[("authorization", &base64("id:hush"))]);
+        let found = find(&everywhere(), &headers, None).unwrap().unwrap();
+        assert_eq!(format!("{:?}", found.credentials), "Pair(..)");
+    }
+
+    /// Where a key can be put.
+    #[derive(Clone, Copy, Debug)]
+    enum Place {
+        Bearer,
+        Own,
+        Query,
+    }
+
+    proptest! {
+        #[test]
+        fn one_key_is_found_wherever_it_stands_and_two_are_refused(
+            puts in prop::collection::vec(
+                (prop::sample::select(vec![Place::Bearer, Place::Own, Place::Query]), "[ab]"),
+                0..5,
+            ),
+        ) {
+            let (mut lines, mut query) = (HeaderMap::new(), String::new());
+            for (place, key) in &puts {
+                match place {
+                    Place::Bearer => {
+                        lines.append(AUTHORIZATION, format!("Bearer {key}").parse().unwrap());
+                    }
+                    Place::Own => {
+                        lines.append(Sources::API_KEY_HEADER, key.parse().unwrap());
+                    }
+                    Place::Query => query += &format!("&key={key}"),
+                }
+            }
+            let bearers = puts.iter().filter(|(place, _)| matches!(place, Place::Bearer));
+            let bearers = bearers.count();
+            let mut keys: Vec<_> = puts.iter().map(|(_, key)| key.as_str()).collect();
+            keys.sort_unstable();
+            keys.dedup();
+            let sources = everywhere();
+            let found = find(&sources, &lines, Some(&query));
+            match found {
+                Err(Unclear::SeveralAuthorizations) => prop_assert!(bearers > 1),
+                Err(Unclear::SeveralKeys) => prop_assert!(bearers <= 1 && keys.len() == 2),
+                Err(other) => prop_assert!(false, "{other:?}"),
+                Ok(None) => prop_assert!(keys.is_empty()),
+                Ok(Some(found)) => {
+                    let Credentials::Key(key) = found.credentials else {
+                        return Err(TestCaseError::fail("no pair was sent"));
+                    };
+                    prop_assert!(bearers <= 1);
+                    prop_assert_eq!(vec![text(&key).as_str()], keys);
+                    let in_query = puts.iter().any(|(place, _)| matches!(place, Place::Query));
+                    prop_assert_eq!(found.in_query, in_query);
+                }
+            }
+        }
+
+        #[test]
+        fn no_bytes_and_no_query_are_too_strange(
+            scheme in "(?i:bearer|basic)? ?",
+            value in prop::collection::vec(any::<u8>(), 0..2000),
+            query in ".{0,200}",
+        ) {
+            let bytes: Vec<u8> = scheme.bytes().chain(value.iter().copied()).collect();
+            let mut lines = HeaderMap::new();
+            for name in [AUTHORIZATION, Sources::API_KEY_HEADER] {
+                if let Ok(value) = HeaderValue::from_bytes(&bytes) {
+                    lines.append(name, value);
+                }
+            }
+            let _ = find(&everywhere(), &lines, Some(&query));
+        }
+    }
+}

@@ -104,3 +104,95 @@ fn is_name(name: &str) -> bool {
     let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     !name.is_empty() && name.bytes().all(fits)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tenant(template: &str, path: &str) -> Option<String> {
+        let template: TenantPath = template.parse().unwrap();
+        template.tenant(path).map(|tenant| tenant.to_string())
+    }
+
+    fn some(text: &str) -> Option<String> {
+        Some(text.to_owned())
+    }
+
+    #[test]
+    fn the_tenant_is_what_stands_in_its_place() {
+        assert_eq!(tenant("/{tenant}", "/acme"), some("acme"));
+        assert_eq!(tenant("/v1/{tenant}", "/v1/acme/reports/7"), some("acme"));
+        let projects = "/orgs/{org}/projects/{project}";
+        assert_eq!(
+            tenant(projects, "/orgs/acme/projects/web"),
+            some("acme/web")
+        );
+        assert_eq!(tenant("/t/{*path}", "/t/acme/web/eu"), some("acme/web/eu"));
+        assert_eq!(tenant("/t/{tenant}", "/t/acme%2Fweb"), some("acme/web"));
+        assert_eq!(tenant("/t/{tenant}", "/t/%61cme"), some("acme"));
+    }
+
+    #[test]
+    fn a_path_of_another_form_names_none() {
+        for path in [
+            "/v1/projects",
+            "/v1/projects/",
+            "/v1/projects//acme",
+            "//v1/projects/acme",
+            "/V1/projects/acme",
+            "/v1/project/acme",
+            "/v1/projectsx/acme",
+            "v1/projects/acme",
+            "/v1/projects/a%20b",
+            "/v1/projects/%ff",
+            "/v1/projects/%2F",
+            "/v1/projects/acme%2F",
+            "*",
+            "",
+        ] {
+            assert_eq!(tenant("/v1/projects/{project}", path), None, "{path:?}");
+        }
+        assert_eq!(tenant("/t/{*path}", "/t"), None);
+        assert_eq!(tenant("/t/{*path}", "/t/acme/"), None);
+        assert_eq!(tenant("/{a}/{b}", "/acme"), None);
+    }
+
+    #[test]
+    fn templates_that_name_no_tenant_are_refused() {
+        for template in [
+            "", "/", "/v1", "{a}", "/{}", "/{a", "/a}", "/{a}{b}", "/x{a}", "/{*a}/b", "/{a}/",
+            "/{*}", "/{a b}", "//{a}",
+        ] {
+            assert!(template.parse::<TenantPath>().is_err(), "{template:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_tenant_is_read_back_from_a_path_that_names_it(
+            segments in prop::collection::vec("[A-Za-z0-9_.-]{1,8}", 1..4),
+            escaped in any::<bool>(),
+            more in "(/[a-z]{0,3}){0,2}",
+        ) {
+            let joined = segments.join("/");
+            let escape = |text: &str| {
+                let escape = |byte: u8| if escaped { format!("%{byte:02x}") } else { char::from(byte).into() };
+                text.bytes().map(escape).collect::<String>()
+            };
+            let path: Vec<_> = segments.iter().map(|segment| escape(segment)).collect();
+            let template: Vec<_> = (0..segments.len()).map(|n| format!("{{s{n}}}")).collect();
+            let template = format!("/t/{}", template.join("/"));
+            let path = format!("/t/{}{more}", path.join("/"));
+            prop_assert_eq!(tenant(&template, &path), Some(joined));
+        }
+
+        #[test]
+        fn no_path_is_too_strange(path in ".{0,40}", template in "[/{}a*]{0,12}") {
+            if let Ok(template) = template.parse::<TenantPath>() {
+                let _ = template.tenant(&path);
+            }
+        }
+    }
+}
