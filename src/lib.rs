@@ -64,6 +64,11 @@
 //! [`ReadThrough`] bounds how many there are, so that a flood of made-up keys is no flood of reads; no
 //! refusal is remembered.
 //!
+//! # HTTP
+//!
+//! Feature `http` is a tower layer that does all of this for requests, and feature `axum` has extractors
+//! for what it found: see `keyward::http`.
+//!
 //! # Following
 //!
 //! A node whose store is shared with other processes follows it, with [`Keyward::sync`] from a timer
@@ -99,6 +104,7 @@
 //! | `keyward_syncs_total` | syncs, with `outcome`: `confirmed`, `failed`, `abandoned` (dropped before it ended) |
 //! | `keyward_resyncs_total` | how often everything was read again, since the store's history was lost |
 //! | `keyward_read_throughs_total` | reads of one key, with `outcome`: `found`, `missing`, `corrupt`, `failed`; and calls that were `joined` to one or `refused` for being too many |
+//! | `keyward_http_requests_total` | requests at the layer (feature `http`), with `outcome`: `accepted`, `anonymous` (passed without a key), or the code of the refusal, such as `invalid-key` |
 //!
 //! The age stands still where nothing syncs any more: watch that `keyward_syncs_total` grows.
 //!
@@ -168,6 +174,8 @@
 //! | `postgres` | [`PostgresStore`](store::PostgresStore): keys in a database that any number of nodes share |
 //! | `tokio` | [`Keyward::follow`]: a task that keeps a node up to date by itself |
 //! | `metrics` | gauges and counters through the `metrics` facade |
+//! | `http` | `keyward::http`: a tower layer that lets only requests with a fitting key through |
+//! | `axum` | extractors for axum, beside that layer |
 //! | `testing` | [`SeededEntropy`]: key material that a seed repeats |
 //! | `conformance` | [`conformance`]: the store contract's checks, faults, explorer, strategies |
 
@@ -179,6 +187,8 @@ mod entropy;
 pub mod events;
 #[cfg(feature = "tokio")]
 mod follow;
+#[cfg(feature = "http")]
+pub mod http;
 mod keyward;
 mod manager;
 mod observe;

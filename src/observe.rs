@@ -20,6 +20,12 @@ pub(crate) fn read_through(outcome: &'static str) {
     count("keyward_read_throughs_total", Some(outcome));
 }
 
+/// A request that came to the HTTP layer, and how it ended.
+#[cfg(feature = "http")]
+pub(crate) fn http_request(outcome: &'static str) {
+    count("keyward_http_requests_total", Some(outcome));
+}
+
 /// How old what is known is, and how many rows of keys the index has.
 pub(crate) fn replica(age: Option<Duration>, keys: u32) {
     // A gauge has to say something where nothing was ever confirmed: for ever.

@@ -120,3 +120,49 @@ fn syncs_and_reads_are_counted_by_how_they_ended_and_a_node_tells_how_old_it_is(
     let names = kept.0.lock().unwrap().keys().cloned().collect::<String>();
     assert!(everything.iter().all(|secret| !names.contains(secret)));
 }
+
+#[test]
+fn requests_over_http_are_counted_by_how_they_ended() {
+    use keyward::http::KeywardLayer;
+    use tower::{Layer, ServiceExt, service_fn};
+
+    let kept = Kept::default();
+    metrics::with_local_recorder(&kept, || {
+        let world = World::new();
+        let (key, narrow) = (world.some_key(), world.some_key());
+        let layer = KeywardLayer::new(world.keys.clone());
+        let ask = |layer: &KeywardLayer, key: Option<&str>| {
+            let inner = service_fn(|_: http::Request<()>| async {
+                let body = http_body_util::Empty::<bytes::Bytes>::new();
+                Ok::<_, std::convert::Infallible>(http::Response::new(body))
+            });
+            let mut request = http::Request::new(());
+            if let Some(key) = key {
+                let key = key.parse().unwrap();
+                request.headers_mut().insert("x-api-key", key);
+            }
+            wait(layer.layer(inner).oneshot(request)).unwrap();
+        };
+        ask(&layer, Some(key.secret.expose()));
+        ask(&layer, None);
+        ask(&layer, Some("garbage"));
+        ask(&layer, Some(""));
+        ask(&layer.clone().optional(), None);
+        let writing = layer.clone().require(keyward::Need::scope("reports:write"));
+        ask(&writing, Some(narrow.secret.expose()));
+        let malformed = layer.require(keyward::Need::scope("malformed"));
+        ask(&malformed, Some(key.secret.expose()));
+    });
+    for outcome in [
+        "accepted",
+        "anonymous",
+        "missing-key",
+        "unclear-key",
+        "invalid-key",
+        "insufficient-scope",
+        "unavailable",
+    ] {
+        let name = format!("keyward_http_requests_total {outcome}");
+        assert_eq!(kept.count(&name), 1, "{outcome}");
+    }
+}

@@ -172,13 +172,15 @@ impl Need {
 
     /// A key that reaches this tenant: its own, or one below it if its class reaches that far.
     pub fn for_tenant(mut self, tenant: TenantId) -> Self {
-        self.change().tenant = Some(tenant);
+        // Looked at for every key: what is known of their kinds stays so.
+        self.conditions.tenant = Some(tenant);
         self
     }
 
     /// A request from this address, as the host knows it from the socket or a trusted proxy.
     pub fn from_address(mut self, address: IpAddr) -> Self {
-        self.change().address = Some(address);
+        // As with the tenant.
+        self.conditions.address = Some(address);
         self
     }
 
@@ -236,14 +238,12 @@ mod tests {
     #[test]
     fn what_a_need_remembers_ends_where_it_is_changed() {
         type Change = fn(Need) -> Need;
-        let changes: [Change; 8] = [
+        let changes: [Change; 6] = [
             |need| need.and_scope("reports:read"),
             |need| need.any_scope_of(ScopeSet::all()),
             |need| need.of_class("secret".parse().unwrap()),
             |need| need.beside_class("public".parse().unwrap()),
             |need| need.in_environment(Environment::LIVE),
-            |need| need.for_tenant("acme".parse().unwrap()),
-            |need| need.from_address([192, 0, 2, 1].into()),
             Need::or_publishable,
         ];
         for change in changes {
@@ -255,6 +255,15 @@ mod tests {
         let need = Need::any();
         need.met().note(kind(7));
         assert!(!need.of_publishable_half().met().has(kind(7)));
+    }
+
+    #[test]
+    fn what_a_need_remembers_does_not_depend_on_the_request() {
+        let need = Need::any();
+        need.met().note(kind(7));
+        let of_request = need.clone().for_tenant("acme".parse().unwrap());
+        let of_request = of_request.from_address([192, 0, 2, 1].into());
+        assert!(of_request.met().has(kind(7)));
     }
 
     #[test]

@@ -47,6 +47,42 @@ impl Scope {
         Err(Invalid::new("scope", Problem::Form { expected }))
     }
 
+    /// A scope that stands in the source, for constants: one that is malformed does not compile.
+    ///
+    /// ```
+    /// use keyward::Scope;
+    ///
+    /// const REPORTS_READ: Scope = Scope::from_static("reports:read");
+    /// assert_eq!(REPORTS_READ.as_str(), "reports:read");
+    /// ```
+    ///
+    /// ```compile_fail
+    /// # use keyward::Scope;
+    /// const MALFORMED: Scope = Scope::from_static("reports read");
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// Outside a constant, if `text` is no scope: [`new`](Self::new) is for all other text.
+    #[must_use]
+    pub const fn from_static(text: &'static str) -> Self {
+        let bytes = text.as_bytes();
+        let mut colon = 0;
+        while colon < bytes.len() && bytes[colon] != b':' {
+            colon += 1;
+        }
+        let resource = is_side(bytes, 0, colon);
+        let action = colon < bytes.len() && is_side(bytes, colon + 1, bytes.len());
+        assert!(
+            resource && action,
+            "a scope is resource:action, each side `*` or 1 to 64 of a-z 0-9 _ - ."
+        );
+        Self {
+            text: Text::Static(text),
+            colon: colon as u8,
+        }
+    }
+
     /// The scope as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -94,9 +130,23 @@ impl Scope {
     }
 }
 
-fn is_segment(text: &str) -> bool {
-    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-.".contains(&b);
-    text == "*" || (!text.is_empty() && text.len() <= SEGMENT_MAX && text.bytes().all(plain))
+const fn is_segment(text: &str) -> bool {
+    is_side(text.as_bytes(), 0, text.len())
+}
+
+/// Whether the bytes from `start` to `end` are a side of a scope.
+const fn is_side(bytes: &[u8], start: usize, end: usize) -> bool {
+    if end - start == 1 && bytes[start] == b'*' {
+        return true;
+    }
+    let mut at = start;
+    while at < end {
+        if !matches!(bytes[at], b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'.') {
+            return false;
+        }
+        at += 1;
+    }
+    start < end && end - start <= SEGMENT_MAX
 }
 
 impl FromStr for Scope {

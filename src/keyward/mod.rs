@@ -145,6 +145,28 @@ impl Keyward {
         self.inner.verifier.verify_or_fetch(presented, need).await
     }
 
+    /// Verifies a pair as [`verify_pair`](Self::verify_pair) does, and asks the store where this node
+    /// cannot tell, as [`verify_or_fetch`](Self::verify_or_fetch) does.
+    ///
+    /// # Errors
+    ///
+    /// As those two.
+    pub async fn verify_pair_or_fetch(
+        &self,
+        other: impl AsRef<[u8]> + Send,
+        secret: impl AsRef<[u8]> + Send,
+        need: &Need,
+    ) -> Result<Grant, Rejection> {
+        let verifier = &self.inner.verifier;
+        verifier.verify_pair_or_fetch(other, secret, need).await
+    }
+
+    /// The verifier, for who needs to know whether the store must be asked.
+    #[cfg(feature = "http")]
+    pub(crate) fn verifier(&self) -> &Verifier {
+        &self.inner.verifier
+    }
+
     /// How often this process accepted a key since it started, and when last; `None` if it does not
     /// know the key. Counted in memory alone.
     #[must_use]

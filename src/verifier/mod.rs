@@ -221,25 +221,9 @@ impl Verifier {
         need: &Need,
     ) -> Result<Grant, Rejection> {
         let grant = self.verify(secret, need)?;
-        let text = token::trim(other.as_ref())?;
-        if let Ok(id) = text.parse::<KeyId>() {
-            return if id == grant.key_id() {
-                Ok(grant)
-            } else {
-                Err(Rejection::PairMismatch)
-            };
-        }
-        let identity = match self.verify(text, &need.of_publishable_half()) {
-            Err(Rejection::WrongClass { .. }) => return Err(Rejection::PairMismatch),
-            verdict => verdict?,
-        };
-        let belongs = identity.visibility() == Visibility::Publishable
-            && identity.tenant() == grant.tenant()
-            && identity.environment() == grant.environment();
-        if belongs {
-            Ok(grant)
-        } else {
-            Err(Rejection::PairMismatch)
+        match publishable_half(&grant, other.as_ref())? {
+            None => Ok(grant),
+            Some(text) => together(grant, self.verify(text, &need.of_publishable_half())),
         }
     }
 
@@ -482,6 +466,32 @@ impl Verifier {
     /// Takes the next thing that verifications left to do.
     pub(crate) fn next_chore(&self) -> Option<Chore> {
         self.upkeep.pop()
+    }
+}
+
+/// What else was presented with a key, if it is not the key's own id: it has to be a publishable key.
+fn publishable_half<'a>(grant: &Grant, other: &'a [u8]) -> Result<Option<&'a str>, Rejection> {
+    let text = token::trim(other)?;
+    match text.parse::<KeyId>() {
+        Ok(id) if id == grant.key_id() => Ok(None),
+        Ok(_) => Err(Rejection::PairMismatch),
+        Err(_) => Ok(Some(text)),
+    }
+}
+
+/// The grant of a pair's secret half, if what became of the other half belongs to it.
+fn together(grant: Grant, other: Result<Grant, Rejection>) -> Result<Grant, Rejection> {
+    let identity = match other {
+        Err(Rejection::WrongClass { .. }) => return Err(Rejection::PairMismatch),
+        verdict => verdict?,
+    };
+    let belongs = identity.visibility() == Visibility::Publishable
+        && identity.tenant() == grant.tenant()
+        && identity.environment() == grant.environment();
+    if belongs {
+        Ok(grant)
+    } else {
+        Err(Rejection::PairMismatch)
     }
 }
 

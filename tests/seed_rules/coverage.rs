@@ -39,7 +39,16 @@ const DOCUMENTS: &[(&str, &str, &str, usize)] = &[
 ];
 
 /// What a rule may wait for. `shown` waits for nothing.
-const STATES: &[&str] = &["shown", "usage", "http", "page"];
+const STATES: &[&str] = &["shown", "usage", "page"];
+
+/// The tests of rules that speak of requests, of all documents.
+const OVER_HTTP: &str = include_str!("../http/rules.rs");
+
+/// The rules that must be shown over HTTP, whether the library shows them too or not.
+const SPEAK_OF_REQUESTS: &[&str] = &[
+    "A1-06", "A1-25", "A2-10", "A2-11", "A2-15", "A2-30", "A2-31", "G-22", "G-36", "I-02", "Y-01",
+    "Y-02", "Y-25", "Y-26",
+];
 
 /// A document's rules by id: the state of each.
 fn rules(csv: &str) -> BTreeMap<String, String> {
@@ -79,12 +88,20 @@ fn every_rule_has_its_test_or_says_what_it_waits_for() {
         assert_eq!(rules.keys().cloned().collect::<BTreeSet<_>>(), expected);
         let shown = rules.iter().filter(|(_, state)| *state == "shown");
         let shown: BTreeSet<_> = shown.map(|(id, _)| id.clone()).collect();
+        let over_http = tested(OVER_HTTP).into_iter();
+        let over_http = over_http.filter(|id| id.starts_with(&format!("{letters}-")));
+        let tested: BTreeSet<_> = tested(source).into_iter().chain(over_http).collect();
         assert_eq!(
-            tested(source),
-            shown,
+            tested, shown,
             "tests of {letters} against what is said to be shown"
         );
     }
+}
+
+#[test]
+fn every_rule_that_speaks_of_requests_is_shown_over_http() {
+    let expected = SPEAK_OF_REQUESTS.iter().map(|id| (*id).to_owned());
+    assert_eq!(tested(OVER_HTTP), expected.collect());
 }
 
 #[test]

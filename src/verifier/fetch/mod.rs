@@ -18,7 +18,7 @@ use self::flights::{Fetched, Source};
 pub use self::gate::ReadThrough;
 use self::read::Found;
 use super::grant::Taken;
-use super::{Claim, Confirmation, Grant, Verifier, check_fresh};
+use super::{Claim, Confirmation, Grant, Verifier, check_fresh, publishable_half, together};
 use crate::clock::Reading;
 use crate::core::check;
 use crate::core::need::Need;
@@ -52,6 +52,13 @@ enum Sight {
     WithinBound,
     /// Only one that began after it.
     AfterCall,
+}
+
+/// How far a verification gets without the store.
+enum Here {
+    Settled(Result<Grant, Rejection>),
+    /// By which reads the store may answer, and whether a holder of a known key asks.
+    Ask(Sight, bool),
 }
 
 impl Verifier {
@@ -91,25 +98,89 @@ impl Verifier {
         need: &Need,
     ) -> Result<Grant, Rejection> {
         let presented = presented.as_ref();
+        match self.verify_here(presented, need) {
+            Here::Settled(verdict) => verdict,
+            Here::Ask(sight, holder) => self.read_through(presented, need, sight, holder).await,
+        }
+    }
+
+    /// Verifies a pair as [`verify_pair`](Self::verify_pair) does, and asks the store where this
+    /// node cannot tell, as [`verify_or_fetch`](Self::verify_or_fetch) does.
+    ///
+    /// # Errors
+    ///
+    /// As those two.
+    pub async fn verify_pair_or_fetch(
+        &self,
+        other: impl AsRef<[u8]> + Send,
+        secret: impl AsRef<[u8]> + Send,
+        need: &Need,
+    ) -> Result<Grant, Rejection> {
+        let (other, secret) = (other.as_ref(), secret.as_ref());
+        let grant = self.verify_or_fetch(secret, need).await?;
+        match publishable_half(&grant, other)? {
+            None => Ok(grant),
+            Some(text) => {
+                let need = need.of_publishable_half();
+                together(grant, self.verify_or_fetch(text, &need).await)
+            }
+        }
+    }
+
+    /// What [`verify_or_fetch`](Self::verify_or_fetch) answers if it need not ask the store.
+    #[cfg(feature = "http")]
+    pub(crate) fn verify_unasked(
+        &self,
+        presented: &[u8],
+        need: &Need,
+    ) -> Option<Result<Grant, Rejection>> {
+        match self.verify_here(presented, need) {
+            Here::Settled(verdict) => Some(verdict),
+            Here::Ask(..) => None,
+        }
+    }
+
+    /// What [`verify_pair_or_fetch`](Self::verify_pair_or_fetch) answers if it need not ask the store.
+    #[cfg(feature = "http")]
+    pub(crate) fn verify_pair_unasked(
+        &self,
+        other: &[u8],
+        secret: &[u8],
+        need: &Need,
+    ) -> Option<Result<Grant, Rejection>> {
+        let grant = match self.verify_unasked(secret, need)? {
+            Ok(grant) => grant,
+            refused => return Some(refused),
+        };
+        Some(match publishable_half(&grant, other) {
+            Ok(None) => Ok(grant),
+            Ok(Some(text)) => {
+                let need = need.of_publishable_half();
+                together(grant, self.verify_unasked(text.as_bytes(), &need)?)
+            }
+            Err(rejection) => Err(rejection),
+        })
+    }
+
+    /// Verifies as far as no store is needed, and tells what is left to ask it.
+    fn verify_here(&self, presented: &[u8], need: &Need) -> Here {
         match self.verify(presented, need) {
             // A removed key never comes back: there is nothing to ask for.
             Err(Rejection::Unknown) if self.known(presented) == Some(Known::Removed) => {
-                Err(Rejection::Unknown)
+                Here::Settled(Err(Rejection::Unknown))
             }
             // The index tells keys apart by 32 bits of a hash until a secret matches: here it matters.
             Err(Rejection::WrongSecret) if self.known(presented).is_some() => {
-                Err(Rejection::WrongSecret)
+                Here::Settled(Err(Rejection::WrongSecret))
             }
             Err(Rejection::Unknown | Rejection::WrongSecret) => {
-                self.read_through(presented, need, Sight::WithinBound, false)
-                    .await
+                Here::Ask(Sight::WithinBound, false)
             }
-            Err(Rejection::NeedsFresh) => self.verify_fresh(presented, need).await,
+            Err(Rejection::NeedsFresh) => Here::Ask(Sight::AfterCall, self.is_held(presented)),
             Err(Rejection::Stale { .. }) if self.past_bound == PastBound::ReadThrough => {
-                self.read_through(presented, need, Sight::AfterCall, false)
-                    .await
+                Here::Ask(Sight::AfterCall, false)
             }
-            verdict => verdict,
+            verdict => Here::Settled(verdict),
         }
     }
 

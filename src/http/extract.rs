@@ -1,0 +1,173 @@
+//! Extractors for axum. They read what the layer put into the request, and refuse as it does.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Deref;
+
+use axum::body::Body;
+use axum::extract::{FromRequestParts, OptionalFromRequestParts};
+use axum::response::IntoResponse;
+use http::Response;
+use http::request::Parts;
+
+use super::layer::{Around, RequestTenant, report};
+use super::refusal::{self, Manner, Refusal};
+use super::sources::Sources;
+use crate::core::scope::Scope;
+use crate::verifier::Grant;
+
+/// A scope as a type, for [`Scoped`]. A malformed one does not compile.
+///
+/// # Examples
+///
+/// ```
+/// use keyward::Scope;
+/// use keyward::http::RequiredScope;
+///
+/// struct ReportsRead;
+///
+/// impl RequiredScope for ReportsRead {
+///     const SCOPE: Scope = Scope::from_static("reports:read");
+/// }
+/// ```
+pub trait RequiredScope {
+    /// The scope.
+    const SCOPE: Scope;
+}
+
+/// The grant of a key that reaches a scope: the handler's signature says what it needs, whatever the
+/// layer around it asked for.
+///
+/// ```
+/// use keyward::http::Scoped;
+/// # use keyward::{Scope, http::RequiredScope};
+/// # struct ReportsRead;
+/// # impl RequiredScope for ReportsRead {
+/// #     const SCOPE: Scope = Scope::from_static("reports:read");
+/// # }
+///
+/// async fn reports(key: Scoped<ReportsRead>) -> String {
+///     format!("reports of {}", key.tenant())
+/// }
+/// # let _: axum::Router = axum::Router::new().route("/", axum::routing::get(reports));
+/// ```
+pub struct Scoped<R> {
+    grant: Grant,
+    scope: PhantomData<fn() -> R>,
+}
+
+impl<R> Scoped<R> {
+    /// The grant.
+    #[must_use]
+    pub fn into_grant(self) -> Grant {
+        self.grant
+    }
+}
+
+impl<R> Deref for Scoped<R> {
+    type Target = Grant;
+
+    fn deref(&self) -> &Grant {
+        &self.grant
+    }
+}
+
+impl<R> Clone for Scoped<R> {
+    fn clone(&self) -> Self {
+        let grant = self.grant.clone();
+        let scope = PhantomData;
+        Self { grant, scope }
+    }
+}
+
+impl<R> fmt::Debug for Scoped<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Scoped").field(&self.grant).finish()
+    }
+}
+
+/// What an extractor answers instead: the same as the layer around it does.
+#[derive(Debug)]
+pub struct Refused(Response<bytes::Bytes>);
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> axum::response::Response {
+        self.0.map(Body::from)
+    }
+}
+
+/// Needs a key: without one, where the layer is optional, 401. Without a layer, 500.
+impl<S: Sync> FromRequestParts<S> for Grant {
+    type Rejection = Refused;
+
+    async fn from_request_parts(request: &mut Parts, _: &S) -> Result<Self, Refused> {
+        grant(request).map_err(|refusal| refused(&refusal, request))
+    }
+}
+
+/// `None` for a request without a key, which a layer lets through that is optional. Without a layer,
+/// 500.
+impl<S: Sync> OptionalFromRequestParts<S> for Grant {
+    type Rejection = Refused;
+
+    async fn from_request_parts(request: &mut Parts, _: &S) -> Result<Option<Self>, Refused> {
+        match grant(request) {
+            Ok(grant) => Ok(Some(grant)),
+            Err(Refusal::Missing) => Ok(None),
+            Err(refusal) => Err(refused(&refusal, request)),
+        }
+    }
+}
+
+/// As [`Grant`], and 403 for a key that does not reach the scope.
+impl<R: RequiredScope, S: Sync> FromRequestParts<S> for Scoped<R> {
+    type Rejection = Refused;
+
+    async fn from_request_parts(request: &mut Parts, _: &S) -> Result<Self, Refused> {
+        let scoped = || {
+            let grant = grant(request)?;
+            grant.require(&R::SCOPE)?;
+            let scope = PhantomData;
+            Ok(Self { grant, scope })
+        };
+        scoped().map_err(|refusal| refused(&refusal, request))
+    }
+}
+
+/// The tenant that the layer found in the request and that the key reaches. Without a layer that
+/// looks for one, 500.
+impl<S: Sync> FromRequestParts<S> for RequestTenant {
+    type Rejection = Refused;
+
+    async fn from_request_parts(request: &mut Parts, _: &S) -> Result<Self, Refused> {
+        let found = request.extensions.get::<Self>().cloned();
+        found.ok_or_else(|| {
+            // An optional layer lets requests through without having looked.
+            let refusal = match grant(request) {
+                Err(refusal) => refusal,
+                Ok(_) => Refusal::NoLayer,
+            };
+            refused(&refusal, request)
+        })
+    }
+}
+
+fn grant(request: &Parts) -> Result<Grant, Refusal> {
+    match request.extensions.get::<Grant>() {
+        Some(grant) => Ok(grant.clone()),
+        None if request.extensions.get::<Around>().is_some() => Err(Refusal::Missing),
+        None => Err(Refusal::NoLayer),
+    }
+}
+
+fn refused(refusal: &Refusal, request: &Parts) -> Refused {
+    report(refusal);
+    Refused(match request.extensions.get::<Around>() {
+        Some(Around(layer)) => layer.respond(refusal, request),
+        None => {
+            let (manner, sources) = (Manner::default(), Sources::default());
+            let answer = refusal::answer(refusal, (&manner, &sources), request);
+            refusal::without_body_for_head(request, answer)
+        }
+    })
+}

@@ -1,0 +1,464 @@
+//! Who the client is, behind proxies.
+//!
+//! Pure. A header says what its writer likes: it is believed as far as trusted proxies wrote it, from
+//! the right (trap 23). What cannot be read ends the walk, and the client is unknown.
+
+use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
+
+use http::header::{FORWARDED, HeaderMap, HeaderName};
+use ipnet::IpNet;
+
+/// Proxies whose word on the client's address is taken, and the header in which they give it.
+///
+/// The walk begins at the peer of the socket. As long as it stands at a trusted proxy it goes on to
+/// the address that this proxy wrote, the rightmost that is left; where it stops is the client. Name
+/// every proxy on the way and nobody else: whoever is trusted can say anything.
+///
+/// Only one header is read, since a proxy passes on what it does not know: one that writes
+/// `X-Forwarded-For` hands through any `Forwarded` that a client made up.
+///
+/// # Examples
+///
+/// ```
+/// use keyward::http::TrustedProxies;
+///
+/// let proxies = TrustedProxies::x_forwarded_for(["10.0.0.0/8".parse()?]);
+/// let mut headers = http::HeaderMap::new();
+/// headers.insert("x-forwarded-for", "192.0.2.66, 203.0.113.7, 10.0.0.2".parse()?);
+/// let client = proxies.client([10, 0, 0, 1].into(), &headers);
+/// assert_eq!(client, Some([203, 0, 113, 7].into()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TrustedProxies {
+    networks: Vec<IpNet>,
+    header: Header,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Header {
+    Forwarded,
+    XForwardedFor,
+}
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+impl TrustedProxies {
+    /// Proxies that write `Forwarded` (RFC 7239).
+    pub fn forwarded(networks: impl IntoIterator<Item = IpNet>) -> Self {
+        Self::new(networks, Header::Forwarded)
+    }
+
+    /// Proxies that write `X-Forwarded-For`.
+    pub fn x_forwarded_for(networks: impl IntoIterator<Item = IpNet>) -> Self {
+        Self::new(networks, Header::XForwardedFor)
+    }
+
+    fn new(networks: impl IntoIterator<Item = IpNet>, header: Header) -> Self {
+        let networks = networks.into_iter().collect();
+        Self { networks, header }
+    }
+
+    /// The client of a request that came from `peer`; `None` if it cannot be told. A client that the
+    /// proxies say nothing about is the outermost of them.
+    #[must_use]
+    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
+        let mut client = peer.to_canonical();
+        let name = match self.header {
+            Header::Forwarded => FORWARDED,
+            Header::XForwardedFor => X_FORWARDED_FOR,
+        };
+        for line in headers.get_all(name).iter().rev() {
+            if !self.trusts(client) {
+                break;
+            }
+            // A line that is not text cannot be read at all.
+            let line = line.to_str().ok()?;
+            match self.header {
+                Header::Forwarded => {
+                    // Quotes pair up from the left, so that a line is read as a whole.
+                    let elements = elements(line)?;
+                    let nodes = elements.into_iter().rev().map(|element| node(&element?));
+                    client = self.walk(client, nodes)?;
+                }
+                Header::XForwardedFor => client = self.walk(client, line.rsplit(',').map(node))?,
+            }
+        }
+        Some(client)
+    }
+
+    /// Goes on from `client` while it is trusted.
+    fn walk(
+        &self,
+        mut client: IpAddr,
+        nodes: impl Iterator<Item = Option<IpAddr>>,
+    ) -> Option<IpAddr> {
+        for node in nodes {
+            if !self.trusts(client) {
+                break;
+            }
+            client = node?;
+        }
+        Some(client)
+    }
+
+    fn trusts(&self, address: IpAddr) -> bool {
+        self.networks
+            .iter()
+            .any(|network| network.contains(&address))
+    }
+}
+
+/// An address with or without a port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`,
+/// `[2001:db8::1]:80`.
+fn node(text: &str) -> Option<IpAddr> {
+    let text = text.trim_matches([' ', '\t']);
+    let bracketed = || text.strip_prefix('[')?.strip_suffix(']');
+    let plain = text.parse::<IpAddr>().ok();
+    let address = plain
+        .or_else(|| bracketed()?.parse().ok().map(IpAddr::V6))
+        .or_else(|| Some(text.parse::<SocketAddr>().ok()?.ip()))?;
+    Some(address.to_canonical())
+}
+
+/// What each element of a `Forwarded` header says of the client (`for`), from left to right: `None`
+/// where it says nothing or says it twice. `None` if the header has another form than RFC 7239,
+/// section 4, gives it.
+fn elements(line: &str) -> Option<Vec<Option<Cow<'_, str>>>> {
+    let mut rest = line;
+    let mut elements = Vec::new();
+    loop {
+        let (mut node, mut told) = (None, 0);
+        loop {
+            rest = rest.trim_start_matches([' ', '\t']);
+            let (name, value, after) = pair(rest)?;
+            if name.eq_ignore_ascii_case("for") {
+                node = Some(value);
+                told += 1;
+            }
+            rest = after.trim_start_matches([' ', '\t']);
+            match rest.strip_prefix(';') {
+                Some(after) => rest = after,
+                None => break,
+            }
+        }
+        elements.push(node.filter(|_| told == 1));
+        match rest.strip_prefix(',') {
+            Some(after) => rest = after,
+            None => return rest.is_empty().then_some(elements),
+        }
+    }
+}
+
+/// `token=value` at the beginning of `text`, and what comes after.
+fn pair(text: &str) -> Option<(&str, Cow<'_, str>, &str)> {
+    let (name, rest) = token(text)?;
+    let rest = rest.strip_prefix('=')?;
+    match rest.strip_prefix('"') {
+        Some(rest) => quoted(rest).map(|(value, rest)| (name, value, rest)),
+        None => {
+            // Many leave out the quotes that an address in brackets or with a port needs.
+            let bare = |b: u8| is_token(b) || matches!(b, b'[' | b']' | b':');
+            let (value, rest) = split(rest, bare)?;
+            Some((name, Cow::Borrowed(value), rest))
+        }
+    }
+}
+
+/// The rest of a quoted string (RFC 9110, section 5.6.4), and what comes after.
+fn quoted(text: &str) -> Option<(Cow<'_, str>, &str)> {
+    let mut value = String::new();
+    let mut characters = text.char_indices();
+    loop {
+        match characters.next()? {
+            (end, '"') => return Some((Cow::Owned(value), &text[end + 1..])),
+            (_, '\\') => value.push(characters.next()?.1),
+            (_, other) => value.push(other),
+        }
+    }
+}
+
+fn token(text: &str) -> Option<(&str, &str)> {
+    split(text, is_token)
+}
+
+/// As many bytes as `fits` takes, at least one, and the rest.
+fn split(text: &str, fits: impl Fn(u8) -> bool) -> Option<(&str, &str)> {
+    let end = text.bytes().position(|b| !fits(b)).unwrap_or(text.len());
+    (end > 0).then(|| text.split_at_checked(end)).flatten()
+}
+
+const fn is_token(b: u8) -> bool {
+    b.is_ascii_alphanumeric()
+        || matches!(
+            b,
+            b'!' | b'#'
+                | b'$'
+                | b'%'
+                | b'&'
+                | b'\''
+                | b'*'
+                | b'+'
+                | b'-'
+                | b'.'
+                | b'^'
+                | b'_'
+                | b'`'
+                | b'|'
+                | b'~'
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn networks(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn headers(name: &'static str, lines: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(name, HeaderValue::from_bytes(line.as_bytes()).unwrap());
+        }
+        headers
+    }
+
+    const TRUSTED: &[&str] = &["10.0.0.0/8", "fd00::/8"];
+    const PROXY: &str = "10.0.0.1";
+
+    /// Who the client is by `X-Forwarded-For`, for a request from a trusted proxy.
+    fn by_list(lines: &[&str]) -> Option<String> {
+        let proxies = TrustedProxies::x_forwarded_for(networks(TRUSTED));
+        let client = proxies.client(PROXY.parse().unwrap(), &headers("x-forwarded-for", lines));
+        client.map(|client| client.to_string())
+    }
+
+    /// The same by `Forwarded`.
+    fn by_standard(lines: &[&str]) -> Option<String> {
+        let proxies = TrustedProxies::forwarded(networks(TRUSTED));
+        let client = proxies.client(PROXY.parse().unwrap(), &headers("forwarded", lines));
+        client.map(|client| client.to_string())
+    }
+
+    fn some(text: &str) -> Option<String> {
+        Some(text.to_owned())
+    }
+
+    #[test]
+    fn a_peer_that_is_no_proxy_is_the_client_whatever_it_writes() {
+        let peer: IpAddr = "203.0.113.9".parse().unwrap();
+        let mut lies = headers("x-forwarded-for", &["192.0.2.1"]);
+        lies.append("forwarded", HeaderValue::from_static("for=192.0.2.1"));
+        for proxies in [
+            TrustedProxies::x_forwarded_for(networks(TRUSTED)),
+            TrustedProxies::forwarded(networks(TRUSTED)),
+            TrustedProxies::forwarded([]),
+        ] {
+            assert_eq!(proxies.client(peer, &lies), Some(peer));
+        }
+    }
+
+    #[test]
+    fn the_walk_ends_at_the_first_from_the_right_that_is_not_trusted() {
+        assert_eq!(by_list(&["192.0.2.1, 203.0.113.7"]), some("203.0.113.7"));
+        assert_eq!(
+            by_list(&["192.0.2.1, 203.0.113.7,10.2.3.4"]),
+            some("203.0.113.7")
+        );
+        assert_eq!(
+            by_list(&["192.0.2.1", "203.0.113.7", "10.2.3.4"]),
+            some("203.0.113.7")
+        );
+        assert_eq!(
+            by_list(&["10.9.9.9, 10.2.3.4"]),
+            some("10.9.9.9"),
+            "all of them are trusted"
+        );
+        assert_eq!(by_list(&[]), some(PROXY));
+        assert_eq!(
+            by_standard(&["for=192.0.2.1, for=203.0.113.7;proto=https;by=10.0.0.1"]),
+            some("203.0.113.7")
+        );
+        assert_eq!(
+            by_standard(&["for=192.0.2.1", "For=\"[2001:db8::7]:80\""]),
+            some("2001:db8::7")
+        );
+        assert_eq!(
+            by_standard(&["for=203.0.113.7 , for=\"[fd00::1]\""]),
+            some("203.0.113.7")
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_read_ends_the_walk_without_a_client() {
+        for junk in [
+            "unknown",
+            "_hidden",
+            "",
+            "10.0.0.256",
+            "[10.0.0.1]",
+            "10.0.0.1:",
+        ] {
+            assert_eq!(
+                by_list(&[&format!("203.0.113.7, {junk}")]),
+                None,
+                "{junk:?}"
+            );
+            let before = format!("{junk}, 203.0.113.7");
+            assert_eq!(
+                by_list(&[&before]),
+                some("203.0.113.7"),
+                "not reached: {junk:?}"
+            );
+        }
+        assert_eq!(
+            by_list(&["\u{e9}, 203.0.113.7"]),
+            None,
+            "a line that is no text"
+        );
+        for junk in [
+            "for=unknown",
+            "for=\"_hidden\"",
+            "proto=https",
+            "for=10.0.0.2;for=10.0.0.3",
+            "",
+            "for",
+            "for=",
+            "for=\"",
+            "for=\"10.0.0.2",
+            "for=\"10.0.0.2\"x",
+            "for = 10.0.0.2",
+            "=10.0.0.2",
+            "for=10.0.0.2;",
+            "for=10.0.0.2 x=1",
+        ] {
+            assert_eq!(
+                by_standard(&[&format!("for=203.0.113.7, {junk}")]),
+                None,
+                "{junk:?}"
+            );
+            assert_eq!(by_standard(&["for=203.0.113.7", junk]), None, "{junk:?}");
+            // A line of its own that is not reached does not matter.
+            assert_eq!(
+                by_standard(&[junk, "for=203.0.113.7"]),
+                some("203.0.113.7"),
+                "{junk:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_quote_that_a_client_leaves_open_swallows_what_a_proxy_wrote_and_so_tells_nothing() {
+        for line in [
+            "for=10.1.1.1;x=\", for=203.0.113.7",
+            "for=10.1.1.1;x=\", for=\"[2001:db8::7]\"",
+            "for=10.1.1.1;x=\"\\, for=203.0.113.7;by=\"10.0.0.1\"",
+        ] {
+            assert_eq!(by_standard(&[line]), None, "{line}");
+        }
+        // A comma in quotes parts nothing.
+        let line = "for=192.0.2.1;x=\"a, for=10.1.1.1\", for=203.0.113.7";
+        assert_eq!(by_standard(&[line]), some("203.0.113.7"));
+    }
+
+    #[test]
+    fn a_mapped_address_counts_as_ipv4() {
+        let proxies = TrustedProxies::x_forwarded_for(networks(TRUSTED));
+        let headers = headers("x-forwarded-for", &["::ffff:203.0.113.7, ::ffff:10.0.0.2"]);
+        let client = proxies.client("::ffff:10.0.0.1".parse().unwrap(), &headers);
+        assert_eq!(client, Some([203, 0, 113, 7].into()));
+    }
+
+    /// An entry as it is written, and what it says.
+    type Written = (&'static str, Option<&'static str>);
+
+    const LIST: &[Written] = &[
+        ("10.0.0.2", Some("10.0.0.2")),
+        ("10.0.0.3:8080", Some("10.0.0.3")),
+        ("[fd00::1]", Some("fd00::1")),
+        ("fd00::2", Some("fd00::2")),
+        ("203.0.113.7", Some("203.0.113.7")),
+        ("[2001:db8::7]:443", Some("2001:db8::7")),
+        ("unknown", None),
+        ("", None),
+    ];
+    const STANDARD: &[Written] = &[
+        ("for=10.0.0.2", Some("10.0.0.2")),
+        ("FOR=\"10.0.0.3:8080\";proto=http", Some("10.0.0.3")),
+        ("by=\"a,b;c\\\"d\";for=\"[fd00::1]\"", Some("fd00::1")),
+        ("for=\"[fd00::2]:_port\"", None),
+        ("for=203.0.113.7;host=x", Some("203.0.113.7")),
+        ("for=\"[2001:db8::7]:443\"", Some("2001:db8::7")),
+        ("for=unknown", None),
+        ("proto=https", None),
+    ];
+
+    /// The naive way: all hops in one list, the peer last, looked at one by one.
+    fn naive(entries: &[Vec<Written>], trusted: &[IpNet]) -> Option<IpAddr> {
+        let told = entries.iter().flatten().map(|(_, told)| *told);
+        let mut hops: Vec<_> = told.chain([Some(PROXY)]).collect();
+        loop {
+            let client: IpAddr = hops.pop()??.parse().unwrap();
+            let is_trusted = trusted.iter().any(|network| network.contains(&client));
+            if !is_trusted || hops.is_empty() {
+                return Some(client);
+            }
+        }
+    }
+
+    fn lines(pool: &'static [Written]) -> impl Strategy<Value = Vec<Vec<Written>>> {
+        let line = prop::collection::vec(prop::sample::select(pool), 1..4);
+        prop::collection::vec(line, 0..4)
+    }
+
+    fn write(line: &[Written], separator: &str) -> String {
+        let texts: Vec<_> = line.iter().map(|(text, _)| *text).collect();
+        texts.join(separator)
+    }
+
+    proptest! {
+        #[test]
+        fn the_walk_does_what_a_list_of_hops_says(
+            list in lines(LIST),
+            standard in lines(STANDARD),
+            separator in prop::sample::select(vec![",", ", ", " ,\t"]),
+            trusted in prop::sample::subsequence(TRUSTED.to_vec(), 0..=TRUSTED.len()),
+        ) {
+            let trusted = networks(&trusted);
+            let peer = PROXY.parse().unwrap();
+            for (entries, name) in [(&list, "x-forwarded-for"), (&standard, "forwarded")] {
+                let texts: Vec<_> = entries.iter().map(|line| write(line, separator)).collect();
+                let texts: Vec<_> = texts.iter().map(String::as_str).collect();
+                let proxies = if name == "forwarded" {
+                    TrustedProxies::forwarded(trusted.clone())
+                } else {
+                    TrustedProxies::x_forwarded_for(trusted.clone())
+                };
+                let client = proxies.client(peer, &headers(name, &texts));
+                prop_assert_eq!(client, naive(entries, &trusted), "{}: {:?}", name, texts);
+            }
+        }
+
+        #[test]
+        fn no_bytes_are_too_strange(
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+            text in r#"[for=";,\\\[\]:. 0-9a]{0,60}"#,
+        ) {
+            let peer = PROXY.parse().unwrap();
+            for value in [HeaderValue::from_bytes(&bytes), HeaderValue::from_str(&text)] {
+                let Ok(value) = value else { continue };
+                let mut headers = HeaderMap::new();
+                headers.append(FORWARDED, value.clone());
+                headers.append(X_FORWARDED_FOR, value);
+                let _ = TrustedProxies::forwarded(networks(TRUSTED)).client(peer, &headers);
+                let _ = TrustedProxies::x_forwarded_for(networks(TRUSTED)).client(peer, &headers);
+            }
+        }
+    }
+}

@@ -1,0 +1,650 @@
+//! Refusals, and what they are on the wire: RFC 6750 (section 3), RFC 9110 and RFC 9457.
+//!
+//! Pure. Keys that do not authenticate are told apart by nothing: one status, one type, one text.
+//! Nothing that was sent is repeated.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{
+    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, VARY,
+    WWW_AUTHENTICATE,
+};
+use http::request::Parts;
+use http::{Method, Response, StatusCode};
+use serde::Serialize;
+
+use super::sources::{Sources, Unclear};
+use crate::core::id::KeyId;
+use crate::core::invalid::{Invalid, Problem};
+use crate::core::rejection::{Rejection, RejectionKind};
+use crate::core::scope::Scope;
+
+/// Why a request was not let through.
+///
+/// [`Display`](std::fmt::Display) is for the host's own logs. What the client is told is in
+/// [`status`](Self::status), [`code`](Self::code), [`title`](Self::title) and
+/// [`detail`](Self::detail).
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The request carries no key where one is read.
+    #[error("no API key was sent")]
+    Missing,
+    /// It cannot be told which key the request carries.
+    #[error("{0}")]
+    Unclear(#[from] Unclear),
+    /// The key does not verify, or does not do for the request.
+    #[error("{0}")]
+    Rejected(#[from] Rejection),
+    /// The request names no tenant where it has to.
+    #[error("the request names no tenant")]
+    NoTenant {
+        /// The key, which verified.
+        key: KeyId,
+    },
+    /// An extractor found no layer around its route: a fault in the service.
+    #[error("no layer around this route verifies API keys")]
+    NoLayer,
+}
+
+/// What refusals have in common as far as the client is told.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Kind {
+    Missing,
+    Unclear,
+    Invalid,
+    MissingScope,
+    Forbidden,
+    Unavailable,
+    Internal,
+}
+
+impl Refusal {
+    const fn kind(&self) -> Kind {
+        match self {
+            Self::Missing => Kind::Missing,
+            Self::Unclear(_) => Kind::Unclear,
+            Self::Rejected(Rejection::MissingScope { .. }) => Kind::MissingScope,
+            Self::Rejected(rejection) => match rejection.kind() {
+                RejectionKind::Invalid => Kind::Invalid,
+                RejectionKind::Forbidden => Kind::Forbidden,
+                RejectionKind::Unavailable => Kind::Unavailable,
+            },
+            Self::NoTenant { .. } => Kind::Forbidden,
+            Self::NoLayer => Kind::Internal,
+        }
+    }
+
+    /// The status: 400, 401, 403, 500 or 503.
+    #[must_use]
+    pub const fn status(&self) -> StatusCode {
+        match self.kind() {
+            Kind::Missing | Kind::Invalid => StatusCode::UNAUTHORIZED,
+            Kind::Unclear => StatusCode::BAD_REQUEST,
+            Kind::MissingScope | Kind::Forbidden => StatusCode::FORBIDDEN,
+            Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// A stable name for programs, with which the problem's type ends: `missing-key`,
+    /// `unclear-key`, `invalid-key`, `insufficient-scope`, `key-not-allowed`, `unavailable` or
+    /// `internal`.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self.kind() {
+            Kind::Missing => "missing-key",
+            Kind::Unclear => "unclear-key",
+            Kind::Invalid => "invalid-key",
+            Kind::MissingScope => "insufficient-scope",
+            Kind::Forbidden => "key-not-allowed",
+            Kind::Unavailable => "unavailable",
+            Kind::Internal => "internal",
+        }
+    }
+
+    /// What a person reads: the same for every refusal of a [`code`](Self::code).
+    #[must_use]
+    pub const fn title(&self) -> &'static str {
+        match self.kind() {
+            Kind::Missing => "API key required",
+            Kind::Unclear => "Unclear API key",
+            Kind::Invalid => "Invalid API key",
+            Kind::MissingScope => "Insufficient scope",
+            Kind::Forbidden => "API key not allowed here",
+            Kind::Unavailable => "API keys cannot be verified at the moment",
+            Kind::Internal => "Internal error",
+        }
+    }
+
+    /// What else a client may be told of this one.
+    #[must_use]
+    pub fn detail(&self) -> Option<String> {
+        match self {
+            Self::Unclear(_) | Self::NoTenant { .. } => Some(self.to_string()),
+            Self::Rejected(rejection) if rejection.kind() == RejectionKind::Forbidden => {
+                Some(rejection.public_message())
+            }
+            Self::Rejected(_) | Self::Missing | Self::NoLayer => None,
+        }
+    }
+
+    /// The scope that is missing; of several that would do, the first.
+    #[must_use]
+    pub const fn scope(&self) -> Option<&Scope> {
+        match self {
+            Self::Rejected(Rejection::MissingScope { scope, .. }) => Some(scope),
+            _ => None,
+        }
+    }
+
+    /// The key, if its secret was presented.
+    #[must_use]
+    pub const fn key(&self) -> Option<KeyId> {
+        match self {
+            Self::Rejected(rejection) => rejection.key(),
+            Self::NoTenant { key } => Some(*key),
+            _ => None,
+        }
+    }
+
+    /// The `error` of a Bearer challenge (RFC 6750, section 3.1): none if no key was sent.
+    const fn bearer_error(&self) -> Option<&'static str> {
+        match self.kind() {
+            Kind::Unclear => Some("invalid_request"),
+            Kind::Invalid => Some("invalid_token"),
+            Kind::MissingScope | Kind::Forbidden => Some("insufficient_scope"),
+            Kind::Missing | Kind::Unavailable | Kind::Internal => None,
+        }
+    }
+
+    /// The status of a gRPC call.
+    const fn grpc_status(&self) -> &'static str {
+        match self.kind() {
+            Kind::Missing | Kind::Unclear | Kind::Invalid => "16", // UNAUTHENTICATED
+            Kind::MissingScope | Kind::Forbidden => "7",           // PERMISSION_DENIED
+            Kind::Unavailable => "14",                             // UNAVAILABLE
+            Kind::Internal => "13",                                // INTERNAL
+        }
+    }
+}
+
+/// A text for the `realm` of challenges: printable ASCII but `"` and `\`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Realm(String);
+
+impl Realm {
+    const MAX_LEN: usize = 128;
+
+    pub(super) fn new(text: &str) -> Result<Self, Invalid> {
+        let allowed = "printable ASCII but \" and \\";
+        let fits = |b: u8| matches!(b, b' '..=b'~') && b != b'"' && b != b'\\';
+        let problem = match text.bytes().position(|b| !fits(b)) {
+            Some(position) => Problem::Character { position, allowed },
+            None if text.len() > Self::MAX_LEN => Problem::TooLong {
+                max: Self::MAX_LEN,
+                actual: text.len(),
+            },
+            None => return Ok(Self(text.to_owned())),
+        };
+        Err(Invalid::new("realm", problem))
+    }
+}
+
+/// How a service answers where it refuses.
+#[derive(Clone, Debug)]
+pub(super) struct Manner {
+    pub(super) realm: Option<Realm>,
+    pub(super) problem_types: Cow<'static, str>,
+    pub(super) retry_after: Duration,
+}
+
+impl Default for Manner {
+    fn default() -> Self {
+        Self {
+            realm: None,
+            problem_types: Cow::Borrowed("urn:problem-type:keyward:"),
+            retry_after: Duration::from_secs(1),
+        }
+    }
+}
+
+/// The body of a refusal (RFC 9457).
+#[derive(Serialize)]
+struct ProblemDetails<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scope: Option<&'a Scope>,
+}
+
+/// The answer to a request that is refused. For HEAD it has the headers of an answer to GET and no
+/// body; a gRPC call gets its status in the headers, as an answer without messages (a
+/// "Trailers-Only" response).
+pub(super) fn answer(
+    refusal: &Refusal,
+    (manner, sources): (&Manner, &Sources),
+    request: &Parts,
+) -> Response<Bytes> {
+    let mut headers = common_headers(refusal, (manner, sources));
+    if let Some(content_type) = grpc_content_type(&request.headers) {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        headers.insert(
+            "grpc-status",
+            HeaderValue::from_static(refusal.grpc_status()),
+        );
+        let message = refusal
+            .detail()
+            .unwrap_or_else(|| refusal.title().to_owned());
+        // Percent-encoding as gRPC has it leaves visible ASCII but `%` alone.
+        if let Ok(message) = HeaderValue::from_str(&message.replace('%', "%25")) {
+            headers.insert("grpc-message", message);
+        }
+        return response(StatusCode::OK, headers, Bytes::new());
+    }
+    let status = refusal.status();
+    let problem = ProblemDetails {
+        r#type: format!("{}{}", manner.problem_types, refusal.code()),
+        title: refusal.title(),
+        status: status.as_u16(),
+        detail: refusal.detail(),
+        scope: refusal.scope(),
+    };
+    let body = Bytes::from(serde_json::to_vec(&problem).unwrap_or_default());
+    let content_type = HeaderValue::from_static("application/problem+json");
+    headers.insert(CONTENT_TYPE, content_type);
+    response(status, headers, body)
+}
+
+/// An answer to HEAD says how long the body would be, and has none (RFC 9110, section 9.3.2).
+pub(super) fn without_body_for_head(request: &Parts, answer: Response<Bytes>) -> Response<Bytes> {
+    if request.method != Method::HEAD {
+        return answer;
+    }
+    let (mut parts, body) = answer.into_parts();
+    parts.headers.insert(CONTENT_LENGTH, body.len().into());
+    Response::from_parts(parts, Bytes::new())
+}
+
+fn response(status: StatusCode, headers: HeaderMap, body: Bytes) -> Response<Bytes> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+fn common_headers(refusal: &Refusal, (manner, sources): (&Manner, &Sources)) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(vary) = vary(sources) {
+        headers.insert(VARY, vary);
+    }
+    if refusal.kind() == Kind::Unavailable {
+        // Rounded up: zero would mean at once.
+        let part = u64::from(manner.retry_after.subsec_nanos() > 0);
+        let whole = manner.retry_after.as_secs().saturating_add(part);
+        headers.insert(RETRY_AFTER, whole.max(1).into());
+    }
+    for challenge in challenges(refusal, (manner, sources)) {
+        headers.append(WWW_AUTHENTICATE, challenge);
+    }
+    headers
+}
+
+/// The headers of a request on which an answer depends.
+pub(super) fn vary(sources: &Sources) -> Option<HeaderValue> {
+    let authorization = (sources.bearer || sources.basic).then_some("authorization");
+    let own = sources.header.as_ref().map(http::HeaderName::as_str);
+    let names: Vec<_> = authorization.into_iter().chain(own).collect();
+    HeaderValue::from_str(&names.join(", "))
+        .ok()
+        .filter(|names| !names.is_empty())
+}
+
+/// How the client may authenticate, where that is what is amiss. Every 401 has a challenge (RFC
+/// 9110, section 15.5.2), for Bearer in any case: there is no registered scheme for other headers.
+fn challenges(
+    refusal: &Refusal,
+    (manner, sources): (&Manner, &Sources),
+) -> impl Iterator<Item = HeaderValue> {
+    let kind = refusal.kind();
+    let wanted = !matches!(kind, Kind::Unavailable | Kind::Internal);
+    let realm = manner.realm.as_ref().map(|realm| realm.0.as_str());
+    let bearer = (sources.bearer || !sources.basic).then(|| {
+        let scope = refusal.scope().map(Scope::as_str);
+        let parameters = [
+            ("realm", realm),
+            ("error", refusal.bearer_error()),
+            ("scope", scope),
+        ];
+        challenge("Bearer", parameters)
+    });
+    // Basic needs a realm, and knows no errors (RFC 7617, section 2).
+    let basic = (sources.basic && refusal.status() == StatusCode::UNAUTHORIZED).then(|| {
+        let realm = realm.unwrap_or("API keys");
+        challenge(
+            "Basic",
+            [("realm", Some(realm)), ("charset", Some("UTF-8"))],
+        )
+    });
+    let all = [bearer, basic].into_iter().flatten();
+    all.filter(move |_| wanted)
+        .filter_map(|text| HeaderValue::try_from(text).ok())
+}
+
+/// None of these values holds what a quoted string would have to escape.
+fn challenge<'a>(
+    scheme: &str,
+    parameters: impl IntoIterator<Item = (&'a str, Option<&'a str>)>,
+) -> String {
+    let mut text = scheme.to_owned();
+    let told = parameters
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)));
+    for (number, (name, value)) in told.enumerate() {
+        let separator = if number == 0 { " " } else { ", " };
+        let _ = write!(text, "{separator}{name}=\"{value}\"");
+    }
+    text
+}
+
+/// The content type to answer with, if the request is a gRPC call.
+fn grpc_content_type(headers: &HeaderMap) -> Option<&'static str> {
+    let own = headers.get(CONTENT_TYPE)?.as_bytes().to_ascii_lowercase();
+    let rest = own.strip_prefix(b"application/grpc")?;
+    match rest {
+        _ if rest.starts_with(b"-web-text") => Some("application/grpc-web-text+proto"),
+        _ if rest.starts_with(b"-web") => Some("application/grpc-web+proto"),
+        [] | [b'+' | b';' | b' ', ..] => Some("application/grpc"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::core::record::Reason;
+    use crate::core::text::{ClassName, Environment, PepperId};
+    use crate::core::time::Timestamp;
+    use crate::core::token::TokenError;
+
+    const AT: &str = "2026-01-01T00:00:00Z";
+
+    fn at() -> Timestamp {
+        AT.parse().unwrap()
+    }
+
+    fn key() -> KeyId {
+        KeyId::from_parts(at(), [7; 10])
+    }
+
+    fn get() -> Parts {
+        Request::new(()).into_parts().0
+    }
+
+    fn plain(refusal: &Refusal) -> Response<Bytes> {
+        answer(refusal, (&Manner::default(), &Sources::default()), &get())
+    }
+
+    fn missing(scope: &str) -> Refusal {
+        let scope = Scope::new(scope).unwrap();
+        Rejection::MissingScope { key: key(), scope }.into()
+    }
+
+    /// Every rejection, with the code and the status that it has on the wire.
+    fn all() -> Vec<(Rejection, &'static str, u16)> {
+        let (key, at) = (key(), at());
+        let reason = Reason::Lost;
+        let class = ClassName::new("secret").unwrap();
+        let environment = Environment::LIVE;
+        let pepper = PepperId::new("p1").unwrap();
+        let (age, bound) = (Duration::MAX, Duration::ZERO);
+        let invalid = Scope::new("").unwrap_err();
+        let scope = Scope::new("reports:read").unwrap();
+        let malformed = TokenError::TooLong { actual: 600 };
+        vec![
+            (Rejection::Malformed(malformed), "invalid-key", 401),
+            (
+                Rejection::Malformed(TokenError::Checksum),
+                "invalid-key",
+                401,
+            ),
+            (Rejection::Unknown, "invalid-key", 401),
+            (Rejection::WrongSecret, "invalid-key", 401),
+            (Rejection::Revoked { key, at, reason }, "invalid-key", 401),
+            (Rejection::Expired { key, at }, "invalid-key", 401),
+            (Rejection::Disabled { key }, "invalid-key", 401),
+            (Rejection::OwnerRemoved { key }, "invalid-key", 401),
+            (Rejection::TenantClosed { key }, "invalid-key", 401),
+            (Rejection::PairMismatch, "invalid-key", 401),
+            (Rejection::Publishable { key }, "key-not-allowed", 403),
+            (
+                Rejection::WrongClass {
+                    key,
+                    class: class.clone(),
+                },
+                "key-not-allowed",
+                403,
+            ),
+            (
+                Rejection::WrongEnvironment { key, environment },
+                "key-not-allowed",
+                403,
+            ),
+            (Rejection::WrongTenant { key }, "key-not-allowed", 403),
+            (Rejection::AddressNotAllowed { key }, "key-not-allowed", 403),
+            (
+                Rejection::MissingScope { key, scope },
+                "insufficient-scope",
+                403,
+            ),
+            (Rejection::Stale { age, bound }, "unavailable", 503),
+            (Rejection::NeedsFresh, "unavailable", 503),
+            (Rejection::StoreUnavailable, "unavailable", 503),
+            (Rejection::UnknownPepper { pepper }, "unavailable", 503),
+            (Rejection::UnknownClass { class }, "unavailable", 503),
+            (Rejection::Corrupt { key }, "unavailable", 503),
+            (Rejection::Need(invalid), "unavailable", 503),
+        ]
+    }
+
+    #[test]
+    fn every_rejection_has_its_status_and_an_outage_is_never_a_bad_key() {
+        for (rejection, code, status) in all() {
+            let answer = plain(&rejection.clone().into());
+            let headers = answer.headers();
+            assert_eq!(answer.status().as_u16(), status, "{rejection:?}");
+            let body: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
+            assert_eq!(body["type"], format!("urn:problem-type:keyward:{code}"));
+            assert_eq!(body["status"], status);
+            assert_eq!(headers.contains_key(WWW_AUTHENTICATE), status != 503);
+            assert_eq!(headers.contains_key(RETRY_AFTER), status == 503);
+            assert_eq!(headers[CONTENT_TYPE], "application/problem+json");
+            assert_eq!(headers[CACHE_CONTROL], "no-store");
+            assert_eq!(headers[VARY], "authorization, x-api-key");
+        }
+    }
+
+    #[test]
+    fn keys_that_do_not_authenticate_are_told_apart_by_nothing() {
+        let invalid = all()
+            .into_iter()
+            .filter(|(_, code, _)| *code == "invalid-key");
+        let answers = invalid.map(|(rejection, ..)| {
+            let web = plain(&rejection.clone().into());
+            let mut call = get();
+            let grpc = HeaderValue::from_static("application/grpc");
+            call.headers.insert(CONTENT_TYPE, grpc);
+            let how = (&Manner::default(), &Sources::default().with_basic());
+            let call = answer(&rejection.into(), how, &call);
+            format!("{web:?} {call:?}")
+        });
+        let answers: std::collections::BTreeSet<_> = answers.collect();
+        assert_eq!(answers.len(), 1);
+    }
+
+    #[test]
+    fn challenges_are_those_of_the_standards() {
+        let told = |refusal: &Refusal, sources: &Sources, manner: &Manner| {
+            let answer = answer(refusal, (manner, sources), &get());
+            let all = answer.headers().get_all(WWW_AUTHENTICATE).into_iter();
+            all.map(|value| value.to_str().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        };
+        let (plain, sources) = (Manner::default(), Sources::default());
+        let invalid = Refusal::from(Rejection::Unknown);
+        let unclear = Refusal::from(Unclear::SeveralKeys);
+        assert_eq!(told(&Refusal::Missing, &sources, &plain), ["Bearer"]);
+        assert_eq!(
+            told(&invalid, &sources, &plain),
+            ["Bearer error=\"invalid_token\""]
+        );
+        assert_eq!(
+            told(&unclear, &sources, &plain),
+            ["Bearer error=\"invalid_request\""]
+        );
+        assert_eq!(
+            told(&missing("reports:read"), &sources, &plain),
+            ["Bearer error=\"insufficient_scope\", scope=\"reports:read\""]
+        );
+        let realm = Some(Realm::new("acme").unwrap());
+        let named = Manner {
+            realm,
+            ..Manner::default()
+        };
+        let both = Sources::default().with_basic();
+        assert_eq!(
+            told(&invalid, &both, &named),
+            [
+                "Bearer realm=\"acme\", error=\"invalid_token\"",
+                "Basic realm=\"acme\", charset=\"UTF-8\""
+            ]
+        );
+        let basic = Sources::none().with_basic();
+        let challenge = "Basic realm=\"API keys\", charset=\"UTF-8\"";
+        assert_eq!(told(&Refusal::Missing, &basic, &plain), [challenge]);
+        let own = Sources::none().with_header(Sources::API_KEY_HEADER);
+        assert_eq!(told(&Refusal::Missing, &own, &plain), ["Bearer"]);
+        assert!(told(&Refusal::NoLayer, &own, &plain).is_empty());
+    }
+
+    #[test]
+    fn a_scope_that_is_missing_is_named() {
+        let answer = plain(&missing("reports:*"));
+        let body: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
+        assert_eq!(body["scope"], "reports:*");
+        assert_eq!(body["detail"], "key lacks scope reports:*");
+    }
+
+    #[test]
+    fn an_answer_to_head_has_the_headers_and_no_body() {
+        let full = plain(&Refusal::Missing);
+        let mut head = get();
+        head.method = Method::HEAD;
+        let short = without_body_for_head(&head, full.clone());
+        assert!(short.body().is_empty());
+        assert_eq!(
+            short.headers()[CONTENT_LENGTH],
+            full.body().len().to_string()
+        );
+        let untouched = without_body_for_head(&get(), full.clone());
+        assert_eq!(untouched.body(), full.body());
+    }
+
+    #[test]
+    fn a_call_is_answered_as_a_call() {
+        let told = |refusal: &Refusal, content_type: &'static str| {
+            let mut call = get();
+            let own = HeaderValue::from_static(content_type);
+            call.headers.insert(CONTENT_TYPE, own);
+            let how = (&Manner::default(), &Sources::default());
+            let answer = answer(refusal, how, &call);
+            let header = |name: &str| {
+                let value = answer.headers().get(name);
+                value.map_or("", |value| value.to_str().unwrap()).to_owned()
+            };
+            let told = (
+                header("grpc-status"),
+                header("grpc-message"),
+                header("content-type"),
+            );
+            (answer.status().as_u16(), told, answer.body().len())
+        };
+        let grpc = |status: &str, message: &str, kind: &str| {
+            (
+                200,
+                (status.to_owned(), message.to_owned(), kind.to_owned()),
+                0,
+            )
+        };
+        let kind = "application/grpc";
+        let invalid = Refusal::from(Rejection::WrongSecret);
+        let stale = Refusal::from(Rejection::StoreUnavailable);
+        assert_eq!(told(&invalid, kind), grpc("16", "Invalid API key", kind));
+        assert_eq!(told(&Refusal::Missing, "application/grpc+proto").1.0, "16");
+        assert_eq!(
+            told(&missing("a:b"), kind),
+            grpc("7", "key lacks scope a:b", kind)
+        );
+        assert_eq!(told(&stale, kind).1.0, "14");
+        assert_eq!(told(&Refusal::NoLayer, kind).1.0, "13");
+        let web = "application/grpc-web+proto";
+        assert_eq!(
+            told(&invalid, "application/grpc-web"),
+            grpc("16", "Invalid API key", web)
+        );
+        assert_eq!(told(&invalid, "application/grpcx").0, 401);
+        assert_eq!(told(&invalid, "application/json").0, 401);
+    }
+
+    #[test]
+    fn a_pause_is_told_in_whole_seconds_and_never_as_none() {
+        for (pause, told) in [
+            (Duration::ZERO, "1"),
+            (Duration::from_millis(1500), "2"),
+            (Duration::from_secs(30), "30"),
+            (Duration::MAX, &*u64::MAX.to_string()),
+        ] {
+            let manner = Manner {
+                retry_after: pause,
+                ..Manner::default()
+            };
+            let refusal = Rejection::StoreUnavailable.into();
+            let answer = answer(&refusal, (&manner, &Sources::default()), &get());
+            assert_eq!(answer.headers()[RETRY_AFTER], told);
+        }
+    }
+
+    #[test]
+    fn a_realm_cannot_leave_its_quotes() {
+        for realm in ["a\"b", "a\\b", "a\r\nx: y", "a\tb", "é", "\u{7f}"] {
+            assert!(Realm::new(realm).is_err(), "{realm:?}");
+        }
+        assert!(Realm::new(&"a".repeat(129)).is_err());
+        assert!(Realm::new("Acme's API (v1)").is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_scope_is_missing_the_challenge_holds_it_in_quotes(
+            scope in "[a-z0-9_.*-]{1,9}:[a-z0-9_.*-]{1,9}",
+        ) {
+            if let Ok(scope) = Scope::new(&scope) {
+                let answer = plain(&missing(scope.as_str()));
+                let told = answer.headers()[WWW_AUTHENTICATE].to_str().unwrap();
+                let quoted = told.split('"').nth(3);
+                prop_assert_eq!(quoted, Some(scope.as_str()));
+                prop_assert_eq!(told.matches('"').count(), 4);
+            }
+        }
+    }
+}
