@@ -1,4 +1,4 @@
-//! An operator's command line over a store: `cargo run --example keyctl --features sqlite -- --help`.
+//! An operator's command line over a store: `cargo run --example keyctl -- --help`.
 
 mod args;
 mod commands;
