@@ -459,7 +459,7 @@ mod tests {
                         return Err(TestCaseError::fail("no pair was sent"));
                     };
                     prop_assert!(bearers <= 1);
-                    prop_assert_eq!(vec![text(&key).as_str()], keys);
+                    prop_assert_eq!(&[text(&key)][..], &keys[..]);
                     let in_query = puts.iter().any(|(place, _)| matches!(place, Place::Query));
                     prop_assert_eq!(found.in_query, in_query);
                 }

@@ -152,7 +152,7 @@ fn all_keys_that_do_not_authenticate_look_the_same() {
     for key in &keys {
         for headers in [
             &[("authorization", &*format!("Bearer {key}"))][..],
-            &[("x-api-key", key)],
+            &[("x-api-key", key.as_str())],
         ] {
             let answer = server.get("/", headers);
             let problem = check(&answer, 401, "invalid-key", challenge);

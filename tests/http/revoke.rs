@@ -1,7 +1,7 @@
 //! A key that is revoked while requests run.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread;
 
 use keyward::Reason;
@@ -56,7 +56,7 @@ fn no_request_that_is_sent_after_a_revocation_returned_is_let_through() {
     let url = server.url("/");
     for _ in 0..ROUNDS {
         let key = world.some_key();
-        let revoked = Arc::new(AtomicBool::new(false));
+        let revoked = AtomicBool::new(false);
         let (accepted_once, accepts) = mpsc::channel();
         thread::scope(|scope| {
             let clients: Vec<_> = (0..CLIENTS)
