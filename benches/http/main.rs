@@ -82,6 +82,8 @@ const KEYED: &str = "/keyed/health";
 fn main() {
     let asked = Asked::read();
     let size = if asked.quick { &QUICK } else { &FULL };
+    let installed = Command::new("wrk").arg("-v").output();
+    installed.expect("wrk is installed: apt-get install wrk");
     let folder = tempfile::tempdir().unwrap();
     let keys = Keys::new(Kind::Secret, size.keys);
     let presented = folder.path().join("keys");
@@ -219,7 +221,7 @@ fn load(address: SocketAddr, path: &str, presented: &Path, seconds: u32) -> Roun
     let before = process_time();
     let ran = wrk.output();
     let cpu = process_time() - before;
-    let ran = ran.expect("wrk is installed: apt-get install wrk");
+    let ran = ran.unwrap();
     let out = String::from_utf8(ran.stdout).unwrap();
     let told = out.lines().find_map(|line| line.strip_prefix("told "));
     let told: Vec<f64> = told
