@@ -14,15 +14,15 @@ use crate::server::{Server, basic};
 use crate::support::*;
 
 /// A node that follows a store, and another process in which keys are made.
-pub struct Nodes {
-    pub clock: Arc<ManualClock>,
-    pub link: Gated,
-    pub here: Keyward,
-    pub there: Keyward,
+pub(crate) struct Nodes {
+    pub(crate) clock: Arc<ManualClock>,
+    pub(crate) link: Gated,
+    pub(crate) here: Keyward,
+    pub(crate) there: Keyward,
 }
 
 impl Nodes {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let clock = Arc::new(ManualClock::at(at(START)));
         let store = MemoryStore::new();
         let policy = Policy::new(profiles::standard()).unwrap();
@@ -37,7 +37,7 @@ impl Nodes {
         }
     }
 
-    pub fn create(&self, key: NewKey) -> String {
+    pub(crate) fn create(&self, key: NewKey) -> String {
         let created = wait(self.there.create(&admin(), key)).unwrap();
         created.secret.expose().to_owned()
     }

@@ -27,9 +27,8 @@ fn bobs_key(world: &World) -> Created {
 
 fn demote_bob(world: &World) {
     let role = Role::DEVELOPER;
-    let changed = world
-        .keys
-        .change_owner_role(&admin(), &tenant("acme"), who("bob"), role);
+    let (by, acme) = (admin(), tenant("acme"));
+    let changed = world.keys.change_owner_role(&by, &acme, who("bob"), role);
     wait(changed).unwrap();
 }
 
@@ -268,9 +267,8 @@ fn a2_31_management_and_deployment_keys_do_not_stand_in_for_each_other() {
         kind: ResourceKind::new("deployment.server").unwrap(),
         id: ResourceId::new("dep-1").unwrap(),
     };
-    let deployed = world
-        .keys
-        .provision_resource(&admin(), &tenant("acme/web"), resource);
+    let (by, web) = (admin(), tenant("acme/web"));
+    let deployed = world.keys.provision_resource(&by, &web, resource);
     let [deployment] = wait(deployed).unwrap().try_into().unwrap();
     let of = |classes: &[&str]| {
         let need = classes

@@ -17,8 +17,8 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
 /// Serves until it is dropped.
-pub struct Server {
-    pub address: SocketAddr,
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
     runtime: Runtime,
     client: reqwest::Client,
     _stop: oneshot::Sender<()>,
@@ -26,10 +26,10 @@ pub struct Server {
 
 /// What a client got.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: HeaderMap,
-    pub body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: String,
 }
 
 /// Says whose key let a request through.
@@ -38,7 +38,7 @@ async fn whose(grant: Grant) -> String {
 }
 
 /// `whose` under every path and method, behind a layer.
-pub fn everywhere(layer: KeywardLayer) -> Router {
+pub(crate) fn everywhere(layer: KeywardLayer) -> Router {
     Router::new().fallback(any(whose)).layer(layer)
 }
 
@@ -47,12 +47,12 @@ fn runtime() -> Runtime {
     builder.enable_all().build().unwrap()
 }
 
-pub fn client() -> reqwest::Client {
+pub(crate) fn client() -> reqwest::Client {
     reqwest::Client::builder().no_proxy().build().unwrap()
 }
 
 impl Server {
-    pub fn start(app: Router) -> Self {
+    pub(crate) fn start(app: Router) -> Self {
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
@@ -75,15 +75,15 @@ impl Server {
     }
 
     /// A server of one layer.
-    pub fn with(layer: KeywardLayer) -> Self {
+    pub(crate) fn with(layer: KeywardLayer) -> Self {
         Self::start(everywhere(layer))
     }
 
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
-    pub fn ask(&self, method: Method, path: &str, headers: &[(&str, &str)]) -> Answer {
+    pub(crate) fn ask(&self, method: Method, path: &str, headers: &[(&str, &str)]) -> Answer {
         let mut request = self.client.request(method, self.url(path));
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -91,17 +91,17 @@ impl Server {
         self.runtime.block_on(answer(request))
     }
 
-    pub fn get(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+    pub(crate) fn get(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
         self.ask(Method::GET, path, headers)
     }
 
     /// Asks with a key as a bearer token.
-    pub fn bearer(&self, path: &str, key: &str) -> Answer {
+    pub(crate) fn bearer(&self, path: &str, key: &str) -> Answer {
         self.get(path, &[("authorization", &format!("Bearer {key}"))])
     }
 
     /// A connection of its own.
-    pub fn connect(&self) -> TcpStream {
+    pub(crate) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
         let patience = Some(Duration::from_secs(60));
         stream.set_read_timeout(patience).unwrap();
@@ -109,7 +109,7 @@ impl Server {
     }
 
     /// Sends bytes as they are, and reads until the server closes.
-    pub fn raw(&self, request: &[u8]) -> String {
+    pub(crate) fn raw(&self, request: &[u8]) -> String {
         let mut stream = self.connect();
         stream.write_all(request).unwrap();
         let mut answer = String::new();
@@ -118,7 +118,7 @@ impl Server {
     }
 
     /// Asks with curl: status line, headers and body as they came.
-    pub fn curl(&self, arguments: &[&str], path: &str) -> String {
+    pub(crate) fn curl(&self, arguments: &[&str], path: &str) -> String {
         let mut curl = Command::new("curl");
         curl.args(["--silent", "--show-error", "--noproxy", "*", "--include"]);
         curl.args(arguments).arg(self.url(path));
@@ -128,7 +128,7 @@ impl Server {
     }
 }
 
-pub async fn answer(request: reqwest::RequestBuilder) -> Answer {
+pub(crate) async fn answer(request: reqwest::RequestBuilder) -> Answer {
     let response = request.send().await.unwrap();
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     let body = response.text().await.unwrap();
@@ -141,18 +141,18 @@ pub async fn answer(request: reqwest::RequestBuilder) -> Answer {
 
 impl Answer {
     /// The values of a header, as one text.
-    pub fn header(&self, name: &str) -> String {
+    pub(crate) fn header(&self, name: &str) -> String {
         let values = self.headers.get_all(name).iter();
         let values: Vec<_> = values.map(|value| value.to_str().unwrap()).collect();
         values.join(" | ")
     }
 
-    pub fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.body).unwrap()
     }
 
     /// The part of the problem's type that tells problems apart.
-    pub fn code(&self) -> String {
+    pub(crate) fn code(&self) -> String {
         assert_eq!(self.header("content-type"), "application/problem+json");
         let problem = self.json();
         let code = problem["type"].as_str().unwrap();
@@ -162,7 +162,7 @@ impl Answer {
     }
 
     /// Everything but the date, which differs from one answer to the next.
-    pub fn all_but_date(&self) -> String {
+    pub(crate) fn all_but_date(&self) -> String {
         let mut headers = self.headers.clone();
         headers.remove("date");
         format!("{} {headers:?} {}", self.status, self.body)
@@ -170,7 +170,7 @@ impl Answer {
 }
 
 /// The `Authorization` of a pair.
-pub fn basic(user: &str, password: &str) -> String {
+pub(crate) fn basic(user: &str, password: &str) -> String {
     use std::fmt::Write as _;
 
     // By hand, so that the library's own way is not held against itself.
