@@ -1,4 +1,4 @@
-//! A revocation as other processes see it: `cargo run --example processes --features sqlite,tokio`.
+//! A revocation as other processes see it: `cargo run --example processes`.
 //!
 //! Three processes verify over one file that a fourth one changes. A key is revoked: until when did
 //! each accept it? Another key is revoked while one of them is stopped (SIGSTOP); continued past the

@@ -1,4 +1,4 @@
-//! A key's whole life, as a story: `cargo run --example quickstart --features sqlite`.
+//! A key's whole life, as a story: `cargo run --example quickstart`.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! An operator's command line over a store: `cargo run --example keyctl --features sqlite -- --help`.
-//! With the feature `postgres` as well, over a database too.
+//! An operator's command line over a store: `cargo run --example keyctl -- --help`. With
+//! `--features postgres`, over a database too.
 
 mod args;
 mod commands;

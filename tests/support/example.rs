@@ -24,6 +24,8 @@ pub fn build(example: &str) -> PathBuf {
         ("postgres", cfg!(feature = "postgres")),
         ("tokio", cfg!(feature = "tokio")),
         ("metrics", cfg!(feature = "metrics")),
+        ("http", cfg!(feature = "http")),
+        ("axum", cfg!(feature = "axum")),
     ];
     let features: Vec<_> = features.iter().filter(|(_, on)| *on).collect();
     let features: Vec<_> = features.iter().map(|(name, _)| *name).collect();

@@ -1,0 +1,251 @@
+//! What the layer costs a service: requests per second of the example `service`, with and without it,
+//! taken by `wrk` in turns. Both routes are in one process and have the same handler, and every
+//! request brings a key, each another one of all there are.
+//!
+//! `cargo bench --bench http -- [--quick] [--json]`
+#![allow(
+    clippy::disallowed_methods,
+    reason = "time is what is measured here, not what is decided by"
+)]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a measurement ends where it cannot go on"
+)]
+#![allow(
+    clippy::cast_precision_loss,
+    reason = "what is counted here is far below 2^52"
+)]
+
+#[path = "../../examples/service/failure.rs"]
+mod failure;
+#[path = "../../examples/service/management.rs"]
+mod management;
+#[path = "../../examples/service/routes.rs"]
+mod routes;
+#[path = "../shared/mod.rs"]
+mod shared;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::get;
+use keyward::http::KeywardLayer;
+use keyward::policy::{Policy, Propagation};
+use keyward::{Keyward, Need, days, profiles};
+use rustix::time::{ClockId, clock_gettime};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+
+use self::shared::Random;
+use self::shared::clock::{median, nanos};
+use self::shared::keys::{Keys, Kind, SCOPE};
+use self::shared::store::{Feed, Synthetic};
+use self::shared::table::{Asked, Goal, Table};
+
+/// How much is measured.
+struct Size {
+    keys: u64,
+    /// Rounds of each of the two, in turns.
+    pairs: usize,
+    /// How long one round takes, in seconds.
+    seconds: u32,
+}
+
+const FULL: Size = Size {
+    keys: 1_000_000,
+    pairs: 60,
+    seconds: 1,
+};
+
+const QUICK: Size = Size {
+    keys: 100_000,
+    pairs: 10,
+    seconds: 1,
+};
+
+/// How many keys the load generator draws and presents in turn: their records do not stay in a cache.
+const PRESENTED: usize = 100_000;
+
+/// Connections of the load generator, which has one thread.
+const CONNECTIONS: u32 = 32;
+
+/// Of the issue that asked for the layer: it costs at most 3 %.
+const GOAL: Goal = Goal::AtMost(1.03);
+
+const PLAIN: &str = "/plain/health";
+const KEYED: &str = "/keyed/health";
+
+fn main() {
+    let asked = Asked::read();
+    let size = if asked.quick { &QUICK } else { &FULL };
+    let installed = Command::new("wrk").arg("-v").output();
+    installed.expect("wrk is installed: apt-get install wrk");
+    let folder = tempfile::tempdir().unwrap();
+    let keys = Keys::new(Kind::Secret, size.keys);
+    let presented = folder.path().join("keys");
+    std::fs::write(&presented, draw(&keys, size.keys)).unwrap();
+
+    let runtime = Runtime::new().unwrap();
+    let address = runtime.block_on(serve(keys, size.keys));
+    assert_eq!(status(address, PLAIN), 200);
+    assert_eq!(status(address, KEYED), 401, "the layer is around it");
+
+    let load = |path| load(address, path, &presented, size.seconds);
+    let mut table = Table::default();
+    let (mut plain, mut keyed) = (Vec::new(), Vec::new());
+    // The first pair warms up.
+    for pair in 0..=size.pairs {
+        let (one, other) = match pair % 2 {
+            0 => {
+                let plain = load(PLAIN);
+                (plain, load(KEYED))
+            }
+            _ => {
+                let keyed = load(KEYED);
+                (load(PLAIN), keyed)
+            }
+        };
+        if pair > 0 {
+            plain.push(one);
+            keyed.push(other);
+        }
+    }
+    let what = format!(
+        "requests a second at {} keys, without : with the layer",
+        size.keys
+    );
+    compare(
+        &mut table,
+        &what,
+        "/s",
+        |round| round.rate,
+        (&plain, &keyed),
+        GOAL,
+    );
+    let what = "the server's processor time for a request, with : without";
+    compare(
+        &mut table,
+        what,
+        "us",
+        |round| round.cpu / 1e3,
+        (&keyed, &plain),
+        None,
+    );
+    table.print(asked.json);
+}
+
+/// Adds the median over all pairs of a ratio, and where the middle half of the pairs lies.
+fn compare(
+    table: &mut Table,
+    what: &str,
+    unit: &str,
+    of: fn(&Round) -> f64,
+    (over, under): (&[Round], &[Round]),
+    goal: impl Into<Option<Goal>>,
+) {
+    let both = over.iter().zip(under);
+    let mut ratios: Vec<_> = both.map(|(over, under)| of(over) / of(under)).collect();
+    ratios.sort_by(f64::total_cmp);
+    let (low, high) = (ratios[ratios.len() / 4], ratios[ratios.len() * 3 / 4]);
+    let each = |rounds: &[Round]| median(rounds.iter().map(of));
+    let (over, under, pairs) = (each(over), each(under), ratios.len());
+    let note =
+        format!("{over:.1} : {under:.1} {unit}; half of {pairs} pairs in {low:.3}-{high:.3}");
+    table.add(what, median(ratios), goal, note);
+}
+
+/// The example's service over as many keys, and its open route once more, without and with the layer.
+async fn serve(made: Keys, count: u64) -> SocketAddr {
+    let mut spec = profiles::standard();
+    // Nobody follows the store here.
+    spec.propagation = Propagation { bound: days(1) };
+    let peppers = made.peppers();
+    let keys = Keyward::builder(Synthetic::new(made, count, Feed::Grow), peppers)
+        .policy(Policy::new(spec).unwrap())
+        .build()
+        .await
+        .unwrap();
+    let keyed = KeywardLayer::new(keys.clone()).require(Need::scope(SCOPE));
+    let app: Router = routes::router(&keys)
+        .route(PLAIN, get(routes::health))
+        .route(KEYED, get(routes::health).layer(keyed));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app = app.into_make_service_with_connect_info::<SocketAddr>();
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+    address
+}
+
+/// Keys at random, one a line.
+fn draw(keys: &Keys, among: u64) -> String {
+    let mut random = Random(1);
+    let one = |_| keys.token(random.below(among)) + "\n";
+    (0..PRESENTED).map(one).collect()
+}
+
+/// The status of an answer to a request without a key.
+fn status(address: SocketAddr, path: &str) -> u16 {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+/// What one round of load told.
+struct Round {
+    /// Requests a second.
+    rate: f64,
+    /// The time on a core that this process, which serves, took for a request, in nanoseconds.
+    cpu: f64,
+}
+
+/// One round of load on a route. Ends the run if any request was not answered with 200.
+fn load(address: SocketAddr, path: &str, presented: &Path, seconds: u32) -> Round {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/http/load.lua");
+    let mut wrk = Command::new("wrk");
+    wrk.args([
+        "-t1",
+        &format!("-c{CONNECTIONS}"),
+        &format!("-d{seconds}s"),
+        "-s",
+        script,
+    ]);
+    wrk.arg(format!("http://{address}{path}"));
+    wrk.env("PRESENTED", presented);
+    let before = process_time();
+    let ran = wrk.output();
+    let cpu = process_time() - before;
+    let ran = ran.unwrap();
+    let out = String::from_utf8(ran.stdout).unwrap();
+    let told = out.lines().find_map(|line| line.strip_prefix("told "));
+    let told: Vec<f64> = told
+        .unwrap_or_else(|| panic!("{out}{}", String::from_utf8_lossy(&ran.stderr)))
+        .split(' ')
+        .map(|number| number.parse().unwrap())
+        .collect();
+    let [requests, micros, failed] = told[..] else {
+        panic!("{out}");
+    };
+    assert!(
+        requests > 0.0 && failed == 0.0,
+        "{path}: {failed} of {requests} failed"
+    );
+    Round {
+        rate: requests / micros * 1e6,
+        cpu: nanos(cpu) / requests,
+    }
+}
+
+/// The time that all threads of this process have spent on a core.
+fn process_time() -> Duration {
+    let at = clock_gettime(ClockId::ProcessCPUTime);
+    let seconds = u64::try_from(at.tv_sec).unwrap_or_default();
+    let nanos = u32::try_from(at.tv_nsec).unwrap_or_default();
+    Duration::new(seconds, nanos)
+}

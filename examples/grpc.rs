@@ -1,0 +1,161 @@
+//! A gRPC service behind the layer: `cargo run --example grpc`.
+//!
+//! The service is the standard health check, whose generated code comes with a crate of tonic's, so
+//! that nothing has to be compiled from `.proto` files here.
+
+use std::net::IpAddr;
+
+use http::Extensions;
+use keyward::http::KeywardLayer;
+use keyward::store::MemoryStore;
+use keyward::{Actor, Grant, Keyward, Need, NewKey, PepperRing, Reason, Role, days};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tonic::metadata::MetadataValue;
+use tonic::transport::server::{TcpConnectInfo, TcpIncoming};
+use tonic::transport::{Channel, Server};
+use tonic::{Code, Request, Response, Status};
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+
+type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
+
+/// What a server writes: the layer is one line, and a method finds the grant in its request.
+struct Checks;
+
+#[tonic::async_trait]
+impl Health for Checks {
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        let grant = request.extensions().get::<Grant>();
+        let grant = grant.ok_or_else(|| Status::internal("no layer around this service"))?;
+        println!(
+            "  the service: a check for {}, with {}",
+            grant.tenant(),
+            grant.key_id()
+        );
+        let status = ServingStatus::Serving as i32;
+        Ok(Response::new(HealthCheckResponse { status }))
+    }
+
+    type WatchStream = futures_util::stream::Empty<Result<HealthCheckResponse, Status>>;
+
+    async fn watch(
+        &self,
+        _: Request<HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented("one check at a time"))
+    }
+}
+
+/// From where a call comes, as tonic tells it: for keys that may be used from some addresses alone.
+fn peer(extensions: &Extensions) -> Option<IpAddr> {
+    let connection = extensions.get::<TcpConnectInfo>()?;
+    connection.remote_addr().map(|peer| peer.ip())
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Fallible<()> {
+    let keys = Keyward::builder(MemoryStore::new(), PepperRing::generate()?)
+        .build()
+        .await?;
+    let admin = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
+    let probe = NewKey::new("probe")
+        .scope("health:read")
+        .expires_in(days(90));
+    let probe = keys
+        .create(&admin, probe.allow_addresses(["127.0.0.1"]))
+        .await?;
+    let elsewhere = NewKey::new("elsewhere").scope("health:read");
+    let elsewhere = keys
+        .create(&admin, elsewhere.allow_addresses(["192.0.2.0/24"]))
+        .await?;
+    let reader = keys
+        .create(&admin, NewKey::new("reader").scope("reports:read"))
+        .await?;
+
+    let keyed = KeywardLayer::new(keys.clone())
+        .require(Need::scope("health:read"))
+        .peer_from(peer);
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = format!("http://{}", listener.local_addr()?);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = Server::builder()
+        .layer(keyed)
+        .add_service(HealthServer::new(Checks))
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener), async {
+            let _ = stopped.await;
+        });
+    let server = tokio::spawn(server);
+
+    let channel = Channel::from_shared(address)?.connect().await?;
+    let mut client = Client(HealthClient::new(channel));
+    let probe_key = probe.secret.expose();
+    client
+        .call("with a key that may", Some(probe_key), Code::Ok)
+        .await?;
+    client
+        .call("without a key", None, Code::Unauthenticated)
+        .await?;
+    let key = reader.secret.expose();
+    client
+        .call(
+            "with a key that may do other things",
+            Some(key),
+            Code::PermissionDenied,
+        )
+        .await?;
+    let key = elsewhere.secret.expose();
+    client
+        .call(
+            "with a key for another network",
+            Some(key),
+            Code::PermissionDenied,
+        )
+        .await?;
+    keys.revoke(&admin, probe.id, Reason::Lost).await?;
+    client
+        .call(
+            "with the first key, now revoked",
+            Some(probe_key),
+            Code::Unauthenticated,
+        )
+        .await?;
+
+    drop((client, stop));
+    server.await??;
+    Ok(())
+}
+
+struct Client(HealthClient<Channel>);
+
+impl Client {
+    /// Calls, and says what came of it. An answer that is not the expected one fails the run.
+    async fn call(&mut self, how: &str, key: Option<&str>, expected: Code) -> Fallible<()> {
+        println!("A call {how}:");
+        let mut request = Request::new(HealthCheckRequest::default());
+        if let Some(key) = key {
+            let mut bearer: MetadataValue<_> = format!("Bearer {key}").parse()?;
+            bearer.set_sensitive(true);
+            request.metadata_mut().insert("authorization", bearer);
+        }
+        let code = match self.0.check(request).await {
+            Ok(answer) => {
+                println!("  the client:  {:?}\n", answer.into_inner().status());
+                Code::Ok
+            }
+            Err(status) => {
+                println!("  the client:  {:?}, {}\n", status.code(), status.message());
+                status.code()
+            }
+        };
+        match code == expected {
+            true => Ok(()),
+            false => Err(format!("{code:?} where {expected:?} was expected").into()),
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! What a client is told of a change that did not happen.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use keyward::{Denied, Error};
+use serde_json::json;
+
+/// Why a command failed, as problem details (RFC 9457).
+pub(crate) struct Failure(Error);
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = status(&self.0);
+        let detail = match &self.0 {
+            Error::Denied(denied) => denied.to_string(),
+            // What became of it may not be known: repeated with the same id, it is done once.
+            error => {
+                tracing::error!(%error, "a change failed");
+                "try again with the same Idempotency-Key".to_owned()
+            }
+        };
+        let body = json!({
+            "title": status.canonical_reason(),
+            "status": status.as_u16(),
+            "detail": detail,
+        });
+        let mut answer = (status, body.to_string()).into_response();
+        let problem = HeaderValue::from_static("application/problem+json");
+        answer.headers_mut().insert(header::CONTENT_TYPE, problem);
+        answer
+    }
+}
+
+fn status(error: &Error) -> StatusCode {
+    let Error::Denied(denied) = error else {
+        return StatusCode::SERVICE_UNAVAILABLE;
+    };
+    match denied {
+        Denied::Invalid(_)
+        | Denied::UnknownClass { .. }
+        | Denied::Environment { .. }
+        | Denied::ScopeNotAllowed { .. }
+        | Denied::Expiry { .. } => StatusCode::BAD_REQUEST,
+        Denied::NotFound | Denied::TenantNotFound => StatusCode::NOT_FOUND,
+        Denied::ActorExpired
+        | Denied::Forbidden { .. }
+        | Denied::SupportOnly { .. }
+        | Denied::HostOnly { .. }
+        | Denied::NotEntitled { .. }
+        | Denied::ExceedsActor { .. } => StatusCode::FORBIDDEN,
+        // How things stand: the cap is reached, the key is revoked, the command landed before.
+        _ => StatusCode::CONFLICT,
+    }
+}

@@ -1,0 +1,200 @@
+//! Managing keys with a key: create, list, rotate, revoke.
+//!
+//! Who asks is the key's own actor, so that nobody gives out more than they have: not more reach, not
+//! a longer life, and a key that was narrowed has no role to create others by.
+
+use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use keyward::store::KeyPosition;
+use keyward::{
+    Actor, CommandId, Grant, Invocation, KeyId, KeyInfo, Keyward, NewKey, Reason, Replacement,
+    Timestamp, days, hours,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+
+type Answer<T> = Result<T, Failure>;
+
+pub(crate) fn router(keys: &Keyward) -> Router {
+    Router::new()
+        .route("/v1/keys", get(list).post(create))
+        .route("/v1/keys/{id}/rotate", post(rotate))
+        .route("/v1/keys/{id}/revoke", post(revoke))
+        .with_state(keys.clone())
+}
+
+/// Who asks, and the id of the command if the client chose one: repeated with the same
+/// `Idempotency-Key`, a command changes nothing.
+struct Caller {
+    actor: Actor,
+    command_id: Option<CommandId>,
+}
+
+impl Caller {
+    fn invocation(&self) -> Invocation<'_> {
+        match &self.command_id {
+            Some(id) => self.actor.with_command_id(id.clone()),
+            None => Invocation::from(&self.actor),
+        }
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = Response;
+
+    async fn from_request_parts(request: &mut Parts, state: &S) -> Result<Self, Response> {
+        let grant = <Grant as FromRequestParts<S>>::from_request_parts(request, state).await;
+        let actor = grant.map_err(IntoResponse::into_response)?.actor();
+        let named = request.headers.get("idempotency-key");
+        let parse = |name: &[u8]| CommandId::new(String::from_utf8_lossy(name));
+        let command_id = named.map(|name| parse(name.as_bytes())).transpose();
+        match command_id {
+            Ok(command_id) => Ok(Self { actor, command_id }),
+            Err(invalid) => Err(Failure::from(keyward::Error::from(invalid)).into_response()),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    name: String,
+    scopes: Vec<String>,
+    /// Left out, as long as the policy and the caller's own key allow.
+    expires_in_days: Option<u32>,
+}
+
+async fn create(
+    State(keys): State<Keyward>,
+    caller: Caller,
+    Json(wanted): Json<Wanted>,
+) -> Answer<Response> {
+    let scopes = wanted.scopes.iter().map(String::as_str);
+    let mut key = NewKey::new(wanted.name).scopes(scopes);
+    if let Some(lifetime) = wanted.expires_in_days {
+        key = key.expires_in(days(lifetime));
+    }
+    let created = keys.create(caller.invocation(), key).await?;
+    Ok(issued(&Issued {
+        id: created.id,
+        secret: created.secret.expose(),
+        expires_at: created.expires_at,
+        replaces: None,
+    }))
+}
+
+#[derive(Deserialize)]
+struct Page {
+    after: Option<KeyId>,
+}
+
+#[derive(Serialize)]
+struct Listed {
+    keys: Vec<KeyInfo>,
+    /// Keys whose stored bytes are damaged.
+    corrupt: Vec<KeyId>,
+    /// To be asked for with `?after=`, if there are more.
+    next: Option<KeyId>,
+}
+
+async fn list(
+    State(keys): State<Keyward>,
+    Caller { actor, .. }: Caller,
+    Query(Page { after }): Query<Page>,
+) -> Answer<Json<Listed>> {
+    let mut query = keys.query(actor.tenant());
+    if let Some(id) = after {
+        let last = keys.key(&actor, id).await?;
+        let (name, expires_at) = (last.name, last.expires_at);
+        query.after = Some(KeyPosition {
+            name,
+            expires_at,
+            id,
+        });
+    }
+    let page = keys.list(&actor, &query).await?;
+    Ok(Json(Listed {
+        keys: page.keys,
+        corrupt: page.corrupt,
+        next: page.next.map(|next| next.id),
+    }))
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rotation {
+    /// For how long the old key goes on working. Left out, it ends at once.
+    grace_hours: Option<u32>,
+}
+
+async fn rotate(
+    State(keys): State<Keyward>,
+    caller: Caller,
+    Path(id): Path<KeyId>,
+    rotation: Option<Json<Rotation>>,
+) -> Answer<Response> {
+    let Json(Rotation { grace_hours }) = rotation.unwrap_or_default();
+    let how = match grace_hours {
+        Some(grace) => Replacement::grace(hours(grace)),
+        None => Replacement::immediate(),
+    };
+    let rotated = keys.rotate(caller.invocation(), id, how).await?;
+    Ok(issued(&Issued {
+        id: rotated.id,
+        secret: rotated.secret.expose(),
+        expires_at: rotated.expires_at,
+        replaces: Some(Replaced {
+            id: rotated.predecessor,
+            works_until: rotated.until,
+        }),
+    }))
+}
+
+#[derive(Serialize)]
+struct Revoked {
+    id: KeyId,
+    /// Here the key is refused already.
+    refused_everywhere_by: Timestamp,
+}
+
+async fn revoke(
+    State(keys): State<Keyward>,
+    caller: Caller,
+    Path(id): Path<KeyId>,
+) -> Answer<Json<Revoked>> {
+    let receipt = keys
+        .revoke(caller.invocation(), id, Reason::NoLongerNeeded)
+        .await?;
+    let refused_everywhere_by = receipt.no_later_than();
+    Ok(Json(Revoked {
+        id,
+        refused_everywhere_by,
+    }))
+}
+
+/// A new key, with the only sight of its secret.
+#[derive(Serialize)]
+struct Issued<'a> {
+    id: KeyId,
+    secret: &'a str,
+    expires_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replaces: Option<Replaced>,
+}
+
+#[derive(Serialize)]
+struct Replaced {
+    id: KeyId,
+    works_until: Option<Timestamp>,
+}
+
+/// What holds a secret is kept by no cache.
+fn issued(key: &Issued<'_>) -> Response {
+    let kept = [(header::CACHE_CONTROL, "no-store")];
+    (StatusCode::CREATED, kept, Json(key)).into_response()
+}

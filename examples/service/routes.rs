@@ -1,0 +1,82 @@
+//! Which routes there are, and what a request needs for each.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use keyward::http::{KeywardLayer, RequiredScope, Scoped};
+use keyward::{KeyId, Keyward, Need, Scope, TenantId};
+use serde::{Deserialize, Serialize};
+
+use crate::management;
+
+/// All routes. A key is needed for all but `/health`.
+pub(crate) fn router(keys: &Keyward) -> Router {
+    let keyed = KeywardLayer::new(keys.clone());
+    // Any key that verifies gets this far; each handler's signature says which scope it needs.
+    let reports = Router::new()
+        .route("/v1/reports", get(list).post(add))
+        .with_state(Reports::default())
+        .route_layer(keyed.clone());
+    // Here the layer asks for the scope, for all routes alike.
+    let managing = Need::scope("keys:manage");
+    let management = management::router(keys).route_layer(keyed.require(managing));
+    Router::new()
+        .route("/health", get(health))
+        .merge(reports)
+        .merge(management)
+}
+
+pub(crate) async fn health() -> &'static str {
+    "up\n"
+}
+
+/// Reports of all tenants, for as long as the process lives.
+#[derive(Clone, Default)]
+struct Reports(Arc<Mutex<HashMap<TenantId, Vec<Report>>>>);
+
+#[derive(Clone, Serialize)]
+struct Report {
+    title: String,
+    /// With which key it was filed.
+    key: KeyId,
+}
+
+#[derive(Deserialize)]
+struct NewReport {
+    title: String,
+}
+
+struct ReportsRead;
+
+impl RequiredScope for ReportsRead {
+    const SCOPE: Scope = Scope::from_static("reports:read");
+}
+
+struct ReportsWrite;
+
+impl RequiredScope for ReportsWrite {
+    const SCOPE: Scope = Scope::from_static("reports:write");
+}
+
+/// Whose reports they are says the key, never the request.
+async fn list(key: Scoped<ReportsRead>, State(reports): State<Reports>) -> Json<Vec<Report>> {
+    let all = reports.0.lock().unwrap_or_else(PoisonError::into_inner);
+    Json(all.get(key.tenant()).cloned().unwrap_or_default())
+}
+
+async fn add(
+    key: Scoped<ReportsWrite>,
+    State(reports): State<Reports>,
+    Json(NewReport { title }): Json<NewReport>,
+) -> (StatusCode, Json<Report>) {
+    let key_id = key.key_id();
+    let report = Report { title, key: key_id };
+    let mut all = reports.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let own = all.entry(key.tenant().clone()).or_default();
+    own.push(report.clone());
+    (StatusCode::CREATED, Json(report))
+}

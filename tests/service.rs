@@ -1,0 +1,440 @@
+//! The example `service` as its readers meet it: a real process, the lines that it prints in a real
+//! shell, and signals.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+#![cfg(unix)]
+
+#[path = "support/example.rs"]
+mod example;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
+use std::sync::mpsc::{self, Receiver};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use keyward::store::{NodeRegistry, SqliteStore};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// For how long a service may say nothing where it must.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn command(folder: &Path, listen: &str) -> Command {
+    static BUILT: LazyLock<PathBuf> = LazyLock::new(|| example::build("service"));
+    let mut command = Command::new(&*BUILT);
+    command.args(["--listen", listen, "--data"]);
+    command.arg(folder.join("data"));
+    // All that it and what it is made of ever log.
+    command.env("RUST_LOG", "trace").stdin(Stdio::null());
+    command
+}
+
+/// A service that runs. It is killed when this is dropped, if it did not end before.
+struct Service {
+    child: Child,
+    /// What it printed before it served.
+    printed: Vec<String>,
+    address: SocketAddr,
+    logs: Receiver<String>,
+    logged: String,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Service {
+    fn start(folder: &Path) -> Self {
+        let mut command = command(folder, "127.0.0.1:0");
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let (send, logs) = mpsc::channel();
+        let err = BufReader::new(child.stderr.take().unwrap());
+        let reader = std::thread::spawn(move || {
+            for line in err.lines().map_while(Result::ok) {
+                let _ = send.send(line);
+            }
+        });
+        let mut printed = Vec::new();
+        let mut address = None;
+        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+            let line = line.unwrap();
+            if let Some(url) = line.strip_prefix("Listening on http://") {
+                address = Some(url.parse().unwrap());
+                break;
+            }
+            printed.push(line);
+        }
+        Self {
+            child,
+            printed,
+            address: address.expect("it says where it listens"),
+            logs,
+            logged: String::new(),
+            reader: Some(reader),
+        }
+    }
+
+    /// The lines that it tells its reader to paste.
+    fn lines_to_try(&self) -> Vec<&str> {
+        let indented = |line: &'_ String| line.starts_with("    ");
+        let lines = self.printed.iter().filter(|line| indented(line));
+        lines.map(|line| line.trim()).collect()
+    }
+
+    /// What the first run shows once.
+    fn admin_key(&self) -> String {
+        let line = self.lines_to_try();
+        let key = line
+            .iter()
+            .find_map(|line| line.strip_prefix("export ADMIN_KEY="));
+        key.expect("the first run prints the admin key").to_owned()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Reads on in its log until a line that has these words.
+    fn wait_for(&mut self, words: &str) {
+        loop {
+            let line = self.logs.recv_timeout(PATIENCE).unwrap();
+            self.logged.push_str(&line);
+            self.logged.push('\n');
+            if line.contains(words) {
+                return;
+            }
+        }
+    }
+
+    /// All that it logged, once it has ended well.
+    fn ended(mut self) -> String {
+        let status = self.child.wait().unwrap();
+        self.reader.take().unwrap().join().unwrap();
+        self.logged
+            .extend(self.logs.try_iter().map(|line| line + "\n"));
+        assert!(status.success(), "{status}: {}", self.logged);
+        std::mem::take(&mut self.logged)
+    }
+
+    fn stop(self) -> String {
+        self.signal(Signal::TERM);
+        self.ended()
+    }
+
+    /// Sends a request on a connection of its own; status and body of the answer.
+    fn ask(&self, key: &str, method_and_path: &str, body: Option<Value>) -> (u16, Value) {
+        self.ask_with(
+            &[("authorization", &format!("Bearer {key}"))],
+            method_and_path,
+            body,
+        )
+    }
+
+    fn ask_with(
+        &self,
+        headers: &[(&str, &str)],
+        method_and_path: &str,
+        body: Option<Value>,
+    ) -> (u16, Value) {
+        let mut stream = self.connect();
+        let body = body.map(|body| body.to_string()).unwrap_or_default();
+        let mut head = format!("{method_and_path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n");
+        for (name, value) in headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        if !body.is_empty() {
+            head += &format!(
+                "content-type: application/json\r\ncontent-length: {}\r\n",
+                body.len()
+            );
+        }
+        stream
+            .write_all(format!("{head}\r\n{body}").as_bytes())
+            .unwrap();
+        answer(&mut stream)
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Reads an answer to its end: status, and the body as JSON, or null if it is none.
+fn answer(stream: &mut TcpStream) -> (u16, Value) {
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, serde_json::from_str(body).unwrap_or_default())
+}
+
+fn folder() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn create(scopes: &[&str], days: u32) -> Option<Value> {
+    Some(json!({ "name": "made", "scopes": scopes, "expires_in_days": days }))
+}
+
+#[test]
+fn the_lines_that_the_first_run_prints_work_as_they_stand_and_no_later_run_prints_the_key() {
+    let folder = folder();
+    let service = Service::start(folder.path());
+    let lines = service.lines_to_try();
+    let script: String = lines
+        .iter()
+        .map(|line| format!("{line}\necho\necho --\n"))
+        .collect();
+    let mut shell = Command::new("sh");
+    shell.args(["-euc", &script]).current_dir(folder.path());
+    // A proxy of this machine's is not meant.
+    let ran = shell
+        .env("NO_PROXY", "*")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let out = String::from_utf8(ran.stdout).unwrap();
+    let err = String::from_utf8(ran.stderr).unwrap();
+    assert!(ran.status.success() && err.is_empty(), "{out}{err}");
+
+    let answers = out.split("\n--\n").map(str::trim).zip(&lines);
+    let told: Vec<_> = answers.filter(|(told, _)| !told.is_empty()).collect();
+    let json = |at: usize| serde_json::from_str::<Value>(told[at].0).unwrap();
+    let what: Vec<_> = told.iter().map(|(told, _)| *told).collect();
+    assert_eq!(what.len(), 11, "{what:#?}");
+    assert_eq!(what[0], "up");
+    assert_eq!(json(1)["status"], 401);
+    assert_eq!(json(2)["title"], "Q3");
+    let reader = json(3);
+    assert_eq!(json(4)[0]["title"], "Q3");
+    assert_eq!(
+        (&json(5)["status"], &json(5)["title"]),
+        (&json!(403), &json!("Insufficient scope"))
+    );
+    assert_eq!(json(6)["replaces"]["id"], reader["id"]);
+    assert_ne!(json(6)["secret"], reader["secret"]);
+    assert_eq!(json(7), json(4), "within its grace");
+    assert_eq!(json(8)["id"], reader["id"]);
+    assert_eq!(
+        (&json(9)["status"], &json(9)["title"]),
+        (&json!(401), &json!("Invalid API key"))
+    );
+    let status = |key: &Value| key["status"].clone();
+    let all: Vec<_> = json(10)["keys"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(status)
+        .collect();
+    assert_eq!(all, ["active", "revoked", "active"], "{}", what[10]);
+
+    let admin = service.admin_key();
+    let secrets = [
+        &admin,
+        reader["secret"].as_str().unwrap(),
+        json(6)["secret"].as_str().unwrap(),
+    ]
+    .map(str::to_owned);
+    let mut logged = service.stop();
+    let again = Service::start(folder.path());
+    assert!(again.lines_to_try().is_empty(), "{:?}", again.printed);
+    let printed = again.printed.join("\n");
+    assert!(
+        printed.contains("delete"),
+        "it says how to start over: {printed}"
+    );
+    assert_eq!(again.ask(&admin, "GET /v1/reports", None), (200, json!([])));
+    logged += &again.stop();
+    for secret in secrets {
+        // What stands behind the prefix and the id.
+        let hidden = &secret[secret.len() - 32..];
+        for (where_, text) in [("the log", &logged), ("what a later run prints", &printed)] {
+            assert!(!text.contains(hidden), "a secret is in {where_}");
+        }
+    }
+}
+
+#[test]
+fn a_service_that_is_told_to_stop_finishes_what_is_under_way_and_leaves_the_registry() {
+    let folder = folder();
+    let mut service = Service::start(folder.path());
+    let key = service.admin_key();
+    let mut stream = service.connect();
+    let body = br#"{"title": "late"}"#;
+    let head = format!(
+        "POST /v1/reports HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {key}\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\nexpect: 100-continue\r\n\r\n",
+        body.len(),
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    // The handler waits for the body now.
+    let go_on = "HTTP/1.1 100 Continue\r\n\r\n";
+    let mut told = vec![0; go_on.len()];
+    stream.read_exact(&mut told).unwrap();
+    assert_eq!(String::from_utf8(told).unwrap(), go_on);
+
+    service.signal(Signal::TERM);
+    service.wait_for("stopping");
+    let refused = (0..100_000).any(|_| TcpStream::connect(service.address).is_err());
+    assert!(refused, "it goes on accepting");
+    stream.write_all(body).unwrap();
+    let (status, report) = answer(&mut stream);
+    assert_eq!((status, &report["title"]), (201, &json!("late")));
+    let logged = service.ended();
+    assert!(logged.contains("stopped"), "{logged}");
+
+    let file = folder.path().join("data/keys.db");
+    let store = pollster::block_on(SqliteStore::open(file)).unwrap();
+    let nodes = pollster::block_on(store.nodes()).unwrap();
+    assert!(nodes.is_empty(), "{nodes:?}");
+}
+
+#[test]
+fn ctrl_c_stops_it_as_well() {
+    let folder = folder();
+    let service = Service::start(folder.path());
+    service.signal(Signal::INT);
+    assert!(service.ended().contains("stopped"));
+}
+
+#[test]
+fn nobody_gives_out_more_than_they_have() {
+    let folder = folder();
+    let service = Service::start(folder.path());
+    let admin = service.admin_key();
+    let made =
+        |by: &str, scopes: &[&str], days| service.ask(by, "POST /v1/keys", create(scopes, days));
+    let secret = |(status, key): (u16, Value)| {
+        assert_eq!(status, 201, "{key}");
+        key["secret"].as_str().unwrap().to_owned()
+    };
+    // An admin for 30 days, and a key that was narrowed to managing keys.
+    let deputy = secret(made(&admin, &["*:*"], 30));
+    let narrowed = secret(made(&admin, &["keys:manage"], 30));
+    let reader = secret(made(&deputy, &["reports:read"], 20));
+
+    let refused = |(status, problem): (u16, Value), words: &str| {
+        let detail = problem["detail"].as_str().unwrap();
+        assert_eq!(status, 403, "{problem}");
+        assert!(detail.contains(words), "{problem}");
+    };
+    refused(
+        made(&deputy, &["reports:read"], 60),
+        "more than its own lifetime",
+    );
+    refused(made(&narrowed, &["reports:read"], 20), "may not");
+    refused(made(&narrowed, &["keys:manage"], 20), "may not");
+    refused(made(&reader, &["reports:read"], 20), "keys:manage");
+    assert_eq!(service.ask(&reader, "GET /v1/keys", None).0, 403);
+    service.stop();
+}
+
+#[test]
+fn what_is_asked_wrongly_is_told_so_and_a_repeated_command_is_done_once() {
+    let folder = folder();
+    let service = Service::start(folder.path());
+    let admin = service.admin_key();
+    let listed = || {
+        let (status, list) = service.ask(&admin, "GET /v1/keys", None);
+        assert_eq!(status, 200);
+        list["keys"].as_array().unwrap().len()
+    };
+    let status = |path: &str, body| service.ask(&admin, path, body).0;
+    assert_eq!(status("POST /v1/keys", create(&["nonsense"], 1)), 400);
+    assert_eq!(
+        status("POST /v1/keys", Some(json!({ "name": "no scopes" }))),
+        422
+    );
+    let unknown = "0000000000000000000000";
+    assert_eq!(
+        status(&format!("POST /v1/keys/{unknown}/revoke"), None),
+        404
+    );
+    assert_eq!(
+        status(&format!("POST /v1/keys/{unknown}/rotate"), None),
+        404
+    );
+    assert_eq!(status(&format!("GET /v1/keys?after={unknown}"), None), 404);
+    assert_eq!(status("POST /v1/keys/short/revoke", None), 400);
+    assert_eq!(listed(), 1);
+
+    let bearer = format!("Bearer {admin}");
+    let again = [
+        ("authorization", bearer.as_str()),
+        ("idempotency-key", "first"),
+    ];
+    let post = || service.ask_with(&again, "POST /v1/keys", create(&["reports:read"], 1));
+    let (first, created) = post();
+    let (second, problem) = post();
+    assert_eq!((first, second), (201, 409), "{problem}");
+    let id = created["id"].as_str().unwrap();
+    assert!(
+        problem["detail"].as_str().unwrap().contains(id),
+        "{problem}"
+    );
+    assert_eq!(listed(), 2);
+    let spaced = [
+        ("authorization", bearer.as_str()),
+        ("idempotency-key", "a b"),
+    ];
+    let refused = service.ask_with(&spaced, "POST /v1/keys", create(&["reports:read"], 1));
+    assert_eq!(refused.0, 400, "{refused:?}");
+
+    let (status, rotated) = service.ask(&admin, &format!("POST /v1/keys/{id}/rotate"), None);
+    assert_eq!(status, 201, "{rotated}");
+    let old = created["secret"].as_str().unwrap();
+    assert_eq!(
+        service.ask(old, "GET /v1/reports", None).0,
+        401,
+        "without a grace it ends at once"
+    );
+    let page = service.ask(&admin, &format!("GET /v1/keys?after={id}"), None);
+    assert_eq!(page.1["keys"][0]["id"], rotated["id"], "{page:?}");
+    service.stop();
+}
+
+#[test]
+fn a_second_service_on_the_same_folder_refuses_what_the_first_revoked() {
+    let folder = folder();
+    let one = Service::start(folder.path());
+    let other = Service::start(folder.path());
+    assert!(other.lines_to_try().is_empty());
+    let admin = one.admin_key();
+    let (_, key) = one.ask(&admin, "POST /v1/keys", create(&["reports:read"], 1));
+    let secret = key["secret"].as_str().unwrap();
+    assert_eq!(other.ask(secret, "GET /v1/reports", None).0, 200, "at once");
+    let id = key["id"].as_str().unwrap();
+    assert_eq!(
+        one.ask(&admin, &format!("POST /v1/keys/{id}/revoke"), None)
+            .0,
+        200
+    );
+    let refuses = |_| other.ask(secret, "GET /v1/reports", None).0 == 401;
+    assert!((0..1_000_000).any(refuses));
+    one.stop();
+    other.stop();
+}
+
+#[test]
+fn a_port_that_is_taken_does_not_cost_the_only_sight_of_the_admin_key() {
+    let folder = folder();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let failed = command(folder.path(), &address).output().unwrap();
+    assert!(!failed.status.success());
+    let service = Service::start(folder.path());
+    let admin = service.admin_key();
+    assert_eq!(service.ask(&admin, "GET /v1/reports", None).0, 200);
+    service.stop();
+}
