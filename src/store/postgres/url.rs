@@ -202,7 +202,7 @@ impl<'w> Words<'w> {
             }
         }) {
             match c {
-                '\\' => value.extend(self.next.next().map(|(_, c)| c)),
+                '\\' => value.push(self.next.next().ok_or(ConnectError::Url)?.1),
                 c => value.push(c),
             }
         }
@@ -314,6 +314,7 @@ mod tests {
             "postgres://h?sslrootcert=%ff",
             "host=h sslrootcert='/ca.pem",
             "host=h sslrootcert",
+            "host=h user=\\",
             "host=h =x sslmode=require",
             "host=h sslcrl=/x",
             "mysql://h",
