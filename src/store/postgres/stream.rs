@@ -19,7 +19,7 @@ use crate::store::ScanPage;
 use crate::store::rows::{COLUMNS, REMOVED};
 
 /// How many rows are made into records at a time. Few enough that the memory of one batch is still at
-/// hand for the next: records have many parts. A judgement, from measurements.
+/// hand for the next: records have many parts. A judgement.
 const BATCH: usize = 256;
 
 /// How many batches may be read before they are taken. A judgement: enough that neither side waits for
