@@ -19,7 +19,6 @@
 mod cc;
 #[path = "../shared/maker.rs"]
 mod maker;
-#[allow(dead_code, reason = "tests use the rest")]
 #[path = "../../tests/postgres/server.rs"]
 mod server;
 #[allow(

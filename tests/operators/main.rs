@@ -9,7 +9,6 @@ mod example;
 mod fill;
 mod interrupted;
 #[path = "../postgres/server.rs"]
-#[allow(dead_code, reason = "each test file uses its own part")]
 mod server;
 #[path = "../support/mod.rs"]
 mod support;

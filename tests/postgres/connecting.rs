@@ -11,7 +11,6 @@ use keyward::store::{
     CommitError, KeyStore, NodeId, NodeRegistry, NodeReport, PostgresStore, Revision, Select,
     StoreError, StoreErrorKind,
 };
-use tokio_postgres::NoTls;
 
 use crate::raw::{ALL, next};
 use crate::server::{Place, Server, on_runtime, open, pool, runtime};

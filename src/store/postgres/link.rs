@@ -208,8 +208,7 @@ impl Link {
                     None => Ok(None),
                 }
             };
-            let (begun, found, server) =
-                join3(begun, client.query(&standing, &with), server).await;
+            let (begun, found, server) = join3(begun, client.query(&standing, &with), server).await;
             begun?;
             check_standing(&found?)?;
             server?.as_deref().map(server_of).transpose()

@@ -64,12 +64,19 @@ async fn page(
     Ok(Page {
         head: cursor,
         floor,
-        items: items(tx, part, items_after(part, after, limit.get(), marks(tx.schema()))?).await?,
+        items: items(
+            tx,
+            part,
+            items_after(part, after, limit.get(), marks(tx.schema()))?,
+        )
+        .await?,
     })
 }
 
 async fn last(tx: &Tx<'_>, part: Part) -> Result<Option<Item>, Fault> {
-    Ok(items(tx, part, last_item(part, marks(tx.schema()))).await?.pop())
+    Ok(items(tx, part, last_item(part, marks(tx.schema())))
+        .await?
+        .pop())
 }
 
 async fn items(tx: &Tx<'_>, part: Part, sql: Sql<'_>) -> Result<Vec<Item>, Fault> {

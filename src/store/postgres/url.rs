@@ -176,9 +176,12 @@ struct Words<'w> {
     next: Peekable<CharIndices<'w>>,
 }
 
+/// An option, where it stands, and its value.
+type Word<'w> = (Range<usize>, &'w str, String);
+
 impl<'w> Words<'w> {
-    /// The next option, where it stands, and its value.
-    fn word(&mut self) -> Result<Option<(Range<usize>, &'w str, String)>, ConnectError> {
+    /// The next option.
+    fn word(&mut self) -> Result<Option<Word<'w>>, ConnectError> {
         self.skip_space();
         let start = self.at();
         while (self.next.next_if(|(_, c)| !c.is_whitespace() && *c != '=')).is_some() {}

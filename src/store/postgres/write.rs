@@ -258,7 +258,10 @@ impl Written {
         } = self;
         if !gone.is_empty() {
             let sql = "INSERT INTO $s.gone (id) SELECT * FROM unnest($1::bytea[])";
-            bundle.add(sql, vec![array(gone.iter().map(|id| id_bytes(*id).to_vec()))]);
+            bundle.add(
+                sql,
+                vec![array(gone.iter().map(|id| id_bytes(*id).to_vec()))],
+            );
         }
         if !digests.is_empty() {
             let seal =
