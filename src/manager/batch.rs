@@ -19,8 +19,10 @@ use crate::entropy::EntropyError;
 use crate::store::{Change, Commit, CommitError, KeyStore, Row, StoreError, StoreErrorKind};
 
 /// How often a command is decided anew after a conflict or an unknown outcome before the manager
-/// gives up. A judgement: 16 writers on one tenant that all conflict are served within it.
-const MAX_ATTEMPTS: u32 = 32;
+/// gives up. Commands of one node go together, so that only other nodes conflict, and of those that do
+/// one lands each time. A judgement: where sixteen nodes write to one tenant without a pause, and chance
+/// alone says who lands, a batch is given up once in a few thousand times.
+const MAX_ATTEMPTS: u32 = 128;
 
 /// How many rounds of loading follow the links between keys. A chain is two links long at most.
 const MAX_LINK_ROUNDS: usize = 4;
