@@ -215,8 +215,8 @@ fn a_read_waits_for_the_server_once() {
         let nodes = wait(store.nodes()).map(drop);
         nodes.map_err(|error| plainly(&error))
     });
-    // Of a commit, what it begins with.
-    sent(3, &mut || {
+    // Of a commit, the bundle that it begins with: settings, two locks, and a look at the tables' version.
+    sent(5, &mut || {
         let commit = next(&tenant("acme"), at).1;
         at = wait(store.commit(commit)).map_err(|error| plainly(&error))?;
         Ok(())

@@ -2,6 +2,7 @@
 //! asks again under the same command id finds out what happened.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -63,7 +64,7 @@ impl Ground {
         }
     }
 
-    /// One connection, so that what is counted is one conversation.
+    /// One connection to read with, and one for commits.
     fn options(&self) -> PostgresOptions {
         PostgresStore::options(self.proxy.url())
             .schema(&self.place.schema)
@@ -81,6 +82,18 @@ impl Ground {
         let query = KeyQuery::tenant(tenant(name), at(START));
         let page = wait(self.direct.list(&query)).unwrap();
         page.keys.iter().map(|key| key.id).collect()
+    }
+}
+
+/// Makes the connection for commits the newest one: it is that which something happens to.
+fn warm(store: &PostgresStore) {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    // On a busy machine it may need several tries to connect in time.
+    for again in 0.. {
+        if raw(store, &format!("warm-{number}-{again}")).is_ok() {
+            return;
+        }
     }
 }
 
@@ -142,11 +155,13 @@ fn tell(what: &str, outcomes: &BTreeMap<Outcome, usize>) {
 fn what_is_told_of_a_commit_is_true_wherever_its_connection_is_cut() {
     let ground = Ground::new();
     let store = open(ground.options()).unwrap();
+    warm(&store);
     let said = ground.proxy.record(|| raw(&store, "recorded").unwrap());
     let mut outcomes = BTreeMap::new();
     for (number, (side, point)) in points(&said, rounds(2, 1)).into_iter().enumerate() {
         let (name, when) = (format!("t{number}"), format!("{side:?} {point:?}"));
         let store = open(ground.options()).unwrap();
+        warm(&store);
         ground.proxy.arm(side, point, Fate::Cut);
         let told = raw(&store, &name);
         ground.proxy.heal();
@@ -167,12 +182,16 @@ fn what_is_told_of_a_commit_is_true_wherever_its_connection_is_cut() {
 #[test]
 fn a_creation_that_was_cut_is_found_out_by_its_command_id() {
     let ground = Ground::new();
-    let keys = service(open(ground.options()).unwrap());
+    let store = open(ground.options()).unwrap();
+    warm(&store);
+    let keys = service(store);
     let said = ground.proxy.record(|| create(&keys, "recorded").unwrap());
     let mut outcomes = BTreeMap::new();
-    for (number, (side, point)) in points(&said, rounds(9, 1)).into_iter().enumerate() {
+    for (number, (side, point)) in points(&said, rounds(3, 1)).into_iter().enumerate() {
         let (name, when) = (format!("t{number}"), format!("{side:?} {point:?}"));
-        let keys = service(open(ground.options()).unwrap());
+        let store = open(ground.options()).unwrap();
+        warm(&store);
+        let keys = service(store);
         ground.proxy.arm(side, point, Fate::Down);
         let told = match create(&keys, &name) {
             Ok(_) => Ok(()),
@@ -213,6 +232,7 @@ fn a_creation_that_was_cut_is_found_out_by_its_command_id() {
 fn a_commit_whose_connection_falls_silent_ends_by_itself_with_a_true_answer() {
     let ground = Ground::new();
     let store = open(ground.options()).unwrap();
+    warm(&store);
     let said = ground.proxy.record(|| raw(&store, "recorded").unwrap());
     let mut outcomes = BTreeMap::new();
     for (number, (side, point)) in points(&said, rounds(40, 4)).into_iter().enumerate() {
@@ -225,6 +245,7 @@ fn a_commit_whose_connection_falls_silent_ends_by_itself_with_a_true_answer() {
                 break store;
             }
         };
+        warm(&store);
         ground.proxy.arm(side, point, Fate::Silent);
         let told = raw(&store, &name);
         ground.proxy.heal();
@@ -251,6 +272,7 @@ fn a_node_that_falls_silent_within_a_commit_keeps_others_waiting_no_longer_than_
         let options = ground.options().request_timeout(long);
         let idle = Duration::from_millis(500);
         let store = open(options.idle_in_transaction_timeout(idle)).unwrap();
+        warm(&store);
         ground.proxy.arm_before("COMMIT", Fate::Silent);
         let silent = std::thread::spawn(move || raw(&store, "silent"));
         while !ground.proxy.is_over() && !silent.is_finished() {

@@ -195,7 +195,7 @@ impl Proxy {
         state.silent = state.made;
     }
 
-    /// Records what `conversation` makes both sides say.
+    /// Records what `conversation` makes both sides say on the newest connection.
     pub fn record<T>(&self, conversation: impl FnOnce() -> T) -> (Vec<u8>, Vec<u8>) {
         self.state.lock().unwrap().recorded = Some(Default::default());
         conversation();
@@ -255,7 +255,8 @@ fn pass(
             continue;
         }
         let said = &buffer[..read];
-        if let Some((client, server)) = &mut held.recorded {
+        let newest = number == held.made;
+        if let Some((client, server)) = held.recorded.as_mut().filter(|_| newest) {
             match side {
                 Side::Client => client.extend(said),
                 Side::Server => server.extend(said),

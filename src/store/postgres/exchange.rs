@@ -17,7 +17,7 @@ use super::link::{Bound, Link, Tx, server_of};
 use super::schema::Schema;
 
 /// What is begun with. Every statement sees what was committed before it.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+const BEGIN: &str = "START TRANSACTION ISOLATION LEVEL READ COMMITTED";
 
 /// Settings of one transaction, so that they stay on no connection that the host uses as well. A commit
 /// that is told must be on disk, whatever the database does by default.
