@@ -24,12 +24,13 @@ const TELLS_PLANS: &str = "session_preload_libraries = 'auto_explain'\n\
     auto_explain.log_analyze = on\nauto_explain.log_buffers = on\nauto_explain.log_timing = off\nfsync = off\n\
     max_wal_size = '4GB'\nautovacuum = off";
 
-/// Rows of others: as many keys, owners, entries and so on as `$n`. Their bytes are of no matter.
+/// Rows of others: as many keys, entries and so on as `$n`, and owners, as far as they find a place before
+/// the first commit. Their bytes are of no matter.
 const OTHERS: &str = "
     INSERT INTO $s.rows SELECT g, 2, 't' || g % 500, NULL, decode(md5(g::text), 'hex'),
         4000000000000000 + g, NULL, md5(g::text), '\\x00', 0 FROM generate_series(1, $n) g;
     INSERT INTO $s.rows SELECT $n + g, 1, 't' || g % 500, 'owner-' || g, NULL,
-        NULL, NULL, NULL, '\\x00', 0 FROM generate_series(1, $n) g;
+        NULL, NULL, NULL, '\\x00', 0 FROM generate_series(1, least($n, 40000)) g;
     INSERT INTO $s.audit SELECT g, 't' || g % 500, g, 'command ' || g, decode(md5(g::text), 'hex'),
         '\\x00', 0 FROM generate_series(1, $n) g;
     INSERT INTO $s.tenants SELECT 't' || g, 0, 0, 0, '\\x00', 0 FROM generate_series(1, $n) g;
