@@ -156,7 +156,7 @@ fn a_pool_without_a_free_connection_is_unavailable_in_time() {
     let place = Place::new();
     let pool = pool(&place.url, 1);
     let options = PostgresStore::with_pool(pool.clone()).schema(&place.schema);
-    let store = open(options.connection_timeout(Duration::from_millis(20))).unwrap();
+    let store = open(options.connection_timeout(Duration::from_millis(500))).unwrap();
     let held = on_runtime(async move { pool.get().await.unwrap() });
     is_exhausted(&wait(store.load(&tenant("acme"), &Select::none())).unwrap_err());
     let refused = wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap_err();
