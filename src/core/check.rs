@@ -17,7 +17,7 @@ use super::record::{KeyRecord, Visibility};
 use super::rejection::Rejection;
 use super::scope::Scope;
 use super::secret::Digest;
-use super::subject::{Course, Life, Shape, Subject};
+use super::subject::{Course, Holder, Life, Shape, Subject};
 use super::time::Timestamp;
 
 /// What was presented, after hashing: its digest, and the prefix of its token.
@@ -46,7 +46,7 @@ pub fn check(
     | super::record::Credential::Imported { digest, .. }) = &record.credential;
     let same = digest.ct_eq(presented.digest);
     let course = Course::of(record);
-    let (shape, holder) = Shape::of(record.clone());
+    let (shape, holder) = (Shape::of(record), Holder::of(record));
     let subject = Subject {
         id: record.id,
         whose: &holder,

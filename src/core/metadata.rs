@@ -2,16 +2,17 @@
 //!
 //! Pure.
 
-use std::collections::BTreeMap;
+use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::invalid::{Invalid, Problem};
+use super::text::{self, Text};
 
 /// Pairs of text that the host keeps with a key: up to 64, up to 16 KiB in all.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(try_from = "BTreeMap<String, String>")]
-pub struct Metadata(BTreeMap<String, String>);
+#[derive(Clone, Default, Eq, PartialEq)]
+pub struct Metadata(Vec<(Text, Text)>);
 
 impl Metadata {
     /// The most bytes of names and values together: 16 KiB.
@@ -31,10 +32,18 @@ impl Metadata {
         N: Into<String>,
         V: Into<String>,
     {
-        let pairs: BTreeMap<String, String> = pairs
-            .into_iter()
-            .map(|(name, value)| (name.into(), value.into()))
-            .collect();
+        let text = |(name, value): (N, V)| (Text::from(name.into()), Text::from(value.into()));
+        Self::of(pairs.into_iter().map(text).collect())
+    }
+
+    fn of(mut pairs: Vec<(Text, Text)>) -> Result<Self, Invalid> {
+        // Those that were stored are in order.
+        if !pairs.is_sorted_by(|(one, _), (next, _)| one < next) {
+            // Stable, so that the last of one name comes first.
+            pairs.reverse();
+            pairs.sort_by(|(one, _), (other, _)| one.cmp(other));
+            pairs.dedup_by(|(later, _), (first, _)| later == first);
+        }
         let refuse = |field, problem| Err(Invalid::new(field, problem));
         if pairs.len() > Self::MAX_PAIRS {
             let problem = Problem::TooMany {
@@ -43,7 +52,7 @@ impl Metadata {
             };
             return refuse("metadata", problem);
         }
-        for name in pairs.keys() {
+        for (name, _) in &pairs {
             if name.is_empty() {
                 return refuse("metadata name", Problem::Empty);
             }
@@ -74,14 +83,14 @@ impl Metadata {
     /// The value kept under `name`.
     #[must_use]
     pub fn value(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
+        let own = |(own, _): &(Text, Text)| (**own).cmp(name);
+        let at = self.0.binary_search_by(own).ok()?;
+        self.0.get(at).map(|(_, value)| &**value)
     }
 
     /// The pairs, in order of their names.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
-        self.0
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()))
+        self.0.iter().map(|(name, value)| (&**name, &**value))
     }
 
     /// Whether there is no pair.
@@ -91,11 +100,49 @@ impl Metadata {
     }
 }
 
-impl TryFrom<BTreeMap<String, String>> for Metadata {
-    type Error = Invalid;
+impl fmt::Debug for Metadata {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
+    }
+}
 
-    fn try_from(pairs: BTreeMap<String, String>) -> Result<Self, Invalid> {
-        Self::new(pairs)
+impl Serialize for Metadata {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_map(self.iter())
+    }
+}
+
+impl<'de> Deserialize<'de> for Metadata {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Pairs;
+
+        impl<'de> Visitor<'de> for Pairs {
+            type Value = Metadata;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map of strings")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metadata, A::Error> {
+                let known = map.size_hint().unwrap_or_default();
+                let mut pairs = Vec::with_capacity(known.min(Metadata::MAX_PAIRS));
+                while let Some((Plain(name), Plain(value))) = map.next_entry()? {
+                    pairs.push((name, value));
+                }
+                Metadata::of(pairs).map_err(A::Error::custom)
+            }
+        }
+
+        from.deserialize_map(Pairs)
+    }
+}
+
+/// Text read where it lies.
+struct Plain(Text);
+
+impl<'de> Deserialize<'de> for Plain {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        text::read(from, |text| Ok(Self(text.into())))
     }
 }
 
@@ -114,6 +161,21 @@ mod tests {
                 actual: 16_385
             }
         );
+    }
+
+    #[test]
+    fn the_last_value_of_a_name_stays_and_names_are_in_order() {
+        let metadata = Metadata::new([("b", "1"), ("a", "2"), ("b", "3"), ("b", "4")]).unwrap();
+        assert_eq!(
+            metadata.iter().collect::<Vec<_>>(),
+            [("a", "2"), ("b", "4")]
+        );
+        assert_eq!(metadata.value("b"), Some("4"));
+        assert_eq!(metadata.value("c"), None);
+        let json = serde_json::to_string(&metadata).unwrap();
+        assert_eq!(json, r#"{"a":"2","b":"4"}"#);
+        let read: Metadata = serde_json::from_str(r#"{"b":"3","a":"2","b":"4"}"#).unwrap();
+        assert_eq!(read, metadata);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::invalid::{Invalid, Problem};
-use super::text::Text;
+use super::text::{self, Text};
 
 const SEGMENT_MAX: usize = 64;
 
@@ -24,7 +24,7 @@ pub struct Scope {
 impl Scope {
     /// Everything: `*:*`.
     pub const ALL: Self = Self {
-        text: Text::Static("*:*"),
+        text: Text::new_static("*:*"),
         colon: 1,
     };
 
@@ -78,7 +78,7 @@ impl Scope {
             "a scope is resource:action, each side `*` or 1 to 64 of a-z 0-9 _ - ."
         );
         Self {
-            text: Text::Static(text),
+            text: Text::new_static(text),
             colon: colon as u8,
         }
     }
@@ -191,7 +191,7 @@ impl Serialize for Scope {
 
 impl<'de> Deserialize<'de> for Scope {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        Self::new(String::deserialize(from)?).map_err(serde::de::Error::custom)
+        text::read(from, |scope| Self::new(scope))
     }
 }
 
@@ -222,7 +222,12 @@ impl ScopeSet {
     ///
     /// [`Invalid`] beyond [`MAX`](Self::MAX) scopes.
     pub fn new(scopes: impl IntoIterator<Item = Scope>) -> Result<Self, Invalid> {
-        let set: BTreeSet<_> = scopes.into_iter().collect();
+        let mut set: Vec<_> = scopes.into_iter().collect();
+        // Those that were stored are in order.
+        if !set.is_sorted_by(|one, next| one < next) {
+            set.sort_unstable();
+            set.dedup();
+        }
         if set.len() > Self::MAX {
             let problem = Problem::TooMany {
                 max: Self::MAX,
@@ -230,7 +235,7 @@ impl ScopeSet {
             };
             return Err(Invalid::new("scopes", problem));
         }
-        Ok(Self(set.into_iter().collect()))
+        Ok(Self(set))
     }
 
     /// Parses scopes.
@@ -317,7 +322,7 @@ impl Serialize for ScopeSet {
 
 impl<'de> Deserialize<'de> for ScopeSet {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        Self::new(BTreeSet::<Scope>::deserialize(from)?).map_err(serde::de::Error::custom)
+        Self::new(Vec::<Scope>::deserialize(from)?).map_err(serde::de::Error::custom)
     }
 }
 

@@ -77,6 +77,13 @@ pub(crate) struct Subject<'a> {
 }
 
 impl Holder {
+    pub(crate) fn of(record: &KeyRecord) -> Self {
+        Self {
+            tenant: record.tenant.clone(),
+            owner: record.owner.clone(),
+        }
+    }
+
     pub(crate) const fn is_person(&self) -> bool {
         self.owner.principal().is_some()
     }
@@ -101,23 +108,48 @@ impl Course {
 }
 
 impl Shape {
-    /// Takes a record apart.
-    pub(crate) fn of(record: KeyRecord) -> (Self, Holder) {
-        let shape = Self {
-            class: record.class,
+    pub(crate) fn of(record: &KeyRecord) -> Self {
+        Self {
+            class: record.class.clone(),
             visibility: record.visibility,
-            environment: record.environment,
-            prefix: record.prefix,
-            owner_role: record.owner_role,
-            scopes: record.scopes,
-            allowlist: record.allowlist,
-            resource: record.resource,
-            pepper: match record.credential {
-                Credential::Peppered { pepper, .. } => Some(pepper),
-                Credential::Imported { .. } => None,
-            },
-        };
-        let (tenant, owner) = (record.tenant, record.owner);
-        (shape, Holder { tenant, owner })
+            environment: record.environment.clone(),
+            prefix: record.prefix.clone(),
+            owner_role: record.owner_role.clone(),
+            scopes: record.scopes.clone(),
+            allowlist: record.allowlist.clone(),
+            resource: record.resource.clone(),
+            pepper: pepper_of(record).cloned(),
+        }
+    }
+
+    /// Whether it is the shape of `record`: most keys are like the one before.
+    pub(crate) fn is_of(&self, record: &KeyRecord) -> bool {
+        let Self {
+            class,
+            visibility,
+            environment,
+            prefix,
+            owner_role,
+            scopes,
+            allowlist,
+            resource,
+            pepper,
+        } = self;
+        *class == record.class
+            && *visibility == record.visibility
+            && *environment == record.environment
+            && *prefix == record.prefix
+            && *owner_role == record.owner_role
+            && *scopes == record.scopes
+            && *allowlist == record.allowlist
+            && *resource == record.resource
+            && pepper.as_ref() == pepper_of(record)
+    }
+}
+
+const fn pepper_of(record: &KeyRecord) -> Option<&PepperId> {
+    match &record.credential {
+        Credential::Peppered { pepper, .. } => Some(pepper),
+        Credential::Imported { .. } => None,
     }
 }

@@ -4,88 +4,38 @@
 
 use std::borrow::Borrow;
 use std::fmt;
-use std::hash::{Hash, Hasher};
-use std::ops::Deref;
-use std::sync::Arc;
 
 use serde::Deserializer;
 use serde::de::Visitor;
 
 use super::invalid::{Invalid, Problem};
 
-/// Shared text that can also be a constant.
-#[derive(Clone)]
-pub(crate) enum Text {
-    Static(&'static str),
-    Shared(Arc<str>),
-}
-
-impl Deref for Text {
-    type Target = str;
-
-    fn deref(&self) -> &str {
-        match self {
-            Self::Static(text) => text,
-            Self::Shared(text) => text,
-        }
-    }
-}
-
-impl From<&str> for Text {
-    fn from(text: &str) -> Self {
-        Self::Shared(text.into())
-    }
-}
-
-impl PartialEq for Text {
-    fn eq(&self, other: &Self) -> bool {
-        **self == **other
-    }
-}
-
-impl Eq for Text {}
-
-impl PartialOrd for Text {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Text {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (**self).cmp(&**other)
-    }
-}
-
-impl Hash for Text {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        (**self).hash(state);
-    }
-}
-
-impl Borrow<str> for Text {
-    fn borrow(&self) -> &str {
-        self
-    }
-}
-
-impl fmt::Debug for Text {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&**self, f)
-    }
-}
+/// Text that is short as a rule: up to 23 bytes lie in place, more are shared, constants are neither.
+pub(crate) use smol_str::SmolStr as Text;
 
 /// What a kind of text takes.
 #[derive(Clone, Copy)]
 pub(crate) struct Rule {
     pub(crate) field: &'static str,
     pub(crate) max: usize,
-    pub(crate) allowed: &'static str,
-    pub(crate) accepts: fn(char) -> bool,
+    pub(crate) accepts: Characters,
 }
 
 impl Rule {
+    #[inline]
     pub(crate) fn check(&self, text: &str) -> Result<(), Invalid> {
+        // Nearly all text is ASCII and begins with what can be seen, and all that is stored is checked
+        // when a node starts.
+        let seen = text.as_bytes().first().is_some_and(u8::is_ascii_graphic);
+        let plain = |byte: u8| self.accepts.plain(byte) == Some(true);
+        if seen && text.len() <= self.max && text.bytes().all(plain) {
+            return Ok(());
+        }
+        self.look_closely(text)
+    }
+
+    #[cold]
+    fn look_closely(&self, text: &str) -> Result<(), Invalid> {
         let refuse = |problem| Err(Invalid::new(self.field, problem));
         if text.len() > self.max {
             return refuse(Problem::TooLong {
@@ -96,30 +46,109 @@ impl Rule {
         if text.trim().is_empty() {
             return refuse(Problem::Empty);
         }
-        match text.char_indices().find(|&(_, c)| !(self.accepts)(c)) {
-            Some((position, _)) => refuse(Problem::Character {
+        match self.accepts.first_other(text) {
+            Some(position) => refuse(Problem::Character {
                 position,
-                allowed: self.allowed,
+                allowed: self.accepts.told,
             }),
             None => Ok(()),
         }
     }
 }
 
+/// A set of characters.
+#[derive(Clone, Copy)]
+pub(crate) struct Characters {
+    /// Which of ASCII belong to it.
+    ascii: [bool; 128],
+    /// Whether all others belong to it that control nothing.
+    beyond: bool,
+    told: &'static str,
+}
+
+impl Characters {
+    const fn ascii(told: &'static str, from: u8, to: u8, more: &[u8]) -> Self {
+        let mut ascii = [false; 128];
+        let mut at = from;
+        while at <= to {
+            ascii[at as usize] = true;
+            at += 1;
+        }
+        let mut at = 0;
+        while at < more.len() {
+            ascii[more[at] as usize] = true;
+            at += 1;
+        }
+        Self {
+            ascii,
+            beyond: false,
+            told,
+        }
+    }
+
+    const fn and_beyond(self) -> Self {
+        Self {
+            beyond: true,
+            ..self
+        }
+    }
+
+    /// Whether a character of ASCII belongs to it; `None` for what is none.
+    #[inline]
+    fn plain(&self, byte: u8) -> Option<bool> {
+        self.ascii.get(usize::from(byte)).copied()
+    }
+
+    /// Where the first stands that does not belong to it.
+    fn first_other(&self, text: &str) -> Option<usize> {
+        let mut others = text.char_indices().filter(|&(_, c)| {
+            let plain = u8::try_from(c).ok().and_then(|byte| self.plain(byte));
+            !plain.unwrap_or(self.beyond && !c.is_control())
+        });
+        others.next().map(|(at, _)| at)
+    }
+}
+
+const IDENTIFIER: Characters = Characters::ascii(
+    "A-Z a-z 0-9 _ - .",
+    b'a',
+    b'z',
+    b"ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.",
+);
+const LOWER: Characters = Characters::ascii("a-z 0-9 _ - .", b'a', b'z', b"0123456789_-.");
+const VISIBLE: Characters = Characters::ascii("visible ASCII without spaces", b'!', b'~', b"");
+const ONE_LINE: Characters =
+    Characters::ascii("anything but control characters", b' ', b'~', b"").and_beyond();
+const PROSE: Characters = Characters::ascii(
+    "anything but control characters, line feed and tab excepted",
+    b' ',
+    b'~',
+    b"\n\t",
+)
+.and_beyond();
+
+pub(crate) const SEGMENT: Rule = Rule {
+    field: "tenant",
+    max: 64,
+    accepts: IDENTIFIER,
+};
+
 /// Reads text where it lies, so that a start copies none of it twice.
+#[inline]
 pub(crate) fn read<'de, D: Deserializer<'de>, T>(
     from: D,
-    parse: fn(&str) -> Result<T, Invalid>,
+    parse: impl FnOnce(&str) -> Result<T, Invalid>,
 ) -> Result<T, D::Error> {
-    struct Reader<T>(fn(&str) -> Result<T, Invalid>);
+    struct Reader<F>(F);
 
-    impl<T> Visitor<'_> for Reader<T> {
+    impl<T, F: FnOnce(&str) -> Result<T, Invalid>> Visitor<'_> for Reader<F> {
         type Value = T;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("a string")
         }
 
+        #[inline]
         fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
             (self.0)(text).map_err(E::custom)
         }
@@ -128,42 +157,9 @@ pub(crate) fn read<'de, D: Deserializer<'de>, T>(
     from.deserialize_str(Reader(parse))
 }
 
-fn identifier(c: char) -> bool {
-    c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.')
-}
-
-fn lower(c: char) -> bool {
-    c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '_' | '-' | '.')
-}
-
-fn visible(c: char) -> bool {
-    c.is_ascii_graphic()
-}
-
-fn one_line(c: char) -> bool {
-    !c.is_control()
-}
-
-fn prose(c: char) -> bool {
-    !c.is_control() || matches!(c, '\n' | '\t')
-}
-
-const IDENTIFIER: &str = "A-Z a-z 0-9 _ - .";
-const LOWER: &str = "a-z 0-9 _ - .";
-const VISIBLE: &str = "visible ASCII without spaces";
-const ONE_LINE: &str = "anything but control characters";
-const PROSE: &str = "anything but control characters, line feed and tab excepted";
-
-pub(crate) const SEGMENT: Rule = Rule {
-    field: "tenant",
-    max: 64,
-    allowed: IDENTIFIER,
-    accepts: identifier,
-};
-
 /// Defines text newtypes with their bounds; every one parses, prints, orders and serializes alike.
 macro_rules! text_types {
-    ($($(#[$doc:meta])* $name:ident: $field:literal, $max:literal, $allowed:ident, $accepts:ident;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident: $field:literal, $max:literal, $accepts:ident;)*) => {$(
         $(#[$doc])*
         #[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
         pub struct $name(Text);
@@ -173,13 +169,14 @@ macro_rules! text_types {
             pub const MAX_LEN: usize = $max;
 
             const RULE: Rule =
-                Rule { field: $field, max: $max, allowed: $allowed, accepts: $accepts };
+                Rule { field: $field, max: $max, accepts: $accepts };
 
             /// Parses and checks `text`.
             ///
             /// # Errors
             ///
             /// [`Invalid`] names the field, the bound and the size, never the text itself.
+            #[inline]
             pub fn new(text: impl AsRef<str>) -> Result<Self, Invalid> {
                 let text = text.as_ref();
                 Self::RULE.check(text)?;
@@ -263,71 +260,71 @@ macro_rules! text_types {
 
 text_types! {
     /// What people call a key: one line, up to 200 bytes.
-    KeyName: "key name", 200, ONE_LINE, one_line;
+    KeyName: "key name", 200, ONE_LINE;
     /// Longer words about a key, up to 2,000 bytes; line feeds allowed.
-    Description: "description", 2000, PROSE, prose;
+    Description: "description", 2000, PROSE;
     /// What a key is for, up to 500 bytes; a policy may require it (rule G-38).
-    Purpose: "purpose", 500, PROSE, prose;
+    Purpose: "purpose", 500, PROSE;
     /// Who acts or owns: the host's own id of a user or service, up to 200 bytes of visible ASCII.
-    PrincipalId: "principal", 200, VISIBLE, visible;
+    PrincipalId: "principal", 200, VISIBLE;
     /// What a principal may do, in the words of a [`Policy`](crate::policy::Policy).
-    Role: "role", 64, LOWER, lower;
+    Role: "role", 64, LOWER;
     /// The name of a kind of key in a [`Policy`](crate::policy::Policy).
-    ClassName: "class", 64, LOWER, lower;
+    ClassName: "class", 64, LOWER;
     /// The name of a [`Policy`](crate::policy::Policy).
-    PolicyName: "policy name", 64, LOWER, lower;
+    PolicyName: "policy name", 64, LOWER;
     /// Where a key may be used: `live`, `test`, or a name of the host's own (rule G-36).
-    Environment: "environment", 32, LOWER, lower;
+    Environment: "environment", 32, LOWER;
     /// A plan or feature that the host says an actor has (rule A2-39).
-    Entitlement: "entitlement", 64, LOWER, lower;
+    Entitlement: "entitlement", 64, LOWER;
     /// The label of a class that is not final yet, such as `beta` (rule A1-28).
-    Stage: "stage", 32, LOWER, lower;
+    Stage: "stage", 32, LOWER;
     /// The kind of a resource that keys come with, such as `deployment.client` (rule A2-22).
-    ResourceKind: "resource kind", 64, LOWER, lower;
+    ResourceKind: "resource kind", 64, LOWER;
     /// The host's own id of a resource.
-    ResourceId: "resource", 200, VISIBLE, visible;
+    ResourceId: "resource", 200, VISIBLE;
     /// Names a command, so that its retry changes nothing: the caller's idempotency key, or random.
-    CommandId: "command id", 128, VISIBLE, visible;
+    CommandId: "command id", 128, VISIBLE;
     /// Names a pepper in a [`PepperRing`](crate::PepperRing); it stands in records, in the open.
-    PepperId: "pepper id", 32, LOWER, lower;
+    PepperId: "pepper id", 32, LOWER;
     /// Where a leaked key was found: a scanner's name, a URL.
-    LeakSource: "leak source", 500, ONE_LINE, one_line;
+    LeakSource: "leak source", 500, ONE_LINE;
     /// What a person sees of a key after its creation: its prefix and its last characters.
-    Hint: "hint", 80, ONE_LINE, one_line;
+    Hint: "hint", 80, ONE_LINE;
     /// What people call a node: a host name, say.
-    NodeLabel: "node label", 128, ONE_LINE, one_line;
+    NodeLabel: "node label", 128, ONE_LINE;
 }
 
 impl Role {
     /// Administers a tenant in the shipped profiles.
-    pub const ADMIN: Self = Self(Text::Static("admin"));
+    pub const ADMIN: Self = Self(Text::new_static("admin"));
     /// Manages keys in the `amplitude` profile (rule A1-01).
-    pub const MANAGER: Self = Self(Text::Static("manager"));
+    pub const MANAGER: Self = Self(Text::new_static("manager"));
     /// Builds against the host's API; how much that is, a policy says (rule Y-25).
-    pub const DEVELOPER: Self = Self(Text::Static("developer"));
+    pub const DEVELOPER: Self = Self(Text::new_static("developer"));
     /// Belongs to a tenant, with the least rights.
-    pub const MEMBER: Self = Self(Text::Static("member"));
+    pub const MEMBER: Self = Self(Text::new_static("member"));
     /// The host's support staff: the only role to which `SupportOnly` rules answer (rule A2-02).
-    pub const SUPPORT: Self = Self(Text::Static("support"));
+    pub const SUPPORT: Self = Self(Text::new_static("support"));
     /// The host itself. No policy may define it; see [`Actor::system`](crate::Actor::system).
-    pub const SYSTEM: Self = Self(Text::Static("system"));
+    pub const SYSTEM: Self = Self(Text::new_static("system"));
 }
 
 impl Environment {
     /// Real traffic.
-    pub const LIVE: Self = Self(Text::Static("live"));
+    pub const LIVE: Self = Self(Text::new_static("live"));
     /// Trial traffic.
-    pub const TEST: Self = Self(Text::Static("test"));
+    pub const TEST: Self = Self(Text::new_static("test"));
 }
 
 impl KeyName {
     /// Stands for the name in a place in an order that asks for none.
-    pub(crate) const UNNAMED: Self = Self(Text::Static("-"));
+    pub(crate) const UNNAMED: Self = Self(Text::new_static("-"));
 }
 
 impl PrincipalId {
     /// The principal of [`Actor::system`](crate::Actor::system).
-    pub const SYSTEM: Self = Self(Text::Static("system"));
+    pub const SYSTEM: Self = Self(Text::new_static("system"));
 }
 
 #[cfg(test)]
@@ -346,7 +343,7 @@ mod tests {
             error.problem,
             Problem::Character {
                 position: 7,
-                allowed: ONE_LINE
+                allowed: ONE_LINE.told
             }
         );
         assert!(!error.to_string().contains("sk_live"));
@@ -355,6 +352,28 @@ mod tests {
     #[test]
     fn blank_text_is_empty() {
         assert_eq!(KeyName::new("  ").unwrap_err().problem, Problem::Empty);
+    }
+
+    /// The same said in other words, one character at a time.
+    #[test]
+    fn every_character_is_accepted_where_it_should_be() {
+        let identifier = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+        let lower = |c: char| identifier(c) && !c.is_ascii_uppercase();
+        let prose = |c: char| !c.is_control() || "\n\t".contains(c);
+        for c in '\0'..='\u{ffff}' {
+            let text = format!("a{c}é");
+            let at = |own: Characters| own.first_other(&text);
+            let first = |accepts: bool, beyond: bool| match (accepts, beyond) {
+                (false, _) => Some(1),
+                (true, false) => Some(1 + c.len_utf8()),
+                (true, true) => None,
+            };
+            assert_eq!(at(IDENTIFIER), first(identifier(c), false), "{c:?}");
+            assert_eq!(at(LOWER), first(lower(c), false), "{c:?}");
+            assert_eq!(at(VISIBLE), first(c.is_ascii_graphic(), false), "{c:?}");
+            assert_eq!(at(ONE_LINE), first(!c.is_control(), true), "{c:?}");
+            assert_eq!(at(PROSE), first(prose(c), true), "{c:?}");
+        }
     }
 
     #[test]

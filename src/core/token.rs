@@ -14,7 +14,7 @@ use super::base62;
 use super::id::KeyId;
 use super::invalid::{Invalid, Problem};
 use super::secret::KeyMaterial;
-use super::text::{Hint, Text};
+use super::text::{self, Hint, Text};
 
 /// The most bytes of a presented string that are looked at (trap 16).
 pub const MAX_PRESENTED_LEN: usize = 512;
@@ -123,7 +123,7 @@ impl Serialize for TokenPrefix {
 
 impl<'de> Deserialize<'de> for TokenPrefix {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        Self::new(String::deserialize(from)?).map_err(serde::de::Error::custom)
+        text::read(from, |prefix| Self::new(prefix))
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::chunks::Chunks;
 use crate::core::owner::{Owner, OwnerRecord, Standing, TenantRecord};
+use crate::core::record::KeyRecord;
 use crate::core::subject::{Holder, Shape, Whose};
 use crate::core::tenant::TenantId;
 use crate::core::text::{PrincipalId, Role};
@@ -112,6 +113,7 @@ impl Shared {
 #[derive(Default)]
 pub(super) struct Ledger {
     shapes: HashMap<Arc<Shape>, u32>,
+    last_shape: u32,
     holders: HashMap<Arc<Holder>, u32>,
     standings: HashMap<Arc<Stand>, u32>,
     roles: Vec<Role>,
@@ -153,15 +155,23 @@ enum Tenancy {
 }
 
 impl Ledger {
-    /// The parts of a key of this shape and holder.
-    pub(super) fn parts(&mut self, shared: &Shared, shape: Shape, holder: Holder) -> Parts {
-        let new = number(self.shapes.len());
-        let shape = intern(&mut self.shapes, shape, |shape| {
-            shared.shapes.at(new).get_or_init(|| shape);
-        });
-        let holder = self.holder(shared, holder);
+    /// The parts of a key.
+    pub(super) fn parts(&mut self, shared: &Shared, record: &KeyRecord) -> Parts {
+        let shape = self.shape(shared, record);
+        let holder = self.holder(shared, Holder::of(record));
         self.link(shared, holder);
         Parts { holder, shape }
+    }
+
+    fn shape(&mut self, shared: &Shared, record: &KeyRecord) -> u32 {
+        let last = shared.shapes.get(self.last_shape).and_then(OnceLock::get);
+        if last.is_none_or(|last| !last.is_of(record)) {
+            let new = number(self.shapes.len());
+            self.last_shape = intern(&mut self.shapes, Shape::of(record), |shape| {
+                shared.shapes.at(new).get_or_init(|| shape);
+            });
+        }
+        self.last_shape
     }
 
     /// Takes over a row of an owner, `None` if it cannot be read.

@@ -32,7 +32,7 @@ use self::uses::{Counted, Uses};
 use crate::core::id::KeyId;
 use crate::core::record::{Credential, KeyRecord};
 use crate::core::secret::Digest;
-use crate::core::subject::{Course, Life, Shape};
+use crate::core::subject::{Course, Life};
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::store::{Change, Row as StoreRow, RowKey};
@@ -416,7 +416,7 @@ impl Index {
                 StoreRow::Corrupt(RowKey::Owner(tenant, owner)) => {
                     ledger.take_owner(&self.shared, revision, (tenant, owner), None);
                 }
-                StoreRow::Key(record) => self.put(writer, revision, base, *record),
+                StoreRow::Key(record) => self.put(writer, revision, base, &record),
                 StoreRow::Removed { key, .. } => {
                     self.withdraw(writer, revision, base, key, Kept::Removed);
                 }
@@ -427,8 +427,8 @@ impl Index {
         }
     }
 
-    fn put(&self, writer: &mut Writer, revision: Revision, base: Revision, record: KeyRecord) {
-        let (id, course) = (record.id, Course::of(&record));
+    fn put(&self, writer: &mut Writer, revision: Revision, base: Revision, record: &KeyRecord) {
+        let (id, course) = (record.id, Course::of(record));
         let hash = self.hash_of_id(id);
         let known = self.row_of(&writer.table, hash, id);
         if self.is_stale(known, revision, base) {
@@ -438,8 +438,7 @@ impl Index {
             Credential::Peppered { digest, .. } => (Half::of(digest.as_bytes()), None),
             Credential::Imported { digest, .. } => (Half::NONE, Some(*digest)),
         };
-        let (shape, holder) = Shape::of(record);
-        let parts = writer.ledger.parts(&self.shared, shape, holder);
+        let parts = writer.ledger.parts(&self.shared, record);
         let lead = Lead::of(&course, imported.is_some(), parts);
         let content = Content {
             revision,

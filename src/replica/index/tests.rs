@@ -8,10 +8,11 @@ use super::*;
 use crate::core::address::AddressAllowlist;
 use crate::core::metadata::Metadata;
 use crate::core::owner::{Owner, OwnerRecord, Standing, TenantRecord};
-use crate::core::record::{KeyState, LastAction, Predecessor, Reason, Visibility};
+use crate::core::record::{KeyState, LastAction, Predecessor, Reason, Resource, Visibility};
 use crate::core::scope::ScopeSet;
 use crate::core::secret::Fingerprint;
 use crate::core::stamp::Stamp;
+use crate::core::subject::{Holder, Shape};
 use crate::core::tenant::TenantId;
 use crate::core::text::{PepperId, PrincipalId, Role};
 
@@ -239,7 +240,7 @@ fn expected(model: &Model, id: KeyId, half: Option<&Digest>) -> String {
             if let Life::Revoked { at, .. } = course.life {
                 course.created_at = at;
             }
-            let (shape, holder) = Shape::of((**record).clone());
+            let (shape, holder) = (Shape::of(record), Holder::of(record));
             format!("{id} {course:?} {shape:?} {holder:?} {standing:?}")
         }
         Some(_) => format!("corrupt {id}"),
@@ -404,4 +405,35 @@ fn keys_whose_hashes_are_the_same_are_told_apart() {
     let half = Half::of(secret(count).as_bytes());
     let answer = view.end(stranger, view.begin(stranger), half);
     assert!(!matches!(answer, Answer::Hit(_)));
+}
+
+#[test]
+fn a_key_that_differs_in_one_thing_has_another_shape_than_the_one_before() {
+    let base = record(1, [0, 0, 0]);
+    let change: [fn(&mut KeyRecord); 9] = [
+        |record| record.class = "other".parse().unwrap(),
+        |record| record.visibility = Visibility::Publishable,
+        |record| record.environment = "test".parse().unwrap(),
+        |record| record.prefix = Some("sk_".try_into().unwrap()),
+        |record| record.owner_role = Some(Role::ADMIN),
+        |record| record.scopes = ScopeSet::all(),
+        |record| record.allowlist = AddressAllowlist::parse(["10.0.0.0/8"]).unwrap(),
+        |record| {
+            record.resource = Some(Resource {
+                kind: "app".parse().unwrap(),
+                id: "1".parse().unwrap(),
+            });
+        },
+        |record| {
+            let (pepper, digest) = (PepperId::new("q").unwrap(), digest(0));
+            record.credential = Credential::Peppered { pepper, digest };
+        },
+    ];
+    for (number, change) in change.into_iter().enumerate() {
+        let mut other = base.clone();
+        change(&mut other);
+        assert!(Shape::of(&base).is_of(&base), "{number}");
+        assert!(!Shape::of(&base).is_of(&other), "{number}");
+        assert!(Shape::of(&other).is_of(&other), "{number}");
+    }
 }

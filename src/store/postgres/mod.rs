@@ -1,5 +1,6 @@
 //! The database store: one schema of a PostgreSQL database that any number of nodes share.
 
+mod calls;
 mod check;
 mod exchange;
 mod fault;
@@ -23,17 +24,17 @@ mod writer;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
 pub use deadpool_postgres;
 use deadpool_postgres::Pool;
 use event_listener::Event;
+use futures_util::future::FutureExt;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::unconstrained;
 
-use self::fault::Fault;
+use self::calls::Takes;
 pub use self::fault::{ConnectError, PoolExhausted};
 use self::head::Head;
 use self::link::Link;
@@ -45,9 +46,6 @@ use super::{
     ScanPage, Select, Stats, StoreError, StoreErrorKind, TakePage, TenantView, Versioned,
 };
 use crate::core::tenant::TenantId;
-
-/// How long reading everything may take. A judgement: somebody waits for it, who can give up.
-const SURVEY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Keys in a schema of a PostgreSQL database that any number of nodes share. Clones share the
 /// connections.
@@ -164,16 +162,10 @@ impl PostgresStore {
     ///
     /// [`StoreError`] if they cannot be read at all.
     pub async fn check_integrity(&self) -> Result<IntegrityReport, StoreError> {
-        let read = |link: Arc<Link>| async move {
-            let mut conn = link.connection().await?;
-            let tx = link.snapshot(&mut conn).await?;
-            tx.be_patient().await?;
-            let report = check::check(&tx).await?;
-            tx.end().await?;
-            conn.give_back();
-            Ok(report)
-        };
-        self.survey("checking integrity", read).await
+        self.read("checking integrity", Takes::AsLongAsItNeeds, |tx| {
+            check::check(tx).boxed()
+        })
+        .await
     }
 
     /// How large the store is, and how it is kept. Counts rows, so that many take a moment.
@@ -182,16 +174,10 @@ impl PostgresStore {
     ///
     /// [`StoreError`].
     pub async fn stats(&self) -> Result<Stats, StoreError> {
-        let read = |link: Arc<Link>| async move {
-            let mut conn = link.connection().await?;
-            let tx = link.snapshot(&mut conn).await?;
-            tx.be_patient().await?;
-            let stats = check::stats(&tx).await?;
-            tx.end().await?;
-            conn.give_back();
-            Ok(stats)
-        };
-        self.survey("counting rows", read).await
+        self.read("counting rows", Takes::AsLongAsItNeeds, |tx| {
+            check::stats(tx).boxed()
+        })
+        .await
     }
 
     /// Forgets the tombstones of keys removed at `upto` or before, and tells how many there were.
@@ -202,15 +188,10 @@ impl PostgresStore {
     ///
     /// [`StoreError`]. After `Indeterminate` they may be forgotten or not.
     pub async fn forget_removed(&self, upto: Revision) -> Result<u64, StoreError> {
-        let write = move |link: Arc<Link>| async move {
-            let mut conn = link.connection().await?;
-            let tx = link.writing(&mut conn).await?;
-            let dropped = upkeep::forget_removed(&tx, upto).await?;
-            tx.commit().await?;
-            conn.give_back();
-            Ok(dropped)
-        };
-        self.write("forgetting tombstones", write).await
+        self.write("forgetting tombstones", move |tx| {
+            upkeep::forget_removed(tx, upto).boxed()
+        })
+        .await
     }
 
     /// Begins a history of its own, on tables that were restored from a backup, before any node uses
@@ -223,15 +204,10 @@ impl PostgresStore {
     ///
     /// [`StoreError`]. After `Indeterminate` it may be done or not.
     pub async fn begin_anew(&self) -> Result<(), StoreError> {
-        let write = move |link: Arc<Link>| async move {
-            let mut conn = link.connection().await?;
-            let tx = link.writing(&mut conn).await?;
-            upkeep::begin_anew(&tx).await?;
-            tx.commit().await?;
-            conn.give_back();
-            Ok(())
-        };
-        self.write("beginning a history anew", write).await
+        self.write("beginning a history anew", |tx| {
+            upkeep::begin_anew(tx).boxed()
+        })
+        .await
     }
 
     /// Lets a restored store open as any other from here on. To be called once it was recovered.
@@ -240,93 +216,10 @@ impl PostgresStore {
     ///
     /// [`StoreError`]. After `Indeterminate` it may be done or not.
     pub async fn finish_recovery(&self) -> Result<(), StoreError> {
-        let write = move |link: Arc<Link>| async move {
-            let mut conn = link.connection().await?;
-            let tx = link.writing(&mut conn).await?;
-            upkeep::finish_recovery(&tx).await?;
-            tx.commit().await?;
-            conn.give_back();
-            Ok(())
-        };
-        self.write("finishing a recovery", write).await
-    }
-
-    /// Works on a call on the store's own runtime, so that it neither needs the caller's nor stops
-    /// half way when the caller does. `None` if it took longer than `limit`.
-    async fn work<T, F>(
-        &self,
-        doing: &'static str,
-        limit: Duration,
-        work: impl FnOnce(Arc<Link>) -> F,
-    ) -> Option<Result<T, StoreError>>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, Fault>> + Send + 'static,
-    {
-        let work = work(self.shared.link.clone());
-        let task = async move { tokio::time::timeout(limit, work).await };
-        match self.shared.runtime.spawn(task).await {
-            Ok(Ok(done)) => Some(done.map_err(|fault| fault.told(doing))),
-            // It took too long, the runtime is gone, or the task came to an end on the way.
-            Ok(Err(_)) | Err(_) => None,
-        }
-    }
-
-    async fn read<T, F>(
-        &self,
-        doing: &'static str,
-        read: impl FnOnce(Arc<Link>) -> F,
-    ) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, Fault>> + Send + 'static,
-    {
-        let read = self.work(doing, self.shared.link.timeouts.request, read);
-        read.await.unwrap_or_else(|| Err(Fault::Late.told(doing)))
-    }
-
-    /// A read that may look at many rows before it has the few it tells.
-    async fn look_through<T, F>(
-        &self,
-        doing: &'static str,
-        read: impl FnOnce(Arc<Link>) -> F,
-    ) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, Fault>> + Send + 'static,
-    {
-        let limit = self.shared.link.timeouts.request.saturating_mul(6);
-        let read = self.work(doing, limit, read);
-        read.await.unwrap_or_else(|| Err(Fault::Late.told(doing)))
-    }
-
-    /// A read of everything, for an operator.
-    async fn survey<T, F>(
-        &self,
-        doing: &'static str,
-        read: impl FnOnce(Arc<Link>) -> F,
-    ) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, Fault>> + Send + 'static,
-    {
-        let read = self.work(doing, SURVEY, read);
-        read.await.unwrap_or_else(|| Err(Fault::Late.told(doing)))
-    }
-
-    /// Writes something that is no commit.
-    async fn write<T, F>(
-        &self,
-        doing: &'static str,
-        write: impl FnOnce(Arc<Link>) -> F,
-    ) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, Fault>> + Send + 'static,
-    {
-        let write = self.work(doing, self.shared.link.timeouts.request, write);
-        let late = || Fault::Unknown(Box::new(Fault::Late)).told(doing);
-        write.await.unwrap_or_else(|| Err(late()))
+        self.write("finishing a recovery", |tx| {
+            upkeep::finish_recovery(tx).boxed()
+        })
+        .await
     }
 
     /// Starts listening for other nodes' commits, if nobody did before.
@@ -349,28 +242,18 @@ impl PostgresStore {
 impl KeyStore for PostgresStore {
     async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
         let (tenant, select) = (tenant.clone(), select.clone());
-        let read = move |link: Arc<Link>| async move {
-            let mut conn = link.connection().await?;
-            let tx = link.snapshot(&mut conn).await?;
-            let told = read::load(&tx, &tenant, &select).await?;
-            tx.end().await?;
-            conn.give_back();
-            Ok(told)
-        };
-        self.read("loading a tenant", read).await
+        self.read("loading a tenant", Takes::Moment, move |tx| {
+            async move { read::load(tx, &tenant, &select).await }.boxed()
+        })
+        .await
     }
 
     async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
         let locator = *locator;
-        let read = move |link: Arc<Link>| async move {
-            let mut conn = link.connection().await?;
-            let tx = link.snapshot(&mut conn).await?;
-            let told = read::find(&tx, &locator).await?;
-            tx.end().await?;
-            conn.give_back();
-            Ok(told)
-        };
-        self.read("reading a key", read).await
+        self.read("reading a key", Takes::Moment, move |tx| {
+            async move { read::find(tx, &locator).await }.boxed()
+        })
+        .await
     }
 
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
@@ -378,15 +261,10 @@ impl KeyStore for PostgresStore {
     }
 
     async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
-        let read = move |link: Arc<Link>| async move {
-            let mut conn = link.connection().await?;
-            let tx = link.snapshot(&mut conn).await?;
-            let told = read::changes(&tx, after, limit).await?;
-            tx.end().await?;
-            conn.give_back();
-            Ok(told)
-        };
-        self.read("reading changes", read).await?
+        self.read("reading changes", Takes::Moment, move |tx| {
+            async move { read::changes(tx, after, limit).await }.boxed()
+        })
+        .await?
     }
 
     async fn scan(
@@ -394,76 +272,53 @@ impl KeyStore for PostgresStore {
         after: Option<RowKey>,
         limit: NonZeroUsize,
     ) -> Result<ScanPage, StoreError> {
-        let read = move |link: Arc<Link>| async move {
-            let mut conn = link.connection().await?;
-            let tx = link.snapshot(&mut conn).await?;
-            let told = read::scan(&tx, after.as_ref(), limit).await?;
-            tx.end().await?;
-            conn.give_back();
-            Ok(told)
-        };
-        self.read("scanning rows", read).await
+        self.read("scanning rows", Takes::Moment, move |tx| {
+            async move { read::scan(tx, after.as_ref(), limit).await }.boxed()
+        })
+        .await
     }
 
     async fn scan_all(&self, limit: NonZeroUsize, take: TakePage<'_>) -> Result<(), StoreError> {
         let doing = "reading all rows";
-        let (batches, mut read) = mpsc::channel(stream::AHEAD);
+        let gone = || StoreError::new(StoreErrorKind::Unavailable, doing);
+        let (pages, mut coming) = mpsc::channel(stream::AHEAD);
         let link = self.shared.link.clone();
-        let stream = async move { stream::everything(&link, limit, &batches).await };
+        let stream = async move { stream::everything(&link, limit, &pages).await };
         // Rows are read there while those before them are taken here.
         let stream = self.shared.runtime.spawn(stream);
         // Without the runtime's own count of what a task did in one turn: it never lets a caller go on that
         // blocks within one.
-        while let Some(batch) = unconstrained(read.recv()).await {
-            take(batch.page().map_err(|fault| fault.told(doing))?)?;
+        while let Some(page) = unconstrained(coming.recv()).await {
+            let page = unconstrained(page).await.map_err(|_| gone())?;
+            take(page.map_err(|fault| fault.told(doing))?)?;
             stream::let_others_run().await;
         }
-        match unconstrained(stream).await {
-            Ok(done) => done.map_err(|fault| fault.told(doing)),
-            // The runtime is gone.
-            Err(_) => Err(StoreError::new(StoreErrorKind::Unavailable, doing)),
-        }
+        let ended = unconstrained(stream).await.map_err(|_| gone())?;
+        ended.map_err(|fault| fault.told(doing))
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
         let query = query.clone();
-        let read = move |link: Arc<Link>| async move {
-            let mut conn = link.connection().await?;
-            let tx = link.listing(&mut conn).await?;
-            let told = read::list(&tx, &query).await?;
-            tx.end().await?;
-            conn.give_back();
-            Ok(told)
-        };
-        self.look_through("listing keys", read).await
+        self.look_through("listing keys", move |tx| {
+            async move { read::list(tx, &query).await }.boxed()
+        })
+        .await
     }
 
     async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
         let query = query.clone();
-        let read = move |link: Arc<Link>| async move {
-            let mut conn = link.connection().await?;
-            let tx = link.listing(&mut conn).await?;
-            let told = read::audit(&tx, &query).await?;
-            tx.end().await?;
-            conn.give_back();
-            Ok(told)
-        };
-        self.look_through("reading the audit trail", read).await
+        self.look_through("reading the audit trail", move |tx| {
+            async move { read::audit(tx, &query).await }.boxed()
+        })
+        .await
     }
 
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
         self.listen();
         loop {
             let moved = self.shared.moved.listen();
-            let read = move |link: Arc<Link>| async move {
-                let mut conn = link.connection().await?;
-                let tx = link.glance(&mut conn).await?;
-                let head = Head::read(&tx).await?;
-                tx.end().await?;
-                conn.give_back();
-                Ok(head.cursor)
-            };
-            if self.read("reading the head", read).await? != after {
+            let head = self.glance("reading the head", |tx| Head::read(tx).boxed());
+            if head.await?.cursor != after {
                 return Ok(());
             }
             moved.await;
@@ -475,38 +330,21 @@ impl KeyStore for PostgresStore {
 #[async_trait]
 impl NodeRegistry for PostgresStore {
     async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {
-        let write = move |link: Arc<Link>| async move {
-            let mut conn = link.connection().await?;
-            let tx = link.writing(&mut conn).await?;
-            let told = nodes::report(&tx, &report).await?;
-            tx.commit().await?;
-            conn.give_back();
-            Ok(told)
-        };
-        self.write("noting a node's report", write).await
+        self.write("noting a node's report", move |tx| {
+            async move { nodes::report(tx, &report).await }.boxed()
+        })
+        .await
     }
 
     async fn nodes(&self) -> Result<Vec<NodeReport>, StoreError> {
-        let read = move |link: Arc<Link>| async move {
-            let mut conn = link.connection().await?;
-            let tx = link.snapshot(&mut conn).await?;
-            let told = nodes::all(&tx).await?;
-            tx.end().await?;
-            conn.give_back();
-            Ok(told)
-        };
-        self.read("reading nodes", read).await
+        self.read("reading nodes", Takes::Moment, |tx| nodes::all(tx).boxed())
+            .await
     }
 
     async fn forget(&self, node: NodeId, upto: u64) -> Result<(), StoreError> {
-        let write = move |link: Arc<Link>| async move {
-            let mut conn = link.connection().await?;
-            let tx = link.writing(&mut conn).await?;
-            let told = nodes::forget(&tx, node, upto).await?;
-            tx.commit().await?;
-            conn.give_back();
-            Ok(told)
-        };
-        self.write("forgetting a node", write).await
+        self.write("forgetting a node", move |tx| {
+            async move { nodes::forget(tx, node, upto).await }.boxed()
+        })
+        .await
     }
 }

@@ -8,6 +8,7 @@ use std::task::Poll;
 use futures_util::TryStreamExt;
 use futures_util::future::try_join;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::{Row, RowStream};
 
@@ -26,23 +27,20 @@ const BATCH: usize = 256;
 /// the other.
 pub(super) const AHEAD: usize = 16;
 
-/// Rows as the server sent them, and where the store stood before. They are made into records where
-/// they are taken: memory that one thread gives to another is dear to give back.
-pub(super) struct Batch {
-    head: Head,
-    rows: Vec<Row>,
-}
+/// Rows on their way to be records.
+pub(super) type Page = JoinHandle<Result<ScanPage, Fault>>;
 
-impl Batch {
-    pub(super) fn page(self) -> Result<ScanPage, Fault> {
-        let Self { head, rows } = self;
+/// Makes records of rows as the server sent them, beside whoever reads and whoever takes them: that is
+/// the most part of the work. `head` is where the store stood before.
+fn page(head: Head, rows: Vec<Row>) -> Page {
+    tokio::spawn(async move {
         Ok(ScanPage {
             head: head.cursor,
             newest: head.newest,
             rows: rows::changes(&rows)?,
             next: None,
         })
-    }
+    })
 }
 
 /// Sends all rows in the order in which the table has them. Ends early if nobody takes them any more.
@@ -53,7 +51,7 @@ impl Batch {
 pub(super) async fn everything(
     link: &Link,
     limit: NonZeroUsize,
-    batches: &mpsc::Sender<Batch>,
+    pages: &mpsc::Sender<Page>,
 ) -> Result<(), Fault> {
     let patience = link.timeouts.request;
     let mut conn = link.connection().await?;
@@ -81,7 +79,7 @@ pub(super) async fn everything(
             // Where there is no row at all, that is told.
             if !rows.is_empty() || !sent_any {
                 sent_any = true;
-                if batches.send(Batch { head, rows }).await.is_err() {
+                if pages.send(page(head, rows)).await.is_err() {
                     return Ok(());
                 }
             }

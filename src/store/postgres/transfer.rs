@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::FutureExt;
 use tokio_postgres::Row as Columns;
 
+use super::calls::Takes;
 use super::exchange::Bundle;
 use super::fault::Fault;
 use super::head::{self, HEAD, Head};
@@ -230,16 +232,8 @@ async fn finish(tx: &Tx<'_>, origin: &Origin) -> Result<Cursor, Fault> {
 #[async_trait]
 impl Export for PostgresStore {
     async fn origin(&self) -> Result<Origin, StoreError> {
-        let read = |link: Arc<Link>| async move {
-            let mut conn = link.connection().await?;
-            let tx = link.snapshot(&mut conn).await?;
-            tx.be_patient().await?;
-            let told = origin(&tx).await?;
-            tx.end().await?;
-            conn.give_back();
-            Ok(told)
-        };
-        self.survey(EXPORTING, read).await
+        self.read(EXPORTING, Takes::AsLongAsItNeeds, |tx| origin(tx).boxed())
+            .await
     }
 
     async fn page(
@@ -249,20 +243,15 @@ impl Export for PostgresStore {
         limit: NonZeroUsize,
     ) -> Result<Page, StoreError> {
         let after = after.cloned();
-        let read = move |link: Arc<Link>| async move {
-            let mut conn = link.connection().await?;
-            let tx = link.snapshot(&mut conn).await?;
-            let told = page(&tx, part, after.as_ref(), limit).await?;
-            tx.end().await?;
-            conn.give_back();
-            Ok(told)
-        };
-        self.look_through(EXPORTING, read).await
+        self.read(EXPORTING, Takes::While, move |tx| {
+            async move { page(tx, part, after.as_ref(), limit).await }.boxed()
+        })
+        .await
     }
 }
 
 /// Refuses what is no copy in the making.
-fn under_way(version: i32) -> Result<(), Fault> {
+pub(super) fn under_way(version: i32) -> Result<(), Fault> {
     match version {
         UNDER_WAY => Ok(()),
         found if is_copy(found) => Err(Fault::version(found)),
@@ -284,34 +273,22 @@ impl Import for PostgresStore {
             }
             Ok(begun)
         };
-        self.survey(IMPORTING, write).await?
+        let begun = self.work(IMPORTING, Takes::AsLongAsItNeeds, write).await;
+        let late = || Err(Fault::Unknown(Box::new(Fault::Late)).told(IMPORTING));
+        begun.unwrap_or_else(late)?
     }
 
     async fn last(&self, part: Part) -> Result<Option<Item>, StoreError> {
-        let read = move |link: Arc<Link>| async move {
-            let mut conn = link.connection().await?;
-            let (tx, version) = link.apart(&mut conn).await?;
-            under_way(version)?;
-            let told = last(&tx, part).await?;
-            tx.end().await?;
-            conn.give_back();
-            Ok(told)
-        };
-        self.look_through(IMPORTING, read).await
+        self.read_copy(IMPORTING, move |tx| last(tx, part).boxed())
+            .await
     }
 
     async fn write(&self, items: &[Item]) -> Result<(), StoreError> {
         let items = items.to_vec();
-        let write = move |link: Arc<Link>| async move {
-            let mut conn = link.connection().await?;
-            let (tx, version) = link.apart(&mut conn).await?;
-            under_way(version)?;
-            write(&tx, &items).await?;
-            tx.commit().await?;
-            conn.give_back();
-            Ok(())
-        };
-        self.write(IMPORTING, write).await
+        self.write_copy(IMPORTING, move |tx| {
+            async move { write(tx, &items).await }.boxed()
+        })
+        .await
     }
 
     async fn written(
@@ -321,29 +298,17 @@ impl Import for PostgresStore {
         limit: NonZeroUsize,
     ) -> Result<Page, StoreError> {
         let after = after.cloned();
-        let read = move |link: Arc<Link>| async move {
-            let mut conn = link.connection().await?;
-            let (tx, version) = link.apart(&mut conn).await?;
-            under_way(version)?;
-            let told = page(&tx, part, after.as_ref(), limit).await?;
-            tx.end().await?;
-            conn.give_back();
-            Ok(told)
-        };
-        self.look_through(IMPORTING, read).await
+        self.read_copy(IMPORTING, move |tx| {
+            async move { page(tx, part, after.as_ref(), limit).await }.boxed()
+        })
+        .await
     }
 
     async fn finish(&self, origin: &Origin) -> Result<Cursor, StoreError> {
         let origin = origin.clone();
-        let write = move |link: Arc<Link>| async move {
-            let mut conn = link.connection().await?;
-            let (tx, version) = link.apart(&mut conn).await?;
-            under_way(version)?;
-            let head = finish(&tx, &origin).await?;
-            tx.commit().await?;
-            conn.give_back();
-            Ok(head)
-        };
-        self.write(IMPORTING, write).await
+        self.write_copy(IMPORTING, move |tx| {
+            async move { finish(tx, &origin).await }.boxed()
+        })
+        .await
     }
 }

@@ -26,7 +26,7 @@ use crate::core::owner::Standing;
 use crate::core::record::{Credential, KeyRecord};
 use crate::core::rejection::Rejection;
 use crate::core::secret::Digest;
-use crate::core::subject::{Course, Shape, Subject};
+use crate::core::subject::{Course, Holder, Shape, Subject};
 use crate::core::token::Token;
 use crate::observe;
 use crate::replica::{Answer, Known};
@@ -248,7 +248,7 @@ impl Verifier {
     ) -> Result<Grant, Rejection> {
         let (id, course) = (record.id, Course::of(&record));
         let same = self.compare(claim, &record.credential)?;
-        let (shape, holder) = Shape::of(record);
+        let (shape, holder) = (Shape::of(&record), Holder::of(&record));
         let pinned = self.pinned();
         let policy = pinned.policies.of(&holder.tenant);
         let Reading { wall, monotonic } = self.clock.read();
