@@ -32,6 +32,7 @@
 //! Refusals are problem details (RFC 9457) with the challenges of RFC 6750, or a gRPC status if the
 //! request is a gRPC call; the repository's `docs/http.md` lists them.
 
+mod admission;
 mod body;
 #[cfg(feature = "axum")]
 mod extract;
@@ -42,10 +43,11 @@ mod service;
 mod sources;
 mod tenant_path;
 
+pub use self::admission::{PeerAddr, RequestTenant};
 pub use self::body::ResponseBody;
 #[cfg(feature = "axum")]
 pub use self::extract::{Refused, RequiredScope, Scoped};
-pub use self::layer::{KeywardLayer, PeerAddr, RequestTenant};
+pub use self::layer::KeywardLayer;
 pub use self::proxies::TrustedProxies;
 pub use self::refusal::Refusal;
 pub use self::service::{KeywardService, ResponseFuture};
