@@ -97,16 +97,11 @@ impl KeywardLayer {
 
     /// Puts what a request that passes carries into its extensions, and tells how it ended.
     pub(super) fn admit(&self, verdict: Verdict, request: &mut Parts) -> Result<Admitted, Refusal> {
-        match verdict {
-            Ok(passed) => Ok(self.accept(passed, request)),
-            Err(refusal) => {
-                report(&refusal);
-                Err(refusal)
-            }
-        }
+        let admitted = verdict.and_then(|passed| self.accept(passed, request));
+        admitted.inspect_err(report)
     }
 
-    fn accept(&self, passed: Option<Passed>, request: &mut Parts) -> Admitted {
+    fn accept(&self, passed: Option<Passed>, request: &mut Parts) -> Result<Admitted, Refusal> {
         let settings = &*self.settings;
         if settings.sources.bearer || settings.sources.basic {
             mark_sensitive(&mut request.headers, &AUTHORIZATION);
@@ -118,27 +113,37 @@ impl KeywardLayer {
         request.extensions.insert(Around(self.clone()));
         let Some(passed) = passed else {
             observe::http_request("anonymous");
-            return Admitted {
+            return Ok(Admitted {
                 span: tracing::Span::none(),
                 in_query: false,
-            };
+            });
         };
-        observe::http_request("accepted");
         let Passed {
             grant,
             tenant,
             in_query,
         } = passed;
+        if let Some(tenant) = tenant {
+            request.extensions.insert(RequestTenant(tenant));
+        }
+        if let Some(limit) = &settings.limit
+            && let Err(reached) = limit(&grant, request)
+        {
+            // It is there for what gets through.
+            request.extensions.remove::<RequestTenant>();
+            return Err(Refusal::LimitReached {
+                key: grant.key_id(),
+                retry_after: reached.retry_after(),
+            });
+        }
+        observe::http_request("accepted");
         let span = tracing::info_span!(
             "api_key",
             key_id = %grant.key_id(),
             tenant = %grant.tenant(),
         );
-        if let Some(tenant) = tenant {
-            request.extensions.insert(RequestTenant(tenant));
-        }
         request.extensions.insert(grant);
-        Admitted { span, in_query }
+        Ok(Admitted { span, in_query })
     }
 
     fn verify(
@@ -288,14 +293,15 @@ fn peer(extensions: &Extensions) -> Option<IpAddr> {
 }
 
 /// Tells the log and the counters of a refusal. An outage and what happens to a key whose secret was
-/// presented are rare; the rest anybody can cause as often as they like.
+/// presented are rare. The rest anybody can cause as often as they like; a limit, whoever has a key.
 pub(super) fn report(refusal: &Refusal) {
     observe::http_request(refusal.code());
     let (code, key) = (refusal.code(), refusal.key());
+    let rare = key.is_some() && !matches!(refusal, Refusal::LimitReached { .. });
     let key = key.as_ref().map(tracing::field::display::<&KeyId>);
     match refusal.status().is_server_error() {
         true => tracing::warn!(code, key, reason = %refusal, "request refused"),
-        false if key.is_some() => tracing::info!(code, key, reason = %refusal, "request refused"),
-        false => tracing::debug!(code, reason = %refusal, "request refused"),
+        false if rare => tracing::info!(code, key, reason = %refusal, "request refused"),
+        false => tracing::debug!(code, key, reason = %refusal, "request refused"),
     }
 }

@@ -14,7 +14,7 @@ use http::{Extensions, Response};
 
 use super::admission::Begun;
 use super::proxies::TrustedProxies;
-use super::refusal::{self, Manner, Realm, Refusal};
+use super::refusal::{self, LimitReached, Manner, Realm, Refusal};
 use super::service::KeywardService;
 use super::sources::Sources;
 use super::tenant_path::TenantPath;
@@ -51,6 +51,7 @@ pub struct KeywardLayer {
 
 type TenantFrom = Arc<dyn Fn(&Parts) -> Option<TenantId> + Send + Sync>;
 type PeerFrom = Arc<dyn Fn(&Extensions) -> Option<IpAddr> + Send + Sync>;
+type Limit = Arc<dyn Fn(&Grant, &Parts) -> Result<(), LimitReached> + Send + Sync>;
 type OnRefusal = Arc<dyn Fn(&Refusal, &Parts, Response<Bytes>) -> Response<Bytes> + Send + Sync>;
 
 #[derive(Clone)]
@@ -64,6 +65,7 @@ pub(super) struct Settings {
     pub(super) proxies: Option<TrustedProxies>,
     pub(super) optional: bool,
     pub(super) preflights_pass: bool,
+    pub(super) limit: Option<Limit>,
     pub(super) manner: Manner,
     pub(super) on_refusal: Option<OnRefusal>,
 }
@@ -81,6 +83,7 @@ impl KeywardLayer {
             proxies: None,
             optional: false,
             preflights_pass: false,
+            limit: None,
             manner: Manner::default(),
             on_refusal: None,
         };
@@ -155,6 +158,55 @@ impl KeywardLayer {
         self.with(|settings| settings.peer = Some(Arc::new(peer)))
     }
 
+    /// Has a limiter of the service's own asked, once for each request that would otherwise get
+    /// through; at [`LimitReached`] it is refused with 429 and `Retry-After`. Defaults to none.
+    ///
+    /// The request is as the inner service would get it, without the [`Grant`] in its extensions. One
+    /// whose key does not do for it never comes to the limiter, and so spends nothing; nor does one
+    /// that passes without a key. What only an extractor refuses has come to it before.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::collections::HashMap;
+    /// use std::sync::{Mutex, PoisonError};
+    /// use std::time::Duration;
+    ///
+    /// use keyward::http::{KeywardLayer, LimitReached};
+    /// use keyward::{Clock, KeyId, Keyward, SystemClock};
+    ///
+    /// /// Ten requests a second of each key, evenly. Holds nothing for keys that never were.
+    /// #[derive(Default)]
+    /// struct Pace(Mutex<HashMap<KeyId, Duration>>);
+    ///
+    /// impl Pace {
+    ///     const EVERY: Duration = Duration::from_millis(100);
+    ///
+    ///     fn check(&self, key: KeyId) -> Result<(), LimitReached> {
+    ///         let now = SystemClock.monotonic();
+    ///         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    ///         let next = all.entry(key).or_insert(now);
+    ///         if *next > now {
+    ///             return Err(LimitReached::new(*next - now));
+    ///         }
+    ///         *next = now + Self::EVERY;
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// fn layer(keys: Keyward) -> KeywardLayer {
+    ///     let pace = Pace::default();
+    ///     KeywardLayer::new(keys).limit(move |grant, _| pace.check(grant.key_id()))
+    /// }
+    /// # let _ = layer;
+    /// ```
+    pub fn limit(
+        self,
+        check: impl Fn(&Grant, &Parts) -> Result<(), LimitReached> + Send + Sync + 'static,
+    ) -> Self {
+        self.with(|settings| settings.limit = Some(Arc::new(check)))
+    }
+
     /// Sets the `realm` of challenges: what a person calls the part of the service that asks for a
     /// key. Up to 128 bytes. Defaults to none, and for Basic, which needs one, to `API keys`.
     ///
@@ -175,7 +227,8 @@ impl KeywardLayer {
     }
 
     /// Sets after how long a client may try again (`Retry-After`, whole seconds, at least one) when
-    /// keys cannot be verified. Defaults to one second, a judgement.
+    /// keys cannot be verified. Defaults to one second, a judgement. A [`limit`](Self::limit) tells its
+    /// own.
     pub fn retry_after(self, pause: Duration) -> Self {
         self.with(|settings| settings.manner.retry_after = pause)
     }

@@ -26,7 +26,8 @@
 //! What a request needs is a [`Need`](crate::Need), and a route that needs something else gets a
 //! clone of the layer with [`require`](KeywardLayer::require). Where keys are read from say
 //! [`Sources`], who the client is behind proxies [`TrustedProxies`], and which tenant a path names
-//! [`TenantPath`]. A framework without tower calls the layer's two halves,
+//! [`TenantPath`]. A limiter of the service's own is asked through [`limit`](KeywardLayer::limit). A
+//! framework without tower calls the layer's two halves,
 //! [`authenticate`](KeywardLayer::authenticate) and [`respond`](KeywardLayer::respond).
 //!
 //! Refusals are problem details (RFC 9457) with the challenges of RFC 6750, or a gRPC status if the
@@ -49,7 +50,7 @@ pub use self::body::ResponseBody;
 pub use self::extract::{Refused, RequiredScope, Scoped};
 pub use self::layer::KeywardLayer;
 pub use self::proxies::TrustedProxies;
-pub use self::refusal::Refusal;
+pub use self::refusal::{LimitReached, Refusal};
 pub use self::service::{KeywardService, ResponseFuture};
 pub use self::sources::{Sources, Unclear};
 pub use self::tenant_path::TenantPath;

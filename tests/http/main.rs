@@ -5,6 +5,7 @@ mod addresses;
 mod extractors;
 #[path = "../support/gated.rs"]
 mod gated;
+mod limits;
 mod nodes;
 mod refusals;
 mod revoke;
