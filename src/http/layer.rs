@@ -279,8 +279,11 @@ impl KeywardLayer {
         refusal::without_body_for_head(request, answer)
     }
 
-    /// The headers on which the answer to a request that passed depends.
-    pub(super) fn vary(&self) -> Option<&HeaderValue> {
+    /// The headers on which the answer to a request that passed depends, as `Vary` names them. A service
+    /// does it by itself; without tower, append it to the answer, since a shared cache would hand out
+    /// what was asked for with `X-API-Key`. An answer to a key in the query is to be `private` as well.
+    #[must_use]
+    pub fn vary(&self) -> Option<&HeaderValue> {
         self.settings.vary.as_ref()
     }
 }

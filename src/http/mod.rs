@@ -28,7 +28,8 @@
 //! [`Sources`], who the client is behind proxies [`TrustedProxies`], and which tenant a path names
 //! [`TenantPath`]. A limiter of the service's own is asked through [`limit`](KeywardLayer::limit). A
 //! framework without tower calls the layer's two halves,
-//! [`authenticate`](KeywardLayer::authenticate) and [`respond`](KeywardLayer::respond).
+//! [`authenticate`](KeywardLayer::authenticate) and [`respond`](KeywardLayer::respond), as the
+//! repository's `examples/actix` does.
 //!
 //! Refusals are problem details (RFC 9457) with the challenges of RFC 6750, or a gRPC status if the
 //! request is a gRPC call; the repository's `docs/http.md` lists them.

@@ -222,6 +222,14 @@ fn a_clone_is_a_count_and_no_copy() {
     assert_eq!(measured.count_total, 0);
 }
 
+#[test]
+fn what_answers_vary_on_is_told_to_frameworks_without_tower() {
+    let layer = KeywardLayer::new(World::new().keys);
+    assert_eq!(layer.vary().unwrap(), "authorization, x-api-key");
+    let layer = layer.sources(Sources::none().with_query("key"));
+    assert_eq!(layer.vary(), None);
+}
+
 /// A log that is kept.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
