@@ -163,7 +163,8 @@ impl KeywardLayer {
     ///
     /// The request is as the inner service would get it, without the [`Grant`] in its extensions. One
     /// whose key does not do for it never comes to the limiter, and so spends nothing; nor does one
-    /// that passes without a key. What only an extractor refuses has come to it before.
+    /// that passes without a key. What only an extractor refuses has come to it before. It must not
+    /// block: requests wait for it.
     ///
     /// # Examples
     ///
