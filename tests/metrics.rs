@@ -123,7 +123,7 @@ fn syncs_and_reads_are_counted_by_how_they_ended_and_a_node_tells_how_old_it_is(
 
 #[test]
 fn requests_over_http_are_counted_by_how_they_ended() {
-    use keyward::http::KeywardLayer;
+    use keyward::http::{KeywardLayer, LimitReached};
     use tower::{Layer, ServiceExt, service_fn};
 
     let kept = Kept::default();
@@ -150,6 +150,10 @@ fn requests_over_http_are_counted_by_how_they_ended() {
         ask(&layer.clone().optional(), None);
         let writing = layer.clone().require(keyward::Need::scope("reports:write"));
         ask(&writing, Some(narrow.secret.expose()));
+        let full = layer
+            .clone()
+            .limit(|_, _| Err(LimitReached::new(Duration::ZERO)));
+        ask(&full, Some(key.secret.expose()));
         let malformed = layer.require(keyward::Need::scope("malformed"));
         ask(&malformed, Some(key.secret.expose()));
     });
@@ -160,6 +164,7 @@ fn requests_over_http_are_counted_by_how_they_ended() {
         "unclear-key",
         "invalid-key",
         "insufficient-scope",
+        "limit-reached",
         "unavailable",
     ] {
         let name = format!("keyward_http_requests_total {outcome}");

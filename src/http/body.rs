@@ -38,6 +38,13 @@ impl<B> ResponseBody<B> {
     }
 }
 
+/// Empty: layers around this one make it to answer by themselves, such as `tower_http`'s `CorsLayer`.
+impl<B> Default for ResponseBody<B> {
+    fn default() -> Self {
+        Self::refusal(Bytes::new())
+    }
+}
+
 impl<B> Body for ResponseBody<B>
 where
     B: Body,

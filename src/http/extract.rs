@@ -10,7 +10,7 @@ use axum::response::IntoResponse;
 use http::Response;
 use http::request::Parts;
 
-use super::layer::{Around, RequestTenant, report};
+use super::admission::{Around, RequestTenant, report};
 use super::refusal::{self, Manner, Refusal};
 use super::sources::Sources;
 use crate::core::scope::Scope;

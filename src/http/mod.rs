@@ -26,12 +26,15 @@
 //! What a request needs is a [`Need`](crate::Need), and a route that needs something else gets a
 //! clone of the layer with [`require`](KeywardLayer::require). Where keys are read from say
 //! [`Sources`], who the client is behind proxies [`TrustedProxies`], and which tenant a path names
-//! [`TenantPath`]. A framework without tower calls the layer's two halves,
-//! [`authenticate`](KeywardLayer::authenticate) and [`respond`](KeywardLayer::respond).
+//! [`TenantPath`]. A limiter of the service's own is asked through [`limit`](KeywardLayer::limit). A
+//! framework without tower calls the layer's two halves,
+//! [`authenticate`](KeywardLayer::authenticate) and [`respond`](KeywardLayer::respond), as the
+//! repository's `examples/actix` does.
 //!
 //! Refusals are problem details (RFC 9457) with the challenges of RFC 6750, or a gRPC status if the
 //! request is a gRPC call; the repository's `docs/http.md` lists them.
 
+mod admission;
 mod body;
 #[cfg(feature = "axum")]
 mod extract;
@@ -42,12 +45,13 @@ mod service;
 mod sources;
 mod tenant_path;
 
+pub use self::admission::{PeerAddr, RequestTenant};
 pub use self::body::ResponseBody;
 #[cfg(feature = "axum")]
 pub use self::extract::{Refused, RequiredScope, Scoped};
-pub use self::layer::{KeywardLayer, PeerAddr, RequestTenant};
+pub use self::layer::KeywardLayer;
 pub use self::proxies::TrustedProxies;
-pub use self::refusal::Refusal;
+pub use self::refusal::{LimitReached, Refusal};
 pub use self::service::{KeywardService, ResponseFuture};
 pub use self::sources::{Sources, Unclear};
 pub use self::tenant_path::TenantPath;

@@ -1,4 +1,4 @@
-//! Refusals, and what they are on the wire: RFC 6750 (section 3), RFC 9110 and RFC 9457.
+//! Refusals, and what they are on the wire: RFC 6585, RFC 6750 (section 3), RFC 9110 and RFC 9457.
 //!
 //! Pure. Keys that do not authenticate are told apart by nothing: one status, one type, one text.
 //! Nothing that was sent is repeated.
@@ -45,9 +45,39 @@ pub enum Refusal {
         /// The key, which verified.
         key: KeyId,
     },
+    /// The service's own limiter has had enough for now:
+    /// [`KeywardLayer::limit`](super::KeywardLayer::limit).
+    #[error("the limit is reached for another {retry_after:?}")]
+    LimitReached {
+        /// The key, which verified and does for the request.
+        key: KeyId,
+        /// After how long the client may try again.
+        retry_after: Duration,
+    },
     /// An extractor found no layer around its route: a fault in the service.
     #[error("no layer around this route verifies API keys")]
     NoLayer,
+}
+
+/// A limiter's answer to a request that is too much: see
+/// [`KeywardLayer::limit`](super::KeywardLayer::limit).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct LimitReached {
+    retry_after: Duration,
+}
+
+impl LimitReached {
+    /// The client may try again after so long. It is told in whole seconds, rounded up, at least one.
+    #[must_use]
+    pub const fn new(retry_after: Duration) -> Self {
+        Self { retry_after }
+    }
+
+    /// After how long the client may try again.
+    #[must_use]
+    pub const fn retry_after(self) -> Duration {
+        self.retry_after
+    }
 }
 
 /// What refusals have in common as far as the client is told.
@@ -58,6 +88,7 @@ enum Kind {
     Invalid,
     MissingScope,
     Forbidden,
+    LimitReached,
     Unavailable,
     Internal,
 }
@@ -74,25 +105,27 @@ impl Refusal {
                 RejectionKind::Unavailable => Kind::Unavailable,
             },
             Self::NoTenant { .. } => Kind::Forbidden,
+            Self::LimitReached { .. } => Kind::LimitReached,
             Self::NoLayer => Kind::Internal,
         }
     }
 
-    /// The status: 400, 401, 403, 500 or 503.
+    /// The status: 400, 401, 403, 429, 500 or 503.
     #[must_use]
     pub const fn status(&self) -> StatusCode {
         match self.kind() {
             Kind::Missing | Kind::Invalid => StatusCode::UNAUTHORIZED,
             Kind::Unclear => StatusCode::BAD_REQUEST,
             Kind::MissingScope | Kind::Forbidden => StatusCode::FORBIDDEN,
+            Kind::LimitReached => StatusCode::TOO_MANY_REQUESTS,
             Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
     /// A stable name for programs, with which the problem's type ends: `missing-key`,
-    /// `unclear-key`, `invalid-key`, `insufficient-scope`, `key-not-allowed`, `unavailable` or
-    /// `internal`.
+    /// `unclear-key`, `invalid-key`, `insufficient-scope`, `key-not-allowed`, `limit-reached`,
+    /// `unavailable` or `internal`.
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self.kind() {
@@ -101,6 +134,7 @@ impl Refusal {
             Kind::Invalid => "invalid-key",
             Kind::MissingScope => "insufficient-scope",
             Kind::Forbidden => "key-not-allowed",
+            Kind::LimitReached => "limit-reached",
             Kind::Unavailable => "unavailable",
             Kind::Internal => "internal",
         }
@@ -115,6 +149,7 @@ impl Refusal {
             Kind::Invalid => "Invalid API key",
             Kind::MissingScope => "Insufficient scope",
             Kind::Forbidden => "API key not allowed here",
+            Kind::LimitReached => "Too many requests",
             Kind::Unavailable => "API keys cannot be verified at the moment",
             Kind::Internal => "Internal error",
         }
@@ -128,7 +163,7 @@ impl Refusal {
             Self::Rejected(rejection) if rejection.kind() == RejectionKind::Forbidden => {
                 Some(rejection.public_message())
             }
-            Self::Rejected(_) | Self::Missing | Self::NoLayer => None,
+            Self::Rejected(_) | Self::Missing | Self::LimitReached { .. } | Self::NoLayer => None,
         }
     }
 
@@ -146,7 +181,7 @@ impl Refusal {
     pub const fn key(&self) -> Option<KeyId> {
         match self {
             Self::Rejected(rejection) => rejection.key(),
-            Self::NoTenant { key } => Some(*key),
+            Self::NoTenant { key } | Self::LimitReached { key, .. } => Some(*key),
             _ => None,
         }
     }
@@ -157,7 +192,7 @@ impl Refusal {
             Kind::Unclear => Some("invalid_request"),
             Kind::Invalid => Some("invalid_token"),
             Kind::MissingScope | Kind::Forbidden => Some("insufficient_scope"),
-            Kind::Missing | Kind::Unavailable | Kind::Internal => None,
+            Kind::Missing | Kind::LimitReached | Kind::Unavailable | Kind::Internal => None,
         }
     }
 
@@ -166,6 +201,7 @@ impl Refusal {
         match self.kind() {
             Kind::Missing | Kind::Unclear | Kind::Invalid => "16", // UNAUTHENTICATED
             Kind::MissingScope | Kind::Forbidden => "7",           // PERMISSION_DENIED
+            Kind::LimitReached => "8",                             // RESOURCE_EXHAUSTED
             Kind::Unavailable => "14",                             // UNAVAILABLE
             Kind::Internal => "13",                                // INTERNAL
         }
@@ -285,10 +321,15 @@ fn common_headers(refusal: &Refusal, (manner, sources): (&Manner, &Sources)) -> 
     if let Some(vary) = vary(sources) {
         headers.insert(VARY, vary);
     }
-    if refusal.kind() == Kind::Unavailable {
+    let pause = match refusal {
+        Refusal::LimitReached { retry_after, .. } => Some(*retry_after),
+        _ if refusal.kind() == Kind::Unavailable => Some(manner.retry_after),
+        _ => None,
+    };
+    if let Some(pause) = pause {
         // Rounded up: zero would mean at once.
-        let part = u64::from(manner.retry_after.subsec_nanos() > 0);
-        let whole = manner.retry_after.as_secs().saturating_add(part);
+        let part = u64::from(pause.subsec_nanos() > 0);
+        let whole = pause.as_secs().saturating_add(part);
         headers.insert(RETRY_AFTER, whole.max(1).into());
     }
     for challenge in challenges(refusal, (manner, sources)) {
@@ -314,7 +355,10 @@ fn challenges(
     (manner, sources): (&Manner, &Sources),
 ) -> impl Iterator<Item = HeaderValue> {
     let kind = refusal.kind();
-    let wanted = !matches!(kind, Kind::Unavailable | Kind::Internal);
+    let wanted = !matches!(
+        kind,
+        Kind::LimitReached | Kind::Unavailable | Kind::Internal
+    );
     let realm = manner.realm.as_ref().map(|realm| realm.0.as_str());
     let bearer = (sources.bearer || !sources.basic).then(|| {
         let scope = refusal.scope().map(Scope::as_str);
@@ -398,6 +442,11 @@ mod tests {
     fn missing(scope: &str) -> Refusal {
         let scope = Scope::new(scope).unwrap();
         Rejection::MissingScope { key: key(), scope }.into()
+    }
+
+    fn limited(retry_after: Duration) -> Refusal {
+        let key = key();
+        Refusal::LimitReached { key, retry_after }
     }
 
     /// Every rejection, with the code and the status that it has on the wire.
@@ -534,7 +583,9 @@ mod tests {
         assert_eq!(told(&Refusal::Missing, &basic, &plain), [challenge]);
         let own = Sources::none().with_header(Sources::API_KEY_HEADER);
         assert_eq!(told(&Refusal::Missing, &own, &plain), ["Bearer"]);
-        assert!(told(&Refusal::NoLayer, &own, &plain).is_empty());
+        for refusal in [Refusal::NoLayer, limited(Duration::ZERO)] {
+            assert!(told(&refusal, &own, &plain).is_empty());
+        }
     }
 
     #[test]
@@ -596,6 +647,10 @@ mod tests {
             grpc("7", "key lacks scope a:b", kind)
         );
         assert_eq!(told(&stale, kind).1.0, "14");
+        assert_eq!(
+            told(&limited(Duration::ZERO), kind),
+            grpc("8", "Too many requests", kind)
+        );
         assert_eq!(told(&Refusal::NoLayer, kind).1.0, "13");
         let web = "application/grpc-web+proto";
         assert_eq!(
@@ -621,6 +676,8 @@ mod tests {
             let refusal = Rejection::StoreUnavailable.into();
             let answer = answer(&refusal, (&manner, &Sources::default()), &get());
             assert_eq!(answer.headers()[RETRY_AFTER], told);
+            // A limiter's own, whatever the layer says for outages.
+            assert_eq!(plain(&limited(pause)).headers()[RETRY_AFTER], told);
         }
     }
 

@@ -14,8 +14,9 @@ use http::{Request, Response};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
+use super::admission::{Admitted, Begun, Verdict};
 use super::body::ResponseBody;
-use super::layer::{Admitted, Begun, KeywardLayer, Verdict};
+use super::layer::KeywardLayer;
 
 /// A service that only requests with a fitting API key reach.
 ///

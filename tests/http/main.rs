@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 mod addresses;
+mod cors;
 mod extractors;
 #[path = "../support/gated.rs"]
 mod gated;
+mod limits;
 mod nodes;
 mod refusals;
 mod revoke;

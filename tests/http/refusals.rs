@@ -294,6 +294,7 @@ fn the_table_of_refusals_in_the_documents_is_complete() {
         ("invalid-key", 401),
         ("insufficient-scope", 403),
         ("key-not-allowed", 403),
+        ("limit-reached", 429),
         ("unavailable", 503),
         ("internal", 500),
     ] {
@@ -301,5 +302,5 @@ fn the_table_of_refusals_in_the_documents_is_complete() {
         assert!(table.contains(&row), "{row}");
     }
     let rows = regex::Regex::new(r"(?m)^\| `[a-z-]+` \| \d{3} \|").unwrap();
-    assert_eq!(rows.find_iter(table).count(), 7);
+    assert_eq!(rows.find_iter(table).count(), 8);
 }

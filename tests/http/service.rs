@@ -10,7 +10,7 @@ use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::Full;
 use keyward::Grant;
-use keyward::http::{KeywardLayer, ResponseBody, Sources};
+use keyward::http::{KeywardLayer, LimitReached, ResponseBody, Sources};
 use tower::{Layer, Service, ServiceExt};
 
 use crate::nodes::Nodes;
@@ -222,6 +222,14 @@ fn a_clone_is_a_count_and_no_copy() {
     assert_eq!(measured.count_total, 0);
 }
 
+#[test]
+fn what_answers_vary_on_is_told_to_frameworks_without_tower() {
+    let layer = KeywardLayer::new(World::new().keys);
+    assert_eq!(layer.vary().unwrap(), "authorization, x-api-key");
+    let layer = layer.sources(Sources::none().with_query("key"));
+    assert_eq!(layer.vary(), None);
+}
+
 /// A log that is kept.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
@@ -254,6 +262,9 @@ fn trap_15_the_log_names_key_and_tenant_and_never_the_secret() {
     ask(&mut service, text);
     ask(&mut service, &with_other_secret(text));
     ask(&mut service, "garbage-of-mine");
+    let full = KeywardLayer::new(world.keys.clone())
+        .limit(|_, _| Err(LimitReached::new(std::time::Duration::from_secs(3))));
+    ask(&mut full.layer(Picky::new()), text);
     wait(world.keys.disable(&admin(), key.id)).unwrap();
     let refused = ask(&mut service, text);
     let shown = format!("{refused:?} {service:?} {}", body(ask(&mut service, text)));
@@ -269,6 +280,12 @@ fn trap_15_the_log_names_key_and_tenant_and_never_the_secret() {
     let disabled = logged.lines().find(|line| line.contains("key is disabled"));
     assert!(
         disabled.is_some_and(|line| line.contains(&id) && line.contains("INFO")),
+        "{logged}"
+    );
+    // Whoever has a key can cause it as often as they like.
+    let limited = logged.lines().find(|line| line.contains("another 3s"));
+    assert!(
+        limited.is_some_and(|line| line.contains(&id) && line.contains("DEBUG")),
         "{logged}"
     );
     for secret in [secret_part(text), "garbage-of-mine"] {
