@@ -7,6 +7,7 @@ mod damage;
 mod encryption;
 mod failover;
 mod integrity;
+mod loads;
 mod plans;
 mod portable;
 mod raw;

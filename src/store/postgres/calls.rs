@@ -23,7 +23,7 @@ pub(super) enum Takes {
 }
 
 impl Takes {
-    fn limit(self, link: &Link) -> Duration {
+    pub(super) fn limit(self, link: &Link) -> Duration {
         match self {
             Self::Moment => link.timeouts.request,
             Self::While => link.timeouts.request.saturating_mul(6),
@@ -35,7 +35,7 @@ impl Takes {
 
 /// In which transaction a call is worked on.
 #[derive(Clone, Copy, Eq, PartialEq)]
-enum Within {
+pub(super) enum Within {
     /// All of it as of one instant.
     Snapshot,
     /// The same, and nothing is concluded from it.
@@ -53,7 +53,7 @@ impl Within {
         matches!(self, Self::Writing | Self::CopyWriting)
     }
 
-    async fn run<T, F>(self, link: &Link, takes: Takes, steps: F) -> Result<T, Fault>
+    pub(super) async fn run<T, F>(self, link: &Link, takes: Takes, steps: F) -> Result<T, Fault>
     where
         F: for<'t> FnOnce(&'t Tx<'_>) -> BoxFuture<'t, Result<T, Fault>>,
     {

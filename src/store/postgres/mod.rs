@@ -8,6 +8,8 @@ mod head;
 mod heartbeat;
 mod link;
 mod listen;
+mod load;
+mod loader;
 mod nodes;
 mod options;
 mod read;
@@ -38,6 +40,7 @@ use self::calls::Takes;
 pub use self::fault::{ConnectError, PoolExhausted};
 use self::head::Head;
 use self::link::Link;
+use self::loader::Loader;
 pub use self::options::PostgresOptions;
 use self::writer::Writer;
 use super::{
@@ -72,6 +75,7 @@ pub struct PostgresStore {
 struct Shared {
     link: Arc<Link>,
     runtime: Handle,
+    loader: Loader,
     writer: Writer,
     moved: Arc<Event>,
     /// How to listen for other nodes' commits; gone once somebody does.
@@ -125,11 +129,13 @@ impl PostgresStore {
     ) -> Self {
         let moved = Arc::new(Event::new());
         let hints = listen::hints(link.clone(), &runtime);
+        let loader = Loader::new(link.clone());
         let writer = Writer::start(writing, &runtime, moved.clone(), hints);
         Self {
             shared: Arc::new(Shared {
                 link,
                 runtime,
+                loader,
                 writer,
                 moved,
                 listen: Mutex::new(listen),
@@ -241,11 +247,11 @@ impl PostgresStore {
 #[async_trait]
 impl KeyStore for PostgresStore {
     async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
-        let (tenant, select) = (tenant.clone(), select.clone());
-        self.read("loading a tenant", Takes::Moment, move |tx| {
-            async move { read::load(tx, &tenant, &select).await }.boxed()
-        })
-        .await
+        let asked = (tenant.clone(), select.clone());
+        let Shared {
+            loader, runtime, ..
+        } = &*self.shared;
+        loader.load(runtime, asked).await
     }
 
     async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {

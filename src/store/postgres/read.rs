@@ -1,30 +1,23 @@
-//! What a decision and a follower read, each within one snapshot.
+//! What a follower and a listing read, each within one snapshot.
 
-use std::collections::HashMap;
 use std::num::NonZeroUsize;
 
-use futures_util::future::{try_join, try_join3, try_join5};
-use tokio_postgres::Row as Columns;
+use futures_util::future::{try_join, try_join3};
 
 use super::fault::Fault;
-use super::head::{self, HEAD, Head, TENANTS, stored_tag};
+use super::head::{HEAD, Head, stored_tag};
 use super::link::{Bound, Listing, Tx};
 use super::rows;
 use super::schema::Schema;
 use crate::core::id::KeyId;
 use crate::core::query::{AuditQuery, KeyQuery};
 use crate::core::secret::Digest;
-use crate::core::tenant::TenantId;
-use crate::core::text::PrincipalId;
-use crate::core::time::Timestamp;
-use crate::core::view::{Select, TenantView};
 use crate::store::rows::{
-    AUDIT_COLUMNS, AuditListing, COLUMNS, KEY, KeyListing, Keys, Marks, OWNER, TENANT,
-    audit_entries, damaged, digest_holder, first_after, id_bytes, key_candidates, page_end,
+    AuditListing, COLUMNS, KEY, KeyListing, Marks, OWNER, TENANT, audit_entries, digest_holder,
+    first_after, id_bytes, key_candidates, page_end,
 };
 use crate::store::{
-    AuditPage, Change, Changes, ChangesError, Cursor, KeyPage, Locator, Row, RowKey, ScanPage,
-    Versioned,
+    AuditPage, Change, Changes, ChangesError, Cursor, KeyPage, Locator, RowKey, ScanPage, Versioned,
 };
 
 /// How many rows come at a time where it is not known how many are needed. A judgement.
@@ -32,140 +25,6 @@ const SOME: i32 = 512;
 
 /// How many changes come at a time, at most. A judgement.
 const PAGE: usize = 512;
-
-pub(super) async fn load(
-    tx: &Tx<'_>,
-    tenant: &TenantId,
-    select: &Select,
-) -> Result<TenantView, Fault> {
-    let name = tenant.as_str();
-    let named = [name];
-    let ids: Vec<[u8; 16]> = select.keys.iter().map(|id| id_bytes(*id)).collect();
-    let ids: Vec<&[u8]> = ids.iter().map(|id| &id[..]).collect();
-    let live_at = select.live_at.map(Timestamp::as_micros);
-    let commands: Vec<&str> = select.commands.iter().map(|id| id.as_str()).collect();
-    let own = named_rows(tx, TENANT, name, vec![""]);
-    let by_id = async {
-        let sql = format!("SELECT {COLUMNS} FROM $s.rows WHERE id = ANY($1)");
-        unless(ids.is_empty(), tx, &sql, &[&ids]).await
-    };
-    let live = async {
-        let sql = format!("SELECT {COLUMNS} FROM $s.rows WHERE tenant = $1 AND ends > $2");
-        unless(live_at.is_none(), tx, &sql, &[&name, &live_at]).await
-    };
-    let legacy = async {
-        let sql = format!("SELECT {COLUMNS} FROM $s.rows WHERE tenant = $1 AND legacy IS NOT NULL");
-        unless(!select.legacy, tx, &sql, &[&name]).await
-    };
-    let trail = async {
-        let mut found = Vec::new();
-        for command in &commands {
-            let sql = format!(
-                "SELECT {AUDIT_COLUMNS} FROM $s.audit WHERE command = $1 AND tenant = $2 \
-                 ORDER BY place LIMIT {}",
-                Select::APPLIED_MAX
-            );
-            found.extend(tx.query(&sql, &[command, &name]).await?);
-        }
-        Ok(found)
-    };
-    let heads: [Bound<'_>; 1] = [&&named[..]];
-    let head = tx.query(TENANTS, &heads);
-    let (head, (own, by_id, live, legacy, trail)) =
-        try_join(head, try_join5(own, by_id, live, legacy, trail)).await?;
-    let Some(head) = head.first() else {
-        return Ok(TenantView::default());
-    };
-    let (_, head) = head::tenant(head)?;
-    let mut keys = Keys::default();
-    let own_key = |change: &Change| match &change.row {
-        Row::Key(record) => record.tenant == *tenant,
-        row => matches!(row, Row::Corrupt(_)),
-    };
-    keys.take(rows::changes(&by_id)?.into_iter().filter(own_key));
-    keys.take(rows::changes(&live)?);
-    keys.take(rows::changes(&legacy)?);
-    let own = match own.into_iter().next() {
-        None => None,
-        Some(Row::Tenant(row)) => Some(row),
-        Some(_) => return Err(damaged(&RowKey::Tenant(tenant.clone())).into()),
-    };
-    let owners = owners(tx, tenant, select, &keys).await?;
-    let mut entries = Vec::new();
-    for row in &trail {
-        let entry = rows::entry(row)?.map_err(|place| {
-            let sequence = place.sequence;
-            Fault::corrupt(format!(
-                "audit entry {sequence} of tenant {tenant} is damaged"
-            ))
-        })?;
-        entries.push(entry.entry);
-    }
-    let view = TenantView {
-        revision: head.revision,
-        decided_at: Some(head.decided_at),
-        audit_head: head.audit,
-        tenant: own,
-        corrupt: keys.corrupt,
-        ..TenantView::default()
-    };
-    let owner = |owner: &PrincipalId| owners.get(owner);
-    Ok(view.with_selected(select, keys.records.values(), owner, &entries))
-}
-
-/// Asks, unless there is nothing to ask for.
-async fn unless(
-    nothing: bool,
-    tx: &Tx<'_>,
-    sql: &str,
-    with: &[Bound<'_>],
-) -> Result<Vec<Columns>, Fault> {
-    match nothing {
-        true => Ok(Vec::new()),
-        false => tx.query(sql, with).await,
-    }
-}
-
-async fn named_rows(
-    tx: &Tx<'_>,
-    kind: i64,
-    tenant: &str,
-    names: Vec<&str>,
-) -> Result<Vec<Row>, Fault> {
-    if names.is_empty() {
-        return Ok(Vec::new());
-    }
-    let sql = format!(
-        "SELECT {COLUMNS} FROM $s.rows WHERE kind = {kind} AND tenant = $1 AND name = ANY($2)"
-    );
-    let found = rows::changes(&tx.query(&sql, &[&tenant, &names]).await?)?;
-    Ok(found.into_iter().map(|change| change.row).collect())
-}
-
-async fn owners(
-    tx: &Tx<'_>,
-    tenant: &TenantId,
-    select: &Select,
-    keys: &Keys,
-) -> Result<HashMap<PrincipalId, crate::core::owner::OwnerRecord>, Fault> {
-    let of_keys = keys.records.values();
-    let of_keys = of_keys.filter_map(|record| record.owner.principal());
-    let mut names: Vec<&str> = (select.owners.iter().chain(of_keys))
-        .map(PrincipalId::as_str)
-        .collect();
-    names.sort_unstable();
-    names.dedup();
-    let mut found = HashMap::new();
-    for row in named_rows(tx, OWNER, tenant.as_str(), names).await? {
-        match row {
-            Row::Owner(row) => {
-                found.insert(row.owner.clone(), row);
-            }
-            row => return Err(damaged(&row.key()).into()),
-        }
-    }
-    Ok(found)
-}
 
 pub(super) async fn find(tx: &Tx<'_>, locator: &Locator) -> Result<Option<Versioned>, Fault> {
     let id = async {

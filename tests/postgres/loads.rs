@@ -1,0 +1,134 @@
+//! Loads that wait at once: one transaction for all of them, and for each its own answer.
+
+use futures_util::future::{join_all, poll_immediate};
+use keyward::store::{KeyStore, PostgresStore, Select, StoreError, StoreErrorKind, TenantView};
+use keyward::{KeyId, Role, TenantId};
+
+use crate::damage::service;
+use crate::server::{Place, Server};
+use crate::support::*;
+
+const TENANTS: usize = 20;
+
+/// A few tenants with keys, and what is asked of each: something else of each kind.
+fn tenants(place: &Place) -> Vec<(TenantId, Select)> {
+    let keys = service(place);
+    let mut made: Vec<KeyId> = Vec::new();
+    let mut asked = Vec::new();
+    for number in 0..TENANTS {
+        let name = format!("t{number}");
+        let alice = actor(&name, "alice", Role::ADMIN);
+        for key in 0..=number % 3 {
+            let id = command(&format!("command {key}").replace(' ', "-"));
+            let created = wait(keys.create(&alice.with_command_id(id), reader("key")));
+            made.push(created.unwrap().id);
+        }
+        let select = match number % 5 {
+            0 => Select::none(),
+            // Its own key, and another tenant's.
+            1 => Select {
+                keys: vec![made[0], made[made.len() - 1]],
+                ..Select::none()
+            },
+            2 => Select {
+                live_at: Some(at(START)),
+                ..Select::none()
+            },
+            3 => Select {
+                legacy: true,
+                owners: vec![who("alice")],
+                ..Select::none()
+            },
+            _ => Select {
+                commands: vec![command("command-0")],
+                ..Select::none()
+            },
+        };
+        asked.push((tenant(&name), select));
+    }
+    asked
+}
+
+type Answer = Result<TenantView, StoreError>;
+
+/// Has all wait for the server at once, and tells their answers.
+fn at_once(place: &Place, store: &PostgresStore, asked: &[(TenantId, Select)]) -> Vec<Answer> {
+    let lock = place.hold("LOCK TABLE $s.tenants IN ACCESS EXCLUSIVE MODE");
+    let mut all = join_all((asked.iter()).map(|(tenant, select)| store.load(tenant, select)));
+    assert!(wait(poll_immediate(&mut all)).is_none(), "the server waits");
+    drop(lock);
+    wait(all)
+}
+
+fn one_by_one(store: &PostgresStore, asked: &[(TenantId, Select)]) -> Vec<TenantView> {
+    let one = |(tenant, select): &(TenantId, Select)| wait(store.load(tenant, select)).unwrap();
+    asked.iter().map(one).collect()
+}
+
+/// All but one are as expected. That one failed so.
+fn fails_alone(
+    answers: Vec<Answer>,
+    expected: &[TenantView],
+    (failing, kind): (usize, StoreErrorKind),
+) {
+    for (number, (answer, expected)) in answers.into_iter().zip(expected).enumerate() {
+        match number == failing {
+            true => assert_eq!(answer.unwrap_err().kind(), kind),
+            false => assert_eq!(&answer.unwrap(), expected, "{number}"),
+        }
+    }
+}
+
+#[test]
+fn loads_that_wait_at_once_share_transactions_and_each_is_told_its_own() {
+    let server = Server::start("fsync = off\nlog_statement = 'all'");
+    let place = Place::at(server.url());
+    let asked = tenants(&place);
+    let store = place.connect();
+    let expected = one_by_one(&store, &asked);
+    let told = |part: fn(&TenantView) -> usize| expected.iter().map(part).sum::<usize>();
+    assert!(told(|view| view.records.len()) > 8 && told(|view| view.applied.len()) >= 4);
+    let from = server.log().len();
+    let answers = at_once(&place, &store, &asked);
+    let log = server.log();
+    let begun = log[from..].matches("START TRANSACTION").count();
+    assert!((1..=4).contains(&begun), "{begun} transactions");
+    let answers: Vec<_> = answers.into_iter().map(Result::unwrap).collect();
+    assert_eq!(answers, expected);
+}
+
+#[test]
+fn one_tenant_is_asked_for_many_times_at_once_and_each_is_told_what_it_asked_for() {
+    let place = Place::new();
+    let asked = tenants(&place);
+    let asked: Vec<_> = (asked.into_iter())
+        .map(|(_, select)| (tenant("t2"), select))
+        .collect();
+    let store = place.connect();
+    let expected = one_by_one(&store, &asked);
+    let answers = at_once(&place, &store, &asked);
+    let answers: Vec<_> = answers.into_iter().map(Result::unwrap).collect();
+    assert_eq!(answers, expected);
+}
+
+#[test]
+fn a_tenant_that_cannot_be_loaded_fails_alone() {
+    let place = Place::new();
+    let asked = tenants(&place);
+    let store = place.connect();
+    let expected = one_by_one(&store, &asked);
+    // The server itself cannot read rows of one.
+    place.run(
+        "ALTER TABLE $s.rows RENAME TO read_before; CREATE VIEW $s.rows AS \
+         SELECT place, kind, tenant, name, id, ends, legacy, fingerprint, \
+         CASE WHEN tenant = 't7' THEN convert_to((1 / (length(tenant) - 2))::text, 'UTF8') \
+         ELSE body END AS body, seal FROM $s.read_before",
+    );
+    let answers = at_once(&place, &store, &asked);
+    fails_alone(answers, &expected, (7, StoreErrorKind::Unavailable));
+    place.run("DROP VIEW $s.rows; ALTER TABLE $s.read_before RENAME TO rows");
+    // The server can, and what it tells is damaged.
+    place.run("UPDATE $s.tenants SET seal = seal + 1 WHERE tenant = 't8'");
+    let answers = at_once(&place, &store, &asked);
+    fails_alone(answers, &expected, (8, StoreErrorKind::Corrupt));
+}
