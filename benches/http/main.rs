@@ -39,6 +39,7 @@ use keyward::{Keyward, Need, days, profiles};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
+use tower::layer::util::Identity;
 
 use self::shared::Random;
 use self::shared::clock::{median, nanos};
@@ -49,7 +50,7 @@ use self::shared::table::{Asked, Goal, Table};
 /// How much is measured.
 struct Size {
     keys: u64,
-    /// Rounds of each of the two, in turns.
+    /// Rounds of each of the three, in turns.
     pairs: usize,
     /// How long one round takes, in seconds.
     seconds: u32,
@@ -78,6 +79,8 @@ const GOAL: Goal = Goal::AtMost(1.03);
 
 const PLAIN: &str = "/plain/health";
 const KEYED: &str = "/keyed/health";
+/// Behind a layer that does nothing: what a router asks for any.
+const LAYERED: &str = "/layered/health";
 
 fn main() {
     let asked = Asked::read();
@@ -92,28 +95,24 @@ fn main() {
     let runtime = Runtime::new().unwrap();
     let address = runtime.block_on(serve(keys, size.keys));
     assert_eq!(status(address, PLAIN), 200);
+    assert_eq!(status(address, LAYERED), 200);
     assert_eq!(status(address, KEYED), 401, "the layer is around it");
 
     let load = |path| load(address, path, &presented, size.seconds);
     let mut table = Table::default();
-    let (mut plain, mut keyed) = (Vec::new(), Vec::new());
-    // The first pair warms up.
-    for pair in 0..=size.pairs {
-        let (one, other) = match pair % 2 {
-            0 => {
-                let plain = load(PLAIN);
-                (plain, load(KEYED))
+    let mut rounds: [Vec<Round>; 3] = Default::default();
+    let routes = [PLAIN, KEYED, LAYERED];
+    // The first turn warms up. Each route comes first as often as any other.
+    for turn in 0..=size.pairs {
+        for number in 0..routes.len() {
+            let which = (turn + number) % routes.len();
+            let round = load(routes[which]);
+            if turn > 0 {
+                rounds[which].push(round);
             }
-            _ => {
-                let keyed = load(KEYED);
-                (load(PLAIN), keyed)
-            }
-        };
-        if pair > 0 {
-            plain.push(one);
-            keyed.push(other);
         }
     }
+    let [plain, keyed, layered] = rounds;
     let what = format!(
         "requests a second at {} keys, without : with the layer",
         size.keys
@@ -133,6 +132,15 @@ fn main() {
         "us",
         |round| round.cpu / 1e3,
         (&keyed, &plain),
+        None,
+    );
+    let what = "the same, with a layer that does nothing : without";
+    compare(
+        &mut table,
+        what,
+        "us",
+        |round| round.cpu / 1e3,
+        (&layered, &plain),
         None,
     );
     table.print(asked.json);
@@ -172,6 +180,7 @@ async fn serve(made: Keys, count: u64) -> SocketAddr {
     let keyed = KeywardLayer::new(keys.clone()).require(Need::scope(SCOPE));
     let app: Router = routes::router(&keys)
         .route(PLAIN, get(routes::health))
+        .route(LAYERED, get(routes::health).layer(Identity::new()))
         .route(KEYED, get(routes::health).layer(keyed));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
