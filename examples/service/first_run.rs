@@ -1,7 +1,7 @@
 //! The first run: makes an admin key, and shows how to use it.
 
+use std::fmt;
 use std::io::Write;
-use std::path::Path;
 
 use keyward::{Actor, CommandId, Denied, Error, Keyward, NewKey, Role};
 
@@ -11,21 +11,33 @@ use crate::Fallible;
 /// commands.
 const TRY: &str = include_str!("try.txt");
 
+/// Where keys are kept, and what to do with that to start over.
+pub(crate) struct Kept {
+    pub(crate) place: String,
+    pub(crate) end: &'static str,
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.place)
+    }
+}
+
 /// Prints an admin key and what to do with it, if no run before did.
 ///
 /// The command has an id of its own: of all runs over these keys, even two that start at once, one
 /// makes the key.
-pub(crate) async fn welcome(keys: &Keyward, data: &Path, url: &str) -> Fallible<()> {
+pub(crate) async fn welcome(keys: &Keyward, kept: &Kept, url: &str) -> Fallible<()> {
     let alice = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
     let once = alice.with_command_id(CommandId::new("first-admin-key")?);
     // A key has its owner's role if it reaches all that the role does.
     let admin = NewKey::new("first admin key").scope("*:*");
     let mut out = std::io::stdout().lock();
-    let data = data.display();
+    let end = kept.end;
     match keys.create(once, admin).await {
         Ok(created) => {
             let secret = created.secret.expose();
-            writeln!(out, "Keys are kept in {data}; delete it to start over.\n")?;
+            writeln!(out, "Keys are kept in {kept}; {end} it to start over.\n")?;
             writeln!(
                 out,
                 "The admin key, shown this once. In another terminal:\n"
@@ -37,9 +49,9 @@ pub(crate) async fn welcome(keys: &Keyward, data: &Path, url: &str) -> Fallible<
         Err(Error::Denied(Denied::AlreadyCreated { id })) => {
             writeln!(
                 out,
-                "Keys are kept in {data}. Its first run showed the admin key, {id}."
+                "Keys are kept in {kept}. Its first run showed the admin key, {id}."
             )?;
-            writeln!(out, "If it is lost, delete {data} to start over.\n")?;
+            writeln!(out, "If it is lost, {end} {kept} to start over.\n")?;
         }
         Err(error) => return Err(error.into()),
     }

@@ -3,7 +3,8 @@
 //! The first run makes an admin key, prints it once, and prints the lines that try everything in
 //! another terminal; later runs do not know the key. All that is kept is in one folder,
 //! `target/service` unless `--data` names another: delete it to start over. Started twice with
-//! different ports, two services share the file, and each refuses what the other revoked.
+//! different ports, two services share the file, and each refuses what the other revoked. Built with
+//! `--features postgres`, it keeps keys in a database too: `--database postgres://…`.
 //!
 //! `routes` says which key a request needs, `management` lets keys be managed with a key, and here is
 //! how such a service starts and ends.
@@ -15,16 +16,22 @@ mod routes;
 
 use std::io::Write;
 use std::net::SocketAddr;
+#[cfg(feature = "postgres")]
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser;
-use keyward::store::SqliteStore;
+#[cfg(feature = "postgres")]
+use keyward::store::PostgresStore;
+use keyward::store::{KeyStore, NodeRegistry, SqliteStore};
 use keyward::{FollowOptions, Keyward, PepperFile};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing_subscriber::EnvFilter;
+
+use self::first_run::Kept;
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -41,6 +48,33 @@ struct Settings {
     /// The folder in which keys are kept
     #[arg(long, env = "SERVICE_DATA", default_value = "target/service")]
     data: PathBuf,
+    /// A database to keep keys in, instead of a file: postgres://USER:PASSWORD@HOST/DATABASE
+    #[cfg(feature = "postgres")]
+    #[arg(long, env = "SERVICE_DATABASE", hide_env_values = true)]
+    database: Option<Url>,
+    /// The schema of the database that holds them
+    #[cfg(feature = "postgres")]
+    #[arg(long, env = "SERVICE_SCHEMA", default_value = "keyward")]
+    schema: String,
+}
+
+/// Holds a password, and prints none.
+#[cfg(feature = "postgres")]
+#[derive(Clone)]
+struct Url(String);
+
+#[cfg(feature = "postgres")]
+impl From<String> for Url {
+    fn from(url: String) -> Self {
+        Self(url)
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl std::fmt::Debug for Url {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Url(…)")
+    }
 }
 
 fn main() -> Fallible<()> {
@@ -57,9 +91,9 @@ async fn serve(settings: &Settings) -> Fallible<()> {
     // Before the admin key is made: a port that is taken must not cost the only time it is shown.
     let listener = TcpListener::bind(settings.listen).await?;
     let url = format!("http://{}", listener.local_addr()?);
-    let keys = open(&settings.data).await?;
+    let (keys, kept) = open(settings).await?;
     let follower = keys.follow(FollowOptions::default())?;
-    first_run::welcome(&keys, &settings.data, &url).await?;
+    first_run::welcome(&keys, &kept, &url).await?;
     writeln!(std::io::stdout(), "Listening on {url}")?;
 
     let (stops, stopping) = oneshot::channel();
@@ -88,15 +122,36 @@ async fn serve(settings: &Settings) -> Fallible<()> {
 ///
 /// The pepper lies beside them for the sake of a trial. A real service keeps it elsewhere, so that
 /// whoever copies the keys, or a backup of them, has no pepper.
-async fn open(data: &Path) -> Fallible<Keyward> {
+async fn open(settings: &Settings) -> Fallible<(Keyward, Kept)> {
+    let data = &settings.data;
     std::fs::create_dir_all(data)?;
-    let (file, pepper) = (data.join("keys.db"), data.join("pepper"));
+    #[cfg(feature = "postgres")]
+    if let Some(Url(url)) = &settings.database {
+        let store = PostgresStore::options(url).schema(&settings.schema);
+        let store = store.connect().await?;
+        let first = store.scan(None, NonZeroUsize::MIN).await?;
+        let keys = build(store.clone(), !first.rows.is_empty(), data).await?;
+        let place = format!("the database's schema {}", store.schema());
+        return Ok((keys, Kept { place, end: "drop" }));
+    }
+    let file = data.join("keys.db");
+    let known = file.exists();
+    let keys = build(SqliteStore::open(file).await?, known, data).await?;
+    let place = data.display().to_string();
+    let end = "delete";
+    Ok((keys, Kept { place, end }))
+}
+
+async fn build<S>(store: S, known: bool, data: &Path) -> Fallible<Keyward>
+where
+    S: KeyStore + NodeRegistry + Clone,
+{
+    let pepper = data.join("pepper");
     // A new pepper in place of a lost one would verify nothing.
-    let peppers = match file.exists() {
+    let peppers = match known {
         true => PepperFile::read(pepper)?,
         false => PepperFile::open_or_create(pepper)?,
     };
-    let store = SqliteStore::open(file).await?;
     let keys = Keyward::builder(store.clone(), peppers).registry(store);
     Ok(keys.build().await?)
 }

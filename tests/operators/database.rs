@@ -20,7 +20,7 @@ const CORRUPT: i32 = 4;
 const NOT_FOUND: i32 = 5;
 
 /// The server as others than these tests are told of it, with a password that it does not ask for.
-fn uri() -> String {
+pub(crate) fn uri() -> String {
     let given = url();
     if given.contains("://") {
         return given;

@@ -8,8 +8,11 @@ mod database;
 mod example;
 mod fill;
 mod interrupted;
+#[path = "../support/served.rs"]
+mod served;
 #[path = "../postgres/server.rs"]
 mod server;
+mod service;
 #[path = "../support/mod.rs"]
 mod support;
 #[path = "../support/turns.rs"]

@@ -1,0 +1,185 @@
+//! The example `service` as a real process, and what is asked of it over real sockets.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file uses its own part"
+)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
+use std::sync::mpsc::{self, Receiver};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::example;
+
+/// For how long a service may say nothing where it must.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub fn command(folder: &Path, listen: &str) -> Command {
+    static BUILT: LazyLock<PathBuf> = LazyLock::new(|| example::build("service"));
+    let mut command = Command::new(&*BUILT);
+    command.args(["--listen", listen, "--data"]);
+    command.arg(folder.join("data"));
+    // All that it and what it is made of ever log.
+    command.env("RUST_LOG", "trace").stdin(Stdio::null());
+    command
+}
+
+/// A service that runs. It is killed when this is dropped, if it did not end before.
+pub struct Service {
+    pub child: Child,
+    /// What it printed before it served.
+    pub printed: Vec<String>,
+    pub address: SocketAddr,
+    logs: Receiver<String>,
+    logged: String,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Service {
+    pub fn start(folder: &Path) -> Self {
+        Self::start_with(folder, &[])
+    }
+
+    /// The same with variables of its own.
+    pub fn start_with(folder: &Path, variables: &[(&str, &str)]) -> Self {
+        let mut command = command(folder, "127.0.0.1:0");
+        command.envs(variables.iter().copied());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let (send, logs) = mpsc::channel();
+        let err = BufReader::new(child.stderr.take().unwrap());
+        let reader = std::thread::spawn(move || {
+            for line in err.lines().map_while(Result::ok) {
+                let _ = send.send(line);
+            }
+        });
+        let mut printed = Vec::new();
+        let mut address = None;
+        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+            let line = line.unwrap();
+            if let Some(url) = line.strip_prefix("Listening on http://") {
+                address = Some(url.parse().unwrap());
+                break;
+            }
+            printed.push(line);
+        }
+        Self {
+            child,
+            printed,
+            address: address.expect("it says where it listens"),
+            logs,
+            logged: String::new(),
+            reader: Some(reader),
+        }
+    }
+
+    /// The lines that it tells its reader to paste.
+    pub fn lines_to_try(&self) -> Vec<&str> {
+        let indented = |line: &'_ String| line.starts_with("    ");
+        let lines = self.printed.iter().filter(|line| indented(line));
+        lines.map(|line| line.trim()).collect()
+    }
+
+    /// What the first run shows once.
+    pub fn admin_key(&self) -> String {
+        let line = self.lines_to_try();
+        let key = line
+            .iter()
+            .find_map(|line| line.strip_prefix("export ADMIN_KEY="));
+        key.expect("the first run prints the admin key").to_owned()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Reads on in its log until a line that has these words.
+    pub fn wait_for(&mut self, words: &str) {
+        loop {
+            let line = self.logs.recv_timeout(PATIENCE).unwrap();
+            self.logged.push_str(&line);
+            self.logged.push('\n');
+            if line.contains(words) {
+                return;
+            }
+        }
+    }
+
+    /// All that it logged, once it has ended well.
+    pub fn ended(mut self) -> String {
+        let status = self.child.wait().unwrap();
+        self.reader.take().unwrap().join().unwrap();
+        self.logged
+            .extend(self.logs.try_iter().map(|line| line + "\n"));
+        assert!(status.success(), "{status}: {}", self.logged);
+        std::mem::take(&mut self.logged)
+    }
+
+    pub fn stop(self) -> String {
+        self.signal(Signal::TERM);
+        self.ended()
+    }
+
+    /// Sends a request on a connection of its own; status and body of the answer.
+    pub fn ask(&self, key: &str, method_and_path: &str, body: Option<Value>) -> (u16, Value) {
+        self.ask_with(
+            &[("authorization", &format!("Bearer {key}"))],
+            method_and_path,
+            body,
+        )
+    }
+
+    pub fn ask_with(
+        &self,
+        headers: &[(&str, &str)],
+        method_and_path: &str,
+        body: Option<Value>,
+    ) -> (u16, Value) {
+        let mut stream = self.connect();
+        let body = body.map(|body| body.to_string()).unwrap_or_default();
+        let mut head = format!("{method_and_path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n");
+        for (name, value) in headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        if !body.is_empty() {
+            head += &format!(
+                "content-type: application/json\r\ncontent-length: {}\r\n",
+                body.len()
+            );
+        }
+        stream
+            .write_all(format!("{head}\r\n{body}").as_bytes())
+            .unwrap();
+        answer(&mut stream)
+    }
+
+    pub fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Reads an answer to its end: status, and the body as JSON, or null if it is none.
+pub fn answer(stream: &mut TcpStream) -> (u16, Value) {
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, serde_json::from_str(body).unwrap_or_default())
+}
