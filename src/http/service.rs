@@ -75,12 +75,11 @@ where
                 let layer = self.layer.clone();
                 let verdict = async move { asking.verdict(&layer).await }.boxed();
                 let inner = self.take_ready();
-                let waiting = Some((inner, parts, body));
+                let waiting = Some((self.layer.clone(), inner, parts, body));
                 State::Asking { verdict, waiting }
             }
         };
-        let layer = self.layer.clone();
-        ResponseFuture { state, layer }
+        ResponseFuture { state }
     }
 }
 
@@ -98,10 +97,14 @@ where
         Ok(Admitted { span, in_query }) => {
             let request = Request::from_parts(parts, body);
             let future = span.in_scope(|| inner.call(request));
+            let dress = Dress {
+                vary: layer.vary().cloned(),
+                in_query,
+            };
             State::Inner {
                 future,
                 span,
-                in_query,
+                dress,
             }
         }
         Err(refusal) => {
@@ -119,7 +122,6 @@ pin_project! {
     {
         #[pin]
         state: State<S, B>,
-        layer: KeywardLayer,
     }
 }
 
@@ -132,13 +134,13 @@ pin_project! {
         // The store is asked, while the request and the service that was made ready wait.
         Asking {
             verdict: BoxFuture<'static, Verdict>,
-            waiting: Option<(S, Parts, B)>,
+            waiting: Option<(KeywardLayer, S, Parts, B)>,
         },
         Inner {
             #[pin]
             future: S::Future,
             span: tracing::Span,
-            in_query: bool,
+            dress: Dress,
         },
         Refused {
             answer: Option<Response<Bytes>>,
@@ -158,18 +160,18 @@ where
             let next = match this.state.as_mut().project() {
                 StateOf::Asking { verdict, waiting } => {
                     let verdict = ready!(verdict.poll_unpin(context));
-                    let (mut inner, parts, body) =
+                    let (layer, mut inner, parts, body) =
                         waiting.take().expect("polled no more once it is ready");
-                    pass(this.layer, verdict, (parts, body), &mut inner)
+                    pass(&layer, verdict, (parts, body), &mut inner)
                 }
                 StateOf::Inner {
                     future,
                     span,
-                    in_query,
+                    dress,
                 } => {
                     let _entered = span.enter();
                     let mut response = ready!(future.poll(context))?;
-                    dress(this.layer, *in_query, &mut response);
+                    dress.put_on(&mut response);
                     return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                 }
                 StateOf::Refused { answer } => {
@@ -185,13 +187,20 @@ where
 /// Tells caches what the answer depends on: a shared one keeps what was asked for with
 /// `Authorization` to itself, and knows nothing of other headers (RFC 9111, section 3.5). What was
 /// asked for with a key in the query no shared cache may keep (RFC 6750, section 2.3).
-fn dress<B>(layer: &KeywardLayer, in_query: bool, response: &mut Response<B>) {
-    let headers = response.headers_mut();
-    if let Some(vary) = layer.vary() {
-        headers.append(VARY, vary.clone());
-    }
-    if in_query && !headers.contains_key(CACHE_CONTROL) {
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("private"));
+struct Dress {
+    vary: Option<HeaderValue>,
+    in_query: bool,
+}
+
+impl Dress {
+    fn put_on<B>(&mut self, response: &mut Response<B>) {
+        let headers = response.headers_mut();
+        if let Some(vary) = self.vary.take() {
+            headers.append(VARY, vary);
+        }
+        if self.in_query && !headers.contains_key(CACHE_CONTROL) {
+            headers.insert(CACHE_CONTROL, HeaderValue::from_static("private"));
+        }
     }
 }
 
