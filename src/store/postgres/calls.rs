@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use super::PostgresStore;
 use super::fault::Fault;
 use super::link::{Link, Listing, Tx};
-use super::transfer::under_way;
+use super::schema::under_way;
 use crate::store::StoreError;
 
 /// How long a call may take.
@@ -82,67 +82,6 @@ impl Within {
 }
 
 impl PostgresStore {
-    /// Reads, all of it as of one instant.
-    pub(super) async fn read<T, F>(
-        &self,
-        doing: &'static str,
-        takes: Takes,
-        steps: F,
-    ) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: for<'t> FnOnce(&'t Tx<'_>) -> BoxFuture<'t, Result<T, Fault>> + Send + 'static,
-    {
-        self.within(Within::Snapshot, doing, takes, steps).await
-    }
-
-    /// Reads what nothing is concluded from.
-    pub(super) async fn glance<T, F>(&self, doing: &'static str, steps: F) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: for<'t> FnOnce(&'t Tx<'_>) -> BoxFuture<'t, Result<T, Fault>> + Send + 'static,
-    {
-        let takes = Takes::Moment;
-        self.within(Within::Glance, doing, takes, steps).await
-    }
-
-    /// Writes something that is no commit.
-    pub(super) async fn write<T, F>(&self, doing: &'static str, steps: F) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: for<'t> FnOnce(&'t Tx<'_>) -> BoxFuture<'t, Result<T, Fault>> + Send + 'static,
-    {
-        let takes = Takes::Moment;
-        self.within(Within::Writing, doing, takes, steps).await
-    }
-
-    /// Reads a copy that is under way.
-    pub(super) async fn read_copy<T, F>(
-        &self,
-        doing: &'static str,
-        steps: F,
-    ) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: for<'t> FnOnce(&'t Tx<'_>) -> BoxFuture<'t, Result<T, Fault>> + Send + 'static,
-    {
-        self.within(Within::Copy, doing, Takes::While, steps).await
-    }
-
-    /// Goes on with a copy that is under way.
-    pub(super) async fn write_copy<T, F>(
-        &self,
-        doing: &'static str,
-        steps: F,
-    ) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: for<'t> FnOnce(&'t Tx<'_>) -> BoxFuture<'t, Result<T, Fault>> + Send + 'static,
-    {
-        let takes = Takes::Moment;
-        self.within(Within::CopyWriting, doing, takes, steps).await
-    }
-
     /// Looks through rows some at a time, all as of one instant.
     pub(super) async fn look_through<T, F>(
         &self,
@@ -165,11 +104,12 @@ impl PostgresStore {
         done.unwrap_or_else(|| Err(Fault::Late.told(doing)))
     }
 
-    async fn within<T, F>(
+    /// Takes steps in a transaction, and tells what they told once it is over.
+    pub(super) async fn within<T, F>(
         &self,
         within: Within,
-        doing: &'static str,
         takes: Takes,
+        doing: &'static str,
         steps: F,
     ) -> Result<T, StoreError>
     where

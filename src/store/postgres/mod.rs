@@ -36,7 +36,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::unconstrained;
 
-use self::calls::Takes;
+use self::calls::{Takes, Within};
 pub use self::fault::{ConnectError, PoolExhausted};
 use self::head::Head;
 use self::link::Link;
@@ -168,9 +168,12 @@ impl PostgresStore {
     ///
     /// [`StoreError`] if they cannot be read at all.
     pub async fn check_integrity(&self) -> Result<IntegrityReport, StoreError> {
-        self.read("checking integrity", Takes::AsLongAsItNeeds, |tx| {
-            check::check(tx).boxed()
-        })
+        self.within(
+            Within::Snapshot,
+            Takes::AsLongAsItNeeds,
+            "checking integrity",
+            |tx| check::check(tx).boxed(),
+        )
         .await
     }
 
@@ -180,9 +183,12 @@ impl PostgresStore {
     ///
     /// [`StoreError`].
     pub async fn stats(&self) -> Result<Stats, StoreError> {
-        self.read("counting rows", Takes::AsLongAsItNeeds, |tx| {
-            check::stats(tx).boxed()
-        })
+        self.within(
+            Within::Snapshot,
+            Takes::AsLongAsItNeeds,
+            "counting rows",
+            |tx| check::stats(tx).boxed(),
+        )
         .await
     }
 
@@ -194,9 +200,12 @@ impl PostgresStore {
     ///
     /// [`StoreError`]. After `Indeterminate` they may be forgotten or not.
     pub async fn forget_removed(&self, upto: Revision) -> Result<u64, StoreError> {
-        self.write("forgetting tombstones", move |tx| {
-            upkeep::forget_removed(tx, upto).boxed()
-        })
+        self.within(
+            Within::Writing,
+            Takes::Moment,
+            "forgetting tombstones",
+            move |tx| upkeep::forget_removed(tx, upto).boxed(),
+        )
         .await
     }
 
@@ -210,9 +219,12 @@ impl PostgresStore {
     ///
     /// [`StoreError`]. After `Indeterminate` it may be done or not.
     pub async fn begin_anew(&self) -> Result<(), StoreError> {
-        self.write("beginning a history anew", |tx| {
-            upkeep::begin_anew(tx).boxed()
-        })
+        self.within(
+            Within::Writing,
+            Takes::Moment,
+            "beginning a history anew",
+            |tx| upkeep::begin_anew(tx).boxed(),
+        )
         .await
     }
 
@@ -222,9 +234,12 @@ impl PostgresStore {
     ///
     /// [`StoreError`]. After `Indeterminate` it may be done or not.
     pub async fn finish_recovery(&self) -> Result<(), StoreError> {
-        self.write("finishing a recovery", |tx| {
-            upkeep::finish_recovery(tx).boxed()
-        })
+        self.within(
+            Within::Writing,
+            Takes::Moment,
+            "finishing a recovery",
+            |tx| upkeep::finish_recovery(tx).boxed(),
+        )
         .await
     }
 
@@ -256,9 +271,12 @@ impl KeyStore for PostgresStore {
 
     async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
         let locator = *locator;
-        self.read("reading a key", Takes::Moment, move |tx| {
-            async move { read::find(tx, &locator).await }.boxed()
-        })
+        self.within(
+            Within::Snapshot,
+            Takes::Moment,
+            "reading a key",
+            move |tx| async move { read::find(tx, &locator).await }.boxed(),
+        )
         .await
     }
 
@@ -267,9 +285,12 @@ impl KeyStore for PostgresStore {
     }
 
     async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
-        self.read("reading changes", Takes::Moment, move |tx| {
-            async move { read::changes(tx, after, limit).await }.boxed()
-        })
+        self.within(
+            Within::Snapshot,
+            Takes::Moment,
+            "reading changes",
+            move |tx| async move { read::changes(tx, after, limit).await }.boxed(),
+        )
         .await?
     }
 
@@ -278,9 +299,12 @@ impl KeyStore for PostgresStore {
         after: Option<RowKey>,
         limit: NonZeroUsize,
     ) -> Result<ScanPage, StoreError> {
-        self.read("scanning rows", Takes::Moment, move |tx| {
-            async move { read::scan(tx, after.as_ref(), limit).await }.boxed()
-        })
+        self.within(
+            Within::Snapshot,
+            Takes::Moment,
+            "scanning rows",
+            move |tx| async move { read::scan(tx, after.as_ref(), limit).await }.boxed(),
+        )
         .await
     }
 
@@ -323,7 +347,9 @@ impl KeyStore for PostgresStore {
         self.listen();
         loop {
             let moved = self.shared.moved.listen();
-            let head = self.glance("reading the head", |tx| Head::read(tx).boxed());
+            let head = self.within(Within::Glance, Takes::Moment, "reading the head", |tx| {
+                Head::read(tx).boxed()
+            });
             if head.await?.cursor != after {
                 return Ok(());
             }
@@ -336,21 +362,29 @@ impl KeyStore for PostgresStore {
 #[async_trait]
 impl NodeRegistry for PostgresStore {
     async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {
-        self.write("noting a node's report", move |tx| {
-            async move { nodes::report(tx, &report).await }.boxed()
-        })
+        self.within(
+            Within::Writing,
+            Takes::Moment,
+            "noting a node's report",
+            move |tx| async move { nodes::report(tx, &report).await }.boxed(),
+        )
         .await
     }
 
     async fn nodes(&self) -> Result<Vec<NodeReport>, StoreError> {
-        self.read("reading nodes", Takes::Moment, |tx| nodes::all(tx).boxed())
-            .await
+        self.within(Within::Snapshot, Takes::Moment, "reading nodes", |tx| {
+            nodes::all(tx).boxed()
+        })
+        .await
     }
 
     async fn forget(&self, node: NodeId, upto: u64) -> Result<(), StoreError> {
-        self.write("forgetting a node", move |tx| {
-            async move { nodes::forget(tx, node, upto).await }.boxed()
-        })
+        self.within(
+            Within::Writing,
+            Takes::Moment,
+            "forgetting a node",
+            move |tx| async move { nodes::forget(tx, node, upto).await }.boxed(),
+        )
         .await
     }
 }

@@ -7,16 +7,28 @@ use tokio_postgres::error::SqlState;
 use super::fault::{ConnectError, Fault};
 use super::link::Link;
 use crate::core::view::Revision;
-use crate::store::rows::{CommitRow, StoreRow, signed};
+use crate::store::rows::{COPYING, CommitRow, StoreRow, is_copy, signed};
 
 /// The version that this build writes, in `schema_version`.
 pub(super) const VERSION: i32 = 1;
+
+/// The version of a schema that is a copy in the making.
+pub(super) const UNDER_WAY: i32 = COPYING + VERSION;
 
 /// The steps from each version to the next. A released step is never edited.
 const MIGRATIONS: [&str; VERSION as usize] = [include_str!("schema/1.sql")];
 
 /// How often tables are set up anew when others do so at the same time. A judgement.
 const ATTEMPTS: usize = 20;
+
+/// Refuses what is no copy in the making.
+pub(super) fn under_way(version: i32) -> Result<(), Fault> {
+    match version {
+        UNDER_WAY => Ok(()),
+        found if is_copy(found) => Err(Fault::version(found)),
+        _ => Err(Fault::Refused("no copy into this schema is under way")),
+    }
+}
 
 /// The schema that a store has for itself.
 #[derive(Clone, Debug)]

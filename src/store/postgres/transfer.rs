@@ -8,26 +8,23 @@ use async_trait::async_trait;
 use futures_util::future::FutureExt;
 use tokio_postgres::Row as Columns;
 
-use super::calls::Takes;
+use super::calls::{Takes, Within};
 use super::exchange::Bundle;
 use super::fault::Fault;
 use super::head::{self, HEAD, Head};
 use super::link::{Link, Tx};
 use super::read::marks;
 use super::rows::{bound, exactly};
-use super::schema::VERSION;
+use super::schema::{UNDER_WAY, VERSION};
 use super::write::Written;
 use super::{PostgresStore, nodes, rows, upkeep};
 use crate::core::secret::Digest;
 use crate::store::rows::{
-    AuditColumns, COPYING, CommitRow, Fields, Sql, StoreRow, TenantHead, audit_item, digest_holder,
-    id_of, is_copy, items_after, last_item, place_of, row_item, table, tenant_item,
+    AuditColumns, CommitRow, Fields, Sql, StoreRow, TenantHead, audit_item, digest_holder, id_of,
+    is_copy, items_after, last_item, place_of, row_item, table, tenant_item,
 };
 use crate::store::transfer::{CopyError, Counts, Export, Import, Item, Origin, Page, Part};
 use crate::store::{Cursor, StoreError};
-
-/// The version of a schema that is a copy in the making.
-const UNDER_WAY: i32 = COPYING + VERSION;
 
 const EXPORTING: &str = "reading a store to copy it";
 const IMPORTING: &str = "copying into a database";
@@ -232,8 +229,10 @@ async fn finish(tx: &Tx<'_>, origin: &Origin) -> Result<Cursor, Fault> {
 #[async_trait]
 impl Export for PostgresStore {
     async fn origin(&self) -> Result<Origin, StoreError> {
-        self.read(EXPORTING, Takes::AsLongAsItNeeds, |tx| origin(tx).boxed())
-            .await
+        self.within(Within::Snapshot, Takes::AsLongAsItNeeds, EXPORTING, |tx| {
+            origin(tx).boxed()
+        })
+        .await
     }
 
     async fn page(
@@ -243,19 +242,10 @@ impl Export for PostgresStore {
         limit: NonZeroUsize,
     ) -> Result<Page, StoreError> {
         let after = after.cloned();
-        self.read(EXPORTING, Takes::While, move |tx| {
+        self.within(Within::Snapshot, Takes::While, EXPORTING, move |tx| {
             async move { page(tx, part, after.as_ref(), limit).await }.boxed()
         })
         .await
-    }
-}
-
-/// Refuses what is no copy in the making.
-pub(super) fn under_way(version: i32) -> Result<(), Fault> {
-    match version {
-        UNDER_WAY => Ok(()),
-        found if is_copy(found) => Err(Fault::version(found)),
-        _ => Err(Fault::Refused("no copy into this schema is under way")),
     }
 }
 
@@ -279,13 +269,15 @@ impl Import for PostgresStore {
     }
 
     async fn last(&self, part: Part) -> Result<Option<Item>, StoreError> {
-        self.read_copy(IMPORTING, move |tx| last(tx, part).boxed())
-            .await
+        self.within(Within::Copy, Takes::While, IMPORTING, move |tx| {
+            last(tx, part).boxed()
+        })
+        .await
     }
 
     async fn write(&self, items: &[Item]) -> Result<(), StoreError> {
         let items = items.to_vec();
-        self.write_copy(IMPORTING, move |tx| {
+        self.within(Within::CopyWriting, Takes::Moment, IMPORTING, move |tx| {
             async move { write(tx, &items).await }.boxed()
         })
         .await
@@ -298,7 +290,7 @@ impl Import for PostgresStore {
         limit: NonZeroUsize,
     ) -> Result<Page, StoreError> {
         let after = after.cloned();
-        self.read_copy(IMPORTING, move |tx| {
+        self.within(Within::Copy, Takes::While, IMPORTING, move |tx| {
             async move { page(tx, part, after.as_ref(), limit).await }.boxed()
         })
         .await
@@ -306,7 +298,7 @@ impl Import for PostgresStore {
 
     async fn finish(&self, origin: &Origin) -> Result<Cursor, StoreError> {
         let origin = origin.clone();
-        self.write_copy(IMPORTING, move |tx| {
+        self.within(Within::CopyWriting, Takes::Moment, IMPORTING, move |tx| {
             async move { finish(tx, &origin).await }.boxed()
         })
         .await
