@@ -100,7 +100,11 @@ struct Task {
 impl Task {
     async fn run(mut self) {
         while let Some(group) = self.next() {
-            settle(&self.loader.link, group).await;
+            let left = settle(&self.loader.link, group).await;
+            let mut orders = self.loader.orders();
+            left.into_iter()
+                .rev()
+                .for_each(|order| orders.waiting.push_front(order));
         }
     }
 
@@ -149,49 +153,63 @@ fn next_group(waiting: &mut VecDeque<Order>) -> Vec<Order> {
     group
 }
 
-/// Sees that each order gets its answer.
-async fn settle(link: &Link, group: Vec<Order>) {
+/// Sees that each order gets its answer, but for those whose time is not over, though that of one which
+/// came along was: they are left.
+async fn settle(link: &Link, group: Vec<Order>) -> Vec<Order> {
     match load_all(link, &group).await {
-        Ok(views) => {
+        Some(Ok(views)) => {
             for (order, view) in group.into_iter().zip(views) {
-                tell(order, view.map_err(|fault| fault.told(DOING)));
+                tell(order, view);
             }
         }
         // One tenant that cannot be loaded must not stop those that came along with it.
-        Err(Fault::Server { .. }) if group.len() > 1 => {
+        Some(Err(Fault::Server { .. })) if group.len() > 1 => {
             for order in group {
                 let alone = load_all(link, std::slice::from_ref(&order)).await;
-                let view = alone.and_then(|mut views| views.pop().unwrap_or(Err(MISSING)));
-                tell(order, view.map_err(|fault| fault.told(DOING)));
+                let view = alone.unwrap_or(Err(Fault::Late));
+                let view = view.and_then(|mut views| views.pop().unwrap_or(Err(MISSING)));
+                tell(order, view);
             }
         }
-        Err(fault) => {
+        Some(Err(fault)) => {
             let error = fault.told(DOING);
-            group
-                .into_iter()
-                .for_each(|order| tell(order, Err(error.clone())));
+            for order in group {
+                drop(order.answer.send(Err(error.clone())));
+            }
+        }
+        None => {
+            let (left, late) = still_in_time(group, Instant::now());
+            late.into_iter()
+                .for_each(|order| tell(order, Err(Fault::Late)));
+            return left;
         }
     }
+    Vec::new()
+}
+
+/// Those whose time is not over, and the others.
+fn still_in_time(group: Vec<Order>, now: Instant) -> (Vec<Order>, Vec<Order>) {
+    group.into_iter().partition(|order| order.until > now)
 }
 
 const MISSING: Fault = Fault::Refused("a tenant was not answered");
 
-fn tell(order: Order, view: Result<TenantView, StoreError>) {
+fn tell(order: Order, view: Result<TenantView, Fault>) {
     // Whoever asked may have stopped waiting.
-    drop(order.answer.send(view));
+    drop(order.answer.send(view.map_err(|fault| fault.told(DOING))));
 }
 
-/// Loader in one transaction, until the first order's time is over.
-async fn load_all(link: &Link, group: &[Order]) -> Result<Vec<Result<TenantView, Fault>>, Fault> {
-    let until = group.iter().map(|order| order.until).min();
+/// Loads in one transaction. `None` once the time of one order is over.
+async fn load_all(
+    link: &Link,
+    group: &[Order],
+) -> Option<Result<Vec<Result<TenantView, Fault>>, Fault>> {
+    let until = group.iter().map(|order| order.until).min()?;
     let asked: Vec<_> = group.iter().map(|order| order.asked.clone()).collect();
     let run = Within::Snapshot.run(link, Takes::Moment, |tx| {
         async move { load::load(tx, &asked).await }.boxed()
     });
-    match until {
-        Some(until) => timeout_at(until, run).await.map_err(|_| Fault::Late)?,
-        None => Ok(Vec::new()),
-    }
+    timeout_at(until, run).await.ok()
 }
 
 #[cfg(test)]
@@ -226,6 +244,21 @@ mod tests {
         assert_eq!(names(&next_group(&mut waiting)), ["a", "b"]);
         assert_eq!(names(&next_group(&mut waiting)), ["a"]);
         assert!(next_group(&mut waiting).is_empty());
+    }
+
+    #[test]
+    fn those_who_came_later_are_not_late_with_the_first() {
+        let start = Instant::now();
+        let orders = ["a", "b", "c"].map(order).into_iter().zip(0..);
+        let (group, _answered): (Vec<_>, Vec<_>) = orders
+            .map(|((mut order, answered), second)| {
+                order.until = start + std::time::Duration::from_secs(second);
+                (order, answered)
+            })
+            .unzip();
+        let now = start + std::time::Duration::from_secs(1);
+        let (left, late) = still_in_time(group, now);
+        assert_eq!((names(&left), names(&late)), (vec!["c"], vec!["a", "b"]));
     }
 
     #[test]
