@@ -88,6 +88,9 @@ fn loads_that_wait_at_once_share_transactions_and_each_is_told_its_own() {
     let expected = one_by_one(&store, &asked);
     let told = |part: fn(&TenantView) -> usize| expected.iter().map(part).sum::<usize>();
     assert!(told(|view| view.records.len()) > 8 && told(|view| view.applied.len()) >= 4);
+    for ((tenant, _), view) in asked.iter().zip(&expected) {
+        assert!(view.records.iter().all(|record| record.tenant == *tenant));
+    }
     let from = server.log().len();
     let answers = at_once(&place, &store, &asked);
     let log = server.log();
