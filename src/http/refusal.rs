@@ -342,16 +342,10 @@ fn common_headers(refusal: &Refusal, (manner, sources): (&Manner, &Sources)) -> 
 pub(super) fn vary(sources: &Sources) -> Option<HeaderValue> {
     let authorization = (sources.bearer || sources.basic).then_some("authorization");
     let own = sources.header.as_ref().map(http::HeaderName::as_str);
-    // What most have is a constant: each answer has a copy, and threads need not agree on who has one.
-    match (authorization, own) {
-        (None, None) => None,
-        (Some(one), None) => Some(HeaderValue::from_static(one)),
-        (Some("authorization"), Some("x-api-key")) => {
-            Some(HeaderValue::from_static("authorization, x-api-key"))
-        }
-        (None, Some(own)) => HeaderValue::from_str(own).ok(),
-        (Some(one), Some(own)) => HeaderValue::from_str(&format!("{one}, {own}")).ok(),
-    }
+    let names: Vec<_> = authorization.into_iter().chain(own).collect();
+    HeaderValue::from_str(&names.join(", "))
+        .ok()
+        .filter(|names| !names.is_empty())
 }
 
 /// How the client may authenticate, where that is what is amiss. Every 401 has a challenge (RFC

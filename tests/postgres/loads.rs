@@ -1,11 +1,13 @@
 //! Loads that wait at once: one transaction for all of them, and for each its own answer.
 
+use std::time::Duration;
+
 use futures_util::future::{join_all, poll_immediate};
 use keyward::store::{KeyStore, PostgresStore, Select, StoreError, StoreErrorKind, TenantView};
 use keyward::{KeyId, Role, TenantId};
 
 use crate::damage::service;
-use crate::server::{Place, Server};
+use crate::server::{Place, Server, open};
 use crate::support::*;
 
 const TENANTS: usize = 20;
@@ -134,4 +136,27 @@ fn a_tenant_that_cannot_be_loaded_fails_alone() {
     place.run("UPDATE $s.tenants SET seal = seal + 1 WHERE tenant = 't8'");
     let answers = at_once(&place, &store, &asked);
     fails_alone(answers, &expected, (8, StoreErrorKind::Corrupt));
+}
+
+#[test]
+fn a_load_may_take_as_long_as_can_be_said() {
+    let place = Place::new();
+    let store = open(place.options().request_timeout(Duration::MAX)).unwrap();
+    let view = wait(store.load(&tenant("acme"), &Select::none())).unwrap();
+    assert_eq!(view, TenantView::default());
+}
+
+#[test]
+fn once_the_runtime_is_gone_a_load_says_so_at_once() {
+    let place = Place::new();
+    let runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = { runtime }.worker_threads(1).enable_all().build().unwrap();
+    let store = runtime.block_on(place.options().connect()).unwrap();
+    drop(runtime);
+    for _ in 0..3 {
+        let (acme, nothing) = (tenant("acme"), Select::none());
+        let load = store.load(&acme, &nothing);
+        let answer = wait(poll_immediate(load)).expect("nobody is left to wait for");
+        assert_eq!(answer.unwrap_err().kind(), StoreErrorKind::Unavailable);
+    }
 }

@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use keyward::policy::Policy;
 use keyward::store::{
     AuditQuery, KeyQuery, KeySort, KeyStore, Locator, PostgresStore, Revision, Select,
@@ -110,6 +111,14 @@ impl World {
             commands: vec![command("some")],
         };
         wait(store.load(&tenant("acme"), &everything)).unwrap();
+        // Many tenants at once: all but the first two wait for each other.
+        let many: Vec<_> = (0..20)
+            .map(|other| tenant(&format!("none-{other}")))
+            .collect();
+        let many = many.iter().map(|tenant| store.load(tenant, &everything));
+        for loaded in wait(join_all(many)) {
+            loaded.unwrap();
+        }
         wait(store.find(&Locator::Id(key.id))).unwrap();
         wait(store.find(&Locator::Imported(digest))).unwrap();
         // Ten rows of what the service itself wrote, which are the newest.

@@ -11,6 +11,10 @@ use super::link::{Link, Listing, Tx};
 use super::schema::under_way;
 use crate::store::StoreError;
 
+/// How long any call may take. A judgement: somebody waits for it, who can give up. An instant that is
+/// further away might be none.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// How long a call may take.
 #[derive(Clone, Copy, Eq, PartialEq)]
 pub(super) enum Takes {
@@ -24,12 +28,12 @@ pub(super) enum Takes {
 
 impl Takes {
     pub(super) fn limit(self, link: &Link) -> Duration {
-        match self {
+        let limit = match self {
             Self::Moment => link.timeouts.request,
             Self::While => link.timeouts.request.saturating_mul(6),
-            // A judgement: somebody waits for it, who can give up.
-            Self::AsLongAsItNeeds => Duration::from_secs(24 * 60 * 60),
-        }
+            Self::AsLongAsItNeeds => LONGEST,
+        };
+        limit.min(LONGEST)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Loader of tenants: those that wait at once are one transaction. Deciding on sixteen tenants then asks
+//! Loads of tenants: those that wait at once are one transaction. Deciding on sixteen tenants then asks
 //! the server hardly more than deciding on one.
 
 use std::collections::{HashSet, VecDeque};
@@ -17,8 +17,8 @@ use crate::core::tenant::TenantId;
 use crate::core::view::{Select, TenantView};
 use crate::store::{StoreError, StoreErrorKind};
 
-/// How many tenants are loaded at once, at most. A judgement: as many statements' worth of rows as are
-/// told in one go.
+/// How many tenants one transaction loads, at most. A judgement: what they ask for is kept until all of it
+/// came.
 const MOST: usize = 64;
 
 /// How many transactions load at the same time, so that a tenant of many keys does not keep all others

@@ -163,7 +163,7 @@ impl PostgresOptions {
     }
 
     /// Sets how long a call waits for the server as a whole, and once more for the answer to its
-    /// commit. Listings may take six times as long. Defaults to ten seconds.
+    /// commit. Listings may take six times as long; more than a day is a day. Defaults to ten seconds.
     pub const fn request_timeout(mut self, timeout: Duration) -> Self {
         self.timeouts.request = timeout;
         self
