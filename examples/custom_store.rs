@@ -59,12 +59,14 @@ impl KeyStore for Shelf {
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
         let state = &mut *self.state();
         let view = state.tenants.entry(commit.tenant.clone()).or_default();
+        let rows = &state.rows;
+        let row_at = |row: &RowKey| rows.get(row).map_or(Revision::ZERO, |last| last.revision);
         let writable = |record: &KeyRecord| {
-            let own = state.rows.get(&RowKey::Key(record.id));
+            let own = rows.get(&RowKey::Key(record.id));
             own.is_none_or(|own| matches!(&own.row, Row::Key(own) if own.tenant == record.tenant))
         };
         let holder = |digest: &Digest| state.imported.get(digest).copied();
-        commit.check(view.revision, writable, holder)?;
+        commit.check(view.revision, row_at, writable, holder)?;
         // Nothing fails from here on. Every history of this store ends with its process; one that
         // can be restored from a backup draws a new epoch then.
         let revision = Revision(state.heads.len() as u64 + 1);
@@ -73,11 +75,11 @@ impl KeyStore for Shelf {
         state.newest = state.newest.max(Some(commit.decided_at));
         state.imported.extend(commit.imported());
         for row in commit.rows() {
+            view.revisions.insert(row.key(), revision);
             state.rows.insert(row.key(), Change { revision, row });
         }
-        for entry in commit.effects.audit.iter().cloned() {
-            state.audit.push(AuditRow { revision, entry });
-        }
+        let entries = commit.effects.audit.iter().cloned();
+        (state.audit).extend(entries.map(|entry| AuditRow { revision, entry }));
         view.apply(&commit.effects);
         view.revision = revision;
         view.decided_at = view.decided_at.max(Some(commit.decided_at));
@@ -133,8 +135,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let peppers = PepperRing::generate()?;
     let keys = Keyward::builder(Shelf::default(), peppers).build().await?;
     let admin = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
-    let key = NewKey::new("export").environment("live");
-    let created = keys.create(&admin, key).await?;
+    let created = keys.create(&admin, NewKey::new("export")).await?;
     let grant = keys.verify(created.secret.expose(), &Need::any())?;
     println!("key {} works", grant.key_id());
     Ok(())

@@ -10,8 +10,9 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use keyward::conformance::broken::{BrokenStore, Defect};
 use keyward::conformance::explore::{Bench, Explorer, Race, Report, World, block_on, step};
-use keyward::policy::{ActiveKeyCap, LegacyRule, Policy, PolicySpec};
+use keyward::policy::{ActiveKeyCap, LegacyRule, Policy, PolicySpec, TenantReach};
 use keyward::profiles::standard;
 use keyward::store::{
     AuditPage, AuditQuery, Change, Changes, ChangesError, Commit, CommitError, CommitTag, Cursor,
@@ -19,8 +20,8 @@ use keyward::store::{
     ScanPage, Select, StoreError, TenantView, Versioned,
 };
 use keyward::{
-    Actor, Command, CommandId, Digest, Error, ImportKey, KeyId, NewKey, Outcome, PrincipalId,
-    Reason, Replacement, Request, Role, ScopeSet, TenantId, async_trait, hours,
+    Actor, Command, CommandId, DeleteKey, Digest, Error, ImportKey, KeyId, NewKey, Outcome,
+    PrincipalId, Reason, Replacement, Request, Role, ScopeSet, Sweep, TenantId, async_trait, hours,
 };
 
 fn tenant(path: &str) -> TenantId {
@@ -34,12 +35,7 @@ fn admin(path: &str) -> Actor {
 fn by(actor: Actor, id: &str, command: Command) -> Request {
     let tenant = actor.tenant().clone();
     let id = CommandId::new(id).unwrap();
-    Request {
-        id,
-        actor,
-        tenant,
-        command,
-    }
+    Request::new(id, actor, tenant, command)
 }
 
 fn ask(id: &str, command: Command) -> Request {
@@ -143,7 +139,10 @@ fn a_revocation_that_races_with_a_rotation_is_for_ever() {
     ] {
         holds(&race(2, move |bench| {
             let key = made(bench.land(create("before"))?);
-            Ok(vec![revoke("revoke", key), rotate("rotate", key, how)])
+            Ok(vec![
+                revoke("revoke", key),
+                rotate("rotate", key, how.clone()),
+            ])
         }));
     }
 }
@@ -156,7 +155,10 @@ fn two_rotations_of_one_key_never_pass_the_cap() {
     ] {
         holds(&race(2, move |bench| {
             let key = made(bench.land(create("before"))?);
-            Ok(vec![rotate("one", key, how), rotate("two", key, how)])
+            Ok(vec![
+                rotate("one", key, how.clone()),
+                rotate("two", key, how.clone()),
+            ])
         }));
     }
 }
@@ -187,7 +189,7 @@ fn a_create_that_races_with_the_removal_of_its_owner_escapes_nothing() {
                 "remove",
                 Command::RemoveOwner {
                     owner: bob,
-                    sweep: Vec::new(),
+                    sweep: Sweep::default(),
                 },
             ),
         ])
@@ -198,7 +200,9 @@ fn a_create_that_races_with_the_removal_of_its_owner_escapes_nothing() {
 fn a_create_that_races_with_the_closing_of_its_tenant_escapes_nothing() {
     holds(&race(5, |bench| {
         bench.land(create("before"))?;
-        let close = Command::CloseTenant { sweep: Vec::new() };
+        let close = Command::CloseTenant {
+            sweep: Sweep::default(),
+        };
         Ok(vec![create("create"), ask("close", close)])
     }));
 }
@@ -238,6 +242,186 @@ fn two_commands_of_one_id_land_once() {
         bench.land(create("before"))?;
         Ok(vec![create("same"), create("same")])
     }));
+}
+
+/// Secret keys reach the tenants below; none comes with a tenant.
+fn reaching_below() -> Policy {
+    let mut spec = standard();
+    let secret = spec.classes.get_mut("secret").unwrap();
+    secret.tenant_reach = TenantReach::Below;
+    Policy::new(spec).unwrap()
+}
+
+fn within(path: &str, mut request: Request) -> Request {
+    request.tenant = tenant(path);
+    request
+}
+
+fn ann() -> PrincipalId {
+    "ann".try_into().unwrap()
+}
+
+/// A key of acme that manages as its owner does, a developer, and the actor that it stands for.
+fn manager_of_acme(bench: &Bench) -> Result<(KeyId, Actor), Error> {
+    let command = NewKey::new("manager").environment("live").scope("*:*");
+    let command = command.owned_by(ann(), Role::DEVELOPER).into_command()?;
+    match bench.land(ask("manager", command))? {
+        Outcome::Issued { key: Some(key), .. } => {
+            let token = key.token.unwrap();
+            Ok((key.id, bench.actor(token.expose()).unwrap()))
+        }
+        other => panic!("made no key: {other:?}"),
+    }
+}
+
+/// A key of acme creates one below `above`, while a command in `above` takes its authority away.
+fn create_below(above: &'static str, narrowing: Narrowing) -> Race {
+    Race::new(reaching_below(), move |bench| {
+        let path = ["acme", "acme/web", "acme/web/api"];
+        let below = path.iter().position(|tenant| *tenant == above).unwrap() + 1;
+        for tenant in &path[..=below] {
+            bench.land(within(tenant, ask(tenant, Command::ProvisionTenant)))?;
+        }
+        let (id, actor) = manager_of_acme(bench)?;
+        let create = by(actor, "create", key("below").into_command()?);
+        let narrow = ask("narrow", narrowing(id));
+        Ok(vec![within(path[below], create), within(above, narrow)])
+    })
+}
+
+/// What takes the authority of the key of this id away.
+type Narrowing = fn(KeyId) -> Command;
+
+fn deleted(key: KeyId) -> Command {
+    let deletion = DeleteKey::plain();
+    Command::Delete { key, deletion }
+}
+
+fn lowered(_: KeyId) -> Command {
+    let (owner, role) = (ann(), Role::MEMBER);
+    Command::ChangeOwnerRole { owner, role }
+}
+
+fn owner_removed(_: KeyId) -> Command {
+    remove(ann())
+}
+
+fn closed(_: KeyId) -> Command {
+    let sweep = Sweep::default();
+    Command::CloseTenant { sweep }
+}
+
+fn remove(owner: PrincipalId) -> Command {
+    let sweep = Sweep::default();
+    Command::RemoveOwner { owner, sweep }
+}
+
+/// In the tenant of the key itself.
+const ABOVE: &[Narrowing] = &[
+    |key| {
+        let revocation = Reason::Lost.into();
+        Command::Revoke { key, revocation }
+    },
+    |key| Command::Disable { key },
+    deleted,
+    lowered,
+    owner_removed,
+    closed,
+];
+
+/// In a tenant between the key and those that it creates.
+const MIDWAY: &[Narrowing] = &[lowered, owner_removed, closed];
+
+#[test]
+fn nothing_is_created_below_once_authority_above_is_gone() {
+    for &narrowing in ABOVE {
+        // In the long tier too: a command over many keys takes many steps.
+        let report = create_below("acme", narrowing)
+            .explore(&Explorer::new().lost_replies(1), MemoryStore::new)
+            .unwrap_or_else(|f| panic!("{f}"));
+        println!("{report:?}");
+        assert!(report.complete && report.executions > 50, "{report:?}");
+    }
+}
+
+#[test]
+fn nothing_is_created_below_once_authority_midway_is_gone() {
+    for &narrowing in MIDWAY {
+        let report = create_below("acme/web", narrowing)
+            .explore(
+                &Explorer::new().lost_replies(usize::from(long())),
+                MemoryStore::new,
+            )
+            .unwrap_or_else(|f| panic!("{f}"));
+        println!("{report:?}");
+        assert!(report.complete && report.executions > 50, "{report:?}");
+    }
+}
+
+#[test]
+fn a_store_that_ignores_guards_lets_a_key_without_authority_create_below() {
+    let ignores = || BrokenStore::new(MemoryStore::new(), Defect::IgnoresGuards);
+    let above = ABOVE.iter().map(|narrowing| ("acme", *narrowing));
+    let midway = MIDWAY.iter().map(|narrowing| ("acme/web", *narrowing));
+    for (tenant, narrowing) in above.chain(midway) {
+        let race = create_below(tenant, narrowing);
+        let found = race.explore(&Explorer::new(), ignores).unwrap_err();
+        println!("{found}");
+        assert!(found.message.contains("landed at"), "{found}");
+        let again = race.replay(&Explorer::new(), ignores(), &found.schedule);
+        assert_eq!(again.unwrap_err().message, found.message);
+    }
+}
+
+#[test]
+fn a_store_that_overlooks_what_is_gone_lets_a_deleted_key_create_below() {
+    let overlooks = || BrokenStore::new(MemoryStore::new(), Defect::RemovedKeysStand);
+    let race = create_below("acme", deleted);
+    let found = race.explore(&Explorer::new(), overlooks).unwrap_err();
+    println!("{found}");
+    assert!(found.message.contains("landed at"), "{found}");
+}
+
+/// A person creates a key below a tenant that has no row yet, neither of itself nor of the person, and
+/// is removed there.
+fn create_below_by_a_stranger() -> Race {
+    Race::new(reaching_below(), |bench| {
+        let provision = ask("provision", Command::ProvisionTenant);
+        bench.land(within("acme/web", provision))?;
+        let bob: PrincipalId = "bob".try_into()?;
+        let developer = Actor::new(tenant("acme"), bob.clone(), Role::DEVELOPER);
+        let create = by(developer, "create", key("below").into_command()?);
+        Ok(vec![within("acme/web", create), ask("remove", remove(bob))])
+    })
+}
+
+#[test]
+fn nothing_is_created_below_by_whom_the_first_row_above_removes() {
+    let race = create_below_by_a_stranger();
+    holds(&race);
+    let overlooks = || BrokenStore::new(MemoryStore::new(), Defect::AbsentRowsAlwaysStand);
+    let found = race.explore(&Explorer::new(), overlooks).unwrap_err();
+    println!("{found}");
+    assert!(found.message.contains("landed at"), "{found}");
+}
+
+#[test]
+fn an_organisation_that_is_busy_with_other_keys_starves_no_project() {
+    let race = Race::new(reaching_below(), |bench| {
+        bench.land(create("before"))?;
+        let provision = ask("provision", Command::ProvisionTenant);
+        bench.land(within("acme/web", provision))?;
+        let (_, actor) = manager_of_acme(bench)?;
+        let below = by(actor, "below", key("below").into_command()?);
+        Ok(vec![within("acme/web", below), create("above")])
+    });
+    let report = race.explore(&Explorer::new(), MemoryStore::new).unwrap();
+    // Three calls and two, in every order: no command was decided twice.
+    assert_eq!((report.max_depth, report.executions), (5, 10));
+    let starves = || BrokenStore::new(MemoryStore::new(), Defect::GuardsWholeTenants);
+    let found = race.explore(&Explorer::new(), starves).unwrap_err();
+    println!("{found}");
+    assert!(found.message.contains("failed"), "{found}");
 }
 
 /// What is broken in a store that otherwise forwards.
@@ -478,6 +662,7 @@ fn a_writer_that_counts_and_then_inserts_is_caught() {
                     let commit = Commit {
                         tenant: tenant("acme"),
                         expected: view.revision,
+                        guards: Vec::new(),
                         tag: CommitTag(n),
                         decided_at: view.decided_at.unwrap(),
                         effects,

@@ -6,23 +6,32 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
 use keyward::audit::{Action, AuditEntry, AuditHash};
 use keyward::store::DecodeError;
 use keyward::{
-    AddressAllowlist, Credential, Description, Digest, Fingerprint, Hint, ImportScheme, KeyId,
-    KeyName, KeyRecord, KeyState, LastAction, Metadata, Owner, OwnerRecord, PepperId, Predecessor,
-    Purpose, Reason, Resource, ResourceId, ResourceKind, Role, RotationReason, ScopeSet, Stamp,
-    Succession, TenantRecord, Visibility, hours, token::TokenPrefix,
+    AddressAllowlist, Author, BulkFilter, Credential, Description, Digest, Fingerprint, Hint,
+    ImportScheme, KeyId, KeyName, KeyRecord, KeyState, LastAction, Lineage, MadeBy, Maker,
+    Metadata, Owner, OwnerRecord, PendingSweep, PepperId, Predecessor, Purpose, Reason, Resource,
+    ResourceId, ResourceKind, Role, RotationReason, ScopeSet, Stamp, Succession, SweepKind,
+    TenantRecord, Visibility, hours, token::TokenPrefix,
 };
 use support::*;
 
 fn stamp(day: u32, by: &str) -> Stamp {
     Stamp {
         at: at(&format!("2026-01-{day:02}T00:00:00Z")),
-        by: who(by),
+        by: author(by),
+    }
+}
+
+fn maker(number: u128) -> Maker {
+    Maker {
+        key: KeyId::from_u128(number),
+        lineage: KeyId::from_u128(number + 10),
     }
 }
 
@@ -40,13 +49,21 @@ fn full() -> KeyRecord {
         purpose: Some(Purpose::new("exports").unwrap()),
         metadata: Metadata::new([("team", "data"), ("cost", "42")]).unwrap(),
         owner: Owner::Principal(who("alice")),
-        owner_role: Some(Role::ADMIN),
+        bound: BTreeSet::from([Role::ADMIN, Role::DEVELOPER]),
+        manages: true,
+        makers: [3, 4].map(maker).to_vec(),
+        lineage: Lineage {
+            first: KeyId::from_u128(1),
+            since: at("2025-12-01T00:00:00Z"),
+            created_by: Some(KeyId::from_u128(3)),
+        },
         scopes: ScopeSet::parse(["reports:read", "exports:*"]).unwrap(),
         allowlist: AddressAllowlist::parse(["192.0.2.0/24", "2001:db8::1"]).unwrap(),
         resource: Some(Resource {
             kind: ResourceKind::new("deployment.server").unwrap(),
             id: ResourceId::new("d-1").unwrap(),
         }),
+        exposed_at: Some(at("2026-01-03T00:00:00Z")),
         created: stamp(1, "alice"),
         updated: stamp(3, "bob"),
         last_action: LastAction::Revoked,
@@ -85,10 +102,21 @@ fn bare() -> KeyRecord {
         purpose: None,
         metadata: Metadata::default(),
         owner: Owner::Tenant,
-        owner_role: None,
+        bound: BTreeSet::new(),
+        manages: false,
+        makers: Vec::new(),
+        lineage: Lineage {
+            created_by: None,
+            ..full().lineage
+        },
         scopes: ScopeSet::none(),
         allowlist: AddressAllowlist::default(),
         resource: None,
+        exposed_at: None,
+        created: Stamp {
+            by: Author::Application,
+            ..full().created
+        },
         expires_at: None,
         state: KeyState::Enabled,
         legacy: false,
@@ -119,6 +147,41 @@ fn closed_tenant() -> TenantRecord {
         tenant: tenant("acme"),
         provisioned,
         closed,
+        sweeps: sweeps(),
+    }
+}
+
+/// One of every command over many keys, each by another kind of author.
+fn sweeps() -> Vec<PendingSweep> {
+    let filter = BulkFilter {
+        owner: Some(who("alice")),
+        class: Some(class("secret")),
+        created_before: Some(at("2026-01-04T00:00:00Z")),
+        pepper: Some(PepperId::new("p1").unwrap()),
+        made_by: Some(MadeBy {
+            key: KeyId::from_u128(3),
+            lineage: Some(KeyId::from_u128(13)),
+        }),
+    };
+    let kinds = [
+        (Author::Application, SweepKind::CloseTenant),
+        (author("bob"), SweepKind::RemoveOwner(who("alice"))),
+        (key_of_alice(), SweepKind::Revoke(filter, Reason::Leaked)),
+    ];
+    let pending = |(by, kind)| PendingSweep {
+        command: command("c2"),
+        by,
+        began_at: at("2026-01-04T00:00:00Z"),
+        descendants: true,
+        kind,
+    };
+    kinds.into_iter().map(pending).collect()
+}
+
+fn key_of_alice() -> Author {
+    Author::Key {
+        key: KeyId::from_u128(3),
+        owner: Owner::Principal(who("alice")),
     }
 }
 
@@ -127,12 +190,14 @@ fn entry() -> AuditEntry {
         tenant: tenant("acme"),
         sequence: 7,
         at: at("2026-01-02T00:00:00Z"),
-        actor: who("alice"),
+        actor: key_of_alice(),
         role: Some(Role::ADMIN),
         command: command("c1"),
         command_mark: [1, 2, 3, 4, 5, 6, 7, 8],
-        action: Action::KeyRevoked {
-            reason: Reason::Lost,
+        action: Action::KeyImported {
+            class: class("secret"),
+            scheme: ImportScheme::Sha256,
+            mark: serde_json::from_value(vec![7; 32].into()).unwrap(),
         },
         key: Some(KeyId::from_u128(5)),
         pepper: PepperId::new("p1").unwrap(),

@@ -3,11 +3,11 @@
 
 mod support;
 
-use keyward::policy::{Deletion, KeyClass, OwnerCeiling, Revocation, Rotation};
+use keyward::policy::{Deletion, KeyClass, Revocation, Rotation};
 use keyward::token::TokenPrefix;
 use keyward::{
     BulkFilter, Created, DeleteKey, Denied, KeyUpdate, Keyward, Need, PepperId, Problem, Reason,
-    Rejection, Replacement, Role, days, hours, profiles,
+    Rejection, Replacement, days, hours, profiles,
 };
 use support::*;
 
@@ -184,7 +184,9 @@ fn live_keys_never_pass_twice_the_cap() {
     let mut newest = first.id;
     for _ in 0..3 {
         world.clock.advance(hours(1));
-        newest = wait(world.keys.rotate(&admin(), newest, grace)).unwrap().id;
+        newest = wait(world.keys.rotate(&admin(), newest, grace.clone()))
+            .unwrap()
+            .id;
     }
     let live = || {
         let query = world.keys.query(&tenant("acme")).live();
@@ -270,23 +272,4 @@ fn a_purge_removes_what_was_kept_long_enough_and_nothing_else() {
     world.keys.verify(kept.secret.expose(), &reading()).unwrap();
     let by_a_person = wait(world.keys.purge(&admin(), &acme));
     assert!(matches!(denied(by_a_person), Denied::HostOnly { .. }));
-}
-
-#[test]
-fn a_snapshot_of_the_owners_role_outlives_a_change_but_not_a_removal() {
-    let mut spec = profiles::standard();
-    let secret = spec.classes.get_mut("secret").unwrap();
-    secret.owner_ceiling = OwnerCeiling::Snapshot;
-    let world = World::with_policy(spec);
-    let acme = tenant("acme");
-    let bob = actor("acme", "bob", Role::DEVELOPER);
-    let key = world
-        .create(&bob, reader("k").scope("reports:write"))
-        .unwrap();
-    let writing = Need::scope("reports:write");
-    let keys = &world.keys;
-    wait(keys.change_owner_role(&admin(), &acme, who("bob"), Role::MEMBER)).unwrap();
-    world.keys.verify(key.secret.expose(), &writing).unwrap();
-    wait(world.keys.remove_owner(&admin(), &acme, who("bob"))).unwrap();
-    assert!(world.keys.verify(key.secret.expose(), &writing).is_err());
 }

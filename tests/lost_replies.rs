@@ -83,7 +83,7 @@ async fn a_removed_owner_is_refused_here_once_removing_it_again_returns() {
     let store = FaultyStore::new(MemoryStore::new());
     let (here, there) = (node(store.clone()).await, node(store.clone()).await);
     let created = create(&here).await;
-    let host = Actor::system("acme".try_into().unwrap());
+    let host = Actor::application("acme".try_into().unwrap());
     for keys in [&there, &here] {
         let alice = "alice".try_into().unwrap();
         keys.remove_owner(&host, host.tenant(), alice)

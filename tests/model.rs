@@ -283,7 +283,7 @@ thread_local! {
     static MADE: (keyward::Keyward, String) = pollster::block_on(async {
         let peppers = keyward::PepperRing::generate().unwrap();
         let keys = keyward::Keyward::builder(MemoryStore::new(), peppers).build().await.unwrap();
-        let host = keyward::Actor::system("acme".try_into().unwrap());
+        let host = keyward::Actor::application("acme".try_into().unwrap());
         let key = keyward::NewKey::new("one").environment("live");
         let created = keys.create(&host, key).await.unwrap();
         (keys, created.secret.expose().to_owned())

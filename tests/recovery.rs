@@ -61,6 +61,7 @@ fn backup(of: &MemoryStore) -> MemoryStore {
         let commit = Commit {
             tenant,
             expected: Revision::ZERO,
+            guards: Vec::new(),
             tag: CommitTag(1),
             decided_at: effects.audit.iter().map(|entry| entry.at).max().unwrap(),
             effects,
@@ -111,7 +112,7 @@ fn after_a_restore_nothing_verifies_until_it_is_enabled() {
     let legacy = wait(world.keys.provision_tenant(&host(), &tenant("acme"))).unwrap();
     let legacy = legacy.into_iter().next().unwrap();
     let key = |by: &Actor| world.create(by, reader("key")).unwrap();
-    let (plain, elsewhere) = (key(&host()), key(&Actor::system(tenant("other"))));
+    let (plain, elsewhere) = (key(&host()), key(&Actor::application(tenant("other"))));
     let waits = Replacement::on_first_use(hours(1));
     let successor = wait(world.keys.rotate(&host(), plain.id, waits)).unwrap();
     let store = backup(&world.store);
@@ -151,7 +152,7 @@ fn after_a_restore_nothing_verifies_until_it_is_enabled() {
     assert_eq!(trail(&store).len(), told.len());
 
     wait(restored.enable(&host(), elsewhere.id)).unwrap_err();
-    wait(restored.enable(&Actor::system(tenant("other")), elsewhere.id)).unwrap();
+    wait(restored.enable(&Actor::application(tenant("other")), elsewhere.id)).unwrap();
     restored
         .verify(elsewhere.secret.expose(), &Need::any())
         .unwrap();
@@ -160,7 +161,7 @@ fn after_a_restore_nothing_verifies_until_it_is_enabled() {
     restored.verify(next.secret.expose(), &Need::any()).unwrap();
     assert!(restored.verify(secrets[0], &Need::any()).is_err());
     let other = report.legacy.iter().find(|id| **id != legacy.id).unwrap();
-    wait(restored.enable(&Actor::system(tenant("other")), *other)).unwrap();
+    wait(restored.enable(&Actor::application(tenant("other")), *other)).unwrap();
 }
 
 #[test]
@@ -371,7 +372,7 @@ fn entries_that_are_altered_foreign_or_missing_change_nothing() {
     let world = World::new();
     let (one, two) = (world.some_key(), world.some_key());
     world
-        .create(&Actor::system(tenant("other")), reader("o"))
+        .create(&Actor::application(tenant("other")), reader("o"))
         .unwrap();
     let store = backup(&world.store);
     wait(world.keys.revoke(&admin(), one.id, Reason::Lost)).unwrap();
@@ -393,7 +394,7 @@ fn entries_that_are_altered_foreign_or_missing_change_nothing() {
     };
     let altered = refused(&|entries| entries[last].action = Action::KeyDisabled);
     assert!(matches!(altered, ChainError::Altered { .. }));
-    let known = refused(&|entries| entries[0].actor = who("mallory"));
+    let known = refused(&|entries| entries[0].actor = author("mallory"));
     assert!(
         matches!(known, ChainError::Altered { .. }),
         "in the backup, but not like this"
@@ -465,7 +466,7 @@ fn a_recovery_that_was_interrupted_goes_on() {
     let world = World::new();
     let made: Vec<_> = (0..4).map(|_| world.some_key()).collect();
     let others = ["a", "b", "c"].map(|path| {
-        let host = Actor::system(tenant(path));
+        let host = Actor::application(tenant(path));
         world.create(&host, reader(path)).unwrap()
     });
     let source = backup(&world.store);
@@ -495,7 +496,8 @@ fn a_recovery_that_was_interrupted_goes_on() {
             assert_eq!(reports, whole, "each once");
             for path in ["acme", "a", "b", "c"] {
                 let path = tenant(path);
-                wait(restored.verify_audit(&Actor::system(path.clone()), &path, None)).unwrap();
+                wait(restored.verify_audit(&Actor::application(path.clone()), &path, None))
+                    .unwrap();
             }
         }
     }
@@ -627,7 +629,7 @@ fn replayed_accepts_no_more(
     }
     for path in TENANTS {
         let path = tenant(path);
-        wait(restored.verify_audit(&Actor::system(path.clone()), &path, None)).unwrap();
+        wait(restored.verify_audit(&Actor::application(path.clone()), &path, None)).unwrap();
     }
     prop_assert!(later.iter().any(|by| !by.is_zero()) || trail(&backup).len() == known);
     recover(&restored, Recovery::DisableAll);

@@ -13,6 +13,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 
 use keyward::store::{NodeRegistry, SqliteStore};
+use keyward::{Actor, Keyward, NewKey, PepperFile, Role, TenantId};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -103,6 +104,129 @@ fn the_lines_that_the_first_run_prints_work_as_they_stand_and_no_later_run_print
             assert!(!text.contains(hidden), "a secret is in {where_}");
         }
     }
+}
+
+const JSON: &str = "content-type: application/json\r\n";
+const CLOSE: &str = "connection: close\r\n";
+const EMPTY: &str = "content-length: 0\r\n";
+
+/// The head of a request whose body is to come.
+fn head(path: &str, key: &str, more: &str) -> String {
+    format!("POST {path} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {key}\r\n{more}\r\n")
+}
+
+/// A whole key, the admin's, and the id of the first.
+fn stolen(service: &Service) -> (String, String, String) {
+    let admin = service.admin_key();
+    let (status, made) = service.ask(&admin, "POST /v1/keys", create(&["*:*"], 30));
+    assert_eq!(status, 201, "{made}");
+    let text = |field: &str| made[field].as_str().unwrap().to_owned();
+    (text("secret"), admin, text("id"))
+}
+
+/// A request that began with a key which was revoked before its body came makes no other key.
+#[test]
+fn a_slow_body_brings_nothing_to_a_key_that_was_revoked_meanwhile() {
+    let folder = folder();
+    let service = Service::start(folder.path());
+    let (key, admin, id) = stolen(&service);
+    let body = br#"{"name": "mine", "scopes": ["*:*"]}"#;
+    let length = format!(
+        "{JSON}{CLOSE}content-length: {}\r\nexpect: 100-continue\r\n",
+        body.len()
+    );
+    let mut stream = service.connect();
+    stream
+        .write_all(head("/v1/keys", &key, &length).as_bytes())
+        .unwrap();
+    // It was let in, and the handler waits for the body.
+    let go_on = "HTTP/1.1 100 Continue\r\n\r\n";
+    let mut read = vec![0; go_on.len()];
+    stream.read_exact(&mut read).unwrap();
+    assert_eq!(String::from_utf8(read).unwrap(), go_on);
+
+    let (status, _) = service.ask(&admin, &format!("POST /v1/keys/{id}/revoke"), None);
+    assert_eq!(status, 200);
+    stream.write_all(body).unwrap();
+    let (status, refused) = answer(&mut stream);
+    assert_eq!(status, 401, "{refused}");
+    let (_, listed) = service.ask(&admin, "GET /v1/keys", None);
+    assert_eq!(listed["keys"].as_array().unwrap().len(), 2, "{listed}");
+}
+
+#[test]
+fn a_long_stream_brings_nothing_to_a_key_that_was_revoked_meanwhile() {
+    let folder = folder();
+    let service = Service::start(folder.path());
+    let (key, admin, id) = stolen(&service);
+    let mut stream = service.connect();
+    let chunked = format!("{JSON}{CLOSE}transfer-encoding: chunked\r\n");
+    let chunked = head("/v1/keys", &key, &chunked);
+    stream.write_all(chunked.as_bytes()).unwrap();
+    let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
+    stream
+        .write_all(chunk(r#"{"name": "mine","#).as_bytes())
+        .unwrap();
+    // Another connection: by its answer the first chunk was read, or the request was not let in at all.
+    let (status, _) = service.ask(&admin, &format!("POST /v1/keys/{id}/revoke"), None);
+    assert_eq!(status, 200);
+    let rest = chunk(r#" "scopes": ["*:*"]}"#) + "0\r\n\r\n";
+    stream.write_all(rest.as_bytes()).unwrap();
+    let (status, refused) = answer(&mut stream);
+    assert_eq!(status, 401, "{refused}");
+    let (_, listed) = service.ask(&admin, "GET /v1/keys", None);
+    assert_eq!(listed["keys"].as_array().unwrap().len(), 2, "{listed}");
+}
+
+#[test]
+fn requests_that_were_sent_behind_a_revocation_come_too_late() {
+    let folder = folder();
+    let service = Service::start(folder.path());
+    let (key, admin, id) = stolen(&service);
+    let body = r#"{"name": "mine", "scopes": ["*:*"]}"#;
+    let length = format!("{JSON}content-length: {}\r\n", body.len());
+    let revoke = head(&format!("/v1/keys/{id}/revoke"), &admin, EMPTY);
+    let make = head("/v1/keys", &key, &length) + body;
+    let rotate = format!("{CLOSE}{EMPTY}");
+    let rotate = head(&format!("/v1/keys/{id}/rotate"), &key, &rotate);
+    let mut stream = service.connect();
+    // All in one: the server reads them one after the other.
+    let all = revoke + &make + &rotate;
+    stream.write_all(all.as_bytes()).unwrap();
+    let mut answers = String::new();
+    stream.read_to_string(&mut answers).unwrap();
+    let statuses = answers.match_indices("HTTP/1.1 ").map(|(at, found)| {
+        let from = at + found.len();
+        answers[from..from + 3].parse::<u16>().unwrap()
+    });
+    let statuses: Vec<_> = statuses.collect();
+    assert_eq!(statuses, [200, 401, 401]);
+}
+
+/// The instance: a key of the environment `test` makes and rotates live keys.
+#[test]
+fn a_test_key_makes_test_keys_and_rotates_no_live_one() {
+    let folder = folder();
+    let service = Service::start(folder.path());
+    let (live, _, id) = stolen(&service);
+    // Made beside the service, which offers no way to name an environment.
+    let data = folder.path().join("data");
+    let key = pollster::block_on(async {
+        let store = SqliteStore::open(data.join("keys.db")).await.unwrap();
+        let peppers = PepperFile::read(data.join("pepper")).unwrap();
+        let keys = Keyward::builder(store, peppers).build().await.unwrap();
+        let acme = TenantId::new("acme").unwrap();
+        let alice = Actor::new(acme, "alice".try_into().unwrap(), Role::ADMIN);
+        let draft = NewKey::new("trial").environment("test").scope("*:*");
+        let created = keys.create(&alice, draft).await.unwrap();
+        created.secret.expose().to_owned()
+    });
+    assert!(key.starts_with("sk_test_") && live.starts_with("sk_live_"));
+    let (status, made) = service.ask(&key, "POST /v1/keys", create(&["*:*"], 30));
+    assert_eq!(status, 201, "{made}");
+    assert!(made["secret"].as_str().unwrap().starts_with("sk_test_"));
+    let (status, refused) = service.ask(&key, &format!("POST /v1/keys/{id}/rotate"), None);
+    assert_eq!(status, 403, "{refused}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use keyward::audit::Action;
 use keyward::policy::KeyClass;
 use keyward::store::{AuditQuery, KeyStore, Select};
 use keyward::{
-    ActorBound, Denied, Digest, Expiry, ImportKey, KeyUpdate, Keyward, Need, NewKey, PepperRing,
+    Denied, Digest, Dimension, Expiry, ImportKey, KeyUpdate, Keyward, Need, NewKey, PepperRing,
     Reason, Rejection, Replacement, Role, Status, days, hours, profiles, token,
 };
 use support::*;
@@ -124,7 +124,7 @@ fn trap_07_a_rotation_neither_revives_nor_lengthens_the_old_key() {
         .create(&admin(), reader("short").expires_in(hours(1)))
         .unwrap();
     let long = Replacement::grace(days(30));
-    let rotated = wait(world.keys.rotate(&admin(), short.id, long)).unwrap();
+    let rotated = wait(world.keys.rotate(&admin(), short.id, long.clone())).unwrap();
     assert_eq!(rotated.until, short.expires_at, "its own end comes first");
     assert_eq!(
         rotated.expires_at, short.expires_at,
@@ -136,7 +136,7 @@ fn trap_07_a_rotation_neither_revives_nor_lengthens_the_old_key() {
         .unwrap();
     world.clock.advance(hours(1));
     assert_eq!(
-        denied(wait(world.keys.rotate(&admin(), gone.id, long))),
+        denied(wait(world.keys.rotate(&admin(), gone.id, long.clone()))),
         Denied::Expired
     );
     assert_eq!(
@@ -189,7 +189,7 @@ fn trap_08_a_lost_answer_loses_no_key() {
 
     // A lost answer to a rotation on first use leaves the old key working, and can be repeated.
     let how = Replacement::on_first_use(hours(1));
-    let lost = wait(world.keys.rotate(&first, key.id, how)).unwrap();
+    let lost = wait(world.keys.rotate(&first, key.id, how.clone())).unwrap();
     world.clock.advance(days(30));
     world
         .keys
@@ -257,18 +257,15 @@ fn trap_13_a_key_cannot_mint_a_stronger_one() {
         grant.unwrap().actor()
     };
     let exceeds = |result| match denied(result) {
-        Denied::ExceedsActor { bound, .. } => bound,
+        Denied::ExceedsActor { dimension, .. } => dimension,
         other => panic!("{other:?}"),
     };
     // A key that carries all of its owner's reach carries its role too, within its own life.
     let mallory = acting(&whole);
     let longer = reader("longer").expires_in(days(3));
-    assert_eq!(
-        exceeds(world.create(&mallory, longer)),
-        ActorBound::Lifetime
-    );
+    assert_eq!(exceeds(world.create(&mallory, longer)), Dimension::Lifetime);
     let never = reader("for ever").never_expires();
-    assert_eq!(exceeds(world.create(&mallory, never)), ActorBound::Lifetime);
+    assert_eq!(exceeds(world.create(&mallory, never)), Dimension::Lifetime);
     let rotated = wait(
         world
             .keys
@@ -277,7 +274,7 @@ fn trap_13_a_key_cannot_mint_a_stronger_one() {
     assert_eq!(
         denied(rotated),
         Denied::ExceedsActor {
-            bound: ActorBound::Lifetime,
+            dimension: Dimension::Lifetime,
             reach: keyward::ScopeSet::all(),
         }
     );
@@ -301,7 +298,7 @@ fn trap_13_a_key_cannot_mint_a_stronger_one() {
             .keys
             .rotate(&narrowed, strong.id, Replacement::immediate()),
     );
-    assert!(matches!(denied(rotated), Denied::ExceedsActor { .. }));
+    assert!(matches!(denied(rotated), Denied::Forbidden { .. }));
     world
         .keys
         .verify(strong.secret.expose(), &reading())
@@ -322,9 +319,18 @@ fn trap_13_nobody_gets_a_stronger_role_by_a_key_of_somebody_else() {
     let dave = actor("acme", "dave", Role::DEVELOPER);
     fn role<T: std::fmt::Debug>(result: Result<T, keyward::Error>) {
         match denied(result) {
-            Denied::ExceedsActor { bound, .. } => assert_eq!(bound, ActorBound::Role),
+            Denied::ExceedsActor { dimension, .. } => assert_eq!(dimension, Dimension::Role),
             other => panic!("{other:?}"),
         }
+    }
+    let acme = tenant("acme");
+    for (owner, role) in [
+        ("bob", Role::MEMBER),
+        ("zoe", Role::ADMIN),
+        ("sue", Role::SUPPORT),
+    ] {
+        let keys = &world.keys;
+        wait(keys.change_owner_role(&host(), &acme, who(owner), role)).unwrap();
     }
     // Developers and admins reach the same scopes here; what they may manage differs.
     for (owner, named) in [
@@ -340,10 +346,17 @@ fn trap_13_nobody_gets_a_stronger_role_by_a_key_of_somebody_else() {
         alices.id,
         Replacement::immediate(),
     )));
+    // Whoever has no role yet is given one by an admin only, however low it is.
+    let unknown = reader("z").owned_by(who("nora"), Role::MEMBER);
+    assert!(matches!(
+        denied(world.create(&dave, unknown)),
+        Denied::Forbidden { .. }
+    ));
     // Not even an admin makes somebody support staff, nor itself.
-    let support = reader("z").owned_by(who("sue"), Role::SUPPORT);
-    role(world.create(&admin(), support));
-    let acme = tenant("acme");
+    for named in ["sid", "sue"] {
+        let support = reader("z").owned_by(who(named), Role::SUPPORT);
+        role(world.create(&admin(), support));
+    }
     let raised = wait(
         world
             .keys
@@ -358,9 +371,10 @@ fn trap_13_nobody_gets_a_stronger_role_by_a_key_of_somebody_else() {
 #[test]
 fn trap_13_a_secret_is_not_handed_out_because_its_owner_is_narrowed_for_now() {
     let world = World::new();
+    let acme = tenant("acme");
+    wait(world.keys.provision_tenant(&host(), &acme)).unwrap();
     let bob = actor("acme", "bob", Role::DEVELOPER);
     let key = world.create(&bob, NewKey::new("all").scope("*:*")).unwrap();
-    let acme = tenant("acme");
     wait(
         world
             .keys

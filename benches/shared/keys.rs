@@ -1,16 +1,17 @@
 //! Keys that are made from their numbers: 50 to a tenant, five owners each, and what a typical
 //! record holds.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
 use keyward::store::{Change, Revision, Row};
 use keyward::token::{self, TokenPrefix};
 use keyward::{
-    AddressAllowlist, ClassName, Credential, Description, Digest, Environment, Fingerprint, Hint,
-    ImportScheme, KeyId, KeyName, KeyRecord, KeyState, LastAction, Metadata, Owner, OwnerRecord,
-    Pepper, PepperId, PepperRing, PrincipalId, Role, ScopeSet, Stamp, TenantId, Timestamp,
-    Visibility, days,
+    AddressAllowlist, Author, ClassName, Credential, Description, Digest, Environment, Fingerprint,
+    Hint, ImportScheme, KeyId, KeyName, KeyRecord, KeyState, LastAction, Lineage, Metadata, Owner,
+    OwnerRecord, Pepper, PepperId, PepperRing, PrincipalId, Role, ScopeSet, Stamp, TenantId,
+    Timestamp, Visibility, days,
 };
 use sha2::Sha256;
 
@@ -182,7 +183,7 @@ impl Keys {
         ];
         let created = Stamp {
             at: self.first.saturating_add(Duration::from_millis(number)),
-            by: self.owner_of(number),
+            by: Author::Principal(self.owner_of(number)),
         };
         let peppered = self.kind != Kind::Imported;
         let public = self.kind == Kind::Publishable;
@@ -203,11 +204,19 @@ impl Keys {
             ),
             purpose: None,
             metadata: Metadata::new(metadata).unwrap(),
-            owner: Owner::Principal(created.by.clone()),
-            owner_role: Some(Role::DEVELOPER),
+            owner: Owner::Principal(self.owner_of(number)),
+            bound: BTreeSet::new(),
+            manages: false,
+            makers: Vec::new(),
+            lineage: Lineage {
+                first: self.id(number),
+                since: created.at,
+                created_by: None,
+            },
             scopes: ScopeSet::parse(scopes).unwrap(),
             allowlist: self.allowlist.clone(),
             resource: None,
+            exposed_at: None,
             updated: created.clone(),
             // By this one sees that the newest change has arrived.
             expires_at: Some(
@@ -254,7 +263,7 @@ impl Keys {
             removed_at: None,
             updated: Stamp {
                 at: self.first,
-                by: owner.clone(),
+                by: Author::Principal(owner.clone()),
             },
             owner,
         }

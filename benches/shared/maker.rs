@@ -112,6 +112,7 @@ impl Maker {
         Commit {
             tenant: tenant.clone(),
             expected,
+            guards: Vec::new(),
             tag: CommitTag(u128::from_le_bytes(self.bytes())),
             decided_at: entry.at,
             effects: Effects {

@@ -74,7 +74,7 @@ impl Desk {
                     role.as_str().try_into()?,
                 ))
             }
-            _ => Ok(Actor::system(tenant.clone())),
+            _ => Ok(Actor::application(tenant.clone())),
         }
     }
 

@@ -48,12 +48,16 @@ fn status(error: &Error) -> StatusCode {
         | Denied::ScopeNotAllowed { .. }
         | Denied::Expiry { .. } => StatusCode::BAD_REQUEST,
         Denied::NotFound | Denied::TenantNotFound => StatusCode::NOT_FOUND,
-        Denied::ActorExpired
-        | Denied::Forbidden { .. }
+        // It was accepted when the request began, and does not work any more.
+        Denied::ActingKey { .. } | Denied::ActorExpired => StatusCode::UNAUTHORIZED,
+        Denied::Forbidden { .. }
         | Denied::SupportOnly { .. }
         | Denied::HostOnly { .. }
         | Denied::NotEntitled { .. }
-        | Denied::ExceedsActor { .. } => StatusCode::FORBIDDEN,
+        | Denied::ExceedsActor { .. }
+        | Denied::RoleDrift { .. }
+        | Denied::SelfRotation { .. }
+        | Denied::TooManyMakers { .. } => StatusCode::FORBIDDEN,
         // How things stand: the cap is reached, the key is revoked, the command landed before.
         _ => StatusCode::CONFLICT,
     }

@@ -1,6 +1,6 @@
 //! Stores that each break one clause of the contract, for checks to be checked against.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::future::poll_fn;
 use std::num::NonZeroUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,14 +9,15 @@ use std::task::Poll;
 use async_trait::async_trait;
 
 use crate::core::id::KeyId;
-use crate::core::owner::Owner;
+use crate::core::principal::Owner;
 use crate::core::record::{KeyRecord, KeyState};
+use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
 use crate::core::text::{Description, PrincipalId};
 use crate::core::time::Timestamp;
 use crate::store::{
     AuditPage, AuditQuery, Change, Changes, ChangesError, Commit, CommitError, CommitTag, Cursor,
-    Effects, KeyPage, KeyQuery, KeySort, KeyStore, Locator, Revision, Row, RowKey, ScanPage,
+    Effects, Guard, KeyPage, KeyQuery, KeySort, KeyStore, Locator, Revision, Row, RowKey, ScanPage,
     Select, StoreError, StoreErrorKind, TakePage, TenantView, Versioned, scan_by_pages,
 };
 
@@ -83,6 +84,10 @@ defects! {
     AuditHeadOfFirstEntry => "the_audit_head_is_that_of_the_newest_entry",
     /// `decided_at` is the last commit's, even if its clock went back.
     DecidedAtOfLastCommit => "decided_at_never_goes_back",
+    /// Rows are loaded with the tenant's revision instead of their own.
+    LoadsRowsAtTenantRevision => "load_returns_the_revision_of_each_row",
+    /// Rows of owners are loaded without a revision.
+    LoadsOwnersWithoutRevision => "load_returns_the_revision_of_each_row",
     /// A key is told with the store's revision instead of its own.
     FindsAtHeadRevision => "find_tells_a_key_by_its_id",
     /// Imported digests have no index.
@@ -119,6 +124,30 @@ defects! {
     DigestsNotComparedInBatch => "imported_digests_are_unique_within_a_batch",
     /// A removed key frees its digest.
     RemovalFreesDigest => "the_digest_of_a_removed_key_stays_taken",
+    /// Digests that come beside records are not kept.
+    ForgetsDigestsBesideKeys => "a_digest_beside_its_key_stays_taken",
+    /// A removed key frees the digests that came beside it.
+    RemovalFreesDigestsBesideKeys => "a_digest_beside_its_key_stays_taken",
+    /// A digest is looked up, then kept, in two steps.
+    ClaimsInTwoSteps => "concurrent_claims_of_one_digest_have_one_winner",
+    /// A row that is not there stands nowhere, not even at zero.
+    AbsentRowsNeverStand => "a_commit_whose_guards_stand_is_applied",
+    /// Guards are not looked at.
+    IgnoresGuards => "a_commit_whose_guarded_row_moved_is_a_conflict",
+    /// Of several guards the first is looked at.
+    ChecksOneGuard => "a_commit_whose_guarded_row_moved_is_a_conflict",
+    /// Only a row that moved on is refused, not one that has not come that far.
+    AcceptsGuardsAhead => "a_commit_whose_guarded_row_moved_is_a_conflict",
+    /// A row is taken to stand once its tenant has come as far as the guard.
+    GuardsMissWhatTenantsPassed => "a_commit_whose_guarded_row_moved_is_a_conflict",
+    /// A row that was not there when it was read is not looked at.
+    AbsentRowsAlwaysStand => "a_commit_whose_guarded_row_appeared_is_a_conflict",
+    /// A row that is not there now is not looked at.
+    RemovedKeysStand => "a_commit_whose_guarded_key_was_removed_is_a_conflict",
+    /// A row is taken to stand where its tenant does: any commit of the tenant moves it.
+    GuardsWholeTenants => "a_guard_stands_though_its_tenant_moves",
+    /// Guards are compared before the lock is taken that orders commits.
+    GuardsBeforeTheLock => "a_guard_holds_until_its_commit_is_applied",
     /// Each tenant counts its own revisions.
     RevisionsPerTenant => "revisions_increase_in_commit_order",
     /// Revisions are drawn from a sequence before the commit is visible.
@@ -238,8 +267,17 @@ struct Seen {
     unseen: BTreeSet<Revision>,
     records: BTreeMap<KeyId, KeyRecord>,
     counted: HashMap<TenantId, u64>,
+    /// The digests that came beside records.
+    claimed: HashMap<Digest, KeyId>,
     scanned: usize,
     waiting: usize,
+}
+
+impl Seen {
+    fn is_free(&self, (digest, key): &(Digest, KeyId)) -> bool {
+        let holder = self.claimed.get(digest);
+        holder.is_none_or(|holder| holder == key)
+    }
 }
 
 impl<S: KeyStore> BrokenStore<S> {
@@ -274,12 +312,53 @@ impl<S: KeyStore> BrokenStore<S> {
         Ok(found.map(|found| found.change.row))
     }
 
+    /// The tenant whose row it is, and the commit that wrote it, tombstones left aside.
+    async fn row_at(&self, row: &RowKey) -> Result<(Option<TenantId>, Revision), StoreError> {
+        let (tenant, select) = match row {
+            RowKey::Tenant(tenant) => (tenant, Select::none()),
+            RowKey::Owner(tenant, owner) => (tenant, Select::owner(owner.clone())),
+            RowKey::Key(id) => {
+                let found = self.inner.find(&Locator::Id(*id)).await?;
+                return Ok(match found.map(|found| found.change) {
+                    Some(Change {
+                        revision,
+                        row: Row::Key(record),
+                    }) => (Some(record.tenant), revision),
+                    _ => (None, Revision::ZERO),
+                });
+            }
+        };
+        let view = self.inner.load(tenant, &select).await?;
+        let revision = view.revisions.get(row).copied().unwrap_or_default();
+        Ok((Some(tenant.clone()), revision))
+    }
+
+    /// Whether a guard stands, as the defect sees it.
+    async fn stands(&self, guard: &Guard) -> Result<bool, StoreError> {
+        let (tenant, at) = self.row_at(&guard.row).await?;
+        let absent = at == Revision::ZERO;
+        let tenant_at = match &tenant {
+            Some(tenant) => self.revision(tenant).await?,
+            None => Revision::ZERO,
+        };
+        Ok(match self.defect {
+            Defect::AbsentRowsNeverStand => !absent && at == guard.revision,
+            Defect::AcceptsGuardsAhead => at <= guard.revision,
+            Defect::RemovedKeysStand => absent || at == guard.revision,
+            Defect::GuardsWholeTenants => tenant_at == guard.revision,
+            Defect::GuardsMissWhatTenantsPassed => guard.revision <= tenant_at,
+            _ => at == guard.revision,
+        })
+    }
+
     /// Changes what is about to be written.
     async fn spoil(&self, commit: &mut Commit) -> Result<(), CommitError> {
+        let guards = &mut commit.guards;
         let Effects {
             puts,
             removes,
             owners,
+            digests,
             audit,
             ..
         } = &mut commit.effects;
@@ -310,6 +389,36 @@ impl<S: KeyStore> BrokenStore<S> {
                     if known && record.credential.imported().is_some() {
                         return Err(CommitError::DigestTaken);
                     }
+                }
+            }
+            Defect::ForgetsDigestsBesideKeys => digests.clear(),
+            Defect::ClaimsInTwoSteps => {
+                if !digests.iter().all(|claim| self.seen().is_free(claim)) {
+                    return Err(CommitError::DigestTaken);
+                }
+                pause().await;
+                let mut seen = self.seen();
+                digests.retain(|claim| seen.is_free(claim));
+                seen.claimed.extend(digests.iter().copied());
+            }
+            Defect::IgnoresGuards => guards.clear(),
+            Defect::ChecksOneGuard => guards.truncate(1),
+            Defect::AbsentRowsAlwaysStand => {
+                guards.retain(|guard| guard.revision != Revision::ZERO);
+            }
+            Defect::AbsentRowsNeverStand
+            | Defect::AcceptsGuardsAhead
+            | Defect::RemovedKeysStand
+            | Defect::GuardsWholeTenants
+            | Defect::GuardsMissWhatTenantsPassed
+            | Defect::GuardsBeforeTheLock => {
+                for guard in guards.drain(..) {
+                    if !self.stands(&guard).await? {
+                        return Err(CommitError::Conflict);
+                    }
+                }
+                if self.is(Defect::GuardsBeforeTheLock) {
+                    pause().await;
                 }
             }
             Defect::CutsLongTexts => {
@@ -412,6 +521,24 @@ impl<S: KeyStore> BrokenStore<S> {
                     return self.inner.commit(commit).await;
                 }
             }
+            (Defect::RemovalFreesDigestsBesideKeys, CommitError::DigestTaken) => {
+                let mut freed = HashSet::new();
+                for (digest, _) in commit.imported() {
+                    let holder = self.seen().claimed.get(&digest).copied();
+                    if let Some(holder) = holder
+                        && matches!(self.stored(holder).await?, Some(Row::Removed { .. }))
+                    {
+                        freed.insert(digest);
+                    }
+                }
+                let Effects { puts, digests, .. } = &mut commit.effects;
+                digests.retain(|(digest, _)| !freed.contains(digest));
+                let kept = |digest: &Digest| !freed.contains(digest);
+                puts.retain(|record| record.credential.imported().is_none_or(kept));
+                if !freed.is_empty() {
+                    return self.inner.commit(commit).await;
+                }
+            }
             _ => {}
         }
         Err(refusal)
@@ -442,6 +569,7 @@ impl<S: KeyStore> BrokenStore<S> {
         seen.tags.insert(revision, commit.tag);
         seen.last = Some(commit.decided_at);
         seen.lasts.insert(commit.tenant.clone(), commit.clone());
+        seen.claimed.extend(commit.effects.digests.iter().copied());
         for record in &commit.effects.puts {
             seen.records.insert(record.id, record.clone());
         }
@@ -597,6 +725,14 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
                 }
             }
             Defect::LoadsTenantRowWithKeysOnly if view.records.is_empty() => view.tenant = None,
+            Defect::LoadsRowsAtTenantRevision => {
+                let at = view.revision;
+                view.revisions.values_mut().for_each(|row| *row = at);
+            }
+            Defect::LoadsOwnersWithoutRevision => {
+                let owners = |row: &RowKey| matches!(row, RowKey::Owner(..));
+                view.revisions.retain(|row, _| !owners(row));
+            }
             Defect::AuditHeadOfFirstEntry => {
                 if let Some(commit) = self.seen().lasts.get(tenant)
                     && let Some(entry) = commit.effects.audit.first()

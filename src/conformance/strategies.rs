@@ -12,14 +12,14 @@ use crate::core::actor::Actor;
 use crate::core::command::{Command, NewKey, Replacement};
 use crate::core::id::KeyId;
 use crate::core::policy::{
-    ActiveKeyCap, Deletion, LegacyRule, Lifetime, OwnerCeiling, Policy, PolicySpec, Propagation,
-    Revocation, Rotation,
+    ActiveKeyCap, Deletion, LegacyRule, Lifetime, Policy, PolicySpec, Propagation, Revocation,
+    Rotation, SelfRotation,
 };
 use crate::core::profiles::standard;
-use crate::core::record::Reason;
+use crate::core::record::{Reason, Visibility};
 use crate::core::scope::{Scope, ScopeSet};
 use crate::core::tenant::TenantId;
-use crate::core::text::{PrincipalId, Role};
+use crate::core::text::{ClassName, PrincipalId, Role};
 use crate::core::time::{Timestamp, days, hours};
 
 /// Scopes that meet often: few resources and actions, and stars.
@@ -127,7 +127,7 @@ pub fn policies() -> impl Strategy<Value = Policy> {
     let grace = select(vec![Duration::ZERO, hours(1), days(7), days(90)]);
     let parts = (cap, lifetime, grace, any::<[bool; 5]>(), 0_u64..60);
     parts.prop_map(|(cap, lifetime, grace, flags, bound)| {
-        let [legacy, typed, confirm, snapshot, support] = flags;
+        let [legacy, typed, confirm, renews, support] = flags;
         let mut spec = standard();
         // Support can rotate only what its role reaches.
         spec.roles.insert(Role::SUPPORT, ScopeSet::all());
@@ -148,8 +148,9 @@ pub fn policies() -> impl Strategy<Value = Policy> {
             if typed {
                 class.deletion = Deletion::Typed("DELETE".to_owned());
             }
-            if snapshot {
-                class.owner_ceiling = OwnerCeiling::Snapshot;
+            if renews && !support && class.visibility == Visibility::Secret {
+                let until_age = days(90);
+                class.self_rotation = SelfRotation::Renews { until_age };
             }
         }
         if let Some(limit) = cap.and_then(NonZeroU32::new) {
@@ -180,7 +181,10 @@ pub fn contradictory_specs() -> impl Strategy<Value = PolicySpec> {
             0 => spec.default_class = "nowhere".try_into().expect("a literal"),
             1 => spec.classes.clear(),
             2 => {
-                spec.administrators.insert(Role::SYSTEM);
+                let nowhere = "nowhere".try_into().expect("a literal");
+                spec.classes
+                    .values_mut()
+                    .for_each(|class| class.issues = BTreeSet::from([ClassName::clone(&nowhere)]));
             }
             _ => {
                 let Some(class) = spec.classes.get_mut(&default) else {

@@ -1,65 +1,95 @@
-//! Who asks: what the host knows about the caller of a management command.
+//! The caller of a management command, as the application knows it.
 //!
-//! Pure. Invariant: every fact here comes from the host, never from a request body (trap 13).
+//! Pure. Invariant: every fact here comes from the application or from a verified key, never from a
+//! request body (trap 13).
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
+use super::id::KeyId;
+use super::principal::Author;
+use super::principal::Owner;
 use super::scope::ScopeSet;
 use super::tenant::TenantId;
 use super::text::{CommandId, Entitlement, PrincipalId, Role};
 use super::time::Timestamp;
 
-/// Who asks for a change: a principal with a role, bound to a tenant and all below it.
+/// The caller of a management command: the application, a person, or a key.
+///
+/// Each kind is a variant inside, never a name: a principal called `system` is a principal like any
+/// other.
+///
+/// An actor made from a key ([`Grant::actor`](crate::Grant::actor)) carries the key's id. Each
+/// command reads that key and its owner's rows again, and is judged by how they stand at the commit.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Actor {
-    principal: PrincipalId,
-    role: Option<Role>,
+    identity: Identity,
     tenant: TenantId,
-    below: bool,
+    descendants: bool,
     scopes: ScopeSet,
     entitlements: BTreeSet<Entitlement>,
     expires_at: Option<Timestamp>,
 }
 
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Identity {
+    Application,
+    Person { principal: PrincipalId, role: Role },
+    Key(ActingKey),
+}
+
+/// The key that an actor stands for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct ActingKey {
+    pub(crate) id: KeyId,
+    pub(crate) owner: Owner,
+    /// The address that the key was verified from, if it is known.
+    pub(crate) address: Option<IpAddr>,
+}
+
 impl Actor {
-    /// An actor who reaches `tenant` and all below it, with whatever its role allows.
+    /// Returns a person in a session of the application, bound to `tenant` and its descendants, who
+    /// may do what `role` allows.
     #[must_use]
     pub fn new(tenant: TenantId, principal: PrincipalId, role: Role) -> Self {
+        Self::of(Identity::Person { principal, role }, tenant)
+    }
+
+    /// Returns the application itself, acting on `tenant` and its descendants. Nothing limits what it
+    /// hands out.
+    #[must_use]
+    pub fn application(tenant: TenantId) -> Self {
+        Self::of(Identity::Application, tenant)
+    }
+
+    fn of(identity: Identity, tenant: TenantId) -> Self {
         Self {
-            principal,
-            role: Some(role),
+            identity,
             tenant,
-            below: true,
+            descendants: true,
             scopes: ScopeSet::all(),
             entitlements: BTreeSet::new(),
             expires_at: None,
         }
     }
 
-    /// The host itself acting on `tenant` and all below it. Passes every check of role and reach.
-    #[must_use]
-    pub fn system(tenant: TenantId) -> Self {
-        Self::new(tenant, PrincipalId::SYSTEM, Role::SYSTEM)
-    }
-
-    pub(crate) fn from_key(
-        principal: PrincipalId,
-        role: Option<Role>,
-        tenant: TenantId,
-        below: bool,
-    ) -> Self {
+    /// The application, going on with a command that reaches the tenants below only if `descendants`.
+    pub(crate) fn finishing(tenant: TenantId, descendants: bool) -> Self {
         Self {
-            principal,
-            role: role.filter(|role| *role != Role::SYSTEM),
-            tenant,
-            below,
-            scopes: ScopeSet::none(),
-            entitlements: BTreeSet::new(),
-            expires_at: None,
+            descendants,
+            ..Self::application(tenant)
         }
     }
 
-    /// Narrows what the actor may hand out to `scopes` (within its role). Defaults to everything.
+    pub(crate) fn from_key(key: ActingKey, tenant: TenantId, descendants: bool) -> Self {
+        Self {
+            descendants,
+            ..Self::of(Identity::Key(key), tenant)
+        }
+    }
+
+    /// Narrows what the actor may hand out to `scopes`. Roles, and a key's own scopes, narrow it
+    /// further. Defaults to everything.
     #[must_use]
     pub fn with_scopes(mut self, scopes: ScopeSet) -> Self {
         self.scopes = scopes;
@@ -73,7 +103,8 @@ impl Actor {
         self
     }
 
-    /// Sets the end of the actor's own credential: nothing it hands out may outlive it.
+    /// Sets the end of the actor's own credential: nothing it hands out may outlive it. For a key, the
+    /// key's own end counts too.
     #[must_use]
     pub fn with_expiry(mut self, expires_at: Timestamp) -> Self {
         self.expires_at = Some(expires_at);
@@ -89,60 +120,94 @@ impl Actor {
         }
     }
 
-    /// Who it is.
+    /// Returns the person, or the owner of the key that acts; `None` for the application and for a
+    /// key that belongs to its tenant.
     #[must_use]
-    pub const fn principal(&self) -> &PrincipalId {
-        &self.principal
+    pub const fn principal(&self) -> Option<&PrincipalId> {
+        match &self.identity {
+            Identity::Application => None,
+            Identity::Person { principal, .. } => Some(principal),
+            Identity::Key(key) => key.owner.principal(),
+        }
     }
 
-    /// The role that the host gives it; none if it is a key that belongs to no person.
+    /// Returns the role that the application states for a person; `None` for everybody else.
     #[must_use]
     pub const fn role(&self) -> Option<&Role> {
-        self.role.as_ref()
+        match &self.identity {
+            Identity::Person { role, .. } => Some(role),
+            Identity::Application | Identity::Key(_) => None,
+        }
     }
 
-    /// The tenant it is bound to.
+    /// Returns the key that acts, if one does.
+    #[must_use]
+    pub const fn key_id(&self) -> Option<KeyId> {
+        match &self.identity {
+            Identity::Key(key) => Some(key.id),
+            Identity::Application | Identity::Person { .. } => None,
+        }
+    }
+
+    pub(crate) const fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Returns the actor as audit entries and stamps name it.
+    #[must_use]
+    pub fn author(&self) -> Author {
+        match &self.identity {
+            Identity::Application => Author::Application,
+            Identity::Person { principal, .. } => Author::Principal(principal.clone()),
+            Identity::Key(key) => Author::Key {
+                key: key.id,
+                owner: key.owner.clone(),
+            },
+        }
+    }
+
+    /// Returns the tenant that the actor is bound to.
     #[must_use]
     pub const fn tenant(&self) -> &TenantId {
         &self.tenant
     }
 
-    /// The scopes it may hand out at most, before its role narrows them.
+    /// Returns the scopes that the actor may hand out at most, before roles narrow them.
     #[must_use]
     pub const fn scopes(&self) -> &ScopeSet {
         &self.scopes
     }
 
-    /// Whether the host says that it has `entitlement`.
+    /// Whether the application says that the actor has `entitlement`.
     #[must_use]
     pub fn is_entitled(&self, entitlement: &Entitlement) -> bool {
-        self.is_system() || self.entitlements.contains(entitlement)
+        self.is_application() || self.entitlements.contains(entitlement)
     }
 
-    /// When its own credential ends, if it does.
+    /// Returns when the actor's own credential ends, if it does.
     #[must_use]
     pub const fn expires_at(&self) -> Option<Timestamp> {
         self.expires_at
     }
 
-    /// Whether it may see and change what belongs to `tenant`.
+    /// Whether the actor may see and change what belongs to `tenant`.
     #[must_use]
     pub fn reaches(&self, tenant: &TenantId) -> bool {
-        if self.below {
+        if self.descendants {
             self.tenant.contains(tenant)
         } else {
             self.tenant == *tenant
         }
     }
 
-    pub(crate) const fn reaches_below(&self) -> bool {
-        self.below
+    pub(crate) const fn reaches_descendants(&self) -> bool {
+        self.descendants
     }
 
-    /// Whether it is the host itself.
+    /// Whether the actor is the application itself.
     #[must_use]
-    pub fn is_system(&self) -> bool {
-        self.role.as_ref() == Some(&Role::SYSTEM)
+    pub const fn is_application(&self) -> bool {
+        matches!(self.identity, Identity::Application)
     }
 }
 

@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::id::KeyId;
 use super::pepper::PepperRing;
+use super::principal::Author;
 use super::record::{ImportScheme, Reason, RotationReason};
+use super::secret::DigestMark;
 use super::tenant::TenantId;
 use super::text::{ClassName, CommandId, LeakSource, PepperId, PrincipalId, ResourceId, Role};
 use super::time::Timestamp;
@@ -119,6 +121,8 @@ pub enum Action {
         class: ClassName,
         /// How the digest was made.
         scheme: ImportScheme,
+        /// A keyed mark of the digest, by which a recovery knows it again.
+        mark: DigestMark,
     },
     /// Fields of the key changed.
     KeyUpdated {
@@ -199,6 +203,13 @@ pub enum Action {
         /// Why.
         reason: Reason,
     },
+    /// A command over many keys came to its end.
+    BulkCommandEnded,
+    /// Digests that a backup had forgotten can never be imported again.
+    DigestsBlocked {
+        /// How many.
+        count: u32,
+    },
 }
 
 /// One entry of a tenant's audit trail, written in the same commit as the change it tells of.
@@ -212,9 +223,9 @@ pub struct AuditEntry {
     pub sequence: u64,
     /// When it was decided.
     pub at: Timestamp,
-    /// Who asked.
-    pub actor: PrincipalId,
-    /// With which role.
+    /// Who asked, with the key that acted if one did.
+    pub actor: Author,
+    /// The role that the application stated for a person.
     pub role: Option<Role>,
     /// The id of the command.
     pub command: CommandId,
@@ -386,8 +397,8 @@ mod tests {
                 tenant: TenantId::new("acme").unwrap(),
                 sequence,
                 at: Timestamp::UNIX_EPOCH,
-                actor: PrincipalId::SYSTEM,
-                role: Some(Role::SYSTEM),
+                actor: Author::Application,
+                role: None,
                 command: CommandId::new(format!("c{sequence}")).unwrap(),
                 command_mark: [0; 8],
                 action: Action::KeyDisabled,
@@ -420,10 +431,16 @@ mod tests {
 
     #[test]
     fn any_altered_field_shows() {
-        let alter: [fn(&mut AuditEntry); 7] = [
+        let alter: [fn(&mut AuditEntry); 8] = [
             |e| e.at = Timestamp::MAX,
-            |e| e.actor = PrincipalId::new("mallory").unwrap(),
-            |e| e.role = None,
+            |e| e.actor = Author::Principal(PrincipalId::new("mallory").unwrap()),
+            |e| {
+                e.actor = Author::Key {
+                    key: KeyId::from_u128(1),
+                    owner: crate::core::principal::Owner::Tenant,
+                }
+            },
+            |e| e.role = Some(Role::ADMIN),
             |e| e.action = Action::KeyEnabled,
             |e| e.key = None,
             |e| e.command = CommandId::new("other").unwrap(),

@@ -11,7 +11,7 @@ use subtle::{Choice, ConstantTimeEq};
 use super::id::KeyId;
 use super::need::{Conditions, Need};
 use super::owner::Standing;
-use super::policy::{KeyClass, Policy, TenantReach};
+use super::policy::{KeyClass, Policy};
 use super::reach::{self, Bounds};
 use super::record::{KeyRecord, Visibility};
 use super::rejection::Rejection;
@@ -92,7 +92,7 @@ pub(crate) fn check_subject(
 }
 
 /// Whether a key works at `now`, whatever it is needed for.
-fn check_alive(
+pub(crate) fn check_alive(
     key: KeyId,
     course: &Course,
     standing: &Standing,
@@ -155,15 +155,10 @@ fn check_request(subject: Subject<'_>, policy: &Policy, need: &Need) -> Result<(
         ..
     } = subject;
     let needed = need.conditions();
-    if let Some(tenant) = &needed.tenant {
-        let own = &whose.holder().tenant;
-        let reaches = match class_of(shape, policy)?.tenant_reach {
-            TenantReach::Own => own == tenant,
-            TenantReach::Below => own.contains(tenant),
-        };
-        if !reaches {
-            return Err(Rejection::WrongTenant { key });
-        }
+    if let Some(tenant) = &needed.tenant
+        && !reach::reaches_tenant(&whose.holder().tenant, class_of(shape, policy)?, tenant)
+    {
+        return Err(Rejection::WrongTenant { key });
     }
     if !shape.allowlist.allows(needed.address) {
         return Err(Rejection::AddressNotAllowed { key });

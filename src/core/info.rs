@@ -2,13 +2,17 @@
 //!
 //! Pure.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use super::address::AddressAllowlist;
 use super::id::KeyId;
 use super::metadata::Metadata;
-use super::owner::Owner;
+use super::owner::Standing;
 use super::policy::Policy;
+use super::principal::Owner;
+use super::reach::{self, Bounds};
 use super::record::{
     KeyRecord, KeyState, LastAction, Predecessor, Reason, Resource, Status, Succession, Visibility,
 };
@@ -45,14 +49,23 @@ pub struct KeyInfo {
     pub metadata: Metadata,
     /// To whom it is linked.
     pub owner: Owner,
-    /// The owner's role when the key was created.
-    pub owner_role: Option<Role>,
-    /// What it may do, before class and owner narrow it.
+    /// The roles that limited whoever received the secret; empty if the owner received it in person.
+    pub bound: BTreeSet<Role>,
+    /// Whether it may manage keys by its roles.
+    pub manages: bool,
+    /// What it may do, before its class, its bound and its owner narrow it.
     pub scopes: ScopeSet,
+    /// What it effectively reaches at the instant asked for, while it works.
+    pub reach: ScopeSet,
     /// From where it may be used.
     pub allowlist: AddressAllowlist,
     /// What it belongs to in the host's world.
     pub resource: Option<Resource>,
+    /// When it was first reported as found in the open.
+    pub exposed_at: Option<Timestamp>,
+    /// The key that created it, if a key did; for a successor, the one that created the first key of its
+    /// chain.
+    pub created_by_key: Option<KeyId>,
     /// When and by whom it was created.
     pub created: Stamp,
     /// When and by whom it was last changed.
@@ -80,10 +93,15 @@ pub struct KeyInfo {
 }
 
 impl KeyInfo {
-    /// What people see of `record` at `now`.
+    /// What people see of `record` at `now`, whose owner stands as `standing` says.
     #[must_use]
-    pub fn new(record: KeyRecord, policy: &Policy, now: Timestamp) -> Self {
+    pub fn new(record: KeyRecord, policy: &Policy, standing: &Standing, now: Timestamp) -> Self {
         let status = record.status(now);
+        let created_by_key = record.created_by_key();
+        let reach = policy
+            .class(&record.class)
+            .map(|class| reach::scopes(Bounds::of_record(&record), policy, class, standing));
+        let reach = reach.unwrap_or_default();
         let KeyRecord {
             id,
             tenant,
@@ -96,10 +114,14 @@ impl KeyInfo {
             purpose,
             metadata,
             owner,
-            owner_role,
+            bound,
+            manages,
             scopes,
             allowlist,
             resource,
+            exposed_at,
+            makers: _,
+            lineage: _,
             created,
             updated,
             last_action,
@@ -130,10 +152,14 @@ impl KeyInfo {
             purpose,
             metadata,
             owner,
-            owner_role,
+            bound,
+            manages,
             scopes,
+            reach,
             allowlist,
             resource,
+            exposed_at,
+            created_by_key,
             created,
             updated,
             last_action,

@@ -210,6 +210,16 @@ impl Need {
         &mut self.conditions
     }
 
+    /// The tenant that the key must reach.
+    pub(crate) const fn tenant(&self) -> Option<&TenantId> {
+        self.conditions.tenant.as_ref()
+    }
+
+    /// The address that the request came from, if it is known.
+    pub(crate) const fn address(&self) -> Option<IpAddr> {
+        self.conditions.address
+    }
+
     pub(super) const fn conditions(&self) -> &Conditions {
         &self.conditions
     }

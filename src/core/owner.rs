@@ -5,30 +5,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::hole;
+use super::principal::Owner;
 use super::stamp::Stamp;
+use super::sweep::PendingSweep;
 use super::tenant::TenantId;
 use super::text::{PrincipalId, Role};
 use super::time::Timestamp;
-
-/// To whom a key is linked. Set at creation, immutable (rule Y-23).
-#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
-pub enum Owner {
-    /// The tenant itself: keys that came with it, the legacy key among them.
-    Tenant,
-    /// A principal of the host.
-    Principal(PrincipalId),
-}
-
-impl Owner {
-    /// The principal, unless the tenant itself owns the key.
-    #[must_use]
-    pub const fn principal(&self) -> Option<&PrincipalId> {
-        match self {
-            Self::Tenant => None,
-            Self::Principal(principal) => Some(principal),
-        }
-    }
-}
 
 /// What a tenant knows about a principal who owns keys in it or below it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -54,6 +37,8 @@ pub struct TenantRecord {
     pub provisioned: Stamp,
     /// When it was closed, and by whom. Closing ends every key in it and below it, for ever.
     pub closed: Option<Stamp>,
+    /// Commands over many keys that were authorised and have not come to their end.
+    pub sweeps: Vec<PendingSweep>,
 }
 
 /// What the rows along a tenant's path say about one owner's keys: the input to
@@ -107,6 +92,25 @@ impl Standing {
             standing.roles.extend(role.cloned());
         }
         standing
+    }
+
+    /// This together with what rows further down a path say; `None` if they say nothing.
+    pub(crate) fn and_further(&self, further: &Self) -> Option<Self> {
+        let Self {
+            roles,
+            removed,
+            removed_at,
+            closed,
+            unreadable,
+        } = further;
+        let both = Self {
+            roles: self.roles.iter().chain(roles).cloned().collect(),
+            removed: self.removed || *removed,
+            removed_at: self.removed_at.max(*removed_at),
+            closed: self.closed || *closed,
+            unreadable: self.unreadable || *unreadable,
+        };
+        (both != *self && !hole::is_open("a tenant below has no say")).then_some(both)
     }
 
     /// Whether a key created at `created` is refused because its owner was removed.

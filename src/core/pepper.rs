@@ -8,7 +8,7 @@ use zeroize::Zeroize;
 
 use super::invalid::{Invalid, Problem};
 use super::mac::MacKey;
-use super::secret::Digest;
+use super::secret::{Digest, DigestMark};
 use super::text::PepperId;
 
 const AUDIT_LABEL: &[u8] = b"keyward audit chain, version 1";
@@ -54,6 +54,11 @@ impl Pepper {
     #[must_use]
     pub(crate) fn digest<const N: usize>(&self, id_and_secret: &[u8; N]) -> Digest {
         Digest::from_bytes(self.digests.short_mac(id_and_secret))
+    }
+
+    /// The mark of an imported digest. No audit entry is sealed over bytes that begin like this.
+    pub(crate) fn mark(&self, digest: &Digest) -> DigestMark {
+        DigestMark::from_bytes(self.seal(&[b"keyward imported digest", digest.as_bytes()]))
     }
 
     pub(crate) fn seal(&self, parts: &[&[u8]]) -> [u8; 32] {
@@ -140,6 +145,12 @@ impl PepperRing {
 
     pub(crate) fn retired(&self) -> &[Pepper] {
         &self.retired
+    }
+
+    /// Every pepper, those that only seal the audit trail included.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Pepper> {
+        let current = std::iter::once(&self.current);
+        current.chain(&self.retired).chain(&self.audit_only)
     }
 
     pub(crate) fn any(&self, id: &PepperId) -> Option<&Pepper> {

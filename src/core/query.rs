@@ -11,6 +11,7 @@ use super::audit::AuditEntry;
 use super::id::KeyId;
 use super::record::{KeyRecord, Status};
 use super::secret::Fingerprint;
+use super::sweep::MadeBy;
 use super::tenant::TenantId;
 use super::text::{ClassName, CommandId, Environment, KeyName, PrincipalId, ResourceId};
 use super::time::Timestamp;
@@ -45,6 +46,8 @@ pub struct KeyQuery {
     pub hint: Option<String>,
     /// The key of this fingerprint.
     pub fingerprint: Option<Fingerprint>,
+    /// Keys that this key made, directly or through other keys.
+    pub made_by: Option<MadeBy>,
     /// Keys that end at or after this instant.
     pub expires_from: Option<Timestamp>,
     /// Keys that end before this instant; those that never end are left out.
@@ -142,6 +145,7 @@ impl KeyQuery {
             resource: None,
             hint: None,
             fingerprint: None,
+            made_by: None,
             expires_from: None,
             expires_before: None,
             sort: KeySort::Created,
@@ -171,6 +175,7 @@ impl KeyQuery {
             resource,
             hint,
             fingerprint,
+            made_by,
             expires_from,
             expires_before,
             sort: _,
@@ -208,6 +213,7 @@ impl KeyQuery {
                 .as_ref()
                 .is_none_or(|part| record.hint.as_str().contains(part.as_str()))
             && fingerprint.is_none_or(|wanted| record.fingerprint == wanted)
+            && made_by.is_none_or(|by| record.was_made_by(by.key, by.lineage))
             && expires_from.is_none_or(|from| record.expires_at.is_none_or(|end| end >= from))
             && expires_before.is_none_or(|before| record.expires_at.is_some_and(|end| end < before))
     }
@@ -252,7 +258,7 @@ pub struct AuditQuery {
     pub tenant: Option<TenantId>,
     /// Entries about this key.
     pub key: Option<KeyId>,
-    /// Entries of what this principal did.
+    /// Entries of what this principal did, itself or by a key of its own.
     pub actor: Option<PrincipalId>,
     /// Entries of this command.
     pub command: Option<CommandId>,
@@ -353,7 +359,7 @@ impl AuditQuery {
         let entry = &row.entry;
         tenant.as_ref().is_none_or(|tenant| entry.tenant == *tenant)
             && key.is_none_or(|key| entry.key == Some(key))
-            && actor.as_ref().is_none_or(|actor| entry.actor == *actor)
+            && (actor.as_ref()).is_none_or(|actor| entry.actor.principal() == Some(actor))
             && command
                 .as_ref()
                 .is_none_or(|command| entry.command == *command)

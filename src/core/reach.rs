@@ -1,13 +1,26 @@
-//! What a key reaches: `scopes ∩ class ceiling ∩ role ceiling of its owner`.
+//! Reach: what a key may do, as whom, for how long, where and from where, and the one order in which
+//! two reaches are compared.
 //!
-//! Pure. Management and verification both ask here; there is no second copy of the rule.
+//! Pure. Management and verification both ask here; there is no second copy of the rule. Invariant:
+//! whatever a command issues or widens lies within its actor's reach on every [`Dimension`]. A new
+//! dimension is a new field of [`Reach`], and [`Reach::excess`] does not compile until it compares
+//! that field. `docs/authority.md` states the order in words.
 
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use super::address::AddressAllowlist;
+use super::hole;
 use super::owner::Standing;
-use super::policy::{KeyClass, OwnerCeiling, Policy};
-use super::record::KeyRecord;
+use super::policy::{Access, KeyClass, Policy, TenantReach};
+use super::principal::Owner;
+use super::record::{KeyRecord, Resource, Visibility};
 use super::scope::{Scope, ScopeSet};
 use super::subject::Shape;
-use super::text::Role;
+use super::tenant::TenantId;
+use super::text::{ClassName, Environment, Role};
+use super::time::Timestamp;
 
 /// What bounds a key by itself.
 #[derive(Clone, Copy)]
@@ -15,7 +28,8 @@ pub(crate) struct Bounds<'a> {
     pub(crate) scopes: &'a ScopeSet,
     /// Whether a person owns it, and not the tenant itself.
     pub(crate) persons: bool,
-    pub(crate) owner_role: &'a Option<Role>,
+    /// The roles that limited whoever received the secret; all of them must allow.
+    pub(crate) bound: &'a BTreeSet<Role>,
 }
 
 impl<'a> Bounds<'a> {
@@ -23,7 +37,7 @@ impl<'a> Bounds<'a> {
         Self {
             scopes: &shape.scopes,
             persons,
-            owner_role: &shape.owner_role,
+            bound: &shape.bound,
         }
     }
 
@@ -31,21 +45,16 @@ impl<'a> Bounds<'a> {
         Self {
             scopes: &record.scopes,
             persons: record.owner.principal().is_some(),
-            owner_role: &record.owner_role,
+            bound: &record.bound,
         }
     }
-}
 
-/// The roles that narrow a key, or `None` if it reaches nothing for want of one.
-fn roles<'a>(bounds: Bounds<'a>, class: &KeyClass, standing: &'a Standing) -> Option<&'a [Role]> {
-    let roles = match class.owner_ceiling {
-        OwnerCeiling::Live => standing.roles.as_slice(),
-        OwnerCeiling::Snapshot => bounds.owner_role.as_slice(),
-    };
-    match bounds.persons {
-        false => Some(&[]),
-        // A person's key without any row of that person has lost it: nothing, not everything.
-        true => (!roles.is_empty()).then_some(roles),
+    /// The roles that must all allow what the key does. `None` if the key reaches nothing, because a
+    /// person owns it and no row gives that person a role.
+    fn roles(self, standing: &'a Standing) -> Option<impl Iterator<Item = &'a Role>> {
+        let lost = self.persons && standing.roles.is_empty();
+        let live: &[Role] = if self.persons { &standing.roles } else { &[] };
+        (!lost).then(|| self.bound.iter().chain(live))
     }
 }
 
@@ -59,22 +68,330 @@ pub(crate) fn reaches(
 ) -> bool {
     bounds.scopes.allows(scope)
         && class.ceiling.allows(scope)
-        && roles(bounds, class, standing)
-            .is_some_and(|roles| roles.iter().all(|role| policy.role_allows(role, scope)))
+        && bounds
+            .roles(standing)
+            .is_some_and(|mut roles| roles.all(|role| policy.role_allows(role, scope)))
 }
 
-/// Everything that a key reaches.
-pub(crate) fn reach(
+/// Everything that a key reaches: `scopes ∩ class ceiling ∩ bound ∩ its owner's live roles`.
+pub(crate) fn scopes(
     bounds: Bounds<'_>,
     policy: &Policy,
     class: &KeyClass,
     standing: &Standing,
 ) -> ScopeSet {
-    let Some(roles) = roles(bounds, class, standing) else {
+    let Some(roles) = bounds.roles(standing) else {
         return ScopeSet::none();
     };
     let within_class = bounds.scopes.intersection(&class.ceiling);
-    roles.iter().fold(within_class, |reach, role| {
+    roles.fold(within_class, |reach, role| {
         reach.intersection(&policy.role_ceiling(role))
     })
 }
+
+/// The roles that a key acts with: its bound, and its owner's live roles. Empty for a key that acts
+/// with none, because it belongs to its tenant or its owner has no role.
+pub(crate) fn roles_of(
+    owner: &Owner,
+    bound: &BTreeSet<Role>,
+    standing: &Standing,
+) -> BTreeSet<Role> {
+    if owner.principal().is_none() || standing.roles.is_empty() {
+        return BTreeSet::new();
+    }
+    bound.iter().chain(&standing.roles).cloned().collect()
+}
+
+/// One of the dimensions that make a reach.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[non_exhaustive]
+pub enum Dimension {
+    /// The scopes.
+    Scopes,
+    /// What the owner's roles may manage, and their ceilings.
+    Role,
+    /// How long it lasts.
+    Lifetime,
+    /// The tenants.
+    Tenants,
+    /// The environment.
+    Environment,
+    /// The resource.
+    Resource,
+    /// The networks it may be used from.
+    Addresses,
+    /// Secret or publishable.
+    KeyType,
+    /// The classes of keys.
+    Class,
+    /// How soon its revocation holds everywhere.
+    Propagation,
+}
+
+impl Dimension {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Scopes => "scopes",
+            Self::Role => "role",
+            Self::Lifetime => "lifetime",
+            Self::Tenants => "tenants",
+            Self::Environment => "environment",
+            Self::Resource => "resource",
+            Self::Addresses => "addresses",
+            Self::KeyType => "key type",
+            Self::Class => "classes",
+            Self::Propagation => "propagation bound",
+        }
+    }
+}
+
+impl fmt::Display for Dimension {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// One thing that a policy lets roles do, beside what their ceilings allow.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Permit {
+    Administer,
+    Audit,
+    Support,
+    Create(ClassName),
+    Look(ClassName),
+    Update(ClassName),
+    Rotate(ClassName),
+    Revoke(ClassName),
+}
+
+/// What roles may do under a policy: the permits that all of them have, and what all of their
+/// ceilings allow. No roles may do nothing.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct RoleReach {
+    permits: BTreeSet<Permit>,
+    ceiling: ScopeSet,
+}
+
+type PermitOf = fn(ClassName) -> Permit;
+
+impl RoleReach {
+    pub(crate) fn of<'a>(roles: impl IntoIterator<Item = &'a Role>, policy: &Policy) -> Self {
+        let mut reach: Option<Self> = None;
+        for role in roles {
+            let own = Self::of_one(role, policy);
+            reach = Some(match reach {
+                None => own,
+                Some(reach) => Self {
+                    permits: &reach.permits & &own.permits,
+                    ceiling: reach.ceiling.intersection(&own.ceiling),
+                },
+            });
+        }
+        reach.unwrap_or_default()
+    }
+
+    fn of_one(role: &Role, policy: &Policy) -> Self {
+        let spec = policy.spec();
+        let mut permits = BTreeSet::new();
+        let administers = spec.administrators.contains(role);
+        permits.extend(administers.then_some(Permit::Administer));
+        let audits = administers || spec.auditors.contains(role);
+        permits.extend(audits.then_some(Permit::Audit));
+        permits.extend((*role == Role::SUPPORT).then_some(Permit::Support));
+        for (name, class) in &spec.classes {
+            // Destructured, so that a new access list does not compile until it is a permit.
+            let KeyClass {
+                create,
+                look,
+                update,
+                rotate,
+                revoke,
+                visibility: _,
+                prefixes: _,
+                stage: _,
+                lifetime: _,
+                rotation: _,
+                self_rotation: _,
+                revocation: _,
+                deletion: _,
+                ceiling: _,
+                issues: _,
+                tenant_reach: _,
+                entitlement: _,
+                propagation: _,
+            } = class;
+            let lists: [(&Access, PermitOf); 5] = [
+                (create, Permit::Create),
+                (look, Permit::Look),
+                (update, Permit::Update),
+                (rotate, Permit::Rotate),
+                (revoke, Permit::Revoke),
+            ];
+            let has = |(access, _): &(&Access, _)| access.roles.contains(role);
+            let own = lists.into_iter().filter(has);
+            permits.extend(own.map(|(_, permit)| permit(name.clone())));
+        }
+        Self {
+            permits,
+            ceiling: policy.role_ceiling(role),
+        }
+    }
+
+    /// Whether all that this may do, `limit` may do.
+    pub(crate) fn is_within(&self, limit: &Self) -> bool {
+        let Self { permits, ceiling } = self;
+        permits.is_subset(&limit.permits) && limit.ceiling.contains(ceiling)
+    }
+
+    /// What all of the roles' ceilings allow.
+    pub(crate) const fn ceiling(&self) -> &ScopeSet {
+        &self.ceiling
+    }
+}
+
+/// Whether keys of `class` that belong to `own` reach `tenant`.
+pub(crate) fn reaches_tenant(own: &TenantId, class: &KeyClass, tenant: &TenantId) -> bool {
+    match class.tenant_reach {
+        TenantReach::Own => own == tenant,
+        TenantReach::Below => own.contains(tenant),
+    }
+}
+
+/// The tenants that a key reaches.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Tenants {
+    pub(crate) path: TenantId,
+    pub(crate) descendants: bool,
+}
+
+impl Tenants {
+    pub(crate) fn of(path: TenantId, class: &KeyClass) -> Self {
+        let descendants = class.tenant_reach == TenantReach::Below;
+        Self { path, descendants }
+    }
+
+    fn is_within(&self, limit: &Self) -> bool {
+        let Self { path, descendants } = self;
+        match limit.descendants {
+            true => limit.path.contains(path),
+            false => limit.path == *path && !descendants,
+        }
+    }
+}
+
+/// The classes of keys that may come of something.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Classes {
+    All,
+    These(BTreeSet<ClassName>),
+}
+
+impl Classes {
+    /// Of a key of `class`: its own, and those that it issues.
+    pub(crate) fn of(name: &ClassName, class: &KeyClass) -> Self {
+        Self::These(class.issues.iter().chain([name]).cloned().collect())
+    }
+
+    fn are_within(&self, limit: &Self) -> bool {
+        match (self, limit) {
+            (_, Self::All) => true,
+            (Self::All, Self::These(_)) => false,
+            (Self::These(own), Self::These(limit)) => own.is_subset(limit),
+        }
+    }
+}
+
+/// Everything that a reach consists of: of a key, or of an actor.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Reach {
+    pub(crate) scopes: ScopeSet,
+    /// What the roles that stand behind it may do.
+    pub(crate) role: RoleReach,
+    /// The first instant at which it has ended; `None` for never.
+    pub(crate) until: Option<Timestamp>,
+    pub(crate) tenants: Tenants,
+    /// `None` for all.
+    pub(crate) environment: Option<Environment>,
+    /// `None` for all.
+    pub(crate) resource: Option<Resource>,
+    /// Empty for all.
+    pub(crate) addresses: AddressAllowlist,
+    pub(crate) key_type: Visibility,
+    pub(crate) classes: Classes,
+    /// The staleness bound.
+    pub(crate) propagation: Duration,
+}
+
+impl Reach {
+    /// Everything in `tenant` and its descendants, but for what roles allow.
+    pub(crate) fn unlimited(tenant: &TenantId) -> Self {
+        Self {
+            scopes: ScopeSet::all(),
+            role: RoleReach::default(),
+            until: None,
+            tenants: Tenants {
+                path: tenant.clone(),
+                descendants: true,
+            },
+            environment: None,
+            resource: None,
+            addresses: AddressAllowlist::default(),
+            key_type: Visibility::Secret,
+            classes: Classes::All,
+            propagation: Duration::MAX,
+        }
+    }
+
+    /// The first dimension in which this is not within `limit`; `None` if it is within `limit`. The
+    /// relation "has no excess" is a partial order.
+    pub(crate) fn excess(&self, limit: &Self) -> Option<Dimension> {
+        let Self {
+            scopes,
+            role,
+            until,
+            tenants,
+            environment,
+            resource,
+            addresses,
+            key_type,
+            classes,
+            propagation,
+        } = self;
+        let ends_in_time = limit
+            .until
+            .is_none_or(|limit| until.is_some_and(|end| end <= limit));
+        let dimensions = [
+            (Dimension::Scopes, limit.scopes.contains(scopes)),
+            (Dimension::Role, role.is_within(&limit.role)),
+            (Dimension::Lifetime, ends_in_time),
+            (Dimension::Tenants, tenants.is_within(&limit.tenants)),
+            (
+                Dimension::Environment,
+                is_one_of(environment.as_ref(), limit.environment.as_ref()),
+            ),
+            (
+                Dimension::Resource,
+                is_one_of(resource.as_ref(), limit.resource.as_ref()),
+            ),
+            (Dimension::Addresses, addresses.is_within(&limit.addresses)),
+            (
+                Dimension::KeyType,
+                limit.key_type == Visibility::Secret || *key_type == limit.key_type,
+            ),
+            (Dimension::Class, classes.are_within(&limit.classes)),
+            (Dimension::Propagation, *propagation <= limit.propagation),
+        ];
+        let exceeds =
+            |(dimension, within): &(Dimension, bool)| !within && !hole::is_open(dimension.name());
+        let first = dimensions.into_iter().find(exceeds);
+        first.map(|(dimension, _)| dimension)
+    }
+}
+
+/// `None` stands for all values.
+fn is_one_of<T: PartialEq>(own: Option<&T>, limit: Option<&T>) -> bool {
+    limit.is_none() || own == limit
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 //! Pure. Invariant: a status is derived from the record and the instant, so it is never stale; and
 //! expiry is `now >= expires_at`, here and nowhere else (trap 19).
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::address::AddressAllowlist;
 use super::id::KeyId;
 use super::metadata::Metadata;
-use super::owner::Owner;
+use super::principal::Owner;
 use super::scope::ScopeSet;
 use super::secret::{Digest, Fingerprint};
 use super::stamp::Stamp;
@@ -175,6 +176,26 @@ pub struct Predecessor {
     pub first_used_at: Option<Timestamp>,
 }
 
+/// A key that made another one, or received its secret by rotating it.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct Maker {
+    /// The key that acted.
+    pub key: KeyId,
+    /// The first key of its chain of rotations.
+    pub lineage: KeyId,
+}
+
+/// A chain of rotations.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+pub struct Lineage {
+    /// The id of its first key.
+    pub first: KeyId,
+    /// When that key was created.
+    pub since: Timestamp,
+    /// The key that created that key, if a key did.
+    pub created_by: Option<KeyId>,
+}
+
 /// What was last done to a key.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -232,14 +253,26 @@ pub struct KeyRecord {
     pub metadata: Metadata,
     /// To whom it is linked.
     pub owner: Owner,
-    /// The owner's role when the key was created.
-    pub owner_role: Option<Role>,
+    /// The roles that limited whoever received the secret: all of them must allow what the key does,
+    /// beside its owner's live role. Empty if the owner received it in person, or if it belongs to its
+    /// tenant and the application made it.
+    pub bound: BTreeSet<Role>,
+    /// Whether it reached all that its roles allowed when its secret was received, so that it may manage
+    /// keys by them. A key that was narrow then never does, however little its roles allow later.
+    pub manages: bool,
+    /// The keys that made it or received its secret by rotating it, with the keys that made those. At
+    /// most [`MAKERS_MAX`](Self::MAKERS_MAX), one for each lineage.
+    pub makers: Vec<Maker>,
+    /// The chain of rotations that it belongs to.
+    pub lineage: Lineage,
     /// What it may do, before class and owner narrow it.
     pub scopes: ScopeSet,
     /// From where it may be used.
     pub allowlist: AddressAllowlist,
     /// What it belongs to in the host's world.
     pub resource: Option<Resource>,
+    /// When it was first reported as found in the open. Never cleared.
+    pub exposed_at: Option<Timestamp>,
     /// When and by whom it was created.
     pub created: Stamp,
     /// When and by whom it was last changed.
@@ -295,6 +328,27 @@ impl fmt::Display for Status {
 }
 
 impl KeyRecord {
+    /// The most makers that a record names: 8. A judgement: a key that a key made, eight times over, is
+    /// no longer something that a person can follow.
+    pub const MAKERS_MAX: usize = 8;
+
+    /// The key that created it, if a key did; for a successor, the one that created the first key of its
+    /// chain.
+    #[must_use]
+    pub const fn created_by_key(&self) -> Option<KeyId> {
+        self.lineage.created_by
+    }
+
+    /// Whether `key` made it, or a key of the lineage `lineage` did, directly or through other keys.
+    #[must_use]
+    pub fn was_made_by(&self, key: KeyId, lineage: Option<KeyId>) -> bool {
+        // The id of a lineage is its first key's, which may be deleted and so not known any more.
+        let is = |maker: &Maker| {
+            maker.key == key || maker.lineage == key || lineage == Some(maker.lineage)
+        };
+        self.makers.iter().any(is)
+    }
+
     /// What the key is at `now`. Owners and tenants may refuse it all the same; see
     /// [`Standing`](crate::rules::Standing).
     #[must_use]

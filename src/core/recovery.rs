@@ -11,13 +11,15 @@ use super::address::AddressAllowlist;
 use super::audit::{
     Action, AuditEntry, AuditHash, AuditHead, ChainError, FieldChange, verify_chain,
 };
-use super::command::{BulkFilter, Command, DeleteKey, Expiry, RevokeKey, UpdateSpec};
+use super::command::{Command, DeleteKey, Expiry, RevokeKey, UpdateSpec};
 use super::id::KeyId;
 use super::invalid::Invalid;
 use super::pepper::PepperRing;
 use super::policy::{Deletion, Policy};
 use super::record::{KeyRecord, KeyState, Reason};
 use super::scope::ScopeSet;
+use super::secret::DigestMark;
+use super::sweep::{BulkFilter, Sweep};
 use super::tenant::TenantId;
 use super::text::{CommandId, PrincipalId, Role};
 use super::time::Timestamp;
@@ -78,6 +80,8 @@ pub(crate) struct LaterOwner {
 pub(crate) struct LaterKey {
     /// It came into being.
     pub(crate) created: bool,
+    /// The mark of the digest that it was imported with.
+    imported: Option<DigestMark>,
     removed: Option<AuditHash>,
     revoked: Option<(Reason, AuditHash)>,
     /// It came to an end that is told by no revocation of its own.
@@ -144,9 +148,11 @@ impl LaterKey {
         let hash = entry.hash;
         self.newest = Some(hash);
         match &entry.action {
-            Action::KeyCreated { .. }
-            | Action::KeyProvisioned { .. }
-            | Action::KeyImported { .. } => self.created = true,
+            Action::KeyCreated { .. } | Action::KeyProvisioned { .. } => self.created = true,
+            Action::KeyImported { mark, .. } => {
+                self.created = true;
+                self.imported = Some(*mark);
+            }
             Action::KeyUpdated { changes } => self.change(changes, hash),
             Action::KeyDisabled => self.disabled = Some(hash),
             Action::KeyEnabled => self.disabled = None,
@@ -175,7 +181,9 @@ impl LaterKey {
             | Action::OwnerAdded { .. }
             | Action::OwnerRoleChanged { .. }
             | Action::OwnerRemoved { .. }
-            | Action::BulkRevocationBegan { .. } => {}
+            | Action::BulkRevocationBegan { .. }
+            | Action::BulkCommandEnded
+            | Action::DigestsBlocked { .. } => {}
         }
     }
 
@@ -195,6 +203,13 @@ impl LaterKey {
             }
             self.changed = reach.map(|reach| (reach, hash));
         }
+    }
+
+    /// The mark of its imported digest, if the digest must not be imported again: what the key was
+    /// refused before the loss, an import of the same digest would accept.
+    pub(crate) fn mark_to_block(&self) -> Option<DigestMark> {
+        let narrowed = self.changed.is_some() || self.retired.is_some() || self.disabled.is_some();
+        self.imported.filter(|_| narrowed || self.ended())
     }
 
     /// Whether it is gone for ever, so that nobody misses it in a backup.
@@ -344,7 +359,7 @@ fn revoke(record: &KeyRecord, reason: Reason) -> Vec<Command> {
         reason,
         confirmed: true,
     };
-    let (filter, sweep) = (BulkFilter::all(), vec![key]);
+    let (filter, sweep) = (BulkFilter::all(), Sweep::from(vec![key]));
     vec![
         Command::Revoke { key, revocation },
         Command::RevokeMany {

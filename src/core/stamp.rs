@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::text::PrincipalId;
+use super::principal::Author;
 use super::time::Timestamp;
 
 /// When something was done, and by whom.
@@ -13,5 +13,5 @@ pub struct Stamp {
     /// When.
     pub at: Timestamp,
     /// By whom.
-    pub by: PrincipalId,
+    pub by: Author,
 }

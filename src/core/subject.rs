@@ -3,9 +3,11 @@
 //! Pure. One form for a record from the store and for an entry of the index, so that every way of
 //! verifying asks the same questions (trap 20).
 
+use std::collections::BTreeSet;
+
 use super::address::AddressAllowlist;
 use super::id::KeyId;
-use super::owner::Owner;
+use super::principal::Owner;
 use super::record::{Credential, KeyRecord, KeyState, Reason, Resource, Visibility};
 use super::scope::ScopeSet;
 use super::tenant::TenantId;
@@ -20,7 +22,7 @@ pub(crate) struct Shape {
     pub(crate) visibility: Visibility,
     pub(crate) environment: Environment,
     pub(crate) prefix: Option<TokenPrefix>,
-    pub(crate) owner_role: Option<Role>,
+    pub(crate) bound: BTreeSet<Role>,
     pub(crate) scopes: ScopeSet,
     pub(crate) allowlist: AddressAllowlist,
     pub(crate) resource: Option<Resource>,
@@ -114,7 +116,7 @@ impl Shape {
             visibility: record.visibility,
             environment: record.environment.clone(),
             prefix: record.prefix.clone(),
-            owner_role: record.owner_role.clone(),
+            bound: record.bound.clone(),
             scopes: record.scopes.clone(),
             allowlist: record.allowlist.clone(),
             resource: record.resource.clone(),
@@ -129,7 +131,7 @@ impl Shape {
             visibility,
             environment,
             prefix,
-            owner_role,
+            bound,
             scopes,
             allowlist,
             resource,
@@ -139,7 +141,7 @@ impl Shape {
             && *visibility == record.visibility
             && *environment == record.environment
             && *prefix == record.prefix
-            && *owner_role == record.owner_role
+            && *bound == record.bound
             && *scopes == record.scopes
             && *allowlist == record.allowlist
             && *resource == record.resource

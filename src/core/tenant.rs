@@ -13,7 +13,8 @@ use super::text::{self, SEGMENT, Text};
 
 /// The unit that owns keys and within which invariants hold: a project, account or organization.
 ///
-/// One to eight segments of `A-Z a-z 0-9 _ - .`, each up to 64 bytes, joined by `/`.
+/// One to eight segments of `A-Z a-z 0-9 _ - .`, each up to 64 bytes, joined by `/`. `.` and `..` are
+/// no segments: a URL or a file path that holds them names another place.
 #[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct TenantId(Text);
 
@@ -25,8 +26,8 @@ impl TenantId {
     ///
     /// # Errors
     ///
-    /// [`Invalid`] if a segment is empty, too long or has other characters, or if there are more
-    /// than [`MAX_DEPTH`](Self::MAX_DEPTH) segments.
+    /// [`Invalid`] if a segment is empty, `.` or `..`, too long or has other characters, or if there
+    /// are more than [`MAX_DEPTH`](Self::MAX_DEPTH) segments.
     pub fn new(path: impl AsRef<str>) -> Result<Self, Invalid> {
         let path = path.as_ref();
         let depth = path.split('/').count();
@@ -37,8 +38,7 @@ impl TenantId {
             };
             return Err(Invalid::new("tenant", problem));
         }
-        path.split('/')
-            .try_for_each(|segment| SEGMENT.check(segment))?;
+        path.split('/').try_for_each(check_segment)?;
         Ok(Self(path.into()))
     }
 
@@ -68,6 +68,17 @@ impl TenantId {
         self.0
             .rmatch_indices('/')
             .map(|(end, _)| Self(self.0[..end].into()))
+    }
+}
+
+fn check_segment(segment: &str) -> Result<(), Invalid> {
+    SEGMENT.check(segment)?;
+    match segment {
+        "." | ".." => {
+            let expected = "segments other than `.` and `..`";
+            Err(Invalid::new("tenant", Problem::Form { expected }))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -161,9 +172,28 @@ mod tests {
         for path in ["", "/", "a//b", "a/", "/a", "a b", "é", "a/b/c/d/e/f/g/h/i"] {
             assert!(TenantId::new(path).is_err(), "{path:?}");
         }
-        assert!(
-            TenantId::new("..").is_ok(),
-            "dots mean nothing here: paths never reach a file"
-        );
+    }
+
+    /// A proxy or a file system reads them as another place.
+    #[test]
+    fn dots_alone_are_no_segment_anywhere_in_a_path() {
+        for path in [
+            ".",
+            "..",
+            "acme/..",
+            "acme/../victim",
+            "./acme",
+            "acme/./web",
+        ] {
+            assert!(TenantId::new(path).is_err(), "{path:?}");
+            let stored = serde_json::to_string(path).unwrap();
+            assert!(
+                serde_json::from_str::<TenantId>(&stored).is_err(),
+                "{path:?}"
+            );
+        }
+        for path in ["...", ".acme", "acme..web", "a.b/c."] {
+            assert!(TenantId::new(path).is_ok(), "{path:?}");
+        }
     }
 }

@@ -306,8 +306,6 @@ impl Role {
     pub const MEMBER: Self = Self(Text::new_static("member"));
     /// The host's support staff: the only role to which `SupportOnly` rules answer (rule A2-02).
     pub const SUPPORT: Self = Self(Text::new_static("support"));
-    /// The host itself. No policy may define it; see [`Actor::system`](crate::Actor::system).
-    pub const SYSTEM: Self = Self(Text::new_static("system"));
 }
 
 impl Environment {
@@ -320,11 +318,6 @@ impl Environment {
 impl KeyName {
     /// Stands for the name in a place in an order that asks for none.
     pub(crate) const UNNAMED: Self = Self(Text::new_static("-"));
-}
-
-impl PrincipalId {
-    /// The principal of [`Actor::system`](crate::Actor::system).
-    pub const SYSTEM: Self = Self(Text::new_static("system"));
 }
 
 #[cfg(test)]

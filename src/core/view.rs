@@ -7,9 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::audit::{AuditEntry, AuditHead};
+use super::hole;
 use super::id::KeyId;
 use super::owner::{OwnerRecord, TenantRecord};
 use super::record::KeyRecord;
+use super::secret::Digest;
 use super::tenant::TenantId;
 use super::text::{CommandId, PrincipalId};
 use super::time::Timestamp;
@@ -29,6 +31,26 @@ impl std::fmt::Display for Revision {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.fmt(f)
     }
+}
+
+/// Names a row, and orders rows for a scan: tenants, then owners, then keys.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum RowKey {
+    /// A tenant.
+    Tenant(TenantId),
+    /// An owner in a tenant.
+    Owner(TenantId, PrincipalId),
+    /// A key, removed ones included.
+    Key(KeyId),
+}
+
+/// A row of another tenant that a decision rested on, at the revision at which it was read.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Guard {
+    /// Which row.
+    pub row: RowKey,
+    /// The commit that wrote the row; [`Revision::ZERO`] if there was none.
+    pub revision: Revision,
 }
 
 /// The part of a tenant that a decision needs. Parts combine: what any of them names is loaded.
@@ -123,6 +145,8 @@ pub struct TenantView {
     pub owners: Vec<OwnerRecord>,
     /// The keys asked for.
     pub records: Vec<KeyRecord>,
+    /// The commit that wrote each of the rows above, the unreadable ones among them.
+    pub revisions: BTreeMap<RowKey, Revision>,
     /// Keys asked for whose stored bytes failed their checksum: refused, counted towards the cap.
     pub corrupt: Vec<KeyId>,
     /// What the commands asked for did.
@@ -156,37 +180,54 @@ impl TenantView {
             corrupt: self.corrupt.clone(),
             owners: Vec::new(),
             records: Vec::new(),
+            revisions: self.revisions.clone(),
             applied: Vec::new(),
             ..*self
         };
+        let at = |row: RowKey| self.revisions.get(&row).copied().unwrap_or_default();
+        let records = self.records.iter();
         heads.with_selected(
             select,
-            &self.records,
-            |owner| self.owner(owner),
+            records.map(|record| (at(RowKey::Key(record.id)), record)),
+            |owner| {
+                let row = self.owner(owner)?;
+                Some((
+                    at(RowKey::Owner(row.tenant.clone(), row.owner.clone())),
+                    row,
+                ))
+            },
             &self.applied,
         )
     }
 
     /// Adds what `select` asks for, for stores that have it at hand: `records` and `trail` are the
-    /// tenant's own, or as many of them as may be asked for; `owner` tells an owner's row. `trail`
-    /// comes oldest first.
+    /// tenant's own, or as many of them as may be asked for; `owner` returns an owner's row. Rows come
+    /// with the commit that wrote them, `trail` comes oldest first.
     #[must_use]
     pub fn with_selected<'a>(
         mut self,
         select: &Select,
-        records: impl IntoIterator<Item = &'a KeyRecord>,
-        owner: impl Fn(&PrincipalId) -> Option<&'a OwnerRecord>,
+        records: impl IntoIterator<Item = (Revision, &'a KeyRecord)>,
+        owner: impl Fn(&PrincipalId) -> Option<(Revision, &'a OwnerRecord)>,
         trail: impl IntoIterator<Item = &'a AuditEntry> + Clone,
     ) -> Self {
-        let asked = records.into_iter().filter(|record| select.matches(record));
-        let records: BTreeMap<_, _> = asked.map(|record| (record.id, record)).collect();
+        let asked = records
+            .into_iter()
+            .filter(|(_, record)| select.matches(record));
+        let records: BTreeMap<_, _> = asked.map(|found| (found.1.id, found)).collect();
         let of_keys = records
             .values()
-            .filter_map(|record| record.owner.principal());
+            .filter_map(|(_, record)| record.owner.principal());
         let owners: BTreeSet<_> = select.owners.iter().chain(of_keys).collect();
-        self.owners
-            .extend(owners.into_iter().filter_map(owner).cloned());
-        self.records.extend(records.into_values().cloned());
+        for (revision, row) in owners.into_iter().filter_map(owner) {
+            let key = RowKey::Owner(row.tenant.clone(), row.owner.clone());
+            self.revisions.insert(key, revision);
+            self.owners.push(row.clone());
+        }
+        for (revision, record) in records.into_values() {
+            self.revisions.insert(RowKey::Key(record.id), revision);
+            self.records.push(record.clone());
+        }
         for command in &select.commands {
             let mine = trail
                 .clone()
@@ -204,6 +245,7 @@ impl TenantView {
             removes,
             owners,
             tenant,
+            digests: _,
             audit,
         } = effects;
         for record in puts {
@@ -224,13 +266,49 @@ impl TenantView {
     }
 }
 
-/// Rows above a tenant that its keys and owners also answer to.
+/// Rows of the tenants above a tenant that a decision in it rests on.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Ancestry {
     /// Rows of owners in the tenants above.
     pub owners: Vec<OwnerRecord>,
     /// The rows of the tenants above.
     pub tenants: Vec<TenantRecord>,
+    /// Keys of the tenants above that act.
+    pub keys: Vec<KeyRecord>,
+    /// Keys of the tenants above that act and whose stored bytes failed their checksum.
+    pub corrupt: Vec<KeyId>,
+    /// The rows of tenants and owners that were asked for, absent ones included, and the keys that act,
+    /// each at the revision at which it was read.
+    pub guards: BTreeSet<Guard>,
+}
+
+impl Ancestry {
+    /// Adds what `view` holds of the tenant `above`, of which `select` was asked for.
+    pub(crate) fn add(&mut self, above: &TenantId, select: &Select, view: TenantView) {
+        let TenantView {
+            owners,
+            records,
+            corrupt,
+            tenant,
+            revisions,
+            ..
+        } = view;
+        let named = (select.owners.iter()).map(|owner| RowKey::Owner(above.clone(), owner.clone()));
+        // Nothing is decided for a key that was not found.
+        let keys = records.iter().map(|record| RowKey::Key(record.id));
+        let own = std::iter::once(RowKey::Tenant(above.clone()));
+        let guarded = own.chain(named).chain(keys);
+        let guarded = guarded.filter(|_| !hole::is_open("nothing is guarded"));
+        self.guards.extend(guarded.map(|row| {
+            let revision = revisions.get(&row).copied().unwrap_or_default();
+            Guard { row, revision }
+        }));
+        let acts = |record: &KeyRecord| select.keys.contains(&record.id);
+        self.owners.extend(owners);
+        self.tenants.extend(tenant);
+        self.keys.extend(records.into_iter().filter(acts));
+        self.corrupt.extend(corrupt);
+    }
 }
 
 /// What a decision changes: the body of a commit.
@@ -244,6 +322,9 @@ pub struct Effects {
     pub owners: Vec<OwnerRecord>,
     /// The tenant's row to write.
     pub tenant: Option<TenantRecord>,
+    /// Imported digests, or marks of them, that are a key's from now on, beside the digests of `puts`.
+    /// They stay taken for ever, whatever becomes of the key.
+    pub digests: Vec<(Digest, KeyId)>,
     /// What to add to the audit trail.
     pub audit: Vec<AuditEntry>,
 }
@@ -257,12 +338,14 @@ impl Effects {
             removes,
             owners,
             tenant,
+            digests,
             audit,
         } = self;
         puts.is_empty()
             && removes.is_empty()
             && owners.is_empty()
             && tenant.is_none()
+            && digests.is_empty()
             && audit.is_empty()
     }
 
@@ -273,6 +356,7 @@ impl Effects {
             removes,
             owners,
             tenant,
+            digests,
             audit,
         } = later;
         for record in puts {
@@ -284,6 +368,7 @@ impl Effects {
             replace(&mut self.owners, &row, |own| own.owner == row.owner);
         }
         self.tenant = tenant.or(self.tenant.take());
+        self.digests.extend(digests);
         self.audit.extend(audit);
     }
 
@@ -295,9 +380,11 @@ impl Effects {
             removes,
             owners,
             tenant,
+            digests,
             audit,
         } = self;
-        puts.len() + removes.len() + owners.len() + usize::from(tenant.is_some()) + audit.len()
+        let rows = puts.len() + removes.len() + owners.len() + usize::from(tenant.is_some());
+        rows + digests.len() + audit.len()
     }
 }
 

@@ -4,16 +4,19 @@
 //! keep every released version readable. The structs below mirror the public ones field by field, so
 //! that a new field fails to compile here instead of changing the format unnoticed.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::address::AddressAllowlist;
 use super::audit::AuditEntry;
 use super::id::KeyId;
 use super::metadata::Metadata;
-use super::owner::{Owner, OwnerRecord, TenantRecord};
+use super::owner::{OwnerRecord, TenantRecord};
+use super::principal::Owner;
 use super::record::{
-    Credential, ImportScheme, KeyRecord, KeyState, LastAction, Predecessor, Resource, Succession,
-    Visibility,
+    Credential, ImportScheme, KeyRecord, KeyState, LastAction, Lineage, Maker, Predecessor,
+    Resource, Succession, Visibility,
 };
 use super::scope::ScopeSet;
 use super::secret::{Digest, Fingerprint};
@@ -155,10 +158,14 @@ struct RecordV1 {
     purpose: Option<Purpose>,
     metadata: Metadata,
     owner: Owner,
-    owner_role: Option<Role>,
+    bound: BTreeSet<Role>,
+    manages: bool,
+    makers: Vec<Maker>,
+    lineage: Lineage,
     scopes: ScopeSet,
     allowlist: AddressAllowlist,
     resource: Option<Resource>,
+    exposed_at: Option<Timestamp>,
     created: Stamp,
     updated: Stamp,
     last_action: LastAction,

@@ -176,6 +176,8 @@ mod tests {
             escaped in any::<bool>(),
             more in "(/[a-z]{0,3}){0,2}",
         ) {
+            // Dots alone are no segment, escaped or not.
+            let named = segments.iter().all(|segment| segment != "." && segment != "..");
             let joined = segments.join("/");
             let escape = |text: &str| {
                 let escape = |byte: u8| if escaped { format!("%{byte:02x}") } else { char::from(byte).into() };
@@ -185,7 +187,7 @@ mod tests {
             let template: Vec<_> = (0..segments.len()).map(|n| format!("{{s{n}}}")).collect();
             let template = format!("/t/{}", template.join("/"));
             let path = format!("/t/{}{more}", path.join("/"));
-            prop_assert_eq!(tenant(&template, &path), Some(joined));
+            prop_assert_eq!(tenant(&template, &path), named.then_some(joined));
         }
 
         #[test]

@@ -4,6 +4,7 @@ use crate::core::command::{IssuedKey, Outcome};
 use crate::core::id::KeyId;
 use crate::core::info::KeyInfo;
 use crate::core::query::KeyPosition;
+use crate::core::scope::ScopeSet;
 use crate::core::secret::{Fingerprint, Secret};
 use crate::core::text::{ClassName, Hint};
 use crate::core::time::Timestamp;
@@ -25,6 +26,9 @@ pub struct Created {
     pub fingerprint: Fingerprint,
     /// When it ends; `None` for never.
     pub expires_at: Option<Timestamp>,
+    /// What it effectively reaches: less than its scopes where a role, its bound or its class allows
+    /// less.
+    pub reach: ScopeSet,
     /// Keys that came with the tenant, because this was its first command.
     pub provisioned: Vec<IssuedKey>,
     /// Where and when it landed.
@@ -39,6 +43,8 @@ pub struct Imported {
     pub id: KeyId,
     /// The mark that finds it.
     pub fingerprint: Fingerprint,
+    /// What it effectively reaches.
+    pub reach: ScopeSet,
     /// Keys that came with the tenant, because this was its first command.
     pub provisioned: Vec<IssuedKey>,
     /// Where and when it landed.
@@ -55,6 +61,8 @@ pub struct Rotated {
     pub secret: Secret,
     /// When the successor ends; `None` for never.
     pub expires_at: Option<Timestamp>,
+    /// What the successor effectively reaches.
+    pub reach: ScopeSet,
     /// The key that it replaces.
     pub predecessor: KeyId,
     /// When the old key ends; `None` if that counts from the successor's first use.
@@ -76,7 +84,7 @@ pub struct LeakReport {
 }
 
 /// A page of keys, as people see them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct KeyList {
     /// The keys, in order.
@@ -102,6 +110,7 @@ impl Created {
             hint,
             fingerprint,
             expires_at,
+            reach,
             token,
         } = key;
         let (secret, receipt) = (token?, landed.receipt);
@@ -112,6 +121,7 @@ impl Created {
             hint,
             fingerprint,
             expires_at,
+            reach,
             provisioned,
             receipt,
         })
@@ -128,11 +138,15 @@ impl Imported {
             return None;
         };
         let IssuedKey {
-            id, fingerprint, ..
+            id,
+            fingerprint,
+            reach,
+            ..
         } = key;
         Some(Self {
             id,
             fingerprint,
+            reach,
             provisioned,
             receipt: landed.receipt,
         })
@@ -152,6 +166,7 @@ impl Rotated {
         let IssuedKey {
             id,
             expires_at,
+            reach,
             token,
             ..
         } = successor;
@@ -160,6 +175,7 @@ impl Rotated {
             id,
             secret,
             expires_at,
+            reach,
             predecessor,
             until,
             receipt,

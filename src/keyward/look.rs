@@ -1,19 +1,27 @@
 //! Looking at keys: lists, details, rotations, the audit trail.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use futures_util::future::try_join_all;
+
 use super::{KeyList, Keyward};
 use crate::core::actor::Actor;
 use crate::core::audit::{AuditEntry, AuditHead, ChainError, verify_chain};
+use crate::core::authority::{Caller, Rows, Sight};
 use crate::core::command::Denied;
 use crate::core::id::KeyId;
 use crate::core::info::KeyInfo;
-use crate::core::query::{AuditPage, AuditQuery, KeyQuery};
+use crate::core::policy::Policy;
+use crate::core::query::{AuditPage, AuditQuery, KeyPosition, KeyQuery};
 use crate::core::record::KeyRecord;
 use crate::core::rotation::{self, RotationProgress};
+use crate::core::sweep::MadeBy;
 use crate::core::tenant::TenantId;
+use crate::core::text::PrincipalId;
 use crate::core::time::Timestamp;
-use crate::core::view::Select;
+use crate::core::view::{Ancestry, Select, TenantView};
 use crate::events::{Events, ExpiryWindows};
-use crate::manager::Error;
+use crate::manager::{Error, load_ancestry};
 use crate::store::{Locator, Row, StoreError};
 use crate::verifier::Grant;
 
@@ -47,52 +55,106 @@ impl Keyward {
         KeyQuery::tenant(tenant.clone(), self.now())
     }
 
-    /// Lists keys, filtered, sorted and paged. A query that names no tenant is about the actor's
-    /// own and all below it.
+    /// Lists the keys that the actor may look at, filtered, sorted and paged. A query that names no
+    /// tenant is about the actor's own and all below it.
+    ///
+    /// Who may look at keys of a class is that class's to say
+    /// ([`KeyClass::look`](crate::policy::KeyClass::look)); other keys are left out.
     ///
     /// # Errors
     ///
-    /// [`Denied::TenantNotFound`] outside the actor's reach.
+    /// [`Denied::TenantNotFound`] outside the actor's reach, [`Denied::Forbidden`] for an actor who may
+    /// look at no keys there.
     pub async fn list(&self, actor: &Actor, query: &KeyQuery) -> Result<KeyList, Error> {
         let mut query = query.clone();
         let tenant = query.tenant.take().unwrap_or_else(|| {
             query.below = true;
             actor.tenant().clone()
         });
-        self.check_reach(actor, &tenant)?;
         // An actor bound to one tenant sees nothing below it, whatever it asks for.
-        query.below &= actor.reaches_below();
-        let at = query.at;
-        let page = self
-            .inner
-            .store
-            .list(&KeyQuery {
-                tenant: Some(tenant),
-                ..query
-            })
-            .await?;
-        let policies = self.inner.policies.load();
-        let info = |record: KeyRecord| {
-            let policy = policies.of(&record.tenant).clone();
-            KeyInfo::new(record, &policy, at)
+        query.below &= actor.reaches_descendants();
+        query.made_by = self.with_lineage(query.made_by).await?;
+        let policies = self.inner.policies.get();
+        let root = self.seat(actor, &tenant, BTreeSet::new()).await?;
+        let mut list = KeyList::default();
+        let sees_all = root.caller.sees_all(policies.of(&tenant));
+        match root.caller.sight(policies.of(&tenant))? {
+            Sight::Some => {}
+            Sight::Own(own) if query.owner.as_ref().is_none_or(|owner| *owner == own) => {
+                query.owner = Some(own);
+            }
+            Sight::Own(_) => return Ok(list),
+        }
+        query.tenant = Some(tenant);
+        let limit = query.limit.get();
+        // What the actor may not look at is left out here, so that a page may take several questions.
+        while list.keys.len() < limit {
+            let page = self.inner.store.list(&query).await?;
+            list.corrupt
+                .extend(page.corrupt.into_iter().filter(|_| sees_all));
+            let seats = self.seats(actor, &page.keys).await?;
+            let mut more = page.keys.into_iter();
+            for record in more.by_ref() {
+                query.after = Some(KeyPosition::of(&record));
+                let (seat, policy) = (seats.get(&record.tenant), policies.of(&record.tenant));
+                list.keys
+                    .extend(seat.and_then(|seat| seat.info(record, policy, query.at)));
+                if list.keys.len() == limit {
+                    break;
+                }
+            }
+            if more.next().is_none() && page.next.is_none() {
+                return Ok(list);
+            }
+        }
+        list.next = query.after;
+        Ok(list)
+    }
+
+    /// Lists the keys that `key` made, or another key of its chain of rotations, directly or through
+    /// the keys that it made: what else to look at when it is in the wrong hands. As many of them as
+    /// the actor may look at, those that have ended included.
+    ///
+    /// [`revoke_many`](Self::revoke_many) with [`BulkFilter::made_by`](crate::BulkFilter::made_by)
+    /// revokes them.
+    ///
+    /// # Errors
+    ///
+    /// As [`list`](Self::list).
+    pub async fn made_by(
+        &self,
+        actor: &Actor,
+        tenant: &TenantId,
+        key: KeyId,
+    ) -> Result<Vec<KeyInfo>, Error> {
+        let lineage = None;
+        let mut query = KeyQuery {
+            below: true,
+            made_by: Some(MadeBy { key, lineage }),
+            ..self.query(tenant)
         };
-        let keys = page.keys.into_iter().map(info).collect();
-        Ok(KeyList {
-            keys,
-            corrupt: page.corrupt,
-            next: page.next,
-        })
+        let mut keys = Vec::new();
+        loop {
+            let page = self.list(actor, &query).await?;
+            keys.extend(page.keys);
+            match page.next {
+                Some(next) => query.after = Some(next),
+                None => return Ok(keys),
+            }
+        }
     }
 
     /// Everything that people see of one key, read from the store.
     ///
     /// # Errors
     ///
-    /// [`Denied::NotFound`] if there is none within the actor's reach.
+    /// [`Denied::NotFound`] if there is none that the actor reaches and may look at.
     pub async fn key(&self, actor: &Actor, id: KeyId) -> Result<KeyInfo, Error> {
-        let record = self.record(actor, id).await?;
-        let policy = self.inner.policies.load().of(&record.tenant).clone();
-        Ok(KeyInfo::new(record, &policy, self.now()))
+        let (record, seat) = self.record(actor, id).await?;
+        let policies = self.inner.policies.get();
+        let policy = policies.of(&record.tenant);
+        let info = seat.info(record, policy, self.now());
+        info.ok_or_else(|| Denied::NotFound.into())
     }
 
     /// Everything that people see of a key that was verified, read from the store: what its holder
@@ -102,14 +164,9 @@ impl Keyward {
     ///
     /// [`Denied::NotFound`] if it was removed since.
     pub async fn info(&self, grant: &Grant) -> Result<KeyInfo, Error> {
-        let found = self.inner.store.find(&Locator::Id(grant.key_id())).await?;
-        match found.map(|found| found.change.row) {
-            Some(Row::Key(record)) => {
-                let policy = self.inner.policies.get().of(&record.tenant).clone();
-                Ok(KeyInfo::new(*record, &policy, self.now()))
-            }
-            _ => Err(Denied::NotFound.into()),
-        }
+        // Its holder is who asks, so that nobody else's authority counts.
+        let holder = Actor::application(grant.tenant().clone());
+        self.key(&holder, grant.key_id()).await
     }
 
     /// Where the rotation of a key stands; `None` if it is not being replaced. `old_last_seen` is
@@ -117,37 +174,40 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Denied::NotFound`] if there is no such key within the actor's reach.
+    /// [`Denied::NotFound`] if there is no such key that the actor reaches and may look at.
     pub async fn rotation(
         &self,
         actor: &Actor,
         old: KeyId,
         old_last_seen: Option<Timestamp>,
     ) -> Result<Option<RotationProgress>, Error> {
-        let old = self.record(actor, old).await?;
+        let (old, _) = self.record(actor, old).await?;
         let successor = match &old.succession {
             Some(succession) => self.record(actor, succession.successor).await.ok(),
             None => None,
         };
         Ok(rotation::progress(
             &old,
-            successor.as_ref(),
+            successor.as_ref().map(|(record, _)| record),
             old_last_seen,
             self.now(),
         ))
     }
 
-    /// Reads the audit trail, oldest first. A query that names no tenant is about the actor's own.
+    /// Reads the audit trail, oldest first. A query that names no tenant is about the actor's own. For
+    /// administrators and [auditors](crate::policy::PolicySpec::auditors).
     ///
     /// # Errors
     ///
-    /// [`Denied::TenantNotFound`] outside the actor's reach.
+    /// [`Denied::TenantNotFound`] outside the actor's reach, [`Denied::Forbidden`] for others.
     pub async fn audit(&self, actor: &Actor, query: &AuditQuery) -> Result<AuditPage, Error> {
         let tenant = query
             .tenant
             .clone()
             .unwrap_or_else(|| actor.tenant().clone());
-        self.check_reach(actor, &tenant)?;
+        let seat = self.seat(actor, &tenant, BTreeSet::new()).await?;
+        let policies = self.inner.policies.get();
+        seat.caller.permit_audit(policies.of(&tenant))?;
         let query = AuditQuery {
             tenant: Some(tenant),
             ..query.clone()
@@ -155,7 +215,7 @@ impl Keyward {
         Ok(self.inner.store.audit(&query).await?)
     }
 
-    /// Checks that a tenant's audit trail is exactly what was written, and tells where it ends.
+    /// Checks that a tenant's audit trail is exactly what was written, and returns where it ends.
     /// `seen` is an end that was noted elsewhere before: it shows a trail that was cut short.
     ///
     /// # Errors
@@ -167,7 +227,9 @@ impl Keyward {
         tenant: &TenantId,
         seen: Option<AuditHead>,
     ) -> Result<AuditHead, AuditError> {
-        self.check_reach(actor, tenant)?;
+        let seat = self.seat(actor, tenant, BTreeSet::new()).await?;
+        let policies = self.inner.policies.get();
+        seat.caller.permit_audit(policies.of(tenant))?;
         // The chain must lead to where the store says that it ends, or nothing would show an end
         // that is missing.
         let stands = self
@@ -208,24 +270,150 @@ impl Keyward {
         Events::new(store, clock, windows)
     }
 
-    async fn record(&self, actor: &Actor, id: KeyId) -> Result<KeyRecord, Error> {
+    async fn record(&self, actor: &Actor, id: KeyId) -> Result<(KeyRecord, Seat), Error> {
         let found = self.inner.store.find(&Locator::Id(id)).await?;
-        match found.map(|found| found.change.row) {
-            Some(Row::Key(record)) if actor.reaches(&record.tenant) => {
-                self.check_reach(actor, &record.tenant)?;
-                Ok(*record)
-            }
-            _ => Err(Denied::NotFound.into()),
+        let Some(Row::Key(record)) = found.map(|found| found.change.row) else {
+            return Err(Denied::NotFound.into());
+        };
+        let owners = record.owner.principal().cloned().into_iter().collect();
+        let seat = match self.seat(actor, &record.tenant, owners).await {
+            Err(SeatError::Denied(Denied::TenantNotFound)) => return Err(Denied::NotFound.into()),
+            seat => seat?,
+        };
+        let policies = self.inner.policies.get();
+        let policy = policies.of(&record.tenant);
+        match seat.caller.sees(policy, &record.class, &record.owner) {
+            true => Ok((*record, seat)),
+            false => Err(Denied::NotFound.into()),
         }
     }
 
-    fn check_reach(&self, actor: &Actor, tenant: &TenantId) -> Result<(), Denied> {
+    /// What `actor` may do in `tenant`, as the store has it now, with the rows of `owners`.
+    async fn seat(
+        &self,
+        actor: &Actor,
+        tenant: &TenantId,
+        mut owners: BTreeSet<PrincipalId>,
+    ) -> Result<Seat, SeatError> {
         if !actor.reaches(tenant) {
-            return Err(Denied::TenantNotFound);
+            return Err(Denied::TenantNotFound.into());
         }
-        match actor.expires_at() {
-            Some(end) if self.now() >= end => Err(Denied::ActorExpired),
-            _ => Ok(()),
+        owners.extend(actor.principal().cloned());
+        let at_home = actor.tenant() == tenant;
+        let select = Select {
+            keys: actor.key_id().filter(|_| at_home).into_iter().collect(),
+            owners: owners.iter().cloned().collect(),
+            ..Select::none()
+        };
+        let store = &*self.inner.store;
+        let view = store.load(tenant, &select).await?;
+        let ancestry = load_ancestry(store, tenant, owners, std::iter::once(actor)).await?;
+        let rows = Rows {
+            view: &view,
+            ancestry: &ancestry,
+        };
+        let policies = self.inner.policies.get();
+        let both = (&**policies.of(tenant), &**policies.of(actor.tenant()));
+        let caller = Caller::resolve(actor, tenant, rows, both, self.now())?;
+        Ok(Seat {
+            caller,
+            view,
+            ancestry,
+        })
+    }
+
+    /// The same for each tenant of `records`, with the rows of their owners.
+    async fn seats(
+        &self,
+        actor: &Actor,
+        records: &[KeyRecord],
+    ) -> Result<HashMap<TenantId, Seat>, Error> {
+        let mut owners: BTreeMap<&TenantId, BTreeSet<PrincipalId>> = BTreeMap::new();
+        for record in records {
+            let of_tenant = owners.entry(&record.tenant).or_default();
+            of_tenant.extend(record.owner.principal().cloned());
+        }
+        let seats = owners.into_iter().map(async |(tenant, owners)| {
+            match self.seat(actor, tenant, owners).await {
+                Ok(seat) => Ok(Some((tenant.clone(), seat))),
+                // The key that acts has no say further down, say because that tenant was closed.
+                Err(SeatError::Denied(denied)) => {
+                    tracing::debug!(%tenant, %denied, "keys are left out of a list");
+                    Ok(None)
+                }
+                Err(SeatError::Store(error)) => Err(error),
+            }
+        });
+        let seats = try_join_all(seats).await?;
+        Ok(seats.into_iter().flatten().collect())
+    }
+
+    async fn with_lineage(&self, made_by: Option<MadeBy>) -> Result<Option<MadeBy>, Error> {
+        let Some(mut made_by) = made_by.filter(|by| by.lineage.is_none()) else {
+            return Ok(made_by);
+        };
+        let found = self.inner.store.find(&Locator::Id(made_by.key)).await?;
+        if let Some(Row::Key(record)) = found.map(|found| found.change.row) {
+            made_by.lineage = Some(record.lineage.first);
+        }
+        Ok(Some(made_by))
+    }
+}
+
+/// What an actor may do in a tenant, with the rows that say so.
+struct Seat {
+    caller: Caller,
+    view: TenantView,
+    ancestry: Ancestry,
+}
+
+impl Seat {
+    /// What the caller sees of a key of the tenant; `None` if it may not look at it.
+    fn info(&self, record: KeyRecord, policy: &Policy, at: Timestamp) -> Option<KeyInfo> {
+        if !self.caller.sees(policy, &record.class, &record.owner) {
+            return None;
+        }
+        let rows = Rows {
+            view: &self.view,
+            ancestry: &self.ancestry,
+        };
+        let standing = rows.standing(&record.tenant, &record.owner);
+        Some(KeyInfo::new(record, policy, &standing, at))
+    }
+}
+
+/// Why nothing can be said of what an actor may do.
+enum SeatError {
+    Denied(Denied),
+    Store(StoreError),
+}
+
+impl From<Denied> for SeatError {
+    fn from(denied: Denied) -> Self {
+        Self::Denied(denied)
+    }
+}
+
+impl From<StoreError> for SeatError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<SeatError> for Error {
+    fn from(error: SeatError) -> Self {
+        match error {
+            SeatError::Denied(denied) => denied.into(),
+            SeatError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<SeatError> for AuditError {
+    fn from(error: SeatError) -> Self {
+        match error {
+            SeatError::Denied(denied) => denied.into(),
+            SeatError::Store(error) => error.into(),
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Changing keys: every command in one call.
 
+use std::time::Duration;
+
 use super::{Created, Imported, Keyward, LeakReport, Rotated};
 use crate::core::actor::{Actor, Invocation};
 use crate::core::command::{
-    BulkFilter, Command, DeleteKey, Denied, ImportKey, IssuedKey, KeyUpdate, NewKey, Outcome,
-    Replacement, Request, RevokeKey,
+    Command, DeleteKey, Denied, ImportKey, IssuedKey, KeyUpdate, NewKey, Outcome, Replacement,
+    Request, RevokeKey,
 };
 use crate::core::id::KeyId;
 use crate::core::need::Need;
@@ -12,10 +14,17 @@ use crate::core::query::KeyQuery;
 use crate::core::record::{Reason, Resource};
 use crate::core::rejection::Rejection;
 use crate::core::secret::Fingerprint;
+use crate::core::sweep::{BulkFilter, Sweep};
 use crate::core::tenant::TenantId;
 use crate::core::text::{LeakSource, PrincipalId, Role};
+use crate::core::view::Select;
 use crate::manager::{BulkReceipt, Error, Landed, Receipt};
 use crate::store::{Locator, Row, RowKey};
+
+/// One minute: how long a command over many keys is left to its caller before maintenance goes on with
+/// it. A judgement: a page of a thousand keys takes well under a second. Both going on at once does no
+/// harm.
+const SWEEP_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Every call takes an [`Actor`], or an actor with a command id of the caller's own
 /// ([`Actor::with_command_id`]), whose repetition changes nothing. A call whose future is dropped
@@ -240,7 +249,8 @@ impl Keyward {
         by: impl Into<Invocation<'_>>,
         tenant: &TenantId,
     ) -> Result<BulkReceipt, Error> {
-        self.give_bulk(by, tenant, Command::CloseTenant { sweep: Vec::new() })
+        let sweep = Sweep::default();
+        self.give_bulk(by, tenant, Command::CloseTenant { sweep })
             .await
     }
 
@@ -256,15 +266,35 @@ impl Keyward {
         tenant: &TenantId,
         owner: PrincipalId,
     ) -> Result<BulkReceipt, Error> {
-        self.give_bulk(
-            by,
-            tenant,
-            Command::RemoveOwner {
-                owner,
-                sweep: Vec::new(),
-            },
-        )
-        .await
+        let sweep = Sweep::default();
+        self.give_bulk(by, tenant, Command::RemoveOwner { owner, sweep })
+            .await
+    }
+
+    /// Stores the role that the application has for an owner wherever another role is stored for it: in
+    /// the tenants above `tenant` that the actor reaches, in `tenant`, and wherever below it has live
+    /// keys. The answer to [`Denied::RoleDrift`](crate::Denied::RoleDrift). For the application itself.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; [`Denied::HostOnly`] for anybody else.
+    pub async fn sync_role(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        tenant: &TenantId,
+        owner: PrincipalId,
+        role: Role,
+    ) -> Result<Receipt, Error> {
+        let by = by.into();
+        let command = Command::SyncOwnerRole { owner, role };
+        let above: Vec<_> = tenant
+            .ancestors()
+            .filter(|above| by.actor.reaches(above))
+            .collect();
+        for above in above.into_iter().rev() {
+            self.give(&by, Some(above), command.clone()).await?;
+        }
+        Ok(self.give_bulk(by, tenant, command).await?.receipt)
     }
 
     /// Sets the role of a principal who owns keys, in `tenant` and wherever below it has live ones: narrows
@@ -286,7 +316,9 @@ impl Keyward {
     }
 
     /// Revokes all keys of `tenant` that match, legacy keys excepted, in commits of at most
-    /// [`SWEEP_MAX`](crate::rules::SWEEP_MAX).
+    /// [`SWEEP_MAX`](crate::rules::SWEEP_MAX). [`BulkFilter::made_by`] looks into the tenants below too.
+    ///
+    /// To see first what it would revoke, list with [`Keyward::made_by`](crate::Keyward::made_by).
     ///
     /// # Errors
     ///
@@ -298,7 +330,7 @@ impl Keyward {
         filter: BulkFilter,
         reason: Reason,
     ) -> Result<BulkReceipt, Error> {
-        let sweep = Vec::new();
+        let sweep = Sweep::default();
         self.give_bulk(
             by,
             tenant,
@@ -353,7 +385,7 @@ impl Keyward {
             Some(found) => tenant_of(&found.change.row),
             None => None,
         };
-        let host = Actor::system(tenant.ok_or(Error::Denied(Denied::NotFound))?);
+        let host = Actor::application(tenant.ok_or(Error::Denied(Denied::NotFound))?);
         self.report_leak(&host, key, source).await
     }
 
@@ -407,11 +439,33 @@ impl Keyward {
     pub async fn run_upkeep(&self) -> Result<usize, Error> {
         let mut done = 0;
         while let Some(chore) = self.inner.verifier.next_chore() {
-            let host = Actor::system(chore.tenant);
+            let host = Actor::application(chore.tenant);
             match self.give_about(&host, chore.command).await {
                 Ok(_) => done += 1,
                 Err(Error::Denied(denied)) => tracing::debug!(%denied, "chore passed over"),
                 Err(error) => return Err(error),
+            }
+        }
+        done += self.finish_sweeps().await?;
+        Ok(done)
+    }
+
+    /// Finishes the commands over many keys that were begun a while ago, by whichever process.
+    async fn finish_sweeps(&self) -> Result<usize, Error> {
+        let mut done = 0;
+        for tenant in self.inner.replica.unfinished() {
+            let view = self.inner.store.load(&tenant, &Select::none()).await?;
+            for pending in view.tenant.map(|row| row.sweeps).unwrap_or_default() {
+                if self.now() < pending.began_at.saturating_add(SWEEP_PATIENCE) {
+                    continue;
+                }
+                match self.inner.manager.resume(&tenant, pending).await {
+                    Ok(_) => done += 1,
+                    Err(Error::Denied(denied)) => {
+                        tracing::warn!(%tenant, %denied, "a command over many keys cannot go on");
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(done)
@@ -470,12 +524,7 @@ impl Keyward {
         };
         let actor = by.actor.clone();
         let tenant = tenant.unwrap_or_else(|| actor.tenant().clone());
-        Ok(Request {
-            id,
-            actor,
-            tenant,
-            command,
-        })
+        Ok(Request::new(id, actor, tenant, command))
     }
 
     /// A key's tenant never changes, so that whoever knows it need not ask again.
@@ -487,7 +536,7 @@ impl Keyward {
         let row = found.map(|found| found.change.row);
         match &row {
             // Whose it was cannot be read, so that only the host may hear of it.
-            Some(Row::Corrupt(RowKey::Key(key))) if by.is_system() => {
+            Some(Row::Corrupt(RowKey::Key(key))) if by.is_application() => {
                 Err(Denied::CorruptRecord { key: *key }.into())
             }
             row => row

@@ -9,11 +9,13 @@ use crate::core::audit::{AuditEntry, AuditHead, ChainError};
 use crate::core::command::{Command, Outcome, Request};
 use crate::core::decide::SWEEP_MAX;
 use crate::core::id::KeyId;
+use crate::core::principal::Author;
 use crate::core::query::{AuditQuery, KeyQuery};
 use crate::core::record::{KeyRecord, Status};
 use crate::core::recovery::{self, Later, LaterKey, LaterOwner, Step};
+use crate::core::sweep::Sweep;
 use crate::core::tenant::TenantId;
-use crate::core::text::{CommandId, PrincipalId, Role};
+use crate::core::text::{CommandId, PrincipalId};
 use crate::core::view::Select;
 use crate::manager::{BulkReceipt, Error};
 use crate::store::StoreError;
@@ -216,7 +218,9 @@ impl Keyward {
     ) -> Result<(), RecoveryError> {
         if let Some(hash) = later.closed {
             let id = recovery::command_id(hash, "close").map_err(Error::from)?;
-            let command = Command::CloseTenant { sweep: Vec::new() };
+            let command = Command::CloseTenant {
+                sweep: Sweep::default(),
+            };
             let landed = self.landed(tenant, [id.clone()]).await?;
             if let Some(done) = self.repeat_bulk(tenant, id.clone(), command).await? {
                 report.closed += usize::from(!landed.contains(&id));
@@ -244,7 +248,7 @@ impl Keyward {
         let mut set_again = false;
         if let Some(hash) = removed {
             let id = recovery::command_id(*hash, "remove").map_err(Error::from)?;
-            let (owner, sweep) = (owner.clone(), Vec::new());
+            let (owner, sweep) = (owner.clone(), Sweep::default());
             let command = Command::RemoveOwner { owner, sweep };
             let landed = self.landed(tenant, [id.clone()]).await?;
             if let Some(done) = self.repeat_bulk(tenant, id.clone(), command).await? {
@@ -276,6 +280,7 @@ impl Keyward {
             ..Select::none()
         };
         let view = self.inner.store.load(tenant, &select).await?;
+        self.block_digests(tenant, keys, report).await?;
         let policy = self.inner.policies.load().of(tenant).clone();
         let now = self.now();
         let mut planned = Vec::new();
@@ -297,6 +302,30 @@ impl Keyward {
         let landed = self.landed(tenant, ids.map(|(id, _)| id.clone())).await?;
         for (record, step) in planned {
             self.replay_step(record, step, &landed, report).await?;
+        }
+        Ok(())
+    }
+
+    /// Keeps the digests of imported keys that were ended or narrowed since from being imported again.
+    async fn block_digests(
+        &self,
+        tenant: &TenantId,
+        keys: &[(&KeyId, &LaterKey)],
+        report: &mut RecoveryReport,
+    ) -> Result<(), RecoveryError> {
+        let marked = keys
+            .iter()
+            .filter_map(|(id, became)| Some((became.mark_to_block()?, **id)));
+        let marks: Vec<_> = marked.collect();
+        for (mark, key) in marks {
+            // Each by itself: one that was imported again before this recovery stops no other.
+            let id = CommandId::new(format!("recovery:digest:{key}"));
+            let id = id.map_err(Error::from)?;
+            let marks = vec![(mark, key)];
+            let blocked = self.repeat(tenant, id, Command::BlockDigests { marks });
+            if blocked.await?.is_none() {
+                report.to_review.push(key);
+            }
         }
         Ok(())
     }
@@ -355,7 +384,7 @@ impl Keyward {
             let view = self.inner.store.load(tenant, &select).await?;
             let applied = view.applied.into_iter();
             // Nobody else's command counts, whatever its id.
-            let own = applied.filter(|entry| entry.role == Some(Role::SYSTEM));
+            let own = applied.filter(|entry| entry.actor == Author::Application);
             landed.extend(own.map(|entry| entry.command));
         }
         Ok(landed)
@@ -388,12 +417,8 @@ impl Keyward {
 const PAGE: NonZeroUsize = NonZeroUsize::new(SWEEP_MAX).expect("a sweep is not empty");
 
 fn as_host(tenant: &TenantId, id: CommandId, command: Command) -> Request {
-    Request {
-        id,
-        actor: Actor::system(tenant.clone()),
-        tenant: tenant.clone(),
-        command,
-    }
+    let actor = Actor::application(tenant.clone());
+    Request::new(id, actor, tenant.clone(), command)
 }
 
 /// A refusal is an answer here: in a closed tenant nothing verifies anyway, and what the rules do not

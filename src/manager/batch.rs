@@ -1,11 +1,13 @@
 //! A batch: what all its commands need is loaded, each is decided on the result of those before it,
 //! and what they change is one commit.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::lane::Pending;
 use super::{Error, KeyManager, Receipt};
+use crate::core::actor::Actor;
 use crate::core::audit::AuditEntry;
 use crate::core::command::{Command, Denied, Request};
 use crate::core::decide::{self, Context};
@@ -66,18 +68,22 @@ impl KeyManager {
         unknown: &mut Option<StoreError>,
     ) -> Result<(), Failed> {
         for attempt in 1..=MAX_ATTEMPTS {
-            let policy = self.policy(tenant);
+            let policies = self.policies.load().clone();
+            let policy = policies.of(tenant);
             let now = self.clock.now();
-            let (view, ancestry) = self.load(tenant, batch, &policy, now).await?;
+            let (view, ancestry) = self.load(tenant, batch, policy, now).await?;
+            let below = policies.below(tenant);
             let mut verdicts = Verdicts::new(&view, now);
             for pending in batch {
                 let material = pending.material();
                 let context = Context {
-                    policy: &policy,
+                    policy,
+                    home: policies.of(pending.request.actor.tenant()),
                     peppers: &self.peppers,
                     now,
                     material: &material,
                     ancestry: &ancestry,
+                    below: &below,
                 };
                 verdicts.add(pending, &context);
             }
@@ -100,6 +106,7 @@ impl KeyManager {
                 let commit = Commit {
                     tenant,
                     expected,
+                    guards: ancestry.guards.iter().cloned().collect(),
                     tag,
                     decided_at,
                     effects,
@@ -232,34 +239,39 @@ impl KeyManager {
             select.keys.extend(missing);
             view = self.store.load(tenant, &select).await?;
         }
-        let mut owners = select.owners;
-        owners.extend(
-            view.records
-                .iter()
-                .filter_map(|record| record.owner.principal().cloned()),
-        );
-        owners.sort();
-        owners.dedup();
-        let ancestry = load_ancestry(&*self.store, tenant, owners).await?;
+        let mut owners: BTreeSet<_> = select.owners.into_iter().collect();
+        // The owners of keys that a sweep ends have no say in that.
+        let asked = batch
+            .iter()
+            .filter_map(|pending| pending.request.command.key());
+        let asked = asked.filter_map(|key| view.record(key));
+        owners.extend(asked.filter_map(|record| record.owner.principal().cloned()));
+        let actors = batch.iter().map(|pending| &pending.request.actor);
+        let ancestry = load_ancestry(&*self.store, tenant, owners, actors).await?;
         Ok((view, ancestry))
     }
 }
 
-/// Reads what the tenants above `tenant` say about themselves and about `owners`.
-async fn load_ancestry(
+/// Reads what the tenants above `tenant` say about themselves, about `owners`, and about those of
+/// `actors` that are keys of theirs.
+pub(crate) async fn load_ancestry<'a>(
     store: &dyn KeyStore,
     tenant: &TenantId,
-    owners: Vec<PrincipalId>,
+    owners: BTreeSet<PrincipalId>,
+    actors: impl Iterator<Item = &'a Actor> + Clone,
 ) -> Result<Ancestry, StoreError> {
-    let select = Select {
-        owners,
-        ..Select::none()
-    };
+    let owners: Vec<_> = owners.into_iter().collect();
     let mut ancestry = Ancestry::default();
     for above in tenant.ancestors() {
+        let acts = actors.clone().filter(|actor| *actor.tenant() == above);
+        let keys: BTreeSet<_> = acts.filter_map(Actor::key_id).collect();
+        let select = Select {
+            owners: owners.clone(),
+            keys: keys.into_iter().collect(),
+            ..Select::none()
+        };
         let view = store.load(&above, &select).await?;
-        ancestry.owners.extend(view.owners);
-        ancestry.tenants.extend(view.tenant);
+        ancestry.add(&above, &select, view);
     }
     Ok(ancestry)
 }

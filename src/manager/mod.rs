@@ -12,6 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use self::batch::load_ancestry;
 pub use self::error::Error;
 use self::lane::{Lanes, Pending};
 pub use self::sweep::BulkReceipt;

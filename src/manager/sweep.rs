@@ -6,13 +6,16 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use super::{Error, KeyManager, Receipt};
-use crate::core::command::{BulkFilter, Command, Denied, Outcome, Request};
+use crate::core::actor::Actor;
+use crate::core::command::{Command, Denied, Outcome, Request};
 use crate::core::decide::SWEEP_MAX;
 use crate::core::id::KeyId;
 use crate::core::query::KeyQuery;
 use crate::core::record::{Reason, Status};
+use crate::core::sweep::{BulkFilter, PendingSweep, Sweep, SweepKind};
 use crate::core::tenant::TenantId;
 use crate::core::view::Select;
+use crate::store::{Locator, Row};
 
 /// What a command over many keys did.
 #[derive(Clone, Debug)]
@@ -27,16 +30,19 @@ pub struct BulkReceipt {
 }
 
 impl KeyManager {
-    /// Carries out a command over many keys, in commits of at most [`SWEEP_MAX`] keys. Interrupted,
-    /// the same request goes on where it stopped.
+    /// Carries out a command over many keys, in commits of at most [`SWEEP_MAX`] keys. Its first commit
+    /// is authorised; the others only narrow, and go on whatever becomes of the actor meanwhile.
+    /// Interrupted, the same request goes on where it stopped, and so does maintenance.
     ///
     /// [`Command::CloseTenant`], [`Command::RemoveOwner`] and [`Command::ChangeOwnerRole`] also
-    /// apply to every tenant below that has keys concerned and that the actor reaches.
+    /// apply to every tenant below that has keys concerned and that the actor reaches, and so does
+    /// [`Command::RevokeMany`] for keys that a key made.
     ///
     /// # Errors
     ///
     /// [`Error`]; what landed before it stays.
     pub async fn execute_bulk(&self, request: Request) -> Result<BulkReceipt, Error> {
+        let request = self.with_lineage(request).await?;
         let mut done = self.sweep_tenant(&request).await?;
         let mut failed = None;
         for tenant in self.tenants_below(&request).await? {
@@ -45,7 +51,7 @@ impl KeyManager {
                 continue;
             }
             let below = self.request_below(&request, tenant).await?;
-            match self.sweep_tenant(&below).await {
+            match self.sweep_below(&below).await {
                 Ok(also) => {
                     done.ended += also.ended;
                     done.skipped.extend(also.skipped);
@@ -60,7 +66,60 @@ impl KeyManager {
                 }
             }
         }
-        failed.map_or(Ok(done), Err)
+        match failed {
+            None => self.end_sweep(&request).await?,
+            Some(error) => return Err(error),
+        }
+        Ok(done)
+    }
+
+    /// Goes on with a command over many keys whose caller is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; what landed before it stays.
+    pub(crate) async fn resume(
+        &self,
+        tenant: &TenantId,
+        pending: PendingSweep,
+    ) -> Result<BulkReceipt, Error> {
+        let PendingSweep {
+            command: id,
+            by,
+            began_at: _,
+            descendants,
+            kind,
+        } = pending;
+        let sweep = Sweep::default();
+        let command = match kind {
+            SweepKind::CloseTenant => Command::CloseTenant { sweep },
+            SweepKind::RemoveOwner(owner) => Command::RemoveOwner { owner, sweep },
+            SweepKind::Revoke(filter, reason) => Command::RevokeMany {
+                filter,
+                reason,
+                sweep,
+            },
+        };
+        let actor = Actor::finishing(tenant.clone(), descendants);
+        let request = Request {
+            continues: Some(by),
+            ..Request::new(id, actor, tenant.clone(), command)
+        };
+        self.execute_bulk(request).await
+    }
+
+    /// Names the lineage of the key whose makings are asked for, if the key is still known.
+    async fn with_lineage(&self, mut request: Request) -> Result<Request, Error> {
+        let Command::RevokeMany { filter, .. } = &mut request.command else {
+            return Ok(request);
+        };
+        if let Some(made_by) = filter.made_by.as_mut().filter(|by| by.lineage.is_none()) {
+            let found = self.store.find(&Locator::Id(made_by.key)).await?;
+            if let Some(Row::Key(record)) = found.map(|found| found.change.row) {
+                made_by.lineage = Some(record.lineage.first);
+            }
+        }
+        Ok(request)
     }
 
     /// The same for a tenant below. An owner's removal stands in the row above alone, so that
@@ -70,8 +129,16 @@ impl KeyManager {
             tenant,
             ..request.clone()
         };
-        let Command::RemoveOwner { owner, .. } = &request.command else {
+        if matches!(
+            request.command,
+            Command::ChangeOwnerRole { .. } | Command::SyncOwnerRole { .. }
+        ) {
             return Ok(below);
+        }
+        // What was authorised above only narrows below.
+        let continues = Some(request.author());
+        let Command::RemoveOwner { owner, .. } = &request.command else {
+            return Ok(Request { continues, ..below });
         };
         let select = Select::owner(owner.clone());
         let view = self.store.load(&request.tenant, &select).await?;
@@ -84,9 +151,34 @@ impl KeyManager {
         let command = Command::RevokeMany {
             filter,
             reason: Reason::OwnerRemoved,
-            sweep: Vec::new(),
+            sweep: Sweep::default(),
         };
-        Ok(Request { command, ..below })
+        Ok(Request {
+            command,
+            continues,
+            ..below
+        })
+    }
+
+    async fn sweep_below(&self, request: &Request) -> Result<BulkReceipt, Error> {
+        let done = self.sweep_tenant(request).await?;
+        self.end_sweep(request).await?;
+        Ok(done)
+    }
+
+    /// Notes that nothing of the command is left to do in the tenant.
+    async fn end_sweep(&self, request: &Request) -> Result<(), Error> {
+        if matches!(
+            request.command,
+            Command::CloseTenant { .. } | Command::RemoveOwner { .. } | Command::RevokeMany { .. }
+        ) {
+            let last = Sweep {
+                keys: Vec::new(),
+                last: true,
+            };
+            self.sweep_page(request, last).await?;
+        }
+        Ok(())
     }
 
     async fn sweep_tenant(&self, request: &Request) -> Result<BulkReceipt, Error> {
@@ -94,7 +186,7 @@ impl KeyManager {
         let mut done = BulkReceipt {
             ended: 0,
             skipped: Vec::new(),
-            receipt: self.sweep_page(request, Vec::new()).await?.1,
+            receipt: self.sweep_page(request, Sweep::default()).await?.1,
         };
         let Some(mut query) = self.swept_keys(request) else {
             return Ok(done);
@@ -103,7 +195,7 @@ impl KeyManager {
             let page = self.store.list(&query).await?;
             let keys: Vec<_> = page.keys.iter().map(|record| record.id).collect();
             if !keys.is_empty() {
-                let (outcome, receipt) = self.sweep_page(request, keys).await?;
+                let (outcome, receipt) = self.sweep_page(request, keys.into()).await?;
                 done.receipt = done.receipt.and(receipt);
                 if let Outcome::Swept { ended, skipped } = outcome {
                     done.ended += ended;
@@ -121,9 +213,9 @@ impl KeyManager {
     async fn sweep_page(
         &self,
         request: &Request,
-        keys: Vec<KeyId>,
+        sweep: Sweep,
     ) -> Result<(Outcome, Receipt), Error> {
-        let command = with_sweep(&request.command, keys);
+        let command = with_sweep(&request.command, sweep);
         let landed = self
             .execute(Request {
                 command,
@@ -173,7 +265,8 @@ impl KeyManager {
             Command::CloseTenant { .. }
                 | Command::RemoveOwner { .. }
                 | Command::ChangeOwnerRole { .. }
-        );
+                | Command::SyncOwnerRole { .. }
+        ) || matches!(&request.command, Command::RevokeMany { filter, .. } if filter.made_by.is_some());
         if !follows {
             return Ok(BTreeSet::new());
         }
@@ -182,8 +275,9 @@ impl KeyManager {
             below: true,
             ..KeyQuery::tenant(tenant, self.now()).live()
         };
-        if let Command::RemoveOwner { owner, .. } | Command::ChangeOwnerRole { owner, .. } =
-            &request.command
+        if let Command::RemoveOwner { owner, .. }
+        | Command::ChangeOwnerRole { owner, .. }
+        | Command::SyncOwnerRole { owner, .. } = &request.command
         {
             query.owner = Some(owner.clone());
         }
@@ -202,15 +296,14 @@ impl KeyManager {
 }
 
 /// The same command with the keys to look at, if it is about many.
-fn with_sweep(command: &Command, keys: Vec<KeyId>) -> Command {
+fn with_sweep(command: &Command, part: Sweep) -> Command {
     let mut command = command.clone();
-    if let Command::CloseTenant { sweep }
-    | Command::RevokeMany { sweep, .. }
-    | Command::DisableMany { sweep }
-    | Command::Purge { sweep }
-    | Command::RemoveOwner { sweep, .. } = &mut command
-    {
-        *sweep = keys;
+    match &mut command {
+        Command::CloseTenant { sweep }
+        | Command::RevokeMany { sweep, .. }
+        | Command::RemoveOwner { sweep, .. } => *sweep = part,
+        Command::DisableMany { sweep } | Command::Purge { sweep } => *sweep = part.keys,
+        _ => {}
     }
     command
 }

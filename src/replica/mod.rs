@@ -233,6 +233,11 @@ impl Replica {
     }
 
     /// The latest instant for which any commit was decided, as far as is known here.
+    /// The tenants whose rows name commands over many keys that have not come to their end.
+    pub(crate) fn unfinished(&self) -> Vec<TenantId> {
+        self.view().1.unfinished()
+    }
+
     pub(crate) fn newest(&self) -> Timestamp {
         self.view.load().index().newest()
     }

@@ -132,27 +132,41 @@ impl State {
         let by_id = select.keys.iter().filter(|key| tenant.keys.contains(key));
         let all = select.live_at.is_some() || select.legacy;
         let others = tenant.keys.iter().filter(|_| all);
-        let records = by_id.chain(others).filter_map(|key| self.record(*key));
+        let records = by_id.chain(others).filter_map(|key| {
+            let revision = self.revision_of(&RowKey::Key(*key));
+            Some((revision, self.record(*key)?))
+        });
         let owner = |owner: &PrincipalId| {
             let key = RowKey::Owner(id.clone(), owner.clone());
-            match &self.rows.get(&key)?.row {
-                Row::Owner(row) => Some(row),
+            let change = self.rows.get(&key)?;
+            match &change.row {
+                Row::Owner(row) => Some((change.revision, row)),
                 _ => None,
             }
         };
-        let tenant_row = match self.rows.get(&RowKey::Tenant(id.clone())).map(|c| &c.row) {
-            Some(Row::Tenant(row)) => Some(row.clone()),
-            _ => None,
+        let key = RowKey::Tenant(id.clone());
+        let (revisions, tenant_row) = match self.rows.get(&key) {
+            Some(Change {
+                revision,
+                row: Row::Tenant(row),
+            }) => (BTreeMap::from([(key, *revision)]), Some(row.clone())),
+            _ => (BTreeMap::new(), None),
         };
         let heads = TenantView {
             revision: tenant.revision,
             decided_at: tenant.decided_at,
             audit_head: tenant.audit_head,
             tenant: tenant_row,
+            revisions,
             ..TenantView::default()
         };
         let trail = tenant.audit.iter().map(|&place| &self.audit[place].entry);
         heads.with_selected(select, records, owner, trail)
+    }
+
+    fn revision_of(&self, row: &RowKey) -> Revision {
+        let change = self.rows.get(row);
+        change.map_or(Revision::ZERO, |change| change.revision)
     }
 
     fn check(&self, commit: &Commit) -> Result<(), CommitError> {
@@ -164,7 +178,9 @@ impl State {
             let own = self.record(record.id);
             own.is_none_or(|own| own.tenant == record.tenant) && !self.removed.contains(&record.id)
         };
-        commit.check(at, writable, |digest| self.digests.get(digest).copied())
+        let row_at = |row: &RowKey| self.revision_of(row);
+        let holder = |digest: &Digest| self.digests.get(digest).copied();
+        commit.check(at, row_at, writable, holder)
     }
 
     fn apply(&mut self, commit: Commit) -> Revision {
@@ -183,6 +199,7 @@ impl State {
         let Commit {
             tenant,
             expected: _,
+            guards: _,
             tag: _,
             decided_at,
             effects,

@@ -18,7 +18,7 @@ pub mod transfer;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod upkeep;
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -43,9 +43,8 @@ pub use crate::core::query::{
 use crate::core::record::KeyRecord;
 use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
-use crate::core::text::PrincipalId;
 use crate::core::time::Timestamp;
-pub use crate::core::view::{Effects, Revision, Select, TenantView};
+pub use crate::core::view::{Effects, Guard, Revision, RowKey, Select, TenantView};
 pub use crate::core::wire::DecodeError;
 
 /// One history of a store. A store gets a new epoch when it is restored from a backup.
@@ -77,6 +76,9 @@ pub struct Commit {
     pub tenant: TenantId,
     /// The revision at which the tenant was loaded.
     pub expected: Revision,
+    /// Rows of other tenants that the decision rested on: the key that acted, its owner's rows, the
+    /// tenants above.
+    pub guards: Vec<Guard>,
     /// A random mark of this commit.
     pub tag: CommitTag,
     /// The instant for which it was decided.
@@ -106,17 +108,6 @@ pub enum Row {
     Corrupt(RowKey),
 }
 
-/// Names a row, and orders rows for a scan: tenants, then owners, then keys.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum RowKey {
-    /// A tenant.
-    Tenant(TenantId),
-    /// An owner in a tenant.
-    Owner(TenantId, PrincipalId),
-    /// A key, removed ones included.
-    Key(KeyId),
-}
-
 impl Row {
     /// The row's name.
     #[must_use]
@@ -133,9 +124,10 @@ impl Row {
 
 impl Commit {
     /// Checks what must hold before the commit is applied, for stores that can tell at a time when
-    /// nothing else is written: the tenant is `at` the expected revision, every record's id is free
-    /// or already the tenant's own key (`writable`), and every imported digest is free or already
-    /// the record's own (`holder` tells the key that has it, or had it).
+    /// nothing else is written: the tenant is `at` the expected revision, every guarded row stands at
+    /// its revision (`row_at` returns the commit that wrote a row, zero for a row that is not there),
+    /// every record's id is free or already the tenant's own key (`writable`), and every imported digest
+    /// is free or already the record's own (`holder` returns the key that has it, or had it).
     ///
     /// # Errors
     ///
@@ -144,22 +136,24 @@ impl Commit {
     pub fn check(
         &self,
         at: Revision,
+        row_at: impl Fn(&RowKey) -> Revision,
         writable: impl Fn(&KeyRecord) -> bool,
         holder: impl Fn(&Digest) -> Option<KeyId>,
     ) -> Result<(), CommitError> {
-        if at != self.expected {
+        let stands = |guard: &Guard| row_at(&guard.row) == guard.revision;
+        if at != self.expected || !self.guards.iter().all(stands) {
             return Err(CommitError::Conflict);
         }
-        let mut batch = HashSet::new();
         for record in &self.effects.puts {
             if record.tenant != self.tenant || !writable(record) {
                 return Err(CommitError::IdTaken(record.id));
             }
-            if let Some(digest) = record.credential.imported() {
-                let free = holder(digest).is_none_or(|key| key == record.id);
-                if !free || !batch.insert(digest) {
-                    return Err(CommitError::DigestTaken);
-                }
+        }
+        let mut batch = HashMap::new();
+        for (digest, key) in self.imported() {
+            let free = holder(&digest).is_none_or(|holder| holder == key);
+            if !free || batch.insert(digest, key).is_some_and(|other| other != key) {
+                return Err(CommitError::DigestTaken);
             }
         }
         Ok(())
@@ -176,10 +170,11 @@ impl Commit {
         }
     }
 
-    /// The imported digests that the commit writes, with the keys that have them.
+    /// The imported digests that the commit writes, and marks of them, with the keys that have them.
     pub fn imported(&self) -> impl Iterator<Item = (Digest, KeyId)> + '_ {
         let digest = |record: &KeyRecord| Some((*record.credential.imported()?, record.id));
-        self.effects.puts.iter().filter_map(digest)
+        let of_puts = self.effects.puts.iter().filter_map(digest);
+        of_puts.chain(self.effects.digests.iter().copied())
     }
 
     /// The rows that the commit writes, tombstones included.
@@ -189,6 +184,7 @@ impl Commit {
             removes,
             owners,
             tenant,
+            digests: _,
             audit: _,
         } = &self.effects;
         let removed = |key: &KeyId| Row::Removed {
@@ -288,8 +284,11 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     /// [`StoreError`]; never `Indeterminate`.
     async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError>;
 
-    /// Applies a batch if the tenant is still at `commit.expected`.
+    /// Applies a batch if the tenant is still at `commit.expected`, and every row that `commit.guards`
+    /// names still stands at the revision named beside it.
     ///
+    /// - Guards are checked after the lock is taken that orders commits: no commit that returned before
+    ///   this call began is missed, and none changes a guarded row between the check and this commit.
     /// - All or nothing, even if the future is dropped; audit entries are part of the batch.
     /// - Ids and imported digests are unique across tenants, removed keys included; a record is
     ///   never overwritten by another tenant's, and a removed one never comes back. A key may be

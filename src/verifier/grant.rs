@@ -1,22 +1,24 @@
 //! What a verified key stands for.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::Guard;
 
 use super::Pinned;
-use crate::core::actor::Actor;
+use crate::core::actor::{ActingKey, Actor};
 use crate::core::id::KeyId;
-use crate::core::owner::{Owner, Standing};
-use crate::core::policy::{OwnerCeiling, Policies, Policy, TenantReach};
+use crate::core::owner::Standing;
+use crate::core::policy::{Policies, Policy, TenantReach};
+use crate::core::principal::Owner;
 use crate::core::reach::{self, Bounds};
 use crate::core::record::{Resource, Visibility};
 use crate::core::rejection::Rejection;
 use crate::core::scope::{Scope, ScopeSet};
-use crate::core::subject::{Course, Holder, Shape};
+use crate::core::subject::{Course, Holder, Life, Shape};
 use crate::core::tenant::TenantId;
-use crate::core::text::{ClassName, Environment, PrincipalId, Role};
+use crate::core::text::{ClassName, Environment};
 use crate::core::time::Timestamp;
 use crate::replica::{Facts, HolderAt, Kept, Parts};
 
@@ -28,6 +30,8 @@ use crate::replica::{Facts, HolderAt, Kept, Parts};
 pub struct Grant {
     id: KeyId,
     at: Timestamp,
+    /// The address it was verified from, if that was known.
+    address: Option<IpAddr>,
     of: Of,
 }
 
@@ -52,6 +56,9 @@ pub(super) struct Accepted {
     /// How its holder stood.
     pub(super) standing: u32,
     pub(super) at: Timestamp,
+    pub(super) address: Option<IpAddr>,
+    /// How its holder stands in the tenant that the key reached into, if not as at home.
+    pub(super) reached: Option<Box<Standing>>,
 }
 
 /// What decides, of a record from the store.
@@ -79,8 +86,15 @@ impl Clone for Grant {
             },
             Of::Record(taken) => Of::Record(taken.clone()),
         };
-        let (id, at) = (self.id, self.at);
-        Self { id, at, of }
+        let Self {
+            id, at, address, ..
+        } = *self;
+        Self {
+            id,
+            at,
+            address,
+            of,
+        }
     }
 }
 
@@ -97,13 +111,15 @@ impl fmt::Debug for Grant {
 
 impl Grant {
     #[inline]
-    pub(super) const fn of_index(pinned: Guard<Arc<Pinned>>, accepted: Accepted) -> Self {
+    pub(super) fn of_index(pinned: Guard<Arc<Pinned>>, accepted: Accepted) -> Self {
         let Accepted {
             id,
             row,
             parts,
             standing,
             at,
+            address,
+            reached,
         } = accepted;
         let of = Of::Index {
             pinned,
@@ -111,12 +127,58 @@ impl Grant {
             parts,
             standing,
         };
-        Self { id, at, of }
+        let grant = Self {
+            id,
+            at,
+            address,
+            of,
+        };
+        match reached {
+            Some(reached) => grant.standing_as(*reached),
+            None => grant,
+        }
     }
 
-    pub(super) fn of_record(id: KeyId, taken: Taken, at: Timestamp) -> Self {
+    /// The same key, whose holder stands otherwise where it reached than at home.
+    #[cold]
+    fn standing_as(self, standing: Standing) -> Self {
+        let Of::Index { pinned, row, .. } = &self.of else {
+            return self;
+        };
+        let course = match pinned.view.kept(*row) {
+            Kept::Known(course) => course,
+            // It was removed since, or cannot be read any more: it ends now.
+            Kept::Removed | Kept::Corrupt => Course {
+                life: Life::Disabled,
+                created_at: self.at,
+                expires_at: Some(self.at),
+                awaits_first_use: false,
+            },
+        };
+        let taken = Taken {
+            shape: self.shape().clone(),
+            holder: self.holder().clone(),
+            course,
+            standing,
+            policies: pinned.policies.clone(),
+        };
         let of = Of::Record(Arc::new(taken));
-        Self { id, at, of }
+        Self { of, ..self }
+    }
+
+    pub(super) fn of_record(
+        id: KeyId,
+        taken: Taken,
+        at: Timestamp,
+        address: Option<IpAddr>,
+    ) -> Self {
+        let of = Of::Record(Arc::new(taken));
+        Self {
+            id,
+            at,
+            address,
+            of,
+        }
     }
 
     fn facts(&self) -> Facts<'_> {
@@ -245,52 +307,35 @@ impl Grant {
         let bounds = Bounds::of(facts.shape, facts.persons);
         let class = policy.class(&facts.shape.class);
         class.map_or_else(ScopeSet::none, |class| {
-            reach::reach(bounds, policy, class, facts.standing)
+            reach::scopes(bounds, policy, class, facts.standing)
         })
     }
 
-    /// The actor that manages keys with this key: bound to its tenant, its reach and its life.
+    /// Returns the actor that manages keys with this key.
     ///
-    /// It has its owner's role only if it reaches all that the role does: a key that was narrowed
-    /// to reading reports does not close a tenant, though its owner may. Without a role it manages
-    /// its owner's own keys, where their class lets owners. A key that belongs to its tenant never
-    /// has a role.
+    /// It names the key, and every command that it gives is judged by how that key and its owner stand
+    /// when the command commits: a key that was revoked, disabled, narrowed or expired since does
+    /// nothing, and so does one whose owner was removed. What comes of a command is within the key on
+    /// every [`Dimension`](crate::Dimension).
+    ///
+    /// A key manages by the roles of its owner and of whoever received its secret, and only if it
+    /// reaches all that these roles do: a key that was narrowed to reading reports does not close a
+    /// tenant, though its owner may. A key that belongs to its tenant, and a publishable key, manage
+    /// nothing.
     #[must_use]
     pub fn actor(&self) -> Actor {
-        let policy = self.policy();
-        let class = policy.class(&self.shape().class);
-        let below = class.is_some_and(|class| class.tenant_reach == TenantReach::Below);
-        let snapshot = class.is_some_and(|class| class.owner_ceiling == OwnerCeiling::Snapshot);
-        let principal = match &self.holder().owner {
-            Owner::Principal(principal) => principal.clone(),
-            Owner::Tenant => key_principal(self.id),
-        };
-        let role = if snapshot {
-            self.shape().owner_role.clone()
-        } else {
-            self.live_role()
+        let class = self.policy().class(&self.shape().class);
+        let descendants = class.is_some_and(|class| class.tenant_reach == TenantReach::Below);
+        let key = ActingKey {
+            id: self.id,
+            owner: self.holder().owner.clone(),
+            address: self.address,
         };
         let tenant = self.holder().tenant.clone();
-        let scopes = self.scopes();
-        let whole = |role: &Role| scopes.contains(&policy.role_ceiling(role));
-        let role = role.filter(whole);
-        let actor = Actor::from_key(principal, role, tenant, below).with_scopes(scopes);
+        let actor = Actor::from_key(key, tenant, descendants).with_scopes(self.scopes());
         match self.expires_at() {
             Some(end) => actor.with_expiry(end),
             None => actor,
         }
     }
-
-    /// The owner's role if the rows along its path agree on one.
-    fn live_role(&self) -> Option<Role> {
-        let (first, others) = self.facts().standing.roles.split_first()?;
-        others
-            .iter()
-            .all(|role| role == first)
-            .then(|| first.clone())
-    }
-}
-
-fn key_principal(id: KeyId) -> PrincipalId {
-    PrincipalId::new(format!("key:{id}")).unwrap_or(PrincipalId::SYSTEM)
 }

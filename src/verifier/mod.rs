@@ -326,12 +326,21 @@ impl Verifier {
             shape: facts.shape,
             course,
         };
+        let own = (facts.standing, pinned.kind(hit.parts, &facts));
+        // What a key reaches into has a say: it may be closed, or the owner removed or lowered there.
+        let reached = need
+            .tenant()
+            .and_then(|tenant| view.standing_in(&facts, tenant));
+        let standing = match &reached {
+            Some(reached) => (&**reached, None),
+            None => own,
+        };
         check::check_subject(
             subject,
             // Whoever holds half of the digest holds the secret: it was compared in constant time.
             (Choice::from(1), token.map(Token::prefix_bytes)),
             policy,
-            (facts.standing, pinned.kind(hit.parts, &facts)),
+            standing,
             need,
             now,
         )?;
@@ -343,6 +352,8 @@ impl Verifier {
             parts: hit.parts,
             standing: facts.standing_id,
             at: now,
+            address: need.address(),
+            reached,
         })
     }
 

@@ -3,7 +3,10 @@
 use keyward::audit::{Action, AuditEntry, AuditHash, FieldChange};
 use keyward::events::{Event, EventCursor, EventId, EventKind};
 use keyward::store::{AuditPosition, AuditRow, Revision};
-use keyward::{ImportScheme, KeyId, PepperId, Reason, ResourceId, Role, RotationReason, days};
+use keyward::{
+    Author, DigestMark, ImportScheme, KeyId, Owner, PepperId, Reason, ResourceId, Role,
+    RotationReason, days,
+};
 use serde_json::{Value, json};
 
 use crate::support::*;
@@ -16,7 +19,7 @@ fn row(action: Action) -> AuditRow {
             tenant: tenant("acme/web"),
             sequence: 3,
             at: at(START),
-            actor: who("alice"),
+            actor: author("alice"),
             role: Some(Role::ADMIN),
             command: command("c1"),
             command_mark: [7; 8],
@@ -37,6 +40,7 @@ fn every_action_has_its_form() {
     let (owner, role, end) = (who("bob"), Role::MEMBER, at(START));
     let class = class("secret");
     let scheme = ImportScheme::Sha256;
+    let mark: DigestMark = serde_json::from_value(json!(vec![7; 32])).unwrap();
     let change = FieldChange {
         field: "name".to_owned(),
         before: "a".to_owned(),
@@ -68,7 +72,11 @@ fn every_action_has_its_form() {
             json!({"class": "secret"}),
         ),
         (
-            Action::KeyImported { class, scheme },
+            Action::KeyImported {
+                class,
+                scheme,
+                mark,
+            },
             "key_imported",
             json!({"class": "secret", "scheme": "sha256"}),
         ),
@@ -149,6 +157,12 @@ fn every_action_has_its_form() {
             "bulk_revocation_began",
             json!({"reason": "owner_removed"}),
         ),
+        (Action::BulkCommandEnded, "bulk_command_ended", json!(null)),
+        (
+            Action::DigestsBlocked { count: 3 },
+            "digests_blocked",
+            json!({"count": 3}),
+        ),
     ];
     for (action, kind, data) in forms {
         let event = Event::of(&row(action));
@@ -158,12 +172,37 @@ fn every_action_has_its_form() {
             "at": START,
             "tenant": "acme/web",
             "key": "0000000000000000000005",
-            "actor": "alice",
+            "actor": {"principal": "alice"},
         });
         if !data.is_null() {
             form["data"] = data;
         }
         same(&event, &form);
+    }
+}
+
+#[test]
+fn every_author_has_its_form() {
+    let key = KeyId::from_u128(6);
+    let of_key = |owner| Author::Key { key, owner };
+    let id = "0000000000000000000006";
+    let forms = [
+        (Author::Application, json!("application")),
+        (author("application"), json!({"principal": "application"})),
+        (
+            of_key(Owner::Principal(who("bob"))),
+            json!({"key": {"key": id, "owner": {"principal": "bob"}}}),
+        ),
+        (
+            of_key(Owner::Tenant),
+            json!({"key": {"key": id, "owner": "tenant"}}),
+        ),
+    ];
+    for (author, form) in forms {
+        let mut row = row(Action::KeyDisabled);
+        row.entry.actor = author;
+        let event = serde_json::to_value(Event::of(&row)).unwrap();
+        assert_eq!(event["actor"], form);
     }
 }
 

@@ -21,7 +21,7 @@ use crate::support::*;
 use crate::{WINDOWS, limit, notice, windows};
 
 /// What somebody asks for. Keys are named by their place among all there are.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Ask {
     Create(Option<Duration>),
     CreateTwins(Duration),
@@ -46,7 +46,7 @@ enum Crash {
     BeforeKeeping,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Step {
     Ask(Ask),
     Wait(Duration),
@@ -138,7 +138,7 @@ fn ask(keys: &Keyward, store: &MemoryStore, ask: Ask) {
             drop(wait(keys.remove_owner(
                 by,
                 by.tenant(),
-                by.principal().clone(),
+                by.principal().unwrap().clone(),
             )));
         }
         Ask::SetEnd(n, life) => {
@@ -161,12 +161,9 @@ fn ask(keys: &Keyward, store: &MemoryStore, ask: Ask) {
         Ask::Delete(n) => drop(id(n).map(|id| wait(keys.delete(by, id, DeleteKey::plain())))),
         Ask::Use(n) => {
             if let Some(key) = id(n) {
-                let request = Request {
-                    id: keys.manager().command_id().unwrap(),
-                    actor: host(),
-                    tenant: by.tenant().clone(),
-                    command: Command::NoteFirstUse { key },
-                };
+                let id = keys.manager().command_id().unwrap();
+                let first_use = Command::NoteFirstUse { key };
+                let request = Request::new(id, host(), by.tenant().clone(), first_use);
                 drop(wait(keys.manager().execute(request)));
             }
         }
@@ -312,6 +309,7 @@ impl Host {
             self.swept = None;
         }
         self.latest = self.now().max(self.latest);
+        let undisturbed = meanwhile.is_none();
         if let Some((when, what)) = meanwhile {
             let (keys, store) = (self.keys.clone(), self.bent.inner.clone());
             self.bent.meanwhile(when, move || ask(&keys, &store, what));
@@ -344,7 +342,7 @@ impl Host {
             }
             // As text, which is what a host keeps.
             self.cursor = batch.cursor.to_string().parse().unwrap();
-            if !batch.more && meanwhile.is_none() {
+            if !batch.more && undisturbed {
                 self.check_complete()?;
             }
         }
@@ -459,7 +457,7 @@ fn run(bend: Bend, steps: &[Step]) -> Result<(), String> {
     let mut host = Host::new(bend);
     let mut raced = false;
     for step in steps {
-        host.play(*step)?;
+        host.play(step.clone())?;
         raced |= matches!(step, Step::Read(_, _, Some(_)));
     }
     host.drain()?;

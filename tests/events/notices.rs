@@ -39,7 +39,7 @@ fn a_key_is_told_of_in_each_window_and_at_its_end() {
     let EventKind::KeyExpired { owner, .. } = &last.kind else {
         panic!("{last:?}");
     };
-    assert_eq!(owner.as_ref(), Some(admin().principal()));
+    assert_eq!(owner.as_ref(), admin().principal());
 }
 
 #[test]

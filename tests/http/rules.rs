@@ -117,7 +117,7 @@ fn y_26_the_key_of_a_developer_reaches_nothing_that_needs_an_admin() {
 /// A project of acme with the API key and the secret key that came with it.
 fn project(world: &World, path: &str) -> [IssuedKey; 2] {
     let tenant = tenant(path);
-    let host = Actor::system(tenant.clone());
+    let host = Actor::application(tenant.clone());
     let keys = wait(world.keys.provision_tenant(&host, &tenant)).unwrap();
     keys.try_into().unwrap()
 }

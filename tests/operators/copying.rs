@@ -110,7 +110,7 @@ proptest! {
         for path in TENANTS {
             let path = tenant(path);
             let noted = wait(store.load(&path, &Select::none())).unwrap().audit_head;
-            let by = Actor::system(path.clone());
+            let by = Actor::application(path.clone());
             if noted.sequence > 0 {
                 wait(keys.verify_audit(&by, &path, Some(noted))).unwrap();
             }
@@ -152,6 +152,7 @@ fn takes(id: keyward::KeyId, expected: Revision) -> Commit {
     Commit {
         tenant: record.tenant.clone(),
         expected,
+        guards: Vec::new(),
         tag: CommitTag(9),
         decided_at: at(START),
         effects: Effects {

@@ -178,7 +178,7 @@ pub(crate) fn works(store: impl KeyStore + Clone, filled: &Filled) {
         let head = wait(store.load(&path, &keyward::store::Select::none()))
             .unwrap()
             .audit_head;
-        let by = keyward::Actor::system(path.clone());
+        let by = keyward::Actor::application(path.clone());
         wait(keys.verify_audit(&by, &path, Some(head))).unwrap();
     }
     let before = head(&store).revision.0;

@@ -23,6 +23,7 @@ pub(crate) fn next(tenant: &TenantId, expected: Revision) -> (KeyId, Commit) {
     let commit = Commit {
         tenant: tenant.clone(),
         expected,
+        guards: Vec::new(),
         tag: CommitTag(number),
         decided_at: Timestamp::UNIX_EPOCH,
         effects: Effects {

@@ -21,6 +21,13 @@ use super::support::*;
 
 /// A project, which is a tenant here, on its first day.
 fn project() -> World {
+    let world = unprovisioned();
+    provision(&world);
+    world
+}
+
+/// A world that does not know the project yet.
+fn unprovisioned() -> World {
     World::with_policy(profiles::amplitude())
 }
 
@@ -214,7 +221,7 @@ fn a1_05_each_key_tells_its_creator_and_what_was_last_done_to_it() {
     let web = world.create(&admin(), api("web")).unwrap();
     let export = world.create(&admin(), secret("export")).unwrap();
     let fresh = info(&world, web.id);
-    assert_eq!(fresh.created.by, who("alice"));
+    assert_eq!(fresh.created.by, author("alice"));
     assert_eq!(fresh.last_action, LastAction::Created);
 
     world.clock.advance(days(1));
@@ -223,12 +230,12 @@ fn a1_05_each_key_tells_its_creator_and_what_was_last_done_to_it() {
     let ended = info(&world, web.id);
     assert_eq!(ended.created, fresh.created);
     assert_eq!(ended.last_action, LastAction::Revoked);
-    assert_eq!(ended.updated.by, who("mona"));
+    assert_eq!(ended.updated.by, author("mona"));
     assert_eq!(ended.updated.at, at(START).saturating_add(days(1)));
 
     // A deleted key is in no list any more; the trail still tells.
     let query = AuditQuery::tenant(tenant("acme")).about(export.id);
-    let rows = wait(world.keys.audit(&manager(), &query)).unwrap().rows;
+    let rows = wait(world.keys.audit(&admin(), &query)).unwrap().rows;
     let told: Vec<_> = rows
         .into_iter()
         .map(|row| (row.entry.actor, row.entry.action))
@@ -236,7 +243,10 @@ fn a1_05_each_key_tells_its_creator_and_what_was_last_done_to_it() {
     let created = Action::KeyCreated {
         class: class("secret-key"),
     };
-    let expected = [(who("alice"), created), (who("mona"), Action::KeyDeleted)];
+    let expected = [
+        (author("alice"), created),
+        (author("mona"), Action::KeyDeleted),
+    ];
     assert_eq!(told, expected);
 }
 
@@ -280,7 +290,7 @@ fn a1_08_an_api_key_says_into_which_project_data_goes() {
 
 #[test]
 fn a1_09_the_legacy_key_is_listed_before_anybody_created_a_key() {
-    let world = project();
+    let world = unprovisioned();
     provision(&world);
     world.clock.advance(days(400));
     let listed = list(&world, &everything(&world));
@@ -295,7 +305,7 @@ fn a1_09_the_legacy_key_is_listed_before_anybody_created_a_key() {
 
 #[test]
 fn a1_10_the_legacy_key_comes_with_its_project() {
-    let world = project();
+    let world = unprovisioned();
     let issued = provision(&world);
     let [legacy] = issued.as_slice() else {
         panic!("exactly one key: {issued:?}");
@@ -318,7 +328,7 @@ fn a1_10_the_legacy_key_comes_with_its_project() {
 
 #[test]
 fn a1_11_the_legacy_key_cannot_be_switched_off() {
-    let world = project();
+    let world = unprovisioned();
     let keys = &world.keys;
     let first = provision(&world).remove(0);
     let text = first.token.as_ref().unwrap().expose();
@@ -356,7 +366,7 @@ fn a1_11_the_legacy_key_cannot_be_switched_off() {
 
 #[test]
 fn a1_12_the_legacy_key_can_be_replaced_and_stays_the_only_one() {
-    let world = project();
+    let world = unprovisioned();
     let elsewhere = world.another_node(policy());
     let first = provision(&world).remove(0);
     let mut old = (first.id, first.token.as_ref().unwrap().expose().to_owned());
@@ -401,8 +411,13 @@ fn a1_13_an_api_key_needs_a_project_and_a_name() {
     let foreign = api("web").in_tenant(tenant("other"));
     let refusal = denied(world.create(&manager(), foreign));
     assert_eq!(refusal, Denied::TenantNotFound);
-    assert!(list(&world, &everything(&world)).is_empty());
+    assert!(
+        list(&world, &everything(&world))
+            .iter()
+            .all(|key| key.legacy)
+    );
 
+    wait(world.keys.provision_tenant(&host(), &tenant("acme/web"))).unwrap();
     let chosen = api("web").in_tenant(tenant("acme/web"));
     let key = world.create(&manager(), chosen).unwrap();
     assert_eq!(info(&world, key.id).tenant, tenant("acme/web"));
@@ -624,7 +639,7 @@ fn a1_23_a_deleted_secret_key_is_gone() {
     let world = project();
     let elsewhere = world.another_node(policy());
     let brought = ImportKey::sha256(Digest::sha256("brought-along"), secret("brought"));
-    let brought_id = wait(world.keys.import(&manager(), brought.clone()))
+    let brought_id = wait(world.keys.import(&admin(), brought.clone()))
         .unwrap()
         .id;
     let made = world.create(&manager(), secret("export")).unwrap();
@@ -676,7 +691,6 @@ fn a1_24_a_project_has_at_most_fifty_active_keys() {
     let limit = NonZeroU32::new(50).unwrap();
     let full = Denied::CapReached { limit };
     let world = project();
-    provision(&world);
     let fill = |n: usize| {
         let kind = if n.is_multiple_of(2) { api } else { secret };
         world.create(&manager(), kind(&format!("{n}"))).unwrap()
@@ -699,7 +713,7 @@ fn a1_24_a_project_has_at_most_fifty_active_keys() {
     refused();
 
     // A hundred at once, on two nodes, for a project that nobody knew before.
-    let world = project();
+    let world = unprovisioned();
     let nodes = [world.keys.clone(), world.another_node(policy())];
     let created: usize = std::thread::scope(|scope| {
         let attempts: Vec<_> = (0..10)
@@ -709,7 +723,7 @@ fn a1_24_a_project_has_at_most_fifty_active_keys() {
                     let create = |n: usize| {
                         let kind = if n.is_multiple_of(2) { api } else { secret };
                         let key = kind(&format!("{thread} {n}"));
-                        match wait(keys.create(&manager(), key)) {
+                        match wait(keys.create(&admin(), key)) {
                             Ok(_) => true,
                             refused => {
                                 assert_eq!(denied(refused), *full);
@@ -758,7 +772,7 @@ fn a1_25_a_new_key_works_at_once_on_every_node_even_after_a_miss() {
         let need = Need::any().or_publishable();
         let store = MemoryStore::new();
         let twin = foretelling_node(MemoryStore::new(), &world.clock);
-        let foretold = wait(twin.create(&manager(), key())).unwrap().secret;
+        let foretold = wait(twin.create(&admin(), key())).unwrap().secret;
 
         let creates = foretelling_node(store.clone(), &world.clock);
         let beside = node(store.clone(), &world.clock, policy());
@@ -776,7 +790,7 @@ fn a1_25_a_new_key_works_at_once_on_every_node_even_after_a_miss() {
         assert_eq!(missed.unwrap_err(), Rejection::StoreUnavailable);
         remote.partition(false);
 
-        let created = wait(creates.create(&manager(), key())).unwrap();
+        let created = wait(creates.create(&admin(), key())).unwrap();
         let text = created.secret.expose();
         assert_eq!(text, foretold.expose(), "the very key that was missed");
         creates.verify(text, &need).unwrap();
@@ -864,7 +878,7 @@ fn a1_26_where_nobody_hears_of_it_a_revoked_key_works_for_six_hours_at_most() {
 #[test]
 fn a1_27_the_six_hours_hold_for_legacy_and_other_keys_alike() {
     for legacy in [true, false] {
-        let world = project();
+        let world = unprovisioned();
         let first = provision(&world).remove(0);
         let other = world.create(&manager(), api("web")).unwrap();
         let (id, token) = if legacy {

@@ -20,7 +20,17 @@ use super::support::*;
 
 /// An organization, which is a tenant here.
 fn organization() -> World {
-    World::with_policy(profiles::guide())
+    organization_under(profiles::guide())
+}
+
+fn organization_under(spec: PolicySpec) -> World {
+    let world = World::with_policy(spec);
+    provision(&world, "acme");
+    world
+}
+
+fn provision(world: &World, path: &str) {
+    wait(world.keys.provision_tenant(&host(), &tenant(path))).unwrap();
 }
 
 fn policy() -> Policy {
@@ -100,6 +110,7 @@ fn g_01_a_list_shows_every_key_of_an_organization_and_none_of_another() {
         own.insert(create(&world, &format!("key {n}")).id);
     }
     own.insert(world.create(&admin(), draft("of the admin")).unwrap().id);
+    provision(&world, "acme/team");
     let below = draft("of a team").in_tenant(tenant("acme/team"));
     let below = world.create(&developer(), below).unwrap().id;
     let stranger = actor("acme-two", "eve", Role::ADMIN);
@@ -214,7 +225,10 @@ fn g_05_details_tell_all_that_was_said_about_a_key() {
     let networks: Vec<_> = told.allowlist.iter().map(ToString::to_string).collect();
     assert_eq!(networks, ["192.0.2.0/24"]);
     assert_eq!(told.owner.principal(), Some(&who("dan")));
-    assert_eq!((told.created.at, told.created.by), (at(START), who("dan")));
+    assert_eq!(
+        (told.created.at, told.created.by),
+        (at(START), author("dan"))
+    );
 
     let update = KeyUpdate::new().metadata([("team", "growth")]);
     wait(world.keys.update(&developer(), key.id, update)).unwrap();
@@ -655,7 +669,7 @@ fn g_23_a_revocation_leaves_exactly_one_audit_entry_in_its_own_commit() {
     assert_eq!(row.revision, receipt.revision());
     let reason = Reason::Compromised;
     assert_eq!(row.entry.action, Action::KeyRevoked { reason });
-    assert_eq!(row.entry.actor, who("dan"));
+    assert_eq!(row.entry.actor, author("dan"));
     assert_eq!(row.entry.at, at(START).saturating_add(hours(1)));
     let by = admin();
     let whole = world.keys.verify_audit(&by, &row.entry.tenant, None);
@@ -717,7 +731,7 @@ fn g_34_a_key_that_is_not_rotated_in_time_raises_one_event() {
         _ => None,
     });
     let day_83 = at(START).saturating_add(days(83));
-    let whose = Some(developer().principal().clone());
+    let whose = developer().principal().cloned();
     let expected = [(day_83, Some(kept.id), whose)];
     assert_eq!(due.collect::<Vec<_>>(), expected);
 }
@@ -858,7 +872,7 @@ fn g_38_a_key_says_what_it_is_for() {
     assert_eq!(purpose(), "weekly reports");
 
     // Advice, where a policy does not insist.
-    let advised = World::with_policy(PolicySpec {
+    let advised = organization_under(PolicySpec {
         purpose_required: false,
         ..profiles::guide()
     });

@@ -76,6 +76,7 @@ fn a_restored_store_opens_only_to_be_recovered_and_its_followers_start_over() {
     let blind = Commit {
         tenant: tenant("acme"),
         expected: Revision(1),
+        guards: Vec::new(),
         tag: CommitTag(1),
         decided_at: at(START),
         effects: Effects::default(),

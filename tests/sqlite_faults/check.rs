@@ -62,7 +62,7 @@ pub fn examine(path: &Path) -> Held {
     }
     let service = service(store.clone(), NO_CAP);
     for tenant in tenants {
-        wait(service.verify_audit(&Actor::system(tenant.clone()), &tenant, None)).unwrap();
+        wait(service.verify_audit(&Actor::application(tenant.clone()), &tenant, None)).unwrap();
     }
     Held {
         store,

@@ -11,8 +11,9 @@ use std::sync::Arc;
 use keyward::policy::{ActiveKeyCap, Policies, Policy, PolicySpec};
 use keyward::store::{KeyStore, MemoryStore};
 use keyward::{
-    Actor, ClassName, CommandId, Created, Denied, Environment, Error, Keyward, ManualClock, Need,
-    NewKey, Pepper, PepperId, PepperRing, PrincipalId, Role, Scope, TenantId, Timestamp, profiles,
+    Actor, Author, ClassName, CommandId, Created, Denied, Environment, Error, Keyward, ManualClock,
+    Need, NewKey, Pepper, PepperId, PepperRing, PrincipalId, Role, Scope, TenantId, Timestamp,
+    profiles,
 };
 
 pub const START: &str = "2026-01-01T00:00:00Z";
@@ -90,6 +91,11 @@ pub fn who(principal: &str) -> PrincipalId {
     PrincipalId::new(principal).unwrap()
 }
 
+/// The author of what a principal did in a session of its own.
+pub fn author(principal: &str) -> Author {
+    Author::Principal(who(principal))
+}
+
 pub fn class(name: &str) -> ClassName {
     ClassName::new(name).unwrap()
 }
@@ -117,7 +123,7 @@ pub fn admin() -> Actor {
 
 /// The host itself, acting on acme.
 pub fn host() -> Actor {
-    Actor::system(tenant("acme"))
+    Actor::application(tenant("acme"))
 }
 
 pub fn reader(name: &str) -> NewKey {
@@ -201,6 +207,11 @@ pub fn told_of(
     key: keyward::KeyId,
 ) -> Vec<keyward::audit::Action> {
     let query = keyward::store::AuditQuery::tenant(tenant.clone()).about(key);
-    let page = wait(world.keys.audit(&Actor::system(tenant.clone()), &query)).unwrap();
+    let page = wait(
+        world
+            .keys
+            .audit(&Actor::application(tenant.clone()), &query),
+    )
+    .unwrap();
     page.rows.into_iter().map(|row| row.entry.action).collect()
 }

@@ -1,7 +1,7 @@
 //! Lists and details.
 
 use keyward::store::{KeyPosition, KeyQuery, KeyStore};
-use keyward::{KeyId, KeyInfo, KeyRecord, Owner};
+use keyward::{Actor, Denied, Error, KeyId, KeyInfo, Owner};
 use serde_json::Value;
 
 use crate::args::List;
@@ -105,12 +105,18 @@ async fn page(desk: &Desk, query: &KeyQuery) -> Answer<Page> {
         });
     }
     let page = desk.store.list(query).await?;
-    let info = |record: KeyRecord| {
-        let policy = desk.policies.of(&record.tenant).clone();
-        KeyInfo::new(record, &policy, query.at)
-    };
+    let mut keys = Vec::new();
+    for record in page.keys {
+        let host = Actor::application(record.tenant);
+        match desk.keys.key(&host, record.id).await {
+            Ok(info) => keys.push(info),
+            // It was deleted meanwhile.
+            Err(Error::Denied(Denied::NotFound)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
     Ok(Page {
-        keys: page.keys.into_iter().map(info).collect(),
+        keys,
         corrupt: page.corrupt,
         next: page.next,
     })

@@ -1,7 +1,9 @@
 //! Clauses of `commit`: what is refused, and that a refusal writes nothing.
 
 use super::Violation;
-use super::fixtures::{Desk, Running, STEPS, digest, id, imported, key, owner, tenant, text};
+use super::fixtures::{
+    Checked, Desk, Running, STEPS, digest, id, imported, key, owner, tenant, text,
+};
 use crate::core::audit::Action;
 use crate::core::record::{Credential, KeyRecord};
 use crate::store::{CommitError, KeyStore, Locator, Revision, Row, Select};
@@ -239,6 +241,104 @@ pub async fn the_digest_of_a_removed_key_stays_taken<S: KeyStore>(
         .await?;
     }
     desk.agrees("after the refusals").await
+}
+
+/// A digest that a commit says is a key's, beside the digests of its records, stays taken for ever:
+/// across tenants, within a batch, whatever becomes of the key, and if there never was one.
+pub async fn a_digest_beside_its_key_stays_taken<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "a_digest_beside_its_key_stays_taken");
+    let batch = desk.batch("acme").put(imported(1, "one"));
+    desk.land(batch.claim("mark of one", id(1))).await?;
+    // Without any record.
+    let batch = desk.batch("globex").claim("blocked", id(8));
+    desk.land(batch).await?;
+    let taken = ["mark of one", "blocked", "one"];
+    claims_are_refused(&mut desk, &taken).await?;
+    // A key keeps its own, and may get more.
+    let renamed = KeyRecord {
+        name: text("renamed"),
+        ..imported(1, "one")
+    };
+    let batch = desk.batch("acme").put(renamed);
+    let batch = batch.claim("mark of one", id(1)).claim("another", id(1));
+    desk.land(batch).await?;
+    let batch = desk.batch("acme").put(imported(2, "two"));
+    desk.digest_taken(
+        "a batch that imports a digest of another key in it",
+        batch.claim("two", id(3)),
+    )
+    .await?;
+    let batch = desk.batch("acme").claim("three", id(2));
+    desk.digest_taken(
+        "a batch that says of one digest that it is two keys'",
+        batch.claim("three", id(3)),
+    )
+    .await?;
+    desk.agrees("after the refusals").await?;
+    let batch = desk.batch("acme").remove(id(1));
+    desk.land(batch).await?;
+    let taken = ["mark of one", "another", "blocked", "one"];
+    claims_are_refused(&mut desk, &taken).await
+}
+
+/// No tenant gets any of these digests, in a record or beside one.
+async fn claims_are_refused<S: KeyStore>(desk: &mut Desk<S>, taken: &[&str]) -> Checked {
+    for of in taken {
+        for path in ["acme", "globex", "acme/web"] {
+            let batch = desk.batch(path).put(imported(20, of));
+            let what = format!("{path} imports {of:?}");
+            desk.digest_taken(&what, batch).await?;
+            let batch = desk.batch(path).put(imported(20, "free")).claim(of, id(20));
+            let what = format!("{path} says that {of:?} is its key's");
+            desk.digest_taken(&what, batch).await?;
+        }
+    }
+    desk.agrees("after digests were refused").await
+}
+
+/// Of commits that say of one digest at the same time that it is their key's, one is applied.
+pub async fn concurrent_claims_of_one_digest_have_one_winner<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "concurrent_claims_of_one_digest_have_one_winner");
+    // Of the last rounds both begin at once. By then a store has made its preparations.
+    for round in 0..=3 * STEPS {
+        let mut claims = |path: &str, number: u64| {
+            let key = 10 * round as u64 + number;
+            let batch = desk.batch(path).put(imported(key, &format!("token {key}")));
+            batch.claim(&format!("mark {round}"), id(key))
+        };
+        let batches = [claims("acme", 1), claims("globex", 2)];
+        let [slow, quick] = batches.clone();
+        let answers = {
+            let mut running = Running::new(desk.store.commit(slow.commit));
+            let passed = desk.store.commit(quick.commit);
+            if round <= STEPS {
+                running.steps(round).await;
+                let passed = running.let_pass(passed).await;
+                vec![running.finish().await, passed]
+            } else {
+                Running::finish_all(vec![running, Running::new(passed)]).await
+            }
+        };
+        let mut winners = 0;
+        for (batch, answer) in batches.iter().zip(&answers) {
+            match answer {
+                Ok(revision) => {
+                    winners += 1;
+                    desk.landed(batch, *revision);
+                }
+                Err(CommitError::DigestTaken) => {}
+                Err(other) => return Err(desk.fail(format!("commit failed: {other}"))),
+            }
+        }
+        desk.ensure(winners == 1, || {
+            format!("{winners} of two commits got one digest, in round {round}")
+        })?;
+    }
+    desk.agrees("after the races").await
 }
 
 /// Every commit's revision exceeds all earlier ones, whichever tenant it is of, and is the one

@@ -12,20 +12,21 @@ use std::time::Duration;
 use super::Violation;
 use crate::core::audit::{Action, AuditEntry, AuditHash, AuditHead};
 use crate::core::id::KeyId;
-use crate::core::owner::{Owner, OwnerRecord, TenantRecord};
+use crate::core::owner::{OwnerRecord, TenantRecord};
+use crate::core::principal::{Author, Owner};
 use crate::core::record::{
-    Credential, ImportScheme, KeyRecord, KeyState, LastAction, Reason, Visibility,
+    Credential, ImportScheme, KeyRecord, KeyState, LastAction, Lineage, Reason, Visibility,
 };
 use crate::core::scope::ScopeSet;
 use crate::core::secret::{Digest, Fingerprint};
 use crate::core::stamp::Stamp;
 use crate::core::tenant::TenantId;
-use crate::core::text::{CommandId, Environment, PrincipalId, Role};
+use crate::core::text::{CommandId, Environment, Role};
 use crate::core::time::Timestamp;
 use crate::store::{
     AuditPage, AuditQuery, AuditRow, Change, Changes, ChangesError, Commit, CommitError, CommitTag,
-    Cursor, Effects, KeyPage, KeyQuery, KeyStore, Locator, Revision, Row, RowKey, ScanPage, Select,
-    TenantView, Versioned,
+    Cursor, Effects, Guard, KeyPage, KeyQuery, KeyStore, Locator, Revision, Row, RowKey, ScanPage,
+    Select, TenantView, Versioned,
 };
 
 pub(super) type Checked = Result<(), Violation>;
@@ -61,7 +62,7 @@ pub(super) fn at(seconds: u64) -> Timestamp {
 pub(super) fn stamp(seconds: u64) -> Stamp {
     Stamp {
         at: at(seconds),
-        by: text("alice"),
+        by: Author::Principal(text("alice")),
     }
 }
 
@@ -87,10 +88,18 @@ pub(super) fn key(n: u64) -> KeyRecord {
         purpose: None,
         metadata: Default::default(),
         owner: Owner::Tenant,
-        owner_role: None,
+        bound: BTreeSet::new(),
+        manages: false,
+        makers: Vec::new(),
+        lineage: Lineage {
+            first: id(n),
+            since: at(n),
+            created_by: None,
+        },
         scopes: ScopeSet::none(),
         allowlist: Default::default(),
         resource: None,
+        exposed_at: None,
         created: stamp(n),
         updated: stamp(n),
         last_action: LastAction::Created,
@@ -125,7 +134,7 @@ pub(super) fn imported(n: u64, of: &str) -> KeyRecord {
 pub(super) fn owned_by(owner: &str, record: KeyRecord) -> KeyRecord {
     KeyRecord {
         owner: Owner::Principal(text(owner)),
-        owner_role: Some(Role::ADMIN),
+        bound: BTreeSet::from([Role::ADMIN]),
         ..record
     }
 }
@@ -190,6 +199,7 @@ impl Batch {
             tenant: self.commit.tenant.clone(),
             provisioned: stamp(1),
             closed: None,
+            sweeps: Vec::new(),
         });
         self.entry(Action::TenantProvisioned, None)
     }
@@ -202,7 +212,7 @@ impl Batch {
             tenant: self.commit.tenant.clone(),
             sequence,
             at: self.commit.decided_at,
-            actor: text("alice"),
+            actor: Author::Principal(text("alice")),
             role: Some(Role::ADMIN),
             command: text(&format!("command-{:x}", self.commit.tag.0)),
             command_mark: sequence.to_be_bytes(),
@@ -220,7 +230,7 @@ impl Batch {
     /// Says of the entries so far that `actor` asked for them, by `command`.
     pub(super) fn by(mut self, actor: &str, command: &str) -> Self {
         for entry in &mut self.commit.effects.audit {
-            entry.actor = text::<PrincipalId>(actor);
+            entry.actor = Author::Principal(text(actor));
             entry.command = text::<CommandId>(command);
         }
         self
@@ -237,6 +247,18 @@ impl Batch {
     pub(super) fn expecting(mut self, revision: Revision) -> Self {
         self.commit.expected = revision;
         self
+    }
+
+    /// Makes the commit rest on a row as it stood at `revision`.
+    pub(super) fn guarded(mut self, row: RowKey, revision: Revision) -> Self {
+        self.commit.guards.push(Guard { row, revision });
+        self
+    }
+
+    /// Says of the digest of a text that it is the key's, beside the digests of records.
+    pub(super) fn claim(mut self, of: &str, key: KeyId) -> Self {
+        self.commit.effects.digests.push((digest(of), key));
+        self.entry(Action::KeyDisabled, Some(key))
     }
 }
 
@@ -276,6 +298,12 @@ impl Truth {
             let entry = entry.clone();
             self.audit.push(AuditRow { revision, entry });
         }
+    }
+
+    /// The commit that wrote a row; zero for a row that never was.
+    pub(super) fn row_at(&self, row: &RowKey) -> Revision {
+        let change = self.rows.get(row);
+        change.map_or(Revision::ZERO, |change| change.revision)
     }
 
     /// The records that were not removed, by id.
@@ -332,6 +360,7 @@ impl<S: KeyStore> Desk<S> {
             commit: Commit {
                 tenant,
                 expected: known.revision,
+                guards: Vec::new(),
                 tag: CommitTag(tag),
                 decided_at: at(self.drafts),
                 effects: Effects::default(),
@@ -382,6 +411,36 @@ impl<S: KeyStore> Desk<S> {
     /// Takes note of a commit that landed by other hands.
     pub(super) fn landed(&mut self, batch: &Batch, revision: Revision) {
         self.truth.apply(&batch.commit, revision);
+    }
+
+    /// Takes note of commits that ran at the same time, with their answers. None of those that landed may
+    /// have landed after one of its guarded rows moved.
+    pub(super) fn settle(
+        &mut self,
+        answers: impl IntoIterator<Item = (Batch, Result<Revision, CommitError>)>,
+    ) -> Checked {
+        let mut landed = BTreeMap::new();
+        for (batch, answer) in answers {
+            match answer {
+                Ok(revision) => drop(landed.insert(revision, batch)),
+                Err(CommitError::Conflict) if !batch.commit.guards.is_empty() => {}
+                Err(error) => return Err(self.fail(format!("commit failed: {error}"))),
+            }
+        }
+        for (revision, batch) in landed {
+            for guard in &batch.commit.guards {
+                let stands = self.truth.row_at(&guard.row);
+                self.ensure(stands == guard.revision, || {
+                    format!(
+                        "a commit landed at revision {revision}, guarded by {:?} at revision {}, \
+                         which had moved to {stands}",
+                        guard.row, guard.revision
+                    )
+                })?;
+            }
+            self.landed(&batch, revision);
+        }
+        Ok(())
     }
 
     /// Commits what must be refused, and tells why it was.
@@ -608,6 +667,16 @@ pub(super) fn brief(value: &impl fmt::Debug) -> String {
     text
 }
 
+/// The row of a tenant.
+pub(super) fn tenant_row(path: &str) -> RowKey {
+    RowKey::Tenant(tenant(path))
+}
+
+/// The row of an owner in a tenant.
+pub(super) fn owner_row(path: &str, name: &str) -> RowKey {
+    RowKey::Owner(tenant(path), text(name))
+}
+
 /// A future that is polled as often as a check wants, on whatever executor runs the check.
 pub(super) struct Running<'a, T> {
     future: Pin<Box<dyn Future<Output = T> + 'a>>,
@@ -665,6 +734,17 @@ impl<'a, T> Running<'a, T> {
             polled
         })
         .await
+    }
+
+    /// Runs all of them to their ends, each polled in turn, the first of them first.
+    pub(super) async fn finish_all(mut all: Vec<Self>) -> Vec<T> {
+        poll_fn(|cx| {
+            all.iter_mut().for_each(|running| running.poll(cx));
+            let over = all.iter().all(|running| running.output.is_some());
+            if over { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        all.into_iter().filter_map(Self::output).collect()
     }
 
     /// What it came to, if it did.

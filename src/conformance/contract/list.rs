@@ -423,7 +423,7 @@ fn meets(record: &KeyRecord, query: &KeyQuery) -> bool {
         return false;
     }
     if let Some(owner) = &query.owner
-        && record.owner != crate::core::owner::Owner::Principal(owner.clone())
+        && record.owner != crate::core::principal::Owner::Principal(owner.clone())
     {
         return false;
     }

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use super::Violation;
 use super::fixtures::{
-    Checked, Desk, at, id, imported, key, owned_by, owner, revoked, stamp, text,
+    Batch, Checked, Desk, at, id, imported, key, owned_by, owner, revoked, stamp, text,
 };
 use crate::core::audit::{Action, AuditEntry};
 use crate::core::id::KeyId;
 use crate::core::record::{KeyRecord, KeyState, RotationReason, Succession};
 use crate::core::time::Timestamp;
-use crate::store::{KeyStore, Revision, Select, TenantView};
+use crate::store::{KeyStore, Revision, Row, RowKey, Select, TenantView};
 
 /// A tenant that never had a commit is empty at revision zero, whatever is asked of it.
 pub async fn an_unknown_tenant_is_empty_at_revision_zero<S: KeyStore>(
@@ -348,6 +348,72 @@ pub async fn decided_at_never_goes_back<S: KeyStore>(
         view.revision,
         Revision::ZERO,
     )
+}
+
+/// A view holds the revision of each of its rows: that of the commit that wrote the row, not that of
+/// the tenant. Guards are made of these.
+pub async fn load_returns_the_revision_of_each_row<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "load_returns_the_revision_of_each_row");
+    let batch = desk.batch("acme").provision();
+    desk.land(batch).await?;
+    let batch = desk.batch("acme").owner(owner("ann")).owner(owner("bob"));
+    desk.land(batch).await?;
+    let batch = desk.batch("acme").put(owned_by("ann", key(1))).put(key(2));
+    desk.land(batch).await?;
+    let batch = desk.batch("globex").put(key(3));
+    desk.land(batch).await?;
+    // Every row in turn moves on, then none of them.
+    let last = [
+        |batch: Batch| batch.put(key(2)),
+        |batch: Batch| batch.owner(owner("bob")),
+        |batch: Batch| batch.provision(),
+        |batch: Batch| batch.put(owned_by("ann", key(1))).owner(owner("cid")),
+        |batch: Batch| batch.entry(Action::KeyDisabled, Some(id(1))),
+    ];
+    for change in last {
+        let batch = change(desk.batch("acme"));
+        desk.land(batch).await?;
+        for select in [
+            Select::none(),
+            Select::key(id(1)),
+            Select {
+                keys: vec![id(2), id(3), id(99)],
+                live_at: Some(at(0)),
+                owners: vec![text("bob"), text("nobody")],
+                ..Select::none()
+            },
+        ] {
+            let view = desk.load("acme", select).await?;
+            revisions(&desk, &view)?;
+        }
+    }
+    // A guard made of a view stands.
+    let view = desk.load("acme", Select::key(id(2))).await?;
+    let above = view.revisions.into_iter();
+    let batch = above.fold(desk.batch("acme/web"), |batch, (row, revision)| {
+        batch.guarded(row, revision)
+    });
+    desk.land(batch.put(key(4))).await.map(drop)
+}
+
+/// The view holds the revision of every row in it. It may hold those of others, but none that is wrong.
+fn revisions<S: KeyStore>(desk: &Desk<S>, view: &TenantView) -> Checked {
+    let tenants = view.tenant.iter().cloned().map(Row::Tenant);
+    let owners = view.owners.iter().cloned().map(Row::Owner);
+    let keys = view.records.iter().map(|record| RowKey::Key(record.id));
+    let rows = tenants.chain(owners).map(|row| row.key()).chain(keys);
+    for row in rows {
+        let known = view.revisions.get(&row).copied();
+        let what = format!("revision of {row:?}");
+        desk.same(&what, known, Some(desk.truth.row_at(&row)))?;
+    }
+    for (row, revision) in &view.revisions {
+        let what = format!("revision of {row:?}");
+        desk.same(&what, *revision, desk.truth.row_at(row))?;
+    }
+    Ok(())
 }
 
 /// The view holds at least the keys asked for, each as it is, and no key twice.

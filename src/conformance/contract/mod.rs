@@ -12,6 +12,7 @@ mod commit;
 mod feed;
 mod find;
 mod fixtures;
+mod guards;
 mod list;
 mod load;
 mod nodes;
@@ -31,6 +32,7 @@ pub mod clauses {
     pub use super::commit::*;
     pub use super::feed::*;
     pub use super::find::*;
+    pub use super::guards::*;
     pub use super::list::*;
     pub use super::load::*;
     pub use super::nodes::*;
@@ -69,6 +71,7 @@ macro_rules! __keyward_clauses {
             load_always_returns_the_tenants_row,
             the_audit_head_is_that_of_the_newest_entry,
             decided_at_never_goes_back,
+            load_returns_the_revision_of_each_row,
             find_tells_a_key_by_its_id,
             find_tells_a_key_by_its_imported_digest,
             find_reflects_every_commit_that_returned,
@@ -83,6 +86,14 @@ macro_rules! __keyward_clauses {
             imported_digests_are_unique_across_tenants,
             imported_digests_are_unique_within_a_batch,
             the_digest_of_a_removed_key_stays_taken,
+            a_digest_beside_its_key_stays_taken,
+            concurrent_claims_of_one_digest_have_one_winner,
+            a_commit_whose_guards_stand_is_applied,
+            a_commit_whose_guarded_row_moved_is_a_conflict,
+            a_commit_whose_guarded_row_appeared_is_a_conflict,
+            a_commit_whose_guarded_key_was_removed_is_a_conflict,
+            a_guard_stands_though_its_tenant_moves,
+            a_guard_holds_until_its_commit_is_applied,
             revisions_increase_in_commit_order,
             nothing_appears_behind_a_revision_seen,
             concurrent_commits_have_one_winner,

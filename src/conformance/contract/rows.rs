@@ -1,5 +1,6 @@
 //! Clauses about what is written: it comes back as it was.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Violation;
@@ -8,12 +9,15 @@ use crate::core::address::AddressAllowlist;
 use crate::core::audit::{Action, FieldChange};
 use crate::core::id::KeyId;
 use crate::core::metadata::Metadata;
-use crate::core::owner::{Owner, OwnerRecord, TenantRecord};
+use crate::core::owner::{OwnerRecord, TenantRecord};
+use crate::core::principal::{Author, Owner};
 use crate::core::record::{
-    Credential, KeyRecord, KeyState, LastAction, Predecessor, Reason, Resource, RotationReason,
-    Succession, Visibility,
+    Credential, ImportScheme, KeyRecord, KeyState, LastAction, Lineage, Maker, Predecessor, Reason,
+    Resource, RotationReason, Succession, Visibility,
 };
 use crate::core::scope::ScopeSet;
+use crate::core::secret::DigestMark;
+use crate::core::sweep::{BulkFilter, PendingSweep, SweepKind};
 use crate::core::text::{
     ClassName, Description, Environment, Hint, KeyName, PepperId, PrincipalId, Purpose, ResourceId,
     ResourceKind, Role,
@@ -84,6 +88,7 @@ pub async fn other_rows_come_back_as_they_were_written<S: KeyStore>(
         tenant,
         provisioned: stamp(1),
         closed: Some(stamp(9)),
+        sweeps: sweeps(),
     });
     for entry in &mut batch.commit.effects.audit {
         entry.role = None;
@@ -138,7 +143,15 @@ fn full(n: u64) -> KeyRecord {
             ("é", "\0\u{7}"),
         ]),
         owner: Owner::Principal(text("user:42@example.com")),
-        owner_role: Some(Role::ADMIN),
+        bound: BTreeSet::from([Role::ADMIN, Role::DEVELOPER]),
+        manages: true,
+        makers: (91..=98).map(maker).collect(),
+        lineage: Lineage {
+            first: id(90),
+            since: stamp(4).at,
+            created_by: Some(id(98)),
+        },
+        exposed_at: Some(stamp(8).at),
         scopes: scopes(&["reports:read", "reports:*", "*:write"]),
         allowlist: networks(&[
             "192.0.2.0/24",
@@ -185,7 +198,7 @@ fn longest(n: u64) -> KeyRecord {
         purpose: Some(text(&wide(Purpose::MAX_LEN))),
         metadata: Metadata::new(big).unwrap_or_default(),
         owner: Owner::Principal(text(&long(PrincipalId::MAX_LEN))),
-        owner_role: Some(text(&long(Role::MAX_LEN))),
+        bound: BTreeSet::from([text(&long(Role::MAX_LEN))]),
         resource: Some(Resource {
             kind: text(&long(ResourceKind::MAX_LEN)),
             id: text(&long(ResourceId::MAX_LEN)),
@@ -234,6 +247,35 @@ fn networks(networks: &[&str]) -> AddressAllowlist {
     AddressAllowlist::parse(networks.iter().copied()).unwrap_or_default()
 }
 
+fn maker(n: u64) -> Maker {
+    Maker {
+        key: id(n),
+        lineage: id(n - 1),
+    }
+}
+
+/// One of every command over many keys that may be under way.
+fn sweeps() -> Vec<PendingSweep> {
+    let key = Author::Key {
+        key: id(7),
+        owner: Owner::Tenant,
+    };
+    let made_by = BulkFilter::all().made_by(id(7)).owner(text("ann"));
+    let kinds = [
+        (Author::Application, SweepKind::CloseTenant),
+        (key, SweepKind::RemoveOwner(text("ann"))),
+        (stamp(1).by, SweepKind::Revoke(made_by, Reason::Leaked)),
+    ];
+    let pending = |(by, kind)| PendingSweep {
+        command: text("sweep"),
+        by,
+        began_at: stamp(2).at,
+        descendants: true,
+        kind,
+    };
+    kinds.into_iter().map(pending).collect()
+}
+
 /// One of every action.
 fn actions() -> Vec<Action> {
     let class = || text::<ClassName>("server");
@@ -250,7 +292,8 @@ fn actions() -> Vec<Action> {
         Action::KeyProvisioned { class: class() },
         Action::KeyImported {
             class: class(),
-            scheme: crate::core::record::ImportScheme::Sha256,
+            scheme: ImportScheme::Sha256,
+            mark: DigestMark::from_bytes([7; 32]),
         },
         Action::KeyUpdated { changes },
         Action::KeyDisabled,

@@ -192,7 +192,7 @@ fn oracle<S: KeyStore>(desk: &Desk<S>, query: &AuditQuery) -> Vec<AuditRow> {
             || query
                 .actor
                 .as_ref()
-                .is_some_and(|actor| entry.actor != *actor)
+                .is_some_and(|actor| entry.actor.principal() != Some(actor))
             || query
                 .command
                 .as_ref()

@@ -1,11 +1,13 @@
 //! Races between key managers, each a node of its own, with the invariants that must survive them.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::watch::{Landings, Rows, Watch};
 use super::{Choice, Explorer, Failure, Report, World, block_on};
 use crate::clock::ManualClock;
+use crate::core::actor::Actor;
 use crate::core::command::{Command, Denied, IssuedKey, Outcome, Request};
 use crate::core::need::Need;
 use crate::core::pepper::{Pepper, PepperRing};
@@ -23,6 +25,7 @@ use crate::verifier::Verifier;
 /// A tenant in the making: what a race is prepared on, before anyone races.
 #[derive(Debug)]
 pub struct Bench {
+    nodes: Arc<Nodes>,
     store: Arc<dyn KeyStore>,
     manager: KeyManager,
 }
@@ -35,6 +38,17 @@ impl Bench {
     /// [`Error`] as from [`KeyManager::execute`].
     pub fn land(&self, request: Request) -> Result<Outcome, Error> {
         block_on(self.manager.execute(request)).map(|landed| landed.outcome)
+    }
+
+    /// The actor that a key stands for, as if its holder had called before the race.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejection`] if the key is refused.
+    pub fn actor(&self, token: impl AsRef<[u8]>) -> Result<Actor, Rejection> {
+        let verifier = self.nodes.verifier(self.store.clone());
+        let verifier = verifier.map_err(|_| Rejection::StoreUnavailable)?;
+        Ok(verifier.verify(token, &Need::any())?.actor())
     }
 
     /// The store before the race, to read from.
@@ -52,8 +66,9 @@ type Prepare = dyn Fn(&Bench) -> Result<Vec<Request>, Error>;
 /// has more active keys than its cap, or more live ones than twice that; every open tenant has
 /// exactly the legacy key that its policy says; what was revoked or removed stays so; and a follower
 /// that stood anywhere before misses nothing. At the end: every audit chain verifies; no command
-/// landed twice, or landed although it was refused; every secret that was returned is known; and
-/// what was acknowledged as ended is ended.
+/// landed twice, or landed although it was refused; no key was made by an actor whose authority was
+/// gone by then, in the tenant or above it; every secret that was returned is known; and what was
+/// acknowledged as ended is ended, below the tenant too.
 ///
 /// # Examples
 ///
@@ -66,7 +81,7 @@ type Prepare = dyn Fn(&Bench) -> Result<Vec<Request>, Error>;
 /// let race = Race::new(Policy::default(), |_| {
 ///     let provision = |id: &str| {
 ///         let tenant: keyward::TenantId = "acme".try_into()?;
-///         let actor = Actor::system(tenant.clone());
+///         let actor = Actor::application(tenant.clone());
 ///         let command = Command::ProvisionTenant;
 ///         Ok::<_, keyward::Error>(Request { id: CommandId::new(id)?, actor, tenant, command })
 ///     };
@@ -132,6 +147,7 @@ impl Race {
     fn world(&self, store: Arc<dyn KeyStore>) -> World {
         let nodes = Arc::new(Nodes::new(self.policy.clone()));
         let bench = Bench {
+            nodes: nodes.clone(),
             manager: nodes.manager(store.clone(), 0),
             store: store.clone(),
         };
@@ -154,7 +170,8 @@ impl Race {
                 results.push((request, answer));
             })
         });
-        let watch = Watch::new(store.clone(), self.policy.clone(), nodes.start);
+        let policy = self.policy.clone();
+        let watch = Watch::new(store.clone(), policy.clone(), nodes.start);
         let watch = Arc::new(Mutex::new(watch));
         let at_end = watch.clone();
         world
@@ -169,6 +186,8 @@ impl Race {
                 let tenants = results.iter().map(|(request, _)| request.tenant.clone());
                 let landings = watch.audit(&tenants.collect(), &nodes.peppers)?;
                 let verifier = nodes.verifier(store.clone())?;
+                let requests: Vec<_> = results.iter().map(|(request, _)| request).collect();
+                check_order(&requests, &landings, &policy)?;
                 results.iter().try_for_each(|(request, answer)| {
                     // Of two requests with one id, one is told what the other did.
                     let same = |other: &&(Request, Answer)| other.0.id == request.id;
@@ -183,15 +202,12 @@ impl Race {
 type Answer = Result<Outcome, Error>;
 
 async fn carry_out(manager: &KeyManager, request: Request) -> Answer {
-    let bulk = matches!(
+    // Roles count below as well.
+    let roles = matches!(
         request.command,
-        Command::CloseTenant { .. }
-            | Command::RemoveOwner { .. }
-            | Command::RevokeMany { .. }
-            | Command::DisableMany { .. }
-            | Command::Purge { .. }
+        Command::ChangeOwnerRole { .. } | Command::SyncOwnerRole { .. }
     );
-    if bulk {
+    if roles || request.command.is_bulk() {
         let receipt = manager.execute_bulk(request).await?;
         let (ended, skipped) = (receipt.ended, receipt.skipped);
         return Ok(Outcome::Swept { ended, skipped });
@@ -254,6 +270,66 @@ fn check_answer(
     check_ended(request, rows)
 }
 
+/// No key is made by an actor after a command landed that took the actor's authority away.
+fn check_order(requests: &[&Request], landings: &Landings, policy: &Policy) -> Result<(), String> {
+    let commits = |request: &Request| Some(&landings.get(&request.id)?.commits);
+    for taking in requests {
+        // What lands later of a command over many keys changes no authority.
+        let Some(taken) = commits(taking).and_then(BTreeSet::first) else {
+            continue;
+        };
+        for making in requests {
+            let made = commits(making).and_then(BTreeSet::last);
+            let Some(made) = made.filter(|_| takes_authority(taking, making, policy)) else {
+                continue;
+            };
+            let given_back = requests.iter().any(|giving| {
+                let mut landed = commits(giving).into_iter().flatten();
+                gives_authority(giving, making) && landed.any(|at| taken < at && at < made)
+            });
+            if made > taken && !given_back {
+                return Err(format!(
+                    "{:?} landed at revision {taken}, and {:?} after it, at {made}",
+                    taking.command, making.command
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether `making` is a command that makes a key, and whoever gives it may not once `taking` landed.
+fn takes_authority(taking: &Request, making: &Request, policy: &Policy) -> bool {
+    let makes = matches!(making.command, Command::Create(_) | Command::Import { .. });
+    let actor = &making.actor;
+    let above = taking.tenant.contains(&making.tenant);
+    makes
+        && match &taking.command {
+            Command::Revoke { key, .. }
+            | Command::Disable { key }
+            | Command::Delete { key, .. } => actor.key_id() == Some(*key),
+            Command::RemoveOwner { owner, .. } => above && actor.principal() == Some(owner),
+            Command::ChangeOwnerRole { owner, role } => {
+                let mut classes = policy.spec().classes.values();
+                let creates = classes.any(|class| class.create.roles.contains(role));
+                above && actor.principal() == Some(owner) && !creates
+            }
+            Command::CloseTenant { .. } => above,
+            _ => false,
+        }
+}
+
+/// Whether `giving` may let whoever gives `making` go on.
+fn gives_authority(giving: &Request, making: &Request) -> bool {
+    match &giving.command {
+        Command::Enable { key } => making.actor.key_id() == Some(*key),
+        Command::ChangeOwnerRole { owner, .. } | Command::SyncOwnerRole { owner, .. } => {
+            making.actor.principal() == Some(owner)
+        }
+        _ => false,
+    }
+}
+
 fn made(outcome: &Outcome) -> impl Iterator<Item = &IssuedKey> {
     let (first, others) = match outcome {
         Outcome::Issued { key, provisioned } => (key.as_ref(), provisioned.as_slice()),
@@ -269,13 +345,14 @@ fn check_ended(request: &Request, rows: &Rows) -> Result<(), String> {
         let Row::Key(record) = &change.row else {
             continue;
         };
-        let concerned = record.tenant == request.tenant
-            && match &request.command {
-                Command::Revoke { key, .. } | Command::Delete { key, .. } => record.id == *key,
-                Command::RemoveOwner { owner, .. } => record.owner.principal() == Some(owner),
-                Command::CloseTenant { .. } => true,
-                _ => false,
-            };
+        let here = record.tenant == request.tenant;
+        let below = request.tenant.contains(&record.tenant);
+        let concerned = match &request.command {
+            Command::Revoke { key, .. } | Command::Delete { key, .. } => here && record.id == *key,
+            Command::RemoveOwner { owner, .. } => below && record.owner.principal() == Some(owner),
+            Command::CloseTenant { .. } => below,
+            _ => false,
+        };
         if concerned && !matches!(record.state, KeyState::Revoked { .. }) {
             return Err(format!(
                 "was acknowledged, and key {} is not ended",

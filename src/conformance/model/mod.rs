@@ -244,12 +244,7 @@ fn play(
             let given = system.ask(model, asker, id, ask);
             let told = given.as_ref().map(|_| ()).map_err(|why| *why);
             let wanted = match ask {
-                // What landed has landed; what goes on over many keys needs an actor.
-                Ask::RemoveOwner { .. } | Ask::Close { .. }
-                    if asker.expires.is_some_and(|end| model.now() >= end) =>
-                {
-                    Err(Why::ActorExpired)
-                }
+                // What landed has landed, whatever became of the asker.
                 Ask::Create { .. } | Ask::Import { .. } | Ask::Rotate { .. } => Err(Why::Already),
                 _ => Ok(()),
             };
@@ -283,7 +278,7 @@ fn answer(
     id: String,
     ask: Ask,
 ) -> Result<(), Violation> {
-    if matches!(ask, Ask::ChangeRole { .. }) && asker.is_narrow() {
+    if model.parts_below(&asker, &ask) {
         // What happens below the tenant depends on each place; left to the rules' own tests.
         return Ok(());
     }

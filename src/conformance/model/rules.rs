@@ -40,6 +40,51 @@ fn ceiling(role: &str) -> Mask {
     }
 }
 
+/// What roles may do that all of them allow. No roles may do nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct May {
+    ceiling: Mask,
+    /// Create, look at, change, rotate and revoke keys.
+    manage: bool,
+    administer: bool,
+    support: bool,
+}
+
+impl May {
+    fn within(self, other: Self) -> bool {
+        self.ceiling & !other.ceiling == 0
+            && (!self.manage || other.manage)
+            && (!self.administer || other.administer)
+            && (!self.support || other.support)
+    }
+}
+
+fn may(roles: &BTreeSet<&'static str>) -> May {
+    let all = |have: &[&str]| !roles.is_empty() && roles.iter().all(|role| have.contains(role));
+    May {
+        ceiling: match roles.is_empty() {
+            true => 0,
+            false => roles.iter().fold(ALL, |mask, role| mask & ceiling(role)),
+        },
+        manage: all(&["admin", "developer"]),
+        administer: all(&["admin"]),
+        support: all(&["support"]),
+    }
+}
+
+/// What an asker may do in a tenant.
+struct Authority {
+    manages: bool,
+    /// By the role that the host states alone.
+    narrowing: May,
+    may: May,
+    scopes: Mask,
+    /// The roles of whoever receives a secret by it.
+    receives: BTreeSet<&'static str>,
+    person: Option<&'static str>,
+    drift: Option<Why>,
+}
+
 /// Why a command may be refused.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 #[expect(missing_docs, reason = "each is the refusal of its name")]
@@ -62,6 +107,7 @@ pub enum Why {
     Taken,
     Imported,
     Already,
+    Drift,
     Other,
 }
 
@@ -73,7 +119,7 @@ impl Why {
             Self::Revoked | Self::Taken | Self::BeingRotated => 2,
             Self::Legacy => 3,
             Self::OwnerRemoved => 4,
-            Self::Exceeds | Self::ActorExpired => 5,
+            Self::Exceeds | Self::ActorExpired | Self::Drift => 5,
             Self::Expired => 8,
             Self::NotFound | Self::TenantNotFound => 9,
             _ => 0,
@@ -97,6 +143,14 @@ pub(super) struct Key {
     pub(super) deleted: bool,
     pub(super) disabled: bool,
     pub(super) legacy: bool,
+    /// The roles that limited whoever received the secret.
+    bound: BTreeSet<&'static str>,
+    /// Whether it reached all that its roles allowed when its secret was received.
+    manages: bool,
+    /// The first keys of the chains whose keys made it.
+    makers: BTreeSet<usize>,
+    /// The first key of its own chain.
+    lineage: usize,
     imported: bool,
     replaces: Option<usize>,
     used: bool,
@@ -181,20 +235,80 @@ impl Model {
             .any(|row| row.role.is_none() || row.removed.is_some_and(|at| created <= at))
     }
 
-    fn reach(&self, key: &Key) -> Mask {
-        let Some(owner) = key.owner else {
-            return key.scopes;
-        };
-        let rows = Self::path(key.tenant)
+    /// The roles that the rows along the path of `tenant` give to `owner`.
+    fn live_roles(&self, tenant: usize, owner: Option<&'static str>) -> BTreeSet<&'static str> {
+        let rows = Self::path(tenant)
             .iter()
-            .filter_map(|t| self.owners.get(&(*t, owner)));
-        let roles: Vec<_> = rows.filter_map(|row| row.role).collect();
-        if roles.is_empty() {
-            return 0;
-        }
-        roles
+            .filter_map(|t| self.owners.get(&(*t, owner?)));
+        rows.filter_map(|row| row.role).collect()
+    }
+
+    /// What a key may reach while its owner has whatever role.
+    fn bounded(key: &Key) -> Mask {
+        key.bound
             .iter()
             .fold(key.scopes, |mask, role| mask & ceiling(role))
+    }
+
+    fn reach(&self, key: &Key) -> Mask {
+        let live = self.live_roles(key.tenant, key.owner);
+        if key.owner.is_some() && live.is_empty() {
+            return 0;
+        }
+        live.iter()
+            .fold(Self::bounded(key), |mask, role| mask & ceiling(role))
+    }
+
+    /// The roles that a key acts with.
+    fn roles_of(&self, key: &Key) -> BTreeSet<&'static str> {
+        let live = self.live_roles(key.tenant, key.owner);
+        if key.owner.is_none() || live.is_empty() {
+            return BTreeSet::new();
+        }
+        &live | &key.bound
+    }
+
+    /// Whether a key reaches all that its roles allow, and something.
+    fn is_whole(&self, key: &Key) -> bool {
+        let (roles, reach) = (self.roles_of(key), self.reach(key));
+        !roles.is_empty() && reach != 0 && may(&roles).ceiling & !reach == 0
+    }
+
+    /// What `asker` may do in `tenant`, as everything stands.
+    fn authority(&self, asker: &Asker, tenant: usize) -> Authority {
+        if let Some(number) = asker.key {
+            let key = &self.keys[number];
+            let (roles, scopes) = (self.roles_of(key), self.reach(key));
+            let may = may(&roles);
+            return Authority {
+                manages: key.manages && self.is_whole(key),
+                narrowing: may,
+                receives: &roles | &key.bound,
+                may,
+                scopes,
+                person: None,
+                drift: None,
+            };
+        }
+        let stated = asker.role.unwrap_or("");
+        let live = self.live_roles(tenant, asker.principal);
+        let roles = &live | &BTreeSet::from([stated]);
+        let own = may(&BTreeSet::from([stated]));
+        let drifts =
+            |role: &&'static str| *role != stated && !own.within(may(&BTreeSet::from([*role])));
+        let removed = self.refuses_owner(tenant, asker.principal, self.now());
+        Authority {
+            manages: true,
+            narrowing: own,
+            may: may(&roles),
+            scopes: asker.reach & may(&roles).ceiling,
+            receives: roles,
+            person: asker.principal,
+            drift: match removed {
+                true => Some(Why::OwnerRemoved),
+                false => live.iter().any(drifts).then_some(Why::Drift),
+            },
+        }
     }
 
     fn expired(&self, key: &Key) -> bool {
@@ -258,19 +372,11 @@ impl Model {
             Who::Holder(_) if self.keys.is_empty() => return None,
             Who::Holder(number) => {
                 let number = number % self.keys.len();
-                let key = &self.keys[number];
                 let reach = self.sees(number)?;
-                let rows = Self::path(key.tenant)
-                    .iter()
-                    .filter_map(|t| self.owners.get(&(*t, key.owner?)));
-                let roles: BTreeSet<_> = rows.filter_map(|row| row.role).collect();
+                let key = &self.keys[number];
                 Asker {
                     principal: key.owner,
-                    // A key that was narrowed does not carry its owner's role.
-                    role: roles
-                        .first()
-                        .copied()
-                        .filter(|role| roles.len() == 1 && ceiling(role) & !reach == 0),
+                    role: None,
                     tenant: key.tenant,
                     below: false,
                     reach,
@@ -279,6 +385,26 @@ impl Model {
                 }
             }
         })
+    }
+
+    /// Whether the command may be carried out where it is given and refused below.
+    pub(super) fn parts_below(&self, asker: &Asker, ask: &Ask) -> bool {
+        let Ask::ChangeRole {
+            tenant: 0,
+            owner,
+            role,
+        } = ask
+        else {
+            return false;
+        };
+        let (owner, role) = (*owner, *role);
+        let below = Ask::ChangeRole {
+            tenant: 1,
+            owner,
+            role,
+        };
+        let follows = self.with_below(asker, 0, Some(owner)).contains(&1);
+        follows && !self.refusals(asker, &below).is_empty()
     }
 
     /// Every reason for which the command may be refused; none if it must be accepted.
@@ -316,25 +442,53 @@ impl Model {
         why
     }
 
+    /// Why `by` may not do what those may do for whom `has` holds.
+    fn refuse_access(
+        by: &Authority,
+        (widens, owns): (bool, bool),
+        has: impl Fn(May) -> bool,
+        why: &mut BTreeSet<Why>,
+    ) {
+        let stated = owns || (by.manages && has(by.narrowing));
+        if widens && stated {
+            why.extend(by.drift);
+        }
+        let counts = if widens { by.may } else { by.narrowing };
+        if !(owns || by.manages && has(counts)) {
+            why.insert(Why::Role);
+        }
+    }
+
     fn refuse_in(&self, asker: &Asker, ask: &Ask, tenant: usize, why: &mut BTreeSet<Why>) {
-        let manages = matches!(asker.role, Some("admin" | "developer"));
-        let administers = asker.role == Some("admin");
-        let exceeds = |scopes: Mask, end: Option<Timestamp>| self.exceeds(asker, scopes, end);
+        let by = self.authority(asker, tenant);
+        let manages = |may: May| may.manage;
+        let administers = |may: May| may.administer;
+        let exceeds = |scopes: Mask, end: Option<Timestamp>| {
+            let outlives = |own: Timestamp| end.is_none_or(|end| end > own);
+            asker.expires.is_some_and(outlives) || scopes & !by.scopes != 0
+        };
         let fresh = !self.known.contains(&tenant);
         let provisions = !matches!(
             ask,
             Ask::ChangeRole { .. } | Ask::RemoveOwner { .. } | Ask::Close { .. }
         );
-        if fresh && provisions && exceeds(mask(["reports:read"]), None) {
-            why.insert(Why::Exceeds);
+        if fresh && provisions {
+            Self::refuse_access(&by, (true, false), administers, why);
+            if exceeds(mask(["reports:read"]), None) {
+                why.insert(Why::Exceeds);
+            }
         }
         match ask {
             Ask::Create { scopes, life, .. } | Ask::Import { scopes, life, .. } => {
-                if !manages {
-                    why.insert(Why::Role);
+                Self::refuse_access(&by, (true, false), manages, why);
+                if matches!(ask, Ask::Import { .. }) {
+                    Self::refuse_access(&by, (true, false), administers, why);
                 }
                 if exceeds(mask(scopes.iter().copied()), self.end(*life)) {
                     why.insert(Why::Exceeds);
+                }
+                if asker.key.is_some() && asker.principal.is_none() {
+                    why.insert(Why::Role);
                 }
                 if self.refuses_owner(tenant, asker.principal, self.now()) {
                     why.insert(Why::OwnerRemoved);
@@ -345,12 +499,52 @@ impl Model {
                 if matches!(ask, Ask::Import { token, .. } if self.tokens.contains(token)) {
                     why.insert(Why::Taken);
                 }
+                if self.makers(asker, &BTreeSet::new(), None).len() > 8 {
+                    why.insert(Why::Other);
+                }
             }
-            _ if !administers => {
-                why.insert(Why::Role);
+            Ask::ChangeRole { owner, role, .. } => {
+                let row = self.owners.get(&(tenant, *owner));
+                let before = row.and_then(|row| row.role);
+                let after = may(&BTreeSet::from([*role]));
+                let narrows = match (row, before) {
+                    (_, Some(old)) => after.within(may(&BTreeSet::from([old]))),
+                    (Some(_), None) => false,
+                    // One more row beside those above.
+                    (None, None) => {
+                        let mut rows = Self::path(tenant).iter();
+                        let removed = rows.any(|above| {
+                            let row = self.owners.get(&(*above, *owner));
+                            row.is_some_and(|row| row.role.is_none())
+                        });
+                        !removed && !self.live_roles(tenant, Some(owner)).is_empty()
+                    }
+                };
+                Self::refuse_access(&by, (!narrows, false), administers, why);
+                let within = after.within(by.may) && after.ceiling & !by.scopes == 0;
+                if !narrows && (!within || asker.is_narrow()) {
+                    why.insert(Why::Exceeds);
+                }
             }
-            _ => {}
+            Ask::Provision { .. } => Self::refuse_access(&by, (true, false), administers, why),
+            _ => Self::refuse_access(&by, (false, false), administers, why),
         }
+    }
+
+    /// The chains whose keys have a part in what `asker` makes of a key with `before`.
+    fn makers(
+        &self,
+        asker: &Asker,
+        before: &BTreeSet<usize>,
+        lineage: Option<usize>,
+    ) -> BTreeSet<usize> {
+        let acting = asker.key.map(|number| &self.keys[number]);
+        let mut makers = before.clone();
+        makers.extend(acting.into_iter().flat_map(|key| &key.makers));
+        makers.extend(acting.map(|key| key.lineage));
+        makers.retain(|maker| Some(*maker) != lineage);
+        makers.extend(before);
+        makers
     }
 
     fn refuse_about(&self, asker: &Asker, ask: &Ask, number: usize, why: &mut BTreeSet<Why>) {
@@ -359,10 +553,13 @@ impl Model {
             why.insert(Why::NotFound);
             return;
         }
-        let owns = asker.principal.is_some() && asker.principal == key.owner;
-        if !owns && !matches!(asker.role, Some("admin" | "developer")) {
-            why.insert(Why::Role);
-        }
+        let by = self.authority(asker, key.tenant);
+        let owns = by.person.is_some() && by.person == key.owner;
+        let widens = matches!(
+            ask,
+            Ask::Enable { .. } | Ask::Rotate { .. } | Ask::Cancel { .. }
+        );
+        Self::refuse_access(&by, (widens, owns), |may| may.manage, why);
         let revokes = matches!(ask, Ask::Revoke { .. } | Ask::Delete { .. });
         if key.legacy && (revokes || matches!(ask, Ask::Disable { .. })) {
             why.insert(Why::Legacy);
@@ -380,7 +577,9 @@ impl Model {
             }
         }
         match ask {
-            Ask::Enable { .. } if key.disabled => self.refuse_handing_out(asker, key, why),
+            Ask::Enable { .. } if key.disabled => {
+                self.refuse_handing_out(asker, key, key.expires, why);
+            }
             Ask::Update { scopes, life, .. } => self.refuse_update(asker, key, scopes, life, why),
             Ask::Rotate { .. } => self.refuse_rotation(asker, ask, number, why),
             Ask::Cancel { .. } => {
@@ -391,11 +590,7 @@ impl Model {
                 if !successor.deleted && (successor.used || successor.replaced.is_some()) {
                     why.insert(Why::InUse);
                 }
-                let restored = Key {
-                    expires: replaced.own_end,
-                    ..key.clone()
-                };
-                self.refuse_handing_out(asker, &restored, why);
+                self.refuse_handing_out(asker, key, replaced.own_end, why);
                 self.refuse_raise(number, why, |model| model.cancel(number));
             }
             _ => {}
@@ -425,11 +620,15 @@ impl Model {
         if key.legacy && (new < old || key.scopes & !after.scopes != 0) {
             why.insert(Why::Legacy);
         }
-        if after.scopes & !key.scopes != 0 && self.exceeds(asker, after.scopes, after.expires) {
-            why.insert(Why::Exceeds);
-        }
-        if new > old {
-            self.refuse_handing_out(asker, &after, why);
+        let more = after.scopes & !key.scopes != 0;
+        if more || new > old {
+            let by = self.authority(asker, key.tenant);
+            let owns = by.person.is_some() && by.person == key.owner;
+            Self::refuse_access(&by, (true, owns), |may| may.manage, why);
+            self.refuse_handing_out(asker, &after, after.expires, why);
+            if more && after.scopes & !by.scopes != 0 {
+                why.insert(Why::Exceeds);
+            }
         }
     }
 
@@ -445,6 +644,16 @@ impl Model {
         if key.imported {
             why.insert(Why::Imported);
         }
+        // No key of this policy rotates itself, or another key of its own chain.
+        if asker
+            .key
+            .is_some_and(|own| self.keys[own].lineage == key.lineage)
+        {
+            why.insert(Why::Other);
+        }
+        if self.makers(asker, &key.makers, Some(key.lineage)).len() > 8 {
+            why.insert(Why::Other);
+        }
         let mut old = key.clone();
         if let Some(replaced) = &key.replaced {
             let successor = &self.keys[replaced.by];
@@ -455,10 +664,7 @@ impl Model {
             }
             old.expires = replaced.own_end;
         }
-        self.refuse_handing_out(asker, &old, why);
-        if self.exceeds(asker, self.reach(&old), self.successor_end(&old)) {
-            why.insert(Why::Exceeds);
-        }
+        self.refuse_handing_out(asker, &old, self.successor_end(&old), why);
         if let Ask::Rotate { mode, .. } = ask {
             self.refuse_raise(number, why, |model| {
                 model.rotate(number, *mode, key.id, String::new(), false);
@@ -475,40 +681,46 @@ impl Model {
         }
     }
 
-    fn refuse_handing_out(&self, asker: &Asker, key: &Key, why: &mut BTreeSet<Why>) {
+    /// Why `asker` may not hand out what `key` reaches until `end`.
+    fn refuse_handing_out(
+        &self,
+        asker: &Asker,
+        key: &Key,
+        end: Option<Timestamp>,
+        why: &mut BTreeSet<Why>,
+    ) {
+        let by = self.authority(asker, key.tenant);
         // A stranger is handed all that the key may ever reach, and what its owner may manage.
-        let own = key.owner.is_some() && key.owner == asker.principal;
-        let scopes = if own { self.reach(key) } else { key.scopes };
-        let rows = [key.tenant, 0].map(|above| key.owner.map(|owner| (above, owner)));
-        let rows = rows.iter().enumerate().filter_map(|(n, row)| {
-            let row = row.as_ref()?;
-            // The organisation stands above its project alone.
-            (n == 0 || key.tenant == 1).then(|| self.owners.get(row))?
-        });
-        let stronger = rows.filter_map(|row| row.role).any(|role| {
-            asker.role != Some(role)
-                && match role {
-                    "admin" | "support" => true,
-                    "developer" => asker.role != Some("admin"),
-                    _ => false,
-                }
-        });
-        if stronger || self.exceeds(asker, scopes, key.expires) {
+        let own = by.person.is_some() && by.person == key.owner;
+        let scopes = if own {
+            self.reach(key)
+        } else {
+            Self::bounded(key)
+        };
+        let outlives = |own: Timestamp| end.is_none_or(|end| end > own);
+        let exceeds = scopes & !by.scopes != 0
+            || !may(&self.roles_of(key)).within(by.may)
+            || asker.expires.is_some_and(outlives);
+        if exceeds {
             why.insert(Why::Exceeds);
         }
     }
 
-    fn asker_reach(&self, asker: &Asker) -> Mask {
-        asker
-            .role
-            .map_or(asker.reach, |role| asker.reach & ceiling(role))
-    }
-
-    fn exceeds(&self, asker: &Asker, scopes: Mask, end: Option<Timestamp>) -> bool {
-        let outlives = asker
-            .expires
-            .is_some_and(|own| end.is_none_or(|end| end > own));
-        outlives || scopes & !self.asker_reach(asker) != 0
+    /// The roles that limited whoever receives the secret of a key of `owner` from `asker`.
+    fn bound_at_receipt(
+        &self,
+        asker: &Asker,
+        receives: &BTreeSet<&'static str>,
+        tenant: usize,
+        owner: Option<&'static str>,
+    ) -> BTreeSet<&'static str> {
+        let live = self.live_roles(tenant, owner);
+        let person = asker.principal.filter(|_| asker.key.is_none());
+        let stated: BTreeSet<_> = asker.role.into_iter().collect();
+        match person.is_some() && person == owner && live == stated {
+            true => BTreeSet::new(),
+            false => receives | &live,
+        }
     }
 
     fn end(&self, life: Life) -> Option<Timestamp> {
@@ -528,6 +740,16 @@ impl Model {
         let before = self.clone();
         let Given { made, provisioned } = given;
         let now = self.now();
+        let place = match (ask, ask.key()) {
+            (_, Some(key)) => self.keys[key].tenant,
+            (
+                Ask::Create { tenant, .. } | Ask::Import { tenant, .. } | Ask::Provision { tenant },
+                _,
+            ) => *tenant,
+            _ => 0,
+        };
+        let receives = self.authority(asker, place).receives;
+        let acting = self.makers(asker, &BTreeSet::new(), None);
         if let Ask::Create { tenant, .. } | Ask::Import { tenant, .. } | Ask::Provision { tenant } =
             ask
         {
@@ -536,6 +758,8 @@ impl Model {
                 let key = self.key(id, secret, *tenant, None, mask(["reports:read"]), None);
                 self.keys.push(Key {
                     legacy: true,
+                    bound: receives.clone(),
+                    makers: acting.clone(),
                     named: Some(BTreeSet::from(["reports:read"])),
                     ..key
                 });
@@ -554,7 +778,8 @@ impl Model {
                 life,
                 ..
             } => {
-                if let (Some(owner), Some(role)) = (asker.principal, asker.role) {
+                let known = !self.live_roles(*tenant, asker.principal).is_empty();
+                if let (Some(owner), Some(role), false) = (asker.principal, asker.role, known) {
                     let row = Row {
                         role: Some(role),
                         removed: None,
@@ -565,6 +790,9 @@ impl Model {
                 let scopes = mask(scopes.iter().copied());
                 let end = self.end(*life);
                 let mut key = self.key(id, secret, *tenant, asker.principal, scopes, end);
+                key.bound = self.bound_at_receipt(asker, &receives, *tenant, asker.principal);
+                key.makers = acting;
+                key.manages = self.is_whole(&key);
                 key.named = Some(named);
                 if let Ask::Import { token, .. } = ask {
                     self.tokens.insert(*token);
@@ -575,7 +803,10 @@ impl Model {
             }
             Ask::Update { key, scopes, life } => {
                 let end = life.map(|life| self.end(life));
-                let key = &mut self.keys[*key];
+                let (number, before) = (*key, self.keys[*key].clone());
+                let never = Timestamp::MAX;
+                let received = self.bound_at_receipt(asker, &receives, before.tenant, before.owner);
+                let key = &mut self.keys[number];
                 if let Some(scopes) = scopes {
                     key.named = Some(scopes.iter().copied().collect());
                 }
@@ -583,6 +814,12 @@ impl Model {
                     .as_ref()
                     .map_or(key.scopes, |new| mask(new.iter().copied()));
                 key.expires = end.unwrap_or(key.expires);
+                let more = key.scopes & !before.scopes != 0;
+                if more || key.expires.unwrap_or(never) > before.expires.unwrap_or(never) {
+                    key.bound = &key.bound | &received;
+                }
+                key.manages |= more;
+                self.keys[number].manages &= self.is_whole(&self.keys[number]);
             }
             Ask::Revoke { key } => self.revoke(*key),
             Ask::Disable { key } => self.keys[*key].disabled = true,
@@ -591,7 +828,16 @@ impl Model {
                 self.release(*key);
                 self.keys[*key].deleted = true;
             }
-            Ask::Rotate { key, mode } => self.rotate(*key, *mode, id, secret, true),
+            Ask::Rotate { key, mode } => {
+                let (number, old) = (self.keys.len(), self.keys[*key].clone());
+                let received = self.bound_at_receipt(asker, &receives, old.tenant, old.owner);
+                let makers = self.makers(asker, &old.makers, Some(old.lineage));
+                self.rotate(*key, *mode, id, secret, true);
+                let successor = &mut self.keys[number];
+                successor.bound = &old.bound | &received;
+                successor.makers = makers;
+                self.keys[number].manages = old.manages && self.is_whole(&self.keys[number]);
+            }
             Ask::Finish { key } => {
                 if self.live(&self.keys[*key]) {
                     self.revoke(*key);
@@ -636,7 +882,8 @@ impl Model {
             Ask::Provision { .. } => {}
         }
         let changed = *self != before;
-        if changed {
+        // Each removal is noted, of whoever was removed before too.
+        if changed || matches!(ask, Ask::RemoveOwner { .. }) {
             self.newest = now;
         }
         changed
@@ -678,6 +925,10 @@ impl Model {
             deleted: false,
             disabled: false,
             legacy: false,
+            bound: BTreeSet::new(),
+            manages: false,
+            makers: BTreeSet::new(),
+            lineage: self.keys.len(),
             imported: false,
             replaces: None,
             used: false,
@@ -771,6 +1022,7 @@ impl Model {
         successor.named.clone_from(&old.named);
         self.keys.push(Key {
             legacy: old.legacy,
+            lineage: old.lineage,
             replaces: Some(number),
             ..successor
         });

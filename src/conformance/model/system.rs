@@ -33,7 +33,7 @@ use crate::store::KeyStore;
 pub struct Asker {
     /// The principal; `None` for a key that belongs to its tenant.
     pub principal: Option<&'static str>,
-    /// Its role.
+    /// The role that the host states for it; none for a key.
     pub role: Option<&'static str>,
     /// The tenant it is bound to, by its place in [`TENANTS`].
     pub tenant: usize,
@@ -340,7 +340,7 @@ impl System for Facade {
         let Ok(tenant) = TenantId::new(path) else {
             return Vec::new();
         };
-        let host = Actor::system(tenant.clone());
+        let host = Actor::application(tenant.clone());
         let query = self.keys.query(&tenant);
         let listed = block_on(self.keys.list(&host, &query));
         let keys = listed.map(|listed| listed.keys).unwrap_or_default();
@@ -412,6 +412,7 @@ fn why(error: &Error) -> Why {
         Some(Denied::DigestTaken) => Why::Taken,
         Some(Denied::Imported) => Why::Imported,
         Some(Denied::AlreadyCreated { .. }) => Why::Already,
+        Some(Denied::RoleDrift { .. }) => Why::Drift,
         _ => Why::Other,
     }
 }

@@ -14,6 +14,7 @@ use crate::core::command::{
 use crate::core::invalid::Invalid;
 use crate::core::record::Reason;
 use crate::core::secret::{Digest, Secret};
+use crate::core::sweep::Sweep;
 use crate::core::tenant::TenantId;
 use crate::core::text::{CommandId, PrincipalId, Role};
 use crate::manager::Error;
@@ -287,12 +288,12 @@ fn ask(run: &Arc<Run>) -> Result<Asked, Invalid> {
         }
         (95..98, _) => {
             row = Some(RowKey::Owner(tenant.clone(), owner.clone()));
-            let sweep = Vec::new();
+            let sweep = Sweep::default();
             Command::RemoveOwner { owner, sweep }
         }
         (98, _) if number > 30 => {
             row = Some(RowKey::Tenant(below.clone()));
-            let sweep = Vec::new();
+            let sweep = Sweep::default();
             Command::CloseTenant { sweep }
         }
         (_, _) => {
@@ -320,12 +321,8 @@ fn ask(run: &Arc<Run>) -> Result<Asked, Invalid> {
         (_, Command::CloseTenant { .. }) => below,
         _ => tenant,
     };
-    let request = Request {
-        id: CommandId::new(format!("c{number}"))?,
-        actor: admin()?,
-        tenant: place,
-        command,
-    };
+    let id = CommandId::new(format!("c{number}"))?;
+    let request = crate::core::command::Request::new(id, admin()?, place, command);
     Ok(Asked {
         request,
         row,
@@ -350,12 +347,9 @@ impl Asked {
         let mut state = run.world.state();
         state.asked += 1;
         let tenant = command.key().and_then(|key| state.ledger.tenant_of(key));
-        let request = Request {
-            id: CommandId::new(format!("c{}", state.asked))?,
-            actor: admin()?,
-            tenant: tenant.unwrap_or(TenantId::new("acme")?),
-            command,
-        };
+        let id = CommandId::new(format!("c{}", state.asked))?;
+        let tenant = tenant.unwrap_or(TenantId::new("acme")?);
+        let request = crate::core::command::Request::new(id, admin()?, tenant, command);
         Ok(Self {
             request,
             row: Some(row),

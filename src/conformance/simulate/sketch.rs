@@ -22,6 +22,7 @@ use crate::core::record::KeyRecord;
 use crate::core::rejection::Rejection;
 use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
+use crate::core::text::Role;
 use crate::core::time::Timestamp;
 use crate::core::token;
 use crate::core::view::{Revision, Select, lineage};
@@ -386,7 +387,7 @@ impl Sketch {
         if self.has(Defect::IgnoresOwners) {
             standing.removed = false;
             standing.removed_at = None;
-            standing.roles = record.owner_role.iter().cloned().collect();
+            standing.roles = vec![Role::ADMIN];
         }
         // The world presents nothing but what it was given.
         let (Credential::Peppered { digest, .. } | Credential::Imported { digest, .. }) =

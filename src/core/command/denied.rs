@@ -4,21 +4,12 @@ use std::num::NonZeroU32;
 
 use super::super::id::KeyId;
 use super::super::invalid::Invalid;
+use super::super::reach::Dimension;
+use super::super::rejection::Rejection;
 use super::super::scope::{Scope, ScopeSet};
 use super::super::tenant::TenantId;
 use super::super::text::{ClassName, Entitlement, Environment, PepperId, PrincipalId, Role};
 use super::super::time::Timestamp;
-
-/// Which bound of its own an actor tried to hand out more than.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum ActorBound {
-    /// What it may do.
-    Reach,
-    /// How long its own credential lives.
-    Lifetime,
-    /// What its role may manage.
-    Role,
-}
 
 /// Why a management command was refused. Nothing was written.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -37,11 +28,11 @@ pub enum Denied {
     #[error("the actor's own credential has ended")]
     ActorExpired,
     /// The actor's role may not do this.
-    #[error("role {} may not {action}", role.as_ref().map_or("(none)", |role| role.as_str()))]
+    #[error("{} may not {action}", who(role.as_ref()))]
     Forbidden {
         /// What was asked, in words.
         action: &'static str,
-        /// The actor's role, if it has one.
+        /// The role that the application stated; `None` for a key.
         role: Option<Role>,
     },
     /// Only the host's support staff may do this (rules A2-02, A2-35).
@@ -103,16 +94,43 @@ pub enum Denied {
         max: Option<Timestamp>,
     },
     /// The command would hand out more than the actor has itself (invariant 5).
-    #[error("actor cannot hand out more than its own {}", match bound {
-        ActorBound::Reach => "reach",
-        ActorBound::Lifetime => "lifetime",
-        ActorBound::Role => "role",
-    })]
+    #[error("actor cannot hand out more than its own {dimension}")]
     ExceedsActor {
         /// More of what.
-        bound: ActorBound,
-        /// What the actor reaches.
+        dimension: Dimension,
+        /// The scopes that the actor may hand out.
         reach: ScopeSet,
+    },
+    /// The key that acts does not work any more, or not for this.
+    #[error("acting key {key} is refused: {why}")]
+    ActingKey {
+        /// Which key.
+        key: KeyId,
+        /// Why a verification would refuse it.
+        why: Box<Rejection>,
+    },
+    /// The application states a role for the actor that exceeds the one that is stored. The application
+    /// settles it with [`Keyward::sync_role`](crate::Keyward::sync_role).
+    #[error(
+        "role {stated} was stated, and {stored} is stored; the application has to sync the role"
+    )]
+    RoleDrift {
+        /// The role that the application states.
+        stated: Role,
+        /// A role that is stored and allows less.
+        stored: Role,
+    },
+    /// A key may not rotate itself, or not in this way.
+    #[error("key cannot rotate itself: {reason}")]
+    SelfRotation {
+        /// Why not.
+        reason: &'static str,
+    },
+    /// Too many keys have a part in the key to come.
+    #[error("more than {limit} keys made one another")]
+    TooManyMakers {
+        /// How many may.
+        limit: usize,
     },
     /// The command needs to be confirmed (rules A1-15, G-20).
     #[error("needs to be confirmed")]
@@ -229,6 +247,13 @@ pub enum Denied {
         /// What was asked, in words.
         action: &'static str,
     },
+}
+
+fn who(role: Option<&Role>) -> String {
+    role.map_or_else(
+        || "a key without the whole role of its owner".to_owned(),
+        |role| format!("role {role}"),
+    )
 }
 
 fn environment_problem(asked: Option<&Environment>, offered: &[Environment]) -> String {

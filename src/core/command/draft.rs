@@ -10,15 +10,15 @@ use serde::Serialize;
 use super::super::address::AddressAllowlist;
 use super::super::invalid::Invalid;
 use super::super::metadata::Metadata;
-use super::super::record::{ImportScheme, KeyRecord, Reason, Resource, RotationReason};
+use super::super::record::{ImportScheme, Reason, Resource, RotationReason};
 use super::super::scope::{Scope, ScopeSet};
 use super::super::secret::Digest;
 use super::super::tenant::TenantId;
 use super::super::text::{
-    ClassName, Description, Environment, Hint, KeyName, PepperId, PrincipalId, Purpose, Role,
+    ClassName, Description, Environment, Hint, KeyName, PrincipalId, Purpose, Role,
 };
 use super::super::time::Timestamp;
-use super::{Command, Expiry, KeySpec, OwnerSpec, RotationMode, UpdateSpec};
+use super::{Command, Expiry, KeySpec, OwnerSpec, Recipient, RotationMode, UpdateSpec};
 
 /// A key to be created.
 ///
@@ -50,6 +50,7 @@ struct Optional {
     allowlist: AddressAllowlist,
     resource: Option<Resource>,
     expiry: Expiry,
+    recipient: Option<Recipient>,
 }
 
 fn parse<T, V>(value: V, invalid: &mut Option<Invalid>) -> Option<T>
@@ -105,7 +106,8 @@ impl NewKey {
         self
     }
 
-    /// Sets where it may be used. Defaults to the class's only environment, or else to `live`.
+    /// Sets where it may be used. Defaults to the environment of the key that creates it, if one does,
+    /// or to the class's only environment, or else to `live`.
     pub fn environment<E>(mut self, environment: E) -> Self
     where
         E: TryInto<Environment>,
@@ -168,6 +170,14 @@ impl NewKey {
     /// creates keys for those whose role may do more than their own.
     pub fn owned_by(mut self, owner: PrincipalId, role: Role) -> Self {
         self.spec.owner = OwnerSpec::Principal(owner, role);
+        self
+    }
+
+    /// Says who receives the secret, and with which role: the key never reaches more than that role and
+    /// the owner's role at this moment do. Only the application says so. Defaults to the owner in
+    /// person, whose key follows its live role.
+    pub fn delivered_to(mut self, principal: PrincipalId, role: Role) -> Self {
+        self.spec.recipient = Some(Recipient { principal, role });
         self
     }
 
@@ -241,6 +251,7 @@ impl NewKey {
             allowlist,
             resource,
             expiry,
+            recipient,
         } = spec;
         match (invalid, name) {
             (None, Some(name)) => Ok(KeySpec {
@@ -255,6 +266,7 @@ impl NewKey {
                 allowlist,
                 resource,
                 expiry,
+                recipient,
             }),
             (Some(invalid), _) => Err(invalid),
             (None, None) => Err(Invalid::new(
@@ -479,12 +491,15 @@ impl DeleteKey {
 }
 
 /// How and why a key is replaced.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 pub struct Replacement {
     /// How.
     pub mode: RotationMode,
     /// Why.
     pub reason: RotationReason,
+    /// Who receives the successor's secret; only the application says so. Defaults to the owner in
+    /// person.
+    pub recipient: Option<Recipient>,
 }
 
 impl Replacement {
@@ -494,6 +509,7 @@ impl Replacement {
         Self {
             mode: RotationMode::Immediate,
             reason: RotationReason::Routine,
+            recipient: None,
         }
     }
 
@@ -503,6 +519,7 @@ impl Replacement {
         Self {
             mode: RotationMode::Grace(grace),
             reason: RotationReason::Routine,
+            recipient: None,
         }
     }
 
@@ -512,6 +529,7 @@ impl Replacement {
         Self {
             mode: RotationMode::OnFirstUse(grace),
             reason: RotationReason::Routine,
+            recipient: None,
         }
     }
 
@@ -521,80 +539,21 @@ impl Replacement {
         self.reason = reason;
         self
     }
+
+    /// Says who receives the successor's secret, and with which role, as
+    /// [`NewKey::delivered_to`] does.
+    #[must_use]
+    pub fn delivered_to(mut self, principal: PrincipalId, role: Role) -> Self {
+        self.recipient = Some(Recipient { principal, role });
+        self
+    }
 }
 
 impl From<RotationMode> for Replacement {
     fn from(mode: RotationMode) -> Self {
         Self {
             mode,
-            reason: RotationReason::default(),
+            ..Self::default()
         }
-    }
-}
-
-/// Which keys a bulk command is about: those that meet every condition named. None named: all.
-#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
-#[must_use = "a filter revokes nothing by itself"]
-pub struct BulkFilter {
-    /// Keys of this owner.
-    pub owner: Option<PrincipalId>,
-    /// Keys of this class.
-    pub class: Option<ClassName>,
-    /// Keys created before this instant.
-    pub created_before: Option<Timestamp>,
-    /// Keys whose digest stands under this pepper.
-    pub pepper: Option<PepperId>,
-}
-
-impl BulkFilter {
-    /// All keys.
-    pub fn all() -> Self {
-        Self::default()
-    }
-
-    /// Narrows to keys of this owner.
-    pub fn owner(mut self, owner: PrincipalId) -> Self {
-        self.owner = Some(owner);
-        self
-    }
-
-    /// Narrows to keys of this class.
-    pub fn class(mut self, class: ClassName) -> Self {
-        self.class = Some(class);
-        self
-    }
-
-    /// Narrows to keys created before `instant`.
-    pub fn created_before(mut self, instant: Timestamp) -> Self {
-        self.created_before = Some(instant);
-        self
-    }
-
-    /// Narrows to keys whose digest stands under this pepper: those that were never used since it
-    /// was replaced.
-    pub fn pepper(mut self, pepper: PepperId) -> Self {
-        self.pepper = Some(pepper);
-        self
-    }
-
-    /// Whether `record` meets every condition.
-    #[must_use]
-    pub fn matches(&self, record: &KeyRecord) -> bool {
-        let Self {
-            owner,
-            class,
-            created_before,
-            pepper,
-        } = self;
-        let under = match &record.credential {
-            super::super::record::Credential::Peppered { pepper, .. } => Some(pepper),
-            super::super::record::Credential::Imported { .. } => None,
-        };
-        owner
-            .as_ref()
-            .is_none_or(|owner| record.owner.principal() == Some(owner))
-            && class.as_ref().is_none_or(|class| record.class == *class)
-            && created_before.is_none_or(|instant| record.created.at < instant)
-            && pepper.as_ref().is_none_or(|pepper| under == Some(pepper))
     }
 }

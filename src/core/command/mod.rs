@@ -9,17 +9,17 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-pub use self::denied::{ActorBound, Denied};
-pub use self::draft::{
-    BulkFilter, DeleteKey, ImportKey, KeyUpdate, NewKey, Replacement, RevokeKey,
-};
+pub use self::denied::Denied;
+pub use self::draft::{DeleteKey, ImportKey, KeyUpdate, NewKey, Replacement, RevokeKey};
 use super::actor::Actor;
 use super::address::AddressAllowlist;
 use super::id::KeyId;
 use super::metadata::Metadata;
+use super::principal::Author;
 use super::record::{ImportScheme, Reason, Resource, RotationReason};
 use super::scope::ScopeSet;
-use super::secret::{Digest, Fingerprint, Secret};
+use super::secret::{Digest, DigestMark, Fingerprint, Secret};
+use super::sweep::{BulkFilter, Sweep};
 use super::tenant::TenantId;
 use super::text::{
     ClassName, CommandId, Description, Environment, Hint, KeyName, LeakSource, PepperId,
@@ -40,6 +40,29 @@ pub struct Request {
     pub tenant: TenantId,
     /// What is asked.
     pub command: Command,
+    /// Who began the command, where maintenance or an earlier commit of it goes on: it was authorised
+    /// then, and what is left only narrows.
+    pub(crate) continues: Option<Author>,
+}
+
+impl Request {
+    /// Returns the first request of a command.
+    #[must_use]
+    pub const fn new(id: CommandId, actor: Actor, tenant: TenantId, command: Command) -> Self {
+        Self {
+            id,
+            actor,
+            tenant,
+            command,
+            continues: None,
+        }
+    }
+
+    /// Who the audit trail names.
+    pub(crate) fn author(&self) -> Author {
+        let began = self.continues.clone();
+        began.unwrap_or_else(|| self.actor.author())
+    }
 }
 
 /// What can be asked. Variants are only added at the end: the mark by which a reused command id is
@@ -55,7 +78,7 @@ pub enum Command {
     CloseTenant {
         /// Keys to revoke in this commit; those left are refused by the tenant's row already.
         #[serde(skip)]
-        sweep: Vec<KeyId>,
+        sweep: Sweep,
     },
     /// Create a key.
     Create(KeySpec),
@@ -160,7 +183,7 @@ pub enum Command {
         reason: Reason,
         /// The keys to look at in this commit: those that match are revoked, the others passed over.
         #[serde(skip)]
-        sweep: Vec<KeyId>,
+        sweep: Sweep,
     },
     /// Remove revoked and expired keys whose time to be kept is over.
     Purge {
@@ -181,7 +204,7 @@ pub enum Command {
         owner: PrincipalId,
         /// Keys to revoke in this commit; those left are refused by the owner's row already.
         #[serde(skip)]
-        sweep: Vec<KeyId>,
+        sweep: Sweep,
     },
     /// Refuse keys until they are enabled again, the legacy key included: after a backup was
     /// restored it may stand for a secret that was rotated away since. Only the host itself gives
@@ -191,9 +214,36 @@ pub enum Command {
         #[serde(skip)]
         sweep: Vec<KeyId>,
     },
+    /// Set the stored role of an owner to the one that the application has for it. Does nothing for an
+    /// owner who has no role stored. Only the application gives this command.
+    SyncOwnerRole {
+        /// Whose.
+        owner: PrincipalId,
+        /// The role that it has.
+        role: Role,
+    },
+    /// Keep digests from ever being imported again, by their marks. Only the application gives this
+    /// command, after a backup was restored.
+    BlockDigests {
+        /// The marks, each with the key that had the digest.
+        marks: Vec<(DigestMark, KeyId)>,
+    },
 }
 
 impl Command {
+    /// Whether it is about many keys, in more than one commit if need be.
+    #[must_use]
+    pub const fn is_bulk(&self) -> bool {
+        matches!(
+            self,
+            Self::CloseTenant { .. }
+                | Self::RemoveOwner { .. }
+                | Self::RevokeMany { .. }
+                | Self::DisableMany { .. }
+                | Self::Purge { .. }
+        )
+    }
+
     /// The key that the command is about, if it is about one that exists.
     #[must_use]
     pub const fn key(&self) -> Option<KeyId> {
@@ -219,7 +269,9 @@ impl Command {
             | Self::DisableMany { .. }
             | Self::Purge { .. }
             | Self::ChangeOwnerRole { .. }
-            | Self::RemoveOwner { .. } => None,
+            | Self::RemoveOwner { .. }
+            | Self::SyncOwnerRole { .. }
+            | Self::BlockDigests { .. } => None,
         }
     }
 }
@@ -229,7 +281,8 @@ impl Command {
 pub struct KeySpec {
     /// Its kind; the policy's default class if none is named.
     pub class: Option<ClassName>,
-    /// Where it may be used; the class's only environment, or else `live`, if none is named.
+    /// Where it may be used; if none is named, the environment of the key that acts, the class's only
+    /// one, or else `live`.
     pub environment: Option<Environment>,
     /// What people call it.
     pub name: KeyName,
@@ -249,6 +302,17 @@ pub struct KeySpec {
     pub resource: Option<Resource>,
     /// How long it lives.
     pub expiry: Expiry,
+    /// Who receives the secret; only the application says so. Defaults to the owner in person.
+    pub recipient: Option<Recipient>,
+}
+
+/// Who receives a secret, where the application says so.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Recipient {
+    /// Who.
+    pub principal: PrincipalId,
+    /// The role that the recipient has.
+    pub role: Role,
 }
 
 /// To whom a key to come is linked.
@@ -361,6 +425,8 @@ pub struct IssuedKey {
     pub fingerprint: Fingerprint,
     /// When it ends; `None` for never.
     pub expires_at: Option<Timestamp>,
+    /// What it effectively reaches now.
+    pub reach: ScopeSet,
     /// Its whole text, shown now and, unless it is publishable, never again. An imported key has
     /// none: its holder has it.
     pub token: Option<Secret>,
@@ -370,8 +436,8 @@ pub struct IssuedKey {
 impl From<RotationReason> for Replacement {
     fn from(reason: RotationReason) -> Self {
         Self {
-            mode: RotationMode::Class,
             reason,
+            ..Self::default()
         }
     }
 }

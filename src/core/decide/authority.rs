@@ -1,33 +1,51 @@
 //! Who may do what, and that nobody hands out more than they have.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::Work;
-use crate::core::command::{ActorBound, Command, Denied};
-use crate::core::invalid::{Invalid, Problem};
-use crate::core::policy::{Access, KeyClass, OwnerCeiling};
-use crate::core::record::KeyRecord;
+use crate::core::authority::{Caller, Effect, Rows};
+use crate::core::command::{Command, Denied, Recipient};
+use crate::core::hole;
+use crate::core::policy::{Access, Policy};
+use crate::core::principal::Owner;
+use crate::core::reach::{self, Bounds, Classes, Dimension, Reach, RoleReach, Tenants};
+use crate::core::record::{KeyRecord, Maker};
 use crate::core::scope::ScopeSet;
 use crate::core::text::Role;
-use crate::core::time::Timestamp;
 
 impl Work<'_> {
-    /// An actor whose own credential ended gets nowhere.
-    pub(super) fn check_actor(&self) -> Result<(), Denied> {
-        let ended = |end: Timestamp| self.now >= end;
-        match self.request.actor.expires_at() {
-            Some(end) if ended(end) => Err(Denied::ActorExpired),
-            _ => Ok(()),
+    pub(super) fn rows(&self) -> Rows<'_> {
+        Rows {
+            view: &self.view,
+            ancestry: self.ancestry,
         }
     }
 
-    /// An actor who does not reach the tenant is told nothing of it.
+    /// Works out who gives the command. What goes on with a command that was authorised only narrows,
+    /// and is authorised by its first commit, whatever became of its caller since.
+    pub(super) fn resolve_caller(&self) -> Result<Caller, Denied> {
+        let request = self.request;
+        if request.continues.is_some() || (request.command.is_bulk() && self.began()) {
+            return Ok(Caller::Application);
+        }
+        let policies = (self.policy, self.home);
+        Caller::resolve(
+            &request.actor,
+            &request.tenant,
+            self.rows(),
+            policies,
+            self.now,
+        )
+    }
+
+    /// An actor who does not reach the tenant learns nothing of it.
     pub(super) fn check_reach(&self) -> Result<(), Denied> {
         let actor = &self.request.actor;
         if actor.reaches(&self.request.tenant) {
             return Ok(());
         }
-        // A key outside the actor's reach is told like one that does not exist (invariant 9).
+        // A key outside the actor's reach answers like one that does not exist (invariant 9).
         Err(match self.request.command.key() {
             Some(_) => Denied::NotFound,
             None => Denied::TenantNotFound,
@@ -38,7 +56,7 @@ impl Work<'_> {
     pub(super) fn check_open(&self) -> Result<(), Denied> {
         if matches!(
             self.request.command,
-            Command::CloseTenant { .. } | Command::Purge { .. }
+            Command::CloseTenant { .. } | Command::Purge { .. } | Command::BlockDigests { .. }
         ) {
             return Ok(());
         }
@@ -57,138 +75,154 @@ impl Work<'_> {
         access: &Access,
         key: Option<&KeyRecord>,
         action: &'static str,
+        effect: Effect,
     ) -> Result<(), Denied> {
-        let actor = &self.request.actor;
-        let by_role = actor.role().is_some_and(|role| access.roles.contains(role));
-        let owns = |key: &KeyRecord| key.owner.principal() == Some(actor.principal());
-        if actor.is_system() || by_role || (access.owner && key.is_some_and(owns)) {
-            return Ok(());
-        }
-        if access.is_support_only() {
-            return Err(Denied::SupportOnly { action });
-        }
-        Err(Denied::Forbidden {
-            action,
-            role: actor.role().cloned(),
-        })
+        let owner = key.map(|key| &key.owner);
+        self.caller.permit(access, owner, action, effect)
     }
 
-    pub(super) fn permit_administrator(&self, action: &'static str) -> Result<(), Denied> {
+    pub(super) fn permit_administrator(
+        &self,
+        action: &'static str,
+        effect: Effect,
+    ) -> Result<(), Denied> {
         let administrators = self.policy.spec().administrators.iter().cloned();
-        self.permit(&Access::roles(administrators), None, action)
+        self.permit(&Access::roles(administrators), None, action, effect)
     }
 
-    pub(super) fn permit_host(&self, action: &'static str) -> Result<(), Denied> {
-        if self.request.actor.is_system() {
+    pub(super) fn permit_application(&self, action: &'static str) -> Result<(), Denied> {
+        if self.caller.is_application() {
             return Ok(());
         }
         Err(Denied::HostOnly { action })
     }
 
-    pub(super) fn is_support(&self) -> bool {
-        let actor = &self.request.actor;
-        actor.is_system() || actor.role() == Some(&Role::SUPPORT)
-    }
-
-    /// What the actor may hand out: its scopes within its role.
-    pub(super) fn actor_reach(&self) -> ScopeSet {
-        let actor = &self.request.actor;
-        match actor.role() {
-            Some(role) => actor.scopes().intersection(&self.policy.role_ceiling(role)),
-            None => actor.scopes().clone(),
-        }
-    }
-
-    /// Refuses to hand out `scopes` until `expires_at` if the actor has less itself.
-    pub(super) fn check_contained(
+    /// What `record` reaches, as far as the caller could have a say in it: with these scopes, and as
+    /// whoever has these roles.
+    pub(super) fn reach_with(
         &self,
-        scopes: &ScopeSet,
-        expires_at: Option<Timestamp>,
-    ) -> Result<(), Denied> {
-        let reach = self.actor_reach();
-        if !reach.contains(scopes) {
-            return Err(Denied::ExceedsActor {
-                bound: ActorBound::Reach,
-                reach,
-            });
-        }
-        let ends = |end: Timestamp| expires_at.is_some_and(|own| own <= end);
-        match self.request.actor.expires_at() {
-            Some(end) if !ends(end) => Err(Denied::ExceedsActor {
-                bound: ActorBound::Lifetime,
-                reach,
-            }),
-            _ => Ok(()),
-        }
-    }
-
-    /// The same for a key that exists, with all that narrows it: whoever holds it also acts with
-    /// its owner's role.
-    pub(super) fn check_key_contained(&self, record: &KeyRecord) -> Result<(), Denied> {
+        record: &KeyRecord,
+        scopes: ScopeSet,
+        roles: &BTreeSet<Role>,
+    ) -> Result<Reach, Denied> {
         let class = self.class_of(record)?;
-        let live = self.standing(&record.owner).roles;
-        let roles = match class.owner_ceiling {
-            OwnerCeiling::Live => live.as_slice(),
-            OwnerCeiling::Snapshot => record.owner_role.as_slice(),
-        };
-        roles
-            .iter()
-            .try_for_each(|role| self.check_no_stronger(role))?;
-        let reach = if record.owner.principal() == Some(self.request.actor.principal()) {
-            self.reach_of(record)?
-        } else {
-            // A role that narrows its owner today may be raised tomorrow; the secret stays.
-            record.scopes.intersection(&class.ceiling)
-        };
-        self.check_contained(&reach, record.expires_at)
-    }
-
-    /// Refuses to hand out `role` if it reaches further or may do more than the actor's own.
-    pub(super) fn check_grants_role(&self, role: &Role) -> Result<(), Denied> {
-        if *role == Role::SYSTEM {
-            let expected = "a role other than that of the host itself";
-            return Err(Invalid::new("role", Problem::Form { expected }).into());
-        }
-        self.check_no_stronger(role)?;
-        let reach = self.actor_reach();
-        if reach.contains(&self.policy.role_ceiling(role)) {
-            return Ok(());
-        }
-        Err(Denied::ExceedsActor {
-            bound: ActorBound::Reach,
-            reach,
+        Ok(Reach {
+            scopes,
+            role: RoleReach::of(roles, self.policy),
+            until: record.expires_at,
+            tenants: Tenants::of(record.tenant.clone(), class),
+            environment: Some(record.environment.clone()),
+            resource: record.resource.clone(),
+            addresses: record.allowlist.clone(),
+            key_type: record.visibility,
+            classes: Classes::of(&record.class, class),
+            propagation: self.policy.propagation(&record.class).bound,
         })
     }
 
-    /// Refuses if `role` may do anything that the actor's own role may not: administer, act as
-    /// support, or manage keys of a class.
-    pub(super) fn check_no_stronger(&self, role: &Role) -> Result<(), Denied> {
-        let actor = &self.request.actor;
-        if actor.is_system() || actor.role() == Some(role) {
+    /// What a key that exists reaches at most. An owner in person is judged by what the key reaches
+    /// now; for everybody else a role that narrows its owner today may be raised tomorrow, and the
+    /// secret stays.
+    pub(super) fn reach_of(&self, record: &KeyRecord) -> Result<Reach, Denied> {
+        let class = self.class_of(record)?;
+        let standing = self.standing(&record.owner);
+        let mut bounds = Bounds::of_record(record);
+        bounds.persons &= self.caller.is_person(record.owner.principal());
+        let scopes = reach::scopes(bounds, self.policy, class, &standing);
+        let roles = reach::roles_of(&record.owner, &record.bound, &standing);
+        self.reach_with(record, scopes, &roles)
+    }
+
+    /// Refuses to hand out `record` as it stands to an actor that has less itself.
+    pub(super) fn check_key_within(&self, record: &KeyRecord) -> Result<(), Denied> {
+        self.caller.check_within(&self.reach_of(record)?)
+    }
+
+    /// Refuses to hand out `role` if it exceeds the actor's own reach. A role has no end, no class, no
+    /// environment and no network, so that a key never hands one out. A role counts in the tenants below
+    /// too, whatever the rules there make of it.
+    pub(super) fn check_role_within(&self, role: &Role) -> Result<(), Denied> {
+        let own = RoleReach::of([role], self.policy);
+        let reach = Reach {
+            scopes: own.ceiling().clone(),
+            role: own,
+            ..Reach::unlimited(&self.request.tenant)
+        };
+        self.caller.check_within(&reach)?;
+        let Some(limits) = self.caller.limits() else {
             return Ok(());
+        };
+        let roles = self.caller.roles();
+        let exceeds = |policy: &Arc<Policy>| {
+            !RoleReach::of([role], policy).is_within(&RoleReach::of(&roles, policy))
+        };
+        match self.below.iter().any(exceeds) {
+            true => Err(Denied::ExceedsActor {
+                dimension: Dimension::Role,
+                reach: limits.reach.scopes.clone(),
+            }),
+            false => Ok(()),
         }
-        let spec = self.policy.spec();
-        let accesses = spec.classes.values().flat_map(|class| {
-            let KeyClass {
-                create,
-                update,
-                rotate,
-                revoke,
-                ..
-            } = class;
-            [create, update, rotate, revoke]
-        });
-        let support = BTreeSet::from([Role::SUPPORT]);
-        let mut lists = accesses
-            .map(|access| &access.roles)
-            .chain([&spec.administrators, &support]);
-        let mine = |list: &BTreeSet<Role>| actor.role().is_some_and(|own| list.contains(own));
-        if lists.any(|list| list.contains(role) && !mine(list)) {
-            return Err(Denied::ExceedsActor {
-                bound: ActorBound::Role,
-                reach: self.actor_reach(),
-            });
+    }
+
+    /// Whether whoever has the role `after` may do no more than with `before`, here and below.
+    pub(super) fn lowers(&self, before: &Role, after: &Role) -> bool {
+        let policies = self.below.iter().map(|policy| &**policy);
+        let mut policies = policies.chain([self.policy]);
+        policies.all(|policy| {
+            RoleReach::of([after], policy).is_within(&RoleReach::of([before], policy))
+        })
+    }
+
+    /// The roles that limited whoever receives a secret of `owner`'s key from this command: empty if
+    /// that is the owner in person.
+    pub(super) fn bound_at_receipt(
+        &self,
+        owner: &Owner,
+        recipient: Option<&Recipient>,
+    ) -> Result<BTreeSet<Role>, Denied> {
+        if hole::is_open("secret rises with its owner") {
+            return Ok(BTreeSet::new());
         }
-        Ok(())
+        let live = self.standing(owner).roles;
+        let in_person = |role: &Role| !live.is_empty() && live.iter().all(|own| own == role);
+        let roles = match recipient {
+            Some(Recipient { principal, role }) => {
+                self.permit_application("say who receives a secret")?;
+                if owner.principal() == Some(principal) && in_person(role) {
+                    return Ok(BTreeSet::new());
+                }
+                BTreeSet::from([role.clone()])
+            }
+            None if self.caller.is_application() => return Ok(BTreeSet::new()),
+            None => {
+                let stated = self.caller.stated_role(owner.principal());
+                if stated.is_some_and(in_person) {
+                    return Ok(BTreeSet::new());
+                }
+                self.caller.roles()
+            }
+        };
+        Ok(roles.into_iter().chain(live).collect())
+    }
+
+    /// The makers of a key that comes of this command, whose predecessor had `before`.
+    pub(super) fn makers(
+        &self,
+        before: &[Maker],
+        lineage: Option<crate::core::id::KeyId>,
+    ) -> Result<Vec<Maker>, Denied> {
+        let mut makers = before.to_vec();
+        for maker in self.caller.makers() {
+            let known = makers.iter().any(|own| own.lineage == maker.lineage);
+            if !known && Some(maker.lineage) != lineage {
+                makers.push(maker);
+            }
+        }
+        let limit = KeyRecord::MAKERS_MAX;
+        if makers.len() > limit {
+            return Err(Denied::TooManyMakers { limit });
+        }
+        Ok(makers)
     }
 }

@@ -2,10 +2,13 @@
 
 use super::Work;
 use crate::core::audit::Action;
-use crate::core::command::{BulkFilter, DeleteKey, Denied, Outcome, RevokeKey};
+use crate::core::authority::Effect;
+use crate::core::command::{DeleteKey, Denied, Outcome, RevokeKey};
 use crate::core::id::KeyId;
 use crate::core::policy::{Access, Deletion, Revocation};
 use crate::core::record::{KeyRecord, KeyState, LastAction, Reason, Status, Visibility};
+use crate::core::secret::DigestMark;
+use crate::core::sweep::{BulkFilter, PendingSweep, Sweep, SweepKind};
 use crate::core::text::LeakSource;
 use crate::core::view::Effects;
 
@@ -16,6 +19,7 @@ impl Work<'_> {
             &self.access(&record, |class| &class.update),
             Some(&record),
             "disable keys",
+            Effect::Narrows,
         )?;
         not_legacy(&record, "disabled")?;
         self.check_live(&record)?;
@@ -29,10 +33,11 @@ impl Work<'_> {
     pub(super) fn enable(&mut self, id: KeyId) -> Result<Outcome, Denied> {
         let mut record = self.record(id)?;
         let class = self.class_of(&record)?;
-        self.permit(&class.update, Some(&record), "enable keys")?;
+        let effect = Effect::Widens;
+        self.permit(&class.update, Some(&record), "enable keys", effect)?;
         self.check_live(&record)?;
         if record.state != KeyState::Enabled {
-            self.check_key_contained(&record)?;
+            self.check_key_within(&record)?;
             record.state = KeyState::Enabled;
             self.put(record, LastAction::Enabled, Action::KeyEnabled);
         }
@@ -45,6 +50,7 @@ impl Work<'_> {
             &self.access(&record, |class| &class.revoke),
             Some(&record),
             "revoke keys",
+            Effect::Narrows,
         )?;
         not_legacy(&record, "revoked")?;
         let rule = self
@@ -69,7 +75,8 @@ impl Work<'_> {
     pub(super) fn delete(&mut self, id: KeyId, how: &DeleteKey) -> Result<Outcome, Denied> {
         let record = self.record(id)?;
         let class = self.class_of(&record)?;
-        self.permit(&class.revoke, Some(&record), "delete keys")?;
+        let effect = Effect::Narrows;
+        self.permit(&class.revoke, Some(&record), "delete keys", effect)?;
         not_legacy(&record, "deleted")?;
         match &class.deletion {
             Deletion::None => {
@@ -102,17 +109,18 @@ impl Work<'_> {
         id: KeyId,
         source: &LeakSource,
     ) -> Result<Outcome, Denied> {
-        let record = self.record(id)?;
+        let mut record = self.record(id)?;
         let access = self.access(&record, |class| &class.revoke);
-        if !self.is_support() {
-            self.permit(&access, Some(&record), "report leaks")?;
-        }
+        let by =
+            |access: &Access| self.permit(access, Some(&record), "report leaks", Effect::Narrows);
+        by(&Access::support_only()).or_else(|_| by(&access))?;
         let revoked = record.visibility == Visibility::Secret && !record.legacy;
         let noted = Action::LeakReported {
             source: source.clone(),
             revoked,
         };
         let ended = matches!(record.state, KeyState::Revoked { .. });
+        record.exposed_at = record.exposed_at.or(Some(self.now));
         self.put(record, LastAction::LeakReported, noted);
         if revoked && !ended {
             self.end(self.record(id)?, Reason::Leaked);
@@ -124,23 +132,79 @@ impl Work<'_> {
         &mut self,
         filter: &BulkFilter,
         reason: Reason,
-        sweep: &[KeyId],
+        sweep: &Sweep,
     ) -> Result<Outcome, Denied> {
-        self.permit_administrator("revoke keys in bulk")?;
+        self.permit_administrator("revoke keys in bulk", Effect::Narrows)?;
         if !self.began() {
             // Marks the instant: a repetition is not about keys that were created since.
             self.log(Action::BulkRevocationBegan { reason }, None);
+            self.begin_sweep(SweepKind::Revoke(filter.clone(), reason));
         }
         let began = self.began_at();
-        Ok(self.sweep(sweep, reason, |record| {
+        let outcome = self.sweep(&sweep.keys, reason, |record| {
             filter.matches(record) && record.created.at <= began
-        }))
+        });
+        self.end_sweep(sweep);
+        Ok(outcome)
+    }
+
+    /// Notes in the tenant's row that the command goes on, until its last commit.
+    pub(super) fn begin_sweep(&mut self, kind: SweepKind) {
+        let Some(mut row) = self.view.tenant.clone() else {
+            // A tenant that is not known has no keys.
+            return;
+        };
+        row.sweeps.push(PendingSweep {
+            command: self.request.id.clone(),
+            by: self.author.clone(),
+            began_at: self.now,
+            descendants: self.request.actor.reaches_descendants(),
+            kind,
+        });
+        self.change(Effects {
+            tenant: Some(row),
+            ..Effects::default()
+        });
+    }
+
+    /// Notes that the command came to its end, if it did.
+    pub(super) fn end_sweep(&mut self, sweep: &Sweep) {
+        let Some(mut row) = self.view.tenant.clone().filter(|_| sweep.last) else {
+            return;
+        };
+        let pending = row.sweeps.len();
+        row.sweeps.retain(|own| own.command != self.request.id);
+        if row.sweeps.len() < pending {
+            self.change(Effects {
+                tenant: Some(row),
+                ..Effects::default()
+            });
+            self.log(Action::BulkCommandEnded, None);
+        }
+    }
+
+    /// Whatever key had these digests: none has them again.
+    pub(super) fn block_digests(
+        &mut self,
+        marks: &[(DigestMark, KeyId)],
+    ) -> Result<Outcome, Denied> {
+        self.permit_application("block digests")?;
+        if !marks.is_empty() {
+            let digests = marks.iter().map(|(mark, key)| (mark.as_digest(), *key));
+            self.change(Effects {
+                digests: digests.collect(),
+                ..Effects::default()
+            });
+            let count = u32::try_from(marks.len()).unwrap_or(u32::MAX);
+            self.log(Action::DigestsBlocked { count }, None);
+        }
+        Ok(Outcome::Done)
     }
 
     /// Whatever the class says, and whoever owns them: what a restored backup holds is not to verify
     /// until somebody looked at it.
     pub(super) fn disable_many(&mut self, sweep: &[KeyId]) -> Result<Outcome, Denied> {
-        self.permit_host("disable keys in bulk")?;
+        self.permit_application("disable keys in bulk")?;
         let mut ended = 0;
         for id in sweep.iter().take(super::SWEEP_MAX) {
             let usable =
@@ -159,7 +223,7 @@ impl Work<'_> {
     }
 
     pub(super) fn purge(&mut self, sweep: &[KeyId]) -> Result<Outcome, Denied> {
-        self.permit_host("purge keys")?;
+        self.permit_application("purge keys")?;
         let mut ended = 0;
         for id in sweep {
             let Some(record) = self.view.record(*id) else {

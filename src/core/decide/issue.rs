@@ -1,16 +1,23 @@
 //! Keys that come into being: created, imported, provisioned, replaced when lost.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::{Work, issued};
+use crate::core::actor::Identity;
 use crate::core::audit::Action;
+use crate::core::authority::Effect;
 use crate::core::command::{Denied, Expiry, IssuedKey, KeySpec, Outcome, OwnerSpec};
+use crate::core::hole;
 use crate::core::id::KeyId;
 use crate::core::invalid::{Invalid, Problem};
-use crate::core::owner::{Owner, OwnerRecord, TenantRecord};
+use crate::core::owner::{OwnerRecord, TenantRecord};
 use crate::core::policy::{KeyClass, LegacyRule, Trigger};
+use crate::core::principal::Owner;
+use crate::core::reach::{Classes, Reach, RoleReach, Tenants};
 use crate::core::record::{
-    Credential, ImportScheme, KeyRecord, KeyState, LastAction, Predecessor, Resource, Visibility,
+    Credential, ImportScheme, KeyRecord, KeyState, LastAction, Lineage, Maker, Predecessor,
+    Resource, Visibility,
 };
 use crate::core::scope::ScopeSet;
 use crate::core::secret::{Digest, Fingerprint, KeyMaterial, Secret};
@@ -30,7 +37,12 @@ pub(super) struct Plan {
     pub(super) prefix: TokenPrefix,
     pub(super) spec: KeySpec,
     pub(super) owner: Owner,
-    pub(super) owner_role: Option<Role>,
+    pub(super) bound: BTreeSet<Role>,
+    /// Whether it may come to manage. A successor does only if its predecessor did.
+    pub(super) manages: bool,
+    pub(super) makers: Vec<Maker>,
+    /// `None` for the first key of a chain.
+    pub(super) lineage: Option<Lineage>,
     pub(super) expires_at: Option<Timestamp>,
     pub(super) legacy: bool,
     pub(super) predecessor: Option<Predecessor>,
@@ -39,7 +51,7 @@ pub(super) struct Plan {
 impl<'a> Work<'a> {
     pub(super) fn create(&mut self, spec: &KeySpec) -> Result<Outcome, Denied> {
         let (name, class) = self.named_class(spec.class.as_ref())?;
-        self.permit(&class.create, None, "create keys")?;
+        self.permit(&class.create, None, "create keys", Effect::Widens)?;
         let provisioned = self.ensure_provisioned()?;
         let plan = self.plan(name, class, spec)?;
         self.check_room(&plan.class)?;
@@ -59,7 +71,9 @@ impl<'a> Work<'a> {
         hint: Option<&Hint>,
     ) -> Result<Outcome, Denied> {
         let (name, class) = self.named_class(spec.class.as_ref())?;
-        self.permit(&class.create, None, "import keys")?;
+        // Whoever imports chooses the secret.
+        self.permit_administrator("import keys", Effect::Widens)?;
+        self.permit(&class.create, None, "import keys", Effect::Widens)?;
         if class.visibility == Visibility::Publishable {
             let expected = "a class of secret keys: a digest cannot be shown again";
             return Err(Invalid::new("class", Problem::Form { expected }).into());
@@ -79,11 +93,22 @@ impl<'a> Work<'a> {
             prefix: None,
             ..self.assemble(plan, id, hint, fingerprint, credential)
         };
-        let key = issued(&record, None);
+        let record = KeyRecord {
+            manages: self.is_whole(&record),
+            ..record
+        };
+        let key = issued(&record, self.scopes_of(&record), None);
         let imported = Action::KeyImported {
             class: class.clone(),
             scheme,
+            mark: self.peppers.current().mark(&digest),
         };
+        // Taken under every pepper, so that a mark which a recovery laid is met.
+        let marks = self.peppers.all().map(|pepper| pepper.mark(&digest));
+        self.change(Effects {
+            digests: marks.map(|mark| (mark.as_digest(), id)).collect(),
+            ..Effects::default()
+        });
         self.put(record, LastAction::Imported, imported);
         self.bound_live(&class);
         Ok(Outcome::Issued {
@@ -93,7 +118,7 @@ impl<'a> Work<'a> {
     }
 
     pub(super) fn provision_tenant(&mut self) -> Result<Outcome, Denied> {
-        self.permit_administrator("provision tenants")?;
+        self.permit_administrator("provision tenants", Effect::Widens)?;
         let provisioned = self.ensure_provisioned()?;
         Ok(Outcome::Issued {
             key: None,
@@ -102,7 +127,7 @@ impl<'a> Work<'a> {
     }
 
     pub(super) fn provision_resource(&mut self, resource: &Resource) -> Result<Outcome, Denied> {
-        self.permit_administrator("provision resources")?;
+        self.permit_administrator("provision resources", Effect::Widens)?;
         let on = Trigger::Resource(resource.kind.clone());
         let rules: Vec<_> = self.policy.provisioned(&on).collect();
         if rules.is_empty() {
@@ -128,18 +153,28 @@ impl<'a> Work<'a> {
     pub(super) fn replace_lost(&mut self, id: KeyId) -> Result<Outcome, Denied> {
         let mut record = self.record(id)?;
         let class = self.class_of(&record)?;
-        self.permit(&class.create, Some(&record), "create keys")?;
+        let own_successor = self.made_by_itself(&record, class);
+        if !own_successor {
+            let (access, effect) = (&class.create, Effect::Widens);
+            self.permit(access, Some(&record), "create keys", effect)?;
+        }
         self.check_usable(&record)?;
-        let by_creator = record.created.by == *self.request.actor.principal();
+        // The very one: another key of the same owner did not receive the first secret.
+        let by_creator = record.created.by == self.author;
         let in_time = self.now.since(record.created.at) <= REPLACE_LOST_WITHIN;
         let unused = record.predecessor.is_none() || record.awaits_first_use();
         let secret = record.visibility == Visibility::Secret;
         let Some(prefix) = record.prefix.clone().filter(|_| {
-            secret && in_time && unused && (by_creator || self.request.actor.is_system())
+            secret && in_time && unused && (by_creator || self.caller.is_application())
         }) else {
             return Err(Denied::NotReplaceable);
         };
-        self.check_key_contained(&record)?;
+        if !own_successor {
+            self.check_key_within(&record)?;
+        }
+        let received = self.bound_at_receipt(&record.owner, None)?;
+        record.bound.extend(received);
+        record.manages &= self.is_whole(&record);
         let material = KeyMaterial {
             id,
             secret: self.draw()?.secret,
@@ -148,7 +183,7 @@ impl<'a> Work<'a> {
         record.hint = token::hint_of(&prefix, &text)?;
         record.fingerprint = Fingerprint::of_token(text.as_bytes());
         record.credential = credential;
-        let key = issued(&record, Some(Secret::new(text)));
+        let key = issued(&record, self.scopes_of(&record), Some(Secret::new(text)));
         self.put(record, LastAction::Replaced, Action::SecretReplaced);
         Ok(Outcome::Issued {
             key: Some(key),
@@ -173,21 +208,62 @@ impl<'a> Work<'a> {
             return Err(Denied::PurposeRequired);
         }
         check_ceiling(class, rules, &spec.scopes)?;
-        let (environment, prefix) = environment(class, rules, spec.environment.as_ref())?;
+        // A key makes keys for its own environment, unless another one is named.
+        let acting = self.caller.limits();
+        let own = acting.and_then(|limits| limits.reach.environment.as_ref());
+        let own = own.filter(|own| rules.prefixes.contains_key(*own));
+        let asked = spec.environment.as_ref().or(own);
+        let (environment, prefix) = environment(class, rules, asked)?;
         let expires_at = self.expiry(rules, spec.expiry, self.now)?;
-        self.check_contained(&spec.scopes, expires_at)?;
-        let (owner, owner_role) = self.resolve_owner(&spec.owner)?;
-        Ok(Plan {
+        let owner = self.resolve_owner(&spec.owner)?;
+        let mut bound = self.bound_at_receipt(&owner, spec.recipient.as_ref())?;
+        if let OwnerSpec::Principal(_, stated) = &spec.owner {
+            // Another role is stored for the owner: both must allow.
+            let stored = self.standing(&owner).roles;
+            let differs = stored.iter().any(|role| role != stated);
+            bound.extend(differs.then(|| stated.clone()));
+        }
+        let plan = Plan {
             class: class.clone(),
             environment,
             prefix,
             spec: spec.clone(),
             owner,
-            owner_role,
+            bound,
+            manages: true,
+            makers: self.makers(&[], None)?,
+            lineage: None,
             expires_at,
             legacy: false,
             predecessor: None,
-        })
+        };
+        self.check_plan_within(&plan, rules)?;
+        Ok(plan)
+    }
+
+    /// Refuses a key to come that would reach more than the caller. Scopes count as they are asked for,
+    /// whatever narrows them today. Another owner counts as it stands, within what bounds the key that
+    /// acts; the caller's own principal is bounded by all that bounds the caller.
+    fn check_plan_within(&self, plan: &Plan, rules: &KeyClass) -> Result<(), Denied> {
+        let mut roles: BTreeSet<_> = self.standing(&plan.owner).roles.into_iter().collect();
+        match plan.owner.principal() {
+            None => roles.clear(),
+            owner if owner == self.request.actor.principal() => roles.extend(self.caller.roles()),
+            Some(_) => roles.extend(self.caller.key_bound().cloned()),
+        }
+        let reach = Reach {
+            scopes: plan.spec.scopes.clone(),
+            role: RoleReach::of(&roles, self.policy),
+            until: plan.expires_at,
+            tenants: Tenants::of(self.request.tenant.clone(), rules),
+            environment: Some(plan.environment.clone()),
+            resource: plan.spec.resource.clone(),
+            addresses: plan.spec.allowlist.clone(),
+            key_type: rules.visibility,
+            classes: Classes::of(&plan.class, rules),
+            propagation: self.policy.propagation(&plan.class).bound,
+        };
+        self.caller.check_within(&reach)
     }
 
     /// Makes the tenant known, with the keys that come with it, unless it is known.
@@ -195,11 +271,15 @@ impl<'a> Work<'a> {
         if self.view.tenant.is_some() {
             return Ok(Vec::new());
         }
+        if !hole::is_open("anybody provisions") {
+            self.permit_administrator("provision tenants", Effect::Widens)?;
+        }
         let tenant = self.request.tenant.clone();
         let row = TenantRecord {
             tenant,
             provisioned: self.stamp(),
             closed: None,
+            sweeps: Vec::new(),
         };
         self.change(Effects {
             tenant: Some(row),
@@ -231,10 +311,6 @@ impl<'a> Work<'a> {
         let (class, rules) = self.named_class(Some(class))?;
         let (environment, prefix) = environment(class, rules, None)?;
         let expires_at = self.expiry(rules, Expiry::Class, self.now)?;
-        if rules.visibility == Visibility::Secret {
-            // Its secret goes to whoever asked, so they may not get more by it than they have.
-            self.check_contained(scopes, expires_at)?;
-        }
         self.check_room(class)?;
         let spec = KeySpec {
             class: None,
@@ -248,6 +324,7 @@ impl<'a> Work<'a> {
             allowlist: Default::default(),
             resource: resource.cloned(),
             expiry: Expiry::Class,
+            recipient: None,
         };
         let plan = Plan {
             class: class.clone(),
@@ -255,11 +332,16 @@ impl<'a> Work<'a> {
             prefix,
             spec,
             owner: Owner::Tenant,
-            owner_role: None,
+            bound: self.bound_at_receipt(&Owner::Tenant, None)?,
+            manages: true,
+            makers: self.makers(&[], None)?,
+            lineage: None,
             expires_at,
             legacy,
             predecessor: None,
         };
+        // Its secret goes to whoever asked, so they may not get more by it than they have.
+        self.check_plan_within(&plan, rules)?;
         let action = Action::KeyProvisioned {
             class: class.clone(),
         };
@@ -278,10 +360,11 @@ impl<'a> Work<'a> {
         let hint = token::hint_of(&plan.prefix, &text)?;
         let fingerprint = Fingerprint::of_token(text.as_bytes());
         let mut record = self.assemble(plan, material.id(), hint, fingerprint, credential);
+        record.manages &= self.is_whole(&record);
         if record.visibility == Visibility::Publishable {
             record.published = Some(text.to_string());
         }
-        let key = issued(&record, Some(Secret::new(text)));
+        let key = issued(&record, self.scopes_of(&record), Some(Secret::new(text)));
         let class = record.class.clone();
         self.put(record, did, action);
         self.bound_live(&class);
@@ -319,11 +402,23 @@ impl<'a> Work<'a> {
             prefix,
             spec,
             owner,
-            owner_role,
+            bound,
+            manages,
+            makers,
+            lineage,
             expires_at,
             legacy,
             predecessor,
         } = plan;
+        let created_by = self
+            .caller
+            .limits()
+            .and_then(|limits| Some(limits.key.as_ref()?.id));
+        let lineage = lineage.unwrap_or(Lineage {
+            first: id,
+            since: self.now,
+            created_by,
+        });
         let KeySpec {
             class: _,
             environment: _,
@@ -336,6 +431,7 @@ impl<'a> Work<'a> {
             allowlist,
             resource,
             expiry: _,
+            recipient: _,
         } = spec;
         let visibility = self
             .policy
@@ -353,10 +449,14 @@ impl<'a> Work<'a> {
             purpose,
             metadata,
             owner,
-            owner_role,
+            bound,
+            manages,
+            makers,
+            lineage,
             scopes,
             allowlist,
             resource,
+            exposed_at: None,
             created: self.stamp(),
             updated: self.stamp(),
             last_action: LastAction::Created,
@@ -384,59 +484,53 @@ impl<'a> Work<'a> {
         spec.classes.get_key_value(name).ok_or_else(unknown)
     }
 
-    /// Finds or makes the row of a new key's owner.
-    fn resolve_owner(&mut self, spec: &OwnerSpec) -> Result<(Owner, Option<Role>), Denied> {
-        let actor = &self.request.actor;
-        let (principal, role) = match spec {
-            OwnerSpec::Tenant => {
-                self.permit_administrator("create keys that belong to the tenant")?;
-                return Ok((Owner::Tenant, None));
+    /// Finds the owner of a new key. An owner who has no role along the path yet is given one here, so
+    /// that its keys can be narrowed by one row.
+    fn resolve_owner(&mut self, spec: &OwnerSpec) -> Result<Owner, Denied> {
+        let (principal, stated) = match (spec, self.request.actor.identity()) {
+            (OwnerSpec::Tenant, _) => {
+                let action = "create keys that belong to the tenant";
+                self.permit_administrator(action, Effect::Widens)?;
+                return Ok(Owner::Tenant);
             }
-            OwnerSpec::Creator if actor.is_system() => return Ok((Owner::Tenant, None)),
-            OwnerSpec::Creator => match actor.role() {
-                Some(role) => (actor.principal().clone(), role.clone()),
+            (OwnerSpec::Principal(principal, role), _) => (principal, Some(role)),
+            (OwnerSpec::Creator, Identity::Application) => return Ok(Owner::Tenant),
+            (OwnerSpec::Creator, Identity::Person { principal, role }) => (principal, Some(role)),
+            (OwnerSpec::Creator, Identity::Key(key)) => match key.owner.principal() {
+                Some(principal) => (principal, None),
                 None => {
-                    return Err(Denied::Forbidden {
-                        action: "own keys",
-                        role: None,
-                    });
+                    let action = "own keys";
+                    return Err(Denied::Forbidden { action, role: None });
                 }
             },
-            OwnerSpec::Principal(principal, role) => {
-                // Whoever holds the key acts as its owner.
-                self.check_grants_role(role)?;
-                (principal.clone(), role.clone())
-            }
         };
         let owner = Owner::Principal(principal.clone());
-        if self.standing(&owner).refuses_owner(self.now) {
-            return Err(Denied::OwnerRemoved { owner: principal });
+        let standing = self.standing(&owner);
+        if standing.refuses_owner(self.now) {
+            let owner = principal.clone();
+            return Err(Denied::OwnerRemoved { owner });
         }
-        if let Some(known) = self.view.owner(&principal).and_then(|row| row.role.clone()) {
-            if *spec != OwnerSpec::Creator {
-                self.check_grants_role(&known)?;
+        if let Some(role) = stated.filter(|_| standing.roles.is_empty()) {
+            if self.request.actor.principal() != Some(principal) {
+                self.permit_administrator("set the role of others", Effect::Widens)?;
+                self.check_role_within(role)?;
             }
-            return Ok((owner, Some(known)));
+            let (principal, role) = (principal.clone(), role.clone());
+            let row = OwnerRecord {
+                tenant: self.request.tenant.clone(),
+                owner: principal.clone(),
+                role: Some(role.clone()),
+                removed_at: None,
+                updated: self.stamp(),
+            };
+            self.change(Effects {
+                owners: vec![row],
+                ..Effects::default()
+            });
+            let owner = principal;
+            self.log(Action::OwnerAdded { owner, role }, None);
         }
-        let row = OwnerRecord {
-            tenant: self.request.tenant.clone(),
-            owner: principal.clone(),
-            role: Some(role.clone()),
-            removed_at: None,
-            updated: self.stamp(),
-        };
-        self.change(Effects {
-            owners: vec![row],
-            ..Effects::default()
-        });
-        self.log(
-            Action::OwnerAdded {
-                owner: principal,
-                role: role.clone(),
-            },
-            None,
-        );
-        Ok((owner, Some(role)))
+        Ok(owner)
     }
 
     /// When a key ends that is to live as `expiry` says, counted from `from`.

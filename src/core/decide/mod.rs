@@ -14,17 +14,21 @@ mod rotate;
 mod select;
 mod update;
 
+use std::sync::Arc;
+
 use sha2::{Digest as _, Sha256};
 
 pub use self::select::{links, select};
 use super::audit::{Action, AuditEntry, AuditHash};
+use super::authority::{self as core_authority, Caller};
 use super::command::{Command, Denied, IssuedKey, Outcome, Request};
 use super::id::KeyId;
 use super::invalid::{Invalid, Problem};
-use super::owner::{Owner, Standing};
+use super::owner::Standing;
 use super::pepper::PepperRing;
 use super::policy::{KeyClass, Policy};
-use super::reach::{self, Bounds};
+use super::principal::{Author, Owner};
+use super::reach::{self, Bounds, RoleReach};
 use super::record::{KeyRecord, LastAction};
 use super::scope::ScopeSet;
 use super::secret::KeyMaterial;
@@ -40,6 +44,8 @@ pub const SWEEP_MAX: usize = 1000;
 pub struct Context<'a> {
     /// The tenant's rules.
     pub policy: &'a Policy,
+    /// The rules of the tenant that the actor is bound to. A key that acts is judged by them.
+    pub home: &'a Policy,
     /// The peppers: the current one digests new secrets, and seals audit entries.
     pub peppers: &'a PepperRing,
     /// The clock's time. Decisions use the later of this and the tenant's newest commit.
@@ -48,6 +54,8 @@ pub struct Context<'a> {
     pub material: &'a [KeyMaterial],
     /// What the tenants above say.
     pub ancestry: &'a Ancestry,
+    /// The other rules that hold in tenants below: roles that are set here count there as well.
+    pub below: &'a [Arc<Policy>],
 }
 
 /// What a command changes, and what its caller is told.
@@ -100,7 +108,12 @@ pub fn decide(
 /// A decision in the making: the view as it will be, and what leads there.
 struct Work<'a> {
     request: &'a Request,
+    /// Who gives the command; the application until that is known.
+    caller: Caller,
+    author: Author,
     policy: &'a Policy,
+    home: &'a Policy,
+    below: &'a [Arc<Policy>],
     peppers: &'a PepperRing,
     ancestry: &'a Ancestry,
     material: std::slice::Iter<'a, KeyMaterial>,
@@ -114,14 +127,20 @@ impl<'a> Work<'a> {
     fn new(view: &TenantView, request: &'a Request, context: Context<'a>) -> Self {
         let Context {
             policy,
+            home,
             peppers,
             now,
             material,
             ancestry,
+            below,
         } = context;
         Self {
             request,
+            caller: Caller::Application,
+            author: request.author(),
             policy,
+            home,
+            below,
             peppers,
             ancestry,
             material: material.iter(),
@@ -138,7 +157,7 @@ impl<'a> Work<'a> {
         if let Some(outcome) = self.replay()? {
             return Ok(outcome);
         }
-        self.check_actor()?;
+        self.caller = self.resolve_caller()?;
         self.check_open()?;
         match &self.request.command {
             Command::ProvisionTenant => self.provision_tenant(),
@@ -156,7 +175,7 @@ impl<'a> Work<'a> {
             Command::Enable { key } => self.enable(*key),
             Command::Revoke { key, revocation } => self.revoke(*key, *revocation),
             Command::Delete { key, deletion } => self.delete(*key, deletion),
-            Command::Rotate { key, how } => self.rotate(*key, *how),
+            Command::Rotate { key, how } => self.rotate(*key, how),
             Command::FinishRotation { key } => self.finish_rotation(*key),
             Command::CancelRotation { key } => self.cancel_rotation(*key),
             Command::NoteFirstUse { key } => self.note_first_use(*key),
@@ -178,6 +197,8 @@ impl<'a> Work<'a> {
             Command::Purge { sweep } => self.purge(sweep),
             Command::ChangeOwnerRole { owner, role } => self.change_owner_role(owner, role),
             Command::RemoveOwner { owner, sweep } => self.remove_owner(owner, sweep),
+            Command::SyncOwnerRole { owner, role } => self.sync_owner_role(owner, role),
+            Command::BlockDigests { marks } => self.block_digests(marks),
         }
     }
 
@@ -211,11 +232,7 @@ impl<'a> Work<'a> {
                 provisioned: Vec::new(),
             }),
             // Commands over many keys go on where they stopped; each step is harmless to repeat.
-            Command::CloseTenant { .. }
-            | Command::RemoveOwner { .. }
-            | Command::RevokeMany { .. }
-            | Command::DisableMany { .. }
-            | Command::Purge { .. } => None,
+            ref bulk if bulk.is_bulk() => None,
             _ => Some(Outcome::Done),
         })
     }
@@ -258,24 +275,30 @@ impl<'a> Work<'a> {
     fn stamp(&self) -> Stamp {
         Stamp {
             at: self.now,
-            by: self.request.actor.principal().clone(),
+            by: self.author.clone(),
         }
     }
 
     fn standing(&self, owner: &Owner) -> Standing {
-        Standing::resolve(
-            &self.request.tenant,
-            owner,
-            self.view.owners.iter().chain(&self.ancestry.owners),
-            self.view.tenant.iter().chain(&self.ancestry.tenants),
-        )
+        self.rows().standing(&self.request.tenant, owner)
     }
 
-    fn reach_of(&self, record: &KeyRecord) -> Result<ScopeSet, Denied> {
-        let class = self.class_of(record)?;
+    /// Whether a key reaches all that its roles allow, as it stands.
+    fn is_whole(&self, record: &KeyRecord) -> bool {
+        let standing = self.standing(&record.owner);
+        let roles = reach::roles_of(&record.owner, &record.bound, &standing);
+        let role = RoleReach::of(&roles, self.policy);
+        !roles.is_empty() && core_authority::is_whole(&self.scopes_of(record), &role)
+    }
+
+    /// What a key effectively reaches as it stands.
+    fn scopes_of(&self, record: &KeyRecord) -> ScopeSet {
         let standing = self.standing(&record.owner);
         let bounds = Bounds::of_record(record);
-        Ok(reach::reach(bounds, self.policy, class, &standing))
+        let class = self.policy.class(&record.class);
+        class.map_or_else(ScopeSet::none, |class| {
+            reach::scopes(bounds, self.policy, class, &standing)
+        })
     }
 
     fn draw(&mut self) -> Result<&'a KeyMaterial, Denied> {
@@ -303,13 +326,13 @@ impl<'a> Work<'a> {
 
     fn log(&mut self, action: Action, key: Option<KeyId>) {
         let head = self.view.audit_head;
-        let actor = &self.request.actor;
+        let stated = self.request.actor.role();
         let entry = AuditEntry {
             tenant: self.request.tenant.clone(),
             sequence: head.sequence + 1,
             at: self.now,
-            actor: actor.principal().clone(),
-            role: actor.role().cloned(),
+            actor: self.author.clone(),
+            role: stated.filter(|_| self.request.continues.is_none()).cloned(),
             command: self.request.id.clone(),
             command_mark: self.mark,
             action,
@@ -326,8 +349,9 @@ impl<'a> Work<'a> {
     }
 }
 
-fn issued(record: &KeyRecord, token: Option<super::secret::Secret>) -> IssuedKey {
+fn issued(record: &KeyRecord, reach: ScopeSet, token: Option<super::secret::Secret>) -> IssuedKey {
     IssuedKey {
+        reach,
         id: record.id,
         class: record.class.clone(),
         hint: record.hint.clone(),
@@ -338,15 +362,27 @@ fn issued(record: &KeyRecord, token: Option<super::secret::Secret>) -> IssuedKey
 }
 
 /// A mark of who asked for what, so that a command id that is used twice for different things is
-/// noticed. Holds no secret: no command does.
+/// noticed. Names the principal, not the key that acted for it, so that its next key may repeat a
+/// command. Holds no secret: no command does.
 fn mark_of(request: &Request) -> [u8; 8] {
     let Request {
         id: _,
-        actor,
+        actor: _,
         tenant,
         command,
+        continues: _,
     } = request;
-    let told = postcard::to_allocvec(&(actor.principal(), tenant, command)).unwrap_or_default();
+    let author = request.author();
+    let is_application = author == Author::Application;
+    let who = (is_application, author.principal());
+    let mut command = command.clone();
+    if let Command::RevokeMany { filter, .. } = &mut command
+        && let Some(made_by) = &mut filter.made_by
+    {
+        // Found out on the way, as long as the key is known.
+        made_by.lineage = None;
+    }
+    let told = postcard::to_allocvec(&(who, tenant, command)).unwrap_or_default();
     let mut mark = [0; 8];
     mark.copy_from_slice(&Sha256::digest(told)[..8]);
     mark

@@ -2,10 +2,12 @@
 
 use super::Work;
 use crate::core::audit::Action;
+use crate::core::authority::Effect;
 use crate::core::command::{Denied, Outcome};
-use crate::core::id::KeyId;
 use crate::core::owner::{OwnerRecord, TenantRecord};
+use crate::core::principal::Owner;
 use crate::core::record::Reason;
+use crate::core::sweep::{Sweep, SweepKind};
 use crate::core::text::{PrincipalId, Role};
 use crate::core::view::Effects;
 
@@ -15,20 +17,49 @@ impl Work<'_> {
         owner: &PrincipalId,
         role: &Role,
     ) -> Result<Outcome, Denied> {
-        self.permit_administrator("change the role of owners")?;
         let known = self.view.owner(owner).cloned();
         let before = known.as_ref().and_then(|row| row.role.clone());
+        let narrows = match (&before, &known) {
+            (Some(before), _) => self.lowers(before, role),
+            (None, Some(_)) => false,
+            // Where a row above gives a role, one more row only narrows.
+            (None, None) => {
+                let standing = self.standing(&Owner::Principal(owner.clone()));
+                !standing.removed && !standing.roles.is_empty()
+            }
+        };
+        let effect = match narrows {
+            true => Effect::Narrows,
+            false => Effect::Widens,
+        };
+        self.permit_administrator("change the role of owners", effect)?;
         if before.as_ref() == Some(role) {
             return Ok(Outcome::Done);
         }
-        let after = self.policy.role_ceiling(role);
-        let narrows = before
-            .as_ref()
-            .is_some_and(|before| self.policy.role_ceiling(before).contains(&after));
-        self.check_no_stronger(role)?;
-        if !narrows || *role == Role::SYSTEM {
-            self.check_grants_role(role)?;
+        if !narrows {
+            self.check_role_within(role)?;
         }
+        self.store_role(owner, role, known);
+        Ok(Outcome::Done)
+    }
+
+    /// Follows what the application says of an owner who has a role here.
+    pub(super) fn sync_owner_role(
+        &mut self,
+        owner: &PrincipalId,
+        role: &Role,
+    ) -> Result<Outcome, Denied> {
+        self.permit_application("sync roles")?;
+        let known = self.view.owner(owner).cloned();
+        let stored = known.as_ref().and_then(|row| row.role.as_ref());
+        if stored.is_some_and(|stored| stored != role) {
+            self.store_role(owner, role, known);
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn store_role(&mut self, owner: &PrincipalId, role: &Role, known: Option<OwnerRecord>) {
+        let before = known.as_ref().and_then(|row| row.role.clone());
         let row = OwnerRecord {
             tenant: self.request.tenant.clone(),
             owner: owner.clone(),
@@ -49,29 +80,25 @@ impl Work<'_> {
             },
             None,
         );
-        Ok(Outcome::Done)
     }
 
     pub(super) fn remove_owner(
         &mut self,
         owner: &PrincipalId,
-        sweep: &[KeyId],
+        sweep: &Sweep,
     ) -> Result<Outcome, Denied> {
-        self.permit_administrator("remove owners")?;
+        self.permit_administrator("remove owners", Effect::Narrows)?;
         let removal = |entry: &&crate::core::audit::AuditEntry| {
             entry.command == self.request.id && matches!(entry.action, Action::OwnerRemoved { .. })
         };
         let landed = self.view.applied.iter().find(removal).map(|entry| entry.at);
-        let removed_before = self
-            .view
-            .owner(owner)
-            .filter(|row| row.role.is_none())
-            .and_then(|row| row.removed_at);
         // A repeated command goes on with the keys of its own time: an owner who came back since
         // keeps the keys created since.
-        let removed_at = match landed.or(removed_before) {
+        let removed_at = match landed {
             Some(removed_at) => removed_at,
             None => {
+                let known = self.view.owner(owner);
+                let removed = known.filter(|row| row.role.is_none()).cloned();
                 let row = OwnerRecord {
                     tenant: self.request.tenant.clone(),
                     owner: owner.clone(),
@@ -79,8 +106,10 @@ impl Work<'_> {
                     removed_at: Some(self.now),
                     updated: self.stamp(),
                 };
+                // One that is removed stays removed since then; its keys that are left are ended.
+                let row = removed.is_none().then_some(row);
                 self.change(Effects {
-                    owners: vec![row],
+                    owners: row.into_iter().collect(),
                     ..Effects::default()
                 });
                 self.log(
@@ -89,31 +118,40 @@ impl Work<'_> {
                     },
                     None,
                 );
+                self.begin_sweep(SweepKind::RemoveOwner(owner.clone()));
                 self.now
             }
         };
-        Ok(self.sweep(sweep, Reason::OwnerRemoved, |record| {
+        let outcome = self.sweep(&sweep.keys, Reason::OwnerRemoved, |record| {
             record.owner.principal() == Some(owner) && record.created.at <= removed_at
-        }))
+        });
+        self.end_sweep(sweep);
+        Ok(outcome)
     }
 
-    pub(super) fn close_tenant(&mut self, sweep: &[KeyId]) -> Result<Outcome, Denied> {
-        self.permit_administrator("close tenants")?;
+    pub(super) fn close_tenant(&mut self, sweep: &Sweep) -> Result<Outcome, Denied> {
+        self.permit_administrator("close tenants", Effect::Narrows)?;
         let known = self.view.tenant.clone();
         if known.as_ref().is_none_or(|row| row.closed.is_none()) {
-            let provisioned = known.map_or_else(|| self.stamp(), |row| row.provisioned);
-            let tenant = self.request.tenant.clone();
+            let row = known.unwrap_or_else(|| TenantRecord {
+                tenant: self.request.tenant.clone(),
+                provisioned: self.stamp(),
+                closed: None,
+                sweeps: Vec::new(),
+            });
             let row = TenantRecord {
-                tenant,
-                provisioned,
                 closed: Some(self.stamp()),
+                ..row
             };
             self.change(Effects {
                 tenant: Some(row),
                 ..Effects::default()
             });
             self.log(Action::TenantClosed, None);
+            self.begin_sweep(SweepKind::CloseTenant);
         }
-        Ok(self.sweep_all(sweep, Reason::TenantClosed))
+        let outcome = self.sweep_all(&sweep.keys, Reason::TenantClosed);
+        self.end_sweep(sweep);
+        Ok(outcome)
     }
 }

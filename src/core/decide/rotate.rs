@@ -8,22 +8,34 @@ use std::time::Duration;
 use super::Work;
 use super::issue::{Plan, environment};
 use crate::core::audit::Action;
+use crate::core::authority::Effect;
 use crate::core::command::{
-    Denied, Expiry, KeySpec, Outcome, OwnerSpec, Replacement, RotationMode,
+    Denied, Expiry, KeySpec, Outcome, OwnerSpec, Recipient, Replacement, RotationMode,
 };
+use crate::core::hole;
 use crate::core::id::KeyId;
 use crate::core::invalid::{Invalid, Problem};
-use crate::core::policy::{KeyClass, Rotation};
+use crate::core::policy::{Access, KeyClass, Rotation, SelfRotation};
+use crate::core::reach::Reach;
 use crate::core::record::{
     Credential, KeyRecord, KeyState, LastAction, Predecessor, Reason, Succession,
 };
 use crate::core::time::Timestamp;
 
 impl Work<'_> {
-    pub(super) fn rotate(&mut self, id: KeyId, how: Replacement) -> Result<Outcome, Denied> {
+    pub(super) fn rotate(&mut self, id: KeyId, how: &Replacement) -> Result<Outcome, Denied> {
         let record = self.record(id)?;
         let class = self.class_of(&record)?;
-        let mode = how.mode.resolved(self.permit_rotation(&record, class)?)?;
+        let by_itself = self.rotates_itself(&record, class)?;
+        let grace = match (by_itself, class.rotation) {
+            (true, Rotation::SelfService(grace)) => grace,
+            _ => self.permit_rotation(&record, class, Effect::Widens)?,
+        };
+        let mode = how.mode.resolved(grace)?;
+        if by_itself && matches!(mode, Retirement::After(grace) if grace.is_zero()) {
+            let reason = "only with grace or on first use";
+            return Err(Denied::SelfRotation { reason });
+        }
         match self.check_usable(&record) {
             // Nobody disables the legacy key but a recovery, and the way on from there is a
             // successor: the old key stays disabled.
@@ -35,9 +47,22 @@ impl Work<'_> {
         }
         let before = self.active();
         let mut old = self.without_unused_successor(record)?;
-        self.check_key_contained(&old)?;
-        let plan = self.successor_of(&old, class)?;
-        self.check_contained(&self.reach_of(&old)?, plan.expires_at)?;
+        let mut plan = self.successor_of(&old, class, how.recipient.as_ref())?;
+        if by_itself {
+            plan.expires_at = self.end_of_self_rotated(&old, class, plan.expires_at)?;
+        }
+        // The successor reaches what the old key does, from now to an end of its own.
+        let mut reach = Reach {
+            until: plan.expires_at,
+            ..self.reach_of(&old)?
+        };
+        if let Some(limits) = self.caller.limits().filter(|_| by_itself) {
+            // The one thing that may outlive its actor. It reaches no more than the key does today, since
+            // today's roles bound it.
+            reach.until = limits.reach.until;
+            reach.scopes = self.scopes_of(&old);
+        }
+        self.caller.check_within(&reach)?;
 
         let successor = self.next_id()?;
         old.legacy = false;
@@ -72,7 +97,7 @@ impl Work<'_> {
     pub(super) fn finish_rotation(&mut self, id: KeyId) -> Result<Outcome, Denied> {
         let old = self.record(id)?;
         let class = self.class_of(&old)?;
-        self.permit_rotation(&old, class)?;
+        self.permit_rotation(&old, class, Effect::Narrows)?;
         if old.succession.is_none() {
             return Err(Denied::NotRotating);
         }
@@ -85,7 +110,7 @@ impl Work<'_> {
     pub(super) fn cancel_rotation(&mut self, id: KeyId) -> Result<Outcome, Denied> {
         let mut old = self.record(id)?;
         let class = self.class_of(&old)?;
-        self.permit_rotation(&old, class)?;
+        self.permit_rotation(&old, class, Effect::Widens)?;
         let Some(succession) = old.succession.take() else {
             return Err(Denied::NotRotating);
         };
@@ -108,7 +133,7 @@ impl Work<'_> {
                 self.put(unused, LastAction::Revoked, Action::KeyRevoked { reason });
             }
         }
-        self.check_key_contained(&old)?;
+        self.check_key_within(&old)?;
         let class = old.class.clone();
         self.restore(old, succession.successor);
         self.check_not_raised(&class, before)?;
@@ -116,7 +141,7 @@ impl Work<'_> {
     }
 
     pub(super) fn note_first_use(&mut self, id: KeyId) -> Result<Outcome, Denied> {
-        self.permit_host("note a first use")?;
+        self.permit_application("note a first use")?;
         let mut successor = self.record(id)?;
         let Some(link) = successor.predecessor.as_mut() else {
             return Ok(Outcome::Done);
@@ -185,18 +210,79 @@ impl Work<'_> {
     }
 
     /// Who may rotate the key, and with which grace if none is named.
-    fn permit_rotation(&self, record: &KeyRecord, class: &KeyClass) -> Result<Duration, Denied> {
-        match class.rotation {
-            Rotation::None => Err(Denied::NotRotatable {
-                class: record.class.clone(),
+    fn permit_rotation(
+        &self,
+        record: &KeyRecord,
+        class: &KeyClass,
+        effect: Effect,
+    ) -> Result<Duration, Denied> {
+        let support = Access::support_only();
+        let (access, grace) = match class.rotation {
+            Rotation::None => (&class.rotate, None),
+            Rotation::SupportOnly(grace) => (&support, Some(grace)),
+            Rotation::SelfService(grace) => (&class.rotate, Some(grace)),
+        };
+        self.permit(access, Some(record), "rotate keys", effect)?;
+        grace.ok_or_else(|| Denied::NotRotatable {
+            class: record.class.clone(),
+        })
+    }
+
+    /// Whether the key that acts made `record` by rotating itself, and may ask for its secret again: the
+    /// answer that held it was lost.
+    pub(super) fn made_by_itself(&self, record: &KeyRecord, class: &KeyClass) -> bool {
+        let acting = self.caller.limits().and_then(|limits| limits.key.as_ref());
+        let before = record.predecessor.as_ref().map(|old| old.key);
+        class.self_rotation != SelfRotation::Never
+            && record.created.by == self.author
+            && acting.is_some_and(|key| before == Some(key.id))
+    }
+
+    /// Whether the key that acts rotates itself, which its class has to allow. A key never takes over
+    /// from another key of its own chain: whoever holds the old one would have the successor's place.
+    fn rotates_itself(&self, record: &KeyRecord, class: &KeyClass) -> Result<bool, Denied> {
+        let acting = self.caller.limits().and_then(|limits| limits.key.as_ref());
+        let Some(acting) = acting.filter(|key| key.lineage.first == record.lineage.first) else {
+            return Ok(false);
+        };
+        let reason = if class.self_rotation == SelfRotation::Never {
+            "its class does not allow it"
+        } else if acting.id != record.id || record.succession.is_some() {
+            "it is being replaced"
+        } else if record.exposed_at.is_some() {
+            "it was found in the open"
+        } else {
+            return Ok(true);
+        };
+        Err(Denied::SelfRotation { reason })
+    }
+
+    /// When the successor of a key that rotates itself ends, which by its class would be `end`.
+    fn end_of_self_rotated(
+        &self,
+        old: &KeyRecord,
+        class: &KeyClass,
+        end: Option<Timestamp>,
+    ) -> Result<Option<Timestamp>, Denied> {
+        let end = match class.self_rotation {
+            SelfRotation::Renews { .. } => self.expiry(class, Expiry::Class, self.now)?,
+            SelfRotation::WithinLife | SelfRotation::Never => end,
+        };
+        let latest = match class.self_rotation {
+            SelfRotation::Renews { .. } if hole::is_open("keys renew themselves for ever") => None,
+            SelfRotation::Renews { until_age } => Some(old.lineage.since.saturating_add(until_age)),
+            SelfRotation::WithinLife | SelfRotation::Never => old.expires_at,
+        };
+        let end = match (end, latest) {
+            (Some(end), Some(latest)) => Some(end.min(latest)),
+            (end, latest) => end.or(latest),
+        };
+        match end {
+            Some(end) if end <= self.now => Err(Denied::Expiry {
+                after: self.now,
+                max: latest,
             }),
-            Rotation::SupportOnly(grace) if self.is_support() => Ok(grace),
-            Rotation::SupportOnly(_) => Err(Denied::SupportOnly {
-                action: "rotate keys",
-            }),
-            Rotation::SelfService(grace) => self
-                .permit(&class.rotate, Some(record), "rotate keys")
-                .map(|()| grace),
+            end => Ok(end),
         }
     }
 
@@ -229,7 +315,15 @@ impl Work<'_> {
     }
 
     /// The successor inherits the rules of the old key and the length of its life, not its end.
-    fn successor_of(&self, old: &KeyRecord, class: &KeyClass) -> Result<Plan, Denied> {
+    fn successor_of(
+        &self,
+        old: &KeyRecord,
+        class: &KeyClass,
+        recipient: Option<&Recipient>,
+    ) -> Result<Plan, Denied> {
+        // A rotation never raises: what bounds the old key bounds the new one too.
+        let received = self.bound_at_receipt(&old.owner, recipient)?;
+        let bound = old.bound.iter().cloned().chain(received).collect();
         let lifetime = old.expires_at.map(|end| end.since(old.created.at));
         let lifetime = match (lifetime, class.lifetime.max) {
             (Some(own), Some(max)) => Some(own.min(max)),
@@ -248,6 +342,7 @@ impl Work<'_> {
             allowlist: old.allowlist.clone(),
             resource: old.resource.clone(),
             expiry: Expiry::Class,
+            recipient: None,
         };
         Ok(Plan {
             class: old.class.clone(),
@@ -255,7 +350,10 @@ impl Work<'_> {
             prefix,
             spec,
             owner: old.owner.clone(),
-            owner_role: old.owner_role.clone(),
+            bound,
+            manages: old.manages,
+            makers: self.makers(&old.makers, Some(old.lineage.first))?,
+            lineage: Some(old.lineage),
             expires_at: lifetime.map(|lifetime| self.now.saturating_add(lifetime)),
             legacy: old.legacy,
             predecessor: Some(Predecessor {

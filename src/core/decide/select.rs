@@ -1,6 +1,5 @@
 //! What has to be loaded before a command can be decided.
 
-use crate::core::actor::Actor;
 use crate::core::command::{Command, OwnerSpec, Request};
 use crate::core::id::KeyId;
 use crate::core::policy::{ActiveKeyCap, Policy};
@@ -16,9 +15,12 @@ pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> Select {
         ..Select::none()
     };
     select.keys.extend(request.command.key());
-    select
-        .owners
-        .extend(owner_named(&request.command, &request.actor));
+    // How the actor stands, too.
+    select.owners.extend(request.actor.principal().cloned());
+    if *request.actor.tenant() == request.tenant {
+        select.keys.extend(request.actor.key_id());
+    }
+    select.owners.extend(owner_named(&request.command));
     match &request.command {
         Command::Create(_)
         | Command::Import { .. }
@@ -31,9 +33,8 @@ pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> Select {
         }
         Command::CloseTenant { sweep }
         | Command::RevokeMany { sweep, .. }
-        | Command::DisableMany { sweep }
-        | Command::Purge { sweep }
-        | Command::RemoveOwner { sweep, .. } => select.keys.extend(sweep),
+        | Command::RemoveOwner { sweep, .. } => select.keys.extend(&sweep.keys),
+        Command::DisableMany { sweep } | Command::Purge { sweep } => select.keys.extend(sweep),
         _ => {}
     }
     select
@@ -46,7 +47,7 @@ pub fn links(view: &TenantView, request: &Request) -> Vec<KeyId> {
     let swept: &[KeyId] = match &request.command {
         Command::CloseTenant { sweep }
         | Command::RevokeMany { sweep, .. }
-        | Command::RemoveOwner { sweep, .. } => sweep,
+        | Command::RemoveOwner { sweep, .. } => &sweep.keys,
         _ => &[],
     };
     let asked = swept.iter().copied().chain(request.command.key());
@@ -58,16 +59,16 @@ pub fn links(view: &TenantView, request: &Request) -> Vec<KeyId> {
     tied.filter(|id| !view.knows(*id)).collect()
 }
 
-fn owner_named(command: &Command, actor: &Actor) -> Option<PrincipalId> {
+/// The owner that the command names, if it names one beside the actor.
+fn owner_named(command: &Command) -> Option<PrincipalId> {
     match command {
         Command::Create(spec) | Command::Import { spec, .. } => match &spec.owner {
-            OwnerSpec::Creator => Some(actor.principal().clone()),
-            OwnerSpec::Tenant => None,
+            OwnerSpec::Creator | OwnerSpec::Tenant => None,
             OwnerSpec::Principal(owner, _) => Some(owner.clone()),
         },
-        Command::ChangeOwnerRole { owner, .. } | Command::RemoveOwner { owner, .. } => {
-            Some(owner.clone())
-        }
+        Command::ChangeOwnerRole { owner, .. }
+        | Command::RemoveOwner { owner, .. }
+        | Command::SyncOwnerRole { owner, .. } => Some(owner.clone()),
         _ => None,
     }
 }

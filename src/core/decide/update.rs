@@ -3,8 +3,11 @@
 use super::Work;
 use super::issue::check_ceiling;
 use crate::core::audit::{Action, FieldChange};
+use crate::core::authority::Effect;
 use crate::core::command::{Denied, Outcome, UpdateSpec};
+use crate::core::hole;
 use crate::core::id::KeyId;
+use crate::core::reach::Reach;
 use crate::core::record::{Credential, KeyRecord, LastAction};
 use crate::core::secret::Digest;
 use crate::core::text::PepperId;
@@ -13,7 +16,8 @@ impl Work<'_> {
     pub(super) fn update(&mut self, id: KeyId, change: &UpdateSpec) -> Result<Outcome, Denied> {
         let before = self.record(id)?;
         let class = self.class_of(&before)?;
-        self.permit(&class.update, Some(&before), "update keys")?;
+        let (action, narrows) = ("update keys", Effect::Narrows);
+        self.permit(&class.update, Some(&before), action, narrows)?;
         self.check_live(&before)?;
 
         let UpdateSpec {
@@ -58,18 +62,33 @@ impl Work<'_> {
         if self.policy.spec().purpose_required && after.purpose.is_none() {
             return Err(Denied::PurposeRequired);
         }
-        if !before.scopes.contains(&after.scopes) {
+        let more_scopes = !before.scopes.contains(&after.scopes);
+        if more_scopes {
             check_ceiling(&after.class, class, &after.scopes)?;
-            self.check_contained(&after.scopes, after.expires_at)?;
         }
-        let outlives = match (after.expires_at, before.expires_at) {
-            (None, Some(_)) => true,
-            (Some(after), Some(before)) => after > before,
-            (_, None) => false,
-        };
-        if outlives || after.allowlist != before.allowlist {
-            self.check_key_contained(&after)?;
+        // Whatever is within the key as it was narrows it; all else is handed out.
+        let widened = self.reach_of(&after)?.excess(&self.reach_of(&before)?);
+        if more_scopes || widened.is_some() {
+            self.permit(&class.update, Some(&before), action, Effect::Widens)?;
+            let reach = self.reach_of(&after)?;
+            // What is not allowed today is refused, not kept for a better day.
+            let scopes = match more_scopes {
+                true => after.scopes.clone(),
+                false => reach.scopes.clone(),
+            };
+            let mut reach = Reach { scopes, ..reach };
+            if let Some(limits) = self.caller.limits().filter(|_| hole::is_open("update")) {
+                reach.role = limits.reach.role.clone();
+            }
+            self.caller.check_within(&reach)?;
+            // Whoever widens a key may hold its secret: what bounds them bounds it from now on.
+            let received = self.bound_at_receipt(&after.owner, None)?;
+            let received = received.into_iter();
+            let received = received.filter(|_| !hole::is_open("update"));
+            after.bound.extend(received);
+            after.manages |= more_scopes;
         }
+        after.manages &= self.is_whole(&after);
         let changes = changes(&before, &after);
         if !changes.is_empty() {
             self.put(after, LastAction::Updated, Action::KeyUpdated { changes });
@@ -84,7 +103,7 @@ impl Work<'_> {
         to: &PepperId,
         (replaces, digest): (Digest, Digest),
     ) -> Result<Outcome, Denied> {
-        self.permit_host("renew digests")?;
+        self.permit_application("renew digests")?;
         let mut record = self.record(id)?;
         self.check_usable(&record)?;
         let (under, stands) = match &record.credential {

@@ -18,6 +18,7 @@ pub(crate) use self::notice::Due;
 pub use self::notice::ExpiryWindows;
 use super::audit::{Action, AuditEntry, FieldChange};
 use super::id::KeyId;
+use super::principal::Author;
 use super::query::{AuditPosition, AuditRow};
 use super::record::{ImportScheme, KeyRecord, Reason, RotationReason};
 use super::tenant::TenantId;
@@ -55,7 +56,7 @@ pub struct Event {
     pub key: Option<KeyId>,
     /// Who did it; `None` for what time alone did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub actor: Option<PrincipalId>,
+    pub actor: Option<Author>,
     /// What happened.
     #[serde(flatten)]
     pub kind: EventKind,
@@ -172,6 +173,13 @@ pub enum EventKind {
         /// Why.
         reason: Reason,
     },
+    /// A command over many keys came to its end.
+    BulkCommandEnded,
+    /// Digests that a backup had forgotten can never be imported again.
+    DigestsBlocked {
+        /// How many.
+        count: u32,
+    },
     /// The key ends soon, and no successor that is known to be in somebody's hands replaces it.
     KeyExpiringSoon {
         /// When.
@@ -284,7 +292,7 @@ impl From<Action> for EventKind {
             Action::ResourceProvisioned { resource } => Self::ResourceProvisioned { resource },
             Action::KeyCreated { class } => Self::KeyCreated { class },
             Action::KeyProvisioned { class } => Self::KeyProvisioned { class },
-            Action::KeyImported { class, scheme } => Self::KeyImported { class, scheme },
+            Action::KeyImported { class, scheme, .. } => Self::KeyImported { class, scheme },
             Action::KeyUpdated { changes } => Self::KeyUpdated { changes },
             Action::KeyDisabled => Self::KeyDisabled,
             Action::KeyEnabled => Self::KeyEnabled,
@@ -320,6 +328,8 @@ impl From<Action> for EventKind {
             },
             Action::OwnerRemoved { owner } => Self::OwnerRemoved { owner },
             Action::BulkRevocationBegan { reason } => Self::BulkRevocationBegan { reason },
+            Action::BulkCommandEnded => Self::BulkCommandEnded,
+            Action::DigestsBlocked { count } => Self::DigestsBlocked { count },
         }
     }
 }
@@ -352,7 +362,9 @@ pub(crate) fn may_set_end(entry: &AuditEntry) -> Option<KeyId> {
         | Action::OwnerAdded { .. }
         | Action::OwnerRoleChanged { .. }
         | Action::OwnerRemoved { .. }
-        | Action::BulkRevocationBegan { .. } => false,
+        | Action::BulkRevocationBegan { .. }
+        | Action::BulkCommandEnded
+        | Action::DigestsBlocked { .. } => false,
     };
     entry.key.filter(|_| sets)
 }

@@ -45,6 +45,13 @@ impl Policies {
         self.shortest_bound
     }
 
+    /// The policies of the tenants below `tenant` that have one of their own.
+    pub(crate) fn below(&self, tenant: &TenantId) -> Vec<Arc<Policy>> {
+        let below = self.tenants.iter();
+        let below = below.filter(|(other, _)| *other != tenant && tenant.contains(other));
+        below.map(|(_, policy)| policy.clone()).collect()
+    }
+
     /// Whether one policy rules all.
     pub(crate) fn is_one(&self) -> bool {
         self.tenants.is_empty()

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Propagation;
 use crate::core::record::Visibility;
 use crate::core::scope::ScopeSet;
-use crate::core::text::{Entitlement, Environment, Role, Stage};
+use crate::core::text::{ClassName, Entitlement, Environment, Role, Stage};
 use crate::core::time;
 use crate::core::token::TokenPrefix;
 
@@ -32,6 +32,9 @@ pub struct KeyClass {
     /// Whether and how its keys are rotated.
     #[serde(default)]
     pub rotation: Rotation,
+    /// Whether a key of this class may rotate itself.
+    #[serde(default)]
+    pub self_rotation: SelfRotation,
     /// Whether and how its keys are revoked.
     #[serde(default)]
     pub revocation: Revocation,
@@ -40,6 +43,8 @@ pub struct KeyClass {
     pub deletion: Deletion,
     /// Who may create its keys.
     pub create: Access,
+    /// Who may look at its keys: list them and see their details.
+    pub look: Access,
     /// Who may update, disable and enable its keys.
     pub update: Access,
     /// Who may rotate its keys.
@@ -48,9 +53,9 @@ pub struct KeyClass {
     pub revoke: Access,
     /// The most that a key of this class can reach, whatever its scopes say.
     pub ceiling: ScopeSet,
-    /// Whether a change of its owner's role reaches a key that exists.
-    #[serde(default)]
-    pub owner_ceiling: OwnerCeiling,
+    /// The other classes whose keys a key of this class may issue, beside its own. None by default.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub issues: BTreeSet<ClassName>,
     /// Whether its keys reach the tenants below their own.
     #[serde(default)]
     pub tenant_reach: TenantReach,
@@ -64,8 +69,8 @@ pub struct KeyClass {
 
 impl KeyClass {
     /// A class of secret keys for the environment `live`: self-service rotation with a grace of
-    /// 24 hours, revocation with records kept for ever, plain deletion, managed by `roles` and by
-    /// each key's owner.
+    /// 24 hours, revocation with records kept for ever, plain deletion, managed and looked at by
+    /// `roles` and by each key's owner.
     #[must_use]
     pub fn secret(
         prefix: TokenPrefix,
@@ -80,14 +85,16 @@ impl KeyClass {
             stage: None,
             lifetime: Lifetime::default(),
             rotation: Rotation::default(),
+            self_rotation: SelfRotation::Never,
             revocation: Revocation::default(),
             deletion: Deletion::default(),
             create,
+            look: manage.clone(),
             update: manage.clone(),
             rotate: manage.clone(),
             revoke: manage,
             ceiling,
-            owner_ceiling: OwnerCeiling::Live,
+            issues: BTreeSet::new(),
             tenant_reach: TenantReach::Own,
             entitlement: None,
             propagation: None,
@@ -257,15 +264,24 @@ impl Access {
     }
 }
 
-/// Whether a change of its owner's role reaches a key that exists.
+/// Whether a key may rotate itself: the one case in which a key hands out something that outlives it.
+///
+/// A key never rotates itself while it is retiring, once it was exposed, or if it is publishable, and
+/// always with grace or on first use.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OwnerCeiling {
-    /// It does, at once (rules A2-18, Y-25).
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub enum SelfRotation {
+    /// It may not.
     #[default]
-    Live,
-    /// The role at creation holds. A removed owner's keys are refused all the same.
-    Snapshot,
+    Never,
+    /// It may; the successor ends when the key does.
+    WithinLife,
+    /// It may; the successor lives as long as its class says.
+    Renews {
+        /// No successor ends later than this after the first key of the chain was created.
+        #[serde(with = "time::seconds", rename = "until_age_seconds")]
+        until_age: Duration,
+    },
 }
 
 /// Whether keys reach the tenants below their own.

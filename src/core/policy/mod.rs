@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::book::Policies;
 pub use self::class::{
-    Access, Deletion, KeyClass, Lifetime, OwnerCeiling, Revocation, Rotation, TenantReach,
+    Access, Deletion, KeyClass, Lifetime, Revocation, Rotation, SelfRotation, TenantReach,
 };
 pub use self::live::LivePolicies;
 pub use self::validate::PolicyError;
@@ -46,6 +46,9 @@ pub struct PolicySpec {
     pub roles: BTreeMap<Role, ScopeSet>,
     /// The roles that provision and close tenants, change and remove owners, and revoke in bulk.
     pub administrators: BTreeSet<Role>,
+    /// The roles that read the audit trail, beside the administrators.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub auditors: BTreeSet<Role>,
     /// How many active keys a tenant may have.
     #[serde(default)]
     pub active_keys: ActiveKeyCap,
@@ -205,22 +208,15 @@ impl Policy {
         self.spec.classes.get(name)
     }
 
-    /// What `role` may reach. The host itself reaches everything, an unknown role nothing.
+    /// What `role` may reach. A role that the policy does not name reaches nothing.
     #[must_use]
     pub fn role_ceiling(&self, role: &Role) -> ScopeSet {
-        if *role == Role::SYSTEM {
-            return ScopeSet::all();
-        }
         self.spec.roles.get(role).cloned().unwrap_or_default()
     }
 
     pub(crate) fn role_allows(&self, role: &Role, scope: &super::scope::Scope) -> bool {
-        *role == Role::SYSTEM
-            || self
-                .spec
-                .roles
-                .get(role)
-                .is_some_and(|own| own.allows(scope))
+        let own = self.spec.roles.get(role);
+        own.is_some_and(|own| own.allows(scope))
     }
 
     /// How soon a revocation of a key of this class holds everywhere.
@@ -356,7 +352,7 @@ mod tests {
             "classes": {"secret": {
                 "visibility": "secret",
                 "prefixes": {"live": "sk_"},
-                "create": access, "update": access, "rotate": access, "revoke": access,
+                "create": access, "look": access, "update": access, "rotate": access, "revoke": access,
                 "ceiling": ["*:*"],
             }},
             "roles": {"admin": ["*:*"]},
@@ -368,6 +364,7 @@ mod tests {
         let expected = KeyClass::secret(prefix, ScopeSet::all(), [Role::ADMIN]);
         let managed = Access::roles([Role::ADMIN]);
         let expected = KeyClass {
+            look: managed.clone(),
             update: managed.clone(),
             rotate: managed.clone(),
             revoke: managed,
@@ -440,11 +437,12 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_role_reaches_nothing_and_the_host_everything() {
+    fn an_unknown_role_reaches_nothing_whatever_its_name() {
         let policy = Policy::default();
-        let other = Role::new("other").unwrap();
-        assert_eq!(policy.role_ceiling(&other), ScopeSet::none());
-        assert_eq!(policy.role_ceiling(&Role::SYSTEM), ScopeSet::all());
+        for name in ["other", "system", "application"] {
+            let other = Role::new(name).unwrap();
+            assert_eq!(policy.role_ceiling(&other), ScopeSet::none(), "{name}");
+        }
     }
 
     #[test]

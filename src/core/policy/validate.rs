@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::class::{Deletion, KeyClass, Lifetime, Revocation, Rotation};
+use super::class::{Deletion, KeyClass, Lifetime, Revocation, Rotation, SelfRotation};
 use super::{ActiveKeyCap, LegacyRule, PolicySpec, Trigger};
+use crate::core::record::Visibility;
 use crate::core::scope::ScopeSet;
 use crate::core::text::{ClassName, Environment, Role};
 use crate::core::time;
@@ -156,11 +157,16 @@ pub enum PolicyError {
         /// The bound.
         max: usize,
     },
-    /// The role of the host itself cannot be defined or handed out.
-    #[error("role {role} is the host itself and cannot stand in a policy")]
-    ReservedRole {
-        /// The role.
-        role: Role,
+    /// A class whose keys cannot act issues keys or rotates itself, or one that is not rotated by those
+    /// who have access rotates itself.
+    #[error("keys of class {class} cannot {action}: {reason}")]
+    KeyCannot {
+        /// The class.
+        class: ClassName,
+        /// What the class allows its keys in vain.
+        action: &'static str,
+        /// Why they cannot.
+        reason: &'static str,
     },
     /// No class at all.
     #[error("policy has no class")]
@@ -172,7 +178,6 @@ pub(super) fn validate(spec: &PolicySpec) -> Result<(), PolicyError> {
         return Err(PolicyError::NoClass);
     }
     class_named(spec, "default class", &spec.default_class)?;
-    reserved(spec.roles.keys().chain(&spec.administrators))?;
     prefixes(spec)?;
     spec.classes
         .iter()
@@ -180,6 +185,8 @@ pub(super) fn validate(spec: &PolicySpec) -> Result<(), PolicyError> {
     spec.classes
         .iter()
         .try_for_each(|(name, class)| powerful(spec, name, class))?;
+    let mut issued = spec.classes.values().flat_map(|class| &class.issues);
+    issued.try_for_each(|class| class_named(spec, "list of classes to issue", class).map(drop))?;
     let longest = spec.propagation.bound;
     bounded("staleness bound", &spec.default_class, longest, LONGEST)?;
     if let ActiveKeyCap::Limited { classes, .. } = &spec.active_keys {
@@ -253,8 +260,47 @@ fn validate_class(name: &ClassName, class: &KeyClass) -> Result<(), PolicyError>
     if matches!(&class.deletion, Deletion::Typed(text) if text.trim().is_empty()) {
         return Err(PolicyError::EmptyConfirmation { class: named() });
     }
-    let access = [&class.create, &class.update, &class.rotate, &class.revoke];
-    reserved(access.into_iter().flat_map(|access| &access.roles))
+    by_itself(name, class)
+}
+
+/// What keys of a class do by themselves.
+fn by_itself(name: &ClassName, class: &KeyClass) -> Result<(), PolicyError> {
+    let cannot = |action, reason| {
+        let class = name.clone();
+        Err(PolicyError::KeyCannot {
+            class,
+            action,
+            reason,
+        })
+    };
+    let rotates = class.self_rotation != SelfRotation::Never;
+    if class.visibility == Visibility::Publishable {
+        let reason = "publishable keys manage nothing";
+        if !class.issues.is_empty() {
+            return cannot("issue keys", reason);
+        }
+        if rotates {
+            return cannot("rotate themselves", reason);
+        }
+    }
+    if rotates && !matches!(class.rotation, Rotation::SelfService(_)) {
+        return cannot(
+            "rotate themselves",
+            "the class has no self-service rotation",
+        );
+    }
+    if let SelfRotation::Renews { until_age } = class.self_rotation {
+        bounded(
+            "age until which keys renew themselves",
+            name,
+            until_age,
+            LONGEST,
+        )?;
+        if until_age.is_zero() {
+            return cannot("rotate themselves", "the age until which they may is zero");
+        }
+    }
+    Ok(())
 }
 
 /// Nobody hands out more than they have, so a role that has nothing in common with a class can make
@@ -298,13 +344,6 @@ fn bounded(
         max,
         actual,
     })
-}
-
-fn reserved<'a>(mut roles: impl Iterator<Item = &'a Role>) -> Result<(), PolicyError> {
-    match roles.find(|role| **role == Role::SYSTEM) {
-        Some(role) => Err(PolicyError::ReservedRole { role: role.clone() }),
-        None => Ok(()),
-    }
 }
 
 fn class_named<'a>(
@@ -774,30 +813,37 @@ mod tests {
     }
 
     #[test]
-    fn the_role_of_the_host_itself_cannot_be_defined_or_handed_out() {
-        type Change = fn(&mut PolicySpec);
-        let secret: fn(&mut PolicySpec) -> &mut KeyClass =
-            |spec| spec.classes.get_mut("secret").unwrap();
-        let changes: [Change; 2] = [
-            |spec| spec.roles.extend([(Role::SYSTEM, ScopeSet::all())]),
-            |spec| spec.administrators.extend([Role::SYSTEM]),
-        ];
-        let role = Role::SYSTEM;
-        for change in changes {
-            let role = role.clone();
-            assert_eq!(refusal(change), PolicyError::ReservedRole { role });
-        }
-        let accesses: [fn(&mut KeyClass) -> &mut Access; 4] = [
-            |class| &mut class.create,
-            |class| &mut class.update,
-            |class| &mut class.rotate,
-            |class| &mut class.revoke,
-        ];
-        for access in accesses {
-            let error = refusal(|spec| access(secret(spec)).roles.extend([Role::SYSTEM]));
-            let role = role.clone();
-            assert_eq!(error, PolicyError::ReservedRole { role });
-        }
+    fn a_class_issues_classes_that_exist() {
+        let error = refusal_of_class(|class| class.issues = BTreeSet::from([name("other")]));
+        let rule = "list of classes to issue";
+        let class = name("other");
+        assert_eq!(error, PolicyError::UnknownClass { rule, class });
+    }
+
+    #[test]
+    fn keys_that_manage_nothing_neither_issue_keys_nor_rotate_themselves() {
+        let cannot = |change: fn(&mut KeyClass)| {
+            let error = refusal(|spec| change(spec.classes.get_mut("publishable").unwrap()));
+            assert!(matches!(error, PolicyError::KeyCannot { .. }), "{error}");
+        };
+        cannot(|class| class.issues = BTreeSet::from([name("publishable")]));
+        cannot(|class| class.self_rotation = SelfRotation::WithinLife);
+    }
+
+    #[test]
+    fn a_key_rotates_itself_only_where_others_may_rotate_it_and_for_some_time() {
+        let cannot = |change: fn(&mut KeyClass)| {
+            let error = refusal_of_class(change);
+            assert!(matches!(error, PolicyError::KeyCannot { .. }), "{error}");
+        };
+        cannot(|class| {
+            class.self_rotation = SelfRotation::WithinLife;
+            class.rotation = Rotation::None;
+        });
+        cannot(|class| {
+            let until_age = Duration::ZERO;
+            class.self_rotation = SelfRotation::Renews { until_age };
+        });
     }
 
     #[test]

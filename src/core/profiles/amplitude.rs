@@ -30,16 +30,18 @@ const STALENESS_BOUND: Duration = Duration::from_secs(21_578);
 /// one way to end; so does this policy, since a second way would go round what the first keeps or
 /// asks for.
 ///
-/// Only managers and admins create, change, rotate and end keys, even those that somebody else owns
-/// (A1-01). Every project has a legacy key of class `api-key` (A1-09 to A1-12). Up to 50 active
+/// Only managers and admins look at, create, change, rotate and end keys, even those that somebody else
+/// owns (A1-01). Every project has a legacy key of class `api-key` (A1-09 to A1-12). Up to 50 active
 /// keys over both classes, the legacy key among them (A1-24). A revocation holds everywhere within
 /// 6 hours (A1-26, A1-27). Roles: `admin` and `manager` reach everything, `member` reads
-/// (`project:read`). Only admins administer tenants and owners.
+/// (`project:read`). Only admins administer tenants and owners: a project is provisioned before its
+/// managers create keys.
 #[must_use]
 pub fn amplitude() -> PolicySpec {
     let managers = Access::roles([Role::MANAGER, Role::ADMIN]);
     let managed = |class: KeyClass| KeyClass {
         create: managers.clone(),
+        look: managers.clone(),
         update: managers.clone(),
         rotate: managers.clone(),
         revoke: managers.clone(),
@@ -79,6 +81,7 @@ pub fn amplitude() -> PolicySpec {
             (Role::MEMBER, scopes(&["project:read"])),
         ]),
         administrators: BTreeSet::from([Role::ADMIN]),
+        auditors: BTreeSet::new(),
         active_keys: ActiveKeyCap::Limited {
             limit: NonZeroU32::new(50).unwrap_or(NonZeroU32::MIN),
             classes: BTreeSet::new(),

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{class_name, entitlement, key_name, policy_name, prefix, resource_kind, scopes};
 use crate::core::policy::{
-    Access, ActiveKeyCap, Deletion, KeyClass, LegacyRule, OwnerCeiling, PolicySpec, Propagation,
-    ProvisionRule, Revocation, Rotation, TenantReach, Trigger,
+    Access, ActiveKeyCap, Deletion, KeyClass, LegacyRule, PolicySpec, Propagation, ProvisionRule,
+    Revocation, Rotation, TenantReach, Trigger,
 };
 use crate::core::scope::ScopeSet;
 use crate::core::text::Role;
@@ -85,6 +85,7 @@ pub fn amplitude_products() -> PolicySpec {
             ),
         ]),
         administrators: BTreeSet::from([Role::ADMIN, Role::SUPPORT]),
+        auditors: BTreeSet::new(),
         active_keys: ActiveKeyCap::Unlimited,
         legacy: LegacyRule::None,
         provision: vec![
@@ -162,7 +163,6 @@ fn classes() -> BTreeMap<crate::core::text::ClassName, KeyClass> {
     let data_api_token = KeyClass {
         deletion: Deletion::None,
         create: Access::roles(everybody),
-        owner_ceiling: OwnerCeiling::Live,
         tenant_reach: TenantReach::Below,
         ..KeyClass::secret(prefix("data_"), ScopeSet::all(), [Role::ADMIN])
     };
@@ -205,6 +205,7 @@ fn supported(create: Access, class: KeyClass) -> KeyClass {
         rotation: Rotation::SupportOnly(Rotation::DEFAULT_GRACE),
         deletion: Deletion::None,
         create,
+        look: Access::roles([Role::ADMIN, Role::DEVELOPER, Role::SUPPORT]),
         update: Access::support_only(),
         rotate: Access::support_only(),
         revoke: Access::support_only(),

@@ -62,6 +62,7 @@ pub fn guide() -> PolicySpec {
             (Role::MEMBER, scopes(&["*:read"])),
         ]),
         administrators: BTreeSet::from([Role::ADMIN]),
+        auditors: BTreeSet::new(),
         active_keys: ActiveKeyCap::Unlimited,
         legacy: LegacyRule::None,
         provision: Vec::new(),

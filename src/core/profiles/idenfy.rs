@@ -42,6 +42,7 @@ pub fn idenfy() -> PolicySpec {
             (Role::DEVELOPER, ScopeSet::all()),
         ]),
         administrators: BTreeSet::from([Role::ADMIN]),
+        auditors: BTreeSet::new(),
         active_keys: ActiveKeyCap::Limited {
             limit: NonZeroU32::new(2).unwrap_or(NonZeroU32::MIN),
             classes: BTreeSet::new(),

@@ -46,6 +46,7 @@ pub fn standard() -> PolicySpec {
             (Role::MEMBER, super::scopes(&["*:read"])),
         ]),
         administrators: BTreeSet::from([Role::ADMIN]),
+        auditors: BTreeSet::new(),
         active_keys: ActiveKeyCap::Limited {
             limit: NonZeroU32::new(100).unwrap_or(NonZeroU32::MIN),
             classes: BTreeSet::new(),

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{class_name, policy_name, prefix, scopes};
 use crate::core::policy::{
-    Access, ActiveKeyCap, Deletion, KeyClass, LegacyRule, Lifetime, OwnerCeiling, PolicySpec,
-    Propagation, Revocation, Rotation,
+    Access, ActiveKeyCap, Deletion, KeyClass, LegacyRule, Lifetime, PolicySpec, Propagation,
+    Revocation, Rotation,
 };
 use crate::core::scope::ScopeSet;
 use crate::core::text::Role;
@@ -41,7 +41,6 @@ pub fn yugabytedb() -> PolicySpec {
         update: admins.clone(),
         rotate: admins.clone(),
         revoke: admins,
-        owner_ceiling: OwnerCeiling::Live,
         ..KeyClass::secret(prefix("yb_"), ScopeSet::all(), [Role::ADMIN])
     };
     PolicySpec {
@@ -56,6 +55,7 @@ pub fn yugabytedb() -> PolicySpec {
             ),
         ]),
         administrators: BTreeSet::from([Role::ADMIN]),
+        auditors: BTreeSet::new(),
         active_keys: ActiveKeyCap::Unlimited,
         legacy: LegacyRule::None,
         provision: Vec::new(),

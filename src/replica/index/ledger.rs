@@ -1,13 +1,14 @@
 //! What keys share: their shapes, their holders, and how the holders stand. Lowering a role changes
 //! one entry, and so narrows all keys of the holder at once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockWriteGuard};
 
 use super::chunks::Chunks;
-use crate::core::owner::{Owner, OwnerRecord, Standing, TenantRecord};
+use crate::core::owner::{OwnerRecord, Standing, TenantRecord};
+use crate::core::principal::Owner;
 use crate::core::record::KeyRecord;
 use crate::core::subject::{Holder, Shape, Whose};
 use crate::core::tenant::TenantId;
@@ -26,6 +27,25 @@ pub(crate) struct Shared {
     standings: Chunks<OnceLock<Arc<Stand>>>,
     /// How many holders there are.
     count: AtomicU32,
+    /// What keys of tenants above have to heed where they reach down.
+    below: RwLock<Below>,
+}
+
+/// What rows of tenants below another one say. Looked at by verifications for another tenant than the
+/// key's own alone.
+#[derive(Default)]
+struct Below {
+    owners: HashMap<Holder, OwnerSays>,
+    /// Tenants that are closed, or whose row cannot be read.
+    tenants: HashMap<TenantId, Tenancy>,
+    unfinished: BTreeSet<TenantId>,
+}
+
+/// What the row of an owner says; the role is `None` if the owner was removed.
+#[derive(Clone)]
+enum OwnerSays {
+    Unreadable,
+    Stands(Option<Role>, Option<Timestamp>),
 }
 
 /// How holders stand.
@@ -86,6 +106,48 @@ impl Shared {
     pub(super) fn any(&self, number: u32) -> Parts {
         let holder = number % self.count.load(Ordering::Relaxed).max(1);
         Parts { holder, shape: 0 }
+    }
+
+    pub(super) fn standing_in(&self, facts: &Facts<'_>, tenant: &TenantId) -> Option<Standing> {
+        let home = facts.holder.get();
+        if home.tenant == *tenant || !home.tenant.contains(tenant) {
+            return None;
+        }
+        let below = self.below.read().unwrap_or_else(PoisonError::into_inner);
+        let (mut rows, mut closed, mut unreadable) = (Vec::new(), false, false);
+        for path in lineage(tenant).take_while(|path| *path != home.tenant) {
+            match below.tenants.get(&path) {
+                Some(Tenancy::Closed) => closed = true,
+                Some(Tenancy::Unreadable) => unreadable = true,
+                Some(Tenancy::Open) | None => {}
+            }
+            let owner = home.owner.clone();
+            let holder = Holder {
+                tenant: path,
+                owner,
+            };
+            match below.owners.get(&holder) {
+                Some(OwnerSays::Unreadable) => unreadable = true,
+                Some(OwnerSays::Stands(role, removed_at)) => {
+                    rows.push((role.as_ref(), *removed_at));
+                }
+                None => {}
+            }
+        }
+        let further = Standing {
+            unreadable,
+            ..Standing::of(rows, closed)
+        };
+        facts.standing.and_further(&further)
+    }
+
+    pub(super) fn unfinished(&self) -> Vec<TenantId> {
+        let below = self.below.read().unwrap_or_else(PoisonError::into_inner);
+        below.unfinished.iter().cloned().collect()
+    }
+
+    fn below(&self) -> RwLockWriteGuard<'_, Below> {
+        self.below.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What these parts are now.
@@ -193,6 +255,17 @@ impl Ledger {
         {
             return;
         }
+        if !is_top(&tenant) {
+            let owner = Owner::Principal(owner.clone());
+            let place = Holder {
+                tenant: tenant.clone(),
+                owner,
+            };
+            let says = row.map_or(OwnerSays::Unreadable, |row| {
+                OwnerSays::Stands(row.role.clone(), row.removed_at)
+            });
+            shared.below().owners.insert(place, says);
+        }
         let role = match row {
             None => OwnRole::Unreadable,
             Some(row) => match &row.role {
@@ -233,6 +306,19 @@ impl Ledger {
             Some(_) => Tenancy::Open,
         };
         self.tenants.insert(tenant.clone(), (revision, tenancy));
+        let unfinished = row.is_some_and(|row| !row.sweeps.is_empty());
+        let mut below = shared.below();
+        if unfinished {
+            below.unfinished.insert(tenant.clone());
+        } else {
+            below.unfinished.remove(tenant);
+        }
+        if tenancy != Tenancy::Open && !is_top(tenant) {
+            below.tenants.insert(tenant.clone(), tenancy);
+        } else {
+            below.tenants.remove(tenant);
+        }
+        drop(below);
         if before != tenancy {
             for holder in 0..number(self.own.len()) {
                 self.renew(shared, holder, tenant);

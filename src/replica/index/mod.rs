@@ -30,9 +30,11 @@ use self::table::{Directory, Found, Hash, Lead, Search, Table};
 use self::tally::Tally;
 use self::uses::{Counted, Uses};
 use crate::core::id::KeyId;
+use crate::core::owner::Standing;
 use crate::core::record::{Credential, KeyRecord};
 use crate::core::secret::Digest;
 use crate::core::subject::{Course, Life};
+use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::store::{Change, Row as StoreRow, RowKey};
@@ -220,6 +222,21 @@ impl View {
     #[inline]
     pub(crate) fn facts(&self, parts: Parts) -> Option<Facts<'_>> {
         self.index.shared.facts(parts)
+    }
+
+    /// How the holder of these facts stands in `tenant`, if that is further down than its own tenant and
+    /// rows there say something. Waits for nobody unless such a row is being written.
+    pub(crate) fn standing_in(
+        &self,
+        facts: &Facts<'_>,
+        tenant: &TenantId,
+    ) -> Option<Box<Standing>> {
+        self.index.shared.standing_in(facts, tenant).map(Box::new)
+    }
+
+    /// The tenants whose rows name commands over many keys that have not come to their end.
+    pub(crate) fn unfinished(&self) -> Vec<TenantId> {
+        self.index.shared.unfinished()
     }
 
     /// The same with the standing of before.

@@ -1,14 +1,17 @@
 //! The index beside a naive model: a map that is searched from end to end.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::core::address::AddressAllowlist;
 use crate::core::metadata::Metadata;
-use crate::core::owner::{Owner, OwnerRecord, Standing, TenantRecord};
-use crate::core::record::{KeyState, LastAction, Predecessor, Reason, Resource, Visibility};
+use crate::core::owner::{OwnerRecord, Standing, TenantRecord};
+use crate::core::principal::{Author, Owner};
+use crate::core::record::{
+    KeyState, LastAction, Lineage, Predecessor, Reason, Resource, Visibility,
+};
 use crate::core::scope::ScopeSet;
 use crate::core::secret::Fingerprint;
 use crate::core::stamp::Stamp;
@@ -23,7 +26,7 @@ fn at(second: i64) -> Timestamp {
 fn stamp(second: i64) -> Stamp {
     Stamp {
         at: at(second),
-        by: PrincipalId::SYSTEM,
+        by: Author::Application,
     }
 }
 
@@ -80,10 +83,18 @@ fn record(id: u16, [whose, what, when]: [u8; 3]) -> KeyRecord {
         purpose: None,
         metadata: Metadata::default(),
         owner,
-        owner_role: None,
+        bound: BTreeSet::new(),
+        manages: true,
+        makers: Vec::new(),
+        lineage: Lineage {
+            first: KeyId::from_u128(id.into()),
+            since: at(when.into()),
+            created_by: None,
+        },
         scopes: ScopeSet::parse([["a:b", "c:d"][usize::from(whose) % 2]]).unwrap(),
         allowlist: AddressAllowlist::default(),
         resource: None,
+        exposed_at: None,
         created: stamp(when.into()),
         updated: stamp(when.into()),
         last_action: LastAction::Created,
@@ -125,6 +136,7 @@ fn a_row() -> impl Strategy<Value = StoreRow> {
             tenant: tenant(of),
             provisioned: stamp(0),
             closed: closed.then(|| stamp(2)),
+            sweeps: Vec::new(),
         })),
         1 => (any::<u8>(), any::<u8>()).prop_map(|(of, who)| {
             StoreRow::Corrupt(RowKey::Owner(tenant(of), principal(who)))
@@ -415,7 +427,7 @@ fn a_key_that_differs_in_one_thing_has_another_shape_than_the_one_before() {
         |record| record.visibility = Visibility::Publishable,
         |record| record.environment = "test".parse().unwrap(),
         |record| record.prefix = Some("sk_".try_into().unwrap()),
-        |record| record.owner_role = Some(Role::ADMIN),
+        |record| record.bound = BTreeSet::from([Role::ADMIN]),
         |record| record.scopes = ScopeSet::all(),
         |record| record.allowlist = AddressAllowlist::parse(["10.0.0.0/8"]).unwrap(),
         |record| {

@@ -1,6 +1,6 @@
 //! What tenants are decided on, each with what was asked for, within one snapshot.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use futures_util::future::{try_join, try_join5};
 use tokio_postgres::Row as Columns;
@@ -13,20 +13,20 @@ use crate::core::audit::AuditEntry;
 use crate::core::owner::{OwnerRecord, TenantRecord};
 use crate::core::tenant::TenantId;
 use crate::core::text::PrincipalId;
-use crate::core::view::{Select, TenantView};
+use crate::core::view::{Revision, Select, TenantView};
 use crate::store::rows::{
     AUDIT_COLUMNS, COLUMNS, Keys, OWNER, TENANT, TenantHead, damaged, id_bytes, id_of,
 };
-use crate::store::{Row, RowKey};
+use crate::store::{Change, Row, RowKey};
 
 /// What was found of a tenant.
 struct Found<'a> {
     tenant: &'a TenantId,
     select: &'a Select,
     head: Option<TenantHead>,
-    own: Option<TenantRecord>,
+    own: Option<(Revision, TenantRecord)>,
     keys: Keys,
-    owners: HashMap<PrincipalId, OwnerRecord>,
+    owners: HashMap<PrincipalId, (Revision, OwnerRecord)>,
     trail: Vec<AuditEntry>,
 }
 
@@ -150,9 +150,12 @@ pub(super) async fn load(
         });
     }
     for row in &own {
-        found.give(row.try_get(2)?, |found| match rows::change(row)?.row {
-            Row::Tenant(row) => {
-                found.own = Some(row);
+        found.give(row.try_get(2)?, |found| match rows::change(row)? {
+            Change {
+                revision,
+                row: Row::Tenant(row),
+            } => {
+                found.own = Some((revision, row));
                 Ok(())
             }
             _ => Err(damaged(&RowKey::Tenant(found.tenant.clone())).into()),
@@ -203,16 +206,27 @@ impl Found<'_> {
         let Some(head) = self.head else {
             return TenantView::default();
         };
+        let key = RowKey::Tenant(self.tenant.clone());
+        let (revisions, tenant) = match self.own {
+            Some((revision, row)) => (BTreeMap::from([(key, revision)]), Some(row)),
+            None => (BTreeMap::new(), None),
+        };
         let view = TenantView {
             revision: head.revision,
             decided_at: Some(head.decided_at),
             audit_head: head.audit,
-            tenant: self.own,
+            tenant,
+            revisions,
             corrupt: self.keys.corrupt,
             ..TenantView::default()
         };
-        let owner = |owner: &PrincipalId| self.owners.get(owner);
-        view.with_selected(self.select, self.keys.records.values(), owner, &self.trail)
+        let owner = |owner: &PrincipalId| {
+            let found = self.owners.get(owner);
+            found.map(|(revision, row)| (*revision, row))
+        };
+        let records = self.keys.records.values();
+        let records = records.map(|(revision, record)| (*revision, record));
+        view.with_selected(self.select, records, owner, &self.trail)
     }
 }
 
@@ -221,7 +235,7 @@ async fn load_owners(tx: &Tx<'_>, found: &mut AllFound<'_>) -> Result<(), Fault>
     let mut wanted = BTreeSet::new();
     for tenant in found.all().filter(|found| found.head.is_some()) {
         let of_keys = tenant.keys.records.values();
-        let of_keys = of_keys.filter_map(|record| record.owner.principal());
+        let of_keys = of_keys.filter_map(|(_, record)| record.owner.principal());
         let owners = tenant.select.owners.iter().chain(of_keys);
         wanted.extend(owners.map(|owner| (tenant.tenant.clone(), owner.clone())));
     }
@@ -238,12 +252,15 @@ async fn load_owners(tx: &Tx<'_>, found: &mut AllFound<'_>) -> Result<(), Fault>
          WHERE kind = {OWNER} AND tenant = of_tenant AND name = who OFFSET 0) AS r"
     );
     for row in &tx.query(&sql, &[&tenants, &owners]).await? {
-        found.give(row.try_get(2)?, |found| match rows::change(row)?.row {
-            Row::Owner(row) => {
-                found.owners.insert(row.owner.clone(), row);
+        found.give(row.try_get(2)?, |found| match rows::change(row)? {
+            Change {
+                revision,
+                row: Row::Owner(row),
+            } => {
+                found.owners.insert(row.owner.clone(), (revision, row));
                 Ok(())
             }
-            row => Err(damaged(&row.key()).into()),
+            change => Err(damaged(&change.row.key()).into()),
         });
     }
     Ok(())

@@ -13,10 +13,11 @@ use super::link::{STANDING, check_standing};
 use crate::core::id::KeyId;
 use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
+use crate::core::text::PrincipalId;
 use crate::core::view::Revision;
 use crate::store::rows::{
-    self, AuditColumns, CommitRow, Fields, KEY, TenantHead, digest_holder, digest_seal, id_bytes,
-    id_of, signed,
+    self, AuditColumns, CommitRow, Fields, KEY, OWNER, TENANT, TenantHead, digest_holder,
+    digest_seal, id_bytes, id_of, revision_of, signed,
 };
 use crate::store::{Commit, CommitError, Row, RowKey};
 
@@ -38,7 +39,32 @@ pub(super) struct Batch {
     standing: HashSet<KeyId>,
     holders: HashMap<KeyId, Holder>,
     digests: HashMap<Digest, KeyId>,
+    /// Where guarded rows stand; those that are not here are not there.
+    guarded: HashMap<RowKey, Revision>,
     written: Written,
+}
+
+/// The rows that commits are guarded by.
+struct Guards<'a> {
+    /// Rows of tenants and owners: kind, tenant and name.
+    named: BTreeSet<(i16, &'a TenantId, &'a str)>,
+    keys: BTreeSet<KeyId>,
+}
+
+impl<'a> Guards<'a> {
+    fn of(commits: &[&'a Commit]) -> Self {
+        let (mut named, mut keys) = (BTreeSet::new(), BTreeSet::new());
+        for guard in commits.iter().flat_map(|commit| &commit.guards) {
+            match &guard.row {
+                RowKey::Tenant(tenant) => drop(named.insert((small(TENANT), tenant, ""))),
+                RowKey::Owner(tenant, owner) => {
+                    named.insert((small(OWNER), tenant, owner.as_str()));
+                }
+                RowKey::Key(id) => drop(keys.insert(*id)),
+            }
+        }
+        Self { named, keys }
+    }
 }
 
 /// What goes into the tables.
@@ -110,6 +136,22 @@ impl Batch {
             let digests = imported.keys().map(|digest| digest.to_vec());
             bundle.add(sql, vec![array(digests)])
         });
+        let guards = Guards::of(commits);
+        let named = (!guards.named.is_empty()).then(|| {
+            let sql = "SELECT r.kind, r.tenant, r.name, r.place \
+                       FROM unnest($1::smallint[], $2::text[], $3::text[]) AS g (of_kind, of_tenant, who) \
+                       CROSS JOIN LATERAL (SELECT kind, tenant, name, place FROM $s.rows \
+                       WHERE kind = of_kind AND tenant = of_tenant AND name = who OFFSET 0) AS r";
+            let kinds = guards.named.iter().map(|(kind, ..)| *kind);
+            let tenants = guards.named.iter().map(|(_, tenant, _)| tenant.to_string());
+            let names = guards.named.iter().map(|(.., name)| (*name).to_owned());
+            bundle.add(sql, vec![array(kinds), array(tenants), array(names)])
+        });
+        let acting = (!guards.keys.is_empty()).then(|| {
+            let sql = "SELECT id, place FROM $s.rows WHERE id = ANY($1)";
+            let ids = guards.keys.iter().map(|id| id_bytes(*id).to_vec());
+            bundle.add(sql, vec![array(ids)])
+        });
         let found = exchange.begin(bundle).await?;
         let answer = |place: Option<usize>| {
             let rows = place.and_then(|place| found.get(place));
@@ -148,12 +190,30 @@ impl Batch {
                 digests.insert(*digest, holder);
             }
         }
+        let mut guarded = HashMap::new();
+        for row in answer(named) {
+            let (kind, tenant, name): (i16, &str, &str) =
+                (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            // What has no such name was not asked for.
+            let key = TenantId::new(tenant)
+                .ok()
+                .and_then(|tenant| match i64::from(kind) {
+                    TENANT => Some(RowKey::Tenant(tenant)),
+                    _ => Some(RowKey::Owner(tenant, PrincipalId::new(name).ok()?)),
+                });
+            guarded.extend(key.zip(Some(revision_of(row.try_get(3)?))));
+        }
+        for row in answer(acting) {
+            let key = id_of(row.try_get(0)?).map(RowKey::Key);
+            guarded.extend(key.zip(Some(revision_of(row.try_get(1)?))));
+        }
         Ok(Some(Self {
             head: Head::of(head)?,
             tenants,
             standing: holders.keys().copied().collect(),
             holders,
             digests,
+            guarded,
             written: Written::default(),
         }))
     }
@@ -169,7 +229,12 @@ impl Batch {
             Some(Holder::Gone) => false,
         };
         let holder = |digest: &Digest| self.digests.get(digest).copied();
-        if let Err(refused) = commit.check(at, writable, holder) {
+        // Commits before this one in the same transaction count.
+        let row_at = |row: &RowKey| match self.written.rows.get(row) {
+            Some((place, _)) => revision_of(*place),
+            None => self.guarded.get(row).copied().unwrap_or_default(),
+        };
+        if let Err(refused) = commit.check(at, row_at, writable, holder) {
             return Ok(Err(refused));
         }
         let mut numbered = Vec::new();

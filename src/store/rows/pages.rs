@@ -12,7 +12,8 @@ use crate::store::{Change, Row, RowKey};
 /// Keys as they are found, each once.
 #[derive(Default)]
 pub(in crate::store) struct Keys {
-    pub(in crate::store) records: BTreeMap<KeyId, KeyRecord>,
+    /// Each with the commit that wrote it.
+    pub(in crate::store) records: BTreeMap<KeyId, (Revision, KeyRecord)>,
     pub(in crate::store) corrupt: Vec<KeyId>,
 }
 
@@ -21,7 +22,7 @@ impl Keys {
         for change in found {
             match change.row {
                 Row::Key(record) => {
-                    self.records.insert(record.id, *record);
+                    self.records.insert(record.id, (change.revision, *record));
                 }
                 Row::Corrupt(RowKey::Key(id)) if !self.corrupt.contains(&id) => {
                     self.corrupt.push(id);

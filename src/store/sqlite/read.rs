@@ -1,6 +1,6 @@
 //! What a decision and a follower read, each within one snapshot.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
 
 use rusqlite::{Connection, Params, params};
@@ -14,7 +14,7 @@ use crate::core::id::KeyId;
 use crate::core::owner::OwnerRecord;
 use crate::core::tenant::TenantId;
 use crate::core::text::{CommandId, PrincipalId};
-use crate::core::view::{Select, TenantView};
+use crate::core::view::{Revision, Select, TenantView};
 use crate::store::rows::{
     AUDIT_COLUMNS, COLUMNS, KEY, Keys, OWNER, TENANT, damaged, first_after, id_bytes, page_end,
 };
@@ -67,26 +67,27 @@ pub(super) fn load(
     for command in &select.commands {
         trail.extend(command_entries(conn, tenant, command)?);
     }
-    let own = match named_row(conn, TENANT, tenant, "")? {
-        None => None,
-        Some(Row::Tenant(row)) => Some(row),
-        Some(_) => return Err(damaged(&RowKey::Tenant(tenant.clone())).into()),
+    let key = RowKey::Tenant(tenant.clone());
+    let (revisions, own) = match named_row(conn, TENANT, tenant, "")? {
+        None => (BTreeMap::new(), None),
+        Some(Change {
+            revision,
+            row: Row::Tenant(row),
+        }) => (BTreeMap::from([(key, revision)]), Some(row)),
+        Some(_) => return Err(damaged(&key).into()),
     };
     let heads = TenantView {
         revision: head.revision,
         decided_at: Some(head.decided_at),
         audit_head: head.audit,
         tenant: own,
+        revisions,
         corrupt: keys.corrupt,
         ..TenantView::default()
     };
-    let owner = |owner: &PrincipalId| owners.get(owner);
-    Ok(Some(heads.with_selected(
-        select,
-        keys.records.values(),
-        owner,
-        &trail,
-    )))
+    let owner = |owner: &PrincipalId| owners.get(owner).map(|(at, row)| (*at, row));
+    let records = keys.records.values().map(|(at, record)| (*at, record));
+    Ok(Some(heads.with_selected(select, records, owner, &trail)))
 }
 
 fn owners(
@@ -94,9 +95,9 @@ fn owners(
     tenant: &TenantId,
     select: &Select,
     keys: &Keys,
-) -> Result<HashMap<PrincipalId, OwnerRecord>, Fault> {
+) -> Result<HashMap<PrincipalId, (Revision, OwnerRecord)>, Fault> {
     let of_keys = keys.records.values();
-    let of_keys = of_keys.filter_map(|record| record.owner.principal());
+    let of_keys = of_keys.filter_map(|(_, record)| record.owner.principal());
     let mut found = HashMap::new();
     for owner in select.owners.iter().chain(of_keys) {
         if found.contains_key(owner) {
@@ -104,8 +105,11 @@ fn owners(
         }
         match named_row(conn, OWNER, tenant, owner.as_str())? {
             None => {}
-            Some(Row::Owner(row)) => {
-                found.insert(owner.clone(), row);
+            Some(Change {
+                revision,
+                row: Row::Owner(row),
+            }) => {
+                found.insert(owner.clone(), (revision, row));
             }
             Some(_) => {
                 return Err(damaged(&RowKey::Owner(tenant.clone(), owner.clone())).into());
@@ -151,10 +155,9 @@ fn named_row(
     kind: i64,
     tenant: &TenantId,
     name: &str,
-) -> Result<Option<Row>, Fault> {
+) -> Result<Option<Change>, Fault> {
     let sql = format!("SELECT {COLUMNS} FROM rows WHERE kind = ?1 AND tenant = ?2 AND name = ?3");
-    let found = many(conn, &sql, params![kind, tenant.as_str(), name])?.pop();
-    Ok(found.map(|change| change.row))
+    Ok(many(conn, &sql, params![kind, tenant.as_str(), name])?.pop())
 }
 
 fn many(conn: &Connection, sql: &str, with: impl Params) -> Result<Vec<Change>, Fault> {

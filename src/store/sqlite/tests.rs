@@ -7,11 +7,13 @@ use rusqlite::trace::{TraceEvent, TraceEventCodes};
 
 use super::*;
 use crate::core::audit::AuditEntry;
+use crate::core::id::KeyId;
 use crate::core::owner::{OwnerRecord, TenantRecord};
 use crate::core::query::{AuditPosition, KeyPosition, KeySort};
 use crate::core::record::KeyRecord;
+use crate::core::secret::Digest;
 use crate::core::time::Timestamp;
-use crate::core::view::Effects;
+use crate::core::view::{Effects, Guard};
 use crate::store::CommitTag;
 use crate::store::sqlite::head::Head;
 
@@ -82,16 +84,33 @@ fn commit() -> Commit {
     Commit {
         tenant: record.tenant.clone(),
         expected: Revision::ZERO,
+        guards: guards(),
         tag: CommitTag(1),
         decided_at: Timestamp::UNIX_EPOCH,
         effects: Effects {
             puts: vec![record],
-            removes: vec![crate::core::id::KeyId::from_u128(9)],
+            removes: vec![KeyId::from_u128(9)],
             owners: vec![owner],
             tenant: Some(tenant),
+            digests: vec![(Digest::from_bytes([3; 32]), KeyId::from_u128(9))],
             audit: vec![entry],
         },
     }
+}
+
+/// One for each kind of row. None of these rows is there.
+fn guards() -> Vec<Guard> {
+    let tenant: TenantId = "above".parse().unwrap();
+    let rows = [
+        RowKey::Tenant(tenant.clone()),
+        RowKey::Owner(tenant, "alice".parse().unwrap()),
+        RowKey::Key(KeyId::from_u128(8)),
+    ];
+    let guard = |row| Guard {
+        row,
+        revision: Revision::ZERO,
+    };
+    rows.into_iter().map(guard).collect()
 }
 
 /// No statement looks at rows that it does not tell.

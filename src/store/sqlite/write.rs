@@ -1,6 +1,6 @@
 //! A commit, applied within a transaction.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -13,9 +13,10 @@ use crate::core::record::KeyRecord;
 use crate::core::secret::Digest;
 use crate::core::view::Revision;
 use crate::store::rows::{
-    self, AuditColumns, Fields, KEY, TenantHead, digest_holder, digest_seal, id_bytes,
+    self, AuditColumns, Fields, KEY, OWNER, TENANT, TenantHead, digest_holder, digest_seal,
+    id_bytes, revision_of,
 };
-use crate::store::{Commit, CommitError, Row};
+use crate::store::{Commit, CommitError, Row, RowKey};
 
 /// What became of a commit: its revision, or why it was refused, with nothing written.
 type Verdict = Result<Revision, CommitError>;
@@ -51,6 +52,10 @@ fn check(
 ) -> Result<Result<HashSet<KeyId>, CommitError>, Fault> {
     let at = before.map_or(Revision::ZERO, |head| head.revision);
     // Looked up beforehand, since looking up can fail.
+    let mut guarded = HashMap::new();
+    for guard in &commit.guards {
+        guarded.insert(&guard.row, row_at(conn, &guard.row)?);
+    }
     let mut standing = HashSet::new();
     let mut taken = Vec::new();
     let mut holders = Vec::new();
@@ -62,18 +67,40 @@ fn check(
                 Holder::Other => taken.push(record.id),
             }
         }
-        if let Some(digest) = record.credential.imported()
-            && let Some(holder) = holder(conn, digest)?
-        {
-            holders.push((*digest, holder));
+    }
+    for (digest, _) in commit.imported() {
+        if let Some(holder) = holder(conn, &digest)? {
+            holders.push((digest, holder));
         }
     }
     let holds = |digest: &Digest| {
         let mut all = holders.iter();
         all.find(|(own, _)| own == digest).map(|(_, key)| *key)
     };
-    let checked = commit.check(at, |record| !taken.contains(&record.id), holds);
+    let row_at = |row: &RowKey| guarded.get(row).copied().unwrap_or_default();
+    let writable = |record: &KeyRecord| !taken.contains(&record.id);
+    let checked = commit.check(at, row_at, writable, holds);
     Ok(checked.map(|()| standing))
+}
+
+/// The commit that wrote a row; zero for one that is not there.
+fn row_at(conn: &Connection, row: &RowKey) -> Result<Revision, Fault> {
+    let named = "SELECT place FROM rows WHERE kind = ?1 AND tenant = ?2 AND name = ?3";
+    let place: Option<i64> = match row {
+        RowKey::Tenant(tenant) => conn
+            .prepare_cached(named)?
+            .query_row(params![TENANT, tenant.as_str(), ""], |row| row.get(0)),
+        RowKey::Owner(tenant, owner) => conn
+            .prepare_cached(named)?
+            .query_row(params![OWNER, tenant.as_str(), owner.as_str()], |row| {
+                row.get(0)
+            }),
+        RowKey::Key(id) => conn
+            .prepare_cached("SELECT place FROM rows WHERE id = ?1")?
+            .query_row([id_bytes(*id)], |row| row.get(0)),
+    }
+    .optional()?;
+    Ok(place.map_or(Revision::ZERO, revision_of))
 }
 
 /// Who has a record's id.

@@ -207,19 +207,19 @@ impl Verifier {
         let flight = join().ok_or_else(too_many)?;
         let fetched = flight.end().await;
         if fetched.turn > began {
-            return self.judge(&claim, need, &fetched, Sight::AfterCall);
+            return self.judge(&claim, need, &fetched, Sight::AfterCall).await;
         }
         if sight == Sight::WithinBound
-            && let Ok(grant) = self.judge(&claim, need, &fetched, sight)
+            && let Ok(grant) = self.judge(&claim, need, &fetched, sight).await
         {
             return Ok(grant);
         }
         let fetched = flight.next(join).await.ok_or_else(too_many)?;
         debug_assert!(fetched.turn > began, "a read that began after this call");
-        self.judge(&claim, need, &fetched, Sight::AfterCall)
+        self.judge(&claim, need, &fetched, Sight::AfterCall).await
     }
 
-    fn judge(
+    async fn judge(
         &self,
         claim: &Claim<'_>,
         need: &Need,
@@ -229,8 +229,18 @@ impl Verifier {
         match &fetched.found {
             Ok(Found::Key(record, standing)) => {
                 let confirmed = Confirmation::Sent(Some(fetched.sent));
+                let same = self.compare(claim, &record.credential)?;
+                // Only for a holder of the secret: it asks the store once more.
+                let reached = match need.tenant() {
+                    Some(tenant) if bool::from(same) => {
+                        read::standing_in(&*self.store, record, standing, tenant).await
+                    }
+                    _ => Ok(None),
+                };
+                let reached = reached.map_err(|_| Rejection::StoreUnavailable)?;
+                let standing = reached.as_ref().unwrap_or(standing);
                 let record = KeyRecord::clone(record);
-                self.judge_record(claim, (record, standing), need, (confirmed, sight))
+                self.judge_record(claim, (record, same), standing, need, (confirmed, sight))
             }
             Ok(Found::Corrupt(key)) => Err(Rejection::Corrupt { key: *key }),
             Ok(Found::Nothing) => Err(self.unknown(claim)),
@@ -242,12 +252,12 @@ impl Verifier {
     fn judge_record(
         &self,
         claim: &Claim<'_>,
-        (record, standing): (KeyRecord, &Standing),
+        (record, same): (KeyRecord, Choice),
+        standing: &Standing,
         need: &Need,
         (confirmed, sight): (Confirmation, Sight),
     ) -> Result<Grant, Rejection> {
         let (id, course) = (record.id, Course::of(&record));
-        let same = self.compare(claim, &record.credential)?;
         let (shape, holder) = (Shape::of(&record), Holder::of(&record));
         let pinned = self.pinned();
         let policy = pinned.policies.of(&holder.tenant);
@@ -276,7 +286,7 @@ impl Verifier {
             standing: standing.clone(),
             policies: pinned.policies.clone(),
         };
-        Ok(Grant::of_record(id, taken, now))
+        Ok(Grant::of_record(id, taken, now, need.address()))
     }
 
     /// Digests what was presented in the way that `credential` was made, and compares.

@@ -3,6 +3,7 @@
 use crate::core::id::KeyId;
 use crate::core::owner::Standing;
 use crate::core::record::KeyRecord;
+use crate::core::tenant::TenantId;
 use crate::core::view::{Select, lineage};
 use crate::replica::Replica;
 use crate::store::{Change, KeyStore, Locator, Row, RowKey, StoreError};
@@ -49,6 +50,31 @@ async fn find(
     let (standing, rows) = standing(store, record).await?;
     replica.apply_fetched(&found, &rows);
     Ok(Found::Key(record.clone(), standing))
+}
+
+/// How the owner of `record` stands in `tenant`, if that is further down than the record's own, where it
+/// stands as `own` says. `None` if it stands the same.
+pub(super) async fn standing_in(
+    store: &dyn KeyStore,
+    record: &KeyRecord,
+    own: &Standing,
+    tenant: &TenantId,
+) -> Result<Option<Standing>, StoreError> {
+    if *tenant == record.tenant || !record.tenant.contains(tenant) {
+        return Ok(None);
+    }
+    let select = Select {
+        owners: record.owner.principal().cloned().into_iter().collect(),
+        ..Select::none()
+    };
+    let (mut owners, mut tenants) = (Vec::new(), Vec::new());
+    for path in lineage(tenant).take_while(|path| *path != record.tenant) {
+        let view = store.load(&path, &select).await?;
+        owners.extend(view.owners);
+        tenants.extend(view.tenant);
+    }
+    let further = Standing::resolve(tenant, &record.owner, &owners, &tenants);
+    Ok(own.and_further(&further))
 }
 
 /// What the rows along a key's path say about it, with the rows.

@@ -1,0 +1,441 @@
+//! Authority: what an actor may do in one tenant, as everything that it rests on stands now.
+//!
+//! Pure. An actor made from a key is a snapshot; what counts is how that key and its owner stand when
+//! a command is decided. The manager guards the rows that were read for this, so that they stand the
+//! same when the command commits.
+
+use std::collections::BTreeSet;
+
+use super::actor::{ActingKey, Actor, Identity};
+use super::check;
+use super::command::Denied;
+use super::hole;
+use super::id::KeyId;
+use super::owner::Standing;
+use super::policy::{Access, Policy};
+use super::principal::Owner;
+use super::reach::{self, Bounds, Classes, Reach, RoleReach, Tenants};
+use super::record::{KeyRecord, Lineage, Maker, Visibility};
+use super::rejection::Rejection;
+use super::scope::ScopeSet;
+use super::subject::Course;
+use super::tenant::TenantId;
+use super::text::{ClassName, PrincipalId, Role};
+use super::time::Timestamp;
+use super::view::{Ancestry, TenantView};
+
+/// Who gives a command, with everything that limits it.
+#[derive(Debug)]
+pub(crate) enum Caller {
+    /// The application: nothing limits it.
+    Application,
+    /// A person or a key.
+    Limited(Box<Limits>),
+}
+
+/// What limits a person or a key.
+#[derive(Debug)]
+pub(crate) struct Limits {
+    /// What it may hand out at most.
+    pub(crate) reach: Reach,
+    /// The roles that must all allow what it issues, widens or looks at: of a person the stated role
+    /// and the live ones, of a key its bound and its owner's live ones.
+    roles: BTreeSet<Role>,
+    /// The roles that must all allow what it narrows: of a person the stated one alone.
+    narrowing_roles: BTreeSet<Role>,
+    /// Whether it manages by its roles. A key does only if it reaches all that they do.
+    manages: bool,
+    /// The person, who may be allowed more on keys of its own.
+    person: Option<PrincipalId>,
+    /// Why it may issue and widen nothing, if its stated role exceeds what is stored.
+    drift: Option<Denied>,
+    /// The key that acts.
+    pub(crate) key: Option<ActingRecord>,
+}
+
+/// The key that acts, as it stands.
+#[derive(Debug)]
+pub(crate) struct ActingRecord {
+    pub(crate) id: KeyId,
+    pub(crate) bound: BTreeSet<Role>,
+    pub(crate) lineage: Lineage,
+    makers: Vec<Maker>,
+}
+
+/// What a command does to what is reached, and so which roles have to allow it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Effect {
+    /// Issues a key, or widens what one or many reach.
+    Widens,
+    /// Narrows or ends.
+    Narrows,
+    /// Changes nothing.
+    Looks,
+}
+
+/// Which keys a caller may look at, before each is judged by its class.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) enum Sight {
+    /// Those of some classes.
+    Some,
+    /// Those of this owner at most.
+    Own(PrincipalId),
+}
+
+const LOOK: &str = "look at keys";
+
+/// The rows that authority rests on: those of the tenant, and those of the tenants above it.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    pub(crate) view: &'a TenantView,
+    pub(crate) ancestry: &'a Ancestry,
+}
+
+impl Rows<'_> {
+    /// How an owner stands in `tenant`.
+    pub(crate) fn standing(&self, tenant: &TenantId, owner: &Owner) -> Standing {
+        Standing::resolve(
+            tenant,
+            owner,
+            self.view.owners.iter().chain(&self.ancestry.owners),
+            self.view.tenant.iter().chain(&self.ancestry.tenants),
+        )
+    }
+
+    fn acting_key(&self, id: KeyId, home: &TenantId) -> Result<&KeyRecord, Rejection> {
+        let corrupt = self.view.corrupt.iter().chain(&self.ancestry.corrupt);
+        if corrupt.into_iter().any(|corrupt| *corrupt == id) {
+            return Err(Rejection::Corrupt { key: id });
+        }
+        let mut records = self.view.records.iter().chain(&self.ancestry.keys);
+        let found = records.find(|record| record.id == id && record.tenant == *home);
+        found.ok_or(Rejection::Unknown)
+    }
+}
+
+impl Caller {
+    /// Works out what `actor` may do in `tenant` at `now`. `policy` rules that tenant, `home` the tenant
+    /// that the actor is bound to.
+    ///
+    /// # Errors
+    ///
+    /// [`Denied`] if the actor may do nothing any more.
+    pub(crate) fn resolve(
+        actor: &Actor,
+        tenant: &TenantId,
+        rows: Rows<'_>,
+        (policy, home): (&Policy, &Policy),
+        now: Timestamp,
+    ) -> Result<Self, Denied> {
+        if actor.expires_at().is_some_and(|end| now >= end) {
+            return Err(Denied::ActorExpired);
+        }
+        let limits = match actor.identity() {
+            Identity::Application => return Ok(Self::Application),
+            Identity::Person { principal, role } => {
+                Limits::of_person(actor, (principal, role), tenant, rows, policy, now)
+            }
+            Identity::Key(key) => Limits::of_key(actor, key, tenant, rows, (policy, home), now)?,
+        };
+        Ok(Self::Limited(Box::new(limits)))
+    }
+
+    pub(crate) fn limits(&self) -> Option<&Limits> {
+        match self {
+            Self::Application => None,
+            Self::Limited(limits) => Some(limits),
+        }
+    }
+
+    pub(crate) fn is_application(&self) -> bool {
+        self.limits().is_none()
+    }
+
+    /// Whether it is the person of this id.
+    pub(crate) fn is_person(&self, principal: Option<&PrincipalId>) -> bool {
+        let person = self.limits().and_then(|limits| limits.person.as_ref());
+        person.is_some() && person == principal
+    }
+
+    /// Refuses unless the caller is among those who have access. `owner` is whose key it would be used
+    /// on, if it is used on one.
+    pub(crate) fn permit(
+        &self,
+        access: &Access,
+        owner: Option<&Owner>,
+        action: &'static str,
+        effect: Effect,
+    ) -> Result<(), Denied> {
+        let Some(limits) = self.limits() else {
+            return Ok(());
+        };
+        if effect == Effect::Looks && matches!(limits.drift, Some(Denied::OwnerRemoved { .. })) {
+            let role = limits.narrowing_roles.first().cloned();
+            return Err(Denied::Forbidden { action, role });
+        }
+        let owns = access.owner && self.is_person(owner.and_then(Owner::principal));
+        let by = |roles: &BTreeSet<Role>| {
+            limits.manages && !roles.is_empty() && roles.is_subset(&access.roles)
+        };
+        if (owns || by(&limits.narrowing_roles)) && effect == Effect::Widens {
+            limits.drift.clone().map_or(Ok(()), Err)?;
+        }
+        let roles = match effect {
+            Effect::Narrows => &limits.narrowing_roles,
+            Effect::Widens | Effect::Looks => &limits.roles,
+        };
+        if owns || by(roles) {
+            return Ok(());
+        }
+        if access.is_support_only() {
+            return Err(Denied::SupportOnly { action });
+        }
+        let role = limits
+            .narrowing_roles
+            .first()
+            .filter(|_| limits.person.is_some());
+        Err(Denied::Forbidden {
+            action,
+            role: role.cloned(),
+        })
+    }
+
+    /// Whether the caller may look at keys of `class` that belong to `owner`. Keys of a class that the
+    /// policy no longer has are for administrators to look at.
+    pub(crate) fn sees(&self, policy: &Policy, class: &ClassName, owner: &Owner) -> bool {
+        let administrators = || Access::roles(policy.spec().administrators.iter().cloned());
+        let access = policy.class(class).map(|class| class.look.clone());
+        let access = access.unwrap_or_else(administrators);
+        let seen = self.permit(&access, Some(owner), LOOK, Effect::Looks);
+        seen.is_ok() || hole::is_open("anybody looks")
+    }
+
+    /// Which keys the caller may look at, as far as one question to a store can say so.
+    ///
+    /// # Errors
+    ///
+    /// [`Denied::Forbidden`] if it may look at none.
+    pub(crate) fn sight(&self, policy: &Policy) -> Result<Sight, Denied> {
+        if hole::is_open("anybody looks") {
+            return Ok(Sight::Some);
+        }
+        let mut classes = policy.spec().classes.values();
+        let by_role = |access: &Access| self.permit(access, None, LOOK, Effect::Looks);
+        if classes.clone().any(|class| by_role(&class.look).is_ok()) {
+            return Ok(Sight::Some);
+        }
+        let person = self.limits().and_then(|limits| limits.person.clone());
+        match person.filter(|_| classes.any(|class| class.look.owner)) {
+            Some(person) => Ok(Sight::Own(person)),
+            None => by_role(&Access::host_only()).map(|()| Sight::Some),
+        }
+    }
+
+    /// Whether the caller may look at everything, keys that cannot be read among it.
+    pub(crate) fn sees_all(&self, policy: &Policy) -> bool {
+        let administrators = policy.spec().administrators.iter().cloned();
+        let access = Access::roles(administrators);
+        self.permit(&access, None, LOOK, Effect::Looks).is_ok()
+    }
+
+    /// Refuses unless the caller reads the audit trail.
+    pub(crate) fn permit_audit(&self, policy: &Policy) -> Result<(), Denied> {
+        let spec = policy.spec();
+        let roles = spec.administrators.iter().chain(&spec.auditors).cloned();
+        self.permit(
+            &Access::roles(roles),
+            None,
+            "read the audit trail",
+            Effect::Looks,
+        )
+    }
+
+    /// Refuses unless `reach` is within what the caller may hand out.
+    pub(crate) fn check_within(&self, reach: &Reach) -> Result<(), Denied> {
+        let Some(limits) = self.limits() else {
+            return Ok(());
+        };
+        match reach.excess(&limits.reach) {
+            None => Ok(()),
+            Some(dimension) => Err(Denied::ExceedsActor {
+                dimension,
+                reach: limits.reach.scopes.clone(),
+            }),
+        }
+    }
+
+    /// The roles of whoever receives a secret from this command: the caller's own.
+    pub(crate) fn roles(&self) -> BTreeSet<Role> {
+        let roles = self.limits().into_iter().flat_map(|limits| &limits.roles);
+        roles.chain(self.key_bound()).cloned().collect()
+    }
+
+    /// The bound of the key that acts.
+    pub(crate) fn key_bound(&self) -> impl Iterator<Item = &Role> {
+        let key = self.limits().and_then(|limits| limits.key.as_ref());
+        key.into_iter().flat_map(|key| &key.bound)
+    }
+
+    /// The role that the application states for the caller, if it is the person of this id.
+    pub(crate) fn stated_role(&self, principal: Option<&PrincipalId>) -> Option<&Role> {
+        let limits = self.limits().filter(|_| self.is_person(principal))?;
+        limits.narrowing_roles.first()
+    }
+
+    /// The keys that have a part in what the caller makes: the key that acts, and those that made it.
+    pub(crate) fn makers(&self) -> Vec<Maker> {
+        let Some(key) = self.limits().and_then(|limits| limits.key.as_ref()) else {
+            return Vec::new();
+        };
+        let own = Maker {
+            key: key.id,
+            lineage: key.lineage.first,
+        };
+        key.makers.iter().copied().chain([own]).collect()
+    }
+}
+
+impl Limits {
+    fn of_person(
+        actor: &Actor,
+        (principal, stated): (&PrincipalId, &Role),
+        tenant: &TenantId,
+        rows: Rows<'_>,
+        policy: &Policy,
+        now: Timestamp,
+    ) -> Self {
+        let standing = rows.standing(tenant, &Owner::Principal(principal.clone()));
+        let live = standing.roles.iter();
+        let live = live.filter(|_| !hole::is_open("stored role is not heeded"));
+        let roles: BTreeSet<_> = [stated].into_iter().chain(live).cloned().collect();
+        let role = RoleReach::of(&roles, policy);
+        let reach = Reach {
+            scopes: actor.scopes().intersection(role.ceiling()),
+            role,
+            until: actor.expires_at(),
+            tenants: Tenants {
+                path: actor.tenant().clone(),
+                descendants: actor.reaches_descendants(),
+            },
+            ..Reach::unlimited(tenant)
+        };
+        Self {
+            reach,
+            roles,
+            narrowing_roles: BTreeSet::from([stated.clone()]),
+            manages: true,
+            person: Some(principal.clone()),
+            drift: drift(principal, stated, &standing, policy, now)
+                .filter(|_| !hole::is_open("stored role is not heeded")),
+            key: None,
+        }
+    }
+
+    fn of_key(
+        actor: &Actor,
+        acting: &ActingKey,
+        tenant: &TenantId,
+        rows: Rows<'_>,
+        (policy, home): (&Policy, &Policy),
+        now: Timestamp,
+    ) -> Result<Self, Denied> {
+        let key = acting.id;
+        let refused = |why: Rejection| Denied::ActingKey {
+            key,
+            why: Box::new(why),
+        };
+        let record = rows.acting_key(key, actor.tenant()).map_err(refused)?;
+        // As it stands in the tenant it reaches into, whose rows are below its own.
+        let standing = rows.standing(tenant, &record.owner);
+        let alive = check::check_alive(key, &Course::of(record), &standing, now);
+        match alive {
+            Err(_) if hole::is_open("dead key acts") => {}
+            alive => alive.map_err(refused)?,
+        }
+        if record.visibility == Visibility::Publishable && !hole::is_open("publishable key acts") {
+            return Err(refused(Rejection::Publishable { key }));
+        }
+        if !record.allowlist.allows(acting.address) {
+            return Err(refused(Rejection::AddressNotAllowed { key }));
+        }
+        let class = home.class(&record.class).ok_or_else(|| {
+            let class = record.class.clone();
+            refused(Rejection::UnknownClass { class })
+        })?;
+        if !reach::reaches_tenant(&record.tenant, class, tenant) {
+            return Err(refused(Rejection::WrongTenant { key }));
+        }
+        let roles = reach::roles_of(&record.owner, &record.bound, &standing);
+        let role = RoleReach::of(&roles, policy);
+        let own = reach::scopes(Bounds::of_record(record), home, class, &standing);
+        // Roles may mean less in the tenant that is reached into.
+        let here = (roles.iter().chain(&record.bound)).fold(own, |scopes: ScopeSet, role| {
+            scopes.intersection(&policy.role_ceiling(role))
+        });
+        let scopes = here.intersection(actor.scopes());
+        let whole = record.manages && is_whole(&scopes, &role);
+        let whole = whole || hole::is_open("narrow key manages");
+        let manages = !roles.is_empty() && whole;
+        let owner = record.owner.principal().cloned();
+        let reach = Reach {
+            scopes,
+            role,
+            until: earlier(record.expires_at, actor.expires_at()),
+            tenants: Tenants::of(record.tenant.clone(), class),
+            environment: Some(record.environment.clone()),
+            resource: record.resource.clone(),
+            addresses: record.allowlist.clone(),
+            key_type: record.visibility,
+            classes: Classes::of(&record.class, class),
+            propagation: home.propagation(&record.class).bound,
+        };
+        Ok(Self {
+            reach,
+            narrowing_roles: roles.clone(),
+            roles,
+            manages,
+            person: owner.filter(|_| hole::is_open("key owns its owner's keys")),
+            drift: None,
+            key: Some(ActingRecord {
+                id: key,
+                bound: record.bound.clone(),
+                lineage: record.lineage,
+                makers: record.makers.clone(),
+            }),
+        })
+    }
+}
+
+/// Whether `scopes` are all that roles allow, and something.
+pub(crate) fn is_whole(scopes: &ScopeSet, role: &RoleReach) -> bool {
+    !scopes.is_empty() && scopes.contains(role.ceiling())
+}
+
+/// Why a person issues and widens nothing: it was removed, or its stated role exceeds a live one.
+fn drift(
+    principal: &PrincipalId,
+    stated: &Role,
+    standing: &Standing,
+    policy: &Policy,
+    now: Timestamp,
+) -> Option<Denied> {
+    if standing.refuses_owner(now) {
+        let owner = principal.clone();
+        return Some(Denied::OwnerRemoved { owner });
+    }
+    let own = RoleReach::of([stated], policy);
+    let exceeds =
+        |stored: &&Role| *stored != stated && !own.is_within(&RoleReach::of([*stored], policy));
+    let stored = standing.roles.iter().find(exceeds)?;
+    Some(Denied::RoleDrift {
+        stated: stated.clone(),
+        stored: stored.clone(),
+    })
+}
+
+fn earlier(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}

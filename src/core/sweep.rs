@@ -1,0 +1,144 @@
+//! Commands over many keys: which keys they are about, and what is left of them to do.
+//!
+//! Pure. Such a command is authorised by its first commit. The tenant's row names it until its last
+//! commit, so that maintenance can finish what a caller who is gone began.
+
+use serde::{Deserialize, Serialize};
+
+use super::id::KeyId;
+use super::principal::Author;
+use super::record::{Credential, KeyRecord, Reason};
+use super::text::{ClassName, CommandId, PepperId, PrincipalId};
+use super::time::Timestamp;
+
+/// Which keys a bulk command is about: those that meet every condition named. None named: all.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[must_use = "a filter revokes nothing by itself"]
+pub struct BulkFilter {
+    /// Keys of this owner.
+    pub owner: Option<PrincipalId>,
+    /// Keys of this class.
+    pub class: Option<ClassName>,
+    /// Keys created before this instant.
+    pub created_before: Option<Timestamp>,
+    /// Keys whose digest stands under this pepper.
+    pub pepper: Option<PepperId>,
+    /// Keys that this key made, directly or through other keys.
+    pub made_by: Option<MadeBy>,
+}
+
+/// A key whose makings a filter asks for.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct MadeBy {
+    /// The key.
+    pub key: KeyId,
+    /// The first key of its chain of rotations, if the key is still known: what any key of that chain
+    /// made counts too.
+    pub lineage: Option<KeyId>,
+}
+
+impl BulkFilter {
+    /// All keys.
+    pub fn all() -> Self {
+        Self::default()
+    }
+
+    /// Narrows to keys of this owner.
+    pub fn owner(mut self, owner: PrincipalId) -> Self {
+        self.owner = Some(owner);
+        self
+    }
+
+    /// Narrows to keys of this class.
+    pub fn class(mut self, class: ClassName) -> Self {
+        self.class = Some(class);
+        self
+    }
+
+    /// Narrows to keys created before `instant`.
+    pub fn created_before(mut self, instant: Timestamp) -> Self {
+        self.created_before = Some(instant);
+        self
+    }
+
+    /// Narrows to keys whose digest stands under this pepper: those that were never used since it
+    /// was replaced.
+    pub fn pepper(mut self, pepper: PepperId) -> Self {
+        self.pepper = Some(pepper);
+        self
+    }
+
+    /// Narrows to keys that `key` made, or another key of its chain of rotations, directly or through
+    /// the keys that it made. A key that was rotated by another one counts as made by that one too,
+    /// since its holder received the secret.
+    pub fn made_by(mut self, key: KeyId) -> Self {
+        let lineage = None;
+        self.made_by = Some(MadeBy { key, lineage });
+        self
+    }
+
+    /// Whether `record` meets every condition.
+    #[must_use]
+    pub fn matches(&self, record: &KeyRecord) -> bool {
+        let Self {
+            owner,
+            class,
+            created_before,
+            pepper,
+            made_by,
+        } = self;
+        let under = match &record.credential {
+            Credential::Peppered { pepper, .. } => Some(pepper),
+            Credential::Imported { .. } => None,
+        };
+        owner
+            .as_ref()
+            .is_none_or(|owner| record.owner.principal() == Some(owner))
+            && class.as_ref().is_none_or(|class| record.class == *class)
+            && created_before.is_none_or(|instant| record.created.at < instant)
+            && pepper.as_ref().is_none_or(|pepper| under == Some(pepper))
+            && made_by.is_none_or(|by| record.was_made_by(by.key, by.lineage))
+    }
+}
+
+/// The part of a command over many keys that one commit does.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Sweep {
+    /// The keys to look at in this commit.
+    pub keys: Vec<KeyId>,
+    /// Whether nothing of the command is left to do after this commit.
+    pub last: bool,
+}
+
+impl From<Vec<KeyId>> for Sweep {
+    fn from(keys: Vec<KeyId>) -> Self {
+        let last = false;
+        Self { keys, last }
+    }
+}
+
+/// A command over many keys that was authorised and has not come to its end.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct PendingSweep {
+    /// The command.
+    pub command: CommandId,
+    /// Who gave it.
+    pub by: Author,
+    /// When its first commit was decided.
+    pub began_at: Timestamp,
+    /// Whether it reaches the tenants below.
+    pub descendants: bool,
+    /// What it does.
+    pub kind: SweepKind,
+}
+
+/// What a command over many keys does.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum SweepKind {
+    /// Ends every key of a closed tenant.
+    CloseTenant,
+    /// Revokes the keys of an owner who was removed.
+    RemoveOwner(PrincipalId),
+    /// Revokes the keys that match.
+    Revoke(BulkFilter, Reason),
+}

@@ -1,0 +1,150 @@
+//! Self-rotation: the one thing that may outlive its actor.
+
+use keyward::{Denied, LeakSource, NewKey, Replacement, Role, days, hours};
+
+use super::support::*;
+use super::{acting, whole, world};
+
+fn narrow(class: &str) -> NewKey {
+    NewKey::new("narrow")
+        .class(class)
+        .scope("reports:read")
+        .expires_in(days(30))
+}
+
+fn grace() -> Replacement {
+    Replacement::grace(hours(1))
+}
+
+#[track_caller]
+fn reason(denied: Denied) -> &'static str {
+    match denied {
+        Denied::SelfRotation { reason } => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn by_default_a_key_does_not_rotate_itself_whatever_its_role() {
+    let world = world();
+    for draft in [whole("secret"), narrow("secret")] {
+        let (created, key) = acting(&world, &admin(), draft.environment("live"));
+        let refused = wait(world.keys.rotate(&key, created.id, grace()));
+        assert_eq!(reason(denied(refused)), "its class does not allow it");
+    }
+}
+
+#[test]
+fn within_its_life_a_key_hands_on_its_own_end() {
+    let world = world();
+    let (created, key) = acting(&world, &admin(), narrow("within"));
+    let end = created.expires_at;
+    world.clock.advance(days(10));
+    let rotated = wait(world.keys.rotate(&key, created.id, grace())).unwrap();
+    assert_eq!(rotated.expires_at, end);
+    let info = wait(world.keys.key(&admin(), rotated.id)).unwrap();
+    assert_eq!(
+        info.bound,
+        [Role::ADMIN].into(),
+        "it does not follow a promotion"
+    );
+}
+
+#[test]
+fn a_key_renews_itself_until_its_chain_is_of_age() {
+    let world = world();
+    let (created, mut key) = acting(&world, &admin(), narrow("renewing"));
+    let born = at(START);
+    let last = born.saturating_add(days(100));
+    let mut id = created.id;
+    for _ in 0..3 {
+        world.clock.advance(days(20));
+        let rotated = wait(world.keys.rotate(&key, id, grace())).unwrap();
+        assert_eq!(
+            rotated.expires_at,
+            Some(last),
+            "the class names no lifetime"
+        );
+        id = rotated.id;
+        let need = keyward::Need::any();
+        key = world
+            .keys
+            .verify(rotated.secret.expose(), &need)
+            .unwrap()
+            .actor();
+    }
+    world.clock.advance(days(40));
+    assert!(wait(world.keys.rotate(&key, id, grace())).is_err());
+}
+
+#[test]
+fn a_key_that_is_retiring_or_was_found_does_not_rotate_itself_and_never_at_once() {
+    let world = world();
+    let (created, key) = acting(&world, &admin(), narrow("within"));
+    let at_once = wait(
+        world
+            .keys
+            .rotate(&key, created.id, Replacement::immediate()),
+    );
+    assert_eq!(reason(denied(at_once)), "only with grace or on first use");
+    let rotated = wait(world.keys.rotate(&admin(), created.id, grace())).unwrap();
+    let again = wait(world.keys.rotate(&key, created.id, grace()));
+    assert_eq!(reason(denied(again)), "it is being replaced");
+    let taken = wait(world.keys.rotate(&key, rotated.id, grace()));
+    assert_eq!(reason(denied(taken)), "it is being replaced");
+
+    let mut spec = super::policy();
+    spec.legacy = keyward::policy::LegacyRule::One {
+        class: class("within"),
+        name: "legacy".try_into().unwrap(),
+        scopes: scope("reports:read").into(),
+    };
+    let within = spec.classes.get_mut("within").unwrap();
+    within
+        .prefixes
+        .retain(|environment, _| environment.as_str() == "live");
+    let world = World::with_policy(spec);
+    let provisioned = wait(world.keys.provision_tenant(&host(), &tenant("acme"))).unwrap();
+    let legacy = &provisioned[0];
+    let secret = legacy.token.as_ref().unwrap().expose();
+    let key = world
+        .keys
+        .verify(secret, &keyward::Need::any())
+        .unwrap()
+        .actor();
+    let found = world
+        .keys
+        .report_leaked_token(secret, LeakSource::new("gist").unwrap());
+    wait(found).unwrap();
+    let refused = wait(world.keys.rotate(&key, legacy.id, grace()));
+    assert_eq!(reason(denied(refused)), "it was found in the open");
+}
+
+/// A lost answer loses no access: the key asks for its successor's secret again.
+#[test]
+fn a_key_that_lost_the_answer_to_its_rotation_asks_again() {
+    let world = world();
+    let (created, key) = acting(&world, &admin(), narrow("within"));
+    let how = Replacement::on_first_use(hours(1));
+    let lost = wait(world.keys.rotate(&key, created.id, how)).unwrap();
+    let again = wait(world.keys.replace_lost(&key, lost.id)).unwrap();
+    let verified = world
+        .keys
+        .verify(again.secret.expose(), &reading())
+        .unwrap();
+    assert_eq!(verified.key_id(), lost.id);
+    let (_, other) = acting(&world, &admin(), narrow("within"));
+    let stolen = denied(wait(world.keys.replace_lost(&other, lost.id)));
+    assert!(matches!(stolen, Denied::Forbidden { .. }), "{stolen:?}");
+}
+
+#[test]
+fn the_trail_says_that_a_key_rotated_itself() {
+    let world = world();
+    let (created, key) = acting(&world, &admin(), narrow("within"));
+    wait(world.keys.rotate(&key, created.id, grace())).unwrap();
+    let query = keyward::store::AuditQuery::tenant(tenant("acme")).about(created.id);
+    let trail = wait(world.keys.audit(&admin(), &query)).unwrap().rows;
+    let rotated = trail.last().map(|row| row.entry.actor.key());
+    assert_eq!(rotated, Some(Some(created.id)));
+}

@@ -1,0 +1,220 @@
+//! Commands of several commits: the first is authorised, the others only narrow.
+
+use std::num::NonZeroUsize;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use keyward::audit::Action;
+use keyward::store::{
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
+    KeyStore, Locator, MemoryStore, Revision, RowKey, ScanPage, Select, StoreError, StoreErrorKind,
+    TenantView, Versioned,
+};
+use keyward::{BulkFilter, Keyward, Need, Reason, Role, TenantId, async_trait};
+
+use super::support::*;
+use super::{acting, set_role, whole};
+
+/// Commits so many times, and then not any more.
+#[derive(Debug)]
+struct Stops {
+    inner: MemoryStore,
+    left: AtomicUsize,
+    refused: Mutex<usize>,
+}
+
+#[async_trait]
+impl KeyStore for Stops {
+    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+        self.inner.load(tenant, select).await
+    }
+
+    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+        self.inner.find(locator).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        let order = Ordering::SeqCst;
+        let left = self
+            .left
+            .fetch_update(order, order, |left| left.checked_sub(1));
+        if left.is_err() {
+            *self.refused.lock().unwrap() += 1;
+            let kind = StoreErrorKind::Unavailable;
+            return Err(StoreError::new(kind, "a store that stops").into());
+        }
+        self.inner.commit(commit).await
+    }
+
+    async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
+        self.inner.changes(after, limit).await
+    }
+
+    async fn scan(
+        &self,
+        after: Option<RowKey>,
+        limit: NonZeroUsize,
+    ) -> Result<ScanPage, StoreError> {
+        self.inner.scan(after, limit).await
+    }
+
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        self.inner.list(query).await
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        self.inner.audit(query).await
+    }
+}
+
+/// A node over the world's store whose commits end after so many.
+fn stopping(world: &World, left: usize) -> Keyward {
+    let store = Stops {
+        inner: world.store.clone(),
+        left: AtomicUsize::new(left),
+        refused: Mutex::default(),
+    };
+    let policy = keyward::policy::Policy::new(super::policy()).unwrap();
+    let keys = node(store, &world.clock, policy);
+    wait(keys.sync()).unwrap();
+    keys
+}
+
+fn trail(world: &World, path: &str) -> Vec<(Action, keyward::Author, keyward::CommandId)> {
+    let query = AuditQuery::tenant(tenant(path));
+    let host = keyward::Actor::application(tenant(path));
+    let rows = wait(world.keys.audit(&host, &query)).unwrap().rows;
+    let entry =
+        |row: keyward::store::AuditRow| (row.entry.actor, row.entry.action, row.entry.command);
+    let told = rows.into_iter().map(entry);
+    told.map(|(actor, action, command)| (action, actor, command))
+        .collect()
+}
+
+#[test]
+fn a_revocation_of_many_goes_on_after_its_caller_lost_its_key() {
+    let world = super::world();
+    let (created, key) = acting(&world, &admin(), whole("wide"));
+    let victims = [world.some_key(), world.some_key()];
+    let filter = || BulkFilter::all().class(class("secret"));
+    let node = stopping(&world, 1);
+    let by = key.with_command_id(command("sweep"));
+    let place = tenant("acme");
+    assert!(wait(node.revoke_many(&by, &place, filter(), Reason::Unused)).is_err());
+    wait(world.keys.revoke(&admin(), created.id, Reason::Lost)).unwrap();
+    // The same call goes on, though the key that gave it does nothing else any more.
+    let swept = wait(
+        world
+            .keys
+            .revoke_many(&by, &place, filter(), Reason::Unused),
+    )
+    .unwrap();
+    assert_eq!(swept.ended, 2);
+    for victim in victims {
+        assert!(
+            world
+                .keys
+                .verify(victim.secret.expose(), &Need::any())
+                .is_err()
+        );
+    }
+}
+
+#[test]
+fn maintenance_finishes_what_a_caller_who_is_gone_began() {
+    let world = super::world();
+    let (created, key) = acting(&world, &admin(), whole("wide"));
+    let victim = world.some_key();
+    let node = stopping(&world, 1);
+    let by = key.with_command_id(command("sweep"));
+    let filter = BulkFilter::all().class(class("secret"));
+    assert!(wait(node.revoke_many(&by, &tenant("acme"), filter, Reason::Unused)).is_err());
+    wait(world.keys.sync()).unwrap();
+    assert_eq!(
+        wait(world.keys.run_upkeep()).unwrap(),
+        0,
+        "its caller may still be there"
+    );
+    world.clock.advance(Duration::from_secs(61));
+    wait(world.keys.sync()).unwrap();
+    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 1);
+    assert!(
+        world
+            .keys
+            .verify(victim.secret.expose(), &Need::any())
+            .is_err()
+    );
+    let told = trail(&world, "acme");
+    let revoked = told
+        .iter()
+        .filter(|(action, ..)| matches!(action, Action::KeyRevoked { .. }));
+    for (_, author, id) in revoked {
+        assert_eq!((author.key(), id), (Some(created.id), &command("sweep")));
+    }
+    assert!(
+        told.iter()
+            .any(|(action, ..)| *action == Action::BulkCommandEnded)
+    );
+    wait(world.keys.sync()).unwrap();
+    world.clock.advance(Duration::from_secs(61));
+    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 0, "nothing is left");
+}
+
+#[test]
+fn removals_and_closings_are_finished_below_too() {
+    let world = super::world();
+    let bob = actor("acme", "bob", Role::DEVELOPER);
+    let below = reader("below").in_tenant(tenant("acme/web"));
+    let below = world.create(&bob, below).unwrap();
+    let node = stopping(&world, 1);
+    assert!(wait(node.remove_owner(&admin(), &tenant("acme"), who("bob"))).is_err());
+    world.clock.advance(Duration::from_secs(61));
+    wait(world.keys.sync()).unwrap();
+    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 1);
+    let info = wait(world.keys.key(&host(), below.id)).unwrap();
+    assert_eq!(info.status, keyward::Status::Revoked);
+}
+
+/// A key of its own tenant alone ends nothing below, maintenance in its name neither.
+#[test]
+fn maintenance_reaches_no_further_than_the_caller_did() {
+    let world = super::world();
+    let (maker, by_maker) = acting(&world, &admin(), whole("wide"));
+    let below = whole("wide").in_tenant(tenant("acme/web"));
+    let below = world.create(&by_maker, below).unwrap();
+    let (_, own) = acting(&world, &admin(), whole("secret"));
+    let node = stopping(&world, 1);
+    let filter = BulkFilter::all().made_by(maker.id);
+    assert!(wait(node.revoke_many(&own, &tenant("acme"), filter, Reason::Leaked)).is_err());
+    world.clock.advance(Duration::from_secs(61));
+    wait(world.keys.sync()).unwrap();
+    wait(world.keys.run_upkeep()).unwrap();
+    assert!(
+        world
+            .keys
+            .verify(below.secret.expose(), &Need::any())
+            .is_ok()
+    );
+}
+
+/// A repeat of what was done is no new command.
+#[test]
+fn a_repeated_removal_ends_nothing_that_came_since() {
+    let world = super::world();
+    let bob = actor("acme", "bob", Role::DEVELOPER);
+    world.create(&bob, reader("first")).unwrap();
+    let place = tenant("acme");
+    wait(world.keys.remove_owner(&host(), &place, who("bob"))).unwrap();
+    let mallory = actor("acme", "mallory", Role::ADMIN);
+    let by = mallory.with_command_id(command("again"));
+    wait(world.keys.remove_owner(&by, &place, who("bob"))).unwrap();
+    let back = set_role(&world, &host(), (place.as_str(), "bob"), Role::DEVELOPER);
+    back.unwrap();
+    world.clock.advance(Duration::from_secs(1));
+    let new = world.create(&bob, reader("second")).unwrap();
+    let demoted = actor("acme", "mallory", Role::MEMBER);
+    let by = demoted.with_command_id(command("again"));
+    let _ = wait(world.keys.remove_owner(&by, &place, who("bob")));
+    assert!(world.keys.verify(new.secret.expose(), &Need::any()).is_ok());
+}

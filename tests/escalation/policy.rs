@@ -1,0 +1,195 @@
+//! Policies of every kind, drawn by a seed, and what their roles may do, in plain words.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use keyward::policy::{
+    Access, KeyClass, LegacyRule, Policy, PolicySpec, Propagation, Revocation, SelfRotation,
+    TenantReach,
+};
+use keyward::{ClassName, Environment, Owner, PrincipalId, Role, Scope, ScopeSet, days, profiles};
+use rand::RngExt;
+use rand::rngs::ChaCha12Rng;
+
+pub(crate) const CLASSES: [&str; 4] = ["plain", "wide", "public", "renewing"];
+pub(crate) const ROLES: [&str; 4] = ["admin", "developer", "ops", "member"];
+pub(crate) const SCOPES: [&str; 5] = ["a:read", "a:write", "b:read", "b:write", "c:admin"];
+
+/// What a role may do to keys of a class.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Verb {
+    Create,
+    Look,
+    Update,
+    Rotate,
+    Revoke,
+}
+
+pub(crate) fn role(name: &str) -> Role {
+    Role::new(name).unwrap()
+}
+
+pub(crate) fn class(name: &str) -> ClassName {
+    ClassName::new(name).unwrap()
+}
+
+fn set(scopes: &[&'static str]) -> ScopeSet {
+    ScopeSet::parse(scopes.iter().copied()).unwrap()
+}
+
+/// Draws a policy: ceilings that differ and ceilings that do not, classes of every kind.
+pub(crate) fn draw(dice: &mut ChaCha12Rng) -> Policy {
+    let chance = |dice: &mut ChaCha12Rng, percent: u32| dice.random_range(0..100) < percent;
+    let wide = [chance(dice, 30), chance(dice, 30)];
+    let mut roles = BTreeMap::from([
+        (role("admin"), ScopeSet::all()),
+        (role("developer"), set(&["a:*", "b:read"])),
+        (role("ops"), set(&["b:*", "a:read"])),
+        (role("member"), set(&["a:read"])),
+    ]);
+    for (name, all) in ["developer", "ops"].into_iter().zip(wide) {
+        if all {
+            roles.insert(role(name), ScopeSet::all());
+        }
+    }
+    let mut classes = BTreeMap::new();
+    for name in CLASSES {
+        let mut access = || {
+            let mut roles = BTreeSet::from([role("admin")]);
+            for (name, percent) in [("developer", 60), ("ops", 40), ("member", 15)] {
+                roles.extend(chance(dice, percent).then(|| role(name)));
+            }
+            let owner = chance(dice, 50);
+            Access { roles, owner }
+        };
+        let (create, look, update) = (access(), access(), access());
+        let (rotate, revoke) = (access(), access());
+        let own = keyward::token::TokenPrefix::new(format!("{}_", &name[..2])).unwrap();
+        let test = keyward::token::TokenPrefix::new(format!("{}t_", &name[..2])).unwrap();
+        let ceiling = match chance(dice, 70) {
+            true => ScopeSet::all(),
+            false => set(&["a:*", "b:*"]),
+        };
+        let kind = match name {
+            "public" => KeyClass::publishable(own.clone(), ceiling, []),
+            _ => KeyClass::secret(own.clone(), ceiling, []),
+        };
+        let self_rotation = match (name, chance(dice, 50)) {
+            ("renewing", true) => SelfRotation::WithinLife,
+            ("renewing", false) => SelfRotation::Renews {
+                until_age: days(20),
+            },
+            _ => SelfRotation::Never,
+        };
+        let issues = match name {
+            "public" => BTreeSet::new(),
+            _ => CLASSES
+                .into_iter()
+                .filter(|_| chance(dice, 25))
+                .map(class)
+                .collect(),
+        };
+        let tenant_reach = match name {
+            "wide" => TenantReach::Below,
+            _ => TenantReach::Own,
+        };
+        let propagation = (name == "renewing").then_some(Propagation {
+            bound: std::time::Duration::from_secs(60),
+        });
+        let kind = KeyClass {
+            prefixes: BTreeMap::from([(Environment::LIVE, own), (Environment::TEST, test)]),
+            create,
+            look,
+            update,
+            rotate,
+            revoke,
+            revocation: Revocation::default(),
+            self_rotation,
+            issues,
+            tenant_reach,
+            propagation,
+            ..kind
+        };
+        classes.insert(class(name), kind);
+    }
+    let mut administrators = BTreeSet::from([role("admin")]);
+    administrators.extend(chance(dice, 20).then(|| role("ops")));
+    Policy::new(PolicySpec {
+        classes,
+        default_class: class("plain"),
+        roles,
+        administrators,
+        auditors: BTreeSet::new(),
+        active_keys: keyward::policy::ActiveKeyCap::Unlimited,
+        legacy: LegacyRule::None,
+        provision: Vec::new(),
+        purpose_required: false,
+        ..profiles::standard()
+    })
+    .unwrap()
+}
+
+fn access<'a>(policy: &'a Policy, verb: Verb, class: &ClassName) -> &'a Access {
+    let class = policy.class(class).unwrap();
+    match verb {
+        Verb::Create => &class.create,
+        Verb::Look => &class.look,
+        Verb::Update => &class.update,
+        Verb::Rotate => &class.rotate,
+        Verb::Revoke => &class.revoke,
+    }
+}
+
+/// Whether all of `roles` are on the list, and there is one.
+pub(crate) fn on_list(
+    policy: &Policy,
+    roles: &BTreeSet<Role>,
+    verb: Verb,
+    class: &ClassName,
+) -> bool {
+    !roles.is_empty() && roles.is_subset(&access(policy, verb, class).roles)
+}
+
+/// Whether the list lets owners.
+pub(crate) fn lets_owner(
+    policy: &Policy,
+    verb: Verb,
+    class: &ClassName,
+    owner: &Owner,
+    who: &PrincipalId,
+) -> bool {
+    access(policy, verb, class).owner && owner.principal() == Some(who)
+}
+
+pub(crate) fn administers(policy: &Policy, roles: &BTreeSet<Role>) -> bool {
+    !roles.is_empty() && roles.is_subset(&policy.spec().administrators)
+}
+
+pub(crate) fn allows(policy: &Policy, role: &Role, scope: &Scope) -> bool {
+    policy.role_ceiling(role).allows(scope)
+}
+
+/// Whether everything that `lower` may do, `upper` may do.
+pub(crate) fn no_more(policy: &Policy, lower: &Role, upper: &Role) -> bool {
+    let (one, other) = (
+        BTreeSet::from([lower.clone()]),
+        BTreeSet::from([upper.clone()]),
+    );
+    let verbs = [
+        Verb::Create,
+        Verb::Look,
+        Verb::Update,
+        Verb::Rotate,
+        Verb::Revoke,
+    ];
+    let lists = CLASSES.iter().all(|name| {
+        let on = |roles, verb| on_list(policy, roles, verb, &class(name));
+        verbs
+            .iter()
+            .all(|verb| !on(&one, *verb) || on(&other, *verb))
+    });
+    lists
+        && (!administers(policy, &one) || administers(policy, &other))
+        && policy
+            .role_ceiling(upper)
+            .contains(&policy.role_ceiling(lower))
+}

@@ -1,0 +1,258 @@
+//! What an attacker may do at most, from the words of the design alone.
+//!
+//! *Potential* is the union of the roles that others gave the attacker, and of each secret that others
+//! handed over, at the reach that it had then. Of secrets that the attacker made for itself, its role
+//! counts as it stands now: a demotion lowers all keys of an owner. Of secrets that it made for others,
+//! every role counts that it ever had: whoever was trusted once may have kept something.
+
+use std::collections::BTreeSet;
+
+use keyward::policy::{Policy, SelfRotation};
+use keyward::{
+    ClassName, Environment, KeyId, KeyRecord, Owner, PrincipalId, Role, Scope, TenantId, Timestamp,
+    Visibility,
+};
+
+use super::policy::{Verb, administers, allows, lets_owner, on_list};
+
+/// One use of a key: where it reaches, for which environment, with which scope, from which address.
+pub(crate) type Point = (usize, usize, usize, usize);
+
+pub(crate) const TENANTS: [&str; 3] = ["acme", "acme/web", "other"];
+pub(crate) const ENVIRONMENTS: [Environment; 2] = [Environment::LIVE, Environment::TEST];
+pub(crate) const ADDRESSES: [&str; 2] = ["10.1.1.1", "203.0.113.9"];
+
+/// A secret that others handed over, as it was then.
+#[derive(Clone, Debug)]
+pub(crate) struct Handed {
+    pub(crate) record: KeyRecord,
+    pub(crate) points: BTreeSet<Point>,
+    /// The roles that it managed by then; none if it managed nothing.
+    pub(crate) roles: BTreeSet<Role>,
+    /// Whether its owner received it in person, and so handed on what the owner's role becomes.
+    pub(crate) follows: bool,
+}
+
+/// What others gave the attacker.
+#[derive(Debug)]
+pub(crate) struct Potential {
+    pub(crate) policy: Policy,
+    pub(crate) attacker: PrincipalId,
+    /// The role that the application states now.
+    pub(crate) role: Option<Role>,
+    pub(crate) ever: BTreeSet<Role>,
+    pub(crate) handed: Vec<Handed>,
+    /// The roles that others gave bob so far: an owner who hands on a secret that it received in person
+    /// hands on what its role becomes.
+    pub(crate) bob_ever: BTreeSet<Role>,
+    /// Whether others closed acme/web.
+    pub(crate) closed: bool,
+    /// Keys that others disabled, narrowed or ended, and have not enabled again.
+    pub(crate) ended_by_others: BTreeSet<KeyId>,
+}
+
+pub(crate) fn tenant(number: usize) -> TenantId {
+    TenantId::new(TENANTS[number]).unwrap()
+}
+
+impl Potential {
+    /// The roles that count for a key. Of one that the attacker owns, those that it has now: as the
+    /// application states it, or as others had it stored and did not sync since.
+    fn roles_for(&self, key: &Acting) -> BTreeSet<Role> {
+        if key.record.owner.principal() != Some(&self.attacker) {
+            return self.ever.clone();
+        }
+        let stored = key.roles.intersection(&self.ever);
+        self.role.iter().chain(stored).cloned().collect()
+    }
+
+    /// Whether the attacker's key `key` may be used so at `now`.
+    pub(crate) fn covers(&self, key: &Acting, point: Point, scope: &Scope, now: Timestamp) -> bool {
+        if self.closed && point.0 == 1 {
+            return false;
+        }
+        let by_role = point.0 != 2 && {
+            let roles = self.roles_for(key);
+            roles.iter().any(|role| allows(&self.policy, role, scope))
+        };
+        by_role
+            || self
+                .handed
+                .iter()
+                .any(|handed| self.lends(handed, &key.record, point, scope, now))
+    }
+
+    fn lends(
+        &self,
+        handed: &Handed,
+        record: &KeyRecord,
+        point: Point,
+        scope: &Scope,
+        now: Timestamp,
+    ) -> bool {
+        let itself = handed.record.id == record.id;
+        if itself && self.ended_by_others.contains(&record.id) {
+            return false;
+        }
+        let own = &handed.record;
+        let class = self.policy.class(&own.class).unwrap();
+        let until = match class.self_rotation {
+            SelfRotation::Renews { until_age } => own
+                .expires_at
+                .map(|end| end.max(own.lineage.since.saturating_add(until_age))),
+            _ => own.expires_at,
+        };
+        let bound = |record: &KeyRecord| self.policy.propagation(&record.class).bound;
+        let reached =
+            handed.points.contains(&point) || (handed.follows && self.follows(own, point, scope));
+        reached
+            && until.is_none_or(|end| now < end)
+            && self.issued(&own.class).contains(&record.class)
+            && (own.visibility == Visibility::Secret || record.visibility == own.visibility)
+            && bound(record) <= bound(own)
+            && until.is_none_or(|until| record.expires_at.is_some_and(|end| end <= until))
+    }
+
+    /// Whether a key that was received in person may come to be used so.
+    fn follows(&self, key: &KeyRecord, (t, e, _, a): Point, scope: &Scope) -> bool {
+        let class = self.policy.class(&key.class).unwrap();
+        let there = match class.tenant_reach {
+            keyward::policy::TenantReach::Own => key.tenant == tenant(t),
+            keyward::policy::TenantReach::Below => key.tenant.contains(&tenant(t)),
+        };
+        let address = ADDRESSES[a].parse().unwrap();
+        there
+            && key.environment == ENVIRONMENTS[e]
+            && key.allowlist.allows(Some(address))
+            && key.scopes.allows(scope)
+            && class.ceiling.allows(scope)
+    }
+
+    /// The classes of what may come of a key of `class`.
+    fn issued(&self, class: &ClassName) -> BTreeSet<ClassName> {
+        let issues = &self.policy.class(class).unwrap().issues;
+        issues.iter().chain([class]).cloned().collect()
+    }
+
+    /// Whether `by` may do this to a key of `class` and `owner`. `by` is the key that acts, or the
+    /// attacker in person, for whom these roles are `stored` where it acts: they must allow too what issues
+    /// or looks.
+    pub(crate) fn may(
+        &self,
+        by: Option<&Acting>,
+        verb: Verb,
+        class: &ClassName,
+        owner: &Owner,
+        stored: &[Role],
+    ) -> bool {
+        let on = |roles: &BTreeSet<Role>| on_list(&self.policy, roles, verb, class);
+        match by {
+            None => {
+                let narrows = matches!(verb, Verb::Update | Verb::Revoke);
+                let stored = stored.iter().filter(|_| !narrows);
+                let roles: BTreeSet<_> = self.role.iter().chain(stored).cloned().collect();
+                self.role.is_some()
+                    && (on(&roles) || lets_owner(&self.policy, verb, class, owner, &self.attacker))
+            }
+            Some(key) => self.acts_by(key, on),
+        }
+    }
+
+    pub(crate) fn administers(&self, by: Option<&Acting>) -> bool {
+        let all = |roles: &BTreeSet<Role>| administers(&self.policy, roles);
+        match by {
+            None => all(&self.role.iter().cloned().collect()),
+            Some(key) => self.acts_by(key, all),
+        }
+    }
+
+    /// Whether the attacker's key may do what `has` allows: if it is whole, by roles that others gave.
+    fn acts_by(&self, key: &Acting, has: impl Fn(&BTreeSet<Role>) -> bool) -> bool {
+        let own = self.roles_for(key).into_iter();
+        let mut given = own.map(|role| BTreeSet::from([role]));
+        let handed = self.handed.iter().map(|handed| &handed.roles);
+        let follows = |handed: &Handed| handed.follows && handed.record.manages;
+        let follows = self.handed.iter().any(follows);
+        let followed = self.bob_ever.iter().filter(|_| follows);
+        let mut followed = followed.map(|role| BTreeSet::from([role.clone()]));
+        let given = given.any(|roles| has(&roles))
+            || { handed }.any(&has)
+            || followed.any(|roles| has(&roles));
+        given && self.is_whole(key)
+    }
+
+    /// Whether the key's own scopes are all that its roles allow.
+    fn is_whole(&self, key: &Acting) -> bool {
+        let ceilings = key.roles.iter().map(|role| self.policy.role_ceiling(role));
+        let all = ceilings.reduce(|all, ceiling| all.intersection(&ceiling));
+        key.record.visibility == Visibility::Secret
+            && all.is_some_and(|all| !all.is_empty() && key.record.scopes.contains(&all))
+    }
+}
+
+/// A key of the attacker's that acts.
+#[derive(Clone, Debug)]
+pub(crate) struct Acting {
+    pub(crate) record: KeyRecord,
+    /// The roles that bound it, and those that are stored for its owner.
+    pub(crate) roles: BTreeSet<Role>,
+}
+
+/// A key in one line.
+pub(crate) fn brief(record: &KeyRecord) -> String {
+    let KeyRecord {
+        id,
+        tenant,
+        class,
+        environment,
+        owner,
+        bound,
+        scopes,
+        allowlist,
+        created,
+        expires_at,
+        state,
+        ..
+    } = record;
+    let networks: Vec<_> = allowlist.iter().map(ToString::to_string).collect();
+    format!(
+        "{id} {class} in {tenant} ({environment}) of {owner:?}, bound {bound:?}, {scopes:?}, \
+         from {networks:?}, made by {} at {}, ends {expires_at:?}, {state:?}",
+        created.by, created.at
+    )
+}
+
+impl std::fmt::Display for Potential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "role {:?}, ever {:?}", self.role, self.ever)?;
+        for handed in &self.handed {
+            let Handed {
+                record,
+                points,
+                roles,
+                follows,
+            } = handed;
+            let record = brief(record);
+            writeln!(
+                f,
+                "handed over (follows: {follows}, roles {roles:?}): {record}"
+            )?;
+            writeln!(f, "  for {points:?}")?;
+        }
+        writeln!(f, "ended by others: {:?}", self.ended_by_others)?;
+        let spec = self.policy.spec();
+        writeln!(
+            f,
+            "roles {:?}, administrators {:?}",
+            spec.roles, spec.administrators
+        )?;
+        for (name, class) in &spec.classes {
+            writeln!(
+                f,
+                "{name}: create {:?}, look {:?}, update {:?}, rotate {:?}, revoke {:?}, issues {:?}",
+                class.create, class.look, class.update, class.rotate, class.revoke, class.issues
+            )?;
+        }
+        Ok(())
+    }
+}
