@@ -289,7 +289,7 @@ fn create_below(above: &'static str, narrowing: Narrowing) -> Race {
     })
 }
 
-/// What takes the authority of the key of this id away.
+/// A command that takes the authority of the key of this id away.
 type Narrowing = fn(KeyId) -> Command;
 
 fn deleted(key: KeyId) -> Command {

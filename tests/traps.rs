@@ -1,6 +1,6 @@
 //! The traps that others fell into, by the numbers of `docs/design.md`. Those that need several
-//! processes are in `nodes.rs`, the one about secrets in outputs is in `secrets.rs`; `house.rs` holds
-//! the numbers against the tests.
+//! processes are in `nodes.rs`, the one about secrets in outputs is in `secrets.rs`, those about authority
+//! are in `authority`; `house.rs` holds the numbers against the tests.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 

@@ -333,7 +333,7 @@ impl<S: KeyStore> BrokenStore<S> {
         Ok((Some(tenant.clone()), revision))
     }
 
-    /// Whether a guard stands, as the defect sees it.
+    /// Returns whether a guard stands, as the defect sees it.
     async fn stands(&self, guard: &Guard) -> Result<bool, StoreError> {
         let (tenant, at) = self.row_at(&guard.row).await?;
         let absent = at == Revision::ZERO;

@@ -178,7 +178,7 @@ impl Actor {
         &self.scopes
     }
 
-    /// Whether the application says that the actor has `entitlement`.
+    /// Returns whether the application says that the actor has `entitlement`.
     #[must_use]
     pub fn is_entitled(&self, entitlement: &Entitlement) -> bool {
         self.is_application() || self.entitlements.contains(entitlement)
@@ -190,7 +190,7 @@ impl Actor {
         self.expires_at
     }
 
-    /// Whether the actor may see and change what belongs to `tenant`.
+    /// Returns whether the actor may see and change what belongs to `tenant`.
     #[must_use]
     pub fn reaches(&self, tenant: &TenantId) -> bool {
         if self.descendants {
@@ -204,7 +204,7 @@ impl Actor {
         self.descendants
     }
 
-    /// Whether the actor is the application itself.
+    /// Returns whether the actor is the application itself.
     #[must_use]
     pub const fn is_application(&self) -> bool {
         matches!(self.identity, Identity::Application)

@@ -69,7 +69,7 @@ impl AddressAllowlist {
                 .is_some_and(|address| self.0.iter().any(|network| network.contains(&address)))
     }
 
-    /// Whether every address that this list allows is in one of the networks of `limit`. A network that
+    /// Returns whether every address that this list allows is in one of the networks of `limit`. A network that
     /// only several of them cover together is not within them.
     pub(crate) fn is_within(&self, limit: &Self) -> bool {
         let covered = |own: &IpNet| limit.iter().any(|network| network.contains(own));

@@ -207,7 +207,7 @@ pub enum Action {
     BulkCommandEnded,
     /// Digests that a backup had forgotten can never be imported again.
     DigestsBlocked {
-        /// How many.
+        /// The number of digests.
         count: u32,
     },
 }
@@ -223,7 +223,7 @@ pub struct AuditEntry {
     pub sequence: u64,
     /// When it was decided.
     pub at: Timestamp,
-    /// Who asked, with the key that acted if one did.
+    /// The author, with the key that acted if one did.
     pub actor: Author,
     /// The role that the application stated for a person.
     pub role: Option<Role>,

@@ -24,7 +24,7 @@ use super::text::{ClassName, PrincipalId, Role};
 use super::time::Timestamp;
 use super::view::{Ancestry, TenantView};
 
-/// Who gives a command, with everything that limits it.
+/// The caller of a command, with everything that limits it.
 #[derive(Debug)]
 pub(crate) enum Caller {
     /// The application: nothing limits it.
@@ -33,10 +33,10 @@ pub(crate) enum Caller {
     Limited(Box<Limits>),
 }
 
-/// What limits a person or a key.
+/// The limits of a person or a key.
 #[derive(Debug)]
 pub(crate) struct Limits {
-    /// What it may hand out at most.
+    /// The most that it may hand out.
     pub(crate) reach: Reach,
     /// The roles that must all allow what it issues, widens or looks at: of a person the stated role
     /// and the live ones, of a key its bound and its owner's live ones.
@@ -62,7 +62,7 @@ pub(crate) struct ActingRecord {
     makers: Vec<Maker>,
 }
 
-/// What a command does to what is reached, and so which roles have to allow it.
+/// The effect of a command on what is reached. It decides which roles have to allow the command.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Effect {
     /// Issues a key, or widens what one or many reach.
@@ -73,7 +73,7 @@ pub(crate) enum Effect {
     Looks,
 }
 
-/// Which keys a caller may look at, before each is judged by its class.
+/// The keys that a caller may look at, before each is judged by its class.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Sight {
     /// Those of some classes.
@@ -92,7 +92,7 @@ pub(crate) struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// How an owner stands in `tenant`.
+    /// Returns how an owner stands in `tenant`.
     pub(crate) fn standing(&self, tenant: &TenantId, owner: &Owner) -> Standing {
         Standing::resolve(
             tenant,
@@ -151,7 +151,7 @@ impl Caller {
         self.limits().is_none()
     }
 
-    /// Whether it is the person of this id.
+    /// Returns whether it is the person of this id.
     pub(crate) fn is_person(&self, principal: Option<&PrincipalId>) -> bool {
         let person = self.limits().and_then(|limits| limits.person.as_ref());
         person.is_some() && person == principal
@@ -200,7 +200,7 @@ impl Caller {
         })
     }
 
-    /// Whether the caller may look at keys of `class` that belong to `owner`. Keys of a class that the
+    /// Returns whether the caller may look at keys of `class` that belong to `owner`. Keys of a class that the
     /// policy no longer has are for administrators to look at.
     pub(crate) fn sees(&self, policy: &Policy, class: &ClassName, owner: &Owner) -> bool {
         let administrators = || Access::roles(policy.spec().administrators.iter().cloned());
@@ -210,7 +210,7 @@ impl Caller {
         seen.is_ok() || hole::is_open("anybody looks")
     }
 
-    /// Which keys the caller may look at, as far as one question to a store can say so.
+    /// Returns which keys the caller may look at, as far as one question to a store can say so.
     ///
     /// # Errors
     ///
@@ -231,7 +231,7 @@ impl Caller {
         }
     }
 
-    /// Whether the caller may look at everything, keys that cannot be read among it.
+    /// Returns whether the caller may look at everything, keys that cannot be read among it.
     pub(crate) fn sees_all(&self, policy: &Policy) -> bool {
         let administrators = policy.spec().administrators.iter().cloned();
         let access = Access::roles(administrators);
@@ -406,7 +406,7 @@ impl Limits {
     }
 }
 
-/// Whether `scopes` are all that roles allow, and something.
+/// Returns whether `scopes` are all that roles allow, and something.
 pub(crate) fn is_whole(scopes: &ScopeSet, role: &RoleReach) -> bool {
     !scopes.is_empty() && scopes.contains(role.ceiling())
 }

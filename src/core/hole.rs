@@ -18,13 +18,13 @@ pub fn open(name: Option<&'static str>) {
     OPEN.set(name);
 }
 
-/// Whether the hole of this name is open.
+/// Returns whether the hole of this name is open.
 #[cfg(keyward_hole)]
 pub(crate) fn is_open(name: &'static str) -> bool {
     OPEN.get() == Some(name)
 }
 
-/// Whether the hole of this name is open.
+/// Returns whether the hole of this name is open.
 #[cfg(not(keyward_hole))]
 #[inline(always)]
 pub(crate) const fn is_open(_: &'static str) -> bool {

@@ -53,15 +53,15 @@ pub struct KeyInfo {
     pub bound: BTreeSet<Role>,
     /// Whether it may manage keys by its roles.
     pub manages: bool,
-    /// What it may do, before its class, its bound and its owner narrow it.
+    /// Its scopes, before its class, its bound and its owner narrow them.
     pub scopes: ScopeSet,
-    /// What it effectively reaches at the instant asked for, while it works.
+    /// The scopes that it effectively reaches at the instant asked for, while it works.
     pub reach: ScopeSet,
     /// From where it may be used.
     pub allowlist: AddressAllowlist,
     /// What it belongs to in the host's world.
     pub resource: Option<Resource>,
-    /// When it was first reported as found in the open.
+    /// The instant at which it was first reported as found in the open.
     pub exposed_at: Option<Timestamp>,
     /// The key that created it, if a key did; for a successor, the one that created the first key of its
     /// chain.

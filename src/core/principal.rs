@@ -30,7 +30,7 @@ impl Owner {
     }
 }
 
-/// Who made a change. A variant for each kind, so that no name can stand for another kind.
+/// The author of a change. Each kind is a variant, so that no name can stand for another kind.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Author {

@@ -108,9 +108,9 @@ pub(crate) fn roles_of(
 pub enum Dimension {
     /// The scopes.
     Scopes,
-    /// What the owner's roles may manage, and their ceilings.
+    /// The permits and the ceilings of the owner's roles.
     Role,
-    /// How long it lasts.
+    /// The end.
     Lifetime,
     /// The tenants.
     Tenants,
@@ -124,7 +124,7 @@ pub enum Dimension {
     KeyType,
     /// The classes of keys.
     Class,
-    /// How soon its revocation holds everywhere.
+    /// The time until its revocation holds everywhere.
     Propagation,
 }
 
@@ -164,7 +164,7 @@ pub(crate) enum Permit {
     Revoke(ClassName),
 }
 
-/// What roles may do under a policy: the permits that all of them have, and what all of their
+/// The reach of roles under a policy: the permits that all of them have, and what all of their
 /// ceilings allow. No roles may do nothing.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct RoleReach {
@@ -237,19 +237,19 @@ impl RoleReach {
         }
     }
 
-    /// Whether all that this may do, `limit` may do.
+    /// Returns whether all that this may do, `limit` may do.
     pub(crate) fn is_within(&self, limit: &Self) -> bool {
         let Self { permits, ceiling } = self;
         permits.is_subset(&limit.permits) && limit.ceiling.contains(ceiling)
     }
 
-    /// What all of the roles' ceilings allow.
+    /// Returns the scopes that all of the roles' ceilings allow.
     pub(crate) const fn ceiling(&self) -> &ScopeSet {
         &self.ceiling
     }
 }
 
-/// Whether keys of `class` that belong to `own` reach `tenant`.
+/// Returns whether keys of `class` that belong to `own` reach `tenant`.
 pub(crate) fn reaches_tenant(own: &TenantId, class: &KeyClass, tenant: &TenantId) -> bool {
     match class.tenant_reach {
         TenantReach::Own => own == tenant,
@@ -305,7 +305,7 @@ impl Classes {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Reach {
     pub(crate) scopes: ScopeSet,
-    /// What the roles that stand behind it may do.
+    /// The reach of the roles that stand behind it.
     pub(crate) role: RoleReach,
     /// The first instant at which it has ended; `None` for never.
     pub(crate) until: Option<Timestamp>,

@@ -190,7 +190,7 @@ pub struct Maker {
 pub struct Lineage {
     /// The id of its first key.
     pub first: KeyId,
-    /// When that key was created.
+    /// The instant at which that key was created.
     pub since: Timestamp,
     /// The key that created that key, if a key did.
     pub created_by: Option<KeyId>,
@@ -271,7 +271,7 @@ pub struct KeyRecord {
     pub allowlist: AddressAllowlist,
     /// What it belongs to in the host's world.
     pub resource: Option<Resource>,
-    /// When it was first reported as found in the open. Never cleared.
+    /// The instant at which it was first reported as found in the open. Never cleared.
     pub exposed_at: Option<Timestamp>,
     /// When and by whom it was created.
     pub created: Stamp,
@@ -339,7 +339,7 @@ impl KeyRecord {
         self.lineage.created_by
     }
 
-    /// Whether `key` made it, or a key of the lineage `lineage` did, directly or through other keys.
+    /// Returns whether `key` made it, or a key of the lineage `lineage` did, directly or through other keys.
     #[must_use]
     pub fn was_made_by(&self, key: KeyId, lineage: Option<KeyId>) -> bool {
         // The id of a lineage is its first key's, which may be deleted and so not known any more.

@@ -67,7 +67,7 @@ impl Digest {
 }
 
 /// A keyed mark of an imported digest: HMAC-SHA-256 under a pepper. It stands in the audit trail, and
-/// tells nothing of the digest to a reader who lacks the pepper.
+/// reveals nothing of the digest to a reader who lacks the pepper.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct DigestMark([u8; 32]);
 

@@ -77,7 +77,7 @@ impl BulkFilter {
         self
     }
 
-    /// Whether `record` meets every condition.
+    /// Returns whether `record` meets every condition.
     #[must_use]
     pub fn matches(&self, record: &KeyRecord) -> bool {
         let Self {
@@ -122,17 +122,17 @@ impl From<Vec<KeyId>> for Sweep {
 pub struct PendingSweep {
     /// The command.
     pub command: CommandId,
-    /// Who gave it.
+    /// Its author.
     pub by: Author,
-    /// When its first commit was decided.
+    /// The instant for which its first commit was decided.
     pub began_at: Timestamp,
     /// Whether it reaches the tenants below.
     pub descendants: bool,
-    /// What it does.
+    /// Its kind.
     pub kind: SweepKind,
 }
 
-/// What a command over many keys does.
+/// The kind of a command over many keys.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum SweepKind {
     /// Ends every key of a closed tenant.

@@ -47,7 +47,7 @@ pub enum RowKey {
 /// A row of another tenant that a decision rested on, at the revision at which it was read.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Guard {
-    /// Which row.
+    /// The row.
     pub row: RowKey,
     /// The commit that wrote the row; [`Revision::ZERO`] if there was none.
     pub revision: Revision,
@@ -145,7 +145,7 @@ pub struct TenantView {
     pub owners: Vec<OwnerRecord>,
     /// The keys asked for.
     pub records: Vec<KeyRecord>,
-    /// The commit that wrote each of the rows above, the unreadable ones among them.
+    /// The commit that wrote each of the rows above.
     pub revisions: BTreeMap<RowKey, Revision>,
     /// Keys asked for whose stored bytes failed their checksum: refused, counted towards the cap.
     pub corrupt: Vec<KeyId>,

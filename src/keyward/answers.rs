@@ -26,7 +26,7 @@ pub struct Created {
     pub fingerprint: Fingerprint,
     /// When it ends; `None` for never.
     pub expires_at: Option<Timestamp>,
-    /// What it effectively reaches: less than its scopes where a role, its bound or its class allows
+    /// The scopes that it effectively reaches: less than its own where a role, its bound or its class allows
     /// less.
     pub reach: ScopeSet,
     /// Keys that came with the tenant, because this was its first command.
@@ -43,7 +43,7 @@ pub struct Imported {
     pub id: KeyId,
     /// The mark that finds it.
     pub fingerprint: Fingerprint,
-    /// What it effectively reaches.
+    /// The scopes that it effectively reaches.
     pub reach: ScopeSet,
     /// Keys that came with the tenant, because this was its first command.
     pub provisioned: Vec<IssuedKey>,
@@ -61,7 +61,7 @@ pub struct Rotated {
     pub secret: Secret,
     /// When the successor ends; `None` for never.
     pub expires_at: Option<Timestamp>,
-    /// What the successor effectively reaches.
+    /// The scopes that the successor effectively reaches.
     pub reach: ScopeSet,
     /// The key that it replaces.
     pub predecessor: KeyId,

@@ -58,7 +58,7 @@ impl Keyward {
     /// Lists the keys that the actor may look at, filtered, sorted and paged. A query that names no
     /// tenant is about the actor's own and all below it.
     ///
-    /// Who may look at keys of a class is that class's to say
+    /// A class says who may look at its keys
     /// ([`KeyClass::look`](crate::policy::KeyClass::look)); other keys are left out.
     ///
     /// # Errors
@@ -288,7 +288,7 @@ impl Keyward {
         }
     }
 
-    /// What `actor` may do in `tenant`, as the store has it now, with the rows of `owners`.
+    /// Returns the authority of `actor` in `tenant`, as the store has it now, with the rows of `owners`.
     async fn seat(
         &self,
         actor: &Actor,
@@ -360,7 +360,7 @@ impl Keyward {
     }
 }
 
-/// What an actor may do in a tenant, with the rows that say so.
+/// The authority of an actor in a tenant, with the rows that it rests on.
 struct Seat {
     caller: Caller,
     view: TenantView,
@@ -368,7 +368,7 @@ struct Seat {
 }
 
 impl Seat {
-    /// What the caller sees of a key of the tenant; `None` if it may not look at it.
+    /// Returns what the caller sees of a key of the tenant; `None` if it may not look at the key.
     fn info(&self, record: KeyRecord, policy: &Policy, at: Timestamp) -> Option<KeyInfo> {
         if !self.caller.sees(policy, &record.class, &record.owner) {
             return None;

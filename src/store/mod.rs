@@ -268,6 +268,7 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     ///
     /// - The view's revision is read no later than its records, and reflects every commit that
     ///   returned before this call began.
+    /// - The view holds, for each of its rows, the revision of the commit that wrote it.
     /// - `select` narrows what is loaded; see [`Select`]. A store may return more than asked, never
     ///   less. A tenant with a million keys must not cost a million reads to revoke one.
     ///

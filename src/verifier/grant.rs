@@ -57,7 +57,7 @@ pub(super) struct Accepted {
     pub(super) standing: u32,
     pub(super) at: Timestamp,
     pub(super) address: Option<IpAddr>,
-    /// How its holder stands in the tenant that the key reached into, if not as at home.
+    /// The standing of its holder in the tenant that the key reached into, if not as at home.
     pub(super) reached: Option<Box<Standing>>,
 }
 

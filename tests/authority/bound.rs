@@ -30,7 +30,7 @@ fn manages(grant: &Grant, world: &World) -> bool {
 
 /// The instance: mallory creates a key owned by bob; bob is promoted; her key is an administrator.
 #[test]
-fn a_key_made_for_bob_by_mallory_stays_what_it_was_when_bob_is_promoted() {
+fn trap_27_a_key_made_for_bob_by_mallory_stays_what_it_was_when_bob_is_promoted() {
     let world = world();
     world
         .create(&bob(Role::MEMBER), reader("first"))

@@ -26,7 +26,7 @@ fn after(what: impl FnOnce(&World, keyward::KeyId)) -> (World, Actor) {
 }
 
 #[test]
-fn a_key_that_was_revoked_disabled_or_deleted_since_does_nothing_in_any_tenant() {
+fn trap_25_a_key_that_was_revoked_disabled_or_deleted_since_does_nothing_in_any_tenant() {
     type Narrowing = fn(&World, keyward::KeyId);
     type Expected = fn(&Rejection) -> bool;
     let narrowings: [(Narrowing, Expected); 3] = [

@@ -90,7 +90,7 @@ fn an_own_tenant_key_makes_no_key_that_reaches_below() {
 
 /// The instance: a test key creates and rotates live ones.
 #[test]
-fn a_test_key_makes_rotates_enables_and_widens_no_live_key() {
+fn trap_26_a_test_key_makes_imports_rotates_enables_and_widens_no_live_key() {
     let world = world();
     let (_, key) = acting(&world, &admin(), whole("secret").environment("test"));
     let live = world.create(&admin(), reader("live")).unwrap();

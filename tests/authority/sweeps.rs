@@ -87,8 +87,9 @@ fn trail(world: &World, path: &str) -> Vec<(Action, keyward::Author, keyward::Co
     let rows = wait(world.keys.audit(&host, &query)).unwrap().rows;
     let entry =
         |row: keyward::store::AuditRow| (row.entry.actor, row.entry.action, row.entry.command);
-    let told = rows.into_iter().map(entry);
-    told.map(|(actor, action, command)| (action, actor, command))
+    let entries = rows.into_iter().map(entry);
+    entries
+        .map(|(actor, action, command)| (action, actor, command))
         .collect()
 }
 
@@ -145,15 +146,16 @@ fn maintenance_finishes_what_a_caller_who_is_gone_began() {
             .verify(victim.secret.expose(), &Need::any())
             .is_err()
     );
-    let told = trail(&world, "acme");
-    let revoked = told
+    let entries = trail(&world, "acme");
+    let revoked = entries
         .iter()
         .filter(|(action, ..)| matches!(action, Action::KeyRevoked { .. }));
     for (_, author, id) in revoked {
         assert_eq!((author.key(), id), (Some(created.id), &command("sweep")));
     }
     assert!(
-        told.iter()
+        entries
+            .iter()
             .any(|(action, ..)| *action == Action::BulkCommandEnded)
     );
     wait(world.keys.sync()).unwrap();

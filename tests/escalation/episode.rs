@@ -19,7 +19,7 @@ use rand::rngs::ChaCha12Rng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
-use super::policy::{self, CLASSES, ROLES, SCOPES, Verb, role};
+use super::policy::{self, ROLES, SCOPES, Verb, role};
 use super::potential::{
     ADDRESSES, Acting, ENVIRONMENTS, Handed, Point, Potential, TENANTS, brief, tenant,
 };
@@ -215,14 +215,15 @@ impl Episode {
     }
 
     fn draft(&mut self, place: usize) -> NewKey {
-        let name = self.pick(&CLASSES).unwrap();
+        let name = self.pick(&["plain", "plain", "wide", "wide", "public", "renewing"]);
+        let name = name.unwrap();
         let environment = self.pick(&["live", "test"]).unwrap();
         let mut key = NewKey::new("key")
             .in_tenant(tenant(place))
             .class(name)
             .environment(environment);
-        let scopes: &[&str] = match self.dice.random_range(0..5) {
-            0 => &["*:*"],
+        let scopes: &[&str] = match self.dice.random_range(0..6) {
+            0 | 4 => &["*:*"],
             1 => &["a:*", "b:read"],
             2 => &["b:*", "a:read"],
             3 => &["a:read"],

@@ -84,7 +84,7 @@ pub(crate) fn draw(dice: &mut ChaCha12Rng) -> Policy {
             "public" => BTreeSet::new(),
             _ => CLASSES
                 .into_iter()
-                .filter(|_| chance(dice, 25))
+                .filter(|_| chance(dice, if name == "plain" { 60 } else { 12 }))
                 .map(class)
                 .collect(),
         };

@@ -79,7 +79,9 @@ fn what_is_broken_is_named_once_and_alone() {
             "the store's own row is damaged",
         ),
         (
-            "UPDATE $s.digests SET id = overlay(id placing '\\x07' from 6)",
+            // The import also took the mark of its digest, in a row of its own.
+            "UPDATE $s.digests SET id = overlay(id placing '\\x07' from 6) \
+             WHERE digest = (SELECT digest FROM $s.digests ORDER BY digest LIMIT 1)",
             "an imported digest is damaged",
         ),
         (

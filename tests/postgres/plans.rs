@@ -4,12 +4,13 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use keyward::policy::Policy;
+use keyward::policy::{Policy, TenantReach};
 use keyward::store::{
     AuditQuery, KeyQuery, KeySort, KeyStore, Locator, PostgresStore, Revision, Select,
 };
 use keyward::{
-    DeleteKey, Digest, Fingerprint, ImportKey, Keyward, ManualClock, Reason, Status, days,
+    DeleteKey, Digest, Fingerprint, ImportKey, Keyward, ManualClock, Need, NewKey, Reason, Status,
+    days,
 };
 use regex::Regex;
 
@@ -62,7 +63,10 @@ impl World {
         let place = Place::at(server.url());
         let store = place.connect();
         let clock = Arc::new(ManualClock::at(at(START)));
-        let keys = node(store.clone(), &clock, Policy::new(capped(1000)).unwrap());
+        let mut spec = capped(1000);
+        let secret = spec.classes.get_mut("secret").unwrap();
+        secret.tenant_reach = TenantReach::Below;
+        let keys = node(store.clone(), &clock, Policy::new(spec).unwrap());
         let start = beginning(&store).revision;
         place.run(&OTHERS.replace("$n", &others.to_string()));
         Self {
@@ -100,6 +104,11 @@ impl World {
         let digest = Digest::sha256(name);
         let import = ImportKey::sha256(digest, reader(name));
         wait(keys.import(&admin(), import)).unwrap();
+        // A key acts below its own tenant: its row and those of its owner and its tenant guard the commit.
+        let whole = wait(keys.create(&admin(), NewKey::new(name).scope("*:*"))).unwrap();
+        let by = keys.verify(whole.secret.expose(), &Need::any()).unwrap();
+        let below = reader(name).in_tenant(tenant("acme/web"));
+        wait(keys.create(&by.actor(), below)).unwrap();
         let record = wait(keys.key(&admin(), key.id)).unwrap();
         wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
         wait(keys.delete(&admin(), key.id, DeleteKey::plain())).unwrap();

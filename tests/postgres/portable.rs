@@ -5,13 +5,13 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use keyward::policy::Policy;
+use keyward::policy::{Policy, TenantReach};
 use keyward::store::transfer::copy;
 use keyward::store::{
     AuditQuery, Epoch, KeyQuery, KeyStore, Locator, NodeId, NodeRegistry, NodeReport,
     PostgresStore, Select,
 };
-use keyward::{DeleteKey, Digest, ImportKey, ManualClock, Reason};
+use keyward::{DeleteKey, Digest, ImportKey, ManualClock, Need, NewKey, Reason};
 use regex::Regex;
 
 use crate::raw::{ALL, beginning};
@@ -195,8 +195,16 @@ fn do_everything(place: &Place) {
     const ONE: NonZeroUsize = NonZeroUsize::MIN;
     let store = place.connect();
     let clock = Arc::new(ManualClock::at(at(START)));
-    let keys = node(store.clone(), &clock, Policy::new(capped(50)).unwrap());
+    let mut spec = capped(50);
+    let secret = spec.classes.get_mut("secret").unwrap();
+    secret.tenant_reach = TenantReach::Below;
+    let keys = node(store.clone(), &clock, Policy::new(spec).unwrap());
     let start = beginning(&store);
+    // A key acts below its own tenant: its row and those of its owner and its tenant guard the commit.
+    let whole = wait(keys.create(&admin(), NewKey::new("whole").scope("*:*"))).unwrap();
+    let by = keys.verify(whole.secret.expose(), &Need::any()).unwrap();
+    let below = reader("below").in_tenant(tenant("acme/web"));
+    wait(keys.create(&by.actor(), below)).unwrap();
     let key = wait(keys.create(&admin(), reader("some"))).unwrap();
     let digest = Digest::sha256("imported");
     wait(keys.import(&admin(), ImportKey::sha256(digest, reader("imported")))).unwrap();

@@ -9,7 +9,7 @@ use crate::core::audit::Action;
 use crate::core::record::KeyRecord;
 use crate::store::{KeyStore, Revision, RowKey};
 
-/// What a commit changes.
+/// A change that a batch makes.
 type Change = fn(Batch) -> Batch;
 
 /// A commit whose guarded rows all stand where they were read is applied, whoever's rows they are.

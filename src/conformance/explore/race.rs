@@ -298,7 +298,7 @@ fn check_order(requests: &[&Request], landings: &Landings, policy: &Policy) -> R
     Ok(())
 }
 
-/// Whether `making` is a command that makes a key, and whoever gives it may not once `taking` landed.
+/// Returns whether `making` makes a key, and its actor may not once `taking` landed.
 fn takes_authority(taking: &Request, making: &Request, policy: &Policy) -> bool {
     let makes = matches!(making.command, Command::Create(_) | Command::Import { .. });
     let actor = &making.actor;
@@ -319,7 +319,7 @@ fn takes_authority(taking: &Request, making: &Request, policy: &Policy) -> bool 
         }
 }
 
-/// Whether `giving` may let whoever gives `making` go on.
+/// Returns whether `giving` may give the actor of `making` its authority back.
 fn gives_authority(giving: &Request, making: &Request) -> bool {
     match &giving.command {
         Command::Enable { key } => making.actor.key_id() == Some(*key),

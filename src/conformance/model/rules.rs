@@ -40,7 +40,7 @@ fn ceiling(role: &str) -> Mask {
     }
 }
 
-/// What roles may do that all of them allow. No roles may do nothing.
+/// The permissions that all of some roles have. No roles have none.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct May {
     ceiling: Mask,
@@ -72,7 +72,7 @@ fn may(roles: &BTreeSet<&'static str>) -> May {
     }
 }
 
-/// What an asker may do in a tenant.
+/// The authority of an asker in a tenant.
 struct Authority {
     manages: bool,
     /// By the role that the host states alone.
@@ -243,7 +243,7 @@ impl Model {
         rows.filter_map(|row| row.role).collect()
     }
 
-    /// What a key may reach while its owner has whatever role.
+    /// The most that a key reaches, whatever role its owner has.
     fn bounded(key: &Key) -> Mask {
         key.bound
             .iter()
@@ -268,13 +268,13 @@ impl Model {
         &live | &key.bound
     }
 
-    /// Whether a key reaches all that its roles allow, and something.
+    /// Returns whether a key reaches all that its roles allow, and something.
     fn is_whole(&self, key: &Key) -> bool {
         let (roles, reach) = (self.roles_of(key), self.reach(key));
         !roles.is_empty() && reach != 0 && may(&roles).ceiling & !reach == 0
     }
 
-    /// What `asker` may do in `tenant`, as everything stands.
+    /// Returns the authority of `asker` in `tenant`, as everything stands.
     fn authority(&self, asker: &Asker, tenant: usize) -> Authority {
         if let Some(number) = asker.key {
             let key = &self.keys[number];
@@ -387,7 +387,7 @@ impl Model {
         })
     }
 
-    /// Whether the command may be carried out where it is given and refused below.
+    /// Returns whether the command may be carried out where it is given and refused below.
     pub(super) fn parts_below(&self, asker: &Asker, ask: &Ask) -> bool {
         let Ask::ChangeRole {
             tenant: 0,
@@ -948,8 +948,12 @@ impl Model {
         }
     }
 
+    /// Ends keys in the order in which they are listed, by id. A wall clock that stands behind gives the
+    /// newer of two keys the lesser id.
     fn end_all(&mut self, tenant: usize, concerned: impl Fn(&Key) -> bool) {
-        for number in self.live_in(tenant) {
+        let mut live = self.live_in(tenant);
+        live.sort_by_key(|number| self.keys[*number].id);
+        for number in live {
             if concerned(&self.keys[number]) {
                 self.revoke(number);
             }

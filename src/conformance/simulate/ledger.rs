@@ -38,8 +38,8 @@ pub(super) struct Ledger {
     heads: BTreeMap<TenantId, AuditHead>,
     newest: Timestamp,
     revision: Revision,
-    /// The rows that each command left behind, oldest first.
-    commands: BTreeMap<CommandId, Vec<(RowKey, Revision)>>,
+    /// The rows that each command left behind, with the tenant of its commit, oldest first.
+    commands: BTreeMap<CommandId, Vec<(TenantId, RowKey, Revision)>>,
 }
 
 /// A node took a key for good.
@@ -130,7 +130,8 @@ impl Ledger {
         let commands: BTreeSet<_> = commit.effects.audit.iter().map(|e| &e.command).collect();
         for command in commands {
             let left = self.commands.entry(command.clone()).or_default();
-            left.extend(commit.rows().map(|row| (row.key(), revision)));
+            let rows = commit.rows().map(|row| row.key());
+            left.extend(rows.map(|row| (commit.tenant.clone(), row, revision)));
         }
         self.check_trail(commit)?;
         let live = self.records(&commit.tenant);
@@ -161,8 +162,8 @@ impl Ledger {
         .collect()
     }
 
-    /// Which version of a row a command left behind: as it landed, or if it changed nothing, as it
-    /// found it.
+    /// Which version of a row a command left behind: as it landed, or if it did not change the row, as
+    /// it found it.
     pub(super) fn version_of(
         &self,
         row: &RowKey,
@@ -170,13 +171,26 @@ impl Ledger {
         found: Revision,
     ) -> Option<usize> {
         let revision = match self.commands.get(command) {
-            Some(left) => left.iter().rfind(|(own, _)| own == row)?.1,
+            Some(left) => {
+                let wrote = left.iter().rfind(|(_, own, _)| own == row);
+                // Its first commit in the row's tenant, which landed where it had read the row.
+                let read = || left.iter().find(|(tenant, ..)| self.is_of(row, tenant));
+                wrote.or_else(read)?.2
+            }
             None => found,
         };
         let versions = self.rows.get(row)?;
         versions
             .iter()
             .rposition(|version| version.revision <= revision)
+    }
+
+    /// Whether a row belongs to a tenant.
+    fn is_of(&self, row: &RowKey, tenant: &TenantId) -> bool {
+        match row {
+            RowKey::Tenant(own) | RowKey::Owner(own, _) => own == tenant,
+            RowKey::Key(key) => self.tenant_of(*key).as_ref() == Some(tenant),
+        }
     }
 
     /// The key that was imported with a digest, if one was.
@@ -324,17 +338,19 @@ fn gates(record: &KeyRecord) -> Vec<RowKey> {
 
 /// Whether a row lets a key be accepted.
 fn admits(row: &Row, about: &KeyRecord, needs: Option<&str>, now: Timestamp) -> bool {
+    let reads = needs.is_none_or(|scope| scope.ends_with(":read"));
+    let reaches = |role: &Role| *role != Role::MEMBER || reads;
     match row {
         Row::Key(record) => {
             let has = |scope| record.scopes.iter().any(|own| own.as_str() == scope);
             record.state == KeyState::Enabled
                 && record.expires_at.is_none_or(|end| now < end)
                 && needs.is_none_or(has)
+                // Whoever received the secret bounds it, whatever its owner becomes.
+                && record.bound.iter().all(reaches)
         }
         Row::Owner(owner) => {
             let lasting = owner.removed_at.is_none_or(|at| about.created.at > at);
-            let reads = needs.is_none_or(|scope| scope.ends_with(":read"));
-            let reaches = |role: &Role| *role != Role::MEMBER || reads;
             lasting && owner.role.as_ref().is_some_and(reaches)
         }
         Row::Tenant(tenant) => tenant.closed.is_none(),

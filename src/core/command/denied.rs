@@ -129,7 +129,7 @@ pub enum Denied {
     /// Too many keys have a part in the key to come.
     #[error("more than {limit} keys made one another")]
     TooManyMakers {
-        /// How many may.
+        /// The most that may.
         limit: usize,
     },
     /// The command needs to be confirmed (rules A1-15, G-20).

@@ -40,7 +40,7 @@ pub struct Request {
     pub tenant: TenantId,
     /// What is asked.
     pub command: Command,
-    /// Who began the command, where maintenance or an earlier commit of it goes on: it was authorised
+    /// The caller that began the command, where maintenance or a later commit goes on: it was authorised
     /// then, and what is left only narrows.
     pub(crate) continues: Option<Author>,
 }
@@ -58,7 +58,7 @@ impl Request {
         }
     }
 
-    /// Who the audit trail names.
+    /// Returns the author that the audit trail names.
     pub(crate) fn author(&self) -> Author {
         let began = self.continues.clone();
         began.unwrap_or_else(|| self.actor.author())
@@ -231,7 +231,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// Whether it is about many keys, in more than one commit if need be.
+    /// Returns whether it is about many keys, in more than one commit if need be.
     #[must_use]
     pub const fn is_bulk(&self) -> bool {
         matches!(
@@ -302,11 +302,11 @@ pub struct KeySpec {
     pub resource: Option<Resource>,
     /// How long it lives.
     pub expiry: Expiry,
-    /// Who receives the secret; only the application says so. Defaults to the owner in person.
+    /// The recipient of the secret; only the application says so. Defaults to the owner in person.
     pub recipient: Option<Recipient>,
 }
 
-/// Who receives a secret, where the application says so.
+/// The recipient of a secret, where the application says so.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct Recipient {
     /// Who.
@@ -425,7 +425,7 @@ pub struct IssuedKey {
     pub fingerprint: Fingerprint,
     /// When it ends; `None` for never.
     pub expires_at: Option<Timestamp>,
-    /// What it effectively reaches now.
+    /// The scopes that it effectively reaches now.
     pub reach: ScopeSet,
     /// Its whole text, shown now and, unless it is publishable, never again. An imported key has
     /// none: its holder has it.

@@ -97,7 +97,7 @@ impl Work<'_> {
         Err(Denied::HostOnly { action })
     }
 
-    /// What `record` reaches, as far as the caller could have a say in it: with these scopes, and as
+    /// Returns the reach of `record`, as far as the caller could have a say in it: with these scopes, and as
     /// whoever has these roles.
     pub(super) fn reach_with(
         &self,
@@ -120,7 +120,7 @@ impl Work<'_> {
         })
     }
 
-    /// What a key that exists reaches at most. An owner in person is judged by what the key reaches
+    /// Returns the most that a key that exists reaches. An owner in person is judged by what the key reaches
     /// now; for everybody else a role that narrows its owner today may be raised tomorrow, and the
     /// secret stays.
     pub(super) fn reach_of(&self, record: &KeyRecord) -> Result<Reach, Denied> {
@@ -165,7 +165,7 @@ impl Work<'_> {
         }
     }
 
-    /// Whether whoever has the role `after` may do no more than with `before`, here and below.
+    /// Returns whether whoever has the role `after` may do no more than with `before`, here and below.
     pub(super) fn lowers(&self, before: &Role, after: &Role) -> bool {
         let policies = self.below.iter().map(|policy| &**policy);
         let mut policies = policies.chain([self.policy]);

@@ -108,7 +108,7 @@ pub fn decide(
 /// A decision in the making: the view as it will be, and what leads there.
 struct Work<'a> {
     request: &'a Request,
-    /// Who gives the command; the application until that is known.
+    /// The caller of the command; the application until that is known.
     caller: Caller,
     author: Author,
     policy: &'a Policy,
@@ -283,7 +283,7 @@ impl<'a> Work<'a> {
         self.rows().standing(&self.request.tenant, owner)
     }
 
-    /// Whether a key reaches all that its roles allow, as it stands.
+    /// Returns whether a key reaches all that its roles allow, as it stands.
     fn is_whole(&self, record: &KeyRecord) -> bool {
         let standing = self.standing(&record.owner);
         let roles = reach::roles_of(&record.owner, &record.bound, &standing);
@@ -291,7 +291,7 @@ impl<'a> Work<'a> {
         !roles.is_empty() && core_authority::is_whole(&self.scopes_of(record), &role)
     }
 
-    /// What a key effectively reaches as it stands.
+    /// Returns the scopes that a key effectively reaches as it stands.
     fn scopes_of(&self, record: &KeyRecord) -> ScopeSet {
         let standing = self.standing(&record.owner);
         let bounds = Bounds::of_record(record);
@@ -382,8 +382,8 @@ fn mark_of(request: &Request) -> [u8; 8] {
         // Found out on the way, as long as the key is known.
         made_by.lineage = None;
     }
-    let told = postcard::to_allocvec(&(who, tenant, command)).unwrap_or_default();
+    let request = postcard::to_allocvec(&(who, tenant, command)).unwrap_or_default();
     let mut mark = [0; 8];
-    mark.copy_from_slice(&Sha256::digest(told)[..8]);
+    mark.copy_from_slice(&Sha256::digest(request)[..8]);
     mark
 }

@@ -228,7 +228,7 @@ impl Work<'_> {
         })
     }
 
-    /// Whether the key that acts made `record` by rotating itself, and may ask for its secret again: the
+    /// Returns whether the key that acts made `record` by rotating itself, and may ask for its secret again: the
     /// answer that held it was lost.
     pub(super) fn made_by_itself(&self, record: &KeyRecord, class: &KeyClass) -> bool {
         let acting = self.caller.limits().and_then(|limits| limits.key.as_ref());
@@ -238,7 +238,7 @@ impl Work<'_> {
             && acting.is_some_and(|key| before == Some(key.id))
     }
 
-    /// Whether the key that acts rotates itself, which its class has to allow. A key never takes over
+    /// Returns whether the key that acts rotates itself, which its class has to allow. A key never takes over
     /// from another key of its own chain: whoever holds the old one would have the successor's place.
     fn rotates_itself(&self, record: &KeyRecord, class: &KeyClass) -> Result<bool, Denied> {
         let acting = self.caller.limits().and_then(|limits| limits.key.as_ref());
@@ -257,7 +257,7 @@ impl Work<'_> {
         Err(Denied::SelfRotation { reason })
     }
 
-    /// When the successor of a key that rotates itself ends, which by its class would be `end`.
+    /// Returns the end of the successor of a key that rotates itself. By its class it would be `end`.
     fn end_of_self_rotated(
         &self,
         old: &KeyRecord,

@@ -177,7 +177,7 @@ pub enum EventKind {
     BulkCommandEnded,
     /// Digests that a backup had forgotten can never be imported again.
     DigestsBlocked {
-        /// How many.
+        /// The number of digests.
         count: u32,
     },
     /// The key ends soon, and no successor that is known to be in somebody's hands replaces it.

@@ -43,7 +43,7 @@ pub struct KeyClass {
     pub deletion: Deletion,
     /// Who may create its keys.
     pub create: Access,
-    /// Who may look at its keys: list them and see their details.
+    /// The access to look at its keys: list them and see their details.
     pub look: Access,
     /// Who may update, disable and enable its keys.
     pub update: Access,

@@ -163,7 +163,7 @@ pub enum PolicyError {
     KeyCannot {
         /// The class.
         class: ClassName,
-        /// What the class allows its keys in vain.
+        /// The action that the class allows its keys in vain.
         action: &'static str,
         /// Why they cannot.
         reason: &'static str,
@@ -263,7 +263,7 @@ fn validate_class(name: &ClassName, class: &KeyClass) -> Result<(), PolicyError>
     by_itself(name, class)
 }
 
-/// What keys of a class do by themselves.
+/// Checks what keys of a class do by themselves.
 fn by_itself(name: &ClassName, class: &KeyClass) -> Result<(), PolicyError> {
     let cannot = |action, reason| {
         let class = name.clone();

@@ -27,11 +27,11 @@ pub(crate) struct Shared {
     standings: Chunks<OnceLock<Arc<Stand>>>,
     /// How many holders there are.
     count: AtomicU32,
-    /// What keys of tenants above have to heed where they reach down.
+    /// The rows that keys of tenants above have to heed where they reach down.
     below: RwLock<Below>,
 }
 
-/// What rows of tenants below another one say. Looked at by verifications for another tenant than the
+/// The rows of tenants below another one. Looked at by verifications for another tenant than the
 /// key's own alone.
 #[derive(Default)]
 struct Below {
@@ -41,7 +41,7 @@ struct Below {
     unfinished: BTreeSet<TenantId>,
 }
 
-/// What the row of an owner says; the role is `None` if the owner was removed.
+/// The row of an owner; the role is `None` if the owner was removed.
 #[derive(Clone)]
 enum OwnerSays {
     Unreadable,

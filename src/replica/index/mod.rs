@@ -224,7 +224,7 @@ impl View {
         self.index.shared.facts(parts)
     }
 
-    /// How the holder of these facts stands in `tenant`, if that is further down than its own tenant and
+    /// Returns how the holder of these facts stands in `tenant`, if that is further down than its own tenant and
     /// rows there say something. Waits for nobody unless such a row is being written.
     pub(crate) fn standing_in(
         &self,

@@ -39,7 +39,7 @@ pub(super) struct Batch {
     standing: HashSet<KeyId>,
     holders: HashMap<KeyId, Holder>,
     digests: HashMap<Digest, KeyId>,
-    /// Where guarded rows stand; those that are not here are not there.
+    /// The revisions of guarded rows; a row without one does not exist.
     guarded: HashMap<RowKey, Revision>,
     written: Written,
 }

@@ -52,7 +52,7 @@ async fn find(
     Ok(Found::Key(record.clone(), standing))
 }
 
-/// How the owner of `record` stands in `tenant`, if that is further down than the record's own, where it
+/// Returns how the owner of `record` stands in `tenant`, if that is further down than the record's own, where it
 /// stands as `own` says. `None` if it stands the same.
 pub(super) async fn standing_in(
     store: &dyn KeyStore,
