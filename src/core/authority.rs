@@ -313,6 +313,7 @@ impl Limits {
             scopes: actor.scopes().intersection(role.ceiling()),
             role,
             until: actor.expires_at(),
+            renewable_until: actor.expires_at(),
             tenants: Tenants {
                 path: actor.tenant().clone(),
                 descendants: actor.reaches_descendants(),
@@ -381,6 +382,11 @@ impl Limits {
             scopes,
             role,
             until: earlier(record.expires_at, actor.expires_at()),
+            // An end that the application set for the actor alone is not renewed.
+            renewable_until: match actor.expires_at() == record.expires_at {
+                true => reach::renewable_until(class, record.expires_at, record.lineage.since),
+                false => earlier(record.expires_at, actor.expires_at()),
+            },
             tenants: Tenants::of(record.tenant.clone(), class),
             environment: Some(record.environment.clone()),
             resource: record.resource.clone(),

@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::address::AddressAllowlist;
 use super::hole;
 use super::owner::Standing;
-use super::policy::{Access, KeyClass, Policy, TenantReach};
+use super::policy::{Access, KeyClass, Policy, SelfRotation, TenantReach};
 use super::principal::Owner;
 use super::record::{KeyRecord, Resource, Visibility};
 use super::scope::{Scope, ScopeSet};
@@ -309,6 +309,8 @@ pub(crate) struct Reach {
     pub(crate) role: RoleReach,
     /// The first instant at which it has ended; `None` for never.
     pub(crate) until: Option<Timestamp>,
+    /// The latest end that it can come to by rotating itself; `None` for never.
+    pub(crate) renewable_until: Option<Timestamp>,
     pub(crate) tenants: Tenants,
     /// `None` for all.
     pub(crate) environment: Option<Environment>,
@@ -329,6 +331,7 @@ impl Reach {
             scopes: ScopeSet::all(),
             role: RoleReach::default(),
             until: None,
+            renewable_until: None,
             tenants: Tenants {
                 path: tenant.clone(),
                 descendants: true,
@@ -349,6 +352,7 @@ impl Reach {
             scopes,
             role,
             until,
+            renewable_until,
             tenants,
             environment,
             resource,
@@ -357,9 +361,8 @@ impl Reach {
             classes,
             propagation,
         } = self;
-        let ends_in_time = limit
-            .until
-            .is_none_or(|limit| until.is_some_and(|end| end <= limit));
+        let ends_in_time = is_no_later(*until, limit.until)
+            && is_no_later(*renewable_until, limit.renewable_until);
         let dimensions = [
             (Dimension::Scopes, limit.scopes.contains(scopes)),
             (Dimension::Role, role.is_within(&limit.role)),
@@ -385,6 +388,24 @@ impl Reach {
             |(dimension, within): &(Dimension, bool)| !within && !hole::is_open(dimension.name());
         let first = dimensions.into_iter().find(exceeds);
         first.map(|(dimension, _)| dimension)
+    }
+}
+
+/// `None` stands for never.
+fn is_no_later(end: Option<Timestamp>, limit: Option<Timestamp>) -> bool {
+    limit.is_none_or(|limit| end.is_some_and(|end| end <= limit))
+}
+
+/// Returns the latest end that a key of `class` can come to, which ends at `end` and whose chain began at
+/// `since`.
+pub(crate) fn renewable_until(
+    class: &KeyClass,
+    end: Option<Timestamp>,
+    since: Timestamp,
+) -> Option<Timestamp> {
+    match class.self_rotation {
+        SelfRotation::Renews { until_age } => Some(end?.max(since.saturating_add(until_age))),
+        SelfRotation::Never | SelfRotation::WithinLife => end,
     }
 }
 

@@ -190,7 +190,7 @@ pub struct Maker {
 pub struct Lineage {
     /// The id of its first key.
     pub first: KeyId,
-    /// The instant at which that key was created.
+    /// The instant at which that key was created; if a key made it, the beginning of that one's chain.
     pub since: Timestamp,
     /// The key that created that key, if a key did.
     pub created_by: Option<KeyId>,
@@ -260,7 +260,7 @@ pub struct KeyRecord {
     /// Whether it reached all that its roles allowed when its secret was received, so that it may manage
     /// keys by them. A key that was narrow then never does, however little its roles allow later.
     pub manages: bool,
-    /// The keys that made it or received its secret by rotating it, with the keys that made those. At
+    /// The keys that made it, rotated it, widened it or enabled it, with the keys that made those. At
     /// most [`MAKERS_MAX`](Self::MAKERS_MAX), one for each lineage.
     pub makers: Vec<Maker>,
     /// The chain of rotations that it belongs to.

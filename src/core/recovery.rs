@@ -205,11 +205,18 @@ impl LaterKey {
         }
     }
 
-    /// The mark of its imported digest, if the digest must not be imported again: what the key was
-    /// refused before the loss, an import of the same digest would accept.
-    pub(crate) fn mark_to_block(&self) -> Option<DigestMark> {
+    /// The mark of its imported digest, if the digest must not be imported again, with the command that
+    /// sees to it: what the key was refused before the loss, an import of the same digest would accept.
+    pub(crate) fn mark_to_block(&self) -> Result<Option<(DigestMark, CommandId)>, Invalid> {
         let narrowed = self.changed.is_some() || self.retired.is_some() || self.disabled.is_some();
-        self.imported.filter(|_| narrowed || self.ended())
+        let mark = self.imported.filter(|_| narrowed || self.ended());
+        let id = |mark| {
+            Ok((
+                mark,
+                command_id(self.newest.unwrap_or(AuditHash::GENESIS), "digest")?,
+            ))
+        };
+        mark.map(id).transpose()
     }
 
     /// Whether it is gone for ever, so that nobody misses it in a backup.

@@ -313,14 +313,12 @@ impl Keyward {
         keys: &[(&KeyId, &LaterKey)],
         report: &mut RecoveryReport,
     ) -> Result<(), RecoveryError> {
-        let marked = keys
-            .iter()
-            .filter_map(|(id, became)| Some((became.mark_to_block()?, **id)));
-        let marks: Vec<_> = marked.collect();
-        for (mark, key) in marks {
+        for (key, became) in keys {
+            let Some((mark, id)) = became.mark_to_block().map_err(Error::from)? else {
+                continue;
+            };
             // Each by itself: one that was imported again before this recovery stops no other.
-            let id = CommandId::new(format!("recovery:digest:{key}"));
-            let id = id.map_err(Error::from)?;
+            let key = **key;
             let marks = vec![(mark, key)];
             let blocked = self.repeat(tenant, id, Command::BlockDigests { marks });
             if blocked.await?.is_none() {

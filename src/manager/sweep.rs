@@ -10,10 +10,12 @@ use crate::core::actor::Actor;
 use crate::core::command::{Command, Denied, Outcome, Request};
 use crate::core::decide::SWEEP_MAX;
 use crate::core::id::KeyId;
+use crate::core::principal::Author;
 use crate::core::query::KeyQuery;
 use crate::core::record::{Reason, Status};
 use crate::core::sweep::{BulkFilter, PendingSweep, Sweep, SweepKind};
 use crate::core::tenant::TenantId;
+use crate::core::time::Timestamp;
 use crate::core::view::Select;
 use crate::store::{Locator, Row};
 
@@ -44,13 +46,15 @@ impl KeyManager {
     pub async fn execute_bulk(&self, request: Request) -> Result<BulkReceipt, Error> {
         let request = self.with_lineage(request).await?;
         let mut done = self.sweep_tenant(&request).await?;
+        let continues = self.continuation(&request).await?;
         let mut failed = None;
         for tenant in self.tenants_below(&request).await? {
             // Where the actor does not reach, the row above refuses or narrows the keys already.
             if !request.actor.reaches(&tenant) {
                 continue;
             }
-            let below = self.request_below(&request, tenant).await?;
+            let continues = continues.clone();
+            let below = self.request_below(&request, tenant, continues).await?;
             match self.sweep_below(&below).await {
                 Ok(also) => {
                     done.ended += also.ended;
@@ -86,7 +90,7 @@ impl KeyManager {
         let PendingSweep {
             command: id,
             by,
-            began_at: _,
+            began_at,
             descendants,
             kind,
         } = pending;
@@ -102,7 +106,7 @@ impl KeyManager {
         };
         let actor = Actor::finishing(tenant.clone(), descendants);
         let request = Request {
-            continues: Some(by),
+            continues: Some((by, began_at)),
             ..Request::new(id, actor, tenant.clone(), command)
         };
         self.execute_bulk(request).await
@@ -124,7 +128,12 @@ impl KeyManager {
 
     /// The same for a tenant below. An owner's removal stands in the row above alone, so that
     /// bringing the owner back there is enough; what is left to do below is to revoke its keys.
-    async fn request_below(&self, request: &Request, tenant: TenantId) -> Result<Request, Error> {
+    async fn request_below(
+        &self,
+        request: &Request,
+        tenant: TenantId,
+        continues: Option<(Author, Timestamp)>,
+    ) -> Result<Request, Error> {
         let below = Request {
             tenant,
             ..request.clone()
@@ -135,8 +144,6 @@ impl KeyManager {
         ) {
             return Ok(below);
         }
-        // What was authorised above only narrows below.
-        let continues = Some(request.author());
         let Command::RemoveOwner { owner, .. } = &request.command else {
             return Ok(Request { continues, ..below });
         };
@@ -158,6 +165,15 @@ impl KeyManager {
             continues,
             ..below
         })
+    }
+
+    /// What was authorised above, and when, only narrows below. `None` once it has ended: below it is a
+    /// command like any other then.
+    async fn continuation(&self, request: &Request) -> Result<Option<(Author, Timestamp)>, Error> {
+        let view = self.store.load(&request.tenant, &Select::none()).await?;
+        let sweeps = view.tenant.map(|row| row.sweeps).unwrap_or_default();
+        let pending = sweeps.into_iter().find(|own| own.command == request.id);
+        Ok(pending.map(|own| (own.by, own.began_at)))
     }
 
     async fn sweep_below(&self, request: &Request) -> Result<BulkReceipt, Error> {

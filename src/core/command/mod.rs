@@ -42,7 +42,7 @@ pub struct Request {
     pub command: Command,
     /// The caller that began the command, where maintenance or a later commit goes on: it was authorised
     /// then, and what is left only narrows.
-    pub(crate) continues: Option<Author>,
+    pub(crate) continues: Option<(Author, Timestamp)>,
 }
 
 impl Request {
@@ -60,7 +60,7 @@ impl Request {
 
     /// Returns the author that the audit trail names.
     pub(crate) fn author(&self) -> Author {
-        let began = self.continues.clone();
+        let began = self.continues.as_ref().map(|(author, _)| author.clone());
         began.unwrap_or_else(|| self.actor.author())
     }
 }

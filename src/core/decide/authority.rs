@@ -26,7 +26,7 @@ impl Work<'_> {
     /// and is authorised by its first commit, whatever became of its caller since.
     pub(super) fn resolve_caller(&self) -> Result<Caller, Denied> {
         let request = self.request;
-        if request.continues.is_some() || (request.command.is_bulk() && self.began()) {
+        if request.continues.is_some() || (request.command.is_bulk() && self.goes_on()) {
             return Ok(Caller::Application);
         }
         let policies = (self.policy, self.home);
@@ -110,6 +110,7 @@ impl Work<'_> {
             scopes,
             role: RoleReach::of(roles, self.policy),
             until: record.expires_at,
+            renewable_until: reach::renewable_until(class, record.expires_at, record.lineage.since),
             tenants: Tenants::of(record.tenant.clone(), class),
             environment: Some(record.environment.clone()),
             resource: record.resource.clone(),

@@ -38,6 +38,7 @@ impl Work<'_> {
         self.check_live(&record)?;
         if record.state != KeyState::Enabled {
             self.check_key_within(&record)?;
+            record.makers = self.makers(&record.makers, Some(record.lineage.first))?;
             record.state = KeyState::Enabled;
             self.put(record, LastAction::Enabled, Action::KeyEnabled);
         }
@@ -140,7 +141,9 @@ impl Work<'_> {
             self.log(Action::BulkRevocationBegan { reason }, None);
             self.begin_sweep(SweepKind::Revoke(filter.clone(), reason));
         }
-        let began = self.began_at();
+        // Keys that came later are none of its business, in tenants below neither.
+        let continued = self.request.continues.as_ref().map(|(_, at)| *at);
+        let began = continued.unwrap_or_else(|| self.began_at());
         let outcome = self.sweep(&sweep.keys, reason, |record| {
             filter.matches(record) && record.created.at <= began
         });

@@ -14,7 +14,7 @@ use crate::core::invalid::{Invalid, Problem};
 use crate::core::owner::{OwnerRecord, TenantRecord};
 use crate::core::policy::{KeyClass, LegacyRule, Trigger};
 use crate::core::principal::Owner;
-use crate::core::reach::{Classes, Reach, RoleReach, Tenants};
+use crate::core::reach::{self, Classes, Reach, RoleReach, Tenants};
 use crate::core::record::{
     Credential, ImportScheme, KeyRecord, KeyState, LastAction, Lineage, Maker, Predecessor,
     Resource, Visibility,
@@ -255,6 +255,7 @@ impl<'a> Work<'a> {
             scopes: plan.spec.scopes.clone(),
             role: RoleReach::of(&roles, self.policy),
             until: plan.expires_at,
+            renewable_until: reach::renewable_until(rules, plan.expires_at, self.chain_began()),
             tenants: Tenants::of(self.request.tenant.clone(), rules),
             environment: Some(plan.environment.clone()),
             resource: plan.spec.resource.clone(),
@@ -414,9 +415,10 @@ impl<'a> Work<'a> {
             .caller
             .limits()
             .and_then(|limits| Some(limits.key.as_ref()?.id));
+        let since = self.chain_began();
         let lineage = lineage.unwrap_or(Lineage {
             first: id,
-            since: self.now,
+            since,
             created_by,
         });
         let KeySpec {
@@ -472,6 +474,13 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// Returns when the chain of a new key begins. A key that a key made is as old as that one's chain, so
+    /// that keys do not renew one another for ever.
+    fn chain_began(&self) -> Timestamp {
+        let acting = self.caller.limits().and_then(|limits| limits.key.as_ref());
+        acting.map_or(self.now, |key| key.lineage.since)
+    }
+
     fn named_class(
         &self,
         name: Option<&ClassName>,
@@ -510,6 +519,11 @@ impl<'a> Work<'a> {
             let owner = principal.clone();
             return Err(Denied::OwnerRemoved { owner });
         }
+        // What a person states of itself is the application's to say.
+        let stated = match self.request.actor.role() {
+            Some(own) if self.request.actor.principal() == Some(principal) => Some(own),
+            _ => stated,
+        };
         if let Some(role) = stated.filter(|_| standing.roles.is_empty()) {
             if self.request.actor.principal() != Some(principal) {
                 self.permit_administrator("set the role of others", Effect::Widens)?;

@@ -24,7 +24,7 @@ use super::authority::{self as core_authority, Caller};
 use super::command::{Command, Denied, IssuedKey, Outcome, Request};
 use super::id::KeyId;
 use super::invalid::{Invalid, Problem};
-use super::owner::Standing;
+use super::owner::{Standing, TenantRecord};
 use super::pepper::PepperRing;
 use super::policy::{KeyClass, Policy};
 use super::principal::{Author, Owner};
@@ -232,9 +232,25 @@ impl<'a> Work<'a> {
                 provisioned: Vec::new(),
             }),
             // Commands over many keys go on where they stopped; each step is harmless to repeat.
-            ref bulk if bulk.is_bulk() => None,
+            ref bulk if bulk.is_bulk() && self.goes_on() => None,
+            ref bulk if bulk.is_bulk() => Some(Outcome::Swept {
+                ended: 0,
+                skipped: Vec::new(),
+            }),
             _ => Some(Outcome::Done),
         })
+    }
+
+    /// Whether a command over many keys that landed has not come to its end.
+    fn goes_on(&self) -> bool {
+        let id = &self.request.id;
+        let named = |row: &TenantRecord| row.sweeps.iter().any(|own| own.command == *id);
+        match self.request.command {
+            // The application repeats these as often as it likes.
+            Command::DisableMany { .. } | Command::Purge { .. } => self.began(),
+            // A tenant that is not known has nothing to end, and nowhere to say so.
+            _ => self.began() && self.view.tenant.as_ref().is_none_or(named),
+        }
     }
 
     fn began(&self) -> bool {

@@ -103,13 +103,12 @@ impl Work<'_> {
                     tenant: self.request.tenant.clone(),
                     owner: owner.clone(),
                     role: None,
-                    removed_at: Some(self.now),
+                    // One that is removed stays removed since then; its keys that are left are ended.
+                    removed_at: removed.and_then(|row| row.removed_at).or(Some(self.now)),
                     updated: self.stamp(),
                 };
-                // One that is removed stays removed since then; its keys that are left are ended.
-                let row = removed.is_none().then_some(row);
                 self.change(Effects {
-                    owners: row.into_iter().collect(),
+                    owners: vec![row],
                     ..Effects::default()
                 });
                 self.log(

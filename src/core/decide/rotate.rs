@@ -16,7 +16,7 @@ use crate::core::hole;
 use crate::core::id::KeyId;
 use crate::core::invalid::{Invalid, Problem};
 use crate::core::policy::{Access, KeyClass, Rotation, SelfRotation};
-use crate::core::reach::Reach;
+use crate::core::reach::{self, Reach};
 use crate::core::record::{
     Credential, KeyRecord, KeyState, LastAction, Predecessor, Reason, Succession,
 };
@@ -52,14 +52,17 @@ impl Work<'_> {
             plan.expires_at = self.end_of_self_rotated(&old, class, plan.expires_at)?;
         }
         // The successor reaches what the old key does, from now to an end of its own.
+        let since = old.lineage.since;
         let mut reach = Reach {
             until: plan.expires_at,
+            renewable_until: reach::renewable_until(class, plan.expires_at, since),
             ..self.reach_of(&old)?
         };
         if let Some(limits) = self.caller.limits().filter(|_| by_itself) {
             // The one thing that may outlive its actor. It reaches no more than the key does today, since
             // today's roles bound it.
             reach.until = limits.reach.until;
+            reach.renewable_until = limits.reach.renewable_until;
             reach.scopes = self.scopes_of(&old);
         }
         self.caller.check_within(&reach)?;
@@ -134,6 +137,7 @@ impl Work<'_> {
             }
         }
         self.check_key_within(&old)?;
+        old.makers = self.makers(&old.makers, Some(old.lineage.first))?;
         let class = old.class.clone();
         self.restore(old, succession.successor);
         self.check_not_raised(&class, before)?;

@@ -87,6 +87,7 @@ impl Work<'_> {
             let received = received.filter(|_| !hole::is_open("update"));
             after.bound.extend(received);
             after.manages |= more_scopes;
+            after.makers = self.makers(&after.makers, Some(after.lineage.first))?;
         }
         after.manages &= self.is_whole(&after);
         let changes = changes(&before, &after);

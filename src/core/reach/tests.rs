@@ -93,6 +93,7 @@ fn reaches() -> impl Strategy<Value = Reach> {
             scopes,
             role: RoleReach::of(&roles, &policy()),
             until,
+            renewable_until: until,
             tenants,
             environment,
             resource,
@@ -132,6 +133,7 @@ fn mixed(one: &Reach, other: &Reach, which: u32) -> Reach {
         scopes: pick(&one.scopes, &other.scopes, which, 0),
         role: pick(&one.role, &other.role, which, 1),
         until: pick(&one.until, &other.until, which, 2),
+        renewable_until: pick(&one.renewable_until, &other.renewable_until, which, 2),
         tenants: pick(&one.tenants, &other.tenants, which, 3),
         environment: pick(&one.environment, &other.environment, which, 4),
         resource: pick(&one.resource, &other.resource, which, 5),
@@ -208,6 +210,7 @@ fn each_dimension_is_compared_by_itself() {
         scopes: Scope::new("reports:read").unwrap().into(),
         role: RoleReach::of(&[Role::MEMBER], &policy),
         until: Some(Timestamp::UNIX_EPOCH),
+        renewable_until: Some(Timestamp::UNIX_EPOCH),
         tenants: Tenants {
             path: TenantId::new("acme/web").unwrap(),
             descendants: false,
