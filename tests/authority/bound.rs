@@ -303,6 +303,26 @@ fn only_administrators_store_a_role_for_others() {
     );
 }
 
+/// What a person states of itself is stored, whatever role it names for its own key.
+#[test]
+fn a_key_of_ones_own_names_no_role_for_its_owner() {
+    let world = world();
+    let higher = whole("secret").owned_by(who("dora"), Role::ADMIN);
+    let higher = world.create(&developer(), higher).unwrap();
+    assert!(!manages(&grant(&world, &higher), &world));
+    let by = actor("acme", "dora", Role::ADMIN);
+    let drift = Denied::RoleDrift {
+        stated: Role::ADMIN,
+        stored: Role::DEVELOPER,
+    };
+    assert_eq!(denied(world.create(&by, reader("more"))), drift);
+
+    let lower = whole("secret").owned_by(who("alice"), Role::MEMBER);
+    let lower = world.create(&admin(), lower).unwrap();
+    assert_eq!(lower.reach, reads());
+    assert!(world.create(&admin(), reader("alice is an admin")).is_ok());
+}
+
 /// Roles are read under the policy of the moment: one that it does not have allows nothing.
 #[test]
 fn a_bound_of_a_role_that_the_policy_no_longer_has_allows_nothing() {

@@ -77,6 +77,20 @@ fn a_key_renews_itself_until_its_chain_is_of_age() {
     assert!(wait(world.keys.rotate(&key, id, grace())).is_err());
 }
 
+/// A key that renews itself makes no key that begins anew: both are as old as the first.
+#[test]
+fn keys_that_make_one_another_renew_themselves_no_longer_than_the_first() {
+    let world = world();
+    let first = whole("renewing").expires_in(days(30));
+    let (_, key) = acting(&world, &admin(), first);
+    let last = at(START).saturating_add(days(100));
+    world.clock.advance(days(20));
+    let within = whole("renewing").expires_in(days(5));
+    let (next, key) = acting(&world, &key, within);
+    let rotated = wait(world.keys.rotate(&key, next.id, grace())).unwrap();
+    assert_eq!(rotated.expires_at, Some(last));
+}
+
 #[test]
 fn a_key_that_is_retiring_or_was_found_does_not_rotate_itself_and_never_at_once() {
     let world = world();
