@@ -83,7 +83,7 @@ type Prepare = dyn Fn(&Bench) -> Result<Vec<Request>, Error>;
 ///         let tenant: keyward::TenantId = "acme".try_into()?;
 ///         let actor = Actor::application(tenant.clone());
 ///         let command = Command::ProvisionTenant;
-///         Ok::<_, keyward::Error>(Request { id: CommandId::new(id)?, actor, tenant, command })
+///         Ok::<_, keyward::Error>(Request::new(CommandId::new(id)?, actor, tenant, command))
 ///     };
 ///     Ok(vec![provision("one")?, provision("two")?])
 /// });
