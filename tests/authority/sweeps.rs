@@ -11,7 +11,7 @@ use keyward::store::{
     KeyStore, Locator, MemoryStore, Revision, RowKey, ScanPage, Select, StoreError, StoreErrorKind,
     TenantView, Versioned,
 };
-use keyward::{BulkFilter, Keyward, Need, Reason, Role, TenantId, async_trait};
+use keyward::{BulkFilter, KeyUpdate, Keyward, Need, Reason, Role, TenantId, async_trait};
 
 use super::support::*;
 use super::{acting, set_role, whole};
@@ -219,4 +219,36 @@ fn a_repeated_removal_ends_nothing_that_came_since() {
     let by = demoted.with_command_id(command("again"));
     let _ = wait(world.keys.remove_owner(&by, &place, who("bob")));
     assert!(world.keys.verify(new.secret.expose(), &Need::any()).is_ok());
+}
+
+/// A repeat of a command that has ended is no way around a lost authority: what matches its filter only
+/// since then is left alone.
+#[test]
+fn a_key_that_lost_its_authority_revokes_nothing_by_repeating_what_has_ended() {
+    let world = super::world();
+    let (created, key) = acting(&world, &admin(), whole("wide"));
+    let victim = world
+        .create(&admin(), reader("victim").class("wide"))
+        .unwrap();
+    let place = tenant("acme");
+    let filter = || BulkFilter::all().made_by(created.id);
+    let sweep = |by: keyward::Invocation<'_>| {
+        let swept = world.keys.revoke_many(by, &place, filter(), Reason::Leaked);
+        wait(swept)
+    };
+    let repeated = || key.with_command_id(command("sweep"));
+    assert_eq!(sweep(repeated()).unwrap().ended, 0);
+    // From here on the key has a part in the victim.
+    let widened = KeyUpdate::new().scopes(["reports:*"]);
+    wait(world.keys.update(&key, victim.id, widened)).unwrap();
+    let made = wait(world.keys.made_by(&admin(), &place, created.id)).unwrap();
+    assert_eq!(made.len(), 1);
+    wait(world.keys.revoke(&admin(), created.id, Reason::Lost)).unwrap();
+    let _ = sweep(repeated());
+    let verified = |secret| world.keys.verify(secret, &Need::any());
+    assert!(verified(victim.secret.expose()).is_ok());
+    // A new command of somebody who may finds it.
+    let by = admin();
+    assert_eq!(sweep((&by).into()).unwrap().ended, 1);
+    assert!(verified(victim.secret.expose()).is_err());
 }

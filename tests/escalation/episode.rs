@@ -240,6 +240,42 @@ impl Episode {
         }
     }
 
+    /// A key that reaches what `record` does, but perhaps for one dimension and its class: what exceeds
+    /// in several at once is refused for the first, and shows nothing of the others.
+    fn draft_like(&mut self, record: &KeyRecord) -> (usize, NewKey) {
+        let varied = self.dice.random_range(0..8);
+        let own = TENANTS
+            .iter()
+            .position(|path| *path == record.tenant.as_str());
+        let place = match varied {
+            0 => self.dice.random_range(0..TENANTS.len()),
+            _ => own.unwrap_or_default(),
+        };
+        let class = self.pick(&policy::CLASSES).unwrap();
+        let class = match varied {
+            1 => record.class.as_str(),
+            _ => class,
+        };
+        let mut key = NewKey::new("like").in_tenant(tenant(place)).class(class);
+        key = match varied {
+            2 => key.environment(self.pick(&["live", "test"]).unwrap()),
+            _ => key.environment(record.environment.as_str()),
+        };
+        key = match varied {
+            3 => key.scopes(["*:*"]),
+            _ => key.scopes(record.scopes.iter().map(|scope| scope.as_str())),
+        };
+        let networks: Vec<_> = record.allowlist.iter().map(ToString::to_string).collect();
+        key = match varied {
+            4 => key,
+            _ => key.allow_addresses(networks.iter().map(String::as_str)),
+        };
+        match (varied, record.expires_at) {
+            (5, _) | (_, None) => (place, key.never_expires()),
+            (_, Some(end)) => (place, key.expires_at(end)),
+        }
+    }
+
     /// Others make a key, and may hand it to the attacker.
     fn others_create(&mut self) {
         let place = self.dice.random_range(0..2);
@@ -587,8 +623,13 @@ impl Episode {
     }
 
     fn create(&mut self, actor: &Actor, keys: &Keyward, acting: Option<&Acting>) -> Attack {
-        let place = self.dice.random_range(0..TENANTS.len());
+        let mut place = self.dice.random_range(0..TENANTS.len());
         let mut key = self.draft(place);
+        if let Some(acting) = acting
+            && self.chance(50)
+        {
+            (place, key) = self.draft_like(&acting.record);
+        }
         let stated = role(self.pick(&ROLES).unwrap());
         let whose = self.dice.random_range(0..6);
         match whose {
