@@ -89,15 +89,15 @@ async fn story() -> Fallible<()> {
     let rotated = keys
         .rotate(&alice, first.id, Replacement::grace(hours(24)))
         .await?;
-    let until = rotated.until.ok_or("a grace has an end")?;
     println!(
         "  successor {} shown once: {}",
         rotated.id,
         rotated.secret.expose()
     );
     println!(
-        "  old key: {}, works until {until}",
-        keys.key(&alice, first.id).await?.status
+        "  old key: {}, works until {}",
+        keys.key(&alice, first.id).await?.status,
+        rotated.until
     );
     keys.verify(first.secret.expose(), &reading)?;
     keys.verify(rotated.secret.expose(), &reading)?;

@@ -263,6 +263,7 @@ fn a_replay_repeats_what_ended_or_narrowed_keys() {
         &enabled,
         &shortened,
         &draining,
+        &waiting,
         &called_off,
         &of_carol,
     ] {
@@ -284,15 +285,15 @@ fn a_replay_repeats_what_ended_or_narrowed_keys() {
     assert_eq!(reason(&of_bob), Reason::OwnerRemoved);
     assert!(wait(restored.key(&host(), deleted.id)).is_err());
     assert_eq!(status(&restored, disabled.id), Status::Disabled);
-    assert_eq!(status(&restored, waiting.id), Status::Disabled);
     assert!(!accepts(&restored, &narrowed) && !accepts(&restored, &bound));
     let end = |keys: &Keyward, id| wait(keys.key(&host(), id)).unwrap().expires_at;
     assert_eq!(end(&restored, shortened.id), end(keys, shortened.id));
     assert_eq!(end(&restored, draining.id), end(keys, draining.id));
+    assert_eq!(end(&restored, waiting.id), end(keys, waiting.id));
     let writing = Need::scope("reports:write");
     assert!(restored.verify(of_carol.secret.expose(), &writing).is_err());
 
-    assert_eq!(report.to_review, [waiting.id]);
+    assert!(report.to_review.is_empty(), "{report:?}");
     assert!(report.lost.contains(&newest.id) && report.lost.contains(&successor.id));
     assert_eq!(report.lost.len(), 4, "{report:?}");
     let RecoveryReport {
@@ -302,13 +303,13 @@ fn a_replay_repeats_what_ended_or_narrowed_keys() {
         disabled: off,
         ..
     } = report;
-    assert_eq!((tenants, closed, owners, off), (1, 0, 2, 2));
-    assert_eq!((report.revoked, report.removed, report.changed), (7, 1, 4));
+    assert_eq!((tenants, closed, owners, off), (1, 0, 2, 1));
+    assert_eq!((report.revoked, report.removed, report.changed), (7, 1, 5));
     assert!(report.unknown.is_empty() && report.corrupt.is_empty());
     wait(restored.verify_audit(&host(), &acme, None)).unwrap();
 
     // Again, with what somebody decided meanwhile: nothing is done twice.
-    wait(restored.enable(&host(), waiting.id)).unwrap();
+    wait(restored.enable(&host(), disabled.id)).unwrap();
     let before = trail(&store).len();
     let again = recover(&restored, Recovery::Replay(entries));
     assert_eq!(trail(&store).len(), before);

@@ -271,6 +271,9 @@ pub(crate) struct Rotate {
     /// How long the old key works after the successor is first used
     #[arg(long, value_parser = duration, group = "mode", value_name = "GRACE")]
     pub(crate) on_first_use: Option<Duration>,
+    /// With --on-first-use: how long the old key works at the latest [default: as the policy says]
+    #[arg(long, value_parser = duration, value_name = "WAIT", requires = "on_first_use")]
+    pub(crate) no_later_than: Option<Duration>,
     #[arg(long, default_value = "routine")]
     pub(crate) reason: RotationWord,
     #[command(flatten)]

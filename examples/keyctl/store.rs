@@ -18,6 +18,13 @@ use crate::failure::{Answer, Failure, Kind};
 #[derive(Clone)]
 pub(crate) enum Place {
     File(PathBuf),
+    #[cfg_attr(
+        not(feature = "postgres"),
+        expect(
+            dead_code,
+            reason = "without the feature the URL is only told from a path"
+        )
+    )]
     Database(String),
     /// A variable that says it, and is not set.
     Unset,

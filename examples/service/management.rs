@@ -190,7 +190,7 @@ struct Issued<'a> {
 #[derive(Serialize)]
 struct Replaced {
     id: KeyId,
-    works_until: Option<Timestamp>,
+    works_until: Timestamp,
 }
 
 /// What holds a secret is kept by no cache.

@@ -149,7 +149,7 @@ pub enum Action {
         /// Why.
         reason: RotationReason,
         /// When the old key ends, as far as that is known yet.
-        until: Option<Timestamp>,
+        until: Timestamp,
     },
     /// The rotation was called off, and the key works as before.
     RotationCancelled {
@@ -161,7 +161,7 @@ pub enum Action {
     /// The grace of an old key began with its successor's first use.
     GraceBegan {
         /// When the old key ends.
-        until: Option<Timestamp>,
+        until: Timestamp,
     },
     /// The secret was replaced because the answer that held it was lost.
     SecretReplaced,

@@ -87,7 +87,7 @@ pub(crate) struct LaterKey {
     /// It came to an end that is told by no revocation of its own.
     gone: Option<(Reason, AuditHash)>,
     changed: Option<(Reach, AuditHash)>,
-    retired: Option<(Option<Timestamp>, AuditHash)>,
+    retired: Option<(Timestamp, AuditHash)>,
     disabled: Option<AuditHash>,
     /// The newest entry about it.
     newest: Option<AuditHash>,
@@ -165,9 +165,9 @@ impl LaterKey {
             // The secret that the backup knows is not the key's any more.
             Action::SecretReplaced => self.go(Reason::Lost, hash),
             Action::LeakReported { revoked: true, .. } => self.go(Reason::Leaked, hash),
-            Action::KeyRotated {
-                until: Some(until), ..
-            } if *until <= entry.at => self.go(Reason::Rotated, hash),
+            Action::KeyRotated { until, .. } if *until <= entry.at => {
+                self.go(Reason::Rotated, hash)
+            }
             Action::KeyRotated { until, .. } | Action::GraceBegan { until } => {
                 self.retired = Some((*until, hash));
             }
@@ -285,10 +285,10 @@ impl LaterKey {
             steps.push(self.step(*hash, "change", ways)?);
         }
         match self.retired {
-            Some((Some(until), hash)) if until <= now => {
+            Some((until, hash)) if until <= now => {
                 steps.push(self.step(hash, "end", revoke(record, Reason::Rotated))?);
             }
-            Some((Some(until), hash)) if record.expires_at.is_none_or(|end| until < end) => {
+            Some((until, hash)) if record.expires_at.is_none_or(|end| until < end) => {
                 let change = UpdateSpec {
                     expiry: Some(Expiry::At(until)),
                     ..UpdateSpec::default()
@@ -298,9 +298,6 @@ impl LaterKey {
                 let ways = [Command::Update { key, change }, disable(key)];
                 steps.push(self.step(hash, "retire", ways)?);
             }
-            // It waited for the first use of a successor that the backup does not have: nothing
-            // would ever end it.
-            Some((None, hash)) => steps.push(self.step(hash, "wait", [disable(key)])?),
             Some(_) | None => {}
         }
         if let Some(hash) = self.disabled {

@@ -34,8 +34,8 @@ pub struct RotationProgress {
     pub successor: KeyId,
     /// The step reached.
     pub step: RotationStep,
-    /// When the old key ends; `None` while that counts from the successor's first use.
-    pub old_key_ends: Option<Timestamp>,
+    /// When the old key ends, or at the latest while that counts from the successor's first use.
+    pub old_key_ends: Timestamp,
     /// Whether ending the old key now cuts nobody off, as far as can be told.
     pub safe_to_finish: bool,
 }
@@ -65,11 +65,13 @@ pub fn progress(
         Some(_) if silent => RotationStep::OldKeySilent,
         Some(_) => RotationStep::SuccessorInUse,
     };
-    let waits = succession.grace_from_first_use.is_some();
     Some(RotationProgress {
         successor: succession.successor,
         step,
-        old_key_ends: if waits { None } else { old.expires_at },
+        old_key_ends: old
+            .expires_at
+            .filter(|_| !ended)
+            .unwrap_or_else(|| ended_at(old, now)),
         safe_to_finish: step >= RotationStep::OldKeySilent,
     })
 }

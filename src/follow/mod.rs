@@ -150,6 +150,7 @@ pub struct NoRuntime;
 pub struct Follower {
     keys: Keyward,
     told: watch::Receiver<FollowStatus>,
+    upkeep: bool,
     task: JoinHandle<()>,
 }
 
@@ -174,6 +175,7 @@ impl Keyward {
         Ok(Follower {
             keys: self.clone(),
             told,
+            upkeep: options.upkeep.is_some(),
             task,
         })
     }
@@ -206,12 +208,16 @@ impl Follower {
         !self.task.is_finished()
     }
 
-    /// Stops it: the step on its way is given up, and when this returns the task has ended. A chore
-    /// that was being done may or may not have landed.
+    /// Stops it: the step on its way is given up, and when this returns the task has ended. If it did the
+    /// upkeep, it does so once more: no first use that was counted is lost. A chore that was being done
+    /// may or may not have landed.
     pub async fn stop(mut self) {
         self.task.abort();
         // Whether it was stopped or had ended before, it has ended.
         let _ = (&mut self.task).await;
+        if self.upkeep {
+            task::upkeep_once(&self.keys).await;
+        }
     }
 }
 

@@ -10,8 +10,8 @@ use super::pace::{Ended, FLOOR, Pace, pause};
 use super::{FollowError, FollowOptions, FollowStatus};
 use crate::keyward::Keyward;
 
-/// For how long a round of upkeep may take before it is given up: what is left comes back with the
-/// next use of the key. A judgement.
+/// For how long a round of upkeep may take before it is given up: the next round does what is left. A
+/// judgement.
 const UPKEEP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Follows the store and does the upkeep, until it is dropped.
@@ -88,11 +88,15 @@ async fn upkeep(keys: &Keyward, every: Option<Duration>) {
     let Some(every) = every else { return };
     loop {
         sleep(every.max(FLOOR)).await;
-        match timeout(UPKEEP_TIMEOUT, keys.run_upkeep()).await {
-            Ok(Ok(0)) => {}
-            Ok(Ok(done)) => tracing::debug!(done, "upkeep done"),
-            Ok(Err(error)) => tracing::warn!(%error, "upkeep failed"),
-            Err(_) => tracing::warn!("upkeep given up"),
-        }
+        upkeep_once(keys).await;
+    }
+}
+
+pub(super) async fn upkeep_once(keys: &Keyward) {
+    match timeout(UPKEEP_TIMEOUT, keys.run_upkeep()).await {
+        Ok(Ok(0)) => {}
+        Ok(Ok(done)) => tracing::debug!(done, "upkeep done"),
+        Ok(Err(error)) => tracing::warn!(%error, "upkeep failed"),
+        Err(_) => tracing::warn!("upkeep given up"),
     }
 }

@@ -66,7 +66,7 @@ pub struct Rotated {
     /// The key that it replaces.
     pub predecessor: KeyId,
     /// When the old key ends; `None` if that counts from the successor's first use.
-    pub until: Option<Timestamp>,
+    pub until: Timestamp,
     /// Where and when it landed.
     pub receipt: Receipt,
 }

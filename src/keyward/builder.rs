@@ -120,7 +120,7 @@ impl Builder {
             replica = replica.with_registry(registry, entropy.clone(), bound, label);
         }
         let replica = Arc::new(replica);
-        let learns = replica.clone();
+        let (learns, counts) = (replica.clone(), replica.clone());
         let latest = Latest {
             clock: clock.clone(),
             replica: replica.clone(),
@@ -132,7 +132,8 @@ impl Builder {
             Arc::new(latest),
             entropy.clone(),
         )
-        .with_listener(move |changes, decided_at| learns.apply_landed(changes, decided_at));
+        .with_listener(move |changes, decided_at| learns.apply_landed(changes, decided_at))
+        .with_uses(move |key| counts.is_used(key));
         let verifier = Verifier::new(
             replica.clone(),
             store.clone(),

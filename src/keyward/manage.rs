@@ -429,25 +429,38 @@ impl Keyward {
         })
     }
 
-    /// Does what verifications left to do: notes first uses of successors, renews digests under the
-    /// current pepper. Tells how much was done. To be called from time to time; nothing is lost if
-    /// it is not, but grace periods that count from a first use do not begin.
+    /// Does what verifications left to do: records first uses of successors, renews digests under the
+    /// current pepper. Returns how much was done. Call it from time to time: a grace period that counts
+    /// from a first use begins only once that is recorded. A first use stays counted in this process until
+    /// a commit has recorded it.
     ///
     /// # Errors
     ///
     /// [`Error`] of the store; a chore that is refused is passed over.
     pub async fn run_upkeep(&self) -> Result<usize, Error> {
         let mut done = 0;
+        for (tenant, key) in self.inner.replica.first_uses() {
+            let host = Actor::application(tenant);
+            done += self.do_chore(&host, Command::NoteFirstUse { key }).await?;
+        }
         while let Some(chore) = self.inner.verifier.next_chore() {
             let host = Actor::application(chore.tenant);
-            match self.give_about(&host, chore.command).await {
-                Ok(_) => done += 1,
-                Err(Error::Denied(denied)) => tracing::debug!(%denied, "chore passed over"),
-                Err(error) => return Err(error),
-            }
+            done += self.do_chore(&host, chore.command).await?;
         }
         done += self.finish_sweeps().await?;
         Ok(done)
+    }
+
+    /// Returns how many commands landed: none if it is refused.
+    async fn do_chore(&self, host: &Actor, command: Command) -> Result<usize, Error> {
+        match self.give_about(host, command).await {
+            Ok(_) => Ok(1),
+            Err(Error::Denied(denied)) => {
+                tracing::debug!(%denied, "chore passed over");
+                Ok(0)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Finishes the commands over many keys that were begun a while ago, by whichever process.

@@ -82,14 +82,17 @@ impl Keyward {
         self.inner.replica.node()
     }
 
-    /// Stops being a node, before a clean end: the registry forgets it, so that no receipt waits for
-    /// it. Keys are refused as stale from here on, unless the store lives in this process. A later
+    /// Stops being a node, before a clean end: what verifications left to do is done, and the registry
+    /// forgets the node, so that no receipt waits for it. Keys are refused as stale from here on, unless the store lives in this process. A later
     /// [`sync`](Self::sync) registers it anew.
     ///
     /// # Errors
     ///
     /// [`StoreError`] of the registry. The entry lapses by itself then.
     pub async fn leave(&self) -> Result<(), StoreError> {
+        if let Err(error) = self.run_upkeep().await {
+            tracing::warn!(%error, "cannot do at the end what verifications left to do");
+        }
         self.inner.replica.leave().await
     }
 }

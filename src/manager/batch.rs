@@ -73,6 +73,7 @@ impl KeyManager {
             let now = self.clock.now();
             let (view, ancestry) = self.load(tenant, batch, policy, now).await?;
             let below = policies.below(tenant);
+            let used = self.used_of(&view);
             let mut verdicts = Verdicts::new(&view, now);
             for pending in batch {
                 let material = pending.material();
@@ -84,6 +85,7 @@ impl KeyManager {
                     material: &material,
                     ancestry: &ancestry,
                     below: &below,
+                    used: &used,
                 };
                 verdicts.add(pending, &context);
             }
@@ -154,6 +156,15 @@ impl KeyManager {
             }
         }
         Err(Failed::Contended)
+    }
+
+    /// The successors among the loaded keys whose first use was counted here and is not recorded.
+    fn used_of(&self, view: &TenantView) -> BTreeSet<KeyId> {
+        let Some(used) = &self.used else {
+            return BTreeSet::new();
+        };
+        let waiting = view.records.iter().filter(|key| key.awaits_first_use());
+        waiting.map(|key| key.id).filter(|id| used(*id)).collect()
     }
 
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {

@@ -19,6 +19,7 @@ pub use self::sweep::BulkReceipt;
 use crate::clock::Clock;
 use crate::core::command::{Outcome, Request};
 use crate::core::decide;
+use crate::core::id::KeyId;
 use crate::core::pepper::PepperRing;
 use crate::core::policy::{LivePolicies, Policy};
 use crate::core::secret::KeyMaterial;
@@ -117,6 +118,9 @@ impl Receipt {
 /// Told of every batch that landed, before the calls that made it return.
 pub type LandedListener = dyn Fn(&[Change], Timestamp) + Send + Sync;
 
+/// Tells whether a key was used in this process.
+type UsedHere = dyn Fn(KeyId) -> bool + Send + Sync;
+
 /// Changes keys: loads, decides, commits, retries.
 ///
 /// Stands alone, or inside [`Keyward`](crate::Keyward).
@@ -127,6 +131,7 @@ pub struct KeyManager {
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     landed: Option<Box<LandedListener>>,
+    used: Option<Box<UsedHere>>,
     lanes: Lanes,
 }
 
@@ -138,6 +143,7 @@ impl fmt::Debug for KeyManager {
             peppers,
             clock,
             entropy,
+            used: _,
             landed: _,
             lanes: _,
         } = self;
@@ -167,6 +173,7 @@ impl KeyManager {
             clock,
             entropy,
             landed: None,
+            used: None,
             lanes,
         }
     }
@@ -178,6 +185,14 @@ impl KeyManager {
         listener: impl Fn(&[Change], Timestamp) + Send + Sync + 'static,
     ) -> Self {
         self.landed = Some(Box::new(listener));
+        self
+    }
+
+    /// Asks `used` of each successor that a command is about whether it was used in this process. A first
+    /// use that is not recorded yet is recorded along with the command.
+    #[must_use]
+    pub fn with_uses(mut self, used: impl Fn(KeyId) -> bool + Send + Sync + 'static) -> Self {
+        self.used = Some(Box::new(used));
         self
     }
 

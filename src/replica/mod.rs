@@ -127,7 +127,12 @@ impl Replica {
 
     async fn step(&self) -> Result<(), StoreError> {
         let replaced = std::mem::take(&mut *self.replaced());
-        drop(replaced);
+        // A use may have been counted there while the index that took its place was being told of.
+        let current = self.view();
+        let others = replaced.iter().map(|view| view.index());
+        let others = others.filter(|index| !Arc::ptr_eq(index, current.1.index()));
+        others.for_each(|index| current.1.inherit_first_uses(index));
+        drop((replaced, current));
         let cursor = self.progress().cursor;
         if let Some(cursor) = cursor {
             match self.catch_up(&self.index(), cursor).await {
@@ -232,12 +237,22 @@ impl Replica {
         index
     }
 
-    /// The latest instant for which any commit was decided, as far as is known here.
     /// The tenants whose rows name commands over many keys that have not come to their end.
     pub(crate) fn unfinished(&self) -> Vec<TenantId> {
         self.view().1.unfinished()
     }
 
+    /// The successors that were used here, and whose first use is not recorded.
+    pub(crate) fn first_uses(&self) -> Vec<(TenantId, KeyId)> {
+        self.view().1.first_uses()
+    }
+
+    /// Returns whether a key was used here.
+    pub(crate) fn is_used(&self, key: KeyId) -> bool {
+        self.view().1.is_used(key)
+    }
+
+    /// The latest instant for which any commit was decided, as far as is known here.
     pub(crate) fn newest(&self) -> Timestamp {
         self.view.load().index().newest()
     }

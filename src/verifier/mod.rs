@@ -344,7 +344,9 @@ impl Verifier {
             need,
             now,
         )?;
-        self.notice(token, subject, under_older);
+        if let (true, Some(token)) = (under_older, token) {
+            self.notice_pepper(token, subject);
+        }
         view.count(&hit, now);
         Ok(Accepted {
             id: hit.id,
@@ -427,19 +429,8 @@ impl Verifier {
         }
     }
 
-    /// Queues what a successful verification leaves to do: nothing of it is done here (trap 24).
-    #[inline]
-    fn notice(&self, token: Option<&Token<'_>>, subject: Subject<'_>, under_older: bool) {
-        if subject.course.awaits_first_use {
-            let tenant = &subject.whose.holder().tenant;
-            self.upkeep.push(Chore::first_use(tenant, subject.id));
-        }
-        if let (true, Some(token)) = (under_older, token) {
-            self.notice_pepper(token, subject);
-        }
-    }
-
-    /// Has the digest of a key stored anew, if its pepper is not the current one.
+    /// Has the digest of a key stored anew later, if its pepper is not the current one: nothing of it is
+    /// done here (trap 24).
     #[cold]
     fn notice_pepper(&self, token: &Token<'_>, subject: Subject<'_>) {
         let Subject {

@@ -1,4 +1,5 @@
-//! What verifications leave to do: noted without waiting, done later, and lost without harm.
+//! Digests that verifications leave to be stored anew: noted without waiting, done later, and lost
+//! without harm. First uses are not: the index counts them.
 
 use crossbeam_queue::ArrayQueue;
 
@@ -39,13 +40,6 @@ pub(crate) struct Chore {
 }
 
 impl Chore {
-    pub(super) fn first_use(tenant: &TenantId, key: KeyId) -> Self {
-        Self {
-            tenant: tenant.clone(),
-            command: Command::NoteFirstUse { key },
-        }
-    }
-
     pub(super) fn redigest(
         tenant: &TenantId,
         key: KeyId,

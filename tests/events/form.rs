@@ -100,7 +100,7 @@ fn every_action_has_its_form() {
             Action::KeyRotated {
                 successor: key,
                 reason: RotationReason::ExpiryNear,
-                until: Some(end),
+                until: end,
             },
             "key_rotated",
             json!({"successor": id, "reason": "expiry_near", "old_key_ends": START}),
@@ -112,9 +112,9 @@ fn every_action_has_its_form() {
         ),
         (Action::FirstUsed, "successor_first_used", json!(null)),
         (
-            Action::GraceBegan { until: None },
+            Action::GraceBegan { until: end },
             "grace_began",
-            json!({"old_key_ends": null}),
+            json!({"old_key_ends": START}),
         ),
         (Action::SecretReplaced, "secret_replaced", json!(null)),
         (

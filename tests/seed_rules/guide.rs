@@ -360,12 +360,12 @@ fn g_11_the_whole_key_is_never_shown_after_its_creation() {
 fn g_12_a_key_made_anew_has_another_value_and_the_old_one_ends_as_the_policy_says() {
     let world = organization();
     let start = at(START);
-    let seven_days = Some(start.saturating_add(days(7)));
-    let one_hour = Some(start.saturating_add(hours(1)));
+    let seven_days = start.saturating_add(days(7));
+    let one_hour = start.saturating_add(hours(1));
     let ways = [
         (Replacement::default(), seven_days),
         (Replacement::grace(hours(1)), one_hour),
-        (Replacement::immediate(), Some(start)),
+        (Replacement::immediate(), start),
     ];
     for (how, until) in ways {
         let world = organization();
@@ -379,7 +379,7 @@ fn g_12_a_key_made_anew_has_another_value_and_the_old_one_ends_as_the_policy_say
         assert_eq!(told.name, before.name);
         assert_eq!(told.scopes, before.scopes);
         assert_eq!(told.purpose, before.purpose);
-        let grace = until.unwrap().since(start);
+        let grace = until.since(start);
         assert_eq!(works(&world.keys, old.secret.expose()), !grace.is_zero());
         world.clock.advance(grace);
         assert!(!works(&world.keys, old.secret.expose()));
@@ -437,10 +437,7 @@ fn g_14_a_rotation_goes_through_its_five_steps() {
     let created = seen(Some(used_at)).unwrap();
     assert_eq!(created.step, RotationStep::SuccessorCreated);
     assert_eq!(created.successor, new.id);
-    assert_eq!(
-        created.old_key_ends,
-        Some(at(START).saturating_add(days(7)))
-    );
+    assert_eq!(created.old_key_ends, at(START).saturating_add(days(7)));
     assert!(!created.safe_to_finish);
 
     // 2. Applications move over: the new key is used.
@@ -517,7 +514,7 @@ fn g_17_old_and_new_key_work_side_by_side_for_the_whole_window() {
     let old = create(&world, "export");
     let how = Replacement::default();
     let new = wait(world.keys.rotate(&developer(), old.id, how)).unwrap();
-    let end = new.until.unwrap();
+    let end = new.until;
     let last = end.saturating_sub(Duration::from_micros(1));
     let side_by_side = |now, old_works| {
         world.clock.set_wall(now);

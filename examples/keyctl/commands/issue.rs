@@ -107,7 +107,8 @@ pub(crate) async fn rotate(desk: &Desk, asked: &Rotate, output: &Output) -> Answ
         (.., Some(grace)) => RotationMode::OnFirstUse(grace),
         _ => RotationMode::Class,
     };
-    let how = Replacement::from(mode).because(asked.reason.into());
+    let mut how = Replacement::from(mode).because(asked.reason.into());
+    how.no_later_than = asked.no_later_than;
     let rotated = desk
         .keys
         .rotate(invocation(&actor, &asked.named)?, old, how)
@@ -123,13 +124,13 @@ pub(crate) async fn rotate(desk: &Desk, asked: &Rotate, output: &Output) -> Answ
             "decided_at": rotated.receipt.decided_at(),
         }))
     } else {
-        let until = match rotated.until {
-            Some(until) => format!("works until {until}"),
-            None => "works until its successor was used".to_owned(),
+        let (id, until) = (rotated.id, rotated.until);
+        let latest = match mode {
+            RotationMode::OnFirstUse(_) => " at the latest",
+            _ => "",
         };
-        let id = rotated.id;
         output.note(&format!(
-            "created key {id}; old key {old} {until}; the secret follows:"
+            "created key {id}; old key {old} works until {until}{latest}; the secret follows:"
         ));
         secret(&rotated.secret, output)
     };

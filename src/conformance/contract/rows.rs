@@ -306,11 +306,11 @@ fn actions() -> Vec<Action> {
         Action::KeyRotated {
             successor: id(9),
             reason: RotationReason::ExpiryNear,
-            until: Some(stamp(9).at),
+            until: stamp(9).at,
         },
         Action::RotationCancelled { successor: id(9) },
         Action::FirstUsed,
-        Action::GraceBegan { until: None },
+        Action::GraceBegan { until: stamp(9).at },
         Action::SecretReplaced,
         Action::LeakReported {
             source: text("https://example.com/a?b=c"),

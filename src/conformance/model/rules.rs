@@ -16,6 +16,9 @@ pub(super) const RESOURCES: [&str; 3] = ["reports", "users", "zzz"];
 pub(super) const ACTIONS: [&str; 3] = ["read", "write", "zzz"];
 const ALL: Mask = 0b1_1111_1111;
 
+/// For how long a key waits for its successor's first use.
+const FIRST_USE_WAIT: Duration = days(30);
+
 pub(super) fn mask<'a>(scopes: impl IntoIterator<Item = &'a str>) -> Mask {
     let mut mask = 0;
     for scope in scopes {
@@ -1001,13 +1004,17 @@ impl Model {
     }
 
     fn retire(&mut self, number: usize, grace: Duration) {
-        let end = self.now().saturating_add(grace);
-        let key = &mut self.keys[number];
         if grace.is_zero() {
-            key.revoked = true;
+            self.keys[number].revoked = true;
         } else {
-            key.expires = Some(key.expires.map_or(end, |own| own.min(end)));
+            self.end_within(number, grace);
         }
+    }
+
+    fn end_within(&mut self, number: usize, wait: Duration) {
+        let end = self.now().saturating_add(wait);
+        let key = &mut self.keys[number];
+        key.expires = Some(key.expires.map_or(end, |own| own.min(end)));
     }
 
     fn rotate(&mut self, number: usize, mode: Mode, id: KeyId, secret: String, bound: bool) {
@@ -1045,7 +1052,7 @@ impl Model {
         match mode {
             Mode::Now => self.retire(number, Duration::ZERO),
             Mode::Grace(grace) => self.retire(number, grace),
-            Mode::FirstUse(_) => {}
+            Mode::FirstUse(_) => self.end_within(number, FIRST_USE_WAIT),
         }
         if let Some(before) = old.replaces {
             // Rotating a successor says that somebody holds it.

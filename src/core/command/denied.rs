@@ -1,6 +1,7 @@
 //! Why a command was refused.
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use super::super::id::KeyId;
 use super::super::invalid::Invalid;
@@ -125,6 +126,16 @@ pub enum Denied {
     SelfRotation {
         /// Why not.
         reason: &'static str,
+    },
+    /// A rotation on first use names no latest end for a compromised key, or one that is out of bounds.
+    #[error(
+        "old key ends at the latest from 1 s to {max:?} after its rotation: say when with no_later_than"
+    )]
+    FirstUseWait {
+        /// The longest allowed.
+        max: Duration,
+        /// The wait named; `None` if none was.
+        actual: Option<Duration>,
     },
     /// Too many keys have a part in the key to come.
     #[error("more than {limit} keys made one another")]

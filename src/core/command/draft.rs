@@ -497,6 +497,10 @@ pub struct Replacement {
     pub mode: RotationMode,
     /// Why.
     pub reason: RotationReason,
+    /// How long after the rotation the old key ends at the latest, though the successor was not used;
+    /// for [`RotationMode::OnFirstUse`] alone. Defaults to what the policy says
+    /// ([`PolicySpec::first_use_wait`]); a compromised key has no default.
+    pub no_later_than: Option<Duration>,
     /// Who receives the successor's secret; only the application says so. Defaults to the owner in
     /// person.
     pub recipient: Option<Recipient>,
@@ -509,6 +513,7 @@ impl Replacement {
         Self {
             mode: RotationMode::Immediate,
             reason: RotationReason::Routine,
+            no_later_than: None,
             recipient: None,
         }
     }
@@ -519,6 +524,7 @@ impl Replacement {
         Self {
             mode: RotationMode::Grace(grace),
             reason: RotationReason::Routine,
+            no_later_than: None,
             recipient: None,
         }
     }
@@ -529,8 +535,18 @@ impl Replacement {
         Self {
             mode: RotationMode::OnFirstUse(grace),
             reason: RotationReason::Routine,
+            no_later_than: None,
             recipient: None,
         }
+    }
+
+    /// Ends the old key so long after the rotation at the latest, though the successor was not used.
+    /// From one second to [`Rotation::MAX_GRACE`]; of a compromised key to
+    /// [`Rotation::MAX_COMPROMISED_WAIT`]. For [`on_first_use`](Self::on_first_use) alone.
+    #[must_use]
+    pub const fn no_later_than(mut self, wait: Duration) -> Self {
+        self.no_later_than = Some(wait);
+        self
     }
 
     /// Says why.

@@ -371,7 +371,7 @@ pub enum RotationMode {
     /// The old key works for so long.
     Grace(Duration),
     /// The old key works until the successor is first used, and for so long after that: a lost
-    /// answer loses no access.
+    /// answer loses no access. It ends in any case when [`Replacement::no_later_than`] says.
     OnFirstUse(Duration),
 }
 
@@ -393,8 +393,8 @@ pub enum Outcome {
         successor: IssuedKey,
         /// The key that it replaces.
         predecessor: KeyId,
-        /// When the old key ends; `None` if that counts from the successor's first use.
-        until: Option<Timestamp>,
+        /// When the old key ends; if that counts from the successor's first use, the latest such instant.
+        until: Timestamp,
     },
     /// The key is as asked for, whether that was a change or not.
     Done,

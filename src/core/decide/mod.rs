@@ -14,6 +14,7 @@ mod rotate;
 mod select;
 mod update;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
@@ -56,6 +57,8 @@ pub struct Context<'a> {
     pub ancestry: &'a Ancestry,
     /// The other rules that hold in tenants below: roles that are set here count there as well.
     pub below: &'a [Arc<Policy>],
+    /// The successors that this process saw in use; their records may not say so yet.
+    pub used: &'a BTreeSet<KeyId>,
 }
 
 /// What a command changes, and what its caller is told.
@@ -116,6 +119,7 @@ struct Work<'a> {
     below: &'a [Arc<Policy>],
     peppers: &'a PepperRing,
     ancestry: &'a Ancestry,
+    used: &'a BTreeSet<KeyId>,
     material: std::slice::Iter<'a, KeyMaterial>,
     now: Timestamp,
     mark: [u8; 8],
@@ -133,6 +137,7 @@ impl<'a> Work<'a> {
             material,
             ancestry,
             below,
+            used,
         } = context;
         Self {
             request,
@@ -143,6 +148,7 @@ impl<'a> Work<'a> {
             below,
             peppers,
             ancestry,
+            used,
             material: material.iter(),
             now: view.decided_at.map_or(now, |newest| newest.max(now)),
             mark: mark_of(request),
@@ -159,6 +165,7 @@ impl<'a> Work<'a> {
         }
         self.caller = self.resolve_caller()?;
         self.check_open()?;
+        self.note_counted_uses();
         match &self.request.command {
             Command::ProvisionTenant => self.provision_tenant(),
             Command::ProvisionResource(resource) => self.provision_resource(resource),
@@ -343,12 +350,13 @@ impl<'a> Work<'a> {
     fn log(&mut self, action: Action, key: Option<KeyId>) {
         let head = self.view.audit_head;
         let stated = self.request.actor.role();
+        let by_caller = self.request.continues.is_none() && self.author == self.request.author();
         let entry = AuditEntry {
             tenant: self.request.tenant.clone(),
             sequence: head.sequence + 1,
             at: self.now,
             actor: self.author.clone(),
-            role: stated.filter(|_| self.request.continues.is_none()).cloned(),
+            role: stated.filter(|_| by_caller).cloned(),
             command: self.request.id.clone(),
             command_mark: self.mark,
             action,

@@ -1,14 +1,15 @@
 //! Rotation: replacing a live key while its predecessor drains.
 //!
 //! A retiring key is not active, so rotation succeeds at the cap. The old key's end is never later
-//! than it was before (trap 7), and a cancelled rotation returns to exactly that end.
+//! than it was before (trap 7), and a cancelled rotation returns to exactly that end. A rotated key
+//! always ends: one that waits for a first use has a latest end.
 
 use std::time::Duration;
 
 use super::Work;
 use super::issue::{Plan, environment};
 use crate::core::audit::Action;
-use crate::core::authority::Effect;
+use crate::core::authority::{Effect, earlier};
 use crate::core::command::{
     Denied, Expiry, KeySpec, Outcome, OwnerSpec, Recipient, Replacement, RotationMode,
 };
@@ -16,9 +17,10 @@ use crate::core::hole;
 use crate::core::id::KeyId;
 use crate::core::invalid::{Invalid, Problem};
 use crate::core::policy::{Access, KeyClass, Rotation, SelfRotation};
+use crate::core::principal::Author;
 use crate::core::reach::{self, Reach};
 use crate::core::record::{
-    Credential, KeyRecord, KeyState, LastAction, Predecessor, Reason, Succession,
+    Credential, KeyRecord, KeyState, LastAction, Predecessor, Reason, RotationReason, Succession,
 };
 use crate::core::time::Timestamp;
 
@@ -31,7 +33,9 @@ impl Work<'_> {
             (true, Rotation::SelfService(grace)) => grace,
             _ => self.permit_rotation(&record, class, Effect::Widens)?,
         };
-        let mode = how.mode.resolved(grace)?;
+        let wait = self.policy.spec().first_use_wait;
+        let compromised = how.reason == RotationReason::Compromise || is_compromised(&record);
+        let mode = how.resolved(grace, wait, compromised)?;
         if by_itself && matches!(mode, Retirement::After(grace) if grace.is_zero()) {
             let reason = "only with grace or on first use";
             return Err(Denied::SelfRotation { reason });
@@ -46,6 +50,12 @@ impl Work<'_> {
             return Err(Denied::Imported);
         }
         let before = self.active();
+        let latest = record.expires_at.filter(|_| is_compromised(&record));
+        let known = record.succession.as_ref().map(|own| own.reason);
+        let reason = match known {
+            Some(RotationReason::Compromise) => RotationReason::Compromise,
+            _ => how.reason,
+        };
         let mut old = self.without_unused_successor(record)?;
         let mut plan = self.successor_of(&old, class, how.recipient.as_ref())?;
         if by_itself {
@@ -72,15 +82,18 @@ impl Work<'_> {
         old.succession = Some(Succession {
             successor,
             since: self.now,
-            reason: how.reason,
+            reason,
             own_expiry: old.expires_at,
             grace_from_first_use: None,
         });
-        let until = self.retire(&mut old, mode);
+        self.retire(&mut old, mode);
+        // Another rotation gives a compromised key no more time than the one before it did.
+        old.expires_at = earlier(old.expires_at, latest);
+        let until = self.end_of(&old);
         let name = old.class.clone();
         let rotated = Action::KeyRotated {
             successor,
-            reason: how.reason,
+            reason,
             until,
         };
         self.begin_grace_before(&old);
@@ -146,31 +159,55 @@ impl Work<'_> {
 
     pub(super) fn note_first_use(&mut self, id: KeyId) -> Result<Outcome, Denied> {
         self.permit_application("note a first use")?;
-        let mut successor = self.record(id)?;
-        let Some(link) = successor.predecessor.as_mut() else {
-            return Ok(Outcome::Done);
-        };
-        if link.first_used_at.is_some() {
-            return Ok(Outcome::Done);
-        }
-        link.first_used_at = Some(self.now);
-        let old = self.view.record(link.key).cloned();
-        self.put(successor, LastAction::FirstUsed, Action::FirstUsed);
-        let Some(mut old) = old.filter(|old| old.is_live(self.now)) else {
-            return Ok(Outcome::Done);
-        };
-        let waiting = old
-            .succession
-            .as_mut()
-            .filter(|succession| succession.successor == id);
-        if let Some(grace) = waiting.and_then(|succession| succession.grace_from_first_use.take()) {
-            let until = self.retire(&mut old, Retirement::After(grace));
-            self.put(old, LastAction::FirstUsed, Action::GraceBegan { until });
-        }
+        let successor = self.record(id)?;
+        self.note_use_of(successor);
         Ok(Outcome::Done)
     }
 
-    /// A key that ends before anyone used it gives its place back to the key it was to replace.
+    /// Records the first uses that this process counted of the keys that were loaded, before anything is
+    /// decided about them: a successor that was used is not ended as if it had not been.
+    pub(super) fn note_counted_uses(&mut self) {
+        let counted = self.view.records.iter();
+        let counted = counted.filter(|record| self.used.contains(&record.id));
+        let counted: Vec<_> = counted.cloned().collect();
+        let author = std::mem::replace(&mut self.author, Author::Application);
+        counted
+            .into_iter()
+            .for_each(|successor| self.note_use_of(successor));
+        self.author = author;
+    }
+
+    /// Records the first use of a successor, and begins the grace of the key that waits for it.
+    fn note_use_of(&mut self, mut successor: KeyRecord) {
+        let id = successor.id;
+        let unused = |link: &&mut Predecessor| link.first_used_at.is_none();
+        let Some(link) = successor.predecessor.as_mut().filter(unused) else {
+            return;
+        };
+        link.first_used_at = Some(self.now);
+        let old = link.key;
+        self.put(successor, LastAction::FirstUsed, Action::FirstUsed);
+        self.begin_grace(old, id);
+    }
+
+    /// Begins the grace of `old`, if it waits for the first use of `successor`.
+    fn begin_grace(&mut self, old: KeyId, successor: KeyId) {
+        let old = self.view.record(old).cloned();
+        let Some(mut old) = old.filter(|old| old.is_live(self.now)) else {
+            return;
+        };
+        let waiting = (old.succession.as_mut())
+            .filter(|succession| succession.successor == successor)
+            .and_then(|succession| succession.grace_from_first_use.take());
+        if let Some(grace) = waiting {
+            self.retire(&mut old, Retirement::After(grace));
+            let until = self.end_of(&old);
+            self.put(old, LastAction::FirstUsed, Action::GraceBegan { until });
+        }
+    }
+
+    /// A key that ends before anyone used it gives its place back to the key it was to replace. A compromised
+    /// key stays on its way out: a use that another process counted and has not recorded must not revive it.
     pub(super) fn release_predecessor(&mut self, ending: &KeyRecord) {
         let link = ending
             .predecessor
@@ -183,8 +220,8 @@ impl Work<'_> {
         };
         let old = link
             .and_then(|link| self.view.record(link.key))
-            .filter(waits);
-        if let Some(mut old) = old.filter(|old| old.is_live(self.now)).cloned() {
+            .filter(|old| waits(old) && old.is_live(self.now) && !is_compromised(old));
+        if let Some(mut old) = old.cloned() {
             old.expires_at = old.succession.take().and_then(|own| own.own_expiry);
             self.restore(old, ending.id);
         }
@@ -194,17 +231,8 @@ impl Work<'_> {
     /// no longer. Otherwise it would wait for ever once the successor has drained unused, beside
     /// all later ones, and the bound on live keys would not hold.
     fn begin_grace_before(&mut self, rotated: &KeyRecord) {
-        let link = rotated.predecessor.as_ref();
-        let old = link.and_then(|link| self.view.record(link.key)).cloned();
-        let Some(mut old) = old.filter(|old| old.is_live(self.now)) else {
-            return;
-        };
-        let waiting = (old.succession.as_mut())
-            .filter(|succession| succession.successor == rotated.id)
-            .and_then(|succession| succession.grace_from_first_use.take());
-        if let Some(grace) = waiting {
-            let until = self.retire(&mut old, Retirement::After(grace));
-            self.put(old, LastAction::FirstUsed, Action::GraceBegan { until });
+        if let Some(link) = &rotated.predecessor {
+            self.begin_grace(link.key, rotated.id);
         }
     }
 
@@ -367,29 +395,33 @@ impl Work<'_> {
         })
     }
 
-    /// Sets the old key's end, never later than its own; `None` while it waits for a first use.
-    fn retire(&self, old: &mut KeyRecord, mode: Retirement) -> Option<Timestamp> {
-        match mode {
+    /// Sets the old key's end, never later than its own.
+    fn retire(&self, old: &mut KeyRecord, mode: Retirement) {
+        let wait = match mode {
             Retirement::After(grace) if grace.is_zero() => {
                 let reason = Reason::Rotated;
                 old.state = KeyState::Revoked {
                     stamp: self.stamp(),
                     reason,
                 };
-                Some(self.now)
+                return;
             }
-            Retirement::After(grace) => {
-                let end = self.now.saturating_add(grace);
-                old.expires_at = Some(old.expires_at.map_or(end, |own| own.min(end)));
-                old.expires_at
-            }
-            Retirement::AfterFirstUse(grace) => {
+            Retirement::After(grace) => grace,
+            Retirement::AfterFirstUse { grace, wait } => {
                 if let Some(succession) = &mut old.succession {
                     succession.grace_from_first_use = Some(grace);
                 }
-                None
+                wait
             }
-        }
+        };
+        let end = self.now.saturating_add(wait);
+        old.expires_at = Some(old.expires_at.map_or(end, |own| own.min(end)));
+    }
+
+    /// Returns when a rotated key ends at the latest.
+    fn end_of(&self, old: &KeyRecord) -> Timestamp {
+        let end = old.expires_at.filter(|_| old.is_live(self.now));
+        end.unwrap_or(self.now)
     }
 
     fn next_id(&self) -> Result<KeyId, Denied> {
@@ -403,22 +435,52 @@ impl Work<'_> {
     }
 }
 
+/// Returns whether somebody else may have a key, as far as its record says.
+fn is_compromised(record: &KeyRecord) -> bool {
+    let reason = record.succession.as_ref().map(|own| own.reason);
+    record.exposed_at.is_some() || reason == Some(RotationReason::Compromise)
+}
+
 /// How the old key of a rotation goes on.
 #[derive(Clone, Copy)]
 pub(super) enum Retirement {
     After(Duration),
-    AfterFirstUse(Duration),
+    /// For `grace` after the first use, and for `wait` in all.
+    AfterFirstUse {
+        grace: Duration,
+        wait: Duration,
+    },
 }
 
-impl RotationMode {
-    fn resolved(self, class_grace: Duration) -> Result<Retirement, Denied> {
-        let retirement = match self {
-            Self::Class => Retirement::After(class_grace),
-            Self::Immediate => Retirement::After(Duration::ZERO),
-            Self::Grace(grace) => Retirement::After(grace),
-            Self::OnFirstUse(grace) => Retirement::AfterFirstUse(grace),
+impl Replacement {
+    /// `grace` and `wait` are what the policy says; a compromised key has no such wait.
+    fn resolved(
+        &self,
+        grace: Duration,
+        wait: Duration,
+        compromised: bool,
+    ) -> Result<Retirement, Denied> {
+        let max = match compromised {
+            true => Rotation::MAX_COMPROMISED_WAIT,
+            false => Rotation::MAX_GRACE,
         };
-        let (Retirement::After(grace) | Retirement::AfterFirstUse(grace)) = retirement;
+        let actual = self.no_later_than;
+        let wait = actual.or(Some(wait).filter(|_| !compromised));
+        let wait = wait.filter(|wait| (Duration::from_secs(1)..=max).contains(wait));
+        let retirement = match self.mode {
+            RotationMode::OnFirstUse(grace) => Retirement::AfterFirstUse {
+                grace,
+                wait: wait.ok_or(Denied::FirstUseWait { max, actual })?,
+            },
+            _ if actual.is_some() => {
+                let expected = "only with a rotation on first use";
+                return Err(Invalid::new("no_later_than", Problem::Form { expected }).into());
+            }
+            RotationMode::Class => Retirement::After(grace),
+            RotationMode::Immediate => Retirement::After(Duration::ZERO),
+            RotationMode::Grace(grace) => Retirement::After(grace),
+        };
+        let (Retirement::After(grace) | Retirement::AfterFirstUse { grace, .. }) = retirement;
         if grace > Rotation::MAX_GRACE {
             let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
             let (max, actual) = (seconds(Rotation::MAX_GRACE), seconds(grace));

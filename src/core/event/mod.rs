@@ -118,8 +118,8 @@ pub enum EventKind {
         successor: KeyId,
         /// Why.
         reason: RotationReason,
-        /// When the old key ends, as far as that is known yet.
-        old_key_ends: Option<Timestamp>,
+        /// When the old key ends; if that counts from the successor's first use, the latest such instant.
+        old_key_ends: Timestamp,
     },
     /// The rotation was called off, and the key works as before.
     RotationCancelled {
@@ -131,7 +131,7 @@ pub enum EventKind {
     /// The grace of an old key began with its successor's first use.
     GraceBegan {
         /// When the old key ends.
-        old_key_ends: Option<Timestamp>,
+        old_key_ends: Timestamp,
     },
     /// The secret was replaced because the answer that held it was lost.
     SecretReplaced,

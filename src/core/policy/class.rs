@@ -165,6 +165,14 @@ impl Rotation {
     /// 90 days: the longest grace that a command may ask for. A judgement: an old key that works
     /// for longer was not rotated.
     pub const MAX_GRACE: Duration = time::days(90);
+
+    /// For how long a key waits for its successor's first use, unless a policy or a command says
+    /// otherwise: 30 days. A judgement: a holder who has not used a new secret by then is not about to.
+    pub const DEFAULT_WAIT: Duration = time::days(30);
+
+    /// The longest for which a compromised key waits for its successor's first use: 24 hours, one daily
+    /// job.
+    pub const MAX_COMPROMISED_WAIT: Duration = time::hours(24);
 }
 
 impl Default for Rotation {

@@ -61,10 +61,18 @@ pub struct PolicySpec {
     /// How soon a revocation holds everywhere.
     #[serde(default)]
     pub propagation: Propagation,
+    /// For how long a key that is rotated on first use of its successor waits for that use at most, if
+    /// the command does not say: 30 days by default, at most [`Rotation::MAX_GRACE`].
+    #[serde(default = "first_use_wait", with = "time::seconds")]
+    pub first_use_wait: Duration,
     /// Whether every key must say what it is for (rule G-38). Keys that come by themselves have a
     /// name that says so; whoever updates one gives it a purpose.
     #[serde(default)]
     pub purpose_required: bool,
+}
+
+const fn first_use_wait() -> Duration {
+    Rotation::DEFAULT_WAIT
 }
 
 /// How many active keys a tenant may have.

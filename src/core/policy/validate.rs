@@ -149,6 +149,14 @@ pub enum PolicyError {
         /// The cap.
         limit: NonZeroU32,
     },
+    /// A wait for first uses that is zero, or longer than a policy may name.
+    #[error("policy waits {actual:?} for a first use, from 1 s to {max:?} is allowed")]
+    FirstUseWait {
+        /// The longest allowed.
+        max: Duration,
+        /// The wait named.
+        actual: Duration,
+    },
     /// More rules for keys that come by themselves than a policy may have.
     #[error("{count} rules for keys that come by themselves, at most {max} are allowed")]
     TooManyProvisioned {
@@ -189,6 +197,10 @@ pub(super) fn validate(spec: &PolicySpec) -> Result<(), PolicyError> {
     issued.try_for_each(|class| class_named(spec, "list of classes to issue", class).map(drop))?;
     let longest = spec.propagation.bound;
     bounded("staleness bound", &spec.default_class, longest, LONGEST)?;
+    let (wait, max) = (spec.first_use_wait, Rotation::MAX_GRACE);
+    if wait < Duration::from_secs(1) || wait > max {
+        return Err(PolicyError::FirstUseWait { max, actual: wait });
+    }
     if let ActiveKeyCap::Limited { classes, .. } = &spec.active_keys {
         classes
             .iter()

@@ -92,6 +92,7 @@ pub fn amplitude() -> PolicySpec {
             scopes: ingest(),
         },
         provision: Vec::new(),
+        first_use_wait: Rotation::DEFAULT_WAIT,
         propagation: Propagation {
             bound: STALENESS_BOUND,
         },

@@ -114,6 +114,7 @@ pub fn amplitude_products() -> PolicySpec {
                 &["variants:read"],
             ),
         ],
+        first_use_wait: Rotation::DEFAULT_WAIT,
         propagation: Propagation::default(),
         purpose_required: false,
     }

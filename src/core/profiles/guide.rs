@@ -66,6 +66,7 @@ pub fn guide() -> PolicySpec {
         active_keys: ActiveKeyCap::Unlimited,
         legacy: LegacyRule::None,
         provision: Vec::new(),
+        first_use_wait: Rotation::DEFAULT_WAIT,
         propagation: Propagation::IMMEDIATE,
         purpose_required: true,
     }

@@ -49,6 +49,7 @@ pub fn idenfy() -> PolicySpec {
         },
         legacy: LegacyRule::None,
         provision: Vec::new(),
+        first_use_wait: Rotation::DEFAULT_WAIT,
         propagation: Propagation::default(),
         purpose_required: false,
     }

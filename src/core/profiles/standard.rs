@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 
 use super::{class_name, policy_name, prefix};
-use crate::core::policy::{ActiveKeyCap, KeyClass, LegacyRule, PolicySpec, Propagation};
+use crate::core::policy::{ActiveKeyCap, KeyClass, LegacyRule, PolicySpec, Propagation, Rotation};
 use crate::core::scope::ScopeSet;
 use crate::core::text::{Environment, Role};
 
@@ -53,6 +53,7 @@ pub fn standard() -> PolicySpec {
         },
         legacy: LegacyRule::None,
         provision: Vec::new(),
+        first_use_wait: Rotation::DEFAULT_WAIT,
         propagation: Propagation::default(),
         purpose_required: false,
     }

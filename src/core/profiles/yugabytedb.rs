@@ -59,6 +59,7 @@ pub fn yugabytedb() -> PolicySpec {
         active_keys: ActiveKeyCap::Unlimited,
         legacy: LegacyRule::None,
         provision: Vec::new(),
+        first_use_wait: Rotation::DEFAULT_WAIT,
         propagation: Propagation::default(),
         purpose_required: false,
     }

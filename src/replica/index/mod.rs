@@ -15,6 +15,7 @@ mod table;
 mod tally;
 mod uses;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -63,6 +64,8 @@ struct Writer {
     table: Table,
     ledger: Ledger,
     rows: u32,
+    /// The rows of successors whose first use is not recorded.
+    unused: BTreeSet<u32>,
 }
 
 /// An index with the way into it.
@@ -285,6 +288,44 @@ impl View {
         Some(self.index.tallies.get(self.row_of(id)?)?.uses())
     }
 
+    /// Returns whether a key was used, as far as this index knows.
+    pub(crate) fn is_used(&self, id: KeyId) -> bool {
+        self.uses(id).is_some_and(|(uses, _)| uses > 0)
+    }
+
+    /// The successors that were used, and whose first use is not recorded: one of each tenant, then the
+    /// next of each, so that no tenant waits for all keys of another.
+    pub(crate) fn first_uses(&self) -> Vec<(TenantId, KeyId)> {
+        let mut used = BTreeMap::<_, Vec<_>>::new();
+        for (row, ..) in self.index.unrecorded() {
+            let id = self.index.rows.get(row).map(Row::id);
+            let facts = id.and_then(|id| Some((id, self.facts_of(id)?)));
+            if let Some((id, facts)) = facts {
+                let tenant = facts.holder.get().tenant.clone();
+                used.entry(tenant).or_default().push(id);
+            }
+        }
+        let numbered = used.into_iter().flat_map(|(tenant, keys)| {
+            let keys = keys.into_iter().enumerate();
+            keys.map(move |(number, key)| (number, tenant.clone(), key))
+        });
+        let mut turns: Vec<_> = numbered.collect();
+        turns.sort_by_key(|(number, ..)| *number);
+        let turns = turns.into_iter();
+        turns.map(|(_, tenant, key)| (tenant, key)).collect()
+    }
+
+    /// Takes over the first uses that another index counted since its uses were inherited.
+    pub(super) fn inherit_first_uses(&self, of: &Index) {
+        for (row, uses, last) in of.unrecorded() {
+            let own = of.rows.get(row).and_then(|row| self.row_of(row.id()));
+            let own = own.and_then(|row| self.index.tallies.get(row));
+            if let Some(own) = own.filter(|own| own.uses().0 == 0) {
+                own.count(uses, last);
+            }
+        }
+    }
+
     /// Takes over what another index counted.
     pub(super) fn inherit_uses(&self, of: &Index) {
         of.settle_uses();
@@ -462,6 +503,7 @@ impl Index {
             key: Kept::Known(course),
             parts,
         };
+        let awaits = course.awaits_first_use;
         let row = match known {
             Some(row) => {
                 let place = self.rows.at(row);
@@ -477,6 +519,11 @@ impl Index {
             }
             None => self.add(writer, hash, id, content, (half, lead)),
         };
+        if awaits {
+            writer.unused.insert(row);
+        } else {
+            writer.unused.remove(&row);
+        }
         if let Some(digest) = imported {
             let half = half_of_import(&digest);
             let hash = self.hash_of_half(half);
@@ -513,6 +560,7 @@ impl Index {
             Some(row) => {
                 self.rows.at(row).write(content);
                 writer.table.lead(hash, row, lead);
+                writer.unused.remove(&row);
             }
             None => {
                 self.add(writer, hash, id, content, (Half::NONE, lead));
@@ -557,6 +605,18 @@ impl Index {
     fn look_at_any_facts(&self, id: KeyId) {
         let any = self.shared.any(id.to_u128() as u32);
         std::hint::black_box(self.shared.facts(any).map(|facts| facts.standing_id));
+    }
+
+    /// The rows of successors that were used and whose first use is not recorded, with how often and
+    /// when last.
+    fn unrecorded(&self) -> impl Iterator<Item = (u32, u64, u32)> {
+        self.settle_uses();
+        let unused = self.writer().unused.clone().into_iter();
+        let uses = |row| {
+            let (uses, last) = self.tallies.get(row)?.uses();
+            (uses > 0).then_some((row, uses, last))
+        };
+        unused.filter_map(uses)
     }
 
     fn settle_uses(&self) {

@@ -277,7 +277,9 @@ impl Verifier {
         };
         let presented = (same, claim.token().map(Token::prefix_bytes));
         check::check_subject(subject, presented, policy, (standing, None), need, now)?;
-        self.notice(claim.token(), subject, true);
+        if let Some(token) = claim.token() {
+            self.notice_pepper(token, subject);
+        }
         pinned.view.count_id(id, now);
         let taken = Taken {
             shape,
