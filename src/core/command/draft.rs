@@ -499,7 +499,7 @@ pub struct Replacement {
     pub reason: RotationReason,
     /// How long after the rotation the old key ends at the latest, though the successor was not used;
     /// for [`RotationMode::OnFirstUse`] alone. Defaults to what the policy says
-    /// ([`PolicySpec::first_use_wait`]); a compromised key has no default.
+    /// ([`first_use_wait`](crate::policy::PolicySpec::first_use_wait)); a compromised key has no default.
     pub no_later_than: Option<Duration>,
     /// Who receives the successor's secret; only the application says so. Defaults to the owner in
     /// person.
@@ -541,8 +541,8 @@ impl Replacement {
     }
 
     /// Ends the old key so long after the rotation at the latest, though the successor was not used.
-    /// From one second to [`Rotation::MAX_GRACE`]; of a compromised key to
-    /// [`Rotation::MAX_COMPROMISED_WAIT`]. For [`on_first_use`](Self::on_first_use) alone.
+    /// From one second to [`MAX_GRACE`](crate::policy::Rotation::MAX_GRACE); of a compromised key to
+    /// [`MAX_COMPROMISED_WAIT`](crate::policy::Rotation::MAX_COMPROMISED_WAIT). For [`on_first_use`](Self::on_first_use) alone.
     #[must_use]
     pub const fn no_later_than(mut self, wait: Duration) -> Self {
         self.no_later_than = Some(wait);
