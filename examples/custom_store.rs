@@ -66,7 +66,7 @@ impl KeyStore for Shelf {
             own.is_none_or(|own| matches!(&own.row, Row::Key(own) if own.tenant == record.tenant))
         };
         let holder = |digest: &Digest| state.imported.get(digest).copied();
-        commit.check(view.revision, row_at, writable, holder)?;
+        commit.check((Epoch::default(), view.revision), row_at, writable, holder)?;
         // Nothing fails from here on. Every history of this store ends with its process; one that
         // can be restored from a backup draws a new epoch then.
         let revision = Revision(state.heads.len() as u64 + 1);

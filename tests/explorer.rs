@@ -661,6 +661,7 @@ fn a_writer_that_counts_and_then_inserts_is_caught() {
                     };
                     let commit = Commit {
                         tenant: tenant("acme"),
+                        epoch: None,
                         expected: view.revision,
                         guards: Vec::new(),
                         tag: CommitTag(n),

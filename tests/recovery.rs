@@ -60,6 +60,7 @@ fn backup(of: &MemoryStore) -> MemoryStore {
     for (tenant, effects) in tenants {
         let commit = Commit {
             tenant,
+            epoch: None,
             expected: Revision::ZERO,
             guards: Vec::new(),
             tag: CommitTag(1),

@@ -111,6 +111,7 @@ impl Maker {
         };
         Commit {
             tenant: tenant.clone(),
+            epoch: None,
             expected,
             guards: Vec::new(),
             tag: CommitTag(u128::from_le_bytes(self.bytes())),

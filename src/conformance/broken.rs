@@ -17,8 +17,8 @@ use crate::core::text::{Description, PrincipalId};
 use crate::core::time::Timestamp;
 use crate::store::{
     AuditPage, AuditQuery, Change, Changes, ChangesError, Commit, CommitError, CommitTag, Cursor,
-    Effects, Guard, KeyPage, KeyQuery, KeySort, KeyStore, Locator, Revision, Row, RowKey, ScanPage,
-    Select, StoreError, StoreErrorKind, TakePage, TenantView, Versioned, scan_by_pages,
+    Effects, Epoch, Guard, KeyPage, KeyQuery, KeySort, KeyStore, Locator, Revision, Row, RowKey,
+    ScanPage, Select, StoreError, StoreErrorKind, TakePage, TenantView, Versioned, scan_by_pages,
 };
 
 /// Defines the defects with the clause that catches each.
@@ -60,6 +60,10 @@ defects! {
 
     /// Any tenant is at the store's head.
     UnknownTenantHasRevision => "an_unknown_tenant_is_empty_at_revision_zero",
+    /// Views do not tell an epoch.
+    LoadsWithoutEpoch => "load_tells_the_epoch",
+    /// The epoch is kept with the tenant: one that is not known has none.
+    LoadsNoEpochOfUnknownTenants => "load_tells_the_epoch",
     /// A tenant's view is kept, and answered again.
     LoadsFromCache => "load_reflects_every_commit_that_returned",
     /// Of keys asked for by id, those that are not live are left out.
@@ -104,6 +108,10 @@ defects! {
     IgnoresExpected => "a_commit_on_another_revision_is_a_conflict",
     /// Only an expected revision that is too old is refused.
     AcceptsExpectedAhead => "a_commit_on_another_revision_is_a_conflict",
+    /// The history that a commit was decided on is not looked at.
+    IgnoresEpochs => "a_commit_on_another_history_is_a_conflict",
+    /// The history that a commit was decided on is looked at for known tenants alone.
+    IgnoresEpochsOfNewTenants => "a_commit_on_another_history_is_a_conflict",
     /// Audit entries are written outside the transaction, and stay after a conflict.
     ConflictLeavesAudit => "a_conflict_writes_nothing",
     /// A conflict is noticed when records are written, after the owners' rows.
@@ -364,6 +372,10 @@ impl<S: KeyStore> BrokenStore<S> {
         } = &mut commit.effects;
         match self.defect {
             Defect::IgnoresExpected => commit.expected = self.revision(&commit.tenant).await?,
+            Defect::IgnoresEpochs => commit.epoch = None,
+            Defect::IgnoresEpochsOfNewTenants if commit.expected == Revision::ZERO => {
+                commit.epoch = None;
+            }
             Defect::AcceptsExpectedAhead => {
                 commit.expected = commit.expected.min(self.revision(&commit.tenant).await?);
             }
@@ -682,6 +694,10 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
         match self.defect {
             Defect::UnknownTenantHasRevision if view.revision == Revision::ZERO => {
                 view.revision = self.head().await?.revision;
+            }
+            Defect::LoadsWithoutEpoch => view.epoch = Epoch::default(),
+            Defect::LoadsNoEpochOfUnknownTenants if view.revision == Revision::ZERO => {
+                view.epoch = Epoch::default();
             }
             Defect::LoadsFromCache => {
                 let mut seen = self.seen();

@@ -130,9 +130,15 @@ impl Select {
     }
 }
 
+/// One history of a store. A store gets a new epoch when it is restored from a backup.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Epoch(pub u128);
+
 /// What a decision is taken on: the tenant's revision, its rows, the records asked for.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct TenantView {
+    /// The store's history; of an unknown tenant too.
+    pub epoch: Epoch,
     /// The revision of the tenant's last commit; zero if it never had one.
     pub revision: Revision,
     /// The latest instant for which a commit of the tenant was decided; it never goes back.
@@ -280,12 +286,15 @@ pub struct Ancestry {
     /// The rows of tenants and owners that were asked for, absent ones included, and the keys that act,
     /// each at the revision at which it was read.
     pub guards: BTreeSet<Guard>,
+    /// The histories of the store in which they were read: more than one if it was replaced meanwhile.
+    pub epochs: BTreeSet<Epoch>,
 }
 
 impl Ancestry {
     /// Adds what `view` holds of the tenant `above`, of which `select` was asked for.
     pub(crate) fn add(&mut self, above: &TenantId, select: &Select, view: TenantView) {
         let TenantView {
+            epoch,
             owners,
             records,
             corrupt,
@@ -293,6 +302,7 @@ impl Ancestry {
             revisions,
             ..
         } = view;
+        self.epochs.insert(epoch);
         let named = (select.owners.iter()).map(|owner| RowKey::Owner(above.clone(), owner.clone()));
         // Nothing is decided for a key that was not found.
         let keys = records.iter().map(|record| RowKey::Key(record.id));

@@ -132,7 +132,7 @@ impl Builder {
             Arc::new(latest),
             entropy.clone(),
         )
-        .with_listener(move |changes, decided_at| learns.apply_landed(changes, decided_at))
+        .with_listener(move |learnt| learns.apply_landed(learnt))
         .with_uses(move |key| counts.is_used(key));
         let verifier = Verifier::new(
             replica.clone(),

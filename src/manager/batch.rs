@@ -1,7 +1,7 @@
 //! A batch: what all its commands need is loaded, each is decided on the result of those before it,
 //! and what they change is one commit.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,9 @@ use crate::core::text::PrincipalId;
 use crate::core::time::Timestamp;
 use crate::core::view::{Ancestry, Effects, Revision, Select, TenantView};
 use crate::entropy::EntropyError;
-use crate::store::{Change, Commit, CommitError, KeyStore, Row, StoreError, StoreErrorKind};
+use crate::store::{
+    Change, Commit, CommitError, KeyStore, Learnt, Row, RowKey, StoreError, StoreErrorKind,
+};
 
 /// How often a command is decided anew after a conflict or an unknown outcome before the manager
 /// gives up. Commands of one node go together, so that only other nodes conflict, and of those that do
@@ -72,6 +74,10 @@ impl KeyManager {
             let policy = policies.of(tenant);
             let now = self.clock.now();
             let (view, ancestry) = self.load(tenant, batch, policy, now).await?;
+            if ancestry.epochs.iter().any(|epoch| *epoch != view.epoch) {
+                tracing::debug!(%tenant, attempt, "store was replaced, deciding again");
+                continue;
+            }
             let below = policies.below(tenant);
             let used = self.used_of(&view);
             let mut verdicts = Verdicts::new(&view, now);
@@ -96,8 +102,9 @@ impl KeyManager {
                 repeated,
                 view: _,
             } = verdicts;
+            let known = known_rows(&view, &ancestry);
             if repeated {
-                self.tell(&view, batch, &denied);
+                self.tell(&view, known.clone(), batch, &denied);
             }
             let result = if effects.is_empty() {
                 Ok(view.revision)
@@ -107,13 +114,14 @@ impl KeyManager {
                 let expected = view.revision;
                 let commit = Commit {
                     tenant,
+                    epoch: Some(view.epoch),
                     expected,
                     guards: ancestry.guards.iter().cloned().collect(),
                     tag,
                     decided_at,
                     effects,
                 };
-                self.commit(commit).await
+                self.commit(commit, known).await
             };
             match result {
                 Ok(revision) => {
@@ -167,25 +175,33 @@ impl KeyManager {
         waiting.map(|key| key.id).filter(|id| used(*id)).collect()
     }
 
-    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+    /// Commits, and tells what landed together with the rows that it was decided on.
+    async fn commit(&self, commit: Commit, known: Vec<Change>) -> Result<Revision, CommitError> {
         let rows: Vec<_> = commit.rows().collect();
-        let decided_at = commit.decided_at;
+        let (epoch, decided_at) = (commit.epoch.unwrap_or_default(), commit.decided_at);
         let tenant = commit.tenant.clone();
         let revision = self.store.commit(commit).await?;
         tracing::debug!(%tenant, %revision, rows = rows.len(), "committed");
         if let Some(landed) = &self.landed {
-            let changes: Vec<_> = rows
-                .into_iter()
-                .map(|row| Change { revision, row })
-                .collect();
-            landed(&changes, decided_at);
+            let rows = rows.into_iter().map(|row| Change { revision, row });
+            landed(&Learnt {
+                epoch,
+                changes: known.into_iter().chain(rows).collect(),
+                decided_at,
+            });
         }
         Ok(revision)
     }
 
     /// Tells what was loaded: a commit whose answer was lost, here or in a call that was dropped,
     /// is heard of now, before anyone is told that it landed.
-    fn tell(&self, view: &TenantView, batch: &[Arc<Pending>], denied: &[Option<Denied>]) {
+    fn tell(
+        &self,
+        view: &TenantView,
+        known: Vec<Change>,
+        batch: &[Arc<Pending>],
+        denied: &[Option<Denied>],
+    ) {
         let (Some(landed), Some(decided_at)) = (&self.landed, view.decided_at) else {
             return;
         };
@@ -208,18 +224,15 @@ impl KeyManager {
                 tenant: tenant.clone(),
             })
         });
-        let rows = (view.tenant.iter().cloned().map(Row::Tenant))
-            .chain(view.owners.iter().cloned().map(Row::Owner))
-            .chain(
-                view.records
-                    .iter()
-                    .cloned()
-                    .map(|record| Row::Key(Box::new(record))),
-            )
-            .chain(gone);
+        let keys = view.records.iter().cloned();
+        let rows = keys.map(|record| Row::Key(Box::new(record))).chain(gone);
         let revision = view.revision;
-        let changes: Vec<_> = rows.map(|row| Change { revision, row }).collect();
-        landed(&changes, decided_at);
+        let rows = rows.map(|row| Change { revision, row });
+        landed(&Learnt {
+            epoch: view.epoch,
+            changes: known.into_iter().chain(rows).collect(),
+            decided_at,
+        });
     }
 
     /// Loads what all commands of a batch need, the keys that theirs are tied to included.
@@ -261,6 +274,22 @@ impl KeyManager {
         let ancestry = load_ancestry(&*self.store, tenant, owners, actors).await?;
         Ok((view, ancestry))
     }
+}
+
+/// The rows of tenants and owners that a decision rests on, each with the commit that wrote it.
+fn known_rows(view: &TenantView, ancestry: &Ancestry) -> Vec<Change> {
+    let at = |row: &RowKey| view.revisions.get(row).copied();
+    let guards = ancestry.guards.iter();
+    let guards: BTreeMap<_, _> = guards.map(|guard| (&guard.row, guard.revision)).collect();
+    let tenants = view.tenant.iter().chain(&ancestry.tenants).cloned();
+    let owners = view.owners.iter().chain(&ancestry.owners).cloned();
+    let rows = tenants.map(Row::Tenant).chain(owners.map(Row::Owner));
+    let change = |row: Row| {
+        let key = row.key();
+        let revision = at(&key).or_else(|| guards.get(&key).copied())?;
+        Some(Change { revision, row })
+    };
+    rows.filter_map(change).collect()
 }
 
 /// Reads what the tenants above `tenant` say about themselves, about `owners`, and about those of

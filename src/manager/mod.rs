@@ -28,7 +28,7 @@ use crate::core::text::CommandId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::entropy::{Entropy, EntropyError};
-use crate::store::{Change, CommitTag, Epoch, KeyStore};
+use crate::store::{CommitTag, Epoch, KeyStore, Learnt};
 
 /// What a command did, and until when its effect may not have reached everyone.
 #[derive(Debug)]
@@ -116,7 +116,7 @@ impl Receipt {
 }
 
 /// Told of every batch that landed, before the calls that made it return.
-pub type LandedListener = dyn Fn(&[Change], Timestamp) + Send + Sync;
+pub type LandedListener = dyn Fn(&Learnt) + Send + Sync;
 
 /// Tells whether a key was used in this process.
 type UsedHere = dyn Fn(KeyId) -> bool + Send + Sync;
@@ -180,10 +180,7 @@ impl KeyManager {
 
     /// Tells `listener` of every batch that lands, before the calls that made it return.
     #[must_use]
-    pub fn with_listener(
-        mut self,
-        listener: impl Fn(&[Change], Timestamp) + Send + Sync + 'static,
-    ) -> Self {
+    pub fn with_listener(mut self, listener: impl Fn(&Learnt) + Send + Sync + 'static) -> Self {
         self.landed = Some(Box::new(listener));
         self
     }

@@ -32,8 +32,8 @@ use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::observe;
 use crate::store::{
-    Change, ChangesError, CommitTag, Cursor, Epoch, KeyStore, ScanPage, StoreError, StoreErrorKind,
-    Versioned,
+    Change, ChangesError, CommitTag, Cursor, Epoch, KeyStore, Learnt, ScanPage, StoreError,
+    StoreErrorKind, Versioned,
 };
 
 /// How many rows a page of feed or scan asks for. A judgement: a megabyte or so.
@@ -311,9 +311,24 @@ impl Replica {
         known()
     }
 
-    /// Takes over what this process committed, before anyone hears that it landed.
-    pub(crate) fn apply_landed(&self, changes: &[Change], decided_at: Timestamp) {
+    /// Takes over what this process committed and what that was decided on, before anyone hears that it
+    /// landed. In another history than the one that is followed nothing is fresh any more: revisions of
+    /// two histories say nothing about each other.
+    pub(crate) fn apply_landed(&self, learnt: &Learnt) {
+        let Learnt {
+            epoch,
+            changes,
+            decided_at,
+        } = learnt;
+        let decided_at = *decided_at;
         let mut progress = self.progress();
+        if progress.cursor.is_some_and(|own| own.epoch != *epoch) {
+            tracing::warn!("store was replaced by another one, reading everything again");
+            observe::resynced();
+            self.end_freshness(&mut progress);
+            progress.forget(self.clock.monotonic());
+            return;
+        }
         if let Some(building) = progress.building.clone() {
             building.saw(decided_at);
             match &mut progress.meanwhile {

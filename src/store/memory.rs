@@ -127,7 +127,10 @@ impl State {
 
     fn view(&self, id: &TenantId, select: &Select) -> TenantView {
         let Some(tenant) = self.tenants.get(id) else {
-            return TenantView::default();
+            return TenantView {
+                epoch: self.head.epoch,
+                ..TenantView::default()
+            };
         };
         let by_id = select.keys.iter().filter(|key| tenant.keys.contains(key));
         let all = select.live_at.is_some() || select.legacy;
@@ -153,6 +156,7 @@ impl State {
             _ => (BTreeMap::new(), None),
         };
         let heads = TenantView {
+            epoch: self.head.epoch,
             revision: tenant.revision,
             decided_at: tenant.decided_at,
             audit_head: tenant.audit_head,
@@ -180,7 +184,7 @@ impl State {
         };
         let row_at = |row: &RowKey| self.revision_of(row);
         let holder = |digest: &Digest| self.digests.get(digest).copied();
-        commit.check(at, row_at, writable, holder)
+        commit.check((self.head.epoch, at), row_at, writable, holder)
     }
 
     fn apply(&mut self, commit: Commit) -> Revision {
@@ -198,6 +202,7 @@ impl State {
         }
         let Commit {
             tenant,
+            epoch: _,
             expected: _,
             guards: _,
             tag: _,

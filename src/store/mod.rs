@@ -44,12 +44,8 @@ use crate::core::record::KeyRecord;
 use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
-pub use crate::core::view::{Effects, Guard, Revision, RowKey, Select, TenantView};
+pub use crate::core::view::{Effects, Epoch, Guard, Revision, RowKey, Select, TenantView};
 pub use crate::core::wire::DecodeError;
-
-/// One history of a store. A store gets a new epoch when it is restored from a backup.
-#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct Epoch(pub u128);
 
 /// A random mark of one commit, so that two histories are told apart even at the same revision.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -74,6 +70,8 @@ pub struct Cursor {
 pub struct Commit {
     /// Whose.
     pub tenant: TenantId,
+    /// The history in which the tenant was loaded; `None` if that does not matter.
+    pub epoch: Option<Epoch>,
     /// The revision at which the tenant was loaded.
     pub expected: Revision,
     /// Rows of other tenants that the decision rested on: the key that acted, its owner's rows, the
@@ -124,7 +122,7 @@ impl Row {
 
 impl Commit {
     /// Checks what must hold before the commit is applied, for stores that can tell at a time when
-    /// nothing else is written: the tenant is `at` the expected revision, every guarded row stands at
+    /// nothing else is written: the store's history is `epoch`, the tenant is `at` the expected revision, every guarded row stands at
     /// its revision (`row_at` returns the commit that wrote a row, zero for a row that is not there),
     /// every record's id is free or already the tenant's own key (`writable`), and every imported digest
     /// is free or already the record's own (`holder` returns the key that has it, or had it).
@@ -135,13 +133,14 @@ impl Commit {
     /// [`DigestTaken`](CommitError::DigestTaken).
     pub fn check(
         &self,
-        at: Revision,
+        (epoch, at): (Epoch, Revision),
         row_at: impl Fn(&RowKey) -> Revision,
         writable: impl Fn(&KeyRecord) -> bool,
         holder: impl Fn(&Digest) -> Option<KeyId>,
     ) -> Result<(), CommitError> {
         let stands = |guard: &Guard| row_at(&guard.row) == guard.revision;
-        if at != self.expected || !self.guards.iter().all(stands) {
+        let same_history = self.epoch.is_none_or(|own| own == epoch);
+        if !same_history || at != self.expected || !self.guards.iter().all(stands) {
             return Err(CommitError::Conflict);
         }
         for record in &self.effects.puts {
@@ -211,6 +210,18 @@ pub struct Change {
     pub row: Row,
 }
 
+/// What a process learns by a commit of its own.
+#[derive(Clone, Debug)]
+pub struct Learnt {
+    /// The store's history.
+    pub epoch: Epoch,
+    /// The rows that the commit was decided on, then those that it wrote, each with the commit that wrote
+    /// it.
+    pub changes: Vec<Change>,
+    /// The instant for which it was decided.
+    pub decided_at: Timestamp,
+}
+
 /// A page of the feed: one linearizable snapshot.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Changes {
@@ -268,7 +279,8 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     ///
     /// - The view's revision is read no later than its records, and reflects every commit that
     ///   returned before this call began.
-    /// - The view holds, for each of its rows, the revision of the commit that wrote it.
+    /// - The view holds, for each of its rows, the revision of the commit that wrote it, and the store's
+    ///   epoch.
     /// - `select` narrows what is loaded; see [`Select`]. A store may return more than asked, never
     ///   less. A tenant with a million keys must not cost a million reads to revoke one.
     ///
@@ -286,7 +298,8 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError>;
 
     /// Applies a batch if the tenant is still at `commit.expected`, and every row that `commit.guards`
-    /// names still stands at the revision named beside it.
+    /// names still stands at the revision named beside it. If `commit.epoch` names a history it has to be
+    /// the store's: a decision on a file that was replaced by another since is a conflict.
     ///
     /// - Guards are checked after the lock is taken that orders commits: no commit that returned before
     ///   this call began is missed, and none changes a guarded row between the check and this commit.

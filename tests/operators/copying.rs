@@ -151,6 +151,7 @@ fn takes(id: keyward::KeyId, expected: Revision) -> Commit {
     record.id = id;
     Commit {
         tenant: record.tenant.clone(),
+        epoch: None,
         expected,
         guards: Vec::new(),
         tag: CommitTag(9),

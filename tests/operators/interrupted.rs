@@ -174,6 +174,7 @@ fn a_store_that_was_open_before_serves_nothing_while_it_is_copied_into() {
         };
         keyward::store::Commit {
             tenant: record.tenant.clone(),
+            epoch: None,
             expected: Revision::ZERO,
             guards: Vec::new(),
             tag: keyward::store::CommitTag(9),

@@ -22,6 +22,7 @@ pub(crate) fn next(tenant: &TenantId, expected: Revision) -> (KeyId, Commit) {
     let key = KeyId::from_u128(number << 32 | 1);
     let commit = Commit {
         tenant: tenant.clone(),
+        epoch: None,
         expected,
         guards: Vec::new(),
         tag: CommitTag(number),

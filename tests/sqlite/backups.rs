@@ -75,6 +75,7 @@ fn a_restored_store_opens_only_to_be_recovered_and_its_followers_start_over() {
     );
     let blind = Commit {
         tenant: tenant("acme"),
+        epoch: None,
         expected: Revision(1),
         guards: Vec::new(),
         tag: CommitTag(1),

@@ -6,7 +6,7 @@ use super::fixtures::{
 };
 use crate::core::audit::Action;
 use crate::core::record::{Credential, KeyRecord};
-use crate::store::{CommitError, KeyStore, Locator, Revision, Row, Select};
+use crate::store::{CommitError, Epoch, KeyStore, Locator, Revision, Row, Select};
 
 /// A commit is applied only if the tenant is at exactly the revision that it expects.
 pub async fn a_commit_on_another_revision_is_a_conflict<S: KeyStore>(
@@ -46,6 +46,26 @@ pub async fn a_commit_on_another_revision_is_a_conflict<S: KeyStore>(
         .expecting(second);
     desk.conflicts("a tenant expected before its last audit entry", old)
         .await
+}
+
+/// A commit that was decided on another history of the store is a conflict, whatever the revisions are;
+/// one that was decided on the store's own is not, nor is one that names none.
+pub async fn a_commit_on_another_history_is_a_conflict<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "a_commit_on_another_history_is_a_conflict");
+    let own = desk.head().await?.epoch;
+    for (n, path) in (1..).zip(["acme", "acme", "globex"]) {
+        let full = desk.batch(path).put(key(n)).owner(owner("eve")).provision();
+        let other = full.clone().in_history(Epoch(own.0 ^ 1));
+        desk.conflicts(&format!("{path} on another history"), other)
+            .await?;
+        desk.agrees("after the conflict").await?;
+        desk.land(full.in_history(own)).await?;
+        let batch = desk.batch(path).put(key(n + 10));
+        desk.land(batch).await?;
+    }
+    desk.agrees("after the commits").await
 }
 
 /// A conflict writes nothing: no record, owner, tenant's row, audit entry, change; it takes no id

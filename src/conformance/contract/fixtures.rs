@@ -25,8 +25,8 @@ use crate::core::text::{CommandId, Environment, Role};
 use crate::core::time::Timestamp;
 use crate::store::{
     AuditPage, AuditQuery, AuditRow, Change, Changes, ChangesError, Commit, CommitError, CommitTag,
-    Cursor, Effects, Guard, KeyPage, KeyQuery, KeyStore, Locator, Revision, Row, RowKey, ScanPage,
-    Select, TenantView, Versioned,
+    Cursor, Effects, Epoch, Guard, KeyPage, KeyQuery, KeyStore, Locator, Revision, Row, RowKey,
+    ScanPage, Select, TenantView, Versioned,
 };
 
 pub(super) type Checked = Result<(), Violation>;
@@ -249,6 +249,12 @@ impl Batch {
         self
     }
 
+    /// Has the commit say on which history it was decided.
+    pub(super) fn in_history(mut self, epoch: Epoch) -> Self {
+        self.commit.epoch = Some(epoch);
+        self
+    }
+
     /// Makes the commit rest on a row as it stood at `revision`.
     pub(super) fn guarded(mut self, row: RowKey, revision: Revision) -> Self {
         self.commit.guards.push(Guard { row, revision });
@@ -359,6 +365,7 @@ impl<S: KeyStore> Desk<S> {
         Batch {
             commit: Commit {
                 tenant,
+                epoch: None,
                 expected: known.revision,
                 guards: Vec::new(),
                 tag: CommitTag(tag),

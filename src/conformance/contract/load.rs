@@ -10,7 +10,7 @@ use crate::core::audit::{Action, AuditEntry};
 use crate::core::id::KeyId;
 use crate::core::record::{KeyRecord, KeyState, RotationReason, Succession};
 use crate::core::time::Timestamp;
-use crate::store::{KeyStore, Revision, Row, RowKey, Select, TenantView};
+use crate::store::{Epoch, KeyStore, Revision, Row, RowKey, Select, TenantView};
 
 /// A tenant that never had a commit is empty at revision zero, whatever is asked of it.
 pub async fn an_unknown_tenant_is_empty_at_revision_zero<S: KeyStore>(
@@ -24,8 +24,12 @@ pub async fn an_unknown_tenant_is_empty_at_revision_zero<S: KeyStore>(
         owners: vec![text("ann")],
         commands: vec![text("command-1")],
     };
+    let nothing = |epoch: Epoch| TenantView {
+        epoch,
+        ..TenantView::default()
+    };
     let view = desk.load("acme", everything()).await?;
-    desk.same("an empty store", view, TenantView::default())?;
+    desk.same("an empty store", view.clone(), nothing(view.epoch))?;
     let batch = desk
         .batch("acme")
         .provision()
@@ -34,7 +38,21 @@ pub async fn an_unknown_tenant_is_empty_at_revision_zero<S: KeyStore>(
     desk.land(batch).await?;
     for path in ["acme/web", "acm", "acme-two", "Acme"] {
         let view = desk.load(path, everything()).await?;
-        desk.same(&format!("{path}, beside acme"), view, TenantView::default())?;
+        let epoch = view.epoch;
+        desk.same(&format!("{path}, beside acme"), view, nothing(epoch))?;
+    }
+    Ok(())
+}
+
+/// A view tells the store's epoch, as its feed does; of a tenant that never had a commit too.
+pub async fn load_tells_the_epoch<S: KeyStore>(make: &impl Fn() -> S) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "load_tells_the_epoch");
+    let epoch = desk.head().await?.epoch;
+    let batch = desk.batch("acme").put(key(1));
+    desk.land(batch).await?;
+    for path in ["acme", "globex"] {
+        let view = desk.load(path, Select::none()).await?;
+        desk.same(path, view.epoch, epoch)?;
     }
     Ok(())
 }

@@ -60,6 +60,7 @@ macro_rules! __keyward_clauses {
         $then! {
             { $($with)* }
             an_unknown_tenant_is_empty_at_revision_zero,
+            load_tells_the_epoch,
             load_reflects_every_commit_that_returned,
             load_returns_keys_by_id,
             load_returns_keys_live_at_an_instant,
@@ -78,6 +79,7 @@ macro_rules! __keyward_clauses {
             find_tells_a_removed_key_as_its_tombstone,
             find_tells_a_head_that_can_be_followed,
             a_commit_on_another_revision_is_a_conflict,
+            a_commit_on_another_history_is_a_conflict,
             a_conflict_writes_nothing,
             a_refused_batch_writes_nothing,
             ids_are_unique_across_tenants,

@@ -29,7 +29,8 @@ use crate::core::view::{Revision, Select, lineage};
 use crate::entropy::SeededEntropy;
 use crate::manager::{Error, KeyManager, Landed};
 use crate::store::{
-    Change, ChangesError, Cursor, KeyStore, Locator, Row, RowKey, StoreError, StoreErrorKind,
+    Change, ChangesError, Cursor, KeyStore, Learnt, Locator, Row, RowKey, StoreError,
+    StoreErrorKind,
 };
 
 /// What is wrong with a node, for a simulation that must find it.
@@ -187,9 +188,14 @@ impl Sketch {
             clock.clone(),
             Arc::new(SeededEntropy::new(parts.seed)),
         )
-        .with_listener(move |changes, decided_at| {
+        .with_listener(move |learnt| {
+            let Learnt {
+                epoch: _,
+                changes,
+                decided_at,
+            } = learnt;
             let mut known = lock(&learns);
-            known.newest = known.newest.max(Some(decided_at));
+            known.newest = known.newest.max(Some(*decided_at));
             for change in changes {
                 known.live.apply(change.clone(), defect);
                 let Known {

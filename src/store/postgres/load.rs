@@ -6,14 +6,14 @@ use futures_util::future::{try_join, try_join5};
 use tokio_postgres::Row as Columns;
 
 use super::fault::Fault;
-use super::head::{self, TENANTS};
+use super::head::{self, Head, TENANTS};
 use super::link::{Bound, Tx};
 use super::rows;
 use crate::core::audit::AuditEntry;
 use crate::core::owner::{OwnerRecord, TenantRecord};
 use crate::core::tenant::TenantId;
 use crate::core::text::PrincipalId;
-use crate::core::view::{Revision, Select, TenantView};
+use crate::core::view::{Epoch, Revision, Select, TenantView};
 use crate::store::rows::{
     AUDIT_COLUMNS, COLUMNS, Keys, OWNER, TENANT, TenantHead, damaged, id_bytes, id_of,
 };
@@ -104,7 +104,7 @@ pub(super) async fn load(
     let (commands_of, commands): (Vec<&str>, Vec<&str>) = commands.unzip();
 
     let of_all: [Bound<'_>; 1] = [&names];
-    let heads = tx.query(TENANTS, &of_all);
+    let heads = try_join(Head::read(tx), tx.query(TENANTS, &of_all));
     let own = async {
         let sql = format!(
             "SELECT {COLUMNS} FROM $s.rows WHERE kind = {TENANT} AND tenant = ANY($1) AND name = ''"
@@ -139,7 +139,7 @@ pub(super) async fn load(
         let nothing = commands.is_empty();
         unless(nothing, tx, &sql, &[&commands_of, &commands]).await
     };
-    let (heads, (own, by_id, live, legacy, trail)) =
+    let ((store, heads), (own, by_id, live, legacy, trail)) =
         try_join(heads, try_join5(own, by_id, live, legacy, trail)).await?;
 
     let mut found = AllFound::new(asked);
@@ -198,13 +198,17 @@ pub(super) async fn load(
     }
     load_owners(tx, &mut found).await?;
     let views = found.found.into_iter();
-    Ok(views.map(|found| Ok(found?.view())).collect())
+    let epoch = store.cursor.epoch;
+    Ok(views.map(|found| Ok(found?.view(epoch))).collect())
 }
 
 impl Found<'_> {
-    fn view(self) -> TenantView {
+    fn view(self, epoch: Epoch) -> TenantView {
         let Some(head) = self.head else {
-            return TenantView::default();
+            return TenantView {
+                epoch,
+                ..TenantView::default()
+            };
         };
         let key = RowKey::Tenant(self.tenant.clone());
         let (revisions, tenant) = match self.own {
@@ -212,6 +216,7 @@ impl Found<'_> {
             None => (BTreeMap::new(), None),
         };
         let view = TenantView {
+            epoch,
             revision: head.revision,
             decided_at: Some(head.decided_at),
             audit_head: head.audit,

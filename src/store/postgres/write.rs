@@ -234,7 +234,7 @@ impl Batch {
             Some((place, _)) => revision_of(*place),
             None => self.guarded.get(row).copied().unwrap_or_default(),
         };
-        if let Err(refused) = commit.check(at, row_at, writable, holder) {
+        if let Err(refused) = commit.check((self.head.cursor.epoch, at), row_at, writable, holder) {
             return Ok(Err(refused));
         }
         let mut numbered = Vec::new();

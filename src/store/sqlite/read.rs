@@ -7,8 +7,8 @@ use rusqlite::{Connection, Params, params};
 
 use super::fault::Fault;
 use super::head::{self, Head};
-use super::rows;
 use super::write::holder;
+use super::{rows, schema};
 use crate::core::audit::AuditEntry;
 use crate::core::id::KeyId;
 use crate::core::owner::OwnerRecord;
@@ -19,7 +19,7 @@ use crate::store::rows::{
     AUDIT_COLUMNS, COLUMNS, KEY, Keys, OWNER, TENANT, damaged, first_after, id_bytes, page_end,
 };
 use crate::store::{
-    Change, Changes, ChangesError, Cursor, Locator, Row, RowKey, ScanPage, Versioned,
+    Change, Changes, ChangesError, Cursor, Epoch, Locator, Row, RowKey, ScanPage, Versioned,
 };
 
 /// The part of a tenant that `select` names; `None` if there are more than `most` keys in it.
@@ -37,8 +37,12 @@ pub(super) fn load(
     if named.into_iter().any(|named| *named > most) {
         return Ok(None);
     }
+    let epoch = Epoch(schema::store(conn)?.epoch);
     let Some(head) = head::tenant(conn, tenant)? else {
-        return Ok(Some(TenantView::default()));
+        return Ok(Some(TenantView {
+            epoch,
+            ..TenantView::default()
+        }));
     };
     let mut keys = Keys::default();
     for id in &select.keys {
@@ -77,6 +81,7 @@ pub(super) fn load(
         Some(_) => return Err(damaged(&key).into()),
     };
     let heads = TenantView {
+        epoch,
         revision: head.revision,
         decided_at: Some(head.decided_at),
         audit_head: head.audit,

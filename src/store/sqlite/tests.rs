@@ -83,6 +83,7 @@ fn commit() -> Commit {
     tenant.tenant = record.tenant.clone();
     Commit {
         tenant: record.tenant.clone(),
+        epoch: None,
         expected: Revision::ZERO,
         guards: guards(),
         tag: CommitTag(1),

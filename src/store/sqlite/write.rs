@@ -16,7 +16,7 @@ use crate::store::rows::{
     self, AuditColumns, Fields, KEY, OWNER, TENANT, TenantHead, digest_holder, digest_seal,
     id_bytes, revision_of,
 };
-use crate::store::{Commit, CommitError, Row, RowKey};
+use crate::store::{Commit, CommitError, Epoch, Row, RowKey};
 
 /// What became of a commit: its revision, or why it was refused, with nothing written.
 type Verdict = Result<Revision, CommitError>;
@@ -24,7 +24,7 @@ type Verdict = Result<Revision, CommitError>;
 /// Checks a commit against what the transaction sees, and writes it at the next revision.
 pub(super) fn apply(conn: &Connection, head: &mut Head, commit: &Commit) -> Result<Verdict, Fault> {
     let before = head::tenant(conn, &commit.tenant)?;
-    let standing = match check(conn, commit, before.as_ref())? {
+    let standing = match check(conn, commit, (head.cursor.epoch, before.as_ref()))? {
         Ok(standing) => standing,
         Err(refused) => return Ok(Err(refused)),
     };
@@ -48,7 +48,7 @@ pub(super) fn apply(conn: &Connection, head: &mut Head, commit: &Commit) -> Resu
 fn check(
     conn: &Connection,
     commit: &Commit,
-    before: Option<&TenantHead>,
+    (epoch, before): (Epoch, Option<&TenantHead>),
 ) -> Result<Result<HashSet<KeyId>, CommitError>, Fault> {
     let at = before.map_or(Revision::ZERO, |head| head.revision);
     // Looked up beforehand, since looking up can fail.
@@ -79,7 +79,7 @@ fn check(
     };
     let row_at = |row: &RowKey| guarded.get(row).copied().unwrap_or_default();
     let writable = |record: &KeyRecord| !taken.contains(&record.id);
-    let checked = commit.check(at, row_at, writable, holds);
+    let checked = commit.check((epoch, at), row_at, writable, holds);
     Ok(checked.map(|()| standing))
 }
 

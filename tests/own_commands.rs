@@ -1,0 +1,207 @@
+//! What a node knows of what it just did: at least what its commands were decided on, and whether the
+//! store is still the one that it follows.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
+mod support;
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex};
+
+use keyward::conformance::FaultyStore;
+use keyward::policy::Policy;
+use keyward::store::{
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
+    KeyStore, Locator, MemoryStore, Revision, RowKey, ScanPage, Select, StoreError, TenantView,
+    Versioned,
+};
+use keyward::{
+    Actor, Created, Keyward, ManualClock, NewKey, Reason, Rejection, Role, TenantId, async_trait,
+    profiles,
+};
+use support::*;
+
+/// Two nodes over one store, which is in another process for both.
+struct Two {
+    a: Keyward,
+    b: Keyward,
+}
+
+impl Two {
+    fn new() -> Self {
+        let store = FaultyStore::new(MemoryStore::new());
+        let clock = Arc::new(ManualClock::at(at(START)));
+        let policy = || Policy::new(profiles::standard()).unwrap();
+        let [a, b] = [0, 1].map(|_| node(store.clone(), &clock, policy()));
+        Self { a, b }
+    }
+}
+
+fn alice(path: &str) -> Actor {
+    actor(path, "alice", Role::ADMIN)
+}
+
+fn create(keys: &Keyward, by: &Actor, key: NewKey) -> Created {
+    wait(keys.create(by, key)).unwrap()
+}
+
+fn works(keys: &Keyward, key: &Created) {
+    let verdict = keys.verify(key.secret.expose(), &reading());
+    assert!(verdict.is_ok(), "{verdict:?}");
+}
+
+#[test]
+fn a_key_works_on_the_node_that_created_it_though_another_wrote_its_owners_row() {
+    let two = Two::new();
+    create(&two.b, &alice("acme"), reader("first"));
+    works(&two.a, &create(&two.a, &alice("acme"), reader("second")));
+}
+
+#[test]
+fn a_key_works_where_it_was_created_though_another_node_raised_its_owner() {
+    let two = Two::new();
+    let bob = |role| actor("acme", "bob", role);
+    let set = |keys: &Keyward, role| {
+        let place = tenant("acme");
+        wait(keys.change_owner_role(&admin(), &place, who("bob"), role)).unwrap();
+    };
+    create(&two.b, &admin(), reader("of an admin"));
+    set(&two.b, Role::MEMBER);
+    wait(two.a.sync()).unwrap();
+    set(&two.b, Role::DEVELOPER);
+    let key = reader("writes").scope("reports:write");
+    let key = create(&two.a, &bob(Role::DEVELOPER), key);
+    let writing = keyward::Need::scope("reports:write");
+    let verdict = two.a.verify(key.secret.expose(), &writing);
+    assert!(verdict.is_ok(), "{verdict:?}");
+}
+
+/// The rows of the tenants above decide as well.
+#[test]
+fn a_key_works_where_it_was_created_though_another_node_wrote_the_rows_above_it() {
+    let two = Two::new();
+    create(&two.b, &alice("acme"), reader("above"));
+    let below = reader("below").in_tenant(tenant("acme/web"));
+    works(&two.a, &create(&two.a, &alice("acme"), below));
+}
+
+/// So it is for every command that leaves a key that works.
+#[test]
+fn every_command_leaves_its_node_with_the_rows_that_it_was_decided_on() {
+    let commands: [(&str, fn(&Keyward, &Created) -> Option<String>); 4] = [
+        ("rotate", |keys, key| {
+            let how = keyward::Replacement::immediate();
+            let rotated = wait(keys.rotate(&alice("acme"), key.id, how)).unwrap();
+            Some(rotated.secret.expose().to_owned())
+        }),
+        ("replace", |keys, key| {
+            let replaced = wait(keys.replace_lost(&alice("acme"), key.id)).unwrap();
+            Some(replaced.secret.expose().to_owned())
+        }),
+        ("rename", |keys, key| {
+            let change = keyward::KeyUpdate::new().name("renamed");
+            wait(keys.update(&alice("acme"), key.id, change)).unwrap();
+            None
+        }),
+        ("disable and enable", |keys, key| {
+            wait(keys.disable(&alice("acme"), key.id)).unwrap();
+            wait(keys.enable(&alice("acme"), key.id)).unwrap();
+            None
+        }),
+    ];
+    for (what, give) in commands {
+        let two = Two::new();
+        let key = create(&two.b, &alice("acme"), reader("made elsewhere"));
+        let secret = give(&two.a, &key);
+        let secret = secret.unwrap_or_else(|| key.secret.expose().to_owned());
+        let verdict = two.a.verify(&secret, &reading());
+        assert!(verdict.is_ok(), "{what}: {verdict:?}");
+    }
+}
+
+/// A row that is older than what the node knows changes nothing.
+#[test]
+fn what_a_command_was_decided_on_overwrites_nothing_newer() {
+    let two = Two::new();
+    let key = create(&two.a, &alice("acme"), reader("key"));
+    wait(two.b.remove_owner(&host(), &tenant("acme"), who("alice"))).unwrap();
+    wait(two.a.sync()).unwrap();
+    create(&two.a, &admin_of("carol"), reader("another"));
+    let refused = two.a.verify(key.secret.expose(), &reading());
+    assert!(refused.is_err());
+}
+
+fn admin_of(name: &str) -> Actor {
+    actor("acme", name, Role::ADMIN)
+}
+
+/// A store in whose place another one may be put.
+#[derive(Clone, Debug)]
+struct Swapped(Arc<Mutex<MemoryStore>>);
+
+impl Swapped {
+    fn now(&self) -> MemoryStore {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+#[async_trait]
+impl KeyStore for Swapped {
+    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+        self.now().load(tenant, select).await
+    }
+
+    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+        self.now().find(locator).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        self.now().commit(commit).await
+    }
+
+    async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
+        self.now().changes(after, limit).await
+    }
+
+    async fn scan(
+        &self,
+        after: Option<RowKey>,
+        limit: NonZeroUsize,
+    ) -> Result<ScanPage, StoreError> {
+        self.now().scan(after, limit).await
+    }
+
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        self.now().list(query).await
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        self.now().audit(query).await
+    }
+}
+
+/// A store that was replaced by a copy of before: what this node knows is of another history.
+#[test]
+fn after_a_commit_to_another_history_nothing_is_fresh() {
+    let store = Swapped(Arc::new(Mutex::new(MemoryStore::new())));
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let policy = Policy::new(profiles::standard()).unwrap();
+    let keys = node(store.clone(), &clock, policy.clone());
+    let key = create(&keys, &alice("acme"), reader("key"));
+    for number in 0..10 {
+        create(&keys, &alice("acme"), reader(&format!("filler {number}")));
+    }
+    works(&keys, &key);
+    // The same keys at earlier revisions.
+    let other = MemoryStore::new();
+    let there = node(other.clone(), &clock, policy);
+    let twin = create(&there, &alice("acme"), reader("twin"));
+    *store.0.lock().unwrap() = other;
+    wait(keys.revoke(&alice("acme"), twin.id, Reason::Lost)).unwrap();
+    let refused = keys.verify(key.secret.expose(), &reading()).unwrap_err();
+    assert!(matches!(refused, Rejection::Stale { .. }), "{refused}");
+    wait(keys.sync()).unwrap();
+    let refused = keys.verify(key.secret.expose(), &reading()).unwrap_err();
+    assert_eq!(refused, Rejection::Unknown);
+    let refused = keys.verify(twin.secret.expose(), &reading()).unwrap_err();
+    assert!(matches!(refused, Rejection::Revoked { .. }), "{refused}");
+}
