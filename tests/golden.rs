@@ -15,9 +15,9 @@ use keyward::store::DecodeError;
 use keyward::{
     AddressAllowlist, Author, BulkFilter, Credential, Description, Digest, Fingerprint, Hint,
     ImportScheme, KeyId, KeyName, KeyRecord, KeyState, LastAction, Lineage, MadeBy, Maker,
-    Metadata, Owner, OwnerRecord, PendingSweep, PepperId, Predecessor, Purpose, Reason, Resource,
-    ResourceId, ResourceKind, Role, RotationReason, ScopeSet, Stamp, Succession, SweepKind,
-    TenantRecord, Visibility, hours, token::TokenPrefix,
+    Metadata, Owner, OwnerRecord, PendingSweep, PepperId, Predecessor, PrincipalId, Purpose,
+    Reason, Resource, ResourceId, ResourceKind, Role, RotationReason, ScopeSet, Stamp, Succession,
+    SweepKind, TenantRecord, Visibility, hours, token::TokenPrefix,
 };
 use support::*;
 
@@ -198,6 +198,8 @@ fn entry() -> AuditEntry {
             class: class("secret"),
             scheme: ImportScheme::Sha256,
             mark: serde_json::from_value(vec![7; 32].into()).unwrap(),
+            owner: Owner::Principal(PrincipalId::new("ann").unwrap()),
+            expires_at: None,
         },
         key: Some(KeyId::from_u128(5)),
         pepper: PepperId::new("p1").unwrap(),

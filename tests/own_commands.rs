@@ -84,10 +84,13 @@ fn a_key_works_where_it_was_created_though_another_node_wrote_the_rows_above_it(
     works(&two.a, &create(&two.a, &alice("acme"), below));
 }
 
+/// Gives a command about a key, and returns the new secret if there is one.
+type Give = fn(&Keyward, &Created) -> Option<String>;
+
 /// So it is for every command that leaves a key that works.
 #[test]
 fn every_command_leaves_its_node_with_the_rows_that_it_was_decided_on() {
-    let commands: [(&str, fn(&Keyward, &Created) -> Option<String>); 4] = [
+    let commands: [(&str, Give); 4] = [
         ("rotate", |keys, key| {
             let how = keyward::Replacement::immediate();
             let rotated = wait(keys.rotate(&alice("acme"), key.id, how)).unwrap();

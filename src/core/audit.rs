@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::id::KeyId;
 use super::pepper::PepperRing;
-use super::principal::Author;
+use super::principal::{Author, Owner};
 use super::record::{ImportScheme, Reason, RotationReason};
 use super::secret::DigestMark;
 use super::tenant::TenantId;
@@ -123,6 +123,10 @@ pub enum Action {
         scheme: ImportScheme,
         /// A keyed mark of the digest, by which a recovery knows it again.
         mark: DigestMark,
+        /// Its owner.
+        owner: Owner,
+        /// Its end, as it was imported.
+        expires_at: Option<Timestamp>,
     },
     /// Fields of the key changed.
     KeyUpdated {
@@ -207,8 +211,8 @@ pub enum Action {
     BulkCommandEnded,
     /// Digests that a backup had forgotten can never be imported again.
     DigestsBlocked {
-        /// The number of digests.
-        count: u32,
+        /// Keyed marks of the digests, each with the key that had the digest.
+        marks: Vec<(DigestMark, KeyId)>,
     },
 }
 

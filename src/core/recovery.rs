@@ -2,7 +2,7 @@
 //! repeat it on the restored keys.
 //!
 //! Pure. Invariant: a key that the later entries ended or narrowed accepts nothing afterwards that
-//! it was refused before the loss (invariant 2). Where entries do not tell enough to repeat a change
+//! it was refused before the loss (invariant 2). What widened a key is not repeated. Where entries do not tell enough to repeat a change
 //! exactly, the key is disabled.
 
 use std::collections::BTreeMap;
@@ -15,13 +15,14 @@ use super::command::{Command, DeleteKey, Expiry, RevokeKey, UpdateSpec};
 use super::id::KeyId;
 use super::invalid::Invalid;
 use super::pepper::PepperRing;
-use super::policy::{Deletion, Policy};
+use super::policy::{Deletion, Policy, SelfRotation};
+use super::principal::Owner;
 use super::record::{KeyRecord, KeyState, Reason};
 use super::scope::ScopeSet;
 use super::secret::DigestMark;
 use super::sweep::{BulkFilter, Sweep};
 use super::tenant::TenantId;
-use super::text::{CommandId, PrincipalId, Role};
+use super::text::{CommandId, LeakSource, PrincipalId, Role};
 use super::time::Timestamp;
 
 /// Those of `given` that tell what is not `stored`. Both are of one tenant, `given` oldest first.
@@ -60,6 +61,8 @@ pub(crate) fn later<'a>(
 pub(crate) struct Later {
     /// It was closed.
     pub(crate) closed: Option<AuditHash>,
+    /// Digests that an earlier recovery blocked.
+    pub(crate) blocked: Vec<(Vec<(DigestMark, KeyId)>, AuditHash)>,
     /// What became of its owners.
     pub(crate) owners: BTreeMap<PrincipalId, LaterOwner>,
     /// What became of its keys.
@@ -69,8 +72,8 @@ pub(crate) struct Later {
 /// What later entries say became of an owner.
 #[derive(Debug, Default)]
 pub(crate) struct LaterOwner {
-    /// It was removed: its keys stay refused even if it came back.
-    pub(crate) removed: Option<AuditHash>,
+    /// It was removed, and when: its keys stay refused even if it came back.
+    pub(crate) removed: Option<(AuditHash, Timestamp)>,
     /// The role it was last given, unless it was removed after that.
     pub(crate) role: Option<(Role, AuditHash)>,
 }
@@ -80,8 +83,7 @@ pub(crate) struct LaterOwner {
 pub(crate) struct LaterKey {
     /// It came into being.
     pub(crate) created: bool,
-    /// The mark of the digest that it was imported with.
-    imported: Option<DigestMark>,
+    imported: Option<Imported>,
     removed: Option<AuditHash>,
     revoked: Option<(Reason, AuditHash)>,
     /// It came to an end that is told by no revocation of its own.
@@ -89,8 +91,19 @@ pub(crate) struct LaterKey {
     changed: Option<(Reach, AuditHash)>,
     retired: Option<(Timestamp, AuditHash)>,
     disabled: Option<AuditHash>,
+    /// It was found in the open, and not revoked for that.
+    exposed: Option<(LeakSource, AuditHash)>,
     /// The newest entry about it.
     newest: Option<AuditHash>,
+}
+
+/// What an import said of its key.
+#[derive(Debug)]
+struct Imported {
+    mark: DigestMark,
+    owner: Owner,
+    at: Timestamp,
+    expires_at: Option<Timestamp>,
 }
 
 /// What a change of a key says about from when, where and for what it is accepted, in the words of
@@ -127,7 +140,7 @@ impl Later {
         match &entry.action {
             Action::TenantClosed => self.closed = Some(hash),
             Action::OwnerRemoved { owner } => {
-                let removed = Some(hash);
+                let removed = Some((hash, entry.at));
                 let role = None;
                 self.owners
                     .insert(owner.clone(), LaterOwner { removed, role });
@@ -135,11 +148,22 @@ impl Later {
             Action::OwnerRoleChanged { owner, after, .. } => {
                 self.owners.entry(owner.clone()).or_default().role = Some((after.clone(), hash));
             }
+            Action::DigestsBlocked { marks } => self.blocked.push((marks.clone(), hash)),
             _ => {}
         }
         if let Some(key) = entry.key {
             self.keys.entry(key).or_default().add(entry);
         }
+    }
+}
+
+impl Later {
+    /// Returns whether a row of the tenant ended a key that was imported, though no entry about the key says so.
+    fn refuses(&self, imported: &Imported) -> bool {
+        let owner = imported.owner.principal();
+        let owner = owner.and_then(|owner| self.owners.get(owner));
+        let removed = owner.and_then(|owner| owner.removed);
+        self.closed.is_some() || removed.is_some_and(|(_, at)| imported.at <= at)
     }
 }
 
@@ -149,9 +173,19 @@ impl LaterKey {
         self.newest = Some(hash);
         match &entry.action {
             Action::KeyCreated { .. } | Action::KeyProvisioned { .. } => self.created = true,
-            Action::KeyImported { mark, .. } => {
+            Action::KeyImported {
+                mark,
+                owner,
+                expires_at,
+                ..
+            } => {
                 self.created = true;
-                self.imported = Some(*mark);
+                self.imported = Some(Imported {
+                    mark: *mark,
+                    owner: owner.clone(),
+                    at: entry.at,
+                    expires_at: *expires_at,
+                });
             }
             Action::KeyUpdated { changes } => self.change(changes, hash),
             Action::KeyDisabled => self.disabled = Some(hash),
@@ -172,8 +206,11 @@ impl LaterKey {
                 self.retired = Some((*until, hash));
             }
             Action::RotationCancelled { .. } => self.retired = None,
-            Action::LeakReported { revoked: false, .. }
-            | Action::FirstUsed
+            Action::LeakReported {
+                revoked: false,
+                source,
+            } => self.exposed = Some((source.clone(), hash)),
+            Action::FirstUsed
             | Action::KeyRedigested { .. }
             | Action::TenantProvisioned
             | Action::TenantClosed
@@ -207,16 +244,23 @@ impl LaterKey {
 
     /// The mark of its imported digest, if the digest must not be imported again, with the command that
     /// sees to it: what the key was refused before the loss, an import of the same digest would accept.
-    pub(crate) fn mark_to_block(&self) -> Result<Option<(DigestMark, CommandId)>, Invalid> {
-        let narrowed = self.changed.is_some() || self.retired.is_some() || self.disabled.is_some();
-        let mark = self.imported.filter(|_| narrowed || self.ended());
-        let id = |mark| {
-            Ok((
-                mark,
-                command_id(self.newest.unwrap_or(AuditHash::GENESIS), "digest")?,
-            ))
+    /// `path` is what became of its tenant and of those above.
+    pub(crate) fn mark_to_block(
+        &self,
+        path: &[&Later],
+        now: Timestamp,
+    ) -> Result<Option<(DigestMark, CommandId)>, Invalid> {
+        let Some(imported) = &self.imported else {
+            return Ok(None);
         };
-        mark.map(id).transpose()
+        let narrowed = self.changed.is_some() || self.retired.is_some() || self.disabled.is_some();
+        let refused = path.iter().any(|later| later.refuses(imported));
+        let expired = imported.expires_at.is_some_and(|end| end <= now);
+        if !narrowed && !refused && !expired && !self.ended() {
+            return Ok(None);
+        }
+        let newest = self.newest.unwrap_or(AuditHash::GENESIS);
+        Ok(Some((imported.mark, command_id(newest, "digest")?)))
     }
 
     /// Whether it is gone for ever, so that nobody misses it in a backup.
@@ -249,7 +293,7 @@ impl LaterKey {
                 steps.push(self.step(hash, "end", revoke(record, reason))?);
             }
         } else if live {
-            steps.extend(self.narrowing(record, now)?);
+            steps.extend(self.narrowing(record, policy, now)?);
         }
         Ok(steps)
     }
@@ -276,14 +320,31 @@ impl LaterKey {
         })
     }
 
-    fn narrowing(&self, record: &KeyRecord, now: Timestamp) -> Result<Vec<Step>, Invalid> {
+    fn narrowing(
+        &self,
+        record: &KeyRecord,
+        policy: &Policy,
+        now: Timestamp,
+    ) -> Result<Vec<Step>, Invalid> {
         let key = record.id;
         let mut steps = Vec::new();
         if let Some((reach, hash)) = &self.changed {
-            let change = reach.parse().map(|change| Command::Update { key, change });
-            let ways = change.into_iter().chain([disable(key)]);
-            steps.push(self.step(*hash, "change", ways)?);
+            let change = reach.parse().and_then(|change| narrowed(record, change));
+            if change != Some(UpdateSpec::default()) {
+                let update = change.map(|change| Command::Update { key, change });
+                let ways = update.into_iter().chain([disable(key)]);
+                steps.push(self.step(*hash, "change", ways)?);
+            }
         }
+        if let Some((source, hash)) = &self.exposed
+            && record.exposed_at.is_none()
+        {
+            let source = source.clone();
+            let ways = [Command::ReportLeak { key, source }, disable(key)];
+            steps.push(self.step(*hash, "leak", ways)?);
+        }
+        let class = policy.class(&record.class);
+        let rotates_itself = class.is_none_or(|class| class.self_rotation != SelfRotation::Never);
         match self.retired {
             Some((until, hash)) if until <= now => {
                 steps.push(self.step(hash, "end", revoke(record, Reason::Rotated))?);
@@ -294,8 +355,11 @@ impl LaterKey {
                     ..UpdateSpec::default()
                 };
                 // The legacy key is given no earlier end, and a key that was being replaced when the
-                // backup was taken has its end from that rotation: both are disabled.
-                let ways = [Command::Update { key, change }, disable(key)];
+                // backup was taken has its end from that rotation: both are disabled. So is one that
+                // would rotate itself, not knowing that it was replaced.
+                let update = Command::Update { key, change };
+                let update = Some(update).filter(|_| !rotates_itself);
+                let ways = update.into_iter().chain([disable(key)]);
                 steps.push(self.step(hash, "retire", ways)?);
             }
             Some(_) | None => {}
@@ -305,6 +369,36 @@ impl LaterKey {
         }
         Ok(steps)
     }
+}
+
+/// The part of a change that narrows `record`. What widened a key is not repeated: who did so, and what
+/// bounds them, the entries do not tell. `None` if the change cannot be told in parts.
+fn narrowed(record: &KeyRecord, change: UpdateSpec) -> Option<UpdateSpec> {
+    let UpdateSpec {
+        scopes,
+        allowlist,
+        expiry,
+        ..
+    } = change;
+    let scopes = match scopes.map(|scopes| record.scopes.intersection(&scopes)) {
+        Some(both) if both.is_empty() => return None,
+        both => both.filter(|both| !both.contains(&record.scopes)),
+    };
+    let allowlist = match allowlist {
+        Some(after) if record.allowlist.is_within(&after) => None,
+        Some(after) if !after.is_within(&record.allowlist) => return None,
+        after => after,
+    };
+    let earlier = |expiry: &Expiry| match expiry {
+        Expiry::At(end) => record.expires_at.is_none_or(|own| *end < own),
+        _ => false,
+    };
+    Some(UpdateSpec {
+        scopes,
+        allowlist,
+        expiry: expiry.filter(earlier),
+        ..UpdateSpec::default()
+    })
 }
 
 impl Reach {

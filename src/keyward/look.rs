@@ -21,7 +21,7 @@ use crate::core::text::PrincipalId;
 use crate::core::time::Timestamp;
 use crate::core::view::{Ancestry, Select, TenantView};
 use crate::events::{Events, ExpiryWindows};
-use crate::manager::{Error, load_ancestry};
+use crate::manager::{Error, lineage_of, load_ancestry};
 use crate::store::{Locator, Row, StoreError};
 use crate::verifier::Grant;
 
@@ -354,10 +354,7 @@ impl Keyward {
         let Some(mut made_by) = made_by.filter(|by| by.lineage.is_none()) else {
             return Ok(made_by);
         };
-        let found = self.inner.store.find(&Locator::Id(made_by.key)).await?;
-        if let Some(Row::Key(record)) = found.map(|found| found.change.row) {
-            made_by.lineage = Some(record.lineage.first);
-        }
+        made_by.lineage = Some(lineage_of(&*self.inner.store, made_by.key).await?);
         Ok(Some(made_by))
     }
 }

@@ -175,7 +175,9 @@ impl Keyward {
         // All of them are sound: only now is anything changed. Tenants come before those below them.
         report.tenants = tenants.len();
         for (tenant, later) in &tenants {
-            self.replay_tenant(tenant, later, report).await?;
+            let path = tenants.iter().filter(|(above, _)| above.contains(tenant));
+            let path: Vec<_> = path.map(|(_, later)| later).collect();
+            self.replay_tenant(tenant, (later, &path), report).await?;
         }
         Ok(())
     }
@@ -213,9 +215,15 @@ impl Keyward {
     async fn replay_tenant(
         &self,
         tenant: &TenantId,
-        later: &Later,
+        (later, path): (&Later, &[&Later]),
         report: &mut RecoveryReport,
     ) -> Result<(), RecoveryError> {
+        for (marks, hash) in &later.blocked {
+            let id = recovery::command_id(*hash, "digests").map_err(Error::from)?;
+            let marks = marks.clone();
+            self.repeat(tenant, id, Command::BlockDigests { marks })
+                .await?;
+        }
         if let Some(hash) = later.closed {
             let id = recovery::command_id(hash, "close").map_err(Error::from)?;
             let command = Command::CloseTenant {
@@ -232,7 +240,7 @@ impl Keyward {
         }
         let keys: Vec<_> = later.keys.iter().collect();
         for some in keys.chunks(SWEEP_MAX) {
-            self.replay_keys(tenant, some, report).await?;
+            self.replay_keys(tenant, (some, path), report).await?;
         }
         Ok(())
     }
@@ -246,7 +254,7 @@ impl Keyward {
     ) -> Result<(), RecoveryError> {
         let LaterOwner { removed, role } = became;
         let mut set_again = false;
-        if let Some(hash) = removed {
+        if let Some((hash, _)) = removed {
             let id = recovery::command_id(*hash, "remove").map_err(Error::from)?;
             let (owner, sweep) = (owner.clone(), Sweep::default());
             let command = Command::RemoveOwner { owner, sweep };
@@ -272,7 +280,7 @@ impl Keyward {
     async fn replay_keys(
         &self,
         tenant: &TenantId,
-        keys: &[(&KeyId, &LaterKey)],
+        (keys, path): (&[(&KeyId, &LaterKey)], &[&Later]),
         report: &mut RecoveryReport,
     ) -> Result<(), RecoveryError> {
         let select = Select {
@@ -280,7 +288,7 @@ impl Keyward {
             ..Select::none()
         };
         let view = self.inner.store.load(tenant, &select).await?;
-        self.block_digests(tenant, keys, report).await?;
+        self.block_digests(tenant, (keys, path), report).await?;
         let policy = self.inner.policies.load().of(tenant).clone();
         let now = self.now();
         let mut planned = Vec::new();
@@ -310,11 +318,13 @@ impl Keyward {
     async fn block_digests(
         &self,
         tenant: &TenantId,
-        keys: &[(&KeyId, &LaterKey)],
+        (keys, path): (&[(&KeyId, &LaterKey)], &[&Later]),
         report: &mut RecoveryReport,
     ) -> Result<(), RecoveryError> {
+        let now = self.now();
         for (key, became) in keys {
-            let Some((mark, id)) = became.mark_to_block().map_err(Error::from)? else {
+            let mark = became.mark_to_block(path, now).map_err(Error::from)?;
+            let Some((mark, id)) = mark else {
                 continue;
             };
             // Each by itself: one that was imported again before this recovery stops no other.
@@ -348,6 +358,7 @@ impl Keyward {
                 Command::Delete { .. } => report.removed += done,
                 Command::Revoke { .. } | Command::RevokeMany { .. } => report.revoked += done,
                 Command::Update { .. } => report.changed += done,
+                Command::ReportLeak { .. } => {}
                 _ => {
                     report.disabled += done;
                     let told = match step.was_disabled {

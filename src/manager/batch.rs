@@ -78,7 +78,7 @@ impl KeyManager {
                 tracing::debug!(%tenant, attempt, "store was replaced, deciding again");
                 continue;
             }
-            let below = policies.below(tenant);
+            let elsewhere = policies.elsewhere(tenant);
             let used = self.used_of(&view);
             let mut verdicts = Verdicts::new(&view, now);
             for pending in batch {
@@ -90,7 +90,7 @@ impl KeyManager {
                     now,
                     material: &material,
                     ancestry: &ancestry,
-                    below: &below,
+                    elsewhere: &elsewhere,
                     used: &used,
                 };
                 verdicts.add(pending, &context);

@@ -16,6 +16,7 @@ pub(crate) use self::batch::load_ancestry;
 pub use self::error::Error;
 use self::lane::{Lanes, Pending};
 pub use self::sweep::BulkReceipt;
+pub(crate) use self::sweep::lineage_of;
 use crate::clock::Clock;
 use crate::core::command::{Outcome, Request};
 use crate::core::decide;

@@ -7,17 +7,18 @@ use std::time::Duration;
 
 use super::{Error, KeyManager, Receipt};
 use crate::core::actor::Actor;
+use crate::core::audit::Action;
 use crate::core::command::{Command, Denied, Outcome, Request};
 use crate::core::decide::SWEEP_MAX;
 use crate::core::id::KeyId;
 use crate::core::principal::Author;
-use crate::core::query::KeyQuery;
+use crate::core::query::{AuditQuery, KeyQuery};
 use crate::core::record::{Reason, Status};
 use crate::core::sweep::{BulkFilter, PendingSweep, Sweep, SweepKind};
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
 use crate::core::view::Select;
-use crate::store::{Locator, Row};
+use crate::store::{KeyStore, Locator, Row, StoreError};
 
 /// What a command over many keys did.
 #[derive(Clone, Debug)]
@@ -112,16 +113,13 @@ impl KeyManager {
         self.execute_bulk(request).await
     }
 
-    /// Names the lineage of the key whose makings are asked for, if the key is still known.
+    /// Names the lineage of the key whose makings are asked for.
     async fn with_lineage(&self, mut request: Request) -> Result<Request, Error> {
         let Command::RevokeMany { filter, .. } = &mut request.command else {
             return Ok(request);
         };
         if let Some(made_by) = filter.made_by.as_mut().filter(|by| by.lineage.is_none()) {
-            let found = self.store.find(&Locator::Id(made_by.key)).await?;
-            if let Some(Row::Key(record)) = found.map(|found| found.change.row) {
-                made_by.lineage = Some(record.lineage.first);
-            }
+            made_by.lineage = Some(lineage_of(&*self.store, made_by.key).await?);
         }
         Ok(request)
     }
@@ -308,6 +306,49 @@ impl KeyManager {
         }
         below.remove(&request.tenant);
         Ok(below)
+    }
+}
+
+/// The first key of the chain of rotations of `key`. Of keys that were deleted, the trail tells.
+pub(crate) async fn lineage_of(store: &dyn KeyStore, key: KeyId) -> Result<KeyId, StoreError> {
+    let (mut first, mut seen) = (key, BTreeSet::new());
+    while seen.insert(first) {
+        let found = store.find(&Locator::Id(first)).await?;
+        if let Some(Row::Key(record)) = found.map(|found| found.change.row) {
+            return Ok(record.lineage.first);
+        }
+        match predecessor_of(store, first).await? {
+            Some(old) => first = old,
+            None => break,
+        }
+    }
+    Ok(first)
+}
+
+/// The key that `key` took the place of, as the trail tells.
+async fn predecessor_of(store: &dyn KeyStore, key: KeyId) -> Result<Option<KeyId>, StoreError> {
+    let about = AuditQuery {
+        key: Some(key),
+        limit: NonZeroUsize::MIN,
+        ..AuditQuery::everything()
+    };
+    let Some(created) = store.audit(&about).await?.rows.into_iter().next() else {
+        return Ok(None);
+    };
+    let mut same_command = AuditQuery {
+        command: Some(created.entry.command),
+        ..AuditQuery::tenant(created.entry.tenant)
+    };
+    loop {
+        let page = store.audit(&same_command).await?;
+        let rotated = page.rows.iter().find(|row| {
+            matches!(row.entry.action, Action::KeyRotated { successor, .. } if successor == key)
+        });
+        match (rotated, page.next) {
+            (Some(rotated), _) => return Ok(rotated.entry.key),
+            (None, Some(next)) => same_command.after = Some(next),
+            (None, None) => return Ok(None),
+        }
     }
 }
 

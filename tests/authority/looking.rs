@@ -136,3 +136,46 @@ fn a_key_looks_by_the_roles_that_it_manages_by() {
         Denied::Forbidden { .. }
     ));
 }
+
+/// That a key's class is gone is for administrators to know.
+#[test]
+fn a_refusal_tells_nothing_of_a_class_that_is_gone() {
+    let world = super::world();
+    let key = world.create(&admin(), super::whole("plain")).unwrap();
+    let mut spec = super::policy();
+    spec.classes.remove(&class("plain"));
+    spec.classes.get_mut("issuing").unwrap().issues.clear();
+    world
+        .keys
+        .set_policies(keyward::policy::Policy::new(spec).unwrap());
+    let how = keyward::Replacement::immediate;
+    let all = |by: &keyward::Actor| {
+        [
+            denied(wait(world.keys.rotate(by, key.id, how()))),
+            denied(wait(world.keys.finish_rotation(by, key.id))),
+            denied(wait(world.keys.cancel_rotation(by, key.id))),
+            denied(wait(world.keys.update(
+                by,
+                key.id,
+                keyward::KeyUpdate::new(),
+            ))),
+            denied(wait(world.keys.enable(by, key.id))),
+            denied(wait(world.keys.delete(
+                by,
+                key.id,
+                keyward::DeleteKey::plain(),
+            ))),
+            denied(wait(world.keys.replace_lost(by, key.id))),
+        ]
+    };
+    let intern = Role::new("intern").unwrap();
+    for refused in all(&actor("acme", "eve", intern)) {
+        assert!(matches!(refused, Denied::Forbidden { .. }), "{refused:?}");
+    }
+    for refused in all(&admin()) {
+        assert!(
+            matches!(refused, Denied::UnknownClass { .. }),
+            "{refused:?}"
+        );
+    }
+}

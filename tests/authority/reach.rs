@@ -2,7 +2,7 @@
 
 use keyward::{
     Denied, Digest, Dimension, Expiry, ImportKey, KeyUpdate, NewKey, Rejection, Replacement,
-    Resource, ResourceId, ResourceKind, Role, days,
+    Resource, ResourceId, ResourceKind, Role, ScopeSet, days,
 };
 
 use super::support::*;
@@ -334,4 +334,43 @@ fn nobody_gives_a_role_that_may_manage_more() {
         exceeds(denied(world.create(&developer(), owned))),
         Dimension::Role
     );
+}
+
+/// What an owner's role narrows today it may allow tomorrow. A session of few scopes hands out no more
+/// than those.
+#[test]
+fn a_session_of_few_scopes_hands_out_no_key_of_many() {
+    let world = super::world();
+    let bob = |role| actor("acme", "bob", role);
+    let key = whole("plain")
+        .allow_addresses(["10.0.0.0/8"])
+        .expires_in(days(3));
+    let key = world.create(&bob(Role::DEVELOPER), key).unwrap();
+    super::set_role(&world, &host(), ("acme", "bob"), Role::MEMBER).unwrap();
+    let few = ScopeSet::parse(["*:read"]).unwrap();
+    let session = bob(Role::MEMBER).with_scopes(few);
+    let how = keyward::Replacement::immediate();
+    let refused = [
+        wait(world.keys.rotate(&session, key.id, how.clone())).map(drop),
+        wait(
+            world
+                .keys
+                .update(&session, key.id, KeyUpdate::new().allow_addresses([])),
+        )
+        .map(drop),
+        wait(
+            world
+                .keys
+                .update(&session, key.id, KeyUpdate::new().expiry(Expiry::Never)),
+        )
+        .map(drop),
+    ];
+    for refused in refused {
+        match denied(refused) {
+            Denied::ExceedsActor { dimension, .. } => assert_eq!(dimension, Dimension::Scopes),
+            other => panic!("{other:?}"),
+        }
+    }
+    // A session of all scopes is judged by what the key reaches now.
+    wait(world.keys.rotate(&bob(Role::MEMBER), key.id, how)).unwrap();
 }

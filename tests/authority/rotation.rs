@@ -1,6 +1,8 @@
 //! Self-rotation: the one thing that may outlive its actor.
 
-use keyward::{Denied, LeakSource, NewKey, Replacement, Role, days, hours};
+use keyward::{
+    Denied, Dimension, Expiry, KeyUpdate, LeakSource, Need, NewKey, Replacement, Role, days, hours,
+};
 
 use super::support::*;
 use super::{acting, whole, world};
@@ -161,4 +163,74 @@ fn the_trail_says_that_a_key_rotated_itself() {
     let trail = wait(world.keys.audit(&admin(), &query)).unwrap().rows;
     let rotated = trail.last().map(|row| row.entry.actor.key());
     assert_eq!(rotated, Some(Some(created.id)));
+}
+
+// A key that lost the answer to its rotation asks again. It gets no more than it has by then.
+
+fn lost() -> Replacement {
+    Replacement::on_first_use(hours(1))
+}
+
+#[test]
+fn a_key_that_was_narrowed_gets_no_wider_successor_by_asking_again() {
+    let narrowings: [(KeyUpdate, Dimension); 2] = [
+        (KeyUpdate::new().scopes(["reports:read"]), Dimension::Scopes),
+        (
+            KeyUpdate::new().allow_addresses(["10.0.0.0/8"]),
+            Dimension::Addresses,
+        ),
+    ];
+    for (narrowing, exceeded) in narrowings {
+        let world = world();
+        let draft = narrow("within").scopes(["reports:*"]);
+        let from = Need::any().from_address("10.1.2.3".parse().unwrap());
+        let old = world.create(&admin(), draft).unwrap();
+        let act = || {
+            world
+                .keys
+                .verify(old.secret.expose(), &from)
+                .unwrap()
+                .actor()
+        };
+        let stale = act();
+        let new = wait(world.keys.rotate(&stale, old.id, lost())).unwrap();
+        // Nothing changed: it may ask.
+        wait(world.keys.replace_lost(&stale, new.id)).unwrap();
+        wait(world.keys.update(&admin(), old.id, narrowing)).unwrap();
+        for by in [stale, act()] {
+            match denied(wait(world.keys.replace_lost(&by, new.id))) {
+                Denied::ExceedsActor { dimension, .. } => assert_eq!(dimension, exceeded),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_key_gets_no_successor_that_others_widened_by_asking_again() {
+    let widenings: [(KeyUpdate, Dimension); 2] = [
+        (KeyUpdate::new().scopes(["*:*"]), Dimension::Scopes),
+        (KeyUpdate::new().expiry(Expiry::Never), Dimension::Lifetime),
+    ];
+    for (widening, exceeded) in widenings {
+        let world = world();
+        let (old, key) = acting(&world, &admin(), narrow("within"));
+        let new = wait(world.keys.rotate(&key, old.id, lost())).unwrap();
+        wait(world.keys.update(&admin(), new.id, widening)).unwrap();
+        match denied(wait(world.keys.replace_lost(&key, new.id))) {
+            Denied::ExceedsActor { dimension, .. } => assert_eq!(dimension, exceeded),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Self-rotation may renew the end, and asking again does not take that back.
+#[test]
+fn a_key_that_renews_itself_asks_again_for_a_later_end() {
+    let world = world();
+    let (old, key) = acting(&world, &admin(), narrow("renewing"));
+    let new = wait(world.keys.rotate(&key, old.id, lost())).unwrap();
+    assert!(new.expires_at > old.expires_at);
+    let again = wait(world.keys.replace_lost(&key, new.id)).unwrap();
+    assert_eq!(again.expires_at, new.expires_at);
 }

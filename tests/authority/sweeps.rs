@@ -11,7 +11,10 @@ use keyward::store::{
     KeyStore, Locator, MemoryStore, Revision, RowKey, ScanPage, Select, StoreError, StoreErrorKind,
     TenantView, Versioned,
 };
-use keyward::{BulkFilter, KeyUpdate, Keyward, Need, Reason, Role, TenantId, async_trait};
+use keyward::{
+    BulkFilter, DeleteKey, KeyUpdate, Keyward, Need, Reason, Replacement, Role, TenantId,
+    async_trait, hours,
+};
 
 use super::support::*;
 use super::{acting, set_role, whole};
@@ -251,4 +254,149 @@ fn a_key_that_lost_its_authority_revokes_nothing_by_repeating_what_has_ended() {
     let by = admin();
     assert_eq!(sweep((&by).into()).unwrap().ended, 1);
     assert!(verified(victim.secret.expose()).is_err());
+}
+
+// Whatever a key has a part in is found.
+
+fn made_by(world: &World, key: keyward::KeyId) -> Vec<keyward::KeyId> {
+    let made = wait(world.keys.made_by(&admin(), &tenant("acme"), key)).unwrap();
+    let mut made: Vec<_> = made.iter().map(|key| key.id).collect();
+    made.sort();
+    made
+}
+
+fn revoke_made_by(world: &World, key: keyward::KeyId) -> usize {
+    let filter = BulkFilter::all().made_by(key);
+    let (by, place) = (admin(), tenant("acme"));
+    let swept = world
+        .keys
+        .revoke_many(&by, &place, filter, Reason::Compromised);
+    wait(swept).unwrap().ended
+}
+
+#[test]
+fn a_successor_that_a_key_made_of_itself_is_of_its_making() {
+    let world = super::world();
+    let (old, key) = acting(&world, &admin(), whole("within"));
+    let rotated = |by: &keyward::Actor, key| {
+        let how = Replacement::grace(hours(1));
+        wait(world.keys.rotate(by, key, how)).unwrap()
+    };
+    let new = rotated(&key, old.id);
+    let by_new = world.keys.verify(new.secret.expose(), &Need::any());
+    let newest = rotated(&by_new.unwrap().actor(), new.id);
+    let mut both = [new.id, newest.id];
+    both.sort();
+    assert_eq!(made_by(&world, old.id), both);
+    wait(world.keys.revoke(&admin(), old.id, Reason::Compromised)).unwrap();
+    assert_eq!(revoke_made_by(&world, old.id), 2);
+    for key in [new, newest] {
+        let verdict = world.keys.verify(key.secret.expose(), &Need::any());
+        assert!(verdict.is_err());
+    }
+}
+
+#[test]
+fn what_a_deleted_key_of_a_chain_made_is_found() {
+    let world = super::world();
+    let (first, key) = acting(&world, &admin(), whole("within"));
+    let made = world.create(&key, whole("within")).unwrap();
+    let how = Replacement::grace(hours(1));
+    let second = wait(world.keys.rotate(&key, first.id, how)).unwrap();
+    let by_second = world.keys.verify(second.secret.expose(), &Need::any());
+    let by_second = by_second.unwrap().actor();
+    let how = Replacement::immediate();
+    let renewed = wait(world.keys.rotate(&by_second, made.id, how)).unwrap();
+    let before = made_by(&world, second.id);
+    assert!(before.contains(&renewed.id));
+    for deleted in [second.id, first.id] {
+        wait(world.keys.delete(&admin(), deleted, DeleteKey::plain())).unwrap();
+        for asked in [second.id, first.id] {
+            assert!(made_by(&world, asked).contains(&renewed.id), "{asked}");
+        }
+    }
+    assert!(revoke_made_by(&world, second.id) > 0);
+    let verdict = world.keys.verify(renewed.secret.expose(), &Need::any());
+    assert!(verdict.is_err());
+}
+
+// Nobody stops a command below by taking its id.
+
+/// A wide key that was stolen and revoked, and what it made in acme and below.
+fn stolen(world: &World) -> (keyward::KeyId, [keyward::Created; 2]) {
+    let (stolen, key) = acting(world, &admin(), whole("wide"));
+    let above = world.create(&key, whole("wide")).unwrap();
+    let below = whole("wide").in_tenant(tenant("acme/web"));
+    let below = world.create(&key, below).unwrap();
+    wait(world.keys.revoke(&admin(), stolen.id, Reason::Lost)).unwrap();
+    (stolen.id, [above, below])
+}
+
+#[test]
+fn a_command_goes_on_below_though_its_id_was_taken_there() {
+    let world = super::world();
+    let (by, keys) = stolen(&world);
+    let half = stopping(&world, 1);
+    let admin = admin();
+    let sweep = admin.with_command_id(command("incident"));
+    let filter = BulkFilter::all().made_by(by);
+    let place = tenant("acme");
+    assert!(wait(half.revoke_many(sweep, &place, filter, Reason::Compromised)).is_err());
+    wait(world.keys.sync()).unwrap();
+    let thief = super::grant(&world, &keys[0]).actor();
+    let taken = thief.with_command_id(command("incident"));
+    let taken = wait(
+        world
+            .keys
+            .create(taken, whole("wide").in_tenant(tenant("acme/web"))),
+    );
+    assert!(taken.is_ok());
+    world.clock.advance(Duration::from_secs(61));
+    wait(world.keys.sync()).unwrap();
+    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 1);
+    for key in keys {
+        let verdict = world.keys.verify(key.secret.expose(), &Need::any());
+        assert!(verdict.is_err());
+    }
+}
+
+#[test]
+fn a_command_reaches_below_though_its_id_was_used_there_before() {
+    let world = super::world();
+    let (stolen, key) = acting(&world, &admin(), whole("wide"));
+    let below = whole("wide").in_tenant(tenant("acme/web"));
+    let by = key.with_command_id(command("incident"));
+    let below = wait(world.keys.create(by, below)).unwrap();
+    wait(world.keys.revoke(&admin(), stolen.id, Reason::Lost)).unwrap();
+    let by = admin();
+    let sweep = by.with_command_id(command("incident"));
+    let filter = BulkFilter::all().made_by(stolen.id);
+    let swept = wait(
+        world
+            .keys
+            .revoke_many(sweep, &tenant("acme"), filter, Reason::Compromised),
+    );
+    assert_eq!(swept.unwrap().ended, 1);
+    let verdict = world.keys.verify(below.secret.expose(), &Need::any());
+    assert!(verdict.is_err());
+}
+
+/// Another key of the principal may go on with a command; the trail names who began it.
+#[test]
+fn whoever_goes_on_with_a_command_is_not_its_author() {
+    let world = super::world();
+    let (_, narrow) = acting(&world, &admin(), reader("narrow").class("plain"));
+    let bob = actor("acme", "bob", Role::DEVELOPER);
+    let victim = world.create(&bob, reader("victim")).unwrap();
+    let half = stopping(&world, 1);
+    let filter = || BulkFilter::all().owner(who("bob"));
+    let (place, id) = (tenant("acme"), || command("sweep"));
+    let by = admin();
+    let begun = half.revoke_many(by.with_command_id(id()), &place, filter(), Reason::Unused);
+    assert!(wait(begun).is_err());
+    let by = narrow.with_command_id(id());
+    let gone_on = world.keys.revoke_many(by, &place, filter(), Reason::Unused);
+    assert_eq!(wait(gone_on).unwrap().ended, 1);
+    let info = wait(world.keys.key(&host(), victim.id)).unwrap();
+    assert_eq!(info.updated.by, author("alice"));
 }

@@ -1,6 +1,7 @@
 //! Tenants below: what is reached has a say, and a first command provisions only by whom may provision.
 
-use keyward::{Actor, Denied, Need, NewKey, Rejection, Role, TenantId};
+use keyward::policy::{Policies, Policy, PolicySpec};
+use keyward::{Actor, Denied, Dimension, Need, NewKey, Rejection, Role, ScopeSet, TenantId};
 
 use super::support::*;
 use super::{acting, developer, set_role, whole, world};
@@ -138,4 +139,106 @@ fn only_administrators_import() {
     ));
     assert!(import(&admin(), "b").is_ok());
     assert!(import(&host(), "c").is_ok());
+}
+
+// Rules that differ from tenant to tenant.
+
+/// One set of rules for acme and another one for acme/web.
+fn two_rules(above: PolicySpec, below: PolicySpec) -> World {
+    let policies = Policies::new(Policy::new(above).unwrap())
+        .with_tenant(tenant("acme/web"), Policy::new(below).unwrap());
+    let world = World::with_policies(policies);
+    for path in ["acme", "acme/web"] {
+        let host = keyward::Actor::application(tenant(path));
+        wait(world.keys.provision_tenant(&host, &tenant(path))).unwrap();
+    }
+    world
+}
+
+/// Opal has the role ops, which manages keys, and administers below alone.
+fn ops() -> (World, keyward::Created) {
+    let ops = Role::new("ops").unwrap();
+    let mut above = super::policy();
+    above.roles.insert(ops.clone(), ScopeSet::all());
+    let wide = above.classes.get_mut("wide").unwrap();
+    let lists = [
+        &mut wide.create,
+        &mut wide.look,
+        &mut wide.update,
+        &mut wide.rotate,
+        &mut wide.revoke,
+    ];
+    for list in lists {
+        list.roles.insert(ops.clone());
+    }
+    let mut below = above.clone();
+    below.administrators.insert(ops.clone());
+    let world = two_rules(above, below);
+    let opal = actor("acme", "opal", ops);
+    let key = world.create(&opal, super::whole("wide")).unwrap();
+    (world, key)
+}
+
+fn exceeds(refused: Denied, exceeded: Dimension) {
+    match refused {
+        Denied::ExceedsActor { dimension, .. } => assert_eq!(dimension, exceeded),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn nobody_enables_a_key_that_manages_more_below() {
+    let (world, key) = ops();
+    wait(world.keys.disable(&admin(), key.id)).unwrap();
+    let refused = denied(wait(world.keys.enable(&super::developer(), key.id)));
+    exceeds(refused, Dimension::Role);
+}
+
+#[test]
+fn nobody_calls_off_the_rotation_of_a_key_that_manages_more_below() {
+    let (world, key) = ops();
+    let how = keyward::Replacement::grace(keyward::hours(1));
+    wait(world.keys.rotate(&admin(), key.id, how)).unwrap();
+    let refused = denied(wait(
+        world.keys.cancel_rotation(&super::developer(), key.id),
+    ));
+    exceeds(refused, Dimension::Role);
+}
+
+/// Keys of the tenant above are verified by the rules there, where the role is a larger one.
+#[test]
+fn a_role_is_compared_by_the_rules_above_too() {
+    let role = |name: &str| Role::new(name).unwrap();
+    let reads = || ScopeSet::parse(["reports:read"]).unwrap();
+    let mut above = super::policy();
+    above.roles.insert(role("low"), reads());
+    above.roles.insert(role("high"), ScopeSet::all());
+    let mut below = super::policy();
+    for name in ["low", "high", "steward"] {
+        below.roles.insert(role(name), reads());
+    }
+    below.administrators.insert(role("steward"));
+    let world = two_rules(above, below);
+    let key = world.create(&admin(), super::whole("wide")).unwrap();
+    super::set_role(&world, &host(), ("acme/web", "alice"), role("low")).unwrap();
+    let there = Need::scope("reports:write").for_tenant(tenant("acme/web"));
+    assert!(world.keys.verify(key.secret.expose(), &there).is_err());
+    let steward = actor("acme/web", "mallory", role("steward"));
+    let raised = super::set_role(&world, &steward, ("acme/web", "alice"), role("high"));
+    exceeds(denied(raised), Dimension::Role);
+    assert!(world.keys.verify(key.secret.expose(), &there).is_err());
+}
+
+/// A row below that holds more than the row above waits for that one to be raised.
+#[test]
+fn one_more_row_below_a_row_is_no_larger_than_that() {
+    let world = super::world();
+    let set =
+        |by: &keyward::Actor, place, owner, role| super::set_role(&world, by, (place, owner), role);
+    set(&host(), "acme", "mallory", Role::ADMIN).unwrap();
+    set(&host(), "acme/web", "mallory", Role::MEMBER).unwrap();
+    set(&host(), "acme", "bob", Role::MEMBER).unwrap();
+    let mallory = actor("acme", "mallory", Role::ADMIN);
+    assert!(set(&mallory, "acme/web", "bob", Role::ADMIN).is_err());
+    set(&mallory, "acme/web", "bob", Role::MEMBER).unwrap();
 }

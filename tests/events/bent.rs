@@ -95,7 +95,11 @@ impl Bent {
     pub(crate) fn backup(&self, commits: usize) -> Self {
         let copy = Self::new(MemoryStore::new(), self.bend);
         for commit in self.commits.lock().unwrap().iter().take(commits) {
-            wait(copy.commit(commit.clone())).unwrap();
+            let commit = Commit {
+                epoch: None,
+                ..commit.clone()
+            };
+            wait(copy.commit(commit)).unwrap();
         }
         copy
     }

@@ -76,6 +76,8 @@ fn every_action_has_its_form() {
                 class,
                 scheme,
                 mark,
+                owner: Owner::Tenant,
+                expires_at: None,
             },
             "key_imported",
             json!({"class": "secret", "scheme": "sha256"}),
@@ -159,7 +161,9 @@ fn every_action_has_its_form() {
         ),
         (Action::BulkCommandEnded, "bulk_command_ended", json!(null)),
         (
-            Action::DigestsBlocked { count: 3 },
+            Action::DigestsBlocked {
+                marks: vec![(mark, key); 3],
+            },
             "digests_blocked",
             json!({"count": 3}),
         ),

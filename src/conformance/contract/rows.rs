@@ -294,6 +294,8 @@ fn actions() -> Vec<Action> {
             class: class(),
             scheme: ImportScheme::Sha256,
             mark: DigestMark::from_bytes([7; 32]),
+            owner: Owner::Principal(text("ann")),
+            expires_at: Some(stamp(9).at),
         },
         Action::KeyUpdated { changes },
         Action::KeyDisabled,

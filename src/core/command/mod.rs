@@ -342,7 +342,7 @@ pub enum Expiry {
 }
 
 /// Changes to a key. What is `None` stays. Made by [`KeyUpdate`].
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 pub struct UpdateSpec {
     /// A new name.
     pub name: Option<KeyName>,

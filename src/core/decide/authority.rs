@@ -7,14 +7,14 @@ use super::Work;
 use crate::core::authority::{Caller, Effect, Rows};
 use crate::core::command::{Command, Denied, Recipient};
 use crate::core::hole;
-use crate::core::policy::{Access, Policy};
+use crate::core::policy::{Access, KeyClass, Policy, TenantReach};
 use crate::core::principal::Owner;
 use crate::core::reach::{self, Bounds, Classes, Dimension, Reach, RoleReach, Tenants};
 use crate::core::record::{KeyRecord, Maker};
 use crate::core::scope::ScopeSet;
 use crate::core::text::Role;
 
-impl Work<'_> {
+impl<'a> Work<'a> {
     pub(super) fn rows(&self) -> Rows<'_> {
         Rows {
             view: &self.view,
@@ -81,6 +81,27 @@ impl Work<'_> {
         self.caller.permit(access, owner, action, effect)
     }
 
+    /// The class of a key, for whoever is among those who have access to keys of it. Of a class that the
+    /// policy no longer has, administrators alone learn.
+    pub(super) fn permit_class(
+        &self,
+        key: &KeyRecord,
+        access: impl Fn(&KeyClass) -> &Access,
+        action: &'static str,
+        effect: Effect,
+    ) -> Result<&'a KeyClass, Denied> {
+        match self.policy.class(&key.class) {
+            Some(class) => {
+                self.permit(access(class), Some(key), action, effect)?;
+                Ok(class)
+            }
+            None => {
+                self.permit_administrator(action, effect)?;
+                self.class_of(key)
+            }
+        }
+    }
+
     pub(super) fn permit_administrator(
         &self,
         action: &'static str,
@@ -128,7 +149,9 @@ impl Work<'_> {
         let class = self.class_of(record)?;
         let standing = self.standing(&record.owner);
         let mut bounds = Bounds::of_record(record);
-        bounds.persons &= self.caller.is_person(record.owner.principal());
+        // A session of few scopes hands out no more than those, whatever the key's owner may have one day.
+        bounds.persons &= self.caller.is_person(record.owner.principal())
+            && self.request.actor.scopes().contains(bounds.scopes);
         let scopes = reach::scopes(bounds, self.policy, class, &standing);
         let roles = reach::roles_of(&record.owner, &record.bound, &standing);
         self.reach_with(record, scopes, &roles)
@@ -136,28 +159,28 @@ impl Work<'_> {
 
     /// Refuses to hand out `record` as it stands to an actor that has less itself.
     pub(super) fn check_key_within(&self, record: &KeyRecord) -> Result<(), Denied> {
-        self.caller.check_within(&self.reach_of(record)?)
+        self.caller.check_within(&self.reach_of(record)?)?;
+        if self.class_of(record)?.tenant_reach == TenantReach::Own {
+            return Ok(());
+        }
+        let standing = self.standing(&record.owner);
+        self.check_roles_within(&reach::roles_of(&record.owner, &record.bound, &standing))
     }
 
-    /// Refuses to hand out `role` if it exceeds the actor's own reach. A role has no end, no class, no
-    /// environment and no network, so that a key never hands one out. A role counts in the tenants below
-    /// too, whatever the rules there make of it.
-    pub(super) fn check_role_within(&self, role: &Role) -> Result<(), Denied> {
-        let own = RoleReach::of([role], self.policy);
-        let reach = Reach {
-            scopes: own.ceiling().clone(),
-            role: own,
-            ..Reach::unlimited(&self.request.tenant)
-        };
-        self.caller.check_within(&reach)?;
+    /// Refuses to hand out roles that exceed the actor's own under the rules of other tenants that they
+    /// count in.
+    fn check_roles_within<'r>(
+        &self,
+        roles: impl IntoIterator<Item = &'r Role> + Clone,
+    ) -> Result<(), Denied> {
         let Some(limits) = self.caller.limits() else {
             return Ok(());
         };
-        let roles = self.caller.roles();
+        let own = self.caller.roles();
         let exceeds = |policy: &Arc<Policy>| {
-            !RoleReach::of([role], policy).is_within(&RoleReach::of(&roles, policy))
+            !RoleReach::of(roles.clone(), policy).is_within(&RoleReach::of(&own, policy))
         };
-        match self.below.iter().any(exceeds) {
+        match self.elsewhere.iter().any(exceeds) {
             true => Err(Denied::ExceedsActor {
                 dimension: Dimension::Role,
                 reach: limits.reach.scopes.clone(),
@@ -166,9 +189,24 @@ impl Work<'_> {
         }
     }
 
-    /// Returns whether whoever has the role `after` may do no more than with `before`, here and below.
+    /// Refuses to hand out `role` if it exceeds the actor's own reach. A role has no end, no class, no
+    /// environment and no network, so that a key never hands one out. A role counts in the tenants below
+    /// too, and for keys of the tenants above that reach down, whatever the rules there make of it.
+    pub(super) fn check_role_within(&self, role: &Role) -> Result<(), Denied> {
+        let own = RoleReach::of([role], self.policy);
+        let reach = Reach {
+            scopes: own.ceiling().clone(),
+            role: own,
+            ..Reach::unlimited(&self.request.tenant)
+        };
+        self.caller.check_within(&reach)?;
+        self.check_roles_within([role])
+    }
+
+    /// Returns whether whoever has the role `after` may do no more than with `before`, here and wherever else
+    /// it counts.
     pub(super) fn lowers(&self, before: &Role, after: &Role) -> bool {
-        let policies = self.below.iter().map(|policy| &**policy);
+        let policies = self.elsewhere.iter().map(|policy| &**policy);
         let mut policies = policies.chain([self.policy]);
         policies.all(|policy| {
             RoleReach::of([after], policy).is_within(&RoleReach::of([before], policy))
@@ -208,15 +246,10 @@ impl Work<'_> {
     }
 
     /// The makers of a key that comes of this command, whose predecessor had `before`.
-    pub(super) fn makers(
-        &self,
-        before: &[Maker],
-        lineage: Option<crate::core::id::KeyId>,
-    ) -> Result<Vec<Maker>, Denied> {
+    pub(super) fn makers(&self, before: &[Maker]) -> Result<Vec<Maker>, Denied> {
         let mut makers = before.to_vec();
         for maker in self.caller.makers() {
-            let known = makers.iter().any(|own| own.lineage == maker.lineage);
-            if !known && Some(maker.lineage) != lineage {
+            if !makers.iter().any(|own| own.lineage == maker.lineage) {
                 makers.push(maker);
             }
         }

@@ -32,13 +32,12 @@ impl Work<'_> {
 
     pub(super) fn enable(&mut self, id: KeyId) -> Result<Outcome, Denied> {
         let mut record = self.record(id)?;
-        let class = self.class_of(&record)?;
         let effect = Effect::Widens;
-        self.permit(&class.update, Some(&record), "enable keys", effect)?;
+        self.permit_class(&record, |class| &class.update, "enable keys", effect)?;
         self.check_live(&record)?;
         if record.state != KeyState::Enabled {
             self.check_key_within(&record)?;
-            record.makers = self.makers(&record.makers, Some(record.lineage.first))?;
+            record.makers = self.makers(&record.makers)?;
             record.state = KeyState::Enabled;
             self.put(record, LastAction::Enabled, Action::KeyEnabled);
         }
@@ -75,9 +74,8 @@ impl Work<'_> {
 
     pub(super) fn delete(&mut self, id: KeyId, how: &DeleteKey) -> Result<Outcome, Denied> {
         let record = self.record(id)?;
-        let class = self.class_of(&record)?;
         let effect = Effect::Narrows;
-        self.permit(&class.revoke, Some(&record), "delete keys", effect)?;
+        let class = self.permit_class(&record, |class| &class.revoke, "delete keys", effect)?;
         not_legacy(&record, "deleted")?;
         match &class.deletion {
             Deletion::None => {
@@ -198,8 +196,8 @@ impl Work<'_> {
                 digests: digests.collect(),
                 ..Effects::default()
             });
-            let count = u32::try_from(marks.len()).unwrap_or(u32::MAX);
-            self.log(Action::DigestsBlocked { count }, None);
+            let marks = marks.to_vec();
+            self.log(Action::DigestsBlocked { marks }, None);
         }
         Ok(Outcome::Done)
     }

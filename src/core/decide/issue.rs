@@ -102,6 +102,8 @@ impl<'a> Work<'a> {
             class: class.clone(),
             scheme,
             mark: self.peppers.current().mark(&digest),
+            owner: record.owner.clone(),
+            expires_at: record.expires_at,
         };
         // Taken under every pepper, so that a mark which a recovery laid is met.
         let marks = self.peppers.all().map(|pepper| pepper.mark(&digest));
@@ -152,11 +154,10 @@ impl<'a> Work<'a> {
 
     pub(super) fn replace_lost(&mut self, id: KeyId) -> Result<Outcome, Denied> {
         let mut record = self.record(id)?;
-        let class = self.class_of(&record)?;
-        let own_successor = self.made_by_itself(&record, class);
+        let own_successor = self.made_by_itself(&record);
         if !own_successor {
-            let (access, effect) = (&class.create, Effect::Widens);
-            self.permit(access, Some(&record), "create keys", effect)?;
+            let (action, effect) = ("create keys", Effect::Widens);
+            self.permit_class(&record, |class| &class.create, action, effect)?;
         }
         self.check_usable(&record)?;
         // The very one: another key of the same owner did not receive the first secret.
@@ -169,8 +170,9 @@ impl<'a> Work<'a> {
         }) else {
             return Err(Denied::NotReplaceable);
         };
-        if !own_successor {
-            self.check_key_within(&record)?;
+        match own_successor {
+            true => self.check_own_successor_within(&record)?,
+            false => self.check_key_within(&record)?,
         }
         let received = self.bound_at_receipt(&record.owner, None)?;
         record.bound.extend(received);
@@ -231,7 +233,7 @@ impl<'a> Work<'a> {
             owner,
             bound,
             manages: true,
-            makers: self.makers(&[], None)?,
+            makers: self.makers(&[])?,
             lineage: None,
             expires_at,
             legacy: false,
@@ -335,7 +337,7 @@ impl<'a> Work<'a> {
             owner: Owner::Tenant,
             bound: self.bound_at_receipt(&Owner::Tenant, None)?,
             manages: true,
-            makers: self.makers(&[], None)?,
+            makers: self.makers(&[])?,
             lineage: None,
             expires_at,
             legacy,

@@ -55,8 +55,9 @@ pub struct Context<'a> {
     pub material: &'a [KeyMaterial],
     /// What the tenants above say.
     pub ancestry: &'a Ancestry,
-    /// The other rules that hold in tenants below: roles that are set here count there as well.
-    pub below: &'a [Arc<Policy>],
+    /// The other rules under which roles that are set here count as well: those of the tenants below, and of
+    /// the tenants above whose keys reach down.
+    pub elsewhere: &'a [Arc<Policy>],
     /// The successors that this process saw in use; their records may not say so yet.
     pub used: &'a BTreeSet<KeyId>,
 }
@@ -116,7 +117,7 @@ struct Work<'a> {
     author: Author,
     policy: &'a Policy,
     home: &'a Policy,
-    below: &'a [Arc<Policy>],
+    elsewhere: &'a [Arc<Policy>],
     peppers: &'a PepperRing,
     ancestry: &'a Ancestry,
     used: &'a BTreeSet<KeyId>,
@@ -136,7 +137,7 @@ impl<'a> Work<'a> {
             now,
             material,
             ancestry,
-            below,
+            elsewhere,
             used,
         } = context;
         Self {
@@ -145,7 +146,7 @@ impl<'a> Work<'a> {
             author: request.author(),
             policy,
             home,
-            below,
+            elsewhere,
             peppers,
             ancestry,
             used,
@@ -164,6 +165,11 @@ impl<'a> Work<'a> {
             return Ok(outcome);
         }
         self.caller = self.resolve_caller()?;
+        let first = self.applied().next().map(|entry| entry.actor.clone());
+        if let Some(first) = first.filter(|_| self.goes_on()) {
+            // Another key of the same principal may go on with it.
+            self.author = first;
+        }
         self.check_open()?;
         self.note_counted_uses();
         match &self.request.command {
@@ -211,8 +217,7 @@ impl<'a> Work<'a> {
 
     /// What this command did if it landed before; `None` if it did not, or goes on.
     fn replay(&self) -> Result<Option<Outcome>, Denied> {
-        let mine = |entry: &&AuditEntry| entry.command == self.request.id;
-        let applied: Vec<_> = self.view.applied.iter().filter(mine).collect();
+        let applied: Vec<_> = self.applied().collect();
         let Some(first) = applied.first() else {
             return Ok(None);
         };
@@ -260,19 +265,22 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// The entries that this command wrote before. What was authorised above goes on below, even where
+    /// somebody took its id there for a command of their own.
+    fn applied(&self) -> impl Iterator<Item = &AuditEntry> {
+        let goes_on = self.request.continues.is_some();
+        self.view.applied.iter().filter(move |entry| {
+            entry.command == self.request.id && (!goes_on || entry.command_mark == self.mark)
+        })
+    }
+
     fn began(&self) -> bool {
-        let id = &self.request.id;
-        self.view.applied.iter().any(|entry| entry.command == *id)
+        self.applied().next().is_some()
     }
 
     /// When this command first landed, or now: what came later is none of its business.
     fn began_at(&self) -> Timestamp {
-        let mine = |entry: &&AuditEntry| entry.command == self.request.id;
-        self.view
-            .applied
-            .iter()
-            .find(mine)
-            .map_or(self.now, |entry| entry.at)
+        self.applied().next().map_or(self.now, |entry| entry.at)
     }
 
     fn record(&self, id: KeyId) -> Result<KeyRecord, Denied> {

@@ -22,10 +22,12 @@ impl Work<'_> {
         let narrows = match (&before, &known) {
             (Some(before), _) => self.lowers(before, role),
             (None, Some(_)) => false,
-            // Where a row above gives a role, one more row only narrows.
+            // Where a row above gives a role, one more row only narrows: to no more than that role, since
+            // the row above may be raised one day.
             (None, None) => {
                 let standing = self.standing(&Owner::Principal(owner.clone()));
-                !standing.removed && !standing.roles.is_empty()
+                let mut above = standing.roles.iter();
+                !standing.removed && above.any(|above| self.lowers(above, role))
             }
         };
         let effect = match narrows {
@@ -89,9 +91,9 @@ impl Work<'_> {
     ) -> Result<Outcome, Denied> {
         self.permit_administrator("remove owners", Effect::Narrows)?;
         let removal = |entry: &&crate::core::audit::AuditEntry| {
-            entry.command == self.request.id && matches!(entry.action, Action::OwnerRemoved { .. })
+            matches!(entry.action, Action::OwnerRemoved { .. })
         };
-        let landed = self.view.applied.iter().find(removal).map(|entry| entry.at);
+        let landed = self.applied().find(removal).map(|entry| entry.at);
         // A repeated command goes on with the keys of its own time: an owner who came back since
         // keeps the keys created since.
         let removed_at = match landed {

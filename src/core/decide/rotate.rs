@@ -24,10 +24,10 @@ use crate::core::record::{
 };
 use crate::core::time::Timestamp;
 
-impl Work<'_> {
+impl<'a> Work<'a> {
     pub(super) fn rotate(&mut self, id: KeyId, how: &Replacement) -> Result<Outcome, Denied> {
         let record = self.record(id)?;
-        let class = self.class_of(&record)?;
+        let class = self.rotated_class(&record, Effect::Widens)?;
         let by_itself = self.rotates_itself(&record, class)?;
         let grace = match (by_itself, class.rotation) {
             (true, Rotation::SelfService(grace)) => grace,
@@ -68,12 +68,8 @@ impl Work<'_> {
             renewable_until: reach::renewable_until(class, plan.expires_at, since),
             ..self.reach_of(&old)?
         };
-        if let Some(limits) = self.caller.limits().filter(|_| by_itself) {
-            // The one thing that may outlive its actor. It reaches no more than the key does today, since
-            // today's roles bound it.
-            reach.until = limits.reach.until;
-            reach.renewable_until = limits.reach.renewable_until;
-            reach.scopes = self.scopes_of(&old);
+        if by_itself {
+            reach = self.as_own_successor(reach, &old);
         }
         self.caller.check_within(&reach)?;
 
@@ -112,7 +108,7 @@ impl Work<'_> {
 
     pub(super) fn finish_rotation(&mut self, id: KeyId) -> Result<Outcome, Denied> {
         let old = self.record(id)?;
-        let class = self.class_of(&old)?;
+        let class = self.rotated_class(&old, Effect::Narrows)?;
         self.permit_rotation(&old, class, Effect::Narrows)?;
         if old.succession.is_none() {
             return Err(Denied::NotRotating);
@@ -125,7 +121,7 @@ impl Work<'_> {
 
     pub(super) fn cancel_rotation(&mut self, id: KeyId) -> Result<Outcome, Denied> {
         let mut old = self.record(id)?;
-        let class = self.class_of(&old)?;
+        let class = self.rotated_class(&old, Effect::Widens)?;
         self.permit_rotation(&old, class, Effect::Widens)?;
         let Some(succession) = old.succession.take() else {
             return Err(Denied::NotRotating);
@@ -150,7 +146,7 @@ impl Work<'_> {
             }
         }
         self.check_key_within(&old)?;
-        old.makers = self.makers(&old.makers, Some(old.lineage.first))?;
+        old.makers = self.makers(&old.makers)?;
         let class = old.class.clone();
         self.restore(old, succession.successor);
         self.check_not_raised(&class, before)?;
@@ -260,14 +256,55 @@ impl Work<'_> {
         })
     }
 
+    /// The class of a key that is to be rotated. Only those who may rotate keys learn that there is none.
+    fn rotated_class(&self, record: &KeyRecord, effect: Effect) -> Result<&'a KeyClass, Denied> {
+        match self.policy.class(&record.class) {
+            Some(class) => Ok(class),
+            None => self.permit_class(record, |class| &class.rotate, "rotate keys", effect),
+        }
+    }
+
     /// Returns whether the key that acts made `record` by rotating itself, and may ask for its secret again: the
     /// answer that held it was lost.
-    pub(super) fn made_by_itself(&self, record: &KeyRecord, class: &KeyClass) -> bool {
+    pub(super) fn made_by_itself(&self, record: &KeyRecord) -> bool {
         let acting = self.caller.limits().and_then(|limits| limits.key.as_ref());
         let before = record.predecessor.as_ref().map(|old| old.key);
-        class.self_rotation != SelfRotation::Never
+        let class = self.policy.class(&record.class);
+        class.is_some_and(|class| class.self_rotation != SelfRotation::Never)
             && record.created.by == self.author
             && acting.is_some_and(|key| before == Some(key.id))
+    }
+
+    /// The reach of a successor that a key gets by rotating itself, as far as it is compared: the end is
+    /// the class's to say, and it reaches no more scopes than `record` does today, since today's roles
+    /// bound it.
+    fn as_own_successor(&self, reach: Reach, record: &KeyRecord) -> Reach {
+        let Some(limits) = self.caller.limits() else {
+            return reach;
+        };
+        Reach {
+            until: limits.reach.until,
+            renewable_until: limits.reach.renewable_until,
+            scopes: self.scopes_of(record),
+            ..reach
+        }
+    }
+
+    /// Refuses to hand the successor of a key to that key again, if it exceeds the key as it stands now. It
+    /// may only end later, as far as self-rotation allows.
+    pub(super) fn check_own_successor_within(&self, successor: &KeyRecord) -> Result<(), Denied> {
+        let class = self.class_of(successor)?;
+        let reach = self.reach_of(successor)?;
+        let before = successor.predecessor.as_ref().map(|old| old.key);
+        let before = before.and_then(|old| self.view.record(old));
+        let latest = before.map(|old| latest_of_self_rotated(old, class));
+        let in_time = latest
+            .is_some_and(|latest| earlier(successor.expires_at, latest) == successor.expires_at);
+        let reach = match in_time {
+            true => self.as_own_successor(reach, successor),
+            false => reach,
+        };
+        self.caller.check_within(&reach)
     }
 
     /// Returns whether the key that acts rotates itself, which its class has to allow. A key never takes over
@@ -300,11 +337,7 @@ impl Work<'_> {
             SelfRotation::Renews { .. } => self.expiry(class, Expiry::Class, self.now)?,
             SelfRotation::WithinLife | SelfRotation::Never => end,
         };
-        let latest = match class.self_rotation {
-            SelfRotation::Renews { .. } if hole::is_open("keys renew themselves for ever") => None,
-            SelfRotation::Renews { until_age } => Some(old.lineage.since.saturating_add(until_age)),
-            SelfRotation::WithinLife | SelfRotation::Never => old.expires_at,
-        };
+        let latest = latest_of_self_rotated(old, class);
         let end = match (end, latest) {
             (Some(end), Some(latest)) => Some(end.min(latest)),
             (end, latest) => end.or(latest),
@@ -384,7 +417,7 @@ impl Work<'_> {
             owner: old.owner.clone(),
             bound,
             manages: old.manages,
-            makers: self.makers(&old.makers, Some(old.lineage.first))?,
+            makers: self.makers(&old.makers)?,
             lineage: Some(old.lineage),
             expires_at: lifetime.map(|lifetime| self.now.saturating_add(lifetime)),
             legacy: old.legacy,
@@ -432,6 +465,15 @@ impl Work<'_> {
             .first()
             .map(|material| material.id())
             .ok_or(missing.into())
+    }
+}
+
+/// The latest end of the successor of a key that rotates itself; `None` for never.
+fn latest_of_self_rotated(old: &KeyRecord, class: &KeyClass) -> Option<Timestamp> {
+    match class.self_rotation {
+        SelfRotation::Renews { .. } if hole::is_open("keys renew themselves for ever") => None,
+        SelfRotation::Renews { until_age } => Some(old.lineage.since.saturating_add(until_age)),
+        SelfRotation::WithinLife | SelfRotation::Never => old.expires_at,
     }
 }
 

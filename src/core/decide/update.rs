@@ -15,9 +15,8 @@ use crate::core::text::PepperId;
 impl Work<'_> {
     pub(super) fn update(&mut self, id: KeyId, change: &UpdateSpec) -> Result<Outcome, Denied> {
         let before = self.record(id)?;
-        let class = self.class_of(&before)?;
         let (action, narrows) = ("update keys", Effect::Narrows);
-        self.permit(&class.update, Some(&before), action, narrows)?;
+        let class = self.permit_class(&before, |class| &class.update, action, narrows)?;
         self.check_live(&before)?;
 
         let UpdateSpec {
@@ -87,7 +86,7 @@ impl Work<'_> {
             let received = received.filter(|_| !hole::is_open("update"));
             after.bound.extend(received);
             after.manages |= more_scopes;
-            after.makers = self.makers(&after.makers, Some(after.lineage.first))?;
+            after.makers = self.makers(&after.makers)?;
         }
         after.manages &= self.is_whole(&after);
         let changes = changes(&before, &after);

@@ -329,7 +329,9 @@ impl From<Action> for EventKind {
             Action::OwnerRemoved { owner } => Self::OwnerRemoved { owner },
             Action::BulkRevocationBegan { reason } => Self::BulkRevocationBegan { reason },
             Action::BulkCommandEnded => Self::BulkCommandEnded,
-            Action::DigestsBlocked { count } => Self::DigestsBlocked { count },
+            Action::DigestsBlocked { marks } => Self::DigestsBlocked {
+                count: u32::try_from(marks.len()).unwrap_or(u32::MAX),
+            },
         }
     }
 }

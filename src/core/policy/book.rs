@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Policy;
+use super::{Policy, TenantReach};
 use crate::core::tenant::TenantId;
 
 /// The policies of all tenants: one for everybody, and others for tenants (and all below them) on
@@ -45,11 +45,24 @@ impl Policies {
         self.shortest_bound
     }
 
-    /// The policies of the tenants below `tenant` that have one of their own.
-    pub(crate) fn below(&self, tenant: &TenantId) -> Vec<Arc<Policy>> {
+    /// The policies beside the tenant's own under which a role that is set in it counts: those of the
+    /// tenants below that have one, and those of the tenants above whose keys reach down.
+    pub(crate) fn elsewhere(&self, tenant: &TenantId) -> Vec<Arc<Policy>> {
         let below = self.tenants.iter();
         let below = below.filter(|(other, _)| *other != tenant && tenant.contains(other));
-        below.map(|(_, policy)| policy.clone()).collect()
+        let below = below.map(|(_, policy)| policy);
+        let own = self.of(tenant);
+        let reaches_down = |policy: &&Arc<Policy>| {
+            let mut classes = policy.spec().classes.values();
+            !Arc::ptr_eq(policy, own)
+                && classes.any(|class| class.tenant_reach == TenantReach::Below)
+        };
+        let above = tenant.ancestors().collect::<Vec<_>>();
+        let above = above
+            .iter()
+            .map(|above| self.of(above))
+            .filter(reaches_down);
+        below.chain(above).cloned().collect()
     }
 
     /// Whether one policy rules all.
