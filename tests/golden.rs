@@ -137,6 +137,7 @@ fn owner() -> OwnerRecord {
         owner: who("alice"),
         role: None,
         removed_at: Some(at("2026-01-02T00:00:00Z")),
+        raised_from: BTreeSet::from([Role::MEMBER]),
         updated: stamp(2, "bob"),
     }
 }

@@ -261,6 +261,7 @@ impl Keys {
             tenant: self.tenant(place / OWNERS_OF_A_TENANT),
             role: Some(Role::DEVELOPER),
             removed_at: None,
+            raised_from: Default::default(),
             updated: Stamp {
                 at: self.first,
                 by: Author::Principal(owner.clone()),

@@ -11,7 +11,7 @@ use super::check;
 use super::command::Denied;
 use super::hole;
 use super::id::KeyId;
-use super::owner::Standing;
+use super::owner::{self, Standing};
 use super::policy::{Access, Policy};
 use super::principal::Owner;
 use super::reach::{self, Bounds, Classes, Reach, RoleReach, Tenants};
@@ -347,7 +347,14 @@ impl Limits {
         };
         let record = rows.acting_key(key, actor.tenant()).map_err(refused)?;
         // As it stands in the tenant it reaches into, whose rows are below its own.
-        let standing = rows.standing(tenant, &record.owner);
+        let mut standing = rows.standing(tenant, &record.owner);
+        if !record.bound.is_empty() {
+            let all = rows.view.owners.iter().chain(&rows.ancestry.owners);
+            let path = (&record.tenant, tenant);
+            standing
+                .roles
+                .extend(owner::raised_from(all, &record.owner, path));
+        }
         let alive = check::check_alive(key, &Course::of(record), &standing, now);
         match alive {
             Err(_) if hole::is_open("dead key acts") => {}

@@ -3,6 +3,8 @@
 //! Pure. Invariant: lowering a role, removing an owner or closing a tenant is one row, and narrows
 //! every key below that row from the moment it is seen.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::hole;
@@ -24,6 +26,9 @@ pub struct OwnerRecord {
     pub role: Option<Role>,
     /// When it was last removed. Keys created until then stay refused, even if it comes back.
     pub removed_at: Option<Timestamp>,
+    /// The roles below its role now that the row gave since the owner was last removed. They go on to limit
+    /// keys of the tenants above that reach down here and that their owner did not receive in person.
+    pub raised_from: BTreeSet<Role>,
     /// The last change of the row.
     pub updated: Stamp,
 }
@@ -55,6 +60,23 @@ pub struct Standing {
     pub closed: bool,
     /// A row along the path cannot be read, so that it is not known what it says: refuse.
     pub unreadable: bool,
+}
+
+/// The roles that a secret does not rise from, of a key of `home` that reaches down to `tenant`: what rows
+/// below `home` gave its owner before. A secret that its owner received in person has no such roles.
+pub(crate) fn raised_from<'a>(
+    rows: impl IntoIterator<Item = &'a OwnerRecord>,
+    owner: &Owner,
+    (home, tenant): (&TenantId, &TenantId),
+) -> Vec<Role> {
+    let below = |row: &&OwnerRecord| {
+        let path = &row.tenant;
+        path != home && home.contains(path) && path.contains(tenant)
+    };
+    let rows = rows.into_iter().filter(below);
+    let rows = rows.filter(|row| owner.principal() == Some(&row.owner));
+    rows.flat_map(|row| row.raised_from.iter().cloned())
+        .collect()
 }
 
 impl Standing {

@@ -388,3 +388,77 @@ fn a_role_is_compared_under_the_rules_below_too() {
         other => panic!("{other:?}"),
     }
 }
+
+// Rows further down.
+
+/// bob is a developer in acme and a member in acme/web, and somebody else holds a key of his.
+fn held_by_another(world: &World, delivered: bool) -> keyward::Created {
+    set_role(world, &host(), ("acme", "bob"), Role::DEVELOPER).unwrap();
+    set_role(world, &host(), ("acme/web", "bob"), Role::MEMBER).unwrap();
+    let key = whole("wide").owned_by(who("bob"), Role::DEVELOPER);
+    match delivered {
+        true => world.create(&host(), key.delivered_to(who("dora"), Role::DEVELOPER)),
+        false => world.create(&super::developer(), key),
+    }
+    .unwrap()
+}
+
+#[test]
+fn a_promotion_below_raises_no_secret_that_others_received() {
+    let there = Need::scope("reports:write").for_tenant(tenant("acme/web"));
+    let rules = || keyward::policy::Policy::new(super::policy()).unwrap();
+    for delivered in [false, true] {
+        let world = super::world();
+        let key = held_by_another(&world, delivered);
+        let writes = |keys: &keyward::Keyward| keys.verify(key.secret.expose(), &there).is_ok();
+        let acts = || {
+            let by = super::grant(&world, &key).actor();
+            let made = world.create(&by, whole("wide").in_tenant(tenant("acme/web")));
+            made.is_ok()
+        };
+        assert!(!writes(&world.keys) && !acts());
+        for role in [Role::DEVELOPER, Role::MEMBER, Role::ADMIN] {
+            set_role(&world, &host(), ("acme/web", "bob"), role).unwrap();
+            assert!(!writes(&world.keys) && !acts());
+            // By the rows of the store, too.
+            let fresh = world.keys.verify_fresh(key.secret.expose(), &there);
+            assert!(wait(fresh).is_err());
+            assert!(!writes(&world.another_node(rules())));
+        }
+        // In acme itself nothing changed.
+        let here = Need::scope("reports:write");
+        assert!(world.keys.verify(key.secret.expose(), &here).is_ok());
+    }
+}
+
+#[test]
+fn a_promotion_below_raises_what_the_owner_received_in_person() {
+    let world = super::world();
+    set_role(&world, &host(), ("acme", "bob"), Role::DEVELOPER).unwrap();
+    set_role(&world, &host(), ("acme/web", "bob"), Role::MEMBER).unwrap();
+    let bob = actor("acme", "bob", Role::DEVELOPER);
+    let key = world.create(&bob, whole("wide")).unwrap();
+    let there = Need::scope("reports:write").for_tenant(tenant("acme/web"));
+    let writes = || world.keys.verify(key.secret.expose(), &there).is_ok();
+    assert!(!writes());
+    set_role(&world, &host(), ("acme/web", "bob"), Role::DEVELOPER).unwrap();
+    assert!(writes());
+    set_role(&world, &host(), ("acme/web", "bob"), Role::MEMBER).unwrap();
+    assert!(!writes());
+}
+
+/// A removal ends the keys of before, so that those of after it are not limited by what was before.
+#[test]
+fn an_owner_who_comes_back_below_starts_anew() {
+    let world = super::world();
+    held_by_another(&world, false);
+    let place = tenant("acme/web");
+    set_role(&world, &host(), ("acme/web", "bob"), Role::DEVELOPER).unwrap();
+    wait(world.keys.remove_owner(&host(), &place, who("bob"))).unwrap();
+    world.clock.advance(std::time::Duration::from_secs(1));
+    set_role(&world, &host(), ("acme/web", "bob"), Role::DEVELOPER).unwrap();
+    let key = whole("wide").owned_by(who("bob"), Role::DEVELOPER);
+    let key = world.create(&super::developer(), key).unwrap();
+    let there = Need::scope("reports:write").for_tenant(place);
+    assert!(world.keys.verify(key.secret.expose(), &there).is_ok());
+}

@@ -368,7 +368,9 @@ impl Episode {
                 let given = role(self.pick(&ROLES).unwrap());
                 self.bob = given.clone();
                 self.potential.bob_ever.insert(given.clone());
-                for place in 0..3 {
+                // Below alone, or wherever bob has a role.
+                let first = usize::from(self.chance(30));
+                for place in first..3 - first {
                     let by = Actor::application(tenant(place));
                     let role = given.clone();
                     let _ = block_on(keys.sync_role(&by, &tenant(place), who("bob"), role));

@@ -157,6 +157,7 @@ pub(super) fn owner(name: &str) -> OwnerRecord {
         owner: text(name),
         role: Some(Role::DEVELOPER),
         removed_at: None,
+        raised_from: Default::default(),
         updated: stamp(1),
     }
 }

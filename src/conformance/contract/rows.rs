@@ -72,6 +72,7 @@ pub async fn other_rows_come_back_as_they_were_written<S: KeyStore>(
     let removed = OwnerRecord {
         role: None,
         removed_at: Some(stamp(7).at),
+        raised_from: [Role::MEMBER, Role::DEVELOPER].into(),
         updated: stamp(8),
         ..owner(&"o".repeat(PrincipalId::MAX_LEN))
     };

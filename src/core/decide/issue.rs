@@ -537,6 +537,7 @@ impl<'a> Work<'a> {
                 owner: principal.clone(),
                 role: Some(role.clone()),
                 removed_at: None,
+                raised_from: Default::default(),
                 updated: self.stamp(),
             };
             self.change(Effects {

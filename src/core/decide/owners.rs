@@ -1,5 +1,7 @@
 //! Owners and tenants: one row that narrows or ends every key, then the keys themselves.
 
+use std::collections::BTreeSet;
+
 use super::Work;
 use crate::core::audit::Action;
 use crate::core::authority::Effect;
@@ -62,11 +64,24 @@ impl Work<'_> {
 
     fn store_role(&mut self, owner: &PrincipalId, role: &Role, known: Option<OwnerRecord>) {
         let before = known.as_ref().and_then(|row| row.role.clone());
+        let mut raised_from = known.as_ref().map(|row| row.raised_from.clone());
+        let raised_from_now = raised_from.get_or_insert_default();
+        let raises = |before: &&Role| !self.lowers(before, role);
+        if let Some(before) = before.as_ref().filter(raises) {
+            // One that is within it limits as much.
+            if !raised_from_now
+                .iter()
+                .any(|lower| self.lowers(before, lower))
+            {
+                raised_from_now.insert(before.clone());
+            }
+        }
         let row = OwnerRecord {
             tenant: self.request.tenant.clone(),
             owner: owner.clone(),
             role: Some(role.clone()),
             removed_at: known.and_then(|row| row.removed_at),
+            raised_from: raised_from.unwrap_or_default(),
             updated: self.stamp(),
         };
         self.change(Effects {
@@ -107,6 +122,7 @@ impl Work<'_> {
                     role: None,
                     // One that is removed stays removed since then; its keys that are left are ended.
                     removed_at: removed.and_then(|row| row.removed_at).or(Some(self.now)),
+                    raised_from: BTreeSet::new(),
                     updated: self.stamp(),
                 };
                 self.change(Effects {

@@ -45,7 +45,7 @@ struct Below {
 #[derive(Clone)]
 enum OwnerSays {
     Unreadable,
-    Stands(Option<Role>, Option<Timestamp>),
+    Stands(Option<Role>, Option<Timestamp>, BTreeSet<Role>),
 }
 
 /// How holders stand.
@@ -115,6 +115,7 @@ impl Shared {
         }
         let below = self.below.read().unwrap_or_else(PoisonError::into_inner);
         let (mut rows, mut closed, mut unreadable) = (Vec::new(), false, false);
+        let mut raised = Vec::new();
         for path in lineage(tenant).take_while(|path| *path != home.tenant) {
             match below.tenants.get(&path) {
                 Some(Tenancy::Closed) => closed = true,
@@ -128,16 +129,20 @@ impl Shared {
             };
             match below.owners.get(&holder) {
                 Some(OwnerSays::Unreadable) => unreadable = true,
-                Some(OwnerSays::Stands(role, removed_at)) => {
+                Some(OwnerSays::Stands(role, removed_at, raised_from)) => {
                     rows.push((role.as_ref(), *removed_at));
+                    raised.extend(raised_from.iter().cloned());
                 }
                 None => {}
             }
         }
-        let further = Standing {
+        let mut further = Standing {
             unreadable,
             ..Standing::of(rows, closed)
         };
+        if !facts.shape.bound.is_empty() {
+            further.roles.extend(raised);
+        }
         facts.standing.and_further(&further)
     }
 
@@ -262,7 +267,7 @@ impl Ledger {
                 owner,
             };
             let says = row.map_or(OwnerSays::Unreadable, |row| {
-                OwnerSays::Stands(row.role.clone(), row.removed_at)
+                OwnerSays::Stands(row.role.clone(), row.removed_at, row.raised_from.clone())
             });
             shared.below().owners.insert(place, says);
         }

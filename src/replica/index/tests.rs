@@ -129,6 +129,7 @@ fn a_row() -> impl Strategy<Value = StoreRow> {
                 owner: principal(who),
                 role,
                 removed_at,
+                raised_from: Default::default(),
                 updated: stamp(1),
             })
         }),

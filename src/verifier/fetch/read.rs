@@ -1,7 +1,7 @@
 //! One read of one key through the store, with all that judging it asks for.
 
 use crate::core::id::KeyId;
-use crate::core::owner::Standing;
+use crate::core::owner::{self, Standing};
 use crate::core::record::KeyRecord;
 use crate::core::tenant::TenantId;
 use crate::core::view::{Select, lineage};
@@ -73,7 +73,12 @@ pub(super) async fn standing_in(
         owners.extend(view.owners);
         tenants.extend(view.tenant);
     }
-    let further = Standing::resolve(tenant, &record.owner, &owners, &tenants);
+    let mut further = Standing::resolve(tenant, &record.owner, &owners, &tenants);
+    if !record.bound.is_empty() {
+        let path = (&record.tenant, tenant);
+        let raised_from = owner::raised_from(&owners, &record.owner, path);
+        further.roles.extend(raised_from);
+    }
     Ok(own.and_further(&further))
 }
 
