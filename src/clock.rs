@@ -37,6 +37,17 @@ pub struct Reading {
     pub monotonic: Duration,
 }
 
+impl Reading {
+    /// How much time passed since `earlier`: the longer of what the two clocks say. A machine whose host
+    /// paused it may not count the pause on its monotonic clock; a wall clock that is set back counts
+    /// nothing.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        let monotonic = self.monotonic.saturating_sub(earlier.monotonic);
+        monotonic.max(self.wall.since(earlier.wall))
+    }
+}
+
 /// How much later than the wall clock was compared with the monotonic one it is told from that. A
 /// judgement: a hundred comparisons a second cost nothing, and a clock that was set is noticed
 /// before anyone looks.
@@ -235,6 +246,22 @@ mod tests {
                 wall.saturating_add(slack) >= before.0 && after.0.saturating_add(slack) >= wall
             );
         }
+    }
+
+    #[test]
+    fn what_passed_is_the_longer_of_what_the_clocks_say() {
+        let second = Duration::from_secs;
+        let at = |wall, monotonic| Reading {
+            wall: Timestamp::UNIX_EPOCH.saturating_add(second(wall)),
+            monotonic: second(monotonic),
+        };
+        assert_eq!(at(107, 17).since(at(100, 10)), second(7));
+        assert_eq!(
+            at(160, 17).since(at(100, 10)),
+            second(60),
+            "not all was counted"
+        );
+        assert_eq!(at(40, 17).since(at(100, 10)), second(7), "set back");
     }
 
     #[test]

@@ -6,8 +6,9 @@ mod support;
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use keyward::conformance::FaultyStore;
+use keyward::conformance::{Call, Fault, FaultyStore};
 use keyward::policy::Policy;
 use keyward::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
@@ -15,8 +16,8 @@ use keyward::store::{
     Versioned,
 };
 use keyward::{
-    Actor, Created, Keyward, ManualClock, NewKey, Reason, Rejection, Role, TenantId, async_trait,
-    profiles,
+    Actor, Clock, Created, Keyward, ManualClock, NewKey, Reason, Rejection, Role, TenantId,
+    Timestamp, async_trait, hours, profiles,
 };
 use support::*;
 
@@ -207,4 +208,58 @@ fn after_a_commit_to_another_history_nothing_is_fresh() {
     assert_eq!(refused, Rejection::Unknown);
     let refused = keys.verify(twin.secret.expose(), &reading()).unwrap_err();
     assert!(matches!(refused, Rejection::Revoked { .. }), "{refused}");
+}
+
+/// The monotonic clock of a machine that its host paused need not count the pause; the wall clock, once it is
+/// right again, shows it.
+#[test]
+fn a_forward_step_of_the_wall_clock_past_the_bound_ends_freshness_until_the_next_sync() {
+    let store = FaultyStore::new(MemoryStore::new());
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let keys = node(store, &clock, Policy::new(profiles::standard()).unwrap());
+    let key = create(&keys, &alice("acme"), reader("key"));
+    let second = Duration::from_secs(1);
+    let step = |by: i64| {
+        let now = clock.now().as_micros() + by * 1_000_000;
+        clock.set_wall(Timestamp::from_micros(now).unwrap());
+    };
+    let verdict = || keys.verify(key.secret.expose(), &reading());
+    // Within the bound of ten seconds, and back.
+    for by in [9, -9, -3600, 3600] {
+        step(by);
+        assert!(verdict().is_ok(), "{by}");
+    }
+    step(11);
+    let refused = verdict().unwrap_err();
+    assert!(
+        matches!(refused, Rejection::Stale { age, .. } if age == 11 * second),
+        "{refused}"
+    );
+    assert_eq!(keys.freshness().age, Some(11 * second));
+    wait(keys.sync()).unwrap();
+    assert!(verdict().is_ok());
+    // Both clocks together are no step.
+    clock.advance(9 * second);
+    assert!(verdict().is_ok());
+}
+
+/// Others do not count on a node whose report is old by their clocks: after a pause it reports anew before
+/// anything is fresh.
+#[test]
+fn after_a_pause_that_was_not_counted_a_node_registers_anew() {
+    let store = FaultyStore::new(MemoryStore::new());
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let builder = Keyward::builder(store.clone(), peppers())
+        .policy(Policy::new(profiles::standard()).unwrap())
+        .registry(store.clone())
+        .clock(clock.clone());
+    let keys = wait(builder.build()).unwrap();
+    let key = create(&keys, &alice("acme"), reader("key"));
+    works(&keys, &key);
+    clock.set_wall(clock.now().saturating_add(hours(1)));
+    store.next(Call::Report, [Fault::Unavailable]);
+    assert!(wait(keys.sync()).is_err());
+    assert!(keys.verify(key.secret.expose(), &reading()).is_err());
+    wait(keys.sync()).unwrap();
+    works(&keys, &key);
 }

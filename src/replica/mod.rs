@@ -11,7 +11,7 @@ mod index;
 mod registration;
 
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ pub(crate) use self::index::{
     Answer, Facts, Half, Hit, HolderAt, Kept, Known, Parts, Sought, View,
 };
 use self::registration::{Registration, Standing};
-use crate::clock::Clock;
+use crate::clock::{Clock, Reading};
 use crate::core::id::KeyId;
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
@@ -58,6 +58,8 @@ pub struct Replica {
     /// When the last read was sent that this index reflects in full, in microseconds of the
     /// monotonic clock.
     confirmed: AtomicU64,
+    /// The same on the wall clock. Written before, so that whoever reads it later sees no earlier read's.
+    confirmed_wall: AtomicI64,
     /// Whether any key was ever imported, as far as is known here.
     imported: AtomicBool,
     /// Whether the store was seen to answer at once.
@@ -95,6 +97,7 @@ impl Replica {
             version: AtomicU64::new(0),
             replaced: Mutex::default(),
             confirmed: AtomicU64::new(NEVER),
+            confirmed_wall: AtomicI64::new(0),
             imported: AtomicBool::new(false),
             in_process: AtomicBool::new(false),
             progress: Mutex::default(),
@@ -147,12 +150,8 @@ impl Replica {
     /// How far it is.
     #[must_use]
     pub fn freshness(&self) -> Freshness {
-        let confirmed = self.confirmed.load(Ordering::Acquire);
-        let age = (confirmed != NEVER).then(|| {
-            self.clock
-                .monotonic()
-                .saturating_sub(Duration::from_micros(confirmed))
-        });
+        let confirmed = self.confirmed_at();
+        let age = confirmed.map(|sent| self.clock.read().since(sent));
         let progress = self.progress();
         Freshness {
             age,
@@ -174,9 +173,14 @@ impl Replica {
 
     /// The instant at which the read was sent that the index reflects in full; `None` if none was.
     /// To be loaded before the index is read, and compared with a clock read after it.
-    pub(crate) fn confirmed_at(&self) -> Option<Duration> {
+    #[inline]
+    pub(crate) fn confirmed_at(&self) -> Option<Reading> {
         let confirmed = self.confirmed.load(Ordering::Acquire);
-        (confirmed != NEVER).then(|| Duration::from_micros(confirmed))
+        let wall = self.confirmed_wall.load(Ordering::Relaxed);
+        (confirmed != NEVER).then(|| Reading {
+            wall: Timestamp::from_micros(wall).unwrap_or(Timestamp::UNIX_EPOCH),
+            monotonic: Duration::from_micros(confirmed),
+        })
     }
 
     /// Where a key is looked up now, and how many views there were before it or more.
@@ -470,18 +474,23 @@ impl Replica {
     fn sending(&self, progress: &Progress) -> Sent {
         // First: a registration that becomes durable after this counts for later reads only.
         let until = progress.until();
-        let at = self.clock.monotonic();
+        let at = self.clock.read();
         Sent { at, until }
     }
 
     /// Takes a read as a confirmation, if this node was registered when it was sent, and still is.
     fn confirm(&self, progress: &Progress, sent: Sent) -> bool {
         let Sent { at, until } = sent;
-        let may = |until: Option<Duration>| until.is_some_and(|until| at <= until);
+        let may = |until: Option<Reading>| until.is_some_and(|until| is_by(at, until));
         let confirms = may(until) && may(progress.until());
         if confirms {
-            let at = u64::try_from(at.as_micros()).unwrap_or(u64::MAX);
-            self.confirmed.fetch_max(at, Ordering::Release);
+            let monotonic = u64::try_from(at.monotonic.as_micros()).unwrap_or(u64::MAX);
+            // One at a time, by `progress`.
+            if monotonic >= self.confirmed.load(Ordering::Relaxed) {
+                let wall = at.wall.as_micros();
+                self.confirmed_wall.store(wall, Ordering::Relaxed);
+                self.confirmed.store(monotonic, Ordering::Release);
+            }
         }
         confirms
     }
@@ -510,10 +519,15 @@ impl Replica {
 /// When a read was sent.
 #[derive(Clone, Copy, Debug)]
 struct Sent {
-    at: Duration,
+    at: Reading,
     /// Until when it could have been sent to confirm something, as was known before; `None` if
     /// nothing could.
-    until: Option<Duration>,
+    until: Option<Reading>,
+}
+
+/// Returns whether `at` is no later than `until`, by either clock.
+fn is_by(at: Reading, until: Reading) -> bool {
+    at.monotonic <= until.monotonic && at.wall <= until.wall
 }
 
 impl Progress {

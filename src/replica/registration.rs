@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::confirmations::{self, Awaited, Confirmations, Found, Observer, Sightings, judge};
-use super::{NEVER, Progress, Replica};
+use super::{NEVER, Progress, Replica, is_by};
+use crate::clock::Reading;
 use crate::core::policy::Propagation;
 use crate::core::text::NodeLabel;
+use crate::core::time::Timestamp;
 use crate::entropy::Entropy;
 use crate::store::{Cursor, Epoch, NodeId, NodeRegistry, NodeReport, StoreError, StoreErrorKind};
 
@@ -59,7 +61,7 @@ pub(super) struct Standing {
 #[derive(Clone, Copy, Debug)]
 struct Told {
     /// When it was sent.
-    at: Duration,
+    at: Reading,
     applied: Option<Cursor>,
 }
 
@@ -75,8 +77,11 @@ impl Standing {
     }
 
     /// Until when reads may be sent that are to confirm something.
-    pub(super) fn until(&self) -> Option<Duration> {
-        self.told.map(|told| told.at.saturating_add(SLACK))
+    pub(super) fn until(&self) -> Option<Reading> {
+        self.told.map(|told| Reading {
+            wall: told.at.wall.saturating_add(SLACK),
+            monotonic: told.at.monotonic.saturating_add(SLACK),
+        })
     }
 
     /// What was reported does not count any more.
@@ -166,7 +171,7 @@ impl Replica {
             return Ok(());
         };
         let until = self.progress().until();
-        if until.is_some_and(|until| self.clock.monotonic() <= until) {
+        if until.is_some_and(|until| is_by(self.clock.read(), until)) {
             return Ok(());
         }
         // What was applied before says nothing: it may be of a history that was lost meanwhile.
@@ -179,13 +184,13 @@ impl Replica {
         let Some(registration) = &self.registration else {
             return;
         };
-        let now = self.clock.monotonic();
+        let now = self.clock.read();
         if self.progress().is_report_due(now)
             && let Err(error) = self.report(registration, true).await
         {
             tracing::warn!(%error, "cannot report what was applied");
         }
-        if registration.is_look_due(now)
+        if registration.is_look_due(now.monotonic)
             && let Err(error) = self.look(registration).await
         {
             tracing::debug!(%error, "cannot look after the registry");
@@ -199,7 +204,7 @@ impl Replica {
             let node = node.map_err(|error| {
                 StoreError::new(StoreErrorKind::Unavailable, DOING).with_source(error)
             })?;
-            let at = self.clock.monotonic();
+            let at = self.clock.read();
             let Some((mut report, term)) = self.next_report(registration, node) else {
                 return Ok(());
             };
@@ -311,18 +316,19 @@ impl Replica {
 
 impl Progress {
     /// Until when reads may be sent that are to confirm something; `None` if none may.
-    pub(super) fn until(&self) -> Option<Duration> {
+    pub(super) fn until(&self) -> Option<Reading> {
         match &self.standing {
             Some(standing) => standing.until(),
-            None => Some(Duration::MAX),
+            None => Some(Reading {
+                wall: Timestamp::MAX,
+                monotonic: Duration::MAX,
+            }),
         }
     }
 
-    fn is_report_due(&self, now: Duration) -> bool {
+    fn is_report_due(&self, now: Reading) -> bool {
         let told = self.standing.as_ref().and_then(|standing| standing.told);
-        told.is_none_or(|told| {
-            told.applied != self.cursor || now.saturating_sub(told.at) >= BEAT_EVERY
-        })
+        told.is_none_or(|told| told.applied != self.cursor || now.since(told.at) >= BEAT_EVERY)
     }
 }
 

@@ -110,7 +110,7 @@ pub struct Uses {
 #[derive(Clone, Copy)]
 enum Confirmation {
     /// The read that confirmed it was sent then, if ever.
-    Sent(Option<Duration>),
+    Sent(Option<Reading>),
     /// It was confirmed after the call began.
     DuringCall,
 }
@@ -310,7 +310,7 @@ impl Verifier {
         } = seen;
         let policy = pinned.policies.of_whose(|| &facts.holder.get().tenant);
         let now = reading.wall.max(view.index().newest());
-        check_fresh(policy, facts.shape, confirmed, reading.monotonic)?;
+        check_fresh(policy, facts.shape, confirmed, reading)?;
         let Some(hit) = hit else {
             return Err(self.wrong_secret(view, token, &facts));
         };
@@ -502,7 +502,7 @@ fn check_fresh(
     policy: &Policy,
     shape: &Shape,
     confirmed: Confirmation,
-    monotonic: Duration,
+    reading: Reading,
 ) -> Result<(), Rejection> {
     let Confirmation::Sent(sent) = confirmed else {
         return Ok(());
@@ -511,7 +511,7 @@ fn check_fresh(
     if bound.is_zero() {
         return Err(Rejection::NeedsFresh);
     }
-    let age = sent.map(|sent| monotonic.saturating_sub(sent));
+    let age = sent.map(|sent| reading.since(sent));
     match age {
         Some(age) if age <= bound => Ok(()),
         age => Err(Rejection::Stale {

@@ -8,6 +8,8 @@ mod encryption;
 mod failover;
 mod integrity;
 mod loads;
+#[path = "../support/pairs.rs"]
+mod pairs;
 mod plans;
 mod portable;
 mod raw;

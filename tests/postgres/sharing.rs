@@ -16,6 +16,7 @@ use keyward::store::{
 };
 use keyward::{Denied, Error, Keyward, ManualClock, Need, Reason, Rejection, Role};
 
+use crate::pairs;
 use crate::raw::{ALL, beginning, next, removed_since, write};
 use crate::server::{Place, open};
 use crate::support::*;
@@ -48,6 +49,22 @@ fn a_commit_of_another_node_wakes_who_waits_and_is_honoured() {
         .verify(key.secret.expose(), &Need::any())
         .unwrap_err();
     assert!(matches!(refused, Rejection::Revoked { .. }), "{refused:?}");
+}
+
+#[test]
+fn a_key_works_on_the_node_that_created_it() {
+    let place = Place::new();
+    let nodes = nodes(&place, 2, 5);
+    pairs::a_key_works_where_it_was_created(&nodes[0], &nodes[1]);
+}
+
+#[test]
+fn first_uses_are_not_lost() {
+    let place = Place::new();
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let policy = Policy::new(capped(5)).unwrap();
+    let [a, b] = [0, 1].map(|_| node(place.connect(), &clock, policy.clone()));
+    pairs::first_uses_are_not_lost(&a, &b, &clock);
 }
 
 /// Creates a key, as often as others get in the way. Tells whether it was created.

@@ -9,6 +9,8 @@ mod backups;
 mod damage;
 mod nodes;
 mod opening;
+#[path = "../support/pairs.rs"]
+mod pairs;
 mod sharing;
 
 use std::path::{Path, PathBuf};

@@ -7,7 +7,7 @@ use keyward::store::{KeyStore, SqliteStore, StoreErrorKind};
 use keyward::{Denied, Need, Reason, Rejection};
 
 use crate::support::*;
-use crate::{Desk, sql};
+use crate::{Desk, checkpoint, pairs, sql};
 
 #[test]
 fn a_commit_of_another_instance_wakes_who_waits_and_is_honoured() {
@@ -28,6 +28,49 @@ fn a_commit_of_another_instance_wakes_who_waits_and_is_honoured() {
         .verify(key.secret.expose(), &Need::any())
         .unwrap_err();
     assert!(matches!(refused, Rejection::Revoked { .. }), "{refused:?}");
+}
+
+#[test]
+fn a_key_works_on_the_process_that_created_it() {
+    let desk = Desk::new();
+    pairs::a_key_works_where_it_was_created(&desk.keys(), &desk.keys());
+}
+
+#[test]
+fn first_uses_are_not_lost() {
+    let desk = Desk::new();
+    pairs::first_uses_are_not_lost(&desk.keys(), &desk.keys(), &desk.clock);
+}
+
+/// A file that took the place of the one that is followed: revisions of two histories say nothing about
+/// each other.
+#[test]
+fn a_revocation_in_another_file_of_this_name_ends_freshness() {
+    let desk = Desk::new();
+    let keys = desk.keys();
+    let key = wait(keys.create(&admin(), reader("key"))).unwrap();
+    for number in 0..5 {
+        wait(keys.create(&admin(), reader(&format!("filler {number}")))).unwrap();
+    }
+    keys.verify(key.secret.expose(), &reading()).unwrap();
+    let other = wait(SqliteStore::open(desk.at("other.db"))).unwrap();
+    let twin = wait(desk.node(other.clone()).create(&admin(), reader("twin"))).unwrap();
+    drop(other);
+    checkpoint(&desk.at("other.db"));
+    std::fs::create_dir(desk.at("away")).unwrap();
+    for end in ["", "-wal", "-shm"] {
+        let from = desk.at(&format!("keys.db{end}"));
+        if from.exists() {
+            std::fs::rename(from, desk.at(&format!("away/keys.db{end}"))).unwrap();
+        }
+    }
+    std::fs::copy(desk.at("other.db"), desk.path()).unwrap();
+    wait(keys.revoke(&admin(), twin.id, Reason::Lost)).unwrap();
+    let refused = keys.verify(key.secret.expose(), &reading()).unwrap_err();
+    assert!(matches!(refused, Rejection::Stale { .. }), "{refused:?}");
+    wait(keys.sync()).unwrap();
+    let refused = keys.verify(key.secret.expose(), &reading()).unwrap_err();
+    assert_eq!(refused, Rejection::Unknown);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use futures_util::future::{BoxFuture, Shared, WeakShared};
 
 use super::gate::{Gate, Permit, ReadThrough};
 use super::read::{Found, read};
-use crate::clock::Clock;
+use crate::clock::{Clock, Reading};
 use crate::observe;
 use crate::replica::Replica;
 use crate::store::{KeyStore, Locator, StoreError};
@@ -33,8 +33,8 @@ pub(super) struct Turn(u64);
 pub(super) struct Fetched {
     /// When it began, in the order of calls and reads.
     pub(super) turn: Turn,
-    /// When it began, on the monotonic clock.
-    pub(super) sent: Duration,
+    /// When it began.
+    pub(super) sent: Reading,
     pub(super) found: Result<Found, StoreError>,
 }
 
@@ -63,7 +63,7 @@ type ByKey = Mutex<HashMap<Locator, OnItsWay>>;
 #[derive(Debug)]
 struct OnItsWay {
     turn: Turn,
-    sent: Duration,
+    sent: Reading,
     read: WeakShared<BoxFuture<'static, Arc<Fetched>>>,
     next: Next,
 }
@@ -108,9 +108,9 @@ impl Flights {
     ) -> Option<Flight> {
         let mut by_key = lock(&self.by_key);
         // Read under the lock: the later of two who are here reads no earlier instant.
-        let now = source.clock.monotonic();
+        let now = source.clock.read();
         let own = by_key.get(&locator);
-        let young = own.filter(|own| now.saturating_sub(own.sent) <= JOINED_FOR);
+        let young = own.filter(|own| now.since(own.sent) <= JOINED_FOR);
         if let Some((read, next)) = young.and_then(|own| Some((own.read.upgrade()?, &own.next))) {
             observe::read_through("joined");
             let next = next.clone();
@@ -119,7 +119,7 @@ impl Flights {
         let permit = if holder {
             None
         } else {
-            Some(self.gate.admit(now)?)
+            Some(self.gate.admit(now.monotonic)?)
         };
         let listed = Listed {
             by_key: self.by_key.clone(),
@@ -173,7 +173,7 @@ impl Flight {
 fn fetch(
     source: &Source<'_>,
     listed: Listed,
-    sent: Duration,
+    sent: Reading,
 ) -> impl Future<Output = Arc<Fetched>> + Send + use<> {
     let (store, replica) = (source.store.clone(), source.replica.clone());
     async move {
