@@ -11,9 +11,9 @@ use keyward::conformance::{Call, Fault, FaultyStore};
 use keyward::policy::{ActiveKeyCap, Policy, PolicyError, PolicySpec, Rotation};
 use keyward::store::{AuditQuery, MemoryStore};
 use keyward::{
-    Actor, Author, Clock, Created, DeleteKey, Denied, Error, KeyId, Keyward, LeakSource,
-    ManualClock, Need, Reason, Rejection, Replacement, Role, Rotated, RotationReason, Timestamp,
-    days, hours, profiles,
+    Actor, Author, BulkFilter, Clock, Created, DeleteKey, Denied, Error, KeyId, Keyward,
+    LeakSource, ManualClock, Need, NewKey, Reason, Rejection, Replacement, Role, Rotated,
+    RotationReason, Timestamp, days, hours, profiles,
 };
 use support::*;
 
@@ -363,4 +363,100 @@ fn a_key_that_was_rotated_as_a_routine_is_as_before_when_its_successor_ends_unus
     );
     wait(world.keys.revoke(&admin(), new.id, Reason::Lost)).unwrap();
     assert_eq!(end_of(&world.keys, old.id), old.expires_at);
+}
+
+/// The first thing that a used successor does is to revoke many keys: that a first use was recorded along
+/// with the command is no sign that the command was given before.
+#[test]
+fn a_command_over_many_keys_by_a_successor_is_carried_out() {
+    let world = World::new();
+    let key = NewKey::new("key").environment("live").scope("*:*");
+    let old = world.create(&admin(), key).unwrap();
+    let bob = actor("acme", "bob", Role::DEVELOPER);
+    let victims = [(); 3].map(|()| world.create(&bob, reader("victim")).unwrap());
+    let new = rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap();
+    let grant = world
+        .keys
+        .verify(new.secret.expose(), &Need::any())
+        .unwrap();
+    let by = grant.actor();
+    let filter = BulkFilter::all().owner(who("bob"));
+    let swept = wait(
+        world
+            .keys
+            .revoke_many(&by, &tenant("acme"), filter, Reason::Lost),
+    )
+    .unwrap();
+    assert_eq!(swept.ended, victims.len());
+    for victim in &victims {
+        assert!(ended(&world.keys, victim));
+    }
+}
+
+/// A command id says what was done under it: so it does beside first uses.
+#[test]
+fn a_repeated_command_is_known_though_many_first_uses_were_recorded_with_it() {
+    let world = World::new();
+    let mut all = Vec::new();
+    for number in 0..20 {
+        let old = world
+            .create(&admin(), reader(&format!("key {number}")))
+            .unwrap();
+        all.push(rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap());
+    }
+    for new in &all {
+        use_it(&world.keys, &new.secret);
+    }
+    let by = admin();
+    let create = || {
+        let by = by.with_command_id(command("create"));
+        wait(world.keys.create(by, reader("made once")))
+    };
+    let made = create().unwrap();
+    assert_eq!(denied(create()), Denied::AlreadyCreated { id: made.id });
+}
+
+/// A successor acts on another key: the key that waits for its use is not loaded then.
+#[test]
+fn a_first_use_is_recorded_only_together_with_the_grace_that_it_begins() {
+    let world = World::with_policy(PolicySpec {
+        active_keys: ActiveKeyCap::Unlimited,
+        ..profiles::standard()
+    });
+    let key = NewKey::new("key").environment("live").scope("*:*");
+    let old = world.create(&admin(), key).unwrap();
+    let other = world.create(&admin(), reader("other")).unwrap();
+    let new = rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap();
+    let grant = world
+        .keys
+        .verify(new.secret.expose(), &Need::any())
+        .unwrap();
+    wait(world.keys.disable(&grant.actor(), other.id)).unwrap();
+    wait(world.keys.run_upkeep()).unwrap();
+    let grace_ends = world.keys.now().saturating_add(GRACE);
+    assert_eq!(end_of(&world.keys, old.id), Some(grace_ends));
+}
+
+/// Calling the rotation of a compromised key off gives it no more time; prolonging it is a command of its
+/// own.
+#[test]
+fn a_compromised_key_has_no_more_time_when_its_rotation_is_called_off() {
+    let world = World::new();
+    let old = world.create(&admin(), reader("old")).unwrap();
+    let new = rotate(&world, &old, compromised()).unwrap();
+    wait(world.keys.cancel_rotation(&admin(), old.id)).unwrap();
+    assert_eq!(end_of(&world.keys, old.id), Some(new.until));
+}
+
+/// A tenant that was closed meanwhile is not asked again each time.
+#[test]
+fn a_first_use_in_a_closed_tenant_is_recorded_too() {
+    let world = World::new();
+    let old = world.create(&admin(), reader("old")).unwrap();
+    let new = rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap();
+    use_it(&world.keys, &new.secret);
+    let other = world.another_node(standard());
+    wait(other.close_tenant(&admin(), &tenant("acme"))).unwrap();
+    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 1);
+    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 0);
 }

@@ -806,3 +806,73 @@ fn an_import_that_ended_by_a_row_or_by_time_is_not_repeated() {
     assert_eq!(denied(closed), Denied::DigestTaken);
     import(&restored, "alive", reader("old")).unwrap();
 }
+
+/// A narrowing stays, though it was undone since: by whom, and with what bound, the entries do not tell.
+#[test]
+fn what_was_narrowed_and_widened_again_is_narrow_after_a_replay() {
+    let world = World::with_policies(standard());
+    let both = reader("key").scopes(["reports:read", "users:read"]);
+    let key = world.create(&admin(), both).unwrap();
+    let store = backup(&world.store);
+    let by = admin();
+    let update = |change| wait(world.keys.update(&by, key.id, change)).unwrap();
+    update(KeyUpdate::new().scopes(["reports:read"]));
+    update(KeyUpdate::new().expiry(Expiry::In(days(3))));
+    update(KeyUpdate::new().allow_addresses(["10.0.0.0/8"]));
+    let narrow = wait(world.keys.key(&host(), key.id)).unwrap();
+    update(KeyUpdate::new().scopes(["reports:read", "users:read"]));
+    update(KeyUpdate::new().expiry(Expiry::Never));
+    update(KeyUpdate::new().allow_addresses([]));
+    let restored = world.restored(&store, standard());
+    recover(&restored, Recovery::Replay(trail(&world.store)));
+    let info = wait(restored.key(&host(), key.id)).unwrap();
+    assert_eq!(info.scopes, narrow.scopes);
+    assert_eq!(info.expires_at, narrow.expires_at);
+    assert_eq!(info.allowlist, narrow.allowlist);
+}
+
+/// The end of a rotation may be the key's own: it was replaced all the same.
+#[test]
+fn a_key_that_was_replaced_near_its_end_is_disabled_if_it_rotates_itself() {
+    let mut spec = profiles::standard();
+    let secret = spec.classes.get_mut("secret").unwrap();
+    secret.self_rotation = keyward::policy::SelfRotation::WithinLife;
+    let policies = || keyward::policy::Policy::new(spec.clone()).unwrap();
+    let world = World::with_policies(policies());
+    let key = world
+        .create(&admin(), reader("key").expires_in(days(2)))
+        .unwrap();
+    let store = backup(&world.store);
+    let rotated = wait(
+        world
+            .keys
+            .rotate(&admin(), key.id, Replacement::grace(days(7))),
+    )
+    .unwrap();
+    assert_eq!(Some(rotated.until), key.expires_at);
+    let restored = world.restored(&store, policies());
+    recover(&restored, Recovery::Replay(trail(&world.store)));
+    assert_eq!(status(&restored, key.id), Status::Disabled);
+}
+
+/// Whoever holds a key that was only widened may import it again.
+#[test]
+fn an_import_that_was_only_widened_is_repeated() {
+    let world = World::with_policies(standard());
+    world.some_key();
+    let store = backup(&world.store);
+    let widened = import(&world.keys, "widened", reader("old")).unwrap();
+    let narrowed = import(&world.keys, "narrowed", reader("old").scope("users:read")).unwrap();
+    let by = admin();
+    let update = |key, scopes: &[&str]| {
+        let change = KeyUpdate::new().scopes(scopes.iter().copied());
+        wait(world.keys.update(&by, key, change)).unwrap();
+    };
+    update(widened, &["reports:*"]);
+    update(narrowed, &["users:read"]);
+    let restored = world.restored(&store, standard());
+    recover(&restored, Recovery::Replay(trail(&world.store)));
+    import(&restored, "widened", reader("old")).unwrap();
+    let again = denied(import(&restored, "narrowed", reader("old")));
+    assert_eq!(again, Denied::DigestTaken);
+}

@@ -26,7 +26,7 @@ pub struct OwnerRecord {
     pub role: Option<Role>,
     /// When it was last removed. Keys created until then stay refused, even if it comes back.
     pub removed_at: Option<Timestamp>,
-    /// The roles below its role now that the row gave since the owner was last removed. They go on to limit
+    /// The roles that the row was raised from since the owner was last removed. They go on to limit
     /// keys of the tenants above that reach down here and that their owner did not receive in person.
     pub raised_from: BTreeSet<Role>,
     /// The last change of the row.

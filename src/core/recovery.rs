@@ -106,13 +106,15 @@ struct Imported {
     expires_at: Option<Timestamp>,
 }
 
-/// What a change of a key says about from when, where and for what it is accepted, in the words of
-/// the entry.
+/// What the changes of a key say about until when, where and for what it is accepted, in the words of
+/// the entries, oldest first.
 #[derive(Clone, Debug, Default)]
 struct Reach {
-    scopes: Option<String>,
-    addresses: Option<String>,
-    expires: Option<String>,
+    scopes: Vec<String>,
+    addresses: Vec<String>,
+    expires: Vec<String>,
+    /// Whether some change took something from the key.
+    narrowed: bool,
 }
 
 /// One thing to be repeated on a key: the first of `ways` that is not refused. Named after the entry
@@ -230,15 +232,27 @@ impl LaterKey {
 
     fn change(&mut self, changes: &[FieldChange], hash: AuditHash) {
         for change in changes {
-            let mut reach = self.changed.take().map(|(reach, _)| reach);
-            let after = || Some(change.after.clone());
-            match change.field.as_str() {
-                FieldChange::SCOPES => reach.get_or_insert_default().scopes = after(),
-                FieldChange::ADDRESSES => reach.get_or_insert_default().addresses = after(),
-                FieldChange::EXPIRES => reach.get_or_insert_default().expires = after(),
-                _ => {}
+            let FieldChange {
+                field,
+                before,
+                after,
+            } = change;
+            // What cannot be read may have narrowed the key.
+            let narrows = match field.as_str() {
+                FieldChange::SCOPES => both(scopes_of, before, after, |b, a| !a.contains(b)),
+                FieldChange::ADDRESSES => both(networks_of, before, after, |b, a| !b.is_within(a)),
+                FieldChange::EXPIRES => both(end_of, before, after, |b, a| ends_before(*a, *b)),
+                _ => continue,
+            };
+            let known = self.changed.take().map(|(reach, _)| reach);
+            let mut reach = known.unwrap_or_default();
+            match field.as_str() {
+                FieldChange::SCOPES => reach.scopes.push(after.clone()),
+                FieldChange::ADDRESSES => reach.addresses.push(after.clone()),
+                _ => reach.expires.push(after.clone()),
             }
-            self.changed = reach.map(|reach| (reach, hash));
+            reach.narrowed |= narrows.unwrap_or(true);
+            self.changed = Some((reach, hash));
         }
     }
 
@@ -253,7 +267,11 @@ impl LaterKey {
         let Some(imported) = &self.imported else {
             return Ok(None);
         };
-        let narrowed = self.changed.is_some() || self.retired.is_some() || self.disabled.is_some();
+        let changed = self
+            .changed
+            .as_ref()
+            .is_some_and(|(reach, _)| reach.narrowed);
+        let narrowed = changed || self.retired.is_some() || self.disabled.is_some();
         let refused = path.iter().any(|later| later.refuses(imported));
         let expired = imported.expires_at.is_some_and(|end| end <= now);
         if !narrowed && !refused && !expired && !self.ended() {
@@ -329,7 +347,7 @@ impl LaterKey {
         let key = record.id;
         let mut steps = Vec::new();
         if let Some((reach, hash)) = &self.changed {
-            let change = reach.parse().and_then(|change| narrowed(record, change));
+            let change = reach.narrowing(record);
             if change != Some(UpdateSpec::default()) {
                 let update = change.map(|change| Command::Update { key, change });
                 let ways = update.into_iter().chain([disable(key)]);
@@ -349,7 +367,10 @@ impl LaterKey {
             Some((until, hash)) if until <= now => {
                 steps.push(self.step(hash, "end", revoke(record, Reason::Rotated))?);
             }
-            Some((until, hash)) if record.expires_at.is_none_or(|end| until < end) => {
+            Some((until, hash))
+                if record.expires_at.is_none_or(|end| until < end)
+                    || (rotates_itself && record.succession.is_none()) =>
+            {
                 let change = UpdateSpec {
                     expiry: Some(Expiry::At(until)),
                     ..UpdateSpec::default()
@@ -371,56 +392,73 @@ impl LaterKey {
     }
 }
 
-/// The part of a change that narrows `record`. What widened a key is not repeated: who did so, and what
-/// bounds them, the entries do not tell. `None` if the change cannot be told in parts.
-fn narrowed(record: &KeyRecord, change: UpdateSpec) -> Option<UpdateSpec> {
-    let UpdateSpec {
-        scopes,
-        allowlist,
-        expiry,
-        ..
-    } = change;
-    let scopes = match scopes.map(|scopes| record.scopes.intersection(&scopes)) {
-        Some(both) if both.is_empty() => return None,
-        both => both.filter(|both| !both.contains(&record.scopes)),
-    };
-    let allowlist = match allowlist {
-        Some(after) if record.allowlist.is_within(&after) => None,
-        Some(after) if !after.is_within(&record.allowlist) => return None,
-        after => after,
-    };
-    let earlier = |expiry: &Expiry| match expiry {
-        Expiry::At(end) => record.expires_at.is_none_or(|own| *end < own),
-        _ => false,
-    };
-    Some(UpdateSpec {
-        scopes,
-        allowlist,
-        expiry: expiry.filter(earlier),
-        ..UpdateSpec::default()
-    })
-}
-
 impl Reach {
-    /// `None` if a value cannot be read.
-    fn parse(&self) -> Option<UpdateSpec> {
-        let words = |text: &String| text.split_whitespace().map(ToOwned::to_owned).collect();
-        let scopes: Option<Vec<String>> = self.scopes.as_ref().map(words);
-        let addresses: Option<Vec<String>> = self.addresses.as_ref().map(words);
-        let scopes = scopes.map(|scopes| ScopeSet::parse(scopes.iter().map(String::as_str)));
-        let addresses =
-            addresses.map(|networks| AddressAllowlist::parse(networks.iter().map(String::as_str)));
-        let expiry = self.expires.as_deref().map(|text| match text {
-            FieldChange::NEVER => Ok(Expiry::Never),
-            text => text.parse().map(Expiry::At),
-        });
+    /// The part of the changes that narrows `record`. What widened it is not repeated: who did so, and what
+    /// bounds them, the entries do not tell; and what was narrowed stays so, though it was widened again.
+    /// `None` if the changes cannot be told in parts.
+    fn narrowing(&self, record: &KeyRecord) -> Option<UpdateSpec> {
+        let mut scopes = record.scopes.clone();
+        for after in &self.scopes {
+            scopes = scopes.intersection(&scopes_of(after)?);
+        }
+        let mut allowlist = record.allowlist.clone();
+        for after in &self.addresses {
+            let after = networks_of(after)?;
+            if after.is_within(&allowlist) {
+                allowlist = after;
+            } else if !allowlist.is_within(&after) {
+                return None;
+            }
+        }
+        let mut end = record.expires_at;
+        for after in &self.expires {
+            let after = end_of(after)?;
+            if ends_before(after, end) {
+                end = after;
+            }
+        }
+        if scopes.is_empty() {
+            return None;
+        }
+        let shorter = end.filter(|_| end != record.expires_at);
         Some(UpdateSpec {
-            scopes: scopes.transpose().ok()?,
-            allowlist: addresses.transpose().ok()?,
-            expiry: expiry.transpose().ok()?,
+            scopes: (!scopes.contains(&record.scopes)).then_some(scopes),
+            allowlist: (allowlist != record.allowlist).then_some(allowlist),
+            expiry: shorter.map(Expiry::At),
             ..UpdateSpec::default()
         })
     }
+}
+
+fn scopes_of(text: &str) -> Option<ScopeSet> {
+    ScopeSet::parse(text.split_whitespace()).ok()
+}
+
+fn networks_of(text: &str) -> Option<AddressAllowlist> {
+    AddressAllowlist::parse(text.split_whitespace()).ok()
+}
+
+/// `Some(None)` for never.
+fn end_of(text: &str) -> Option<Option<Timestamp>> {
+    match text {
+        FieldChange::NEVER => Some(None),
+        text => text.parse().ok().map(Some),
+    }
+}
+
+/// Returns whether `a` ends before `b`; `None` stands for never.
+fn ends_before(a: Option<Timestamp>, b: Option<Timestamp>) -> bool {
+    a.is_some_and(|a| b.is_none_or(|b| a < b))
+}
+
+/// Compares two values of a field; `None` if one cannot be read.
+fn both<T>(
+    read: impl Fn(&str) -> Option<T>,
+    before: &str,
+    after: &str,
+    compare: impl Fn(&T, &T) -> bool,
+) -> Option<bool> {
+    Some(compare(&read(before)?, &read(after)?))
 }
 
 const DISABLED: &str = "disable";

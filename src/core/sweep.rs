@@ -32,8 +32,8 @@ pub struct BulkFilter {
 pub struct MadeBy {
     /// The key.
     pub key: KeyId,
-    /// The first key of its chain of rotations, if the key is still known: what any key of that chain
-    /// made counts too.
+    /// The first key of its chain of rotations, once it was looked up: what any key of that chain made
+    /// counts too.
     pub lineage: Option<KeyId>,
 }
 

@@ -133,7 +133,7 @@ impl Builder {
             entropy.clone(),
         )
         .with_listener(move |learnt| learns.apply_landed(learnt))
-        .with_uses(move |key| counts.is_used(key));
+        .with_uses(move |keys| counts.used_of(keys));
         let verifier = Verifier::new(
             replica.clone(),
             store.clone(),

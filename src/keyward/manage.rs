@@ -19,7 +19,7 @@ use crate::core::tenant::TenantId;
 use crate::core::text::{LeakSource, PrincipalId, Role};
 use crate::core::view::Select;
 use crate::manager::{BulkReceipt, Error, Landed, Receipt};
-use crate::store::{Locator, Row, RowKey};
+use crate::store::{Locator, Row, RowKey, StoreErrorKind};
 
 /// One minute: how long a command over many keys is left to its caller before maintenance goes on with
 /// it. A judgement: a page of a thousand keys takes well under a second. Both going on at once does no
@@ -438,17 +438,33 @@ impl Keyward {
     ///
     /// [`Error`] of the store; a chore that is refused is passed over.
     pub async fn run_upkeep(&self) -> Result<usize, Error> {
-        let mut done = 0;
-        for (tenant, key) in self.inner.replica.first_uses() {
-            let host = Actor::application(tenant);
-            done += self.do_chore(&host, Command::NoteFirstUse { key }).await?;
-        }
+        let mut done = self.record_first_uses().await?;
         while let Some(chore) = self.inner.verifier.next_chore() {
             let host = Actor::application(chore.tenant);
             done += self.do_chore(&host, chore.command).await?;
         }
         done += self.finish_sweeps().await?;
         Ok(done)
+    }
+
+    /// Records the first uses of successors that were counted here.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] of the store. A tenant that cannot be read holds up no other.
+    pub(super) async fn record_first_uses(&self) -> Result<usize, Error> {
+        let (mut done, mut damaged) = (0, None);
+        for (tenant, key) in self.inner.replica.first_uses() {
+            let host = Actor::application(tenant);
+            match self.do_chore(&host, Command::NoteFirstUse { key }).await {
+                Ok(noted) => done += noted,
+                Err(Error::Store(error)) if error.kind() == StoreErrorKind::Corrupt => {
+                    damaged.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        damaged.map_or(Ok(done), |error| Err(error.into()))
     }
 
     /// Returns how many commands landed: none if it is refused.

@@ -82,7 +82,7 @@ impl Keyward {
         self.inner.replica.node()
     }
 
-    /// Stops being a node, before a clean end: what verifications left to do is done, and the registry
+    /// Stops being a node, before a clean end: first uses that were counted are recorded, and the registry
     /// forgets the node, so that no receipt waits for it. Keys are refused as stale from here on, unless the store lives in this process. A later
     /// [`sync`](Self::sync) registers it anew.
     ///
@@ -90,8 +90,8 @@ impl Keyward {
     ///
     /// [`StoreError`] of the registry. The entry lapses by itself then.
     pub async fn leave(&self) -> Result<(), StoreError> {
-        if let Err(error) = self.run_upkeep().await {
-            tracing::warn!(%error, "cannot do at the end what verifications left to do");
+        if let Err(error) = self.record_first_uses().await {
+            tracing::warn!(%error, "cannot record at the end which keys were used");
         }
         self.inner.replica.leave().await
     }

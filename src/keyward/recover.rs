@@ -159,7 +159,7 @@ impl Keyward {
         for entry in entries {
             chains.entry(entry.tenant.clone()).or_default().push(entry);
         }
-        let mut tenants = Vec::new();
+        let mut tenants = BTreeMap::new();
         for (tenant, mut given) in chains {
             given.sort_by_key(|entry| entry.sequence);
             // Exports overlap: an entry may be given twice, but not in two versions.
@@ -168,15 +168,17 @@ impl Keyward {
             let later = recovery::later(&tenant, &stored, &given, &self.inner.peppers);
             match later {
                 Ok([]) => {}
-                Ok(later) => tenants.push((tenant, Later::new(later))),
+                Ok(later) => {
+                    tenants.insert(tenant, Later::new(later));
+                }
                 Err(error) => return Err(RecoveryError::Chain { tenant, error }),
             }
         }
         // All of them are sound: only now is anything changed. Tenants come before those below them.
         report.tenants = tenants.len();
         for (tenant, later) in &tenants {
-            let path = tenants.iter().filter(|(above, _)| above.contains(tenant));
-            let path: Vec<_> = path.map(|(_, later)| later).collect();
+            let path = tenant.lineage().filter_map(|path| tenants.get(path));
+            let path: Vec<_> = path.collect();
             self.replay_tenant(tenant, (later, &path), report).await?;
         }
         Ok(())
@@ -219,10 +221,16 @@ impl Keyward {
         report: &mut RecoveryReport,
     ) -> Result<(), RecoveryError> {
         for (marks, hash) in &later.blocked {
-            let id = recovery::command_id(*hash, "digests").map_err(Error::from)?;
-            let marks = marks.clone();
-            self.repeat(tenant, id, Command::BlockDigests { marks })
-                .await?;
+            for (number, (mark, key)) in marks.iter().enumerate() {
+                // Each by itself: one that was imported again before this recovery stops no other.
+                let id = recovery::command_id(*hash, &format!("digest-{number}"));
+                let id = id.map_err(Error::from)?;
+                let marks = vec![(*mark, *key)];
+                let blocked = self.repeat(tenant, id, Command::BlockDigests { marks });
+                if blocked.await?.is_none() {
+                    report.to_review.push(*key);
+                }
+            }
         }
         if let Some(hash) = later.closed {
             let id = recovery::command_id(hash, "close").map_err(Error::from)?;

@@ -172,7 +172,11 @@ impl KeyManager {
             return BTreeSet::new();
         };
         let waiting = view.records.iter().filter(|key| key.awaits_first_use());
-        waiting.map(|key| key.id).filter(|id| used(*id)).collect()
+        let waiting: Vec<_> = waiting.map(|key| key.id).collect();
+        match waiting.is_empty() {
+            true => BTreeSet::new(),
+            false => used(&waiting),
+        }
     }
 
     /// Commits, and tells what landed together with the rows that it was decided on.

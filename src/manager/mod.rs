@@ -8,6 +8,7 @@ mod error;
 mod lane;
 mod sweep;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -119,8 +120,8 @@ impl Receipt {
 /// Told of every batch that landed, before the calls that made it return.
 pub type LandedListener = dyn Fn(&Learnt) + Send + Sync;
 
-/// Tells whether a key was used in this process.
-type UsedHere = dyn Fn(KeyId) -> bool + Send + Sync;
+/// Tells which keys were used in this process.
+type UsedHere = dyn Fn(&[KeyId]) -> BTreeSet<KeyId> + Send + Sync;
 
 /// Changes keys: loads, decides, commits, retries.
 ///
@@ -186,10 +187,12 @@ impl KeyManager {
         self
     }
 
-    /// Asks `used` of each successor that a command is about whether it was used in this process. A first
-    /// use that is not recorded yet is recorded along with the command.
+    /// Asks `used` which of the successors that a command is about were used in this process. A first use that is not recorded yet is recorded along with the command.
     #[must_use]
-    pub fn with_uses(mut self, used: impl Fn(KeyId) -> bool + Send + Sync + 'static) -> Self {
+    pub fn with_uses(
+        mut self,
+        used: impl Fn(&[KeyId]) -> BTreeSet<KeyId> + Send + Sync + 'static,
+    ) -> Self {
         self.used = Some(Box::new(used));
         self
     }

@@ -10,6 +10,7 @@ mod freshness;
 mod index;
 mod registration;
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -80,6 +81,8 @@ struct Progress {
     head: Option<Cursor>,
     /// When this process last found that the history which it followed was lost.
     lost: Option<Duration>,
+    /// The history that a commit of this process last landed in.
+    landed: Option<Epoch>,
     /// An index being built aside: commits of this process go into it as well.
     building: Option<Arc<Index>>,
     /// Commits of this process for the index that is built aside, for as long as the scan goes on
@@ -251,9 +254,9 @@ impl Replica {
         self.view().1.first_uses()
     }
 
-    /// Returns whether a key was used here.
-    pub(crate) fn is_used(&self, key: KeyId) -> bool {
-        self.view().1.is_used(key)
+    /// Those of some keys that were used here.
+    pub(crate) fn used_of(&self, keys: &[KeyId]) -> BTreeSet<KeyId> {
+        self.view().1.used_of(keys)
     }
 
     /// The latest instant for which any commit was decided, as far as is known here.
@@ -326,6 +329,7 @@ impl Replica {
         } = learnt;
         let decided_at = *decided_at;
         let mut progress = self.progress();
+        progress.landed = Some(*epoch);
         if progress.cursor.is_some_and(|own| own.epoch != *epoch) {
             tracing::warn!("store was replaced by another one, reading everything again");
             observe::resynced();
@@ -399,6 +403,7 @@ impl Replica {
             let mut progress = self.progress();
             progress.building = Some(building.clone());
             progress.meanwhile = Some(Vec::new());
+            progress.landed = None;
         }
         let _given_up = GivenUp(self);
         let built = self.fill(&building).await;
@@ -409,6 +414,9 @@ impl Replica {
         let mut progress = self.progress();
         progress.building = None;
         let (sent, upto) = built?;
+        if progress.landed.is_some_and(|epoch| epoch != upto.epoch) {
+            return Err(lost_meanwhile());
+        }
         self.show(view);
         progress.cursor = Some(upto);
         self.confirm_or_fail(&progress, sent)
@@ -449,8 +457,10 @@ impl Replica {
 
     fn publish(&self, sent: Sent, upto: Cursor) -> Result<(), StoreError> {
         let mut progress = self.progress();
+        // Lost meanwhile, by a commit of this process perhaps: what was read says nothing any more.
         let own = progress.cursor.filter(|own| own.epoch == upto.epoch);
-        if own.is_none_or(|own| own.revision < upto.revision) {
+        let own = own.ok_or_else(lost_meanwhile)?;
+        if own.revision < upto.revision {
             progress.cursor = Some(upto);
         }
         let index = self.index();
@@ -514,6 +524,11 @@ impl Replica {
     fn progress(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn lost_meanwhile() -> StoreError {
+    let kind = StoreErrorKind::Unavailable;
+    StoreError::new(kind, "following a store that was replaced")
 }
 
 /// When a read was sent.

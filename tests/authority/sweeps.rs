@@ -400,3 +400,31 @@ fn whoever_goes_on_with_a_command_is_not_its_author() {
     let info = wait(world.keys.key(&host(), victim.id)).unwrap();
     assert_eq!(info.updated.by, author("alice"));
 }
+
+/// Of two commands of one id below, the end of one is not the end of the other.
+#[test]
+fn a_command_below_is_not_ended_by_another_one_of_its_id() {
+    let world = super::world();
+    let (by, [_, below]) = stolen(&world);
+    let web = tenant("acme/web");
+    let mallory = actor("acme/web", "mallory", Role::ADMIN);
+    let squat = || {
+        let by = mallory.with_command_id(command("incident"));
+        let filter = BulkFilter::all().owner(who("nobody"));
+        wait(world.keys.revoke_many(by, &web, filter, Reason::Unused))
+    };
+    squat().unwrap();
+    // The first commit in acme, its last page there, and the first commit below.
+    let half = stopping(&world, 3);
+    let admin = admin();
+    let sweep = admin.with_command_id(command("incident"));
+    let filter = BulkFilter::all().made_by(by);
+    assert!(wait(half.revoke_many(sweep, &tenant("acme"), filter, Reason::Compromised)).is_err());
+    wait(world.keys.sync()).unwrap();
+    squat().unwrap();
+    world.clock.advance(Duration::from_secs(61));
+    wait(world.keys.sync()).unwrap();
+    wait(world.keys.run_upkeep()).unwrap();
+    let verdict = world.keys.verify(below.secret.expose(), &Need::any());
+    assert!(verdict.is_err());
+}

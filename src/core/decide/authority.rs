@@ -56,7 +56,10 @@ impl<'a> Work<'a> {
     pub(super) fn check_open(&self) -> Result<(), Denied> {
         if matches!(
             self.request.command,
-            Command::CloseTenant { .. } | Command::Purge { .. } | Command::BlockDigests { .. }
+            Command::CloseTenant { .. }
+                | Command::Purge { .. }
+                | Command::BlockDigests { .. }
+                | Command::NoteFirstUse { .. }
         ) {
             return Ok(());
         }

@@ -174,7 +174,8 @@ impl Work<'_> {
             return;
         };
         let pending = row.sweeps.len();
-        row.sweeps.retain(|own| own.command != self.request.id);
+        let ends = |own: &PendingSweep| own.command == self.request.id && own.by == self.author;
+        row.sweeps.retain(|own| !ends(own));
         if row.sweeps.len() < pending {
             self.change(Effects {
                 tenant: Some(row),

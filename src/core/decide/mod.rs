@@ -34,6 +34,7 @@ use super::record::{KeyRecord, LastAction};
 use super::scope::ScopeSet;
 use super::secret::KeyMaterial;
 use super::stamp::Stamp;
+use super::text::CommandId;
 use super::time::Timestamp;
 use super::view::{Ancestry, Effects, TenantView};
 
@@ -123,6 +124,8 @@ struct Work<'a> {
     used: &'a BTreeSet<KeyId>,
     material: std::slice::Iter<'a, KeyMaterial>,
     now: Timestamp,
+    /// The id and the mark of the command that entries are written for.
+    command: CommandId,
     mark: [u8; 8],
     view: TenantView,
     effects: Effects,
@@ -152,6 +155,7 @@ impl<'a> Work<'a> {
             used,
             material: material.iter(),
             now: view.decided_at.map_or(now, |newest| newest.max(now)),
+            command: request.id.clone(),
             mark: mark_of(request),
             view: view.clone(),
             effects: Effects::default(),
@@ -256,7 +260,11 @@ impl<'a> Work<'a> {
     /// Whether a command over many keys that landed has not come to its end.
     fn goes_on(&self) -> bool {
         let id = &self.request.id;
-        let named = |row: &TenantRecord| row.sweeps.iter().any(|own| own.command == *id);
+        let author = self.applied().next().map(|first| &first.actor);
+        let named = |row: &TenantRecord| {
+            let mut sweeps = row.sweeps.iter();
+            sweeps.any(|own| own.command == *id && Some(&own.by) == author)
+        };
         match self.request.command {
             // The application repeats these as often as it likes.
             Command::DisableMany { .. } | Command::Purge { .. } => self.began(),
@@ -365,7 +373,7 @@ impl<'a> Work<'a> {
             at: self.now,
             actor: self.author.clone(),
             role: stated.filter(|_| by_caller).cloned(),
-            command: self.request.id.clone(),
+            command: self.command.clone(),
             command_mark: self.mark,
             action,
             key,
@@ -411,7 +419,7 @@ fn mark_of(request: &Request) -> [u8; 8] {
     if let Command::RevokeMany { filter, .. } = &mut command
         && let Some(made_by) = &mut filter.made_by
     {
-        // Found out on the way, as long as the key is known.
+        // Found out on the way.
         made_by.lineage = None;
     }
     let request = postcard::to_allocvec(&(who, tenant, command)).unwrap_or_default();

@@ -6,12 +6,14 @@
 
 use std::time::Duration;
 
-use super::Work;
 use super::issue::{Plan, environment};
+use super::{Work, mark_of};
+use crate::core::actor::Actor;
 use crate::core::audit::Action;
 use crate::core::authority::{Effect, earlier};
 use crate::core::command::{
-    Denied, Expiry, KeySpec, Outcome, OwnerSpec, Recipient, Replacement, RotationMode,
+    Command, Denied, Expiry, KeySpec, Outcome, OwnerSpec, Recipient, Replacement, Request,
+    RotationMode,
 };
 use crate::core::hole;
 use crate::core::id::KeyId;
@@ -22,6 +24,7 @@ use crate::core::reach::{self, Reach};
 use crate::core::record::{
     Credential, KeyRecord, KeyState, LastAction, Predecessor, Reason, RotationReason, Succession,
 };
+use crate::core::text::CommandId;
 use crate::core::time::Timestamp;
 
 impl<'a> Work<'a> {
@@ -123,12 +126,17 @@ impl<'a> Work<'a> {
         let mut old = self.record(id)?;
         let class = self.rotated_class(&old, Effect::Widens)?;
         self.permit_rotation(&old, class, Effect::Widens)?;
+        let compromised = is_compromised(&old);
         let Some(succession) = old.succession.take() else {
             return Err(Denied::NotRotating);
         };
         self.check_live(&old)?;
         let before = self.active();
-        old.expires_at = succession.own_expiry;
+        // Whoever calls the rotation of a compromised key off gives it no more time by that alone.
+        old.expires_at = match compromised {
+            true => earlier(succession.own_expiry, old.expires_at),
+            false => succession.own_expiry,
+        };
         if let Some(mut unused) = self.view.record(succession.successor).cloned() {
             if !unused.awaits_first_use() || unused.succession.is_some() {
                 return Err(Denied::SuccessorInUse {
@@ -163,14 +171,32 @@ impl<'a> Work<'a> {
     /// Records the first uses that this process counted of the keys that were loaded, before anything is
     /// decided about them: a successor that was used is not ended as if it had not been.
     pub(super) fn note_counted_uses(&mut self) {
+        // Not without the key that waits for it: its grace would not begin.
+        let waits = |record: &&KeyRecord| {
+            let before = record.predecessor.as_ref();
+            before.is_some_and(|old| self.view.knows(old.key))
+        };
         let counted = self.view.records.iter();
         let counted = counted.filter(|record| self.used.contains(&record.id));
-        let counted: Vec<_> = counted.cloned().collect();
-        let author = std::mem::replace(&mut self.author, Author::Application);
-        counted
-            .into_iter()
-            .for_each(|successor| self.note_use_of(successor));
-        self.author = author;
+        let counted: Vec<_> = counted.filter(waits).cloned().collect();
+        for successor in counted {
+            // A command of the application's own: nothing of it counts as done by the caller's.
+            let key = successor.id;
+            let Ok(id) = CommandId::new(format!("first-use:{key}")) else {
+                continue;
+            };
+            let tenant = self.request.tenant.clone();
+            let host = Actor::application(tenant.clone());
+            let command = Command::NoteFirstUse { key };
+            let mark = mark_of(&Request::new(id.clone(), host, tenant, command));
+            let own = (
+                std::mem::replace(&mut self.author, Author::Application),
+                std::mem::replace(&mut self.command, id),
+                std::mem::replace(&mut self.mark, mark),
+            );
+            self.note_use_of(successor);
+            (self.author, self.command, self.mark) = own;
+        }
     }
 
     /// Records the first use of a successor, and begins the grace of the key that waits for it.
@@ -224,8 +250,8 @@ impl<'a> Work<'a> {
     }
 
     /// Rotating a successor says that somebody holds it: the key that waits for its first use waits
-    /// no longer. Otherwise it would wait for ever once the successor has drained unused, beside
-    /// all later ones, and the bound on live keys would not hold.
+    /// no longer. Otherwise it would wait on once the successor has drained unused, beside all later
+    /// ones, and the bound on live keys would not hold.
     fn begin_grace_before(&mut self, rotated: &KeyRecord) {
         if let Some(link) = &rotated.predecessor {
             self.begin_grace(link.key, rotated.id);

@@ -288,9 +288,16 @@ impl View {
         Some(self.index.tallies.get(self.row_of(id)?)?.uses())
     }
 
-    /// Returns whether a key was used, as far as this index knows.
-    pub(crate) fn is_used(&self, id: KeyId) -> bool {
-        self.uses(id).is_some_and(|(uses, _)| uses > 0)
+    /// Those of some keys that were used, as far as this index knows.
+    pub(crate) fn used_of(&self, keys: &[KeyId]) -> BTreeSet<KeyId> {
+        self.index.settle_uses();
+        let used = |key: &KeyId| {
+            let tally = self
+                .row_of(*key)
+                .and_then(|row| self.index.tallies.get(row));
+            tally.is_some_and(|tally| tally.uses().0 > 0)
+        };
+        keys.iter().copied().filter(used).collect()
     }
 
     /// The successors that were used, and whose first use is not recorded: one of each tenant, then the
