@@ -15,7 +15,7 @@ use std::sync::LazyLock;
 
 use keyward::policy::Deletion;
 use keyward::store::SqliteStore;
-use keyward::{Digest, Keyward, Need, PepperFile, profiles};
+use keyward::{Digest, Keyward, Need, NewKey, PepperFile, profiles};
 use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
@@ -804,4 +804,34 @@ fn the_store_is_named_by_the_environment_too() {
     let mut stats = shop.command(&["stats", "--json"]);
     stats.env("KEYWARD_STORE", "mine.db");
     assert_eq!(said(stats).ended(0).document()["tenants"], 1);
+}
+
+/// What a stolen key made is as good as stolen: the command line says so, and revokes it when asked to.
+#[test]
+fn revoking_a_compromised_key_lists_what_it_made() {
+    let shop = Shop::new();
+    let admin = ["--as", "alice", "--role", "admin"];
+    let whole = [&["--scope", "*:*"], &admin[..]].concat();
+    let (id, secret) = shop.key("acme", "stolen", &whole);
+    let made = pollster::block_on(async {
+        let store = SqliteStore::open(shop.path("keys.db")).await.unwrap();
+        let peppers = PepperFile::read(shop.path("keys.db.pepper")).unwrap();
+        let keys = Keyward::builder(store, peppers).build().await.unwrap();
+        let thief = keys.verify(&secret, &Need::any()).unwrap().actor();
+        let key = NewKey::new("child").environment("live").scope("*:*");
+        keys.create(&thief, key).await.unwrap()
+    });
+    let child = made.id.to_string();
+    let asked = ["revoke", &id, "--reason", "compromised", "--json"];
+    let dry = [&asked[..], &["--dry-run"]].concat();
+    assert_eq!(shop.run(&dry).ended(0).document()["made"], json!([child]));
+    assert!(shop.verifies(&secret), "a dry run changes nothing");
+    let told = shop.run(&asked).ended(0).document();
+    assert_eq!(told["made"], json!([child]));
+    assert!(!shop.verifies(&secret) && shop.verifies(made.secret.expose()));
+    let all = [&asked[..], &["--with-made"]].concat();
+    assert_eq!(shop.run(&all).ended(0).document()["revoked_with_it"], 1);
+    assert!(!shop.verifies(made.secret.expose()));
+    let told = shop.run(&["revoke", &id, "--reason", "leaked"]).ended(0);
+    assert!(!told.err.contains("still work"), "{told:?}");
 }

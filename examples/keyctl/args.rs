@@ -285,6 +285,12 @@ pub(crate) struct Revoke {
     pub(crate) key: String,
     #[arg(long)]
     pub(crate) reason: ReasonWord,
+    /// Revoke all keys as well that it made, or another key of its chain of rotations
+    #[arg(long)]
+    pub(crate) with_made: bool,
+    /// Only list the keys that it made and that still work
+    #[arg(long)]
+    pub(crate) dry_run: bool,
     /// Confirm it, where the key's class asks for that
     #[arg(long)]
     pub(crate) yes: bool,

@@ -189,10 +189,10 @@ fn a_read_waits_for_the_server_once() {
     };
     let plainly = |error: &dyn std::fmt::Debug| format!("{error:?}");
     let select = Select::none();
-    sent(4, &mut || {
+    sent(5, &mut || {
         loading(select.clone()).map_err(|error| plainly(&error))
     });
-    sent(8, &mut || {
+    sent(9, &mut || {
         loading(everything.clone()).map_err(|error| plainly(&error))
     });
     for locator in [Locator::Id(key), imported] {

@@ -3,7 +3,10 @@
 use std::io::{self, IsTerminal, Write};
 
 use keyward::policy::Deletion;
-use keyward::{Actor, DeleteKey, Denied, Error, KeyId, RevokeKey};
+use keyward::{
+    Actor, BulkFilter, DeleteKey, Denied, Error, KeyId, KeyInfo, Reason, RevokeKey, Status,
+};
+use serde_json::json;
 
 use crate::args::{Delete, Revoke, Target};
 use crate::desk::{Desk, invocation, key_id, receipt};
@@ -13,8 +16,14 @@ use crate::output::Output;
 pub(crate) async fn revoke(desk: &Desk, asked: &Revoke, output: &Output) -> Answer<()> {
     let key = key_id(&asked.key)?;
     let actor = desk.actor_for(key).await?;
+    if asked.dry_run {
+        let made = made_by(desk, &actor, key).await?;
+        let words = format!("{} that it made still work: {}", count(&made), names(&made));
+        return output.done(&words, &json!({"id": key, "made": made}));
+    }
+    let reason = asked.reason.into();
     let how = RevokeKey {
-        reason: asked.reason.into(),
+        reason,
         confirmed: asked.yes,
     };
     let done = match desk
@@ -30,7 +39,47 @@ pub(crate) async fn revoke(desk: &Desk, asked: &Revoke, output: &Output) -> Answ
     };
     let by = done.no_later_than();
     let words = format!("revoked key {key}; every process refuses it no later than {by}");
-    output.done(&words, &receipt(key, "revoked", &done))
+    let mut told = receipt(key, "revoked", &done);
+    if asked.with_made {
+        let filter = BulkFilter::all().made_by(key);
+        let swept = desk
+            .keys
+            .revoke_many(&actor, actor.tenant(), filter, reason);
+        let ended = swept.await?.ended;
+        told["revoked_with_it"] = ended.into();
+        return output.done(&format!("{words}; {ended} that it made are revoked"), &told);
+    }
+    let made = match reason {
+        Reason::Compromised | Reason::Leaked => made_by(desk, &actor, key).await?,
+        _ => Vec::new(),
+    };
+    if made.is_empty() {
+        return output.done(&words, &told);
+    }
+    told["made"] = json!(made);
+    let (count, names) = (count(&made), names(&made));
+    let more = format!("{count} that it made still work: {names}; --with-made revokes them too");
+    output.done(&format!("{words}\n{more}"), &told)
+}
+
+/// The keys that `key` made and that still work, or may be enabled.
+async fn made_by(desk: &Desk, actor: &Actor, key: KeyId) -> Answer<Vec<KeyId>> {
+    let made = desk.keys.made_by(actor, actor.tenant(), key).await?;
+    let live = |key: &KeyInfo| !matches!(key.status, Status::Revoked | Status::Expired);
+    let live = made.into_iter().filter(live);
+    Ok(live.map(|made| made.id).filter(|id| *id != key).collect())
+}
+
+fn count(keys: &[KeyId]) -> String {
+    match keys.len() {
+        1 => "1 key".to_owned(),
+        many => format!("{many} keys"),
+    }
+}
+
+fn names(keys: &[KeyId]) -> String {
+    let names: Vec<_> = keys.iter().map(ToString::to_string).collect();
+    names.join(" ")
 }
 
 pub(crate) async fn disable(desk: &Desk, asked: &Target, output: &Output) -> Answer<()> {
