@@ -389,3 +389,26 @@ fn it_does_the_upkeep_and_a_chore_that_hangs_holds_up_no_confirmation() {
         assert!(matches!(refused, Rejection::Expired { .. }), "{refused}");
     });
 }
+
+/// Whoever stops it need not be on its runtime, and what was counted is recorded.
+#[test]
+fn a_stop_records_first_uses_also_from_outside_of_the_runtime() {
+    let runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = { runtime }.worker_threads(1).enable_all().build().unwrap();
+    let world = Nodes::new();
+    let (key, rotated) = runtime.block_on(async {
+        let key = world.key().await;
+        let lazily = Replacement::on_first_use(hours(1));
+        let rotated = world.there.rotate(&admin(), key.id, lazily).await.unwrap();
+        world.here.sync().await.unwrap();
+        (key, rotated)
+    });
+    let rarely = FollowOptions::default().with_upkeep(Some(hours(1)));
+    let follower = runtime.block_on(async { world.here.follow(rarely).unwrap() });
+    let verdict = world.here.verify(rotated.secret.expose(), &reading());
+    verdict.unwrap();
+    wait(follower.stop());
+    let ends = wait(world.there.key(&host(), key.id)).unwrap().expires_at;
+    let grace_ends = keyward::Clock::now(&world.clock).saturating_add(hours(1));
+    assert_eq!(ends, Some(grace_ends));
+}

@@ -151,6 +151,7 @@ pub struct Follower {
     keys: Keyward,
     told: watch::Receiver<FollowStatus>,
     upkeep: bool,
+    runtime: Handle,
     task: JoinHandle<()>,
 }
 
@@ -176,6 +177,7 @@ impl Keyward {
             keys: self.clone(),
             told,
             upkeep: options.upkeep.is_some(),
+            runtime,
             task,
         })
     }
@@ -216,7 +218,12 @@ impl Follower {
         // Whether it was stopped or had ended before, it has ended.
         let _ = (&mut self.task).await;
         if self.upkeep {
-            task::upkeep_once(&self.keys).await;
+            // On the runtime, whose timers it needs, wherever this is awaited.
+            let keys = self.keys.clone();
+            let last = self
+                .runtime
+                .spawn(async move { task::upkeep_once(&keys).await });
+            let _ = last.await;
         }
     }
 }
