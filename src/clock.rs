@@ -38,6 +38,14 @@ pub struct Reading {
 }
 
 impl Reading {
+    /// What both clocks say now, for those who hold a lock: each clock by itself, since a simulated
+    /// [`Clock::read`] lets others go first.
+    pub(crate) fn of(clock: &dyn Clock) -> Self {
+        let monotonic = clock.monotonic();
+        let wall = clock.now();
+        Self { wall, monotonic }
+    }
+
     /// How much time passed since `earlier`: the longer of what the two clocks say. A machine whose host
     /// paused it may not count the pause on its monotonic clock; a wall clock that is set back counts
     /// nothing.

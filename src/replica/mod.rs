@@ -154,7 +154,7 @@ impl Replica {
     #[must_use]
     pub fn freshness(&self) -> Freshness {
         let confirmed = self.confirmed_at();
-        let age = confirmed.map(|sent| self.clock.read().since(sent));
+        let age = confirmed.map(|sent| Reading::of(&*self.clock).since(sent));
         let progress = self.progress();
         Freshness {
             age,
@@ -484,7 +484,7 @@ impl Replica {
     fn sending(&self, progress: &Progress) -> Sent {
         // First: a registration that becomes durable after this counts for later reads only.
         let until = progress.until();
-        let at = self.clock.read();
+        let at = Reading::of(&*self.clock);
         Sent { at, until }
     }
 

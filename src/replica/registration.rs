@@ -171,7 +171,7 @@ impl Replica {
             return Ok(());
         };
         let until = self.progress().until();
-        if until.is_some_and(|until| is_by(self.clock.read(), until)) {
+        if until.is_some_and(|until| is_by(Reading::of(&*self.clock), until)) {
             return Ok(());
         }
         // What was applied before says nothing: it may be of a history that was lost meanwhile.
@@ -184,7 +184,7 @@ impl Replica {
         let Some(registration) = &self.registration else {
             return;
         };
-        let now = self.clock.read();
+        let now = Reading::of(&*self.clock);
         if self.progress().is_report_due(now)
             && let Err(error) = self.report(registration, true).await
         {
@@ -204,7 +204,7 @@ impl Replica {
             let node = node.map_err(|error| {
                 StoreError::new(StoreErrorKind::Unavailable, DOING).with_source(error)
             })?;
-            let at = self.clock.read();
+            let at = Reading::of(&*self.clock);
             let Some((mut report, term)) = self.next_report(registration, node) else {
                 return Ok(());
             };
