@@ -38,17 +38,17 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// What both clocks say now, for those who hold a lock: each clock by itself, since a simulated
-    /// [`Clock::read`] lets others go first.
+    /// Reads the clocks one by one. Callers that hold a lock use this, because a simulated [`Clock::read`]
+    /// lets other threads run first.
     pub(crate) fn of(clock: &dyn Clock) -> Self {
         let monotonic = clock.monotonic();
         let wall = clock.now();
         Self { wall, monotonic }
     }
 
-    /// How much time passed since `earlier`: the longer of what the two clocks say. A machine whose host
-    /// paused it may not count the pause on its monotonic clock; a wall clock that is set back counts
-    /// nothing.
+    /// Returns the time that passed since `earlier`: the longer of the two clocks' differences. The monotonic
+    /// clock of a machine that its host paused may leave the pause out. A wall clock that is set back counts
+    /// as zero.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         let monotonic = self.monotonic.saturating_sub(earlier.monotonic);

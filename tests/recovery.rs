@@ -777,7 +777,7 @@ fn an_import_that_ended_by_a_row_or_by_time_is_not_repeated() {
     import(&world.keys, "closed", owned("acme/web")).unwrap();
     import(&world.keys, "expired", reader("old").expires_in(hours(1))).unwrap();
     import(&world.keys, "alive", reader("old")).unwrap();
-    // Each ends after the commit of its row: nothing tells of the keys themselves.
+    // Each stops after the commit of its row, so the keys themselves have no entries.
     let interrupted = || {
         let store = FaultyStore::new(world.store.clone());
         store.next(Call::Commit, [Fault::None, Fault::Unavailable]);
@@ -807,7 +807,7 @@ fn an_import_that_ended_by_a_row_or_by_time_is_not_repeated() {
     import(&restored, "alive", reader("old")).unwrap();
 }
 
-/// A narrowing stays, though it was undone since: by whom, and with what bound, the entries do not tell.
+/// A narrowing is repeated, even if a later change undid it: the entries do not name the author's bound.
 #[test]
 fn what_was_narrowed_and_widened_again_is_narrow_after_a_replay() {
     let world = World::with_policies(standard());

@@ -60,7 +60,7 @@ defects! {
 
     /// Any tenant is at the store's head.
     UnknownTenantHasRevision => "an_unknown_tenant_is_empty_at_revision_zero",
-    /// Views do not tell an epoch.
+    /// Views have no epoch.
     LoadsWithoutEpoch => "load_tells_the_epoch",
     /// The epoch is kept with the tenant: one that is not known has none.
     LoadsNoEpochOfUnknownTenants => "load_tells_the_epoch",

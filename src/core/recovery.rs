@@ -1,9 +1,9 @@
-//! What happened after a backup was taken, as far as audit entries tell it, and which commands
-//! repeat it on the restored keys.
+//! The events after a backup, as the audit entries have them, and the commands that repeat them on the
+//! restored keys.
 //!
 //! Pure. Invariant: a key that the later entries ended or narrowed accepts nothing afterwards that
-//! it was refused before the loss (invariant 2). What widened a key is not repeated. Where entries do not tell enough to repeat a change
-//! exactly, the key is disabled.
+//! it was refused before the loss (invariant 2). A widening is not repeated. A key is disabled if its
+//! entries hold too little to repeat a change exactly.
 
 use std::collections::BTreeMap;
 
@@ -97,7 +97,7 @@ pub(crate) struct LaterKey {
     newest: Option<AuditHash>,
 }
 
-/// What an import said of its key.
+/// The key of an import, as its entry describes it.
 #[derive(Debug)]
 struct Imported {
     mark: DigestMark,
@@ -106,14 +106,13 @@ struct Imported {
     expires_at: Option<Timestamp>,
 }
 
-/// What the changes of a key say about until when, where and for what it is accepted, in the words of
-/// the entries, oldest first.
+/// The changes of a key's scopes, networks and end, in the words of the entries, oldest first.
 #[derive(Clone, Debug, Default)]
 struct Reach {
     scopes: Vec<String>,
     addresses: Vec<String>,
     expires: Vec<String>,
-    /// Whether some change took something from the key.
+    /// True if some change took something from the key.
     narrowed: bool,
 }
 
@@ -237,7 +236,7 @@ impl LaterKey {
                 before,
                 after,
             } = change;
-            // What cannot be read may have narrowed the key.
+            // An unreadable change may have narrowed the key.
             let narrows = match field.as_str() {
                 FieldChange::SCOPES => both(scopes_of, before, after, |b, a| !a.contains(b)),
                 FieldChange::ADDRESSES => both(networks_of, before, after, |b, a| !b.is_within(a)),
@@ -393,9 +392,9 @@ impl LaterKey {
 }
 
 impl Reach {
-    /// The part of the changes that narrows `record`. What widened it is not repeated: who did so, and what
-    /// bounds them, the entries do not tell; and what was narrowed stays so, though it was widened again.
-    /// `None` if the changes cannot be told in parts.
+    /// Returns the part of the changes that narrows `record`; `None` if the changes do not split into parts. A
+    /// widening is not repeated, because the entries do not name its author's bound. A narrowing is
+    /// repeated, even if a later change undid it.
     fn narrowing(&self, record: &KeyRecord) -> Option<UpdateSpec> {
         let mut scopes = record.scopes.clone();
         for after in &self.scopes {

@@ -34,7 +34,7 @@ pub struct RotationProgress {
     pub successor: KeyId,
     /// The step reached.
     pub step: RotationStep,
-    /// When the old key ends, or at the latest while that counts from the successor's first use.
+    /// The end of the old key; the latest one, if it counts from the successor's first use.
     pub old_key_ends: Timestamp,
     /// Whether ending the old key now cuts nobody off, as far as can be told.
     pub safe_to_finish: bool,

@@ -65,7 +65,7 @@ pub struct Rotated {
     pub reach: ScopeSet,
     /// The key that it replaces.
     pub predecessor: KeyId,
-    /// When the old key ends; if that counts from the successor's first use, the latest such instant.
+    /// The end of the old key; the latest one, if it counts from the successor's first use.
     pub until: Timestamp,
     /// Where and when it landed.
     pub receipt: Receipt,

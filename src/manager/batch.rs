@@ -179,7 +179,7 @@ impl KeyManager {
         }
     }
 
-    /// Commits, and tells what landed together with the rows that it was decided on.
+    /// Commits, and passes the rows that landed to the listener, with those that it was decided on.
     async fn commit(&self, commit: Commit, known: Vec<Change>) -> Result<Revision, CommitError> {
         let rows: Vec<_> = commit.rows().collect();
         let (epoch, decided_at) = (commit.epoch.unwrap_or_default(), commit.decided_at);

@@ -309,7 +309,7 @@ impl KeyManager {
     }
 }
 
-/// The first key of the chain of rotations of `key`. Of keys that were deleted, the trail tells.
+/// Returns the first key of the chain of rotations of `key`. Reads the trail for keys that were deleted.
 pub(crate) async fn lineage_of(store: &dyn KeyStore, key: KeyId) -> Result<KeyId, StoreError> {
     let (mut first, mut seen) = (key, BTreeSet::new());
     while seen.insert(first) {
@@ -325,7 +325,7 @@ pub(crate) async fn lineage_of(store: &dyn KeyStore, key: KeyId) -> Result<KeyId
     Ok(first)
 }
 
-/// The key that `key` took the place of, as the trail tells.
+/// Returns the key that `key` took the place of, according to the trail.
 async fn predecessor_of(store: &dyn KeyStore, key: KeyId) -> Result<Option<KeyId>, StoreError> {
     let about = AuditQuery {
         key: Some(key),

@@ -133,7 +133,7 @@ impl Replica {
 
     async fn step(&self) -> Result<(), StoreError> {
         let replaced = std::mem::take(&mut *self.replaced());
-        // A use may have been counted there while the index that took its place was being told of.
+        // A use may have been counted there while the new index was being shown.
         let current = self.view();
         let others = replaced.iter().map(|view| view.index());
         let others = others.filter(|index| !Arc::ptr_eq(index, current.1.index()));

@@ -210,7 +210,7 @@ pub struct Change {
     pub row: Row,
 }
 
-/// What a process learns by a commit of its own.
+/// The rows that a process learns by a commit of its own.
 #[derive(Clone, Debug)]
 pub struct Learnt {
     /// The store's history.

@@ -44,7 +44,7 @@ pub async fn an_unknown_tenant_is_empty_at_revision_zero<S: KeyStore>(
     Ok(())
 }
 
-/// A view tells the store's epoch, as its feed does; of a tenant that never had a commit too.
+/// A view has the epoch of the store's feed, also for a tenant without a commit.
 pub async fn load_tells_the_epoch<S: KeyStore>(make: &impl Fn() -> S) -> Result<(), Violation> {
     let mut desk = Desk::new(make, "load_tells_the_epoch");
     let epoch = desk.head().await?.epoch;

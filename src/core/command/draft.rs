@@ -497,8 +497,8 @@ pub struct Replacement {
     pub mode: RotationMode,
     /// Why.
     pub reason: RotationReason,
-    /// How long after the rotation the old key ends at the latest, though the successor was not used;
-    /// for [`RotationMode::OnFirstUse`] alone. Defaults to what the policy says
+    /// The longest time from the rotation to the end of the old key, if the successor is not used. For
+    /// [`RotationMode::OnFirstUse`] alone. Defaults to what the policy says
     /// ([`first_use_wait`](crate::policy::PolicySpec::first_use_wait)); a compromised key has no default.
     pub no_later_than: Option<Duration>,
     /// Who receives the successor's secret; only the application says so. Defaults to the owner in

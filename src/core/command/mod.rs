@@ -393,7 +393,7 @@ pub enum Outcome {
         successor: IssuedKey,
         /// The key that it replaces.
         predecessor: KeyId,
-        /// When the old key ends; if that counts from the successor's first use, the latest such instant.
+        /// The end of the old key; the latest one, if it counts from the successor's first use.
         until: Timestamp,
     },
     /// The key is as asked for, whether that was a change or not.

@@ -24,8 +24,8 @@ impl Work<'_> {
         let narrows = match (&before, &known) {
             (Some(before), _) => self.lowers(before, role),
             (None, Some(_)) => false,
-            // Where a row above gives a role, one more row only narrows: to no more than that role, since
-            // the row above may be raised one day.
+            // A row below a row only narrows. Its role must be within the one above, because that one may be
+            // raised one day.
             (None, None) => {
                 let standing = self.standing(&Owner::Principal(owner.clone()));
                 let mut above = standing.roles.iter();

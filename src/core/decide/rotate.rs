@@ -132,7 +132,7 @@ impl<'a> Work<'a> {
         };
         self.check_live(&old)?;
         let before = self.active();
-        // Whoever calls the rotation of a compromised key off gives it no more time by that alone.
+        // A compromised key gets no more time when its rotation is cancelled.
         old.expires_at = match compromised {
             true => earlier(succession.own_expiry, old.expires_at),
             false => succession.own_expiry,

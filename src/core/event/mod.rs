@@ -118,7 +118,7 @@ pub enum EventKind {
         successor: KeyId,
         /// Why.
         reason: RotationReason,
-        /// When the old key ends; if that counts from the successor's first use, the latest such instant.
+        /// The end of the old key; the latest one, if it counts from the successor's first use.
         old_key_ends: Timestamp,
     },
     /// The rotation was called off, and the key works as before.

@@ -33,7 +33,7 @@ pub(super) struct Turn(u64);
 pub(super) struct Fetched {
     /// When it began, in the order of calls and reads.
     pub(super) turn: Turn,
-    /// When it began.
+    /// The instant at which it began.
     pub(super) sent: Reading,
     pub(super) found: Result<Found, StoreError>,
 }
