@@ -138,13 +138,51 @@ fn admin_of(name: &str) -> Actor {
     actor("acme", name, Role::ADMIN)
 }
 
+/// What happens elsewhere while the answer to a read is on its way.
+type Meanwhile = Box<dyn FnOnce() + Send>;
+
 /// A store in whose place another one may be put.
-#[derive(Clone, Debug)]
-struct Swapped(Arc<Mutex<MemoryStore>>);
+#[derive(Clone)]
+struct Swapped {
+    store: Arc<Mutex<MemoryStore>>,
+    /// After how many other reads of changes it happens.
+    meanwhile: Arc<Mutex<Option<(usize, Meanwhile)>>>,
+}
+
+impl std::fmt::Debug for Swapped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Swapped")
+    }
+}
 
 impl Swapped {
+    fn new() -> Self {
+        Self {
+            store: Arc::new(Mutex::new(MemoryStore::new())),
+            meanwhile: Arc::default(),
+        }
+    }
+
     fn now(&self) -> MemoryStore {
-        self.0.lock().unwrap().clone()
+        self.store.lock().unwrap().clone()
+    }
+
+    fn swap(&self, with: MemoryStore) {
+        *self.store.lock().unwrap() = with;
+    }
+
+    /// Lets something happen before the answer to a read of changes arrives: the next one after `others`.
+    fn interrupt(&self, others: usize, meanwhile: impl FnOnce() + Send + 'static) {
+        *self.meanwhile.lock().unwrap() = Some((others, Box::new(meanwhile)));
+    }
+
+    fn due(&self) -> Option<Meanwhile> {
+        let mut waiting = self.meanwhile.lock().unwrap();
+        if let Some((others, _)) = waiting.as_mut().filter(|(others, _)| *others > 0) {
+            *others -= 1;
+            return None;
+        }
+        waiting.take().map(|(_, happens)| happens)
     }
 }
 
@@ -163,7 +201,11 @@ impl KeyStore for Swapped {
     }
 
     async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
-        self.now().changes(after, limit).await
+        let answer = self.now().changes(after, limit).await;
+        if let Some(happens) = self.due() {
+            happens();
+        }
+        answer
     }
 
     async fn scan(
@@ -186,7 +228,7 @@ impl KeyStore for Swapped {
 /// A store that was replaced by a copy of before: what this node knows is of another history.
 #[test]
 fn after_a_commit_to_another_history_nothing_is_fresh() {
-    let store = Swapped(Arc::new(Mutex::new(MemoryStore::new())));
+    let store = Swapped::new();
     let clock = Arc::new(ManualClock::at(at(START)));
     let policy = Policy::new(profiles::standard()).unwrap();
     let keys = node(store.clone(), &clock, policy.clone());
@@ -199,7 +241,7 @@ fn after_a_commit_to_another_history_nothing_is_fresh() {
     let other = MemoryStore::new();
     let there = node(other.clone(), &clock, policy);
     let twin = create(&there, &alice("acme"), reader("twin"));
-    *store.0.lock().unwrap() = other;
+    store.swap(other);
     wait(keys.revoke(&alice("acme"), twin.id, Reason::Lost)).unwrap();
     let refused = keys.verify(key.secret.expose(), &reading()).unwrap_err();
     assert!(matches!(refused, Rejection::Stale { .. }), "{refused}");
@@ -262,4 +304,35 @@ fn after_a_pause_that_was_not_counted_a_node_registers_anew() {
     assert!(keys.verify(key.secret.expose(), &reading()).is_err());
     wait(keys.sync()).unwrap();
     works(&keys, &key);
+}
+
+/// A read that was on its way when the store was replaced confirms nothing, neither one of changes nor one of
+/// everything.
+#[test]
+fn a_sync_on_its_way_does_not_confirm_a_store_that_was_replaced() {
+    for rebuilds in [false, true] {
+        let store = Swapped::new();
+        let clock = Arc::new(ManualClock::at(at(START)));
+        let policy = || Policy::new(profiles::standard()).unwrap();
+        let keys = node(store.clone(), &clock, policy());
+        let key = create(&keys, &alice("acme"), reader("key"));
+        let other = MemoryStore::new();
+        let there = node(other.clone(), &clock, policy());
+        let twin = create(&there, &alice("acme"), reader("twin"));
+        if rebuilds {
+            // Another history first, so that everything is read anew.
+            store.swap(MemoryStore::new());
+        }
+        let (own, swapped) = (keys.clone(), store.clone());
+        store.interrupt(usize::from(rebuilds), move || {
+            swapped.swap(other);
+            wait(own.revoke(&alice("acme"), twin.id, Reason::Lost)).unwrap();
+        });
+        let _ = wait(keys.sync());
+        let refused = keys.verify(key.secret.expose(), &reading()).unwrap_err();
+        assert!(matches!(refused, Rejection::Stale { .. }), "{refused}");
+        wait(keys.sync()).unwrap();
+        let refused = keys.verify(twin.secret.expose(), &reading()).unwrap_err();
+        assert!(matches!(refused, Rejection::Revoked { .. }), "{refused}");
+    }
 }

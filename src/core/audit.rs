@@ -152,7 +152,7 @@ pub enum Action {
         successor: KeyId,
         /// Why.
         reason: RotationReason,
-        /// When the old key ends, as far as that is known yet.
+        /// The end of the old key; the latest one, if it counts from the successor's first use.
         until: Timestamp,
     },
     /// The rotation was called off, and the key works as before.

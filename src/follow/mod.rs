@@ -211,7 +211,7 @@ impl Follower {
     }
 
     /// Stops it: the step on its way is given up, and when this returns the task has ended. If it did the
-    /// upkeep, it does so once more: no first use that was counted is lost. A chore that was being done
+    /// upkeep, it does so once more, for 30 seconds at most: no first use that was counted is lost. A chore that was being done
     /// may or may not have landed.
     pub async fn stop(mut self) {
         self.task.abort();

@@ -82,9 +82,9 @@ impl Keyward {
         self.inner.replica.node()
     }
 
-    /// Stops being a node, before a clean end: first uses that were counted are recorded, and the registry
-    /// forgets the node, so that no receipt waits for it. Keys are refused as stale from here on, unless the store lives in this process. A later
-    /// [`sync`](Self::sync) registers it anew.
+    /// Stops being a node, before a clean end: records the first uses that were counted, and has the registry
+    /// forget the node, so that no receipt waits for it. Keys are refused as stale from here on, unless the
+    /// store lives in this process. A later [`sync`](Self::sync) registers it anew.
     ///
     /// # Errors
     ///

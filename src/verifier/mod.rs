@@ -348,6 +348,9 @@ impl Verifier {
             self.notice_pepper(token, subject);
         }
         view.count(&hit, now);
+        if course.awaits_first_use {
+            view.note_first_use();
+        }
         Ok(Accepted {
             id: hit.id,
             row: hit.row(),

@@ -128,9 +128,7 @@ pub enum Denied {
         reason: &'static str,
     },
     /// A rotation on first use names no latest end for a compromised key, or one that is out of bounds.
-    #[error(
-        "old key ends at the latest from 1 s to {max:?} after its rotation: say when with no_later_than"
-    )]
+    #[error("no_later_than of a rotation on first use must be from 1 s to {max:?} for this key")]
     FirstUseWait {
         /// The longest allowed.
         max: Duration,

@@ -540,9 +540,10 @@ impl Replacement {
         }
     }
 
-    /// Ends the old key so long after the rotation at the latest, though the successor was not used.
-    /// From one second to [`MAX_GRACE`](crate::policy::Rotation::MAX_GRACE); of a compromised key to
-    /// [`MAX_COMPROMISED_WAIT`](crate::policy::Rotation::MAX_COMPROMISED_WAIT). For [`on_first_use`](Self::on_first_use) alone.
+    /// Ends the old key at the latest this long after the rotation, even if the successor is not used. From
+    /// one second to [`MAX_GRACE`](crate::policy::Rotation::MAX_GRACE), or to
+    /// [`MAX_COMPROMISED_WAIT`](crate::policy::Rotation::MAX_COMPROMISED_WAIT) for a compromised key. Only for
+    /// [`on_first_use`](Self::on_first_use); other modes are refused with it.
     #[must_use]
     pub const fn no_later_than(mut self, wait: Duration) -> Self {
         self.no_later_than = Some(wait);

@@ -17,7 +17,7 @@ mod uses;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::chunks::Chunks;
@@ -53,6 +53,8 @@ pub(crate) struct Index {
     /// How many rows there are.
     count: AtomicU32,
     imported: AtomicUsize,
+    /// True if a successor may have been used whose first use is not recorded.
+    first_used: AtomicBool,
     newest: AtomicI64,
     /// Where the store stood when the scan began that filled this index.
     base: AtomicU64,
@@ -274,6 +276,13 @@ impl View {
         }
     }
 
+    /// Notes that a successor was used whose first use is not recorded. Called after the use was counted:
+    /// the maintenance that takes the note sees the count.
+    #[inline]
+    pub(crate) fn note_first_use(&self) {
+        self.index.first_used.store(true, Ordering::Release);
+    }
+
     /// Counts a use of a key that was read from the store.
     pub(crate) fn count_id(&self, id: KeyId, now: Timestamp) {
         if let Some(row) = self.row_of(id) {
@@ -329,12 +338,14 @@ impl View {
             let own = own.and_then(|row| self.index.tallies.get(row));
             if let Some(own) = own.filter(|own| own.uses().0 == 0) {
                 own.count(uses, last);
+                self.note_first_use();
             }
         }
     }
 
     /// Takes over what another index counted.
     pub(super) fn inherit_uses(&self, of: &Index) {
+        self.note_first_use();
         of.settle_uses();
         let rows = 1..=of.count.load(Ordering::Acquire);
         for (row, old) in rows.filter_map(|row| Some((row, of.rows.get(row)?))) {
@@ -616,14 +627,22 @@ impl Index {
 
     /// The rows of successors that were used and whose first use is not recorded, with how often and
     /// when last.
-    fn unrecorded(&self) -> impl Iterator<Item = (u32, u64, u32)> {
+    fn unrecorded(&self) -> Vec<(u32, u64, u32)> {
+        // There may be many successors that nobody used: they are looked at only after some use.
+        if !self.first_used.swap(false, Ordering::AcqRel) {
+            return Vec::new();
+        }
         self.settle_uses();
-        let unused = self.writer().unused.clone().into_iter();
-        let uses = |row| {
-            let (uses, last) = self.tallies.get(row)?.uses();
-            (uses > 0).then_some((row, uses, last))
+        let uses = |row: &u32| {
+            let (uses, last) = self.tallies.get(*row)?.uses();
+            (uses > 0).then_some((*row, uses, last))
         };
-        unused.filter_map(uses)
+        let found: Vec<_> = self.writer().unused.iter().filter_map(uses).collect();
+        // Until a commit has recorded them.
+        if !found.is_empty() {
+            self.first_used.store(true, Ordering::Release);
+        }
+        found
     }
 
     fn settle_uses(&self) {

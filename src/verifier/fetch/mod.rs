@@ -280,6 +280,9 @@ impl Verifier {
             self.notice_pepper(token, subject);
         }
         pinned.view.count_id(id, now);
+        if course.awaits_first_use {
+            pinned.view.note_first_use();
+        }
         let taken = Taken {
             shape,
             holder,
