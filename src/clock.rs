@@ -54,6 +54,14 @@ impl Reading {
         let monotonic = self.monotonic.saturating_sub(earlier.monotonic);
         monotonic.max(self.wall.since(earlier.wall))
     }
+
+    /// Returns whether [`since`](Self::since) is at most `bound`: each verification asks, so the longer of the
+    /// two differences is not made.
+    #[inline]
+    pub(crate) fn is_within(self, bound: Duration, earlier: Self) -> bool {
+        self.monotonic.saturating_sub(earlier.monotonic) <= bound
+            && self.wall.is_within(bound, earlier.wall)
+    }
 }
 
 /// How much later than the wall clock was compared with the monotonic one it is told from that. A
@@ -270,6 +278,31 @@ mod tests {
             "not all was counted"
         );
         assert_eq!(at(40, 17).since(at(100, 10)), second(7), "set back");
+    }
+
+    #[test]
+    fn a_reading_is_within_a_bound_where_no_more_passed() {
+        let at = |wall, monotonic| Reading {
+            wall: Timestamp::UNIX_EPOCH.saturating_add(Duration::from_micros(wall)),
+            monotonic: Duration::from_micros(monotonic),
+        };
+        let earlier = at(1_000_000, 1_000_000);
+        let micro = Duration::from_micros(1);
+        let instants = [0, 999_999, 1_000_000, 1_000_001, 2_000_000, 2_000_001];
+        for (wall, monotonic) in instants.iter().flat_map(|w| instants.map(|m| (*w, m))) {
+            let reading = at(wall, monotonic);
+            let passed = reading.since(earlier);
+            for bound in [
+                Duration::ZERO,
+                passed.saturating_sub(micro),
+                passed,
+                passed + micro / 2,
+                Duration::MAX,
+            ] {
+                let within = reading.is_within(bound, earlier);
+                assert_eq!(within, passed <= bound, "{passed:?} of {bound:?}");
+            }
+        }
     }
 
     #[test]

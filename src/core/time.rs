@@ -86,6 +86,14 @@ impl Timestamp {
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(u64::try_from(self.0 - earlier.0).unwrap_or(0))
     }
+
+    /// Returns whether [`since`](Self::since) is at most `bound`, without dividing.
+    #[inline]
+    pub(crate) fn is_within(self, bound: Duration, earlier: Self) -> bool {
+        let whole = bound.as_secs().saturating_mul(1_000_000);
+        let micros = whole.saturating_add(bound.subsec_micros().into());
+        self.0 <= earlier.0.saturating_add_unsigned(micros)
+    }
 }
 
 impl TryFrom<OffsetDateTime> for Timestamp {

@@ -501,6 +501,7 @@ fn together(grant: Grant, other: Result<Grant, Rejection>) -> Result<Grant, Reje
 }
 
 /// Refuses if the index was not confirmed within the bound of the key's class.
+#[inline(always)]
 fn check_fresh(
     policy: &Policy,
     shape: &Shape,
@@ -514,14 +515,11 @@ fn check_fresh(
     if bound.is_zero() {
         return Err(Rejection::NeedsFresh);
     }
-    let age = sent.map(|sent| reading.since(sent));
-    match age {
-        Some(age) if age <= bound => Ok(()),
-        age => Err(Rejection::Stale {
-            age: age.unwrap_or(Duration::MAX),
-            bound,
-        }),
+    if sent.is_some_and(|sent| reading.is_within(bound, sent)) {
+        return Ok(());
     }
+    let age = sent.map_or(Duration::MAX, |sent| reading.since(sent));
+    Err(Rejection::Stale { age, bound })
 }
 
 #[inline]
