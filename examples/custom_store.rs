@@ -21,7 +21,6 @@ struct State {
     head: Cursor,
     /// Where the store stood after each commit: revision `n` at `n - 1`.
     heads: Vec<Cursor>,
-    newest: Option<keyward::Timestamp>,
     /// Every row with the commit that wrote it last. Tombstones stay, and keep their ids taken.
     rows: BTreeMap<RowKey, Change>,
     /// Every tenant's rows and whole trail.
@@ -72,7 +71,6 @@ impl KeyStore for Shelf {
         let revision = Revision(state.heads.len() as u64 + 1);
         state.head = commit.cursor(Epoch::default(), revision);
         state.heads.push(state.head);
-        state.newest = state.newest.max(Some(commit.decided_at));
         state.imported.extend(commit.imported());
         for row in commit.rows() {
             view.revisions.insert(row.key(), revision);
@@ -103,7 +101,7 @@ impl KeyStore for Shelf {
             changes,
             upto,
             head: state.head,
-            newest: state.newest,
+            server_time: None,
         })
     }
 
@@ -115,7 +113,6 @@ impl KeyStore for Shelf {
         let next = rows.last().map(|change| change.row.key());
         Ok(ScanPage {
             head: state.head,
-            newest: state.newest,
             rows,
             next,
         })

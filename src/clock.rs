@@ -12,8 +12,8 @@ use crate::core::time::Timestamp;
 
 /// Where time comes from.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
-    /// The wall clock. May jump either way; decisions never take an earlier instant than the newest
-    /// commit they know of, so that a jump back revives nothing.
+    /// The wall clock. May jump either way: a jump back does not show in a process, and a jump forward is held
+    /// against other clocks where there are any (`docs/time.md`).
     fn now(&self) -> Timestamp;
 
     /// Time since a fixed instant that never goes back and counts while the machine is suspended.

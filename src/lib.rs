@@ -100,6 +100,7 @@
 //! | Metric | What it tells |
 //! |---|---|
 //! | `keyward_freshness_age_seconds` | how long ago the node was confirmed, as of when a sync last began or ended; infinite if it never was |
+//! | `keyward_clock_offset_seconds` | by how much the node's clock is ahead of the one that differs most: the database server's, or another node's |
 //! | `keyward_index_keys` | how many keys it knows, removed ones included |
 //! | `keyward_syncs_total` | syncs, with `outcome`: `confirmed`, `failed`, `abandoned` (dropped before it ended) |
 //! | `keyward_resyncs_total` | how often everything was read again, since the store's history was lost |
@@ -196,6 +197,7 @@ mod observe;
 mod pepper_file;
 mod replica;
 pub mod store;
+mod timekeeper;
 mod verifier;
 
 pub use crate::clock::{Clock, ManualClock, Reading, SystemClock};
@@ -210,7 +212,7 @@ pub use crate::core::info::KeyInfo;
 pub use crate::core::invalid::{Invalid, Problem};
 pub use crate::core::metadata::Metadata;
 pub use crate::core::need::Need;
-pub use crate::core::owner::{OwnerRecord, TenantRecord};
+pub use crate::core::owner::{OwnerRecord, TenantRecord, TimeRepair};
 pub use crate::core::pepper::{Pepper, PepperRing};
 pub use crate::core::principal::{Author, Owner};
 pub use crate::core::reach::Dimension;
@@ -237,7 +239,7 @@ pub use crate::entropy::{Entropy, EntropyError, SystemEntropy};
 pub use crate::follow::{FollowError, FollowOptions, FollowStatus, Follower, NoRuntime};
 pub use crate::keyward::{
     AuditError, Builder, Created, Imported, KeyList, Keyward, LeakReport, Recovery, RecoveryError,
-    RecoveryReport, Rotated,
+    RecoveryReport, Rotated, TimeRepaired,
 };
 pub use crate::manager::{BulkReceipt, Error, KeyManager, Landed, LandedListener, Receipt};
 #[cfg(unix)]
@@ -250,6 +252,7 @@ pub use async_trait::async_trait;
 /// property tests. The manager and the verifier call nothing else.
 pub mod rules {
     pub use crate::core::check::{Presented, check};
+    pub use crate::core::checked_time::CheckedTime;
     pub use crate::core::decide::{
         Context, Decision, SWEEP_MAX, decide, keys_needed, links, select,
     };

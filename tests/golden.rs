@@ -149,6 +149,11 @@ fn closed_tenant() -> TenantRecord {
         provisioned,
         closed,
         sweeps: sweeps(),
+        updated: stamp(5, "carol"),
+        time_repair: Some(keyward::TimeRepair {
+            to: stamp(3, "alice").at,
+            through: keyward::store::Revision(7),
+        }),
     }
 }
 

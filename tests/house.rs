@@ -16,18 +16,40 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("pepper_file", &["core", "entropy"]),
     ("store", &["core"]),
     ("events", &["core", "clock", "store"]),
-    ("manager", &["core", "clock", "entropy", "store"]),
-    ("replica", &["core", "clock", "entropy", "observe", "store"]),
+    ("timekeeper", &["core", "clock", "observe"]),
+    (
+        "manager",
+        &["core", "clock", "entropy", "store", "timekeeper"],
+    ),
+    (
+        "replica",
+        &["core", "clock", "entropy", "observe", "store", "timekeeper"],
+    ),
     (
         "verifier",
         &[
-            "core", "clock", "entropy", "observe", "store", "manager", "replica",
+            "core",
+            "clock",
+            "entropy",
+            "observe",
+            "store",
+            "manager",
+            "replica",
+            "timekeeper",
         ],
     ),
     (
         "keyward",
         &[
-            "core", "clock", "entropy", "store", "events", "manager", "replica", "verifier",
+            "core",
+            "clock",
+            "entropy",
+            "store",
+            "events",
+            "manager",
+            "replica",
+            "timekeeper",
+            "verifier",
         ],
     ),
     (
@@ -40,7 +62,15 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "conformance",
         &[
-            "core", "clock", "entropy", "store", "manager", "replica", "verifier", "keyward",
+            "core",
+            "clock",
+            "entropy",
+            "store",
+            "manager",
+            "replica",
+            "timekeeper",
+            "verifier",
+            "keyward",
         ],
     ),
 ];

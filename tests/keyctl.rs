@@ -15,7 +15,9 @@ use std::sync::LazyLock;
 
 use keyward::policy::Deletion;
 use keyward::store::SqliteStore;
-use keyward::{Digest, Keyward, Need, NewKey, PepperFile, profiles};
+use keyward::{
+    Actor, Clock, Digest, Keyward, ManualClock, Need, NewKey, PepperFile, SystemClock, profiles,
+};
 use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
@@ -792,6 +794,46 @@ fn the_store_tells_its_size_and_its_health() {
     assert_eq!(check.document()["intact"], false);
     let listed = shop.run(&["list"]).ended(CORRUPT);
     assert!(listed.err.contains("corrupt"), "{listed:?}");
+}
+
+#[test]
+fn what_a_clock_from_the_future_left_behind_is_named_and_repaired() {
+    let shop = Shop::new();
+    shop.key("acme", "export", &[]);
+    shop.key("globex", "export", &[]);
+    let later = SystemClock.now().saturating_add(keyward::days(3650));
+    pollster::block_on(async {
+        let store = SqliteStore::open(shop.path("keys.db")).await.unwrap();
+        let peppers = PepperFile::read(shop.path("keys.db.pepper")).unwrap();
+        let keys = Keyward::builder(store, peppers).clock(ManualClock::at(later));
+        let keys = keys.build().await.unwrap();
+        let host = Actor::application("acme".try_into().unwrap());
+        keys.create(&host, NewKey::new("future").owned_by_tenant())
+            .await
+            .unwrap();
+    });
+    let refused = shop
+        .run(&["create", "new", "--tenant", "acme"])
+        .ended(DENIED);
+    assert!(refused.err.contains("newest commit"), "{refused:?}");
+    let check = shop.run(&["check"]).ended(0);
+    let advice = "keyctl time repair --tenant acme";
+    assert!(
+        check.out.contains(advice) && !check.out.contains("globex"),
+        "{check:?}"
+    );
+    let repair = ["time", "repair", "--tenant", "acme", "--json"];
+    let repaired = shop.run(&repair).ended(0).document();
+    assert_eq!(repaired["set_back"]["from"], json!(later));
+    assert_eq!(repaired["later"].as_array().unwrap().len(), 1, "{repaired}");
+    let check = shop.run(&["check", "--json"]).ended(0).document();
+    assert_eq!(check["ahead"], json!([]));
+    shop.key("acme", "new", &[]);
+    let again = shop.run(&repair).ended(0).document();
+    assert_eq!(again["set_back"], Value::Null);
+    let as_alice = ["--as", "alice", "--role", "admin"];
+    shop.run(&[&repair[..], &as_alice].concat()).ended(DENIED);
+    shop.run(&["audit", "--check", "--tenant", "acme"]).ended(0);
 }
 
 #[test]

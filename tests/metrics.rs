@@ -4,6 +4,8 @@
 
 #[path = "support/gated.rs"]
 mod gated;
+#[path = "support/server_time.rs"]
+mod server_time;
 mod support;
 
 use std::collections::BTreeMap;
@@ -17,6 +19,7 @@ use keyward::conformance::{Call, Fault};
 use keyward::store::MemoryStore;
 use keyward::{DeleteKey, ManualClock, Rejection, profiles};
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+use server_time::Served;
 use support::*;
 
 /// Keeps what was told last, by name and labels.
@@ -60,6 +63,24 @@ impl Recorder for Kept {
     fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
         Histogram::noop()
     }
+}
+
+/// A store whose server says that it is a minute later than the node's clock.
+#[test]
+fn the_offset_to_the_clock_that_differs_most_is_a_gauge() {
+    let kept = Kept::default();
+    metrics::with_local_recorder(&kept, || {
+        let clock = Arc::new(ManualClock::at(at(START)));
+        let server = Arc::new(ManualClock::at(at(START)));
+        server.advance(Duration::from_secs(60));
+        let policy = keyward::policy::Policy::new(profiles::standard()).unwrap();
+        let keys = node(Served::new(MemoryStore::new(), &server), &clock, policy);
+        wait(keys.sync()).unwrap();
+        assert_eq!(kept.gauge("keyward_clock_offset_seconds"), -60.0);
+        clock.advance(Duration::from_secs(90));
+        wait(keys.sync()).unwrap();
+        assert_eq!(kept.gauge("keyward_clock_offset_seconds"), 30.0);
+    });
 }
 
 #[test]

@@ -612,7 +612,7 @@ fn replayed_accepts_no_more(
     let clock = Arc::new(ManualClock::at(system.clock()));
     let lost = model_node(store.clone(), &clock);
     // The clock is set right, if it was wrong.
-    clock.set_wall(lost.now());
+    clock.set_wall(system.facade.time());
     let entries = trail(&store);
     let broken = model_node(dying(backup.clone(), commits), &clock);
     let _ = wait(broken.recover(Recovery::Replay(entries.clone())));

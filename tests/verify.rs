@@ -194,7 +194,6 @@ fn a_key_verifies_while_everything_is_read_anew() {
         store.clone(),
         Arc::new(LivePolicies::new(Policy::new(spec).unwrap())),
         Arc::new(support::peppers()),
-        clock.clone(),
     );
     wait(replica.sync()).unwrap();
     verifier.verify(key.secret.expose(), &reading()).unwrap();

@@ -39,7 +39,6 @@ impl Served {
             store.clone(),
             Arc::new(LivePolicies::new(policies)),
             Arc::new(keys.peppers()),
-            clock,
         );
         Self {
             store,

@@ -4,8 +4,8 @@
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use keyward::KeyId;
 use keyward::store::*;
-use keyward::{KeyId, Timestamp};
 
 use super::keys::Keys;
 use super::mixed;
@@ -60,10 +60,6 @@ impl Synthetic {
         Self::cursor(self.head.load(Ordering::Acquire))
     }
 
-    const fn newest(&self) -> Option<Timestamp> {
-        Some(self.keys.first())
-    }
-
     /// What the commit of this revision wrote.
     pub fn change(&self, revision: u64) -> Change {
         let nth = revision - FILLED - 1;
@@ -97,7 +93,6 @@ impl Synthetic {
         let last = rows.last().filter(|_| upto < end);
         ScanPage {
             head: self.head(),
-            newest: self.newest(),
             next: last.map(|change| change.row.key()),
             rows,
         }
@@ -140,7 +135,7 @@ impl KeyStore for Synthetic {
             changes: (from + 1..=upto).map(|at| self.change(at)).collect(),
             upto: Self::cursor(upto),
             head,
-            newest: self.newest(),
+            server_time: None,
         })
     }
 

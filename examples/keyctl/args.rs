@@ -122,8 +122,11 @@ pub(crate) enum Ask {
     Recover(Recover),
     /// Say of a database whose tables were just restored that they were, so that it waits for `recover`
     BeginAnew,
-    /// Check the store's integrity
+    /// Check the store's integrity, and name the tenants whose newest commit lies in the future
     Check,
+    /// Repair what a clock that was wrong left behind
+    #[command(subcommand)]
+    Time(Time),
     /// Tell how much the store holds
     Stats,
     /// Copy a store into another one, a file into a database say, while nobody uses either
@@ -168,6 +171,12 @@ pub(crate) struct Recover {
     /// Nothing was revoked or narrowed since the backup
     #[arg(long)]
     pub(crate) trust_backup: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Time {
+    /// Set the newest instant of --tenant back to the time, and list its keys with later ones
+    Repair(Repeatable),
 }
 
 #[derive(Debug, Args)]

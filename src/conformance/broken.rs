@@ -88,6 +88,8 @@ defects! {
     AuditHeadOfFirstEntry => "the_audit_head_is_that_of_the_newest_entry",
     /// `decided_at` is the last commit's, even if its clock went back.
     DecidedAtOfLastCommit => "decided_at_never_goes_back",
+    /// `decided_at` never goes back, in a repair neither.
+    DecidedAtStaysInRepairs => "decided_at_goes_back_in_a_repair",
     /// Rows are loaded with the tenant's revision instead of their own.
     LoadsRowsAtTenantRevision => "load_returns_the_revision_of_each_row",
     /// Rows of owners are loaded without a revision.
@@ -194,8 +196,6 @@ defects! {
     AcceptsOtherTags => "a_cursor_with_another_tag_is_compacted",
     /// The cursors of pages lack their tags, which are not compared either.
     CursorsWithoutTags => "cursors_carry_the_tag_of_their_commit",
-    /// `newest` is the last commit's instant, not the latest.
-    NewestIsLast => "newest_is_the_latest_instant_decided",
     /// `changes_now` answers from a copy that lags.
     ChangesNowLags => "changes_now_is_changes_at_once",
     /// Scans tell keys before owners and tenants.
@@ -269,7 +269,7 @@ struct Seen {
     found: HashMap<Locator, Versioned>,
     tags: BTreeMap<Revision, CommitTag>,
     lasts: HashMap<TenantId, Commit>,
-    last: Option<Timestamp>,
+    latest: HashMap<TenantId, Timestamp>,
     /// The head before the last commit.
     behind: Option<Cursor>,
     unseen: BTreeSet<Revision>,
@@ -579,7 +579,9 @@ impl<S: KeyStore> BrokenStore<S> {
     fn remember(&self, commit: &Commit, revision: Revision) {
         let mut seen = self.seen();
         seen.tags.insert(revision, commit.tag);
-        seen.last = Some(commit.decided_at);
+        let latest = seen.latest.entry(commit.tenant.clone());
+        let latest = latest.or_insert(commit.decided_at);
+        *latest = commit.decided_at.max(*latest);
         seen.lasts.insert(commit.tenant.clone(), commit.clone());
         seen.claimed.extend(commit.effects.digests.iter().copied());
         for record in &commit.effects.puts {
@@ -635,7 +637,6 @@ impl<S: KeyStore> BrokenStore<S> {
                 page.upto.tag = CommitTag(0);
                 page.head.tag = CommitTag(0);
             }
-            Defect::NewestIsLast => page.newest = seen.last,
             _ => {}
         }
         page
@@ -756,6 +757,9 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
                     view.audit_head = entry.head();
                 }
             }
+            Defect::DecidedAtStaysInRepairs => {
+                view.decided_at = self.seen().latest.get(tenant).copied();
+            }
             Defect::DecidedAtOfLastCommit => {
                 view.decided_at = self
                     .seen()
@@ -835,7 +839,6 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
         let first = after.is_none();
         let mut page = self.inner.scan(after, limit).await?;
         match self.defect {
-            Defect::NewestIsLast => page.newest = self.seen().last,
             Defect::ScansKeysFirst => {
                 page.rows
                     .sort_by_key(|change| std::cmp::Reverse(rank(&change.row)));

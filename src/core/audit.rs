@@ -214,6 +214,13 @@ pub enum Action {
         /// Keyed marks of the digests, each with the key that had the digest.
         marks: Vec<(DigestMark, KeyId)>,
     },
+    /// The tenant's newest instant was set back, because a clock had been wrong.
+    TimeRepaired {
+        /// The newest instant before.
+        from: Timestamp,
+        /// The newest instant from then on.
+        to: Timestamp,
+    },
 }
 
 /// One entry of a tenant's audit trail, written in the same commit as the change it tells of.

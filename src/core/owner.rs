@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::hole;
 use super::principal::Owner;
+use super::revision::Revision;
 use super::stamp::Stamp;
 use super::sweep::PendingSweep;
 use super::tenant::TenantId;
@@ -44,6 +45,34 @@ pub struct TenantRecord {
     pub closed: Option<Stamp>,
     /// Commands over many keys that were authorised and have not come to their end.
     pub sweeps: Vec<PendingSweep>,
+    /// The last change of the row. Each commit of a tenant leaves its instant in a row that stays: in this
+    /// one, if it writes no key and no owner.
+    pub updated: Stamp,
+    /// The last time that the tenant's newest instant was set back.
+    pub time_repair: Option<TimeRepair>,
+}
+
+/// The newest instant of a tenant was set back, because a clock had been wrong.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct TimeRepair {
+    /// The newest instant from then on.
+    pub to: Timestamp,
+    /// Instants of rows that were written until this commit say nothing about the time.
+    pub through: Revision,
+}
+
+impl TenantRecord {
+    /// Returns the row of a tenant that becomes known now.
+    pub(crate) fn new(tenant: TenantId, provisioned: Stamp) -> Self {
+        Self {
+            tenant,
+            closed: None,
+            sweeps: Vec::new(),
+            updated: provisioned.clone(),
+            time_repair: None,
+            provisioned,
+        }
+    }
 }
 
 /// What the rows along a tenant's path say about one owner's keys: the input to

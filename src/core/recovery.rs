@@ -221,7 +221,8 @@ impl LaterKey {
             | Action::OwnerRemoved { .. }
             | Action::BulkRevocationBegan { .. }
             | Action::BulkCommandEnded
-            | Action::DigestsBlocked { .. } => {}
+            | Action::DigestsBlocked { .. }
+            | Action::TimeRepaired { .. } => {}
         }
     }
 

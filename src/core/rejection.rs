@@ -44,6 +44,17 @@ pub enum Rejection {
         /// When.
         at: Timestamp,
     },
+    /// The key's tenant has a commit from the future by which the key has ended, and no other clock tells
+    /// whether that commit or this process's clock is wrong.
+    #[error("clock says {now}, and the key's tenant has a commit of {floor}")]
+    ClockUnsure {
+        /// Which key.
+        key: KeyId,
+        /// The time of this process.
+        now: Timestamp,
+        /// The instant of the tenant's newest commit.
+        floor: Timestamp,
+    },
     /// The key is disabled.
     #[error("key is disabled")]
     Disabled {
@@ -177,6 +188,7 @@ impl Rejection {
             | Self::AddressNotAllowed { .. }
             | Self::MissingScope { .. } => RejectionKind::Forbidden,
             Self::Stale { .. }
+            | Self::ClockUnsure { .. }
             | Self::NeedsFresh
             | Self::StoreUnavailable
             | Self::UnknownPepper { .. }
@@ -192,6 +204,7 @@ impl Rejection {
         match self {
             Self::Revoked { key, .. }
             | Self::Expired { key, .. }
+            | Self::ClockUnsure { key, .. }
             | Self::Disabled { key }
             | Self::OwnerRemoved { key }
             | Self::TenantClosed { key }

@@ -61,6 +61,12 @@ impl Timestamp {
         Err(Invalid::new("time", problem))
     }
 
+    /// An instant from microseconds since the Unix epoch, or the first or last one there is.
+    #[inline]
+    pub(crate) fn clamped(micros: i64) -> Self {
+        Self(micros.clamp(0, Self::MAX.0))
+    }
+
     /// Microseconds since the Unix epoch.
     #[must_use]
     pub const fn as_micros(self) -> i64 {

@@ -4,34 +4,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
-
-use super::audit::{AuditEntry, AuditHead};
+use super::audit::{Action, AuditEntry, AuditHead};
 use super::hole;
 use super::id::KeyId;
 use super::owner::{OwnerRecord, TenantRecord};
 use super::record::KeyRecord;
+pub use super::revision::Revision;
 use super::secret::Digest;
 use super::tenant::TenantId;
 use super::text::{CommandId, PrincipalId};
 use super::time::Timestamp;
-
-/// One counter per store that orders all commits. A tenant's revision is that of its last commit.
-#[derive(
-    Clone, Copy, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize,
-)]
-pub struct Revision(pub u64);
-
-impl Revision {
-    /// Before the first commit.
-    pub const ZERO: Self = Self(0);
-}
-
-impl std::fmt::Display for Revision {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// Names a row, and orders rows for a scan: tenants, then owners, then keys.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -141,8 +123,11 @@ pub struct TenantView {
     pub epoch: Epoch,
     /// The revision of the tenant's last commit; zero if it never had one.
     pub revision: Revision,
-    /// The latest instant for which a commit of the tenant was decided; it never goes back.
+    /// The latest instant for which a commit of the tenant was decided. It goes back in a commit alone
+    /// that repairs the tenant's time.
     pub decided_at: Option<Timestamp>,
+    /// The time by the store's server when this was read; `None` where there is none.
+    pub server_time: Option<Timestamp>,
     /// Where its audit chain ends.
     pub audit_head: AuditHead,
     /// The tenant's own row.
@@ -266,10 +251,19 @@ impl TenantView {
         }
         if let Some(newest) = audit.last() {
             self.audit_head = newest.head();
-            self.decided_at = self.decided_at.max(Some(newest.at));
+            self.decided_at = match repairs_time(audit) {
+                true => Some(newest.at),
+                false => self.decided_at.max(Some(newest.at)),
+            };
         }
         self.applied.extend_from_slice(audit);
     }
+}
+
+/// Returns whether these entries set the newest instant of a tenant back.
+pub(crate) fn repairs_time(audit: &[AuditEntry]) -> bool {
+    let repairs = |entry: &AuditEntry| matches!(entry.action, Action::TimeRepaired { .. });
+    audit.iter().any(repairs)
 }
 
 /// Rows of the tenants above a tenant that a decision in it rests on.

@@ -181,12 +181,10 @@ impl Events {
         Ok(batch)
     }
 
-    /// Where the store stands, and the time: the clock's, or the newest commit's if that is later.
+    /// Where the store stands, and the time.
     async fn look(&self) -> Result<(ScanPage, Timestamp), StoreError> {
         let top = self.store.scan(None, NonZeroUsize::MIN).await?;
-        let now = self.clock.now();
-        let now = top.newest.map_or(now, |newest| newest.max(now));
-        Ok((top, now))
+        Ok((top, self.clock.now()))
     }
 
     /// A whole page, from a store that may give less than it was asked for.

@@ -35,6 +35,27 @@ pub struct Created {
     pub receipt: Receipt,
 }
 
+/// A tenant whose time was repaired.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct TimeRepaired {
+    /// The tenant's newest instant before and after; `None` if it was not in the future.
+    pub set_back: Option<(Timestamp, Timestamp)>,
+    /// Where and when it landed.
+    pub receipt: Receipt,
+}
+
+impl TimeRepaired {
+    pub(super) fn from_landed(landed: Landed) -> Self {
+        let Landed { outcome, receipt } = landed;
+        let set_back = match outcome {
+            Outcome::TimeRepaired { from, to } => Some((from, to)),
+            _ => None,
+        };
+        Self { set_back, receipt }
+    }
+}
+
 /// A key that was taken over as a digest.
 #[derive(Debug)]
 #[non_exhaustive]

@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use super::{Inner, Keyward};
 use crate::clock::{Clock, SystemClock};
+use crate::core::checked_time::CheckedTime;
 use crate::core::pepper::PepperRing;
 use crate::core::policy::{LivePolicies, Policies, Policy};
 use crate::core::text::NodeLabel;
-use crate::core::time::Timestamp;
 use crate::entropy::{Entropy, SystemEntropy};
 use crate::manager::KeyManager;
 use crate::replica::Replica;
 use crate::store::{KeyStore, NodeRegistry, StoreError};
+use crate::timekeeper::Timekeeper;
 use crate::verifier::{PastBound, ReadThrough, Verifier};
 
 /// Puts a [`Keyward`] together.
@@ -28,6 +29,7 @@ pub struct Builder {
     label: Option<NodeLabel>,
     read_through: ReadThrough,
     past_bound: PastBound,
+    clock_allowance: Duration,
 }
 
 impl Builder {
@@ -42,6 +44,7 @@ impl Builder {
             label: None,
             read_through: ReadThrough::default(),
             past_bound: PastBound::default(),
+            clock_allowance: CheckedTime::ALLOWANCE,
         }
     }
 
@@ -95,6 +98,14 @@ impl Builder {
         self
     }
 
+    /// Sets by how much clocks may differ before one is doubted: two minutes at least. Defaults to five
+    /// minutes. A node whose clock differs by more from that of the database server, or from those of most
+    /// other nodes of a [registry](Self::registry), issues and prolongs nothing; see `docs/time.md`.
+    pub const fn clock_allowance(mut self, allowance: Duration) -> Self {
+        self.clock_allowance = allowance;
+        self
+    }
+
     /// Reads the store's keys and starts.
     ///
     /// # Errors
@@ -111,27 +122,27 @@ impl Builder {
             label,
             read_through,
             past_bound,
+            clock_allowance,
         } = self;
         let peppers = Arc::new(peppers);
         let policies = Arc::new(LivePolicies::new(policies));
-        let mut replica = Replica::new(store.clone(), clock.clone());
+        let time = Arc::new(Timekeeper::new(clock.clone(), clock_allowance));
+        let replica = Replica::new(store.clone(), clock.clone());
+        let mut replica = replica.with_time(time.clone());
         if let Some(registry) = registry {
             let bound = policies.get().longest_bound();
             replica = replica.with_registry(registry, entropy.clone(), bound, label);
         }
         let replica = Arc::new(replica);
         let (learns, counts) = (replica.clone(), replica.clone());
-        let latest = Latest {
-            clock: clock.clone(),
-            replica: replica.clone(),
-        };
         let manager = KeyManager::new(
             store.clone(),
             policies.clone(),
             peppers.clone(),
-            Arc::new(latest),
+            clock.clone(),
             entropy.clone(),
         )
+        .with_time(time.clone())
         .with_listener(move |learnt| learns.apply_landed(learnt))
         .with_uses(move |keys| counts.used_of(keys));
         let verifier = Verifier::new(
@@ -139,7 +150,6 @@ impl Builder {
             store.clone(),
             policies.clone(),
             peppers.clone(),
-            clock.clone(),
         )
         .with_read_through(read_through)
         .with_past_bound(past_bound);
@@ -151,30 +161,12 @@ impl Builder {
             store,
             policies,
             peppers,
-            clock,
+            time,
             #[cfg(feature = "tokio")]
             entropy,
         };
         Ok(Keyward {
             inner: Arc::new(inner),
         })
-    }
-}
-
-/// The clock that decisions are taken by: never earlier than the newest commit that verifications
-/// know of, so that what they refuse as expired is not changed as if it still worked.
-#[derive(Debug)]
-struct Latest {
-    clock: Arc<dyn Clock>,
-    replica: Arc<Replica>,
-}
-
-impl Clock for Latest {
-    fn now(&self) -> Timestamp {
-        self.clock.now().max(self.replica.newest())
-    }
-
-    fn monotonic(&self) -> Duration {
-        self.clock.monotonic()
     }
 }

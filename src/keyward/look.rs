@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use futures_util::future::try_join_all;
 
 use super::{KeyList, Keyward};
+use crate::clock::Clock;
 use crate::core::actor::Actor;
 use crate::core::audit::{AuditEntry, AuditHead, ChainError, verify_chain};
 use crate::core::authority::{Caller, Rows, Sight};
@@ -42,11 +43,17 @@ pub enum AuditError {
 
 /// What an actor sees is bound to its tenant, as what it changes is.
 impl Keyward {
-    /// The instant for which statuses are derived: the clock's, or the newest commit's if that is
-    /// later.
+    /// The time of this process, for which statuses are derived: the wall clock's, which does not go back.
     #[must_use]
     pub fn now(&self) -> Timestamp {
-        self.inner.clock.now().max(self.inner.replica.newest())
+        self.inner.time.now()
+    }
+
+    /// The tenants whose newest commit lies in the future, each with its instant: a clock was wrong when it
+    /// was decided, or this process's clock is behind. [`repair_time`](Self::repair_time) sets it back.
+    #[must_use]
+    pub fn tenants_ahead(&self) -> Vec<(TenantId, Timestamp)> {
+        self.inner.replica.tenants_ahead()
     }
 
     /// A query for the keys of `tenant` as they are now, without those of the tenants below; set
@@ -268,7 +275,7 @@ impl Keyward {
     /// Events of the whole store, with notices for `windows` before the end of keys. For the host
     /// itself: it tells across tenants.
     pub fn events(&self, windows: ExpiryWindows) -> Events {
-        let (store, clock) = (self.inner.store.clone(), self.inner.clock.clone());
+        let (store, clock) = (self.inner.store.clone(), self.inner.time.clone());
         Events::new(store, clock, windows)
     }
 

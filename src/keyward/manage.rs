@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Created, Imported, Keyward, LeakReport, Rotated};
+use super::{Created, Imported, Keyward, LeakReport, Rotated, TimeRepaired};
 use crate::core::actor::{Actor, Invocation};
 use crate::core::command::{
     Command, DeleteKey, Denied, ImportKey, IssuedKey, KeyUpdate, NewKey, Outcome, Replacement,
@@ -202,6 +202,24 @@ impl Keyward {
     ) -> Result<Created, Error> {
         let landed = self.give_about(by, Command::ReplaceLost { key }).await?;
         Created::from_landed(landed).ok_or(Error::Denied(Denied::NotFound))
+    }
+
+    /// Sets the newest instant of a tenant back to the time, if a clock that was wrong left it in the future.
+    /// Only the application does so. What was decided for instants that have not come stays as it is: see
+    /// [`KeyInfo::created_at`] and the ends of the tenant's keys.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; [`Denied::TenantNotFound`] for a tenant that is not known.
+    pub async fn repair_time(
+        &self,
+        by: impl Into<Invocation<'_>>,
+        tenant: &TenantId,
+    ) -> Result<TimeRepaired, Error> {
+        let landed = self
+            .give(by, Some(tenant.clone()), Command::RepairTime)
+            .await?;
+        Ok(TimeRepaired::from_landed(landed))
     }
 
     /// Makes a tenant known, and returns the keys that its policy says come with it. Returns none
@@ -485,7 +503,10 @@ impl Keyward {
         for tenant in self.inner.replica.unfinished() {
             let view = self.inner.store.load(&tenant, &Select::none()).await?;
             for pending in view.tenant.map(|row| row.sweeps).unwrap_or_default() {
-                if self.now() < pending.began_at.saturating_add(SWEEP_PATIENCE) {
+                let now = self.now();
+                // One from the future was begun by a clock that was wrong: whoever began it may be gone.
+                let ahead = pending.began_at > now.saturating_add(self.inner.time.allowance());
+                if !ahead && now < pending.began_at.saturating_add(SWEEP_PATIENCE) {
                     continue;
                 }
                 match self.inner.manager.resume(&tenant, pending).await {

@@ -9,11 +9,10 @@ mod recover;
 
 use std::sync::Arc;
 
-pub use self::answers::{Created, Imported, KeyList, LeakReport, Rotated};
+pub use self::answers::{Created, Imported, KeyList, LeakReport, Rotated, TimeRepaired};
 pub use self::builder::Builder;
 pub use self::look::AuditError;
 pub use self::recover::{Recovery, RecoveryError, RecoveryReport};
-use crate::clock::Clock;
 use crate::core::id::KeyId;
 use crate::core::need::Need;
 use crate::core::pepper::PepperRing;
@@ -24,6 +23,7 @@ use crate::entropy::Entropy;
 use crate::manager::KeyManager;
 use crate::replica::{Freshness, Replica};
 use crate::store::{KeyStore, StoreError};
+use crate::timekeeper::Timekeeper;
 use crate::verifier::{Grant, Uses, Verifier};
 
 /// API keys over a store: created, verified, rotated, revoked and audited. Cheap to clone.
@@ -63,7 +63,7 @@ struct Inner {
     store: Arc<dyn KeyStore>,
     policies: Arc<LivePolicies>,
     peppers: Arc<PepperRing>,
-    clock: Arc<dyn Clock>,
+    time: Arc<Timekeeper>,
     #[cfg(feature = "tokio")]
     entropy: Arc<dyn Entropy>,
 }

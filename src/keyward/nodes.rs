@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Keyward;
+use crate::clock::Clock;
 use crate::manager::Receipt;
 use crate::replica::{Awaited, Confirmations};
 use crate::store::{NodeId, StoreError};
@@ -68,7 +69,7 @@ impl Keyward {
                 Ok(confirmations) => confirmations.at_most(),
                 Err(error) => {
                     tracing::debug!(%error, "cannot ask who has a change");
-                    awaited(receipt).left(self.inner.clock.monotonic())
+                    awaited(receipt).left(self.inner.time.monotonic())
                 }
             };
             // Never nothing, or a clock that stands still would be asked for ever.

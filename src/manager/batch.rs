@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::lane::Pending;
 use super::{Error, KeyManager, Receipt};
+use crate::clock::Clock;
 use crate::core::actor::Actor;
 use crate::core::audit::AuditEntry;
 use crate::core::command::{Command, Denied, Request};
@@ -16,7 +17,7 @@ use crate::core::policy::{Policies, Policy, Propagation};
 use crate::core::tenant::TenantId;
 use crate::core::text::PrincipalId;
 use crate::core::time::Timestamp;
-use crate::core::view::{Ancestry, Effects, Revision, Select, TenantView};
+use crate::core::view::{Ancestry, Effects, Revision, Select, TenantView, repairs_time};
 use crate::entropy::EntropyError;
 use crate::store::{
     Change, Commit, CommitError, KeyStore, Learnt, Row, RowKey, StoreError, StoreErrorKind,
@@ -34,23 +35,31 @@ const MAX_LINK_ROUNDS: usize = 4;
 impl KeyManager {
     /// Carries a batch out; every command in it has its result afterwards.
     pub(super) async fn settle(&self, tenant: &TenantId, batch: &[Arc<Pending>]) {
+        // What a repair writes is told by its commit from what was written before.
+        let repairs =
+            |pending: &Arc<Pending>| matches!(pending.request.command, Command::RepairTime);
+        if batch.len() > 1 && batch.iter().any(repairs) {
+            return self.settle_one_by_one(tenant, batch).await;
+        }
         let failed = match self.carry_out(tenant, batch).await {
             Ok(()) => return,
             Err(failed) => failed,
         };
         match failed {
-            Failed::Taken if batch.len() > 1 => {
-                for one in batch.chunks(1) {
-                    if let Err(failed) = self.carry_out(tenant, one).await {
-                        one[0].settle(Err(failed.into()));
-                    }
-                }
-            }
+            Failed::Taken if batch.len() > 1 => self.settle_one_by_one(tenant, batch).await,
             failed => {
                 let error = Error::from(failed);
                 batch
                     .iter()
                     .for_each(|pending| pending.settle(Err(error.clone())));
+            }
+        }
+    }
+
+    async fn settle_one_by_one(&self, tenant: &TenantId, batch: &[Arc<Pending>]) {
+        for one in batch.chunks(1) {
+            if let Err(failed) = self.carry_out(tenant, one).await {
+                one[0].settle(Err(failed.into()));
             }
         }
     }
@@ -72,22 +81,25 @@ impl KeyManager {
         for attempt in 1..=MAX_ATTEMPTS {
             let policies = self.policies.load().clone();
             let policy = policies.of(tenant);
-            let now = self.clock.now();
-            let (view, ancestry) = self.load(tenant, batch, policy, now).await?;
+            let (view, ancestry) = self
+                .load(tenant, batch, policy, self.time.check().earliest())
+                .await?;
+            self.time.saw_server(view.server_time);
+            let time = self.time.check();
             if ancestry.epochs.iter().any(|epoch| *epoch != view.epoch) {
                 tracing::debug!(%tenant, attempt, "store was replaced, deciding again");
                 continue;
             }
             let elsewhere = policies.elsewhere(tenant);
             let used = self.used_of(&view);
-            let mut verdicts = Verdicts::new(&view, now);
+            let mut verdicts = Verdicts::new(&view, time.own);
             for pending in batch {
                 let material = pending.material();
                 let context = Context {
                     policy,
                     home: policies.of(pending.request.actor.tenant()),
                     peppers: &self.peppers,
-                    now,
+                    time,
                     material: &material,
                     ancestry: &ancestry,
                     elsewhere: &elsewhere,
@@ -130,13 +142,13 @@ impl KeyManager {
                         .map(|pending| bound(&self.policies.load(), pending, &view))
                         .max();
                     let after = bound.unwrap_or_default();
-                    let no_later_than = self.clock.now().max(decided_at).saturating_add(after);
+                    let no_later_than = self.now().max(decided_at).saturating_add(after);
                     let receipt = Receipt {
                         epoch: None,
                         revision,
                         decided_at,
                         no_later_than,
-                        returned: self.clock.monotonic(),
+                        returned: self.time.monotonic(),
                         bound: after,
                     };
                     for (pending, denied) in batch.iter().zip(denied) {
@@ -182,7 +194,7 @@ impl KeyManager {
     /// Commits, and passes the rows that landed to the listener, with those that it was decided on.
     async fn commit(&self, commit: Commit, known: Vec<Change>) -> Result<Revision, CommitError> {
         let rows: Vec<_> = commit.rows().collect();
-        let (epoch, decided_at) = (commit.epoch.unwrap_or_default(), commit.decided_at);
+        let epoch = commit.epoch.unwrap_or_default();
         let tenant = commit.tenant.clone();
         let revision = self.store.commit(commit).await?;
         tracing::debug!(%tenant, %revision, rows = rows.len(), "committed");
@@ -191,7 +203,6 @@ impl KeyManager {
             landed(&Learnt {
                 epoch,
                 changes: known.into_iter().chain(rows).collect(),
-                decided_at,
             });
         }
         Ok(revision)
@@ -206,7 +217,7 @@ impl KeyManager {
         batch: &[Arc<Pending>],
         denied: &[Option<Denied>],
     ) {
-        let (Some(landed), Some(decided_at)) = (&self.landed, view.decided_at) else {
+        let Some(landed) = &self.landed else {
             return;
         };
         let done = batch
@@ -235,7 +246,6 @@ impl KeyManager {
         landed(&Learnt {
             epoch: view.epoch,
             changes: known.into_iter().chain(rows).collect(),
-            decided_at,
         });
     }
 
@@ -365,8 +375,11 @@ impl Verdicts {
                 let unchanged = decision.effects.is_empty();
                 self.repeated |= unchanged;
                 self.view.apply(&decision.effects);
+                self.decided_at = match repairs_time(&decision.effects.audit) {
+                    true => decision.at,
+                    false => self.decided_at.max(decision.at),
+                };
                 self.effects.extend(decision.effects);
-                self.decided_at = self.decided_at.max(decision.at);
                 if unchanged {
                     let mine = |entry: &&AuditEntry| entry.command == pending.request.id;
                     let landed = self.view.applied.iter().filter(mine);

@@ -19,6 +19,7 @@ use self::lane::{Lanes, Pending};
 pub use self::sweep::BulkReceipt;
 pub(crate) use self::sweep::lineage_of;
 use crate::clock::Clock;
+use crate::core::checked_time::CheckedTime;
 use crate::core::command::{Outcome, Request};
 use crate::core::decide;
 use crate::core::id::KeyId;
@@ -31,6 +32,7 @@ use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::entropy::{Entropy, EntropyError};
 use crate::store::{CommitTag, Epoch, KeyStore, Learnt};
+use crate::timekeeper::Timekeeper;
 
 /// What a command did, and until when its effect may not have reached everyone.
 #[derive(Debug)]
@@ -130,7 +132,7 @@ pub struct KeyManager {
     store: Arc<dyn KeyStore>,
     policies: Arc<LivePolicies>,
     peppers: Arc<PepperRing>,
-    clock: Arc<dyn Clock>,
+    time: Arc<Timekeeper>,
     entropy: Arc<dyn Entropy>,
     landed: Option<Box<LandedListener>>,
     used: Option<Box<UsedHere>>,
@@ -143,7 +145,7 @@ impl fmt::Debug for KeyManager {
             store,
             policies: _,
             peppers,
-            clock,
+            time,
             entropy,
             used: _,
             landed: _,
@@ -152,7 +154,7 @@ impl fmt::Debug for KeyManager {
         f.debug_struct("KeyManager")
             .field("store", store)
             .field("peppers", peppers)
-            .field("clock", clock)
+            .field("time", time)
             .field("entropy", entropy)
             .finish_non_exhaustive()
     }
@@ -168,16 +170,24 @@ impl KeyManager {
         entropy: Arc<dyn Entropy>,
     ) -> Self {
         let lanes = Lanes::default();
+        let time = Arc::new(Timekeeper::new(clock, CheckedTime::ALLOWANCE));
         Self {
             store,
             policies,
             peppers,
-            clock,
+            time,
             entropy,
             landed: None,
             used: None,
             lanes,
         }
+    }
+
+    /// Shares the time with the verifiers of this process.
+    #[must_use]
+    pub(crate) fn with_time(mut self, time: Arc<Timekeeper>) -> Self {
+        self.time = time;
+        self
     }
 
     /// Tells `listener` of every batch that lands, before the calls that made it return.
@@ -228,7 +238,7 @@ impl KeyManager {
     ///
     /// [`EntropyError`] if there is no randomness.
     pub fn command_id(&self) -> Result<CommandId, EntropyError> {
-        let id = KeyMaterial::draw(self.clock.now(), |out| self.entropy.fill(out))?.id();
+        let id = KeyMaterial::draw(self.time.now(), |out| self.entropy.fill(out))?.id();
         CommandId::new(id.to_string()).map_err(|_| EntropyError)
     }
 
@@ -237,7 +247,7 @@ impl KeyManager {
     }
 
     fn draw(&self, count: usize) -> Result<Vec<KeyMaterial>, EntropyError> {
-        let now = self.clock.now();
+        let now = self.time.now();
         let draw = |_| KeyMaterial::draw(now, |out| self.entropy.fill(out));
         (0..count).map(draw).collect()
     }
@@ -249,6 +259,6 @@ impl KeyManager {
     }
 
     pub(crate) fn now(&self) -> Timestamp {
-        self.clock.now()
+        self.time.now()
     }
 }

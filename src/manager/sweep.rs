@@ -244,7 +244,7 @@ impl KeyManager {
         let limit = NonZeroUsize::new(SWEEP_MAX)?;
         let all = KeyQuery {
             limit,
-            ..KeyQuery::tenant(request.tenant.clone(), self.now())
+            ..KeyQuery::tenant(request.tenant.clone(), self.time.check().earliest())
         };
         match &request.command {
             Command::CloseTenant { .. } => Some(all.live()),
@@ -287,7 +287,7 @@ impl KeyManager {
         let tenant = request.tenant.clone();
         let mut query = KeyQuery {
             below: true,
-            ..KeyQuery::tenant(tenant, self.now()).live()
+            ..KeyQuery::tenant(tenant, self.time.check().earliest()).live()
         };
         if let Command::RemoveOwner { owner, .. }
         | Command::ChangeOwnerRole { owner, .. }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::core::policy::Propagation;
 use crate::core::text::NodeLabel;
+use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::store::{Epoch, NodeId, NodeReport};
 
@@ -148,9 +149,26 @@ impl Found {
     }
 }
 
-/// Which beat of each node an observer has seen, and since when.
+/// By how much what a node says of its clock may be late: less than clocks are allowed to differ.
+const LATE: Duration = Duration::from_secs(90);
+
+/// What an observer has seen of each node.
 #[derive(Debug, Default)]
-pub(crate) struct Sightings(BTreeMap<NodeId, (u64, Duration)>);
+pub(crate) struct Sightings {
+    nodes: BTreeMap<NodeId, Sighting>,
+    /// When the registry was asked last.
+    asked: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sighting {
+    /// Its latest beat, and since when that has been seen.
+    beat: u64,
+    since: Duration,
+    /// What its clock said when the beat was seen to have moved on, and when that was: a node that was
+    /// never seen to do so may be gone for long.
+    clock: Option<(Timestamp, Duration)>,
+}
 
 impl Sightings {
     /// Takes note of what the registry told when it was asked at `asked` and had answered at
@@ -161,18 +179,42 @@ impl Sightings {
         reports: Vec<NodeReport>,
         (asked, answered): (Duration, Duration),
     ) -> Vec<Found> {
-        let before = std::mem::take(&mut self.0);
+        let before = std::mem::take(&mut self.nodes);
+        let last = self.asked.replace(asked);
+        // A report is as late as the time since the last question, at most.
+        let soon = last.is_some_and(|last| answered.saturating_sub(last) <= LATE);
         let find = |report: NodeReport| {
-            let known = before.get(&report.node).copied();
-            let known = known.filter(|(beat, _)| *beat == report.beat);
-            let (_, since) = *self
-                .0
-                .entry(report.node)
-                .or_insert(known.unwrap_or((report.beat, answered)));
+            let (beat, clock) = (report.beat, report.clock);
+            let news = |moved: bool| Sighting {
+                beat,
+                since: answered,
+                clock: (moved && soon).then_some((clock, answered)),
+            };
+            let sighting = match before.get(&report.node) {
+                Some(known) if known.beat == beat => *known,
+                known => news(known.is_some()),
+            };
+            let since = self.nodes.entry(report.node).or_insert(sighting).since;
             let silent = asked.saturating_sub(since);
             Found { report, silent }
         };
         reports.into_iter().map(find).collect()
+    }
+
+    /// What the clocks of other nodes said that were seen to be alive within `lapse` of `now`, each with
+    /// the observer's monotonic clock then.
+    pub(crate) fn clocks(
+        &self,
+        own: Option<NodeId>,
+        now: Duration,
+        lapse: Duration,
+    ) -> impl Iterator<Item = (Timestamp, Duration)> {
+        let others = self
+            .nodes
+            .iter()
+            .filter(move |(node, _)| Some(**node) != own);
+        let clocks = others.filter_map(|(_, sighting)| sighting.clock);
+        clocks.filter(move |(_, at)| now.saturating_sub(*at) <= lapse)
     }
 }
 
@@ -276,6 +318,7 @@ mod tests {
                 tag: CommitTag(revision.into()),
             }),
             lease: Duration::from_secs(70),
+            clock: Timestamp::UNIX_EPOCH,
             beat: 1,
         }
     }
@@ -386,6 +429,49 @@ mod tests {
             assert!(asked.is_complete());
             assert_eq!(asked.applied().count(), 1);
         }
+    }
+
+    #[test]
+    fn only_the_clock_of_a_node_that_was_seen_to_report_again_counts() {
+        let at = Duration::from_secs;
+        let said = |second| Timestamp::from_unix_seconds(second).unwrap();
+        let mut sightings = Sightings::default();
+        let see = |sightings: &mut Sightings, beat, clock, answered| {
+            let report = NodeReport {
+                beat,
+                clock: said(clock),
+                ..report(EPOCH, 4)
+            };
+            sightings.see(vec![report], (at(answered), at(answered)));
+        };
+        let clocks = |sightings: &Sightings, own, now| {
+            let clocks = sightings.clocks(own, at(now), at(180));
+            clocks.collect::<Vec<_>>()
+        };
+        see(&mut sightings, 1, 1_000, 10);
+        assert_eq!(clocks(&sightings, None, 10), [], "it may be gone for long");
+        see(&mut sightings, 1, 1_000, 70);
+        assert_eq!(clocks(&sightings, None, 70), []);
+        see(&mut sightings, 2, 1_120, 130);
+        let counts = [(said(1_120), at(130))];
+        assert_eq!(clocks(&sightings, None, 130), counts);
+        see(&mut sightings, 2, 1_120, 310);
+        assert_eq!(
+            clocks(&sightings, None, 310),
+            counts,
+            "silent for as long as it may be"
+        );
+        assert_eq!(clocks(&sightings, None, 311), [], "silent for longer");
+        see(&mut sightings, 3, 1_300, 401);
+        assert_eq!(
+            clocks(&sightings, None, 401),
+            [],
+            "it may be as late as the question"
+        );
+        let node = Some(NodeId::from_u128(1));
+        see(&mut sightings, 4, 1_390, 491);
+        assert_eq!(clocks(&sightings, None, 491).len(), 1);
+        assert_eq!(clocks(&sightings, node, 491), [], "the own node");
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub(crate) use self::index::{
 };
 use self::registration::{Registration, Standing};
 use crate::clock::{Clock, Reading};
+use crate::core::checked_time::CheckedTime;
 use crate::core::id::KeyId;
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
@@ -36,6 +37,7 @@ use crate::store::{
     Change, ChangesError, CommitTag, Cursor, Epoch, KeyStore, Learnt, ScanPage, StoreError,
     StoreErrorKind, Versioned,
 };
+use crate::timekeeper::Timekeeper;
 
 /// How many rows a page of feed or scan asks for. A judgement: a megabyte or so.
 const PAGE: NonZeroUsize = NonZeroUsize::new(4096).expect("4096 is not zero");
@@ -49,7 +51,7 @@ const NEVER: u64 = 0;
 #[derive(Debug)]
 pub struct Replica {
     store: Arc<dyn KeyStore>,
-    clock: Arc<dyn Clock>,
+    clock: Arc<Timekeeper>,
     view: ArcSwap<View>,
     /// Counts the views, so that whoever keeps one knows when there is a newer one.
     version: AtomicU64,
@@ -93,9 +95,10 @@ struct Progress {
 impl Replica {
     /// A replica of `store` that knows nothing yet; see [`sync`](Self::sync).
     pub fn new(store: Arc<dyn KeyStore>, clock: Arc<dyn Clock>) -> Self {
+        let time = Timekeeper::new(clock, CheckedTime::ALLOWANCE);
         Self {
             store,
-            clock,
+            clock: Arc::new(time),
             view: ArcSwap::from_pointee(View::of(Arc::default())),
             version: AtomicU64::new(0),
             replaced: Mutex::default(),
@@ -108,6 +111,17 @@ impl Replica {
             registration: None,
             answers: AtomicU64::new(0),
         }
+    }
+
+    /// Reads the time from `time`.
+    #[must_use]
+    pub(crate) fn with_time(mut self, time: Arc<Timekeeper>) -> Self {
+        self.clock = time;
+        self
+    }
+
+    pub(crate) const fn time(&self) -> &Arc<Timekeeper> {
+        &self.clock
     }
 
     /// Catches up with every commit that returned before this call began, and confirms that it did.
@@ -259,9 +273,14 @@ impl Replica {
         self.view().1.used_of(keys)
     }
 
-    /// The latest instant for which any commit was decided, as far as is known here.
-    pub(crate) fn newest(&self) -> Timestamp {
-        self.view.load().index().newest()
+    /// The tenants whose newest commit lies further in the future than clocks may differ, each with its
+    /// instant, as far as is known here. A clock was wrong when it was decided, or this process's clock is
+    /// behind.
+    #[must_use]
+    pub fn tenants_ahead(&self) -> Vec<(TenantId, Timestamp)> {
+        let time = self.clock.check();
+        let allowed = time.best().saturating_add(time.allowance);
+        self.view.load().index().later(allowed)
     }
 
     /// Confirms at once, if the store lives in this process; tells whether it did.
@@ -280,11 +299,8 @@ impl Replica {
                     }
                     progress.cursor = Some(changes.upto);
                     progress.saw(changes.head);
-                    let index = self.apply(changes.changes);
-                    changes
-                        .newest
-                        .into_iter()
-                        .for_each(|newest| index.saw(newest));
+                    self.clock.saw_server(changes.server_time);
+                    self.apply(changes.changes);
                     if done {
                         // Good for this one use even where it cannot be kept.
                         self.confirm(&progress, sent);
@@ -322,12 +338,7 @@ impl Replica {
     /// landed. In another history than the one that is followed nothing is fresh any more: revisions of
     /// two histories say nothing about each other.
     pub(crate) fn apply_landed(&self, learnt: &Learnt) {
-        let Learnt {
-            epoch,
-            changes,
-            decided_at,
-        } = learnt;
-        let decided_at = *decided_at;
+        let Learnt { epoch, changes } = learnt;
         let mut progress = self.progress();
         progress.landed = Some(*epoch);
         if progress.cursor.is_some_and(|own| own.epoch != *epoch) {
@@ -338,13 +349,12 @@ impl Replica {
             return;
         }
         if let Some(building) = progress.building.clone() {
-            building.saw(decided_at);
             match &mut progress.meanwhile {
                 Some(meanwhile) => meanwhile.extend(changes.iter().cloned()),
                 None => building.apply(changes.iter().cloned()),
             }
         }
-        self.apply(changes.iter().cloned()).saw(decided_at);
+        self.apply(changes.iter().cloned());
     }
 
     /// Takes over one key that was read through the store, unless it belongs to another history;
@@ -381,7 +391,7 @@ impl Replica {
                 one_writer.saw(page.head);
                 index.apply(page.changes);
                 self.note_imports(index);
-                page.newest.into_iter().for_each(|newest| index.saw(newest));
+                self.clock.saw_server(page.server_time);
             }
             let moved = page.upto.revision > cursor.revision;
             cursor = page.upto;
@@ -433,7 +443,6 @@ impl Replica {
             one_writer.saw(page.head);
             index.apply(page.rows);
             self.note_imports(index);
-            page.newest.into_iter().for_each(|newest| index.saw(newest));
             Ok(())
         };
         self.store.scan_all(PAGE, &mut take).await?;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::confirmations::{self, Awaited, Confirmations, Found, Observer, Sightings, judge};
 use super::{NEVER, Progress, Replica, is_by};
-use crate::clock::Reading;
+use crate::clock::{Clock, Reading};
 use crate::core::policy::Propagation;
 use crate::core::text::NodeLabel;
 use crate::core::time::Timestamp;
@@ -24,8 +24,11 @@ const SLACK: Duration = Duration::from_secs(60);
 /// How often a node reports though nothing has changed. A judgement: five reports may be lost.
 const BEAT_EVERY: Duration = Duration::from_secs(10);
 
-/// How often a node looks for entries of others that can be removed.
-const LOOK_EVERY: Duration = Duration::from_secs(60 * 60);
+/// How often a node reads what others report: what their clocks say, and which entries can be removed.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// For how long a node that was seen to report has a say about the time.
+const CLOCK_LAPSES: Duration = Duration::from_secs(3 * 60);
 
 /// How often a report is repeated at once, because its id is taken or what it says has changed.
 const MAX_ATTEMPTS: usize = 4;
@@ -42,7 +45,7 @@ pub(super) struct Registration {
 #[derive(Debug, Default)]
 struct Seen {
     sightings: Sightings,
-    looked: Option<Duration>,
+    looked: Option<Reading>,
 }
 
 /// How a node stands with its registry.
@@ -190,7 +193,7 @@ impl Replica {
         {
             tracing::warn!(%error, "cannot report what was applied");
         }
-        if registration.is_look_due(now.monotonic)
+        if registration.is_look_due(now)
             && let Err(error) = self.look(registration).await
         {
             tracing::debug!(%error, "cannot look after the registry");
@@ -232,6 +235,7 @@ impl Replica {
     fn next_report(&self, registration: &Registration, node: NodeId) -> Option<(NodeReport, u64)> {
         let mut progress = self.progress();
         let applied = progress.cursor;
+        let clock = self.clock.now();
         let standing = progress.standing.as_mut()?;
         standing.beat += 1;
         let report = NodeReport {
@@ -239,6 +243,7 @@ impl Replica {
             label: registration.label.clone(),
             applied,
             lease: standing.bound.saturating_add(SLACK),
+            clock,
             beat: standing.beat,
         };
         Some((report, standing.term))
@@ -246,16 +251,21 @@ impl Replica {
 
     /// Reads the registry, and removes entries of nodes that were silent for long.
     async fn look(&self, registration: &Registration) -> Result<Vec<Found>, StoreError> {
-        let asked = self.clock.monotonic();
+        let began = Reading::of(&*self.clock);
+        let asked = began.monotonic;
         let reports = registration.registry.nodes().await;
         self.heard();
         let reports = reports?;
         let answered = self.clock.monotonic();
-        let found = {
+        let own = self.node();
+        let (found, clocks) = {
             let mut seen = registration.seen();
-            seen.looked = Some(asked);
-            seen.sightings.see(reports, (asked, answered))
+            seen.looked = Some(began);
+            let found = seen.sightings.see(reports, (asked, answered));
+            let clocks = seen.sightings.clocks(own, answered, CLOCK_LAPSES);
+            (found, clocks.collect::<Vec<_>>())
         };
+        self.clock.saw_nodes(clocks);
         for gone in found.iter().filter(|found| found.is_gone()) {
             let NodeReport { node, beat, .. } = gone.report;
             match registration.registry.forget(node, beat).await {
@@ -333,9 +343,11 @@ impl Progress {
 }
 
 impl Registration {
-    fn is_look_due(&self, now: Duration) -> bool {
+    /// Whether others are to be looked at. A step of the wall clock counts as time that passed: it is held
+    /// against their clocks at once.
+    fn is_look_due(&self, now: Reading) -> bool {
         let looked = self.seen().looked;
-        looked.is_none_or(|looked| now.saturating_sub(looked) >= LOOK_EVERY)
+        looked.is_none_or(|looked| now.since(looked) >= LOOK_EVERY)
     }
 
     fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {

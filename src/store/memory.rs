@@ -60,7 +60,6 @@ impl Default for Shared {
 #[derive(Debug, Default)]
 struct State {
     head: Cursor,
-    newest: Option<Timestamp>,
     /// Changes at or below this revision may be incomplete: tombstones were dropped.
     floor: Revision,
     tags: BTreeMap<Revision, CommitTag>,
@@ -192,7 +191,8 @@ impl State {
         self.head = commit.cursor(self.head.epoch, revision);
         self.tags.insert(revision, commit.tag);
         self.digests.extend(commit.imported());
-        self.newest = self.newest.max(Some(commit.decided_at));
+        let known = self.tenants.get(&commit.tenant);
+        let decided_at = commit.newest_after(known.and_then(|tenant| tenant.decided_at));
         for row in commit.rows() {
             let key = row.key();
             if let Some(before) = self.rows.insert(key.clone(), Change { revision, row }) {
@@ -206,12 +206,12 @@ impl State {
             expected: _,
             guards: _,
             tag: _,
-            decided_at,
+            decided_at: _,
             effects,
         } = commit;
         let tenant = self.tenants.entry(tenant).or_default();
         tenant.revision = revision;
-        tenant.decided_at = tenant.decided_at.max(Some(decided_at));
+        tenant.decided_at = Some(decided_at);
         for record in &effects.puts {
             tenant.keys.insert(record.id);
         }
@@ -259,7 +259,7 @@ impl State {
                     changes,
                     upto,
                     head: self.head,
-                    newest: self.newest,
+                    server_time: None,
                 });
             }
             changes.extend(keys.iter().filter_map(|key| self.rows.get(key)).cloned());
@@ -268,7 +268,7 @@ impl State {
             changes,
             upto: self.head,
             head: self.head,
-            newest: self.newest,
+            server_time: None,
         })
     }
 }
@@ -325,7 +325,6 @@ impl KeyStore for MemoryStore {
         let next = later.next().and(rows.last()).map(|change| change.row.key());
         Ok(ScanPage {
             head: state.head,
-            newest: state.newest,
             rows,
             next,
         })

@@ -44,6 +44,7 @@ use crate::core::record::KeyRecord;
 use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
+use crate::core::view::repairs_time;
 pub use crate::core::view::{Effects, Epoch, Guard, Revision, RowKey, Select, TenantView};
 pub use crate::core::wire::DecodeError;
 
@@ -118,6 +119,16 @@ impl Row {
             Self::Corrupt(row) => row.clone(),
         }
     }
+
+    /// Returns the tenant whose row it is and the instant for which it was written, if it holds one.
+    pub(crate) fn written_at(&self) -> Option<(&TenantId, Timestamp)> {
+        match self {
+            Self::Tenant(row) => Some((&row.tenant, row.updated.at)),
+            Self::Owner(row) => Some((&row.tenant, row.updated.at)),
+            Self::Key(row) => Some((&row.tenant, row.updated.at)),
+            Self::Removed { .. } | Self::Corrupt(_) => None,
+        }
+    }
 }
 
 impl Commit {
@@ -176,6 +187,16 @@ impl Commit {
         of_puts.chain(self.effects.digests.iter().copied())
     }
 
+    /// Returns the newest instant of a tenant after this commit, of which it was `before`. It goes back in
+    /// a commit alone that repairs the tenant's time.
+    #[must_use]
+    pub fn newest_after(&self, before: Option<Timestamp>) -> Timestamp {
+        match before {
+            Some(before) if !repairs_time(&self.effects.audit) => before.max(self.decided_at),
+            _ => self.decided_at,
+        }
+    }
+
     /// The rows that the commit writes, tombstones included.
     pub fn rows(&self) -> impl Iterator<Item = Row> + '_ {
         let Effects {
@@ -218,8 +239,6 @@ pub struct Learnt {
     /// The rows that the commit was decided on, then those that it wrote, each with the commit that wrote
     /// it.
     pub changes: Vec<Change>,
-    /// The instant for which it was decided.
-    pub decided_at: Timestamp,
 }
 
 /// A page of the feed: one linearizable snapshot.
@@ -232,8 +251,8 @@ pub struct Changes {
     pub upto: Cursor,
     /// Where the store stands.
     pub head: Cursor,
-    /// The latest instant for which any commit was decided.
-    pub newest: Option<Timestamp>,
+    /// The time by the store's server when this was read; `None` where there is none.
+    pub server_time: Option<Timestamp>,
 }
 
 /// A page of a scan.
@@ -241,8 +260,6 @@ pub struct Changes {
 pub struct ScanPage {
     /// Where the store stood before the rows were read.
     pub head: Cursor,
-    /// The latest instant for which any commit was decided until then.
-    pub newest: Option<Timestamp>,
     /// Rows in the order of [`RowKey`].
     pub rows: Vec<Change>,
     /// The row after which the next page goes on; `None` if this is the last one.

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 
 use super::{Cursor, StoreError};
 use crate::core::text::NodeLabel;
+use crate::core::time::Timestamp;
 
 /// A process that verifies keys, from its start to its end: random, so that a restarted one is
 /// another.
@@ -57,6 +58,8 @@ pub struct NodeReport {
     /// For how long after it sent this it may go on accepting keys without another report. Kept to
     /// the microsecond.
     pub lease: Duration,
+    /// The node's own time when it sent this.
+    pub clock: Timestamp,
     /// Grows with every report of the node; at most `i64::MAX`.
     pub beat: u64,
 }

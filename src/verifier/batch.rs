@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arc_swap::Guard;
 
 use super::{Confirmation, Grant, Verifier, see};
+use crate::clock::Clock;
 use crate::core::need::Need;
 use crate::core::rejection::Rejection;
 use crate::core::token;

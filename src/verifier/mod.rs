@@ -27,6 +27,7 @@ pub(crate) use self::upkeep::Chore;
 use self::upkeep::Upkeep;
 use crate::clock::{Clock, Reading};
 use crate::core::check;
+use crate::core::checked_time::{Ending, judge_end};
 use crate::core::id::KeyId;
 use crate::core::need::Need;
 use crate::core::pepper::{Pepper, PepperRing};
@@ -34,11 +35,12 @@ use crate::core::policy::{LivePolicies, Policies, Policy};
 use crate::core::record::Visibility;
 use crate::core::rejection::Rejection;
 use crate::core::secret::Digest;
-use crate::core::subject::{Shape, Subject};
+use crate::core::subject::{Course, Shape, Subject, Whose};
 use crate::core::time::Timestamp;
 use crate::core::token::{self, Token, TokenError};
 use crate::replica::{Answer, Facts, Half, Hit, Kept, Parts, Replica, Sought, View};
 use crate::store::KeyStore;
+use crate::timekeeper::Timekeeper;
 
 /// Verifies presented keys against a replica.
 ///
@@ -48,7 +50,7 @@ pub struct Verifier {
     store: Arc<dyn KeyStore>,
     policies: Arc<LivePolicies>,
     peppers: Arc<PepperRing>,
-    clock: Arc<dyn Clock>,
+    clock: Arc<Timekeeper>,
     pinned: ArcSwap<Pinned>,
     upkeep: Upkeep,
     flights: Flights,
@@ -116,14 +118,14 @@ enum Confirmation {
 }
 
 impl Verifier {
-    /// A verifier that reads `replica`, and `store` where it is told to.
+    /// A verifier that reads `replica` and its clock, and `store` where it is told to.
     pub fn new(
         replica: Arc<Replica>,
         store: Arc<dyn KeyStore>,
         policies: Arc<LivePolicies>,
         peppers: Arc<PepperRing>,
-        clock: Arc<dyn Clock>,
     ) -> Self {
+        let clock = replica.time().clone();
         let pinned = ArcSwap::from_pointee(Pinned::of(&replica, &policies));
         Self {
             replica,
@@ -309,16 +311,24 @@ impl Verifier {
             under_older,
         } = seen;
         let policy = pinned.policies.of_whose(|| &facts.holder.get().tenant);
-        let now = reading.wall.max(view.index().newest());
+        let now = self.clock.judged(reading);
+        let newest = view.index().newest();
         check_fresh(policy, facts.shape, confirmed, reading)?;
         let Some(hit) = hit else {
             return Err(self.wrong_secret(view, token, &facts));
         };
-        let course = match view.course(&hit, &facts, now) {
+        let course = match view.course(&hit, &facts, now.max(newest)) {
             Kept::Known(course) => course,
             Kept::Removed => return Err(Rejection::Unknown),
             Kept::Corrupt => return Err(Rejection::Corrupt { key: hit.id }),
         };
+        let mut judged = Ok(now);
+        if course
+            .expires_at
+            .is_some_and(|end| now < end && end <= newest)
+        {
+            judged = self.judge_end(view, (hit.id, &course), &facts.holder, (now, reading));
+        }
         let subject = Subject {
             id: hit.id,
             whose: &facts.holder,
@@ -342,8 +352,9 @@ impl Verifier {
             policy,
             standing,
             need,
-            now,
+            *judged.as_ref().unwrap_or(&now),
         )?;
+        judged?;
         if let (true, Some(token)) = (under_older, token) {
             self.notice_pepper(token, subject);
         }
@@ -360,6 +371,29 @@ impl Verifier {
             address: need.address(),
             reached,
         })
+    }
+
+    /// Judges a key that ends between the time and the newest commit of the store: some tenant claims that
+    /// its end has come. Returns the instant at which the key is to be judged.
+    #[cold]
+    fn judge_end(
+        &self,
+        view: &View,
+        (key, course): (KeyId, &Course),
+        holder: &dyn Whose,
+        (now, reading): (Timestamp, Reading),
+    ) -> Result<Timestamp, Rejection> {
+        let (time, end) = (&self.clock, course.expires_at.unwrap_or(now));
+        let floor = view.index().floor(&holder.holder().tenant);
+        let confirmed = time.confirms(now, reading.monotonic);
+        match judge_end(end, now, floor, confirmed, time.allowance()) {
+            Ending::Alive => Ok(now),
+            Ending::Ended => Ok(end),
+            Ending::Unsure => {
+                let floor = floor.unwrap_or(end);
+                Err(Rejection::ClockUnsure { key, now, floor })
+            }
+        }
     }
 
     /// Looks a token's key up by its id, and compares its secret. Tells whether it was digested under

@@ -98,6 +98,7 @@ pub(crate) fn fill(store: &SqliteStore) -> Filled {
         applied: None,
         lease: Duration::from_secs(2 * 60 * 60),
         beat: 1,
+        clock: keyward::Timestamp::UNIX_EPOCH,
     };
     wait(store.report(node)).unwrap();
     Filled {

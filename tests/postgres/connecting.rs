@@ -191,6 +191,7 @@ fn commits_go_on_where_readers_hold_all_connections() {
             applied: None,
             lease: long,
             beat,
+            clock: keyward::Timestamp::UNIX_EPOCH,
         })
     };
     wait(report(1)).unwrap();

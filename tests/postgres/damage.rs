@@ -154,6 +154,7 @@ fn a_damaged_report_is_told_and_heals_with_the_next_one() {
             applied: None,
             lease: std::time::Duration::from_secs(10),
             beat,
+            clock: keyward::Timestamp::UNIX_EPOCH,
         };
         assert!(wait(store.report(report(1))).unwrap());
         place.run(&format!("UPDATE $s.nodes SET {change}"));

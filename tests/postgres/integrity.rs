@@ -100,6 +100,7 @@ fn what_is_broken_is_named_once_and_alone() {
             applied: None,
             lease: std::time::Duration::from_secs(10),
             beat: 1,
+            clock: keyward::Timestamp::UNIX_EPOCH,
         };
         wait(place.connect().report(node)).unwrap();
         assert!(report(&place).is_sound(), "{:?}", report(&place));

@@ -237,6 +237,7 @@ fn do_everything(place: &Place) {
         lease: Duration::from_secs(1),
         label: None,
         applied: None,
+        clock: keyward::Timestamp::UNIX_EPOCH,
     };
     for beat in [1, 2] {
         assert!(wait(store.report(report(beat))).unwrap());

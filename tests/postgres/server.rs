@@ -371,6 +371,8 @@ impl Place {
         PostgresStore::options(&self.url)
             .schema(&self.schema)
             .max_connections(4.try_into().unwrap())
+            // Most tests move a clock of their own.
+            .server_clock(false)
     }
 
     pub(crate) fn connect(&self) -> PostgresStore {

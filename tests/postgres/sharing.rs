@@ -14,7 +14,9 @@ use keyward::store::postgres::ConnectError;
 use keyward::store::{
     ChangesError, CommitError, Cursor, KeyQuery, KeyStore, NodeRegistry, Revision, StoreErrorKind,
 };
-use keyward::{Denied, Error, Keyward, ManualClock, Need, Reason, Rejection, Role};
+use keyward::{
+    Clock, Denied, Error, Keyward, ManualClock, Need, Reason, Rejection, Role, SystemClock, days,
+};
 
 use crate::pairs;
 use crate::raw::{ALL, beginning, next, removed_since, write};
@@ -65,6 +67,51 @@ fn first_uses_are_not_lost() {
     let policy = Policy::new(capped(5)).unwrap();
     let [a, b] = [0, 1].map(|_| node(place.connect(), &clock, policy.clone()));
     pairs::first_uses_are_not_lost(&a, &b, &clock);
+}
+
+/// A node of its own clock, and whoever starts on the database later with the right one.
+fn on_two_clocks(
+    check: impl Fn((&Keyward, &ManualClock), (&Keyward, &ManualClock), &dyn Fn() -> Keyward),
+) {
+    let place = Place::new();
+    let policy = Policy::new(capped(9)).unwrap();
+    let clocks = [0, 1].map(|_| Arc::new(ManualClock::at(at(START))));
+    let [a, b] = clocks
+        .each_ref()
+        .map(|clock| node(place.connect(), clock, policy.clone()));
+    let again = || node(place.connect(), &clocks[0], policy.clone());
+    check((&a, &clocks[0]), (&b, &clocks[1]), &again);
+}
+
+#[test]
+fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone() {
+    on_two_clocks(|a, b, again| {
+        pairs::a_clock_ten_years_ahead_decides_for_its_own_tenant_alone(a, b, again);
+    });
+}
+
+#[test]
+fn the_time_of_a_tenant_is_repaired() {
+    on_two_clocks(|a, b, again| pairs::the_time_of_a_tenant_is_repaired(a, b, again));
+}
+
+/// The server's clock comes with every load and every poll.
+#[test]
+fn the_servers_clock_contradicts_one_that_is_ten_years_ahead() {
+    let place = Place::new();
+    let open = || open(place.options().server_clock(true)).unwrap();
+    let right = Arc::new(ManualClock::at(SystemClock.now()));
+    let policy = Policy::new(capped(5)).unwrap();
+    let keys = node(open(), &right, policy.clone());
+    let key = wait(keys.create(&admin(), reader("key").expires_in(days(90)))).unwrap();
+    right.set_wall(right.now().saturating_add(days(3650)));
+    let created = wait(keys.create(&admin(), reader("another")));
+    assert!(matches!(denied(created), Denied::ClockRefused { .. }));
+    wait(keys.sync()).unwrap();
+    keys.verify(key.secret.expose(), &reading()).unwrap();
+    let started = node(open(), &right, policy);
+    started.verify(key.secret.expose(), &reading()).unwrap();
+    wait(started.revoke(&admin(), key.id, Reason::Lost)).unwrap();
 }
 
 /// Creates a key, as often as others get in the way. Tells whether it was created.

@@ -61,6 +61,7 @@ pub fn options() -> PostgresOptions {
     PostgresStore::options(text("CHILD_PATH"))
         .schema(text("CHILD_SCHEMA"))
         .max_connections(4.try_into().unwrap())
+        .server_clock(false)
 }
 
 fn service(store: PostgresStore) -> Keyward {

@@ -69,6 +69,7 @@ impl Ground {
         PostgresStore::options(self.proxy.url())
             .schema(&self.place.schema)
             .max_connections(1.try_into().unwrap())
+            .server_clock(false)
     }
 
     /// Whether the tenant has been committed to, once nobody is in the middle of it.

@@ -19,6 +19,7 @@ fn report(n: u128, beat: u64) -> NodeReport {
         applied: Some(keyward::store::Cursor::default()),
         lease: Duration::from_secs(70),
         beat,
+        clock: keyward::Timestamp::UNIX_EPOCH,
     }
 }
 

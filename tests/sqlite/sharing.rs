@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyward::store::{KeyStore, SqliteStore, StoreErrorKind};
-use keyward::{Denied, Need, Reason, Rejection};
+use keyward::{Denied, Keyward, ManualClock, Need, Reason, Rejection};
 
 use crate::support::*;
-use crate::{Desk, checkpoint, pairs, sql};
+use crate::{Desk, checkpoint, pairs, policy, sql};
 
 #[test]
 fn a_commit_of_another_instance_wakes_who_waits_and_is_honoured() {
@@ -40,6 +40,28 @@ fn a_key_works_on_the_process_that_created_it() {
 fn first_uses_are_not_lost() {
     let desk = Desk::new();
     pairs::first_uses_are_not_lost(&desk.keys(), &desk.keys(), &desk.clock);
+}
+
+/// A process of its own clock, and whoever starts on the file later with the right one.
+fn on_two_clocks(
+    check: impl Fn((&Keyward, &ManualClock), (&Keyward, &ManualClock), &dyn Fn() -> Keyward),
+) {
+    let desk = Desk::new();
+    let wrong = Arc::new(ManualClock::at(at(START)));
+    let (a, b) = (desk.keys(), node(desk.store(), &wrong, policy()));
+    check((&a, &desk.clock), (&b, &wrong), &|| desk.keys());
+}
+
+#[test]
+fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone() {
+    on_two_clocks(|a, b, again| {
+        pairs::a_clock_ten_years_ahead_decides_for_its_own_tenant_alone(a, b, again);
+    });
+}
+
+#[test]
+fn the_time_of_a_tenant_is_repaired() {
+    on_two_clocks(|a, b, again| pairs::the_time_of_a_tenant_is_repaired(a, b, again));
 }
 
 /// A file that took the place of the one that is followed: revisions of two histories say nothing about

@@ -1,6 +1,10 @@
 //! What two nodes owe each other, whatever store they share.
+#![allow(dead_code, reason = "each test uses some of it")]
 
-use keyward::{Keyward, ManualClock, Need, Reason, Replacement, RotationReason, hours};
+use keyward::{
+    Clock, Denied, Keyward, ManualClock, Need, Reason, Rejection, Replacement, Role,
+    RotationReason, days, hours,
+};
 
 use crate::support::*;
 
@@ -42,4 +46,110 @@ pub(crate) fn first_uses_are_not_lost(a: &Keyward, b: &Keyward, clock: &ManualCl
     b.verify(new.secret.expose(), &Need::any()).unwrap();
     wait(b.leave()).unwrap();
     assert_eq!(end_of(old.id), Some(now().saturating_add(hours(1))));
+}
+
+/// A node with its clock.
+type Node<'a> = (&'a Keyward, &'a ManualClock);
+
+const YEARS: std::time::Duration = std::time::Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
+/// A machine whose clock is ten years ahead commits once, in a tenant of its own. `again` starts the node
+/// with the right clock anew.
+pub(crate) fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone(
+    (a, right): Node<'_>,
+    (b, wrong): Node<'_>,
+    again: &dyn Fn() -> Keyward,
+) {
+    let globex = || actor("globex", "gina", Role::ADMIN);
+    let ninety_days = |name| reader(name).expires_in(days(90));
+    let create = |keys: &Keyward, by: &keyward::Actor, key| wait(keys.create(by, key)).unwrap();
+    let old = create(a, &admin(), ninety_days("old"));
+    let compromised = create(a, &admin(), ninety_days("compromised"));
+    let theirs = create(a, &globex(), ninety_days("theirs"));
+    let lasting = create(a, &globex(), reader("lasting").never_expires());
+    wait(b.sync()).unwrap();
+    wrong.set_wall(wrong.now().saturating_add(YEARS));
+    create(b, &globex(), reader("from the future"));
+    wait(a.sync()).unwrap();
+
+    let restarted = again();
+    for keys in [a, &restarted] {
+        let verify = |key: &keyward::Created| keys.verify(key.secret.expose(), &reading());
+        verify(&old).unwrap();
+        let new = create(keys, &admin(), ninety_days("new"));
+        assert_eq!(new.expires_at, Some(right.now().saturating_add(days(90))));
+        // Its own tenant: no other clock tells which of the two is wrong.
+        let unsure = verify(&theirs).unwrap_err();
+        assert!(matches!(unsure, Rejection::ClockUnsure { .. }), "{unsure}");
+        verify(&lasting).unwrap();
+        let created = denied(wait(keys.create(&globex(), reader("new"))));
+        assert!(matches!(created, Denied::TenantAhead { .. }), "{created}");
+        let ahead: Vec<_> = keys
+            .tenants_ahead()
+            .into_iter()
+            .map(|(own, _)| own)
+            .collect();
+        assert_eq!(ahead, [tenant("globex")]);
+    }
+    let how = Replacement::grace(hours(1)).because(RotationReason::Compromise);
+    wait(a.rotate(&admin(), compromised.id, how)).unwrap();
+    right.advance(hours(1));
+    wait(a.sync()).unwrap();
+    let ended = a
+        .verify(compromised.secret.expose(), &reading())
+        .unwrap_err();
+    assert!(matches!(ended, Rejection::Expired { .. }), "{ended}");
+    // What narrows is never refused for time.
+    wait(a.revoke(&globex(), lasting.id, Reason::Lost)).unwrap();
+    let ended = a.verify(lasting.secret.expose(), &reading()).unwrap_err();
+    assert!(matches!(ended, Rejection::Revoked { .. }), "{ended}");
+}
+
+/// What a clock ten years ahead left behind is set back: for this node, for others, for those that start
+/// later.
+pub(crate) fn the_time_of_a_tenant_is_repaired(
+    (a, right): Node<'_>,
+    (b, wrong): Node<'_>,
+    again: &dyn Fn() -> Keyward,
+) {
+    let globex = || actor("globex", "gina", Role::ADMIN);
+    let create = |keys: &Keyward, key| wait(keys.create(&globex(), key)).unwrap();
+    let key = create(a, reader("key").expires_in(days(90)));
+    wait(b.sync()).unwrap();
+    wrong.set_wall(wrong.now().saturating_add(YEARS));
+    let future = create(b, reader("from the future"));
+    wait(a.sync()).unwrap();
+    let (place, host) = (tenant("globex"), || {
+        keyward::Actor::application(tenant("globex"))
+    });
+    let repaired = wait(a.repair_time(&host(), &place)).unwrap();
+    assert_eq!(repaired.set_back, Some((wrong.now(), right.now())));
+    wrong.set_wall(right.now());
+    wait(b.sync()).unwrap();
+    right.advance(std::time::Duration::from_secs(1));
+    let later = again();
+    for keys in [a, &later] {
+        keys.verify(key.secret.expose(), &reading()).unwrap();
+        let new = create(keys, reader("new").expires_in(days(90)));
+        assert_eq!(new.expires_at, Some(right.now().saturating_add(days(90))));
+        assert_eq!(keys.tenants_ahead(), []);
+        let again = wait(keys.repair_time(&host(), &place)).unwrap();
+        assert_eq!(again.set_back, None);
+    }
+    // The audit trail goes by its numbers, and says what was done.
+    let head = wait(a.verify_audit(&host(), &place, None)).unwrap();
+    assert!(head.sequence > 0);
+    // What was decided for instants to come is still there, to be looked at.
+    let future = wait(a.key(&host(), future.id)).unwrap();
+    assert_eq!(
+        future.created.at,
+        right
+            .now()
+            .saturating_add(YEARS)
+            .saturating_sub(std::time::Duration::from_secs(1))
+    );
+    right.advance(days(91));
+    wait(a.sync()).unwrap();
+    let ended = a.verify(key.secret.expose(), &reading()).unwrap_err();
+    assert!(matches!(ended, Rejection::Expired { .. }), "{ended}");
 }

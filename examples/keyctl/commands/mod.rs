@@ -7,9 +7,10 @@ mod issue;
 mod look;
 mod migrate;
 mod recover;
+mod time;
 mod upkeep;
 
-use crate::args::{Ask, Cli};
+use crate::args::{Ask, Cli, Time};
 use crate::desk::Desk;
 use crate::failure::{Answer, Failure, Kind};
 use crate::output::Output;
@@ -57,6 +58,7 @@ async fn about_keys(desk: &Desk, ask: Ask, output: &Output) -> Answer<()> {
         Ask::Delete(asked) => change::delete(desk, asked, output).await,
         Ask::Audit(asked) => audit::run(desk, &asked, output).await,
         Ask::Import(asked) => import::run(desk, &asked, output).await,
+        Ask::Time(Time::Repair(named)) => time::repair(desk, &named, output).await,
         Ask::Init(_)
         | Ask::Backup { .. }
         | Ask::Restore { .. }

@@ -1,8 +1,10 @@
 //! The store as a whole: set up, copied, looked over.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use keyward::store::Cursor;
+use keyward::{Replica, SystemClock};
 use serde_json::{Value, json};
 
 use super::issue;
@@ -89,11 +91,26 @@ pub(crate) async fn check(common: &Common, output: &Output) -> Answer<()> {
     drop(going_on);
     let report = report?;
     let (rows, audit, faults) = (report.rows, report.audit, report.faults);
+    let replica = Replica::new(store.keys(), Arc::new(SystemClock));
+    // What is damaged may not be read; that is told below.
+    let synced = replica.sync().await;
+    let ahead = synced.map_or_else(|_| Vec::new(), |()| replica.tenants_ahead());
     if output.json {
         let intact = faults.is_empty();
-        let told = json!({ "intact": intact, "rows": rows, "audit": audit, "faults": faults });
+        let ahead: Vec<_> = (ahead.iter())
+            .map(|(tenant, at)| json!({"tenant": tenant, "newest": at}))
+            .collect();
+        let told = json!({
+            "intact": intact, "rows": rows, "audit": audit, "faults": faults, "ahead": ahead,
+        });
         output.document(&told)?;
     } else {
+        for (tenant, at) in &ahead {
+            output.line(&format!(
+                "the newest commit of tenant {tenant} is of {at}, in the future: \
+                 keyctl time repair --tenant {tenant}"
+            ))?;
+        }
         output.line(&format!(
             "{rows} rows, {audit} audit entries, {} faults",
             faults.len()

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Violation;
-use super::fixtures::{Checked, Desk, at, brief, count, id, imported, key, owner, rows_of, text};
+use super::fixtures::{Checked, Desk, brief, count, id, imported, key, owner, rows_of, text};
 use crate::core::record::KeyRecord;
 use crate::core::tenant::TenantId;
 use crate::store::{
@@ -330,31 +330,6 @@ pub async fn cursors_carry_the_tag_of_their_commit<S: KeyStore>(
     }
     let head = desk.head().await?;
     desk.same("tag of the scan's head", head.tag, desk.truth.tag)
-}
-
-/// `newest` is the latest instant for which any commit was decided, of whichever tenant.
-pub async fn newest_is_the_latest_instant_decided<S: KeyStore>(
-    make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "newest_is_the_latest_instant_decided");
-    let first = desk.scan(None, 10).await?;
-    desk.same("newest of an empty store", first.newest, None)?;
-    let instants = [
-        ("acme", 500),
-        ("globex", 400),
-        ("acme", 600),
-        ("globex", 450),
-    ];
-    for (n, (path, instant)) in (1..).zip(instants) {
-        let batch = desk.batch(path).put(key(n)).decided_at(at(instant));
-        desk.land(batch).await?;
-        let page = desk.changes(first.head, 1).await?;
-        let what = format!("newest after a commit decided at {}", at(instant));
-        desk.same(&what, page.newest, desk.truth.newest)?;
-        let page = desk.scan(None, 1).await?;
-        desk.same(&format!("{what}, by scan"), page.newest, desk.truth.newest)?;
-    }
-    Ok(())
 }
 
 /// `changes_now`, where it answers, answers what `changes` answers.

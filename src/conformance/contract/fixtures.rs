@@ -201,6 +201,8 @@ impl Batch {
             provisioned: stamp(1),
             closed: None,
             sweeps: Vec::new(),
+            updated: stamp(1),
+            time_repair: None,
         });
         self.entry(Action::TenantProvisioned, None)
     }
@@ -284,7 +286,6 @@ pub(super) struct Truth {
     pub(super) revision: Revision,
     pub(super) tag: CommitTag,
     pub(super) tags: BTreeMap<Revision, CommitTag>,
-    pub(super) newest: Option<Timestamp>,
     tenants: BTreeMap<TenantId, Known>,
 }
 
@@ -293,13 +294,12 @@ impl Truth {
         self.revision = revision;
         self.tag = commit.tag;
         self.tags.insert(revision, commit.tag);
-        self.newest = self.newest.max(Some(commit.decided_at));
         for row in commit.rows() {
             self.rows.insert(row.key(), Change { revision, row });
         }
         let known = self.tenants.entry(commit.tenant.clone()).or_default();
         known.revision = revision;
-        known.decided_at = known.decided_at.max(Some(commit.decided_at));
+        known.decided_at = Some(commit.newest_after(known.decided_at));
         for entry in &commit.effects.audit {
             known.audit_head = entry.head();
             let entry = entry.clone();

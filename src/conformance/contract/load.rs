@@ -10,7 +10,7 @@ use crate::core::audit::{Action, AuditEntry};
 use crate::core::id::KeyId;
 use crate::core::record::{KeyRecord, KeyState, RotationReason, Succession};
 use crate::core::time::Timestamp;
-use crate::store::{Epoch, KeyStore, Revision, Row, RowKey, Select, TenantView};
+use crate::store::{KeyStore, Revision, Row, RowKey, Select, TenantView};
 
 /// A tenant that never had a commit is empty at revision zero, whatever is asked of it.
 pub async fn an_unknown_tenant_is_empty_at_revision_zero<S: KeyStore>(
@@ -24,12 +24,13 @@ pub async fn an_unknown_tenant_is_empty_at_revision_zero<S: KeyStore>(
         owners: vec![text("ann")],
         commands: vec![text("command-1")],
     };
-    let nothing = |epoch: Epoch| TenantView {
-        epoch,
+    let nothing = |view: &TenantView| TenantView {
+        epoch: view.epoch,
+        server_time: view.server_time,
         ..TenantView::default()
     };
     let view = desk.load("acme", everything()).await?;
-    desk.same("an empty store", view.clone(), nothing(view.epoch))?;
+    desk.same("an empty store", view.clone(), nothing(&view))?;
     let batch = desk
         .batch("acme")
         .provision()
@@ -38,8 +39,8 @@ pub async fn an_unknown_tenant_is_empty_at_revision_zero<S: KeyStore>(
     desk.land(batch).await?;
     for path in ["acme/web", "acm", "acme-two", "Acme"] {
         let view = desk.load(path, everything()).await?;
-        let epoch = view.epoch;
-        desk.same(&format!("{path}, beside acme"), view, nothing(epoch))?;
+        let expected = nothing(&view);
+        desk.same(&format!("{path}, beside acme"), view, expected)?;
     }
     Ok(())
 }
@@ -366,6 +367,38 @@ pub async fn decided_at_never_goes_back<S: KeyStore>(
         view.revision,
         Revision::ZERO,
     )
+}
+
+/// A commit that repairs the tenant's time sets `decided_at`, back as well; it goes on from there, and no
+/// other tenant's does.
+pub async fn decided_at_goes_back_in_a_repair<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "decided_at_goes_back_in_a_repair");
+    let batch = desk.batch("globex").put(key(9)).decided_at(at(8_000));
+    desk.land(batch).await?;
+    for (n, (instant, repairs, latest)) in (1..).zip([
+        (9_000, false, 9_000),
+        (500, true, 500),
+        (400, false, 500),
+        (600, false, 600),
+        (550, true, 550),
+        (700, true, 700),
+    ]) {
+        let batch = desk.batch("acme").put(key(n)).decided_at(at(instant));
+        let (from, to) = (at(9_000), at(instant));
+        let batch = match repairs {
+            true => batch.entry(Action::TimeRepaired { from, to }, None),
+            false => batch,
+        };
+        desk.land(batch).await?;
+        let view = desk.load("acme", Select::none()).await?;
+        let what = format!("decided_at after a commit decided at {}", at(instant));
+        desk.same(&what, view.decided_at, Some(at(latest)))?;
+        let beside = desk.load("globex", Select::none()).await?;
+        desk.same("of another tenant", beside.decided_at, Some(at(8_000)))?;
+    }
+    Ok(())
 }
 
 /// A view holds the revision of each of its rows: that of the commit that wrote the row, not that of

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Violation;
 use super::fixtures::{Checked, Running, STEPS, text};
+use crate::core::time::Timestamp;
 use crate::store::{
     CommitTag, Cursor, Epoch, NodeId, NodeRegistry, NodeReport, Revision, StoreError,
 };
@@ -83,6 +84,7 @@ fn said(n: u128, beat: u64) -> NodeReport {
         label: Some(text("a node")),
         applied: Some(cursor(beat)),
         lease: Duration::from_secs(70),
+        clock: Timestamp::clamped(1_800_000_000_000_001),
         beat,
     }
 }
@@ -120,6 +122,7 @@ pub async fn reports_come_back_as_they_were_written<R: NodeRegistry>(
         NodeReport {
             applied: Some(Cursor::default()),
             lease: Duration::ZERO,
+            clock: Timestamp::MAX,
             ..said(u128::MAX, 1)
         },
     ];

@@ -9,7 +9,7 @@ use crate::core::address::AddressAllowlist;
 use crate::core::audit::{Action, FieldChange};
 use crate::core::id::KeyId;
 use crate::core::metadata::Metadata;
-use crate::core::owner::{OwnerRecord, TenantRecord};
+use crate::core::owner::{OwnerRecord, TenantRecord, TimeRepair};
 use crate::core::principal::{Author, Owner};
 use crate::core::record::{
     Credential, ImportScheme, KeyRecord, KeyState, LastAction, Lineage, Maker, Predecessor, Reason,
@@ -24,7 +24,7 @@ use crate::core::text::{
 };
 use crate::core::time::Timestamp;
 use crate::core::token::TokenPrefix;
-use crate::store::{KeyStore, Locator, Row, Select};
+use crate::store::{KeyStore, Locator, Revision, Row, Select};
 
 /// Records come back as they were written, field by field, at the bounds of their texts too: by
 /// load, find, list, scan and feed.
@@ -90,6 +90,11 @@ pub async fn other_rows_come_back_as_they_were_written<S: KeyStore>(
         provisioned: stamp(1),
         closed: Some(stamp(9)),
         sweeps: sweeps(),
+        updated: stamp(9),
+        time_repair: Some(TimeRepair {
+            to: stamp(8).at,
+            through: Revision(7),
+        }),
     });
     for entry in &mut batch.commit.effects.audit {
         entry.role = None;
@@ -326,5 +331,9 @@ fn actions() -> Vec<Action> {
             after: Role::MEMBER,
         },
         Action::OwnerRemoved { owner: text("ann") },
+        Action::TimeRepaired {
+            from: stamp(9).at,
+            to: stamp(8).at,
+        },
     ]
 }

@@ -409,7 +409,6 @@ impl Nodes {
             store,
             self.policies.clone(),
             self.peppers.clone(),
-            self.clock.clone(),
         ))
     }
 }

@@ -224,11 +224,15 @@ fn play(
     let chosen = |key: usize| (count > 0).then(|| key % count);
     match step {
         Step::Wait(by) => system.wait(*by),
-        Step::JumpBack(by) => system.jump_back(*by),
+        Step::JumpBack(by) => {
+            let before = system.clock();
+            system.jump_back(*by);
+            model.behind += before.since(system.clock());
+        }
         Step::WaitForEnd(key, before) => {
             let end = chosen(*key).and_then(|key| model.keys[key].expires);
             if let Some(end) = end {
-                let left = end.since(system.clock());
+                let left = end.since(model.now());
                 system.wait(left.saturating_sub(Duration::from_micros(u64::from(*before))));
             }
         }

@@ -181,7 +181,8 @@ pub struct Model {
     pub(super) clock: Timestamp,
     pub(super) keys: Vec<Key>,
     start: Timestamp,
-    newest: Timestamp,
+    /// How far the wall clock was set back: own time goes on without it.
+    pub(super) behind: Duration,
     known: BTreeSet<usize>,
     closed: BTreeSet<usize>,
     owners: BTreeMap<(usize, &'static str), Row>,
@@ -195,7 +196,7 @@ impl Model {
             clock: start,
             keys: Vec::new(),
             start,
-            newest: Timestamp::UNIX_EPOCH,
+            behind: Duration::ZERO,
             known: BTreeSet::new(),
             closed: BTreeSet::new(),
             owners: BTreeMap::new(),
@@ -203,9 +204,9 @@ impl Model {
         }
     }
 
-    /// The later of the clock and the newest commit.
+    /// The own time of every node.
     pub(super) fn now(&self) -> Timestamp {
-        self.clock.max(self.newest)
+        self.clock.saturating_add(self.behind)
     }
 
     pub(super) fn is_open(&self, tenant: usize) -> bool {
@@ -513,14 +514,16 @@ impl Model {
                 let narrows = match (row, before) {
                     (_, Some(old)) => after.within(may(&BTreeSet::from([old]))),
                     (Some(_), None) => false,
-                    // One more row beside those above.
+                    // One more row beside those above, and within one of them: that may be raised one day.
                     (None, None) => {
                         let mut rows = Self::path(tenant).iter();
                         let removed = rows.any(|above| {
                             let row = self.owners.get(&(*above, *owner));
                             row.is_some_and(|row| row.role.is_none())
                         });
-                        !removed && !self.live_roles(tenant, Some(owner)).is_empty()
+                        let above = self.live_roles(tenant, Some(owner));
+                        let within = |old| after.within(may(&BTreeSet::from([old])));
+                        !removed && above.into_iter().any(within)
                     }
                 };
                 Self::refuse_access(&by, (!narrows, false), administers, why);
@@ -884,12 +887,7 @@ impl Model {
             }
             Ask::Provision { .. } => {}
         }
-        let changed = *self != before;
-        // Each removal is noted, of whoever was removed before too.
-        if changed || matches!(ask, Ask::RemoveOwner { .. }) {
-            self.newest = now;
-        }
-        changed
+        *self != before
     }
 
     /// Notes that a key was used, if it works.
@@ -900,10 +898,8 @@ impl Model {
         let (Some(old), Some(_)) = (unused, self.sees(number)) else {
             return;
         };
-        let now = self.now();
         self.keys[number].used = true;
         self.begin_grace(old, number);
-        self.newest = now;
     }
 
     fn key(

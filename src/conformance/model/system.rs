@@ -149,6 +149,11 @@ pub struct Facade {
 }
 
 impl Facade {
+    /// The own time of its nodes.
+    pub fn time(&self) -> Timestamp {
+        self.keys.now()
+    }
+
     /// A facade over `store`, ruled by `policy`.
     ///
     /// # Panics
@@ -363,6 +368,8 @@ impl System for Facade {
     }
 
     fn jump_back(&mut self, by: Duration) {
+        // Every node has seen the time as it was.
+        let _seen = (self.keys.now(), self.other.now());
         self.clock.set_wall(self.clock.now().saturating_sub(by));
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::world::{Instant, World};
 use crate::clock::{Clock, Reading};
+use crate::core::checked_time::CheckedTime;
 use crate::core::time::Timestamp;
 
 /// When runs begin, in seconds since the epoch. Any instant would do.
@@ -52,6 +53,18 @@ impl Hands {
         Duration::from_nanos(self.shown + self.elapsed(self.since, now))
     }
 
+    /// The monotonic clock, as one with this fault shows it.
+    fn shown_by(&self, fault: Option<Fault>, now: Instant) -> Duration {
+        match fault {
+            None => self.monotonic(now),
+            Some(Fault::Wall) => self.wall(now).since(Timestamp::UNIX_EPOCH),
+            Some(Fault::Stops) => {
+                let stopped = Duration::from_nanos(self.asleep(now));
+                self.monotonic(now).saturating_sub(stopped)
+            }
+        }
+    }
+
     pub(super) fn wall(&self, now: Instant) -> Timestamp {
         let micros = now.cast_signed().saturating_add(self.ahead);
         Timestamp::from_micros(START * 1_000_000 + micros).unwrap_or(Timestamp::UNIX_EPOCH)
@@ -86,6 +99,50 @@ impl Hands {
     }
 }
 
+/// The own time of a node, by the rule's words: over all readings since it was started.
+#[derive(Clone, Debug, Default)]
+pub(super) struct OwnTime {
+    /// What is wrong with the node's clock.
+    fault: Option<Fault>,
+    /// By how many microseconds the wall clock was ahead of the monotonic one at most, steps left out that
+    /// did not hold.
+    anchor: Option<i64>,
+    /// The readings since the wall clock stepped forward, each `(offset, monotonic)`.
+    held: Vec<(i64, i64)>,
+}
+
+impl OwnTime {
+    const ALLOWED: i64 = CheckedTime::ALLOWANCE.as_micros() as i64;
+
+    fn note(&mut self, wall: Timestamp, monotonic: Duration) {
+        let monotonic = micros(monotonic);
+        let offset = wall.as_micros() - monotonic;
+        let steps = |anchor: i64| offset > anchor + Self::ALLOWED;
+        if !self.anchor.is_some_and(steps) {
+            self.anchor = self.anchor.max(Some(offset));
+            self.held.clear();
+            return;
+        }
+        self.held.push((offset, monotonic));
+        if monotonic - self.held[0].1 >= Self::ALLOWED {
+            self.anchor = self.held.iter().map(|(offset, _)| *offset).min();
+            self.held.clear();
+        }
+    }
+
+    /// The own time while the machine's clocks stand there.
+    pub(super) fn at(&self, hands: &Hands, now: Instant) -> Timestamp {
+        let (wall, monotonic) = (hands.wall(now), hands.shown_by(self.fault, now));
+        let anchored = |anchor: i64| Timestamp::clamped(anchor + micros(monotonic));
+        self.anchor
+            .map_or(wall, |anchor| anchored(anchor).max(wall))
+    }
+}
+
+fn micros(monotonic: Duration) -> i64 {
+    i64::try_from(monotonic.as_micros()).unwrap_or(i64::MAX)
+}
+
 /// A machine's clocks, as its node reads them.
 #[derive(Clone)]
 pub(super) struct PlaceClock {
@@ -101,7 +158,12 @@ impl fmt::Debug for PlaceClock {
 }
 
 impl PlaceClock {
-    pub(super) const fn new(world: Arc<World>, place: usize, fault: Option<Fault>) -> Self {
+    /// The clocks of a machine on which a node starts.
+    pub(super) fn new(world: Arc<World>, place: usize, fault: Option<Fault>) -> Self {
+        world.state().places[place].own_time = OwnTime {
+            fault,
+            ..OwnTime::default()
+        };
         Self {
             world,
             place,
@@ -112,21 +174,20 @@ impl PlaceClock {
 
 impl Clock for PlaceClock {
     fn now(&self) -> Timestamp {
-        let state = self.world.state();
-        state.places[self.place].hands.wall(state.now)
+        let monotonic = self.monotonic();
+        let mut state = self.world.state();
+        let now = state.now;
+        let place = &mut state.places[self.place];
+        let wall = place.hands.wall(now);
+        place.own_time.note(wall, monotonic);
+        wall
     }
 
     fn monotonic(&self) -> Duration {
         let state = self.world.state();
-        let hands = &state.places[self.place].hands;
-        match self.fault {
-            None => hands.monotonic(state.now),
-            Some(Fault::Wall) => hands.wall(state.now).since(Timestamp::UNIX_EPOCH),
-            Some(Fault::Stops) => {
-                let stopped = Duration::from_nanos(hands.asleep(state.now));
-                hands.monotonic(state.now).saturating_sub(stopped)
-            }
-        }
+        state.places[self.place]
+            .hands
+            .shown_by(self.fault, state.now)
     }
 
     /// Verifications alone read both, after they have looked the key up: a thread may be interrupted

@@ -5,7 +5,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::clock::Hands;
+use super::clock::{Hands, OwnTime};
 use super::dice::Dice;
 use super::ledger::{Acceptance, Ledger};
 use super::link::Link;
@@ -164,6 +164,7 @@ fn place(dice: &mut Dice) -> Place {
     let ahead = any_jump(dice);
     Place {
         hands: Hands::new(any_rate(dice), dice.between(1, 1 << 50), ahead),
+        own_time: OwnTime::default(),
         weather: any_weather(dice),
         cut_off: 0,
         paused: 0,
@@ -185,9 +186,10 @@ pub(super) fn any_rate(dice: &mut Dice) -> i64 {
     }
 }
 
-/// How far a wall clock is set, in microseconds: seconds or hours, either way.
+/// How far a wall clock is set, in microseconds: seconds, hours or years, either way.
 pub(super) fn any_jump(dice: &mut Dice) -> i64 {
-    let far = *dice.pick(&[SECOND, 10 * SECOND, 3600 * SECOND, 40 * 24 * 3600 * SECOND]);
+    let days = 24 * 3600 * SECOND;
+    let far = *dice.pick(&[SECOND, 10 * SECOND, 3600 * SECOND, 40 * days, 3650 * days]);
     dice.between(0, 2 * far).cast_signed() - far.cast_signed()
 }
 
@@ -489,11 +491,12 @@ impl Run {
                     let id = key
                         .id
                         .or_else(|| state.ledger.imported(&Digest::sha256(&key.token)));
-                    let wall = state.places[place]
-                        .hands
-                        .wall(now)
-                        .max(state.ledger.newest());
-                    let good = id.is_some_and(|id| state.ledger.is_good(id, Some(needs), wall));
+                    let own = &state.places[place];
+                    let time = own.own_time.at(&own.hands, now);
+                    let good = id.is_some_and(|id| {
+                        let at = state.ledger.instant_for(id, time);
+                        state.ledger.is_good(id, Some(needs), at)
+                    });
                     if told.as_ref().map(Result::is_ok) != Some(good) {
                         let what = format!(
                             "node {place} says {told:?} of {id:?} for {needs}, good is {good}"

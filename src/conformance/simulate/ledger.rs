@@ -36,7 +36,8 @@ pub(super) struct Ledger {
     rows: BTreeMap<RowKey, Vec<Version>>,
     keys: BTreeMap<TenantId, Vec<KeyId>>,
     heads: BTreeMap<TenantId, AuditHead>,
-    newest: Timestamp,
+    /// The newest instant of each tenant.
+    newest: BTreeMap<TenantId, Timestamp>,
     revision: Revision,
     /// The rows that each command left behind, with the tenant of its commit, oldest first.
     commands: BTreeMap<CommandId, Vec<(TenantId, RowKey, Revision)>>,
@@ -70,7 +71,7 @@ impl Ledger {
             rows: BTreeMap::new(),
             keys: BTreeMap::new(),
             heads: BTreeMap::new(),
-            newest: Timestamp::UNIX_EPOCH,
+            newest: BTreeMap::new(),
             revision: Revision::ZERO,
             commands: BTreeMap::new(),
         }
@@ -80,8 +81,13 @@ impl Ledger {
         self.bound
     }
 
-    pub(super) const fn newest(&self) -> Timestamp {
-        self.newest
+    /// The instant by which a key is good or not on a node with this time: its own tenant's newest commit
+    /// counts, and no other's.
+    pub(super) fn instant_for(&self, key: KeyId, time: Timestamp) -> Timestamp {
+        let first = self.rows.get(&RowKey::Key(key)).and_then(|v| v.first());
+        let tenant = first.and_then(|version| Some(version.row.written_at()?.0));
+        let newest = tenant.and_then(|tenant| self.newest.get(tenant));
+        newest.map_or(time, |newest| time.max(*newest))
     }
 
     pub(super) const fn peppers(&self) -> &PepperRing {
@@ -105,7 +111,9 @@ impl Ledger {
             return Err((Invariant::Progress, what));
         }
         self.revision = revision;
-        self.newest = self.newest.max(commit.decided_at);
+        let newest = self.newest.entry(commit.tenant.clone());
+        let newest = newest.or_insert(commit.decided_at);
+        *newest = commit.decided_at.max(*newest);
         for row in commit.rows() {
             let key = row.key();
             let versions = self.rows.entry(key).or_default();

@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use super::node::{Node, Parts, Way, give};
 use super::world::World;
 use crate::clock::Clock;
+use crate::core::checked_time::CheckedTime;
 use crate::core::command::Request;
 use crate::core::id::KeyId;
 use crate::core::need::Need;
@@ -32,6 +33,7 @@ use crate::store::{
     Change, ChangesError, Cursor, KeyStore, Learnt, Locator, Row, RowKey, StoreError,
     StoreErrorKind,
 };
+use crate::timekeeper::Timekeeper;
 
 /// What is wrong with a node, for a simulation that must find it.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -103,7 +105,7 @@ const PAGE: NonZeroUsize = NonZeroUsize::new(1000).expect("1000 is not zero");
 pub(super) struct Sketch {
     world: Arc<World>,
     place: usize,
-    clock: Arc<dyn Clock>,
+    clock: Arc<Timekeeper>,
     store: Arc<dyn KeyStore>,
     manager: KeyManager,
     policy: Policy,
@@ -129,9 +131,19 @@ struct Known {
     meanwhile: Vec<Change>,
     cursor: Option<Cursor>,
     confirmed: Option<Duration>,
-    newest: Option<Timestamp>,
+    newest: BTreeMap<TenantId, Timestamp>,
     /// Tokens that were refused as unknown, for who remembers that.
     refused: BTreeSet<String>,
+}
+
+impl Known {
+    /// Takes over the instant of a row: it counts for its tenant alone.
+    fn saw(&mut self, row: &Row) {
+        if let Some((tenant, at)) = row.written_at() {
+            let newest = self.newest.entry(tenant.clone()).or_insert(at);
+            *newest = at.max(*newest);
+        }
+    }
 }
 
 impl Rows {
@@ -178,7 +190,8 @@ impl Rows {
 
 impl Sketch {
     pub(super) fn new(parts: Parts, defect: Option<Defect>) -> Self {
-        let clock: Arc<dyn Clock> = Arc::new(parts.clock(defect.and_then(Defect::clock)));
+        let clock = Arc::new(parts.clock(defect.and_then(Defect::clock)));
+        let clock = Arc::new(Timekeeper::new(clock, CheckedTime::ALLOWANCE));
         let known: Arc<Mutex<Known>> = Arc::default();
         let learns = known.clone();
         let manager = KeyManager::new(
@@ -188,15 +201,12 @@ impl Sketch {
             clock.clone(),
             Arc::new(SeededEntropy::new(parts.seed)),
         )
+        .with_time(clock.clone())
         .with_listener(move |learnt| {
-            let Learnt {
-                epoch: _,
-                changes,
-                decided_at,
-            } = learnt;
+            let Learnt { epoch: _, changes } = learnt;
             let mut known = lock(&learns);
-            known.newest = known.newest.max(Some(*decided_at));
             for change in changes {
+                known.saw(&change.row);
                 known.live.apply(change.clone(), defect);
                 let Known {
                     building,
@@ -269,7 +279,9 @@ impl Sketch {
             }
             self.world.linger().await;
             let mut known = self.known();
-            known.newest = known.newest.max(page.newest);
+            page.changes
+                .iter()
+                .for_each(|change| known.saw(&change.row));
             let Known { live, building, .. } = &mut *known;
             let rows = if aside { building.as_mut() } else { Some(live) };
             if let Some(rows) = rows {
@@ -304,7 +316,7 @@ impl Sketch {
             head.get_or_insert(page.head);
             self.world.linger().await;
             let mut known = self.known();
-            known.newest = known.newest.max(page.newest);
+            page.rows.iter().for_each(|change| known.saw(&change.row));
             let building = known.building.get_or_insert_default();
             for change in page.rows {
                 building.apply(change, self.defect);
@@ -399,8 +411,9 @@ impl Sketch {
         let (Credential::Peppered { digest, .. } | Credential::Imported { digest, .. }) =
             &record.credential;
         let prefix = record.prefix.as_ref().map(token::TokenPrefix::as_str);
-        let now = Some(self.clock.now()).max(self.known().newest);
-        let now = now.unwrap_or(Timestamp::UNIX_EPOCH);
+        let newest = self.known().newest.get(&record.tenant).copied();
+        let now = self.clock.now();
+        let now = newest.map_or(now, |newest| now.max(newest));
         let presented = Presented { digest, prefix };
         check(record, presented, &self.policy, &standing, need, now)?;
         Ok(record.id)

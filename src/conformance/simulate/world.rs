@@ -8,7 +8,7 @@ use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
-use super::clock::Hands;
+use super::clock::{Hands, OwnTime};
 use super::dice::{Dice, mix};
 use super::ledger::Ledger;
 use super::node::Node;
@@ -92,6 +92,8 @@ pub(super) struct Weather {
 /// A machine with a node on it.
 pub(super) struct Place {
     pub(super) hands: Hands,
+    /// The own time of the node that runs there.
+    pub(super) own_time: OwnTime,
     pub(super) weather: Weather,
     /// Until when nothing gets through.
     pub(super) cut_off: Instant,

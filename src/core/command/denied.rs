@@ -127,6 +127,24 @@ pub enum Denied {
         /// Why not.
         reason: &'static str,
     },
+    /// This process's clock is contradicted by others (the store's server, other nodes): nothing is issued
+    /// or prolonged by it.
+    #[error("clock says {own}, and others say {reference}")]
+    ClockRefused {
+        /// The time of this process.
+        own: Timestamp,
+        /// The time by the other clocks.
+        reference: Timestamp,
+    },
+    /// The tenant's newest commit lies in the future: a clock was wrong when it was decided, or this
+    /// process's clock is behind. `keyctl time repair` sets it back.
+    #[error("newest commit of the tenant is of {floor}, and the clock says {own}")]
+    TenantAhead {
+        /// The instant of the tenant's newest commit.
+        floor: Timestamp,
+        /// The time of this process.
+        own: Timestamp,
+    },
     /// A rotation on first use names no latest end for a compromised key, or one that is out of bounds.
     #[error("no_later_than of a rotation on first use must be from 1 s to {max:?} for this key")]
     FirstUseWait {

@@ -228,9 +228,44 @@ pub enum Command {
         /// The marks, each with the key that had the digest.
         marks: Vec<(DigestMark, KeyId)>,
     },
+    /// Set the tenant's newest instant back to the time, if a clock that was wrong left it in the future.
+    /// Only the application gives this command.
+    RepairTime,
 }
 
 impl Command {
+    /// Returns whether the time may be wrong when it is decided: it makes no key, prolongs none, and forgets
+    /// none before its time. Of an update the part that widens is decided apart.
+    pub(crate) const fn bears_wrong_time(&self) -> bool {
+        match self {
+            Self::CloseTenant { .. }
+            | Self::Update { .. }
+            | Self::Disable { .. }
+            | Self::Revoke { .. }
+            | Self::Delete { .. }
+            | Self::FinishRotation { .. }
+            | Self::NoteFirstUse { .. }
+            | Self::ReportLeak { .. }
+            | Self::RevokeMany { .. }
+            | Self::ChangeOwnerRole { .. }
+            | Self::SyncOwnerRole { .. }
+            | Self::RemoveOwner { .. }
+            | Self::DisableMany { .. }
+            | Self::BlockDigests { .. }
+            | Self::RepairTime => true,
+            Self::ProvisionTenant
+            | Self::ProvisionResource(_)
+            | Self::Create(_)
+            | Self::Import { .. }
+            | Self::Enable { .. }
+            | Self::Rotate { .. }
+            | Self::CancelRotation { .. }
+            | Self::ReplaceLost { .. }
+            | Self::Redigest { .. }
+            | Self::Purge { .. } => false,
+        }
+    }
+
     /// Returns whether it is about many keys, in more than one commit if need be.
     #[must_use]
     pub const fn is_bulk(&self) -> bool {
@@ -271,7 +306,8 @@ impl Command {
             | Self::ChangeOwnerRole { .. }
             | Self::RemoveOwner { .. }
             | Self::SyncOwnerRole { .. }
-            | Self::BlockDigests { .. } => None,
+            | Self::BlockDigests { .. }
+            | Self::RepairTime => None,
         }
     }
 }
@@ -398,6 +434,13 @@ pub enum Outcome {
     },
     /// The key is as asked for, whether that was a change or not.
     Done,
+    /// The tenant's newest instant was set back.
+    TimeRepaired {
+        /// The newest instant before.
+        from: Timestamp,
+        /// The newest instant from then on.
+        to: Timestamp,
+    },
     /// A leak was noted.
     LeakNoted {
         /// Whether that revoked the key.

@@ -35,7 +35,7 @@ impl<'a> Work<'a> {
             &request.tenant,
             self.rows(),
             policies,
-            self.now,
+            self.alive_at(),
         )
     }
 

@@ -209,8 +209,9 @@ impl Work<'_> {
         self.permit_application("disable keys in bulk")?;
         let mut ended = 0;
         for id in sweep.iter().take(super::SWEEP_MAX) {
-            let usable =
-                |record: &&KeyRecord| record.state == KeyState::Enabled && record.is_live(self.now);
+            let usable = |record: &&KeyRecord| {
+                record.state == KeyState::Enabled && record.is_live(self.alive_at())
+            };
             let Some(mut record) = self.view.record(*id).filter(usable).cloned() else {
                 continue;
             };
@@ -335,7 +336,7 @@ impl Work<'_> {
 
     /// Refuses for a key that is revoked or has expired.
     pub(super) fn check_live(&self, record: &KeyRecord) -> Result<(), Denied> {
-        match record.status(self.now) {
+        match record.status(self.alive_at()) {
             Status::Revoked => Err(Denied::Revoked),
             Status::Expired => Err(Denied::Expired),
             Status::Active | Status::Retiring | Status::Disabled => Ok(()),
@@ -345,7 +346,7 @@ impl Work<'_> {
     /// Refuses for a key that does not verify now, whatever the reason in itself or its owner.
     pub(super) fn check_usable(&self, record: &KeyRecord) -> Result<(), Denied> {
         self.check_live(record)?;
-        if record.status(self.now) == Status::Disabled {
+        if record.status(self.alive_at()) == Status::Disabled {
             return Err(Denied::Disabled);
         }
         match record.owner.principal() {

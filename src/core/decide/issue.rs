@@ -278,12 +278,7 @@ impl<'a> Work<'a> {
             self.permit_administrator("provision tenants", Effect::Widens)?;
         }
         let tenant = self.request.tenant.clone();
-        let row = TenantRecord {
-            tenant,
-            provisioned: self.stamp(),
-            closed: None,
-            sweeps: Vec::new(),
-        };
+        let row = TenantRecord::new(tenant, self.stamp());
         self.change(Effects {
             tenant: Some(row),
             ..Effects::default()

@@ -12,6 +12,7 @@ mod limits;
 mod owners;
 mod rotate;
 mod select;
+mod time;
 mod update;
 
 use std::collections::BTreeSet;
@@ -22,6 +23,7 @@ use sha2::{Digest as _, Sha256};
 pub use self::select::{links, select};
 use super::audit::{Action, AuditEntry, AuditHash};
 use super::authority::{self as core_authority, Caller};
+use super::checked_time::CheckedTime;
 use super::command::{Command, Denied, IssuedKey, Outcome, Request};
 use super::id::KeyId;
 use super::invalid::{Invalid, Problem};
@@ -50,8 +52,8 @@ pub struct Context<'a> {
     pub home: &'a Policy,
     /// The peppers: the current one digests new secrets, and seals audit entries.
     pub peppers: &'a PepperRing,
-    /// The clock's time. Decisions use the later of this and the tenant's newest commit.
-    pub now: Timestamp,
+    /// The time. Decisions are for the later of the own time and the tenant's newest commit.
+    pub time: CheckedTime,
     /// Random parts of keys to come, as many as [`keys_needed`].
     pub material: &'a [KeyMaterial],
     /// What the tenants above say.
@@ -123,6 +125,8 @@ struct Work<'a> {
     ancestry: &'a Ancestry,
     used: &'a BTreeSet<KeyId>,
     material: std::slice::Iter<'a, KeyMaterial>,
+    time: CheckedTime,
+    /// The instant for which it is decided.
     now: Timestamp,
     /// The id and the mark of the command that entries are written for.
     command: CommandId,
@@ -137,12 +141,18 @@ impl<'a> Work<'a> {
             policy,
             home,
             peppers,
-            now,
+            time,
             material,
             ancestry,
             elsewhere,
             used,
         } = context;
+        let now = match request.command {
+            Command::RepairTime => time.best(),
+            _ => view
+                .decided_at
+                .map_or(time.own, |newest| newest.max(time.own)),
+        };
         Self {
             request,
             caller: Caller::Application,
@@ -154,7 +164,8 @@ impl<'a> Work<'a> {
             ancestry,
             used,
             material: material.iter(),
-            now: view.decided_at.map_or(now, |newest| newest.max(now)),
+            time,
+            now,
             command: request.id.clone(),
             mark: mark_of(request),
             view: view.clone(),
@@ -175,7 +186,18 @@ impl<'a> Work<'a> {
             self.author = first;
         }
         self.check_open()?;
+        let known = self.view.tenant.is_some();
+        let idle = known && matches!(self.request.command, Command::ProvisionTenant);
+        if !idle && !self.request.command.bears_wrong_time() {
+            self.check_time()?;
+        }
         self.note_counted_uses();
+        let outcome = self.carry_out()?;
+        self.leave_instant();
+        Ok(outcome)
+    }
+
+    fn carry_out(&mut self) -> Result<Outcome, Denied> {
         match &self.request.command {
             Command::ProvisionTenant => self.provision_tenant(),
             Command::ProvisionResource(resource) => self.provision_resource(resource),
@@ -216,6 +238,7 @@ impl<'a> Work<'a> {
             Command::RemoveOwner { owner, sweep } => self.remove_owner(owner, sweep),
             Command::SyncOwnerRole { owner, role } => self.sync_owner_role(owner, role),
             Command::BlockDigests { marks } => self.block_digests(marks),
+            Command::RepairTime => self.repair_time(),
         }
     }
 
@@ -358,7 +381,10 @@ impl<'a> Work<'a> {
         self.log(action, key);
     }
 
-    fn change(&mut self, effects: Effects) {
+    fn change(&mut self, mut effects: Effects) {
+        if let Some(tenant) = &mut effects.tenant {
+            tenant.updated = self.stamp();
+        }
         self.view.apply(&effects);
         self.effects.extend(effects);
     }

@@ -150,12 +150,8 @@ impl Work<'_> {
         self.permit_administrator("close tenants", Effect::Narrows)?;
         let known = self.view.tenant.clone();
         if known.as_ref().is_none_or(|row| row.closed.is_none()) {
-            let row = known.unwrap_or_else(|| TenantRecord {
-                tenant: self.request.tenant.clone(),
-                provisioned: self.stamp(),
-                closed: None,
-                sweeps: Vec::new(),
-            });
+            let tenant = self.request.tenant.clone();
+            let row = known.unwrap_or_else(|| TenantRecord::new(tenant, self.stamp()));
             let row = TenantRecord {
                 closed: Some(self.stamp()),
                 ..row

@@ -116,7 +116,7 @@ impl<'a> Work<'a> {
         if old.succession.is_none() {
             return Err(Denied::NotRotating);
         }
-        if old.is_live(self.now) {
+        if old.is_live(self.alive_at()) {
             self.end(old, Reason::Rotated);
         }
         Ok(Outcome::Done)
@@ -215,7 +215,7 @@ impl<'a> Work<'a> {
     /// Begins the grace of `old`, if it waits for the first use of `successor`.
     fn begin_grace(&mut self, old: KeyId, successor: KeyId) {
         let old = self.view.record(old).cloned();
-        let Some(mut old) = old.filter(|old| old.is_live(self.now)) else {
+        let Some(mut old) = old.filter(|old| old.is_live(self.alive_at())) else {
             return;
         };
         let waiting = (old.succession.as_mut())
@@ -242,7 +242,7 @@ impl<'a> Work<'a> {
         };
         let old = link
             .and_then(|link| self.view.record(link.key))
-            .filter(|old| waits(old) && old.is_live(self.now) && !is_compromised(old));
+            .filter(|old| waits(old) && old.is_live(self.alive_at()) && !is_compromised(old));
         if let Some(mut old) = old.cloned() {
             old.expires_at = old.succession.take().and_then(|own| own.own_expiry);
             self.restore(old, ending.id);
@@ -473,14 +473,14 @@ impl<'a> Work<'a> {
                 wait
             }
         };
-        let end = self.now.saturating_add(wait);
+        let end = self.alive_at().saturating_add(wait);
         old.expires_at = Some(old.expires_at.map_or(end, |own| own.min(end)));
     }
 
     /// Returns when a rotated key ends at the latest.
     fn end_of(&self, old: &KeyRecord) -> Timestamp {
-        let end = old.expires_at.filter(|_| old.is_live(self.now));
-        end.unwrap_or(self.now)
+        let end = old.expires_at.filter(|_| old.is_live(self.alive_at()));
+        end.unwrap_or(self.alive_at())
     }
 
     fn next_id(&self) -> Result<KeyId, Denied> {

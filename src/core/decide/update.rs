@@ -68,6 +68,7 @@ impl Work<'_> {
         // Whatever is within the key as it was narrows it; all else is handed out.
         let widened = self.reach_of(&after)?.excess(&self.reach_of(&before)?);
         if more_scopes || widened.is_some() {
+            self.check_time()?;
             self.permit(&class.update, Some(&before), action, Effect::Widens)?;
             let reach = self.reach_of(&after)?;
             // What is not allowed today is refused, not kept for a better day.

@@ -180,6 +180,13 @@ pub enum EventKind {
         /// The number of digests.
         count: u32,
     },
+    /// The tenant's newest instant was set back, because a clock had been wrong.
+    TimeRepaired {
+        /// The newest instant before.
+        from: Timestamp,
+        /// The newest instant from then on.
+        to: Timestamp,
+    },
     /// The key ends soon, and no successor that is known to be in somebody's hands replaces it.
     KeyExpiringSoon {
         /// When.
@@ -332,6 +339,7 @@ impl From<Action> for EventKind {
             Action::DigestsBlocked { marks } => Self::DigestsBlocked {
                 count: u32::try_from(marks.len()).unwrap_or(u32::MAX),
             },
+            Action::TimeRepaired { from, to } => Self::TimeRepaired { from, to },
         }
     }
 }
@@ -366,7 +374,8 @@ pub(crate) fn may_set_end(entry: &AuditEntry) -> Option<KeyId> {
         | Action::OwnerRemoved { .. }
         | Action::BulkRevocationBegan { .. }
         | Action::BulkCommandEnded
-        | Action::DigestsBlocked { .. } => false,
+        | Action::DigestsBlocked { .. }
+        | Action::TimeRepaired { .. } => false,
     };
     entry.key.filter(|_| sets)
 }

@@ -6,6 +6,7 @@
 //! what else was tried.
 
 mod chunks;
+mod floors;
 mod hashing;
 mod ledger;
 mod prefetch;
@@ -17,10 +18,11 @@ mod uses;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::chunks::Chunks;
+use self::floors::Floors;
 use self::hashing::Hashing;
 pub(crate) use self::ledger::{Facts, HolderAt, Parts};
 use self::ledger::{Ledger, Shared};
@@ -31,7 +33,7 @@ use self::table::{Directory, Found, Hash, Lead, Search, Table};
 use self::tally::Tally;
 use self::uses::{Counted, Uses};
 use crate::core::id::KeyId;
-use crate::core::owner::Standing;
+use crate::core::owner::{Standing, TenantRecord};
 use crate::core::record::{Credential, KeyRecord};
 use crate::core::secret::Digest;
 use crate::core::subject::{Course, Life};
@@ -55,7 +57,7 @@ pub(crate) struct Index {
     imported: AtomicUsize,
     /// True if a successor may have been used whose first use is not recorded.
     first_used: AtomicBool,
-    newest: AtomicI64,
+    floors: Floors,
     /// Where the store stood when the scan began that filled this index.
     base: AtomicU64,
     writer: Mutex<Writer>,
@@ -448,15 +450,36 @@ impl Index {
         self.imported.load(Ordering::Acquire) > 0
     }
 
-    /// The latest instant for which any commit was decided, as far as this index knows.
+    /// The newest instant of any tenant, as far as this index knows.
+    #[inline]
     pub(crate) fn newest(&self) -> Timestamp {
-        let micros = self.newest.load(Ordering::Acquire);
-        Timestamp::from_micros(micros).unwrap_or(Timestamp::UNIX_EPOCH)
+        self.floors.newest()
     }
 
-    pub(super) fn saw(&self, decided_at: Timestamp) {
-        self.newest
-            .fetch_max(decided_at.as_micros(), Ordering::AcqRel);
+    /// The newest instant of one tenant, as far as this index knows.
+    #[cold]
+    pub(crate) fn floor(&self, tenant: &TenantId) -> Option<Timestamp> {
+        self.floors.at(tenant)
+    }
+
+    /// The tenants whose newest instant is later than `than`.
+    pub(crate) fn later(&self, than: Timestamp) -> Vec<(TenantId, Timestamp)> {
+        self.floors.later(than)
+    }
+
+    /// Takes over what a row says of the time.
+    fn note_instant(&self, revision: Revision, row: &StoreRow) {
+        let Some((tenant, at)) = row.written_at() else {
+            return;
+        };
+        if let StoreRow::Tenant(TenantRecord {
+            time_repair: Some(repair),
+            ..
+        }) = row
+        {
+            self.floors.repaired(tenant, *repair, (at, revision));
+        }
+        self.floors.saw(tenant, at, revision);
     }
 
     /// Notes that every row at or below `base` that there is has been taken over.
@@ -477,6 +500,7 @@ impl Index {
         let writer = &mut *writer;
         let base = Revision(self.base.load(Ordering::Acquire));
         for Change { revision, row } in changes {
+            self.note_instant(revision, &row);
             let ledger = &mut writer.ledger;
             match row {
                 StoreRow::Tenant(row) => {

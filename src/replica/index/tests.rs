@@ -138,6 +138,8 @@ fn a_row() -> impl Strategy<Value = StoreRow> {
             provisioned: stamp(0),
             closed: closed.then(|| stamp(2)),
             sweeps: Vec::new(),
+            updated: stamp(3),
+            time_repair: None,
         })),
         1 => (any::<u8>(), any::<u8>()).prop_map(|(of, who)| {
             StoreRow::Corrupt(RowKey::Owner(tenant(of), principal(who)))

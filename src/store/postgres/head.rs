@@ -11,9 +11,9 @@ use crate::core::view::Revision;
 use crate::store::rows::{CommitRow, StoreRow, TenantHead};
 use crate::store::{CommitTag, Cursor, Epoch};
 
-/// The head as a read meets it.
-pub(super) const HEAD: &str = "SELECT epoch, floor, unrecovered, store_seal, revision, tag, newest, commit_seal \
-     FROM $s.head WHERE one = 1";
+/// The head as a read meets it, and the server's clock.
+pub(super) const HEAD: &str = "SELECT epoch, floor, unrecovered, store_seal, revision, tag, newest, commit_seal, \
+     (extract(epoch FROM clock_timestamp()) * 1000000)::bigint FROM $s.head WHERE one = 1";
 
 /// The heads of some tenants.
 pub(super) const TENANTS: &str = "SELECT tenant, revision, decided_at, sequence, hash, seal \
@@ -26,6 +26,8 @@ pub(super) struct Head {
     pub(super) newest: Option<Timestamp>,
     pub(super) floor: Revision,
     pub(super) unrecovered: bool,
+    /// The server's clock when the head was read.
+    pub(super) server_time: Timestamp,
 }
 
 impl Head {
@@ -59,6 +61,7 @@ impl Head {
             newest: newest.map(|_| latest),
             floor: Revision(store.floor),
             unrecovered: store.unrecovered,
+            server_time: Timestamp::clamped(row.try_get(8)?),
         })
     }
 

@@ -55,6 +55,8 @@ pub(super) struct Link {
     pub(super) timeouts: Timeouts,
     /// In strict mode.
     pub(super) heartbeats: Option<Arc<Heartbeats>>,
+    /// Whether what is read comes with the server's clock.
+    pub(super) server_clock: bool,
 }
 
 /// What must hold of a server and of its tables.

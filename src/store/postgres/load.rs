@@ -13,7 +13,7 @@ use crate::core::audit::AuditEntry;
 use crate::core::owner::{OwnerRecord, TenantRecord};
 use crate::core::tenant::TenantId;
 use crate::core::text::PrincipalId;
-use crate::core::view::{Epoch, Revision, Select, TenantView};
+use crate::core::view::{Revision, Select, TenantView};
 use crate::store::rows::{
     AUDIT_COLUMNS, COLUMNS, Keys, OWNER, TENANT, TenantHead, damaged, id_bytes, id_of,
 };
@@ -198,15 +198,16 @@ pub(super) async fn load(
     }
     load_owners(tx, &mut found).await?;
     let views = found.found.into_iter();
-    let epoch = store.cursor.epoch;
-    Ok(views.map(|found| Ok(found?.view(epoch))).collect())
+    Ok(views.map(|found| Ok(found?.view(&store))).collect())
 }
 
 impl Found<'_> {
-    fn view(self, epoch: Epoch) -> TenantView {
+    fn view(self, store: &Head) -> TenantView {
+        let (epoch, server_time) = (store.cursor.epoch, Some(store.server_time));
         let Some(head) = self.head else {
             return TenantView {
                 epoch,
+                server_time,
                 ..TenantView::default()
             };
         };
@@ -219,6 +220,7 @@ impl Found<'_> {
             epoch,
             revision: head.revision,
             decided_at: Some(head.decided_at),
+            server_time,
             audit_head: head.audit,
             tenant,
             revisions,

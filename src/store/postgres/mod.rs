@@ -266,7 +266,9 @@ impl KeyStore for PostgresStore {
         let Shared {
             loader, runtime, ..
         } = &*self.shared;
-        loader.load(runtime, asked).await
+        let mut view = loader.load(runtime, asked).await?;
+        view.server_time = view.server_time.filter(|_| self.shared.link.server_clock);
+        Ok(view)
     }
 
     async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
@@ -285,13 +287,17 @@ impl KeyStore for PostgresStore {
     }
 
     async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
-        self.within(
-            Within::Snapshot,
-            Takes::Moment,
-            "reading changes",
-            move |tx| async move { read::changes(tx, after, limit).await }.boxed(),
-        )
-        .await?
+        let page = self
+            .within(
+                Within::Snapshot,
+                Takes::Moment,
+                "reading changes",
+                move |tx| async move { read::changes(tx, after, limit).await }.boxed(),
+            )
+            .await?;
+        let mut page = page?;
+        page.server_time = page.server_time.filter(|_| self.shared.link.server_clock);
+        Ok(page)
     }
 
     async fn scan(

@@ -26,8 +26,9 @@ fn read(row: &Columns) -> Result<Option<NodeRow>, Fault> {
             (Some(epoch), Some(revision), Some(tag)) => Some((epoch, revision, tag)),
             _ => None,
         },
+        clock: row.try_get(7)?,
     };
-    let sealed: i64 = row.try_get(7)?;
+    let sealed: i64 = row.try_get(8)?;
     Ok((read.seal() == sealed).then_some(read))
 }
 
@@ -56,11 +57,11 @@ pub(super) async fn report(tx: &Tx<'_>, report: &NodeReport) -> Result<bool, Fau
     let node = &row.node[..];
     // Before its first report there is nothing to lock: whoever is faster puts it there.
     let sql = format!(
-        "INSERT INTO $s.nodes ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
+        "INSERT INTO $s.nodes ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
          ON CONFLICT (node) DO NOTHING"
     );
-    let with: [super::link::Bound<'_>; 8] = [
-        &node, &row.beat, &row.lease, &row.label, &epoch, &revision, &tag, &seal,
+    let with: [super::link::Bound<'_>; 9] = [
+        &node, &row.beat, &row.lease, &row.label, &epoch, &revision, &tag, &row.clock, &seal,
     ];
     if tx.execute(&sql, &with).await? == 1 {
         return Ok(true);
@@ -72,7 +73,7 @@ pub(super) async fn report(tx: &Tx<'_>, report: &NodeReport) -> Result<bool, Fau
         return Ok(false);
     }
     let sql = "UPDATE $s.nodes SET beat = $2, lease = $3, label = $4, epoch = $5, revision = $6, \
-               tag = $7, seal = $8 WHERE node = $1";
+               tag = $7, clock = $8, seal = $9 WHERE node = $1";
     if tx.execute(sql, &with).await? == 0 {
         return Err(Fault::Refused("the node was forgotten at the same time"));
     }

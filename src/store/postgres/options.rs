@@ -36,6 +36,7 @@ pub struct PostgresOptions {
     copy_target: bool,
     timeouts: Timeouts,
     strict: bool,
+    server_clock: bool,
 }
 
 /// Where connections come from.
@@ -78,6 +79,7 @@ impl PostgresOptions {
                 connection: Duration::from_secs(5),
             },
             strict: false,
+            server_clock: true,
         }
     }
 
@@ -174,6 +176,14 @@ impl PostgresOptions {
     /// error's source. Defaults to five seconds.
     pub const fn connection_timeout(mut self, timeout: Duration) -> Self {
         self.timeouts.connection = timeout;
+        self
+    }
+
+    /// Sets whether a node's clock is held against the server's: one that differs by more than the
+    /// [allowance](crate::Builder::clock_allowance) issues nothing. On by default; off for a server whose
+    /// clock is known to be wrong, and for tests that move a clock of their own.
+    pub const fn server_clock(mut self, counts: bool) -> Self {
+        self.server_clock = counts;
         self
     }
 
@@ -320,6 +330,7 @@ impl PostgresOptions {
             schema: Schema::new(&self.schema)?,
             timeouts,
             heartbeats: None,
+            server_clock: self.server_clock,
         };
         let patient = Link {
             timeouts: Timeouts {

@@ -105,7 +105,7 @@ pub(super) async fn changes(
         changes,
         upto,
         head: head.cursor,
-        newest: head.newest,
+        server_time: Some(head.server_time),
     }))
 }
 
@@ -148,7 +148,6 @@ pub(super) async fn scan(
     let next = page.last().filter(|_| more).map(|change| change.row.key());
     Ok(ScanPage {
         head: head.cursor,
-        newest: head.newest,
         rows: page,
         next,
     })

@@ -36,7 +36,6 @@ fn page(head: Head, rows: Vec<Row>) -> Page {
     tokio::spawn(async move {
         Ok(ScanPage {
             head: head.cursor,
-            newest: head.newest,
             rows: rows::changes(&rows)?,
             next: None,
         })

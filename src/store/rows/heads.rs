@@ -103,9 +103,7 @@ impl TenantHead {
         let newest = commit.effects.audit.last().map(AuditEntry::head);
         Self {
             revision,
-            decided_at: before.map_or(commit.decided_at, |head| {
-                head.decided_at.max(commit.decided_at)
-            }),
+            decided_at: commit.newest_after(before.map(|head| head.decided_at)),
             audit: newest.or(before.map(|head| head.audit)).unwrap_or_default(),
         }
     }

@@ -5,12 +5,13 @@ use std::time::Duration;
 use super::seal::Seal;
 use super::{RowFault, signed};
 use crate::core::text::NodeLabel;
+use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::store::{CommitTag, Cursor, Epoch, NodeId, NodeReport};
 
 /// The columns of `nodes`, in the order of [`NodeRow`], with its seal last.
 pub(in crate::store) const NODE_COLUMNS: &str =
-    "node, beat, lease, label, epoch, revision, tag, seal";
+    "node, beat, lease, label, epoch, revision, tag, clock, seal";
 
 /// For how long nodes of a history that a restore ended may go on, at least. A judgement: staleness
 /// bounds are shorter.
@@ -24,6 +25,8 @@ pub(in crate::store) struct NodeRow {
     pub(in crate::store) label: Option<String>,
     /// What it has applied: epoch, revision and tag.
     pub(in crate::store) applied: Option<([u8; 16], i64, [u8; 16])>,
+    /// Its own time, in microseconds.
+    pub(in crate::store) clock: i64,
 }
 
 impl NodeRow {
@@ -33,6 +36,7 @@ impl NodeRow {
             label,
             applied,
             lease,
+            clock,
             beat,
         } = report;
         let applied = applied.map(|cursor| {
@@ -50,13 +54,14 @@ impl NodeRow {
             lease: i64::try_from(lease.as_micros()).unwrap_or(i64::MAX),
             label: label.as_ref().map(|label| label.as_str().to_owned()),
             applied: applied.transpose()?,
+            clock: clock.as_micros(),
         })
     }
 
     pub(in crate::store) fn seal(&self) -> i64 {
         let label = self.label.as_deref();
         let seal = Seal::default().bytes(self.node).number(self.beat);
-        let seal = seal.number(self.lease).maybe(label);
+        let seal = seal.number(self.lease).number(self.clock).maybe(label);
         match &self.applied {
             Some((epoch, revision, tag)) => seal.bytes(epoch).number(*revision).bytes(tag),
             None => seal.number(-1),
@@ -75,6 +80,7 @@ impl NodeRow {
                 tag: CommitTag(u128::from_be_bytes(tag)),
             }),
             lease: Duration::from_micros(self.lease.unsigned_abs()),
+            clock: Timestamp::clamped(self.clock),
             beat: self.beat.unsigned_abs(),
         })
     }
@@ -89,6 +95,7 @@ impl NodeRow {
             label: NodeLabel::new("all nodes before the restore").ok(),
             applied: None,
             lease: longest.max(FORMER_LEASE),
+            clock: Timestamp::UNIX_EPOCH,
             beat: 1,
         })
     }

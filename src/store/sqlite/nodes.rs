@@ -19,8 +19,9 @@ fn read(row: &Columns<'_>) -> Result<Option<NodeRow>, rusqlite::Error> {
             (Some(epoch), Some(revision), Some(tag)) => Some((epoch, revision, tag)),
             _ => None,
         },
+        clock: row.get(7)?,
     };
-    let sealed: i64 = row.get(7)?;
+    let sealed: i64 = row.get(8)?;
     Ok((read.seal() == sealed).then_some(read))
 }
 
@@ -29,8 +30,9 @@ fn write(row: &NodeRow, conn: &Connection) -> Result<(), Fault> {
         Some((epoch, revision, tag)) => (Some(epoch), Some(revision), Some(tag)),
         None => (None, None, None),
     };
-    let sql =
-        format!("INSERT OR REPLACE INTO nodes ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)");
+    let sql = format!(
+        "INSERT OR REPLACE INTO nodes ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"
+    );
     conn.prepare_cached(&sql)?.execute(params![
         row.node,
         row.beat,
@@ -39,6 +41,7 @@ fn write(row: &NodeRow, conn: &Connection) -> Result<(), Fault> {
         epoch,
         revision,
         tag,
+        row.clock,
         row.seal()
     ])?;
     Ok(())

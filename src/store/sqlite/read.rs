@@ -225,7 +225,7 @@ pub(super) fn changes(
         changes,
         upto,
         head: head.cursor,
-        newest: head.newest,
+        server_time: None,
     }))
 }
 
@@ -266,7 +266,6 @@ pub(super) fn scan(
     let next = page.last().filter(|_| more).map(|change| change.row.key());
     Ok(ScanPage {
         head: head.cursor,
-        newest: head.newest,
         rows: page,
         next,
     })

@@ -15,10 +15,11 @@ use futures_util::future::{BoxFuture, Shared, WeakShared};
 
 use super::gate::{Gate, Permit, ReadThrough};
 use super::read::{Found, read};
-use crate::clock::{Clock, Reading};
+use crate::clock::Reading;
 use crate::observe;
 use crate::replica::Replica;
 use crate::store::{KeyStore, Locator, StoreError};
+use crate::timekeeper::Timekeeper;
 
 /// For how long after it began a read is joined: whoever comes later begins one beside it, so that an
 /// answer that never comes holds up only those who came soon. A judgement, the same as for a sync.
@@ -72,7 +73,7 @@ struct OnItsWay {
 pub(super) struct Source<'a> {
     pub(super) store: &'a Arc<dyn KeyStore>,
     pub(super) replica: &'a Arc<Replica>,
-    pub(super) clock: &'a Arc<dyn Clock>,
+    pub(super) clock: &'a Arc<Timekeeper>,
 }
 
 /// Takes a read off the list when it ends or is given up, and gives its leave back.

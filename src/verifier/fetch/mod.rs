@@ -19,6 +19,7 @@ pub use self::gate::ReadThrough;
 use self::read::Found;
 use super::grant::Taken;
 use super::{Claim, Confirmation, Grant, Verifier, check_fresh, publishable_half, together};
+use crate::clock::Clock;
 use crate::core::check;
 use crate::core::need::Need;
 use crate::core::owner::Standing;
@@ -261,7 +262,8 @@ impl Verifier {
         let pinned = self.pinned();
         let policy = pinned.policies.of(&holder.tenant);
         let reading = self.clock.read();
-        let now = reading.wall.max(pinned.view.index().newest());
+        let now = self.clock.judged(reading);
+        let newest = pinned.view.index().newest();
         // An answer that was long on its way is as old as its question.
         match check_fresh(policy, &shape, confirmed, reading) {
             Err(Rejection::NeedsFresh) if sight == Sight::AfterCall => {}
@@ -275,7 +277,16 @@ impl Verifier {
             course,
         };
         let presented = (same, claim.token().map(Token::prefix_bytes));
-        check::check_subject(subject, presented, policy, (standing, None), need, now)?;
+        let mut judged = Ok(now);
+        if course
+            .expires_at
+            .is_some_and(|end| now < end && end <= newest)
+        {
+            judged = self.judge_end(&pinned.view, (id, &course), &holder, (now, reading));
+        }
+        let at = *judged.as_ref().unwrap_or(&now);
+        check::check_subject(subject, presented, policy, (standing, None), need, at)?;
+        judged?;
         if let Some(token) = claim.token() {
             self.notice_pepper(token, subject);
         }

@@ -82,5 +82,6 @@ CREATE TABLE nodes (
   epoch    bytea,                         -- what it has applied: all three or none
   revision bigint,
   tag      bytea,
+  clock    bigint NOT NULL,               -- its own time, in microseconds
   seal     bigint NOT NULL
 );

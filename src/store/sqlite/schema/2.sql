@@ -7,6 +7,7 @@ CREATE TABLE nodes (
   epoch    BLOB,                          -- what it has applied: all three or none
   revision INTEGER,
   tag      BLOB,
+  clock    INTEGER NOT NULL,              -- its own time, in microseconds
   seal     INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 

@@ -1,0 +1,70 @@
+//! Repairing what a clock that was wrong left behind.
+
+use keyward::store::KeyQuery;
+use keyward::{KeyRecord, KeyState, Timestamp};
+use serde_json::json;
+
+use crate::args::Repeatable;
+use crate::desk::{Desk, invocation};
+use crate::failure::Answer;
+use crate::output::Output;
+
+pub(crate) async fn repair(desk: &Desk, named: &Repeatable, output: &Output) -> Answer<()> {
+    let tenant = desk.named_tenant()?;
+    let actor = desk.actor(&tenant)?;
+    let repaired = desk
+        .keys
+        .repair_time(invocation(&actor, named)?, &tenant)
+        .await?;
+    let Some((from, to)) = repaired.set_back else {
+        let words = format!("the newest commit of tenant {tenant} is not in the future");
+        return output.done(
+            &words,
+            &json!({"tenant": tenant, "set_back": null, "later": []}),
+        );
+    };
+    let later = later(desk, KeyQuery::tenant(tenant.clone(), to), to).await?;
+    let mut words = format!("the newest instant of tenant {tenant} is {to}, it was {from}");
+    for (record, at) in &later {
+        let ends = record
+            .expires_at
+            .map_or("never".to_owned(), |end| end.to_string());
+        words += &format!(
+            "\nkey {} has an instant of {at}, and ends {ends}",
+            record.id
+        );
+    }
+    let later: Vec<_> = (later.iter())
+        .map(|(record, at)| json!({"key": record.id, "at": at, "expires_at": record.expires_at}))
+        .collect();
+    let told = json!({"tenant": tenant, "set_back": {"from": from, "to": to}, "later": later});
+    output.done(&words, &told)
+}
+
+/// The keys that were created, changed or revoked later than `to`, each with the latest of these instants.
+async fn later(
+    desk: &Desk,
+    mut query: KeyQuery,
+    to: Timestamp,
+) -> Answer<Vec<(KeyRecord, Timestamp)>> {
+    let mut later = Vec::new();
+    loop {
+        let page = desk.store.list(&query).await?;
+        later.extend(page.keys.into_iter().filter_map(|record| {
+            let ended = match &record.state {
+                KeyState::Enabled => None,
+                KeyState::Disabled(stamp) | KeyState::Revoked { stamp, .. } => Some(stamp.at),
+            };
+            let at = record
+                .created
+                .at
+                .max(record.updated.at)
+                .max(ended.unwrap_or(to));
+            (at > to).then_some((record, at))
+        }));
+        match page.next {
+            Some(next) => query.after = Some(next),
+            None => return Ok(later),
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Checked time: a process's own time, held against other clocks where there are any.
+//!
+//! Pure. Clocks are compared as offsets: by how many microseconds a wall clock is ahead of this process's
+//! monotonic clock.
+
+use std::time::Duration;
+
+use super::time::Timestamp;
+
+/// The time that a decision is taken with.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct CheckedTime {
+    /// The process's own time: its wall clock, which does not go back.
+    pub own: Timestamp,
+    /// The time by other clocks, if they contradict the own one.
+    pub reference: Option<Timestamp>,
+    /// By how much clocks may differ.
+    pub allowance: Duration,
+}
+
+impl CheckedTime {
+    /// By how much clocks may differ unless the application says otherwise. A judgement: clocks that are
+    /// synchronised differ by less than a second, and nothing here ends within minutes.
+    pub const ALLOWANCE: Duration = Duration::from_secs(5 * 60);
+
+    /// Returns the best guess at the time: that of other clocks if they contradict the own one.
+    #[must_use]
+    pub fn best(&self) -> Timestamp {
+        self.reference.unwrap_or(self.own)
+    }
+
+    /// Returns the earlier of the own time and that of other clocks, if these contradict it.
+    #[must_use]
+    pub fn earliest(&self) -> Timestamp {
+        self.reference.map_or(self.own, |other| other.min(self.own))
+    }
+
+    /// Returns whether `at` is later than the own time by more than clocks may differ.
+    #[must_use]
+    pub fn is_ahead(&self, at: Timestamp) -> bool {
+        at > self.own.saturating_add(self.allowance)
+    }
+}
+
+/// Returns the median of the references, if they contradict the own clock: if the server differs and no
+/// majority of the nodes sides with the own clock, or if there are two references or more and most of
+/// them differ. All are offsets in microseconds, and differ beyond `allowance`.
+pub(crate) fn contradiction(
+    own: i64,
+    (server, nodes): (Option<i64>, &[i64]),
+    allowance: i64,
+) -> Option<i64> {
+    let differs = |other: &&i64| own.abs_diff(**other) > allowance.unsigned_abs();
+    let siding = nodes.iter().filter(|node| !differs(node)).count();
+    let by_server = server.is_some_and(|server| differs(&&server)) && siding * 2 <= nodes.len();
+    let mut all: Vec<i64> = server.into_iter().chain(nodes.iter().copied()).collect();
+    let by_most = all.len() >= 2 && all.iter().filter(differs).count() * 2 > all.len();
+    if !by_server && !by_most {
+        return None;
+    }
+    all.sort_unstable();
+    // Of two the later one: keys rather end too early than too late.
+    all.get(all.len() / 2).copied()
+}
+
+/// What has become of a key whose end lies between the time of a verification and the newest commit of the
+/// store.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Ending {
+    /// It works: only other tenants claim that its end has come.
+    Alive,
+    /// Its own tenant has seen its end.
+    Ended,
+    /// Its own tenant has a commit from the far future, or this clock is far behind.
+    Unsure,
+}
+
+/// Judges a key that ends at `end`, which is later than `now`. `floor` is the newest commit of the key's own
+/// tenant; `confirmed` says whether another clock agrees with `now`.
+pub(crate) fn judge_end(
+    end: Timestamp,
+    now: Timestamp,
+    floor: Option<Timestamp>,
+    confirmed: bool,
+    allowance: Duration,
+) -> Ending {
+    match floor {
+        None => Ending::Alive,
+        Some(floor) if end > floor => Ending::Alive,
+        Some(floor) if floor <= now.saturating_add(allowance) => Ending::Ended,
+        Some(_) if confirmed => Ending::Alive,
+        Some(_) => Ending::Unsure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ten years, in minutes.
+    const YEARS: i64 = 10 * 365 * 24 * 60;
+
+    /// The same in minutes, with an allowance of five.
+    fn contradicted(own: i64, server: Option<i64>, nodes: &[i64]) -> Option<i64> {
+        contradiction(own, (server, nodes), 5)
+    }
+
+    #[test]
+    fn without_a_reference_nothing_contradicts() {
+        assert_eq!(contradicted(YEARS, None, &[]), None);
+        assert_eq!(
+            contradicted(0, None, &[YEARS]),
+            None,
+            "one node against one"
+        );
+    }
+
+    #[test]
+    fn the_server_contradicts_unless_a_majority_of_nodes_sides_with_the_own_clock() {
+        assert_eq!(contradicted(YEARS, Some(0), &[]), Some(0));
+        assert_eq!(contradicted(5, Some(0), &[]), None, "within the allowance");
+        assert_eq!(contradicted(6, Some(0), &[]), Some(0));
+        assert_eq!(contradicted(-6, Some(0), &[]), Some(0));
+        assert_eq!(contradicted(0, Some(YEARS), &[1]), None);
+        assert_eq!(contradicted(0, Some(YEARS), &[1, YEARS]), Some(YEARS));
+        assert_eq!(
+            contradicted(0, Some(YEARS), &[1, 2, YEARS]),
+            None,
+            "a wrong server"
+        );
+    }
+
+    #[test]
+    fn most_of_two_or_more_references_contradict() {
+        assert_eq!(contradicted(YEARS, None, &[0, 1]), Some(1));
+        assert_eq!(contradicted(YEARS, Some(YEARS), &[0, 1]), Some(1));
+        assert_eq!(contradicted(YEARS, None, &[0, YEARS]), None, "one of two");
+        assert_eq!(
+            contradicted(0, Some(0), &[YEARS, YEARS]),
+            Some(YEARS),
+            "a majority that is wrong"
+        );
+    }
+
+    #[test]
+    fn an_end_that_other_tenants_claim_is_none() {
+        let at = |minute| Timestamp::from_unix_seconds(minute * 60).unwrap();
+        let allowance = Duration::from_secs(300);
+        let judge = |floor: Option<i64>, confirmed| {
+            judge_end(at(100), at(50), floor.map(at), confirmed, allowance)
+        };
+        assert_eq!(judge(None, false), Ending::Alive);
+        assert_eq!(judge(Some(99), false), Ending::Alive);
+        assert_eq!(judge(Some(100), false), Ending::Unsure);
+        assert_eq!(judge(Some(100), true), Ending::Alive);
+        let near = |floor| judge_end(at(52), at(50), Some(at(floor)), true, allowance);
+        assert_eq!(near(52), Ending::Ended);
+        assert_eq!(near(55), Ending::Ended, "within the allowance");
+        assert_eq!(near(56), Ending::Alive);
+    }
+}

@@ -1,0 +1,20 @@
+//! The order of commits.
+
+use serde::{Deserialize, Serialize};
+
+/// One counter per store that orders all commits. A tenant's revision is that of its last commit.
+#[derive(
+    Clone, Copy, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize,
+)]
+pub struct Revision(pub u64);
+
+impl Revision {
+    /// Before the first commit.
+    pub const ZERO: Self = Self(0);
+}
+
+impl std::fmt::Display for Revision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}

@@ -1,0 +1,378 @@
+//! The time of this process: its wall clock without excursions, held against other clocks.
+//!
+//! Two rules. A step back never shows: from the moment at which the wall clock was furthest ahead of the
+//! monotonic one, the monotonic one counts on. A step forward beyond the allowance shows for as long as the
+//! wall clock says so; it is taken over for good once it has held for the allowance, or another clock
+//! agrees.
+
+use std::fmt;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::clock::{Clock, Reading};
+use crate::core::checked_time::{CheckedTime, contradiction};
+use crate::core::time::Timestamp;
+use crate::observe;
+
+/// No offset, and no instant.
+const NONE: i64 = i64::MIN;
+
+/// By how much the own clock may move, against the monotonic one, before it is held against the references
+/// again: a second, in microseconds. A judgement: allowances are minutes.
+const JUDGE_AGAIN: u64 = 1_000_000;
+
+/// The least allowance. Nodes report every ten seconds, and their reports are read every minute: by so much
+/// what they say of their clocks may be late.
+pub(crate) const LEAST_ALLOWANCE: Duration = Duration::from_secs(2 * 60);
+
+/// Keeps the time of a process. Offsets are microseconds by which a wall clock is ahead of the monotonic one.
+pub(crate) struct Timekeeper {
+    clock: Arc<dyn Clock>,
+    allowance: Duration,
+    /// The offset that own time does not fall behind.
+    anchor: AtomicI64,
+    /// While the wall clock is ahead of that beyond the allowance: since when, and the least offset meanwhile.
+    ahead_since: AtomicI64,
+    least_ahead: AtomicI64,
+    /// The offset by the references where they contradict the own one, or [`NONE`].
+    contradicting: AtomicI64,
+    /// The own offset for which that was found.
+    judged_for: AtomicI64,
+    references: Mutex<References>,
+}
+
+/// What other clocks said last, as offsets.
+#[derive(Debug, Default)]
+struct References {
+    server: Option<i64>,
+    nodes: Vec<i64>,
+    /// Whether it was said that one of them is far from the own clock.
+    warned: bool,
+}
+
+impl References {
+    fn all(&self) -> impl Iterator<Item = i64> {
+        self.server.into_iter().chain(self.nodes.iter().copied())
+    }
+}
+
+impl fmt::Debug for Timekeeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Timekeeper")
+            .field("clock", &self.clock)
+            .field("allowance", &self.allowance)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The wall clock is the process's own time: whatever of the process reads a clock reads this one.
+impl Clock for Timekeeper {
+    fn now(&self) -> Timestamp {
+        self.own(Reading::of(&*self.clock)).wall
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.clock.monotonic()
+    }
+
+    #[inline]
+    fn read(&self) -> Reading {
+        self.own(self.clock.read())
+    }
+}
+
+impl Timekeeper {
+    /// Keeps time by `clock`. Other clocks may differ from it by `allowance`, and by two minutes at least.
+    pub(crate) fn new(clock: Arc<dyn Clock>, allowance: Duration) -> Self {
+        Self {
+            clock,
+            allowance: allowance.max(LEAST_ALLOWANCE),
+            anchor: AtomicI64::new(NONE),
+            ahead_since: AtomicI64::new(NONE),
+            least_ahead: AtomicI64::new(NONE),
+            contradicting: AtomicI64::new(NONE),
+            judged_for: AtomicI64::new(NONE),
+            references: Mutex::default(),
+        }
+    }
+
+    pub(crate) const fn allowance(&self) -> Duration {
+        self.allowance
+    }
+
+    /// Returns what was read with the own time in the place of the wall clock.
+    #[inline]
+    fn own(&self, Reading { wall, monotonic }: Reading) -> Reading {
+        let micros = micros(monotonic);
+        Reading {
+            wall: instant(self.own_offset(wall, micros), micros),
+            monotonic,
+        }
+    }
+
+    /// Returns the time by which a key is judged, of what [`read`](Clock::read) returned: the own time, or
+    /// that of the references if they contradict it.
+    #[inline]
+    pub(crate) fn judged(&self, reading: Reading) -> Timestamp {
+        let monotonic = micros(reading.monotonic);
+        let own = reading.wall.as_micros() - monotonic;
+        if own.abs_diff(self.judged_for.load(Ordering::Acquire)) > JUDGE_AGAIN {
+            self.judge_again(own);
+        }
+        match self.contradicting.load(Ordering::Relaxed) {
+            NONE => reading.wall,
+            contradicting => instant(contradicting, monotonic),
+        }
+    }
+
+    /// Returns whether another clock agrees with `now`, read beside `monotonic`.
+    #[cold]
+    pub(crate) fn confirms(&self, now: Timestamp, monotonic: Duration) -> bool {
+        let offset = now.as_micros().saturating_sub(micros(monotonic));
+        let allowed = self.allowed().unsigned_abs();
+        let references = self.references();
+        references
+            .all()
+            .any(|other| other.abs_diff(offset) <= allowed)
+    }
+
+    /// Returns the time for a decision.
+    pub(crate) fn check(&self) -> CheckedTime {
+        let Reading { wall, monotonic } = self.own(Reading::of(&*self.clock));
+        let monotonic = micros(monotonic);
+        let reference = self.judge(wall.as_micros() - monotonic, &self.references());
+        CheckedTime {
+            own: wall,
+            reference: reference.map(|offset| instant(offset, monotonic)),
+            allowance: self.allowance,
+        }
+    }
+
+    /// Takes note of what the store's server just said the time is.
+    pub(crate) fn saw_server(&self, said: Option<Timestamp>) {
+        if let Some(said) = said {
+            let offset = self.offset_now(said);
+            self.note(|references| references.server = Some(offset));
+        }
+    }
+
+    /// Takes note of what other live nodes said, each with this process's monotonic clock when that was
+    /// read.
+    pub(crate) fn saw_nodes(&self, said: impl IntoIterator<Item = (Timestamp, Duration)>) {
+        let offset = |(said, at): (Timestamp, Duration)| said.as_micros() - micros(at);
+        let nodes: Vec<_> = said.into_iter().map(offset).collect();
+        self.note(|references| references.nodes = nodes);
+    }
+
+    fn note(&self, change: impl FnOnce(&mut References)) {
+        let Reading { wall, monotonic } = self.own(Reading::of(&*self.clock));
+        let own = wall.as_micros() - micros(monotonic);
+        let mut references = self.references();
+        change(&mut references);
+        self.judge(own, &references);
+        let furthest = references.all().max_by_key(|other| other.abs_diff(own));
+        let Some(ahead) = furthest.map(|other| own.saturating_sub(other)) else {
+            return;
+        };
+        let ahead_seconds = Duration::from_micros(ahead.unsigned_abs()).as_secs_f64();
+        let ahead_seconds = ahead_seconds.copysign(if ahead < 0 { -1.0 } else { 1.0 });
+        observe::clock_offset(ahead_seconds);
+        let far = ahead.unsigned_abs() > self.allowed().unsigned_abs() / 2;
+        if far && !references.warned {
+            tracing::warn!(ahead_seconds, "clock differs from another one");
+        }
+        references.warned = far;
+    }
+
+    fn offset_now(&self, said: Timestamp) -> i64 {
+        said.as_micros() - micros(self.clock.monotonic())
+    }
+
+    fn references(&self) -> MutexGuard<'_, References> {
+        self.references
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The allowance in microseconds.
+    fn allowed(&self) -> i64 {
+        i64::try_from(self.allowance.as_micros()).unwrap_or(i64::MAX)
+    }
+
+    /// Returns the offset of own time.
+    #[inline]
+    fn own_offset(&self, wall: Timestamp, monotonic: i64) -> i64 {
+        let offset = wall.as_micros() - monotonic;
+        let anchor = self.anchor.load(Ordering::Relaxed);
+        if offset <= anchor && self.ahead_since.load(Ordering::Relaxed) == NONE {
+            return anchor;
+        }
+        self.follow(offset, monotonic);
+        offset.max(anchor)
+    }
+
+    /// Moves the anchor, if the wall clock has earned it.
+    #[cold]
+    fn follow(&self, offset: i64, monotonic: i64) {
+        let anchor = self.anchor.load(Ordering::Relaxed);
+        let steps = anchor != NONE && offset > anchor.saturating_add(self.allowed());
+        if !steps {
+            self.anchor.fetch_max(offset, Ordering::Relaxed);
+            self.ahead_since.store(NONE, Ordering::Relaxed);
+            return;
+        }
+        let began = self.ahead_since.load(Ordering::Relaxed);
+        let least = match began {
+            NONE => offset,
+            _ => self.least_ahead.load(Ordering::Relaxed).min(offset),
+        };
+        self.least_ahead.store(least, Ordering::Relaxed);
+        if began == NONE {
+            self.ahead_since.store(monotonic, Ordering::Relaxed);
+        }
+        let held = began != NONE && monotonic.saturating_sub(began) >= self.allowed();
+        // Without waiting: whoever holds the lock judges anew.
+        let agrees = |other: i64| other.abs_diff(offset) <= self.allowed().unsigned_abs();
+        let confirmed = || {
+            self.references
+                .try_lock()
+                .is_ok_and(|others| others.all().any(agrees))
+        };
+        if held || confirmed() {
+            self.anchor.fetch_max(least, Ordering::Relaxed);
+            self.ahead_since.store(NONE, Ordering::Relaxed);
+        }
+    }
+
+    #[cold]
+    fn judge_again(&self, own: i64) {
+        if let Ok(references) = self.references.try_lock() {
+            self.judge(own, &references);
+        }
+    }
+
+    fn judge(&self, own: i64, references: &References) -> Option<i64> {
+        let others = (references.server, &*references.nodes);
+        let contradicting = contradiction(own, others, self.allowed());
+        // First: whoever finds it judged finds this.
+        self.contradicting
+            .store(contradicting.unwrap_or(NONE), Ordering::Relaxed);
+        self.judged_for.store(own, Ordering::Release);
+        contradicting
+    }
+}
+
+#[inline]
+fn micros(monotonic: Duration) -> i64 {
+    let whole = monotonic.as_secs().saturating_mul(1_000_000);
+    let micros = whole.saturating_add(monotonic.subsec_micros().into());
+    i64::try_from(micros).unwrap_or(i64::MAX)
+}
+
+#[inline]
+fn instant(offset: i64, monotonic: i64) -> Timestamp {
+    Timestamp::clamped(offset.saturating_add(monotonic))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::clock::ManualClock;
+
+    const MINUTE: i64 = 60_000_000;
+    const ALLOWED: i64 = 5 * MINUTE;
+    /// Where the monotonic hand of a manual clock begins.
+    const FIRST: i64 = 1_000_000;
+
+    fn keeper() -> Timekeeper {
+        let clock = ManualClock::at(Timestamp::UNIX_EPOCH);
+        Timekeeper::new(Arc::new(clock), CheckedTime::ALLOWANCE)
+    }
+
+    fn reading(wall: i64, monotonic: i64) -> Reading {
+        Reading {
+            wall: Timestamp::clamped(wall),
+            monotonic: Duration::from_micros(monotonic.unsigned_abs()),
+        }
+    }
+
+    /// Own time by the rule's words: over all readings so far, each `(wall, monotonic)`.
+    fn by_the_rule(readings: &[(i64, i64)]) -> i64 {
+        let mut anchor = None;
+        let mut held: Vec<(i64, i64)> = Vec::new();
+        for &(wall, monotonic) in readings {
+            let offset = wall - monotonic;
+            let steps = anchor.is_some_and(|anchor| offset > anchor + ALLOWED);
+            if !steps {
+                anchor = anchor.max(Some(offset));
+                held.clear();
+                continue;
+            }
+            held.push((offset, monotonic));
+            if monotonic - held[0].1 >= ALLOWED {
+                anchor = held.iter().map(|(offset, _)| *offset).min();
+                held.clear();
+            }
+        }
+        let (wall, monotonic) = readings[readings.len() - 1];
+        wall.max(anchor.unwrap_or(i64::MIN).saturating_add(monotonic))
+    }
+
+    proptest! {
+        #[test]
+        fn own_time_is_by_the_rule(
+            steps in prop::collection::vec((0..3 * MINUTE, -20 * MINUTE..20 * MINUTE), 1..40)
+        ) {
+            let keeper = keeper();
+            let (mut wall, mut monotonic) = (1_000_000 * MINUTE, 0);
+            let mut readings = Vec::new();
+            for (passes, jumps) in steps {
+                monotonic += passes;
+                // Most of the time nothing jumps.
+                let jumps = if jumps % 3 == 0 { jumps } else { 0 };
+                wall += passes + jumps;
+                readings.push((wall, monotonic));
+                let own = keeper.own(reading(wall, monotonic)).wall.as_micros();
+                prop_assert_eq!(own, by_the_rule(&readings));
+                prop_assert!(own >= wall);
+            }
+        }
+    }
+
+    #[test]
+    fn a_step_that_a_reference_confirms_is_taken_over_at_once() {
+        let hour = 60 * MINUTE;
+        let start = 1_000_000 * MINUTE;
+        for (server, kept) in [(start + hour, true), (start, false)] {
+            let keeper = keeper();
+            keeper.own(reading(start, FIRST));
+            keeper.saw_server(Some(Timestamp::clamped(server)));
+            keeper.own(reading(start + hour, FIRST));
+            let after = keeper.own_offset(Timestamp::clamped(start), FIRST);
+            assert_eq!(after + FIRST == start + hour, kept);
+        }
+    }
+
+    #[test]
+    fn a_contradicted_clock_gives_way_to_the_references() {
+        let keeper = keeper();
+        let start = 1_000_000 * MINUTE;
+        keeper.saw_server(Some(Timestamp::clamped(start)));
+        let judged = |wall| keeper.judged(reading(wall, FIRST)).as_micros();
+        assert_eq!(judged(start + ALLOWED), start + ALLOWED);
+        assert_eq!(judged(start + ALLOWED + 2_000_000), start);
+        assert!(keeper.confirms(Timestamp::clamped(start), Duration::from_secs(1)));
+        let far = Timestamp::clamped(start + ALLOWED + 1);
+        assert!(!keeper.confirms(far, Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn the_allowance_has_a_least() {
+        let clock = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
+        let keeper = Timekeeper::new(clock, Duration::ZERO);
+        assert_eq!(keeper.allowance(), LEAST_ALLOWANCE);
+    }
+}

@@ -1,0 +1,78 @@
+//! A store whose server has a clock.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use keyward::store::{
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
+    KeyStore, Locator, MemoryStore, Revision, RowKey, ScanPage, Select, StoreError, TakePage,
+    TenantView, Versioned,
+};
+use keyward::{Clock, ManualClock, TenantId, async_trait};
+
+/// A store whose server has a clock, which every load and every page of the feed tell.
+#[derive(Clone, Debug)]
+pub(crate) struct Served {
+    inner: MemoryStore,
+    server: Arc<ManualClock>,
+}
+
+impl Served {
+    pub(crate) fn new(inner: MemoryStore, server: &Arc<ManualClock>) -> Self {
+        let server = server.clone();
+        Self { inner, server }
+    }
+}
+
+#[async_trait]
+impl KeyStore for Served {
+    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+        let view = self.inner.load(tenant, select).await?;
+        let server_time = Some(self.server.now());
+        Ok(TenantView {
+            server_time,
+            ..view
+        })
+    }
+
+    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+        self.inner.find(locator).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        self.inner.commit(commit).await
+    }
+
+    async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
+        let page = self.inner.changes(after, limit).await?;
+        let server_time = Some(self.server.now());
+        Ok(Changes {
+            server_time,
+            ..page
+        })
+    }
+
+    async fn scan(
+        &self,
+        after: Option<RowKey>,
+        limit: NonZeroUsize,
+    ) -> Result<ScanPage, StoreError> {
+        self.inner.scan(after, limit).await
+    }
+
+    async fn scan_all(&self, limit: NonZeroUsize, take: TakePage<'_>) -> Result<(), StoreError> {
+        self.inner.scan_all(limit, take).await
+    }
+
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        self.inner.list(query).await
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        self.inner.audit(query).await
+    }
+
+    async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
+        self.inner.wait_past(after).await
+    }
+}
