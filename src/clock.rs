@@ -19,7 +19,8 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// Time since a fixed instant that never goes back and counts while the machine is suspended.
     fn monotonic(&self) -> Duration;
 
-    /// Both at once, which may be cheaper: each verification reads it once.
+    /// Both at once, which may be cheaper: each verification reads it once. If one is read after the other, the
+    /// wall clock comes first.
     fn read(&self) -> Reading {
         Reading {
             wall: self.now(),
@@ -39,10 +40,11 @@ pub struct Reading {
 
 impl Reading {
     /// Reads the clocks one by one. Callers that hold a lock use this, because a simulated [`Clock::read`]
-    /// lets other threads run first.
+    /// lets other threads run first. The wall clock comes first: a thread that is interrupted between the two
+    /// never finds it further ahead than it is.
     pub(crate) fn of(clock: &dyn Clock) -> Self {
-        let monotonic = clock.monotonic();
         let wall = clock.now();
+        let monotonic = clock.monotonic();
         Self { wall, monotonic }
     }
 
@@ -109,18 +111,22 @@ impl Clock for SystemClock {
             let ahead = AHEAD.load(Ordering::Relaxed);
             Timestamp::from_micros(micros.cast_signed().saturating_add(ahead)).ok()
         });
-        let wall = told.flatten().unwrap_or_else(|| {
-            let wall = self.now();
-            // Whoever was interrupted between the two clocks has compared nothing. Interrupted between
-            // the two stores it may tell an older difference once more: for 10 ms at most.
-            if self.monotonic().saturating_sub(monotonic) < Duration::from_millis(1) {
-                let ahead = wall.as_micros().saturating_sub(micros.cast_signed());
-                AHEAD.store(ahead, Ordering::Relaxed);
-                COMPARED.store(micros, Ordering::Release);
-            }
-            wall
-        });
-        Reading { wall, monotonic }
+        if let Some(wall) = told.flatten() {
+            return Reading { wall, monotonic };
+        }
+        let wall = self.now();
+        let after = self.monotonic();
+        // Whoever was interrupted between the two clocks has compared nothing. Interrupted between
+        // the two stores it may tell an older difference once more: for 10 ms at most.
+        if after.saturating_sub(monotonic) < Duration::from_millis(1) {
+            let ahead = wall.as_micros().saturating_sub(micros.cast_signed());
+            AHEAD.store(ahead, Ordering::Relaxed);
+            COMPARED.store(micros, Ordering::Release);
+        }
+        Reading {
+            wall,
+            monotonic: after,
+        }
     }
 
     #[cfg(any(target_os = "linux", target_os = "android"))]

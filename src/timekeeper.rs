@@ -18,7 +18,7 @@ use crate::observe;
 /// No offset, and no instant.
 const NONE: i64 = i64::MIN;
 
-/// By how much the own clock may move, against the monotonic one, before it is held against the references
+/// The distance that the own clock may move, against the monotonic one, before it is held against the references
 /// again: a second, in microseconds. A judgement: allowances are minutes.
 const JUDGE_AGAIN: u64 = 1_000_000;
 
@@ -42,12 +42,12 @@ pub(crate) struct Timekeeper {
     references: Mutex<References>,
 }
 
-/// What other clocks said last, as offsets.
+/// The last offsets of other clocks.
 #[derive(Debug, Default)]
 struct References {
     server: Option<i64>,
     nodes: Vec<i64>,
-    /// Whether it was said that one of them is far from the own clock.
+    /// True if it was logged that one of them is far from the own clock.
     warned: bool,
 }
 
@@ -101,6 +101,30 @@ impl Timekeeper {
         self.allowance
     }
 
+    /// Reads the clocks as they are. Freshness goes by these: a step of the wall clock shows in them.
+    pub(crate) fn raw(&self) -> Reading {
+        let reading = Reading::of(&*self.clock);
+        self.own(reading);
+        reading
+    }
+
+    /// Reads the clocks for a verification: as they are, and the time by which a key is judged. That is the
+    /// own time, or that of the references if they contradict it.
+    #[inline]
+    pub(crate) fn judged(&self) -> (Reading, Timestamp) {
+        let reading = self.clock.read();
+        let monotonic = micros(reading.monotonic);
+        let own = self.own_offset(reading.wall, monotonic);
+        if own.abs_diff(self.judged_for.load(Ordering::Acquire)) > JUDGE_AGAIN {
+            self.judge_again(own);
+        }
+        let offset = match self.contradicting.load(Ordering::Relaxed) {
+            NONE => own,
+            contradicting => contradicting,
+        };
+        (reading, instant(offset, monotonic))
+    }
+
     /// Returns what was read with the own time in the place of the wall clock.
     #[inline]
     fn own(&self, Reading { wall, monotonic }: Reading) -> Reading {
@@ -111,30 +135,19 @@ impl Timekeeper {
         }
     }
 
-    /// Returns the time by which a key is judged, of what [`read`](Clock::read) returned: the own time, or
-    /// that of the references if they contradict it.
-    #[inline]
-    pub(crate) fn judged(&self, reading: Reading) -> Timestamp {
-        let monotonic = micros(reading.monotonic);
-        let own = reading.wall.as_micros() - monotonic;
-        if own.abs_diff(self.judged_for.load(Ordering::Acquire)) > JUDGE_AGAIN {
-            self.judge_again(own);
-        }
-        match self.contradicting.load(Ordering::Relaxed) {
-            NONE => reading.wall,
-            contradicting => instant(contradicting, monotonic),
-        }
-    }
-
-    /// Returns whether another clock agrees with `now`, read beside `monotonic`.
+    /// Returns whether another clock agrees with `now`, read beside `monotonic`. Where the references contradict
+    /// the own clock, `now` is theirs already: one more has to agree.
     #[cold]
     pub(crate) fn confirms(&self, now: Timestamp, monotonic: Duration) -> bool {
         let offset = now.as_micros().saturating_sub(micros(monotonic));
         let allowed = self.allowed().unsigned_abs();
+        let needed = match self.contradicting.load(Ordering::Relaxed) {
+            NONE => 1,
+            _ => 2,
+        };
         let references = self.references();
-        references
-            .all()
-            .any(|other| other.abs_diff(offset) <= allowed)
+        let agrees = |other: &i64| other.abs_diff(offset) <= allowed;
+        references.all().filter(agrees).nth(needed - 1).is_some()
     }
 
     /// Returns the time for a decision.
@@ -142,8 +155,13 @@ impl Timekeeper {
         let Reading { wall, monotonic } = self.own(Reading::of(&*self.clock));
         let monotonic = micros(monotonic);
         let reference = self.judge(wall.as_micros() - monotonic, &self.references());
+        let held = match self.ahead_since.load(Ordering::Relaxed) {
+            NONE => wall,
+            _ => instant(self.anchor.load(Ordering::Relaxed), monotonic),
+        };
         CheckedTime {
             own: wall,
+            held,
             reference: reference.map(|offset| instant(offset, monotonic)),
             allowance: self.allowance,
         }
@@ -172,13 +190,13 @@ impl Timekeeper {
         change(&mut references);
         self.judge(own, &references);
         let furthest = references.all().max_by_key(|other| other.abs_diff(own));
-        let Some(ahead) = furthest.map(|other| own.saturating_sub(other)) else {
-            return;
-        };
+        let ahead = furthest.map_or(0, |other| own.saturating_sub(other));
         let ahead_seconds = Duration::from_micros(ahead.unsigned_abs()).as_secs_f64();
         let ahead_seconds = ahead_seconds.copysign(if ahead < 0 { -1.0 } else { 1.0 });
         observe::clock_offset(ahead_seconds);
-        let far = ahead.unsigned_abs() > self.allowed().unsigned_abs() / 2;
+        // Less close than far, so that one that stands in between is logged once.
+        let parts = if references.warned { 4 } else { 2 };
+        let far = ahead.unsigned_abs() > self.allowed().unsigned_abs() / parts;
         if far && !references.warned {
             tracing::warn!(ahead_seconds, "clock differs from another one");
         }
@@ -284,7 +302,7 @@ mod tests {
 
     const MINUTE: i64 = 60_000_000;
     const ALLOWED: i64 = 5 * MINUTE;
-    /// Where the monotonic hand of a manual clock begins.
+    /// The start of a manual clock's monotonic hand.
     const FIRST: i64 = 1_000_000;
 
     fn keeper() -> Timekeeper {
@@ -342,6 +360,32 @@ mod tests {
         }
     }
 
+    /// A machine whose threads are interrupted for four minutes between any two looks at a clock.
+    #[derive(Debug)]
+    struct Interrupted(ManualClock);
+
+    impl Clock for Interrupted {
+        fn now(&self) -> Timestamp {
+            self.0.advance(Duration::from_secs(240));
+            self.0.now()
+        }
+
+        fn monotonic(&self) -> Duration {
+            self.0.advance(Duration::from_secs(240));
+            self.0.monotonic()
+        }
+    }
+
+    #[test]
+    fn an_interruption_between_two_clocks_puts_nobody_ahead() {
+        let clock = Arc::new(Interrupted(ManualClock::at(Timestamp::UNIX_EPOCH)));
+        let keeper = Timekeeper::new(clock.clone(), CheckedTime::ALLOWANCE);
+        for _ in 0..5 {
+            let own = [keeper.now(), keeper.read().wall, keeper.check().own];
+            assert!(own.into_iter().all(|own| own <= clock.0.now()), "{own:?}");
+        }
+    }
+
     #[test]
     fn a_step_that_a_reference_confirms_is_taken_over_at_once() {
         let hour = 60 * MINUTE;
@@ -361,10 +405,20 @@ mod tests {
         let keeper = keeper();
         let start = 1_000_000 * MINUTE;
         keeper.saw_server(Some(Timestamp::clamped(start)));
-        let judged = |wall| keeper.judged(reading(wall, FIRST)).as_micros();
+        let judged = |wall| {
+            keeper.judge(wall - FIRST, &keeper.references());
+            match keeper.contradicting.load(Ordering::Relaxed) {
+                NONE => wall,
+                contradicting => contradicting + FIRST,
+            }
+        };
         assert_eq!(judged(start + ALLOWED), start + ALLOWED);
         assert_eq!(judged(start + ALLOWED + 2_000_000), start);
-        assert!(keeper.confirms(Timestamp::clamped(start), Duration::from_secs(1)));
+        let confirms = || keeper.confirms(Timestamp::clamped(start), Duration::from_secs(1));
+        assert!(!confirms(), "it is the server's own");
+        keeper.saw_nodes([(Timestamp::clamped(start), Duration::from_secs(1))]);
+        judged(start + ALLOWED + 2_000_000);
+        assert!(confirms());
         let far = Timestamp::clamped(start + ALLOWED + 1);
         assert!(!keeper.confirms(far, Duration::from_secs(1)));
     }

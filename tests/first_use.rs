@@ -120,7 +120,7 @@ fn a_refused_command_leaves_a_first_use_counted() {
 }
 
 #[test]
-fn the_uses_of_one_tenant_push_out_no_other_tenants() {
+fn trap_33_the_uses_of_one_tenant_push_out_no_other_tenants() {
     let world = World::with_policy(PolicySpec {
         active_keys: ActiveKeyCap::Unlimited,
         ..profiles::standard()

@@ -143,7 +143,7 @@ fn owner() -> OwnerRecord {
 }
 
 fn closed_tenant() -> TenantRecord {
-    let (provisioned, closed) = (stamp(1, "alice"), Some(stamp(4, "bob")));
+    let (provisioned, closed) = (Some(stamp(1, "alice")), Some(stamp(4, "bob")));
     TenantRecord {
         tenant: tenant("acme"),
         provisioned,

@@ -51,7 +51,7 @@ fn works(keys: &Keyward, key: &Created) {
 }
 
 #[test]
-fn a_key_works_on_the_node_that_created_it_though_another_wrote_its_owners_row() {
+fn trap_29_a_key_works_on_the_node_that_created_it_though_another_wrote_its_owners_row() {
     let two = Two::new();
     create(&two.b, &alice("acme"), reader("first"));
     works(&two.a, &create(&two.a, &alice("acme"), reader("second")));
@@ -227,7 +227,7 @@ impl KeyStore for Swapped {
 
 /// A store that was replaced by a copy of before: what this node knows is of another history.
 #[test]
-fn after_a_commit_to_another_history_nothing_is_fresh() {
+fn trap_34_after_a_commit_to_another_history_nothing_is_fresh() {
     let store = Swapped::new();
     let clock = Arc::new(ManualClock::at(at(START)));
     let policy = Policy::new(profiles::standard()).unwrap();

@@ -29,6 +29,7 @@ type Verdict = Result<Grant, Rejection>;
 /// A node over a link that a test steers, beside another that makes the changes.
 struct Nodes {
     clock: Arc<ManualClock>,
+    store: MemoryStore,
     link: Gated,
     here: Keyward,
     there: Keyward,
@@ -49,15 +50,11 @@ impl Nodes {
         let builder = Keyward::builder(link.clone(), peppers())
             .policy(policy.clone())
             .clock(clock.clone());
-        // What it draws is the same in every test, so that another world foretells its keys.
-        let there = Keyward::builder(store, peppers())
-            .policy(policy)
-            .clock(clock.clone())
-            .entropy(SeededEntropy::new(7));
-        let there = wait(there.build()).unwrap();
+        let there = Self::drawing(&store, policy, &clock, 7);
         let here = wait(set(builder).build()).unwrap();
         Self {
             clock,
+            store,
             link,
             here,
             there,
@@ -65,6 +62,28 @@ impl Nodes {
     }
 
     /// A key that was made elsewhere, and is not known here.
+    /// A node whose draws are the same in every test, so that another world foretells its keys.
+    fn drawing(
+        store: &MemoryStore,
+        policy: Policy,
+        clock: &Arc<ManualClock>,
+        seed: u64,
+    ) -> Keyward {
+        let builder = Keyward::builder(store.clone(), peppers()).policy(policy);
+        let builder = builder
+            .clock(clock.clone())
+            .entropy(SeededEntropy::new(seed));
+        wait(builder.build()).unwrap()
+    }
+
+    /// The key that another world creates first: its id says when it was drawn.
+    fn foretold_key(&self) -> Created {
+        let policy = Policy::new(profiles::standard()).unwrap();
+        let clock = Arc::new(ManualClock::at(at(START)));
+        let drawing = Self::drawing(&self.store, policy, &clock, 8);
+        wait(drawing.create(&admin(), reader("a key"))).unwrap()
+    }
+
     fn new_key(&self) -> Created {
         wait(self.there.create(&admin(), reader("a key"))).unwrap()
     }
@@ -654,7 +673,7 @@ proptest! {
     ) {
         let most = ReadThrough { at_once: count(1000), burst: count(1000), ..ReadThrough::default() };
         let world = Nodes::with(Propagation::default(), |builder| builder.read_through(most));
-        let key = Nodes::new().new_key();
+        let key = Nodes::new().foretold_key();
         let (mut now, mut synced) = (Duration::ZERO, Duration::ZERO);
         let mut past = History(vec![(0, now, Key::Absent)]);
         let (mut open, mut gates): (Vec<Open>, Vec<gated::Gate>) = Default::default();
@@ -668,11 +687,7 @@ proptest! {
                         Key::On => Key::Off,
                     });
                     match past.now() {
-                        Key::Absent => {
-                            // An id tells when it was drawn, so that it was foretold for that instant.
-                            world.clock.set_wall(at(START));
-                            assert_eq!(world.new_key().id, key.id);
-                        }
+                        Key::Absent => assert_eq!(world.foretold_key().id, key.id),
                         Key::On => drop(wait(world.there.disable(&by, key.id)).unwrap()),
                         Key::Off => drop(wait(world.there.enable(&by, key.id)).unwrap()),
                     }

@@ -61,7 +61,7 @@ fn refused(keys: &Keyward, key: &Created) -> Rejection {
 }
 
 #[test]
-fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone() {
+fn trap_28_a_clock_ten_years_ahead_decides_for_its_own_tenant_alone() {
     let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
     let a = node(store.clone(), &right, policy());
     let b = node(store.clone(), &wrong, policy());
@@ -73,7 +73,7 @@ fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone() {
 }
 
 #[test]
-fn the_time_of_a_tenant_is_repaired() {
+fn trap_35_the_time_of_a_tenant_is_repaired() {
     let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
     let a = node(store.clone(), &right, policy());
     let b = node(store.clone(), &wrong, policy());
@@ -452,6 +452,207 @@ fn what_a_clock_from_the_future_began_is_finished_now() {
     assert!(began.is_err());
     wait(a.sync()).unwrap();
     assert_eq!(wait(a.run_upkeep()).unwrap(), 1);
+}
+
+/// Ending a successor that nobody used gives the old key more time: not while the time is in doubt.
+#[test]
+fn an_ended_key_does_not_come_back_with_a_clock_that_is_behind() {
+    let (store, first, server) = (MemoryStore::new(), clock(), clock());
+    let keys = node(store.clone(), &first, policy());
+    let how = || Replacement::on_first_use(hours(1)).no_later_than(hours(24));
+    let rotated = |name: &str| {
+        let old = create(&keys, &admin(), ninety_days(name));
+        let new = wait(keys.rotate(&admin(), old.id, how())).unwrap();
+        (old, new.id)
+    };
+    let (one, two) = (rotated("one"), rotated("two"));
+    first.advance(days(2));
+    create(&keys, &admin(), reader("later"));
+    let behind = node(store.clone(), &clock(), policy());
+    wait(behind.revoke(&admin(), one.1, Reason::Lost)).unwrap();
+    let contradicted = node(Served::new(store, &server), &first, policy());
+    wait(contradicted.revoke(&admin(), two.1, Reason::Lost)).unwrap();
+    for (old, _) in [&one, &two] {
+        assert!(matches!(refused(&keys, old), Rejection::Expired { .. }));
+    }
+}
+
+/// A counter-example to the rule as it was first written: the clock that contradicts is no witness for
+/// itself.
+#[test]
+fn a_server_that_goes_back_alone_revives_nothing() {
+    let (server, own) = (clock(), clock());
+    let keys = node(Served::new(MemoryStore::new(), &server), &own, policy());
+    let key = create(&keys, &admin(), reader("key").expires_in(hours(1)));
+    own.advance(hours(2));
+    server.advance(hours(2));
+    wait(keys.sync()).unwrap();
+    create(&keys, &admin(), reader("later"));
+    assert!(matches!(refused(&keys, &key), Rejection::Expired { .. }));
+    step_back(&server, hours(2));
+    wait(keys.sync()).unwrap();
+    assert!(matches!(
+        refused(&keys, &key),
+        Rejection::ClockUnsure { .. }
+    ));
+}
+
+/// Own time may be ahead of the wall clock: freshness goes by what the wall clock does.
+#[test]
+fn a_step_of_the_wall_clock_ends_freshness_though_own_time_hides_it() {
+    let (store, own) = (FaultyStore::new(MemoryStore::new()), clock());
+    step(&own, 4 * MINUTE);
+    let keys = node(store, &own, policy());
+    let key = create(&keys, &admin(), reader("key"));
+    step_back(&own, 4 * MINUTE);
+    wait(keys.sync()).unwrap();
+    assert_eq!(verdict(&keys, &key), Ok(()));
+    step(&own, 3 * MINUTE);
+    assert!(matches!(refused(&keys, &key), Rejection::Stale { .. }));
+}
+
+/// Keys that a wrong clock made are narrowed as if they had been made before.
+#[test]
+fn keys_from_the_future_are_narrowed_as_others_are() {
+    let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
+    let a = node(store.clone(), &right, policy());
+    let place = tenant("globex");
+    let host = Actor::application(place.clone());
+    create(&a, &globex(), reader("now"));
+    step(&wrong, YEARS);
+    let b = node(store, &wrong, policy());
+    let future = ["swept", "its owner's"].map(|name| create(&b, &globex(), reader(name)));
+    wait(a.sync()).unwrap();
+    wait(a.repair_time(&host, &place)).unwrap();
+    right.advance(MINUTE);
+    let all = BulkFilter::all();
+    wait(a.revoke_many(&host, &place, all, Reason::Lost)).unwrap();
+    assert!(future.iter().all(|key| verdict(&a, key).is_err()));
+    let more = create(&b, &globex(), reader("another"));
+    wait(a.sync()).unwrap();
+    wait(a.repair_time(&host, &place)).unwrap();
+    wait(a.remove_owner(&host, &place, who("gina"))).unwrap();
+    wait(a.change_owner_role(&host, &place, who("gina"), Role::ADMIN)).unwrap();
+    assert!(verdict(&a, &more).is_err());
+}
+
+/// What a repair sets back is the end of what a wrong clock began.
+#[test]
+fn a_command_from_the_future_is_not_about_what_came_after_the_repair() {
+    let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
+    let a = node(store.clone(), &right, policy());
+    create(&a, &globex(), reader("before"));
+    step(&wrong, YEARS);
+    let faulty = FaultyStore::new(store.clone());
+    let b = node(faulty.clone(), &wrong, policy());
+    faulty.next(Call::Commit, [Fault::None, Fault::Unavailable]);
+    let place = tenant("globex");
+    let began = wait(b.revoke_many(&globex(), &place, BulkFilter::default(), Reason::Lost));
+    assert!(began.is_err());
+    wait(a.sync()).unwrap();
+    let host = Actor::application(place.clone());
+    wait(a.repair_time(&host, &place)).unwrap();
+    right.advance(Duration::from_secs(1));
+    let after = create(&a, &globex(), reader("after"));
+    right.advance(2 * MINUTE);
+    wait(a.sync()).unwrap();
+    assert_eq!(wait(a.run_upkeep()).unwrap(), 1);
+    assert_eq!(verdict(&a, &after), Ok(()));
+}
+
+/// Whatever a wrong clock left behind in a tenant can be repaired: one that nobody knew, one that is closed.
+#[test]
+fn every_tenant_can_be_repaired() {
+    let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
+    let a = node(store.clone(), &right, policy());
+    create(&a, &globex(), reader("key"));
+    step(&wrong, YEARS);
+    let b = node(store, &wrong, policy());
+    let initech = actor("initech", "ian", Role::ADMIN);
+    let (unknown, closed) = (tenant("initech"), tenant("globex"));
+    wait(b.revoke_many(&initech, &unknown, BulkFilter::default(), Reason::Lost)).unwrap();
+    wait(b.close_tenant(&globex(), &closed)).unwrap();
+    wait(a.sync()).unwrap();
+    assert_eq!(a.tenants_ahead().len(), 2);
+    for place in [&unknown, &closed] {
+        let host = Actor::application(place.clone());
+        let repaired = wait(a.repair_time(&host, place)).unwrap();
+        assert!(repaired.set_back.is_some());
+    }
+    assert_eq!(a.tenants_ahead(), []);
+    let key = create(&a, &initech, ninety_days("first"));
+    assert_eq!(verdict(&a, &key), Ok(()));
+}
+
+/// What only an excursion of the clock says has ended is narrowed all the same.
+#[test]
+fn an_excursion_hides_no_key_from_what_narrows() {
+    let clock = clock();
+    let keys = node(MemoryStore::new(), &clock, policy());
+    let [disabled, swept, old] =
+        ["disabled", "swept", "old"].map(|name| create(&keys, &admin(), ninety_days(name)));
+    let place = tenant("acme");
+    wait(keys.rotate(&admin(), old.id, Replacement::grace(days(10)))).unwrap();
+    step(&clock, days(300));
+    wait(keys.disable(&admin(), disabled.id)).unwrap();
+    wait(keys.finish_rotation(&admin(), old.id)).unwrap();
+    let filter = BulkFilter::default();
+    wait(keys.revoke_many(&admin(), &place, filter, Reason::Lost)).unwrap();
+    step_back(&clock, days(300));
+    let ended = |key: &Created| matches!(refused(&keys, key), Rejection::Revoked { .. });
+    assert!(ended(&disabled) && ended(&swept) && ended(&old));
+}
+
+/// A shorter life is no prolonging, whatever a commit from the future says.
+#[test]
+fn an_end_is_moved_closer_though_the_tenant_is_ahead() {
+    let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
+    let a = node(store.clone(), &right, policy());
+    let key = create(&a, &globex(), reader("key").never_expires());
+    step(&wrong, YEARS);
+    create(
+        &node(store, &wrong, policy()),
+        &globex(),
+        reader("from the future"),
+    );
+    wait(a.sync()).unwrap();
+    let tomorrow = right.now().saturating_add(days(1));
+    for expiry in [Expiry::At(tomorrow), Expiry::In(hours(23))] {
+        let change = keyward::KeyUpdate::new().expiry(expiry);
+        wait(a.update(&globex(), key.id, change)).unwrap();
+    }
+    let end = wait(a.key(&globex(), key.id)).unwrap().expires_at;
+    assert_eq!(end, Some(right.now().saturating_add(hours(23))));
+    let longer = keyward::KeyUpdate::new().expiry(Expiry::In(days(2)));
+    let longer = wait(a.update(&globex(), key.id, longer));
+    assert!(matches!(denied(longer), Denied::TenantAhead { .. }));
+    let raised = wait(a.change_owner_role(&globex(), &tenant("globex"), who("bob"), Role::ADMIN));
+    assert!(matches!(denied(raised), Denied::TenantAhead { .. }));
+}
+
+/// A key of a tenant above acts below for as long as its own tenant has not seen it end.
+#[test]
+fn an_acting_key_is_judged_by_its_own_tenants_commits() {
+    let (store, first) = (MemoryStore::new(), clock());
+    let mut spec = profiles::standard();
+    let reaching = spec.classes.values_mut();
+    reaching.for_each(|class| class.tenant_reach = keyward::policy::TenantReach::Below);
+    let policy = || keyward::policy::Policy::new(spec.clone()).unwrap();
+    let keys = node(store.clone(), &first, policy());
+    let key = reader("acts").scopes(["*:*"]).expires_in(hours(1));
+    let key = create(&keys, &admin(), key);
+    let grant = keys
+        .verify(key.secret.expose(), &keyward::Need::any())
+        .unwrap();
+    let actor = grant.actor();
+    first.advance(hours(1));
+    create(&keys, &admin(), reader("later"));
+    let behind = clock();
+    behind.advance(hours(1).saturating_sub(4 * MINUTE));
+    let keys = node(store, &behind, policy());
+    let below = reader("below").in_tenant(tenant("acme/web"));
+    let denied = denied(wait(keys.create(&actor, below)));
+    assert!(matches!(denied, Denied::ActorExpired), "{denied:?}");
 }
 
 /// One step of a world in which one node's clock does what it likes.

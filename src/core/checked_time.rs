@@ -12,15 +12,17 @@ use super::time::Timestamp;
 pub struct CheckedTime {
     /// The process's own time: its wall clock, which does not go back.
     pub own: Timestamp,
+    /// The same without a step forward that has not held for as long as clocks may differ.
+    pub held: Timestamp,
     /// The time by other clocks, if they contradict the own one.
     pub reference: Option<Timestamp>,
-    /// By how much clocks may differ.
+    /// The difference that clocks may have.
     pub allowance: Duration,
 }
 
 impl CheckedTime {
-    /// By how much clocks may differ unless the application says otherwise. A judgement: clocks that are
-    /// synchronised differ by less than a second, and nothing here ends within minutes.
+    /// The default difference that clocks may have. A judgement: clocks that are synchronised differ by less than
+    /// a second, and nothing here ends within minutes.
     pub const ALLOWANCE: Duration = Duration::from_secs(5 * 60);
 
     /// Returns the best guess at the time: that of other clocks if they contradict the own one.
@@ -29,10 +31,11 @@ impl CheckedTime {
         self.reference.unwrap_or(self.own)
     }
 
-    /// Returns the earlier of the own time and that of other clocks, if these contradict it.
+    /// Returns the earliest time of those in question.
     #[must_use]
     pub fn earliest(&self) -> Timestamp {
-        self.reference.map_or(self.own, |other| other.min(self.own))
+        let own = self.own.min(self.held);
+        self.reference.map_or(own, |other| other.min(own))
     }
 
     /// Returns whether `at` is later than the own time by more than clocks may differ.
@@ -63,8 +66,7 @@ pub(crate) fn contradiction(
     all.get(all.len() / 2).copied()
 }
 
-/// What has become of a key whose end lies between the time of a verification and the newest commit of the
-/// store.
+/// The state of a key that ends between the time of a verification and the newest commit of the store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Ending {
     /// It works: only other tenants claim that its end has come.
@@ -81,14 +83,14 @@ pub(crate) fn judge_end(
     end: Timestamp,
     now: Timestamp,
     floor: Option<Timestamp>,
-    confirmed: bool,
+    confirmed: impl FnOnce() -> bool,
     allowance: Duration,
 ) -> Ending {
     match floor {
         None => Ending::Alive,
         Some(floor) if end > floor => Ending::Alive,
         Some(floor) if floor <= now.saturating_add(allowance) => Ending::Ended,
-        Some(_) if confirmed => Ending::Alive,
+        Some(_) if confirmed() => Ending::Alive,
         Some(_) => Ending::Unsure,
     }
 }
@@ -147,13 +149,13 @@ mod tests {
         let at = |minute| Timestamp::from_unix_seconds(minute * 60).unwrap();
         let allowance = Duration::from_secs(300);
         let judge = |floor: Option<i64>, confirmed| {
-            judge_end(at(100), at(50), floor.map(at), confirmed, allowance)
+            judge_end(at(100), at(50), floor.map(at), || confirmed, allowance)
         };
         assert_eq!(judge(None, false), Ending::Alive);
         assert_eq!(judge(Some(99), false), Ending::Alive);
         assert_eq!(judge(Some(100), false), Ending::Unsure);
         assert_eq!(judge(Some(100), true), Ending::Alive);
-        let near = |floor| judge_end(at(52), at(50), Some(at(floor)), true, allowance);
+        let near = |floor| judge_end(at(52), at(50), Some(at(floor)), || true, allowance);
         assert_eq!(near(52), Ending::Ended);
         assert_eq!(near(55), Ending::Ended, "within the allowance");
         assert_eq!(near(56), Ending::Alive);

@@ -39,8 +39,8 @@ pub struct OwnerRecord {
 pub struct TenantRecord {
     /// Which tenant.
     pub tenant: TenantId,
-    /// When it was provisioned, and by whom.
-    pub provisioned: Stamp,
+    /// When it was provisioned, and by whom; `None` if it was not, and the row is there for another reason.
+    pub provisioned: Option<Stamp>,
     /// When it was closed, and by whom. Closing ends every key in it and below it, for ever.
     pub closed: Option<Stamp>,
     /// Commands over many keys that were authorised and have not come to their end.
@@ -62,16 +62,21 @@ pub struct TimeRepair {
 }
 
 impl TenantRecord {
-    /// Returns the row of a tenant that becomes known now.
-    pub(crate) fn new(tenant: TenantId, provisioned: Stamp) -> Self {
+    /// Returns the row of a tenant that is not provisioned.
+    pub(crate) const fn new(tenant: TenantId, updated: Stamp) -> Self {
         Self {
             tenant,
+            provisioned: None,
             closed: None,
             sweeps: Vec::new(),
-            updated: provisioned.clone(),
+            updated,
             time_repair: None,
-            provisioned,
         }
+    }
+
+    /// Returns whether the tenant was provisioned.
+    pub(crate) const fn is_provisioned(&self) -> bool {
+        self.provisioned.is_some()
     }
 }
 

@@ -44,7 +44,7 @@ pub enum Rejection {
         /// When.
         at: Timestamp,
     },
-    /// The key's tenant has a commit from the future by which the key has ended, and no other clock tells
+    /// The key's tenant has a commit from the future by which the key has ended, and no other clock decides
     /// whether that commit or this process's clock is wrong.
     #[error("clock says {now}, and the key's tenant has a commit of {floor}")]
     ClockUnsure {

@@ -280,6 +280,8 @@ pub struct Ancestry {
     /// The rows of tenants and owners that were asked for, absent ones included, and the keys that act,
     /// each at the revision at which it was read.
     pub guards: BTreeSet<Guard>,
+    /// The latest instants for which commits of the tenants above were decided.
+    pub decided_at: BTreeMap<TenantId, Timestamp>,
     /// The histories of the store in which they were read: more than one if it was replaced meanwhile.
     pub epochs: BTreeSet<Epoch>,
 }
@@ -294,9 +296,12 @@ impl Ancestry {
             corrupt,
             tenant,
             revisions,
+            decided_at,
             ..
         } = view;
         self.epochs.insert(epoch);
+        self.decided_at
+            .extend(decided_at.map(|at| (above.clone(), at)));
         let named = (select.owners.iter()).map(|owner| RowKey::Owner(above.clone(), owner.clone()));
         // Nothing is decided for a key that was not found.
         let keys = records.iter().map(|record| RowKey::Key(record.id));

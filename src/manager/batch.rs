@@ -35,7 +35,7 @@ const MAX_LINK_ROUNDS: usize = 4;
 impl KeyManager {
     /// Carries a batch out; every command in it has its result afterwards.
     pub(super) async fn settle(&self, tenant: &TenantId, batch: &[Arc<Pending>]) {
-        // What a repair writes is told by its commit from what was written before.
+        // A repair is a commit of its own: instants up to the commit before it count no more.
         let repairs =
             |pending: &Arc<Pending>| matches!(pending.request.command, Command::RepairTime);
         if batch.len() > 1 && batch.iter().any(repairs) {

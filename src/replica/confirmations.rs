@@ -149,14 +149,14 @@ impl Found {
     }
 }
 
-/// By how much what a node says of its clock may be late: less than clocks are allowed to differ.
+/// The longest time that a node's report of its clock may be late: less than clocks are allowed to differ.
 const LATE: Duration = Duration::from_secs(90);
 
-/// What an observer has seen of each node.
+/// The reports that an observer has seen.
 #[derive(Debug, Default)]
 pub(crate) struct Sightings {
     nodes: BTreeMap<NodeId, Sighting>,
-    /// When the registry was asked last.
+    /// The last time that the registry was asked.
     asked: Option<Duration>,
 }
 
@@ -165,8 +165,8 @@ struct Sighting {
     /// Its latest beat, and since when that has been seen.
     beat: u64,
     since: Duration,
-    /// What its clock said when the beat was seen to have moved on, and when that was: a node that was
-    /// never seen to do so may be gone for long.
+    /// Its clock when the beat was seen to have moved on, and the time of that: a node that was never seen to
+    /// do so may be gone for long.
     clock: Option<(Timestamp, Duration)>,
 }
 
@@ -201,8 +201,8 @@ impl Sightings {
         reports.into_iter().map(find).collect()
     }
 
-    /// What the clocks of other nodes said that were seen to be alive within `lapse` of `now`, each with
-    /// the observer's monotonic clock then.
+    /// Returns the clocks of other nodes that were seen to be alive within `lapse` of `now`, each with the
+    /// observer's monotonic clock then.
     pub(crate) fn clocks(
         &self,
         own: Option<NodeId>,

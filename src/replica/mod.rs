@@ -133,6 +133,8 @@ impl Replica {
     /// confirmed then, and what was known stays.
     pub async fn sync(&self) -> Result<(), StoreError> {
         let _only_one = self.syncing.lock().await;
+        // First: by what others say of the time, what this sync confirms is judged.
+        self.look_around().await;
         self.follow().await?;
         self.tell().await;
         Ok(())
@@ -168,7 +170,7 @@ impl Replica {
     #[must_use]
     pub fn freshness(&self) -> Freshness {
         let confirmed = self.confirmed_at();
-        let age = confirmed.map(|sent| Reading::of(&*self.clock).since(sent));
+        let age = confirmed.map(|sent| self.clock.raw().since(sent));
         let progress = self.progress();
         Freshness {
             age,
@@ -493,7 +495,7 @@ impl Replica {
     fn sending(&self, progress: &Progress) -> Sent {
         // First: a registration that becomes durable after this counts for later reads only.
         let until = progress.until();
-        let at = Reading::of(&*self.clock);
+        let at = self.clock.raw();
         Sent { at, until }
     }
 

@@ -24,7 +24,7 @@ const SLACK: Duration = Duration::from_secs(60);
 /// How often a node reports though nothing has changed. A judgement: five reports may be lost.
 const BEAT_EVERY: Duration = Duration::from_secs(10);
 
-/// How often a node reads what others report: what their clocks say, and which entries can be removed.
+/// The interval at which a node reads the reports of others: their clocks, and entries that can be removed.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// For how long a node that was seen to report has a say about the time.
@@ -174,7 +174,7 @@ impl Replica {
             return Ok(());
         };
         let until = self.progress().until();
-        if until.is_some_and(|until| is_by(Reading::of(&*self.clock), until)) {
+        if until.is_some_and(|until| is_by(self.clock.raw(), until)) {
             return Ok(());
         }
         // What was applied before says nothing: it may be of a history that was lost meanwhile.
@@ -187,13 +187,20 @@ impl Replica {
         let Some(registration) = &self.registration else {
             return;
         };
-        let now = Reading::of(&*self.clock);
+        let now = self.clock.raw();
         if self.progress().is_report_due(now)
             && let Err(error) = self.report(registration, true).await
         {
             tracing::warn!(%error, "cannot report what was applied");
         }
-        if registration.is_look_due(now)
+    }
+
+    /// Reads what others report, now and then. What fails is left for the next sync.
+    pub(super) async fn look_around(&self) {
+        let Some(registration) = &self.registration else {
+            return;
+        };
+        if registration.is_look_due(self.clock.raw())
             && let Err(error) = self.look(registration).await
         {
             tracing::debug!(%error, "cannot look after the registry");
@@ -207,7 +214,7 @@ impl Replica {
             let node = node.map_err(|error| {
                 StoreError::new(StoreErrorKind::Unavailable, DOING).with_source(error)
             })?;
-            let at = Reading::of(&*self.clock);
+            let at = self.clock.raw();
             let Some((mut report, term)) = self.next_report(registration, node) else {
                 return Ok(());
             };
@@ -251,7 +258,7 @@ impl Replica {
 
     /// Reads the registry, and removes entries of nodes that were silent for long.
     async fn look(&self, registration: &Registration) -> Result<Vec<Found>, StoreError> {
-        let began = Reading::of(&*self.clock);
+        let began = self.clock.raw();
         let asked = began.monotonic;
         let reports = registration.registry.nodes().await;
         self.heard();
@@ -343,8 +350,8 @@ impl Progress {
 }
 
 impl Registration {
-    /// Whether others are to be looked at. A step of the wall clock counts as time that passed: it is held
-    /// against their clocks at once.
+    /// Returns whether the reports of others are to be read. A step of the wall clock counts as time that passed:
+    /// it is held against their clocks at once.
     fn is_look_due(&self, now: Reading) -> bool {
         let looked = self.seen().looked;
         looked.is_none_or(|looked| now.since(looked) >= LOOK_EVERY)

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use arc_swap::Guard;
 
 use super::{Confirmation, Grant, Verifier, see};
-use crate::clock::Clock;
 use crate::core::need::Need;
 use crate::core::rejection::Rejection;
 use crate::core::token;
@@ -53,7 +52,7 @@ impl Verifier {
             let (answer, under_older) = self.look_up(view, token, *begun);
             Some(see(view, answer, under_older))
         });
-        let reading = self.clock.read();
+        let reading = self.clock.judged();
         let each = presented.iter().zip(tokens).zip(seen);
         verdicts.extend(each.map(|((presented, token), seen)| {
             let (Some((token, _)), Some(seen)) = (token, seen) else {

@@ -25,7 +25,7 @@ use self::grant::Accepted;
 pub use self::grant::Grant;
 pub(crate) use self::upkeep::Chore;
 use self::upkeep::Upkeep;
-use crate::clock::{Clock, Reading};
+use crate::clock::Reading;
 use crate::core::check;
 use crate::core::checked_time::{Ending, judge_end};
 use crate::core::id::KeyId;
@@ -118,7 +118,7 @@ enum Confirmation {
 }
 
 impl Verifier {
-    /// A verifier that reads `replica` and its clock, and `store` where it is told to.
+    /// Returns a verifier that reads `replica` and its clock, and reads keys through `store` where it must.
     pub fn new(
         replica: Arc<Replica>,
         store: Arc<dyn KeyStore>,
@@ -270,8 +270,8 @@ impl Verifier {
         let begun = view.begin(token.id());
         let (answer, under_older) = self.look_up(view, token, begun);
         let seen = see(view, answer, under_older);
-        let reading = self.clock.read();
-        let accepted = self.conclude(&pinned, Some(token), seen?, (confirmed, reading), need)?;
+        let times = (confirmed, self.clock.judged());
+        let accepted = self.conclude(&pinned, Some(token), seen?, times, need)?;
         Ok(Grant::of_index(pinned, accepted))
     }
 
@@ -289,8 +289,8 @@ impl Verifier {
             return Err(error.into());
         }
         let seen = see(view, view.imported(digest), false);
-        let reading = self.clock.read();
-        let accepted = self.conclude(&pinned, None, seen?, (confirmed, reading), need)?;
+        let times = (confirmed, self.clock.judged());
+        let accepted = self.conclude(&pinned, None, seen?, times, need)?;
         Ok(Grant::of_index(pinned, accepted))
     }
 
@@ -301,7 +301,7 @@ impl Verifier {
         pinned: &Pinned,
         token: Option<&Token<'_>>,
         seen: Seen<'_>,
-        (confirmed, reading): (Confirmation, Reading),
+        (confirmed, (reading, now)): (Confirmation, (Reading, Timestamp)),
         need: &Need,
     ) -> Result<Accepted, Rejection> {
         let view = &*pinned.view;
@@ -311,7 +311,6 @@ impl Verifier {
             under_older,
         } = seen;
         let policy = pinned.policies.of_whose(|| &facts.holder.get().tenant);
-        let now = self.clock.judged(reading);
         let newest = view.index().newest();
         check_fresh(policy, facts.shape, confirmed, reading)?;
         let Some(hit) = hit else {
@@ -385,7 +384,7 @@ impl Verifier {
     ) -> Result<Timestamp, Rejection> {
         let (time, end) = (&self.clock, course.expires_at.unwrap_or(now));
         let floor = view.index().floor(&holder.holder().tenant);
-        let confirmed = time.confirms(now, reading.monotonic);
+        let confirmed = || time.confirms(now, reading.monotonic);
         match judge_end(end, now, floor, confirmed, time.allowance()) {
             Ending::Alive => Ok(now),
             Ending::Ended => Ok(end),

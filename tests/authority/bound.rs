@@ -346,7 +346,7 @@ fn a_bound_of_a_role_that_the_policy_no_longer_has_allows_nothing() {
 
 /// Sentinels are variants, never text.
 #[test]
-fn a_login_called_system_or_like_a_key_is_a_person_like_any_other() {
+fn trap_32_a_login_called_system_or_like_a_key_is_a_person_like_any_other() {
     let world = world();
     let key = world.some_key();
     let system = Role::new("system").unwrap();

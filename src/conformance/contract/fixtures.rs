@@ -198,7 +198,7 @@ impl Batch {
     pub(super) fn provision(mut self) -> Self {
         self.commit.effects.tenant = Some(TenantRecord {
             tenant: self.commit.tenant.clone(),
-            provisioned: stamp(1),
+            provisioned: Some(stamp(1)),
             closed: None,
             sweeps: Vec::new(),
             updated: stamp(1),

@@ -87,7 +87,7 @@ pub async fn other_rows_come_back_as_they_were_written<S: KeyStore>(
     let tenant = batch.commit.tenant.clone();
     batch.commit.effects.tenant = Some(TenantRecord {
         tenant,
-        provisioned: stamp(1),
+        provisioned: Some(stamp(1)),
         closed: Some(stamp(9)),
         sweeps: sweeps(),
         updated: stamp(9),

@@ -181,7 +181,7 @@ pub struct Model {
     pub(super) clock: Timestamp,
     pub(super) keys: Vec<Key>,
     start: Timestamp,
-    /// How far the wall clock was set back: own time goes on without it.
+    /// The time by which the wall clock was set back: own time goes on without it.
     pub(super) behind: Duration,
     known: BTreeSet<usize>,
     closed: BTreeSet<usize>,

@@ -102,10 +102,10 @@ impl Hands {
 /// The own time of a node, by the rule's words: over all readings since it was started.
 #[derive(Clone, Debug, Default)]
 pub(super) struct OwnTime {
-    /// What is wrong with the node's clock.
+    /// The fault of the node's clock, if it has one.
     fault: Option<Fault>,
-    /// By how many microseconds the wall clock was ahead of the monotonic one at most, steps left out that
-    /// did not hold.
+    /// The most microseconds by which the wall clock was ahead of the monotonic one, steps left out that did
+    /// not hold.
     anchor: Option<i64>,
     /// The readings since the wall clock stepped forward, each `(offset, monotonic)`.
     held: Vec<(i64, i64)>,

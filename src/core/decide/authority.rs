@@ -35,7 +35,7 @@ impl<'a> Work<'a> {
             &request.tenant,
             self.rows(),
             policies,
-            self.alive_at(),
+            self.caller_alive_at(),
         )
     }
 
@@ -60,6 +60,7 @@ impl<'a> Work<'a> {
                 | Command::Purge { .. }
                 | Command::BlockDigests { .. }
                 | Command::NoteFirstUse { .. }
+                | Command::RepairTime
         ) {
             return Ok(());
         }

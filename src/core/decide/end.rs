@@ -142,8 +142,9 @@ impl Work<'_> {
         // Keys that came later are none of its business, in tenants below neither.
         let continued = self.request.continues.as_ref().map(|(_, at)| *at);
         let began = continued.unwrap_or_else(|| self.began_at());
+        let came_later = self.came_later(began);
         let outcome = self.sweep(&sweep.keys, reason, |record| {
-            filter.matches(record) && record.created.at <= began
+            filter.matches(record) && !came_later(record)
         });
         self.end_sweep(sweep);
         Ok(outcome)

@@ -271,14 +271,19 @@ impl<'a> Work<'a> {
 
     /// Makes the tenant known, with the keys that come with it, unless it is known.
     fn ensure_provisioned(&mut self) -> Result<Vec<IssuedKey>, Denied> {
-        if self.view.tenant.is_some() {
+        let known = self.view.tenant.clone();
+        if known.as_ref().is_some_and(TenantRecord::is_provisioned) {
             return Ok(Vec::new());
         }
         if !hole::is_open("anybody provisions") {
             self.permit_administrator("provision tenants", Effect::Widens)?;
         }
         let tenant = self.request.tenant.clone();
-        let row = TenantRecord::new(tenant, self.stamp());
+        let row = known.unwrap_or_else(|| TenantRecord::new(tenant, self.stamp()));
+        let row = TenantRecord {
+            provisioned: Some(self.stamp()),
+            ..row
+        };
         self.change(Effects {
             tenant: Some(row),
             ..Effects::default()
@@ -552,7 +557,7 @@ impl<'a> Work<'a> {
         expiry: Expiry,
         from: Timestamp,
     ) -> Result<Option<Timestamp>, Denied> {
-        let lifetime = class.lifetime;
+        let (lifetime, now) = (class.lifetime, self.alive_at());
         let max = lifetime.max.map(|max| from.saturating_add(max));
         let end = match expiry {
             Expiry::Class => lifetime
@@ -561,15 +566,12 @@ impl<'a> Work<'a> {
                 .map(|default| from.saturating_add(default)),
             Expiry::Never => None,
             Expiry::At(end) => Some(end),
-            Expiry::In(lifetime) => Some(self.now.saturating_add(lifetime)),
+            Expiry::In(lifetime) => Some(now.saturating_add(lifetime)),
         };
-        let in_past = end.is_some_and(|end| end <= self.now);
+        let in_past = end.is_some_and(|end| end <= now);
         let beyond = max.is_some_and(|max| end.is_none_or(|end| end > max));
         if in_past || beyond {
-            return Err(Denied::Expiry {
-                after: self.now,
-                max,
-            });
+            return Err(Denied::Expiry { after: now, max });
         }
         Ok(end)
     }

@@ -186,7 +186,8 @@ impl<'a> Work<'a> {
             self.author = first;
         }
         self.check_open()?;
-        let known = self.view.tenant.is_some();
+        let known = self.view.tenant.as_ref();
+        let known = known.is_some_and(TenantRecord::is_provisioned);
         let idle = known && matches!(self.request.command, Command::ProvisionTenant);
         if !idle && !self.request.command.bears_wrong_time() {
             self.check_time()?;
@@ -311,7 +312,9 @@ impl<'a> Work<'a> {
 
     /// When this command first landed, or now: what came later is none of its business.
     fn began_at(&self) -> Timestamp {
-        self.applied().next().map_or(self.now, |entry| entry.at)
+        let landed = self.applied().next().map_or(self.now, |entry| entry.at);
+        // Before a repair of the time it was later than it is.
+        landed.min(self.now)
     }
 
     fn record(&self, id: KeyId) -> Result<KeyRecord, Denied> {

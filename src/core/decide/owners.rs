@@ -41,6 +41,7 @@ impl Work<'_> {
             return Ok(Outcome::Done);
         }
         if !narrows {
+            self.check_time()?;
             self.check_role_within(role)?;
         }
         self.store_role(owner, role, known);
@@ -139,8 +140,9 @@ impl Work<'_> {
                 self.now
             }
         };
+        let came_later = self.came_later(removed_at);
         let outcome = self.sweep(&sweep.keys, Reason::OwnerRemoved, |record| {
-            record.owner.principal() == Some(owner) && record.created.at <= removed_at
+            record.owner.principal() == Some(owner) && !came_later(record)
         });
         self.end_sweep(sweep);
         Ok(outcome)

@@ -242,7 +242,9 @@ impl<'a> Work<'a> {
         };
         let old = link
             .and_then(|link| self.view.record(link.key))
-            .filter(|old| waits(old) && old.is_live(self.alive_at()) && !is_compromised(old));
+            .filter(|old| waits(old) && old.is_live(self.now) && !is_compromised(old))
+            // Nobody gets more time while it is in doubt.
+            .filter(|_| self.check_time().is_ok());
         if let Some(mut old) = old.cloned() {
             old.expires_at = old.succession.take().and_then(|own| own.own_expiry);
             self.restore(old, ending.id);

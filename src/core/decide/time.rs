@@ -4,6 +4,7 @@ use super::Work;
 use crate::core::audit::Action;
 use crate::core::command::{Denied, Outcome};
 use crate::core::owner::{TenantRecord, TimeRepair};
+use crate::core::record::KeyRecord;
 use crate::core::time::Timestamp;
 use crate::core::view::Effects;
 
@@ -14,30 +15,62 @@ impl Work<'_> {
         if let Some(reference) = self.time.reference {
             return Err(Denied::ClockRefused { own, reference });
         }
+        let home = self.ancestry.decided_at.get(self.request.actor.tenant());
         let ahead = |floor: &_| self.time.is_ahead(*floor);
-        match self.view.decided_at.filter(ahead) {
+        match self.view.decided_at.max(home.copied()).filter(ahead) {
             Some(floor) => Err(Denied::TenantAhead { floor, own }),
             None => Ok(()),
         }
     }
 
-    /// The instant at which keys and callers are alive or not. While the time is in doubt it is the earlier
-    /// of what is known: what only a wrong clock says has ended can still be narrowed, and does.
+    /// The instant at which keys are alive or not. While the time is in doubt it is the earliest in question:
+    /// what only a wrong clock says has ended can still be narrowed, and is.
     pub(super) fn alive_at(&self) -> Timestamp {
-        if self.time.reference.is_some() || self.time.is_ahead(self.now) {
-            return self.time.earliest();
+        match self.is_doubtful() || self.time.is_ahead(self.now) {
+            true => self.time.earliest(),
+            false => self.now,
         }
-        self.now
+    }
+
+    /// The instant at which the caller must not have ended. A key that acts from above is judged by the newest
+    /// commit of its own tenant.
+    pub(super) fn caller_alive_at(&self) -> Timestamp {
+        let home = self.request.actor.tenant();
+        let floor = match *home == self.request.tenant {
+            true => self.view.decided_at,
+            false => self.ancestry.decided_at.get(home).copied(),
+        };
+        let now = floor.map_or(self.time.own, |floor| floor.max(self.time.own));
+        match self.is_doubtful() || self.time.is_ahead(now) {
+            true => self.time.earliest(),
+            false => now,
+        }
+    }
+
+    /// Returns a test for keys that came after what began at `began`. One from the future did not: a clock that
+    /// was wrong made it.
+    pub(super) fn came_later(&self, began: Timestamp) -> impl Fn(&KeyRecord) -> bool + use<> {
+        let possible = self.time.earliest().saturating_add(self.time.allowance);
+        move |record| record.created.at > began && record.created.at <= possible
+    }
+
+    fn is_doubtful(&self) -> bool {
+        self.time.reference.is_some() || self.time.held < self.time.own
     }
 
     pub(super) fn repair_time(&mut self) -> Result<Outcome, Denied> {
         self.permit_application("repair the time of a tenant")?;
         let to = self.now;
-        let row = self.view.tenant.clone().ok_or(Denied::TenantNotFound)?;
-        let Some(from) = self.view.decided_at.filter(|from| *from > to) else {
+        let Some(newest) = self.view.decided_at else {
+            return Err(Denied::TenantNotFound);
+        };
+        let Some(from) = Some(newest).filter(|from| *from > to) else {
             return Ok(Outcome::Done);
         };
         let through = self.view.revision;
+        let mut row = self.tenant_row();
+        // What they are about ends with what is there now.
+        (row.sweeps.iter_mut()).for_each(|own| own.began_at = own.began_at.min(to));
         self.change(Effects {
             tenant: Some(TenantRecord {
                 time_repair: Some(TimeRepair { to, through }),
@@ -61,12 +94,18 @@ impl Work<'_> {
             audit,
         } = &self.effects;
         let left = !puts.is_empty() || !owners.is_empty() || tenant.is_some();
-        if let (false, false, Some(row)) = (left, audit.is_empty(), &self.view.tenant) {
-            let tenant = Some(row.clone());
+        if !left && !audit.is_empty() {
+            let tenant = Some(self.tenant_row());
             self.change(Effects {
                 tenant,
                 ..Effects::default()
             });
         }
+    }
+
+    /// The tenant's row, or one of a tenant that is not known yet.
+    fn tenant_row(&self) -> TenantRecord {
+        let known = self.view.tenant.clone();
+        known.unwrap_or_else(|| TenantRecord::new(self.request.tenant.clone(), self.stamp()))
     }
 }

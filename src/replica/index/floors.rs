@@ -23,7 +23,7 @@ struct Floor {
     at: Timestamp,
     /// The commit that it comes from.
     by: Revision,
-    /// What was written until this commit says nothing.
+    /// Instants up to this commit say nothing.
     void: Revision,
 }
 
@@ -63,12 +63,17 @@ impl Floors {
         let mut of = self.of.write().unwrap_or_else(PoisonError::into_inner);
         let first = Floor { at, by, void };
         let floor = of.entry(tenant.clone()).or_insert(first);
+        let before = floor.at;
         if floor.by <= void {
             *floor = first;
         }
         floor.void = void;
-        let newest = of.values().map(|floor| floor.at).max().unwrap_or(at);
-        self.newest.store(newest.as_micros(), Ordering::Release);
+        let lowered = floor.at < before && before >= self.newest();
+        if lowered {
+            let newest = of.values().map(|floor| floor.at).max().unwrap_or(at);
+            self.newest.store(newest.as_micros(), Ordering::Release);
+        }
+        self.newest.fetch_max(at.as_micros(), Ordering::AcqRel);
     }
 
     /// The newest instant of a tenant; `None` if it has no rows here.

@@ -135,7 +135,7 @@ fn a_row() -> impl Strategy<Value = StoreRow> {
         }),
         1 => (any::<u8>(), any::<bool>()).prop_map(|(of, closed)| StoreRow::Tenant(TenantRecord {
             tenant: tenant(of),
-            provisioned: stamp(0),
+            provisioned: Some(stamp(0)),
             closed: closed.then(|| stamp(2)),
             sweeps: Vec::new(),
             updated: stamp(3),

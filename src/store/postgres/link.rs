@@ -55,7 +55,7 @@ pub(super) struct Link {
     pub(super) timeouts: Timeouts,
     /// In strict mode.
     pub(super) heartbeats: Option<Arc<Heartbeats>>,
-    /// Whether what is read comes with the server's clock.
+    /// True if reads come with the server's clock.
     pub(super) server_clock: bool,
 }
 

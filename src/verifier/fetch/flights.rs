@@ -109,7 +109,7 @@ impl Flights {
     ) -> Option<Flight> {
         let mut by_key = lock(&self.by_key);
         // Read under the lock: the later of two who are here reads no earlier instant.
-        let now = Reading::of(&**source.clock);
+        let now = source.clock.raw();
         let own = by_key.get(&locator);
         let young = own.filter(|own| now.since(own.sent) <= JOINED_FOR);
         if let Some((read, next)) = young.and_then(|own| Some((own.read.upgrade()?, &own.next))) {

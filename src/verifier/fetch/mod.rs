@@ -19,7 +19,6 @@ pub use self::gate::ReadThrough;
 use self::read::Found;
 use super::grant::Taken;
 use super::{Claim, Confirmation, Grant, Verifier, check_fresh, publishable_half, together};
-use crate::clock::Clock;
 use crate::core::check;
 use crate::core::need::Need;
 use crate::core::owner::Standing;
@@ -261,8 +260,7 @@ impl Verifier {
         let (shape, holder) = (Shape::of(&record), Holder::of(&record));
         let pinned = self.pinned();
         let policy = pinned.policies.of(&holder.tenant);
-        let reading = self.clock.read();
-        let now = self.clock.judged(reading);
+        let (reading, now) = self.clock.judged();
         let newest = pinned.view.index().newest();
         // An answer that was long on its way is as old as its question.
         match check_fresh(policy, &shape, confirmed, reading) {
