@@ -316,7 +316,16 @@ impl Verifier {
         let Some(hit) = hit else {
             return Err(self.wrong_secret(view, token, &facts));
         };
-        let course = match view.course(&hit, &facts, now.max(newest)) {
+        let own = (facts.standing, pinned.kind(hit.parts, &facts));
+        // What a key reaches into has a say: it may be closed, or the owner removed or lowered there.
+        let reached = need
+            .tenant()
+            .and_then(|tenant| view.standing_in(&facts, tenant));
+        let standing = match &reached {
+            Some(reached) => (&**reached, None),
+            None => own,
+        };
+        let course = match view.course(&hit, standing.0, now.max(newest)) {
             Kept::Known(course) => course,
             Kept::Removed => return Err(Rejection::Unknown),
             Kept::Corrupt => return Err(Rejection::Corrupt { key: hit.id }),
@@ -334,15 +343,6 @@ impl Verifier {
             persons: facts.persons,
             shape: facts.shape,
             course,
-        };
-        let own = (facts.standing, pinned.kind(hit.parts, &facts));
-        // What a key reaches into has a say: it may be closed, or the owner removed or lowered there.
-        let reached = need
-            .tenant()
-            .and_then(|tenant| view.standing_in(&facts, tenant));
-        let standing = match &reached {
-            Some(reached) => (&**reached, None),
-            None => own,
         };
         check::check_subject(
             subject,

@@ -448,6 +448,26 @@ fn a_promotion_below_raises_what_the_owner_received_in_person() {
 }
 
 /// A removal ends the keys of before, so that those of after it are not limited by what was before.
+/// A key of before the removal stays refused where its owner was removed, and works elsewhere.
+#[test]
+fn an_owner_who_comes_back_below_brings_no_key_back_there() {
+    let world = super::world();
+    let key = held_by_another(&world, false);
+    let place = tenant("acme/web");
+    world.clock.advance(std::time::Duration::from_secs(1));
+    wait(world.keys.remove_owner(&host(), &place, who("bob"))).unwrap();
+    world.clock.advance(std::time::Duration::from_secs(1));
+    set_role(&world, &host(), ("acme/web", "bob"), Role::DEVELOPER).unwrap();
+    let verify = |need| world.keys.verify(key.secret.expose(), &need).map(drop);
+    let there = Need::scope("reports:read").for_tenant(place);
+    let refused = verify(there).unwrap_err();
+    assert!(
+        matches!(refused, keyward::Rejection::OwnerRemoved { .. }),
+        "{refused}"
+    );
+    verify(Need::scope("reports:read")).unwrap();
+}
+
 #[test]
 fn an_owner_who_comes_back_below_starts_anew() {
     let world = super::world();

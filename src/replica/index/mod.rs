@@ -253,9 +253,9 @@ impl View {
 
     /// What decides whether the key works at `now`, or what has become of it.
     #[inline]
-    pub(crate) fn course(&self, hit: &Hit, facts: &Facts<'_>, now: Timestamp) -> Kept {
+    pub(crate) fn course(&self, hit: &Hit, standing: &Standing, now: Timestamp) -> Kept {
         let good = hit.course.expires_at.is_none_or(|end| now < end);
-        if hit.exact || (good && facts.standing.removed_at.is_none()) {
+        if hit.exact || (good && standing.removed_at.is_none()) {
             return Kept::Known(hit.course);
         }
         self.kept(hit.row)

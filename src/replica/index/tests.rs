@@ -208,7 +208,7 @@ fn tell(view: &View, answer: Answer) -> String {
         Answer::Hit(hit) => {
             let facts = view.facts(hit.parts).unwrap();
             // Late, so that the exact course is asked for.
-            let Kept::Known(course) = view.course(&hit, &facts, Timestamp::MAX) else {
+            let Kept::Known(course) = view.course(&hit, facts.standing, Timestamp::MAX) else {
                 return "gone".to_owned();
             };
             let Facts {
