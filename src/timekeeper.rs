@@ -167,10 +167,13 @@ impl Timekeeper {
         }
     }
 
-    /// Takes note of what the store's server just said the time is.
-    pub(crate) fn saw_server(&self, said: Option<Timestamp>) {
-        if let Some(said) = said {
-            let offset = self.offset_now(said);
+    /// Takes note of what the store's server said the time is, in answer to what was sent at `sent` by the
+    /// monotonic clock. An answer that took long is as late as that, and says nothing.
+    pub(crate) fn saw_server(&self, said: Option<Timestamp>, sent: Duration) {
+        let answered = self.clock.monotonic();
+        let soon = answered.saturating_sub(sent) <= self.allowance / 4;
+        if let Some(said) = said.filter(|_| soon) {
+            let offset = said.as_micros() - micros(answered);
             self.note(|references| references.server = Some(offset));
         }
     }
@@ -186,25 +189,24 @@ impl Timekeeper {
     fn note(&self, change: impl FnOnce(&mut References)) {
         let Reading { wall, monotonic } = self.own(Reading::of(&*self.clock));
         let own = wall.as_micros() - micros(monotonic);
-        let mut references = self.references();
-        change(&mut references);
-        self.judge(own, &references);
-        let furthest = references.all().max_by_key(|other| other.abs_diff(own));
-        let ahead = furthest.map_or(0, |other| own.saturating_sub(other));
+        let (ahead, warn) = {
+            let mut references = self.references();
+            change(&mut references);
+            self.judge(own, &references);
+            let furthest = references.all().max_by_key(|other| other.abs_diff(own));
+            let ahead = furthest.map_or(0, |other| own.saturating_sub(other));
+            // Less close than far, so that one that stands in between is logged once.
+            let parts = if references.warned { 4 } else { 2 };
+            let far = ahead.unsigned_abs() > self.allowed().unsigned_abs() / parts;
+            let warned = std::mem::replace(&mut references.warned, far);
+            (ahead, far && !warned)
+        };
         let ahead_seconds = Duration::from_micros(ahead.unsigned_abs()).as_secs_f64();
         let ahead_seconds = ahead_seconds.copysign(if ahead < 0 { -1.0 } else { 1.0 });
         observe::clock_offset(ahead_seconds);
-        // Less close than far, so that one that stands in between is logged once.
-        let parts = if references.warned { 4 } else { 2 };
-        let far = ahead.unsigned_abs() > self.allowed().unsigned_abs() / parts;
-        if far && !references.warned {
+        if warn {
             tracing::warn!(ahead_seconds, "clock differs from another one");
         }
-        references.warned = far;
-    }
-
-    fn offset_now(&self, said: Timestamp) -> i64 {
-        said.as_micros() - micros(self.clock.monotonic())
     }
 
     fn references(&self) -> MutexGuard<'_, References> {
@@ -265,9 +267,7 @@ impl Timekeeper {
 
     #[cold]
     fn judge_again(&self, own: i64) {
-        if let Ok(references) = self.references.try_lock() {
-            self.judge(own, &references);
-        }
+        self.judge(own, &self.references());
     }
 
     fn judge(&self, own: i64, references: &References) -> Option<i64> {
@@ -393,7 +393,7 @@ mod tests {
         for (server, kept) in [(start + hour, true), (start, false)] {
             let keeper = keeper();
             keeper.own(reading(start, FIRST));
-            keeper.saw_server(Some(Timestamp::clamped(server)));
+            keeper.saw_server(Some(Timestamp::clamped(server)), Duration::ZERO);
             keeper.own(reading(start + hour, FIRST));
             let after = keeper.own_offset(Timestamp::clamped(start), FIRST);
             assert_eq!(after + FIRST == start + hour, kept);
@@ -404,7 +404,7 @@ mod tests {
     fn a_contradicted_clock_gives_way_to_the_references() {
         let keeper = keeper();
         let start = 1_000_000 * MINUTE;
-        keeper.saw_server(Some(Timestamp::clamped(start)));
+        keeper.saw_server(Some(Timestamp::clamped(start)), Duration::ZERO);
         let judged = |wall| {
             keeper.judge(wall - FIRST, &keeper.references());
             match keeper.contradicting.load(Ordering::Relaxed) {

@@ -436,24 +436,6 @@ fn a_node_that_is_gone_has_no_say_about_the_time() {
     assert!(fleet.creating()[0], "the others are silent");
 }
 
-/// A bulk command that a wrong clock began is finished at once by who finds it.
-#[test]
-fn what_a_clock_from_the_future_began_is_finished_now() {
-    let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
-    let a = node(store.clone(), &right, policy());
-    create(&a, &globex(), reader("key"));
-    step(&wrong, YEARS);
-    let faulty = FaultyStore::new(store.clone());
-    let b = node(faulty.clone(), &wrong, policy());
-    // Its second commit never comes.
-    faulty.next(Call::Commit, [Fault::None, Fault::Unavailable]);
-    let place = tenant("globex");
-    let began = wait(b.revoke_many(&globex(), &place, BulkFilter::default(), Reason::Lost));
-    assert!(began.is_err());
-    wait(a.sync()).unwrap();
-    assert_eq!(wait(a.run_upkeep()).unwrap(), 1);
-}
-
 /// Ending a successor that nobody used gives the old key more time: not while the time is in doubt.
 #[test]
 fn an_ended_key_does_not_come_back_with_a_clock_that_is_behind() {
@@ -617,12 +599,10 @@ fn an_end_is_moved_closer_though_the_tenant_is_ahead() {
     );
     wait(a.sync()).unwrap();
     let tomorrow = right.now().saturating_add(days(1));
-    for expiry in [Expiry::At(tomorrow), Expiry::In(hours(23))] {
-        let change = keyward::KeyUpdate::new().expiry(expiry);
-        wait(a.update(&globex(), key.id, change)).unwrap();
-    }
+    let change = keyward::KeyUpdate::new().expiry(Expiry::At(tomorrow));
+    wait(a.update(&globex(), key.id, change)).unwrap();
     let end = wait(a.key(&globex(), key.id)).unwrap().expires_at;
-    assert_eq!(end, Some(right.now().saturating_add(hours(23))));
+    assert_eq!(end, Some(tomorrow));
     let longer = keyward::KeyUpdate::new().expiry(Expiry::In(days(2)));
     let longer = wait(a.update(&globex(), key.id, longer));
     assert!(matches!(denied(longer), Denied::TenantAhead { .. }));
@@ -653,6 +633,53 @@ fn an_acting_key_is_judged_by_its_own_tenants_commits() {
     let below = reader("below").in_tenant(tenant("acme/web"));
     let denied = denied(wait(keys.create(&actor, below)));
     assert!(matches!(denied, Denied::ActorExpired), "{denied:?}");
+}
+
+/// What a node reads of a repaired tenant again says nothing about the time any more.
+#[test]
+fn rows_of_before_a_repair_do_not_undo_it() {
+    let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
+    let a = node(FaultyStore::new(store.clone()), &right, policy());
+    step(&wrong, YEARS);
+    let b = node(store.clone(), &wrong, policy());
+    create(&b, &globex(), reader("from the future"));
+    wait(a.sync()).unwrap();
+    let place = tenant("globex");
+    let host = Actor::application(place.clone());
+    wait(a.repair_time(&host, &place)).unwrap();
+    // A key that this node has not heard of is read through the store, with the row of its owner.
+    let key = create(
+        &node(store, &right, policy()),
+        &globex(),
+        ninety_days("key"),
+    );
+    wait(a.verify_or_fetch(key.secret.expose(), &reading())).unwrap();
+    assert_eq!(a.tenants_ahead(), []);
+    // And so is a command that is given again.
+    let by = globex();
+    let by = by.with_command_id(command("once"));
+    for _ in 0..2 {
+        wait(a.change_owner_role(&by, &place, who("gina"), Role::ADMIN)).unwrap();
+    }
+    assert_eq!(a.tenants_ahead(), []);
+    assert_eq!(verdict(&a, &key), Ok(()));
+}
+
+/// A clock that starts in 1970 and is contradicted ends nobody's keys.
+#[test]
+fn a_contradicted_clock_in_1970_ends_no_key_of_others() {
+    let (store, right) = (MemoryStore::new(), clock());
+    let a = node(store.clone(), &right, policy());
+    let old = create(&a, &admin(), ninety_days("old"));
+    let how = Replacement::on_first_use(hours(1));
+    let new = wait(a.rotate(&admin(), old.id, how)).unwrap();
+    let unset = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
+    let keys = node(Served::new(store, &right), &unset, policy());
+    wait(keys.sync()).unwrap();
+    keys.verify(new.secret.expose(), &reading()).unwrap();
+    wait(keys.run_upkeep()).unwrap();
+    wait(a.sync()).unwrap();
+    assert_eq!(verdict(&a, &old), Ok(()), "it has its grace");
 }
 
 /// One step of a world in which one node's clock does what it likes.

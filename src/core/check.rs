@@ -8,7 +8,6 @@ use std::num::NonZeroU64;
 
 use subtle::{Choice, ConstantTimeEq};
 
-use super::checked_time::CheckedTime;
 use super::id::KeyId;
 use super::need::{Conditions, Need};
 use super::owner::Standing;
@@ -112,9 +111,7 @@ pub(crate) fn check_alive(
     if standing.closed {
         return Err(Rejection::TenantClosed { key });
     }
-    // One from the future was made by a clock that was wrong, before the removal.
-    let from_future = |_| course.created_at > now.saturating_add(CheckedTime::ALLOWANCE);
-    if standing.refuses_owner(course.created_at) || standing.removed_at.is_some_and(from_future) {
+    if standing.refuses_owner(course.created_at) {
         return Err(Rejection::OwnerRemoved { key });
     }
     Ok(())

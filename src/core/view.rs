@@ -145,6 +145,11 @@ pub struct TenantView {
 }
 
 impl TenantView {
+    /// Returns the commit that wrote a row: the tenant's last one where that is not known.
+    pub(crate) fn revision_of(&self, row: &RowKey) -> Revision {
+        self.revisions.get(row).copied().unwrap_or(self.revision)
+    }
+
     /// The loaded key of this id.
     #[must_use]
     pub fn record(&self, id: KeyId) -> Option<&KeyRecord> {

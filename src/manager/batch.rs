@@ -81,10 +81,11 @@ impl KeyManager {
         for attempt in 1..=MAX_ATTEMPTS {
             let policies = self.policies.load().clone();
             let policy = policies.of(tenant);
+            let sent = self.time.monotonic();
             let (view, ancestry) = self
                 .load(tenant, batch, policy, self.time.check().earliest())
                 .await?;
-            self.time.saw_server(view.server_time);
+            self.time.saw_server(view.server_time, sent);
             let time = self.time.check();
             if ancestry.epochs.iter().any(|epoch| *epoch != view.epoch) {
                 tracing::debug!(%tenant, attempt, "store was replaced, deciding again");
@@ -241,8 +242,10 @@ impl KeyManager {
         });
         let keys = view.records.iter().cloned();
         let rows = keys.map(|record| Row::Key(Box::new(record))).chain(gone);
-        let revision = view.revision;
-        let rows = rows.map(|row| Change { revision, row });
+        let rows = rows.map(|row| Change {
+            revision: view.revision_of(&row.key()),
+            row,
+        });
         landed(&Learnt {
             epoch: view.epoch,
             changes: known.into_iter().chain(rows).collect(),

@@ -150,8 +150,7 @@ impl KeyManager {
         let removed_at = view.owner(owner).and_then(|row| row.removed_at);
         let until = removed_at.map(|at| at.saturating_add(Duration::from_micros(1)));
         let filter = BulkFilter {
-            // What goes on knows when it began.
-            created_before: until.filter(|_| continues.is_none()),
+            created_before: until,
             ..BulkFilter::all().owner(owner.clone())
         };
         let command = Command::RevokeMany {

@@ -301,7 +301,8 @@ impl Replica {
                     }
                     progress.cursor = Some(changes.upto);
                     progress.saw(changes.head);
-                    self.clock.saw_server(changes.server_time);
+                    self.clock
+                        .saw_server(changes.server_time, sent.at.monotonic);
                     self.apply(changes.changes);
                     if done {
                         // Good for this one use even where it cannot be kept.
@@ -382,6 +383,7 @@ impl Replica {
         self.register().await?;
         let sent = self.sending(&self.progress());
         loop {
+            let asked = self.clock.monotonic();
             let page = self.store.changes(cursor, PAGE).await;
             self.heard();
             let page = page?;
@@ -393,7 +395,7 @@ impl Replica {
                 one_writer.saw(page.head);
                 index.apply(page.changes);
                 self.note_imports(index);
-                self.clock.saw_server(page.server_time);
+                self.clock.saw_server(page.server_time, asked);
             }
             let moved = page.upto.revision > cursor.revision;
             cursor = page.upto;

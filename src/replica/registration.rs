@@ -25,7 +25,7 @@ const SLACK: Duration = Duration::from_secs(60);
 const BEAT_EVERY: Duration = Duration::from_secs(10);
 
 /// The interval at which a node reads the reports of others: their clocks, and entries that can be removed.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// For how long a node that was seen to report has a say about the time.
 const CLOCK_LAPSES: Duration = Duration::from_secs(3 * 60);
@@ -204,6 +204,8 @@ impl Replica {
             && let Err(error) = self.look(registration).await
         {
             tracing::debug!(%error, "cannot look after the registry");
+            // What was said before is late by now.
+            self.clock.saw_nodes([]);
         }
     }
 
@@ -260,6 +262,7 @@ impl Replica {
     async fn look(&self, registration: &Registration) -> Result<Vec<Found>, StoreError> {
         let began = self.clock.raw();
         let asked = began.monotonic;
+        registration.seen().looked = Some(began);
         let reports = registration.registry.nodes().await;
         self.heard();
         let reports = reports?;
@@ -267,7 +270,6 @@ impl Replica {
         let own = self.node();
         let (found, clocks) = {
             let mut seen = registration.seen();
-            seen.looked = Some(began);
             let found = seen.sightings.see(reports, (asked, answered));
             let clocks = seen.sightings.clocks(own, answered, CLOCK_LAPSES);
             (found, clocks.collect::<Vec<_>>())

@@ -35,7 +35,7 @@ use crate::core::policy::{LivePolicies, Policies, Policy};
 use crate::core::record::Visibility;
 use crate::core::rejection::Rejection;
 use crate::core::secret::Digest;
-use crate::core::subject::{Course, Shape, Subject, Whose};
+use crate::core::subject::{Course, Shape, Subject};
 use crate::core::time::Timestamp;
 use crate::core::token::{self, Token, TokenError};
 use crate::replica::{Answer, Facts, Half, Hit, Kept, Parts, Replica, Sought, View};
@@ -335,7 +335,8 @@ impl Verifier {
             .expires_at
             .is_some_and(|end| now < end && end <= newest)
         {
-            judged = self.judge_end(view, (hit.id, &course), &facts.holder, (now, reading));
+            let floor = view.index().floor(&facts.holder.get().tenant);
+            judged = self.judge_end((hit.id, &course), floor, (now, reading));
         }
         let subject = Subject {
             id: hit.id,
@@ -373,17 +374,16 @@ impl Verifier {
     }
 
     /// Judges a key that ends between the time and the newest commit of the store: some tenant claims that
-    /// its end has come. Returns the instant at which the key is to be judged.
+    /// its end has come. `floor` is the newest instant of the key's own tenant. Returns the instant at which the key
+    /// is to be judged.
     #[cold]
     fn judge_end(
         &self,
-        view: &View,
         (key, course): (KeyId, &Course),
-        holder: &dyn Whose,
+        floor: Option<Timestamp>,
         (now, reading): (Timestamp, Reading),
     ) -> Result<Timestamp, Rejection> {
         let (time, end) = (&self.clock, course.expires_at.unwrap_or(now));
-        let floor = view.index().floor(&holder.holder().tenant);
         let confirmed = || time.confirms(now, reading.monotonic);
         match judge_end(end, now, floor, confirmed, time.allowance()) {
             Ending::Alive => Ok(now),

@@ -136,10 +136,12 @@ pub enum Denied {
         /// The time by the other clocks.
         reference: Timestamp,
     },
-    /// The tenant's newest commit lies in the future: a clock was wrong when it was decided, or this
+    /// The newest commit of a tenant lies in the future: a clock was wrong when it was decided, or this
     /// process's clock is behind. `keyctl time repair` sets it back.
-    #[error("newest commit of the tenant is of {floor}, and the clock says {own}")]
+    #[error("newest commit of tenant {tenant} is of {floor}, and the clock says {own}")]
     TenantAhead {
+        /// The tenant of the command, or that of the key that acts.
+        tenant: TenantId,
         /// The instant of the tenant's newest commit.
         floor: Timestamp,
         /// The time of this process.

@@ -143,6 +143,11 @@ impl Work<'_> {
         let continued = self.request.continues.as_ref().map(|(_, at)| *at);
         let began = continued.unwrap_or_else(|| self.began_at());
         let came_later = self.came_later(began);
+        let mut filter = filter.clone();
+        if continued.is_some() {
+            // Of a removal above. The instant at which that began says the same, of keys from the future too.
+            filter.created_before = None;
+        }
         let outcome = self.sweep(&sweep.keys, reason, |record| {
             filter.matches(record) && !came_later(record)
         });

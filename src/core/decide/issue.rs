@@ -566,7 +566,8 @@ impl<'a> Work<'a> {
                 .map(|default| from.saturating_add(default)),
             Expiry::Never => None,
             Expiry::At(end) => Some(end),
-            Expiry::In(lifetime) => Some(now.saturating_add(lifetime)),
+            // From the later instant: in doubt it prolongs, which is refused, rather than ends a key.
+            Expiry::In(lifetime) => Some(self.now.saturating_add(lifetime)),
         };
         let in_past = end.is_some_and(|end| end <= now);
         let beyond = max.is_some_and(|max| end.is_none_or(|end| end > max));

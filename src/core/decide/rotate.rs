@@ -475,14 +475,14 @@ impl<'a> Work<'a> {
                 wait
             }
         };
-        let end = self.alive_at().saturating_add(wait);
+        let end = self.now.saturating_add(wait);
         old.expires_at = Some(old.expires_at.map_or(end, |own| own.min(end)));
     }
 
     /// Returns when a rotated key ends at the latest.
     fn end_of(&self, old: &KeyRecord) -> Timestamp {
         let end = old.expires_at.filter(|_| old.is_live(self.alive_at()));
-        end.unwrap_or(self.alive_at())
+        end.unwrap_or(self.now)
     }
 
     fn next_id(&self) -> Result<KeyId, Denied> {

@@ -15,10 +15,15 @@ impl Work<'_> {
         if let Some(reference) = self.time.reference {
             return Err(Denied::ClockRefused { own, reference });
         }
-        let home = self.ancestry.decided_at.get(self.request.actor.tenant());
-        let ahead = |floor: &_| self.time.is_ahead(*floor);
-        match self.view.decided_at.max(home.copied()).filter(ahead) {
-            Some(floor) => Err(Denied::TenantAhead { floor, own }),
+        let home = self.request.actor.tenant();
+        let above = self.ancestry.decided_at.get(home).map(|at| (home, *at));
+        let here = self.view.decided_at.map(|at| (&self.request.tenant, at));
+        let mut floors = here.into_iter().chain(above);
+        match floors.find(|(_, floor)| self.time.is_ahead(*floor)) {
+            Some((tenant, floor)) => {
+                let tenant = tenant.clone();
+                Err(Denied::TenantAhead { tenant, floor, own })
+            }
             None => Ok(()),
         }
     }
@@ -41,16 +46,18 @@ impl Work<'_> {
             false => self.ancestry.decided_at.get(home).copied(),
         };
         let now = floor.map_or(self.time.own, |floor| floor.max(self.time.own));
-        match self.is_doubtful() || self.time.is_ahead(now) {
-            true => self.time.earliest(),
-            false => now,
+        match self.time.reference {
+            Some(reference) => reference,
+            None if self.is_doubtful() || self.time.is_ahead(now) => self.time.earliest(),
+            None => now,
         }
     }
 
     /// Returns a test for keys that came after what began at `began`. One from the future did not: a clock that
     /// was wrong made it.
     pub(super) fn came_later(&self, began: Timestamp) -> impl Fn(&KeyRecord) -> bool + use<> {
-        let possible = self.time.earliest().saturating_add(self.time.allowance);
+        // Two clocks may each be wrong by the allowance.
+        let possible = self.time.best().saturating_add(self.time.allowance * 2);
         move |record| record.created.at > began && record.created.at <= possible
     }
 

@@ -26,6 +26,7 @@ use crate::core::record::{Credential, KeyRecord};
 use crate::core::rejection::Rejection;
 use crate::core::secret::Digest;
 use crate::core::subject::{Course, Holder, Shape, Subject};
+use crate::core::time::Timestamp;
 use crate::core::token::Token;
 use crate::observe;
 use crate::replica::{Answer, Known};
@@ -226,7 +227,7 @@ impl Verifier {
         sight: Sight,
     ) -> Result<Grant, Rejection> {
         match &fetched.found {
-            Ok(Found::Key(record, standing)) => {
+            Ok(Found::Key(record, standing, floor)) => {
                 let confirmed = Confirmation::Sent(Some(fetched.sent));
                 let same = self.compare(claim, &record.credential)?;
                 // Only for a holder of the secret: it asks the store once more.
@@ -239,7 +240,8 @@ impl Verifier {
                 let reached = reached.map_err(|_| Rejection::StoreUnavailable)?;
                 let standing = reached.as_ref().unwrap_or(standing);
                 let record = KeyRecord::clone(record);
-                self.judge_record(claim, (record, same), standing, need, (confirmed, sight))
+                let known = (standing, *floor);
+                self.judge_record(claim, (record, same), known, need, (confirmed, sight))
             }
             Ok(Found::Corrupt(key)) => Err(Rejection::Corrupt { key: *key }),
             Ok(Found::Nothing) => Err(self.unknown(claim)),
@@ -252,7 +254,7 @@ impl Verifier {
         &self,
         claim: &Claim<'_>,
         (record, same): (KeyRecord, Choice),
-        standing: &Standing,
+        (standing, floor): (&Standing, Option<Timestamp>),
         need: &Need,
         (confirmed, sight): (Confirmation, Sight),
     ) -> Result<Grant, Rejection> {
@@ -261,7 +263,7 @@ impl Verifier {
         let pinned = self.pinned();
         let policy = pinned.policies.of(&holder.tenant);
         let (reading, now) = self.clock.judged();
-        let newest = pinned.view.index().newest();
+        let newest = pinned.view.index().newest().max(floor.unwrap_or(now));
         // An answer that was long on its way is as old as its question.
         match check_fresh(policy, &shape, confirmed, reading) {
             Err(Rejection::NeedsFresh) if sight == Sight::AfterCall => {}
@@ -280,7 +282,8 @@ impl Verifier {
             .expires_at
             .is_some_and(|end| now < end && end <= newest)
         {
-            judged = self.judge_end(&pinned.view, (id, &course), &holder, (now, reading));
+            let known = pinned.view.index().floor(&holder.tenant).max(floor);
+            judged = self.judge_end((id, &course), known, (now, reading));
         }
         let at = *judged.as_ref().unwrap_or(&now);
         check::check_subject(subject, presented, policy, (standing, None), need, at)?;

@@ -4,6 +4,7 @@ use crate::core::id::KeyId;
 use crate::core::owner::{self, Standing};
 use crate::core::record::KeyRecord;
 use crate::core::tenant::TenantId;
+use crate::core::time::Timestamp;
 use crate::core::view::{Select, lineage};
 use crate::replica::Replica;
 use crate::store::{Change, KeyStore, Locator, Row, RowKey, StoreError};
@@ -15,8 +16,8 @@ pub(super) enum Found {
     Nothing,
     /// A record that cannot be read.
     Corrupt(KeyId),
-    /// A key, and what the rows along its path say about it.
-    Key(Box<KeyRecord>, Standing),
+    /// A key, what the rows along its path say about it, and the newest instant of its tenant.
+    Key(Box<KeyRecord>, Standing, Option<Timestamp>),
 }
 
 /// Reads a key, and lets the replica take over what was read.
@@ -47,9 +48,9 @@ async fn find(
             _ => Found::Nothing,
         });
     };
-    let (standing, rows) = standing(store, record).await?;
+    let (standing, floor, rows) = standing(store, record).await?;
     replica.apply_fetched(&found, &rows);
-    Ok(Found::Key(record.clone(), standing))
+    Ok(Found::Key(record.clone(), standing, floor))
 }
 
 /// Returns how the owner of `record` stands in `tenant`, if that is further down than the record's own, where it
@@ -82,26 +83,31 @@ pub(super) async fn standing_in(
     Ok(own.and_further(&further))
 }
 
-/// What the rows along a key's path say about it, with the rows.
+/// Reads what the rows along a key's path say about it, with the newest instant of its tenant and the rows.
 async fn standing(
     store: &dyn KeyStore,
     record: &KeyRecord,
-) -> Result<(Standing, Vec<Change>), StoreError> {
+) -> Result<(Standing, Option<Timestamp>, Vec<Change>), StoreError> {
     let select = Select {
         owners: record.owner.principal().cloned().into_iter().collect(),
         ..Select::none()
     };
     let (mut owners, mut tenants, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+    let mut floor = None;
     for tenant in lineage(&record.tenant) {
         let view = store.load(&tenant, &select).await?;
-        // No earlier than the commits that wrote the rows, and earlier than what follows them.
-        let revision = view.revision;
+        if tenant == record.tenant {
+            floor = view.decided_at;
+        }
         let own = view.tenant.iter().cloned().map(Row::Tenant);
         let all = own.chain(view.owners.iter().cloned().map(Row::Owner));
-        rows.extend(all.map(|row| Change { revision, row }));
+        rows.extend(all.map(|row| Change {
+            revision: view.revision_of(&row.key()),
+            row,
+        }));
         owners.extend(view.owners);
         tenants.extend(view.tenant);
     }
     let standing = Standing::resolve(&record.tenant, &record.owner, &owners, &tenants);
-    Ok((standing, rows))
+    Ok((standing, floor, rows))
 }
