@@ -97,7 +97,8 @@ fn a_repair_among_other_commands_is_a_commit_of_its_own() {
     let revoking = a.revoke(&gina, doomed.id, Reason::Lost);
     let repairing = a.repair_time(&host, &place);
     let (revoked, repaired) = wait(async { tokio::join!(revoking, repairing) });
-    (revoked.unwrap(), repaired.unwrap());
+    revoked.unwrap();
+    repaired.unwrap();
     assert_eq!(verdict(&a, &key), Ok(()));
     let later = node(store, &right, policy());
     assert_eq!(verdict(&later, &key), Ok(()));
