@@ -205,8 +205,8 @@ impl Keyward {
     }
 
     /// Sets the newest instant of a tenant back to the time, if a clock that was wrong left it in the future.
-    /// Only the application does so. What was decided for instants that have not come stays as it is: see
-    /// [`KeyInfo::created_at`] and the ends of the tenant's keys.
+    /// Only the application does so. What was decided for instants that have not come stays as it is: look
+    /// at when the tenant's keys were created and when they end.
     ///
     /// # Errors
     ///
