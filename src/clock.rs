@@ -117,7 +117,7 @@ impl Clock for SystemClock {
         let wall = self.now();
         let after = self.monotonic();
         // Whoever was interrupted between the two clocks has compared nothing. Interrupted between
-        // the two stores it may tell an older difference once more: for 10 ms at most.
+        // the two stores it may use an older difference once more: for 10 ms at most.
         if after.saturating_sub(monotonic) < Duration::from_millis(1) {
             let ahead = wall.as_micros().saturating_sub(micros.cast_signed());
             AHEAD.store(ahead, Ordering::Relaxed);

@@ -182,7 +182,7 @@ fn a_manual_clock_that_is_moved_just_works_on_one_node_and_on_three() {
     }
 }
 
-/// A machine without a clock battery starts in 1970 and serves until somebody tells it the time.
+/// A machine without a clock battery starts in 1970 and serves until somebody sets it.
 #[test]
 fn a_clock_that_starts_in_1970_refuses_what_it_cannot_judge() {
     let (store, right) = (MemoryStore::new(), clock());
@@ -519,7 +519,7 @@ fn keys_from_the_future_are_narrowed_as_others_are() {
     assert!(verdict(&a, &more).is_err());
 }
 
-/// What a repair sets back is the end of what a wrong clock began.
+/// A repair ends what a wrong clock began with the keys that are there.
 #[test]
 fn a_command_from_the_future_is_not_about_what_came_after_the_repair() {
     let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
@@ -567,7 +567,7 @@ fn every_tenant_can_be_repaired() {
     assert_eq!(verdict(&a, &key), Ok(()));
 }
 
-/// What only an excursion of the clock says has ended is narrowed all the same.
+/// A key that has ended by an excursion of the clock alone is narrowed all the same.
 #[test]
 fn an_excursion_hides_no_key_from_what_narrows() {
     let clock = clock();
@@ -636,7 +636,7 @@ fn an_acting_key_is_judged_by_its_own_tenants_commits() {
     assert!(matches!(denied, Denied::ActorExpired), "{denied:?}");
 }
 
-/// What a node reads of a repaired tenant again says nothing about the time any more.
+/// Rows of a repaired tenant that a node reads again say nothing about the time any more.
 #[test]
 fn rows_of_before_a_repair_do_not_undo_it() {
     let (store, right, wrong) = (MemoryStore::new(), clock(), clock());

@@ -39,7 +39,7 @@ pub struct OwnerRecord {
 pub struct TenantRecord {
     /// Which tenant.
     pub tenant: TenantId,
-    /// When it was provisioned, and by whom; `None` if it was not, and the row is there for another reason.
+    /// The stamp of its provisioning; `None` if it was not provisioned, and the row is there for another reason.
     pub provisioned: Option<Stamp>,
     /// When it was closed, and by whom. Closing ends every key in it and below it, for ever.
     pub closed: Option<Stamp>,

@@ -48,7 +48,7 @@ pub enum Rejection {
     /// whether that commit or this process's clock is wrong.
     #[error("clock says {now}, and the key's tenant has a commit of {floor}")]
     ClockUnsure {
-        /// Which key.
+        /// The key.
         key: KeyId,
         /// The time of this process.
         now: Timestamp,

@@ -181,7 +181,7 @@ impl Events {
         Ok(batch)
     }
 
-    /// Where the store stands, and the time.
+    /// Returns the store's first page, which has its head, and the time.
     async fn look(&self) -> Result<(ScanPage, Timestamp), StoreError> {
         let top = self.store.scan(None, NonZeroUsize::MIN).await?;
         Ok((top, self.clock.now()))

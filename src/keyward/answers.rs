@@ -41,7 +41,7 @@ pub struct Created {
 pub struct TimeRepaired {
     /// The tenant's newest instant before and after; `None` if it was not in the future.
     pub set_back: Option<(Timestamp, Timestamp)>,
-    /// Where and when it landed.
+    /// The place and time of the commit.
     pub receipt: Receipt,
 }
 

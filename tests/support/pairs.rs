@@ -78,7 +78,7 @@ pub(crate) fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone(
         verify(&old).unwrap();
         let new = create(keys, &admin(), ninety_days("new"));
         assert_eq!(new.expires_at, Some(right.now().saturating_add(days(90))));
-        // Its own tenant: no other clock tells which of the two is wrong.
+        // Its own tenant: no other clock decides which of the two is wrong.
         let unsure = verify(&theirs).unwrap_err();
         assert!(matches!(unsure, Rejection::ClockUnsure { .. }), "{unsure}");
         verify(&lasting).unwrap();
@@ -105,7 +105,7 @@ pub(crate) fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone(
     assert!(matches!(ended, Rejection::Revoked { .. }), "{ended}");
 }
 
-/// What a clock ten years ahead left behind is set back: for this node, for others, for those that start
+/// The instant that a clock ten years ahead left behind is set back: for this node, for others, for those that start
 /// later.
 pub(crate) fn the_time_of_a_tenant_is_repaired(
     (a, right): Node<'_>,

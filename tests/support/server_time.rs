@@ -10,7 +10,7 @@ use keyward::store::{
 };
 use keyward::{Clock, ManualClock, TenantId, async_trait};
 
-/// A store whose server has a clock, which every load and every page of the feed tell.
+/// A store whose server has a clock, which comes with every load and every page of the feed.
 #[derive(Clone, Debug)]
 pub(crate) struct Served {
     inner: MemoryStore,

@@ -92,7 +92,7 @@ pub(crate) async fn check(common: &Common, output: &Output) -> Answer<()> {
     let report = report?;
     let (rows, audit, faults) = (report.rows, report.audit, report.faults);
     let replica = Replica::new(store.keys(), Arc::new(SystemClock));
-    // What is damaged may not be read; that is told below.
+    // A damaged store may not sync; the report below names the damage.
     let synced = replica.sync().await;
     let ahead = synced.map_or_else(|_| Vec::new(), |()| replica.tenants_ahead());
     if output.json {

@@ -186,7 +186,7 @@ pub(super) fn any_rate(dice: &mut Dice) -> i64 {
     }
 }
 
-/// How far a wall clock is set, in microseconds: seconds, hours or years, either way.
+/// Draws the microseconds by which a wall clock is set: seconds, hours or years, either way.
 pub(super) fn any_jump(dice: &mut Dice) -> i64 {
     let days = 24 * 3600 * SECOND;
     let far = *dice.pick(&[SECOND, 10 * SECOND, 3600 * SECOND, 40 * days, 3650 * days]);
