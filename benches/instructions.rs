@@ -7,19 +7,16 @@
     reason = "a measurement ends where it cannot go on"
 )]
 
-#[path = "shared/mod.rs"]
-mod shared;
-
 use std::sync::Arc;
 use std::time::Duration;
 
 use keyward::{Clock, Timestamp};
 
-use self::shared::Random;
-use self::shared::floor::Floor;
-use self::shared::keys::{Keys, Kind};
-use self::shared::served::{Presented, Served, need};
-use self::shared::store::Feed;
+use shared::Random;
+use shared::floor::Floor;
+use shared::keys::{Keys, Kind};
+use shared::served::{Presented, Served, need};
+use shared::store::Feed;
 
 const KEYS: u64 = 20_000;
 

@@ -22,10 +22,7 @@ use keyward::{Clock, KeyRecord, Keyward, Replica, SystemClock, TenantId, days};
 use pollster::block_on;
 use rusqlite::{Connection, params};
 
-#[path = "shared/maker.rs"]
-mod maker;
-
-use self::maker::{Maker, admin, keyward, new_key, principal, tenant};
+use shared::maker::{Maker, admin, keyward, new_key, principal, tenant};
 
 const SCHEMA: &str = include_str!("../src/store/sqlite/schema/1.sql");
 

@@ -18,19 +18,16 @@
     reason = "what is counted here is far below 2^52"
 )]
 
-#[path = "shared/mod.rs"]
-mod shared;
-
 use std::hint::black_box;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use keyward::{Digest, KeyId};
 
-use self::shared::keys::{BODY, Keys, Kind, WIDTH};
-use self::shared::served::{Presented, Served, need};
-use self::shared::table::{Asked, Goal, Table};
-use self::shared::{Random, mixed};
+use shared::keys::{BODY, Keys, Kind, WIDTH};
+use shared::served::{Presented, Served, need};
+use shared::table::{Asked, Goal, Table};
+use shared::{Random, mixed};
 
 /// Beyond this the classes differ, by the convention of those who made the method.
 const LIMIT: f64 = 4.5;

@@ -178,11 +178,8 @@
 //! | `http` | `keyward::http`: a tower layer that lets only requests with a fitting key through |
 //! | `axum` | extractors for axum, beside that layer |
 //! | `testing` | [`SeededEntropy`]: key material that a seed repeats |
-//! | `conformance` | [`conformance`]: the store contract's checks, faults, explorer, strategies |
 
 mod clock;
-#[cfg(feature = "conformance")]
-pub mod conformance;
 mod core;
 mod entropy;
 pub mod events;
@@ -258,6 +255,11 @@ pub mod rules {
     };
     pub use crate::core::owner::Standing;
     pub use crate::core::view::Ancestry;
+}
+
+/// The parts that [`Keyward`] wires into a node, for tools that wire them differently: a simulator, say.
+pub mod node {
+    pub use crate::timekeeper::Timekeeper;
 }
 
 #[cfg(keyward_hole)]

@@ -27,7 +27,7 @@ const JUDGE_AGAIN: u64 = 1_000_000;
 pub(crate) const LEAST_ALLOWANCE: Duration = Duration::from_secs(2 * 60);
 
 /// Keeps the time of a process. Offsets are microseconds by which a wall clock is ahead of the monotonic one.
-pub(crate) struct Timekeeper {
+pub struct Timekeeper {
     clock: Arc<dyn Clock>,
     allowance: Duration,
     /// The offset that own time does not fall behind.
@@ -84,7 +84,8 @@ impl Clock for Timekeeper {
 
 impl Timekeeper {
     /// Keeps time by `clock`. Other clocks may differ from it by `allowance`, and by two minutes at least.
-    pub(crate) fn new(clock: Arc<dyn Clock>, allowance: Duration) -> Self {
+    #[must_use]
+    pub fn new(clock: Arc<dyn Clock>, allowance: Duration) -> Self {
         Self {
             clock,
             allowance: allowance.max(LEAST_ALLOWANCE),

@@ -1,5 +1,4 @@
-//! What the layer costs a service: requests per second of the example `service`, with and without it,
-//! taken by `wrk` in turns. Both routes are in one process and have the same handler, and every
+//! What the layer costs a service: requests per second with and without it, taken by `wrk` in turns. Both routes are in one process and have the same handler, and every
 //! request brings a key, each another one of all there are.
 //!
 //! `cargo bench --bench http -- [--quick] [--json]`
@@ -15,15 +14,6 @@
     clippy::cast_precision_loss,
     reason = "what is counted here is far below 2^52"
 )]
-
-#[path = "../../examples/service/failure.rs"]
-mod failure;
-#[path = "../../examples/service/management.rs"]
-mod management;
-#[path = "../../examples/service/routes.rs"]
-mod routes;
-#[path = "../shared/mod.rs"]
-mod shared;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -41,11 +31,11 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tower::layer::util::Identity;
 
-use self::shared::Random;
-use self::shared::clock::{median, nanos};
-use self::shared::keys::{Keys, Kind, SCOPE};
-use self::shared::store::{Feed, Synthetic};
-use self::shared::table::{Asked, Goal, Table};
+use shared::Random;
+use shared::clock::{median, nanos};
+use shared::keys::{Keys, Kind, SCOPE};
+use shared::store::{Feed, Synthetic};
+use shared::table::{Asked, Goal, Table};
 
 /// How much is measured.
 struct Size {
@@ -166,7 +156,11 @@ fn compare(
     table.add(what, median(ratios), goal, note);
 }
 
-/// The example's service over as many keys, and its open route once more, without and with the layer.
+async fn health() -> &'static str {
+    "up\n"
+}
+
+/// A service over as many keys: one handler plain, behind a layer that does nothing, and behind ours.
 async fn serve(made: Keys, count: u64) -> SocketAddr {
     let mut spec = profiles::standard();
     // Nobody follows the store here.
@@ -178,10 +172,10 @@ async fn serve(made: Keys, count: u64) -> SocketAddr {
         .await
         .unwrap();
     let keyed = KeywardLayer::new(keys.clone()).require(Need::scope(SCOPE));
-    let app: Router = routes::router(&keys)
-        .route(PLAIN, get(routes::health))
-        .route(LAYERED, get(routes::health).layer(Identity::new()))
-        .route(KEYED, get(routes::health).layer(keyed));
+    let app: Router = Router::new()
+        .route(PLAIN, get(health))
+        .route(LAYERED, get(health).layer(Identity::new()))
+        .route(KEYED, get(health).layer(keyed));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let app = app.into_make_service_with_connect_info::<SocketAddr>();
@@ -216,7 +210,7 @@ struct Round {
 
 /// One round of load on a route. Ends the run if any request was not answered with 200.
 fn load(address: SocketAddr, path: &str, presented: &Path, seconds: u32) -> Round {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/http/load.lua");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/http/load.lua");
     let mut wrk = Command::new("wrk");
     wrk.args([
         "-t1",

@@ -15,23 +15,12 @@
     reason = "what is counted here is far below 2^52"
 )]
 
-#[path = "../../tests/support/cc.rs"]
-mod cc;
-#[path = "../shared/maker.rs"]
-mod maker;
-#[path = "../../tests/postgres/server.rs"]
-mod server;
 #[allow(
     dead_code,
     unreachable_pub,
     reason = "each benchmark uses its own part"
 )]
-#[path = "../shared/table.rs"]
-mod table;
 #[allow(dead_code, reason = "tests use it")]
-#[path = "../../tests/support/turns.rs"]
-mod turns;
-
 mod start;
 mod writers;
 
@@ -41,8 +30,8 @@ use keyward::store::PostgresStore;
 use tokio::runtime::Runtime;
 use tokio_postgres::Client;
 
-use self::server::{Place, Server};
-use self::table::{Asked, Table};
+use shared::table::{Asked, Table};
+use support::postgres::{Place, Server};
 
 /// How much is measured.
 struct Size {
@@ -126,7 +115,7 @@ fn main() {
     }
     drop(server);
     if asked.wants("slow") {
-        let slow = |folder: &_| Some(cc::library(include_str!("slow.c"), folder));
+        let slow = |folder: &_| Some(support::cc::library(include_str!("slow.c"), folder));
         let server = Server::start_with(SETTINGS, slow);
         let place = Place::at(server.url());
         writers::create(&runtime, &place, size, ", +2 ms a sync", &mut table);

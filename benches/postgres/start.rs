@@ -10,10 +10,10 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::Runtime;
 use tokio_postgres::Row;
 
-use super::maker::{Maker, keyward, tenant};
-use super::server::Place;
-use super::table::{Goal, Table};
 use super::{Size, connect, median, millis, plain, timed};
+use shared::maker::{Maker, keyward, tenant};
+use shared::table::{Goal, Table};
+use support::postgres::Place;
 
 const PAGE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 

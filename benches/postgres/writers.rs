@@ -7,10 +7,10 @@ use keyward::store::{KeyStore, PostgresStore};
 use keyward::{Keyward, TenantId};
 use tokio::runtime::Runtime;
 
-use super::maker::{Maker, admin, keyward, new_key, tenant};
-use super::server::Place;
-use super::table::{Goal, Table};
 use super::{Size, connect, median, plain, timed};
+use shared::maker::{Maker, admin, keyward, new_key, tenant};
+use shared::table::{Goal, Table};
+use support::postgres::Place;
 
 const WRITERS: usize = 16;
 const TENANTS: usize = 64;

@@ -1,8 +1,8 @@
 //! What is presented in one stretch of measuring: made before it, one after the other in memory, as
 //! a request's header has just been read when its key is verified.
 
-use super::Random;
-use super::keys::{BODY, ID_AND_SECRET, Keys, WIDTH};
+use crate::Random;
+use crate::keys::{BODY, ID_AND_SECRET, Keys, WIDTH};
 
 /// Texts of one width.
 #[derive(Clone, Debug)]

@@ -7,8 +7,8 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use sha2::block_api::compress256;
 
-use super::batch::Batch;
-use super::keys::{ID_AND_SECRET, PEPPER};
+use crate::batch::Batch;
+use crate::keys::{ID_AND_SECRET, PEPPER};
 
 /// FIPS 180-4, section 5.3.3.
 const START: [u32; 8] = [

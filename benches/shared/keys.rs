@@ -15,7 +15,7 @@ use keyward::{
 };
 use sha2::Sha256;
 
-use super::mixed;
+use crate::mixed;
 
 /// The pepper's bytes, known here so that digests are made without the crate under test.
 pub const PEPPER: [u8; 32] = *b"a pepper for measuring, 32 bytes";

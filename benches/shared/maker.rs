@@ -1,13 +1,4 @@
 //! Commits for the benchmarks of stores: like those that real commands make.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "each benchmark uses its own part"
-)]
-#![allow(
-    clippy::unwrap_used,
-    reason = "a measurement ends where it cannot go on"
-)]
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -7,10 +7,10 @@ use keyward::policy::{LivePolicies, Policy, Propagation};
 use keyward::{Clock, Need, Rejection, Replica, SystemClock, Verifier, days, profiles};
 use pollster::block_on;
 
-use super::Random;
-use super::batch::Batch;
-use super::keys::{Keys, Kind, SCOPE};
-use super::store::{Feed, Synthetic};
+use crate::Random;
+use crate::batch::Batch;
+use crate::keys::{Keys, Kind, SCOPE};
+use crate::store::{Feed, Synthetic};
 
 /// What a service has in memory once it serves.
 pub struct Served {

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use keyward::KeyId;
 use keyward::store::*;
 
-use super::keys::Keys;
-use super::mixed;
+use crate::keys::Keys;
+use crate::mixed;
 
 type Answer<T> = Result<T, StoreError>;
 

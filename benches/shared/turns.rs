@@ -1,10 +1,10 @@
 //! Subjects that take turns, so that what the machine does in a moment meets all of them.
 
-use super::Random;
-use super::batch::Batch;
-use super::clock::{Taken, median, timed};
-use super::floor::Floor;
-use super::table::Goal;
+use crate::Random;
+use crate::batch::Batch;
+use crate::clock::{Taken, median, timed};
+use crate::floor::Floor;
+use crate::table::Goal;
 
 /// What takes turns with the floor.
 pub struct Subject<'a> {

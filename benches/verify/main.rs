@@ -16,9 +16,6 @@
     reason = "what is counted here is far below 2^52"
 )]
 
-#[path = "../shared/mod.rs"]
-mod shared;
-
 mod parallel;
 mod single;
 
@@ -26,7 +23,7 @@ use std::alloc::System;
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
-use self::shared::table::{Asked, Table};
+use shared::table::{Asked, Table};
 
 #[global_allocator]
 static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use keyward::store::Row;
 
 use super::Size;
-use super::shared::Random;
-use super::shared::batch::Batch;
-use super::shared::clock::{Taken, median, nanos, quantile, thread_time, timed};
-use super::shared::keys::{Keys, Kind};
-use super::shared::served::{Served, need};
-use super::shared::store::Feed;
-use super::shared::table::{Goal, Table};
+use shared::Random;
+use shared::batch::Batch;
+use shared::clock::{Taken, median, nanos, quantile, thread_time, timed};
+use shared::keys::{Keys, Kind};
+use shared::served::{Served, need};
+use shared::store::Feed;
+use shared::table::{Goal, Table};
 
 /// Verifications a second of several threads, by the wall, and a thread's own nanoseconds for one.
 fn rate(served: &Served, batches: &[Batch], laps: usize) -> (f64, f64) {

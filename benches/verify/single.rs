@@ -5,15 +5,15 @@ use std::time::Instant;
 
 use stats_alloc::Region;
 
-use super::shared::Random;
-use super::shared::batch::Batch;
-use super::shared::clock::{Taken, nanos, timed};
-use super::shared::keys::{Keys, Kind};
-use super::shared::served::{Presented, Served, need};
-use super::shared::store::Feed;
-use super::shared::table::{Asked, Goal, Table};
-use super::shared::turns::{Subject, cpu, ratio, take_turns, wall};
 use super::{HEAP, Size};
+use shared::Random;
+use shared::batch::Batch;
+use shared::clock::{Taken, nanos, timed};
+use shared::keys::{Keys, Kind};
+use shared::served::{Presented, Served, need};
+use shared::store::Feed;
+use shared::table::{Asked, Goal, Table};
+use shared::turns::{Subject, cpu, ratio, take_turns, wall};
 
 fn against_floor(
     size: &Size,

@@ -72,7 +72,9 @@ impl Digest {
 pub struct DigestMark([u8; 32]);
 
 impl DigestMark {
-    pub(crate) const fn from_bytes(bytes: [u8; 32]) -> Self {
+    /// A mark from its bytes.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 

@@ -58,9 +58,14 @@ impl TenantId {
     }
 
     /// The paths of this tenant and of those above it, nearest first. Allocates nothing.
-    pub(crate) fn lineage(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &str> {
         let above = self.0.rmatch_indices('/').map(|(end, _)| &self.0[..end]);
         std::iter::once(&*self.0).chain(above)
+    }
+
+    /// Returns the tenants whose rows bear on the keys of this one: itself, then those above, nearest first.
+    pub fn lineage(&self) -> impl Iterator<Item = Self> + '_ {
+        std::iter::once(self.clone()).chain(self.ancestors())
     }
 
     /// The tenants above this one, nearest first.

@@ -63,7 +63,8 @@ impl Timestamp {
 
     /// An instant from microseconds since the Unix epoch, or the first or last one there is.
     #[inline]
-    pub(crate) fn clamped(micros: i64) -> Self {
+    #[must_use]
+    pub fn clamped(micros: i64) -> Self {
         Self(micros.clamp(0, Self::MAX.0))
     }
 

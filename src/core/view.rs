@@ -408,8 +408,3 @@ fn replace<T: Clone>(rows: &mut Vec<T>, with: &T, same: impl Fn(&T) -> bool) {
         None => rows.push(with.clone()),
     }
 }
-
-/// The tenants whose rows bear on the keys of `tenant`: itself, then those above, nearest first.
-pub(crate) fn lineage(tenant: &TenantId) -> impl Iterator<Item = TenantId> + '_ {
-    std::iter::once(tenant.clone()).chain(tenant.ancestors())
-}

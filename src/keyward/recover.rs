@@ -177,7 +177,7 @@ impl Keyward {
         // All of them are sound: only now is anything changed. Tenants come before those below them.
         report.tenants = tenants.len();
         for (tenant, later) in &tenants {
-            let path = tenant.lineage().filter_map(|path| tenants.get(path));
+            let path = tenant.paths().filter_map(|path| tenants.get(path));
             let path: Vec<_> = path.collect();
             self.replay_tenant(tenant, (later, &path), report).await?;
         }

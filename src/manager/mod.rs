@@ -185,7 +185,7 @@ impl KeyManager {
 
     /// Shares the time with the verifiers of this process.
     #[must_use]
-    pub(crate) fn with_time(mut self, time: Arc<Timekeeper>) -> Self {
+    pub fn with_time(mut self, time: Arc<Timekeeper>) -> Self {
         self.time = time;
         self
     }

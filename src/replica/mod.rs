@@ -115,7 +115,7 @@ impl Replica {
 
     /// Reads the time from `time`.
     #[must_use]
-    pub(crate) fn with_time(mut self, time: Arc<Timekeeper>) -> Self {
+    pub fn with_time(mut self, time: Arc<Timekeeper>) -> Self {
         self.clock = time;
         self
     }

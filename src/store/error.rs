@@ -90,7 +90,6 @@ pub enum CommitError {
 
 /// Why changes could not be read.
 #[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum ChangesError {
     /// The history after the cursor is gone, or the cursor is of another history: start over with a
     /// scan.

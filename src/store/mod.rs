@@ -1,7 +1,7 @@
 //! The store contract: durable storage for key records, with the tenant as the unit of atomicity.
 //!
 //! A store holds no policy, reads no clock and draws no randomness. To write one, implement
-//! [`KeyStore`] and run the conformance suite (feature `conformance`) against it. [`NodeRegistry`]
+//! [`KeyStore`] and run the suite of the crate `keyward-conformance` against it. [`NodeRegistry`]
 //! is apart from it: where processes that share a store tell each other what they have applied.
 
 mod error;
@@ -121,7 +121,8 @@ impl Row {
     }
 
     /// Returns the tenant whose row it is and the instant for which it was written, if it holds one.
-    pub(crate) fn written_at(&self) -> Option<(&TenantId, Timestamp)> {
+    #[must_use]
+    pub fn written_at(&self) -> Option<(&TenantId, Timestamp)> {
         match self {
             Self::Tenant(row) => Some((&row.tenant, row.updated.at)),
             Self::Owner(row) => Some((&row.tenant, row.updated.at)),

@@ -12,9 +12,9 @@ use keyward::store::{
     StoreError, StoreErrorKind,
 };
 
-use crate::raw::{ALL, next};
-use crate::server::{Place, Server, on_runtime, open, pool, runtime};
-use crate::support::*;
+use support::postgres::{Place, Server, on_runtime, open, pool, runtime};
+use support::raw::{ALL, next};
+use support::*;
 
 /// All that an error tells.
 pub(crate) fn told(error: &dyn std::error::Error) -> String {

@@ -6,9 +6,9 @@ use std::thread;
 
 use keyward::store::{CommitError, KeyStore, Revision, StoreErrorKind};
 
-use crate::raw::{ALL, beginning, next, removed_since, write};
-use crate::server::{Place, Server};
-use crate::support::*;
+use support::postgres::{Place, Server};
+use support::raw::{ALL, beginning, next, removed_since, write};
+use support::*;
 
 #[test]
 fn a_server_that_is_killed_loses_nothing_that_was_acknowledged() {

@@ -9,9 +9,9 @@ use keyward::store::{
 };
 use keyward::{KeyId, Keyward, ManualClock, Need, Rejection, days};
 
-use crate::raw::{ALL, beginning};
-use crate::server::Place;
-use crate::support::*;
+use support::postgres::Place;
+use support::raw::{ALL, beginning};
+use support::*;
 
 pub(crate) fn service(place: &Place) -> Keyward {
     let clock = Arc::new(ManualClock::at(at(START)));

@@ -12,9 +12,9 @@ use rcgen::{
 use tokio_postgres::NoTls;
 
 use crate::connecting::told;
-use crate::raw::{ALL, next};
-use crate::server::{Place, Server, on_runtime, open};
-use crate::support::*;
+use support::postgres::{Place, Server, on_runtime, open};
+use support::raw::{ALL, next};
+use support::*;
 
 /// What the servers' password file of `alice` knows.
 const PASSWORD: &str = "hunter2 correct";

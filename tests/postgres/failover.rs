@@ -17,9 +17,9 @@ use keyward::store::{
 use keyward::{Created, Keyward, ManualClock, Need, Reason, Rejection};
 use tokio_postgres::NoTls;
 
-use crate::raw::{ALL, beginning, next};
-use crate::server::{Place, Server, on_runtime, open};
-use crate::support::*;
+use support::postgres::{Place, Server, on_runtime, open};
+use support::raw::{ALL, beginning, next};
+use support::*;
 
 /// How long a call waits for a standby that does not answer: tests wait for it as well.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -93,28 +93,6 @@ fn joined(primary: &Server, place: &Place) -> Server {
 
 fn strict(place: &Place) -> PostgresStore {
     open(place.options().strict().request_timeout(PATIENCE)).unwrap()
-}
-
-impl Place {
-    /// Waits until one statement finds this text alone.
-    fn until(&self, sql: &str, text: &str) {
-        assert!(
-            (0..5000).any(|_| self.ask(sql) == [text]),
-            "{sql} is not {text}: {:?}",
-            self.ask(sql)
-        );
-    }
-
-    /// Waits until a commit waits for the standby, and runs a function of it on who waits.
-    fn on_who_waits(&self, function: &str) {
-        let sql = format!(
-            "SELECT {function}(pid)::text FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-        );
-        assert!(
-            (0..5000).any(|_| !self.ask(&sql).is_empty()),
-            "nothing waits for the standby"
-        );
-    }
 }
 
 fn some_key(keys: &Keyward) -> Created {

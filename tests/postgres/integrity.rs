@@ -4,8 +4,8 @@ use keyward::store::{IntegrityReport, KeyStore, NodeId, NodeRegistry, NodeReport
 use keyward::{DeleteKey, Digest, ImportKey};
 
 use crate::damage::{filled, service};
-use crate::server::Place;
-use crate::support::*;
+use support::postgres::Place;
+use support::*;
 
 fn report(place: &Place) -> IntegrityReport {
     wait(place.connect().check_integrity()).unwrap()
@@ -33,7 +33,7 @@ fn a_store_in_use_is_sound_and_tells_its_size() {
     assert_eq!(report.audit, stats.audit);
     assert_eq!(
         stats.head,
-        wait(store.scan(None, crate::raw::ALL)).unwrap().head
+        wait(store.scan(None, support::raw::ALL)).unwrap().head
     );
     assert!(stats.bytes > 8192, "{stats:?}");
     assert!(stats.engine.starts_with("PostgreSQL 1"), "{stats:?}");

@@ -7,8 +7,8 @@ use keyward::store::{KeyStore, PostgresStore, Select, StoreError, StoreErrorKind
 use keyward::{KeyId, Role, TenantId};
 
 use crate::damage::service;
-use crate::server::{Place, Server, open};
-use crate::support::*;
+use support::postgres::{Place, Server, open};
+use support::*;
 
 const TENANTS: usize = 20;
 

@@ -14,9 +14,9 @@ use keyward::{
 };
 use regex::Regex;
 
-use crate::raw::beginning;
-use crate::server::{Place, Server};
-use crate::support::*;
+use support::postgres::{Place, Server};
+use support::raw::beginning;
+use support::*;
 
 const TEN: NonZeroUsize = NonZeroUsize::new(10).unwrap();
 

@@ -14,9 +14,9 @@ use keyward::store::{
 use keyward::{DeleteKey, Digest, ImportKey, ManualClock, Need, NewKey, Reason};
 use regex::Regex;
 
-use crate::raw::{ALL, beginning};
-use crate::server::{Place, Server, open};
-use crate::support::*;
+use support::postgres::{Place, Server, open};
+use support::raw::{ALL, beginning};
+use support::*;
 
 /// The one file that may tell and hear of commits: nothing depends on what it does.
 const HINTS: &str = "listen.rs";
@@ -67,7 +67,7 @@ fn sent_by(name: &str, text: &str) -> Vec<String> {
 
 /// All that the store may send, with the file it stands in.
 fn sent() -> Vec<(String, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/store");
     let mut folders = vec![root.join("postgres"), root.join("rows")];
     let mut sent = Vec::new();
     while let Some(folder) = folders.pop() {

@@ -11,9 +11,9 @@ use keyward::Digest;
 use keyward::store::{KeyStore, Locator, NodeRegistry, PostgresStore, Revision, Select};
 use tempfile::TempDir;
 
-use crate::raw::{ALL, beginning, next};
-use crate::server::{Place, Server, open};
-use crate::support::*;
+use support::postgres::{Place, Server, open};
+use support::raw::{ALL, beginning, next};
+use support::*;
 
 /// Stands between a node and its server. From the beginning of a transaction on it keeps the server's
 /// answers back until so many requests were sent.
@@ -171,7 +171,7 @@ fn a_read_waits_for_the_server_once() {
     let start = beginning(&store);
     let everything = Select {
         keys: vec![key],
-        live_at: Some(crate::support::at(START)),
+        live_at: Some(support::at(START)),
         legacy: true,
         owners: Vec::new(),
         commands: vec![command("some")],

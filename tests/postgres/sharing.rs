@@ -18,10 +18,10 @@ use keyward::{
     Clock, Denied, Error, Keyward, ManualClock, Need, Reason, Rejection, Role, SystemClock, days,
 };
 
-use crate::pairs;
-use crate::raw::{ALL, beginning, next, removed_since, write};
-use crate::server::{Place, open};
-use crate::support::*;
+use support::pairs;
+use support::postgres::{Place, open};
+use support::raw::{ALL, beginning, next, removed_since, write};
+use support::*;
 
 fn nodes(place: &Place, count: usize, cap: u32) -> Vec<Arc<Keyward>> {
     let clock = Arc::new(ManualClock::at(at(START)));

@@ -3,9 +3,9 @@
 use keyward::store::postgres::ConnectError;
 use keyward::store::{KeyStore, PostgresStore, Revision};
 
-use crate::raw::{ALL, next};
-use crate::server::{Place, open};
-use crate::support::*;
+use support::postgres::{Place, open};
+use support::raw::{ALL, next};
+use support::*;
 
 /// Every table and index of the schema, with the transactions that made them and the version.
 fn tables(place: &Place) -> Vec<String> {

@@ -1,5 +1,4 @@
 //! What is written in C: it stands between a process and the kernel.
-#![allow(unreachable_pub, reason = "the parts of one test see each other")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

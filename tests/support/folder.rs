@@ -6,9 +6,9 @@ use tempfile::TempDir;
 use crate::turns::Turns;
 
 /// Several instances on one file, between which calls take turns.
-pub(crate) type Folder = Turns<SqliteStore, TempDir>;
+pub type Folder = Turns<SqliteStore, TempDir>;
 
-pub(crate) fn folder(instances: usize) -> Folder {
+pub fn folder(instances: usize) -> Folder {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let path = folder.path().join("keys.db");
     let open = |_| pollster::block_on(SqliteStore::open(&path)).expect("the store opens");

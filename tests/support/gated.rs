@@ -15,12 +15,12 @@ use std::time::Duration;
 use event_listener::Event;
 use keyward::TenantId;
 use keyward::async_trait;
-use keyward::conformance::{Call, FaultyStore};
 use keyward::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
     KeyStore, Locator, MemoryStore, Revision, RowKey, ScanPage, Select, StoreError, StoreErrorKind,
     TakePage, TenantView, Versioned, scan_by_pages,
 };
+use keyward_conformance::{Call, FaultyStore};
 
 /// A link to a store in memory. It fails as a [`FaultyStore`] does, and clones share everything.
 #[derive(Clone, Debug)]

@@ -6,10 +6,10 @@ use keyward::{
     RotationReason, days, hours,
 };
 
-use crate::support::*;
+use crate::*;
 
 /// A key works on the node that created it, though the other one wrote its owner's row a moment before.
-pub(crate) fn a_key_works_where_it_was_created(a: &Keyward, b: &Keyward) {
+pub fn a_key_works_where_it_was_created(a: &Keyward, b: &Keyward) {
     wait(b.create(&admin(), reader("first"))).unwrap();
     let key = wait(a.create(&admin(), reader("second"))).unwrap();
     let verdict = a.verify(key.secret.expose(), &reading());
@@ -18,7 +18,7 @@ pub(crate) fn a_key_works_where_it_was_created(a: &Keyward, b: &Keyward) {
 
 /// A first use is recorded by the node that counted it: along with its own command about the key, or when it
 /// leaves. A compromised key ends in any case.
-pub(crate) fn first_uses_are_not_lost(a: &Keyward, b: &Keyward, clock: &ManualClock) {
+pub fn first_uses_are_not_lost(a: &Keyward, b: &Keyward, clock: &ManualClock) {
     let how = || {
         let how = Replacement::on_first_use(hours(1)).no_later_than(hours(24));
         how.because(RotationReason::Compromise)
@@ -55,7 +55,7 @@ const YEARS: std::time::Duration = std::time::Duration::from_secs(10 * 365 * 24 
 
 /// A machine whose clock is ten years ahead commits once, in a tenant of its own. `again` starts the node
 /// with the right clock anew.
-pub(crate) fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone(
+pub fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone(
     (a, right): Node<'_>,
     (b, wrong): Node<'_>,
     again: &dyn Fn() -> Keyward,
@@ -107,7 +107,7 @@ pub(crate) fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone(
 
 /// The instant that a clock ten years ahead left behind is set back: for this node, for others, for those that start
 /// later.
-pub(crate) fn the_time_of_a_tenant_is_repaired(
+pub fn the_time_of_a_tenant_is_repaired(
     (a, right): Node<'_>,
     (b, wrong): Node<'_>,
     again: &dyn Fn() -> Keyward,

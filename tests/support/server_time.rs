@@ -12,13 +12,13 @@ use keyward::{Clock, ManualClock, TenantId, async_trait};
 
 /// A store whose server has a clock, which comes with every load and every page of the feed.
 #[derive(Clone, Debug)]
-pub(crate) struct Served {
+pub struct Served {
     inner: MemoryStore,
     server: Arc<ManualClock>,
 }
 
 impl Served {
-    pub(crate) fn new(inner: MemoryStore, server: &Arc<ManualClock>) -> Self {
+    pub fn new(inner: MemoryStore, server: &Arc<ManualClock>) -> Self {
         let server = server.clone();
         Self { inner, server }
     }

@@ -1,5 +1,4 @@
 //! Several instances on one database, between which calls take turns, as processes have it.
-#![allow(unreachable_pub, reason = "each test file uses its own part")]
 
 use std::fmt::Debug;
 use std::num::NonZeroUsize;
@@ -14,7 +13,7 @@ use keyward::{TenantId, async_trait};
 
 /// Instances of a store, and what must stay for as long as they do.
 #[derive(Debug)]
-pub(crate) struct Turns<S, K> {
+pub struct Turns<S, K> {
     stores: Vec<S>,
     turn: AtomicUsize,
     _keep: K,
@@ -22,7 +21,7 @@ pub(crate) struct Turns<S, K> {
 
 #[allow(dead_code, reason = "each test uses some of it")]
 impl<S, K> Turns<S, K> {
-    pub(crate) fn new(instances: usize, open: impl FnMut(usize) -> S, keep: K) -> Self {
+    pub fn new(instances: usize, open: impl FnMut(usize) -> S, keep: K) -> Self {
         Self {
             stores: (0..instances).map(open).collect(),
             turn: AtomicUsize::new(0),
@@ -30,7 +29,7 @@ impl<S, K> Turns<S, K> {
         }
     }
 
-    pub(crate) fn store(&self) -> &S {
+    pub fn store(&self) -> &S {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         &self.stores[turn % self.stores.len()]
     }

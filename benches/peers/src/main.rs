@@ -1,7 +1,7 @@
 //! Keyward beside other ways to verify keys in Rust, over the same numbers of keys in one run: a
 //! table of ratios, and a plot of latency against the number of keys.
 //!
-//! `cargo run --release -- [--quick] [--json] [--plot verify.svg]`, in this folder.
+//! `cargo run --release --package keyward-peers -- [--quick] [--json] [--plot verify.svg]`
 #![allow(
     clippy::disallowed_methods,
     reason = "time is what is measured here, not what is decided by"
@@ -11,17 +11,14 @@
     reason = "a measurement ends where it cannot go on"
 )]
 
-#[path = "../../shared/mod.rs"]
-mod shared;
-
 mod peers;
 mod plot;
 
 use self::peers::{Peer, argon, plain, prefixed};
 use self::plot::Series;
-use self::shared::batch::Batch;
-use self::shared::served::{Served, need};
-use self::shared::turns::{Subject, cpu, ratio, take_turns};
+use shared::batch::Batch;
+use shared::served::{Served, need};
+use shared::turns::{Subject, cpu, ratio, take_turns};
 
 const SIZES: [u64; 3] = [1_000, 100_000, 1_000_000];
 /// Before another has its turn.

@@ -7,13 +7,13 @@ use std::hint::black_box;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, SystemTime};
 
-use crate::shared::Random;
-use crate::shared::batch::Batch;
-use crate::shared::keys::SCOPE;
-use crate::shared::mixed;
+use shared::Random;
+use shared::batch::Batch;
+use shared::keys::SCOPE;
+use shared::mixed;
 
 /// Another way to verify a key.
-pub trait Peer {
+pub(crate) trait Peer {
     fn name(&self) -> &str;
 
     /// Valid keys, drawn at random.
@@ -24,7 +24,7 @@ pub trait Peer {
 }
 
 /// Verifies all of a batch, each after the one before; tells how many were granted.
-pub fn run(peer: &dyn Peer, batch: &Batch) -> usize {
+pub(crate) fn run(peer: &dyn Peer, batch: &Batch) -> usize {
     let nothing = black_box(0);
     let (mut at, mut granted) = (0, 0);
     while at < batch.len() {
@@ -41,10 +41,10 @@ pub fn run(peer: &dyn Peer, batch: &Batch) -> usize {
 /// What a service keeps of a key beside its hash.
 #[allow(dead_code, reason = "what a service reads after it has verified")]
 #[derive(Debug)]
-pub struct Account {
-    pub number: u64,
-    pub tenant: String,
-    pub name: String,
+pub(crate) struct Account {
+    pub(crate) number: u64,
+    pub(crate) tenant: String,
+    pub(crate) name: String,
     scopes: Vec<String>,
     expires: SystemTime,
 }
@@ -79,15 +79,15 @@ fn letters(seed: u64, count: u64) -> String {
 }
 
 /// A plain stack: the `hmac` crate over tokens of keyward's form, a hash map, the system's time.
-pub mod plain {
+pub(crate) mod plain {
     use hmac::{Hmac, KeyInit, Mac};
     use sha2::Sha256;
     use subtle::ConstantTimeEq;
 
     use super::{Account, Arc, Batch, Map, Peer, Random};
-    use crate::shared::keys::{BODY, ID_AND_SECRET, Keys, Kind, PEPPER};
+    use shared::keys::{BODY, ID_AND_SECRET, Keys, Kind, PEPPER};
 
-    pub struct Stack {
+    pub(crate) struct Stack {
         keys: Keys,
         count: u64,
         mac: Hmac<Sha256>,
@@ -101,7 +101,7 @@ pub mod plain {
     }
 
     impl Stack {
-        pub fn new(count: u64) -> Self {
+        pub(crate) fn new(count: u64) -> Self {
             let keys = Keys::new(Kind::Secret, count);
             let mac = <Hmac<Sha256> as KeyInit>::new_from_slice(&PEPPER).unwrap();
             let entry = |number| {
@@ -141,14 +141,14 @@ pub mod plain {
 }
 
 /// `prefixed-api-key` as its README has it, with a map by short token.
-pub mod prefixed {
+pub(crate) mod prefixed {
     use prefixed_api_key::rand::rngs::OsRng;
     use prefixed_api_key::sha2::Sha256;
     use prefixed_api_key::{PrefixedApiKey, PrefixedApiKeyController};
 
     use super::{Account, Arc, Batch, Map, Peer, Random, letters};
 
-    pub struct Stack {
+    pub(crate) struct Stack {
         count: u64,
         controller: PrefixedApiKeyController<OsRng, Sha256>,
         map: Map<String, String>,
@@ -161,7 +161,7 @@ pub mod prefixed {
     }
 
     impl Stack {
-        pub fn new(count: u64) -> Self {
+        pub(crate) fn new(count: u64) -> Self {
             let controller = PrefixedApiKeyController::configure()
                 .prefix("mycompany".to_owned())
                 .seam_defaults()
@@ -202,7 +202,7 @@ pub mod prefixed {
 }
 
 /// `api-keys-simplified` as its README has it, with a map by the key's id.
-pub mod argon {
+pub(crate) mod argon {
     use api_keys_simplified::{
         ApiKeyManagerV0, Environment, ExposeSecret, KeyStatus, SecureString,
     };
@@ -213,14 +213,14 @@ pub mod argon {
     /// would be, and a hash of 25 milliseconds does not see which place it came from.
     const REAL: u64 = 4;
 
-    pub struct Stack {
+    pub(crate) struct Stack {
         manager: ApiKeyManagerV0,
         tokens: Vec<String>,
         map: Map<String, Arc<str>>,
     }
 
     impl Stack {
-        pub fn new(count: u64) -> Self {
+        pub(crate) fn new(count: u64) -> Self {
             let manager = ApiKeyManagerV0::init_default_config("sk").unwrap();
             let mut tokens = Vec::new();
             let mut map: std::collections::HashMap<_, _> = (REAL..count)

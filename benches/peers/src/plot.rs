@@ -3,10 +3,10 @@
 use std::fmt::Write;
 
 /// One line of the plot.
-pub struct Series {
-    pub name: String,
+pub(crate) struct Series {
+    pub(crate) name: String,
     /// Keys, and nanoseconds.
-    pub points: Vec<(u64, f64)>,
+    pub(crate) points: Vec<(u64, f64)>,
 }
 
 const WIDTH: f64 = 860.0;
@@ -79,7 +79,7 @@ fn apart(mut places: Vec<(usize, f64)>) -> Vec<(usize, f64)> {
     places
 }
 
-pub fn svg(all: &[Series]) -> String {
+pub(crate) fn svg(all: &[Series]) -> String {
     let points = || all.iter().flat_map(|series| series.points.iter());
     let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
     let across = Axis::over(points().map(|p| p.0 as f64), LEFT, right - LEFT);

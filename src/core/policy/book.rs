@@ -101,7 +101,7 @@ impl Policies {
             return &self.default;
         }
         tenant()
-            .lineage()
+            .paths()
             .find_map(|path| self.tenants.get(path))
             .unwrap_or(&self.default)
     }

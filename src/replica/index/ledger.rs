@@ -14,7 +14,7 @@ use crate::core::subject::{Holder, Shape, Whose};
 use crate::core::tenant::TenantId;
 use crate::core::text::{PrincipalId, Role};
 use crate::core::time::Timestamp;
-use crate::core::view::{Revision, lineage};
+use crate::core::view::Revision;
 
 /// The shared side: entries are added and never taken back.
 #[derive(Default)]
@@ -116,7 +116,7 @@ impl Shared {
         let below = self.below.read().unwrap_or_else(PoisonError::into_inner);
         let (mut rows, mut closed, mut unreadable) = (Vec::new(), false, false);
         let mut raised = Vec::new();
-        for path in lineage(tenant).take_while(|path| *path != home.tenant) {
+        for path in tenant.lineage().take_while(|path| *path != home.tenant) {
             match below.tenants.get(&path) {
                 Some(Tenancy::Closed) => closed = true,
                 Some(Tenancy::Unreadable) => unreadable = true,
@@ -413,7 +413,11 @@ impl Ledger {
     fn resolve(&self, holder: &Holder) -> Standing {
         let mut unreadable = false;
         let mut rows = Vec::new();
-        for tenant in lineage(&holder.tenant).filter(|_| holder.owner.principal().is_some()) {
+        for tenant in holder
+            .tenant
+            .lineage()
+            .filter(|_| holder.owner.principal().is_some())
+        {
             let owner = holder.owner.clone();
             let number = self.holders.get(&Holder { tenant, owner });
             let row = number.and_then(|number| self.own.get(*number as usize)?.row);
@@ -429,7 +433,7 @@ impl Ledger {
             rows.push((role, row.removed_at));
         }
         let tenancy = |tenancy| {
-            let mut above = holder.tenant.lineage();
+            let mut above = holder.tenant.paths();
             above.any(|path| self.tenants.get(path).is_some_and(|own| own.1 == tenancy))
         };
         Standing {

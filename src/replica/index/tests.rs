@@ -168,7 +168,7 @@ impl Model {
     fn standing(&self, of: &KeyRecord) -> Standing {
         let rows = || self.0.values().map(|(_, row)| row);
         // In the order of the path, as the index resolves them.
-        let path: Vec<_> = crate::core::view::lineage(&of.tenant).collect();
+        let path: Vec<_> = of.tenant.lineage().collect();
         let owner = |tenant: &TenantId| {
             rows().find_map(|row| match row {
                 StoreRow::Owner(row)

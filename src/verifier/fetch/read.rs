@@ -5,7 +5,7 @@ use crate::core::owner::{self, Standing};
 use crate::core::record::KeyRecord;
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
-use crate::core::view::{Select, lineage};
+use crate::core::view::Select;
 use crate::replica::Replica;
 use crate::store::{Change, KeyStore, Locator, Row, RowKey, StoreError};
 
@@ -69,7 +69,7 @@ pub(super) async fn standing_in(
         ..Select::none()
     };
     let (mut owners, mut tenants) = (Vec::new(), Vec::new());
-    for path in lineage(tenant).take_while(|path| *path != record.tenant) {
+    for path in tenant.lineage().take_while(|path| *path != record.tenant) {
         let view = store.load(&path, &select).await?;
         owners.extend(view.owners);
         tenants.extend(view.tenant);
@@ -94,7 +94,7 @@ async fn standing(
     };
     let (mut owners, mut tenants, mut rows) = (Vec::new(), Vec::new(), Vec::new());
     let mut floor = None;
-    for tenant in lineage(&record.tenant) {
+    for tenant in record.tenant.lineage() {
         let view = store.load(&tenant, &select).await?;
         if tenant == record.tenant {
             floor = view.decided_at;

@@ -1,0 +1,1042 @@
+//! Stores that each break one clause of the contract, for checks to be checked against.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::future::poll_fn;
+use std::num::NonZeroUsize;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+
+use async_trait::async_trait;
+
+use keyward::Digest;
+use keyward::KeyId;
+use keyward::Owner;
+use keyward::TenantId;
+use keyward::Timestamp;
+use keyward::store::{
+    AuditPage, AuditQuery, Change, Changes, ChangesError, Commit, CommitError, CommitTag, Cursor,
+    Effects, Epoch, Guard, KeyPage, KeyQuery, KeySort, KeyStore, Locator, Revision, Row, RowKey,
+    ScanPage, Select, StoreError, StoreErrorKind, TakePage, TenantView, Versioned, scan_by_pages,
+};
+use keyward::{Description, PrincipalId};
+use keyward::{KeyRecord, KeyState};
+
+/// Defines the defects with the clause that catches each.
+macro_rules! defects {
+    (
+        $(#[$about:meta])*
+        enum $defect:ident;
+        $($(#[$doc:meta])* $name:ident => $clause:literal,)*
+    ) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+        #[non_exhaustive]
+        pub enum $defect {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl $defect {
+            /// Every defect.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+
+            /// The clause that catches it. Others may, too.
+            #[must_use]
+            pub const fn caught_by(self) -> &'static str {
+                match self {
+                    $(Self::$name => $clause,)*
+                }
+            }
+        }
+    };
+}
+
+mod nodes;
+
+pub use self::nodes::{BrokenRegistry, RegistryDefect};
+
+defects! {
+    /// One deliberate mistake. Most were found in real stores.
+    enum Defect;
+
+    /// Any tenant is at the store's head.
+    UnknownTenantHasRevision => "an_unknown_tenant_is_empty_at_revision_zero",
+    /// Views have no epoch.
+    LoadsWithoutEpoch => "load_tells_the_epoch",
+    /// The epoch is kept with the tenant: one that is not known has none.
+    LoadsNoEpochOfUnknownTenants => "load_tells_the_epoch",
+    /// A tenant's view is kept, and answered again.
+    LoadsFromCache => "load_reflects_every_commit_that_returned",
+    /// Of keys asked for by id, those that are not live are left out.
+    LoadsOnlyLiveKeysById => "load_returns_keys_by_id",
+    /// "Live" means enabled: disabled keys are left out.
+    LoadsNoDisabledKeys => "load_returns_keys_live_at_an_instant",
+    /// A legacy key that was revoked is none.
+    LoadsNoRevokedLegacyKey => "load_returns_the_legacy_key",
+    /// Rows of owners asked for are not loaded.
+    LoadsNoOwnersAskedFor => "load_returns_rows_of_owners",
+    /// Rows of the owners of loaded keys are not loaded.
+    LoadsNoOwnersOfKeys => "load_returns_rows_of_the_owners_of_loaded_keys",
+    /// The newest entries of a command are loaded instead of its first.
+    LoadsNewestOfCommands => "load_returns_what_commands_did",
+    /// A command is recognised by its first entry alone.
+    LoadsOneEntryOfCommands => "load_returns_what_commands_did",
+    /// A key asked for by id is loaded from whichever tenant it is of.
+    LoadsAcrossTenants => "load_stays_within_the_tenant",
+    /// The tenant's row is loaded only with keys.
+    LoadsTenantRowWithKeysOnly => "load_always_returns_the_tenants_row",
+    /// The audit head is that of a commit's first entry.
+    AuditHeadOfFirstEntry => "the_audit_head_is_that_of_the_newest_entry",
+    /// `decided_at` is the last commit's, even if its clock went back.
+    DecidedAtOfLastCommit => "decided_at_never_goes_back",
+    /// `decided_at` never goes back, in a repair neither.
+    DecidedAtStaysInRepairs => "decided_at_goes_back_in_a_repair",
+    /// Rows are loaded with the tenant's revision instead of their own.
+    LoadsRowsAtTenantRevision => "load_returns_the_revision_of_each_row",
+    /// Rows of owners are loaded without a revision.
+    LoadsOwnersWithoutRevision => "load_returns_the_revision_of_each_row",
+    /// A key is told with the store's revision instead of its own.
+    FindsAtHeadRevision => "find_tells_a_key_by_its_id",
+    /// Imported digests have no index.
+    FindsNoDigests => "find_tells_a_key_by_its_imported_digest",
+    /// What was found once is answered again.
+    FindsFromCache => "find_reflects_every_commit_that_returned",
+    /// Removed keys are not found.
+    FindsNoTombstones => "find_tells_a_removed_key_as_its_tombstone",
+    /// The head that comes with a key lacks its tag.
+    FindsHeadWithoutTag => "find_tells_a_head_that_can_be_followed",
+    /// The head that comes with a key is one ahead of the store's.
+    FindsHeadAhead => "find_tells_a_head_that_can_be_followed",
+    /// The expected revision is not looked at.
+    IgnoresExpected => "a_commit_on_another_revision_is_a_conflict",
+    /// Only an expected revision that is too old is refused.
+    AcceptsExpectedAhead => "a_commit_on_another_revision_is_a_conflict",
+    /// The history that a commit was decided on is not looked at.
+    IgnoresEpochs => "a_commit_on_another_history_is_a_conflict",
+    /// The history that a commit was decided on is looked at for known tenants alone.
+    IgnoresEpochsOfNewTenants => "a_commit_on_another_history_is_a_conflict",
+    /// Audit entries are written outside the transaction, and stay after a conflict.
+    ConflictLeavesAudit => "a_conflict_writes_nothing",
+    /// A conflict is noticed when records are written, after the owners' rows.
+    ConflictLeavesOwners => "a_conflict_writes_nothing",
+    /// What is fine in a refused batch is written.
+    RefusalLeavesTheRest => "a_refused_batch_writes_nothing",
+    /// Ids are unique within a tenant only: the commit passes.
+    IdsPerTenant => "ids_are_unique_across_tenants",
+    /// Whether a key was removed is not looked at: the commit passes.
+    ForgetsRemovedIds => "a_removed_key_never_comes_back",
+    /// A key that is not there is not removed.
+    RemovesOnlyWhatIsThere => "removing_a_key_never_stored_takes_its_id",
+    /// Imported digests are unique within a tenant only: the commit passes.
+    DigestsPerTenant => "imported_digests_are_unique_across_tenants",
+    /// A key cannot be changed because its own digest is taken.
+    DigestTakenByItself => "imported_digests_are_unique_across_tenants",
+    /// Digests are compared with stored ones only, not within the batch.
+    DigestsNotComparedInBatch => "imported_digests_are_unique_within_a_batch",
+    /// A removed key frees its digest.
+    RemovalFreesDigest => "the_digest_of_a_removed_key_stays_taken",
+    /// Digests that come beside records are not kept.
+    ForgetsDigestsBesideKeys => "a_digest_beside_its_key_stays_taken",
+    /// A removed key frees the digests that came beside it.
+    RemovalFreesDigestsBesideKeys => "a_digest_beside_its_key_stays_taken",
+    /// A digest is looked up, then kept, in two steps.
+    ClaimsInTwoSteps => "concurrent_claims_of_one_digest_have_one_winner",
+    /// A row that is not there stands nowhere, not even at zero.
+    AbsentRowsNeverStand => "a_commit_whose_guards_stand_is_applied",
+    /// Guards are not looked at.
+    IgnoresGuards => "a_commit_whose_guarded_row_moved_is_a_conflict",
+    /// Of several guards the first is looked at.
+    ChecksOneGuard => "a_commit_whose_guarded_row_moved_is_a_conflict",
+    /// Only a row that moved on is refused, not one that has not come that far.
+    AcceptsGuardsAhead => "a_commit_whose_guarded_row_moved_is_a_conflict",
+    /// A row is taken to stand once its tenant has come as far as the guard.
+    GuardsMissWhatTenantsPassed => "a_commit_whose_guarded_row_moved_is_a_conflict",
+    /// A row that was not there when it was read is not looked at.
+    AbsentRowsAlwaysStand => "a_commit_whose_guarded_row_appeared_is_a_conflict",
+    /// A row that is not there now is not looked at.
+    RemovedKeysStand => "a_commit_whose_guarded_key_was_removed_is_a_conflict",
+    /// A row is taken to stand where its tenant does: any commit of the tenant moves it.
+    GuardsWholeTenants => "a_guard_stands_though_its_tenant_moves",
+    /// Guards are compared before the lock is taken that orders commits.
+    GuardsBeforeTheLock => "a_guard_holds_until_its_commit_is_applied",
+    /// Each tenant counts its own revisions.
+    RevisionsPerTenant => "revisions_increase_in_commit_order",
+    /// Revisions are drawn from a sequence before the commit is visible.
+    SequenceBeforeCommit => "nothing_appears_behind_a_revision_seen",
+    /// The revision is compared, then the batch is written, in two steps.
+    CheckThenWrite => "concurrent_commits_have_one_winner",
+    /// Records are written, then owners and audit entries, in two steps.
+    CommitsInTwoSteps => "a_dropped_commit_is_all_or_nothing",
+    /// Long texts are cut off.
+    CutsLongTexts => "records_come_back_as_they_were_written",
+    /// Instants are kept in whole seconds.
+    KeepsWholeSeconds => "records_come_back_as_they_were_written",
+    /// When an owner was removed is not kept.
+    ForgetsWhenOwnersLeft => "other_rows_come_back_as_they_were_written",
+    /// A field that a new record leaves empty keeps its old value.
+    MergesRecords => "a_put_replaces_the_whole_record",
+    /// The feed has no order.
+    FeedNewestFirst => "changes_come_oldest_first",
+    /// The feed tells keys only.
+    FeedWithoutOwners => "changes_end_at_the_rows_of_the_store",
+    /// A page ends after `limit` changes, in the middle of a revision.
+    FeedSplitsRevisions => "a_revision_is_never_split_across_pages",
+    /// A page is cut at `limit`, and says that it is up to the head.
+    FeedClaimsTheHead => "nothing_up_to_upto_is_missing",
+    /// The feed is one commit behind.
+    FeedLags => "an_empty_page_means_caught_up",
+    /// An empty page ends where it began, though commits without rows came after.
+    FeedStaysBehind => "an_empty_page_means_caught_up",
+    /// Removed keys disappear from the feed.
+    FeedWithoutTombstones => "tombstones_are_in_the_feed",
+    /// A cursor ahead of the head is answered with an empty page.
+    AcceptsCursorsAhead => "a_cursor_ahead_of_the_head_is_compacted",
+    /// Epochs are not compared.
+    AcceptsOtherEpochs => "a_cursor_of_another_epoch_is_compacted",
+    /// Tags are not compared.
+    AcceptsOtherTags => "a_cursor_with_another_tag_is_compacted",
+    /// The cursors of pages lack their tags, which are not compared either.
+    CursorsWithoutTags => "cursors_carry_the_tag_of_their_commit",
+    /// `changes_now` answers from a copy that lags.
+    ChangesNowLags => "changes_now_is_changes_at_once",
+    /// Scans tell keys before owners and tenants.
+    ScansKeysFirst => "a_scan_tells_every_row_in_order",
+    /// The first row of a further page is skipped.
+    ScanSkipsRows => "a_scan_tells_every_row_in_order",
+    /// Pages are told apart by how many rows came before, not by the last of them.
+    ScansByOffset => "a_scan_and_its_changes_lead_to_the_store",
+    /// A page's head is read after its rows.
+    ScanReadsHeadLast => "a_scan_reads_its_head_before_its_rows",
+    /// Reading everything reads keys alone.
+    ScanOfAllLeavesOutOwners => "a_scan_of_all_tells_every_row_once",
+    /// Reading everything ends before the last page.
+    ScanOfAllLosesItsEnd => "a_scan_of_all_tells_every_row_once",
+    /// Where there is no row, there is no page.
+    ScanOfNothingHasNoPage => "a_scan_of_all_tells_every_row_once",
+    /// Everything is read first, then where the store stands.
+    ScanOfAllReadsHeadLast => "a_scan_of_all_reads_its_head_before_its_rows",
+    /// Whether a page was taken is not looked at.
+    ScanOfAllHearsNoRefusal => "a_scan_of_all_ends_when_a_page_is_refused",
+    /// That a page was refused ends it, and is not told.
+    ScanOfAllTellsNoRefusal => "a_scan_of_all_ends_when_a_page_is_refused",
+    /// Names are compared as typed.
+    ListMindsCase => "a_list_holds_exactly_what_matches",
+    /// A tenant is below another if its path begins with the other's.
+    ListComparesPathsByText => "a_list_holds_exactly_what_matches",
+    /// A key that ends at an instant also ends before it.
+    ListTakesTheEndIn => "a_list_holds_exactly_what_matches",
+    /// Keys that never end come first, as SQL orders nulls in some databases.
+    ListPutsEndlessKeysFirst => "a_list_comes_in_the_querys_order",
+    /// Names order whatever their case.
+    ListOrdersNamesByLowerCase => "a_list_comes_in_the_querys_order",
+    /// A page goes on one key too late.
+    ListSkipsAKey => "pages_of_a_list_neither_repeat_nor_skip",
+    /// A page begins with the last key of the one before.
+    ListRepeatsAKey => "pages_of_a_list_neither_repeat_nor_skip",
+    /// The last page does not say that it is.
+    ListNeverSaysItsLast => "pages_of_a_list_neither_repeat_nor_skip",
+    /// A list goes on after a key only if it is still there.
+    ListNeedsItsPlace => "a_list_goes_on_after_a_key_that_is_gone",
+    /// Removed keys stay listed.
+    ListsRemovedKeys => "a_list_reflects_every_commit_that_returned",
+    /// The trail is newest first.
+    AuditNewestFirst => "the_audit_trail_comes_oldest_first",
+    /// Entries at the end of a span are in it.
+    AuditTakesTheEndIn => "the_audit_trail_holds_exactly_what_matches",
+    /// Who did it is not looked at.
+    AuditIgnoresActors => "the_audit_trail_holds_exactly_what_matches",
+    /// A page goes on with the next commit, though it ended within one.
+    AuditSkipsRestOfCommit => "pages_of_the_audit_trail_neither_repeat_nor_skip",
+    /// Only the last entry of a commit is kept, as when entries share a primary key.
+    AuditKeepsOnePerCommit => "the_audit_trail_reflects_every_commit_that_returned",
+    /// Waiting is an error, in a store that cannot wait.
+    WaitFails => "waiting_does_not_fail",
+    /// Who waits holds the only connection.
+    WaitHoldsTheConnection => "waiting_holds_up_no_commit",
+}
+
+/// A store with one [`Defect`]; otherwise it does what `inner` does.
+#[derive(Debug)]
+pub struct BrokenStore<S> {
+    inner: S,
+    defect: Defect,
+    seen: Mutex<Seen>,
+}
+
+/// What defects remember.
+#[derive(Debug, Default)]
+struct Seen {
+    views: HashMap<TenantId, TenantView>,
+    found: HashMap<Locator, Versioned>,
+    tags: BTreeMap<Revision, CommitTag>,
+    lasts: HashMap<TenantId, Commit>,
+    latest: HashMap<TenantId, Timestamp>,
+    /// The head before the last commit.
+    behind: Option<Cursor>,
+    unseen: BTreeSet<Revision>,
+    records: BTreeMap<KeyId, KeyRecord>,
+    counted: HashMap<TenantId, u64>,
+    /// The digests that came beside records.
+    claimed: HashMap<Digest, KeyId>,
+    scanned: usize,
+    waiting: usize,
+}
+
+impl Seen {
+    fn is_free(&self, (digest, key): &(Digest, KeyId)) -> bool {
+        let holder = self.claimed.get(digest);
+        holder.is_none_or(|holder| holder == key)
+    }
+}
+
+impl<S: KeyStore> BrokenStore<S> {
+    /// Breaks `inner`.
+    pub fn new(inner: S, defect: Defect) -> Self {
+        let seen = Mutex::default();
+        Self {
+            inner,
+            defect,
+            seen,
+        }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is(&self, defect: Defect) -> bool {
+        self.defect == defect
+    }
+
+    async fn head(&self) -> Result<Cursor, StoreError> {
+        Ok(self.inner.scan(None, NonZeroUsize::MIN).await?.head)
+    }
+
+    async fn revision(&self, tenant: &TenantId) -> Result<Revision, StoreError> {
+        Ok(self.inner.load(tenant, &Select::none()).await?.revision)
+    }
+
+    async fn stored(&self, id: KeyId) -> Result<Option<Row>, StoreError> {
+        let found = self.inner.find(&Locator::Id(id)).await?;
+        Ok(found.map(|found| found.change.row))
+    }
+
+    /// The tenant whose row it is, and the commit that wrote it, tombstones left aside.
+    async fn row_at(&self, row: &RowKey) -> Result<(Option<TenantId>, Revision), StoreError> {
+        let (tenant, select) = match row {
+            RowKey::Tenant(tenant) => (tenant, Select::none()),
+            RowKey::Owner(tenant, owner) => (tenant, Select::owner(owner.clone())),
+            RowKey::Key(id) => {
+                let found = self.inner.find(&Locator::Id(*id)).await?;
+                return Ok(match found.map(|found| found.change) {
+                    Some(Change {
+                        revision,
+                        row: Row::Key(record),
+                    }) => (Some(record.tenant), revision),
+                    _ => (None, Revision::ZERO),
+                });
+            }
+        };
+        let view = self.inner.load(tenant, &select).await?;
+        let revision = view.revisions.get(row).copied().unwrap_or_default();
+        Ok((Some(tenant.clone()), revision))
+    }
+
+    /// Returns whether a guard stands, as the defect sees it.
+    async fn stands(&self, guard: &Guard) -> Result<bool, StoreError> {
+        let (tenant, at) = self.row_at(&guard.row).await?;
+        let absent = at == Revision::ZERO;
+        let tenant_at = match &tenant {
+            Some(tenant) => self.revision(tenant).await?,
+            None => Revision::ZERO,
+        };
+        Ok(match self.defect {
+            Defect::AbsentRowsNeverStand => !absent && at == guard.revision,
+            Defect::AcceptsGuardsAhead => at <= guard.revision,
+            Defect::RemovedKeysStand => absent || at == guard.revision,
+            Defect::GuardsWholeTenants => tenant_at == guard.revision,
+            Defect::GuardsMissWhatTenantsPassed => guard.revision <= tenant_at,
+            _ => at == guard.revision,
+        })
+    }
+
+    /// Changes what is about to be written.
+    async fn spoil(&self, commit: &mut Commit) -> Result<(), CommitError> {
+        let guards = &mut commit.guards;
+        let Effects {
+            puts,
+            removes,
+            owners,
+            digests,
+            audit,
+            ..
+        } = &mut commit.effects;
+        match self.defect {
+            Defect::IgnoresExpected => commit.expected = self.revision(&commit.tenant).await?,
+            Defect::IgnoresEpochs => commit.epoch = None,
+            Defect::IgnoresEpochsOfNewTenants if commit.expected == Revision::ZERO => {
+                commit.epoch = None;
+            }
+            Defect::AcceptsExpectedAhead => {
+                commit.expected = commit.expected.min(self.revision(&commit.tenant).await?);
+            }
+            Defect::CheckThenWrite => {
+                if self.revision(&commit.tenant).await? != commit.expected {
+                    return Err(CommitError::Conflict);
+                }
+                pause().await;
+                commit.expected = self.revision(&commit.tenant).await?;
+            }
+            Defect::RemovesOnlyWhatIsThere => {
+                let mut there = Vec::new();
+                for key in removes.iter() {
+                    if matches!(self.stored(*key).await?, Some(Row::Key(_))) {
+                        there.push(*key);
+                    }
+                }
+                *removes = there;
+            }
+            Defect::DigestTakenByItself => {
+                for record in puts.iter() {
+                    let known = self.stored(record.id).await?.is_some();
+                    if known && record.credential.imported().is_some() {
+                        return Err(CommitError::DigestTaken);
+                    }
+                }
+            }
+            Defect::ForgetsDigestsBesideKeys => digests.clear(),
+            Defect::ClaimsInTwoSteps => {
+                if !digests.iter().all(|claim| self.seen().is_free(claim)) {
+                    return Err(CommitError::DigestTaken);
+                }
+                pause().await;
+                let mut seen = self.seen();
+                digests.retain(|claim| seen.is_free(claim));
+                seen.claimed.extend(digests.iter().copied());
+            }
+            Defect::IgnoresGuards => guards.clear(),
+            Defect::ChecksOneGuard => guards.truncate(1),
+            Defect::AbsentRowsAlwaysStand => {
+                guards.retain(|guard| guard.revision != Revision::ZERO);
+            }
+            Defect::AbsentRowsNeverStand
+            | Defect::AcceptsGuardsAhead
+            | Defect::RemovedKeysStand
+            | Defect::GuardsWholeTenants
+            | Defect::GuardsMissWhatTenantsPassed
+            | Defect::GuardsBeforeTheLock => {
+                for guard in guards.drain(..) {
+                    if !self.stands(&guard).await? {
+                        return Err(CommitError::Conflict);
+                    }
+                }
+                if self.is(Defect::GuardsBeforeTheLock) {
+                    pause().await;
+                }
+            }
+            Defect::CutsLongTexts => {
+                for record in puts {
+                    let cut = |text: &Description| {
+                        Description::new(text.as_str().chars().take(255).collect::<String>()).ok()
+                    };
+                    record.description = record.description.as_ref().and_then(cut);
+                }
+            }
+            Defect::KeepsWholeSeconds => {
+                for record in puts {
+                    let seconds = record.created.at.as_micros() / 1_000_000;
+                    record.created.at =
+                        Timestamp::from_unix_seconds(seconds).unwrap_or(record.created.at);
+                }
+            }
+            Defect::ForgetsWhenOwnersLeft => {
+                for row in owners {
+                    row.removed_at = None;
+                }
+            }
+            Defect::MergesRecords => {
+                for record in puts {
+                    if let Some(Row::Key(old)) = self.stored(record.id).await? {
+                        record.description = record.description.take().or(old.description);
+                    }
+                }
+            }
+            Defect::AuditKeepsOnePerCommit => {
+                if let Some(last) = audit.pop() {
+                    *audit = vec![last];
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// What becomes of a commit that was refused.
+    async fn after_refusal(
+        &self,
+        mut commit: Commit,
+        refusal: CommitError,
+    ) -> Result<Revision, CommitError> {
+        match (self.defect, &refusal) {
+            (Defect::ConflictLeavesAudit, CommitError::Conflict) => {
+                commit.expected = self.revision(&commit.tenant).await?;
+                commit.effects = Effects {
+                    audit: commit.effects.audit,
+                    ..Effects::default()
+                };
+                self.inner.commit(commit).await?;
+            }
+            (Defect::ConflictLeavesOwners, CommitError::Conflict) => {
+                commit.expected = self.revision(&commit.tenant).await?;
+                commit.effects = Effects {
+                    owners: commit.effects.owners,
+                    ..Effects::default()
+                };
+                self.inner.commit(commit).await?;
+            }
+            (Defect::RefusalLeavesTheRest, CommitError::IdTaken(taken)) => {
+                commit.effects.puts.retain(|record| record.id != *taken);
+                self.inner.commit(commit).await?;
+            }
+            (Defect::IdsPerTenant | Defect::ForgetsRemovedIds, CommitError::IdTaken(taken)) => {
+                let removed = matches!(self.stored(*taken).await?, Some(Row::Removed { .. }));
+                if removed == self.is(Defect::ForgetsRemovedIds) {
+                    commit.effects.puts.retain(|record| record.id != *taken);
+                    return self.inner.commit(commit).await;
+                }
+            }
+            (
+                Defect::DigestsPerTenant
+                | Defect::RemovalFreesDigest
+                | Defect::DigestsNotComparedInBatch,
+                CommitError::DigestTaken,
+            ) => {
+                let mut kept = Vec::new();
+                let mut passes = false;
+                for record in std::mem::take(&mut commit.effects.puts) {
+                    let Some(digest) = record.credential.imported() else {
+                        kept.push(record);
+                        continue;
+                    };
+                    let other = self.inner.find(&Locator::Imported(*digest)).await?;
+                    let other = other.map(|found| found.change.row);
+                    passes |= match (&other, self.defect) {
+                        (Some(Row::Key(other)), Defect::DigestsPerTenant) => {
+                            other.tenant != commit.tenant
+                        }
+                        (Some(Row::Removed { .. }), Defect::RemovalFreesDigest)
+                        | (None, Defect::DigestsNotComparedInBatch) => true,
+                        _ => false,
+                    };
+                }
+                commit.effects.puts = kept;
+                if passes {
+                    return self.inner.commit(commit).await;
+                }
+            }
+            (Defect::RemovalFreesDigestsBesideKeys, CommitError::DigestTaken) => {
+                let mut freed = HashSet::new();
+                for (digest, _) in commit.imported() {
+                    let holder = self.seen().claimed.get(&digest).copied();
+                    if let Some(holder) = holder
+                        && matches!(self.stored(holder).await?, Some(Row::Removed { .. }))
+                    {
+                        freed.insert(digest);
+                    }
+                }
+                let Effects { puts, digests, .. } = &mut commit.effects;
+                digests.retain(|(digest, _)| !freed.contains(digest));
+                let kept = |digest: &Digest| !freed.contains(digest);
+                puts.retain(|record| record.credential.imported().is_none_or(kept));
+                if !freed.is_empty() {
+                    return self.inner.commit(commit).await;
+                }
+            }
+            _ => {}
+        }
+        Err(refusal)
+    }
+
+    async fn commit_in_two_steps(&self, commit: Commit) -> Result<Revision, CommitError> {
+        let mut first = commit.clone();
+        first.effects = Effects {
+            puts: commit.effects.puts,
+            removes: commit.effects.removes,
+            ..Effects::default()
+        };
+        let mut second = Commit {
+            effects: Effects {
+                puts: Vec::new(),
+                removes: Vec::new(),
+                ..commit.effects
+            },
+            ..first.clone()
+        };
+        second.expected = self.inner.commit(first).await?;
+        pause().await;
+        self.inner.commit(second).await
+    }
+
+    fn remember(&self, commit: &Commit, revision: Revision) {
+        let mut seen = self.seen();
+        seen.tags.insert(revision, commit.tag);
+        let latest = seen.latest.entry(commit.tenant.clone());
+        let latest = latest.or_insert(commit.decided_at);
+        *latest = commit.decided_at.max(*latest);
+        seen.lasts.insert(commit.tenant.clone(), commit.clone());
+        seen.claimed.extend(commit.effects.digests.iter().copied());
+        for record in &commit.effects.puts {
+            seen.records.insert(record.id, record.clone());
+        }
+    }
+
+    /// Asks for changes with what cursor the defect lets pass.
+    fn lenient(&self, mut after: Cursor, head: Cursor) -> Cursor {
+        match self.defect {
+            Defect::AcceptsCursorsAhead if after.revision > head.revision => return head,
+            Defect::AcceptsOtherEpochs => after.epoch = head.epoch,
+            Defect::AcceptsOtherTags | Defect::CursorsWithoutTags => {
+                after.tag = self
+                    .seen()
+                    .tags
+                    .get(&after.revision)
+                    .copied()
+                    .unwrap_or_default();
+            }
+            _ => {}
+        }
+        after
+    }
+
+    fn spoil_page(&self, mut page: Changes, after: Cursor, limit: NonZeroUsize) -> Changes {
+        let seen = self.seen();
+        match self.defect {
+            Defect::SequenceBeforeCommit => {
+                page.changes
+                    .retain(|change| !seen.unseen.contains(&change.revision));
+            }
+            Defect::FeedNewestFirst => page.changes.reverse(),
+            Defect::FeedWithoutOwners => {
+                page.changes
+                    .retain(|change| !matches!(change.row, Row::Owner(_)));
+            }
+            Defect::FeedSplitsRevisions if page.changes.len() > limit.get() => {
+                page.changes.truncate(limit.get());
+                if let Some(last) = page.changes.last() {
+                    page.upto.revision = last.revision;
+                    page.upto.tag = seen.tags.get(&last.revision).copied().unwrap_or_default();
+                }
+            }
+            Defect::FeedClaimsTheHead if !page.changes.is_empty() => page.upto = page.head,
+            Defect::FeedLags => lag(&mut page, seen.behind),
+            Defect::FeedStaysBehind if page.changes.is_empty() => page.upto = after,
+            Defect::FeedWithoutTombstones => {
+                page.changes
+                    .retain(|change| !matches!(change.row, Row::Removed { .. }));
+            }
+            Defect::CursorsWithoutTags => {
+                page.upto.tag = CommitTag(0);
+                page.head.tag = CommitTag(0);
+            }
+            _ => {}
+        }
+        page
+    }
+}
+
+/// Answers as if the last commit had not been there yet.
+fn lag(page: &mut Changes, behind: Option<Cursor>) {
+    let Some(behind) = behind else { return };
+    page.changes
+        .retain(|change| change.revision <= behind.revision);
+    page.head = behind;
+    if page.upto.revision > behind.revision {
+        page.upto = behind;
+    }
+}
+
+/// Gives way once, as I/O would.
+async fn pause() {
+    let mut paused = false;
+    poll_fn(|cx| {
+        if paused {
+            return Poll::Ready(());
+        }
+        paused = true;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Counts who waits, also if the wait is dropped.
+struct Waiting<'a>(&'a Mutex<Seen>);
+
+impl<'a> Waiting<'a> {
+    fn new(seen: &'a Mutex<Seen>) -> Self {
+        seen.lock().unwrap_or_else(PoisonError::into_inner).waiting += 1;
+        Self(seen)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .waiting -= 1;
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<S: KeyStore> KeyStore for BrokenStore<S> {
+    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+        let mut view = self.inner.load(tenant, select).await?;
+        match self.defect {
+            Defect::UnknownTenantHasRevision if view.revision == Revision::ZERO => {
+                view.revision = self.head().await?.revision;
+            }
+            Defect::LoadsWithoutEpoch => view.epoch = Epoch::default(),
+            Defect::LoadsNoEpochOfUnknownTenants if view.revision == Revision::ZERO => {
+                view.epoch = Epoch::default();
+            }
+            Defect::LoadsFromCache => {
+                let mut seen = self.seen();
+                view = seen.views.entry(tenant.clone()).or_insert(view).clone();
+            }
+            Defect::LoadsOnlyLiveKeysById => {
+                view.records
+                    .retain(|r| !matches!(r.state, KeyState::Revoked { .. }));
+            }
+            Defect::LoadsNoDisabledKeys => {
+                view.records
+                    .retain(|r| !matches!(r.state, KeyState::Disabled(_)));
+            }
+            Defect::LoadsNoRevokedLegacyKey => {
+                let gone = |r: &KeyRecord| matches!(r.state, KeyState::Revoked { .. });
+                view.records.retain(|r| !r.legacy || !gone(r));
+            }
+            Defect::LoadsNoOwnersAskedFor | Defect::LoadsNoOwnersOfKeys => {
+                let asked = |owner: &PrincipalId| select.owners.contains(owner);
+                let of_keys = |owner: &PrincipalId| {
+                    let owner = Owner::Principal(owner.clone());
+                    view.records.iter().any(|record| record.owner == owner)
+                };
+                let first = self.is(Defect::LoadsNoOwnersAskedFor);
+                let keeps = |owner: &PrincipalId| if first { of_keys(owner) } else { asked(owner) };
+                view.owners.retain(|row| keeps(&row.owner));
+            }
+            Defect::LoadsNewestOfCommands => view.applied.reverse(),
+            Defect::LoadsOneEntryOfCommands => {
+                let mut known = BTreeSet::new();
+                view.applied
+                    .retain(|entry| known.insert(entry.command.clone()));
+            }
+            Defect::LoadsAcrossTenants => {
+                for id in &select.keys {
+                    if let Some(Row::Key(record)) = self.stored(*id).await?
+                        && view.record(*id).is_none()
+                    {
+                        view.records.push(*record);
+                    }
+                }
+            }
+            Defect::LoadsTenantRowWithKeysOnly if view.records.is_empty() => view.tenant = None,
+            Defect::LoadsRowsAtTenantRevision => {
+                let at = view.revision;
+                view.revisions.values_mut().for_each(|row| *row = at);
+            }
+            Defect::LoadsOwnersWithoutRevision => {
+                let owners = |row: &RowKey| matches!(row, RowKey::Owner(..));
+                view.revisions.retain(|row, _| !owners(row));
+            }
+            Defect::AuditHeadOfFirstEntry => {
+                if let Some(commit) = self.seen().lasts.get(tenant)
+                    && let Some(entry) = commit.effects.audit.first()
+                {
+                    view.audit_head = entry.head();
+                }
+            }
+            Defect::DecidedAtStaysInRepairs => {
+                view.decided_at = self.seen().latest.get(tenant).copied();
+            }
+            Defect::DecidedAtOfLastCommit => {
+                view.decided_at = self
+                    .seen()
+                    .lasts
+                    .get(tenant)
+                    .map(|commit| commit.decided_at);
+            }
+            _ => {}
+        }
+        Ok(view)
+    }
+
+    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+        let Some(mut found) = self.inner.find(locator).await? else {
+            return Ok(None);
+        };
+        let removed = matches!(found.change.row, Row::Removed { .. });
+        match self.defect {
+            Defect::FindsAtHeadRevision => found.change.revision = found.head.revision,
+            Defect::FindsNoDigests if matches!(locator, Locator::Imported(_)) => return Ok(None),
+            Defect::FindsFromCache => {
+                let mut seen = self.seen();
+                found = seen.found.entry(*locator).or_insert(found).clone();
+            }
+            Defect::FindsNoTombstones if removed => return Ok(None),
+            Defect::FindsHeadWithoutTag => found.head.tag = CommitTag(0),
+            Defect::FindsHeadAhead => found.head.revision.0 += 1,
+            _ => {}
+        }
+        Ok(Some(found))
+    }
+
+    async fn commit(&self, mut commit: Commit) -> Result<Revision, CommitError> {
+        if self.is(Defect::WaitHoldsTheConnection) && self.seen().waiting > 0 {
+            return Err(StoreError::new(StoreErrorKind::Unavailable, "committing").into());
+        }
+        self.spoil(&mut commit).await?;
+        let head = self.head().await?;
+        if self.is(Defect::CommitsInTwoSteps) {
+            return self.commit_in_two_steps(commit).await;
+        }
+        let revision = match self.inner.commit(commit.clone()).await {
+            Ok(revision) => revision,
+            Err(refusal) => return self.after_refusal(commit, refusal).await,
+        };
+        self.remember(&commit, revision);
+        self.seen().behind = Some(head);
+        match self.defect {
+            Defect::SequenceBeforeCommit => {
+                // Readers see it only when this future goes on, though its revision is drawn.
+                self.seen().unseen.insert(revision);
+                pause().await;
+                self.seen().unseen.remove(&revision);
+            }
+            Defect::RevisionsPerTenant => {
+                let mut seen = self.seen();
+                let counted = seen.counted.entry(commit.tenant).or_default();
+                *counted += 1;
+                return Ok(Revision(*counted));
+            }
+            _ => {}
+        }
+        Ok(revision)
+    }
+
+    async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
+        let asked = self.lenient(after, self.head().await?);
+        let page = self.inner.changes(asked, limit).await?;
+        Ok(self.spoil_page(page, asked, limit))
+    }
+
+    async fn scan(
+        &self,
+        after: Option<RowKey>,
+        limit: NonZeroUsize,
+    ) -> Result<ScanPage, StoreError> {
+        let first = after.is_none();
+        let mut page = self.inner.scan(after, limit).await?;
+        match self.defect {
+            Defect::ScansKeysFirst => {
+                page.rows
+                    .sort_by_key(|change| std::cmp::Reverse(rank(&change.row)));
+            }
+            Defect::ScanSkipsRows if !first && !page.rows.is_empty() => {
+                page.rows.remove(0);
+            }
+            Defect::ScansByOffset => {
+                let mut all = self.inner.scan(None, NonZeroUsize::MAX).await?.rows;
+                all.retain(|change| !matches!(change.row, Row::Removed { .. }));
+                let mut seen = self.seen();
+                let offset = if first { 0 } else { seen.scanned };
+                seen.scanned = offset + limit.get();
+                let more = all.len() > seen.scanned;
+                page.rows = all.into_iter().skip(offset).take(limit.get()).collect();
+                let last = page.rows.last().map(|change| change.row.key());
+                page.next = last.filter(|_| more);
+            }
+            Defect::ScanReadsHeadLast => {
+                pause().await;
+                page.head = self.head().await?;
+            }
+            _ => {}
+        }
+        Ok(page)
+    }
+
+    async fn scan_all(&self, limit: NonZeroUsize, take: TakePage<'_>) -> Result<(), StoreError> {
+        let mut pages = Vec::new();
+        let mut keep = |page| {
+            pages.push(page);
+            Ok(())
+        };
+        match self.defect {
+            Defect::ScanOfAllReadsHeadLast => {
+                scan_by_pages(self, limit, &mut keep).await?;
+                pause().await;
+                let head = self.head().await?;
+                pages.iter_mut().for_each(|page| page.head = head);
+            }
+            Defect::ScanOfAllLeavesOutOwners => {
+                scan_by_pages(self, limit, &mut keep).await?;
+                let is_key = |change: &Change| matches!(change.row.key(), RowKey::Key(_));
+                pages.iter_mut().for_each(|page| page.rows.retain(is_key));
+            }
+            Defect::ScanOfAllLosesItsEnd => {
+                scan_by_pages(self, limit, &mut keep).await?;
+                let more = pages.len() > 1;
+                pages.pop_if(|_| more);
+            }
+            Defect::ScanOfNothingHasNoPage => {
+                scan_by_pages(self, limit, &mut keep).await?;
+                pages.retain(|page| !page.rows.is_empty());
+            }
+            Defect::ScanOfAllHearsNoRefusal => {
+                scan_by_pages(self, limit, &mut keep).await?;
+                let told: Vec<_> = pages.into_iter().map(take).collect();
+                return told.into_iter().collect();
+            }
+            Defect::ScanOfAllTellsNoRefusal => {
+                scan_by_pages(self, limit, &mut keep).await?;
+                let _ended = pages.into_iter().try_for_each(take);
+                return Ok(());
+            }
+            _ => return scan_by_pages(self, limit, take).await,
+        }
+        pages.into_iter().try_for_each(take)
+    }
+
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        let everything = || KeyQuery {
+            limit: NonZeroUsize::MAX,
+            ..query.clone()
+        };
+        match self.defect {
+            Defect::ListComparesPathsByText if query.below => {
+                let all = KeyQuery {
+                    tenant: None,
+                    ..query.clone()
+                };
+                let mut page = self.inner.list(&all).await?;
+                let above = query.tenant.as_ref().map_or("", TenantId::as_str);
+                page.keys
+                    .retain(|record| record.tenant.as_str().starts_with(above));
+                return Ok(page);
+            }
+            Defect::ListTakesTheEndIn => {
+                let later = KeyQuery {
+                    expires_before: query.expires_before.map(just_after),
+                    ..query.clone()
+                };
+                return self.inner.list(&later).await;
+            }
+            Defect::ListPutsEndlessKeysFirst if query.sort == KeySort::Expiry => {
+                let mut page = self.inner.list(&everything()).await?;
+                page.keys.sort_by_key(|record| record.expires_at);
+                return Ok(page);
+            }
+            Defect::ListOrdersNamesByLowerCase if query.sort == KeySort::Name => {
+                let mut page = self.inner.list(&everything()).await?;
+                page.keys
+                    .sort_by_key(|record| record.name.as_str().to_lowercase());
+                return Ok(page);
+            }
+            Defect::ListNeedsItsPlace => {
+                if let Some(place) = &query.after
+                    && !matches!(self.stored(place.id).await?, Some(Row::Key(_)))
+                {
+                    return Ok(KeyPage::default());
+                }
+            }
+            _ => {}
+        }
+        let mut page = self.inner.list(query).await?;
+        match self.defect {
+            Defect::ListMindsCase => {
+                let part = query.name.as_deref().unwrap_or_default();
+                page.keys
+                    .retain(|record| record.name.as_str().contains(part));
+            }
+            Defect::ListSkipsAKey if query.after.is_some() && !page.keys.is_empty() => {
+                page.keys.remove(0);
+            }
+            Defect::ListRepeatsAKey => {
+                let again = match &query.after {
+                    Some(place) => self.stored(place.id).await?,
+                    None => None,
+                };
+                if let Some(Row::Key(record)) = again {
+                    page.keys.insert(0, *record);
+                    page.keys.truncate(query.limit.get().max(2));
+                }
+            }
+            Defect::ListNeverSaysItsLast => {
+                let last = page.keys.last().map(keyward::store::KeyPosition::of);
+                page.next = page.next.or(last);
+            }
+            Defect::ListsRemovedKeys => {
+                let seen = self.seen();
+                let listed: BTreeSet<_> = page.keys.iter().map(|record| record.id).collect();
+                let gone = seen.records.values().filter(|r| !listed.contains(&r.id));
+                page.keys.extend(gone.filter(|r| query.matches(r)).cloned());
+            }
+            _ => {}
+        }
+        Ok(page)
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        let mut query = query.clone();
+        match self.defect {
+            Defect::AuditTakesTheEndIn => query.before = query.before.map(just_after),
+            Defect::AuditIgnoresActors => query.actor = None,
+            Defect::AuditSkipsRestOfCommit => {
+                if let Some(place) = &mut query.after {
+                    place.sequence = u64::MAX;
+                }
+            }
+            _ => {}
+        }
+        let mut page = self.inner.audit(&query).await?;
+        if self.is(Defect::AuditNewestFirst) {
+            page.rows.reverse();
+        }
+        Ok(page)
+    }
+
+    async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
+        if self.is(Defect::WaitFails) {
+            return Err(StoreError::new(StoreErrorKind::Unavailable, "waiting"));
+        }
+        let _waiting = Waiting::new(&self.seen);
+        self.inner.wait_past(after).await
+    }
+
+    fn changes_now(
+        &self,
+        after: Cursor,
+        limit: NonZeroUsize,
+    ) -> Option<Result<Changes, ChangesError>> {
+        let answer = self.inner.changes_now(after, limit)?;
+        Some(answer.map(|mut page| {
+            if self.is(Defect::ChangesNowLags) {
+                lag(&mut page, self.seen().behind);
+            }
+            page
+        }))
+    }
+}
+
+fn rank(row: &Row) -> u8 {
+    match row {
+        Row::Tenant(_) | Row::Corrupt(RowKey::Tenant(_)) => 0,
+        Row::Owner(_) | Row::Corrupt(RowKey::Owner(..)) => 1,
+        Row::Key(_) | Row::Removed { .. } | Row::Corrupt(RowKey::Key(_)) => 2,
+    }
+}
+
+fn just_after(instant: Timestamp) -> Timestamp {
+    Timestamp::from_micros(instant.as_micros() + 1).unwrap_or(instant)
+}

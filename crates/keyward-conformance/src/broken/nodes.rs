@@ -1,0 +1,189 @@
+//! Registries of nodes that each break one clause.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::pause;
+use keyward::NodeLabel;
+use keyward::store::{NodeId, NodeRegistry, NodeReport, StoreError};
+
+defects! {
+    /// One deliberate mistake of a registry.
+    enum RegistryDefect;
+
+    /// What was read once is told again.
+    ReadsFromCache => "a_report_is_told_by_every_read_after_it",
+    /// Leases are kept in whole seconds.
+    KeepsWholeSeconds => "reports_come_back_as_they_were_written",
+    /// Long labels are cut off.
+    CutsLabels => "reports_come_back_as_they_were_written",
+    /// A node that has read nothing stands at the beginning of history.
+    InventsACursor => "reports_come_back_as_they_were_written",
+    /// A field that a report leaves empty keeps its old value.
+    MergesReports => "a_later_report_replaces_an_earlier_one",
+    /// The last report to arrive stands.
+    LastWriteWins => "an_older_report_changes_nothing",
+    /// A repeated beat replaces the one before it.
+    SameBeatWins => "an_older_report_changes_nothing",
+    /// Every report is said to stand.
+    EveryReportStands => "a_report_tells_whether_it_stands",
+    /// Nodes are told apart by half of their ids.
+    KeepsHalfOfIds => "nodes_are_told_apart_by_their_ids",
+    /// Nodes are told apart by what they are called.
+    TellsNodesByLabel => "nodes_are_told_apart_by_their_ids",
+    /// Only so many nodes are kept: the one that was silent for longest makes room.
+    DropsTheSilent => "no_node_vanishes_by_itself",
+    /// Forgetting does nothing.
+    ForgetsNobody => "forgetting_takes_one_node_away",
+    /// Forgetting one node forgets them all.
+    ForgetsEverybody => "forgetting_takes_one_node_away",
+    /// Forgetting does not look at beats.
+    ForgetsWhoIsThere => "forgetting_spares_a_node_that_reported_since",
+    /// A node that was forgotten stays away.
+    RemembersTheForgotten => "a_forgotten_node_may_report_again",
+    /// A report is written in two steps.
+    ReportsInTwoSteps => "a_dropped_report_is_all_or_nothing",
+    /// Beats are compared, then the report is written, in two steps.
+    ComparesThenWrites => "concurrent_reports_end_at_the_latest",
+}
+
+/// How many nodes a registry keeps that drops the silent ones.
+const KEPT: usize = 256;
+
+/// A registry in memory with one [`RegistryDefect`].
+#[derive(Debug)]
+pub struct BrokenRegistry {
+    defect: RegistryDefect,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The node that reported last stands last.
+    nodes: Vec<NodeReport>,
+    read: Option<Vec<NodeReport>>,
+    forgotten: Vec<NodeId>,
+}
+
+impl BrokenRegistry {
+    /// An empty registry with a mistake in it.
+    #[must_use]
+    pub fn new(defect: RegistryDefect) -> Self {
+        let state = Mutex::default();
+        Self { defect, state }
+    }
+
+    fn is(&self, defect: RegistryDefect) -> bool {
+        self.defect == defect
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn same(&self, one: &NodeReport, other: &NodeReport) -> bool {
+        let half = |report: &NodeReport| report.node.to_u128() & u128::from(u64::MAX);
+        match self.defect {
+            RegistryDefect::KeepsHalfOfIds => half(one) == half(other),
+            RegistryDefect::TellsNodesByLabel => one.label == other.label,
+            _ => one.node == other.node,
+        }
+    }
+
+    fn stands(&self, report: &NodeReport) -> Option<NodeReport> {
+        let state = self.state();
+        let mut all = state.nodes.iter();
+        all.find(|other| self.same(other, report)).cloned()
+    }
+
+    fn put(&self, report: NodeReport) {
+        let mut state = self.state();
+        state.nodes.retain(|other| !self.same(other, &report));
+        state.nodes.push(report);
+        if self.is(RegistryDefect::DropsTheSilent) && state.nodes.len() > KEPT {
+            state.nodes.remove(0);
+        }
+    }
+
+    fn spoil(&self, report: &mut NodeReport, before: Option<&NodeReport>) {
+        match self.defect {
+            RegistryDefect::KeepsWholeSeconds => {
+                report.lease = Duration::from_secs(report.lease.as_secs());
+            }
+            RegistryDefect::CutsLabels => {
+                let cut = |label: NodeLabel| label.as_str().chars().take(32).collect::<String>();
+                report.label = report
+                    .label
+                    .take()
+                    .map(cut)
+                    .and_then(|l| NodeLabel::new(l).ok());
+            }
+            RegistryDefect::InventsACursor => {
+                report.applied.get_or_insert_default();
+            }
+            RegistryDefect::MergesReports => {
+                let before = before.and_then(|before| before.label.clone());
+                report.label = report.label.take().or(before);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[async_trait]
+impl NodeRegistry for BrokenRegistry {
+    async fn report(&self, mut report: NodeReport) -> Result<bool, StoreError> {
+        if self.is(RegistryDefect::RemembersTheForgotten)
+            && self.state().forgotten.contains(&report.node)
+        {
+            return Ok(true);
+        }
+        let before = self.stands(&report);
+        let older = before.as_ref().is_some_and(|before| match self.defect {
+            RegistryDefect::LastWriteWins => false,
+            RegistryDefect::SameBeatWins => before.beat > report.beat,
+            _ => before.beat >= report.beat,
+        });
+        if older {
+            return Ok(self.is(RegistryDefect::EveryReportStands));
+        }
+        if self.is(RegistryDefect::ComparesThenWrites) {
+            pause().await;
+        }
+        self.spoil(&mut report, before.as_ref());
+        if self.is(RegistryDefect::ReportsInTwoSteps) {
+            let half = NodeReport {
+                label: before.and_then(|before| before.label),
+                ..report.clone()
+            };
+            self.put(half);
+            pause().await;
+        }
+        self.put(report);
+        Ok(true)
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeReport>, StoreError> {
+        let mut state = self.state();
+        let nodes = state.nodes.clone();
+        if self.is(RegistryDefect::ReadsFromCache) {
+            return Ok(state.read.get_or_insert(nodes).clone());
+        }
+        Ok(nodes)
+    }
+
+    async fn forget(&self, node: NodeId, upto: u64) -> Result<(), StoreError> {
+        let mut state = self.state();
+        state.forgotten.push(node);
+        let defect = self.defect;
+        state.nodes.retain(|report| match defect {
+            RegistryDefect::ForgetsNobody => true,
+            RegistryDefect::ForgetsEverybody => false,
+            RegistryDefect::ForgetsWhoIsThere => report.node != node,
+            _ => report.node != node || report.beat > upto,
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,373 @@
+//! Clauses of `changes` and `changes_now`: the feed that followers read.
+
+use std::collections::BTreeMap;
+
+use super::Violation;
+use super::fixtures::{Checked, Desk, brief, count, id, imported, key, owner, rows_of, text};
+use keyward::KeyRecord;
+use keyward::TenantId;
+use keyward::store::{
+    Change, Changes, ChangesError, CommitTag, Cursor, Epoch, KeyStore, Revision, Row, RowKey,
+};
+
+/// Nine commits of three tenants: batches of several rows, rows written again, keys removed.
+async fn history<S: KeyStore>(desk: &mut Desk<S>) -> Checked {
+    let batch = desk
+        .batch("acme")
+        .provision()
+        .owner(owner("ann"))
+        .put(key(1))
+        .put(key(2));
+    desk.land(batch).await?;
+    let batch = desk.batch("globex").put(imported(3, "old token"));
+    desk.land(batch).await?;
+    let batch = desk
+        .batch("acme")
+        .put(key(4))
+        .put(key(5))
+        .put(key(6))
+        .owner(owner("bob"));
+    desk.land(batch).await?;
+    let batch = desk.batch("acme/web").provision().put(key(7));
+    desk.land(batch).await?;
+    let batch = desk
+        .batch("acme")
+        .remove(id(5))
+        .remove(id(1))
+        .put(renamed(2));
+    desk.land(batch).await?;
+    let batch = desk.batch("globex").put(key(8)).put(key(9)).remove(id(3));
+    desk.land(batch).await?;
+    let batch = desk
+        .batch("acme")
+        .owner(owner("ann"))
+        .put(renamed(4))
+        .put(key(10));
+    desk.land(batch).await?;
+    let batch = desk
+        .batch("acme/web")
+        .put(renamed(7))
+        .put(key(11))
+        .put(key(12));
+    desk.land(batch).await?;
+    let batch = desk.batch("globex").put(key(13));
+    desk.land(batch).await?;
+    Ok(())
+}
+
+/// More than the rows of [`history`].
+const ALL: usize = 40;
+
+fn renamed(n: u64) -> KeyRecord {
+    KeyRecord {
+        name: text("renamed"),
+        ..key(n)
+    }
+}
+
+/// Changes come by revision, oldest first, within a page and from page to page.
+pub async fn changes_come_oldest_first<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "changes_come_oldest_first");
+    let start = desk.head().await?;
+    history(&mut desk).await?;
+    for limit in [1, 3, ALL] {
+        let mut after = start.revision;
+        for page in desk.follow(start, limit).await? {
+            let mut last = after;
+            for change in &page.changes {
+                desk.ensure(change.revision > after && change.revision >= last, || {
+                    format!("revision {} came after revision {last}", change.revision)
+                })?;
+                last = change.revision;
+            }
+            desk.ensure(last <= page.upto.revision, || {
+                format!(
+                    "a page up to revision {} tells revision {last}",
+                    page.upto.revision
+                )
+            })?;
+            after = page.upto.revision;
+        }
+    }
+    Ok(())
+}
+
+/// Who applies all changes in order ends with the rows of the store, each at its newest revision.
+pub async fn changes_end_at_the_rows_of_the_store<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "changes_end_at_the_rows_of_the_store");
+    let start = desk.head().await?;
+    history(&mut desk).await?;
+    for limit in [1, 2, ALL] {
+        let pages = desk.follow(start, limit).await?;
+        let mut rows: BTreeMap<RowKey, Change> = BTreeMap::new();
+        for change in pages.into_iter().flat_map(|page| page.changes) {
+            rows.insert(change.row.key(), change);
+        }
+        rows.retain(|_, change| !matches!(change.row, Row::Removed { .. }));
+        let what = format!("rows after following by {limit}");
+        desk.same(&what, rows, desk.truth.standing())?;
+    }
+    Ok(())
+}
+
+/// The changes of one revision stand on one page, whatever the limit.
+pub async fn a_revision_is_never_split_across_pages<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "a_revision_is_never_split_across_pages");
+    let start = desk.head().await?;
+    history(&mut desk).await?;
+    for limit in 1..=ALL {
+        let pages = desk.follow(start, limit).await?;
+        for page in &pages {
+            for revision in page.changes.iter().map(|change| change.revision) {
+                let before = Revision(revision.0 - 1);
+                let want = desk.truth.between(before, revision);
+                let mine = page
+                    .changes
+                    .iter()
+                    .filter(|change| change.revision == revision);
+                let told: Vec<_> = mine.cloned().collect();
+                let told = rows_of(&told);
+                let missing: Vec<_> = want.keys().filter(|row| !told.contains(*row)).collect();
+                desk.ensure(missing.is_empty(), || {
+                    format!("a page of {limit} tells of revision {revision} without {missing:?}")
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Nothing up to a page's `upto` is missing from that page and those before it.
+pub async fn nothing_up_to_upto_is_missing<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "nothing_up_to_upto_is_missing");
+    let start = desk.head().await?;
+    history(&mut desk).await?;
+    for limit in 1..=ALL {
+        let mut after = start;
+        for page in desk.follow(start, limit).await? {
+            complete(&desk, after, &page, limit)?;
+            after = page.upto;
+        }
+        let reached = after.revision;
+        desk.same("where the last page ends", reached, desk.truth.revision)?;
+    }
+    // From any place in the history, too.
+    for (revision, tag) in desk.truth.tags.clone() {
+        let after = Cursor {
+            revision,
+            tag,
+            ..start
+        };
+        let page = desk.changes(after, 2).await?;
+        complete(&desk, after, &page, 2)?;
+    }
+    Ok(())
+}
+
+fn complete<S: KeyStore>(desk: &Desk<S>, after: Cursor, page: &Changes, limit: usize) -> Checked {
+    let upto = page.upto.revision;
+    let want = desk.truth.between(after.revision, upto);
+    let told = rows_of(&page.changes);
+    let missing: Vec<_> = want.keys().filter(|row| !told.contains(*row)).collect();
+    desk.ensure(missing.is_empty(), || {
+        let after = after.revision;
+        format!("a page of {limit} after {after} says up to {upto} and lacks {missing:?}")
+    })
+}
+
+/// An empty page means caught up: `upto` is the head, and the head is the last commit that returned
+/// before the call began.
+pub async fn an_empty_page_means_caught_up<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "an_empty_page_means_caught_up");
+    let mut after = desk.head().await?;
+    for n in 1..=4 {
+        let batch = desk.batch("acme").put(key(n));
+        let revision = desk.land(batch).await?;
+        let page = desk.changes(after, 10).await?;
+        desk.ensure(!page.changes.is_empty(), || {
+            format!("nothing is told of revision {revision}, whose commit returned")
+        })?;
+        desk.same("head of a page", page.head.revision, revision)?;
+        after = page.upto;
+        let page = desk.changes(after, 10).await?;
+        desk.ensure(page.changes.is_empty(), || {
+            "the feed did not end at its head".to_owned()
+        })?;
+        desk.same("upto of an empty page", page.upto, page.head)?;
+        desk.same("head of an empty page", page.head.revision, revision)?;
+    }
+    // A commit without rows is no reason for an empty page that says less than the head.
+    let action = keyward::audit::Action::KeyDisabled;
+    let batch = desk.batch("acme").entry(action, Some(id(1)));
+    let revision = desk.land(batch).await?;
+    let page = desk.changes(after, 10).await?;
+    desk.ensure(page.changes.is_empty(), || {
+        "audit entries are no rows".to_owned()
+    })?;
+    desk.same(
+        "upto after a commit without rows",
+        page.upto.revision,
+        revision,
+    )?;
+    desk.same("head after a commit without rows", page.head, page.upto)
+}
+
+/// Removed keys are in the feed as tombstones.
+pub async fn tombstones_are_in_the_feed<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "tombstones_are_in_the_feed");
+    let start = desk.head().await?;
+    history(&mut desk).await?;
+    for limit in [1, ALL] {
+        let pages = desk.follow(start, limit).await?;
+        let told: Vec<_> = pages.into_iter().flat_map(|page| page.changes).collect();
+        let removed = |change: &&Change| matches!(change.row, Row::Removed { .. });
+        for tombstone in desk.truth.rows.values().filter(removed) {
+            let last = told
+                .iter()
+                .rfind(|change| change.row.key() == tombstone.row.key());
+            desk.same("last change of a removed key", last, Some(tombstone))?;
+        }
+    }
+    Ok(())
+}
+
+/// A cursor ahead of the head is of no history that this store knows: compacted.
+pub async fn a_cursor_ahead_of_the_head_is_compacted<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "a_cursor_ahead_of_the_head_is_compacted");
+    history(&mut desk).await?;
+    let head = desk.head().await?;
+    let ahead = |by: u64| Cursor {
+        revision: Revision(head.revision.0 + by),
+        ..head
+    };
+    desk.compacted("a cursor one ahead of the head", ahead(1))
+        .await?;
+    desk.compacted("a cursor far ahead of the head", ahead(1 << 40))
+        .await
+}
+
+/// A cursor of another epoch is compacted.
+pub async fn a_cursor_of_another_epoch_is_compacted<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "a_cursor_of_another_epoch_is_compacted");
+    history(&mut desk).await?;
+    let head = desk.head().await?;
+    let other = Cursor {
+        epoch: Epoch(!head.epoch.0),
+        ..head
+    };
+    desk.compacted("a cursor of another epoch", other).await
+}
+
+/// A cursor with a revision that the store has and a tag that it has not is of another history:
+/// compacted. So is one at revision zero with a tag.
+pub async fn a_cursor_with_another_tag_is_compacted<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "a_cursor_with_another_tag_is_compacted");
+    let start = desk.head().await?;
+    history(&mut desk).await?;
+    let head = desk.head().await?;
+    let other = |cursor: Cursor| Cursor {
+        tag: CommitTag(!cursor.tag.0),
+        ..cursor
+    };
+    desk.compacted("a cursor at the head with another tag", other(head))
+        .await?;
+    desk.compacted("a cursor at the start with a tag", other(start))
+        .await?;
+    for (revision, tag) in desk.truth.tags.clone() {
+        let cursor = Cursor {
+            revision,
+            tag,
+            ..head
+        };
+        let what = format!("a cursor at revision {revision} with another tag");
+        desk.compacted(&what, other(cursor)).await?;
+    }
+    Ok(())
+}
+
+/// Every cursor that the store tells carries the tag of its commit (zero before the first), and is
+/// accepted by the feed.
+pub async fn cursors_carry_the_tag_of_their_commit<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "cursors_carry_the_tag_of_their_commit");
+    let start = desk.head().await?;
+    desk.same(
+        "revision before the first commit",
+        start.revision,
+        Revision::ZERO,
+    )?;
+    desk.same("tag before the first commit", start.tag, CommitTag(0))?;
+    history(&mut desk).await?;
+    for limit in [1, 2, 3, ALL] {
+        for page in desk.follow(start, limit).await? {
+            for cursor in [page.upto, page.head] {
+                let tag = desk.truth.tags.get(&cursor.revision).copied();
+                let what = format!("tag at revision {}", cursor.revision);
+                desk.same(&what, Some(cursor.tag), tag)?;
+                desk.same("epoch", cursor.epoch, start.epoch)?;
+                desk.changes(cursor, 1).await?;
+            }
+        }
+    }
+    let head = desk.head().await?;
+    desk.same("tag of the scan's head", head.tag, desk.truth.tag)
+}
+
+/// `changes_now`, where it answers, answers what `changes` answers.
+pub async fn changes_now_is_changes_at_once<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "changes_now_is_changes_at_once");
+    let start = desk.head().await?;
+    let foreign = Cursor {
+        epoch: Epoch(!start.epoch.0),
+        ..start
+    };
+    for n in 1..=4 {
+        let path: TenantId = text(if n % 2 == 0 { "acme" } else { "globex" });
+        let batch = desk.batch(path.as_str()).put(key(n)).put(key(n + 10));
+        desk.land(batch).await?;
+        let head = desk.head().await?;
+        for (after, limit) in [
+            (start, 1),
+            (start, 3),
+            (start, ALL),
+            (head, 1),
+            (foreign, 1),
+        ] {
+            let Some(at_once) = desk.store.changes_now(after, count(limit)) else {
+                return Ok(());
+            };
+            let waited = desk.store.changes(after, count(limit)).await;
+            match (at_once, waited) {
+                (Ok(at_once), Ok(waited)) => desk.same("changes at once", at_once, waited)?,
+                (Err(ChangesError::Compacted), Err(ChangesError::Compacted)) => {}
+                (at_once, waited) => {
+                    let (at_once, waited) = (brief(&at_once), brief(&waited));
+                    let detail = format!("changes_now answers {at_once}, changes {waited}");
+                    return Err(desk.fail(detail));
+                }
+            }
+        }
+    }
+    Ok(())
+}

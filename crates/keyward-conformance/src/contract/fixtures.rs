@@ -1,0 +1,770 @@
+//! What the checks are made of: plain records, batches whose audit chain is consistent, a desk that
+//! knows what the store should hold, and futures that are polled by hand.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Write as _};
+use std::future::{Future, poll_fn};
+use std::num::NonZeroUsize;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use super::Violation;
+use keyward::KeyId;
+use keyward::ScopeSet;
+use keyward::Stamp;
+use keyward::TenantId;
+use keyward::Timestamp;
+use keyward::audit::{Action, AuditEntry, AuditHash, AuditHead};
+use keyward::store::{
+    AuditPage, AuditQuery, AuditRow, Change, Changes, ChangesError, Commit, CommitError, CommitTag,
+    Cursor, Effects, Epoch, Guard, KeyPage, KeyQuery, KeyStore, Locator, Revision, Row, RowKey,
+    ScanPage, Select, TenantView, Versioned,
+};
+use keyward::{Author, Owner};
+use keyward::{CommandId, Environment, Role};
+use keyward::{
+    Credential, ImportScheme, KeyRecord, KeyState, LastAction, Lineage, Reason, Visibility,
+};
+use keyward::{Digest, Fingerprint};
+use keyward::{OwnerRecord, TenantRecord};
+
+pub(super) type Checked = Result<(), Violation>;
+
+/// More pages than any check fills: a store that goes on beyond them does not end at all.
+const MAX_PAGES: usize = 1_000;
+
+/// How often a check polls a future, at most, before it drops it or lets another one pass.
+pub(super) const STEPS: usize = 8;
+
+/// Parses a constant of the kit.
+pub(super) fn text<T>(constant: &str) -> T
+where
+    T: for<'a> TryFrom<&'a str>,
+{
+    let Ok(value) = T::try_from(constant) else {
+        unreachable!("{constant:?} is a valid constant of the kit")
+    };
+    value
+}
+
+pub(super) fn tenant(path: &str) -> TenantId {
+    text(path)
+}
+
+/// `seconds` after the kit's own beginning of time, and a bit: an odd number of microseconds.
+pub(super) fn at(seconds: u64) -> Timestamp {
+    Timestamp::UNIX_EPOCH.saturating_add(Duration::from_micros(
+        1_700_000_000_123_457 + seconds * 1_000_000,
+    ))
+}
+
+pub(super) fn stamp(seconds: u64) -> Stamp {
+    Stamp {
+        at: at(seconds),
+        by: Author::Principal(text("alice")),
+    }
+}
+
+pub(super) const fn id(n: u64) -> KeyId {
+    KeyId::from_u128(((n as u128) << 80) | n as u128)
+}
+
+pub(super) fn digest(of: &str) -> Digest {
+    Digest::sha256(of)
+}
+
+/// A plain key. A batch gives it its tenant.
+pub(super) fn key(n: u64) -> KeyRecord {
+    KeyRecord {
+        id: id(n),
+        tenant: tenant("nobody"),
+        class: text("server"),
+        visibility: Visibility::Secret,
+        environment: Environment::LIVE,
+        prefix: Some(text("sk_live_")),
+        name: text(&format!("key {n}")),
+        description: None,
+        purpose: None,
+        metadata: Default::default(),
+        owner: Owner::Tenant,
+        bound: BTreeSet::new(),
+        manages: false,
+        makers: Vec::new(),
+        lineage: Lineage {
+            first: id(n),
+            since: at(n),
+            created_by: None,
+        },
+        scopes: ScopeSet::none(),
+        allowlist: Default::default(),
+        resource: None,
+        exposed_at: None,
+        created: stamp(n),
+        updated: stamp(n),
+        last_action: LastAction::Created,
+        expires_at: None,
+        state: KeyState::Enabled,
+        legacy: false,
+        predecessor: None,
+        succession: None,
+        hint: text(&format!("sk_live_…{n:04}")),
+        fingerprint: Fingerprint::of_token(format!("token {n}")),
+        credential: Credential::Peppered {
+            pepper: text("p1"),
+            digest: digest(&format!("peppered {n}")),
+        },
+        published: None,
+    }
+}
+
+/// A key whose digest came from elsewhere.
+pub(super) fn imported(n: u64, of: &str) -> KeyRecord {
+    KeyRecord {
+        prefix: None,
+        last_action: LastAction::Imported,
+        credential: Credential::Imported {
+            scheme: ImportScheme::Sha256,
+            digest: digest(of),
+        },
+        ..key(n)
+    }
+}
+
+pub(super) fn owned_by(owner: &str, record: KeyRecord) -> KeyRecord {
+    KeyRecord {
+        owner: Owner::Principal(text(owner)),
+        bound: BTreeSet::from([Role::ADMIN]),
+        ..record
+    }
+}
+
+pub(super) fn revoked(record: KeyRecord) -> KeyRecord {
+    KeyRecord {
+        state: KeyState::Revoked {
+            stamp: stamp(5),
+            reason: Reason::Lost,
+        },
+        last_action: LastAction::Revoked,
+        ..record
+    }
+}
+
+/// An owner's row. A batch gives it its tenant.
+pub(super) fn owner(name: &str) -> OwnerRecord {
+    OwnerRecord {
+        tenant: tenant("nobody"),
+        owner: text(name),
+        role: Some(Role::DEVELOPER),
+        removed_at: None,
+        raised_from: Default::default(),
+        updated: stamp(1),
+    }
+}
+
+/// A commit in the making. Everything put into it gets the tenant's name and an audit entry.
+#[derive(Clone)]
+pub(super) struct Batch {
+    pub(super) commit: Commit,
+    head: AuditHead,
+}
+
+impl Batch {
+    pub(super) fn put(mut self, record: KeyRecord) -> Self {
+        let tenant = self.commit.tenant.clone();
+        let (key, class) = (record.id, record.class.clone());
+        self.commit
+            .effects
+            .puts
+            .push(KeyRecord { tenant, ..record });
+        self.entry(Action::KeyCreated { class }, Some(key))
+    }
+
+    pub(super) fn remove(mut self, key: KeyId) -> Self {
+        self.commit.effects.removes.push(key);
+        self.entry(Action::KeyDeleted, Some(key))
+    }
+
+    pub(super) fn owner(mut self, row: OwnerRecord) -> Self {
+        let tenant = self.commit.tenant.clone();
+        let owner = row.owner.clone();
+        let owners = &mut self.commit.effects.owners;
+        owners.push(OwnerRecord { tenant, ..row });
+        let role = Role::DEVELOPER;
+        self.entry(Action::OwnerAdded { owner, role }, None)
+    }
+
+    /// Writes the tenant's own row.
+    pub(super) fn provision(mut self) -> Self {
+        self.commit.effects.tenant = Some(TenantRecord {
+            tenant: self.commit.tenant.clone(),
+            provisioned: Some(stamp(1)),
+            closed: None,
+            sweeps: Vec::new(),
+            updated: stamp(1),
+            time_repair: None,
+        });
+        self.entry(Action::TenantProvisioned, None)
+    }
+
+    /// Adds an audit entry.
+    pub(super) fn entry(mut self, action: Action, key: Option<KeyId>) -> Self {
+        let sequence = self.head.sequence + 1;
+        let seal = format!("{:?} {} {sequence}", self.commit.tag, self.commit.tenant);
+        let entry = AuditEntry {
+            tenant: self.commit.tenant.clone(),
+            sequence,
+            at: self.commit.decided_at,
+            actor: Author::Principal(text("alice")),
+            role: Some(Role::ADMIN),
+            command: text(&format!("command-{:x}", self.commit.tag.0)),
+            command_mark: sequence.to_be_bytes(),
+            action,
+            key,
+            pepper: text("p1"),
+            previous: self.head.hash,
+            hash: AuditHash::from_bytes(*digest(&seal).as_bytes()),
+        };
+        self.head = entry.head();
+        self.commit.effects.audit.push(entry);
+        self
+    }
+
+    /// Says of the entries so far that `actor` asked for them, by `command`.
+    pub(super) fn by(mut self, actor: &str, command: &str) -> Self {
+        for entry in &mut self.commit.effects.audit {
+            entry.actor = Author::Principal(text(actor));
+            entry.command = text::<CommandId>(command);
+        }
+        self
+    }
+
+    pub(super) fn decided_at(mut self, instant: Timestamp) -> Self {
+        self.commit.decided_at = instant;
+        for entry in &mut self.commit.effects.audit {
+            entry.at = instant;
+        }
+        self
+    }
+
+    pub(super) fn expecting(mut self, revision: Revision) -> Self {
+        self.commit.expected = revision;
+        self
+    }
+
+    /// Has the commit say on which history it was decided.
+    pub(super) fn in_history(mut self, epoch: Epoch) -> Self {
+        self.commit.epoch = Some(epoch);
+        self
+    }
+
+    /// Makes the commit rest on a row as it stood at `revision`.
+    pub(super) fn guarded(mut self, row: RowKey, revision: Revision) -> Self {
+        self.commit.guards.push(Guard { row, revision });
+        self
+    }
+
+    /// Says of the digest of a text that it is the key's, beside the digests of records.
+    pub(super) fn claim(mut self, of: &str, key: KeyId) -> Self {
+        self.commit.effects.digests.push((digest(of), key));
+        self.entry(Action::KeyDisabled, Some(key))
+    }
+}
+
+#[derive(Clone, Default)]
+struct Known {
+    revision: Revision,
+    audit_head: AuditHead,
+    decided_at: Option<Timestamp>,
+}
+
+/// Everything that a store should hold.
+#[derive(Clone, Default)]
+pub(super) struct Truth {
+    pub(super) rows: BTreeMap<RowKey, Change>,
+    pub(super) audit: Vec<AuditRow>,
+    pub(super) revision: Revision,
+    pub(super) tag: CommitTag,
+    pub(super) tags: BTreeMap<Revision, CommitTag>,
+    tenants: BTreeMap<TenantId, Known>,
+}
+
+impl Truth {
+    fn apply(&mut self, commit: &Commit, revision: Revision) {
+        self.revision = revision;
+        self.tag = commit.tag;
+        self.tags.insert(revision, commit.tag);
+        for row in commit.rows() {
+            self.rows.insert(row.key(), Change { revision, row });
+        }
+        let known = self.tenants.entry(commit.tenant.clone()).or_default();
+        known.revision = revision;
+        known.decided_at = Some(commit.newest_after(known.decided_at));
+        for entry in &commit.effects.audit {
+            known.audit_head = entry.head();
+            let entry = entry.clone();
+            self.audit.push(AuditRow { revision, entry });
+        }
+    }
+
+    /// The commit that wrote a row; zero for a row that never was.
+    pub(super) fn row_at(&self, row: &RowKey) -> Revision {
+        let change = self.rows.get(row);
+        change.map_or(Revision::ZERO, |change| change.revision)
+    }
+
+    /// The records that were not removed, by id.
+    pub(super) fn records(&self) -> impl Iterator<Item = &KeyRecord> {
+        self.rows.values().filter_map(|change| match &change.row {
+            Row::Key(record) => Some(&**record),
+            _ => None,
+        })
+    }
+
+    /// The rows that a scan must tell: all but tombstones.
+    pub(super) fn standing(&self) -> BTreeMap<RowKey, Change> {
+        let gone = |change: &Change| matches!(change.row, Row::Removed { .. });
+        let rows = self.rows.iter().filter(|(_, change)| !gone(change));
+        rows.map(|(key, change)| (key.clone(), change.clone()))
+            .collect()
+    }
+
+    /// The rows whose newest revision is above `after` and at most `upto`.
+    pub(super) fn between(&self, after: Revision, upto: Revision) -> BTreeMap<RowKey, Change> {
+        let within = |change: &Change| change.revision > after && change.revision <= upto;
+        let rows = self.rows.iter().filter(|(_, change)| within(change));
+        rows.map(|(key, change)| (key.clone(), change.clone()))
+            .collect()
+    }
+}
+
+/// A fresh store with what it should hold. Every failure names the clause under test.
+pub(super) struct Desk<S> {
+    pub(super) store: S,
+    pub(super) truth: Truth,
+    clause: &'static str,
+    drafts: u64,
+}
+
+impl<S: KeyStore> Desk<S> {
+    pub(super) fn new(make: &impl Fn() -> S, clause: &'static str) -> Self {
+        Self {
+            store: make(),
+            truth: Truth::default(),
+            clause,
+            drafts: 0,
+        }
+    }
+
+    /// An empty batch at the tenant's last revision, with a tag of its own, a second later than
+    /// the one before.
+    pub(super) fn batch(&mut self, path: &str) -> Batch {
+        self.drafts += 1;
+        let tenant = tenant(path);
+        let known = self.truth.tenants.get(&tenant).cloned().unwrap_or_default();
+        let tag = u128::from(self.drafts).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+        Batch {
+            commit: Commit {
+                tenant,
+                epoch: None,
+                expected: known.revision,
+                guards: Vec::new(),
+                tag: CommitTag(tag),
+                decided_at: at(self.drafts),
+                effects: Effects::default(),
+            },
+            head: known.audit_head,
+        }
+    }
+
+    pub(super) fn fail(&self, detail: impl Into<String>) -> Violation {
+        Violation {
+            clause: self.clause,
+            detail: detail.into(),
+        }
+    }
+
+    pub(super) fn ensure(&self, holds: bool, detail: impl FnOnce() -> String) -> Checked {
+        if holds {
+            return Ok(());
+        }
+        Err(self.fail(detail()))
+    }
+
+    pub(super) fn same<T: PartialEq + fmt::Debug>(&self, what: &str, got: T, want: T) -> Checked {
+        if got == want {
+            return Ok(());
+        }
+        let (got, want) = (brief(&got), brief(&want));
+        Err(self.fail(format!("{what}: got {got}, want {want}")))
+    }
+
+    fn answered<T, E: fmt::Display>(
+        &self,
+        method: &str,
+        answer: Result<T, E>,
+    ) -> Result<T, Violation> {
+        answer.map_err(|error| self.fail(format!("{method} failed: {error}")))
+    }
+
+    /// Commits what must be accepted.
+    pub(super) async fn land(&mut self, batch: Batch) -> Result<Revision, Violation> {
+        let commit = batch.commit;
+        let answer = self.store.commit(commit.clone()).await;
+        let revision = self.answered("commit", answer)?;
+        self.truth.apply(&commit, revision);
+        Ok(revision)
+    }
+
+    /// Takes note of a commit that landed by other hands.
+    pub(super) fn landed(&mut self, batch: &Batch, revision: Revision) {
+        self.truth.apply(&batch.commit, revision);
+    }
+
+    /// Takes note of commits that ran at the same time, with their answers. None of those that landed may
+    /// have landed after one of its guarded rows moved.
+    pub(super) fn settle(
+        &mut self,
+        answers: impl IntoIterator<Item = (Batch, Result<Revision, CommitError>)>,
+    ) -> Checked {
+        let mut landed = BTreeMap::new();
+        for (batch, answer) in answers {
+            match answer {
+                Ok(revision) => drop(landed.insert(revision, batch)),
+                Err(CommitError::Conflict) if !batch.commit.guards.is_empty() => {}
+                Err(error) => return Err(self.fail(format!("commit failed: {error}"))),
+            }
+        }
+        for (revision, batch) in landed {
+            for guard in &batch.commit.guards {
+                let stands = self.truth.row_at(&guard.row);
+                self.ensure(stands == guard.revision, || {
+                    format!(
+                        "a commit landed at revision {revision}, guarded by {:?} at revision {}, \
+                         which had moved to {stands}",
+                        guard.row, guard.revision
+                    )
+                })?;
+            }
+            self.landed(&batch, revision);
+        }
+        Ok(())
+    }
+
+    /// Commits what must be refused, and tells why it was.
+    pub(super) async fn refused(&self, batch: Batch) -> Result<CommitError, Violation> {
+        match self.store.commit(batch.commit).await {
+            Ok(revision) => Err(self.fail(format!("commit was accepted at revision {revision}"))),
+            Err(error) => Ok(error),
+        }
+    }
+
+    pub(super) async fn conflicts(&self, what: &str, batch: Batch) -> Checked {
+        match self.refused(batch).await? {
+            CommitError::Conflict => Ok(()),
+            other => Err(self.fail(format!("{what}: refused as `{other}`, not as a conflict"))),
+        }
+    }
+
+    pub(super) async fn id_taken(&self, what: &str, batch: Batch, key: KeyId) -> Checked {
+        match self.refused(batch).await? {
+            CommitError::IdTaken(named) => self.same(what, named, key),
+            other => Err(self.fail(format!("{what}: refused as `{other}`, not for its id"))),
+        }
+    }
+
+    pub(super) async fn digest_taken(&self, what: &str, batch: Batch) -> Checked {
+        match self.refused(batch).await? {
+            CommitError::DigestTaken => Ok(()),
+            other => Err(self.fail(format!("{what}: refused as `{other}`, not for its digest"))),
+        }
+    }
+
+    pub(super) async fn load(&self, path: &str, select: Select) -> Result<TenantView, Violation> {
+        let answer = self.store.load(&tenant(path), &select).await;
+        self.answered("load", answer)
+    }
+
+    pub(super) async fn find(&self, locator: Locator) -> Result<Option<Versioned>, Violation> {
+        let answer = self.store.find(&locator).await;
+        self.answered("find", answer)
+    }
+
+    pub(super) async fn list(&self, query: &KeyQuery) -> Result<KeyPage, Violation> {
+        let answer = self.store.list(query).await;
+        self.answered("list", answer)
+    }
+
+    pub(super) async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, Violation> {
+        let answer = self.store.audit(query).await;
+        self.answered("audit", answer)
+    }
+
+    pub(super) async fn scan(
+        &self,
+        after: Option<RowKey>,
+        limit: usize,
+    ) -> Result<ScanPage, Violation> {
+        let answer = self.store.scan(after, count(limit)).await;
+        self.answered("scan", answer)
+    }
+
+    /// The pages of a scan of everything.
+    pub(super) async fn pages_of_all(&self, limit: usize) -> Result<Vec<ScanPage>, Violation> {
+        let mut pages = Vec::new();
+        let mut take = |page| {
+            pages.push(page);
+            Ok(())
+        };
+        let answer = self.store.scan_all(count(limit), &mut take).await;
+        self.answered("scan_all", answer)?;
+        self.ensure(!pages.is_empty(), || {
+            "a scan of everything has no page".to_owned()
+        })?;
+        Ok(pages)
+    }
+
+    pub(super) async fn changes(&self, after: Cursor, limit: usize) -> Result<Changes, Violation> {
+        let answer = self.store.changes(after, count(limit)).await;
+        self.answered("changes", answer)
+    }
+
+    /// Asks for changes after a cursor that must be refused.
+    pub(super) async fn compacted(&self, what: &str, after: Cursor) -> Checked {
+        match self.store.changes(after, count(1)).await {
+            Err(ChangesError::Compacted) => Ok(()),
+            Err(other) => Err(self.fail(format!("{what}: refused as `{other}`, not compacted"))),
+            Ok(page) => Err(self.fail(format!("{what}: answered {}", brief(&page)))),
+        }
+    }
+
+    /// Where the store says that it stands.
+    pub(super) async fn head(&self) -> Result<Cursor, Violation> {
+        Ok(self.scan(None, 1).await?.head)
+    }
+
+    /// Follows the feed from `after` to the head, and returns the pages, the empty one left out.
+    pub(super) async fn follow(
+        &self,
+        mut after: Cursor,
+        limit: usize,
+    ) -> Result<Vec<Changes>, Violation> {
+        let mut pages = Vec::new();
+        while pages.len() < MAX_PAGES {
+            let page = self.changes(after, limit).await?;
+            if page.changes.is_empty() {
+                return Ok(pages);
+            }
+            let moves = page.upto.revision > after.revision;
+            self.ensure(moves, || {
+                format!(
+                    "a page after revision {} ends at {}",
+                    after.revision, page.upto.revision
+                )
+            })?;
+            after = page.upto;
+            pages.push(page);
+        }
+        Err(self.fail(format!("the feed did not end within {MAX_PAGES} pages")))
+    }
+
+    /// All rows by scan, tombstones left out, and the first page's head.
+    pub(super) async fn scan_all(&self, limit: usize) -> Result<(Cursor, Vec<Change>), Violation> {
+        let first = self.scan(None, limit).await?;
+        let (head, mut rows, mut next) = (first.head, first.rows, first.next);
+        for _ in 0..MAX_PAGES {
+            let Some(after) = next else {
+                rows.retain(|change| !matches!(change.row, Row::Removed { .. }));
+                return Ok((head, rows));
+            };
+            let page = self.scan(Some(after), limit).await?;
+            rows.extend(page.rows);
+            next = page.next;
+        }
+        Err(self.fail(format!("the scan did not end within {MAX_PAGES} pages")))
+    }
+
+    pub(super) async fn list_all(&self, mut query: KeyQuery) -> Result<Vec<KeyRecord>, Violation> {
+        let mut keys = Vec::new();
+        for _ in 0..MAX_PAGES {
+            let page = self.list(&query).await?;
+            self.ensure(page.keys.len() <= query.limit.get(), || {
+                format!(
+                    "a page of at most {} has {} keys",
+                    query.limit,
+                    page.keys.len()
+                )
+            })?;
+            keys.extend(page.keys);
+            if page.next.is_none() {
+                return Ok(keys);
+            }
+            query.after = page.next;
+        }
+        Err(self.fail(format!("the list did not end within {MAX_PAGES} pages")))
+    }
+
+    pub(super) async fn audit_all(
+        &self,
+        mut query: AuditQuery,
+    ) -> Result<Vec<AuditRow>, Violation> {
+        let mut rows = Vec::new();
+        for _ in 0..MAX_PAGES {
+            let page = self.audit(&query).await?;
+            self.ensure(page.rows.len() <= query.limit.get(), || {
+                format!(
+                    "a page of at most {} has {} entries",
+                    query.limit,
+                    page.rows.len()
+                )
+            })?;
+            rows.extend(page.rows);
+            if page.next.is_none() {
+                return Ok(rows);
+            }
+            query.after = page.next;
+        }
+        Err(self.fail(format!("the trail did not end within {MAX_PAGES} pages")))
+    }
+
+    /// Compares everything that can be read with what the store should hold.
+    pub(super) async fn agrees(&self, when: &str) -> Checked {
+        let truth = &self.truth;
+        let (head, rows) = self.scan_all(50).await?;
+        let standing: Vec<_> = truth.standing().into_values().collect();
+        self.same(&format!("rows {when}"), rows, standing)?;
+        let stands = (head.revision, head.tag);
+        self.same(&format!("head {when}"), stands, (truth.revision, truth.tag))?;
+        let trail = self.audit_all(AuditQuery::everything()).await?;
+        self.same(&format!("audit trail {when}"), trail, truth.audit.clone())?;
+        let listed = self.list_all(KeyQuery::everything(at(0))).await?;
+        let records = truth.records().cloned().collect();
+        self.same(&format!("list {when}"), listed, records)?;
+        for (path, known) in &truth.tenants {
+            let view = self.load(path.as_str(), Select::none()).await?;
+            let seen = (view.revision, view.audit_head, view.decided_at);
+            let want = (known.revision, known.audit_head, known.decided_at);
+            self.same(&format!("heads of {path} {when}"), seen, want)?;
+            let row = truth.rows.get(&RowKey::Tenant(path.clone()));
+            let row = row.map(|change| &change.row);
+            let seen = view.tenant.map(Row::Tenant);
+            self.same(&format!("row of {path} {when}"), seen.as_ref(), row)?;
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn count(limit: usize) -> NonZeroUsize {
+    NonZeroUsize::new(limit).unwrap_or(NonZeroUsize::MIN)
+}
+
+pub(super) fn rows_of(changes: &[Change]) -> BTreeSet<RowKey> {
+    changes.iter().map(|change| change.row.key()).collect()
+}
+
+/// Debug output, cut short: a record with everything in it fills screens.
+pub(super) fn brief(value: &impl fmt::Debug) -> String {
+    const LONGEST: usize = 600;
+    let mut text = String::new();
+    // Writing to memory cannot fail.
+    let _ = write!(text, "{value:?}");
+    if let Some((end, _)) = text.char_indices().nth(LONGEST) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+/// The row of a tenant.
+pub(super) fn tenant_row(path: &str) -> RowKey {
+    RowKey::Tenant(tenant(path))
+}
+
+/// The row of an owner in a tenant.
+pub(super) fn owner_row(path: &str, name: &str) -> RowKey {
+    RowKey::Owner(tenant(path), text(name))
+}
+
+/// A future that is polled as often as a check wants, on whatever executor runs the check.
+pub(super) struct Running<'a, T> {
+    future: Pin<Box<dyn Future<Output = T> + 'a>>,
+    output: Option<T>,
+}
+
+impl<'a, T> Running<'a, T> {
+    pub(super) fn new(future: impl Future<Output = T> + 'a) -> Self {
+        Self {
+            future: Box::pin(future),
+            output: None,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) {
+        if self.output.is_none()
+            && let Poll::Ready(output) = self.future.as_mut().poll(cx)
+        {
+            self.output = Some(output);
+        }
+    }
+
+    /// Polls up to `steps` times, each when the future asked to be woken.
+    pub(super) async fn steps(&mut self, steps: usize) {
+        for step in 1..=steps {
+            let mut first = true;
+            poll_fn(|cx| {
+                if !first {
+                    return Poll::Ready(());
+                }
+                first = false;
+                self.poll(cx);
+                // The last step waits for nothing: who polled goes on to something else.
+                if self.output.is_some() || step == steps {
+                    return Poll::Ready(());
+                }
+                Poll::Pending
+            })
+            .await;
+            if self.output.is_some() {
+                return;
+            }
+        }
+    }
+
+    /// Runs `other` to its end. This future is polled only while `other` waits, because it may be
+    /// what `other` waits for.
+    pub(super) async fn let_pass<O>(&mut self, other: impl Future<Output = O>) -> O {
+        let mut other = pin!(other);
+        poll_fn(|cx| {
+            let polled = other.as_mut().poll(cx);
+            if polled.is_pending() {
+                self.poll(cx);
+            }
+            polled
+        })
+        .await
+    }
+
+    /// Runs all of them to their ends, each polled in turn, the first of them first.
+    pub(super) async fn finish_all(mut all: Vec<Self>) -> Vec<T> {
+        poll_fn(|cx| {
+            all.iter_mut().for_each(|running| running.poll(cx));
+            let over = all.iter().all(|running| running.output.is_some());
+            if over { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        all.into_iter().filter_map(Self::output).collect()
+    }
+
+    /// What it came to, if it did.
+    pub(super) fn output(self) -> Option<T> {
+        self.output
+    }
+
+    /// Runs it to its end.
+    pub(super) async fn finish(mut self) -> T {
+        match self.output {
+            Some(output) => output,
+            None => self.future.as_mut().await,
+        }
+    }
+}

@@ -1,0 +1,486 @@
+//! Clauses of `list`. The oracle below is a second implementation of what a query means, so that a
+//! store which answers with [`KeyQuery::page`] is checked as well.
+
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
+
+use super::Violation;
+use super::fixtures::{
+    Checked, Desk, at, count, id, imported, key, owned_by, revoked, stamp, text,
+};
+use keyward::Environment;
+use keyward::Timestamp;
+use keyward::store::{KeyPosition, KeyQuery, KeySort, KeyStore};
+use keyward::{KeyRecord, KeyState, Resource, RotationReason, Status, Succession};
+
+const SORTS: [KeySort; 4] = [
+    KeySort::Created,
+    KeySort::Newest,
+    KeySort::Name,
+    KeySort::Expiry,
+];
+
+/// Keys of six tenants, of which names and paths resemble each other, in every status.
+async fn shelf<S: KeyStore>(desk: &mut Desk<S>) -> Checked {
+    let named = |name: &str, record| KeyRecord {
+        name: text(name),
+        ..record
+    };
+    let ends = |at, record| KeyRecord {
+        expires_at: Some(at),
+        ..record
+    };
+    let of = |kind: &str, id: &str, record| KeyRecord {
+        resource: Some(Resource {
+            kind: text(kind),
+            id: text(id),
+        }),
+        ..record
+    };
+    let disabled = |record| KeyRecord {
+        state: KeyState::Disabled(stamp(5)),
+        ..record
+    };
+    let retiring = |record| KeyRecord {
+        succession: Some(Succession {
+            successor: id(1),
+            since: at(3),
+            reason: RotationReason::Routine,
+            own_expiry: None,
+            grace_from_first_use: None,
+        }),
+        ..record
+    };
+    let test = |record| KeyRecord {
+        environment: Environment::TEST,
+        class: text("client"),
+        ..record
+    };
+    let batch = desk.batch("acme");
+    let batch = batch
+        .put(named("Export", key(1)))
+        .put(named("export", owned_by("ann", key(2))));
+    let batch = batch
+        .put(named("100% ready", disabled(key(3))))
+        .put(named("100 ready", key(4)));
+    let batch = batch
+        .put(named("Ärger", ends(at(100), key(5))))
+        .put(named("a_b", key(6)));
+    desk.land(batch.put(named("axb", retiring(ends(at(200), key(7))))))
+        .await?;
+    let batch = desk
+        .batch("acme/web")
+        .put(named("export", ends(at(100), key(8))));
+    let batch = batch
+        .put(revoked(ends(at(300), key(9))))
+        .put(owned_by("ann", test(key(10))));
+    desk.land(batch.put(of("app", "dep/7", imported(11, "old token"))))
+        .await?;
+    let batch = desk
+        .batch("acme-two")
+        .put(named("Zeta", key(12)))
+        .put(test(key(13)));
+    desk.land(batch).await?;
+    let batch = desk.batch("a_me").put(of("app", "dep/70", key(14)));
+    desk.land(batch.put(ends(Timestamp::MAX, key(15)))).await?;
+    let batch = desk
+        .batch("a_me/web")
+        .put(owned_by("annette", named("ärger", key(16))));
+    desk.land(batch.put(owned_by("ANN", of("job", "dep/7", key(17)))))
+        .await?;
+    // Changed, and removed: neither the old name nor the removed key may be found any more.
+    let batch = desk
+        .batch("Acme")
+        .put(named("export once", key(18)))
+        .put(named("export", key(19)));
+    desk.land(batch.put(key(20))).await?;
+    let batch = desk
+        .batch("Acme")
+        .put(named("omega", ends(at(200), key(18))))
+        .remove(id(19));
+    desk.land(batch).await?;
+    Ok(())
+}
+
+fn all() -> KeyQuery {
+    KeyQuery::everything(at(150))
+}
+
+/// A list holds exactly the keys that meet the query's conditions, for each condition and for
+/// conditions together.
+pub async fn a_list_holds_exactly_what_matches<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "a_list_holds_exactly_what_matches");
+    let page = desk.list(&all()).await?;
+    desk.same("keys of an empty store", page.keys, Vec::new())?;
+    shelf(&mut desk).await?;
+    for query in queries(&desk) {
+        let page = desk.list(&query).await?;
+        let listed: BTreeSet<_> = page.keys.iter().map(|record| record.id).collect();
+        let want = oracle(&desk, &query)
+            .into_iter()
+            .map(|record| record.id)
+            .collect();
+        desk.same(&format!("keys of {query:?}"), listed, want)?;
+        desk.same(
+            "keys on a page",
+            page.keys.len(),
+            oracle(&desk, &query).len(),
+        )?;
+        desk.same("corrupt keys", page.corrupt, Vec::new())?;
+        for record in &page.keys {
+            let stored = desk.truth.records().find(|own| own.id == record.id);
+            desk.same("a listed key", Some(record), stored)?;
+        }
+    }
+    Ok(())
+}
+
+/// Keys that are not revoked, or end within a span: what is asked for to find those that expire.
+fn ending() -> [KeyQuery; 3] {
+    let unrevoked = KeyQuery {
+        statuses: BTreeSet::from([
+            Status::Active,
+            Status::Retiring,
+            Status::Disabled,
+            Status::Expired,
+        ]),
+        ..all()
+    };
+    let span = KeyQuery {
+        expires_from: Some(at(100)),
+        expires_before: Some(at(301)),
+        ..unrevoked.clone()
+    };
+    let with_revoked = KeyQuery {
+        statuses: BTreeSet::new(),
+        ..span.clone()
+    };
+    [unrevoked, span, with_revoked]
+}
+
+fn queries<S: KeyStore>(desk: &Desk<S>) -> Vec<KeyQuery> {
+    let mut queries = vec![all(), all().live()];
+    let paths = [
+        "acme", "acme/web", "acme-two", "a_me", "Acme", "acm", "acme/we",
+    ];
+    for (path, below) in paths
+        .into_iter()
+        .flat_map(|path| [(path, false), (path, true)])
+    {
+        let query = KeyQuery::tenant(text(path), at(150));
+        queries.push(KeyQuery { below, ..query });
+    }
+    let statuses = [
+        Status::Active,
+        Status::Retiring,
+        Status::Disabled,
+        Status::Expired,
+        Status::Revoked,
+    ];
+    // Also at the very instants at which keys end.
+    for instant in [at(0), at(99), at(100), at(200), at(300), Timestamp::MAX] {
+        queries.extend(statuses.map(|status| KeyQuery {
+            statuses: BTreeSet::from([status]),
+            ..KeyQuery::everything(instant)
+        }));
+        queries.push(KeyQuery::everything(instant).live());
+        let (from, before) = (Some(instant), Some(at(201)));
+        queries.push(KeyQuery {
+            expires_from: from,
+            ..all()
+        });
+        queries.push(KeyQuery {
+            expires_before: from,
+            ..all()
+        });
+        queries.push(KeyQuery {
+            expires_from: from,
+            expires_before: before,
+            ..all()
+        });
+    }
+    let names = [
+        "export", "EXPORT", "100%", "a_b", "äRGER", "key 1", "\\", "'", "once", " ",
+    ];
+    queries.extend(names.map(|name| KeyQuery {
+        name: Some(name.to_owned()),
+        ..all()
+    }));
+    let hints = ["0001", "sk_live_…", "SK", "%", "_live", "__"];
+    queries.extend(hints.map(|hint| KeyQuery {
+        hint: Some(hint.to_owned()),
+        ..all()
+    }));
+    let owners = ["ann", "ANN", "annette", "nobody"];
+    queries.extend(owners.map(|owner| KeyQuery {
+        owner: Some(text(owner)),
+        ..all()
+    }));
+    let classes = ["server", "client", "serve"];
+    queries.extend(classes.map(|class| KeyQuery {
+        class: Some(text(class)),
+        ..all()
+    }));
+    let environments = [Environment::LIVE, Environment::TEST];
+    queries.extend(environments.map(|one| KeyQuery {
+        environment: Some(one),
+        ..all()
+    }));
+    let resources = ["dep/7", "dep/70", "dep"];
+    queries.extend(resources.map(|one| KeyQuery {
+        resource: Some(text(one)),
+        ..all()
+    }));
+    let marks = desk
+        .truth
+        .records()
+        .take(2)
+        .map(|record| record.fingerprint);
+    queries.extend(marks.map(|mark| KeyQuery {
+        fingerprint: Some(mark),
+        ..all()
+    }));
+    let together = KeyQuery {
+        below: true,
+        name: Some("E".to_owned()),
+        expires_before: Some(at(500)),
+        statuses: BTreeSet::from([Status::Expired, Status::Revoked]),
+        class: Some(text("server")),
+        ..KeyQuery::tenant(text("acme"), at(150))
+    };
+    queries.push(together);
+    queries
+}
+
+/// A list comes in the query's order; keys that are equal in it come by id.
+pub async fn a_list_comes_in_the_querys_order<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "a_list_comes_in_the_querys_order");
+    shelf(&mut desk).await?;
+    for sort in SORTS {
+        let some = [all(), all().live(), KeyQuery::tenant(text("acme"), at(150))];
+        for query in some.into_iter().chain(ending()) {
+            let query = KeyQuery { sort, ..query };
+            let listed: Vec<_> = desk
+                .list(&query)
+                .await?
+                .keys
+                .into_iter()
+                .map(|k| k.id)
+                .collect();
+            let want = oracle(&desk, &query)
+                .into_iter()
+                .map(|record| record.id)
+                .collect();
+            desk.same(&format!("order by {sort:?}"), listed, want)?;
+        }
+    }
+    Ok(())
+}
+
+/// Pages of a list, put together, are the list: nothing is repeated, nothing skipped, no page is
+/// larger than asked, and the last one says that it is.
+pub async fn pages_of_a_list_neither_repeat_nor_skip<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "pages_of_a_list_neither_repeat_nor_skip");
+    shelf(&mut desk).await?;
+    let queries = [all()].into_iter().chain(ending());
+    for (sort, query) in queries.flat_map(|query| SORTS.map(|sort| (sort, query.clone()))) {
+        let matching = oracle(&desk, &query).len();
+        for limit in [1, 2, 3, matching - 1, matching, matching + 1] {
+            let query = KeyQuery {
+                sort,
+                limit: count(limit),
+                ..query.clone()
+            };
+            let listed = desk.list_all(query.clone()).await?;
+            let listed: Vec<_> = listed.into_iter().map(|record| record.id).collect();
+            let want = oracle(&desk, &query)
+                .into_iter()
+                .map(|record| record.id)
+                .collect();
+            desk.same(&format!("pages of {limit} by {sort:?}"), listed, want)?;
+            let more = desk.list(&query).await?.next.is_some();
+            let what = format!("whether pages of {limit} go on after the first");
+            desk.same(&what, more, limit < matching)?;
+        }
+    }
+    Ok(())
+}
+
+/// A list goes on from where it stood, even if the key that stood there was changed or removed.
+pub async fn a_list_goes_on_after_a_key_that_is_gone<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "a_list_goes_on_after_a_key_that_is_gone");
+    for n in 1..=SORTS.len() as u64 {
+        let batch = (0..5).fold(desk.batch("acme"), |batch, k| batch.put(key(n * 10 + k)));
+        desk.land(batch).await?;
+    }
+    for sort in SORTS {
+        let query = KeyQuery {
+            sort,
+            limit: count(3),
+            ..KeyQuery::tenant(text("acme"), at(150))
+        };
+        let page = desk.list(&query).await?;
+        let Some(last) = page.keys.last() else {
+            return Err(desk.fail("a list of keys is empty"));
+        };
+        let rest: Vec<_> = oracle(&desk, &query)
+            .into_iter()
+            .skip(3)
+            .map(|k| k.id)
+            .collect();
+        let batch = desk.batch("acme").remove(last.id);
+        desk.land(batch).await?;
+        let query = KeyQuery {
+            after: Some(KeyPosition::of(last)),
+            limit: count(100),
+            ..query
+        };
+        let listed: Vec<_> = desk
+            .list(&query)
+            .await?
+            .keys
+            .into_iter()
+            .map(|k| k.id)
+            .collect();
+        desk.same(
+            &format!("what follows a removed key by {sort:?}"),
+            listed,
+            rest,
+        )?;
+    }
+    Ok(())
+}
+
+/// A list reflects every commit that returned; removed keys are not in it.
+pub async fn a_list_reflects_every_commit_that_returned<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "a_list_reflects_every_commit_that_returned");
+    for name in ["first", "second"] {
+        let record = KeyRecord {
+            name: text(name),
+            ..key(1)
+        };
+        let batch = desk.batch("acme").put(record);
+        desk.land(batch).await?;
+        let names: Vec<_> = desk
+            .list(&all())
+            .await?
+            .keys
+            .into_iter()
+            .map(|k| k.name)
+            .collect();
+        desk.same("names after a commit", names, vec![text(name)])?;
+    }
+    let batch = desk.batch("acme").remove(id(1)).put(key(2));
+    desk.land(batch).await?;
+    let keys: Vec<_> = desk
+        .list(&all())
+        .await?
+        .keys
+        .into_iter()
+        .map(|k| k.id)
+        .collect();
+    desk.same("keys after a removal", keys, vec![id(2)])
+}
+
+/// Every record that matches, in order, whatever the limit: by loops and plain comparisons only.
+fn oracle<'a, S: KeyStore>(desk: &'a Desk<S>, query: &KeyQuery) -> Vec<&'a KeyRecord> {
+    let mut found: Vec<&KeyRecord> = Vec::new();
+    for record in desk.truth.records() {
+        if meets(record, query) {
+            let place = found
+                .iter()
+                .position(|other| precedes(record, other, query.sort));
+            found.insert(place.unwrap_or(found.len()), record);
+        }
+    }
+    found
+}
+
+fn meets(record: &KeyRecord, query: &KeyQuery) -> bool {
+    if let Some(tenant) = &query.tenant {
+        let (wanted, path) = (tenant.as_str(), record.tenant.as_str());
+        let below = path.starts_with(&format!("{wanted}/"));
+        if path != wanted && !(query.below && below) {
+            return false;
+        }
+    }
+    if !query.statuses.is_empty() && !query.statuses.contains(&status(record, query.at)) {
+        return false;
+    }
+    if let Some(part) = &query.name
+        && !lower(record.name.as_str()).contains(&lower(part))
+    {
+        return false;
+    }
+    if let Some(owner) = &query.owner
+        && record.owner != keyward::Owner::Principal(owner.clone())
+    {
+        return false;
+    }
+    if let Some(resource) = &query.resource
+        && record.resource.as_ref().map(|own| &own.id) != Some(resource)
+    {
+        return false;
+    }
+    let end = record.expires_at;
+    if let Some(from) = query.expires_from
+        && end.is_some_and(|end| end < from)
+    {
+        return false;
+    }
+    if let Some(before) = query.expires_before
+        && end.is_none_or(|end| end >= before)
+    {
+        return false;
+    }
+    query.class.as_ref().unwrap_or(&record.class) == &record.class
+        && query.environment.as_ref().unwrap_or(&record.environment) == &record.environment
+        && query.fingerprint.unwrap_or(record.fingerprint) == record.fingerprint
+        && record
+            .hint
+            .as_str()
+            .contains(query.hint.as_deref().unwrap_or(""))
+}
+
+fn lower(text: &str) -> String {
+    text.chars().flat_map(char::to_lowercase).collect()
+}
+
+fn status(record: &KeyRecord, now: Timestamp) -> Status {
+    if matches!(record.state, KeyState::Revoked { .. }) {
+        return Status::Revoked;
+    }
+    if record.expires_at.is_some_and(|end| end <= now) {
+        return Status::Expired;
+    }
+    match (&record.state, &record.succession) {
+        (KeyState::Enabled, None) => Status::Active,
+        (KeyState::Enabled, Some(_)) => Status::Retiring,
+        _ => Status::Disabled,
+    }
+}
+
+fn precedes(a: &KeyRecord, b: &KeyRecord, sort: KeySort) -> bool {
+    let first = match sort {
+        KeySort::Created => Ordering::Equal,
+        KeySort::Newest => return a.id > b.id,
+        KeySort::Name => a.name.as_str().as_bytes().cmp(b.name.as_str().as_bytes()),
+        KeySort::Expiry => match (a.expires_at, b.expires_at) {
+            (Some(a), Some(b)) => a.cmp(&b),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => Ordering::Equal,
+        },
+    };
+    first.then(a.id.cmp(&b.id)).is_lt()
+}

@@ -1,0 +1,502 @@
+//! Clauses of `load`.
+
+use std::collections::BTreeSet;
+
+use super::Violation;
+use super::fixtures::{
+    Batch, Checked, Desk, at, id, imported, key, owned_by, owner, revoked, stamp, text,
+};
+use keyward::KeyId;
+use keyward::Timestamp;
+use keyward::audit::{Action, AuditEntry};
+use keyward::store::{KeyStore, Revision, Row, RowKey, Select, TenantView};
+use keyward::{KeyRecord, KeyState, RotationReason, Succession};
+
+/// A tenant that never had a commit is empty at revision zero, whatever is asked of it.
+pub async fn an_unknown_tenant_is_empty_at_revision_zero<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "an_unknown_tenant_is_empty_at_revision_zero");
+    let everything = || Select {
+        keys: vec![id(1)],
+        live_at: Some(at(0)),
+        legacy: true,
+        owners: vec![text("ann")],
+        commands: vec![text("command-1")],
+    };
+    let nothing = |view: &TenantView| TenantView {
+        epoch: view.epoch,
+        server_time: view.server_time,
+        ..TenantView::default()
+    };
+    let view = desk.load("acme", everything()).await?;
+    desk.same("an empty store", view.clone(), nothing(&view))?;
+    let batch = desk
+        .batch("acme")
+        .provision()
+        .owner(owner("ann"))
+        .put(key(1));
+    desk.land(batch).await?;
+    for path in ["acme/web", "acm", "acme-two", "Acme"] {
+        let view = desk.load(path, everything()).await?;
+        let expected = nothing(&view);
+        desk.same(&format!("{path}, beside acme"), view, expected)?;
+    }
+    Ok(())
+}
+
+/// A view has the epoch of the store's feed, also for a tenant without a commit.
+pub async fn load_tells_the_epoch<S: KeyStore>(make: &impl Fn() -> S) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "load_tells_the_epoch");
+    let epoch = desk.head().await?.epoch;
+    let batch = desk.batch("acme").put(key(1));
+    desk.land(batch).await?;
+    for path in ["acme", "globex"] {
+        let view = desk.load(path, Select::none()).await?;
+        desk.same(path, view.epoch, epoch)?;
+    }
+    Ok(())
+}
+
+/// A view reflects every commit that returned before the call began.
+pub async fn load_reflects_every_commit_that_returned<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "load_reflects_every_commit_that_returned");
+    for name in ["first", "second", "third"] {
+        let record = KeyRecord {
+            name: text(name),
+            ..key(1)
+        };
+        let batch = desk.batch("acme").put(record);
+        let revision = desk.land(batch).await?;
+        let view = desk.load("acme", Select::key(id(1))).await?;
+        desk.same("revision after a commit", view.revision, revision)?;
+        let seen = view.record(id(1)).map(|record| record.name.as_str());
+        desk.same("name after a commit", seen, Some(name))?;
+    }
+    let batch = desk.batch("acme").remove(id(1));
+    desk.land(batch).await?;
+    let view = desk.load("acme", Select::key(id(1))).await?;
+    desk.same("keys after the removal", view.records, Vec::new())
+}
+
+/// Keys asked for by id are loaded, whatever became of them; unknown ones are passed over.
+pub async fn load_returns_keys_by_id<S: KeyStore>(make: &impl Fn() -> S) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "load_returns_keys_by_id");
+    let ended = KeyRecord {
+        expires_at: Some(at(1)),
+        ..key(3)
+    };
+    let batch = desk
+        .batch("acme")
+        .put(key(1))
+        .put(revoked(key(2)))
+        .put(ended)
+        .put(key(4));
+    desk.land(batch).await?;
+    let asked = vec![id(3), id(1), id(99), id(2)];
+    let select = Select {
+        keys: asked.clone(),
+        ..Select::none()
+    };
+    let view = desk.load("acme", select).await?;
+    holds(&desk, &view, &[id(1), id(2), id(3)])
+}
+
+/// Keys asked for as live at an instant are loaded: all but those revoked, and those expired by
+/// then. Disabled and retiring keys are live.
+pub async fn load_returns_keys_live_at_an_instant<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "load_returns_keys_live_at_an_instant");
+    let ends = |n, at| KeyRecord {
+        expires_at: Some(at),
+        ..key(n)
+    };
+    let disabled = KeyRecord {
+        state: KeyState::Disabled(stamp(5)),
+        ..key(2)
+    };
+    let retiring = KeyRecord {
+        succession: Some(Succession {
+            successor: id(1),
+            since: at(3),
+            reason: RotationReason::Routine,
+            own_expiry: None,
+            grace_from_first_use: None,
+        }),
+        ..key(3)
+    };
+    let now = at(100);
+    let soon = Timestamp::from_micros(now.as_micros() + 1).unwrap_or(now);
+    let batch = desk.batch("acme").put(key(1)).put(disabled).put(retiring);
+    let batch = batch
+        .put(ends(4, soon))
+        .put(ends(5, now))
+        .put(ends(6, at(50)));
+    desk.land(batch.put(ends(7, Timestamp::MAX)).put(revoked(key(8))))
+        .await?;
+    let select = |live_at| Select {
+        live_at: Some(live_at),
+        ..Select::none()
+    };
+    let view = desk.load("acme", select(now)).await?;
+    holds(&desk, &view, &[id(1), id(2), id(3), id(4), id(7)])?;
+    let view = desk.load("acme", select(at(49))).await?;
+    holds(
+        &desk,
+        &view,
+        &[id(1), id(2), id(3), id(4), id(5), id(6), id(7)],
+    )
+}
+
+/// The legacy key is loaded when it is asked for, revoked or not.
+pub async fn load_returns_the_legacy_key<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "load_returns_the_legacy_key");
+    let legacy = |record| KeyRecord {
+        legacy: true,
+        ..record
+    };
+    for (path, record, other) in [
+        ("acme", legacy(key(1)), key(2)),
+        ("globex", legacy(revoked(key(3))), key(4)),
+    ] {
+        let asked = record.id;
+        let batch = desk.batch(path).put(other).put(record);
+        desk.land(batch).await?;
+        let select = Select {
+            legacy: true,
+            ..Select::none()
+        };
+        let view = desk.load(path, select).await?;
+        holds(&desk, &view, &[asked])?;
+    }
+    Ok(())
+}
+
+/// The rows of owners asked for are loaded.
+pub async fn load_returns_rows_of_owners<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "load_returns_rows_of_owners");
+    let batch = desk
+        .batch("acme")
+        .owner(owner("ann"))
+        .owner(owner("bob"))
+        .owner(owner("cid"));
+    desk.land(batch).await?;
+    let select = Select {
+        owners: vec![text("cid"), text("nobody"), text("ann")],
+        ..Select::none()
+    };
+    let view = desk.load("acme", select).await?;
+    owners(&desk, &view, &["ann", "cid"])
+}
+
+/// The rows of the owners of loaded keys are loaded without being asked for.
+pub async fn load_returns_rows_of_the_owners_of_loaded_keys<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "load_returns_rows_of_the_owners_of_loaded_keys");
+    let batch = desk
+        .batch("acme")
+        .owner(owner("ann"))
+        .owner(owner("bob"))
+        .owner(owner("cid"));
+    let batch = batch
+        .put(owned_by("ann", key(1)))
+        .put(owned_by("bob", key(2)));
+    let orphan = owned_by("gone", revoked(key(4)));
+    desk.land(batch.put(owned_by("ann", key(3))).put(orphan))
+        .await?;
+    let view = desk.load("acme", Select::key(id(1))).await?;
+    owners(&desk, &view, &["ann"])?;
+    let view = desk.load("acme", Select::key(id(4))).await?;
+    holds(&desk, &view, &[id(4)])?;
+    let live = Select {
+        live_at: Some(at(0)),
+        ..Select::none()
+    };
+    let view = desk
+        .load("acme", live.and(Select::owner(text("cid"))))
+        .await?;
+    owners(&desk, &view, &["ann", "bob", "cid"])
+}
+
+/// What commands did is loaded: the first [`Select::APPLIED_MAX`] entries of each, oldest first.
+pub async fn load_returns_what_commands_did<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "load_returns_what_commands_did");
+    let longest = Select::APPLIED_MAX as u64;
+    let batch = desk
+        .batch("acme")
+        .put(key(1))
+        .put(key(2))
+        .by("ann", "import");
+    desk.land(batch).await?;
+    let batch = desk.batch("acme").put(key(3)).by("bob", "other");
+    desk.land(batch).await?;
+    // The rest of the command, past the bound, comes in a later commit of the same command.
+    let batch = (4..=longest + 4).fold(desk.batch("acme"), |batch, n| batch.put(key(n)));
+    desk.land(batch.by("ann", "import")).await?;
+    let elsewhere = desk.batch("globex").put(key(90)).by("ann", "import");
+    desk.land(elsewhere).await?;
+    let select = Select {
+        commands: vec![text("import"), text("never"), text("other")],
+        ..Select::none()
+    };
+    let view = desk.load("acme", select).await?;
+    for command in ["import", "never", "other"] {
+        let mine = |entry: &&AuditEntry| entry.command.as_str() == command;
+        let seen: Vec<_> = view
+            .applied
+            .iter()
+            .filter(mine)
+            .map(|entry| entry.sequence)
+            .collect();
+        let trail = desk.truth.audit.iter().map(|row| &row.entry);
+        let trail = trail
+            .filter(|entry| entry.tenant.as_str() == "acme")
+            .filter(mine);
+        let want: Vec<_> = trail
+            .map(|entry| entry.sequence)
+            .take(Select::APPLIED_MAX)
+            .collect();
+        // More than asked may come, after what was asked for.
+        let seen = seen.into_iter().take(want.len()).collect();
+        desk.same(&format!("entries of the command {command:?}"), seen, want)?;
+    }
+    let foreign = view
+        .applied
+        .iter()
+        .any(|entry| entry.tenant.as_str() != "acme");
+    desk.ensure(!foreign, || {
+        "an entry of another tenant's chain was loaded".to_owned()
+    })
+}
+
+/// A view holds rows of its tenant only, even if another's key is asked for by its id.
+pub async fn load_stays_within_the_tenant<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "load_stays_within_the_tenant");
+    for (n, path) in (1..).zip(["acme", "globex", "acme/web"]) {
+        let batch = desk.batch(path).provision().owner(owner("ann"));
+        let legacy = KeyRecord {
+            legacy: true,
+            ..owned_by("ann", imported(n + 10, path))
+        };
+        desk.land(batch.put(owned_by("ann", key(n))).put(legacy))
+            .await?;
+    }
+    let select = Select {
+        keys: (1..=13).map(id).collect(),
+        live_at: Some(at(0)),
+        legacy: true,
+        owners: vec![text("ann")],
+        commands: Vec::new(),
+    };
+    let view = desk.load("acme", select).await?;
+    holds(&desk, &view, &[id(1), id(11)])?;
+    let tenants = (view.records.iter().map(|record| &record.tenant))
+        .chain(view.owners.iter().map(|row| &row.tenant))
+        .chain(view.tenant.iter().map(|row| &row.tenant));
+    let foreign: BTreeSet<_> = tenants.filter(|tenant| tenant.as_str() != "acme").collect();
+    desk.same("other tenants in the view", foreign, BTreeSet::new())
+}
+
+/// The tenant's own row is always loaded.
+pub async fn load_always_returns_the_tenants_row<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "load_always_returns_the_tenants_row");
+    let batch = desk.batch("acme").provision();
+    let row = batch.commit.effects.tenant.clone();
+    desk.land(batch).await?;
+    let batch = desk.batch("acme").put(key(1));
+    desk.land(batch).await?;
+    for select in [Select::none(), Select::key(id(1))] {
+        let view = desk.load("acme", select).await?;
+        desk.same("the tenant's row", view.tenant.as_ref(), row.as_ref())?;
+    }
+    Ok(())
+}
+
+/// The audit head is always loaded, and is that of the tenant's newest entry.
+pub async fn the_audit_head_is_that_of_the_newest_entry<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "the_audit_head_is_that_of_the_newest_entry");
+    for n in 1..=3 {
+        let batch = desk
+            .batch("acme")
+            .put(key(n))
+            .entry(Action::KeyDisabled, Some(id(n)));
+        let head = batch.commit.effects.audit.last().map(|entry| entry.head());
+        desk.land(batch).await?;
+        let elsewhere = desk.batch("globex").put(key(n + 10));
+        desk.land(elsewhere).await?;
+        let view = desk.load("acme", Select::none()).await?;
+        desk.same("audit head", Some(view.audit_head), head)?;
+    }
+    Ok(())
+}
+
+/// `decided_at` is the latest instant for which a commit of the tenant was decided: it never goes
+/// back, even if a commit was decided by a clock that did.
+pub async fn decided_at_never_goes_back<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "decided_at_never_goes_back");
+    for (n, (instant, latest)) in (1..).zip([(500, 500), (400, 500), (600, 600), (1, 600)]) {
+        let batch = desk.batch("acme").put(key(n)).decided_at(at(instant));
+        desk.land(batch).await?;
+        let elsewhere = desk.batch("globex").put(key(n + 10)).decided_at(at(9_000));
+        desk.land(elsewhere).await?;
+        let view = desk.load("acme", Select::none()).await?;
+        let what = format!("decided_at after a commit decided at {}", at(instant));
+        desk.same(&what, view.decided_at, Some(at(latest)))?;
+    }
+    let view = desk.load("initech", Select::none()).await?;
+    desk.same(
+        "revision of an unknown tenant",
+        view.revision,
+        Revision::ZERO,
+    )
+}
+
+/// A commit that repairs the tenant's time sets `decided_at`, back as well; it goes on from there, and no
+/// other tenant's does.
+pub async fn decided_at_goes_back_in_a_repair<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "decided_at_goes_back_in_a_repair");
+    let batch = desk.batch("globex").put(key(9)).decided_at(at(8_000));
+    desk.land(batch).await?;
+    for (n, (instant, repairs, latest)) in (1..).zip([
+        (9_000, false, 9_000),
+        (500, true, 500),
+        (400, false, 500),
+        (600, false, 600),
+        (550, true, 550),
+        (700, true, 700),
+    ]) {
+        let batch = desk.batch("acme").put(key(n)).decided_at(at(instant));
+        let (from, to) = (at(9_000), at(instant));
+        let batch = match repairs {
+            true => batch.entry(Action::TimeRepaired { from, to }, None),
+            false => batch,
+        };
+        desk.land(batch).await?;
+        let view = desk.load("acme", Select::none()).await?;
+        let what = format!("decided_at after a commit decided at {}", at(instant));
+        desk.same(&what, view.decided_at, Some(at(latest)))?;
+        let beside = desk.load("globex", Select::none()).await?;
+        desk.same("of another tenant", beside.decided_at, Some(at(8_000)))?;
+    }
+    Ok(())
+}
+
+/// A view holds the revision of each of its rows: that of the commit that wrote the row, not that of
+/// the tenant. Guards are made of these.
+pub async fn load_returns_the_revision_of_each_row<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "load_returns_the_revision_of_each_row");
+    let batch = desk.batch("acme").provision();
+    desk.land(batch).await?;
+    let batch = desk.batch("acme").owner(owner("ann")).owner(owner("bob"));
+    desk.land(batch).await?;
+    let batch = desk.batch("acme").put(owned_by("ann", key(1))).put(key(2));
+    desk.land(batch).await?;
+    let batch = desk.batch("globex").put(key(3));
+    desk.land(batch).await?;
+    // Every row in turn moves on, then none of them.
+    let last = [
+        |batch: Batch| batch.put(key(2)),
+        |batch: Batch| batch.owner(owner("bob")),
+        |batch: Batch| batch.provision(),
+        |batch: Batch| batch.put(owned_by("ann", key(1))).owner(owner("cid")),
+        |batch: Batch| batch.entry(Action::KeyDisabled, Some(id(1))),
+    ];
+    for change in last {
+        let batch = change(desk.batch("acme"));
+        desk.land(batch).await?;
+        for select in [
+            Select::none(),
+            Select::key(id(1)),
+            Select {
+                keys: vec![id(2), id(3), id(99)],
+                live_at: Some(at(0)),
+                owners: vec![text("bob"), text("nobody")],
+                ..Select::none()
+            },
+        ] {
+            let view = desk.load("acme", select).await?;
+            revisions(&desk, &view)?;
+        }
+    }
+    // A guard made of a view stands.
+    let view = desk.load("acme", Select::key(id(2))).await?;
+    let above = view.revisions.into_iter();
+    let batch = above.fold(desk.batch("acme/web"), |batch, (row, revision)| {
+        batch.guarded(row, revision)
+    });
+    desk.land(batch.put(key(4))).await.map(drop)
+}
+
+/// The view holds the revision of every row in it. It may hold those of others, but none that is wrong.
+fn revisions<S: KeyStore>(desk: &Desk<S>, view: &TenantView) -> Checked {
+    let tenants = view.tenant.iter().cloned().map(Row::Tenant);
+    let owners = view.owners.iter().cloned().map(Row::Owner);
+    let keys = view.records.iter().map(|record| RowKey::Key(record.id));
+    let rows = tenants.chain(owners).map(|row| row.key()).chain(keys);
+    for row in rows {
+        let known = view.revisions.get(&row).copied();
+        let what = format!("revision of {row:?}");
+        desk.same(&what, known, Some(desk.truth.row_at(&row)))?;
+    }
+    for (row, revision) in &view.revisions {
+        let what = format!("revision of {row:?}");
+        desk.same(&what, *revision, desk.truth.row_at(row))?;
+    }
+    Ok(())
+}
+
+/// The view holds at least the keys asked for, each as it is, and no key twice.
+fn holds<S: KeyStore>(desk: &Desk<S>, view: &TenantView, asked: &[KeyId]) -> Checked {
+    let mut seen = BTreeSet::new();
+    for record in &view.records {
+        desk.ensure(seen.insert(record.id), || {
+            format!("key {} was loaded twice", record.id)
+        })?;
+        let stored = desk.truth.records().find(|own| own.id == record.id);
+        desk.same(&format!("key {}", record.id), Some(record), stored)?;
+    }
+    for key in asked {
+        desk.ensure(seen.contains(key), || {
+            format!("key {key} was asked for and not loaded; loaded were {seen:?}")
+        })?;
+    }
+    desk.same("corrupt keys", view.corrupt.as_slice(), &[])
+}
+
+fn owners<S: KeyStore>(desk: &Desk<S>, view: &TenantView, asked: &[&str]) -> Checked {
+    let seen: Vec<_> = view.owners.iter().map(|row| row.owner.as_str()).collect();
+    let unique: BTreeSet<_> = seen.iter().collect();
+    desk.same(
+        "rows of owners without repetition",
+        seen.len(),
+        unique.len(),
+    )?;
+    for name in asked {
+        desk.ensure(seen.contains(name), || {
+            format!("the row of owner {name} was not loaded; loaded were {seen:?}")
+        })?;
+    }
+    Ok(())
+}

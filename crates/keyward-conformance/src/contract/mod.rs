@@ -1,0 +1,259 @@
+//! The contracts of [`KeyStore`] and [`NodeRegistry`], one check per clause.
+//!
+//! Every check makes a store, uses it through the trait alone, and compares what it sees with what
+//! the contract says. None panics: a store that breaks a clause is told by a [`Violation`].
+
+#![expect(
+    clippy::missing_errors_doc,
+    reason = "every check has the same one error, told once at `clauses`"
+)]
+
+mod commit;
+mod feed;
+mod find;
+mod fixtures;
+mod guards;
+mod list;
+mod load;
+mod nodes;
+mod rows;
+mod scan;
+mod trail;
+mod wait;
+
+use keyward::store::{KeyStore, NodeRegistry};
+
+/// The checks as functions, each named after the clause that it checks. Each fails with the
+/// [`Violation`] of its clause, or passes.
+///
+/// `make` must give a fresh, empty store each time it is called; some checks call it several times.
+/// A store that drops history by itself must not do so within the few commits of a check.
+pub mod clauses {
+    pub use super::commit::*;
+    pub use super::feed::*;
+    pub use super::find::*;
+    pub use super::guards::*;
+    pub use super::list::*;
+    pub use super::load::*;
+    pub use super::nodes::*;
+    pub use super::rows::*;
+    pub use super::scan::*;
+    pub use super::trail::*;
+    pub use super::wait::*;
+}
+
+/// A clause that a store breaks, and how that showed.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{clause}: {detail}")]
+pub struct Violation {
+    /// The clause: the name of its check in [`clauses`].
+    pub clause: &'static str,
+    /// What was seen, and what the contract asks for.
+    pub detail: String,
+}
+
+/// Calls a macro with the name of every clause of the [`KeyStore`] contract.
+///
+/// The macro gets the tokens in braces first, as one group, and then each name with a comma behind it.
+/// [`suite!`](crate::suite) is built on it; so can be a harness of another kind.
+#[macro_export]
+macro_rules! for_each_clause {
+    ($then:path { $($with:tt)* }) => {
+        $then! {
+            { $($with)* }
+            an_unknown_tenant_is_empty_at_revision_zero,
+            load_tells_the_epoch,
+            load_reflects_every_commit_that_returned,
+            load_returns_keys_by_id,
+            load_returns_keys_live_at_an_instant,
+            load_returns_the_legacy_key,
+            load_returns_rows_of_owners,
+            load_returns_rows_of_the_owners_of_loaded_keys,
+            load_returns_what_commands_did,
+            load_stays_within_the_tenant,
+            load_always_returns_the_tenants_row,
+            the_audit_head_is_that_of_the_newest_entry,
+            decided_at_goes_back_in_a_repair,
+            decided_at_never_goes_back,
+            load_returns_the_revision_of_each_row,
+            find_tells_a_key_by_its_id,
+            find_tells_a_key_by_its_imported_digest,
+            find_reflects_every_commit_that_returned,
+            find_tells_a_removed_key_as_its_tombstone,
+            find_tells_a_head_that_can_be_followed,
+            a_commit_on_another_revision_is_a_conflict,
+            a_commit_on_another_history_is_a_conflict,
+            a_conflict_writes_nothing,
+            a_refused_batch_writes_nothing,
+            ids_are_unique_across_tenants,
+            a_removed_key_never_comes_back,
+            removing_a_key_never_stored_takes_its_id,
+            imported_digests_are_unique_across_tenants,
+            imported_digests_are_unique_within_a_batch,
+            the_digest_of_a_removed_key_stays_taken,
+            a_digest_beside_its_key_stays_taken,
+            concurrent_claims_of_one_digest_have_one_winner,
+            a_commit_whose_guards_stand_is_applied,
+            a_commit_whose_guarded_row_moved_is_a_conflict,
+            a_commit_whose_guarded_row_appeared_is_a_conflict,
+            a_commit_whose_guarded_key_was_removed_is_a_conflict,
+            a_guard_stands_though_its_tenant_moves,
+            a_guard_holds_until_its_commit_is_applied,
+            revisions_increase_in_commit_order,
+            nothing_appears_behind_a_revision_seen,
+            concurrent_commits_have_one_winner,
+            a_dropped_commit_is_all_or_nothing,
+            records_come_back_as_they_were_written,
+            other_rows_come_back_as_they_were_written,
+            a_put_replaces_the_whole_record,
+            changes_come_oldest_first,
+            changes_end_at_the_rows_of_the_store,
+            a_revision_is_never_split_across_pages,
+            nothing_up_to_upto_is_missing,
+            an_empty_page_means_caught_up,
+            tombstones_are_in_the_feed,
+            a_cursor_ahead_of_the_head_is_compacted,
+            a_cursor_of_another_epoch_is_compacted,
+            a_cursor_with_another_tag_is_compacted,
+            cursors_carry_the_tag_of_their_commit,
+            changes_now_is_changes_at_once,
+            a_scan_tells_every_row_in_order,
+            a_scan_and_its_changes_lead_to_the_store,
+            a_scan_reads_its_head_before_its_rows,
+            a_scan_of_all_tells_every_row_once,
+            a_scan_of_all_reads_its_head_before_its_rows,
+            a_scan_of_all_ends_when_a_page_is_refused,
+            a_list_holds_exactly_what_matches,
+            a_list_comes_in_the_querys_order,
+            pages_of_a_list_neither_repeat_nor_skip,
+            a_list_goes_on_after_a_key_that_is_gone,
+            a_list_reflects_every_commit_that_returned,
+            the_audit_trail_comes_oldest_first,
+            the_audit_trail_holds_exactly_what_matches,
+            pages_of_the_audit_trail_neither_repeat_nor_skip,
+            the_audit_trail_reflects_every_commit_that_returned,
+            waiting_does_not_fail,
+            waiting_holds_up_no_commit,
+        }
+    };
+}
+
+/// Calls a macro with the name of every clause of the [`NodeRegistry`] contract, as
+/// [`for_each_clause!`](crate::for_each_clause) does for stores.
+#[macro_export]
+macro_rules! for_each_registry_clause {
+    ($then:path { $($with:tt)* }) => {
+        $then! {
+            { $($with)* }
+            a_report_is_told_by_every_read_after_it,
+            reports_come_back_as_they_were_written,
+            a_later_report_replaces_an_earlier_one,
+            an_older_report_changes_nothing,
+            a_report_tells_whether_it_stands,
+            nodes_are_told_apart_by_their_ids,
+            no_node_vanishes_by_itself,
+            forgetting_takes_one_node_away,
+            forgetting_spares_a_node_that_reported_since,
+            a_forgotten_node_may_report_again,
+            a_dropped_report_is_all_or_nothing,
+            concurrent_reports_end_at_the_latest,
+        }
+    };
+}
+
+macro_rules! table {
+    ({ $contract:ident $all:ident $check:ident } $($name:ident,)*) => {
+        #[doc = concat!("The names of all clauses of [`", stringify!($contract), "`]; each is documented at its check in [`clauses`].")]
+        pub const $all: &[&str] = &[$(stringify!($name)),*];
+
+        #[doc = concat!("Runs one check of [`", stringify!($contract), "`] by its clause's name; `None` if there is no such clause.")]
+        pub async fn $check<S: $contract>(
+            clause: &str,
+            make: &impl Fn() -> S,
+        ) -> Option<Result<(), Violation>> {
+            $(if clause == stringify!($name) {
+                return Some(Box::pin(clauses::$name(make)).await);
+            })*
+            None
+        }
+    };
+}
+
+crate::for_each_clause!(table { KeyStore CLAUSES check });
+crate::for_each_registry_clause!(table { NodeRegistry REGISTRY_CLAUSES check_registry });
+
+/// Runs every check, and tells all clauses that the store breaks. For reports; a test suite is
+/// stamped out by [`suite!`](crate::suite).
+pub async fn violations<S: KeyStore>(make: &impl Fn() -> S) -> Vec<Violation> {
+    let mut found = Vec::new();
+    for clause in CLAUSES {
+        if let Some(Err(violation)) = check(clause, make).await {
+            found.push(violation);
+        }
+    }
+    found
+}
+
+/// Expands to a module of tests: one test per clause of the [`KeyStore`] contract, named after the clause.
+///
+/// `store` is an expression that returns an empty store. Each test evaluates it as often as it needs one.
+/// The tests run on [`block_on`](crate::block_on), a plain executor; `block_on` names another one, such as
+/// one that enters the runtime of an asynchronous driver.
+///
+/// # Examples
+///
+/// ```no_run
+/// keyward_conformance::suite! { mod memory; store = keyward::store::MemoryStore::new(); }
+/// # fn main() {}
+/// ```
+#[macro_export]
+macro_rules! suite {
+    ($(#[$meta:meta])* mod $module:ident; store = $store:expr;) => {
+        $crate::suite! { $(#[$meta])* mod $module; block_on = $crate::block_on; store = $store; }
+    };
+    ($(#[$meta:meta])* mod $module:ident; block_on = $block_on:expr; store = $store:expr;) => {
+        $(#[$meta])*
+        mod $module {
+            #[allow(unused_imports)]
+            use super::*;
+
+            $crate::for_each_clause!($crate::suite { @tests block_on = $block_on; store = $store; });
+        }
+    };
+    ({ @tests block_on = $block_on:expr; store = $store:expr; } $($name:ident,)*) => {$(
+        #[test]
+        fn $name() -> ::core::result::Result<(), $crate::Violation> {
+            let make = || $store;
+            ($block_on)($crate::clauses::$name(&make))
+        }
+    )*};
+}
+
+/// Expands to a module of tests of a [`NodeRegistry`], one per clause, as [`suite!`](crate::suite) does for
+/// stores.
+///
+/// # Examples
+///
+/// ```no_run
+/// keyward_conformance::registry_suite! { mod memory; registry = keyward::store::MemoryStore::new(); }
+/// # fn main() {}
+/// ```
+#[macro_export]
+macro_rules! registry_suite {
+    ($(#[$meta:meta])* mod $module:ident; registry = $registry:expr;) => {
+        $crate::registry_suite! {
+            $(#[$meta])* mod $module; block_on = $crate::block_on; registry = $registry;
+        }
+    };
+    ($(#[$meta:meta])* mod $module:ident; block_on = $block_on:expr; registry = $registry:expr;) => {
+        $(#[$meta])*
+        mod $module {
+            #[allow(unused_imports)]
+            use super::*;
+
+            $crate::for_each_registry_clause!(
+                $crate::suite { @tests block_on = $block_on; store = $registry; }
+            );
+        }
+    };
+}

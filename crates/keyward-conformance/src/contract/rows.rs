@@ -1,0 +1,339 @@
+//! Clauses about what is written: it comes back as it was.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::Violation;
+use super::fixtures::{Desk, digest, id, imported, key, owner, stamp, text};
+use keyward::AddressAllowlist;
+use keyward::DigestMark;
+use keyward::KeyId;
+use keyward::Metadata;
+use keyward::ScopeSet;
+use keyward::Timestamp;
+use keyward::audit::{Action, FieldChange};
+use keyward::store::{KeyStore, Locator, Revision, Row, Select};
+use keyward::token::TokenPrefix;
+use keyward::{Author, Owner};
+use keyward::{BulkFilter, PendingSweep, SweepKind};
+use keyward::{
+    ClassName, Description, Environment, Hint, KeyName, PepperId, PrincipalId, Purpose, ResourceId,
+    ResourceKind, Role,
+};
+use keyward::{
+    Credential, ImportScheme, KeyRecord, KeyState, LastAction, Lineage, Maker, Predecessor, Reason,
+    Resource, RotationReason, Succession, Visibility,
+};
+use keyward::{OwnerRecord, TenantRecord, TimeRepair};
+
+/// Records come back as they were written, field by field, at the bounds of their texts too: by
+/// load, find, list, scan and feed.
+pub async fn records_come_back_as_they_were_written<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "records_come_back_as_they_were_written");
+    let start = desk.head().await?;
+    let mut batch = desk.batch("acme/web");
+    for record in [
+        full(1),
+        longest(2),
+        imported(3, "old token"),
+        key(4),
+        least(5),
+    ] {
+        batch = batch.put(record);
+    }
+    let written = batch.commit.effects.puts.clone();
+    desk.land(batch).await?;
+    for record in written {
+        let view = desk.load("acme/web", Select::key(record.id)).await?;
+        desk.same("by load", view.record(record.id), Some(&record))?;
+        let found = desk
+            .find(Locator::Id(record.id))
+            .await?
+            .map(|found| found.change.row);
+        desk.same("by find", found, Some(Row::Key(Box::new(record))))?;
+    }
+    let mut told = Vec::new();
+    for page in desk.follow(start, 10).await? {
+        told.extend(page.changes);
+    }
+    told.sort_by_key(|change| change.row.key());
+    let standing = desk.truth.standing().into_values().collect();
+    desk.same("by the feed", told, standing)?;
+    desk.agrees("after the records were written").await
+}
+
+/// Rows of owners and tenants, and audit entries of every kind, come back as they were written.
+pub async fn other_rows_come_back_as_they_were_written<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "other_rows_come_back_as_they_were_written");
+    let removed = OwnerRecord {
+        role: None,
+        removed_at: Some(stamp(7).at),
+        raised_from: [Role::MEMBER, Role::DEVELOPER].into(),
+        updated: stamp(8),
+        ..owner(&"o".repeat(PrincipalId::MAX_LEN))
+    };
+    let batch = desk
+        .batch("acme")
+        .owner(owner("ann"))
+        .owner(removed)
+        .provision();
+    let mut batch = actions()
+        .into_iter()
+        .fold(batch, |batch, action| batch.entry(action, None));
+    let tenant = batch.commit.tenant.clone();
+    batch.commit.effects.tenant = Some(TenantRecord {
+        tenant,
+        provisioned: Some(stamp(1)),
+        closed: Some(stamp(9)),
+        sweeps: sweeps(),
+        updated: stamp(9),
+        time_repair: Some(TimeRepair {
+            to: stamp(8).at,
+            through: Revision(7),
+        }),
+    });
+    for entry in &mut batch.commit.effects.audit {
+        entry.role = None;
+    }
+    desk.land(batch).await?;
+    desk.agrees("after the rows were written").await?;
+    let select = Select {
+        owners: vec![text("ann"), text(&"o".repeat(PrincipalId::MAX_LEN))],
+        ..Select::none()
+    };
+    let mut view = desk.load("acme", select).await?;
+    view.owners.sort_by(|a, b| a.owner.cmp(&b.owner));
+    let stored = desk
+        .truth
+        .rows
+        .values()
+        .filter_map(|change| match &change.row {
+            Row::Owner(row) => Some(row.clone()),
+            _ => None,
+        });
+    desk.same("rows of owners by load", view.owners, stored.collect())
+}
+
+/// A put replaces the whole record: what the new one leaves out is gone.
+pub async fn a_put_replaces_the_whole_record<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "a_put_replaces_the_whole_record");
+    let batch = desk.batch("acme").put(full(1));
+    desk.land(batch).await?;
+    let batch = desk.batch("acme").put(key(1));
+    let written = batch.commit.effects.puts.clone();
+    desk.land(batch).await?;
+    let view = desk.load("acme", Select::key(id(1))).await?;
+    desk.same("the key", view.records, written)?;
+    desk.agrees("after the replacement").await
+}
+
+/// Every optional field is set.
+fn full(n: u64) -> KeyRecord {
+    KeyRecord {
+        visibility: Visibility::Publishable,
+        environment: Environment::TEST,
+        description: Some(text(
+            "First line.\n\tSecond line: „quotes“, it's 100% \\ fine; 🔑",
+        )),
+        purpose: Some(text("nightly export")),
+        metadata: pairs(&[
+            ("team", "core"),
+            ("empty", ""),
+            ("NULL", "null"),
+            ("é", "\0\u{7}"),
+        ]),
+        owner: Owner::Principal(text("user:42@example.com")),
+        bound: BTreeSet::from([Role::ADMIN, Role::DEVELOPER]),
+        manages: true,
+        makers: (91..=98).map(maker).collect(),
+        lineage: Lineage {
+            first: id(90),
+            since: stamp(4).at,
+            created_by: Some(id(98)),
+        },
+        exposed_at: Some(stamp(8).at),
+        scopes: scopes(&["reports:read", "reports:*", "*:write"]),
+        allowlist: networks(&[
+            "192.0.2.0/24",
+            "2001:db8::/32",
+            "198.51.100.7",
+            "192.0.2.0/24",
+        ]),
+        resource: Some(Resource {
+            kind: text("deployment.client"),
+            id: text("dep/7"),
+        }),
+        last_action: LastAction::FirstUsed,
+        expires_at: Some(Timestamp::MAX),
+        state: KeyState::Disabled(stamp(3)),
+        legacy: true,
+        predecessor: Some(Predecessor {
+            key: id(90),
+            first_used_at: Some(stamp(4).at),
+        }),
+        succession: Some(Succession {
+            successor: KeyId::from_u128(u128::MAX),
+            since: stamp(5).at,
+            reason: RotationReason::Compromise,
+            own_expiry: Some(stamp(6).at),
+            grace_from_first_use: Some(Duration::new(86_400, 999_999_999)),
+        }),
+        published: Some("pk_live_000000000000000000000000".to_owned()),
+        ..key(n)
+    }
+}
+
+/// Texts as long as they may be, in characters of several bytes where they may be any.
+fn longest(n: u64) -> KeyRecord {
+    let long = |max: usize| "x".repeat(max);
+    let wide = |max: usize| "é".repeat(max / 2);
+    let big = [("k".to_owned(), "ü".repeat((Metadata::MAX_LEN - 1) / 2))];
+    KeyRecord {
+        id: KeyId::from_u128(u128::MAX - u128::from(n)),
+        class: text(&long(ClassName::MAX_LEN)),
+        environment: text(&long(Environment::MAX_LEN)),
+        prefix: Some(text(&(long(TokenPrefix::MAX_LEN - 1) + "_"))),
+        name: text(&wide(KeyName::MAX_LEN)),
+        description: Some(text(&wide(Description::MAX_LEN))),
+        purpose: Some(text(&wide(Purpose::MAX_LEN))),
+        metadata: Metadata::new(big).unwrap_or_default(),
+        owner: Owner::Principal(text(&long(PrincipalId::MAX_LEN))),
+        bound: BTreeSet::from([text(&long(Role::MAX_LEN))]),
+        resource: Some(Resource {
+            kind: text(&long(ResourceKind::MAX_LEN)),
+            id: text(&long(ResourceId::MAX_LEN)),
+        }),
+        state: KeyState::Revoked {
+            stamp: stamp(3),
+            reason: Reason::RotationCancelled,
+        },
+        hint: text(&wide(Hint::MAX_LEN)),
+        credential: Credential::Peppered {
+            pepper: text(&long(PepperId::MAX_LEN)),
+            digest: digest("the longest"),
+        },
+        ..key(n)
+    }
+}
+
+/// The least of everything: the first instant, one-letter texts, zero bytes.
+fn least(n: u64) -> KeyRecord {
+    KeyRecord {
+        id: KeyId::from_u128(0),
+        class: text("c"),
+        environment: text("e"),
+        prefix: None,
+        name: text("'"),
+        expires_at: Some(Timestamp::UNIX_EPOCH),
+        hint: text("%"),
+        credential: Credential::Peppered {
+            pepper: text("p"),
+            digest: keyward::Digest::from_bytes([0; 32]),
+        },
+        published: Some(String::new()),
+        ..key(n)
+    }
+}
+
+fn pairs(pairs: &[(&str, &str)]) -> Metadata {
+    Metadata::new(pairs.iter().copied()).unwrap_or_default()
+}
+
+fn scopes(scopes: &[&str]) -> ScopeSet {
+    ScopeSet::parse(scopes.iter().copied()).unwrap_or_default()
+}
+
+fn networks(networks: &[&str]) -> AddressAllowlist {
+    AddressAllowlist::parse(networks.iter().copied()).unwrap_or_default()
+}
+
+fn maker(n: u64) -> Maker {
+    Maker {
+        key: id(n),
+        lineage: id(n - 1),
+    }
+}
+
+/// One of every command over many keys that may be under way.
+fn sweeps() -> Vec<PendingSweep> {
+    let key = Author::Key {
+        key: id(7),
+        owner: Owner::Tenant,
+    };
+    let made_by = BulkFilter::all().made_by(id(7)).owner(text("ann"));
+    let kinds = [
+        (Author::Application, SweepKind::CloseTenant),
+        (key, SweepKind::RemoveOwner(text("ann"))),
+        (stamp(1).by, SweepKind::Revoke(made_by, Reason::Leaked)),
+    ];
+    let pending = |(by, kind)| PendingSweep {
+        command: text("sweep"),
+        by,
+        began_at: stamp(2).at,
+        descendants: true,
+        kind,
+    };
+    kinds.into_iter().map(pending).collect()
+}
+
+/// One of every action.
+fn actions() -> Vec<Action> {
+    let class = || text::<ClassName>("server");
+    let changes = vec![FieldChange {
+        field: "name".to_owned(),
+        before: String::new(),
+        after: "Ünïcode 🔑\n".to_owned(),
+    }];
+    vec![
+        Action::TenantClosed,
+        Action::ResourceProvisioned {
+            resource: text("dep/7"),
+        },
+        Action::KeyProvisioned { class: class() },
+        Action::KeyImported {
+            class: class(),
+            scheme: ImportScheme::Sha256,
+            mark: DigestMark::from_bytes([7; 32]),
+            owner: Owner::Principal(text("ann")),
+            expires_at: Some(stamp(9).at),
+        },
+        Action::KeyUpdated { changes },
+        Action::KeyDisabled,
+        Action::KeyEnabled,
+        Action::KeyRevoked {
+            reason: Reason::Leaked,
+        },
+        Action::KeyDeleted,
+        Action::KeyPurged,
+        Action::KeyRotated {
+            successor: id(9),
+            reason: RotationReason::ExpiryNear,
+            until: stamp(9).at,
+        },
+        Action::RotationCancelled { successor: id(9) },
+        Action::FirstUsed,
+        Action::GraceBegan { until: stamp(9).at },
+        Action::SecretReplaced,
+        Action::LeakReported {
+            source: text("https://example.com/a?b=c"),
+            revoked: true,
+        },
+        Action::KeyRedigested { pepper: text("p2") },
+        Action::OwnerRoleChanged {
+            owner: text("ann"),
+            before: None,
+            after: Role::MEMBER,
+        },
+        Action::OwnerRemoved { owner: text("ann") },
+        Action::TimeRepaired {
+            from: stamp(9).at,
+            to: stamp(8).at,
+        },
+    ]
+}

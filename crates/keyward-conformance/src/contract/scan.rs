@@ -1,0 +1,239 @@
+//! Clauses of `scan`, and of the feed that goes on where a scan ends.
+
+use std::collections::BTreeMap;
+
+use super::Violation;
+use super::fixtures::{Batch, Desk, Running, STEPS, count, id, imported, key, owner, text};
+use keyward::KeyId;
+use keyward::KeyRecord;
+use keyward::audit::Action;
+use keyward::store::{Change, KeyStore, Row, RowKey, StoreError, StoreErrorKind};
+
+/// A scan tells every row once, in the order of [`RowKey`], whatever the limit.
+pub async fn a_scan_tells_every_row_in_order<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "a_scan_tells_every_row_in_order");
+    let (_, rows) = desk.scan_all(1).await?;
+    desk.same("rows of an empty store", rows, Vec::new())?;
+    // Ids with the highest bit set come last: a store that keeps them as signed numbers sees others.
+    let edge = |id| KeyRecord {
+        id: KeyId::from_u128(id),
+        ..key(1)
+    };
+    let batch = desk
+        .batch("globex")
+        .owner(owner("zoe"))
+        .put(key(2))
+        .put(edge(u128::MAX));
+    desk.land(batch.put(edge(1 << 127))).await?;
+    let batch = desk
+        .batch("acme/web")
+        .provision()
+        .owner(owner("ann"))
+        .put(key(3));
+    desk.land(batch.put(edge((1 << 64) - 1)).put(edge(1 << 63)))
+        .await?;
+    let batch = desk
+        .batch("acme")
+        .provision()
+        .owner(owner("bob"))
+        .owner(owner("Ann"));
+    desk.land(batch.put(key(5)).put(imported(4, "old token")).put(edge(0)))
+        .await?;
+    let batch = desk.batch("acme").remove(id(5)).put(key(6));
+    desk.land(batch).await?;
+    let want: Vec<_> = desk.truth.standing().into_values().collect();
+    for limit in 1..=want.len() + 2 {
+        let (_, rows) = desk.scan_all(limit).await?;
+        let got: Vec<_> = rows.iter().map(|change| change.row.key()).collect();
+        let keys: Vec<_> = want.iter().map(|change| change.row.key()).collect();
+        desk.same(&format!("names of the rows in pages of {limit}"), got, keys)?;
+        desk.same(&format!("rows in pages of {limit}"), &rows, &want)?;
+    }
+    Ok(())
+}
+
+/// Pages need not share a snapshot: changes after the first page's head lead from whatever the
+/// pages told to the rows of the store.
+pub async fn a_scan_and_its_changes_lead_to_the_store<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "a_scan_and_its_changes_lead_to_the_store");
+    let keys = (1..=9).map(|n| key(n * 2));
+    let batch = desk.batch("acme").owner(owner("bob"));
+    desk.land(keys.fold(batch, Batch::put)).await?;
+    let renamed = KeyRecord {
+        name: text("renamed"),
+        ..key(18)
+    };
+    let mut rows = BTreeMap::new();
+    let mut page = desk.scan(None, 1).await?;
+    let first = page.head;
+    for told in 1.. {
+        take(&mut rows, page.rows);
+        let Some(after) = page.next else { break };
+        let batch = desk.batch("acme");
+        // Before the place of the scan and after it, rows are written, changed and removed.
+        let batch = match told {
+            1 => batch.put(key(20)).put(renamed.clone()),
+            4 => batch.remove(id(2)).remove(id(4)),
+            5 => batch
+                .owner(owner("ann"))
+                .put(key(1))
+                .put(imported(31, "old token")),
+            6 => batch.owner(owner("bob")).remove(id(16)),
+            _ => batch.entry(Action::KeyDisabled, Some(id(18))),
+        };
+        desk.land(batch).await?;
+        page = desk.scan(Some(after), 1).await?;
+    }
+    for page in desk.follow(first, 3).await? {
+        take(&mut rows, page.changes);
+    }
+    rows.retain(|_, change| !matches!(change.row, Row::Removed { .. }));
+    desk.same("rows after scan and changes", rows, desk.truth.standing())
+}
+
+/// A page's head is read before its rows: a commit that runs beside the scan is in the rows, or the
+/// changes after the head tell it.
+pub async fn a_scan_reads_its_head_before_its_rows<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let clause = "a_scan_reads_its_head_before_its_rows";
+    for steps in 0..=STEPS {
+        let mut desk = Desk::new(make, clause);
+        let batch = desk.batch("acme").put(key(1)).put(key(3));
+        desk.land(batch).await?;
+        let beside = desk.batch("acme").put(key(2)).remove(id(3));
+        let (revision, page) = {
+            let mut running = Running::new(desk.scan(None, 10));
+            running.steps(steps).await;
+            let commit = desk.store.commit(beside.commit.clone());
+            let landed = running.let_pass(commit).await;
+            let landed = landed.map_err(|error| desk.fail(format!("commit failed: {error}")))?;
+            (landed, running.finish().await?)
+        };
+        desk.landed(&beside, revision);
+        let mut rows = BTreeMap::new();
+        take(&mut rows, page.rows);
+        for page in desk.follow(page.head, 10).await? {
+            take(&mut rows, page.changes);
+        }
+        rows.retain(|_, change| !matches!(change.row, Row::Removed { .. }));
+        let what = format!("rows after a scan with a commit beside it, {steps} polls apart");
+        desk.same(&what, rows, desk.truth.standing())?;
+    }
+    Ok(())
+}
+
+/// A scan of everything tells every row once, in any order, and where the store stands; also that
+/// there is none.
+pub async fn a_scan_of_all_tells_every_row_once<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "a_scan_of_all_tells_every_row_once");
+    for round in 0..4 {
+        let want: Vec<_> = desk.truth.standing().into_values().collect();
+        let at = desk.scan(None, 1).await?;
+        for limit in 1..=want.len() + 2 {
+            let pages = desk.pages_of_all(limit).await?;
+            let what = |told: &str| format!("{told} of a scan of everything, {limit} at a time");
+            let first = &pages[0];
+            desk.same(&what("the head"), first.head, at.head)?;
+            let rows = pages.into_iter().flat_map(|page| page.rows);
+            let standing = |change: &Change| !matches!(change.row, Row::Removed { .. });
+            let mut rows: Vec<_> = rows.filter(standing).collect();
+            rows.sort_by_key(|change| change.row.key());
+            desk.same(&what("rows"), &rows, &want)?;
+        }
+        let batch = match round {
+            0 => desk
+                .batch("acme")
+                .provision()
+                .owner(owner("bob"))
+                .put(key(1)),
+            1 => desk
+                .batch("acme/web")
+                .owner(owner("ann"))
+                .put(imported(4, "old token"))
+                .put(key(3))
+                .put(key(2)),
+            _ => desk.batch("acme").put(key(5)).remove(id(1)),
+        };
+        desk.land(batch).await?;
+    }
+    Ok(())
+}
+
+/// The first head of a scan of everything is read before any row: a commit that runs beside it is in
+/// the rows, or the changes after that head tell it.
+pub async fn a_scan_of_all_reads_its_head_before_its_rows<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let clause = "a_scan_of_all_reads_its_head_before_its_rows";
+    for steps in 0..=STEPS {
+        let mut desk = Desk::new(make, clause);
+        let batch = desk.batch("acme").put(key(1)).put(key(3)).put(key(5));
+        desk.land(batch).await?;
+        let beside = desk.batch("acme").put(key(2)).put(key(6)).remove(id(3));
+        let (revision, pages) = {
+            let mut running = Running::new(desk.pages_of_all(2));
+            running.steps(steps).await;
+            let commit = desk.store.commit(beside.commit.clone());
+            let landed = running.let_pass(commit).await;
+            let landed = landed.map_err(|error| desk.fail(format!("commit failed: {error}")))?;
+            (landed, running.finish().await?)
+        };
+        desk.landed(&beside, revision);
+        let mut rows = BTreeMap::new();
+        let head = pages[0].head;
+        pages
+            .into_iter()
+            .for_each(|page| take(&mut rows, page.rows));
+        for page in desk.follow(head, 10).await? {
+            take(&mut rows, page.changes);
+        }
+        rows.retain(|_, change| !matches!(change.row, Row::Removed { .. }));
+        let what = format!("rows after everything was read beside a commit, {steps} polls apart");
+        desk.same(&what, rows, desk.truth.standing())?;
+    }
+    Ok(())
+}
+
+/// Whoever takes the pages of a scan of everything ends it with an error, and is told that one.
+pub async fn a_scan_of_all_ends_when_a_page_is_refused<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "a_scan_of_all_ends_when_a_page_is_refused");
+    let batch = desk.batch("acme").provision();
+    desk.land((1..=9).map(key).fold(batch, Batch::put)).await?;
+    for taken in 1..=3 {
+        let mut told = 0;
+        let refused = || StoreError::new(StoreErrorKind::Corrupt, "taking a page of the kit");
+        let mut take = |_| {
+            told += 1;
+            if told < taken { Ok(()) } else { Err(refused()) }
+        };
+        let ended = desk.store.scan_all(count(2), &mut take).await;
+        desk.same("pages told", told, taken)?;
+        let ended = ended.err().map(|error| (error.kind(), error.to_string()));
+        let want = refused();
+        desk.same("the end", ended, Some((want.kind(), want.to_string())))?;
+    }
+    // And the store goes on as before.
+    let batch = desk.batch("acme").put(key(10));
+    desk.land(batch).await.map(drop)
+}
+
+fn take(rows: &mut BTreeMap<RowKey, Change>, changes: Vec<Change>) {
+    for change in changes {
+        let row = change.row.key();
+        if rows
+            .get(&row)
+            .is_none_or(|own| own.revision <= change.revision)
+        {
+            rows.insert(row, change);
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Clauses of `audit`. As for lists, the oracle is a second implementation of what a query means.
+
+use super::Violation;
+use super::fixtures::{Checked, Desk, at, count, id, key, owner, text};
+use keyward::audit::Action;
+use keyward::store::{AuditPosition, AuditQuery, AuditRow, KeyStore};
+
+/// Entries of three tenants, by several actors and commands, about keys and about none.
+async fn trail<S: KeyStore>(desk: &mut Desk<S>) -> Checked {
+    let batch = desk
+        .batch("acme")
+        .provision()
+        .owner(owner("ann"))
+        .put(key(1))
+        .put(key(2));
+    desk.land(batch.by("ann", "setup").decided_at(at(100)))
+        .await?;
+    let batch = desk.batch("globex").put(key(3)).by("ann", "setup");
+    desk.land(batch.decided_at(at(110))).await?;
+    let batch = desk
+        .batch("acme")
+        .remove(id(1))
+        .entry(Action::KeyDisabled, Some(id(2)));
+    desk.land(batch.by("bob", "tidy").decided_at(at(120)))
+        .await?;
+    let batch = desk.batch("acme/web").put(key(4)).by("annette", "setup-2");
+    desk.land(batch.decided_at(at(120))).await?;
+    // Clocks of two nodes differ: the order is that of the commits all the same.
+    let batch = desk.batch("globex").entry(Action::KeyDisabled, Some(id(3)));
+    desk.land(batch.by("bob", "tidy").decided_at(at(90)))
+        .await?;
+    let batch = desk
+        .batch("acme")
+        .put(key(5))
+        .entry(Action::KeyEnabled, Some(id(2)));
+    desk.land(batch.by("ann", "setup-2").decided_at(at(130)))
+        .await?;
+    Ok(())
+}
+
+/// Entries come oldest first: store-wide by commit, within a commit in their tenant's chain. Each
+/// tells the commit that wrote it.
+pub async fn the_audit_trail_comes_oldest_first<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "the_audit_trail_comes_oldest_first");
+    let page = desk.audit(&AuditQuery::everything()).await?;
+    desk.same("entries of an empty store", page.rows, Vec::new())?;
+    trail(&mut desk).await?;
+    let page = desk.audit(&AuditQuery::everything()).await?;
+    let places: Vec<_> = page.rows.iter().map(AuditRow::position).collect();
+    let want = desk.truth.audit.iter().map(AuditRow::position).collect();
+    desk.same("places of all entries", places, want)?;
+    desk.same("all entries", page.rows, desk.truth.audit.clone())?;
+    for path in ["acme", "globex"] {
+        let page = desk.audit(&AuditQuery::tenant(text(path))).await?;
+        let chain: Vec<_> = page.rows.iter().map(|row| row.entry.sequence).collect();
+        let want = (1..=chain.len() as u64).collect();
+        desk.same(&format!("chain of {path}"), chain, want)?;
+    }
+    Ok(())
+}
+
+/// A page of the trail holds exactly the entries that meet the query's conditions, for each
+/// condition and for conditions together.
+pub async fn the_audit_trail_holds_exactly_what_matches<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "the_audit_trail_holds_exactly_what_matches");
+    trail(&mut desk).await?;
+    let all = AuditQuery::everything;
+    let mut queries = vec![all()];
+    let tenants = ["acme", "acme/web", "globex", "acm", "initech"];
+    queries.extend(tenants.map(|path| AuditQuery::tenant(text(path))));
+    queries.extend((1..=6).map(|n| all().about(id(n))));
+    let actors = ["ann", "bob", "annette", "nobody"];
+    queries.extend(actors.map(|actor| AuditQuery {
+        actor: Some(text(actor)),
+        ..all()
+    }));
+    let commands = ["setup", "setup-2", "tidy", "set"];
+    queries.extend(commands.map(|command| AuditQuery {
+        command: Some(text(command)),
+        ..all()
+    }));
+    for instant in [90, 91, 110, 120, 121, 131] {
+        let from = Some(at(instant));
+        queries.push(AuditQuery { from, ..all() });
+        queries.push(AuditQuery {
+            before: from,
+            ..all()
+        });
+        queries.push(AuditQuery {
+            from,
+            before: Some(at(120)),
+            ..all()
+        });
+    }
+    let tenant = AuditQuery::tenant(text("acme"));
+    queries.push(AuditQuery {
+        actor: Some(text("ann")),
+        from: Some(at(101)),
+        ..tenant
+    });
+    for query in queries {
+        let page = desk.audit(&query).await?;
+        desk.same(
+            &format!("entries of {query:?}"),
+            page.rows,
+            oracle(&desk, &query),
+        )?;
+        desk.same("whether there is more", page.next, None)?;
+    }
+    Ok(())
+}
+
+/// Pages of the trail, put together, are the trail: of a tenant, of a filter, of the whole store.
+/// A page may begin after any place, in the middle of a commit too.
+pub async fn pages_of_the_audit_trail_neither_repeat_nor_skip<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "pages_of_the_audit_trail_neither_repeat_nor_skip");
+    trail(&mut desk).await?;
+    let tenant = AuditQuery::tenant(text("acme"));
+    let ann = AuditQuery {
+        actor: Some(text("ann")),
+        ..AuditQuery::everything()
+    };
+    for query in [AuditQuery::everything(), tenant, ann] {
+        let want = oracle(&desk, &query);
+        for limit in 1..=want.len() + 1 {
+            let query = AuditQuery {
+                limit: count(limit),
+                ..query.clone()
+            };
+            let rows = desk.audit_all(query.clone()).await?;
+            desk.same(&format!("pages of {limit} of {query:?}"), &rows, &want)?;
+            let more = desk.audit(&query).await?.next.is_some();
+            let what = format!("whether pages of {limit} go on after the first");
+            desk.same(&what, more, limit < want.len())?;
+        }
+        let places = desk.truth.audit.iter().map(AuditRow::position);
+        for place in places.chain([AuditPosition::default()]) {
+            let query = AuditQuery {
+                after: Some(place),
+                ..query.clone()
+            };
+            let page = desk.audit(&query).await?;
+            desk.same(
+                &format!("entries after {place:?}"),
+                page.rows,
+                oracle(&desk, &query),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// The entries of a commit are there when it returns, all of them.
+pub async fn the_audit_trail_reflects_every_commit_that_returned<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "the_audit_trail_reflects_every_commit_that_returned");
+    for n in 1..=3 {
+        let batch = desk
+            .batch("acme")
+            .put(key(n))
+            .entry(Action::KeyDisabled, Some(id(n)));
+        let revision = desk
+            .land(batch.entry(Action::KeyEnabled, Some(id(n))))
+            .await?;
+        let page = desk.audit(&AuditQuery::everything().about(id(n))).await?;
+        let told: Vec<_> = page.rows.iter().map(|row| row.revision).collect();
+        desk.same("commits of a key's three entries", told, vec![revision; 3])?;
+    }
+    Ok(())
+}
+
+fn oracle<S: KeyStore>(desk: &Desk<S>, query: &AuditQuery) -> Vec<AuditRow> {
+    let mut found = Vec::new();
+    for row in &desk.truth.audit {
+        let entry = &row.entry;
+        let place = (row.revision, entry.sequence);
+        let skipped = query
+            .after
+            .is_some_and(|after| place <= (after.revision, after.sequence))
+            || query
+                .tenant
+                .as_ref()
+                .is_some_and(|tenant| entry.tenant != *tenant)
+            || query.key.is_some() && entry.key != query.key
+            || query
+                .actor
+                .as_ref()
+                .is_some_and(|actor| entry.actor.principal() != Some(actor))
+            || query
+                .command
+                .as_ref()
+                .is_some_and(|command| entry.command != *command)
+            || query.from.is_some_and(|from| entry.at < from)
+            || query.before.is_some_and(|before| entry.at >= before);
+        if !skipped {
+            found.push(row.clone());
+        }
+    }
+    found
+}

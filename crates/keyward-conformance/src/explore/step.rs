@@ -1,0 +1,180 @@
+//! A store whose every call is one step: it waits once, and acts when it is polled again.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::num::NonZeroUsize;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use async_trait::async_trait;
+
+use super::{Choice, Reply, Trail};
+use keyward::TenantId;
+use keyward::store::{
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
+    KeyStore, Locator, RowKey, ScanPage, StoreError, StoreErrorKind, TakePage, Versioned,
+    scan_by_pages,
+};
+use keyward::store::{Revision, Select, TenantView};
+
+/// What the explorer and the store it hands out share.
+#[derive(Debug)]
+pub(super) struct Control {
+    decisions: Mutex<Decisions>,
+}
+
+#[derive(Debug)]
+struct Decisions {
+    trail: Trail,
+    may_lose: usize,
+}
+
+impl Control {
+    pub(super) fn new(trail: Trail, may_lose: usize) -> Self {
+        Self {
+            decisions: Mutex::new(Decisions { trail, may_lose }),
+        }
+    }
+
+    pub(super) fn choose(&self, options: Vec<Choice>) -> Choice {
+        self.decisions().trail.choose(options)
+    }
+
+    pub(super) fn take(&self) -> Trail {
+        std::mem::take(&mut self.decisions().trail)
+    }
+
+    fn reply(&self) -> Reply {
+        let mut decisions = self.decisions();
+        if decisions.may_lose == 0 {
+            return Reply::Arrives;
+        }
+        let options = [Reply::Arrives, Reply::Lost, Reply::RequestLost];
+        match decisions.trail.choose(options.map(Choice::Reply).to_vec()) {
+            Choice::Reply(reply @ (Reply::Lost | Reply::RequestLost)) => {
+                decisions.may_lose -= 1;
+                reply
+            }
+            _ => Reply::Arrives,
+        }
+    }
+
+    fn decisions(&self) -> MutexGuard<'_, Decisions> {
+        self.decisions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct StepStore {
+    inner: Arc<dyn KeyStore>,
+    control: Arc<Control>,
+}
+
+impl StepStore {
+    pub(super) fn new(inner: Arc<dyn KeyStore>, control: Arc<Control>) -> Self {
+        Self { inner, control }
+    }
+}
+
+thread_local! {
+    /// Whether the writer that was polled last came to a step. All of them share one thread.
+    static STEPPED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a writer came to its next step since this was last asked.
+pub(super) fn stepped() -> bool {
+    STEPPED.take()
+}
+
+/// One step: the explorer decides when to go on. Every store call of a writer begins with one; a
+/// store under test that does its work in several statements waits for one between them as well.
+/// Outside the explorer it is over at once, or when polled again.
+pub async fn step() {
+    Step { waited: false }.await;
+}
+
+struct Step {
+    waited: bool,
+}
+
+impl Future for Step {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.waited {
+            return Poll::Ready(());
+        }
+        self.waited = true;
+        STEPPED.set(true);
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl KeyStore for StepStore {
+    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+        step().await;
+        self.inner.load(tenant, select).await
+    }
+
+    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+        step().await;
+        self.inner.find(locator).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        step().await;
+        let lost = || StoreError::new(StoreErrorKind::Indeterminate, "committing").into();
+        match self.control.reply() {
+            Reply::Arrives => self.inner.commit(commit).await,
+            Reply::Lost => match self.inner.commit(commit).await {
+                Ok(_) => Err(lost()),
+                refused => refused,
+            },
+            Reply::RequestLost => Err(lost()),
+        }
+    }
+
+    async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
+        step().await;
+        self.inner.changes(after, limit).await
+    }
+
+    async fn scan(
+        &self,
+        after: Option<RowKey>,
+        limit: NonZeroUsize,
+    ) -> Result<ScanPage, StoreError> {
+        step().await;
+        self.inner.scan(after, limit).await
+    }
+
+    async fn scan_all(&self, limit: NonZeroUsize, take: TakePage<'_>) -> Result<(), StoreError> {
+        scan_by_pages(self, limit, take).await
+    }
+
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        step().await;
+        self.inner.list(query).await
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        step().await;
+        self.inner.audit(query).await
+    }
+
+    async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
+        step().await;
+        self.inner.wait_past(after).await
+    }
+
+    fn changes_now(&self, _: Cursor, _: NonZeroUsize) -> Option<Result<Changes, ChangesError>> {
+        // It would look at the store between two steps.
+        None
+    }
+}

@@ -1,0 +1,246 @@
+//! What must hold of a store while managers race over it, told by the rows alone.
+//!
+//! Re-derives what it checks from the records: it calls none of the rules that it watches.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use super::block_on;
+use keyward::CommandId;
+use keyward::KeyId;
+use keyward::PepperRing;
+use keyward::TenantId;
+use keyward::Timestamp;
+use keyward::audit::{Action, AuditHead, verify_chain};
+use keyward::policy::{ActiveKeyCap, LegacyRule, Policy};
+use keyward::store::AuditQuery;
+use keyward::store::Revision;
+use keyward::store::{Change, Cursor, KeyStore, Row, RowKey};
+use keyward::{KeyRecord, KeyState};
+
+const PAGE: NonZeroUsize = NonZeroUsize::new(3).expect("3 is not zero");
+
+pub(super) type Rows = BTreeMap<RowKey, Change>;
+
+/// Where commands landed.
+pub(super) type Landings = BTreeMap<CommandId, Landing>;
+
+/// What a command left in the audit trail.
+#[derive(Debug, Default)]
+pub(super) struct Landing {
+    /// The commits that hold its entries.
+    pub(super) commits: BTreeSet<Revision>,
+    /// The keys that came with a tenant or a resource because of it.
+    pub(super) provisioned: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Watch {
+    store: Arc<dyn KeyStore>,
+    policy: Policy,
+    now: Timestamp,
+    /// Where a follower could have stood, and what it knew there.
+    seen: Vec<(Cursor, Rows)>,
+    ended: BTreeSet<KeyId>,
+}
+
+impl Watch {
+    pub(super) fn new(store: Arc<dyn KeyStore>, policy: Policy, now: Timestamp) -> Self {
+        Self {
+            store,
+            policy,
+            now,
+            seen: Vec::new(),
+            ended: BTreeSet::new(),
+        }
+    }
+
+    pub(super) fn look(&mut self) -> Result<(), String> {
+        let (head, rows) = self.read()?;
+        for (cursor, known) in &self.seen {
+            let followed = self.follow(*cursor, known.clone(), head)?;
+            if followed != rows {
+                return Err(format!("feed from {cursor:?} misses a change"));
+            }
+        }
+        self.check_tenants(&rows)?;
+        self.check_ended(&rows)?;
+        if self.seen.iter().all(|(cursor, _)| *cursor != head) {
+            self.seen.push((head, rows));
+        }
+        Ok(())
+    }
+
+    /// Everything that is there, tombstones left aside.
+    pub(super) fn read(&self) -> Result<(Cursor, Rows), String> {
+        let mut rows = Rows::new();
+        let mut after = None;
+        let mut head = None;
+        loop {
+            let page = block_on(self.store.scan(after, PAGE)).map_err(|e| e.to_string())?;
+            head.get_or_insert(page.head);
+            rows.extend(page.rows.into_iter().map(|row| (row.row.key(), row)));
+            match page.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+        rows.retain(|_, change| !matches!(change.row, Row::Removed { .. }));
+        Ok((head.unwrap_or_default(), rows))
+    }
+
+    fn follow(&self, from: Cursor, mut rows: Rows, head: Cursor) -> Result<Rows, String> {
+        let mut cursor = from;
+        let mut last = from.revision;
+        loop {
+            let page = block_on(self.store.changes(cursor, PAGE))
+                .map_err(|error| format!("feed after {cursor:?}: {error}"))?;
+            for change in page.changes {
+                if change.revision <= cursor.revision || change.revision < last {
+                    return Err(format!("feed after {cursor:?} is out of order"));
+                }
+                last = change.revision;
+                match change.row {
+                    Row::Removed { .. } => rows.remove(&change.row.key()),
+                    _ => rows.insert(change.row.key(), change),
+                };
+            }
+            cursor = page.upto;
+            if cursor == page.head {
+                break;
+            }
+        }
+        if cursor == head {
+            Ok(rows)
+        } else {
+            Err(format!(
+                "feed ends at {cursor:?}, the store stands at {head:?}"
+            ))
+        }
+    }
+
+    fn check_tenants(&self, rows: &Rows) -> Result<(), String> {
+        let mut tenants: BTreeMap<&TenantId, Vec<&KeyRecord>> = BTreeMap::new();
+        let mut open = BTreeSet::new();
+        for change in rows.values() {
+            match &change.row {
+                Row::Key(record) => tenants.entry(&record.tenant).or_default().push(record),
+                Row::Tenant(row) if row.closed.is_none() => {
+                    open.insert(&row.tenant);
+                }
+                _ => {}
+            }
+        }
+        for (tenant, keys) in &tenants {
+            check_cap(&self.policy, self.now, tenant, keys)?;
+        }
+        for tenant in open {
+            let keys = tenants.get(tenant).map_or(&[][..], Vec::as_slice);
+            self.check_legacy(tenant, keys)?;
+        }
+        Ok(())
+    }
+
+    fn check_legacy(&self, tenant: &TenantId, keys: &[&KeyRecord]) -> Result<(), String> {
+        let expected = usize::from(matches!(self.policy.spec().legacy, LegacyRule::One { .. }));
+        let legacy: Vec<_> = keys.iter().filter(|key| key.legacy).collect();
+        let ended = |key: &&&&KeyRecord| key.state != KeyState::Enabled;
+        if legacy.len() != expected {
+            return Err(format!("{tenant} has {} legacy keys", legacy.len()));
+        }
+        match legacy.iter().find(ended) {
+            Some(key) => Err(format!("legacy key {} of {tenant} was ended", key.id)),
+            None => Ok(()),
+        }
+    }
+
+    fn check_ended(&mut self, rows: &Rows) -> Result<(), String> {
+        let known = self.seen.last().map(|(_, rows)| rows);
+        let gone = known
+            .into_iter()
+            .flatten()
+            .filter_map(|(key, _)| match key {
+                RowKey::Key(id) if !rows.contains_key(key) => Some(*id),
+                _ => None,
+            });
+        self.ended.extend(gone);
+        for change in rows.values() {
+            if let Row::Key(record) = &change.row {
+                if matches!(record.state, KeyState::Revoked { .. }) {
+                    self.ended.insert(record.id);
+                } else if self.ended.contains(&record.id) {
+                    return Err(format!("key {} came back", record.id));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads every tenant's trail and checks its chain; tells where each command landed.
+    pub(super) fn audit(
+        &self,
+        tenants: &BTreeSet<TenantId>,
+        peppers: &PepperRing,
+    ) -> Result<Landings, String> {
+        let mut landings = Landings::new();
+        for tenant in tenants {
+            let mut query = AuditQuery::tenant(tenant.clone());
+            let mut entries = Vec::new();
+            loop {
+                let page = block_on(self.store.audit(&query)).map_err(|e| e.to_string())?;
+                for row in page.rows {
+                    let command = row.entry.command.clone();
+                    let landing = landings.entry(command).or_default();
+                    landing.commits.insert(row.revision);
+                    let provisioned = matches!(row.entry.action, Action::KeyProvisioned { .. });
+                    landing.provisioned += usize::from(provisioned);
+                    entries.push(row.entry);
+                }
+                match page.next {
+                    Some(next) => query.after = Some(next),
+                    None => break,
+                }
+            }
+            verify_chain(tenant, AuditHead::GENESIS, &entries, peppers, None)
+                .map_err(|error| format!("audit trail of {tenant}: {error}"))?;
+        }
+        Ok(landings)
+    }
+}
+
+/// Whether a tenant with these keys keeps its cap at `now`.
+pub(crate) fn check_cap(
+    policy: &Policy,
+    now: Timestamp,
+    tenant: &TenantId,
+    keys: &[&KeyRecord],
+) -> Result<(), String> {
+    let ActiveKeyCap::Limited { limit, classes } = &policy.spec().active_keys else {
+        return Ok(());
+    };
+    let limit = limit.get() as usize;
+    let alive = |key: &KeyRecord| {
+        !matches!(key.state, KeyState::Revoked { .. }) && key.expires_at.is_none_or(|end| now < end)
+    };
+    let counts =
+        |key: &&&KeyRecord| alive(key) && (classes.is_empty() || classes.contains(&key.class));
+    let live: Vec<_> = keys.iter().filter(counts).collect();
+    let retiring = |key: &KeyRecord| {
+        key.succession.as_ref().is_some_and(|succession| {
+            succession.grace_from_first_use.is_none()
+                || live.iter().any(|other| other.id == succession.successor)
+        })
+    };
+    let active = live.iter().filter(|key| !retiring(key)).count();
+    if active > limit {
+        return Err(format!(
+            "{tenant} has {active} active keys, the cap is {limit}"
+        ));
+    }
+    if live.len() > 2 * limit {
+        let live = live.len();
+        return Err(format!("{tenant} has {live} live keys, the cap is {limit}"));
+    }
+    Ok(())
+}

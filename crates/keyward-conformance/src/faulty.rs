@@ -1,0 +1,309 @@
+//! A store that fails when it is told to.
+//!
+//! Wraps any store. Faults are exactly those that the contract allows: nothing is done and the
+//! store is unavailable, or a commit's outcome is unknown. What the inner store does is never
+//! changed, so that whatever goes wrong on top of it is the caller's fault.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+
+use keyward::TenantId;
+use keyward::store::{
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
+    KeyStore, Locator, NodeId, NodeRegistry, NodeReport, RowKey, ScanPage, StoreError,
+    StoreErrorKind, TakePage, Versioned, scan_by_pages,
+};
+use keyward::store::{Revision, Select, TenantView};
+
+/// Which method of a store is called.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Call {
+    /// [`KeyStore::load`].
+    Load,
+    /// [`KeyStore::find`].
+    Find,
+    /// [`KeyStore::commit`].
+    Commit,
+    /// [`KeyStore::changes`].
+    Changes,
+    /// [`KeyStore::scan`].
+    Scan,
+    /// [`KeyStore::list`].
+    List,
+    /// [`KeyStore::audit`].
+    Audit,
+    /// [`KeyStore::wait_past`].
+    WaitPast,
+    /// [`NodeRegistry::report`].
+    Report,
+    /// [`NodeRegistry::nodes`].
+    Nodes,
+    /// [`NodeRegistry::forget`].
+    Forget,
+}
+
+/// What a call meets.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Fault {
+    /// Nothing: the inner store answers.
+    #[default]
+    None,
+    /// Nothing is done, and the store is `Unavailable`.
+    Unavailable,
+    /// What writes (a commit, a report, forgetting) is carried out and its reply is lost:
+    /// `Indeterminate` if it landed. A refusal of the inner store is told as it is, and so is the
+    /// answer to any other call.
+    ReplyLost,
+    /// What writes is not carried out, and nobody can tell: `Indeterminate`. Any other call is
+    /// `Unavailable`.
+    RequestLost,
+}
+
+type Plan = dyn FnMut(Call) -> Fault + Send;
+
+/// A store that fails as a plan says. Clones share the inner store and the plan, so that a test
+/// keeps one to steer by.
+///
+/// It is never consulted in the process ([`KeyStore::changes_now`] answers `None`) unless
+/// [`answer_at_once`](Self::answer_at_once) says so, so that staleness is exercised.
+///
+/// # Examples
+///
+/// ```
+/// # pollster::block_on(async {
+/// use keyward::conformance::{Call, Fault, FaultyStore};
+/// use keyward::store::MemoryStore;
+/// use keyward::{Actor, Keyward, NewKey, PepperRing, Role};
+///
+/// let store = FaultyStore::new(MemoryStore::new());
+/// let keys = Keyward::builder(store.clone(), PepperRing::generate()?).build().await?;
+/// let admin = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
+///
+/// // The reply of the next commit is lost: the manager finds out that it landed.
+/// store.next(Call::Commit, [Fault::ReplyLost]);
+/// let key = NewKey::new("export").environment("live");
+/// assert!(keys.create(&admin, key.clone()).await.is_ok());
+///
+/// store.partition(true);
+/// assert!(keys.create(&admin, key).await.is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
+#[derive(Debug)]
+pub struct FaultyStore<S> {
+    inner: Arc<S>,
+    control: Arc<Mutex<Control>>,
+}
+
+#[derive(Default)]
+struct Control {
+    partitioned: bool,
+    at_once: bool,
+    scripted: VecDeque<(Call, Fault)>,
+    plan: Option<Box<Plan>>,
+    met: Vec<(Call, Fault)>,
+}
+
+impl fmt::Debug for Control {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Control")
+            .field("partitioned", &self.partitioned)
+            .field("scripted", &self.scripted)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S> Clone for FaultyStore<S> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            control: self.control.clone(),
+        }
+    }
+}
+
+impl<S> FaultyStore<S> {
+    /// Wraps `inner`; without a plan nothing fails.
+    pub fn new(inner: S) -> Self {
+        Self {
+            inner: Arc::new(inner),
+            control: Arc::default(),
+        }
+    }
+
+    /// Asks `plan` before every call that no script and no partition decides.
+    #[must_use]
+    pub fn with_plan(self, plan: impl FnMut(Call) -> Fault + Send + 'static) -> Self {
+        self.control().plan = Some(Box::new(plan));
+        self
+    }
+
+    /// Lets the next calls of this kind meet `faults`, one each, after those scripted before.
+    pub fn next(&self, call: Call, faults: impl IntoIterator<Item = Fault>) {
+        let faults = faults.into_iter().map(|fault| (call, fault));
+        self.control().scripted.extend(faults);
+    }
+
+    /// Cuts the store off, or joins it again. While it is cut off every call is `Unavailable` and
+    /// scripts stand still.
+    pub fn partition(&self, cut_off: bool) {
+        self.control().partitioned = cut_off;
+    }
+
+    /// Lets [`KeyStore::changes_now`] ask the inner store, as a store in the process would, or not.
+    /// Defaults to not. While the store is cut off it cannot.
+    pub fn answer_at_once(&self, at_once: bool) {
+        self.control().at_once = at_once;
+    }
+
+    /// The calls made so far, with what each met.
+    #[must_use]
+    pub fn met(&self) -> Vec<(Call, Fault)> {
+        self.control().met.clone()
+    }
+
+    /// The store inside, which never fails by itself.
+    #[must_use]
+    pub fn inner(&self) -> &S {
+        &self.inner
+    }
+
+    fn fault(&self, call: Call) -> Fault {
+        let mut control = self.control();
+        let fault = control.decide(call);
+        control.met.push((call, fault));
+        fault
+    }
+
+    /// Lets a call other than a commit through, or not.
+    fn pass(&self, call: Call, doing: &'static str) -> Result<(), StoreError> {
+        match self.fault(call) {
+            Fault::None | Fault::ReplyLost => Ok(()),
+            Fault::Unavailable | Fault::RequestLost => {
+                Err(StoreError::new(StoreErrorKind::Unavailable, doing))
+            }
+        }
+    }
+
+    /// Carries out what writes, or not, and loses the reply, or not.
+    async fn write<T, E: From<StoreError>>(
+        &self,
+        call: Call,
+        doing: &'static str,
+        write: impl Future<Output = Result<T, E>> + Send,
+    ) -> Result<T, E> {
+        let error = |kind| Err(StoreError::new(kind, doing).into());
+        match self.fault(call) {
+            Fault::None => write.await,
+            Fault::Unavailable => error(StoreErrorKind::Unavailable),
+            Fault::RequestLost => error(StoreErrorKind::Indeterminate),
+            Fault::ReplyLost => {
+                write.await?;
+                error(StoreErrorKind::Indeterminate)
+            }
+        }
+    }
+
+    fn control(&self) -> MutexGuard<'_, Control> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Control {
+    fn decide(&mut self, call: Call) -> Fault {
+        if self.partitioned {
+            return Fault::Unavailable;
+        }
+        let scripted = self.scripted.iter().position(|(own, _)| *own == call);
+        if let Some((_, fault)) = scripted.and_then(|place| self.scripted.remove(place)) {
+            return fault;
+        }
+        self.plan.as_mut().map_or(Fault::None, |plan| plan(call))
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<S: KeyStore> KeyStore for FaultyStore<S> {
+    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+        self.pass(Call::Load, "loading a tenant")?;
+        self.inner.load(tenant, select).await
+    }
+
+    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+        self.pass(Call::Find, "finding a key")?;
+        self.inner.find(locator).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        let commit = self.inner.commit(commit);
+        self.write(Call::Commit, "committing", commit).await
+    }
+
+    async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
+        self.pass(Call::Changes, "reading changes")?;
+        self.inner.changes(after, limit).await
+    }
+
+    async fn scan(
+        &self,
+        after: Option<RowKey>,
+        limit: NonZeroUsize,
+    ) -> Result<ScanPage, StoreError> {
+        self.pass(Call::Scan, "scanning")?;
+        self.inner.scan(after, limit).await
+    }
+
+    async fn scan_all(&self, limit: NonZeroUsize, take: TakePage<'_>) -> Result<(), StoreError> {
+        scan_by_pages(self, limit, take).await
+    }
+
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        self.pass(Call::List, "listing keys")?;
+        self.inner.list(query).await
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        self.pass(Call::Audit, "reading the audit trail")?;
+        self.inner.audit(query).await
+    }
+
+    async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
+        self.pass(Call::WaitPast, "waiting for changes")?;
+        self.inner.wait_past(after).await
+    }
+
+    fn changes_now(
+        &self,
+        after: Cursor,
+        limit: NonZeroUsize,
+    ) -> Option<Result<Changes, ChangesError>> {
+        let open = {
+            let control = self.control();
+            control.at_once && !control.partitioned
+        };
+        open.then(|| self.inner.changes_now(after, limit)).flatten()
+    }
+}
+
+#[async_trait]
+impl<S: NodeRegistry> NodeRegistry for FaultyStore<S> {
+    async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {
+        let report = self.inner.report(report);
+        self.write(Call::Report, "reporting", report).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeReport>, StoreError> {
+        self.pass(Call::Nodes, "reading nodes")?;
+        self.inner.nodes().await
+    }
+
+    async fn forget(&self, node: NodeId, upto: u64) -> Result<(), StoreError> {
+        let forget = self.inner.forget(node, upto);
+        self.write(Call::Forget, "forgetting a node", forget).await
+    }
+}

@@ -1,0 +1,423 @@
+//! What the model is compared with: anything that manages keys, the facade first of all.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::rules::{ACTIONS, Mask, Model, RESOURCES, Why};
+use super::{Ask, Life, Mode, TENANTS};
+use crate::explore::block_on;
+use keyward::Actor;
+use keyward::Digest;
+use keyward::Error;
+use keyward::KeyId;
+use keyward::Keyward;
+use keyward::Need;
+use keyward::SeededEntropy;
+use keyward::TenantId;
+use keyward::Timestamp;
+use keyward::policy::{ActiveKeyCap, LegacyRule, Policy, PolicySpec};
+use keyward::profiles::standard;
+use keyward::store::KeyStore;
+use keyward::{Clock, ManualClock};
+use keyward::{CommandId, PrincipalId, Role};
+use keyward::{DeleteKey, Denied, Expiry, ImportKey, IssuedKey, KeyUpdate, NewKey, Replacement};
+use keyward::{Pepper, PepperRing};
+use keyward::{Reason, Status};
+use keyward::{Scope, ScopeSet};
+
+/// Who asks, as the host knows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Asker {
+    /// The principal; `None` for a key that belongs to its tenant.
+    pub principal: Option<&'static str>,
+    /// The role that the host states for it; none for a key.
+    pub role: Option<&'static str>,
+    /// The tenant it is bound to, by its place in [`TENANTS`].
+    pub tenant: usize,
+    /// Whether it reaches what is below that.
+    pub below: bool,
+    /// What it may hand out before its role narrows it.
+    pub(super) reach: Mask,
+    /// When its own credential ends.
+    pub expires: Option<Timestamp>,
+    /// The key that it presents, if it is no person.
+    pub key: Option<usize>,
+}
+
+impl Asker {
+    pub(super) fn is_narrow(&self) -> bool {
+        self.key.is_some() || self.expires.is_some()
+    }
+}
+
+/// What an accepted command returned.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// The key that came into being, with what its holder presents.
+    pub made: Option<(KeyId, String)>,
+    /// Keys that came with the tenant.
+    pub provisioned: Vec<(KeyId, String)>,
+}
+
+/// A key in a list.
+#[derive(Clone, Copy, Debug)]
+pub struct Listed {
+    /// Neither revoked nor expired.
+    pub live: bool,
+    /// Being replaced.
+    pub retiring: bool,
+    /// The legacy key.
+    pub legacy: bool,
+}
+
+/// Anything that manages keys, with a clock that only tests move.
+pub trait System {
+    /// Carries out a command under this id. `model` tells ids and secrets of keys by number.
+    ///
+    /// # Errors
+    ///
+    /// [`Why`] it was refused.
+    fn ask(&mut self, model: &Model, by: &Asker, id: &str, ask: &Ask) -> Result<Given, Why>;
+
+    /// Presents a key, and does what that leaves to do.
+    fn use_key(&mut self, secret: &str);
+
+    /// What another node that is up to date lets the key do; `None` if it is refused.
+    fn sees(&mut self, secret: &str) -> Option<u16>;
+
+    /// Whether the node that carries out commands accepts the key.
+    fn accepts_here(&mut self, secret: &str) -> bool;
+
+    /// The keys of a tenant.
+    fn list(&mut self, tenant: &str) -> Vec<Listed>;
+
+    /// The wall clock.
+    fn clock(&self) -> Timestamp;
+
+    /// Lets time pass.
+    fn wait(&mut self, by: Duration);
+
+    /// Sets the wall clock back.
+    fn jump_back(&mut self, by: Duration);
+}
+
+/// The policy of the model: one class, up to `cap` active keys, a legacy key; developers reach
+/// reports and users, members read, support reaches nothing.
+///
+/// # Panics
+///
+/// If `cap` is zero.
+#[must_use]
+pub fn policy(cap: usize) -> Policy {
+    let mut spec = standard();
+    for class in spec.classes.values_mut() {
+        class
+            .prefixes
+            .retain(|environment, _| environment.as_str() == "live");
+    }
+    let scopes = |text: &[&'static str]| {
+        ScopeSet::parse(text.iter().copied()).expect("literals of this module")
+    };
+    let developer = scopes(&["reports:*", "users:*"]);
+    spec.roles.insert(Role::DEVELOPER, developer);
+    let limit = u32::try_from(cap).ok().and_then(NonZeroU32::new);
+    let legacy = LegacyRule::One {
+        class: spec.default_class.clone(),
+        name: "legacy".try_into().expect("a literal"),
+        scopes: scopes(&["reports:read"]),
+    };
+    Policy::new(PolicySpec {
+        active_keys: ActiveKeyCap::Limited {
+            limit: limit.expect("a cap is at least one"),
+            classes: Default::default(),
+        },
+        legacy,
+        ..spec
+    })
+    .expect("the standard policy with a legacy key holds no contradiction")
+}
+
+/// The real thing: [`Keyward`] over a store, with a second node that only verifies.
+#[derive(Debug)]
+pub struct Facade {
+    keys: Keyward,
+    other: Keyward,
+    clock: Arc<ManualClock>,
+}
+
+impl Facade {
+    /// The own time of its nodes.
+    pub fn time(&self) -> Timestamp {
+        self.keys.now()
+    }
+
+    /// A facade over `store`, ruled by `policy`.
+    ///
+    /// # Panics
+    ///
+    /// If the store cannot be read.
+    pub fn new(store: Arc<dyn KeyStore>, policy: Policy) -> Self {
+        let start = Timestamp::from_unix_seconds(1_800_000_000).unwrap_or(Timestamp::MAX);
+        let clock = Arc::new(ManualClock::at(start));
+        let node = |seed| {
+            let id = "model".try_into().expect("a literal");
+            let pepper = Pepper::new(id, &[7; Pepper::MIN_LEN]).expect("as long as it must be");
+            let builder = Keyward::builder(store.clone(), PepperRing::new(pepper))
+                .policy(policy.clone())
+                .clock(clock.clone())
+                .entropy(SeededEntropy::new(seed));
+            block_on(builder.build()).expect("the store of a model answers")
+        };
+        Self {
+            keys: node(1),
+            other: node(2),
+            clock: clock.clone(),
+        }
+    }
+
+    fn actor(&self, model: &Model, by: &Asker) -> Result<Actor, Why> {
+        if let Some(key) = by.key {
+            let secret = &model.keys[key].secret;
+            let grant = self.other.verify(secret, &Need::any());
+            return grant.map(|grant| grant.actor()).map_err(|_| Why::Other);
+        }
+        let text = |text: Option<&'static str>| text.unwrap_or("nobody");
+        let principal = PrincipalId::new(text(by.principal)).map_err(|_| Why::Other)?;
+        let role = Role::new(text(by.role)).map_err(|_| Why::Other)?;
+        let actor = Actor::new(tenant(by.tenant), principal, role);
+        Ok(match by.expires {
+            Some(end) => actor
+                .with_scopes(ScopeSet::parse(["reports:read"]).map_err(|_| Why::Other)?)
+                .with_expiry(end),
+            None => actor,
+        })
+    }
+
+    async fn carry_out(
+        &self,
+        model: &Model,
+        actor: &Actor,
+        id: &str,
+        ask: &Ask,
+    ) -> Result<Given, Error> {
+        let by = actor.with_command_id(CommandId::new(id)?);
+        let key = ask
+            .key()
+            .map_or(KeyId::from_u128(0), |key| model.keys[key].id);
+        let keys = &self.keys;
+        match ask {
+            Ask::Create {
+                tenant: place,
+                scopes,
+                life,
+            } => {
+                let created = keys.create(by, draft(*place, scopes, *life)).await?;
+                Ok(Given {
+                    made: Some((created.id, created.secret.expose().to_owned())),
+                    provisioned: given(created.provisioned),
+                })
+            }
+            Ask::Import {
+                tenant: place,
+                token,
+                scopes,
+                life,
+            } => {
+                let text = format!("ext-token-{token}");
+                let import = ImportKey::sha256(Digest::sha256(&text), draft(*place, scopes, *life));
+                let imported = keys.import(by, import).await?;
+                Ok(Given {
+                    made: Some((imported.id, text)),
+                    provisioned: given(imported.provisioned),
+                })
+            }
+            Ask::Update { scopes, life, .. } => {
+                let mut change = KeyUpdate::new();
+                if let Some(scopes) = scopes {
+                    change = change.scopes(scopes.iter().copied());
+                }
+                if let Some(life) = life {
+                    change = change.expiry(match life {
+                        Life::Class => Expiry::Class,
+                        Life::Ever => Expiry::Never,
+                        Life::For(life) => Expiry::In(*life),
+                    });
+                }
+                keys.update(by, key, change).await.map(|_| Given::default())
+            }
+            Ask::Revoke { .. } => keys
+                .revoke(by, key, Reason::Lost)
+                .await
+                .map(|_| Given::default()),
+            Ask::Disable { .. } => keys.disable(by, key).await.map(|_| Given::default()),
+            Ask::Enable { .. } => keys.enable(by, key).await.map(|_| Given::default()),
+            Ask::Delete { .. } => {
+                let deleted = keys.delete(by, key, DeleteKey::plain()).await;
+                deleted.map(|_| Given::default())
+            }
+            Ask::Rotate { mode, .. } => {
+                let how = match mode {
+                    Mode::Now => Replacement::immediate(),
+                    Mode::Grace(grace) => Replacement::grace(*grace),
+                    Mode::FirstUse(grace) => Replacement::on_first_use(*grace),
+                };
+                let rotated = keys.rotate(by, key, how).await?;
+                Ok(Given {
+                    made: Some((rotated.id, rotated.secret.expose().to_owned())),
+                    provisioned: Vec::new(),
+                })
+            }
+            Ask::Finish { .. } => keys
+                .finish_rotation(by, key)
+                .await
+                .map(|_| Given::default()),
+            Ask::Cancel { .. } => keys
+                .cancel_rotation(by, key)
+                .await
+                .map(|_| Given::default()),
+            Ask::ChangeRole {
+                tenant: place,
+                owner,
+                role,
+            } => {
+                let (owner, role) = (PrincipalId::new(owner)?, Role::new(role)?);
+                let changed = keys
+                    .change_owner_role(by, &tenant(*place), owner, role)
+                    .await;
+                changed.map(|_| Given::default())
+            }
+            Ask::RemoveOwner {
+                tenant: place,
+                owner,
+            } => {
+                let removed = keys
+                    .remove_owner(by, &tenant(*place), PrincipalId::new(owner)?)
+                    .await;
+                removed.map(|_| Given::default())
+            }
+            Ask::Close { tenant: place } => keys
+                .close_tenant(by, &tenant(*place))
+                .await
+                .map(|_| Given::default()),
+            Ask::Provision { tenant: place } => {
+                let provisioned = keys.provision_tenant(by, &tenant(*place)).await?;
+                Ok(Given {
+                    made: None,
+                    provisioned: given(provisioned),
+                })
+            }
+        }
+    }
+}
+
+impl System for Facade {
+    fn ask(&mut self, model: &Model, by: &Asker, id: &str, ask: &Ask) -> Result<Given, Why> {
+        let actor = self.actor(model, by)?;
+        block_on(self.carry_out(model, &actor, id, ask)).map_err(|error| why(&error))
+    }
+
+    fn use_key(&mut self, secret: &str) {
+        let _ = self.keys.verify(secret, &Need::any());
+        let _ = block_on(self.keys.run_upkeep());
+    }
+
+    fn sees(&mut self, secret: &str) -> Option<u16> {
+        block_on(self.other.sync()).ok()?;
+        let grant = self.other.verify(secret, &Need::any()).ok()?;
+        let mut mask = 0;
+        for (i, resource) in RESOURCES.iter().enumerate() {
+            for (j, action) in ACTIONS.iter().enumerate() {
+                let scope = Scope::new(format!("{resource}:{action}")).ok()?;
+                mask |= u16::from(grant.allows(&scope)) << (3 * i + j);
+            }
+        }
+        Some(mask)
+    }
+
+    fn accepts_here(&mut self, secret: &str) -> bool {
+        self.keys.verify(secret, &Need::any()).is_ok()
+    }
+
+    fn list(&mut self, path: &str) -> Vec<Listed> {
+        let Ok(tenant) = TenantId::new(path) else {
+            return Vec::new();
+        };
+        let host = Actor::application(tenant.clone());
+        let query = self.keys.query(&tenant);
+        let listed = block_on(self.keys.list(&host, &query));
+        let keys = listed.map(|listed| listed.keys).unwrap_or_default();
+        let of = |status: Status, replaced: bool, legacy: bool| Listed {
+            live: !matches!(status, Status::Revoked | Status::Expired),
+            retiring: replaced,
+            legacy,
+        };
+        keys.iter()
+            .map(|key| of(key.status, key.succession.is_some(), key.legacy))
+            .collect()
+    }
+
+    fn clock(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    fn wait(&mut self, by: Duration) {
+        self.clock.advance(by);
+    }
+
+    fn jump_back(&mut self, by: Duration) {
+        // Every node has seen the time as it was.
+        let _seen = (self.keys.now(), self.other.now());
+        self.clock.set_wall(self.clock.now().saturating_sub(by));
+    }
+}
+
+fn tenant(place: usize) -> TenantId {
+    TenantId::new(TENANTS[place % TENANTS.len()]).expect("a literal")
+}
+
+fn draft(place: usize, scopes: &[&'static str], life: Life) -> NewKey {
+    let key = NewKey::new("key")
+        .in_tenant(tenant(place))
+        .scopes(scopes.iter().copied());
+    match life {
+        Life::Class => key,
+        Life::Ever => key.never_expires(),
+        Life::For(life) => key.expires_in(life),
+    }
+}
+
+fn given(keys: Vec<IssuedKey>) -> Vec<(KeyId, String)> {
+    let text = |key: &IssuedKey| {
+        let token = key.token.as_ref();
+        token.map_or(String::new(), |token| token.expose().to_owned())
+    };
+    keys.iter().map(|key| (key.id, text(key))).collect()
+}
+
+fn why(error: &Error) -> Why {
+    match error.denied() {
+        Some(Denied::NotFound) => Why::NotFound,
+        Some(Denied::TenantNotFound) => Why::TenantNotFound,
+        Some(Denied::ActorExpired) => Why::ActorExpired,
+        Some(Denied::Forbidden { .. } | Denied::SupportOnly { .. } | Denied::HostOnly { .. }) => {
+            Why::Role
+        }
+        Some(Denied::CapReached { .. }) => Why::Cap,
+        Some(Denied::ExceedsActor { .. }) => Why::Exceeds,
+        Some(Denied::LegacyKey { .. }) => Why::Legacy,
+        Some(Denied::Revoked) => Why::Revoked,
+        Some(Denied::Expired) => Why::Expired,
+        Some(Denied::Disabled) => Why::Disabled,
+        Some(Denied::TenantClosed { .. }) => Why::Closed,
+        Some(Denied::OwnerRemoved { .. }) => Why::OwnerRemoved,
+        Some(Denied::BeingRotated { .. }) => Why::BeingRotated,
+        Some(Denied::NotRotating) => Why::NotRotating,
+        Some(Denied::SuccessorInUse { .. }) => Why::InUse,
+        Some(Denied::DigestTaken) => Why::Taken,
+        Some(Denied::Imported) => Why::Imported,
+        Some(Denied::AlreadyCreated { .. }) => Why::Already,
+        Some(Denied::RoleDrift { .. }) => Why::Drift,
+        _ => Why::Other,
+    }
+}

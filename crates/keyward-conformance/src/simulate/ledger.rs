@@ -1,0 +1,375 @@
+//! The ledger: what landed when, kept apart from every node, and what follows for who may accept what.
+//!
+//! Naive on purpose: it keeps every version of every row with the real time at which it landed, and
+//! calls none of the rules that verification follows.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Invariant;
+use super::world::Instant;
+use crate::explore::check_cap;
+use keyward::Digest;
+use keyward::KeyId;
+use keyward::Owner;
+use keyward::PepperRing;
+use keyward::TenantId;
+use keyward::Timestamp;
+use keyward::audit::{AuditHead, verify_chain};
+use keyward::policy::Policy;
+use keyward::store::Revision;
+use keyward::store::{Commit, Row, RowKey};
+use keyward::{CommandId, Role};
+use keyward::{KeyRecord, KeyState};
+
+/// A row as one commit left it.
+struct Version {
+    landed: Instant,
+    revision: Revision,
+    row: Row,
+}
+
+pub(super) struct Ledger {
+    policy: Policy,
+    peppers: PepperRing,
+    /// For how long after it landed a change may not have reached a verifier, in microseconds.
+    bound: u64,
+    rows: BTreeMap<RowKey, Vec<Version>>,
+    keys: BTreeMap<TenantId, Vec<KeyId>>,
+    heads: BTreeMap<TenantId, AuditHead>,
+    /// The newest instant of each tenant.
+    newest: BTreeMap<TenantId, Timestamp>,
+    revision: Revision,
+    /// The rows that each command left behind, with the tenant of its commit, oldest first.
+    commands: BTreeMap<CommandId, Vec<(TenantId, RowKey, Revision)>>,
+}
+
+/// A node took a key for good.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Acceptance<'a> {
+    pub(super) key: KeyId,
+    /// The scope that was needed; none for any.
+    pub(super) needs: Option<&'a str>,
+    /// What it went by must have been so at some instant from here on …
+    pub(super) since: Instant,
+    /// … until here, when it was decided.
+    pub(super) until: Instant,
+    /// The node's wall clock then.
+    pub(super) wall: Timestamp,
+}
+
+type Found = (Invariant, String);
+
+impl Ledger {
+    pub(super) fn new(policy: Policy, peppers: PepperRing) -> Self {
+        let worst = policy.spec().propagation.worst_case();
+        // Instants are whole microseconds, and clocks show whole nanoseconds.
+        let bound = u64::try_from(worst.as_micros()).unwrap_or(u64::MAX) + 2;
+        Self {
+            policy,
+            peppers,
+            bound,
+            rows: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            heads: BTreeMap::new(),
+            newest: BTreeMap::new(),
+            revision: Revision::ZERO,
+            commands: BTreeMap::new(),
+        }
+    }
+
+    pub(super) const fn bound(&self) -> u64 {
+        self.bound
+    }
+
+    /// The instant by which a key is good or not on a node with this time: its own tenant's newest commit
+    /// counts, and no other's.
+    pub(super) fn instant_for(&self, key: KeyId, time: Timestamp) -> Timestamp {
+        let first = self.rows.get(&RowKey::Key(key)).and_then(|v| v.first());
+        let tenant = first.and_then(|version| Some(version.row.written_at()?.0));
+        let newest = tenant.and_then(|tenant| self.newest.get(tenant));
+        newest.map_or(time, |newest| time.max(*newest))
+    }
+
+    pub(super) const fn peppers(&self) -> &PepperRing {
+        &self.peppers
+    }
+
+    /// Where each tenant's trail ends.
+    pub(super) const fn heads(&self) -> &BTreeMap<TenantId, AuditHead> {
+        &self.heads
+    }
+
+    /// Takes a commit down, and checks what no commit may do.
+    pub(super) fn landed(
+        &mut self,
+        commit: &Commit,
+        revision: Revision,
+        now: Instant,
+    ) -> Result<(), Found> {
+        if revision <= self.revision {
+            let what = format!("revision {revision} follows {}", self.revision);
+            return Err((Invariant::Progress, what));
+        }
+        self.revision = revision;
+        let newest = self.newest.entry(commit.tenant.clone());
+        let newest = newest.or_insert(commit.decided_at);
+        *newest = commit.decided_at.max(*newest);
+        for row in commit.rows() {
+            let key = row.key();
+            let versions = self.rows.entry(key).or_default();
+            let before = versions.last().map(|version| &version.row);
+            if let Row::Key(record) = &row {
+                if before.is_none() {
+                    let keys = self.keys.entry(record.tenant.clone()).or_default();
+                    keys.push(record.id);
+                }
+                if before.is_some_and(is_ended) && !is_ended(&row) {
+                    let what = format!("key {} came back in the store", record.id);
+                    return Err((Invariant::TombstonesStick, what));
+                }
+            }
+            let landed = now;
+            versions.push(Version {
+                landed,
+                revision,
+                row,
+            });
+        }
+        let commands: BTreeSet<_> = commit.effects.audit.iter().map(|e| &e.command).collect();
+        for command in commands {
+            let left = self.commands.entry(command.clone()).or_default();
+            let rows = commit.rows().map(|row| row.key());
+            left.extend(rows.map(|row| (commit.tenant.clone(), row, revision)));
+        }
+        self.check_trail(commit)?;
+        let live = self.records(&commit.tenant);
+        check_cap(&self.policy, commit.decided_at, &commit.tenant, &live)
+            .map_err(|what| (Invariant::CapKept, what))
+    }
+
+    fn check_trail(&mut self, commit: &Commit) -> Result<(), Found> {
+        let head = self.heads.entry(commit.tenant.clone()).or_default();
+        let entries = &commit.effects.audit;
+        *head = verify_chain(&commit.tenant, *head, entries, &self.peppers, None)
+            .map_err(|error| (Invariant::TrailIntact, error.to_string()))?;
+        if entries.is_empty() {
+            let what = format!("a commit of {} has no entry", commit.tenant);
+            return Err((Invariant::TrailIntact, what));
+        }
+        Ok(())
+    }
+
+    fn records(&self, tenant: &TenantId) -> Vec<&KeyRecord> {
+        let keys = self.keys.get(tenant).into_iter().flatten();
+        keys.filter_map(
+            |key| match &self.rows.get(&RowKey::Key(*key))?.last()?.row {
+                Row::Key(record) => Some(&**record),
+                _ => None,
+            },
+        )
+        .collect()
+    }
+
+    /// Which version of a row a command left behind: as it landed, or if it did not change the row, as
+    /// it found it.
+    pub(super) fn version_of(
+        &self,
+        row: &RowKey,
+        command: &CommandId,
+        found: Revision,
+    ) -> Option<usize> {
+        let revision = match self.commands.get(command) {
+            Some(left) => {
+                let wrote = left.iter().rfind(|(_, own, _)| own == row);
+                // Its first commit in the row's tenant, which landed where it had read the row.
+                let read = || left.iter().find(|(tenant, ..)| self.is_of(row, tenant));
+                wrote.or_else(read)?.2
+            }
+            None => found,
+        };
+        let versions = self.rows.get(row)?;
+        versions
+            .iter()
+            .rposition(|version| version.revision <= revision)
+    }
+
+    /// Whether a row belongs to a tenant.
+    fn is_of(&self, row: &RowKey, tenant: &TenantId) -> bool {
+        match row {
+            RowKey::Tenant(own) | RowKey::Owner(own, _) => own == tenant,
+            RowKey::Key(key) => self.tenant_of(*key).as_ref() == Some(tenant),
+        }
+    }
+
+    /// The key that was imported with a digest, if one was.
+    pub(super) fn imported(&self, digest: &Digest) -> Option<KeyId> {
+        self.rows
+            .values()
+            .find_map(|versions| match &versions.first()?.row {
+                Row::Key(record) if record.credential.imported() == Some(digest) => Some(record.id),
+                _ => None,
+            })
+    }
+
+    /// The tenant of a key.
+    pub(super) fn tenant_of(&self, key: KeyId) -> Option<TenantId> {
+        match &self.rows.get(&RowKey::Key(key))?.first()?.row {
+            Row::Key(record) => Some(record.tenant.clone()),
+            _ => None,
+        }
+    }
+
+    /// Whether a key was there at an instant, and is there to this day.
+    pub(super) fn is_there(&self, key: KeyId, since: Instant) -> bool {
+        let versions = self.rows.get(&RowKey::Key(key));
+        let there = |version: &Version| version.landed <= since;
+        versions.is_some_and(|versions| {
+            let removed = |version: &Version| matches!(version.row, Row::Removed { .. });
+            versions.first().is_some_and(there) && !versions.last().is_some_and(removed)
+        })
+    }
+
+    /// Whether a key is revoked or removed.
+    pub(super) fn is_ended(&self, key: KeyId) -> bool {
+        let versions = self.rows.get(&RowKey::Key(key));
+        versions.is_some_and(|versions| versions.last().is_some_and(|last| is_ended(&last.row)))
+    }
+
+    /// Whether a key was ever revoked or removed.
+    pub(super) fn was_revoked(&self, key: KeyId) -> bool {
+        let versions = self.rows.get(&RowKey::Key(key));
+        versions.is_some_and(|versions| versions.iter().any(|version| is_ended(&version.row)))
+    }
+
+    /// Whether a key that nobody has changed for long is good now, and what speaks against it.
+    pub(super) fn is_good(&self, key: KeyId, needs: Option<&str>, now: Timestamp) -> bool {
+        let record = self.rows.get(&RowKey::Key(key)).and_then(|v| v.last());
+        let Some(Version {
+            row: Row::Key(record),
+            ..
+        }) = record
+        else {
+            return false;
+        };
+        gates(record).iter().all(|gate| {
+            let row = self.rows.get(gate).and_then(|versions| versions.last());
+            row.is_none_or(|version| admits(&version.row, record, needs, now))
+        })
+    }
+
+    /// Checks an acceptance: of every row that has a say in it, some version admitted it that was
+    /// the newest at some instant it may go by, and none is older than what the node itself had
+    /// changed.
+    pub(super) fn check(
+        &self,
+        acceptance: Acceptance<'_>,
+        own: impl Fn(&RowKey) -> Option<usize>,
+    ) -> Result<(), Found> {
+        let Acceptance {
+            key,
+            needs,
+            since,
+            until,
+            wall,
+        } = acceptance;
+        let row = RowKey::Key(key);
+        let first = self.rows.get(&row).and_then(|versions| versions.first());
+        let Some(Version {
+            row: Row::Key(record),
+            ..
+        }) = first
+        else {
+            let what = format!("{key} was accepted, and there never was such a key");
+            return Err((Invariant::NeverPastBound, what));
+        };
+        for gate in gates(record) {
+            let Some(versions) = self.rows.get(&gate) else {
+                continue;
+            };
+            // The newest at the first instant, and all that landed later.
+            let oldest = versions.iter().rposition(|version| version.landed <= since);
+            let floor = own(&gate);
+            let good = |from: Option<usize>| {
+                // Before the first version of an owner's or tenant's row nothing spoke against it.
+                if from.is_none() && gate != row {
+                    return true;
+                }
+                let candidates = versions.iter().skip(from.unwrap_or_default());
+                let mut landed = candidates.take_while(|version| version.landed <= until);
+                landed.any(|version| admits(&version.row, record, needs, wall))
+            };
+            if !good(oldest) {
+                let late = self.ended_since(&gate, record, needs, wall, until);
+                let what = format!(
+                    "{key} was accepted {late} us after {gate:?} ended that, {} us is the bound",
+                    self.bound
+                );
+                return Err((Invariant::NeverPastBound, what));
+            }
+            if !good(oldest.max(floor)) {
+                let what = format!("{key} was accepted where {gate:?} had been changed");
+                return Err((Invariant::AtOnceWhereApplied, what));
+            }
+        }
+        Ok(())
+    }
+
+    /// For how long no version of a row has admitted a key.
+    fn ended_since(
+        &self,
+        gate: &RowKey,
+        record: &KeyRecord,
+        needs: Option<&str>,
+        wall: Timestamp,
+        until: Instant,
+    ) -> u64 {
+        let versions = self.rows.get(gate).map_or(&[][..], Vec::as_slice);
+        let last = versions.iter().rposition(|version| {
+            version.landed <= until && admits(&version.row, record, needs, wall)
+        });
+        let ended = versions.get(last.map_or(0, |last| last + 1));
+        ended.map_or(0, |version| until.saturating_sub(version.landed))
+    }
+}
+
+/// The rows that have a say in a key.
+fn gates(record: &KeyRecord) -> Vec<RowKey> {
+    let mut gates = vec![RowKey::Key(record.id)];
+    for tenant in record.tenant.lineage() {
+        if let Owner::Principal(owner) = &record.owner {
+            gates.push(RowKey::Owner(tenant.clone(), owner.clone()));
+        }
+        gates.push(RowKey::Tenant(tenant));
+    }
+    gates
+}
+
+/// Whether a row lets a key be accepted.
+fn admits(row: &Row, about: &KeyRecord, needs: Option<&str>, now: Timestamp) -> bool {
+    let reads = needs.is_none_or(|scope| scope.ends_with(":read"));
+    let reaches = |role: &Role| *role != Role::MEMBER || reads;
+    match row {
+        Row::Key(record) => {
+            let has = |scope| record.scopes.iter().any(|own| own.as_str() == scope);
+            record.state == KeyState::Enabled
+                && record.expires_at.is_none_or(|end| now < end)
+                && needs.is_none_or(has)
+                // Whoever received the secret bounds it, whatever its owner becomes.
+                && record.bound.iter().all(reaches)
+        }
+        Row::Owner(owner) => {
+            let lasting = owner.removed_at.is_none_or(|at| about.created.at > at);
+            lasting && owner.role.as_ref().is_some_and(reaches)
+        }
+        Row::Tenant(tenant) => tenant.closed.is_none(),
+        Row::Removed { .. } | Row::Corrupt(_) => false,
+    }
+}
+
+fn is_ended(row: &Row) -> bool {
+    match row {
+        Row::Key(record) => matches!(record.state, KeyState::Revoked { .. }),
+        Row::Removed { .. } => true,
+        Row::Tenant(_) | Row::Owner(_) | Row::Corrupt(_) => false,
+    }
+}

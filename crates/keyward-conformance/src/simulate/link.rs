@@ -1,0 +1,227 @@
+//! A node's way to the store: requests and replies take time, and get lost.
+//!
+//! A request that has left is carried out when it arrives, whatever has become of who sent it.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+
+use async_trait::async_trait;
+
+use super::world::{MILLI, World};
+use crate::Call;
+use crate::explore::block_on;
+use keyward::TenantId;
+use keyward::store::{
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
+    KeyStore, Locator, RowKey, ScanPage, StoreError, StoreErrorKind, TakePage, Versioned,
+    scan_by_pages,
+};
+use keyward::store::{Revision, Select, TenantView};
+
+/// A store as one node sees it.
+#[derive(Clone)]
+pub(super) struct Link {
+    world: Arc<World>,
+    place: usize,
+    store: Arc<dyn KeyStore>,
+    /// How long a reply is waited for, in microseconds.
+    patience: u64,
+    /// How many rows a page holds.
+    page: NonZeroUsize,
+}
+
+/// Why there is no answer.
+enum Lost {
+    /// The request did not leave.
+    Refused,
+    /// Nobody can tell.
+    Silent,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Link").field(&self.place).finish()
+    }
+}
+
+impl Link {
+    pub(super) const fn new(
+        world: Arc<World>,
+        place: usize,
+        store: Arc<dyn KeyStore>,
+        patience: u64,
+        page: NonZeroUsize,
+    ) -> Self {
+        Self {
+            world,
+            place,
+            store,
+            patience,
+            page,
+        }
+    }
+
+    async fn call<T: Send + 'static>(
+        &self,
+        call: Call,
+        serve: impl FnOnce(&Arc<World>, &dyn KeyStore) -> T + Send + 'static,
+    ) -> Result<T, Lost> {
+        let reply = Arc::new(Mutex::new(None));
+        let (place, store) = (self.place, self.store.clone());
+        let (deadline, refused) = {
+            let mut state = self.world.state();
+            let caller = state.running();
+            let cut_off = state.places[place].cut_off > state.now;
+            let deadline = state.now + self.patience;
+            let refused = cut_off && state.dice.chance(500);
+            if let (Some(takes), false) = (state.message(place), refused) {
+                let (asked, at) = (state.now, state.now + takes);
+                let reply = reply.clone();
+                let job = move |world: &Arc<World>| {
+                    let answer = serve(world, &*store);
+                    let mut state = world.state();
+                    state.mark_call(place, call);
+                    if call == Call::Changes {
+                        state.places[place].served = Some(asked);
+                    }
+                    let takes = state.message(place);
+                    let now = state.now;
+                    state.tell(|| match takes {
+                        Some(takes) => format!("store does {call:?} of {place}, reply in {takes}"),
+                        None => format!("store does {call:?} of {place}, reply lost"),
+                    });
+                    if let Some(takes) = takes {
+                        let at = now + takes;
+                        *reply.lock().unwrap_or_else(PoisonError::into_inner) = Some((at, answer));
+                        state.wake_task(caller, at);
+                    }
+                };
+                state.serve_at(at, Box::new(job));
+            }
+            if refused {
+                let soon = state.now + MILLI;
+                state.wake_at(soon);
+                (soon, true)
+            } else {
+                state.wake_at(deadline);
+                (deadline, false)
+            }
+        };
+        let answer = poll_fn(|_| {
+            let now = self.world.state().now;
+            let mut reply = reply.lock().unwrap_or_else(PoisonError::into_inner);
+            match reply.take_if(|(at, _)| *at <= now) {
+                Some((_, answer)) => Poll::Ready(Some(answer)),
+                None if now >= deadline => Poll::Ready(None),
+                None => Poll::Pending,
+            }
+        })
+        .await;
+        let lost = if refused { Lost::Refused } else { Lost::Silent };
+        answer.ok_or(lost)
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        call: Call,
+        doing: &'static str,
+        serve: impl FnOnce(&dyn KeyStore) -> T + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let answer = self.call(call, |_, store| serve(store)).await;
+        answer.map_err(|_| StoreError::new(StoreErrorKind::Unavailable, doing))
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl KeyStore for Link {
+    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+        let (tenant, select) = (tenant.clone(), select.clone());
+        let load = move |store: &dyn KeyStore| block_on(store.load(&tenant, &select));
+        self.read(Call::Load, "loading a tenant", load).await?
+    }
+
+    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+        let locator = *locator;
+        let find = move |store: &dyn KeyStore| block_on(store.find(&locator));
+        self.read(Call::Find, "finding a key", find).await?
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        let place = self.place;
+        let serve = move |world: &Arc<World>, store: &dyn KeyStore| {
+            let done = block_on(store.commit(commit.clone()));
+            if let Ok(revision) = done {
+                let mut state = world.state();
+                let now = state.now;
+                state.last_commit = now;
+                state.report.commits += 1;
+                state.tell(|| {
+                    let rows: Vec<_> = commit.rows().map(|row| row.key()).collect();
+                    format!("commit {revision} of {place}: {rows:?}")
+                });
+                if let Err((invariant, what)) = state.ledger.landed(&commit, revision, now) {
+                    state.find(invariant, what);
+                }
+                for other in 0..state.places.len() {
+                    // A notification, which may be lost as anything may.
+                    if state.message(other).is_some() {
+                        state.places[other].hinted = true;
+                    }
+                }
+            }
+            done
+        };
+        let error = |kind| StoreError::new(kind, "committing").into();
+        match self.call(Call::Commit, serve).await {
+            Ok(done) => done,
+            Err(Lost::Refused) => Err(error(StoreErrorKind::Unavailable)),
+            Err(Lost::Silent) => Err(error(StoreErrorKind::Indeterminate)),
+        }
+    }
+
+    async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
+        let limit = limit.min(self.page);
+        let changes = move |store: &dyn KeyStore| block_on(store.changes(after, limit));
+        self.read(Call::Changes, "reading changes", changes).await?
+    }
+
+    async fn scan(
+        &self,
+        after: Option<RowKey>,
+        limit: NonZeroUsize,
+    ) -> Result<ScanPage, StoreError> {
+        let limit = limit.min(self.page);
+        let scan = move |store: &dyn KeyStore| block_on(store.scan(after, limit));
+        self.read(Call::Scan, "scanning", scan).await?
+    }
+
+    async fn scan_all(&self, limit: NonZeroUsize, take: TakePage<'_>) -> Result<(), StoreError> {
+        scan_by_pages(self, limit, take).await
+    }
+
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        let query = query.clone();
+        let list = move |store: &dyn KeyStore| block_on(store.list(&query));
+        self.read(Call::List, "listing keys", list).await?
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        let query = query.clone();
+        let audit = move |store: &dyn KeyStore| block_on(store.audit(&query));
+        self.read(Call::Audit, "reading the trail", audit).await?
+    }
+
+    /// Never resolves: nodes are told to look in another way, or not.
+    async fn wait_past(&self, _: Cursor) -> Result<(), StoreError> {
+        std::future::pending().await
+    }
+
+    fn changes_now(&self, _: Cursor, _: NonZeroUsize) -> Option<Result<Changes, ChangesError>> {
+        // It would confirm at the moment of use, and nothing would propagate.
+        None
+    }
+}

@@ -1,0 +1,142 @@
+//! A node, as the world sees it: it follows, takes commands, and verifies.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::sketch::{Defect, Sketch};
+use super::world::World;
+use keyward::KeyId;
+use keyward::Keyward;
+use keyward::Need;
+use keyward::PepperRing;
+use keyward::Rejection;
+use keyward::SeededEntropy;
+use keyward::policy::Policy;
+use keyward::store::{KeyStore, StoreError};
+use keyward::{Command, Outcome, Request};
+use keyward::{Error, KeyManager, Landed};
+
+use super::clock::{Fault, PlaceClock};
+
+/// How a key is presented.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Way {
+    /// To what the node knows.
+    Known,
+    /// And to the store, where the node does not know it.
+    OrFetch,
+    /// To the store.
+    Fresh,
+}
+
+/// Anything that may be run in a world.
+#[async_trait]
+pub(super) trait Node: Send + Sync {
+    /// Catches up with the store.
+    async fn sync(&self) -> Result<(), StoreError>;
+
+    /// Carries out a command, over many keys or not.
+    async fn give(&self, request: Request) -> Result<Landed, Error>;
+
+    /// Verifies, and tells which key it was.
+    async fn verify(&self, presented: &str, need: &Need, way: Way) -> Result<KeyId, Rejection>;
+
+    /// Does what verifications left to do.
+    async fn upkeep(&self);
+}
+
+/// What a node is made of.
+pub(super) struct Parts {
+    pub(super) world: Arc<World>,
+    pub(super) place: usize,
+    pub(super) store: Arc<dyn KeyStore>,
+    pub(super) peppers: PepperRing,
+    pub(super) policy: Policy,
+    pub(super) seed: u64,
+}
+
+impl Parts {
+    pub(super) fn clock(&self, fault: Option<Fault>) -> PlaceClock {
+        PlaceClock::new(self.world.clone(), self.place, fault)
+    }
+}
+
+/// The crate's own.
+pub(super) struct Real(Keyward);
+
+impl Real {
+    pub(super) async fn start(parts: Parts, fault: Option<Fault>) -> Result<Self, StoreError> {
+        let clock = parts.clock(fault);
+        let builder = Keyward::builder(parts.store, parts.peppers)
+            .policy(parts.policy)
+            .clock(clock)
+            .entropy(SeededEntropy::new(parts.seed));
+        builder.build().await.map(Self)
+    }
+}
+
+#[async_trait]
+impl Node for Real {
+    async fn sync(&self) -> Result<(), StoreError> {
+        self.0.sync().await
+    }
+
+    async fn give(&self, request: Request) -> Result<Landed, Error> {
+        give(self.0.manager(), request).await
+    }
+
+    async fn verify(&self, presented: &str, need: &Need, way: Way) -> Result<KeyId, Rejection> {
+        let grant = match way {
+            Way::Known => self.0.verify(presented, need),
+            Way::OrFetch => self.0.verify_or_fetch(presented, need).await,
+            Way::Fresh => self.0.verify_fresh(presented, need).await,
+        };
+        grant.map(|grant| grant.key_id())
+    }
+
+    async fn upkeep(&self) {
+        // What fails is left to do again.
+        let _ = self.0.run_upkeep().await;
+    }
+}
+
+pub(super) async fn give(manager: &KeyManager, request: Request) -> Result<Landed, Error> {
+    let bulk = matches!(
+        request.command,
+        Command::ChangeOwnerRole { .. } | Command::RemoveOwner { .. } | Command::CloseTenant { .. }
+    );
+    if !bulk {
+        return manager.execute(request).await;
+    }
+    let receipt = manager.execute_bulk(request).await?.receipt;
+    let outcome = Outcome::Done;
+    Ok(Landed { outcome, receipt })
+}
+
+/// Starts a node of the kind that is asked for.
+pub(super) async fn start(
+    parts: Parts,
+    subject: super::Subject,
+) -> Result<Arc<dyn Node>, StoreError> {
+    use super::Subject;
+
+    Ok(match subject {
+        Subject::Keyward => Arc::new(Real::start(parts, None).await?),
+        Subject::KeywardWithWallClock => Arc::new(Real::start(parts, Some(Fault::Wall)).await?),
+        Subject::KeywardWithSleepyClock => Arc::new(Real::start(parts, Some(Fault::Stops)).await?),
+        Subject::Sketch => Arc::new(Sketch::new(parts, None)),
+        Subject::Broken(defect) => Arc::new(Sketch::new(parts, Some(defect))),
+    })
+}
+
+impl Defect {
+    /// What is wrong with its clock, if that is it.
+    pub(super) fn clock(self) -> Option<Fault> {
+        match self {
+            Self::UsesWallTime => Some(Fault::Wall),
+            Self::ClockStopsInSuspend => Some(Fault::Stops),
+            _ => None,
+        }
+    }
+}

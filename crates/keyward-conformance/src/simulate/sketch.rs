@@ -1,0 +1,536 @@
+//! A sketch of a node: the protocol and nothing else, each of its steps on its own, so that it can be
+//! broken in one place.
+//!
+//! It shares the manager with the real node, and none of the replica, the index or the verifier.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::node::{Node, Parts, Way, give};
+use super::world::World;
+use keyward::Clock;
+use keyward::Digest;
+use keyward::KeyId;
+use keyward::KeyRecord;
+use keyward::Need;
+use keyward::Rejection;
+use keyward::Request;
+use keyward::Role;
+use keyward::SeededEntropy;
+use keyward::TenantId;
+use keyward::Timestamp;
+use keyward::node::Timekeeper;
+use keyward::policy::{LivePolicies, Policies, Policy};
+use keyward::rules::CheckedTime;
+use keyward::rules::Standing;
+use keyward::store::{
+    Change, ChangesError, Cursor, KeyStore, Learnt, Locator, Row, RowKey, StoreError,
+    StoreErrorKind,
+};
+use keyward::store::{Revision, Select};
+use keyward::token;
+use keyward::{Error, KeyManager, Landed};
+
+/// What is wrong with a node, for a simulation that must find it.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum Defect {
+    /// It applies what it reads without comparing revisions.
+    AppliesAnything,
+    /// It confirms before it has applied what it read.
+    ConfirmsFirst,
+    /// It measures its lease by the wall clock.
+    UsesWallTime,
+    /// It remembers that it did not know a key.
+    CachesRefusals,
+    /// It counts the lease from when the answer came.
+    LeaseFromAnswer,
+    /// It reads the clock before it loads the confirmation and looks the key up.
+    ReadsClockFirst,
+    /// Its monotonic clock stands still while the machine is suspended.
+    ClockStopsInSuspend,
+    /// It takes being connected for being up to date.
+    ConnectedIsFresh,
+    /// It looks the key up before it loads the confirmation.
+    LooksUpFirst,
+    /// It confirms with the first of several pages.
+    ConfirmsFirstPage,
+    /// It confirms once it has come to where the first of several pages said that the store stood: a
+    /// row that changed again meanwhile stands further on.
+    ConfirmsFirstHead,
+    /// It goes on to the head when a page was lost.
+    SkipsLostPage,
+    /// It forgets a removed key instead of keeping its tombstone.
+    ForgetsTombstones,
+    /// What it commits itself while it reads everything again is missing afterwards.
+    ForgetsOwnCommits,
+    /// It puts what it commits itself beside a scan that is not over yet, so that a key which was
+    /// removed meanwhile, tombstone and all, stays.
+    TellsScanTooSoon,
+    /// It never starts over once its place in the history is gone.
+    NeverStartsOver,
+    /// It takes no notice of owners' rows.
+    IgnoresOwners,
+}
+
+impl Defect {
+    /// All of them.
+    pub const ALL: [Self; 17] = [
+        Self::AppliesAnything,
+        Self::ConfirmsFirst,
+        Self::UsesWallTime,
+        Self::CachesRefusals,
+        Self::LeaseFromAnswer,
+        Self::ReadsClockFirst,
+        Self::ClockStopsInSuspend,
+        Self::ConnectedIsFresh,
+        Self::LooksUpFirst,
+        Self::ConfirmsFirstPage,
+        Self::ConfirmsFirstHead,
+        Self::SkipsLostPage,
+        Self::ForgetsTombstones,
+        Self::ForgetsOwnCommits,
+        Self::TellsScanTooSoon,
+        Self::NeverStartsOver,
+        Self::IgnoresOwners,
+    ];
+}
+
+const PAGE: NonZeroUsize = NonZeroUsize::new(1000).expect("1000 is not zero");
+
+pub(super) struct Sketch {
+    world: Arc<World>,
+    place: usize,
+    clock: Arc<Timekeeper>,
+    store: Arc<dyn KeyStore>,
+    manager: KeyManager,
+    policy: Policy,
+    known: Arc<Mutex<Known>>,
+    defect: Option<Defect>,
+}
+
+/// Rows, and where the store stood when they were scanned.
+#[derive(Clone, Default)]
+struct Rows {
+    rows: BTreeMap<RowKey, Change>,
+    base: Revision,
+    /// The scan is over.
+    filled: bool,
+}
+
+#[derive(Default)]
+struct Known {
+    live: Rows,
+    building: Option<Rows>,
+    /// What it committed while it read everything again. Kept until the scan is over, which tells
+    /// which keys had been removed by then.
+    meanwhile: Vec<Change>,
+    cursor: Option<Cursor>,
+    confirmed: Option<Duration>,
+    newest: BTreeMap<TenantId, Timestamp>,
+    /// Tokens that were refused as unknown, for who remembers that.
+    refused: BTreeSet<String>,
+}
+
+impl Known {
+    /// Takes over the instant of a row: it counts for its tenant alone.
+    fn saw(&mut self, row: &Row) {
+        if let Some((tenant, at)) = row.written_at() {
+            let newest = self.newest.entry(tenant.clone()).or_insert(at);
+            *newest = at.max(*newest);
+        }
+    }
+}
+
+impl Rows {
+    fn apply(&mut self, change: Change, defect: Option<Defect>) {
+        let key = change.row.key();
+        let before = self.rows.get(&key).map(|own| own.revision);
+        // What is not here and no newer than the scan was removed before it.
+        let newer = change.revision > before.unwrap_or(self.base);
+        if newer || defect == Some(Defect::AppliesAnything) {
+            let removed = matches!(change.row, Row::Removed { .. });
+            if removed && defect == Some(Defect::ForgetsTombstones) {
+                self.rows.remove(&key);
+            } else {
+                self.rows.insert(key, change);
+            }
+        }
+    }
+
+    fn key(&self, presented: &str) -> Option<&Change> {
+        if let Ok(token) = token::parse(presented.as_bytes()) {
+            return self.rows.get(&RowKey::Key(token.id()));
+        }
+        let digest = Digest::sha256(presented);
+        let own = |change: &&Change| match &change.row {
+            Row::Key(record) => record.credential.imported() == Some(&digest),
+            _ => false,
+        };
+        self.rows.values().find(own)
+    }
+
+    fn standing(&self, record: &KeyRecord) -> Standing {
+        let rows = || self.rows.values().map(|change| &change.row);
+        let owners = rows().filter_map(|row| match row {
+            Row::Owner(row) => Some(row),
+            _ => None,
+        });
+        let tenants = rows().filter_map(|row| match row {
+            Row::Tenant(row) => Some(row),
+            _ => None,
+        });
+        Standing::resolve(&record.tenant, &record.owner, owners, tenants)
+    }
+}
+
+impl Sketch {
+    pub(super) fn new(parts: Parts, defect: Option<Defect>) -> Self {
+        let clock = Arc::new(parts.clock(defect.and_then(Defect::clock)));
+        let clock = Arc::new(Timekeeper::new(clock, CheckedTime::ALLOWANCE));
+        let known: Arc<Mutex<Known>> = Arc::default();
+        let learns = known.clone();
+        let manager = KeyManager::new(
+            parts.store.clone(),
+            Arc::new(LivePolicies::new(Policies::new(parts.policy.clone()))),
+            Arc::new(parts.peppers),
+            clock.clone(),
+            Arc::new(SeededEntropy::new(parts.seed)),
+        )
+        .with_time(clock.clone())
+        .with_listener(move |learnt| {
+            let Learnt { epoch: _, changes } = learnt;
+            let mut known = lock(&learns);
+            for change in changes {
+                known.saw(&change.row);
+                known.live.apply(change.clone(), defect);
+                let Known {
+                    building,
+                    meanwhile,
+                    ..
+                } = &mut *known;
+                match building {
+                    Some(_) if defect == Some(Defect::ForgetsOwnCommits) => {}
+                    Some(rows) if rows.filled || defect == Some(Defect::TellsScanTooSoon) => {
+                        rows.apply(change.clone(), defect);
+                    }
+                    Some(_) => meanwhile.push(change.clone()),
+                    None => {}
+                }
+            }
+        });
+        Self {
+            world: parts.world,
+            place: parts.place,
+            clock,
+            store: parts.store,
+            manager,
+            policy: parts.policy,
+            known,
+            defect,
+        }
+    }
+
+    fn has(&self, defect: Defect) -> bool {
+        self.defect == Some(defect)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        lock(&self.known)
+    }
+
+    fn confirm(&self, sent: Duration) {
+        let mut known = self.known();
+        known.confirmed = known.confirmed.max(Some(sent));
+    }
+
+    async fn catch_up(
+        &self,
+        aside: bool,
+        from: Cursor,
+    ) -> Result<(Duration, Cursor), ChangesError> {
+        let mut sent = self.clock.monotonic();
+        let mut cursor = from;
+        let mut goal = None;
+        loop {
+            self.world.linger().await;
+            let page = match self.store.changes(cursor, PAGE).await {
+                Err(ChangesError::Store(_)) if self.has(Defect::SkipsLostPage) => match goal {
+                    Some(head) => return Ok((sent, head)),
+                    None => self.store.changes(cursor, PAGE).await?,
+                },
+                page => page?,
+            };
+            let first = *goal.get_or_insert(page.head);
+            let head = if self.has(Defect::ConfirmsFirstHead) {
+                first
+            } else {
+                page.head
+            };
+            if self.has(Defect::LeaseFromAnswer) {
+                sent = self.clock.monotonic();
+            }
+            if self.has(Defect::ConfirmsFirst) {
+                self.confirm(sent);
+            }
+            self.world.linger().await;
+            let mut known = self.known();
+            page.changes
+                .iter()
+                .for_each(|change| known.saw(&change.row));
+            let Known { live, building, .. } = &mut *known;
+            let rows = if aside { building.as_mut() } else { Some(live) };
+            if let Some(rows) = rows {
+                let changes = page.changes.into_iter();
+                changes.for_each(|change| rows.apply(change, self.defect));
+            }
+            drop(known);
+            let moved = page.upto.revision > cursor.revision;
+            cursor = page.upto;
+            if cursor.revision >= head.revision {
+                return Ok((sent, cursor));
+            }
+            if self.has(Defect::ConfirmsFirstPage) && !aside {
+                self.confirm(sent);
+            }
+            if !moved {
+                return Err(StoreError::new(StoreErrorKind::Corrupt, "following").into());
+            }
+        }
+    }
+
+    async fn rebuild(&self) -> Result<(), StoreError> {
+        {
+            let mut known = self.known();
+            known.building = Some(Rows::default());
+            known.meanwhile.clear();
+        }
+        let mut head = None;
+        let mut after = None;
+        loop {
+            let page = self.store.scan(after, PAGE).await?;
+            head.get_or_insert(page.head);
+            self.world.linger().await;
+            let mut known = self.known();
+            page.rows.iter().for_each(|change| known.saw(&change.row));
+            let building = known.building.get_or_insert_default();
+            for change in page.rows {
+                building.apply(change, self.defect);
+            }
+            match page.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+        let head: Cursor = head.unwrap_or_default();
+        {
+            let mut known = self.known();
+            let meanwhile = std::mem::take(&mut known.meanwhile);
+            let building = known.building.get_or_insert_default();
+            building.base = head.revision;
+            building.filled = true;
+            let meanwhile = meanwhile.into_iter();
+            meanwhile.for_each(|change| building.apply(change, self.defect));
+        }
+        let (sent, upto) = match self.catch_up(true, head).await {
+            Ok(caught_up) => caught_up,
+            Err(ChangesError::Store(error)) => return Err(error),
+            Err(ChangesError::Compacted) => {
+                return Err(StoreError::new(
+                    StoreErrorKind::Unavailable,
+                    "starting over",
+                ));
+            }
+        };
+        self.world.linger().await;
+        let mut known = self.known();
+        known.live = known.building.take().unwrap_or_default();
+        known.cursor = Some(upto);
+        known.confirmed = known.confirmed.max(Some(sent));
+        Ok(())
+    }
+
+    /// What the sketch says of a key that it knows.
+    async fn judge(&self, presented: &str, need: &Need) -> Result<KeyId, Rejection> {
+        let bound = self.policy.spec().propagation.bound;
+        let mut read = None;
+        if self.has(Defect::ReadsClockFirst) {
+            read = Some(self.clock.monotonic());
+            self.world.linger().await;
+        }
+        let mut found = None;
+        if self.has(Defect::LooksUpFirst) {
+            found = Some(self.look_up(presented));
+            self.world.linger().await;
+        }
+        let confirmed = self.known().confirmed;
+        self.world.linger().await;
+        let (record, standing) = found.unwrap_or_else(|| self.look_up(presented))?;
+        if read.is_none() {
+            self.world.linger().await;
+        }
+        let monotonic = read.unwrap_or_else(|| self.clock.monotonic());
+        let age = confirmed.map(|sent| monotonic.saturating_sub(sent));
+        if age.is_none_or(|age| age > bound) {
+            let age = age.unwrap_or(Duration::MAX);
+            return Err(Rejection::Stale { age, bound });
+        }
+        self.decide(&record, standing, need)
+    }
+
+    fn look_up(&self, presented: &str) -> Result<(KeyRecord, Standing), Rejection> {
+        let known = self.known();
+        match known.live.key(presented).map(|change| &change.row) {
+            Some(Row::Key(record)) => {
+                let standing = known.live.standing(record);
+                Ok((KeyRecord::clone(record), standing))
+            }
+            _ => Err(Rejection::Unknown),
+        }
+    }
+
+    fn decide(
+        &self,
+        record: &KeyRecord,
+        mut standing: Standing,
+        need: &Need,
+    ) -> Result<KeyId, Rejection> {
+        use keyward::Credential;
+        use keyward::rules::{Presented, check};
+
+        if self.has(Defect::IgnoresOwners) {
+            standing.removed = false;
+            standing.removed_at = None;
+            standing.roles = vec![Role::ADMIN];
+        }
+        // The world presents nothing but what it was given.
+        let (Credential::Peppered { digest, .. } | Credential::Imported { digest, .. }) =
+            &record.credential;
+        let prefix = record.prefix.as_ref().map(token::TokenPrefix::as_str);
+        let newest = self.known().newest.get(&record.tenant).copied();
+        let now = self.clock.now();
+        let now = newest.map_or(now, |newest| now.max(newest));
+        let presented = Presented { digest, prefix };
+        check(record, presented, &self.policy, &standing, need, now)?;
+        Ok(record.id)
+    }
+
+    async fn fetch(&self, presented: &str, need: &Need) -> Result<KeyId, Rejection> {
+        let locator = match token::parse(presented.as_bytes()) {
+            Ok(token) => Locator::Id(token.id()),
+            Err(_) => Locator::Imported(Digest::sha256(presented)),
+        };
+        let unavailable = |_: StoreError| Rejection::StoreUnavailable;
+        let found = self.store.find(&locator).await.map_err(unavailable)?;
+        let Some(found) = found else {
+            return Err(Rejection::Unknown);
+        };
+        let Row::Key(record) = &found.change.row else {
+            return Err(Rejection::Unknown);
+        };
+        let record = KeyRecord::clone(record);
+        let mut read = Rows::default();
+        let select = Select {
+            owners: record.owner.principal().cloned().into_iter().collect(),
+            ..Select::none()
+        };
+        for tenant in record.tenant.lineage() {
+            let view = self
+                .store
+                .load(&tenant, &select)
+                .await
+                .map_err(unavailable)?;
+            let revision = view.revision;
+            let owners = view.owners.into_iter().map(Row::Owner);
+            let rows = view.tenant.into_iter().map(Row::Tenant).chain(owners);
+            rows.for_each(|row| read.apply(Change { revision, row }, None));
+        }
+        let standing = read.standing(&record);
+        self.world.linger().await;
+        {
+            let mut known = self.known();
+            let here = |cursor: Cursor| cursor.epoch == found.head.epoch;
+            if known.cursor.is_some_and(here) {
+                let rows = read.rows.into_values().chain([found.change]);
+                rows.for_each(|change| known.live.apply(change, self.defect));
+            }
+        }
+        self.decide(&record, standing, need)
+    }
+
+    /// Whether anybody is there, which tells nothing of what has changed.
+    async fn ping(&self) -> Result<(), StoreError> {
+        let sent = self.clock.monotonic();
+        let anybody = TenantId::new("anybody")
+            .map_err(|_| StoreError::new(StoreErrorKind::Unavailable, "asking who is there"))?;
+        self.store.load(&anybody, &Select::none()).await?;
+        self.confirm(sent);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Node for Sketch {
+    async fn sync(&self) -> Result<(), StoreError> {
+        let cursor = self.known().cursor;
+        if let Some(cursor) = cursor {
+            if self.has(Defect::ConnectedIsFresh) {
+                self.ping().await?;
+                let told = std::mem::take(&mut self.world.state().places[self.place].hinted);
+                if !told {
+                    return Ok(());
+                }
+            }
+            match self.catch_up(false, cursor).await {
+                Ok((sent, upto)) => {
+                    self.world.linger().await;
+                    self.known().cursor = Some(upto);
+                    self.confirm(sent);
+                    return Ok(());
+                }
+                Err(ChangesError::Store(error)) => return Err(error),
+                Err(ChangesError::Compacted) => {
+                    let mut known = self.known();
+                    known.confirmed = None;
+                    if self.has(Defect::NeverStartsOver) {
+                        return Ok(());
+                    }
+                    known.cursor = None;
+                }
+            }
+        }
+        self.rebuild().await
+    }
+
+    async fn give(&self, request: Request) -> Result<Landed, Error> {
+        give(&self.manager, request).await
+    }
+
+    async fn verify(&self, presented: &str, need: &Need, way: Way) -> Result<KeyId, Rejection> {
+        if way == Way::Fresh {
+            return self.fetch(presented, need).await;
+        }
+        let remembers = self.has(Defect::CachesRefusals);
+        if remembers && self.known().refused.contains(presented) {
+            return Err(Rejection::Unknown);
+        }
+        let mut verdict = self.judge(presented, need).await;
+        if way == Way::OrFetch && verdict == Err(Rejection::Unknown) {
+            verdict = self.fetch(presented, need).await;
+        }
+        if remembers && verdict == Err(Rejection::Unknown) {
+            self.known().refused.insert(presented.to_owned());
+        }
+        verdict
+    }
+
+    async fn upkeep(&self) {}
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

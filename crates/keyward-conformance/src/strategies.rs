@@ -1,0 +1,322 @@
+//! Proptest strategies for what keys are made of, for the tests of hosts and store authors.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::model::{Ask, Life, Mode, Step, Who};
+use keyward::Actor;
+use keyward::KeyId;
+use keyward::TenantId;
+use keyward::policy::{
+    ActiveKeyCap, Deletion, LegacyRule, Lifetime, Policy, PolicySpec, Propagation, Revocation,
+    Rotation, SelfRotation,
+};
+use keyward::profiles::standard;
+use keyward::{ClassName, PrincipalId, Role};
+use keyward::{Command, NewKey, Replacement};
+use keyward::{Reason, Visibility};
+use keyward::{Scope, ScopeSet};
+use keyward::{Timestamp, days, hours};
+
+/// Scopes that meet often: few resources and actions, and stars.
+pub fn scopes() -> impl Strategy<Value = Scope> + Clone {
+    let sides = (
+        select(vec!["reports", "users", "*"]),
+        select(vec!["read", "write", "*"]),
+    );
+    sides.prop_map(|(resource, action)| {
+        Scope::new(format!("{resource}:{action}")).expect("made of valid sides")
+    })
+}
+
+/// Sets of up to four [`scopes`], the empty one among them.
+pub fn scope_sets() -> impl Strategy<Value = ScopeSet> + Clone {
+    prop::collection::vec(scopes(), 0..5)
+        .prop_map(|scopes| ScopeSet::new(scopes).expect("fewer than the most allowed"))
+}
+
+/// Tenants one to three deep, with neighbours whose names only begin alike.
+pub fn tenants() -> impl Strategy<Value = TenantId> + Clone {
+    let segment = select(vec!["acme", "acme-two", "web", "website", "other"]);
+    prop::collection::vec(segment, 1..4)
+        .prop_map(|path| TenantId::new(path.join("/")).expect("made of valid segments"))
+}
+
+/// Actors of every shipped role, bound to any of [`tenants`], some narrowed and some ending.
+pub fn actors() -> impl Strategy<Value = Actor> {
+    let roles = select(vec![
+        Role::ADMIN,
+        Role::DEVELOPER,
+        Role::MEMBER,
+        Role::SUPPORT,
+    ]);
+    let people = select(vec!["alice", "bob", "carol"]);
+    let narrowed = prop::option::weighted(0.3, scope_sets());
+    let ends = prop::option::weighted(0.2, instants());
+    (tenants(), people, roles, narrowed, ends).prop_map(|(tenant, who, role, narrowed, ends)| {
+        let principal = PrincipalId::new(who).expect("a literal");
+        let mut actor = Actor::new(tenant, principal, role);
+        if let Some(scopes) = narrowed {
+            actor = actor.with_scopes(scopes);
+        }
+        match ends {
+            Some(end) => actor.with_expiry(end),
+            None => actor,
+        }
+    })
+}
+
+/// Instants of this century.
+pub fn instants() -> impl Strategy<Value = Timestamp> + Clone {
+    (946_684_800_i64..4_102_444_800)
+        .prop_map(|seconds| Timestamp::from_unix_seconds(seconds).expect("within range"))
+}
+
+/// Drafts of keys that the [`standard`] policy could accept of an actor with enough reach.
+pub fn new_keys() -> impl Strategy<Value = NewKey> {
+    let names = "[a-z][a-z ]{0,15}[a-z]";
+    let classes = select(vec!["secret", "publishable"]);
+    let lifetimes = prop::option::of(1_u32..400);
+    (names, classes, scope_sets(), lifetimes).prop_map(|(name, class, scopes, lifetime)| {
+        let key = NewKey::new(name.as_str())
+            .class(class)
+            .environment("live")
+            .scopes(scopes.iter().cloned().collect::<Vec<_>>());
+        lifetime.map_or(key.clone(), |lifetime| key.expires_in(days(lifetime)))
+    })
+}
+
+/// Commands about one of `keys`, and creations; creations alone if there are none.
+pub fn commands(keys: Vec<KeyId>) -> BoxedStrategy<Command> {
+    let create =
+        new_keys().prop_filter_map("drafts of this module parse", |key| key.into_command().ok());
+    if keys.is_empty() {
+        return create.boxed();
+    }
+    let key = select(keys);
+    let about = (key, 0_u8..6, modes()).prop_map(|(key, which, mode)| match which {
+        0 => Command::Disable { key },
+        1 => Command::Enable { key },
+        2 => Command::Revoke {
+            key,
+            revocation: Reason::Lost.into(),
+        },
+        3 => Command::FinishRotation { key },
+        4 => Command::CancelRotation { key },
+        _ => Command::Rotate {
+            key,
+            how: match mode {
+                Mode::Now => Replacement::immediate(),
+                Mode::Grace(grace) => Replacement::grace(grace),
+                Mode::FirstUse(grace) => Replacement::on_first_use(grace),
+            },
+        },
+    });
+    prop_oneof![create, about].boxed()
+}
+
+/// Policies without contradiction: the [`standard`] one with other caps, lifetimes, graces,
+/// deletions, ceilings and bounds, some with a legacy key.
+pub fn policies() -> impl Strategy<Value = Policy> {
+    let cap = prop::option::of(1_u32..6);
+    let lifetime = prop::option::of(1_u32..400);
+    let grace = select(vec![Duration::ZERO, hours(1), days(7), days(90)]);
+    let parts = (cap, lifetime, grace, any::<[bool; 5]>(), 0_u64..60);
+    parts.prop_map(|(cap, lifetime, grace, flags, bound)| {
+        let [legacy, typed, confirm, renews, support] = flags;
+        let mut spec = standard();
+        // Support can rotate only what its role reaches.
+        spec.roles.insert(Role::SUPPORT, ScopeSet::all());
+        for class in spec.classes.values_mut() {
+            class
+                .prefixes
+                .retain(|environment, _| environment.as_str() == "live");
+            let max = lifetime.map(days);
+            class.lifetime = Lifetime { default: max, max };
+            class.rotation = match support {
+                true => Rotation::SupportOnly(grace),
+                false => Rotation::SelfService(grace),
+            };
+            class.revocation = Revocation::Allowed {
+                confirm,
+                keep: lifetime.map(days),
+            };
+            if typed {
+                class.deletion = Deletion::Typed("DELETE".to_owned());
+            }
+            if renews && !support && class.visibility == Visibility::Secret {
+                let until_age = days(90);
+                class.self_rotation = SelfRotation::Renews { until_age };
+            }
+        }
+        if let Some(limit) = cap.and_then(NonZeroU32::new) {
+            let classes = BTreeSet::new();
+            spec.active_keys = ActiveKeyCap::Limited { limit, classes };
+        }
+        // A legacy key that ended could never be rotated again.
+        if legacy && lifetime.is_none() {
+            spec.legacy = LegacyRule::One {
+                class: spec.default_class.clone(),
+                name: "legacy".try_into().expect("a literal"),
+                scopes: Scope::new("reports:read").expect("a literal").into(),
+            };
+        }
+        spec.propagation = Propagation {
+            bound: Duration::from_secs(bound),
+        };
+        Policy::new(spec).expect("varied within what a policy allows")
+    })
+}
+
+/// Specs that contradict themselves, each in one way: [`Policy::new`] refuses every one.
+pub fn contradictory_specs() -> impl Strategy<Value = PolicySpec> {
+    (policies(), 0_u8..7).prop_map(|(policy, which)| {
+        let mut spec = PolicySpec::from(policy);
+        let default = spec.default_class.clone();
+        match which {
+            0 => spec.default_class = "nowhere".try_into().expect("a literal"),
+            1 => spec.classes.clear(),
+            2 => {
+                let nowhere = "nowhere".try_into().expect("a literal");
+                spec.classes
+                    .values_mut()
+                    .for_each(|class| class.issues = BTreeSet::from([ClassName::clone(&nowhere)]));
+            }
+            _ => {
+                let Some(class) = spec.classes.get_mut(&default) else {
+                    return spec;
+                };
+                match which {
+                    3 => class.prefixes.clear(),
+                    4 => class.ceiling = ScopeSet::none(),
+                    5 => {
+                        class.lifetime.default = Some(days(2));
+                        class.lifetime.max = Some(days(1));
+                    }
+                    _ => {
+                        class.revocation = Revocation::None;
+                        class.deletion = Deletion::None;
+                    }
+                }
+            }
+        }
+        spec
+    })
+}
+
+/// What may be presented in place of `token`: itself with a byte changed, dropped, doubled or
+/// surrounded, never itself.
+pub fn mutated_tokens(token: String) -> impl Strategy<Value = Vec<u8>> {
+    let len = token.len().max(1);
+    (0..len, any::<u8>(), 0_u8..4)
+        .prop_map(move |(at, byte, how)| {
+            let mut bytes = token.clone().into_bytes();
+            match how {
+                0 => bytes[at] = byte,
+                1 => drop(bytes.remove(at)),
+                2 => bytes.insert(at, byte),
+                _ => bytes.truncate(at),
+            }
+            (bytes, token.clone())
+        })
+        .prop_filter_map("space around a token is no change", |(bytes, token)| {
+            (bytes.trim_ascii() != token.as_bytes()).then_some(bytes)
+        })
+}
+
+/// Arbitrary bytes, up to more than are ever looked at.
+pub fn arbitrary_tokens() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..600),
+        "[ -~]{0,80}".prop_map(String::into_bytes),
+        "(sk|pk)_live_[0-9A-Za-z]{50,70}".prop_map(String::into_bytes),
+    ]
+}
+
+/// How far clocks move at once: microseconds to months.
+pub fn clock_moves() -> impl Strategy<Value = Duration> + Clone {
+    prop_oneof![
+        (0_u64..3).prop_map(Duration::from_micros),
+        (0_u64..7200).prop_map(Duration::from_secs),
+        (0_u32..100).prop_map(days),
+    ]
+}
+
+fn modes() -> impl Strategy<Value = Mode> + Clone {
+    let grace = select(vec![Duration::ZERO, hours(1), days(7)]);
+    prop_oneof![
+        Just(Mode::Now),
+        grace.clone().prop_map(Mode::Grace),
+        grace.prop_map(Mode::FirstUse),
+    ]
+}
+
+/// What happens to the [`model`](super::model): up to `most` steps.
+pub fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
+    let who = prop_oneof![
+        6 => Just(Who::Alice),
+        4 => Just(Who::Dev),
+        1 => Just(Who::Mem),
+        1 => Just(Who::Support),
+        2 => Just(Who::WebAdmin),
+        1 => Just(Who::Eve),
+        1 => Just(Who::Narrow),
+        3 => (0_usize..64).prop_map(Who::Holder),
+    ];
+    let tenant = || prop_oneof![5 => Just(0_usize), 3 => Just(1), 1 => Just(2), 1 => Just(3)];
+    let key = || 0_usize..64;
+    let texts = vec![
+        "*:*",
+        "reports:*",
+        "reports:read",
+        "users:read",
+        "users:write",
+        "*:read",
+    ];
+    let few = prop::collection::vec(select(texts), 0..3);
+    let life = prop_oneof![
+        2 => Just(Life::Class),
+        1 => Just(Life::Ever),
+        2 => (1_u32..60).prop_map(|n| Life::For(days(n))),
+        1 => (1_u64..100).prop_map(|n| Life::For(Duration::from_secs(n))),
+    ];
+    let owner = || select(vec!["alice", "dev", "mem", "webadmin"]);
+    let role = select(vec!["admin", "developer", "member"]);
+    let create = (tenant(), few.clone(), life.clone());
+    let import = (tenant(), 0_u8..4, few.clone(), life.clone());
+    let update = (key(), prop::option::of(few), prop::option::of(life));
+    let ask = prop_oneof![
+        8 => create.prop_map(|(tenant, scopes, life)| Ask::Create { tenant, scopes, life }),
+        2 => import.prop_map(|(tenant, token, scopes, life)| {
+            Ask::Import { tenant, token, scopes, life }
+        }),
+        3 => update.prop_map(|(key, scopes, life)| Ask::Update { key, scopes, life }),
+        3 => key().prop_map(|key| Ask::Revoke { key }),
+        1 => key().prop_map(|key| Ask::Disable { key }),
+        1 => key().prop_map(|key| Ask::Enable { key }),
+        1 => key().prop_map(|key| Ask::Delete { key }),
+        8 => (key(), modes()).prop_map(|(key, mode)| Ask::Rotate { key, mode }),
+        2 => key().prop_map(|key| Ask::Finish { key }),
+        2 => key().prop_map(|key| Ask::Cancel { key }),
+        2 => (tenant(), owner(), role)
+            .prop_map(|(tenant, owner, role)| Ask::ChangeRole { tenant, owner, role }),
+        1 => (tenant(), owner()).prop_map(|(tenant, owner)| Ask::RemoveOwner { tenant, owner }),
+        1 => prop_oneof![12 => Just(None), 1 => tenant().prop_map(Some)].prop_map(|tenant| {
+            tenant.map_or(Ask::Provision { tenant: 0 }, |tenant| Ask::Close { tenant })
+        }),
+        1 => tenant().prop_map(|tenant| Ask::Provision { tenant }),
+    ];
+    let step = prop_oneof![
+        14 => (who, ask).prop_map(|(who, ask)| Step::Ask(who, ask)),
+        1 => (0_usize..64).prop_map(Step::Again),
+        3 => key().prop_map(Step::Use),
+        2 => clock_moves().prop_map(Step::Wait),
+        1 => (key(), 0_u8..3).prop_map(|(key, before)| Step::WaitForEnd(key, before)),
+        1 => clock_moves().prop_map(Step::JumpBack),
+    ];
+    prop::collection::vec(step, 1..most)
+}

@@ -1,0 +1,146 @@
+//! A store of one's own, tested by the conformance kit: keys in memory, kept in the plainest way.
+//!
+//! `cargo run --example custom_store --features conformance`; to test it, `cargo test` likewise.
+
+use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroUsize;
+use std::ops::Bound::{Excluded, Unbounded};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use keyward::store::*;
+use keyward::{Actor, Digest, KeyId, KeyRecord, Keyward, Need, NewKey, PepperRing, Role, TenantId};
+
+type Answer<T> = Result<T, StoreError>;
+
+/// All state behind one lock, so that every call is one step.
+#[derive(Debug, Default)]
+struct Shelf(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    head: Cursor,
+    /// Where the store stood after each commit: revision `n` at `n - 1`.
+    heads: Vec<Cursor>,
+    /// Every row with the commit that wrote it last. Tombstones stay, and keep their ids taken.
+    rows: BTreeMap<RowKey, Change>,
+    /// Every tenant's rows and whole trail.
+    tenants: HashMap<TenantId, TenantView>,
+    /// Digests stay when their keys go.
+    imported: HashMap<Digest, KeyId>,
+    audit: Vec<AuditRow>,
+}
+
+impl Shelf {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[keyward::async_trait]
+impl KeyStore for Shelf {
+    async fn load(&self, tenant: &TenantId, select: &Select) -> Answer<TenantView> {
+        let state = self.state();
+        let narrowed = state.tenants.get(tenant).map(|all| all.narrowed(select));
+        Ok(narrowed.unwrap_or_default())
+    }
+
+    async fn find(&self, locator: &Locator) -> Answer<Option<Versioned>> {
+        let state = self.state();
+        let head = state.head;
+        let key = match locator {
+            Locator::Id(id) => Some(*id),
+            Locator::Imported(digest) => state.imported.get(digest).copied(),
+        };
+        let change = key.and_then(|id| state.rows.get(&RowKey::Key(id)).cloned());
+        Ok(change.map(|change| Versioned { change, head }))
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        let state = &mut *self.state();
+        let view = state.tenants.entry(commit.tenant.clone()).or_default();
+        let rows = &state.rows;
+        let row_at = |row: &RowKey| rows.get(row).map_or(Revision::ZERO, |last| last.revision);
+        let writable = |record: &KeyRecord| {
+            let own = rows.get(&RowKey::Key(record.id));
+            own.is_none_or(|own| matches!(&own.row, Row::Key(own) if own.tenant == record.tenant))
+        };
+        let holder = |digest: &Digest| state.imported.get(digest).copied();
+        commit.check((Epoch::default(), view.revision), row_at, writable, holder)?;
+        // Nothing fails from here on. Every history of this store ends with its process; one that
+        // can be restored from a backup draws a new epoch then.
+        let revision = Revision(state.heads.len() as u64 + 1);
+        state.head = commit.cursor(Epoch::default(), revision);
+        state.heads.push(state.head);
+        state.imported.extend(commit.imported());
+        for row in commit.rows() {
+            view.revisions.insert(row.key(), revision);
+            state.rows.insert(row.key(), Change { revision, row });
+        }
+        let entries = commit.effects.audit.iter().cloned();
+        (state.audit).extend(entries.map(|entry| AuditRow { revision, entry }));
+        view.apply(&commit.effects);
+        view.revision = revision;
+        view.decided_at = view.decided_at.max(Some(commit.decided_at));
+        Ok(revision)
+    }
+
+    async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
+        let state = self.state();
+        if after != Cursor::default() && !state.heads.contains(&after) {
+            return Err(ChangesError::Compacted);
+        }
+        let rows = state.rows.values();
+        let later = rows.filter(|change| change.revision > after.revision);
+        let mut changes: Vec<_> = later.cloned().collect();
+        changes.sort_by_key(|change| change.revision);
+        // A page ends with a revision, never within one.
+        let last = changes.get(limit.get() - 1).map(|change| change.revision.0);
+        let upto = last.map_or(state.head, |last| state.heads[last as usize - 1]);
+        changes.retain(|change| change.revision <= upto.revision);
+        Ok(Changes {
+            changes,
+            upto,
+            head: state.head,
+            server_time: None,
+        })
+    }
+
+    async fn scan(&self, after: Option<RowKey>, limit: NonZeroUsize) -> Answer<ScanPage> {
+        let state = self.state();
+        let from = after.map_or(Unbounded, Excluded);
+        let later = state.rows.range((from, Unbounded)).take(limit.get());
+        let rows: Vec<_> = later.map(|(_, row)| row.clone()).collect();
+        let next = rows.last().map(|change| change.row.key());
+        Ok(ScanPage {
+            head: state.head,
+            rows,
+            next,
+        })
+    }
+
+    async fn list(&self, query: &KeyQuery) -> Answer<KeyPage> {
+        Ok(query.page(self.state().tenants.values().flat_map(|view| &view.records)))
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Answer<AuditPage> {
+        Ok(query.page(&self.state().audit))
+    }
+}
+
+#[pollster::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let peppers = PepperRing::generate()?;
+    let keys = Keyward::builder(Shelf::default(), peppers).build().await?;
+    let admin = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
+    let created = keys.create(&admin, NewKey::new("export")).await?;
+    let grant = keys.verify(created.secret.expose(), &Need::any())?;
+    println!("key {} works", grant.key_id());
+    Ok(())
+}
+
+#[cfg(test)]
+keyward_conformance::suite! {
+    mod shelf;
+    block_on = pollster::block_on;
+    store = Shelf::default();
+}

@@ -1,0 +1,123 @@
+//! Verification allocates nothing, whatever is presented and whatever the answer.
+//!
+//! Allocations are counted by thread, so that tests beside each other do not count each other's.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
+use keyward::policy::Propagation;
+use keyward::{Digest, ImportKey, Keyward, Need, Reason, Rejection, days, profiles, token};
+
+use support::{World, admin, host, reader, reading, wait, with_other_secret};
+
+/// A service with one key that has everything a record may have, and what its holder presents.
+fn service() -> (World, String) {
+    let world = World::new();
+    let key = reader("nightly export")
+        .description("Reads last night's reports for the warehouse")
+        .scopes(["exports:write", "reports:read", "events:read"])
+        .metadata([("team", "data"), ("ticket", "OPS-1234")])
+        .expires_in(days(90));
+    let token = world.create(&admin(), key).unwrap();
+    let token = token.secret.expose().to_owned();
+    (world, token)
+}
+
+/// How many allocations a hundred verifications make, all with the answer that is expected.
+fn allocations(
+    keys: &Keyward,
+    presented: &str,
+    need: &Need,
+    right: fn(Option<&Rejection>) -> bool,
+) -> u64 {
+    let verify = || {
+        let verdict = keys.verify(presented, need);
+        assert!(right(verdict.as_ref().err()), "{verdict:?}");
+    };
+    // What a thread allocates once, for as long as it lives, is no part of a verification.
+    verify();
+    allocation_counter::measure(|| (0..100).for_each(|_| verify())).count_total
+}
+
+#[test]
+fn a_valid_key_allocates_nothing() {
+    let (world, token) = service();
+    let count = allocations(&world.keys, &token, &reading(), |refused| refused.is_none());
+    assert_eq!(count, 0);
+}
+
+/// Fails if a store in this process is asked for more than what is new, each time that a class whose
+/// bound is zero is verified.
+#[test]
+fn a_valid_key_that_is_confirmed_at_the_moment_of_use_allocates_nothing() {
+    let mut spec = profiles::standard();
+    spec.propagation = Propagation::IMMEDIATE;
+    let world = World::with_policy(spec);
+    let key = world.create(&admin(), reader("nightly export")).unwrap();
+    let token = key.secret.expose();
+    let count = allocations(&world.keys, token, &reading(), |refused| refused.is_none());
+    assert_eq!(count, 0);
+}
+
+#[test]
+fn a_wrong_secret_allocates_nothing() {
+    let (world, token) = service();
+    let wrong = with_other_secret(&token);
+    let count = allocations(&world.keys, &wrong, &reading(), |refused| {
+        refused == Some(&Rejection::WrongSecret)
+    });
+    assert_eq!(count, 0);
+}
+
+#[test]
+fn an_unknown_id_allocates_nothing() {
+    let ((world, _), (_, elsewhere)) = (service(), service());
+    let count = allocations(&world.keys, &elsewhere, &reading(), |refused| {
+        refused == Some(&Rejection::Unknown)
+    });
+    assert_eq!(count, 0);
+}
+
+#[test]
+fn what_is_no_key_allocates_nothing() {
+    let (world, token) = service();
+    let broken = token.replace("live_", "live+");
+    let mistyped = token.to_ascii_lowercase();
+    let huge = "x".repeat(10_000);
+    for presented in ["", "hunter2", "Bearer x", &broken, &mistyped, &huge] {
+        let count = allocations(&world.keys, presented, &reading(), |refused| {
+            matches!(refused, Some(Rejection::Malformed(_)))
+        });
+        assert_eq!(count, 0, "{presented:.80}");
+    }
+}
+
+#[test]
+fn a_revoked_key_allocates_nothing() {
+    let (world, token) = service();
+    let id = token::parse(token.as_bytes()).unwrap().id();
+    wait(world.keys.revoke(&admin(), id, Reason::Lost)).unwrap();
+    let count = allocations(&world.keys, &token, &reading(), |refused| {
+        matches!(refused, Some(Rejection::Revoked { .. }))
+    });
+    assert_eq!(count, 0);
+}
+
+#[test]
+fn an_imported_key_allocates_nothing() {
+    let (world, _) = service();
+    let import = ImportKey::sha256(Digest::sha256("old-1234"), reader("from elsewhere"));
+    wait(world.keys.import(&host(), import)).unwrap();
+    let count = allocations(&world.keys, "old-1234", &reading(), |refused| {
+        refused.is_none()
+    });
+    assert_eq!(count, 0);
+}
+
+#[test]
+fn what_allocates_is_counted() {
+    let (world, token) = service();
+    let counted = allocation_counter::measure(|| {
+        let grant = world.keys.verify(&token, &reading()).unwrap();
+        std::hint::black_box(grant.scopes());
+    });
+    assert!(counted.count_total > 0);
+}

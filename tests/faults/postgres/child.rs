@@ -1,0 +1,280 @@
+//! What the children do.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use futures_util::future::{join, join_all};
+use keyward::policy::Policy;
+use keyward::store::postgres::PostgresOptions;
+use keyward::store::{CommitError, KeyStore, PostgresStore, Revision, Select, StoreErrorKind};
+use keyward::{Denied, Error, KeyId, Keyward, ManualClock, Reason, Role};
+
+use support::postgres::{on_runtime, open, runtime};
+use support::process::{tell, wait_for_parent};
+use support::raw::next;
+use support::*;
+
+/// How many active keys a tenant may have that all writers share.
+pub const CAP: u32 = 5;
+
+/// Many more than any child creates.
+const NO_CAP: u32 = 1_000_000;
+
+/// How many writers a process has.
+pub const TASKS: usize = 4;
+
+/// How many tenants of its own each writer commits to at once.
+pub const STREAMS: usize = 8;
+
+/// The tenants that writers share, and one that all are at all the time.
+pub const TENANTS: usize = 64;
+pub const HOT: &str = "hot";
+
+pub fn run(part: &str) {
+    // A thread that panics takes its process along, so that nobody waits for it.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panicked| {
+        hook(panicked);
+        std::process::exit(101);
+    }));
+    match part {
+        "writes" => writes(),
+        "numbers" => numbers(),
+        "goes_on" => goes_on(),
+        "verifies" => crate::postgres::spread::verifies(),
+        other => panic!("no part is called {other}"),
+    }
+}
+
+pub fn text(name: &str) -> String {
+    std::env::var(name).unwrap()
+}
+
+pub fn number(name: &str) -> usize {
+    text(name).parse().unwrap()
+}
+
+/// What the parent's schema is connected to with.
+pub fn options() -> PostgresOptions {
+    PostgresStore::options(text("CHILD_PATH"))
+        .schema(text("CHILD_SCHEMA"))
+        .max_connections(4.try_into().unwrap())
+        .server_clock(false)
+}
+
+fn service(store: PostgresStore) -> Keyward {
+    let clock = Arc::new(ManualClock::at(at(START)));
+    node(store, &clock, Policy::new(capped(CAP)).unwrap())
+}
+
+/// Runs all writers of a process, once the parent says so.
+fn at_once(writer: impl Fn(usize) + Sync) {
+    tell("ready");
+    assert!(wait_for_parent());
+    together(writer);
+}
+
+fn together(writer: impl Fn(usize) + Sync) {
+    thread::scope(|scope| {
+        for task in 0..TASKS {
+            let writer = &writer;
+            scope.spawn(move || writer(task));
+        }
+    });
+}
+
+/// Writers that fill tenants up to their cap and empty them again, and commit to tenants of their own
+/// beside that.
+fn writes() {
+    let store = open(options()).unwrap();
+    let keys = service(store.clone());
+    let (me, passes, rounds) = (
+        number("CHILD_NUMBER"),
+        number("CHILD_PASSES"),
+        number("CHILD_ROUNDS"),
+    );
+    at_once(|task| {
+        let streams = (0..STREAMS).map(|stream| stream_of(&store, me, task, stream, rounds));
+        let streams = join_all(streams);
+        let churn = async {
+            for _ in 0..passes {
+                churn(&keys, &format!("key of {me}/{task}")).await;
+            }
+        };
+        wait(join(streams, churn));
+    });
+}
+
+async fn stream_of(store: &PostgresStore, me: usize, task: usize, stream: usize, rounds: usize) {
+    let tenant = tenant(&format!("own-{me}-{task}-{stream}"));
+    let mut at = Revision::ZERO;
+    for _ in 0..rounds {
+        let (key, commit) = next(&tenant, at);
+        at = store.commit(commit).await.unwrap();
+        told(at, "removed", key, tenant.as_str());
+    }
+}
+
+fn told(revision: Revision, what: &str, key: KeyId, tenant: &str) {
+    tell(format_args!(
+        "{} {what} {} {tenant}",
+        revision.0,
+        key.to_u128()
+    ));
+}
+
+/// One key in each tenant that has room, then none any more.
+async fn churn(keys: &Keyward, name: &str) {
+    let mut mine = Vec::new();
+    for number in 0..TENANTS {
+        for tenant in [HOT, &format!("t{number}")] {
+            let admin = actor(tenant, "alice", Role::ADMIN);
+            match keys.create(&admin, reader(name)).await {
+                Ok(made) => {
+                    told(made.receipt.revision(), "created", made.id, tenant);
+                    mine.push((admin, made.id));
+                }
+                Err(Error::Denied(Denied::CapReached { .. })) => {}
+                Err(Error::Contended { .. }) => {}
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+    }
+    for (admin, key) in mine {
+        let receipt = loop {
+            match keys.revoke(&admin, key, Reason::Lost).await {
+                Ok(receipt) => break receipt,
+                Err(Error::Contended { .. }) => {}
+                Err(other) => panic!("{other:?}"),
+            }
+        };
+        told(receipt.revision(), "revoked", key, admin.tenant().as_str());
+    }
+}
+
+/// Writers of a feed by sequence numbers, which are drawn before the commit.
+fn numbers() {
+    let (url, table, rounds) = (
+        text("CHILD_PATH"),
+        text("CHILD_SCHEMA"),
+        number("CHILD_ROUNDS"),
+    );
+    at_once(|_| {
+        let (url, table) = (url.clone(), table.clone());
+        on_runtime(async move {
+            let connected = tokio_postgres::connect(&url, tokio_postgres::NoTls).await;
+            let (mut client, connection) = connected.unwrap();
+            tokio::spawn(connection);
+            for _ in 0..rounds {
+                let tx = client.transaction().await.unwrap();
+                let sql = format!("INSERT INTO {table} DEFAULT VALUES RETURNING id");
+                let drawn: i64 = tx.query_one(&sql, &[]).await.unwrap().get(0);
+                tx.batch_execute("SELECT pg_sleep(random() * 0.002)")
+                    .await
+                    .unwrap();
+                tx.commit().await.unwrap();
+                tell(format_args!("{drawn}"));
+            }
+        });
+    });
+}
+
+/// Writers that go on, whatever becomes of their commits, until the parent lets go. They tell what they
+/// were told of each.
+fn goes_on() {
+    let me = number("CHILD_NUMBER");
+    let short = Duration::from_millis(500);
+    let options = options().request_timeout(short).connection_timeout(short);
+    // On a busy machine it may need several tries to connect in time.
+    let store = loop {
+        if let Ok(store) = open(options.clone()) {
+            break store;
+        }
+    };
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let keys = node(store.clone(), &clock, Policy::new(capped(NO_CAP)).unwrap());
+    tell("ready");
+    assert!(wait_for_parent());
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            wait_for_parent();
+            over.store(true, Ordering::SeqCst);
+        });
+        let going = || !over.load(Ordering::SeqCst);
+        together(|task| {
+            let streams = (0..STREAMS).map(|stream| commits(&store, me, task, stream, &going));
+            let both = join(join_all(streams), creations(&keys, me, task, &going));
+            wait(both);
+        });
+    });
+}
+
+/// Not so soon that a server that is away is asked all the time.
+async fn pause() {
+    let pause = async { tokio::time::sleep(Duration::from_millis(10)).await };
+    runtime().spawn(pause).await.unwrap();
+}
+
+async fn commits(
+    store: &PostgresStore,
+    me: usize,
+    task: usize,
+    stream: usize,
+    going: &impl Fn() -> bool,
+) {
+    let tenant = tenant(&format!("own-{me}-{task}-{stream}"));
+    let mut at = Revision::ZERO;
+    while going() {
+        let (key, commit) = next(&tenant, at);
+        let told = |what| tell(format_args!("{what} {me} {tenant} {}", key.to_u128()));
+        match store.commit(commit).await {
+            Ok(revision) => {
+                told("Done");
+                at = revision;
+                continue;
+            }
+            Err(CommitError::Store(error)) => match error.kind() {
+                StoreErrorKind::Unavailable => told("Unavailable"),
+                StoreErrorKind::Indeterminate => told("Indeterminate"),
+                other => panic!("{other:?}"),
+            },
+            // One whose end was not known came to a good one after it had been looked for.
+            Err(CommitError::Conflict) => told("Conflict"),
+            Err(other) => panic!("{other:?}"),
+        }
+        at = loop {
+            match store.load(&tenant, &Select::none()).await {
+                Ok(view) => break view.revision,
+                Err(_) if going() => pause().await,
+                Err(_) => return,
+            }
+        };
+    }
+}
+
+/// Creates keys, one after the other, each until it is known to be there. The last may be left open.
+async fn creations(keys: &Keyward, me: usize, task: usize, going: &impl Fn() -> bool) {
+    let tenant = format!("made-{me}-{task}");
+    let admin = actor(&tenant, "alice", Role::ADMIN);
+    let mut number = 0;
+    while going() {
+        number += 1;
+        let by = admin.with_command_id(command(&format!("create-{number}")));
+        let (what, key) = loop {
+            match keys.create(&by, reader("key")).await {
+                Ok(made) => break ("Created", made.id),
+                Err(Error::Denied(Denied::AlreadyCreated { id })) => break ("Found", id),
+                Err(Error::Store(_) | Error::Contended { .. }) if going() => pause().await,
+                Err(Error::Store(_) | Error::Contended { .. }) => {
+                    tell(format_args!("Open {me} {tenant} -"));
+                    return;
+                }
+                Err(other) => panic!("{other:?}"),
+            }
+        };
+        tell(format_args!("{what} {me} {tenant} {key}"));
+    }
+}

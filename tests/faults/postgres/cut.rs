@@ -1,0 +1,355 @@
+//! Connections that are cut, or fall silent, in the middle of a commit: what is told is true, and who
+//! asks again under the same command id finds out what happened.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use keyward::policy::Policy;
+use keyward::store::postgres::PostgresOptions;
+use keyward::store::{
+    CommitError, KeyQuery, KeyStore, PostgresStore, Revision, Select, StoreError, StoreErrorKind,
+};
+use keyward::{Created, Denied, Error, KeyId, Keyward, ManualClock, Role};
+
+use crate::postgres::proxy::{Fate, Point, Proxy, Side, lengths};
+use support::postgres::{Place, Server, on_runtime, open, pool};
+use support::process::rounds;
+use support::raw::{beginning, next};
+use support::*;
+
+/// What somebody was told of a commit, and whether it is there.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Outcome {
+    Done,
+    NotDone,
+    UnknownAndThere,
+    UnknownAndNotThere,
+}
+
+impl Outcome {
+    /// What was told must be true.
+    #[track_caller]
+    fn of(told: Result<(), StoreError>, there: bool, when: &str) -> Self {
+        let kind = told.as_ref().map_err(StoreError::kind);
+        match (kind, there) {
+            (Ok(()), true) => Self::Done,
+            (Err(StoreErrorKind::Unavailable), false) => Self::NotDone,
+            (Err(StoreErrorKind::Indeterminate), true) => Self::UnknownAndThere,
+            (Err(StoreErrorKind::Indeterminate), false) => Self::UnknownAndNotThere,
+            _ => panic!("{when}: there is it {there}, told was {told:?}"),
+        }
+    }
+}
+
+/// A schema on a server, as it is and through a proxy.
+struct Ground {
+    proxy: Proxy,
+    place: Place,
+    direct: PostgresStore,
+}
+
+impl Ground {
+    fn new() -> Self {
+        // Not one that was given: its socket may be anywhere.
+        static SHARED: OnceLock<Server> = OnceLock::new();
+        let server = SHARED.get_or_init(|| Server::start("fsync = off"));
+        let place = Place::at(server.url());
+        Self {
+            proxy: Proxy::before(server.folder()),
+            direct: place.connect(),
+            place,
+        }
+    }
+
+    /// One connection to read with, and one for commits.
+    fn options(&self) -> PostgresOptions {
+        PostgresStore::options(self.proxy.url())
+            .schema(&self.place.schema)
+            .max_connections(1.try_into().unwrap())
+            .server_clock(false)
+    }
+
+    /// Whether the tenant has been committed to, once nobody is in the middle of it.
+    fn is_there(&self, name: &str) -> bool {
+        self.place.until_free();
+        let view = wait(self.direct.load(&tenant(name), &Select::none())).unwrap();
+        view.revision != Revision::ZERO
+    }
+
+    fn keys_of(&self, name: &str) -> Vec<KeyId> {
+        let query = KeyQuery::tenant(tenant(name), at(START));
+        let page = wait(self.direct.list(&query)).unwrap();
+        page.keys.iter().map(|key| key.id).collect()
+    }
+}
+
+/// Makes the connection for commits the newest one: it is that which something happens to.
+fn warm(store: &PostgresStore) {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    // On a busy machine it may need several tries to connect in time.
+    for again in 0.. {
+        if raw(store, &format!("warm-{number}-{again}")).is_ok() {
+            return;
+        }
+    }
+}
+
+fn raw(store: &PostgresStore, name: &str) -> Result<(), StoreError> {
+    match wait(store.commit(next(&tenant(name), Revision::ZERO).1)) {
+        Ok(_) => Ok(()),
+        Err(CommitError::Store(error)) => Err(error),
+        Err(other) => panic!("{name}: nobody else commits to this tenant: {other:?}"),
+    }
+}
+
+fn service(store: PostgresStore) -> Keyward {
+    let clock = Arc::new(ManualClock::at(at(START)));
+    node(store, &clock, Policy::new(capped(5)).unwrap())
+}
+
+fn create(keys: &Keyward, name: &str) -> Result<Created, Error> {
+    let admin = actor(name, "alice", Role::ADMIN);
+    let by = admin.with_command_id(command(name));
+    wait(keys.create(&by, reader("key")))
+}
+
+/// The points of a conversation at which something else may happen, one of `every` few, and all around
+/// its end; each byte of it if that is one.
+fn points(said: &(Vec<u8>, Vec<u8>), every: usize) -> Vec<(Side, Point)> {
+    let of = |side, bytes: &[u8]| {
+        let lengths = lengths(bytes).into_iter().enumerate();
+        lengths.flat_map(move |(number, length)| {
+            let within: Vec<_> = match every {
+                1 => (0..length).collect(),
+                _ => vec![0, length / 2],
+            };
+            within.into_iter().map(move |bytes| (side, (number, bytes)))
+        })
+    };
+    let all = of(Side::Client, &said.0).chain(of(Side::Server, &said.1));
+    let all: Vec<_> = all.collect();
+    let near = |place: &(usize, &(Side, Point))| {
+        let (_, (side, (number, _))) = place;
+        let bytes = match side {
+            Side::Client => &said.0,
+            Side::Server => &said.1,
+        };
+        number + 4 > lengths(bytes).len()
+    };
+    let some = all.iter().enumerate();
+    let some = some.filter(|place| place.0 % every == 0 || near(place));
+    some.map(|(_, point)| *point).collect()
+}
+
+fn tell(what: &str, outcomes: &BTreeMap<Outcome, usize>) {
+    println!(
+        "{what}, cut at {} points: {outcomes:?}",
+        outcomes.values().sum::<usize>()
+    );
+}
+
+#[test]
+fn what_is_told_of_a_commit_is_true_wherever_its_connection_is_cut() {
+    let ground = Ground::new();
+    let store = open(ground.options()).unwrap();
+    warm(&store);
+    let said = ground.proxy.record(|| raw(&store, "recorded").unwrap());
+    let mut outcomes = BTreeMap::new();
+    for (number, (side, point)) in points(&said, rounds(2, 1)).into_iter().enumerate() {
+        let (name, when) = (format!("t{number}"), format!("{side:?} {point:?}"));
+        let store = open(ground.options()).unwrap();
+        warm(&store);
+        ground.proxy.arm(side, point, Fate::Cut);
+        let told = raw(&store, &name);
+        ground.proxy.heal();
+        drop(store);
+        let outcome = Outcome::of(told, ground.is_there(&name), &when);
+        *outcomes.entry(outcome).or_insert(0) += 1;
+    }
+    tell("commits", &outcomes);
+    for outcome in [
+        Outcome::NotDone,
+        Outcome::UnknownAndThere,
+        Outcome::UnknownAndNotThere,
+    ] {
+        assert!(outcomes.contains_key(&outcome), "{outcome:?}: {outcomes:?}");
+    }
+}
+
+#[test]
+fn a_creation_that_was_cut_is_found_out_by_its_command_id() {
+    let ground = Ground::new();
+    let store = open(ground.options()).unwrap();
+    warm(&store);
+    let keys = service(store);
+    let said = ground.proxy.record(|| create(&keys, "recorded").unwrap());
+    let mut outcomes = BTreeMap::new();
+    for (number, (side, point)) in points(&said, rounds(2, 1)).into_iter().enumerate() {
+        let (name, when) = (format!("t{number}"), format!("{side:?} {point:?}"));
+        let store = open(ground.options()).unwrap();
+        warm(&store);
+        let keys = service(store);
+        ground.proxy.arm(side, point, Fate::Down);
+        let told = match create(&keys, &name) {
+            Ok(_) => Ok(()),
+            Err(Error::Store(error)) => Err(error),
+            Err(other) => panic!("{when}: {other:?}"),
+        };
+        ground.proxy.heal();
+        let there = ground.is_there(&name);
+        let outcome = Outcome::of(told, there, &when);
+        *outcomes.entry(outcome).or_insert(0) += 1;
+        // A connection that was lost may have to be noticed first.
+        let again = loop {
+            match create(&keys, &name) {
+                Err(Error::Store(error)) if error.kind() == StoreErrorKind::Unavailable => {}
+                told => break told,
+            }
+        };
+        let found = ground.keys_of(&name);
+        match (there, again) {
+            (false, Ok(made)) => assert_eq!(found, [made.id], "{when}"),
+            (true, Err(Error::Denied(Denied::AlreadyCreated { id }))) => {
+                assert_eq!(found, [id], "{when}");
+            }
+            told => panic!("{when}: {told:?}"),
+        }
+    }
+    tell("creations", &outcomes);
+    assert!(outcomes.contains_key(&Outcome::NotDone), "{outcomes:?}");
+    // Which of both comes depends on how the conversation fell into messages: at each byte, both.
+    let unknown = [Outcome::UnknownAndThere, Outcome::UnknownAndNotThere];
+    let seen = unknown.iter().filter(|one| outcomes.contains_key(one));
+    assert!(seen.count() >= rounds(1, 2), "{outcomes:?}");
+}
+
+#[test]
+fn a_commit_whose_connection_falls_silent_ends_by_itself_with_a_true_answer() {
+    let ground = Ground::new();
+    let store = open(ground.options()).unwrap();
+    warm(&store);
+    let said = ground.proxy.record(|| raw(&store, "recorded").unwrap());
+    let mut outcomes = BTreeMap::new();
+    for (number, (side, point)) in points(&said, rounds(40, 4)).into_iter().enumerate() {
+        let (name, when) = (format!("t{number}"), format!("{side:?} {point:?}"));
+        let short = Duration::from_millis(150);
+        let options = ground.options().connection_timeout(short);
+        // On a busy machine it may need several tries to connect in time.
+        let store = loop {
+            if let Ok(store) = open(options.clone().request_timeout(short)) {
+                break store;
+            }
+        };
+        warm(&store);
+        ground.proxy.arm(side, point, Fate::Silent);
+        let told = raw(&store, &name);
+        ground.proxy.heal();
+        drop(store);
+        let outcome = Outcome::of(told, ground.is_there(&name), &when);
+        *outcomes.entry(outcome).or_insert(0) += 1;
+    }
+    tell("commits, silently", &outcomes);
+    let unknown = outcomes.keys().any(|outcome| *outcome > Outcome::NotDone);
+    assert!(
+        unknown && outcomes.contains_key(&Outcome::NotDone),
+        "{outcomes:?}"
+    );
+}
+
+#[test]
+fn a_node_that_falls_silent_within_a_commit_keeps_others_waiting_no_longer_than_it_may() {
+    let ground = Ground::new();
+    let long = Duration::from_secs(60);
+    let other = ground.place.options().lock_timeout(long);
+    let other = other.statement_timeout(long).request_timeout(long);
+    let other = open(other).unwrap();
+    let silent = loop {
+        let options = ground.options().request_timeout(long);
+        let idle = Duration::from_millis(500);
+        let store = open(options.idle_in_transaction_timeout(idle)).unwrap();
+        warm(&store);
+        ground.proxy.arm_before("COMMIT", Fate::Silent);
+        let silent = std::thread::spawn(move || raw(&store, "silent"));
+        while !ground.proxy.is_over() && !silent.is_finished() {
+            ground.place.run("SELECT 1");
+        }
+        if ground.proxy.is_over() {
+            break silent;
+        }
+        // On a busy machine the server loses patience before it comes to that.
+        silent.join().unwrap().unwrap_err();
+    };
+    raw(&other, "other").unwrap();
+    assert!(!silent.is_finished(), "it has not given up yet");
+    ground.proxy.heal();
+    let told = silent.join().unwrap();
+    let outcome = Outcome::of(told, ground.is_there("silent"), "silent");
+    assert_eq!(outcome, Outcome::UnknownAndNotThere);
+}
+
+#[test]
+fn who_listens_on_a_connection_that_fell_silent_does_so_on_another_one() {
+    let ground = Ground::new();
+    let short = Duration::from_millis(200);
+    let options = ground.options().connection_timeout(short);
+    let store = loop {
+        if let Ok(store) = open(options.clone().request_timeout(short)) {
+            break store;
+        }
+    };
+    let start = beginning(&ground.direct);
+    std::thread::spawn(move || while wait(store.wait_past(start)).is_err() {});
+    let listening = "SELECT pid::text FROM pg_stat_activity WHERE query LIKE 'LISTEN%'";
+    ground.place.until_found(listening);
+    ground.proxy.silence();
+    let before = ground.place.ask(listening).join(", ");
+    let another = format!("{listening} AND pid NOT IN ({before})");
+    let found = (0..3000).any(|_| !ground.place.ask(&another).is_empty());
+    assert!(found, "it has been deaf for thousands of questions");
+}
+
+#[test]
+fn commits_end_with_an_answer_while_readers_hold_every_connection() {
+    const CONNECTIONS: usize = 4;
+    let place = Place::new();
+    let long = Duration::from_secs(60);
+    let pool = pool(&place.url, CONNECTIONS);
+    // All are made beforehand, so that none has to be in a hurry.
+    on_runtime({
+        let pool = pool.clone();
+        async move {
+            let all = join_all((0..CONNECTIONS).map(|_| pool.get())).await;
+            assert!(all.iter().all(Result::is_ok));
+        }
+    });
+    let options = PostgresStore::with_pool(pool).schema(&place.schema);
+    let options = options.connection_timeout(Duration::from_millis(50));
+    let options = options.lock_timeout(long).statement_timeout(long);
+    let store = open(options.request_timeout(long)).unwrap();
+    let lock = place.hold("LOCK TABLE $s.rows IN ACCESS EXCLUSIVE MODE");
+    let scan = || {
+        let store = store.clone();
+        std::thread::spawn(move || wait(store.scan(None, support::raw::ALL)))
+    };
+    let readers: Vec<_> = (0..16).map(|_| scan()).collect();
+    place.until_found(&format!(
+        "SELECT 'all' FROM pg_locks WHERE NOT granted AND relation = '$s.rows'::regclass \
+         HAVING count(*) = {CONNECTIONS}"
+    ));
+    for number in 0..8 {
+        let told = raw(&store, &format!("t{number}")).unwrap_err();
+        assert_eq!(told.kind(), StoreErrorKind::Unavailable, "{told:?}");
+    }
+    drop(lock);
+    let told = readers.into_iter().map(|reader| reader.join().unwrap());
+    let (served, refused): (Vec<_>, Vec<_>) = told.partition(Result::is_ok);
+    assert!(served.len() >= CONNECTIONS, "{}", served.len());
+    for told in refused {
+        assert_eq!(told.unwrap_err().kind(), StoreErrorKind::Unavailable);
+    }
+    raw(&store, "afterwards").unwrap();
+}

@@ -1,0 +1,311 @@
+//! A server that is killed, or stopped, under load: what was acknowledged is there, what was told to have
+//! failed is not, and what nobody knows is told so.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Duration;
+
+use keyward::policy::Policy;
+use keyward::store::{KeyQuery, KeyStore, StoreErrorKind};
+use keyward::{Denied, Error, FollowOptions, KeyId, Keyward, ManualClock, Need, Reason, Rejection};
+
+use crate::postgres::child::TASKS;
+use crate::postgres::feed::page;
+use support::postgres::{Place, Server, on_runtime, open};
+use support::process::{Dice, Part, rounds};
+use support::raw::{ALL, beginning};
+use support::*;
+
+const PROCESSES: usize = 2;
+
+/// What is told of a child that came to its end.
+const ENDED: &str = "Ended";
+
+/// What the children tell, as it comes.
+struct Load {
+    told: Receiver<String>,
+    all: Vec<String>,
+}
+
+impl Load {
+    fn next(&mut self) -> &str {
+        let line = self.told.recv().unwrap();
+        assert_ne!(line, ENDED, "they work until they are told to stop");
+        self.all.push(line);
+        self.all.last().unwrap()
+    }
+
+    /// Waits for so many acknowledged commits.
+    fn acknowledged(&mut self, count: usize) {
+        for _ in 0..count {
+            while !self.next().starts_with("Done") {}
+        }
+    }
+
+    /// Waits until something failed in each process.
+    fn failed_in_each(&mut self) {
+        let mut waiting: BTreeSet<_> = (0..PROCESSES).map(|me| me.to_string()).collect();
+        while !waiting.is_empty() {
+            let line = self.next();
+            if line.starts_with("Unavailable") || line.starts_with("Indeterminate") {
+                let me = line.split(' ').nth(1).unwrap().to_owned();
+                waiting.remove(&me);
+            }
+        }
+    }
+}
+
+/// Has two processes commit all the time, disturbs their server again and again, and compares what they
+/// were told with what is there in the end.
+fn disturbed(
+    what: &str,
+    settings: &str,
+    cycles: usize,
+    mut disturb: impl FnMut(&Server, &mut Load),
+) {
+    let server = Server::start(settings);
+    let place = Place::at(server.url());
+    let start = beginning(&place.connect());
+    let begin = |me: usize| {
+        let env = [
+            ("CHILD_NUMBER", me.to_string()),
+            ("CHILD_SCHEMA", place.schema.clone()),
+        ];
+        Part::start("postgres:goes_on", &place.url, &env)
+    };
+    let mut parts: Vec<_> = (0..PROCESSES).map(begin).collect();
+    let leashes: Vec<_> = parts
+        .iter_mut()
+        .map(|part| {
+            part.expect("ready");
+            part.go_on();
+            part.leash()
+        })
+        .collect();
+    let (tell, told) = channel();
+    let mut load = Load {
+        told,
+        all: Vec::new(),
+    };
+    let mut dice = Dice(0x6b65_7977_6172_6406);
+    let told = thread::scope(|scope| {
+        for mut part in parts {
+            let tell = tell.clone();
+            scope.spawn(move || {
+                while let Some(line) = part.next() {
+                    // Nobody hears any more where a test has failed.
+                    drop(tell.send(line));
+                }
+                drop(tell.send(ENDED.to_owned()));
+                part.finish();
+            });
+        }
+        drop(tell);
+        for _ in 0..cycles {
+            load.acknowledged(100 + dice.below(400));
+            // Not just when a commit has ended.
+            let while_they_work = Duration::from_millis(dice.below(50) as u64);
+            on_runtime(async move { tokio::time::sleep(while_they_work).await });
+            disturb(&server, &mut load);
+        }
+        load.acknowledged(500);
+        drop(leashes);
+        load.all
+            .extend(load.told.iter().filter(|line| line != ENDED));
+        load.all
+    });
+    compare(what, &place, start, &told);
+}
+
+/// Compares what was told with what is there.
+fn compare(what: &str, place: &Place, start: keyward::store::Cursor, told: &[String]) {
+    let store = place.connect();
+    let mut commits: BTreeMap<&str, BTreeSet<u128>> = BTreeMap::new();
+    let mut created: BTreeMap<&str, BTreeSet<KeyId>> = BTreeMap::new();
+    let (mut found, mut open) = (0, BTreeSet::new());
+    for line in told {
+        let words: Vec<_> = line.split(' ').collect();
+        match words[..] {
+            ["Created" | "Found", _, tenant, key] => {
+                found += usize::from(words[0] == "Found");
+                created
+                    .entry(tenant)
+                    .or_default()
+                    .insert(key.parse().unwrap());
+            }
+            ["Open", _, tenant, _] => {
+                open.insert(tenant);
+            }
+            [outcome, _, _, key] => {
+                let keys = commits.entry(outcome).or_default();
+                keys.insert(key.parse().unwrap());
+            }
+            _ => panic!("{line}"),
+        }
+    }
+    // Whoever was in the middle of a commit holds the head.
+    place.until_free();
+    let (kept, _) = page(&store, start, ALL.get());
+    let kept: BTreeSet<_> = kept.into_iter().map(|(_, key)| key).collect();
+    let told = |outcome| commits.get(outcome).cloned().unwrap_or_default();
+    let [done, not_done, conflicts, unknown] =
+        ["Done", "Unavailable", "Conflict", "Indeterminate"].map(told);
+    let there = unknown.intersection(&kept).count();
+    println!(
+        "{what}: {} commits done, {} not, {} unknown, of which {there} are there; {} keys created, {found} of them found out",
+        done.len(),
+        not_done.len(),
+        unknown.len(),
+        created.values().map(BTreeSet::len).sum::<usize>()
+    );
+    let lost: Vec<_> = done.difference(&kept).collect();
+    assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
+    for failed in [not_done, conflicts] {
+        let there: Vec<_> = failed.intersection(&kept).collect();
+        assert!(
+            there.is_empty(),
+            "told as not written, and there: {there:?}"
+        );
+    }
+    let known: BTreeSet<_> = (created.values().flatten())
+        .map(|key| key.to_u128())
+        .chain(done.iter().chain(&unknown).copied())
+        .collect();
+    let strange = kept.difference(&known).count();
+    assert!(
+        strange <= open.len(),
+        "{strange} are there, and nobody knows"
+    );
+    // Repeated until it had an answer, each command created one key.
+    assert_eq!(created.len(), PROCESSES * TASKS);
+    for (name, told) in created {
+        let mut query = KeyQuery::tenant(tenant(name), at(START));
+        query.limit = ALL;
+        let page = wait(store.list(&query)).unwrap();
+        let there: BTreeSet<_> = page.keys.iter().map(|key| key.id).collect();
+        assert!(told.is_subset(&there), "{name}: created and lost");
+        let more = there.len() - told.len();
+        assert!(
+            more <= usize::from(open.contains(name)),
+            "{name}: {more} more than created"
+        );
+    }
+}
+
+#[test]
+fn a_server_that_is_killed_under_load_loses_nothing_and_makes_nobody_tell_a_lie() {
+    // Commits wait for each other before they go to the disk: that is where most are killed.
+    let slow = "fsync = on\ncommit_delay = 10000\ncommit_siblings = 0";
+    disturbed("killed", slow, rounds(4, 40), |server, _| {
+        server.kill();
+        server.resume();
+    });
+}
+
+#[test]
+fn a_server_that_is_stopped_under_load_loses_nothing_and_makes_nobody_tell_a_lie() {
+    let slow = "fsync = on\ncommit_delay = 10000\ncommit_siblings = 0";
+    disturbed("stopped", slow, rounds(4, 40), |server, load| {
+        let paused = server.pause();
+        load.failed_in_each();
+        drop(paused);
+    });
+}
+
+fn service(place: &Place, clock: &Arc<ManualClock>) -> Keyward {
+    let short = Duration::from_millis(200);
+    let options = place.options().request_timeout(short);
+    let options = options.connection_timeout(short);
+    // On a busy machine it may need several tries to connect in time.
+    let store = loop {
+        if let Ok(store) = open(options.clone()) {
+            break store;
+        }
+    };
+    node(store, clock, Policy::new(capped(50)).unwrap())
+}
+
+#[test]
+fn verifiers_refuse_while_the_server_is_stopped_for_longer_than_the_bound_and_answer_again_after() {
+    let server = Server::start("fsync = off");
+    let place = Place::at(server.url());
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let (verifier, operator) = (service(&place, &clock), service(&place, &clock));
+    let pace = Duration::from_millis(50);
+    let follower = on_runtime({
+        let keys = verifier.clone();
+        let pace = FollowOptions::default().with_poll(pace).with_backoff(pace);
+        async move { keys.follow(pace) }
+    });
+    let follower = follower.unwrap();
+    let mut steps = follower.watch();
+    let mut until = |what: &dyn Fn() -> bool| {
+        while !what() {
+            wait(steps.changed()).unwrap();
+        }
+    };
+    let by = admin();
+    let tried = |result: &dyn Fn() -> Result<KeyId, Error>| loop {
+        match result() {
+            // Connections that do not answer are noticed one by one.
+            Err(Error::Store(error)) if error.kind() == StoreErrorKind::Unavailable => {}
+            told => break told,
+        }
+    };
+    let make = |name: &str| loop {
+        match wait(operator.create(&by, reader(name))) {
+            Err(Error::Store(error)) if error.kind() == StoreErrorKind::Unavailable => {}
+            told => break told.unwrap(),
+        }
+    };
+    let (kept, lost) = (make("kept"), make("lost"));
+    let verify = |secret: &keyward::Secret| verifier.verify(secret.expose(), &Need::any());
+    until(&|| verify(&kept.secret).is_ok() && verify(&lost.secret).is_ok());
+
+    let paused = server.pause();
+    // Whatever was asked before now counts from before.
+    clock.advance(Duration::from_secs(60));
+    let stale = |secret| matches!(verify(secret), Err(Rejection::Stale { .. }));
+    assert!(stale(&kept.secret) && stale(&lost.secret));
+    until(&|| follower.status().failures > 1 || !stale(&kept.secret));
+    assert!(stale(&kept.secret), "what fails confirms nothing");
+    let revoke = || {
+        let by = by.with_command_id(command("revoke"));
+        wait(operator.revoke(&by, lost.id, Reason::Lost)).map(|_| lost.id)
+    };
+    let create = || {
+        let by = by.with_command_id(command("create"));
+        wait(operator.create(&by, reader("more"))).map(|made| made.id)
+    };
+    for told in [revoke(), create()] {
+        let Err(Error::Store(error)) = &told else {
+            panic!("{told:?}")
+        };
+        assert_eq!(
+            error.kind(),
+            StoreErrorKind::Unavailable,
+            "nothing can have been sent"
+        );
+    }
+    drop(paused);
+
+    until(&|| verify(&kept.secret).is_ok());
+    verify(&lost.secret).unwrap();
+    let listed = || {
+        let query = KeyQuery::tenant(tenant("acme"), at(START));
+        wait(place.connect().list(&query)).unwrap().keys
+    };
+    assert_eq!(listed().len(), 2, "what was told to have failed did");
+    tried(&revoke).unwrap();
+    let more = match tried(&create) {
+        Ok(id) | Err(Error::Denied(Denied::AlreadyCreated { id })) => id,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(listed().iter().filter(|key| key.id == more).count(), 1);
+    assert_eq!(listed().len(), 3);
+    until(&|| matches!(verify(&lost.secret), Err(Rejection::Revoked { .. })));
+    verify(&kept.secret).unwrap();
+    wait(follower.stop());
+}

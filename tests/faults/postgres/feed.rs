@@ -1,0 +1,104 @@
+//! A feed and who polls it: what was missed, told twice or out of order. It judges the store's feed and
+//! the broken one that is kept beside it.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+
+use keyward::store::{Cursor, KeyStore, PostgresStore, Row};
+
+use support::wait;
+
+/// A revision, and the key or row that it changed.
+pub type Event = (u64, u128);
+
+/// What was wrong with what a poller saw.
+#[derive(Debug, Default)]
+pub struct Faults {
+    /// Written, and not seen.
+    pub missed: Vec<Event>,
+    /// Seen, and not written.
+    pub strange: Vec<Event>,
+    /// Seen after something of a later revision, or again.
+    pub late: Vec<Event>,
+}
+
+impl Faults {
+    /// What is wrong with what was `seen`. It must hold all of `last`, and may hold what was `written`
+    /// before: of a row that changed again, a feed need only tell the last.
+    pub fn of(seen: &[Event], last: &BTreeSet<Event>, written: &BTreeSet<Event>) -> Self {
+        let mut faults = Self::default();
+        let (mut known, mut at) = (BTreeSet::new(), 0);
+        for event in seen {
+            if event.0 < at || !known.insert(*event) {
+                faults.late.push(*event);
+            }
+            if !written.contains(event) {
+                faults.strange.push(*event);
+            }
+            at = at.max(event.0);
+        }
+        faults.missed = last.difference(&known).copied().collect();
+        faults
+    }
+
+    #[track_caller]
+    pub fn assert_none(&self) {
+        let Self {
+            missed,
+            strange,
+            late,
+        } = self;
+        let faults = [missed, strange, late].map(Vec::len);
+        assert_eq!(faults, [0; 3], "{self:?}");
+    }
+}
+
+/// What one page of the store's feed tells of keys.
+pub fn page(store: &PostgresStore, after: Cursor, limit: usize) -> (Vec<Event>, Cursor) {
+    let limit = NonZeroUsize::new(limit).unwrap();
+    let page = wait(store.changes(after, limit)).unwrap();
+    let event = |row: &Row| match row {
+        Row::Key(record) => Some(record.id.to_u128()),
+        Row::Removed { key, .. } => Some(key.to_u128()),
+        Row::Corrupt(_) => panic!("{row:?}"),
+        _ => None,
+    };
+    let events = page.changes.iter();
+    let events = events.filter_map(|change| Some((change.revision.0, event(&change.row)?)));
+    (events.collect(), page.upto)
+}
+
+/// Polls until `over` said, before a poll, that all is written, and that poll finds nothing more.
+/// `poll` takes the revision to go on after. Returns what it saw, and how often it asked.
+pub fn watch(
+    mut over: impl FnMut() -> bool,
+    mut poll: impl FnMut(u64) -> (Vec<Event>, u64),
+) -> (Vec<Event>, usize) {
+    let (mut seen, mut at, mut polls) = (Vec::new(), 0, 0);
+    loop {
+        let last = over();
+        let (page, upto) = poll(at);
+        polls += 1;
+        if last && page.is_empty() {
+            return (seen, polls);
+        }
+        if let Some(first) = page.first() {
+            assert!(first.0 > at, "revision {} is told on two pages", first.0);
+        }
+        seen.extend(page);
+        at = upto;
+    }
+}
+
+#[test]
+fn each_fault_of_a_feed_is_seen() {
+    let written = BTreeSet::from([(1, 7), (2, 8), (3, 7)]);
+    let last = BTreeSet::from([(2, 8), (3, 7)]);
+    let faults = |seen: &[Event]| Faults::of(seen, &last, &written);
+    faults(&[(1, 7), (2, 8), (3, 7)]).assert_none();
+    faults(&[(2, 8), (3, 7)]).assert_none();
+    assert_eq!(faults(&[(1, 7), (3, 7)]).missed, [(2, 8)]);
+    assert_eq!(faults(&[(3, 7), (2, 8)]).late, [(2, 8)]);
+    assert_eq!(faults(&[(2, 8), (2, 8), (3, 7)]).late, [(2, 8)]);
+    assert_eq!(faults(&[(2, 8), (3, 7), (4, 9)]).strange, [(4, 9)]);
+}

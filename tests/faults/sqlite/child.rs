@@ -1,0 +1,325 @@
+//! What the children do.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyward::store::{
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
+    KeyStore, Locator, Revision, RowKey, ScanPage, Select, SqliteStore, StoreError, TenantView,
+    Versioned,
+};
+use keyward::{
+    Error, KeyId, Keyward, ManualClock, Reason, Replacement, Role, TenantId, async_trait, hours,
+};
+
+use keyward::policy::Policy;
+use support::process::{tell, wait_for_parent};
+use support::{START, actor, at, capped, peppers, reader, wait};
+
+/// Many more than any child creates and leaves.
+pub const NO_CAP: u32 = 1_000_000;
+
+/// How many active keys the tenant may have that all processes share.
+pub const CAP: u32 = 5;
+
+/// How many commits a child makes that is to be disturbed, or recorded.
+pub const STEPS: usize = 8;
+
+pub fn run(part: &str) {
+    let path = PathBuf::from(std::env::var_os("CHILD_PATH").unwrap());
+    match part {
+        "races" => races(&path),
+        "works" => works(&path),
+        "stays" => stays(&path),
+        "steps" => steps(&path),
+        "recorded" => recorded(&path),
+        "rows" => rows(&path),
+        "locks" => locks(&path),
+        "reads" => reads(&path),
+        "creates" => creates(&path),
+        other => panic!("no part is called {other}"),
+    }
+}
+
+fn number(name: &str) -> usize {
+    std::env::var(name).unwrap().parse().unwrap()
+}
+
+pub fn service(store: impl KeyStore, cap: u32) -> Keyward {
+    try_service(store, cap).unwrap()
+}
+
+fn try_service(store: impl KeyStore, cap: u32) -> Result<Keyward, StoreError> {
+    let builder = Keyward::builder(store, peppers())
+        .policy(Policy::new(capped(cap)).unwrap())
+        .clock(Arc::new(ManualClock::at(at(START))));
+    wait(builder.build())
+}
+
+pub fn open(path: &Path) -> SqliteStore {
+    wait(SqliteStore::open(path)).unwrap()
+}
+
+fn done(revision: Revision, what: &str, key: KeyId) {
+    tell(format_args!("done {} {what} {key}", revision.0));
+}
+
+/// Creates and revokes in a tenant that all share and in one of its own.
+fn races(path: &Path) {
+    let own = format!("own-{}", number("CHILD_NUMBER"));
+    let keys = service(open(path), CAP);
+    let mut mine = Vec::new();
+    tell("ready");
+    assert!(wait_for_parent());
+    for round in 0..number("CHILD_ROUNDS") {
+        for tenant in ["shared", &own] {
+            let admin = actor(tenant, "alice", Role::ADMIN);
+            match wait(keys.create(&admin, reader(&format!("key {round}")))) {
+                Ok(made) => {
+                    done(made.receipt.revision(), "created", made.id);
+                    mine.push((admin.clone(), made.id));
+                }
+                Err(Error::Denied(_) | Error::Contended { .. }) => {}
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+        while mine.len() > 4 {
+            let (admin, key) = mine.remove(0);
+            match wait(keys.revoke(&admin, key, Reason::Lost)) {
+                Ok(receipt) => done(receipt.revision(), "revoked", key),
+                Err(Error::Contended { .. }) => mine.push((admin, key)),
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+    }
+}
+
+/// Creates, rotates and revokes in several tenants until it is killed.
+fn works(path: &Path) {
+    let keys = service(open(path), NO_CAP);
+    for round in 0_usize.. {
+        let admin = actor(&format!("tenant-{}", round % 5), "alice", Role::ADMIN);
+        let made = wait(keys.create(&admin, reader("key"))).unwrap();
+        done(made.receipt.revision(), "created", made.id);
+        if round % 2 == 0 {
+            let how = Replacement::grace(hours(1));
+            let next = wait(keys.rotate(&admin, made.id, how)).unwrap();
+            done(next.receipt.revision(), "created", next.id);
+            done(next.receipt.revision(), "rotated", made.id);
+        }
+        if round % 3 == 0 {
+            let receipt = wait(keys.revoke(&admin, made.id, Reason::Lost)).unwrap();
+            done(receipt.revision(), "revoked", made.id);
+        }
+    }
+}
+
+/// Commits once, reads from several connections, and commits once more when it is told to.
+fn stays(path: &Path) {
+    let store = open(path);
+    let keys = service(store, NO_CAP);
+    let admin = actor("acme", "alice", Role::ADMIN);
+    loop {
+        let made = wait(keys.create(&admin, reader("key"))).unwrap();
+        done(made.receipt.revision(), "created", made.id);
+        if !wait_for_parent() {
+            return;
+        }
+    }
+}
+
+/// A store that tells what became of each commit.
+#[derive(Debug)]
+struct Told(SqliteStore);
+
+#[async_trait]
+impl KeyStore for Told {
+    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+        self.0.load(tenant, select).await
+    }
+
+    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+        self.0.find(locator).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        let tag = commit.tag.0;
+        let answer = self.0.commit(commit).await;
+        match &answer {
+            Ok(revision) => tell(format_args!("Durable {tag} {}", revision.0)),
+            Err(CommitError::Store(error)) => tell(format_args!("{:?} {tag}", error.kind())),
+            Err(other) => tell(format_args!("{other:?} {tag}")),
+        }
+        answer
+    }
+
+    async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
+        self.0.changes(after, limit).await
+    }
+
+    async fn scan(
+        &self,
+        after: Option<RowKey>,
+        limit: NonZeroUsize,
+    ) -> Result<ScanPage, StoreError> {
+        self.0.scan(after, limit).await
+    }
+
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        self.0.list(query).await
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        self.0.audit(query).await
+    }
+
+    async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
+        self.0.wait_past(after).await
+    }
+}
+
+/// Commits while calls fail, then once more when nothing fails any longer, unless it is killed
+/// before.
+fn steps(path: &Path) {
+    let store = match wait(SqliteStore::open(path)) {
+        Ok(store) => store,
+        Err(error) => {
+            tell(format_args!("refused {error:?}"));
+            lift();
+            open(path)
+        }
+    };
+    let keys = match try_service(Told(store.clone()), NO_CAP) {
+        Ok(keys) => keys,
+        Err(error) => {
+            tell(format_args!("refused {error:?}"));
+            lift();
+            service(Told(store.clone()), NO_CAP)
+        }
+    };
+    let admin = actor("acme", "alice", Role::ADMIN);
+    for round in 0..STEPS {
+        // What a commit came to, its store tells; here it only must not panic.
+        drop(wait(keys.create(&admin, reader("key"))));
+        if round == STEPS / 2 {
+            checkpoint(path);
+        }
+    }
+    if std::env::var_os("CHILD_DIES").is_some() {
+        tell("dying");
+        wait_for_parent();
+    }
+    lift();
+    let made = wait(keys.create(&admin, reader("last"))).unwrap();
+    done(made.receipt.revision(), "created", made.id);
+    assert!(wait(store.check_integrity()).unwrap().is_sound());
+}
+
+/// Moves what stands in the log into the file, as SQLite does by itself every thousand pages.
+fn checkpoint(path: &Path) {
+    let Ok(conn) = rusqlite::Connection::open(path) else {
+        return;
+    };
+    // It fails where the disk does.
+    drop(conn.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(())));
+    // Closing it is a call more that may fail.
+    drop(conn);
+}
+
+/// Ends the faults.
+fn lift() {
+    std::fs::write(std::env::var_os("SHIM_LIFT").unwrap(), "").unwrap();
+}
+
+/// Leaves a mark in the recording: what was acknowledged until here.
+struct Marker(std::fs::File);
+
+impl Marker {
+    fn beside(path: &Path) -> Self {
+        Self(std::fs::File::create(path.with_extension("marker")).unwrap())
+    }
+
+    fn note(&mut self, what: impl std::fmt::Display) {
+        use std::io::Write;
+        self.0.write_all(format!("{what}\n").as_bytes()).unwrap();
+    }
+}
+
+/// Commits, and marks each commit in the recording once it returned.
+fn recorded(path: &Path) {
+    let keys = service(open(path), NO_CAP);
+    let mut marker = Marker::beside(path);
+    for round in 0..number("CHILD_ROUNDS") {
+        let admin = actor(&format!("tenant-{}", round % 3), "alice", Role::ADMIN);
+        let made = wait(keys.create(&admin, reader("key"))).unwrap();
+        marker.note(made.id);
+        if round % 4 == 0 {
+            wait(keys.revoke(&admin, made.id, Reason::Lost)).unwrap();
+            marker.note(format_args!("{} revoked", made.id));
+        }
+    }
+}
+
+/// What `recorded` does, by a program that does not wait for the disk.
+fn rows(path: &Path) {
+    let conn = rusqlite::Connection::open(path).unwrap();
+    conn.pragma_update(None, "synchronous", "NORMAL").unwrap();
+    let mut marker = Marker::beside(path);
+    for round in 0..number("CHILD_ROUNDS") {
+        conn.execute(
+            "INSERT INTO rows VALUES (?1, randomblob(4000))",
+            [round as i64],
+        )
+        .unwrap();
+        marker.note(round);
+    }
+}
+
+/// Holds the lock for writing until it is told to let go.
+fn locks(path: &Path) {
+    let conn = rusqlite::Connection::open(path).unwrap();
+    conn.busy_timeout(Duration::from_secs(5)).unwrap();
+    conn.execute_batch("BEGIN IMMEDIATE").unwrap();
+    tell("locked");
+    wait_for_parent();
+    conn.execute_batch("ROLLBACK").unwrap();
+    tell("released");
+    wait_for_parent();
+}
+
+/// Creates a store, or opens the one that another was faster to create, and says which it is.
+fn creates(path: &Path) {
+    let mut options = SqliteStore::options(path);
+    if std::env::var_os("CHILD_NEW").is_some() {
+        options = options.must_be_new();
+    }
+    match wait(options.open()) {
+        Ok(store) => tell(format_args!(
+            "epoch {}",
+            wait(store.stats()).unwrap().head.epoch.0
+        )),
+        Err(error) => tell(format_args!("refused {error}")),
+    }
+}
+
+/// Commits and reads before the file system becomes read-only, in it, and after.
+fn reads(path: &Path) {
+    let store = open(path);
+    let keys = service(Told(store.clone()), NO_CAP);
+    let admin = actor("acme", "alice", Role::ADMIN);
+    let made = wait(keys.create(&admin, reader("before"))).unwrap();
+    std::fs::write(std::env::var_os("SHIM_ARM").unwrap(), "").unwrap();
+    wait(keys.create(&admin, reader("in it"))).unwrap_err();
+    wait(keys.key(&admin, made.id)).unwrap();
+    match wait(SqliteStore::open(path)) {
+        Ok(second) => {
+            tell("opens");
+            wait(service(second, NO_CAP).key(&admin, made.id)).unwrap();
+        }
+        Err(error) => tell(format_args!("refused {error:?}")),
+    }
+    lift();
+    wait(keys.create(&admin, reader("after"))).unwrap();
+}

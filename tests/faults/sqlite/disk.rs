@@ -1,0 +1,170 @@
+//! A disk that fails at any one call: full, broken, or read-only of a sudden.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use tempfile::{TempDir, tempdir};
+
+use crate::sqlite::check::examine;
+use crate::sqlite::shim::shim;
+use support::process::{Dice, Part, rounds};
+
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+const EROFS: i32 = 30;
+
+struct Disk {
+    folder: TempDir,
+    around: TempDir,
+}
+
+impl Disk {
+    fn new() -> Self {
+        let folder = tempdir().unwrap();
+        let around = tempdir().unwrap();
+        Self { folder, around }
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.folder.path().join("keys.db")
+    }
+
+    fn env(&self, shim: &Path, more: &[(&'static str, String)]) -> Vec<(&'static str, String)> {
+        let around = |name: &str| self.around.path().join(name).to_str().unwrap().to_owned();
+        let mut env = vec![
+            ("LD_PRELOAD", shim.to_str().unwrap().to_owned()),
+            (
+                "SHIM_FOLDER",
+                self.folder.path().to_str().unwrap().to_owned(),
+            ),
+            ("SHIM_LIFT", around("lift")),
+        ];
+        env.extend_from_slice(more);
+        env
+    }
+
+    fn log(&self) -> std::path::PathBuf {
+        self.around.path().join("log")
+    }
+
+    fn arm(&self) -> (&'static str, String) {
+        let path = self.around.path().join("arm");
+        ("SHIM_ARM", path.to_str().unwrap().to_owned())
+    }
+
+    /// Checks that the file holds what each commit's store told of it.
+    #[track_caller]
+    fn settle(&self, told: &[String], run: &str) -> BTreeMap<String, usize> {
+        let held = examine(&self.path());
+        let conn = rusqlite::Connection::open(self.path()).unwrap();
+        let mut tags = BTreeMap::new();
+        let mut statement = conn.prepare("SELECT tag, revision FROM commits").unwrap();
+        let mut rows = statement.query([]).unwrap();
+        while let Some(row) = rows.next().unwrap() {
+            let tag = u128::from_be_bytes(row.get(0).unwrap());
+            tags.insert(tag.to_string(), row.get::<_, i64>(1).unwrap());
+        }
+        let mut kinds = BTreeMap::new();
+        for line in told {
+            let words: Vec<_> = line.split(' ').collect();
+            *kinds.entry(words[0].to_owned()).or_default() += 1;
+            match words[..] {
+                ["Durable", tag, revision] => {
+                    let at = tags.remove(tag).map(|at| at.to_string());
+                    assert_eq!(at.as_deref(), Some(revision), "{run}: {line}");
+                }
+                ["Unavailable" | "Conflict", tag] => {
+                    assert!(!tags.contains_key(tag), "{run}: {line}, and it is there");
+                }
+                ["Indeterminate", tag] => drop(tags.remove(tag)),
+                ["done", ..] => held.has(line),
+                ["refused", ..] => {}
+                _ => panic!("{run}: {line}"),
+            }
+        }
+        assert!(tags.is_empty(), "{run}: nobody asked for {tags:?}");
+        kinds
+    }
+}
+
+#[test]
+fn whichever_call_fails_the_answer_is_true() {
+    let built = tempdir().unwrap();
+    let shim = shim(built.path());
+    let whole = Disk::new();
+    let log = ("SHIM_LOG", whole.log().to_str().unwrap().to_owned());
+    let told = Part::start("sqlite:steps", &whole.path(), &whole.env(&shim, &[log])).finish();
+    whole.settle(&told, "no fault");
+    let calls = super::cut::count(&whole.log());
+    assert!(calls > 100, "the shim stands between: {calls} calls");
+
+    let mut dice = Dice(0x6b65_7977_6172_6402);
+    let every = rounds(7, 1);
+    let mut all: BTreeMap<String, usize> = BTreeMap::new();
+    let mut runs = 0;
+    for (error, name) in [(ENOSPC, "ENOSPC"), (EIO, "EIO")] {
+        for on in [false, true] {
+            // Not the same calls each time, so that together they are soon all.
+            for at in (1 + dice.below(every)..=calls).step_by(every) {
+                let disk = Disk::new();
+                let run = format!("{name} at {at}, {}", if on { "lasting" } else { "once" });
+                let fault = [
+                    ("SHIM_AT", at.to_string()),
+                    ("SHIM_ERRNO", error.to_string()),
+                    ("SHIM_ON", u8::from(on).to_string()),
+                ];
+                let mut env = disk.env(&shim, &fault);
+                // Every other child is killed amid the faults: what was said of a commit holds of
+                // what is recovered, too.
+                let dies = (at / every).is_multiple_of(2);
+                env.extend(dies.then(|| ("CHILD_DIES", "1".to_owned())));
+                let mut part = Part::start("sqlite:steps", &disk.path(), &env);
+                let told = if dies {
+                    let told: Vec<_> = std::iter::from_fn(|| part.next())
+                        .take_while(|line| line != "dying")
+                        .collect();
+                    part.kill();
+                    told
+                } else {
+                    let told = part.finish();
+                    let last = told.last().unwrap();
+                    assert!(last.starts_with("done"), "{run}: it goes on after");
+                    told
+                };
+                for (kind, times) in disk.settle(&told, &run) {
+                    *all.entry(kind).or_default() += times;
+                }
+                runs += 1;
+            }
+        }
+    }
+    eprintln!("{runs} faults in {calls} calls: {all:?}");
+    for kind in ["Durable", "Unavailable", "Indeterminate", "refused"] {
+        assert!(all.contains_key(kind), "{kind} never came of it: {all:?}");
+    }
+}
+
+/// As root, permission bits stop nobody: a file system that says so does.
+#[test]
+fn what_becomes_read_only_is_still_read() {
+    let built = tempdir().unwrap();
+    let shim = shim(built.path());
+    let disk = Disk::new();
+    let fault = [
+        ("SHIM_AT", "1".to_owned()),
+        ("SHIM_ERRNO", EROFS.to_string()),
+        ("SHIM_ON", "1".to_owned()),
+        disk.arm(),
+    ];
+    let mut told = Part::start("sqlite:reads", &disk.path(), &disk.env(&shim, &fault)).finish();
+    eprintln!("{told:?}");
+    let kinds: Vec<_> = told
+        .iter()
+        .map(|line| line.split(' ').next().unwrap())
+        .collect();
+    assert_eq!(kinds[0], "Durable");
+    assert!(kinds[1..].contains(&"Unavailable"), "{told:?}");
+    assert_eq!(kinds.last(), Some(&"Durable"));
+    told.retain(|line| line != "opens");
+    disk.settle(&told, "read-only");
+}

@@ -1,0 +1,164 @@
+//! What a creation leaves behind when it is killed, and who may clear it away.
+
+use std::fs;
+use std::path::Path;
+
+use keyward::Role;
+use keyward::store::SqliteStore;
+use tempfile::tempdir;
+
+use crate::sqlite::check::examine;
+use crate::sqlite::child::{NO_CAP, open, service};
+use crate::sqlite::shim::shim;
+use support::process::Part;
+use support::{actor, reader, wait};
+
+const EIO: i32 = 5;
+
+/// The drafts beside the stores in `folder`.
+fn drafts(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.contains("draft")).collect()
+}
+
+fn epoch(path: &Path) -> u128 {
+    wait(open(path).stats()).unwrap().head.epoch.0
+}
+
+/// A child that creates a store, to which something happens at a call of its own.
+fn creates(
+    shim: &Path,
+    path: &Path,
+    at: usize,
+    what: &str,
+    more: &[(&'static str, String)],
+) -> Part {
+    let mut env = vec![
+        ("LD_PRELOAD", shim.to_str().unwrap().to_owned()),
+        (
+            "SHIM_FOLDER",
+            path.parent().unwrap().to_str().unwrap().to_owned(),
+        ),
+        ("SHIM_AT", at.to_string()),
+        ("SHIM_DO", what.to_owned()),
+    ];
+    env.extend_from_slice(more);
+    Part::start("sqlite:creates", path, &env)
+}
+
+#[test]
+fn a_creation_that_is_killed_leaves_nothing_that_the_next_does_not_clear_away() {
+    let built = tempdir().unwrap();
+    let shim = shim(built.path());
+    let (mut killed, mut left, mut stands) = (0, 0, 0);
+    for at in 1.. {
+        let folder = tempdir().unwrap();
+        let path = folder.path().join("keys.db");
+        let mut child = creates(&shim, &path, at, "kill", &[]);
+        if child.next().is_some() {
+            child.finish();
+            break;
+        }
+        drop(child.kill());
+        killed += 1;
+        left += drafts(folder.path()).len();
+        stands += usize::from(path.exists());
+        let first = epoch(&path);
+        assert_eq!(drafts(folder.path()), [""; 0], "killed at call {at}");
+        assert_eq!(epoch(&path), first, "killed at call {at}: it is a store");
+    }
+    eprintln!("killed at each of {killed} calls: {left} drafts, {stands} stores");
+    assert!(left > 10, "most of the calls are made on a draft: {left}");
+    assert!(stands > 0, "a store whose draft was left is opened, too");
+}
+
+#[test]
+fn a_creation_that_is_under_way_keeps_its_draft() {
+    let built = tempdir().unwrap();
+    let shim = shim(built.path());
+    for at in [1, 5, 10] {
+        let folder = tempdir().unwrap();
+        let path = folder.path().join("keys.db");
+        let mut slow = creates(&shim, &path, at, "hold", &[]);
+        slow.expect("held");
+        let before = drafts(folder.path());
+        assert_eq!(before.len(), 1, "held at call {at}");
+        // One that creates the same store meanwhile, one that opens it, one that makes another.
+        let made = epoch(&path);
+        assert_eq!(epoch(&path), made);
+        wait(open(&path).backup(folder.path().join("copy.db"))).unwrap();
+        assert_eq!(drafts(folder.path()), before, "held at call {at}");
+        slow.go_on();
+        slow.expect(&format!("epoch {made}"));
+        slow.finish();
+        assert_eq!(drafts(folder.path()), [""; 0], "held at call {at}");
+    }
+}
+
+#[test]
+fn of_two_that_ask_for_a_new_store_one_gets_it() {
+    let built = tempdir().unwrap();
+    let shim = shim(built.path());
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("keys.db");
+    let new = [("CHILD_NEW", "1".to_owned())];
+    let mut slow = creates(&shim, &path, 1, "hold", &new);
+    slow.expect("held");
+    wait(SqliteStore::options(&path).must_be_new().open()).unwrap();
+    slow.go_on();
+    let told = slow.next().unwrap();
+    assert!(
+        told.starts_with("refused") && told.ends_with("exists already"),
+        "{told}"
+    );
+    slow.finish();
+}
+
+#[test]
+fn a_creation_that_fails_in_the_end_takes_no_store_away_that_others_use() {
+    let built = tempdir().unwrap();
+    let shim = shim(built.path());
+    let fails = [("SHIM_ERRNO", EIO.to_string())];
+    for at in 1.. {
+        let folder = tempdir().unwrap();
+        let path = folder.path().join("keys.db");
+        let mut slow = creates(&shim, &path, at, "hold", &fails);
+        slow.expect("held");
+        if !path.exists() {
+            drop(slow.kill());
+            continue;
+        }
+        // The store stands, and its name is about to be synced.
+        let keys = service(open(&path), NO_CAP);
+        let made = wait(keys.create(&actor("acme", "alice", Role::ADMIN), reader("key"))).unwrap();
+        slow.go_on();
+        assert!(slow.next().unwrap().starts_with("refused"));
+        slow.finish();
+        drop(keys);
+        assert!(examine(&path).keys.contains_key(&made.id));
+        return;
+    }
+}
+
+#[test]
+fn what_only_looks_like_a_draft_stays() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("keys.db");
+    drop(open(&path));
+    let file = folder.path().join("keys.db.keyward-draft-1-0");
+    fs::write(&file, "a file").unwrap();
+    let named = folder.path().join("keys.db.keyward-draft-of-mine");
+    let full = folder.path().join("keys.db.keyward-draft-1-1");
+    for folder in [&named, &full] {
+        fs::create_dir(folder).unwrap();
+        fs::write(folder.join("notes"), "somebody's").unwrap();
+    }
+    fs::create_dir(folder.path().join("other.db.keyward-draft-1-2")).unwrap();
+    drop(open(&path));
+    assert!(file.exists());
+    assert!(named.join("notes").exists() && full.join("notes").exists());
+    let mut left = drafts(folder.path());
+    left.sort_unstable();
+    assert_eq!(left.len(), 3, "the empty one is gone: {left:?}");
+}

@@ -1,0 +1,196 @@
+//! What the file store must survive: other processes, being killed, a disk that fails, a power cut.
+//!
+//! Children are this binary, run again. `KEYWARD_LONG=1` asks for many more rounds.
+
+mod check;
+pub(crate) mod child;
+mod cut;
+mod disk;
+mod drafts;
+mod shim;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use keyward::store::{SqliteStore, StoreErrorKind};
+use keyward::{Error, Need, Role};
+use tempfile::tempdir;
+
+use crate::sqlite::check::examine;
+use crate::sqlite::child::{CAP, NO_CAP, open, service};
+use support::process::{Dice, Part, rounds};
+use support::{actor, reader, wait};
+
+#[test]
+fn another_process_that_comes_and_goes_takes_no_log_away() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("keys.db");
+    let mut stays = Part::start("sqlite:stays", &path, &[]);
+    let mut told = vec![stays.next().unwrap()];
+    for _ in 0..3 {
+        // The last to close a file takes its log away; this one is not the last.
+        drop(examine(&path));
+        stays.go_on();
+        told.push(stays.next().unwrap());
+    }
+    let held = examine(&path);
+    told.iter().for_each(|line| held.has(line));
+    stays.finish();
+    let held = examine(&path);
+    told.iter().for_each(|line| held.has(line));
+    assert_eq!(held.revision, told.len() as u64);
+}
+
+/// SQLite since 3.51 notices by other means that a file is in use; an older one, an operator's tool
+/// say, goes by this lock alone, and would take the log away.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_process_keeps_its_lock_while_it_opens_more_connections() {
+    use std::os::unix::fs::MetadataExt;
+
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("keys.db");
+    let mut stays = Part::start("sqlite:stays", &path, &[]);
+    stays.next().unwrap();
+    let inode = std::fs::metadata(&path).unwrap().ino();
+    let locks = std::fs::read_to_string("/proc/locks").unwrap();
+    let held = locks.lines().any(|lock| {
+        let words: Vec<_> = lock.split_whitespace().collect();
+        let of_file = words
+            .get(5)
+            .is_some_and(|file| file.ends_with(&format!(":{inode}")));
+        of_file && words.get(4) == Some(&stays.id().to_string().as_str())
+    });
+    // Between transactions a lock is held for the log alone.
+    let wal = rusqlite::version_number() >= 3_051_003;
+    assert_eq!(held, wal, "locks on {inode}:\n{locks}");
+    stays.finish();
+}
+
+#[test]
+fn three_processes_keep_a_cap_and_lose_nothing() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("keys.db");
+    let follower = service(open(&path), CAP);
+    let work = rounds(40, 400).to_string();
+    let mut parts: Vec<_> = (0..3)
+        .map(|number: usize| {
+            let env = [
+                ("CHILD_NUMBER", number.to_string()),
+                ("CHILD_ROUNDS", work.clone()),
+            ];
+            Part::start("sqlite:races", &path, &env)
+        })
+        .collect();
+    for part in &mut parts {
+        part.expect("ready");
+    }
+    parts.iter_mut().for_each(Part::go_on);
+    let mut told = Vec::new();
+    while let Some(line) = parts[0].next() {
+        // Follows while all are at work.
+        wait(follower.sync()).unwrap();
+        told.push(line);
+    }
+    for part in parts {
+        told.extend(part.finish());
+    }
+    wait(follower.sync()).unwrap();
+    let held = examine(&path);
+    told.iter().for_each(|line| held.has(line));
+    let mut revisions = BTreeSet::new();
+    for line in &told {
+        assert!(
+            revisions.insert(line.split(' ').nth(1).unwrap()),
+            "{line}: one commit, one revision"
+        );
+    }
+    assert_eq!(
+        revisions.len() as u64,
+        held.revision,
+        "each commit was acknowledged"
+    );
+    // As the trail tells it, the shared tenant never had more than its cap.
+    let mut live = BTreeSet::new();
+    let by_revision = told.iter().map(|line| {
+        let words: Vec<_> = line.split(' ').collect();
+        (
+            words[1].parse::<u64>().unwrap(),
+            words[2],
+            words[3].parse().unwrap(),
+        )
+    });
+    let mut in_order: Vec<_> = by_revision.collect();
+    in_order.sort_unstable();
+    for (revision, what, key) in in_order {
+        if held.keys[&key].tenant.as_str() != "shared" {
+            continue;
+        }
+        if what == "created" {
+            live.insert(key);
+        } else {
+            live.remove(&key);
+        }
+        assert!(live.len() <= CAP as usize, "over the cap at {revision}");
+    }
+    // Who followed stands where one that starts anew does.
+    let fresh = service(held.store.clone(), CAP);
+    wait(fresh.sync()).unwrap();
+    assert_eq!(follower.freshness().cursor, fresh.freshness().cursor);
+    drop((fresh, follower));
+}
+
+#[test]
+fn a_process_that_is_killed_loses_nothing_that_it_acknowledged() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("keys.db");
+    let cycles = rounds(40, 300);
+    let mut dice = Dice(0x6b65_7977_6172_6401);
+    let mut told: Vec<String> = Vec::new();
+    for cycle in 1..=cycles {
+        let mut works = Part::start("sqlite:works", &path, &[]);
+        for _ in 0..=dice.below(40) {
+            told.push(works.next().expect("it works until it is killed"));
+        }
+        told.extend(works.kill());
+        let held = examine(&path);
+        told.iter().for_each(|line| held.has(line));
+        if cycle % 10 == 0 {
+            eprintln!(
+                "killed {cycle} of {cycles} times: {} commits stand",
+                held.revision
+            );
+        }
+    }
+}
+
+#[test]
+fn a_lock_that_is_held_too_long_stops_writers_and_not_readers() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("keys.db");
+    let options = SqliteStore::options(&path).busy_timeout(Duration::from_millis(50));
+    let keys = service(wait(options.open()).unwrap(), NO_CAP);
+    let admin = actor("acme", "alice", Role::ADMIN);
+    let made = wait(keys.create(&admin, reader("before"))).unwrap();
+    let mut locks = Part::start("sqlite:locks", &path, &[]);
+    locks.expect("locked");
+    match wait(keys.create(&admin, reader("meanwhile"))).unwrap_err() {
+        Error::Store(error) => assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error:?}"),
+        other => panic!("{other:?}"),
+    }
+    wait(keys.sync()).unwrap();
+    wait(keys.verify_fresh(made.secret.expose(), &Need::scope("reports:read"))).unwrap();
+    let another = service(open(&path), NO_CAP);
+    wait(another.sync()).unwrap();
+    wait(another.key(&admin, made.id)).unwrap();
+    locks.go_on();
+    locks.expect("released");
+    let after = wait(keys.create(&admin, reader("after"))).unwrap();
+    assert_eq!(
+        after.receipt.revision().0,
+        2,
+        "what was refused was not written"
+    );
+    locks.finish();
+    assert_eq!(examine(&path).revision, 2);
+}

@@ -1,0 +1,484 @@
+//! The secret does not rise with its owner: what bounded its recipient bounds it.
+
+use keyward::{
+    Created, Denied, Dimension, Grant, KeyUpdate, Need, NewKey, Replacement, Role, ScopeSet, days,
+};
+
+use super::{acting, developer, grant, set_role, whole, world};
+use support::*;
+
+fn bob(role: Role) -> keyward::Actor {
+    actor("acme", "bob", role)
+}
+
+fn role_of(world: &World, owner: &str, role: Role) {
+    let changed = set_role(world, &host(), ("acme", owner), role);
+    changed.unwrap();
+}
+
+fn reach(world: &World, key: &Created) -> ScopeSet {
+    grant(world, key).scopes()
+}
+
+fn reads() -> ScopeSet {
+    ScopeSet::parse(["*:read"]).unwrap()
+}
+
+fn manages(grant: &Grant, world: &World) -> bool {
+    wait(world.keys.close_tenant(&grant.actor(), &tenant("acme"))).is_ok()
+}
+
+/// The instance: mallory creates a key owned by bob; bob is promoted; her key is an administrator.
+#[test]
+fn trap_27_a_key_made_for_bob_by_mallory_stays_what_it_was_when_bob_is_promoted() {
+    let world = world();
+    world
+        .create(&bob(Role::MEMBER), reader("first"))
+        .unwrap_err();
+    role_of(&world, "bob", Role::MEMBER);
+    let draft = whole("secret").owned_by(who("bob"), Role::MEMBER);
+    let by_mallory = world.create(&admin(), draft).unwrap();
+    assert_eq!(by_mallory.reach, reads(), "the answer says what it reaches");
+    role_of(&world, "bob", Role::ADMIN);
+    assert_eq!(reach(&world, &by_mallory), reads());
+    assert!(!manages(&grant(&world, &by_mallory), &world));
+    let info = wait(world.keys.key(&admin(), by_mallory.id)).unwrap();
+    assert_eq!((info.reach, info.scopes), (reads(), ScopeSet::all()));
+}
+
+#[test]
+fn a_secret_that_its_owner_received_in_person_rises_and_falls_with_the_role() {
+    let world = world();
+    let created = world
+        .create(&bob(Role::DEVELOPER), whole("secret"))
+        .unwrap();
+    role_of(&world, "bob", Role::MEMBER);
+    assert_eq!(reach(&world, &created), reads());
+    role_of(&world, "bob", Role::ADMIN);
+    assert_eq!(reach(&world, &created), ScopeSet::all());
+    assert!(manages(&grant(&world, &created), &world));
+}
+
+/// The instance: whoever holds a narrow key of bob's rotates bob's wider one.
+#[test]
+fn a_narrow_key_does_nothing_to_the_other_keys_of_its_owner() {
+    let world = world();
+    let (_, narrow) = acting(
+        &world,
+        &admin(),
+        NewKey::new("narrow").scope("reports:read"),
+    );
+    let wide = world.create(&admin(), whole("secret")).unwrap();
+    let refused = [
+        denied(wait(world.keys.rotate(
+            &narrow,
+            wide.id,
+            Replacement::immediate(),
+        ))),
+        denied(wait(world.keys.replace_lost(&narrow, wide.id))),
+        denied(wait(world.keys.update(
+            &narrow,
+            wide.id,
+            KeyUpdate::new().name("x"),
+        ))),
+        denied(wait(world.keys.disable(&narrow, wide.id))),
+        denied(wait(world.keys.enable(&narrow, wide.id))),
+        denied(wait(world.keys.revoke(
+            &narrow,
+            wide.id,
+            keyward::Reason::Lost,
+        ))),
+        denied(wait(world.keys.delete(
+            &narrow,
+            wide.id,
+            keyward::DeleteKey::plain(),
+        ))),
+        denied(world.create(&narrow, reader("another"))),
+    ];
+    for denied in refused {
+        assert!(
+            matches!(denied, Denied::Forbidden { role: None, .. }),
+            "{denied:?}"
+        );
+    }
+    let own = wait(world.keys.key(&narrow, wide.id));
+    assert_eq!(denied(own), Denied::NotFound, "nor does it look at them");
+}
+
+/// A key that was narrow when it was received manages nothing, however little its roles allow later.
+#[test]
+fn a_demotion_makes_no_narrow_key_a_manager() {
+    let world = world();
+    let narrow = NewKey::new("narrow").scope("*:read");
+    let created = world.create(&bob(Role::DEVELOPER), narrow).unwrap();
+    let mut spec = super::policy();
+    for class in spec.classes.values_mut() {
+        class.create.roles.insert(Role::MEMBER);
+        class.revoke.roles.insert(Role::MEMBER);
+    }
+    world
+        .keys
+        .set_policies(keyward::policy::Policy::new(spec).unwrap());
+    role_of(&world, "bob", Role::MEMBER);
+    let key = grant(&world, &created).actor();
+    let denied = denied(world.create(&key, reader("another")));
+    assert!(matches!(denied, Denied::Forbidden { .. }), "{denied:?}");
+}
+
+/// No scopes means no access, also where a role's ceiling is empty.
+#[test]
+fn a_key_without_scopes_manages_nothing() {
+    let mut spec = super::policy();
+    let auditor = Role::new("auditor").unwrap();
+    spec.auditors.insert(auditor.clone());
+    for class in spec.classes.values_mut() {
+        class.revoke.roles.insert(auditor.clone());
+    }
+    let world = World::with_policy(spec);
+    let victim = world.some_key();
+    let empty = NewKey::new("empty").owned_by(who("sam"), auditor);
+    let created = world.create(&host(), empty).unwrap();
+    let key = grant(&world, &created).actor();
+    let revoked = wait(world.keys.revoke(&key, victim.id, keyward::Reason::Lost));
+    assert!(matches!(denied(revoked), Denied::Forbidden { .. }));
+    let query = keyward::store::AuditQuery::tenant(tenant("acme"));
+    assert!(wait(world.keys.audit(&key, &query)).is_err());
+}
+
+#[test]
+fn a_rotation_never_raises_and_calling_it_off_gives_back_the_old_bound() {
+    let world = world();
+    let created = world
+        .create(&bob(Role::DEVELOPER), whole("secret"))
+        .unwrap();
+    let how = || Replacement::on_first_use(days(1));
+    let by_alice = wait(world.keys.rotate(&admin(), created.id, how())).unwrap();
+    let info = wait(world.keys.key(&admin(), by_alice.id)).unwrap();
+    assert_eq!(info.bound, [Role::ADMIN, Role::DEVELOPER].into());
+    wait(world.keys.cancel_rotation(&admin(), created.id)).unwrap();
+    let info = wait(world.keys.key(&admin(), created.id)).unwrap();
+    assert!(info.bound.is_empty());
+    let in_person = wait(world.keys.rotate(&bob(Role::DEVELOPER), created.id, how())).unwrap();
+    let info = wait(world.keys.key(&admin(), in_person.id)).unwrap();
+    assert!(info.bound.is_empty());
+}
+
+#[test]
+fn the_owner_in_person_keeps_a_bound_that_the_old_key_had() {
+    let world = world();
+    let draft = whole("secret").owned_by(who("bob"), Role::MEMBER);
+    let created = world.create(&admin(), draft).unwrap();
+    role_of(&world, "bob", Role::DEVELOPER);
+    let how = Replacement::grace(days(1));
+    let rotated = wait(world.keys.rotate(&bob(Role::DEVELOPER), created.id, how)).unwrap();
+    assert_eq!(rotated.reach, reads());
+}
+
+/// Whoever widens a key may hold its secret.
+#[test]
+fn a_key_that_mallory_widened_does_not_rise_with_bob() {
+    let world = world();
+    let created = world
+        .create(&bob(Role::DEVELOPER), reader("bob's"))
+        .unwrap();
+    let change = KeyUpdate::new().scopes(["*:*"]);
+    wait(world.keys.update(&developer(), created.id, change)).unwrap();
+    role_of(&world, "bob", Role::ADMIN);
+    assert!(!manages(&grant(&world, &created), &world));
+    let info = wait(world.keys.key(&admin(), created.id)).unwrap();
+    assert_eq!(info.bound, [Role::DEVELOPER].into());
+}
+
+#[test]
+fn the_application_says_who_receives_a_secret() {
+    let world = world();
+    let draft = || whole("secret").owned_by(who("bob"), Role::DEVELOPER);
+    let in_person = world.create(&host(), draft()).unwrap();
+    let to_mel = draft().delivered_to(who("mel"), Role::MEMBER);
+    let to_mel = world.create(&host(), to_mel).unwrap();
+    let to_bob = draft().delivered_to(who("bob"), Role::DEVELOPER);
+    let to_bob = world.create(&host(), to_bob).unwrap();
+    role_of(&world, "bob", Role::ADMIN);
+    let bound = |id| wait(world.keys.key(&admin(), id)).unwrap().bound;
+    assert!(bound(in_person.id).is_empty() && bound(to_bob.id).is_empty());
+    assert_eq!(bound(to_mel.id), [Role::DEVELOPER, Role::MEMBER].into());
+    assert_eq!(reach(&world, &to_mel), reads());
+    let by_alice = draft().delivered_to(who("mel"), Role::MEMBER);
+    let refused = denied(world.create(&admin(), by_alice));
+    assert!(matches!(refused, Denied::HostOnly { .. }));
+}
+
+/// The instance: a stored role above the one that the application states.
+#[test]
+fn a_stored_role_above_the_stated_one_is_not_taken() {
+    let world = world();
+    role_of(&world, "bob", Role::ADMIN);
+    let created = world
+        .create(&bob(Role::DEVELOPER), whole("secret"))
+        .unwrap();
+    assert!(!manages(&grant(&world, &created), &world));
+    let named = whole("secret").owned_by(who("bob"), Role::MEMBER);
+    let named = world.create(&host(), named).unwrap();
+    assert_eq!(named.reach, reads());
+}
+
+#[test]
+fn a_stated_role_above_the_stored_one_issues_and_widens_nothing_until_it_is_synced() {
+    let world = world();
+    let key = world
+        .create(&bob(Role::DEVELOPER), reader("bob's"))
+        .unwrap();
+    role_of(&world, "bob", Role::MEMBER);
+    let drift = Denied::RoleDrift {
+        stated: Role::ADMIN,
+        stored: Role::MEMBER,
+    };
+    let by = bob(Role::ADMIN);
+    let wider = KeyUpdate::new().scopes(["*:*"]);
+    assert_eq!(denied(world.create(&by, reader("more"))), drift);
+    assert_eq!(denied(wait(world.keys.update(&by, key.id, wider))), drift);
+    let how = Replacement::immediate();
+    assert_eq!(denied(wait(world.keys.rotate(&by, key.id, how))), drift);
+    let place = tenant("acme");
+    let raised = set_role(&world, &by, (place.as_str(), "eve"), Role::MEMBER);
+    assert_eq!(denied(raised), drift);
+    // What only narrows goes by the stated role.
+    wait(world.keys.disable(&by, key.id)).unwrap();
+
+    let synced = world.keys.sync_role(&by, &place, who("bob"), Role::ADMIN);
+    assert!(matches!(denied(wait(synced)), Denied::HostOnly { .. }));
+    wait(
+        world
+            .keys
+            .sync_role(&host(), &place, who("bob"), Role::ADMIN),
+    )
+    .unwrap();
+    assert!(world.create(&by, reader("more")).is_ok());
+}
+
+#[test]
+fn a_sync_reaches_the_rows_above_and_below_and_brings_nobody_back() {
+    let world = world();
+    let (above, below) = (tenant("acme"), tenant("acme/web"));
+    role_of(&world, "bob", Role::MEMBER);
+    let lower = set_role(&world, &host(), (below.as_str(), "bob"), Role::MEMBER);
+    lower.unwrap();
+    wait(
+        world
+            .keys
+            .sync_role(&host(), &below, who("bob"), Role::ADMIN),
+    )
+    .unwrap();
+    let draft = whole("secret").in_tenant(below.clone());
+    assert!(world.create(&bob(Role::ADMIN), draft).is_ok());
+    wait(world.keys.remove_owner(&host(), &above, who("bob"))).unwrap();
+    wait(
+        world
+            .keys
+            .sync_role(&host(), &above, who("bob"), Role::ADMIN),
+    )
+    .unwrap();
+    let refused = denied(world.create(&bob(Role::ADMIN), whole("secret")));
+    assert_eq!(refused, Denied::OwnerRemoved { owner: who("bob") });
+}
+
+/// A role that is stored for somebody narrows and widens what they do.
+#[test]
+fn only_administrators_store_a_role_for_others() {
+    let world = world();
+    let draft = reader("carol's").owned_by(who("carol"), Role::MEMBER);
+    let denied = denied(world.create(&developer(), draft));
+    let action = "set the role of others";
+    assert_eq!(
+        denied,
+        Denied::Forbidden {
+            action,
+            role: Some(Role::DEVELOPER)
+        }
+    );
+    let draft = reader("dora's").owned_by(who("dora"), Role::DEVELOPER);
+    assert!(
+        world.create(&developer(), draft).is_ok(),
+        "her own is hers to state"
+    );
+}
+
+/// What a person states of itself is stored, whatever role it names for its own key.
+#[test]
+fn a_key_of_ones_own_names_no_role_for_its_owner() {
+    let world = world();
+    let higher = whole("secret").owned_by(who("dora"), Role::ADMIN);
+    let higher = world.create(&developer(), higher).unwrap();
+    assert!(!manages(&grant(&world, &higher), &world));
+    let by = actor("acme", "dora", Role::ADMIN);
+    let drift = Denied::RoleDrift {
+        stated: Role::ADMIN,
+        stored: Role::DEVELOPER,
+    };
+    assert_eq!(denied(world.create(&by, reader("more"))), drift);
+
+    let lower = whole("secret").owned_by(who("alice"), Role::MEMBER);
+    let lower = world.create(&admin(), lower).unwrap();
+    assert_eq!(lower.reach, reads());
+    assert!(world.create(&admin(), reader("alice is an admin")).is_ok());
+}
+
+/// Roles are read under the policy of the moment: one that it does not have allows nothing.
+#[test]
+fn a_bound_of_a_role_that_the_policy_no_longer_has_allows_nothing() {
+    let world = world();
+    let draft = whole("secret").owned_by(who("bob"), Role::DEVELOPER);
+    let created = world.create(&admin(), draft).unwrap();
+    let mut spec = super::policy();
+    spec.roles.remove(&Role::ADMIN);
+    for class in spec.classes.values_mut() {
+        for access in [&mut class.create, &mut class.rotate] {
+            access.roles.remove(&Role::ADMIN);
+        }
+    }
+    world
+        .keys
+        .set_policies(keyward::policy::Policy::new(spec).unwrap());
+    assert!(reach(&world, &created).is_empty());
+    let need = Need::scope("reports:read");
+    assert!(world.keys.verify(created.secret.expose(), &need).is_err());
+}
+
+/// Sentinels are variants, never text.
+#[test]
+fn trap_32_a_login_called_system_or_like_a_key_is_a_person_like_any_other() {
+    let world = world();
+    let key = world.some_key();
+    let system = Role::new("system").unwrap();
+    for name in ["system", "application", &format!("key:{}", key.id)] {
+        let by = keyward::Actor::new(tenant("acme"), who(name), system.clone());
+        assert!(matches!(
+            denied(world.create(&by, reader("x"))),
+            Denied::Forbidden { .. }
+        ));
+        let purged = wait(world.keys.purge(&by, &tenant("acme")));
+        assert!(matches!(denied(purged), Denied::HostOnly { .. }));
+        let by = keyward::Actor::new(tenant("acme"), who(name), Role::DEVELOPER);
+        let created = world.create(&by, reader("x")).unwrap();
+        let info = wait(world.keys.key(&admin(), created.id)).unwrap();
+        assert_eq!(info.created.by, author(name));
+    }
+    let role = set_role(&world, &admin(), ("acme", "eve"), system);
+    assert!(
+        role.is_ok(),
+        "a role that the policy does not name allows nothing"
+    );
+}
+
+/// A role that counts for nothing here may count below, where other rules hold.
+#[test]
+fn a_role_is_compared_under_the_rules_below_too() {
+    let root = Role::new("root").unwrap();
+    let mut below = super::policy();
+    below.roles.insert(root.clone(), ScopeSet::all());
+    below.administrators = [root.clone()].into();
+    let policy = |spec| keyward::policy::Policy::new(spec).unwrap();
+    let policies = keyward::policy::Policies::new(policy(super::policy()))
+        .with_tenant(tenant("acme/web"), policy(below));
+    let world = World::with_policies(policies);
+    world.some_key();
+    let raised = set_role(&world, &admin(), ("acme", "alice"), root);
+    match denied(raised) {
+        Denied::ExceedsActor { dimension, .. } => assert_eq!(dimension, Dimension::Role),
+        other => panic!("{other:?}"),
+    }
+}
+
+// Rows further down.
+
+/// bob is a developer in acme and a member in acme/web, and somebody else holds a key of his.
+fn held_by_another(world: &World, delivered: bool) -> keyward::Created {
+    set_role(world, &host(), ("acme", "bob"), Role::DEVELOPER).unwrap();
+    set_role(world, &host(), ("acme/web", "bob"), Role::MEMBER).unwrap();
+    let key = whole("wide").owned_by(who("bob"), Role::DEVELOPER);
+    match delivered {
+        true => world.create(&host(), key.delivered_to(who("dora"), Role::DEVELOPER)),
+        false => world.create(&super::developer(), key),
+    }
+    .unwrap()
+}
+
+#[test]
+fn a_promotion_below_raises_no_secret_that_others_received() {
+    let there = Need::scope("reports:write").for_tenant(tenant("acme/web"));
+    let rules = || keyward::policy::Policy::new(super::policy()).unwrap();
+    for delivered in [false, true] {
+        let world = super::world();
+        let key = held_by_another(&world, delivered);
+        let writes = |keys: &keyward::Keyward| keys.verify(key.secret.expose(), &there).is_ok();
+        let acts = || {
+            let by = super::grant(&world, &key).actor();
+            let made = world.create(&by, whole("wide").in_tenant(tenant("acme/web")));
+            made.is_ok()
+        };
+        assert!(!writes(&world.keys) && !acts());
+        for role in [Role::DEVELOPER, Role::MEMBER, Role::ADMIN] {
+            set_role(&world, &host(), ("acme/web", "bob"), role).unwrap();
+            assert!(!writes(&world.keys) && !acts());
+            // By the rows of the store, too.
+            let fresh = world.keys.verify_fresh(key.secret.expose(), &there);
+            assert!(wait(fresh).is_err());
+            assert!(!writes(&world.another_node(rules())));
+        }
+        // In acme itself nothing changed.
+        let here = Need::scope("reports:write");
+        assert!(world.keys.verify(key.secret.expose(), &here).is_ok());
+    }
+}
+
+#[test]
+fn a_promotion_below_raises_what_the_owner_received_in_person() {
+    let world = super::world();
+    set_role(&world, &host(), ("acme", "bob"), Role::DEVELOPER).unwrap();
+    set_role(&world, &host(), ("acme/web", "bob"), Role::MEMBER).unwrap();
+    let bob = actor("acme", "bob", Role::DEVELOPER);
+    let key = world.create(&bob, whole("wide")).unwrap();
+    let there = Need::scope("reports:write").for_tenant(tenant("acme/web"));
+    let writes = || world.keys.verify(key.secret.expose(), &there).is_ok();
+    assert!(!writes());
+    set_role(&world, &host(), ("acme/web", "bob"), Role::DEVELOPER).unwrap();
+    assert!(writes());
+    set_role(&world, &host(), ("acme/web", "bob"), Role::MEMBER).unwrap();
+    assert!(!writes());
+}
+
+/// A removal ends the keys of before, so that those of after it are not limited by what was before.
+/// A key of before the removal stays refused where its owner was removed, and works elsewhere.
+#[test]
+fn an_owner_who_comes_back_below_brings_no_key_back_there() {
+    let world = super::world();
+    let key = held_by_another(&world, false);
+    let place = tenant("acme/web");
+    world.clock.advance(std::time::Duration::from_secs(1));
+    wait(world.keys.remove_owner(&host(), &place, who("bob"))).unwrap();
+    world.clock.advance(std::time::Duration::from_secs(1));
+    set_role(&world, &host(), ("acme/web", "bob"), Role::DEVELOPER).unwrap();
+    let verify = |need| world.keys.verify(key.secret.expose(), &need).map(drop);
+    let there = Need::scope("reports:read").for_tenant(place);
+    let refused = verify(there).unwrap_err();
+    assert!(
+        matches!(refused, keyward::Rejection::OwnerRemoved { .. }),
+        "{refused}"
+    );
+    verify(Need::scope("reports:read")).unwrap();
+}
+
+#[test]
+fn an_owner_who_comes_back_below_starts_anew() {
+    let world = super::world();
+    held_by_another(&world, false);
+    let place = tenant("acme/web");
+    set_role(&world, &host(), ("acme/web", "bob"), Role::DEVELOPER).unwrap();
+    wait(world.keys.remove_owner(&host(), &place, who("bob"))).unwrap();
+    world.clock.advance(std::time::Duration::from_secs(1));
+    set_role(&world, &host(), ("acme/web", "bob"), Role::DEVELOPER).unwrap();
+    let key = whole("wide").owned_by(who("bob"), Role::DEVELOPER);
+    let key = world.create(&super::developer(), key).unwrap();
+    let there = Need::scope("reports:write").for_tenant(place);
+    assert!(world.keys.verify(key.secret.expose(), &there).is_ok());
+}

@@ -1,0 +1,282 @@
+//! Authority at the time of the commit: an actor that was made from a key is judged by how that key and
+//! its owner stand then.
+
+use keyward::{
+    Actor, Author, BulkFilter, DeleteKey, Denied, Expiry, KeyUpdate, NewKey, Reason, Rejection,
+    Role, days,
+};
+
+use super::{acting, whole, world};
+use support::*;
+
+#[track_caller]
+fn refused(denied: Denied) -> Rejection {
+    match denied {
+        Denied::ActingKey { why, .. } => *why,
+        other => panic!("expected an acting key that is refused, got {other:?}"),
+    }
+}
+
+/// What becomes of a stolen key while its request is on the way.
+fn after(what: impl FnOnce(&World, keyward::KeyId)) -> (World, Actor) {
+    let world = world();
+    let (created, key) = acting(&world, &admin(), whole("wide"));
+    what(&world, created.id);
+    (world, key)
+}
+
+#[test]
+fn trap_25_a_key_that_was_revoked_disabled_or_deleted_since_does_nothing_in_any_tenant() {
+    type Narrowing = fn(&World, keyward::KeyId);
+    type Expected = fn(&Rejection) -> bool;
+    let narrowings: [(Narrowing, Expected); 3] = [
+        (
+            |world, id| {
+                wait(world.keys.revoke(&admin(), id, Reason::Lost)).unwrap();
+            },
+            |why| matches!(why, Rejection::Revoked { .. }),
+        ),
+        (
+            |world, id| {
+                wait(world.keys.disable(&admin(), id)).unwrap();
+            },
+            |why| matches!(why, Rejection::Disabled { .. }),
+        ),
+        (
+            |world, id| {
+                wait(world.keys.delete(&admin(), id, DeleteKey::plain())).unwrap();
+            },
+            |why| matches!(why, Rejection::Unknown),
+        ),
+    ];
+    for (narrowing, expected) in narrowings {
+        let (world, key) = after(narrowing);
+        let below = whole("wide").in_tenant(tenant("acme/web"));
+        let victim = world.create(&admin(), reader("victim")).unwrap();
+        let all = [
+            refused(denied(world.create(&key, whole("wide")))),
+            refused(denied(world.create(&key, below))),
+            refused(denied(wait(world.keys.revoke(
+                &key,
+                victim.id,
+                Reason::Lost,
+            )))),
+            refused(denied(wait(
+                world.keys.close_tenant(&key, &tenant("acme/web")),
+            ))),
+            refused(denied(wait(
+                world.keys.list(&key, &world.keys.query(&tenant("acme"))),
+            ))),
+            refused(denied(wait(world.keys.key(&key, victim.id)))),
+        ];
+        assert!(all.iter().all(expected), "{all:?}");
+    }
+}
+
+#[test]
+fn a_key_that_expired_since_does_nothing() {
+    let (world, key) = after(|world, id| {
+        let change = KeyUpdate::new().expiry(Expiry::In(days(1)));
+        wait(world.keys.update(&admin(), id, change)).unwrap();
+        world.clock.advance(days(1));
+    });
+    let why = refused(denied(world.create(&key, whole("wide"))));
+    assert!(matches!(why, Rejection::Expired { .. }), "{why}");
+}
+
+#[test]
+fn a_key_that_was_narrowed_since_hands_out_what_is_left() {
+    let (world, key) = after(|world, id| {
+        let change = KeyUpdate::new().scopes(["reports:*"]);
+        wait(world.keys.update(&admin(), id, change)).unwrap();
+    });
+    let denied = denied(world.create(&key, NewKey::new("any").class("wide").scope("reports:read")));
+    assert_eq!(
+        denied,
+        Denied::Forbidden {
+            action: "create keys",
+            role: None
+        },
+        "it is not whole"
+    );
+}
+
+#[test]
+fn a_key_whose_owner_was_removed_since_does_nothing_in_any_tenant() {
+    let (world, key) = after(|world, _| {
+        wait(
+            world
+                .keys
+                .remove_owner(&host(), &tenant("acme"), who("alice")),
+        )
+        .unwrap();
+    });
+    let below = whole("wide").in_tenant(tenant("acme/web"));
+    for draft in [whole("wide"), below] {
+        let why = refused(denied(world.create(&key, draft)));
+        assert!(
+            matches!(
+                why,
+                Rejection::OwnerRemoved { .. } | Rejection::Revoked { .. }
+            ),
+            "{why}"
+        );
+    }
+}
+
+#[test]
+fn a_key_whose_owner_was_lowered_since_hands_out_what_the_role_allows() {
+    let (world, key) = after(|world, _| {
+        let (place, owner) = (tenant("acme"), who("alice"));
+        wait(
+            world
+                .keys
+                .change_owner_role(&host(), &place, owner, Role::MEMBER),
+        )
+        .unwrap();
+    });
+    for draft in [whole("wide"), whole("wide").in_tenant(tenant("acme/web"))] {
+        let denied = denied(world.create(&key, draft));
+        assert!(matches!(denied, Denied::Forbidden { .. }), "{denied:?}");
+    }
+}
+
+/// What landed has landed: the id of a command gives ids and outcomes, to whoever gave it.
+#[test]
+fn a_repeat_names_what_it_made_also_to_a_key_that_was_revoked_since() {
+    let world = world();
+    let (created, key) = acting(&world, &admin(), whole("wide"));
+    let made = wait(world.keys.create(
+        key.with_command_id(command("c1")),
+        reader("child").class("wide"),
+    ));
+    let made = made.unwrap().id;
+    wait(world.keys.revoke(&admin(), created.id, Reason::Lost)).unwrap();
+    let again = world.keys.create(
+        key.with_command_id(command("c1")),
+        reader("child").class("wide"),
+    );
+    assert_eq!(denied(wait(again)), Denied::AlreadyCreated { id: made });
+}
+
+/// The mark of a command names the principal, so that the next key of the same owner may repeat it.
+#[test]
+fn another_key_of_the_same_owner_repeats_a_command() {
+    let world = world();
+    let (_, first) = acting(&world, &admin(), whole("secret"));
+    let (_, second) = acting(&world, &admin(), whole("secret"));
+    let draft = || reader("child").environment("live");
+    let made = wait(
+        world
+            .keys
+            .create(first.with_command_id(command("c1")), draft()),
+    )
+    .unwrap();
+    let again = world
+        .keys
+        .create(second.with_command_id(command("c1")), draft());
+    assert_eq!(denied(wait(again)), Denied::AlreadyCreated { id: made.id });
+    let (_, of_bob) = acting(&world, &actor("acme", "bob", Role::ADMIN), whole("secret"));
+    let taken = world
+        .keys
+        .create(of_bob.with_command_id(command("c1")), draft());
+    assert_eq!(denied(wait(taken)), Denied::CommandIdReused);
+}
+
+#[test]
+fn trail_and_record_name_the_key_that_acted_beside_its_owner() {
+    let world = world();
+    let (created, key) = acting(&world, &admin(), whole("secret"));
+    let child = world
+        .create(&key, reader("child").environment("live"))
+        .unwrap();
+    let expected = Author::Key {
+        key: created.id,
+        owner: keyward::Owner::Principal(who("alice")),
+    };
+    let info = wait(world.keys.key(&admin(), child.id)).unwrap();
+    assert_eq!(
+        (info.created.by, info.created_by_key),
+        (expected.clone(), Some(created.id))
+    );
+    let query = keyward::store::AuditQuery::tenant(tenant("acme")).about(child.id);
+    let trail = wait(world.keys.audit(&admin(), &query)).unwrap().rows;
+    assert!(trail.iter().all(|row| row.entry.actor == expected));
+    let rotated = wait(
+        world
+            .keys
+            .rotate(&admin(), child.id, keyward::Replacement::grace(days(1))),
+    );
+    let successor = wait(world.keys.key(&admin(), rotated.unwrap().id)).unwrap();
+    assert_eq!(
+        successor.created_by_key,
+        Some(created.id),
+        "through rotations, the chain's"
+    );
+}
+
+/// All keys of a stolen key, found through keys that were rotated and deleted since.
+#[test]
+fn what_a_key_made_is_found_through_the_keys_that_it_made() {
+    let world = world();
+    let (stolen, key) = acting(&world, &admin(), whole("wide"));
+    let (middle, next) = acting(&world, &key, whole("wide"));
+    let below = whole("wide").in_tenant(tenant("acme/web"));
+    let deep = world.create(&next, below).unwrap();
+    wait(world.keys.delete(&admin(), middle.id, DeleteKey::plain())).unwrap();
+    let own = world
+        .create(&admin(), reader("alice's own").class("wide"))
+        .unwrap();
+    let taken = world
+        .create(&admin(), reader("rotated by it").class("wide"))
+        .unwrap();
+    let by_it = keyward::Replacement::grace(days(1));
+    let received = wait(world.keys.rotate(&key, taken.id, by_it)).unwrap();
+
+    let place = tenant("acme");
+    let found = wait(world.keys.made_by(&admin(), &place, stolen.id)).unwrap();
+    let found: std::collections::BTreeSet<_> = found.iter().map(|key| key.id).collect();
+    assert_eq!(found, [deep.id, received.id].into());
+    let filter = BulkFilter::all().made_by(stolen.id);
+    let reason = Reason::Compromised;
+    let swept = wait(world.keys.revoke_many(&admin(), &place, filter, reason)).unwrap();
+    assert_eq!(swept.ended, 2);
+    assert!(
+        world
+            .keys
+            .verify(deep.secret.expose(), &keyward::Need::any())
+            .is_err()
+    );
+    assert!(
+        world
+            .keys
+            .verify(own.secret.expose(), &keyward::Need::any())
+            .is_ok()
+    );
+}
+
+#[test]
+fn nine_keys_do_not_make_one_another() {
+    let world = world();
+    let (_, mut key) = acting(&world, &admin(), whole("secret").environment("live"));
+    for _ in 0..8 {
+        key = acting(&world, &key, whole("secret").environment("live")).1;
+    }
+    let ninth = denied(world.create(&key, whole("secret").environment("live")));
+    assert_eq!(ninth, Denied::TooManyMakers { limit: 8 });
+}
+
+/// A command of a deleted key must not hold up those that come with it.
+#[test]
+fn a_deleted_key_holds_up_nobody_below() {
+    let world = world();
+    let (stolen, key) = acting(&world, &admin(), whole("wide"));
+    wait(world.keys.delete(&admin(), stolen.id, DeleteKey::plain())).unwrap();
+    let below = || whole("wide").in_tenant(tenant("acme/web"));
+    let (refused, made) = wait(futures_util::future::join(
+        world.keys.create(&key, below()),
+        world.keys.create(&admin(), below()),
+    ));
+    assert!(matches!(denied(refused), Denied::ActingKey { .. }));
+    assert!(made.is_ok(), "{made:?}");
+}

@@ -1,0 +1,181 @@
+//! Looking is authority too.
+
+use keyward::store::AuditQuery;
+use keyward::{Denied, NewKey, Role};
+
+use super::{acting, developer, whole, world};
+use support::*;
+
+/// The instance: a role that the policy does not know lists all keys and reads the trail.
+#[test]
+fn an_unknown_role_looks_at_nothing() {
+    let world = world();
+    let key = world.some_key();
+    let by = actor("acme", "eve", Role::new("intern").unwrap());
+    let query = world.keys.query(&tenant("acme"));
+    let forbidden = |action| Denied::Forbidden {
+        action,
+        role: by.role().cloned(),
+    };
+    let looked = wait(world.keys.list(&by, &query));
+    // She may look at keys of her own, of which she has none.
+    assert!(looked.unwrap().keys.is_empty());
+    assert_eq!(denied(wait(world.keys.key(&by, key.id))), Denied::NotFound);
+    assert_eq!(
+        denied(wait(world.keys.rotation(&by, key.id, None))),
+        Denied::NotFound
+    );
+    let trail = wait(world.keys.audit(&by, &AuditQuery::tenant(tenant("acme"))));
+    assert_eq!(denied(trail), forbidden("read the audit trail"));
+    assert!(wait(world.keys.verify_audit(&by, &tenant("acme"), None)).is_err());
+}
+
+#[test]
+fn where_owners_have_no_say_an_unknown_role_is_refused() {
+    let mut spec = super::policy();
+    spec.classes
+        .values_mut()
+        .for_each(|class| class.look.owner = false);
+    let world = World::with_policy(spec);
+    world.some_key();
+    let by = actor("acme", "eve", Role::MEMBER);
+    let looked = wait(world.keys.list(&by, &world.keys.query(&tenant("acme"))));
+    let (action, role) = ("look at keys", Some(Role::MEMBER));
+    assert_eq!(denied(looked), Denied::Forbidden { action, role });
+}
+
+#[test]
+fn a_list_leaves_out_what_its_reader_may_not_look_at_and_loses_nothing() {
+    let mut spec = super::policy();
+    let hidden = spec.classes.get_mut("plain").unwrap();
+    hidden.look.roles.remove(&Role::DEVELOPER);
+    let world = World::with_policy(spec);
+    let (mut seen, mut own) = (Vec::new(), Vec::new());
+    for number in 0..9 {
+        // Keys order by the millisecond in which they were created.
+        world.clock.advance(std::time::Duration::from_millis(1));
+        let name = format!("key {number}");
+        if number % 3 == 0 {
+            world
+                .create(&admin(), NewKey::new(name.as_str()).class("plain"))
+                .unwrap();
+        } else {
+            let key = NewKey::new(name.as_str());
+            seen.push(world.create(&admin(), key).unwrap().id);
+        }
+    }
+    world.clock.advance(std::time::Duration::from_millis(1));
+    own.push(
+        world
+            .create(&developer(), NewKey::new("own").class("plain"))
+            .unwrap()
+            .id,
+    );
+    seen.extend(own);
+    let mut query = world.keys.query(&tenant("acme"));
+    query.limit = std::num::NonZeroUsize::new(2).unwrap();
+    let mut found = Vec::new();
+    loop {
+        let page = wait(world.keys.list(&developer(), &query)).unwrap();
+        assert!(page.keys.len() <= 2);
+        found.extend(page.keys.iter().map(|key| key.id));
+        match page.next {
+            Some(next) => query.after = Some(next),
+            None => break,
+        }
+    }
+    assert_eq!(found, seen);
+}
+
+#[test]
+fn auditors_read_the_trail_and_administrators_do() {
+    let mut spec = super::policy();
+    let auditor = Role::new("auditor").unwrap();
+    spec.auditors.insert(auditor.clone());
+    let world = World::with_policy(spec);
+    world.some_key();
+    let query = AuditQuery::tenant(tenant("acme"));
+    for by in [admin(), actor("acme", "audrey", auditor)] {
+        assert!(wait(world.keys.audit(&by, &query)).is_ok());
+        assert!(wait(world.keys.verify_audit(&by, &tenant("acme"), None)).is_ok());
+    }
+    assert!(wait(world.keys.audit(&developer(), &query)).is_err());
+}
+
+#[test]
+fn a_removed_person_looks_at_nothing() {
+    let world = world();
+    let key = world.some_key();
+    wait(
+        world
+            .keys
+            .remove_owner(&host(), &tenant("acme"), who("alice")),
+    )
+    .unwrap();
+    assert_eq!(
+        denied(wait(world.keys.key(&admin(), key.id))),
+        Denied::NotFound
+    );
+    let trail = wait(
+        world
+            .keys
+            .audit(&admin(), &AuditQuery::tenant(tenant("acme"))),
+    );
+    assert!(matches!(denied(trail), Denied::Forbidden { .. }));
+}
+
+#[test]
+fn a_key_looks_by_the_roles_that_it_manages_by() {
+    let world = world();
+    let (_, key) = acting(&world, &admin(), whole("secret"));
+    let query = world.keys.query(&tenant("acme"));
+    assert_eq!(wait(world.keys.list(&key, &query)).unwrap().keys.len(), 1);
+    let (_, narrow) = acting(&world, &admin(), reader("narrow"));
+    assert!(matches!(
+        denied(wait(world.keys.list(&narrow, &query))),
+        Denied::Forbidden { .. }
+    ));
+}
+
+/// That a key's class is gone is for administrators to know.
+#[test]
+fn a_refusal_tells_nothing_of_a_class_that_is_gone() {
+    let world = super::world();
+    let key = world.create(&admin(), super::whole("plain")).unwrap();
+    let mut spec = super::policy();
+    spec.classes.remove(&class("plain"));
+    spec.classes.get_mut("issuing").unwrap().issues.clear();
+    world
+        .keys
+        .set_policies(keyward::policy::Policy::new(spec).unwrap());
+    let how = keyward::Replacement::immediate;
+    let all = |by: &keyward::Actor| {
+        [
+            denied(wait(world.keys.rotate(by, key.id, how()))),
+            denied(wait(world.keys.finish_rotation(by, key.id))),
+            denied(wait(world.keys.cancel_rotation(by, key.id))),
+            denied(wait(world.keys.update(
+                by,
+                key.id,
+                keyward::KeyUpdate::new(),
+            ))),
+            denied(wait(world.keys.enable(by, key.id))),
+            denied(wait(world.keys.delete(
+                by,
+                key.id,
+                keyward::DeleteKey::plain(),
+            ))),
+            denied(wait(world.keys.replace_lost(by, key.id))),
+        ]
+    };
+    let intern = Role::new("intern").unwrap();
+    for refused in all(&actor("acme", "eve", intern)) {
+        assert!(matches!(refused, Denied::Forbidden { .. }), "{refused:?}");
+    }
+    for refused in all(&admin()) {
+        assert!(
+            matches!(refused, Denied::UnknownClass { .. }),
+            "{refused:?}"
+        );
+    }
+}

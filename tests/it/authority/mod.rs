@@ -1,0 +1,111 @@
+//! Who may do what with a key: nobody rises. `docs/authority.md` states the rules; each is shown here on
+//! the commands and dimensions that it is about.
+
+mod bound;
+mod commit;
+mod looking;
+mod reach;
+mod rotation;
+mod sweeps;
+mod tenants;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use keyward::policy::{KeyClass, PolicySpec, Propagation, SelfRotation, TenantReach};
+use keyward::token::TokenPrefix;
+use keyward::{
+    Actor, Created, Environment, Error, Grant, Need, NewKey, Receipt, Role, ScopeSet, days,
+    profiles,
+};
+
+use support::*;
+
+/// Classes of every kind. Admins and developers reach everything; only admins administer.
+fn policy() -> PolicySpec {
+    let mut spec = profiles::standard();
+    let prefix = |text: &str| TokenPrefix::new(text).unwrap();
+    let kind = |text: &str| {
+        let managers = [Role::ADMIN, Role::DEVELOPER];
+        KeyClass::secret(prefix(text), ScopeSet::all(), managers)
+    };
+    let wide = KeyClass {
+        tenant_reach: TenantReach::Below,
+        ..kind("wide_")
+    };
+    let slow = KeyClass {
+        propagation: Some(Propagation {
+            bound: Duration::from_secs(60),
+        }),
+        ..kind("slow_")
+    };
+    let issuing = KeyClass {
+        issues: BTreeSet::from([class("plain")]),
+        ..kind("issuing_")
+    };
+    let renewing = KeyClass {
+        self_rotation: SelfRotation::Renews {
+            until_age: days(100),
+        },
+        ..kind("renewing_")
+    };
+    let within = KeyClass {
+        self_rotation: SelfRotation::WithinLife,
+        ..kind("within_")
+    };
+    spec.classes.extend([
+        (class("plain"), kind("plain_")),
+        (class("wide"), wide),
+        (class("slow"), slow),
+        (class("issuing"), issuing),
+        (class("renewing"), renewing),
+        (class("within"), within),
+    ]);
+    let secret = spec.classes.get_mut("secret").unwrap();
+    let test = BTreeMap::from([
+        (Environment::LIVE, prefix("sk_live_")),
+        (Environment::TEST, prefix("sk_test_")),
+    ]);
+    assert_eq!(secret.prefixes, test);
+    spec
+}
+
+fn world() -> World {
+    let world = World::with_policy(policy());
+    for path in ["acme", "acme/web", "other"] {
+        let host = Actor::application(tenant(path));
+        wait(world.keys.provision_tenant(&host, &tenant(path))).unwrap();
+    }
+    world
+}
+
+/// A key of an admin that reaches everything.
+fn whole(class: &str) -> NewKey {
+    NewKey::new("whole").class(class).scope("*:*")
+}
+
+fn grant(world: &World, key: &Created) -> Grant {
+    let need = Need::any().or_publishable();
+    world.keys.verify(key.secret.expose(), &need).unwrap()
+}
+
+/// The actor of a key that `by` creates.
+fn acting(world: &World, by: &Actor, key: NewKey) -> (Created, Actor) {
+    let created = world.create(by, key).unwrap();
+    let actor = grant(world, &created).actor();
+    (created, actor)
+}
+
+fn set_role(
+    world: &World,
+    by: &Actor,
+    (path, owner): (&str, &str),
+    role: Role,
+) -> Result<Receipt, Error> {
+    let place = tenant(path);
+    wait(world.keys.change_owner_role(by, &place, who(owner), role))
+}
+
+fn developer() -> Actor {
+    actor("acme", "dora", Role::DEVELOPER)
+}

@@ -1,0 +1,376 @@
+//! The order of reach, command by command.
+
+use keyward::{
+    Denied, Digest, Dimension, Expiry, ImportKey, KeyUpdate, NewKey, Rejection, Replacement,
+    Resource, ResourceId, ResourceKind, Role, ScopeSet, days,
+};
+
+use super::{acting, developer, policy, set_role, whole, world};
+use support::*;
+
+fn exceeds(denied: Denied) -> Dimension {
+    match denied {
+        Denied::ExceedsActor { dimension, .. } => dimension,
+        other => panic!("expected a reach that is exceeded, got {other:?}"),
+    }
+}
+
+/// The instance: a developer widens an admin's key that was given to her.
+#[test]
+fn a_developer_does_not_widen_an_admins_key_that_was_given_to_her() {
+    let world = world();
+    let key = world.create(&admin(), reader("alice's")).unwrap();
+    let update = |change| denied(wait(world.keys.update(&developer(), key.id, change)));
+    let change = KeyUpdate::new().scopes(["*:*"]);
+    assert_eq!(exceeds(update(change)), Dimension::Role);
+    let change = KeyUpdate::new().scopes(["reports:*"]);
+    assert_eq!(
+        exceeds(update(change)),
+        Dimension::Role,
+        "though it is within her own scopes"
+    );
+    let rotated = wait(
+        world
+            .keys
+            .rotate(&developer(), key.id, Replacement::immediate()),
+    );
+    assert_eq!(exceeds(denied(rotated)), Dimension::Role);
+}
+
+#[test]
+fn a_developer_neither_enables_nor_prolongs_nor_frees_an_admins_key() {
+    let world = world();
+    let key = reader("alice's")
+        .expires_in(days(9))
+        .allow_addresses(["10.0.0.0/8"]);
+    let key = world.create(&admin(), key).unwrap();
+    let update = |change| denied(wait(world.keys.update(&developer(), key.id, change)));
+    let longer = KeyUpdate::new().expiry(Expiry::Never);
+    assert_eq!(exceeds(update(longer)), Dimension::Role);
+    let freed = KeyUpdate::new().allow_addresses([]);
+    assert_eq!(exceeds(update(freed)), Dimension::Role);
+    wait(world.keys.disable(&admin(), key.id)).unwrap();
+    assert_eq!(
+        exceeds(denied(wait(world.keys.enable(&developer(), key.id)))),
+        Dimension::Role
+    );
+}
+
+/// What only narrows is never refused by the order, whoever's key it is.
+#[test]
+fn a_developer_narrows_disables_and_revokes_an_admins_key() {
+    let world = world();
+    let key = NewKey::new("alice's").scope("reports:*");
+    let key = world.create(&admin(), key).unwrap();
+    let by = developer();
+    let narrower = KeyUpdate::new().scopes(["reports:read"]);
+    wait(world.keys.update(&by, key.id, narrower)).unwrap();
+    let fewer = KeyUpdate::new().allow_addresses(["10.0.0.0/8"]);
+    wait(world.keys.update(&by, key.id, fewer)).unwrap();
+    let sooner = KeyUpdate::new().expiry(Expiry::In(days(3)));
+    wait(world.keys.update(&by, key.id, sooner)).unwrap();
+    wait(world.keys.disable(&by, key.id)).unwrap();
+    wait(world.keys.revoke(&by, key.id, keyward::Reason::Lost)).unwrap();
+}
+
+/// The instance: a key of its own tenant alone makes one that reaches all tenants below.
+#[test]
+fn an_own_tenant_key_makes_no_key_that_reaches_below() {
+    let mut spec = policy();
+    let plain = spec.classes.get_mut("plain").unwrap();
+    plain.issues.insert(class("wide"));
+    let world = World::with_policy(spec);
+    let (_, key) = acting(&world, &admin(), whole("plain"));
+    let refused = denied(world.create(&key, whole("wide")));
+    assert_eq!(exceeds(refused), Dimension::Tenants);
+    let (wide, _) = acting(&world, &admin(), whole("wide"));
+    let refused = wait(world.keys.rotate(&key, wide.id, Replacement::immediate()));
+    assert_eq!(exceeds(denied(refused)), Dimension::Tenants);
+}
+
+/// The instance: a test key creates and rotates live ones.
+#[test]
+fn trap_26_a_test_key_makes_imports_rotates_enables_and_widens_no_live_key() {
+    let world = world();
+    let (_, key) = acting(&world, &admin(), whole("secret").environment("test"));
+    let live = world.create(&admin(), reader("live")).unwrap();
+    let live_draft = || whole("secret").environment("live");
+    assert_eq!(
+        exceeds(denied(world.create(&key, live_draft()))),
+        Dimension::Environment
+    );
+    let import = ImportKey::sha256(Digest::sha256("old"), live_draft());
+    assert_eq!(
+        exceeds(denied(wait(world.keys.import(&key, import)))),
+        Dimension::Environment
+    );
+    let rotated = wait(world.keys.rotate(&key, live.id, Replacement::immediate()));
+    assert_eq!(exceeds(denied(rotated)), Dimension::Environment);
+    let change = KeyUpdate::new().scopes(["*:*"]);
+    let widened = wait(world.keys.update(&key, live.id, change));
+    assert_eq!(exceeds(denied(widened)), Dimension::Environment);
+    wait(world.keys.disable(&admin(), live.id)).unwrap();
+    let enabled = wait(world.keys.enable(&key, live.id));
+    assert_eq!(exceeds(denied(enabled)), Dimension::Environment);
+    assert!(
+        world
+            .create(&key, whole("secret").environment("test"))
+            .is_ok()
+    );
+}
+
+/// The instance: a key bound to a network makes one that is not, and lifts its own list.
+#[test]
+fn a_key_bound_to_a_network_frees_neither_another_nor_itself() {
+    let world = world();
+    let bound = whole("secret").allow_addresses(["10.0.0.0/8"]);
+    let created = world.create(&admin(), bound).unwrap();
+    let need = keyward::Need::any().from_address("10.1.2.3".parse().unwrap());
+    let key = world
+        .keys
+        .verify(created.secret.expose(), &need)
+        .unwrap()
+        .actor();
+    assert_eq!(
+        exceeds(denied(world.create(&key, whole("secret")))),
+        Dimension::Addresses
+    );
+    let wider = whole("secret").allow_addresses(["10.0.0.0/8", "192.0.2.0/24"]);
+    assert_eq!(
+        exceeds(denied(world.create(&key, wider))),
+        Dimension::Addresses
+    );
+    let lifted = wait(
+        world
+            .keys
+            .update(&key, created.id, KeyUpdate::new().allow_addresses([])),
+    );
+    assert_eq!(exceeds(denied(lifted)), Dimension::Addresses);
+    let narrower = whole("secret").allow_addresses(["10.9.0.0/16"]);
+    assert!(world.create(&key, narrower).is_ok());
+}
+
+/// Where the key was verified counts, against the list as it is at the commit.
+#[test]
+fn a_key_acts_only_from_the_networks_that_its_list_has_now() {
+    let world = world();
+    let created = world.create(&admin(), whole("secret")).unwrap();
+    let need = keyward::Need::any().from_address("203.0.113.9".parse().unwrap());
+    let key = world
+        .keys
+        .verify(created.secret.expose(), &need)
+        .unwrap()
+        .actor();
+    let change = KeyUpdate::new().allow_addresses(["10.0.0.0/8"]);
+    wait(world.keys.update(&admin(), created.id, change)).unwrap();
+    match denied(world.create(&key, whole("secret"))) {
+        Denied::ActingKey { why, .. } => {
+            assert!(matches!(*why, Rejection::AddressNotAllowed { .. }), "{why}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The instance: the actor of an admin's publishable key is an admin.
+#[test]
+fn a_publishable_key_manages_nothing_not_even_itself() {
+    let world = world();
+    let (created, key) = acting(&world, &admin(), whole("publishable"));
+    let refused = [
+        denied(world.create(&key, whole("publishable"))),
+        denied(wait(world.keys.revoke(
+            &key,
+            created.id,
+            keyward::Reason::Lost,
+        ))),
+        denied(wait(world.keys.rotate(
+            &key,
+            created.id,
+            Replacement::immediate(),
+        ))),
+        denied(wait(world.keys.close_tenant(&key, &tenant("acme")))),
+        denied(wait(
+            world.keys.list(&key, &world.keys.query(&tenant("acme"))),
+        )),
+    ];
+    for denied in refused {
+        let Denied::ActingKey { why, .. } = denied else {
+            panic!("{denied:?}");
+        };
+        assert!(matches!(*why, Rejection::Publishable { .. }), "{why}");
+    }
+}
+
+#[test]
+fn a_secret_key_makes_publishable_keys_where_its_class_issues_them() {
+    let mut spec = policy();
+    let plain = spec.classes.get_mut("plain").unwrap();
+    plain.issues.insert(class("publishable"));
+    let world = World::with_policy(spec);
+    let (_, key) = acting(&world, &admin(), whole("plain"));
+    let public = whole("publishable").environment("live");
+    assert!(world.create(&key, public).is_ok());
+}
+
+#[test]
+fn a_key_issues_its_own_class_and_those_that_its_class_lists() {
+    let world = world();
+    let (_, key) = acting(&world, &admin(), whole("issuing"));
+    assert!(world.create(&key, whole("issuing")).is_ok());
+    assert!(world.create(&key, whole("plain")).is_ok());
+    assert_eq!(
+        exceeds(denied(world.create(&key, whole("within")))),
+        Dimension::Class
+    );
+    let (_, plain) = acting(&world, &admin(), whole("plain"));
+    assert_eq!(
+        exceeds(denied(world.create(&plain, whole("issuing")))),
+        Dimension::Class
+    );
+}
+
+/// Otherwise a chain of classes would lead where no class of it leads.
+#[test]
+fn a_key_issues_no_class_that_issues_more_than_its_own_does() {
+    let mut spec = policy();
+    let within = spec.classes.get_mut("within").unwrap();
+    within.issues.insert(class("issuing"));
+    let world = World::with_policy(spec);
+    let (_, key) = acting(&world, &admin(), whole("within"));
+    assert_eq!(
+        exceeds(denied(world.create(&key, whole("issuing")))),
+        Dimension::Class
+    );
+}
+
+#[test]
+fn a_key_makes_none_whose_revocation_holds_later() {
+    let mut spec = policy();
+    let plain = spec.classes.get_mut("plain").unwrap();
+    plain.issues.insert(class("slow"));
+    let world = World::with_policy(spec);
+    let (_, key) = acting(&world, &admin(), whole("plain"));
+    assert_eq!(
+        exceeds(denied(world.create(&key, whole("slow")))),
+        Dimension::Propagation
+    );
+}
+
+#[test]
+fn a_key_of_a_resource_makes_keys_of_that_resource_alone() {
+    let world = world();
+    let resource = |id: &str| Resource {
+        kind: ResourceKind::new("deployment").unwrap(),
+        id: ResourceId::new(id).unwrap(),
+    };
+    let (_, key) = acting(&world, &admin(), whole("secret").resource(resource("a")));
+    assert_eq!(
+        exceeds(denied(world.create(&key, whole("secret")))),
+        Dimension::Resource
+    );
+    let other = whole("secret").resource(resource("b"));
+    assert_eq!(
+        exceeds(denied(world.create(&key, other))),
+        Dimension::Resource
+    );
+    assert!(
+        world
+            .create(&key, whole("secret").resource(resource("a")))
+            .is_ok()
+    );
+}
+
+#[test]
+fn nothing_that_a_key_makes_or_prolongs_outlives_it_as_it_stands() {
+    let world = world();
+    let (created, key) = acting(&world, &admin(), whole("secret"));
+    let never = || whole("secret").never_expires();
+    let (child, _) = acting(&world, &key, whole("secret").expires_in(days(5)));
+    let end = Expiry::In(days(10));
+    let change = KeyUpdate::new().expiry(end);
+    wait(world.keys.update(&admin(), created.id, change)).unwrap();
+    assert_eq!(
+        exceeds(denied(world.create(&key, never()))),
+        Dimension::Lifetime
+    );
+    let longer = KeyUpdate::new().expiry(Expiry::In(days(20)));
+    let prolonged = wait(world.keys.update(&key, child.id, longer));
+    assert_eq!(exceeds(denied(prolonged)), Dimension::Lifetime);
+}
+
+/// A role has no end, no class, no environment and no network.
+#[test]
+fn a_key_raises_no_role_and_lowers_them_as_an_admin_does() {
+    let world = world();
+    let (_, key) = acting(&world, &admin(), whole("secret"));
+    let change = |role| {
+        let (place, owner) = (tenant("acme"), who("alice"));
+        wait(world.keys.change_owner_role(&key, &place, owner, role))
+    };
+    let bob = actor("acme", "bob", Role::DEVELOPER);
+    world.create(&bob, reader("bob's")).unwrap();
+    let raised = set_role(&world, &key, ("acme", "bob"), Role::ADMIN);
+    assert!(matches!(denied(raised), Denied::ExceedsActor { .. }));
+    assert!(change(Role::MEMBER).is_ok());
+}
+
+/// Compared by what roles may manage, not by their ceilings alone.
+#[test]
+fn nobody_gives_a_role_that_may_manage_more() {
+    let mut spec = policy();
+    spec.administrators.insert(Role::DEVELOPER);
+    spec.classes
+        .get_mut("plain")
+        .unwrap()
+        .revoke
+        .roles
+        .remove(&Role::DEVELOPER);
+    let world = World::with_policy(spec);
+    world.some_key();
+    let raised = set_role(&world, &developer(), ("acme", "eve"), Role::ADMIN);
+    assert_eq!(exceeds(denied(raised)), Dimension::Role);
+    let owned = reader("eve's").owned_by(who("eve"), Role::ADMIN);
+    assert_eq!(
+        exceeds(denied(world.create(&developer(), owned))),
+        Dimension::Role
+    );
+}
+
+/// What an owner's role narrows today it may allow tomorrow. A session of few scopes hands out no more
+/// than those.
+#[test]
+fn a_session_of_few_scopes_hands_out_no_key_of_many() {
+    let world = super::world();
+    let bob = |role| actor("acme", "bob", role);
+    let key = whole("plain")
+        .allow_addresses(["10.0.0.0/8"])
+        .expires_in(days(3));
+    let key = world.create(&bob(Role::DEVELOPER), key).unwrap();
+    super::set_role(&world, &host(), ("acme", "bob"), Role::MEMBER).unwrap();
+    let few = ScopeSet::parse(["*:read"]).unwrap();
+    let session = bob(Role::MEMBER).with_scopes(few);
+    let how = keyward::Replacement::immediate();
+    let refused = [
+        wait(world.keys.rotate(&session, key.id, how.clone())).map(drop),
+        wait(
+            world
+                .keys
+                .update(&session, key.id, KeyUpdate::new().allow_addresses([])),
+        )
+        .map(drop),
+        wait(
+            world
+                .keys
+                .update(&session, key.id, KeyUpdate::new().expiry(Expiry::Never)),
+        )
+        .map(drop),
+    ];
+    for refused in refused {
+        match denied(refused) {
+            Denied::ExceedsActor { dimension, .. } => assert_eq!(dimension, Dimension::Scopes),
+            other => panic!("{other:?}"),
+        }
+    }
+    // A session of all scopes is judged by what the key reaches now.
+    wait(world.keys.rotate(&bob(Role::MEMBER), key.id, how)).unwrap();
+}

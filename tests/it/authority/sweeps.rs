@@ -1,0 +1,430 @@
+//! Commands of several commits: the first is authorised, the others only narrow.
+
+use std::num::NonZeroUsize;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use keyward::audit::Action;
+use keyward::store::{
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
+    KeyStore, Locator, MemoryStore, Revision, RowKey, ScanPage, Select, StoreError, StoreErrorKind,
+    TenantView, Versioned,
+};
+use keyward::{
+    BulkFilter, DeleteKey, KeyUpdate, Keyward, Need, Reason, Replacement, Role, TenantId,
+    async_trait, hours,
+};
+
+use super::{acting, set_role, whole};
+use support::*;
+
+/// Commits so many times, and then not any more.
+#[derive(Debug)]
+struct Stops {
+    inner: MemoryStore,
+    left: AtomicUsize,
+    refused: Mutex<usize>,
+}
+
+#[async_trait]
+impl KeyStore for Stops {
+    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+        self.inner.load(tenant, select).await
+    }
+
+    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+        self.inner.find(locator).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        let order = Ordering::SeqCst;
+        let left = self
+            .left
+            .fetch_update(order, order, |left| left.checked_sub(1));
+        if left.is_err() {
+            *self.refused.lock().unwrap() += 1;
+            let kind = StoreErrorKind::Unavailable;
+            return Err(StoreError::new(kind, "a store that stops").into());
+        }
+        self.inner.commit(commit).await
+    }
+
+    async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
+        self.inner.changes(after, limit).await
+    }
+
+    async fn scan(
+        &self,
+        after: Option<RowKey>,
+        limit: NonZeroUsize,
+    ) -> Result<ScanPage, StoreError> {
+        self.inner.scan(after, limit).await
+    }
+
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        self.inner.list(query).await
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        self.inner.audit(query).await
+    }
+}
+
+/// A node over the world's store whose commits end after so many.
+fn stopping(world: &World, left: usize) -> Keyward {
+    let store = Stops {
+        inner: world.store.clone(),
+        left: AtomicUsize::new(left),
+        refused: Mutex::default(),
+    };
+    let policy = keyward::policy::Policy::new(super::policy()).unwrap();
+    let keys = node(store, &world.clock, policy);
+    wait(keys.sync()).unwrap();
+    keys
+}
+
+fn trail(world: &World, path: &str) -> Vec<(Action, keyward::Author, keyward::CommandId)> {
+    let query = AuditQuery::tenant(tenant(path));
+    let host = keyward::Actor::application(tenant(path));
+    let rows = wait(world.keys.audit(&host, &query)).unwrap().rows;
+    let entry =
+        |row: keyward::store::AuditRow| (row.entry.actor, row.entry.action, row.entry.command);
+    let entries = rows.into_iter().map(entry);
+    entries
+        .map(|(actor, action, command)| (action, actor, command))
+        .collect()
+}
+
+#[test]
+fn a_revocation_of_many_goes_on_after_its_caller_lost_its_key() {
+    let world = super::world();
+    let (created, key) = acting(&world, &admin(), whole("wide"));
+    let victims = [world.some_key(), world.some_key()];
+    let filter = || BulkFilter::all().class(class("secret"));
+    let node = stopping(&world, 1);
+    let by = key.with_command_id(command("sweep"));
+    let place = tenant("acme");
+    assert!(wait(node.revoke_many(&by, &place, filter(), Reason::Unused)).is_err());
+    wait(world.keys.revoke(&admin(), created.id, Reason::Lost)).unwrap();
+    // The same call goes on, though the key that gave it does nothing else any more.
+    let swept = wait(
+        world
+            .keys
+            .revoke_many(&by, &place, filter(), Reason::Unused),
+    )
+    .unwrap();
+    assert_eq!(swept.ended, 2);
+    for victim in victims {
+        assert!(
+            world
+                .keys
+                .verify(victim.secret.expose(), &Need::any())
+                .is_err()
+        );
+    }
+}
+
+#[test]
+fn maintenance_finishes_what_a_caller_who_is_gone_began() {
+    let world = super::world();
+    let (created, key) = acting(&world, &admin(), whole("wide"));
+    let victim = world.some_key();
+    let node = stopping(&world, 1);
+    let by = key.with_command_id(command("sweep"));
+    let filter = BulkFilter::all().class(class("secret"));
+    assert!(wait(node.revoke_many(&by, &tenant("acme"), filter, Reason::Unused)).is_err());
+    wait(world.keys.sync()).unwrap();
+    assert_eq!(
+        wait(world.keys.run_upkeep()).unwrap(),
+        0,
+        "its caller may still be there"
+    );
+    world.clock.advance(Duration::from_secs(61));
+    wait(world.keys.sync()).unwrap();
+    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 1);
+    assert!(
+        world
+            .keys
+            .verify(victim.secret.expose(), &Need::any())
+            .is_err()
+    );
+    let entries = trail(&world, "acme");
+    let revoked = entries
+        .iter()
+        .filter(|(action, ..)| matches!(action, Action::KeyRevoked { .. }));
+    for (_, author, id) in revoked {
+        assert_eq!((author.key(), id), (Some(created.id), &command("sweep")));
+    }
+    assert!(
+        entries
+            .iter()
+            .any(|(action, ..)| *action == Action::BulkCommandEnded)
+    );
+    wait(world.keys.sync()).unwrap();
+    world.clock.advance(Duration::from_secs(61));
+    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 0, "nothing is left");
+}
+
+#[test]
+fn removals_and_closings_are_finished_below_too() {
+    let world = super::world();
+    let bob = actor("acme", "bob", Role::DEVELOPER);
+    let below = reader("below").in_tenant(tenant("acme/web"));
+    let below = world.create(&bob, below).unwrap();
+    let node = stopping(&world, 1);
+    assert!(wait(node.remove_owner(&admin(), &tenant("acme"), who("bob"))).is_err());
+    world.clock.advance(Duration::from_secs(61));
+    wait(world.keys.sync()).unwrap();
+    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 1);
+    let info = wait(world.keys.key(&host(), below.id)).unwrap();
+    assert_eq!(info.status, keyward::Status::Revoked);
+}
+
+/// A key of its own tenant alone ends nothing below, maintenance in its name neither.
+#[test]
+fn maintenance_reaches_no_further_than_the_caller_did() {
+    let world = super::world();
+    let (maker, by_maker) = acting(&world, &admin(), whole("wide"));
+    let below = whole("wide").in_tenant(tenant("acme/web"));
+    let below = world.create(&by_maker, below).unwrap();
+    let (_, own) = acting(&world, &admin(), whole("secret"));
+    let node = stopping(&world, 1);
+    let filter = BulkFilter::all().made_by(maker.id);
+    assert!(wait(node.revoke_many(&own, &tenant("acme"), filter, Reason::Leaked)).is_err());
+    world.clock.advance(Duration::from_secs(61));
+    wait(world.keys.sync()).unwrap();
+    wait(world.keys.run_upkeep()).unwrap();
+    assert!(
+        world
+            .keys
+            .verify(below.secret.expose(), &Need::any())
+            .is_ok()
+    );
+}
+
+/// A repeat of what was done is no new command.
+#[test]
+fn a_repeated_removal_ends_nothing_that_came_since() {
+    let world = super::world();
+    let bob = actor("acme", "bob", Role::DEVELOPER);
+    world.create(&bob, reader("first")).unwrap();
+    let place = tenant("acme");
+    wait(world.keys.remove_owner(&host(), &place, who("bob"))).unwrap();
+    let mallory = actor("acme", "mallory", Role::ADMIN);
+    let by = mallory.with_command_id(command("again"));
+    wait(world.keys.remove_owner(&by, &place, who("bob"))).unwrap();
+    let back = set_role(&world, &host(), (place.as_str(), "bob"), Role::DEVELOPER);
+    back.unwrap();
+    world.clock.advance(Duration::from_secs(1));
+    let new = world.create(&bob, reader("second")).unwrap();
+    let demoted = actor("acme", "mallory", Role::MEMBER);
+    let by = demoted.with_command_id(command("again"));
+    let _ = wait(world.keys.remove_owner(&by, &place, who("bob")));
+    assert!(world.keys.verify(new.secret.expose(), &Need::any()).is_ok());
+}
+
+/// A repeat of a command that has ended is no way around a lost authority: what matches its filter only
+/// since then is left alone.
+#[test]
+fn a_key_that_lost_its_authority_revokes_nothing_by_repeating_what_has_ended() {
+    let world = super::world();
+    let (created, key) = acting(&world, &admin(), whole("wide"));
+    let victim = world
+        .create(&admin(), reader("victim").class("wide"))
+        .unwrap();
+    let place = tenant("acme");
+    let filter = || BulkFilter::all().made_by(created.id);
+    let sweep = |by: keyward::Invocation<'_>| {
+        let swept = world.keys.revoke_many(by, &place, filter(), Reason::Leaked);
+        wait(swept)
+    };
+    let repeated = || key.with_command_id(command("sweep"));
+    assert_eq!(sweep(repeated()).unwrap().ended, 0);
+    // From here on the key has a part in the victim.
+    let widened = KeyUpdate::new().scopes(["reports:*"]);
+    wait(world.keys.update(&key, victim.id, widened)).unwrap();
+    let made = wait(world.keys.made_by(&admin(), &place, created.id)).unwrap();
+    assert_eq!(made.len(), 1);
+    wait(world.keys.revoke(&admin(), created.id, Reason::Lost)).unwrap();
+    let _ = sweep(repeated());
+    let verified = |secret| world.keys.verify(secret, &Need::any());
+    assert!(verified(victim.secret.expose()).is_ok());
+    // A new command of somebody who may finds it.
+    let by = admin();
+    assert_eq!(sweep((&by).into()).unwrap().ended, 1);
+    assert!(verified(victim.secret.expose()).is_err());
+}
+
+// Whatever a key has a part in is found.
+
+fn made_by(world: &World, key: keyward::KeyId) -> Vec<keyward::KeyId> {
+    let made = wait(world.keys.made_by(&admin(), &tenant("acme"), key)).unwrap();
+    let mut made: Vec<_> = made.iter().map(|key| key.id).collect();
+    made.sort();
+    made
+}
+
+fn revoke_made_by(world: &World, key: keyward::KeyId) -> usize {
+    let filter = BulkFilter::all().made_by(key);
+    let (by, place) = (admin(), tenant("acme"));
+    let swept = world
+        .keys
+        .revoke_many(&by, &place, filter, Reason::Compromised);
+    wait(swept).unwrap().ended
+}
+
+#[test]
+fn a_successor_that_a_key_made_of_itself_is_of_its_making() {
+    let world = super::world();
+    let (old, key) = acting(&world, &admin(), whole("within"));
+    let rotated = |by: &keyward::Actor, key| {
+        let how = Replacement::grace(hours(1));
+        wait(world.keys.rotate(by, key, how)).unwrap()
+    };
+    let new = rotated(&key, old.id);
+    let by_new = world.keys.verify(new.secret.expose(), &Need::any());
+    let newest = rotated(&by_new.unwrap().actor(), new.id);
+    let mut both = [new.id, newest.id];
+    both.sort();
+    assert_eq!(made_by(&world, old.id), both);
+    wait(world.keys.revoke(&admin(), old.id, Reason::Compromised)).unwrap();
+    assert_eq!(revoke_made_by(&world, old.id), 2);
+    for key in [new, newest] {
+        let verdict = world.keys.verify(key.secret.expose(), &Need::any());
+        assert!(verdict.is_err());
+    }
+}
+
+#[test]
+fn what_a_deleted_key_of_a_chain_made_is_found() {
+    let world = super::world();
+    let (first, key) = acting(&world, &admin(), whole("within"));
+    let made = world.create(&key, whole("within")).unwrap();
+    let how = Replacement::grace(hours(1));
+    let second = wait(world.keys.rotate(&key, first.id, how)).unwrap();
+    let by_second = world.keys.verify(second.secret.expose(), &Need::any());
+    let by_second = by_second.unwrap().actor();
+    let how = Replacement::immediate();
+    let renewed = wait(world.keys.rotate(&by_second, made.id, how)).unwrap();
+    let before = made_by(&world, second.id);
+    assert!(before.contains(&renewed.id));
+    for deleted in [second.id, first.id] {
+        wait(world.keys.delete(&admin(), deleted, DeleteKey::plain())).unwrap();
+        for asked in [second.id, first.id] {
+            assert!(made_by(&world, asked).contains(&renewed.id), "{asked}");
+        }
+    }
+    assert!(revoke_made_by(&world, second.id) > 0);
+    let verdict = world.keys.verify(renewed.secret.expose(), &Need::any());
+    assert!(verdict.is_err());
+}
+
+// Nobody stops a command below by taking its id.
+
+/// A wide key that was stolen and revoked, and what it made in acme and below.
+fn stolen(world: &World) -> (keyward::KeyId, [keyward::Created; 2]) {
+    let (stolen, key) = acting(world, &admin(), whole("wide"));
+    let above = world.create(&key, whole("wide")).unwrap();
+    let below = whole("wide").in_tenant(tenant("acme/web"));
+    let below = world.create(&key, below).unwrap();
+    wait(world.keys.revoke(&admin(), stolen.id, Reason::Lost)).unwrap();
+    (stolen.id, [above, below])
+}
+
+#[test]
+fn a_command_goes_on_below_though_its_id_was_taken_there() {
+    let world = super::world();
+    let (by, keys) = stolen(&world);
+    let half = stopping(&world, 1);
+    let admin = admin();
+    let sweep = admin.with_command_id(command("incident"));
+    let filter = BulkFilter::all().made_by(by);
+    let place = tenant("acme");
+    assert!(wait(half.revoke_many(sweep, &place, filter, Reason::Compromised)).is_err());
+    wait(world.keys.sync()).unwrap();
+    let thief = super::grant(&world, &keys[0]).actor();
+    let taken = thief.with_command_id(command("incident"));
+    let taken = wait(
+        world
+            .keys
+            .create(taken, whole("wide").in_tenant(tenant("acme/web"))),
+    );
+    assert!(taken.is_ok());
+    world.clock.advance(Duration::from_secs(61));
+    wait(world.keys.sync()).unwrap();
+    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 1);
+    for key in keys {
+        let verdict = world.keys.verify(key.secret.expose(), &Need::any());
+        assert!(verdict.is_err());
+    }
+}
+
+#[test]
+fn a_command_reaches_below_though_its_id_was_used_there_before() {
+    let world = super::world();
+    let (stolen, key) = acting(&world, &admin(), whole("wide"));
+    let below = whole("wide").in_tenant(tenant("acme/web"));
+    let by = key.with_command_id(command("incident"));
+    let below = wait(world.keys.create(by, below)).unwrap();
+    wait(world.keys.revoke(&admin(), stolen.id, Reason::Lost)).unwrap();
+    let by = admin();
+    let sweep = by.with_command_id(command("incident"));
+    let filter = BulkFilter::all().made_by(stolen.id);
+    let swept = wait(
+        world
+            .keys
+            .revoke_many(sweep, &tenant("acme"), filter, Reason::Compromised),
+    );
+    assert_eq!(swept.unwrap().ended, 1);
+    let verdict = world.keys.verify(below.secret.expose(), &Need::any());
+    assert!(verdict.is_err());
+}
+
+/// Another key of the principal may go on with a command; the trail names who began it.
+#[test]
+fn whoever_goes_on_with_a_command_is_not_its_author() {
+    let world = super::world();
+    let (_, narrow) = acting(&world, &admin(), reader("narrow").class("plain"));
+    let bob = actor("acme", "bob", Role::DEVELOPER);
+    let victim = world.create(&bob, reader("victim")).unwrap();
+    let half = stopping(&world, 1);
+    let filter = || BulkFilter::all().owner(who("bob"));
+    let (place, id) = (tenant("acme"), || command("sweep"));
+    let by = admin();
+    let begun = half.revoke_many(by.with_command_id(id()), &place, filter(), Reason::Unused);
+    assert!(wait(begun).is_err());
+    let by = narrow.with_command_id(id());
+    let gone_on = world.keys.revoke_many(by, &place, filter(), Reason::Unused);
+    assert_eq!(wait(gone_on).unwrap().ended, 1);
+    let info = wait(world.keys.key(&host(), victim.id)).unwrap();
+    assert_eq!(info.updated.by, author("alice"));
+}
+
+/// Of two commands of one id below, the end of one is not the end of the other.
+#[test]
+fn a_command_below_is_not_ended_by_another_one_of_its_id() {
+    let world = super::world();
+    let (by, [_, below]) = stolen(&world);
+    let web = tenant("acme/web");
+    let mallory = actor("acme/web", "mallory", Role::ADMIN);
+    let squat = || {
+        let by = mallory.with_command_id(command("incident"));
+        let filter = BulkFilter::all().owner(who("nobody"));
+        wait(world.keys.revoke_many(by, &web, filter, Reason::Unused))
+    };
+    squat().unwrap();
+    // The first commit in acme, its last page there, and the first commit below.
+    let half = stopping(&world, 3);
+    let admin = admin();
+    let sweep = admin.with_command_id(command("incident"));
+    let filter = BulkFilter::all().made_by(by);
+    assert!(wait(half.revoke_many(sweep, &tenant("acme"), filter, Reason::Compromised)).is_err());
+    wait(world.keys.sync()).unwrap();
+    squat().unwrap();
+    world.clock.advance(Duration::from_secs(61));
+    wait(world.keys.sync()).unwrap();
+    wait(world.keys.run_upkeep()).unwrap();
+    let verdict = world.keys.verify(below.secret.expose(), &Need::any());
+    assert!(verdict.is_err());
+}

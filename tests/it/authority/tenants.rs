@@ -1,0 +1,244 @@
+//! Tenants below: what is reached has a say, and a first command provisions only by whom may provision.
+
+use keyward::policy::{Policies, Policy, PolicySpec};
+use keyward::{Actor, Denied, Dimension, Need, NewKey, Rejection, Role, ScopeSet, TenantId};
+
+use super::{acting, developer, set_role, whole, world};
+use support::*;
+
+/// The instance: a developer of acme creates fifty keys in fifty new projects, past any cap.
+#[test]
+fn a_developer_makes_no_tenant_by_creating_a_key_in_it() {
+    let world = World::with_policy(capped(2));
+    world.some_key();
+    let (_, by_key) = acting(&world, &developer(), NewKey::new("dora's").scope("*:*"));
+    for number in 0..3 {
+        let place = tenant(&format!("acme/x{number}"));
+        let denied = denied(world.create(&developer(), reader("x").in_tenant(place.clone())));
+        assert!(matches!(
+            denied,
+            Denied::Forbidden {
+                action: "provision tenants",
+                ..
+            }
+        ));
+        let denied = support::denied(world.create(&by_key, reader("x").in_tenant(place)));
+        assert_eq!(denied, Denied::TenantNotFound);
+    }
+    let by_admin = reader("x").in_tenant(tenant("acme/x0"));
+    assert!(world.create(&admin(), by_admin).is_ok());
+}
+
+fn wide(world: &World) -> keyward::Created {
+    world.create(&admin(), whole("wide")).unwrap()
+}
+
+fn at(path: &str) -> Need {
+    Need::scope("reports:read").for_tenant(tenant(path))
+}
+
+/// Asks the index, the store, and another node.
+fn everywhere(world: &World, secret: &str, need: &Need) -> Vec<Result<(), Rejection>> {
+    let other = world.another_node(keyward::policy::Policy::new(super::policy()).unwrap());
+    wait(other.sync()).unwrap();
+    vec![
+        world.keys.verify(secret, need).map(drop),
+        wait(world.keys.verify_fresh(secret, need)).map(drop),
+        other.verify(secret, need).map(drop),
+    ]
+}
+
+/// The instance: a class that reaches below goes on reaching a tenant below that was closed.
+#[test]
+fn a_tenant_below_that_was_closed_is_not_reached() {
+    let world = world();
+    let key = wide(&world);
+    let secret = key.secret.expose();
+    assert!(
+        everywhere(&world, secret, &at("acme/web"))
+            .iter()
+            .all(Result::is_ok)
+    );
+    let host = Actor::application(tenant("acme/web"));
+    wait(world.keys.close_tenant(&host, &tenant("acme/web"))).unwrap();
+    for verdict in everywhere(&world, secret, &at("acme/web")) {
+        assert_eq!(verdict, Err(Rejection::TenantClosed { key: key.id }));
+    }
+    for verdict in everywhere(&world, secret, &at("acme/web/eu")) {
+        assert_eq!(verdict, Err(Rejection::TenantClosed { key: key.id }));
+    }
+    assert!(
+        everywhere(&world, secret, &at("acme"))
+            .iter()
+            .all(Result::is_ok)
+    );
+}
+
+#[test]
+fn an_owner_who_was_removed_or_lowered_below_counts_so_there() {
+    let world = world();
+    let key = wide(&world);
+    let secret = key.secret.expose();
+    let below = tenant("acme/web");
+    let host = Actor::application(below.clone());
+    let lowered = set_role(&world, &host, (below.as_str(), "alice"), Role::MEMBER);
+    lowered.unwrap();
+    let writing = Need::scope("reports:write").for_tenant(below.clone());
+    for verdict in everywhere(&world, secret, &writing) {
+        assert!(
+            matches!(verdict, Err(Rejection::MissingScope { .. })),
+            "{verdict:?}"
+        );
+    }
+    let grant = world.keys.verify(secret, &at("acme/web")).unwrap();
+    assert!(
+        !grant.allows(&scope("reports:write")),
+        "the grant is one for that tenant"
+    );
+    assert!(
+        world
+            .keys
+            .verify(secret, &at("acme"))
+            .unwrap()
+            .allows(&scope("reports:write"))
+    );
+
+    wait(world.keys.remove_owner(&host, &below, who("alice"))).unwrap();
+    for verdict in everywhere(&world, secret, &at("acme/web")) {
+        assert_eq!(verdict, Err(Rejection::OwnerRemoved { key: key.id }));
+    }
+    let actor = world.keys.verify(secret, &at("acme")).unwrap().actor();
+    let made = world.create(&actor, whole("wide").in_tenant(below));
+    assert!(matches!(denied(made), Denied::ActingKey { .. }));
+}
+
+/// The instance: `GET /projects/acme%2F..%2Fvictim/secrets`.
+#[test]
+fn dots_are_no_tenant() {
+    for path in ["acme/../victim", "..", ".", "acme/.", "./acme"] {
+        assert!(TenantId::new(path).is_err(), "{path}");
+    }
+    assert!(TenantId::new("acme/..web").is_ok());
+}
+
+/// Whoever imports chooses the secret.
+#[test]
+fn only_administrators_import() {
+    let world = world();
+    let import = |by: &Actor, token: &str| {
+        let digest = keyward::Digest::sha256(token);
+        wait(
+            world
+                .keys
+                .import(by, keyward::ImportKey::sha256(digest, reader("old"))),
+        )
+    };
+    assert!(matches!(
+        denied(import(&developer(), "a")),
+        Denied::Forbidden { .. }
+    ));
+    assert!(import(&admin(), "b").is_ok());
+    assert!(import(&host(), "c").is_ok());
+}
+
+// Rules that differ from tenant to tenant.
+
+/// One set of rules for acme and another one for acme/web.
+fn two_rules(above: PolicySpec, below: PolicySpec) -> World {
+    let policies = Policies::new(Policy::new(above).unwrap())
+        .with_tenant(tenant("acme/web"), Policy::new(below).unwrap());
+    let world = World::with_policies(policies);
+    for path in ["acme", "acme/web"] {
+        let host = keyward::Actor::application(tenant(path));
+        wait(world.keys.provision_tenant(&host, &tenant(path))).unwrap();
+    }
+    world
+}
+
+/// Opal has the role ops, which manages keys, and administers below alone.
+fn ops() -> (World, keyward::Created) {
+    let ops = Role::new("ops").unwrap();
+    let mut above = super::policy();
+    above.roles.insert(ops.clone(), ScopeSet::all());
+    let wide = above.classes.get_mut("wide").unwrap();
+    let lists = [
+        &mut wide.create,
+        &mut wide.look,
+        &mut wide.update,
+        &mut wide.rotate,
+        &mut wide.revoke,
+    ];
+    for list in lists {
+        list.roles.insert(ops.clone());
+    }
+    let mut below = above.clone();
+    below.administrators.insert(ops.clone());
+    let world = two_rules(above, below);
+    let opal = actor("acme", "opal", ops);
+    let key = world.create(&opal, super::whole("wide")).unwrap();
+    (world, key)
+}
+
+fn exceeds(refused: Denied, exceeded: Dimension) {
+    match refused {
+        Denied::ExceedsActor { dimension, .. } => assert_eq!(dimension, exceeded),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn nobody_enables_a_key_that_manages_more_below() {
+    let (world, key) = ops();
+    wait(world.keys.disable(&admin(), key.id)).unwrap();
+    let refused = denied(wait(world.keys.enable(&super::developer(), key.id)));
+    exceeds(refused, Dimension::Role);
+}
+
+#[test]
+fn nobody_calls_off_the_rotation_of_a_key_that_manages_more_below() {
+    let (world, key) = ops();
+    let how = keyward::Replacement::grace(keyward::hours(1));
+    wait(world.keys.rotate(&admin(), key.id, how)).unwrap();
+    let refused = denied(wait(
+        world.keys.cancel_rotation(&super::developer(), key.id),
+    ));
+    exceeds(refused, Dimension::Role);
+}
+
+/// Keys of the tenant above are verified by the rules there, where the role is a larger one.
+#[test]
+fn a_role_is_compared_by_the_rules_above_too() {
+    let role = |name: &str| Role::new(name).unwrap();
+    let reads = || ScopeSet::parse(["reports:read"]).unwrap();
+    let mut above = super::policy();
+    above.roles.insert(role("low"), reads());
+    above.roles.insert(role("high"), ScopeSet::all());
+    let mut below = super::policy();
+    for name in ["low", "high", "steward"] {
+        below.roles.insert(role(name), reads());
+    }
+    below.administrators.insert(role("steward"));
+    let world = two_rules(above, below);
+    let key = world.create(&admin(), super::whole("wide")).unwrap();
+    super::set_role(&world, &host(), ("acme/web", "alice"), role("low")).unwrap();
+    let there = Need::scope("reports:write").for_tenant(tenant("acme/web"));
+    assert!(world.keys.verify(key.secret.expose(), &there).is_err());
+    let steward = actor("acme/web", "mallory", role("steward"));
+    let raised = super::set_role(&world, &steward, ("acme/web", "alice"), role("high"));
+    exceeds(denied(raised), Dimension::Role);
+    assert!(world.keys.verify(key.secret.expose(), &there).is_err());
+}
+
+/// A row below that holds more than the row above waits for that one to be raised.
+#[test]
+fn one_more_row_below_a_row_is_no_larger_than_that() {
+    let world = super::world();
+    let set =
+        |by: &keyward::Actor, place, owner, role| super::set_role(&world, by, (place, owner), role);
+    set(&host(), "acme", "mallory", Role::ADMIN).unwrap();
+    set(&host(), "acme/web", "mallory", Role::MEMBER).unwrap();
+    set(&host(), "acme", "bob", Role::MEMBER).unwrap();
+    let mallory = actor("acme", "mallory", Role::ADMIN);
+    assert!(set(&mallory, "acme/web", "bob", Role::ADMIN).is_err());
+    set(&mallory, "acme/web", "bob", Role::MEMBER).unwrap();
+}

@@ -1,0 +1,210 @@
+//! What a reader is told when the trail is not what it was: restored, damaged, compacted.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use keyward::events::{Event, EventCursor, EventKind, Events, EventsError};
+use keyward::policy::Policy;
+use keyward::store::{DecodeError, MemoryStore};
+use keyward::{Keyward, ManualClock, days, profiles};
+
+use crate::events::bent::{Bend, Bent};
+use crate::events::{drain, limit, noticed, read, windows};
+use support::*;
+
+struct Desk {
+    store: Arc<Bent>,
+    /// What the reader sees of it.
+    reader: Arc<Bent>,
+    keys: Keyward,
+    events: Events,
+    clock: Arc<ManualClock>,
+}
+
+fn desk(store: Bent, bend: Bend) -> Desk {
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let store = Arc::new(store);
+    let keys = node(
+        store.clone(),
+        &clock,
+        Policy::new(profiles::standard()).unwrap(),
+    );
+    let reader = Arc::new(Bent::new(store.inner.clone(), bend));
+    let events = Events::new(reader.clone(), clock.clone(), windows());
+    Desk {
+        store,
+        reader,
+        keys,
+        events,
+        clock,
+    }
+}
+
+impl Desk {
+    fn create(&self, name: &str) {
+        wait(self.keys.create(&admin(), reader(name))).unwrap();
+    }
+}
+
+fn fresh(bend: Bend) -> Desk {
+    desk(Bent::new(MemoryStore::new(), Bend::Straight), bend)
+}
+
+/// Where to go on, as the refusal says.
+fn refused(events: &Events, cursor: &EventCursor) -> EventCursor {
+    match wait(events.next_batch(cursor, limit(10))) {
+        Err(EventsError::OtherHistory { resume }) => *resume,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn ids(events: &[Event]) -> Vec<String> {
+    events.iter().map(|event| event.id.to_string()).collect()
+}
+
+#[test]
+fn a_backup_older_than_the_cursor_is_noticed_even_when_it_has_overtaken_it() {
+    for bend in [Bend::Straight, Bend::HasNoEpoch] {
+        let before = fresh(bend);
+        before.create("one");
+        let saved = before.store.commits();
+        before.create("two");
+        let mut cursor = EventCursor::BEGINNING;
+        let told = drain(&before.events, &mut cursor);
+
+        let after = desk(before.store.backup(saved), bend);
+        after.create("another two");
+        after.create("three");
+        let mut resume = refused(&after.events, &cursor);
+        let again = drain(&after.events, &mut resume);
+        let known: HashSet<_> = ids(&told).into_iter().collect();
+        let shared = ids(&again).iter().filter(|id| known.contains(*id)).count();
+        assert_eq!(shared, told.len() - 1, "what both have has one id");
+        assert_eq!(again.len(), told.len() + 1, "what is new has another");
+    }
+}
+
+#[test]
+fn a_head_behind_the_cursor_is_noticed() {
+    let before = fresh(Bend::HasNoEpoch);
+    before.create("one");
+    let saved = before.store.commits();
+    before.create("two");
+    let end = wait(before.events.end()).unwrap();
+    let after = desk(before.store.backup(saved), Bend::HasNoEpoch);
+    refused(&after.events, &end);
+}
+
+#[test]
+fn a_backup_later_than_the_cursor_goes_on_where_it_stood() {
+    let before = fresh(Bend::Straight);
+    before.create("one");
+    let mut cursor = EventCursor::BEGINNING;
+    drain(&before.events, &mut cursor);
+    before.create("two");
+    let expected = ids(&read(&before.events, &cursor, 10).events);
+
+    let after = desk(before.store.backup(before.store.commits()), Bend::Straight);
+    let resume = refused(&after.events, &cursor);
+    assert_eq!(ids(&read(&after.events, &resume, 10).events), expected);
+}
+
+#[test]
+fn another_store_is_no_place_for_a_cursor() {
+    let (one, other) = (fresh(Bend::Straight), fresh(Bend::Straight));
+    one.create("one");
+    other.create("other");
+    let cursor = wait(one.events.end()).unwrap();
+    let mut resume = refused(&other.events, &cursor);
+    assert!(!drain(&other.events, &mut resume).is_empty());
+}
+
+#[test]
+fn an_entry_that_cannot_be_read_is_an_event_and_does_not_stop_the_rest() {
+    let desk = fresh(Bend::Straight);
+    for name in ["one", "two", "three"] {
+        desk.create(name);
+    }
+    let mut cursor = EventCursor::BEGINNING;
+    let sound = drain(&desk.events, &mut cursor);
+    let rows = wait(keyward::store::KeyStore::audit(
+        &*desk.store,
+        &keyward::store::AuditQuery::everything(),
+    ));
+    for (n, row) in rows.unwrap().rows.iter().enumerate() {
+        desk.reader.damage(row.position());
+        // The cursor stood on the entry already when it was damaged.
+        assert_eq!(read(&desk.events, &cursor, 5).events, []);
+        let mut from = EventCursor::BEGINNING;
+        let told = drain(&desk.events, &mut from);
+        assert_eq!(told.len(), sound.len());
+        for (m, (told, sound)) in told.iter().zip(&sound).enumerate() {
+            if n != m {
+                assert_eq!(told, sound);
+                continue;
+            }
+            let (revision, sequence) = (row.revision.0, row.entry.sequence);
+            assert_eq!(told.kind, EventKind::Unreadable { revision, sequence });
+        }
+        assert_eq!(drain(&desk.events, &mut from), [], "and is told once");
+    }
+}
+
+#[test]
+fn the_end_is_after_all_that_happened_and_before_all_that_comes() {
+    let desk = fresh(Bend::Straight);
+    let short = reader("short").expires_in(days(5));
+    wait(desk.keys.create(&admin(), short)).unwrap();
+    let mut cursor = wait(desk.events.end()).unwrap();
+    assert_eq!(drain(&desk.events, &mut cursor), []);
+    desk.create("next");
+    assert_eq!(drain(&desk.events, &mut cursor).len(), 1);
+    desk.clock.advance(days(5));
+    let told = drain(&desk.events, &mut cursor);
+    assert_eq!(noticed(&told), [("2026-01-06T00:00:00Z".to_owned(), 0)]);
+}
+
+#[test]
+fn dropped_tombstones_are_no_other_history() {
+    let desk = fresh(Bend::Straight);
+    let key = wait(desk.keys.create(&admin(), reader("gone"))).unwrap();
+    let mut cursor = EventCursor::BEGINNING;
+    drain(&desk.events, &mut cursor);
+    wait(
+        desk.keys
+            .delete(&admin(), key.id, keyward::DeleteKey::plain()),
+    )
+    .unwrap();
+    desk.store.inner.compact();
+    let told = drain(&desk.events, &mut cursor);
+    assert_eq!(told[0].kind, EventKind::KeyDeleted);
+}
+
+#[test]
+fn a_cursor_is_text_that_shows_when_it_was_altered() {
+    let desk = fresh(Bend::Straight);
+    desk.create("one");
+    let mut cursor = EventCursor::BEGINNING;
+    drain(&desk.events, &mut cursor);
+    for cursor in [cursor, EventCursor::BEGINNING] {
+        let text = cursor.to_string();
+        assert_eq!(text.parse(), Ok(cursor.clone()));
+        assert_eq!(
+            serde_json::to_string(&cursor).unwrap(),
+            format!("\"{text}\"")
+        );
+        assert_eq!(
+            serde_json::from_str::<EventCursor>(&format!("\"{text}\"")).unwrap(),
+            cursor
+        );
+        for n in 0..text.len() {
+            let mut altered = text.clone().into_bytes();
+            altered[n] = if altered[n] == b'0' { b'1' } else { b'0' };
+            let altered = String::from_utf8(altered).unwrap();
+            assert_eq!(altered.parse::<EventCursor>(), Err(DecodeError::Checksum));
+            assert!(text[..n].parse::<EventCursor>().is_err());
+        }
+    }
+    assert_eq!("zz".parse::<EventCursor>(), Err(DecodeError::Malformed));
+    assert!("é".parse::<EventCursor>().is_err());
+}

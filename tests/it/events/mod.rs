@@ -1,0 +1,61 @@
+//! Events for the host: every entry once and in order, every notice that is true, none that is not.
+
+mod bent;
+mod form;
+mod history;
+mod model;
+mod notices;
+
+use std::num::NonZeroUsize;
+
+use keyward::events::{Event, EventBatch, EventCursor, EventKind, Events, ExpiryWindows};
+use keyward::{Timestamp, days};
+
+use support::*;
+
+/// The windows of these tests, narrowest first.
+pub(crate) const WINDOWS: [u64; 2] = [86_400, 7 * 86_400];
+
+pub(crate) fn windows() -> ExpiryWindows {
+    ExpiryWindows::new([days(7), days(1)]).unwrap()
+}
+
+pub(crate) fn limit(limit: usize) -> NonZeroUsize {
+    NonZeroUsize::new(limit).unwrap()
+}
+
+pub(crate) fn read(events: &Events, cursor: &EventCursor, most: usize) -> EventBatch {
+    wait(events.next_batch(cursor, limit(most))).unwrap()
+}
+
+/// Everything that follows a cursor, which moves to the end.
+pub(crate) fn drain(events: &Events, cursor: &mut EventCursor) -> Vec<Event> {
+    let mut all = Vec::new();
+    loop {
+        let batch = read(events, cursor, 3);
+        all.extend(batch.events);
+        *cursor = batch.cursor;
+        if !batch.more {
+            return all;
+        }
+    }
+}
+
+/// A notice in words of its own: the key, its end, and the window in seconds; zero for the end.
+pub(crate) fn notice(event: &Event) -> Option<(keyward::KeyId, Timestamp, u64)> {
+    let key = event.key?;
+    match event.kind {
+        EventKind::KeyExpired { expires_at, .. } => Some((key, expires_at, 0)),
+        EventKind::KeyExpiringSoon {
+            expires_at, within, ..
+        } => Some((key, expires_at, within.as_secs())),
+        _ => None,
+    }
+}
+
+/// The notices among events, without the keys.
+pub(crate) fn noticed(events: &[Event]) -> Vec<(String, u64)> {
+    let told = events.iter().filter_map(notice);
+    told.map(|(_, ends, within)| (ends.to_string(), within))
+        .collect()
+}

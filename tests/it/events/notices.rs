@@ -1,0 +1,230 @@
+//! What is told of the end of keys, story by story.
+
+use keyward::events::{EventCursor, EventKind, Events, ExpiryWindows};
+use keyward::{Expiry, KeyUpdate, NewKey, Reason, Replacement, days, hours};
+
+use crate::events::{drain, limit, noticed, read, windows};
+use support::*;
+
+/// A service, its events, and a cursor that has read everything.
+fn desk() -> (World, Events, EventCursor) {
+    let world = World::new();
+    let events = world.keys.events(windows());
+    let mut cursor = EventCursor::BEGINNING;
+    drain(&events, &mut cursor);
+    (world, events, cursor)
+}
+
+fn ends_in(name: &str, days: u32) -> NewKey {
+    reader(name).expires_in(keyward::days(days))
+}
+
+#[test]
+fn a_key_is_told_of_in_each_window_and_at_its_end() {
+    let (world, events, mut cursor) = desk();
+    let key = world.create(&admin(), ends_in("key", 10)).unwrap();
+    let mut told = Vec::new();
+    for _ in 0..11 {
+        world.clock.advance(days(1));
+        told.extend(drain(&events, &mut cursor));
+    }
+    let end = "2026-01-11T00:00:00Z".to_owned();
+    let windows = [7 * 86_400, 86_400, 0].map(|window| (end.clone(), window));
+    assert_eq!(noticed(&told), windows);
+    let when: Vec<_> = told[told.len() - 3..].iter().map(|told| told.at).collect();
+    let due = ["2026-01-04", "2026-01-10", "2026-01-11"].map(|day| at(&format!("{day}T00:00:00Z")));
+    assert_eq!(when, due);
+    let last = told.last().unwrap();
+    assert_eq!((last.key, last.actor.as_ref()), (Some(key.id), None));
+    let EventKind::KeyExpired { owner, .. } = &last.kind else {
+        panic!("{last:?}");
+    };
+    assert_eq!(owner.as_ref(), admin().principal());
+}
+
+#[test]
+fn a_key_that_skipped_a_window_is_told_of_in_the_narrowest() {
+    let (world, events, mut cursor) = desk();
+    world.create(&admin(), ends_in("long", 10)).unwrap();
+    drain(&events, &mut cursor);
+    // Nobody read for a week.
+    world.clock.advance(days(9));
+    world
+        .create(&admin(), reader("short").expires_in(hours(2)))
+        .unwrap();
+    let told = noticed(&drain(&events, &mut cursor));
+    let end = |day: &str| format!("2026-01-{day}Z");
+    assert_eq!(
+        told,
+        [(end("10T02:00:00"), 86_400), (end("11T00:00:00"), 86_400)]
+    );
+}
+
+#[test]
+fn what_was_extended_revoked_or_removed_meanwhile_is_not_told() {
+    let (world, events, mut cursor) = desk();
+    let [extended, revoked, removed, kept] = ["extended", "revoked", "removed", "kept"]
+        .map(|name| world.create(&admin(), ends_in(name, 10)).unwrap().id);
+    let longer = KeyUpdate::new().expiry(Expiry::In(days(30)));
+    wait(world.keys.update(&admin(), extended, longer)).unwrap();
+    wait(world.keys.revoke(&admin(), revoked, Reason::Lost)).unwrap();
+    let plain = keyward::DeleteKey::plain();
+    wait(world.keys.delete(&admin(), removed, plain)).unwrap();
+    world.clock.advance(days(12));
+    let told = drain(&events, &mut cursor);
+    let about: Vec<_> = told
+        .iter()
+        .filter(|event| crate::events::notice(event).is_some())
+        .collect();
+    assert_eq!(about.len(), 1, "{about:?}");
+    assert_eq!(about[0].key, Some(kept));
+    world.clock.advance(days(12));
+    let told = drain(&events, &mut cursor);
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].key, Some(extended), "under its new end");
+}
+
+#[test]
+fn a_replaced_key_is_told_of_when_it_ends_and_not_before() {
+    let (world, events, mut cursor) = desk();
+    let old = world.some_key();
+    let grace = Replacement::grace(hours(20));
+    let successor = wait(world.keys.rotate(&admin(), old.id, grace)).unwrap();
+    let told = drain(&events, &mut cursor);
+    assert_eq!(noticed(&told), [], "its successor is in somebody's hands");
+    world.clock.advance(hours(20));
+    let told = drain(&events, &mut cursor);
+    let EventKind::KeyExpired { successor: by, .. } = told[0].kind else {
+        panic!("{told:?}");
+    };
+    assert_eq!((told[0].key, by), (Some(old.id), Some(successor.id)));
+}
+
+#[test]
+fn a_key_whose_successor_nobody_used_yet_is_told_of_like_any_other() {
+    let (world, events, mut cursor) = desk();
+    let old = world.create(&admin(), ends_in("old", 10)).unwrap();
+    let waits = Replacement::on_first_use(hours(1));
+    wait(world.keys.rotate(&admin(), old.id, waits)).unwrap();
+    world.clock.advance(days(4));
+    let told = drain(&events, &mut cursor);
+    let told = told
+        .iter()
+        .filter(|event| crate::events::notice(event).is_some());
+    assert!(told.map(|event| event.key).any(|key| key == Some(old.id)));
+}
+
+#[test]
+fn keys_without_an_end_are_never_told_of_disabled_ones_are() {
+    let (world, events, mut cursor) = desk();
+    world
+        .create(&admin(), reader("for ever").never_expires())
+        .unwrap();
+    let disabled = world.create(&admin(), ends_in("disabled", 10)).unwrap();
+    wait(world.keys.disable(&admin(), disabled.id)).unwrap();
+    world.clock.set_wall(keyward::Timestamp::MAX);
+    let told = drain(&events, &mut cursor);
+    assert_eq!(noticed(&told), [("2026-01-11T00:00:00Z".to_owned(), 0)]);
+}
+
+#[test]
+fn without_windows_only_ends_are_told() {
+    let (world, _, mut cursor) = desk();
+    let events = world.keys.events(ExpiryWindows::none());
+    world.create(&admin(), ends_in("key", 1)).unwrap();
+    assert_eq!(noticed(&drain(&events, &mut cursor)), []);
+    world.clock.advance(days(1));
+    assert_eq!(noticed(&drain(&events, &mut cursor)).len(), 1);
+}
+
+#[test]
+fn after_a_clock_was_ahead_notices_are_told_again_in_time() {
+    let (world, events, mut cursor) = desk();
+    world.create(&admin(), ends_in("key", 10)).unwrap();
+    drain(&events, &mut cursor);
+    world.clock.set_wall(at("2027-01-01T00:00:00Z"));
+    let early = drain(&events, &mut cursor);
+    assert_eq!(early.len(), 1, "as far as anyone could tell it had ended");
+    world.clock.set_wall(at(START));
+    assert_eq!(drain(&events, &mut cursor), []);
+    world.clock.advance(days(3));
+    let soon = drain(&events, &mut cursor);
+    assert_eq!(
+        noticed(&soon),
+        [("2026-01-11T00:00:00Z".to_owned(), 7 * 86_400)]
+    );
+    world.clock.advance(days(7));
+    assert_eq!(drain(&events, &mut cursor), early, "under the same id");
+}
+
+#[test]
+fn windows_are_checked() {
+    let of = |seconds: &[u64]| {
+        let spans = seconds.iter().map(|n| std::time::Duration::from_secs(*n));
+        ExpiryWindows::new(spans).map(|windows| windows.iter().map(|w| w.as_secs()).collect())
+    };
+    assert_eq!(of(&[86_400, 60, 86_400]), Ok(vec![60, 86_400]));
+    assert!(of(&[0]).is_err());
+    assert!(of(&[ExpiryWindows::WIDEST.as_secs() + 1]).is_err());
+    assert!(of(&(1..=9).collect::<Vec<_>>()).is_err());
+    assert!(ExpiryWindows::new([std::time::Duration::from_millis(1500)]).is_err());
+}
+
+/// Many keys that end at one instant, read through a file in pages that end among them.
+#[cfg(feature = "sqlite")]
+#[test]
+fn pages_that_end_among_keys_of_one_instant_lose_none_in_a_file() {
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
+    use keyward::store::SqliteStore;
+    use keyward::{ManualClock, policy::Policy, profiles};
+
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let store = wait(SqliteStore::open(folder.path().join("keys.db"))).unwrap();
+    let keys = node(store, &clock, Policy::new(profiles::standard()).unwrap());
+    let mut made = BTreeSet::new();
+    for (n, path) in ["acme", "acme", "beta", "beta", "acme/web"]
+        .iter()
+        .cycle()
+        .take(15)
+        .enumerate()
+    {
+        let by = actor(path, "alice", keyward::Role::ADMIN);
+        let end = at(if n < 12 {
+            "2026-01-11T00:00:00Z"
+        } else {
+            "2026-01-12T00:00:00Z"
+        });
+        made.insert(
+            wait(keys.create(&by, reader("one").expires_at(end)))
+                .unwrap()
+                .id,
+        );
+    }
+    let events = keys.events(windows());
+    let mut cursor = wait(events.end()).unwrap();
+    clock.advance(days(20));
+    let mut told = Vec::new();
+    loop {
+        let batch = read(&events, &cursor, 4);
+        assert!(batch.events.len() <= 4);
+        told.extend(batch.events);
+        cursor = batch.cursor;
+        if !batch.more {
+            break;
+        }
+    }
+    let ends: Vec<_> = noticed(&told);
+    assert_eq!(ends.len(), 15, "each once: {ends:?}");
+    assert!(ends.is_sorted(), "{ends:?}");
+    let ids: BTreeSet<_> = told.iter().filter_map(|event| event.key).collect();
+    assert_eq!(ids, made);
+    assert!(
+        wait(events.next_batch(&cursor, limit(1)))
+            .unwrap()
+            .events
+            .is_empty()
+    );
+}

@@ -1,0 +1,459 @@
+//! The rule of the strict mode of `PostgresStore` on its own, in every order there is: a primary, its
+//! synchronous standby that is promoted at any time while the former primary goes on answering, one
+//! revocation, one verifier, waits that are cancelled.
+//!
+//! Time is a few ticks. What a verification does with what was confirmed is gone through in
+//! `protocol.rs`.
+
+use stateright::{Checker, HasDiscoveries, Model, Property};
+
+/// For how many ticks a confirmation holds.
+const BOUND: u8 = 1;
+
+const LIVE: &str = "now and then a key is accepted after its revocation returned";
+const MOVED: &str = "now and then a promoted server confirms";
+
+/// By which rule a poll confirms.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+enum Rule {
+    /// A heartbeat that began after the read, on the same server, was acknowledged.
+    Strict,
+
+    /// Without heartbeats.
+    None,
+    /// A heartbeat that was on its way at the time of the read will do.
+    OneOnItsWay,
+    /// A heartbeat on any server will do.
+    AnyServer,
+    /// A wait that was cancelled is taken for an acknowledgment.
+    CancelledCounts,
+    /// A commit whose wait was cancelled is told as done.
+    CancelledIsTold,
+    /// The lease is counted from when the heartbeat was acknowledged.
+    LeaseFromAnswer,
+    /// Somebody else's heartbeat is further than the poll before this one saw: that poll's read.
+    OneFurther,
+    /// The same, and the lease is counted from this poll's read.
+    OneFurtherFromNow,
+}
+
+const BROKEN: [Rule; 8] = [
+    Rule::None,
+    Rule::OneOnItsWay,
+    Rule::AnyServer,
+    Rule::CancelledCounts,
+    Rule::CancelledIsTold,
+    Rule::LeaseFromAnswer,
+    Rule::OneFurther,
+    Rule::OneFurtherFromNow,
+];
+
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+enum Server {
+    Former,
+    Promoted,
+}
+
+/// How much may happen in all.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+struct Budget {
+    ticks: u8,
+    polls: u8,
+    beats: u8,
+    cancels: u8,
+    /// Polls and heartbeats of which nothing is heard any more.
+    losses: u8,
+}
+
+const BUDGET: Budget = Budget {
+    ticks: 2,
+    polls: 2,
+    beats: 3,
+    cancels: 1,
+    losses: 1,
+};
+
+/// A heartbeat on its way.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+struct Beat {
+    server: Server,
+    /// Where it stands in the log of the former primary.
+    place: u8,
+}
+
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+enum Poll {
+    Idle,
+    Sent {
+        at: u8,
+    },
+    Read {
+        sent: u8,
+        server: Server,
+        revoked: bool,
+        /// Heartbeats up to this one do not prove it.
+        after: u8,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+struct State {
+    now: u8,
+    left: Budget,
+    promoted: bool,
+    /// How long the log of the former primary is, and how much of that the standby has.
+    log: u8,
+    shipped: u8,
+    /// Where the revocation stands in that log, and whether it still waits for the standby.
+    revocation: Option<(u8, bool)>,
+    /// Whether the promoted server has it by itself.
+    revoked_there: bool,
+    /// When it returned.
+    returned: Option<u8>,
+    beat: Option<Beat>,
+    /// How many heartbeats began, and the last one that counted: its number and server.
+    beats: u8,
+    counted: Option<(u8, Server)>,
+    poll: Poll,
+    /// The poll before: when it was sent, which heartbeat it saw and where.
+    before: Option<(u8, u8, Server)>,
+    /// What the verifier knows.
+    knows: bool,
+    confirmed: u8,
+    moved: bool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Step {
+    Tick,
+    Ship,
+    Promote,
+    Revoke(Server),
+    /// The standby's answer reaches who waits.
+    ReleaseRevocation,
+    CancelRevocation,
+    Begin(Server),
+    ReleaseBeat,
+    CancelBeat,
+    LoseBeat,
+    Send,
+    Read(Server),
+    Confirm,
+    LosePoll,
+}
+
+struct Failover {
+    rule: Rule,
+}
+
+impl State {
+    fn revoked(&self, server: Server) -> bool {
+        match server {
+            Server::Former => self.revocation.is_some_and(|(_, waits)| !waits),
+            Server::Promoted => {
+                let shipped = |(place, _): (u8, bool)| place <= self.shipped;
+                self.revoked_there || self.revocation.is_some_and(shipped)
+            }
+        }
+    }
+
+    fn accepts(&self) -> bool {
+        !self.knows && self.now - self.confirmed <= BOUND
+    }
+
+    fn confirm(&mut self, sent: u8, revoked: bool, server: Server) {
+        self.knows |= revoked;
+        self.confirmed = self.confirmed.max(sent);
+        self.moved |= server == Server::Promoted;
+    }
+
+    /// Whoever began it is told that it was acknowledged.
+    fn count(&mut self) {
+        if let Some(beat) = self.beat.take() {
+            self.counted = Some((self.beats, beat.server));
+        }
+    }
+
+    fn acknowledged(&self, place: u8) -> bool {
+        place <= self.shipped
+    }
+}
+
+impl Failover {
+    /// Whether polls look at heartbeats of somebody else.
+    fn shares(&self) -> bool {
+        matches!(self.rule, Rule::OneFurther | Rule::OneFurtherFromNow)
+    }
+
+    fn read(&self, state: &mut State, server: Server) -> Option<()> {
+        let Poll::Sent { at: sent } = state.poll else {
+            return None;
+        };
+        let revoked = state.revoked(server);
+        if !self.shares() {
+            let joins = self.rule == Rule::OneOnItsWay && state.beat.is_some();
+            state.poll = Poll::Read {
+                sent,
+                server,
+                revoked,
+                after: state.beats - u8::from(joins),
+            };
+            return Some(());
+        }
+        let here = state.counted.filter(|(_, on)| *on == server);
+        let seen = here.map_or(0, |(number, _)| number);
+        if let Some((earlier, was, there)) = state.before
+            && there == server
+            && seen > was
+        {
+            let from = match self.rule {
+                Rule::OneFurtherFromNow => sent,
+                _ => earlier,
+            };
+            state.confirm(from, revoked, server);
+        }
+        state.before = Some((sent, seen, server));
+        state.poll = Poll::Idle;
+        Some(())
+    }
+
+    /// What a poll that was answered proves by now.
+    fn proven(&self, state: &State) -> bool {
+        let Poll::Read { server, after, .. } = state.poll else {
+            return false;
+        };
+        let counts =
+            |(number, on)| number > after && (on == server || self.rule == Rule::AnyServer);
+        self.rule == Rule::None || state.counted.is_some_and(counts)
+    }
+
+    /// Whether the verifier is fresh again once all goes well.
+    fn recovers(&self, state: &State) -> bool {
+        let mut state = *state;
+        let primary = match state.promoted {
+            true => Server::Promoted,
+            false => Server::Former,
+        };
+        (state.poll, state.beat) = (Poll::Idle, None);
+        for _ in 0..3 {
+            state.poll = Poll::Sent { at: state.now };
+            if self.read(&mut state, primary).is_none() {
+                return false;
+            }
+            for _ in 0..2 {
+                state.beats += 1;
+                state.counted = Some((state.beats, primary));
+            }
+            if let Poll::Read { sent, revoked, .. } = state.poll
+                && self.proven(&state)
+            {
+                state.confirm(sent, revoked, primary);
+            }
+        }
+        state.confirmed == state.now
+    }
+}
+
+impl Model for Failover {
+    type State = State;
+    type Action = Step;
+
+    fn init_states(&self) -> Vec<State> {
+        vec![State {
+            now: 0,
+            left: BUDGET,
+            promoted: false,
+            log: 0,
+            shipped: 0,
+            revocation: None,
+            revoked_there: false,
+            returned: None,
+            beat: None,
+            beats: 0,
+            counted: None,
+            poll: Poll::Idle,
+            before: None,
+            knows: false,
+            confirmed: 0,
+            moved: false,
+        }]
+    }
+
+    fn actions(&self, state: &State, steps: &mut Vec<Step>) {
+        let left = state.left;
+        let mut may = |step, so: bool| so.then(|| steps.push(step));
+        may(Step::Tick, left.ticks > 0);
+        may(Step::Ship, !state.promoted && state.shipped < state.log);
+        may(Step::Promote, !state.promoted);
+        may(Step::Revoke(Server::Former), state.revocation.is_none());
+        may(
+            Step::Revoke(Server::Promoted),
+            state.promoted && state.returned.is_none(),
+        );
+        if let Some((place, true)) = state.revocation {
+            may(Step::ReleaseRevocation, state.acknowledged(place));
+            may(Step::CancelRevocation, left.cancels > 0);
+        }
+        match state.beat {
+            None => {
+                may(Step::Begin(Server::Former), left.beats > 0);
+                may(
+                    Step::Begin(Server::Promoted),
+                    left.beats > 0 && state.promoted,
+                );
+            }
+            Some(beat) => {
+                let there = beat.server == Server::Promoted || state.acknowledged(beat.place);
+                may(Step::ReleaseBeat, there);
+                may(Step::CancelBeat, left.cancels > 0);
+                may(Step::LoseBeat, left.losses > 0);
+            }
+        }
+        match state.poll {
+            Poll::Idle => {
+                may(Step::Send, left.polls > 0);
+            }
+            Poll::Sent { .. } => {
+                may(Step::Read(Server::Former), true);
+                may(Step::Read(Server::Promoted), state.promoted);
+            }
+            Poll::Read { .. } => {
+                may(Step::Confirm, self.proven(state));
+                may(Step::LosePoll, left.losses > 0);
+            }
+        }
+    }
+
+    fn next_state(&self, last: &State, step: Step) -> Option<State> {
+        let mut state = *last;
+        match step {
+            Step::Tick => {
+                state.left.ticks -= 1;
+                state.now += 1;
+            }
+            Step::Ship => state.shipped = state.log,
+            Step::Promote => state.promoted = true,
+            Step::Revoke(Server::Former) => {
+                state.log += 1;
+                state.revocation = Some((state.log, true));
+            }
+            Step::Revoke(Server::Promoted) => {
+                state.revoked_there = true;
+                state.returned = Some(state.now);
+            }
+            Step::ReleaseRevocation => {
+                state.revocation = state.revocation.map(|(place, _)| (place, false));
+                state.returned = state.returned.or(Some(state.now));
+            }
+            Step::CancelRevocation => {
+                state.left.cancels -= 1;
+                state.revocation = state.revocation.map(|(place, _)| (place, false));
+                if self.rule == Rule::CancelledIsTold {
+                    state.returned = state.returned.or(Some(state.now));
+                }
+            }
+            Step::Begin(server) => {
+                state.left.beats -= 1;
+                state.beats += 1;
+                state.log += u8::from(server == Server::Former);
+                let place = state.log;
+                state.beat = Some(Beat { server, place });
+            }
+            Step::ReleaseBeat => state.count(),
+            Step::CancelBeat => {
+                state.left.cancels -= 1;
+                if self.rule == Rule::CancelledCounts {
+                    state.count();
+                }
+                state.beat = None;
+            }
+            Step::LoseBeat => {
+                state.left.losses -= 1;
+                state.beat = None;
+            }
+            Step::Send => {
+                state.left.polls -= 1;
+                state.poll = Poll::Sent { at: state.now };
+            }
+            Step::Read(server) => self.read(&mut state, server)?,
+            Step::Confirm => {
+                let Poll::Read {
+                    sent,
+                    server,
+                    revoked,
+                    ..
+                } = state.poll
+                else {
+                    return None;
+                };
+                let from = match self.rule {
+                    Rule::LeaseFromAnswer => state.now,
+                    _ => sent,
+                };
+                state.confirm(from, revoked, server);
+                state.poll = Poll::Idle;
+            }
+            Step::LosePoll => {
+                state.left.losses -= 1;
+                state.poll = Poll::Idle;
+            }
+        }
+        Some(state)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        let late = |_: &Self, state: &State| {
+            let late = |returned| state.now > returned + BOUND;
+            !(state.accepts() && state.returned.is_some_and(late))
+        };
+        vec![
+            Property::always("nothing is accepted past the bound", late),
+            Property::always("the primary makes fresh again", |model: &Self, state| {
+                model.recovers(state)
+            }),
+            Property::sometimes(LIVE, |_, state: &State| {
+                state.accepts() && state.returned.is_some_and(|at| at < state.now)
+            }),
+            Property::sometimes(MOVED, |_, state: &State| state.moved),
+        ]
+    }
+}
+
+fn check(rule: Rule) -> impl Checker<Failover> {
+    let checker = Failover { rule }.checker().threads(2);
+    checker
+        .finish_when(HasDiscoveries::AnyFailures)
+        .spawn_bfs()
+        .join()
+}
+
+/// What was found that must not be.
+fn broken(checked: &impl Checker<Failover>) -> Vec<&'static str> {
+    let mut found: Vec<_> = checked.discoveries().into_keys().collect();
+    found.retain(|name| !name.starts_with("now and then"));
+    found
+}
+
+#[test]
+fn no_order_of_steps_lets_a_former_primary_confirm_past_the_bound() {
+    let checked = check(Rule::Strict);
+    println!("{} states", checked.unique_state_count());
+    assert_eq!(broken(&checked), Vec::<&str>::new());
+    let happened = checked.discoveries();
+    for name in [LIVE, MOVED] {
+        assert!(happened.contains_key(name), "never that {name}");
+    }
+}
+
+#[test]
+fn every_shortcut_is_found() {
+    for rule in BROKEN {
+        let checked = check(rule);
+        let found = broken(&checked);
+        assert_eq!(found, ["nothing is accepted past the bound"], "{rule:?}");
+        println!(
+            "{rule:?}: found within {} states",
+            checked.unique_state_count()
+        );
+    }
+}

@@ -1,0 +1,459 @@
+//! Rotation on first use: no first use is lost, and the old key ends in any case.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyward::audit::Action;
+use keyward::policy::{ActiveKeyCap, Policy, PolicyError, PolicySpec, Rotation};
+use keyward::store::{AuditQuery, MemoryStore};
+use keyward::{
+    Actor, Author, BulkFilter, Clock, Created, DeleteKey, Denied, Error, KeyId, Keyward,
+    LeakSource, ManualClock, Need, NewKey, Reason, Rejection, Replacement, Role, Rotated,
+    RotationReason, Timestamp, days, hours, profiles,
+};
+use keyward_conformance::{Call, Fault, FaultyStore};
+use support::*;
+
+const GRACE: Duration = hours(1);
+
+fn standard() -> Policy {
+    Policy::new(profiles::standard()).unwrap()
+}
+
+fn compromised() -> Replacement {
+    Replacement::on_first_use(GRACE)
+        .no_later_than(hours(24))
+        .because(RotationReason::Compromise)
+}
+
+fn rotate(world: &World, old: &Created, how: Replacement) -> Result<Rotated, Error> {
+    wait(world.keys.rotate(&admin(), old.id, how))
+}
+
+fn use_it(keys: &Keyward, secret: &keyward::Secret) {
+    keys.verify(secret.expose(), &Need::any()).unwrap();
+}
+
+fn end_of(keys: &Keyward, key: KeyId) -> Option<Timestamp> {
+    wait(keys.key(&host(), key)).unwrap().expires_at
+}
+
+fn ended(keys: &Keyward, old: &Created) -> bool {
+    let verdict = keys.verify(old.secret.expose(), &Need::any());
+    matches!(
+        verdict,
+        Err(Rejection::Expired { .. } | Rejection::Revoked { .. })
+    )
+}
+
+/// A command that ends the successor of a rotation.
+type End = fn(&Keyward, &Rotated) -> Result<(), Error>;
+
+const ENDS: [(&str, End); 4] = [
+    ("revoke", |keys, new| {
+        wait(keys.revoke(&admin(), new.id, Reason::Lost)).map(drop)
+    }),
+    ("delete", |keys, new| {
+        wait(keys.delete(&admin(), new.id, DeleteKey::plain())).map(drop)
+    }),
+    ("report its fingerprint", |keys, new| {
+        let source = LeakSource::new("a paste").unwrap();
+        let found = wait(keys.key(&host(), new.id)).unwrap().fingerprint;
+        wait(keys.report_leaked_fingerprint(&host(), found, source)).map(drop)
+    }),
+    ("rotate", |keys, new| {
+        wait(keys.rotate(&admin(), new.id, Replacement::immediate())).map(drop)
+    }),
+];
+
+/// The old key is gone for good once its successor was used, whether that was recorded yet or not.
+#[test]
+fn a_successor_that_was_used_is_not_ended_as_if_it_had_not_been() {
+    for (what, end) in ENDS {
+        for how in [Replacement::on_first_use(GRACE), compromised()] {
+            let world = World::new();
+            let old = world.create(&admin(), reader("old")).unwrap();
+            let new = rotate(&world, &old, how).unwrap();
+            use_it(&world.keys, &new.secret);
+            end(&world.keys, &new).unwrap();
+            let grace_ends = world.keys.now().saturating_add(GRACE);
+            assert_eq!(end_of(&world.keys, old.id), Some(grace_ends), "{what}");
+            world.clock.advance(GRACE);
+            assert!(ended(&world.keys, &old), "{what}");
+        }
+    }
+}
+
+/// The trail says that the application noticed the first use, whoever gave the command.
+#[test]
+fn a_first_use_that_a_command_records_is_the_applications_doing() {
+    let world = World::new();
+    let old = world.create(&admin(), reader("old")).unwrap();
+    let new = rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap();
+    use_it(&world.keys, &new.secret);
+    wait(world.keys.revoke(&admin(), new.id, Reason::Lost)).unwrap();
+    let trail = AuditQuery::tenant(tenant("acme"));
+    let rows = wait(world.keys.audit(&host(), &trail)).unwrap().rows;
+    let noticed = rows.into_iter().map(|row| row.entry);
+    let noticed = noticed
+        .filter(|entry| matches!(entry.action, Action::FirstUsed | Action::GraceBegan { .. }));
+    let noticed: Vec<_> = noticed.map(|entry| (entry.actor, entry.role)).collect();
+    assert_eq!(noticed, vec![(Author::Application, None); 2]);
+}
+
+/// A command that is refused records nothing, and loses nothing either.
+#[test]
+fn a_refused_command_leaves_a_first_use_counted() {
+    let world = World::new();
+    let old = world.create(&admin(), reader("old")).unwrap();
+    let new = rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap();
+    use_it(&world.keys, &new.secret);
+    let outsider = actor("acme", "carol", Role::MEMBER);
+    let refused = wait(world.keys.revoke(&outsider, new.id, Reason::Lost));
+    assert!(matches!(denied(refused), Denied::Forbidden { .. }));
+    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 1);
+    let grace_ends = world.keys.now().saturating_add(GRACE);
+    assert_eq!(end_of(&world.keys, old.id), Some(grace_ends));
+}
+
+#[test]
+fn trap_33_the_uses_of_one_tenant_push_out_no_other_tenants() {
+    let world = World::with_policy(PolicySpec {
+        active_keys: ActiveKeyCap::Unlimited,
+        ..profiles::standard()
+    });
+    let rotated = |path: &str, count: usize| -> Vec<_> {
+        let by = actor(path, "alice", Role::ADMIN);
+        let one = |number: usize| {
+            let old = world.create(&by, reader(&format!("key {number}"))).unwrap();
+            let how = Replacement::on_first_use(GRACE);
+            (old.id, wait(world.keys.rotate(&by, old.id, how)).unwrap())
+        };
+        (0..count).map(one).collect()
+    };
+    let many = rotated("acme", 1_100);
+    let single = rotated("zebra", 1);
+    for (_, new) in single.iter().chain(&many) {
+        use_it(&world.keys, &new.secret);
+    }
+    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 1_101);
+    let grace_ends = Some(world.keys.now().saturating_add(GRACE));
+    let host = Actor::application(tenant("zebra"));
+    let old = wait(world.keys.key(&host, single[0].0)).unwrap();
+    assert_eq!(old.expires_at, grace_ends);
+    assert_eq!(end_of(&world.keys, many[0].0), grace_ends);
+}
+
+/// A tenant with many uses does not have another one wait for all of them.
+#[test]
+fn each_tenant_has_its_turn() {
+    let store = FaultyStore::new(MemoryStore::new());
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let keys = node(store.clone(), &clock, Policy::new(capped(100)).unwrap());
+    let rotated = |path: &str, count: usize| -> Vec<_> {
+        let by = actor(path, "alice", Role::ADMIN);
+        let one = |number: usize| {
+            let key = reader(&format!("key {number}"));
+            let old = wait(keys.create(&by, key)).unwrap();
+            let how = Replacement::on_first_use(GRACE);
+            wait(keys.rotate(&by, old.id, how)).unwrap()
+        };
+        (0..count).map(one).collect()
+    };
+    for new in rotated("acme", 20).iter().chain(&rotated("zebra", 1)) {
+        use_it(&keys, &new.secret);
+    }
+    // Two commits, and then no more.
+    store.next(Call::Commit, [Fault::None, Fault::None, Fault::Unavailable]);
+    assert!(wait(keys.run_upkeep()).is_err());
+    let trail = AuditQuery::tenant(tenant("zebra"));
+    let host = Actor::application(tenant("zebra"));
+    let rows = wait(keys.audit(&host, &trail)).unwrap().rows;
+    let noticed = rows.iter().any(|row| row.entry.action == Action::FirstUsed);
+    assert!(
+        noticed,
+        "of two that were recorded, one is the other tenant's"
+    );
+}
+
+#[test]
+fn a_first_use_outlives_a_commit_that_failed() {
+    for fault in [Fault::Unavailable, Fault::RequestLost] {
+        let store = FaultyStore::new(MemoryStore::new());
+        let clock = Arc::new(ManualClock::at(at(START)));
+        let keys = node(store.clone(), &clock, standard());
+        let old = wait(keys.create(&admin(), reader("old"))).unwrap();
+        let new = wait(keys.rotate(&admin(), old.id, compromised())).unwrap();
+        use_it(&keys, &new.secret);
+        store.partition(true);
+        assert!(wait(keys.run_upkeep()).is_err());
+        store.partition(false);
+        store.next(Call::Commit, [fault]);
+        let _ = wait(keys.run_upkeep());
+        let _ = wait(keys.run_upkeep());
+        assert_eq!(
+            end_of(&keys, old.id),
+            Some(clock.now().saturating_add(GRACE)),
+            "{fault:?}"
+        );
+    }
+}
+
+#[test]
+fn a_first_use_outlives_a_resync() {
+    let world = World::new();
+    let old = world.create(&admin(), reader("old")).unwrap();
+    let new = rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap();
+    use_it(&world.keys, &new.secret);
+    // Another process goes on, and what this one followed is compacted away.
+    let other = world.another_node(standard());
+    wait(other.create(&admin(), reader("another"))).unwrap();
+    world.store.compact();
+    wait(world.keys.sync()).unwrap();
+    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 1);
+    let grace_ends = world.keys.now().saturating_add(GRACE);
+    assert_eq!(end_of(&world.keys, old.id), Some(grace_ends));
+}
+
+#[test]
+fn a_node_that_leaves_records_what_it_counted() {
+    let world = World::new();
+    let old = world.create(&admin(), reader("old")).unwrap();
+    let new = rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap();
+    use_it(&world.keys, &new.secret);
+    wait(world.keys.leave()).unwrap();
+    let grace_ends = world.keys.now().saturating_add(GRACE);
+    let other = world.another_node(standard());
+    assert_eq!(end_of(&other, old.id), Some(grace_ends));
+}
+
+// The latest end.
+
+#[test]
+fn an_old_key_ends_though_its_successor_is_never_used() {
+    let policy = Duration::from_secs(77);
+    let spec = PolicySpec {
+        first_use_wait: policy,
+        ..profiles::standard()
+    };
+    let named = Replacement::on_first_use(GRACE).no_later_than(days(3));
+    let ways = [
+        (
+            profiles::standard(),
+            Replacement::on_first_use(GRACE),
+            days(30),
+        ),
+        (spec, Replacement::on_first_use(GRACE), policy),
+        (profiles::standard(), named, days(3)),
+        (profiles::standard(), compromised(), hours(24)),
+    ];
+    for (spec, how, wait_for) in ways {
+        let world = World::with_policy(spec);
+        let old = world.create(&admin(), reader("old")).unwrap();
+        let new = rotate(&world, &old, how).unwrap();
+        let end = at(START).saturating_add(wait_for);
+        assert_eq!(new.until, end);
+        world.clock.advance(wait_for - Duration::from_micros(1));
+        use_it(&world.keys, &old.secret);
+        world.clock.advance(Duration::from_micros(1));
+        assert!(ended(&world.keys, &old));
+        use_it(&world.keys, &new.secret);
+    }
+}
+
+#[test]
+fn a_compromised_key_waits_a_day_at_most_and_only_if_that_is_said() {
+    let max = Rotation::MAX_COMPROMISED_WAIT;
+    let second = Duration::from_secs(1);
+    let rotated = |how: Replacement| {
+        let world = World::new();
+        let old = world.create(&admin(), reader("old")).unwrap();
+        rotate(&world, &old, how)
+    };
+    let how = || Replacement::on_first_use(GRACE).because(RotationReason::Compromise);
+    for (wait, actual) in [
+        (None, None),
+        (Some(max + second), Some(max + second)),
+        (Some(Duration::ZERO), Some(Duration::ZERO)),
+    ] {
+        let how = wait.map_or(how(), |wait| how().no_later_than(wait));
+        assert_eq!(denied(rotated(how)), Denied::FirstUseWait { max, actual });
+    }
+    assert!(rotated(how().no_later_than(max)).is_ok());
+}
+
+#[test]
+fn a_wait_is_named_for_a_rotation_on_first_use_alone() {
+    let world = World::new();
+    let old = world.create(&admin(), reader("old")).unwrap();
+    let ways = [
+        Replacement::default(),
+        Replacement::immediate(),
+        Replacement::grace(GRACE),
+    ];
+    for how in ways {
+        let refused = denied(rotate(&world, &old, how.no_later_than(hours(1))));
+        assert!(matches!(refused, Denied::Invalid(_)), "{refused}");
+    }
+    let max = Rotation::MAX_GRACE;
+    let long = Replacement::on_first_use(GRACE).no_later_than(max + hours(1));
+    let actual = Some(max + hours(1));
+    let refused = denied(rotate(&world, &old, long));
+    assert_eq!(refused, Denied::FirstUseWait { max, actual });
+    for wait in [Duration::ZERO, max + hours(1)] {
+        let spec = PolicySpec {
+            first_use_wait: wait,
+            ..profiles::standard()
+        };
+        let wrong = PolicyError::FirstUseWait { max, actual: wait };
+        assert_eq!(Policy::new(spec).unwrap_err(), wrong);
+    }
+}
+
+/// Another process counted the use and died with it: the compromised key is not back for good.
+#[test]
+fn a_compromised_key_does_not_come_back_when_its_successor_ends() {
+    for (what, end) in ENDS {
+        let world = World::new();
+        let old = world.create(&admin(), reader("old")).unwrap();
+        let new = rotate(&world, &old, compromised()).unwrap();
+        end(&world.keys, &new).unwrap();
+        let latest = at(START).saturating_add(hours(24));
+        assert!(end_of(&world.keys, old.id) <= Some(latest), "{what}");
+        world.clock.advance(hours(24));
+        assert!(ended(&world.keys, &old), "{what}");
+    }
+}
+
+#[test]
+fn rotating_a_compromised_key_again_gives_it_no_more_time() {
+    let world = World::new();
+    let old = world.create(&admin(), reader("old")).unwrap();
+    let first = rotate(&world, &old, compromised()).unwrap();
+    world.clock.advance(hours(23));
+    let second = rotate(
+        &world,
+        &old,
+        Replacement::on_first_use(GRACE).no_later_than(hours(24)),
+    );
+    assert_eq!(second.unwrap().until, first.until);
+    let routine = Replacement::on_first_use(GRACE);
+    let refused = denied(rotate(&world, &old, routine));
+    assert!(matches!(refused, Denied::FirstUseWait { .. }), "{refused}");
+    let grace = rotate(&world, &old, Replacement::grace(days(9))).unwrap();
+    assert_eq!(grace.until, first.until);
+}
+
+/// A routine rotation that is called off returns to the key's own end.
+#[test]
+fn a_key_that_was_rotated_as_a_routine_is_as_before_when_its_successor_ends_unused() {
+    let world = World::new();
+    let own_end = days(60);
+    let old = world
+        .create(&admin(), reader("old").expires_in(own_end))
+        .unwrap();
+    let new = rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap();
+    assert_eq!(new.until, at(START).saturating_add(days(30)));
+    assert_eq!(
+        new.expires_at, old.expires_at,
+        "it lives as long as the old one"
+    );
+    wait(world.keys.revoke(&admin(), new.id, Reason::Lost)).unwrap();
+    assert_eq!(end_of(&world.keys, old.id), old.expires_at);
+}
+
+/// The first thing that a used successor does is to revoke many keys: that a first use was recorded along
+/// with the command is no sign that the command was given before.
+#[test]
+fn a_command_over_many_keys_by_a_successor_is_carried_out() {
+    let world = World::new();
+    let key = NewKey::new("key").environment("live").scope("*:*");
+    let old = world.create(&admin(), key).unwrap();
+    let bob = actor("acme", "bob", Role::DEVELOPER);
+    let victims = [(); 3].map(|()| world.create(&bob, reader("victim")).unwrap());
+    let new = rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap();
+    let grant = world
+        .keys
+        .verify(new.secret.expose(), &Need::any())
+        .unwrap();
+    let by = grant.actor();
+    let filter = BulkFilter::all().owner(who("bob"));
+    let swept = wait(
+        world
+            .keys
+            .revoke_many(&by, &tenant("acme"), filter, Reason::Lost),
+    )
+    .unwrap();
+    assert_eq!(swept.ended, victims.len());
+    for victim in &victims {
+        assert!(ended(&world.keys, victim));
+    }
+}
+
+/// A command id says what was done under it: so it does beside first uses.
+#[test]
+fn a_repeated_command_is_known_though_many_first_uses_were_recorded_with_it() {
+    let world = World::new();
+    let mut all = Vec::new();
+    for number in 0..20 {
+        let old = world
+            .create(&admin(), reader(&format!("key {number}")))
+            .unwrap();
+        all.push(rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap());
+    }
+    for new in &all {
+        use_it(&world.keys, &new.secret);
+    }
+    let by = admin();
+    let create = || {
+        let by = by.with_command_id(command("create"));
+        wait(world.keys.create(by, reader("made once")))
+    };
+    let made = create().unwrap();
+    assert_eq!(denied(create()), Denied::AlreadyCreated { id: made.id });
+}
+
+/// A successor acts on another key: the key that waits for its use is not loaded then.
+#[test]
+fn a_first_use_is_recorded_only_together_with_the_grace_that_it_begins() {
+    let world = World::with_policy(PolicySpec {
+        active_keys: ActiveKeyCap::Unlimited,
+        ..profiles::standard()
+    });
+    let key = NewKey::new("key").environment("live").scope("*:*");
+    let old = world.create(&admin(), key).unwrap();
+    let other = world.create(&admin(), reader("other")).unwrap();
+    let new = rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap();
+    let grant = world
+        .keys
+        .verify(new.secret.expose(), &Need::any())
+        .unwrap();
+    wait(world.keys.disable(&grant.actor(), other.id)).unwrap();
+    wait(world.keys.run_upkeep()).unwrap();
+    let grace_ends = world.keys.now().saturating_add(GRACE);
+    assert_eq!(end_of(&world.keys, old.id), Some(grace_ends));
+}
+
+/// Calling the rotation of a compromised key off gives it no more time; prolonging it is a command of its
+/// own.
+#[test]
+fn a_compromised_key_has_no_more_time_when_its_rotation_is_called_off() {
+    let world = World::new();
+    let old = world.create(&admin(), reader("old")).unwrap();
+    let new = rotate(&world, &old, compromised()).unwrap();
+    wait(world.keys.cancel_rotation(&admin(), old.id)).unwrap();
+    assert_eq!(end_of(&world.keys, old.id), Some(new.until));
+}
+
+/// A tenant that was closed meanwhile is not asked again each time.
+#[test]
+fn a_first_use_in_a_closed_tenant_is_recorded_too() {
+    let world = World::new();
+    let old = world.create(&admin(), reader("old")).unwrap();
+    let new = rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap();
+    use_it(&world.keys, &new.secret);
+    let other = world.another_node(standard());
+    wait(other.close_tenant(&admin(), &tenant("acme"))).unwrap();
+    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 1);
+    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 0);
+}

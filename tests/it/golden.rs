@@ -1,0 +1,275 @@
+//! Stored bytes of every released format version stay readable.
+//!
+//! `tests/golden/*.v1` were written by the first version. A change of format adds files of a new
+//! version and leaves these alone.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+
+use keyward::audit::{Action, AuditEntry, AuditHash};
+use keyward::store::DecodeError;
+use keyward::{
+    AddressAllowlist, Author, BulkFilter, Credential, Description, Digest, Fingerprint, Hint,
+    ImportScheme, KeyId, KeyName, KeyRecord, KeyState, LastAction, Lineage, MadeBy, Maker,
+    Metadata, Owner, OwnerRecord, PendingSweep, PepperId, Predecessor, PrincipalId, Purpose,
+    Reason, Resource, ResourceId, ResourceKind, Role, RotationReason, ScopeSet, Stamp, Succession,
+    SweepKind, TenantRecord, Visibility, hours, token::TokenPrefix,
+};
+use support::*;
+
+fn stamp(day: u32, by: &str) -> Stamp {
+    Stamp {
+        at: at(&format!("2026-01-{day:02}T00:00:00Z")),
+        by: author(by),
+    }
+}
+
+fn maker(number: u128) -> Maker {
+    Maker {
+        key: KeyId::from_u128(number),
+        lineage: KeyId::from_u128(number + 10),
+    }
+}
+
+/// A key with every field set.
+fn full() -> KeyRecord {
+    KeyRecord {
+        id: KeyId::from_u128(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef),
+        tenant: tenant("acme/web"),
+        class: class("secret"),
+        visibility: Visibility::Secret,
+        environment: environment("live"),
+        prefix: Some(TokenPrefix::new("sk_live_").unwrap()),
+        name: KeyName::new("nightly export").unwrap(),
+        description: Some(Description::new("two\nlines").unwrap()),
+        purpose: Some(Purpose::new("exports").unwrap()),
+        metadata: Metadata::new([("team", "data"), ("cost", "42")]).unwrap(),
+        owner: Owner::Principal(who("alice")),
+        bound: BTreeSet::from([Role::ADMIN, Role::DEVELOPER]),
+        manages: true,
+        makers: [3, 4].map(maker).to_vec(),
+        lineage: Lineage {
+            first: KeyId::from_u128(1),
+            since: at("2025-12-01T00:00:00Z"),
+            created_by: Some(KeyId::from_u128(3)),
+        },
+        scopes: ScopeSet::parse(["reports:read", "exports:*"]).unwrap(),
+        allowlist: AddressAllowlist::parse(["192.0.2.0/24", "2001:db8::1"]).unwrap(),
+        resource: Some(Resource {
+            kind: ResourceKind::new("deployment.server").unwrap(),
+            id: ResourceId::new("d-1").unwrap(),
+        }),
+        exposed_at: Some(at("2026-01-03T00:00:00Z")),
+        created: stamp(1, "alice"),
+        updated: stamp(3, "bob"),
+        last_action: LastAction::Revoked,
+        expires_at: Some(at("2027-01-01T00:00:00Z")),
+        state: KeyState::Revoked {
+            stamp: stamp(3, "bob"),
+            reason: Reason::Leaked,
+        },
+        legacy: true,
+        predecessor: Some(Predecessor {
+            key: KeyId::from_u128(1),
+            first_used_at: Some(at("2026-01-02T00:00:00Z")),
+        }),
+        succession: Some(Succession {
+            successor: KeyId::from_u128(2),
+            since: at("2026-01-02T00:00:00Z"),
+            reason: RotationReason::Incident,
+            own_expiry: None,
+            grace_from_first_use: Some(hours(24)),
+        }),
+        hint: Hint::new("sk_live_…abcd").unwrap(),
+        fingerprint: "0123456789abcdef".parse::<Fingerprint>().unwrap(),
+        credential: Credential::Peppered {
+            pepper: PepperId::new("p1").unwrap(),
+            digest: Digest::from_bytes([7; 32]),
+        },
+        published: Some("pk_live_example".to_owned()),
+    }
+}
+
+/// A key with as little set as can be.
+fn bare() -> KeyRecord {
+    KeyRecord {
+        prefix: None,
+        description: None,
+        purpose: None,
+        metadata: Metadata::default(),
+        owner: Owner::Tenant,
+        bound: BTreeSet::new(),
+        manages: false,
+        makers: Vec::new(),
+        lineage: Lineage {
+            created_by: None,
+            ..full().lineage
+        },
+        scopes: ScopeSet::none(),
+        allowlist: AddressAllowlist::default(),
+        resource: None,
+        exposed_at: None,
+        created: Stamp {
+            by: Author::Application,
+            ..full().created
+        },
+        expires_at: None,
+        state: KeyState::Enabled,
+        legacy: false,
+        predecessor: None,
+        succession: None,
+        credential: Credential::Imported {
+            scheme: ImportScheme::Sha256,
+            digest: Digest::from_bytes([9; 32]),
+        },
+        published: None,
+        ..full()
+    }
+}
+
+fn owner() -> OwnerRecord {
+    OwnerRecord {
+        tenant: tenant("acme"),
+        owner: who("alice"),
+        role: None,
+        removed_at: Some(at("2026-01-02T00:00:00Z")),
+        raised_from: BTreeSet::from([Role::MEMBER]),
+        updated: stamp(2, "bob"),
+    }
+}
+
+fn closed_tenant() -> TenantRecord {
+    let (provisioned, closed) = (Some(stamp(1, "alice")), Some(stamp(4, "bob")));
+    TenantRecord {
+        tenant: tenant("acme"),
+        provisioned,
+        closed,
+        sweeps: sweeps(),
+        updated: stamp(5, "carol"),
+        time_repair: Some(keyward::TimeRepair {
+            to: stamp(3, "alice").at,
+            through: keyward::store::Revision(7),
+        }),
+    }
+}
+
+/// One of every command over many keys, each by another kind of author.
+fn sweeps() -> Vec<PendingSweep> {
+    let filter = BulkFilter {
+        owner: Some(who("alice")),
+        class: Some(class("secret")),
+        created_before: Some(at("2026-01-04T00:00:00Z")),
+        pepper: Some(PepperId::new("p1").unwrap()),
+        made_by: Some(MadeBy {
+            key: KeyId::from_u128(3),
+            lineage: Some(KeyId::from_u128(13)),
+        }),
+    };
+    let kinds = [
+        (Author::Application, SweepKind::CloseTenant),
+        (author("bob"), SweepKind::RemoveOwner(who("alice"))),
+        (key_of_alice(), SweepKind::Revoke(filter, Reason::Leaked)),
+    ];
+    let pending = |(by, kind)| PendingSweep {
+        command: command("c2"),
+        by,
+        began_at: at("2026-01-04T00:00:00Z"),
+        descendants: true,
+        kind,
+    };
+    kinds.into_iter().map(pending).collect()
+}
+
+fn key_of_alice() -> Author {
+    Author::Key {
+        key: KeyId::from_u128(3),
+        owner: Owner::Principal(who("alice")),
+    }
+}
+
+fn entry() -> AuditEntry {
+    AuditEntry {
+        tenant: tenant("acme"),
+        sequence: 7,
+        at: at("2026-01-02T00:00:00Z"),
+        actor: key_of_alice(),
+        role: Some(Role::ADMIN),
+        command: command("c1"),
+        command_mark: [1, 2, 3, 4, 5, 6, 7, 8],
+        action: Action::KeyImported {
+            class: class("secret"),
+            scheme: ImportScheme::Sha256,
+            mark: serde_json::from_value(vec![7; 32].into()).unwrap(),
+            owner: Owner::Principal(PrincipalId::new("ann").unwrap()),
+            expires_at: None,
+        },
+        key: Some(KeyId::from_u128(5)),
+        pepper: PepperId::new("p1").unwrap(),
+        previous: AuditHash::from_bytes([1; 32]),
+        hash: AuditHash::from_bytes([2; 32]),
+    }
+}
+
+/// The bytes that an older version wrote.
+fn golden(name: &str, now: &[u8]) -> Vec<u8> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("golden")
+        .join(name);
+    if std::env::var_os("KEYWARD_WRITE_GOLDEN").is_some() && !path.exists() {
+        fs::write(&path, now).unwrap();
+    }
+    fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[test]
+fn records_of_version_1_are_read_and_written_to_the_byte() {
+    for (name, record) in [("key-full.v1", full()), ("key-bare.v1", bare())] {
+        let bytes = golden(name, &record.to_bytes());
+        assert_eq!(KeyRecord::from_bytes(&bytes), Ok(record.clone()), "{name}");
+        assert_eq!(record.to_bytes(), bytes, "{name}");
+    }
+    let bytes = golden("owner.v1", &owner().to_bytes());
+    assert_eq!(OwnerRecord::from_bytes(&bytes), Ok(owner()));
+    let bytes = golden("tenant.v1", &closed_tenant().to_bytes());
+    assert_eq!(TenantRecord::from_bytes(&bytes), Ok(closed_tenant()));
+    let bytes = golden("audit.v1", &entry().to_bytes());
+    assert_eq!(AuditEntry::from_bytes(&bytes), Ok(entry()));
+}
+
+#[test]
+fn every_flipped_bit_is_seen() {
+    let bytes = full().to_bytes();
+    for bit in 0..bytes.len() * 8 {
+        let mut flipped = bytes.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(
+            KeyRecord::from_bytes(&flipped),
+            Err(DecodeError::Checksum),
+            "bit {bit}"
+        );
+    }
+}
+
+#[test]
+fn truncated_foreign_and_newer_bytes_are_refused_without_a_panic() {
+    let bytes = full().to_bytes();
+    for len in 0..bytes.len() {
+        assert!(KeyRecord::from_bytes(&bytes[..len]).is_err());
+    }
+    assert!(
+        KeyRecord::from_bytes(&owner().to_bytes()).is_err(),
+        "another row's bytes"
+    );
+    let mut newer = bytes[..bytes.len() - 4].to_vec();
+    newer[0] = 2;
+    newer.extend(crc32fast::hash(&newer).to_le_bytes());
+    let refused = KeyRecord::from_bytes(&newer);
+    assert_eq!(
+        refused,
+        Err(DecodeError::Version {
+            found: 2,
+            supported: 1
+        })
+    );
+}

@@ -1,0 +1,264 @@
+//! The house rules that a compiler does not check: which way imports point, where `unsafe` may stand.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use regex::Regex;
+
+/// Each room, and the rooms it may import. `core` imports nothing.
+const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("core", &[]),
+    ("clock", &["core"]),
+    ("entropy", &["core"]),
+    ("observe", &[]),
+    ("pepper_file", &["core", "entropy"]),
+    ("store", &["core"]),
+    ("events", &["core", "clock", "store"]),
+    ("timekeeper", &["core", "clock", "observe"]),
+    (
+        "manager",
+        &["core", "clock", "entropy", "store", "timekeeper"],
+    ),
+    (
+        "replica",
+        &["core", "clock", "entropy", "observe", "store", "timekeeper"],
+    ),
+    (
+        "verifier",
+        &[
+            "core",
+            "clock",
+            "entropy",
+            "observe",
+            "store",
+            "manager",
+            "replica",
+            "timekeeper",
+        ],
+    ),
+    (
+        "keyward",
+        &[
+            "core",
+            "clock",
+            "entropy",
+            "store",
+            "events",
+            "manager",
+            "replica",
+            "timekeeper",
+            "verifier",
+        ],
+    ),
+    (
+        "follow",
+        &[
+            "core", "clock", "entropy", "store", "manager", "replica", "keyward",
+        ],
+    ),
+    ("http", &["core", "observe", "verifier", "keyward"]),
+];
+
+/// Files that may hold `unsafe`, and how often: one hint to the processor.
+const MAY_BE_UNSAFE: &[(&str, usize)] = &[("replica/index/prefetch.rs", 1)];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../src")
+}
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+fn all_sources() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    sources(&root(), &mut found);
+    assert!(
+        found.len() > 30,
+        "the sources are where this test looks for them"
+    );
+    found
+}
+
+/// The room a file belongs to: the first part of its path below `src`.
+fn room(path: &Path) -> String {
+    let below = path.strip_prefix(root()).unwrap();
+    let first = below
+        .components()
+        .next()
+        .unwrap()
+        .as_os_str()
+        .to_str()
+        .unwrap();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+/// Code without comments and without its unit tests, which may look anywhere.
+fn code(text: &str) -> String {
+    let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+    let lines = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn imports(code: &str) -> BTreeSet<String> {
+    let one = Regex::new(r"\bcrate::([a-z_]+)(?:::|\b)").unwrap();
+    one.captures_iter(code)
+        .map(|found| found[1].to_owned())
+        .collect()
+}
+
+#[test]
+fn imports_point_one_way() {
+    for path in all_sources() {
+        let room = room(&path);
+        if room == "lib" {
+            continue;
+        }
+        let (_, allowed) = MAY_IMPORT
+            .iter()
+            .find(|(name, _)| *name == room)
+            .unwrap_or_else(|| panic!("room {room} stands in no layer: add it to MAY_IMPORT"));
+        // Exported macros stand at the root under names of their own.
+        let modules = |import: &String| !import.starts_with("__");
+        let found = imports(&code(&fs::read_to_string(&path).unwrap()));
+        for import in found.into_iter().filter(modules) {
+            let inside = import == room || allowed.contains(&import.as_str());
+            assert!(inside, "{} imports {import}", path.display());
+        }
+    }
+}
+
+#[test]
+fn an_import_that_points_the_wrong_way_is_seen() {
+    let found = imports(&code(
+        "use crate::core::id::KeyId;\n// crate::http\nlet x = crate::store::Row;",
+    ));
+    assert_eq!(
+        found,
+        BTreeSet::from(["core".to_owned(), "store".to_owned()])
+    );
+}
+
+#[test]
+fn the_core_is_pure() {
+    let impure = Regex::new(
+        r"\basync fn\b|\.await\b|std::(fs|net::[A-Z]*Listener|thread|process|env)\b|SystemTime|Instant\b|\bRng\b|SysRng|tracing::",
+    )
+    .unwrap();
+    for path in all_sources()
+        .into_iter()
+        .filter(|path| room(path) == "core")
+    {
+        let code = code(&fs::read_to_string(&path).unwrap());
+        assert!(
+            !impure.is_match(&code),
+            "{}: {:?}",
+            path.display(),
+            impure.find(&code)
+        );
+    }
+}
+
+#[test]
+fn unsafe_code_stands_in_one_named_place() {
+    let word = Regex::new(r"\bunsafe\b").unwrap();
+    for path in all_sources() {
+        let named = path
+            .strip_prefix(root())
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .to_owned();
+        let found = word
+            .find_iter(&code(&fs::read_to_string(&path).unwrap()))
+            .count();
+        let allowed = MAY_BE_UNSAFE.iter().find(|(file, _)| *file == named);
+        let allowed = allowed.map_or(0, |(_, allowed)| *allowed);
+        assert_eq!(found, allowed, "{named}");
+    }
+    let manifest = fs::read_to_string(root().join("../Cargo.toml")).unwrap();
+    assert!(
+        manifest.contains("unsafe_code = \"deny\""),
+        "the compiler refuses it too"
+    );
+}
+
+#[test]
+fn a_secret_leaves_its_type_in_one_place() {
+    let leaving = Regex::new(r"\.expose\(\)").unwrap();
+    let inside: Vec<_> = all_sources()
+        .into_iter()
+        .filter(|path| leaving.is_match(&code(&fs::read_to_string(path).unwrap())))
+        .collect();
+    assert_eq!(
+        inside,
+        Vec::<PathBuf>::new(),
+        "the library itself never exposes a secret"
+    );
+}
+
+#[test]
+fn a_runtime_is_named_where_one_is_needed_alone() {
+    let named = Regex::new(r"\b(tokio|async_std|smol)::").unwrap();
+    for path in all_sources() {
+        let code = code(&fs::read_to_string(&path).unwrap());
+        // The database's driver runs on tokio.
+        let driver = path.starts_with(root().join("store/postgres"));
+        if room(&path) != "follow" && !driver {
+            assert!(!named.is_match(&code), "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn every_public_item_is_documented() {
+    // `missing_docs` warns in every build, and warnings are errors in the gate.
+    let manifest = fs::read_to_string(root().join("../Cargo.toml")).unwrap();
+    assert!(manifest.contains("missing_docs = \"warn\""));
+    for path in all_sources() {
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(!text.contains("allow(missing_docs)"), "{}", path.display());
+    }
+}
+
+#[test]
+fn every_trap_has_its_test_or_says_what_it_waits_for() {
+    let design = include_str!("../../docs/design.md");
+    let listed = Regex::new(r"(?m)^(\d+)\. (.*)$").unwrap();
+    let files = [
+        "traps.rs",
+        "nodes.rs",
+        "../logs/secrets.rs",
+        "http/addresses.rs",
+        "authority/bound.rs",
+        "authority/commit.rs",
+        "authority/reach.rs",
+        "first_use.rs",
+        "own_commands.rs",
+        "time.rs",
+    ];
+    let tests = files.map(|file| fs::read_to_string(root().join("../tests/it").join(file)).unwrap());
+    let traps: Vec<_> = listed.captures_iter(design).collect();
+    assert_eq!(traps.len(), 35);
+    for trap in traps {
+        let (number, words) = (trap[1].parse::<u8>().unwrap(), &trap[2]);
+        let tested = tests
+            .iter()
+            .any(|file| file.contains(&format!("fn trap_{number:02}_")));
+        assert_ne!(
+            tested,
+            words.contains("*(waits for "),
+            "trap {number}: {words}"
+        );
+    }
+}

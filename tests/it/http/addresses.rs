@@ -1,0 +1,102 @@
+//! Who the client is, for keys that may be used from some addresses only.
+
+use std::net::IpAddr;
+
+use keyward::http::{KeywardLayer, TrustedProxies};
+
+use crate::http::server::Server;
+use support::*;
+
+fn layer(world: &World) -> KeywardLayer {
+    KeywardLayer::new(world.keys.clone())
+}
+
+fn key_for(world: &World, networks: &[&str]) -> String {
+    let key = reader("tied").allow_addresses(networks.iter().copied());
+    let key = world.create(&admin(), key).unwrap();
+    key.secret.expose().to_owned()
+}
+
+/// What becomes of a request with a key and the headers that proxies, or liars, write.
+fn status(server: &Server, key: &str, headers: &[(&str, &str)]) -> u16 {
+    let mut all = vec![("x-api-key", key)];
+    all.extend(headers);
+    server.get("/", &all).status
+}
+
+#[test]
+fn the_address_is_that_of_the_socket() {
+    let world = World::new();
+    let (near, far) = (
+        key_for(&world, &["127.0.0.0/8"]),
+        key_for(&world, &["203.0.113.0/24"]),
+    );
+    let server = Server::with(layer(&world));
+    assert_eq!(status(&server, &near, &[]), 200);
+    assert_eq!(status(&server, &far, &[]), 403);
+    // A server that puts it elsewhere.
+    let elsewhere = layer(&world).peer_from(|_| Some(IpAddr::from([203, 0, 113, 9])));
+    let server = Server::with(elsewhere);
+    assert_eq!(status(&server, &near, &[]), 403);
+    assert_eq!(status(&server, &far, &[]), 200);
+    let nowhere = Server::with(layer(&world).peer_from(|_| None));
+    assert_eq!(status(&nowhere, &near, &[]), 403);
+}
+
+#[test]
+fn trap_23_no_header_forges_the_clients_address() {
+    let world = World::new();
+    let key = key_for(&world, &["203.0.113.0/24"]);
+    let list = |text| ("x-forwarded-for", text);
+    let standard = |text| ("forwarded", text);
+
+    // Nobody is trusted, or somebody else.
+    let others = TrustedProxies::x_forwarded_for(["10.0.0.0/8".parse().unwrap()]);
+    for layer in [layer(&world), layer(&world).trust(others)] {
+        let server = Server::with(layer);
+        for lie in [
+            list("203.0.113.7"),
+            standard("for=203.0.113.7"),
+            ("x-real-ip", "203.0.113.7"),
+        ] {
+            assert_eq!(status(&server, &key, &[lie]), 403, "{lie:?}");
+        }
+    }
+
+    // The peer is a proxy, and what it wrote stands at the right.
+    let loopback = || ["127.0.0.1/32".parse().unwrap()];
+    let server = Server::with(layer(&world).trust(TrustedProxies::x_forwarded_for(loopback())));
+    for (headers, expected) in [
+        (vec![list("203.0.113.7")], 200),
+        (vec![list("198.51.100.1, 203.0.113.7")], 200),
+        (
+            vec![list("198.51.100.1"), list("203.0.113.7, 127.0.0.1")],
+            200,
+        ),
+        (vec![list("203.0.113.7, 198.51.100.1")], 403),
+        (vec![list("203.0.113.7"), list("198.51.100.1")], 403),
+        (vec![list("203.0.113.7, unknown")], 403),
+        (vec![list("203.0.113.7, ")], 403),
+        (vec![standard("for=203.0.113.7")], 403),
+        (vec![], 403),
+    ] {
+        assert_eq!(status(&server, &key, &headers), expected, "{headers:?}");
+    }
+    let server = Server::with(layer(&world).trust(TrustedProxies::forwarded(loopback())));
+    for (headers, expected) in [
+        (
+            vec![standard(
+                "for=198.51.100.1, for=\"203.0.113.7:4711\";proto=https",
+            )],
+            200,
+        ),
+        (vec![standard("for=203.0.113.7, for=198.51.100.1")], 403),
+        (
+            vec![standard("for=203.0.113.7;x=\", for=198.51.100.1")],
+            403,
+        ),
+        (vec![list("203.0.113.7")], 403),
+    ] {
+        assert_eq!(status(&server, &key, &headers), expected, "{headers:?}");
+    }
+}

@@ -1,0 +1,173 @@
+//! Browsers on pages of another origin, with tower-http's own layer around this one or within it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::any;
+use http::Method;
+use http::header::{AUTHORIZATION, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
+use keyward::http::{KeywardLayer, LimitReached};
+use tower_http::cors::CorsLayer;
+
+use crate::http::server::{Answer, Server};
+use support::*;
+
+const PAGE: &str = "https://app.example.com";
+const ELSEWHERE: &str = "https://elsewhere.example.com";
+
+/// Pages of one origin may send keys, and read what refusals say in headers.
+fn cors() -> CorsLayer {
+    let api_key = HeaderName::from_static("x-api-key");
+    CorsLayer::new()
+        .allow_origin([PAGE.parse().unwrap()])
+        .allow_methods([Method::GET, Method::PUT])
+        .allow_headers([AUTHORIZATION, api_key])
+        .expose_headers([WWW_AUTHENTICATE, RETRY_AFTER])
+}
+
+/// Answers under every path and method, and counts how often.
+fn handler() -> (Router, Arc<AtomicUsize>) {
+    let count = Arc::new(AtomicUsize::new(0));
+    let own = count.clone();
+    let inner = move || {
+        own.fetch_add(1, Ordering::SeqCst);
+        async { ([("vary", "accept-language")], "inner") }
+    };
+    (Router::new().fallback(any(inner)), count)
+}
+
+/// What a browser sends before it sends a key.
+fn preflight(server: &Server, origin: &str) -> Answer {
+    let headers = [
+        ("origin", origin),
+        ("access-control-request-method", "PUT"),
+        ("access-control-request-headers", "authorization"),
+    ];
+    server.ask(Method::OPTIONS, "/", &headers)
+}
+
+fn asked(server: &Server, origin: &str, key: &str) -> Answer {
+    let bearer = format!("Bearer {key}");
+    let headers = [("origin", origin), ("authorization", &bearer)];
+    server.ask(Method::PUT, "/", &headers)
+}
+
+/// Whether a browser shows the answer to a page of the origin.
+fn readable(answer: &Answer, origin: &str) -> bool {
+    answer.header("access-control-allow-origin") == origin
+}
+
+/// All names in all `Vary` headers, each once.
+#[track_caller]
+fn vary(answer: &Answer) -> BTreeSet<String> {
+    let lines = answer.headers.get_all("vary").iter();
+    let names = lines.flat_map(|line| line.to_str().unwrap().split(','));
+    let names: Vec<_> = names.map(|name| name.trim().to_owned()).collect();
+    let set: BTreeSet<_> = names.iter().cloned().collect();
+    assert_eq!(set.len(), names.len(), "{names:?}");
+    set
+}
+
+fn names(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|&name| name.to_owned()).collect()
+}
+
+/// What tower-http's layer and this one let answers vary on.
+const CORS: [&str; 3] = [
+    "origin",
+    "access-control-request-method",
+    "access-control-request-headers",
+];
+const KEYS: [&str; 2] = ["authorization", "x-api-key"];
+
+#[test]
+fn a_layer_around_this_one_answers_preflights_and_lets_browsers_read_refusals() {
+    let world = World::new();
+    let key = world.some_key();
+    let text = key.secret.expose();
+    let layer = KeywardLayer::new(world.keys.clone());
+    for side_by_side in [false, true] {
+        let (inner, reached) = handler();
+        let keyed = layer.clone();
+        let app = match side_by_side {
+            false => inner.layer(keyed).layer(cors()),
+            // One stack, in which the one meets the other's bodies.
+            true => inner.layer((cors(), keyed)),
+        };
+        let server = Server::start(app);
+
+        let answer = preflight(&server, PAGE);
+        assert_eq!((answer.status, &*answer.body), (200, ""));
+        assert!(readable(&answer, PAGE));
+        let allowed = answer.header("access-control-allow-headers");
+        assert_eq!(allowed, "authorization,x-api-key");
+        assert_eq!(answer.header("access-control-allow-methods"), "GET,PUT");
+        assert_eq!(answer.header("www-authenticate"), "");
+        assert_eq!(reached.load(Ordering::SeqCst), 0);
+        assert!(!readable(&preflight(&server, ELSEWHERE), ELSEWHERE));
+
+        let both = [&CORS[..], &KEYS].concat();
+        let refused = asked(&server, PAGE, "garbage");
+        assert_eq!((refused.status, &*refused.code()), (401, "invalid-key"));
+        assert!(readable(&refused, PAGE));
+        let exposed = refused.header("access-control-expose-headers");
+        assert_eq!(exposed, "www-authenticate,retry-after");
+        assert_eq!(vary(&refused), names(&both));
+        assert_eq!(refused.header("cache-control"), "no-store");
+        let elsewhere = asked(&server, ELSEWHERE, "garbage");
+        assert!(elsewhere.status == 401 && !readable(&elsewhere, ELSEWHERE));
+        assert_eq!(reached.load(Ordering::SeqCst), 0);
+
+        let passed = asked(&server, PAGE, text);
+        assert_eq!((passed.status, &*passed.body), (200, "inner"));
+        assert!(readable(&passed, PAGE));
+        let all = [&both[..], &["accept-language"]].concat();
+        assert_eq!(vary(&passed), names(&all));
+        assert_eq!(reached.load(Ordering::SeqCst), 1);
+    }
+}
+
+#[test]
+fn a_page_may_read_how_long_it_has_to_wait() {
+    let world = World::new();
+    let key = world.some_key();
+    let layer = KeywardLayer::new(world.keys.clone())
+        .limit(|_, _| Err(LimitReached::new(Duration::from_secs(7))));
+    let server = Server::start(handler().0.layer((cors(), layer)));
+    let refused = asked(&server, PAGE, key.secret.expose());
+    assert!(refused.status == 429 && readable(&refused, PAGE));
+    assert_eq!(refused.header("retry-after"), "7");
+}
+
+#[test]
+fn a_layer_within_this_one_answers_preflights_that_are_let_through() {
+    let world = World::new();
+    let key = world.some_key();
+    let layer = KeywardLayer::new(world.keys.clone());
+    let (inner, reached) = handler();
+    let inner = inner.layer(cors());
+    let closed = Server::start(inner.clone().layer(layer.clone()));
+    assert_eq!(preflight(&closed, PAGE).code(), "missing-key");
+
+    let server = Server::start(inner.layer(layer.pass_preflights()));
+    let answer = preflight(&server, PAGE);
+    assert_eq!((answer.status, &*answer.body), (200, ""));
+    assert!(readable(&answer, PAGE));
+    assert_eq!(vary(&answer), names(&[&CORS[..], &KEYS].concat()));
+    assert_eq!(reached.load(Ordering::SeqCst), 0);
+
+    let passed = asked(&server, PAGE, key.secret.expose());
+    assert!(passed.status == 200 && readable(&passed, PAGE));
+    let all = [&CORS[..], &KEYS, &["accept-language"]].concat();
+    assert_eq!(vary(&passed), names(&all));
+    assert_eq!(reached.load(Ordering::SeqCst), 1);
+
+    // What never came to it, browsers keep from pages: the documents advise the other order.
+    let refused = asked(&server, PAGE, "garbage");
+    assert_eq!((refused.status, &*refused.code()), (401, "invalid-key"));
+    assert!(!readable(&refused, PAGE));
+    assert_eq!(reached.load(Ordering::SeqCst), 1);
+}

@@ -1,0 +1,294 @@
+//! The layer as a tower service by itself: readiness, bodies, extensions, clones, logs.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::{Body, Frame};
+use http_body_util::Full;
+use keyward::Grant;
+use keyward::http::{KeywardLayer, LimitReached, ResponseBody, Sources};
+use tower::{Layer, Service, ServiceExt};
+
+use crate::http::nodes::Nodes;
+use support::*;
+
+/// Panics if it is called without having been made ready, and counts what is held for calls.
+#[derive(Debug)]
+struct Picky {
+    place: Option<Arc<()>>,
+    places: Arc<()>,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+/// What of a request came through.
+#[derive(Debug)]
+struct Seen {
+    headers: HeaderMap,
+    granted: bool,
+    body: usize,
+}
+
+impl Picky {
+    fn new() -> Self {
+        Self {
+            place: None,
+            places: Arc::default(),
+            seen: Arc::default(),
+        }
+    }
+
+    fn held(&self) -> usize {
+        Arc::strong_count(&self.places) - 1
+    }
+}
+
+/// A clone is not ready.
+impl Clone for Picky {
+    fn clone(&self) -> Self {
+        Self {
+            place: None,
+            places: self.places.clone(),
+            seen: self.seen.clone(),
+        }
+    }
+}
+
+/// A body that nobody may look at.
+struct Untouched {
+    mark: usize,
+}
+
+impl Body for Untouched {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        panic!("the body was polled")
+    }
+}
+
+impl Service<Request<Untouched>> for Picky {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // Its own count is the base: whatever is above it is held for a call.
+        self.place.get_or_insert_with(|| self.places.clone());
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Untouched>) -> Self::Future {
+        self.place
+            .take()
+            .expect("called without having been made ready");
+        tracing::info!("inside");
+        let seen = Seen {
+            headers: request.headers().clone(),
+            granted: request.extensions().get::<Grant>().is_some(),
+            body: request.body().mark,
+        };
+        self.seen.lock().unwrap().push(seen);
+        std::future::ready(Ok(Response::new(Full::from("inner"))))
+    }
+}
+
+fn request(key: &str) -> Request<Untouched> {
+    let mark = key.len();
+    let request = Request::post("http://x/").header("x-api-key", key);
+    request.body(Untouched { mark }).unwrap()
+}
+
+type Answered = Response<ResponseBody<Full<Bytes>>>;
+
+fn ask(
+    service: &mut impl Service<Request<Untouched>, Response = Answered, Error = Infallible>,
+    key: &str,
+) -> Answered {
+    wait(async {
+        let ready = service.ready().await.unwrap();
+        ready.call(request(key)).await.unwrap()
+    })
+}
+
+fn body(answer: Answered) -> String {
+    use http_body_util::BodyExt;
+
+    let bytes = wait(answer.into_body().collect()).unwrap().to_bytes();
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn the_service_that_was_made_ready_is_the_one_that_is_called() {
+    let nodes = Nodes::new();
+    let known = nodes.create(reader("known"));
+    wait(nodes.here.sync()).unwrap();
+    let inner = Picky::new();
+    let mut service = KeywardLayer::new(nodes.here.clone()).layer(inner.clone());
+    for round in 0..3 {
+        // The store is asked for this one, while the service waits.
+        let new = nodes.create(reader("new"));
+        for key in [&known, &new, &known] {
+            assert_eq!(ask(&mut service, key).status(), 200, "round {round}");
+        }
+        assert_eq!(ask(&mut service, "garbage").status(), 401);
+        let stranger = World::new().some_key();
+        assert_eq!(ask(&mut service, stranger.secret.expose()).status(), 401);
+    }
+    assert_eq!(inner.seen.lock().unwrap().len(), 9);
+}
+
+#[test]
+#[should_panic(expected = "called without having been made ready")]
+fn a_service_that_is_not_ready_is_seen() {
+    let world = World::new();
+    let key = world.some_key();
+    let mut service = KeywardLayer::new(world.keys.clone()).layer(Picky::new());
+    let _ = wait(service.call(request(key.secret.expose())));
+}
+
+#[test]
+fn a_request_that_is_refused_or_given_up_holds_no_place_in_the_inner_service() {
+    let nodes = Nodes::new();
+    let inner = Picky::new();
+    let base = inner.held();
+    let mut service = KeywardLayer::new(nodes.here.clone()).layer(inner.clone());
+    let own = inner.held() - base;
+    assert_eq!(ask(&mut service, "garbage").status(), 401);
+    assert_eq!(inner.held() - base, own, "refused");
+    let key = nodes.create(reader("new"));
+    let gate = nodes.link.hold(keyward_conformance::Call::Find);
+    let ready = wait(service.ready()).unwrap();
+    let mut asking = Box::pin(ready.call(request(&key)));
+    let mut context = Context::from_waker(std::task::Waker::noop());
+    assert!(asking.as_mut().poll(&mut context).is_pending());
+    assert!(inner.held() - base > own, "it waits for the store");
+    drop(asking);
+    assert_eq!(inner.held() - base, own, "given up");
+    gate.open();
+}
+
+#[test]
+fn a_request_goes_on_as_it_came_with_its_grant_and_with_its_key_marked() {
+    let world = World::new();
+    let key = world.some_key();
+    let text = key.secret.expose();
+    let inner = Picky::new();
+    let mut service = KeywardLayer::new(world.keys.clone()).layer(inner.clone());
+    let answer = ask(&mut service, text);
+    assert_eq!(answer.body().size_hint().exact(), Some(5));
+    assert_eq!(body(answer), "inner");
+    let bearer = Request::get("http://x/").header("authorization", format!("Bearer {text}"));
+    let bearer = bearer
+        .header("cookie", "c")
+        .body(Untouched { mark: 7 })
+        .unwrap();
+    wait(async { service.ready().await.unwrap().call(bearer).await }).unwrap();
+    let seen = inner.seen.lock().unwrap();
+    assert_eq!([seen[0].body, seen[1].body], [text.len(), 7]);
+    for Seen {
+        headers, granted, ..
+    } in seen.iter()
+    {
+        assert!(granted);
+        assert!(!format!("{headers:?}").contains(text), "{headers:?}");
+        for (name, value) in headers {
+            assert_eq!(value.is_sensitive(), name != "cookie", "{name}");
+        }
+    }
+    assert_eq!(seen[0].headers["x-api-key"], text, "and is still there");
+}
+
+#[test]
+fn a_clone_is_a_count_and_no_copy() {
+    let world = World::new();
+    let layer = KeywardLayer::new(world.keys.clone())
+        .require(reading().and_scope("reports:write"))
+        .sources(Sources::default().with_query("key"))
+        .realm("Acme")
+        .unwrap();
+    let service = layer.layer(Picky::new());
+    let measured = allocation_counter::measure(|| {
+        drop(layer.clone());
+        drop(service.clone());
+    });
+    assert_eq!(measured.count_total, 0);
+}
+
+#[test]
+fn what_answers_vary_on_is_told_to_frameworks_without_tower() {
+    let layer = KeywardLayer::new(World::new().keys);
+    assert_eq!(layer.vary().unwrap(), "authorization, x-api-key");
+    let layer = layer.sources(Sources::none().with_query("key"));
+    assert_eq!(layer.vary(), None);
+}
+
+/// A log that is kept.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn trap_15_the_log_names_key_and_tenant_and_never_the_secret() {
+    let log = Log::default();
+    let captured = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(move || captured.clone())
+        .finish();
+    // For all threads: what one of them caches as unheard would be unheard by all.
+    tracing::subscriber::set_global_default(subscriber).unwrap();
+    let world = World::new();
+    let key = world.some_key();
+    let text = key.secret.expose();
+    let mut service = KeywardLayer::new(world.keys.clone()).layer(Picky::new());
+    ask(&mut service, text);
+    ask(&mut service, &with_other_secret(text));
+    ask(&mut service, "garbage-of-mine");
+    let full = KeywardLayer::new(world.keys.clone())
+        .limit(|_, _| Err(LimitReached::new(std::time::Duration::from_secs(3))));
+    ask(&mut full.layer(Picky::new()), text);
+    wait(world.keys.disable(&admin(), key.id)).unwrap();
+    let refused = ask(&mut service, text);
+    let shown = format!("{refused:?} {service:?} {}", body(ask(&mut service, text)));
+    let logged = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let id = key.id.to_string();
+    let inside = logged
+        .lines()
+        .find(|line| line.contains("inside") && line.contains(&id));
+    assert!(
+        inside.is_some_and(|line| line.contains("tenant=acme")),
+        "{logged}"
+    );
+    let disabled = logged.lines().find(|line| line.contains("key is disabled"));
+    assert!(
+        disabled.is_some_and(|line| line.contains(&id) && line.contains("INFO")),
+        "{logged}"
+    );
+    // Whoever has a key can cause it as often as they like.
+    let limited = logged.lines().find(|line| line.contains("another 3s"));
+    assert!(
+        limited.is_some_and(|line| line.contains(&id) && line.contains("DEBUG")),
+        "{logged}"
+    );
+    for secret in [secret_part(text), "garbage-of-mine"] {
+        assert!(!logged.contains(secret) && !shown.contains(secret));
+    }
+}

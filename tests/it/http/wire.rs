@@ -1,0 +1,257 @@
+//! HTTP's own corners: connections, methods, long and odd headers, a client that is not ours.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+
+use http::Method;
+use keyward::http::{KeywardLayer, Sources};
+use keyward::{Created, NewKey};
+
+use crate::http::server::Server;
+use support::*;
+
+fn service() -> (Server, Created) {
+    let world = World::new();
+    let key = world.some_key();
+    (Server::with(KeywardLayer::new(world.keys.clone())), key)
+}
+
+/// Reads one answer from a connection that stays open: its head and its body.
+fn read_answer(stream: &mut BufReader<TcpStream>) -> (String, String) {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert_ne!(
+            stream.read_line(&mut head).unwrap(),
+            0,
+            "closed after {head:?}"
+        );
+    }
+    let lower = head.to_ascii_lowercase();
+    let length = lower.split("content-length: ").nth(1).unwrap();
+    let length = length.split("\r\n").next().unwrap().parse().unwrap();
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).unwrap();
+    (head, String::from_utf8(body).unwrap())
+}
+
+#[test]
+fn a_connection_goes_on_after_a_refusal() {
+    let (server, key) = service();
+    let mut stream = BufReader::new(server.connect());
+    let mut ask = |request: String| {
+        stream.get_mut().write_all(request.as_bytes()).unwrap();
+        read_answer(&mut stream)
+    };
+    let with = |key: &str| format!("GET / HTTP/1.1\r\nHost: x\r\nX-API-Key: {key}\r\n\r\n");
+    for _ in 0..3 {
+        let (head, body) = ask(with("garbage"));
+        assert!(
+            head.starts_with("HTTP/1.1 401 ") && body.contains("invalid-key"),
+            "{head}"
+        );
+        let (head, body) = ask(with(key.secret.expose()));
+        assert!(
+            head.starts_with("HTTP/1.1 200 ") && body.contains("acme"),
+            "{head}"
+        );
+        // A body that is refused is not taken for the next request.
+        let body = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+        let length = body.len();
+        let refused =
+            format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}");
+        assert!(ask(refused).0.starts_with("HTTP/1.1 401 "));
+    }
+}
+
+#[test]
+fn an_answer_to_head_is_that_to_get_without_its_body() {
+    let (server, key) = service();
+    for headers in [&[][..], &[("x-api-key", "garbage")]] {
+        let get = server.get("/", headers);
+        let head = server.ask(Method::HEAD, "/", headers);
+        assert_eq!((head.status, &*head.body), (401, ""));
+        let mut expected = get.headers.clone();
+        let mut found = head.headers.clone();
+        for headers in [&mut expected, &mut found] {
+            headers.remove("date");
+        }
+        assert_eq!(found, expected);
+        assert_eq!(head.header("content-length"), get.body.len().to_string());
+    }
+    let passed = server.ask(Method::HEAD, "/", &[("x-api-key", key.secret.expose())]);
+    assert_eq!(passed.status, 200);
+    // On the wire too: the connection would be out of step.
+    let raw = server.raw(b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    assert!(raw.ends_with("\r\n\r\n") && !raw.contains("title"), "{raw}");
+}
+
+#[test]
+fn a_preflight_passes_where_the_service_says_so_and_nothing_else_does() {
+    let preflight = [
+        ("origin", "https://app.example.com"),
+        ("access-control-request-method", "GET"),
+        ("access-control-request-headers", "authorization"),
+    ];
+    let world = World::new();
+    let layer = KeywardLayer::new(world.keys.clone());
+    let open = axum::Router::new().fallback(axum::routing::any(|| async { "inner" }));
+    let closed = Server::start(open.clone().layer(layer.clone()));
+    let refused = closed.ask(Method::OPTIONS, "/", &preflight);
+    assert_eq!(refused.code(), "missing-key");
+    let server = Server::start(open.layer(layer.pass_preflights()));
+    assert_eq!(server.ask(Method::OPTIONS, "/", &preflight).body, "inner");
+    for (method, headers) in [
+        (Method::GET, &preflight[..]),
+        (Method::POST, &preflight),
+        (Method::OPTIONS, &preflight[..1]),
+        (Method::OPTIONS, &preflight[1..]),
+        (Method::OPTIONS, &[]),
+    ] {
+        let refused = server.ask(method.clone(), "/", headers);
+        assert_eq!(refused.code(), "missing-key", "{method} {headers:?}");
+    }
+}
+
+#[test]
+fn trap_16_a_long_key_is_a_bad_key_and_costs_no_more() {
+    let (server, key) = service();
+    for length in [513, 8 * 1024, 64 * 1024] {
+        let long = "x".repeat(length);
+        assert_eq!(server.bearer("/", &long).code(), "invalid-key");
+        assert_eq!(
+            server.get("/", &[("x-api-key", &long)]).code(),
+            "invalid-key"
+        );
+        // The right key with more around it is another one.
+        let more = format!("{}{long}", key.secret.expose());
+        assert_eq!(server.bearer("/", &more).code(), "invalid-key");
+    }
+    // Other headers may be as long as the server takes them.
+    let cookie = "c".repeat(64 * 1024);
+    let headers = [("cookie", &*cookie), ("x-api-key", key.secret.expose())];
+    assert_eq!(server.get("/", &headers).status, 200);
+}
+
+#[test]
+fn nothing_that_was_sent_comes_back() {
+    let world = World::new();
+    let key = world.some_key();
+    let sources = Sources::default().with_basic().with_query("key");
+    let server = Server::with(KeywardLayer::new(world.keys.clone()).sources(sources));
+    let text = key.secret.expose();
+    // The server's parser ends a header at a line break: what follows is a header of its own.
+    let injected = format!(
+        "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-API-Key: {text}x\r\nX-Evil: marker\r\n\r\n"
+    );
+    let answer = server.raw(injected.as_bytes());
+    assert!(
+        answer.starts_with("HTTP/1.1 401 ") && !answer.contains("marker"),
+        "{answer}"
+    );
+    // A key cannot hold a line break where it is decoded, and nothing of it is repeated.
+    for query in [
+        "a%0d%0aX-Evil:%20marker",
+        "marker%0d%0a%0d%0amarker",
+        "%00marker",
+        "%22marker",
+    ] {
+        let answer = server.curl(&[], &format!("/?key={query}"));
+        assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+        assert!(!answer.to_ascii_lowercase().contains("marker"), "{answer}");
+    }
+    let pair = crate::http::server::basic("a\r\nX-Evil: marker", "b\r\n\r\nmarker");
+    let answer = server.get("/marker", &[("authorization", &pair)]);
+    assert!(!format!("{answer:?}").contains("marker"), "{answer:?}");
+    // Bytes that are no text.
+    let mut bytes =
+        b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer ".to_vec();
+    bytes.extend([0xff, 0xfe, 0x80]);
+    bytes.extend(b"\r\n\r\n");
+    assert!(server.raw(&bytes).starts_with("HTTP/1.1 401 "));
+    // A bare line feed, or a folded line, is the server's to refuse.
+    for odd in [
+        format!("X-API-Key: {text}\n X"),
+        format!("X-API-Key:\r\n {text}"),
+    ] {
+        let request = format!("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{odd}\r\n\r\n");
+        let answer = server.raw(request.as_bytes());
+        assert!(!answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+}
+
+#[test]
+fn curl_presents_a_key_in_each_way() {
+    let world = World::new();
+    let key = world.some_key();
+    let page = NewKey::new("page")
+        .class("publishable")
+        .scope("reports:read");
+    let page = world.create(&admin(), page).unwrap();
+    let sources = Sources::default().with_basic().with_query("api_key");
+    let server = Server::with(KeywardLayer::new(world.keys.clone()).sources(sources));
+    let text = key.secret.expose();
+    let bearer = format!("Authorization: Bearer {text}");
+    let lower = format!("authorization: bearer {text}");
+    let own = format!("X-API-Key: {text}");
+    let pair = format!("{}:{text}", key.id);
+    let page = format!("{}:{text}", page.secret.expose());
+    let ways: [&[&str]; 6] = [
+        &["--header", &bearer],
+        &["--header", &lower],
+        &["--header", &own],
+        &["--oauth2-bearer", text],
+        &["--user", &pair],
+        &["--user", &page],
+    ];
+    for way in ways {
+        let answer = server.curl(way, "/");
+        assert!(
+            answer.starts_with("HTTP/1.1 200 ") && answer.contains("of acme"),
+            "{answer}"
+        );
+        // Shared caches are told on what it depends.
+        assert!(
+            answer.contains("vary: authorization, x-api-key\r\n"),
+            "{answer}"
+        );
+        assert!(!answer.contains("cache-control"), "{answer}");
+    }
+    let answer = server.curl(&[], &format!("/?api_key={text}"));
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(answer.contains("cache-control: private\r\n"), "{answer}");
+
+    let wrong = format!("{}:{text}", World::new().some_key().id);
+    let answer = server.curl(&["--user", &wrong], "/");
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+    assert!(
+        answer.contains("www-authenticate: Bearer error=\"invalid_token\"\r\n"),
+        "{answer}"
+    );
+    let basic = "www-authenticate: Basic realm=\"API keys\", charset=\"UTF-8\"\r\n";
+    assert!(answer.contains(basic), "{answer}");
+    let head = server.curl(&["--head"], "/");
+    assert!(
+        head.starts_with("HTTP/1.1 401 ") && head.ends_with("\r\n\r\n"),
+        "{head}"
+    );
+}
+
+#[test]
+fn a_call_is_refused_with_its_own_status() {
+    let (server, key) = service();
+    let call = |headers: &[(&str, &str)]| {
+        let mut all = vec![("content-type", "application/grpc")];
+        all.extend(headers);
+        server.ask(Method::POST, "/reports.Reports/List", &all)
+    };
+    let refused = call(&[("authorization", "Bearer garbage")]);
+    assert_eq!((refused.status, &*refused.body), (200, ""));
+    assert_eq!(refused.header("grpc-status"), "16");
+    assert_eq!(refused.header("grpc-message"), "Invalid API key");
+    assert_eq!(refused.header("content-type"), "application/grpc");
+    let bearer = format!("Bearer {}", key.secret.expose());
+    assert_eq!(
+        call(&[("authorization", &bearer)]).header("grpc-status"),
+        ""
+    );
+}

@@ -1,0 +1,122 @@
+//! Two invariants of what is stored, after random commands; and broken stores that are caught.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use keyward::audit::{AuditHead, verify_chain};
+use keyward::store::{AuditQuery, Change, KeyStore, MemoryStore, Row};
+use keyward::{Pepper, PepperId, PepperRing, token};
+use keyward_conformance::model::{Facade, Step, policy, run};
+use keyward_conformance::strategies;
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
+use support::*;
+
+const CAP: usize = 3;
+
+/// A store's rows and audit trail after random commands.
+fn after(steps: &[Step]) -> (Vec<Change>, Vec<keyward::store::AuditRow>) {
+    let store = MemoryStore::new();
+    // What the model says of the outcome is another test's.
+    let _ = run(
+        &mut Facade::new(Arc::new(store.clone()), policy(CAP)),
+        CAP,
+        steps,
+    );
+    let limit = NonZeroUsize::new(100_000).unwrap();
+    let rows = wait(store.scan(None, limit)).unwrap().rows;
+    let everything = AuditQuery {
+        limit,
+        ..AuditQuery::everything()
+    };
+    (rows, wait(store.audit(&everything)).unwrap().rows)
+}
+
+fn holds(check: impl Fn(&[Change], &[keyward::store::AuditRow]) -> Result<(), String>) {
+    let config = Config {
+        cases: 64,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let result = TestRunner::new(config).run(&strategies::steps(40), |steps| {
+        let (rows, audit) = after(&steps);
+        check(&rows, &audit).map_err(TestCaseError::fail)
+    });
+    result.unwrap();
+}
+
+/// Invariant 6: each tenant's entries are one intact chain, and every row has an entry of its commit.
+fn audited(rows: &[Change], audit: &[keyward::store::AuditRow]) -> Result<(), String> {
+    let pepper = Pepper::new(PepperId::new("model").unwrap(), &[7; Pepper::MIN_LEN]).unwrap();
+    let ring = PepperRing::new(pepper);
+    for path in ["acme", "acme/web", "other"] {
+        let tenant = tenant(path);
+        let chain = audit
+            .iter()
+            .map(|row| &row.entry)
+            .filter(|entry| entry.tenant == tenant);
+        let chain: Vec<_> = chain.collect();
+        verify_chain(&tenant, AuditHead::GENESIS, chain, &ring, None)
+            .map_err(|error| error.to_string())?;
+    }
+    let told = |change: &Change| audit.iter().any(|row| row.revision == change.revision);
+    match rows.iter().find(|change| !told(change)) {
+        Some(change) => Err(format!("no entry at revision {}", change.revision)),
+        None => Ok(()),
+    }
+}
+
+/// Invariant 7: no record, row or entry holds a secret's text.
+fn silent(rows: &[Change], audit: &[keyward::store::AuditRow]) -> Result<(), String> {
+    let mut said = format!("{rows:?}{audit:?}");
+    for change in rows {
+        if let Row::Key(record) = &change.row {
+            said += &String::from_utf8_lossy(&record.to_bytes());
+        }
+    }
+    let prefix = token::TokenPrefix::new("sk_live_").unwrap();
+    let secrets = regex::Regex::new(&token::scanner_pattern(&prefix)).unwrap();
+    if secrets.is_match(&said) {
+        Err("a secret is stored".to_owned())
+    } else {
+        Ok(())
+    }
+}
+
+#[test]
+fn invariant_6_every_change_has_its_entry_in_an_intact_chain() {
+    holds(audited);
+    // A store that loses an entry, and one that writes a row without any, are caught.
+    holds(|rows, audit| {
+        let (mut lost, mut silent) = (audit.to_vec(), rows.to_vec());
+        if lost.len() > 1 {
+            lost.remove(0);
+            if audited(rows, &lost).is_ok() {
+                return Err("a lost entry was not caught".to_owned());
+            }
+        }
+        if let Some(change) = silent.first_mut() {
+            change.revision.0 += 1_000_000;
+            if audited(&silent, audit).is_ok() {
+                return Err("a row without an entry was not caught".to_owned());
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn invariant_7_no_secret_is_stored() {
+    holds(silent);
+    // A store that keeps the text of a secret key is caught.
+    let world = World::new();
+    let key = world.some_key();
+    let limit = NonZeroUsize::new(100).unwrap();
+    let mut rows = wait(world.store.scan(None, limit)).unwrap().rows;
+    assert_eq!(silent(&rows, &[]), Ok(()));
+    for change in &mut rows {
+        if let Row::Key(record) = &mut change.row {
+            record.published = Some(key.secret.expose().to_owned());
+        }
+    }
+    assert!(silent(&rows, &[]).is_err());
+}

@@ -1,0 +1,272 @@
+//! A key's life through the public API: what is accepted, what is refused, and how it is told.
+
+use keyward::policy::{Deletion, KeyClass, Revocation, Rotation};
+use keyward::token::TokenPrefix;
+use keyward::{
+    BulkFilter, Created, DeleteKey, Denied, KeyUpdate, Keyward, Need, PepperId, Problem, Reason,
+    Rejection, Replacement, days, hours, profiles,
+};
+use support::*;
+
+#[test]
+fn a_bad_value_is_refused_naming_field_bound_and_size() {
+    let world = World::new();
+    let long = denied(world.create(&admin(), reader(&"n".repeat(201))));
+    let Denied::Invalid(invalid) = &long else {
+        panic!("{long:?}")
+    };
+    assert_eq!(
+        invalid.problem,
+        Problem::TooLong {
+            max: 200,
+            actual: 201
+        }
+    );
+    assert_eq!(
+        long.to_string(),
+        "key name: is 201 bytes long, at most 200 are allowed"
+    );
+    let metadata = reader("m").metadata([("k", "v".repeat(17_000))]);
+    let told = denied(world.create(&admin(), metadata)).to_string();
+    assert_eq!(
+        told,
+        "metadata: is 17001 bytes long, at most 16384 are allowed"
+    );
+    let update = KeyUpdate::new().scopes(["no-colon"]);
+    let told = denied(wait(world.keys.update(
+        &admin(),
+        world.some_key().id,
+        update,
+    )));
+    assert!(
+        told.to_string()
+            .starts_with("scope: must be resource:action"),
+        "{told}"
+    );
+}
+
+#[test]
+fn old_peppers_go_on_verifying_and_a_used_key_moves_to_the_current_one() {
+    let world = World::new();
+    let key = world.some_key();
+    let idle = world.some_key();
+    let ring = peppers().rotate(pepper("p2", 2)).unwrap();
+    let clock = world.clock.clone();
+    let node = wait(
+        Keyward::builder(world.store.clone(), ring)
+            .clock(clock)
+            .build(),
+    )
+    .unwrap();
+    node.verify(key.secret.expose(), &reading()).unwrap();
+    assert_eq!(wait(node.run_upkeep()).unwrap(), 1);
+    node.verify(key.secret.expose(), &reading()).unwrap();
+    assert_eq!(
+        wait(node.run_upkeep()).unwrap(),
+        0,
+        "it stands under the current pepper now"
+    );
+    // Idle keys never move by themselves; they are found by their pepper and revoked.
+    let old = BulkFilter::all().pepper(PepperId::new("p1").unwrap());
+    let done = wait(node.revoke_many(&admin(), &tenant("acme"), old, Reason::Unused)).unwrap();
+    assert_eq!(done.ended, 1);
+    assert!(node.verify(idle.secret.expose(), &reading()).is_err());
+    node.verify(key.secret.expose(), &reading()).unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn processes_that_take_up_a_rotation_one_after_the_other_refuse_no_key() {
+    use keyward::PepperFile;
+
+    let world = World::new();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pepper");
+    // A process takes up the file by starting anew, over the same store.
+    let start = |peppers| {
+        let builder = Keyward::builder(world.store.clone(), peppers);
+        wait(builder.clock(world.clock.clone()).build()).unwrap()
+    };
+    let first = PepperFile::create(&file).unwrap();
+    let (late, mut one) = (start(first.clone()), start(first));
+    let created = |node: &Keyward| wait(node.create(&admin(), reader("key"))).unwrap();
+    let mut keys = vec![created(&one)];
+    let all_verify = |node: &Keyward, keys: &[Created]| {
+        wait(node.sync()).unwrap();
+        for key in keys {
+            node.verify(key.secret.expose(), &reading()).unwrap();
+        }
+    };
+    let mut other = start(PepperFile::prepare(&file).unwrap());
+    keys.push(created(&other));
+    all_verify(&one, &keys);
+    one = start(PepperFile::read(&file).unwrap());
+
+    other = {
+        all_verify(&other, &keys);
+        start(PepperFile::rotate(&file).unwrap())
+    };
+    keys.push(created(&other));
+    // Those that it sees move to the new pepper.
+    all_verify(&other, &keys);
+    assert_eq!(wait(other.run_upkeep()).unwrap(), 2);
+    all_verify(&one, &keys);
+
+    // One that has not taken up the first step tells why it refuses, and until when.
+    wait(late.sync()).unwrap();
+    let refused = late.verify(keys[2].secret.expose(), &reading());
+    assert!(matches!(refused, Err(Rejection::UnknownPepper { .. })));
+    let late = start(PepperFile::read(&file).unwrap());
+    all_verify(&late, &keys);
+}
+
+#[test]
+fn deleting_revoking_and_rotating_follow_the_class() {
+    let mut spec = profiles::standard();
+    let secret = spec.classes.get_mut("secret").unwrap();
+    secret.rotation = Rotation::None;
+    secret.deletion = Deletion::Typed("DELETE".to_owned());
+    secret.revocation = Revocation::Allowed {
+        confirm: true,
+        keep: None,
+    };
+    let world = World::with_policy(spec);
+    let key = world.some_key();
+    let rotated = wait(
+        world
+            .keys
+            .rotate(&admin(), key.id, Replacement::immediate()),
+    );
+    assert_eq!(
+        denied(rotated),
+        Denied::NotRotatable {
+            class: class("secret")
+        }
+    );
+    let plain = wait(world.keys.revoke(&admin(), key.id, Reason::Lost));
+    assert_eq!(denied(plain), Denied::ConfirmationRequired);
+    let text = "DELETE".to_owned();
+    let typed = wait(
+        world
+            .keys
+            .delete(&admin(), key.id, DeleteKey::typed("delete")),
+    );
+    assert_eq!(denied(typed), Denied::TypedConfirmationRequired { text });
+    wait(
+        world
+            .keys
+            .revoke(&admin(), key.id, Reason::Lost.confirmed()),
+    )
+    .unwrap();
+    let info = wait(world.keys.key(&admin(), key.id)).unwrap();
+    assert_eq!(info.revoked.map(|(_, reason)| reason), Some(Reason::Lost));
+    wait(
+        world
+            .keys
+            .delete(&admin(), key.id, DeleteKey::typed("DELETE")),
+    )
+    .unwrap();
+    assert_eq!(
+        denied(wait(world.keys.key(&admin(), key.id))),
+        Denied::NotFound
+    );
+}
+
+#[test]
+fn live_keys_never_pass_twice_the_cap() {
+    let world = World::with_policy(capped(2));
+    let grace = Replacement::grace(days(1));
+    let first = world.some_key();
+    // One active key and three that drain are as many as may be live.
+    let mut newest = first.id;
+    for _ in 0..3 {
+        world.clock.advance(hours(1));
+        newest = wait(world.keys.rotate(&admin(), newest, grace.clone()))
+            .unwrap()
+            .id;
+    }
+    let live = || {
+        let query = world.keys.query(&tenant("acme")).live();
+        wait(world.keys.list(&admin(), &query)).unwrap().keys.len()
+    };
+    assert_eq!(live(), 4);
+    world.some_key();
+    assert_eq!(live(), 4, "room for the new key was made");
+    let refusal = world
+        .keys
+        .verify(first.secret.expose(), &reading())
+        .unwrap_err();
+    assert!(
+        matches!(refusal, Rejection::Revoked { .. }),
+        "by the oldest grace, which ended"
+    );
+}
+
+#[test]
+fn the_public_half_of_a_pair_can_be_held_to_a_class() {
+    let mut spec = profiles::standard();
+    let other = spec.classes["publishable"].clone();
+    let prefixes = [(environment("live"), TokenPrefix::new("tag_").unwrap())].into();
+    spec.classes
+        .insert(class("tag"), KeyClass { prefixes, ..other });
+    let world = World::with_policy(spec);
+    let secret = world.some_key();
+    let public = |name| world.create(&admin(), reader(name).class(name)).unwrap();
+    let (expected, tag) = (public("publishable"), public("tag"));
+    let pair = |other: &Created, need: &Need| {
+        let (other, secret) = (other.secret.expose(), secret.secret.expose());
+        world
+            .keys
+            .verify_pair(other, secret, need)
+            .map(|grant| grant.key_id())
+    };
+    assert_eq!(pair(&tag, &reading()), Ok(secret.id));
+    let need = reading().beside_class(class("publishable"));
+    assert_eq!(pair(&expected, &need), Ok(secret.id));
+    assert_eq!(pair(&tag, &need), Err(Rejection::PairMismatch));
+}
+
+#[test]
+fn the_legacy_key_cannot_be_narrowed_until_it_is_as_good_as_disabled() {
+    let world = World::with_policy(profiles::amplitude());
+    wait(world.keys.provision_tenant(&admin(), &tenant("acme"))).unwrap();
+    let query = world.keys.query(&tenant("acme"));
+    let legacy = wait(world.keys.list(&admin(), &query))
+        .unwrap()
+        .keys
+        .remove(0);
+    assert!(legacy.legacy);
+    for change in [
+        KeyUpdate::new().scopes([] as [&str; 0]),
+        KeyUpdate::new().allow_addresses(["192.0.2.1"]),
+    ] {
+        let refused = denied(wait(world.keys.update(&admin(), legacy.id, change)));
+        assert_eq!(refused, Denied::LegacyKey { action: "narrowed" });
+    }
+    let renamed = KeyUpdate::new().name("web and apps");
+    wait(world.keys.update(&admin(), legacy.id, renamed)).unwrap();
+}
+
+#[test]
+fn a_purge_removes_what_was_kept_long_enough_and_nothing_else() {
+    let mut spec = profiles::standard();
+    let secret = spec.classes.get_mut("secret").unwrap();
+    secret.revocation = Revocation::Allowed {
+        confirm: false,
+        keep: Some(days(30)),
+    };
+    let world = World::with_policy(spec);
+    let acme = tenant("acme");
+    let (revoked, kept) = (world.some_key(), world.some_key());
+    wait(world.keys.revoke(&admin(), revoked.id, Reason::Lost)).unwrap();
+    let purge = || wait(world.keys.purge(&host(), &acme)).unwrap().ended;
+    world.clock.advance(days(29));
+    assert_eq!(purge(), 0);
+    world.clock.advance(days(1));
+    assert_eq!(purge(), 1);
+    let gone = wait(world.keys.key(&admin(), revoked.id));
+    assert_eq!(denied(gone), Denied::NotFound);
+    world.keys.verify(kept.secret.expose(), &reading()).unwrap();
+    let by_a_person = wait(world.keys.purge(&admin(), &acme));
+    assert!(matches!(denied(by_a_person), Denied::HostOnly { .. }));
+}

@@ -1,0 +1,100 @@
+//! What a call says holds in its own process when it returns, whatever became of the reply.
+
+use keyward::store::MemoryStore;
+use keyward::{Actor, Created, DeleteKey, Keyward, Need, NewKey, Pepper, PepperRing, Reason, Role};
+use keyward_conformance::{Call, Fault, FaultyStore};
+
+fn admin() -> Actor {
+    Actor::new(
+        "acme".try_into().unwrap(),
+        "alice".try_into().unwrap(),
+        Role::ADMIN,
+    )
+}
+
+async fn node(store: FaultyStore<MemoryStore>) -> Keyward {
+    let pepper = Pepper::new("one".try_into().unwrap(), &[7; Pepper::MIN_LEN]).unwrap();
+    Keyward::builder(store, PepperRing::new(pepper))
+        .build()
+        .await
+        .unwrap()
+}
+
+async fn create(keys: &Keyward) -> Created {
+    let key = NewKey::new("export")
+        .environment("live")
+        .scope("reports:read");
+    keys.create(&admin(), key).await.unwrap()
+}
+
+fn works(keys: &Keyward, created: &Created) -> bool {
+    keys.verify(created.secret.expose(), &Need::scope("reports:read"))
+        .is_ok()
+}
+
+#[pollster::test]
+async fn a_created_key_works_here_at_once_though_the_reply_was_lost() {
+    let store = FaultyStore::new(MemoryStore::new());
+    let keys = node(store.clone()).await;
+    store.next(Call::Commit, [Fault::ReplyLost]);
+    let created = create(&keys).await;
+    assert!(works(&keys, &created));
+}
+
+#[pollster::test]
+async fn a_revoked_key_is_refused_here_at_once_though_the_reply_was_lost() {
+    let store = FaultyStore::new(MemoryStore::new());
+    let keys = node(store.clone()).await;
+    let created = create(&keys).await;
+    store.next(Call::Commit, [Fault::RequestLost, Fault::ReplyLost]);
+    keys.revoke(&admin(), created.id, Reason::Lost)
+        .await
+        .unwrap();
+    assert!(!works(&keys, &created));
+}
+
+#[pollster::test]
+async fn a_key_that_another_node_ended_is_refused_here_once_ending_it_returns() {
+    for delete in [false, true] {
+        let store = FaultyStore::new(MemoryStore::new());
+        let (here, there) = (node(store.clone()).await, node(store.clone()).await);
+        let created = create(&here).await;
+        // The same command on both nodes, as a client repeats it that heard no answer.
+        let by = admin();
+        let by = by.with_command_id("end".try_into().unwrap());
+        for keys in [&there, &here] {
+            let ended = match delete {
+                true => keys.delete(&by, created.id, DeleteKey::plain()).await,
+                false => keys.revoke(&by, created.id, Reason::Lost).await,
+            };
+            ended.unwrap();
+        }
+        assert!(!works(&here, &created));
+    }
+}
+
+#[pollster::test]
+async fn a_removed_owner_is_refused_here_once_removing_it_again_returns() {
+    let store = FaultyStore::new(MemoryStore::new());
+    let (here, there) = (node(store.clone()).await, node(store.clone()).await);
+    let created = create(&here).await;
+    let host = Actor::application("acme".try_into().unwrap());
+    for keys in [&there, &here] {
+        let alice = "alice".try_into().unwrap();
+        keys.remove_owner(&host, host.tenant(), alice)
+            .await
+            .unwrap();
+    }
+    assert!(!works(&here, &created));
+}
+
+#[pollster::test]
+async fn a_key_that_was_read_through_goes_on_working_with_its_owners_reach() {
+    let store = FaultyStore::new(MemoryStore::new());
+    let (here, there) = (node(store.clone()).await, node(store.clone()).await);
+    let created = create(&there).await;
+    let need = Need::scope("reports:read");
+    let read_through = here.verify_or_fetch(created.secret.expose(), &need).await;
+    assert!(read_through.is_ok());
+    assert_eq!(here.verify(created.secret.expose(), &need).err(), None);
+}

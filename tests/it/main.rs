@@ -1,0 +1,38 @@
+//! Every test that shares its process with others. Each module shows one promise or one part.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+#![allow(unreachable_pub, reason = "the modules of one program see each other")]
+
+mod authority;
+#[cfg(feature = "sqlite")]
+mod conformance;
+mod escalation;
+mod events;
+mod explorer;
+mod failover;
+mod first_use;
+#[cfg(feature = "tokio")]
+mod follow;
+mod golden;
+mod house;
+#[cfg(feature = "axum")]
+mod http;
+mod invariants;
+mod life;
+mod lost_replies;
+mod model;
+mod nodes;
+mod own_commands;
+mod profiles;
+mod protocol;
+mod read_through;
+mod receipts;
+mod recovery;
+mod regressions;
+mod seed_rules;
+mod simulation;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+#[cfg(feature = "tokio")]
+mod time;
+mod traps;
+mod verify;

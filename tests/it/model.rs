@@ -1,0 +1,500 @@
+//! The facade does what a separate naive model says, invariant by invariant; and for each invariant
+//! a system that breaks it is caught by the same property.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyward::policy::Policy;
+use keyward::store::{
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
+    KeyStore, Locator, MemoryStore, Revision, RowKey, ScanPage, Select, StoreError, TenantView,
+    Versioned,
+};
+use keyward::{
+    Actor, Denied, Expiry, KeyUpdate, Keyward, ManualClock, Need, NewKey, PepperRing, Reason,
+    Replacement, Role, TenantId, Timestamp, async_trait, days, hours, token,
+};
+use keyward_conformance::model::{
+    Ask, Asker, Facade, Given, Listed, Model, Step, System, Violation, Why, policy, run,
+};
+use keyward_conformance::strategies;
+use proptest::prelude::*;
+use proptest::test_runner::{
+    Config, FileFailurePersistence, RngAlgorithm, TestCaseError, TestRng, TestRunner,
+};
+
+const CAP: usize = 3;
+
+/// Where failing cases are kept.
+const REGRESSIONS: &str = "it/model.proptest-regressions";
+
+/// How many cases each property runs; `PROPTEST_CASES` sets another number.
+fn cases() -> u32 {
+    let set = std::env::var("PROPTEST_CASES").ok();
+    set.and_then(|cases| cases.parse().ok()).unwrap_or(96)
+}
+
+type Make = fn() -> Box<dyn System>;
+
+fn real() -> Box<dyn System> {
+    Box::new(Facade::new(Arc::new(MemoryStore::new()), policy(CAP)))
+}
+
+/// Plays random steps on what `make` makes; a violation of another invariant is another property's.
+fn check(make: Make, invariant: Option<u8>, mut runner: TestRunner) -> Result<(), String> {
+    let steps = strategies::steps(60);
+    let result = runner.run(&steps, |steps: Vec<Step>| {
+        let fails = |wrong: &Violation| invariant.is_none_or(|only| only == wrong.invariant);
+        match run(&mut *make(), CAP, &steps) {
+            Err(wrong) if fails(&wrong) => Err(TestCaseError::fail(wrong.to_string())),
+            _ => Ok(()),
+        }
+    });
+    result.map_err(|error| error.to_string())
+}
+
+fn holds(invariant: Option<u8>) {
+    let runner = TestRunner::new(Config {
+        cases: cases(),
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(REGRESSIONS))),
+        max_shrink_iters: 2000,
+        ..Config::default()
+    });
+    check(real, invariant, runner).unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// The same property over a broken system, with the same randomness each time, must fail.
+fn catches(mutant: Make, invariant: u8) {
+    let config = Config {
+        cases: 1024,
+        max_shrink_iters: 0,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let found = check(
+        mutant,
+        Some(invariant),
+        TestRunner::new_with_rng(config, rng),
+    );
+    let error = found.expect_err("the mutant was not caught");
+    assert!(error.contains(&format!("invariant {invariant}")), "{error}");
+}
+
+#[test]
+fn the_facade_agrees_with_the_model() {
+    holds(None);
+}
+
+#[test]
+fn invariant_1_no_command_raises_active_keys_above_the_cap() {
+    holds(Some(1));
+    catches(ignores_the_cap, 1);
+}
+
+#[test]
+fn invariant_2_a_revoked_or_deleted_key_never_verifies_again() {
+    holds(Some(2));
+    catches(revives_by_role_change, 2);
+    catches(lengthens_what_it_rotates, 2);
+}
+
+#[test]
+fn invariant_3_the_legacy_key_is_one_and_cannot_be_ended() {
+    holds(Some(3));
+    catches(revokes_the_legacy_key, 3);
+}
+
+#[test]
+fn invariant_4_a_keys_reach_is_its_scopes_within_its_owners_role() {
+    holds(Some(4));
+    catches(forgets_roles, 4);
+}
+
+#[test]
+fn invariant_5_nobody_hands_out_more_than_they_have() {
+    holds(Some(5));
+    catches(leaves_reach_unchecked, 5);
+}
+
+#[test]
+fn invariant_8_a_key_expires_at_its_very_instant() {
+    holds(Some(8));
+    catches(expires_late, 8);
+}
+
+#[test]
+fn invariant_9_an_actor_reaches_its_tenant_by_segments() {
+    holds(Some(9));
+    catches(compares_paths_as_text, 9);
+}
+
+/// A host over a fresh store, with the model's policy.
+async fn host() -> (Keyward, Arc<ManualClock>, Actor) {
+    let clock = Arc::new(ManualClock::at("2026-01-01T00:00:00Z".parse().unwrap()));
+    let keys = Keyward::builder(MemoryStore::new(), PepperRing::generate().unwrap())
+        .policy(policy(CAP))
+        .clock(clock.clone())
+        .build()
+        .await
+        .unwrap();
+    (keys, clock, admin("acme"))
+}
+
+fn admin(path: &str) -> Actor {
+    Actor::new(
+        path.try_into().unwrap(),
+        "alice".try_into().unwrap(),
+        Role::ADMIN,
+    )
+}
+
+async fn live(keys: &Keyward, by: &Actor) -> usize {
+    let query = keys.query(by.tenant()).live();
+    keys.list(by, &query).await.unwrap().keys.len()
+}
+
+#[pollster::test]
+async fn creating_ends_the_oldest_grace_rather_than_pass_twice_the_cap() {
+    let (keys, _, alice) = host().await;
+    let grace = || Replacement::grace(hours(24));
+    for _ in 0..2 * CAP {
+        // The successor's place is freed after each rotation, so that only retiring keys pile up.
+        let made = keys.create(&alice, NewKey::new("one")).await.unwrap();
+        let extra = keys.create(&alice, NewKey::new("two")).await.unwrap();
+        assert!(live(&keys, &alice).await <= 2 * CAP);
+        keys.revoke(&alice, extra.id, Reason::Lost).await.unwrap();
+        let next = keys.rotate(&alice, made.id, grace()).await.unwrap();
+        keys.revoke(&alice, next.id, Reason::Lost).await.unwrap();
+    }
+}
+
+#[pollster::test]
+async fn a_chain_of_unused_successors_does_not_pile_up_live_keys() {
+    let (keys, clock, alice) = host().await;
+    let mut newest = keys.create(&alice, NewKey::new("one")).await.unwrap().id;
+    for _ in 0..3 * CAP {
+        let waits = Replacement::on_first_use(hours(1));
+        newest = keys.rotate(&alice, newest, waits).await.unwrap().id;
+        let drains = Replacement::grace(hours(1));
+        newest = keys.rotate(&alice, newest, drains).await.unwrap().id;
+        clock.advance(hours(2));
+        assert!(live(&keys, &alice).await <= 2 * CAP);
+    }
+}
+
+#[pollster::test]
+async fn a_key_that_another_tenants_clock_saw_expire_is_not_revived() {
+    let (keys, clock, alice) = host().await;
+    let start = keys.now();
+    let key = NewKey::new("short").expires_in(days(5));
+    let short = keys.create(&alice, key).await.unwrap();
+    clock.advance(days(10));
+    let other = admin("other");
+    keys.create(&other, NewKey::new("later")).await.unwrap();
+    clock.set_wall(start);
+    assert!(keys.verify(short.secret.expose(), &Need::any()).is_err());
+    let longer = KeyUpdate::new().expiry(Expiry::In(days(90)));
+    let updated = keys.update(&alice, short.id, longer).await;
+    assert_eq!(updated.unwrap_err().denied(), Some(&Denied::Expired));
+    assert!(keys.verify(short.secret.expose(), &Need::any()).is_err());
+}
+
+#[pollster::test]
+async fn the_legacy_key_is_given_no_earlier_end() {
+    let (keys, _, alice) = host().await;
+    let legacy = keys.provision_tenant(&alice, alice.tenant()).await.unwrap()[0].id;
+    let ends = KeyUpdate::new().expiry(Expiry::In(Duration::from_secs(1)));
+    let updated = keys.update(&alice, legacy, ends).await.unwrap_err();
+    assert!(matches!(updated.denied(), Some(Denied::LegacyKey { .. })));
+}
+
+#[pollster::test]
+async fn an_owner_is_removed_by_an_actor_who_reaches_nothing_below() {
+    let (keys, _, alice) = host().await;
+    let own = keys
+        .create(&alice, NewKey::new("own").scope("*:*"))
+        .await
+        .unwrap();
+    let below = NewKey::new("below").in_tenant("acme/web".try_into().unwrap());
+    let below = keys.create(&alice, below).await.unwrap();
+    let narrow = keys
+        .verify(own.secret.expose(), &Need::any())
+        .unwrap()
+        .actor();
+    let alice = "alice".try_into().unwrap();
+    keys.remove_owner(&narrow, narrow.tenant(), alice)
+        .await
+        .unwrap();
+    for key in [own, below] {
+        assert!(keys.verify(key.secret.expose(), &Need::any()).is_err());
+    }
+}
+
+proptest! {
+    #![proptest_config(Config { cases: cases(), failure_persistence: None, ..Config::default() })]
+
+    #[test]
+    fn nothing_but_the_token_itself_verifies(
+        (mutated, arbitrary) in (
+            strategies::mutated_tokens(TOKEN.with(Clone::clone)),
+            strategies::arbitrary_tokens(),
+        ),
+    ) {
+        KEYS.with(|keys| {
+            let own = TOKEN.with(|token| keys.verify(token, &Need::any()).is_ok());
+            assert!(own);
+            for presented in [mutated, arbitrary] {
+                let _ = token::parse(&presented);
+                assert!(keys.verify(&presented, &Need::any()).is_err());
+            }
+        });
+    }
+
+    #[test]
+    fn a_contradictory_policy_is_refused(spec in strategies::contradictory_specs()) {
+        prop_assert!(Policy::new(spec).is_err());
+    }
+
+    #[test]
+    fn a_policy_survives_the_way_through_a_file(policy in strategies::policies()) {
+        let text = serde_json::to_string(&policy).unwrap();
+        prop_assert_eq!(serde_json::from_str::<Policy>(&text).unwrap(), policy);
+    }
+
+    #[test]
+    fn no_actor_reaches_a_tenant_that_is_not_below_its_own(
+        actor in strategies::actors(),
+        tenant in strategies::tenants(),
+    ) {
+        let own: Vec<_> = actor.tenant().as_str().split('/').collect();
+        let other: Vec<_> = tenant.as_str().split('/').collect();
+        prop_assert_eq!(actor.reaches(&tenant), other.starts_with(&own));
+    }
+}
+
+thread_local! {
+    static MADE: (keyward::Keyward, String) = pollster::block_on(async {
+        let peppers = keyward::PepperRing::generate().unwrap();
+        let keys = keyward::Keyward::builder(MemoryStore::new(), peppers).build().await.unwrap();
+        let host = keyward::Actor::application("acme".try_into().unwrap());
+        let key = keyward::NewKey::new("one").environment("live");
+        let created = keys.create(&host, key).await.unwrap();
+        (keys, created.secret.expose().to_owned())
+    });
+    static KEYS: keyward::Keyward = MADE.with(|made| made.0.clone());
+    static TOKEN: String = MADE.with(|made| made.1.clone());
+}
+
+fn ignores_the_cap() -> Box<dyn System> {
+    Box::new(Facade::new(Arc::new(MemoryStore::new()), policy(2 * CAP)))
+}
+
+fn tampered(load: fn(&mut TenantView), commit: fn(&Tampering, &mut Commit)) -> Box<dyn System> {
+    let inner = MemoryStore::new();
+    let store = Tampering {
+        inner,
+        load,
+        commit,
+    };
+    Box::new(Facade::new(Arc::new(store), policy(CAP)))
+}
+
+fn revives_by_role_change() -> Box<dyn System> {
+    tampered(
+        |_| {},
+        |store, commit| {
+            let changed: Vec<_> = commit
+                .effects
+                .owners
+                .iter()
+                .map(|row| row.owner.clone())
+                .collect();
+            let query = KeyQuery::tenant(commit.tenant.clone(), commit.decided_at);
+            let all = pollster::block_on(store.inner.list(&query)).unwrap().keys;
+            let revived = all.into_iter().filter(|key| {
+                key.owner
+                    .principal()
+                    .is_some_and(|owner| changed.contains(owner))
+                    && commit.effects.puts.iter().all(|put| put.id != key.id)
+            });
+            let revived: Vec<_> = revived
+                .map(|key| keyward::KeyRecord {
+                    state: keyward::KeyState::Enabled,
+                    ..key
+                })
+                .collect();
+            commit.effects.puts.extend(revived);
+        },
+    )
+}
+
+fn lengthens_what_it_rotates() -> Box<dyn System> {
+    tampered(
+        |_| {},
+        |_, commit| {
+            for key in &mut commit.effects.puts {
+                if key.succession.is_some() {
+                    key.expires_at = None;
+                    key.state = keyward::KeyState::Enabled;
+                }
+            }
+        },
+    )
+}
+
+fn revokes_the_legacy_key() -> Box<dyn System> {
+    let blind = |view: &mut TenantView| view.records.iter_mut().for_each(|key| key.legacy = false);
+    tampered(blind, |_, _| {})
+}
+
+fn forgets_roles() -> Box<dyn System> {
+    tampered(
+        |_| {},
+        |_, commit| {
+            for row in &mut commit.effects.owners {
+                row.role = row.role.take().map(|_| keyward::Role::ADMIN);
+            }
+        },
+    )
+}
+
+fn leaves_reach_unchecked() -> Box<dyn System> {
+    Box::new(Wrapped {
+        inner: real(),
+        fault: Fault::WidensActors,
+    })
+}
+
+fn expires_late() -> Box<dyn System> {
+    Box::new(Wrapped {
+        inner: real(),
+        fault: Fault::ExpiresLate,
+    })
+}
+
+fn compares_paths_as_text() -> Box<dyn System> {
+    Box::new(Wrapped {
+        inner: real(),
+        fault: Fault::ComparesText,
+    })
+}
+
+/// What is broken in a system that otherwise forwards.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Fault {
+    /// Takes every actor for one without bounds of its own.
+    WidensActors,
+    /// `now > expires_at`.
+    ExpiresLate,
+    /// `acme` reaches `acme-two`.
+    ComparesText,
+}
+
+struct Wrapped {
+    inner: Box<dyn System>,
+    fault: Fault,
+}
+
+impl System for Wrapped {
+    fn ask(&mut self, model: &Model, by: &Asker, id: &str, ask: &Ask) -> Result<Given, Why> {
+        let mut by = by.clone();
+        match (self.fault, ask) {
+            (Fault::WidensActors, _) if by.role.is_some() => {
+                by.expires = None;
+                by.key = None;
+            }
+            (Fault::ComparesText, Ask::Create { tenant: 3, .. } | Ask::Provision { tenant: 3 })
+                if by.tenant == 0 =>
+            {
+                by.tenant = 3;
+            }
+            _ => {}
+        }
+        self.inner.ask(model, &by, id, ask)
+    }
+
+    fn use_key(&mut self, secret: &str) {
+        self.inner.use_key(secret);
+    }
+
+    fn sees(&mut self, secret: &str) -> Option<u16> {
+        let late = self.fault == Fault::ExpiresLate;
+        if late {
+            self.inner.jump_back(Duration::from_micros(1));
+        }
+        let seen = self.inner.sees(secret);
+        if late {
+            // Only the wall clock is looked at, so that the other one may run on.
+            self.inner.wait(Duration::from_micros(1));
+        }
+        seen
+    }
+
+    fn accepts_here(&mut self, secret: &str) -> bool {
+        self.inner.accepts_here(secret)
+    }
+
+    fn list(&mut self, tenant: &str) -> Vec<Listed> {
+        self.inner.list(tenant)
+    }
+
+    fn clock(&self) -> Timestamp {
+        self.inner.clock()
+    }
+
+    fn wait(&mut self, by: Duration) {
+        self.inner.wait(by);
+    }
+
+    fn jump_back(&mut self, by: Duration) {
+        self.inner.jump_back(by);
+    }
+}
+
+/// A store that changes what it is given, or gives.
+#[derive(Debug)]
+struct Tampering {
+    inner: MemoryStore,
+    load: fn(&mut TenantView),
+    commit: fn(&Self, &mut Commit),
+}
+
+#[async_trait]
+impl KeyStore for Tampering {
+    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+        let mut view = self.inner.load(tenant, select).await?;
+        (self.load)(&mut view);
+        Ok(view)
+    }
+
+    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+        self.inner.find(locator).await
+    }
+
+    async fn commit(&self, mut commit: Commit) -> Result<Revision, CommitError> {
+        (self.commit)(self, &mut commit);
+        self.inner.commit(commit).await
+    }
+
+    async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
+        self.inner.changes(after, limit).await
+    }
+
+    async fn scan(
+        &self,
+        after: Option<RowKey>,
+        limit: NonZeroUsize,
+    ) -> Result<ScanPage, StoreError> {
+        self.inner.scan(after, limit).await
+    }
+
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        self.inner.list(query).await
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        self.inner.audit(query).await
+    }
+}

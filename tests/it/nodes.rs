@@ -1,0 +1,384 @@
+//! Several processes over one store that can fail: what each knows, refuses and learns.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use keyward::policy::{Policy, Propagation};
+use keyward::store::{Locator, MemoryStore};
+use keyward::{
+    DeleteKey, Denied, Digest, Error, ImportKey, Keyward, ManualClock, Need, Reason, Rejection,
+    Replacement, Role, hours, profiles,
+};
+use keyward_conformance::{Call, Fault, FaultyStore};
+use std::time::Duration;
+use support::*;
+
+/// Two nodes over one store, each with a connection of its own that can be cut.
+struct Nodes {
+    clock: Arc<ManualClock>,
+    store: MemoryStore,
+    links: [FaultyStore<MemoryStore>; 2],
+    nodes: [Keyward; 2],
+}
+
+impl Nodes {
+    fn new() -> Self {
+        Self::with_bound(Propagation::default())
+    }
+
+    fn with_bound(propagation: Propagation) -> Self {
+        let clock = Arc::new(ManualClock::at(at(START)));
+        let store = MemoryStore::new();
+        let mut spec = profiles::standard();
+        spec.propagation = propagation;
+        let policy = Policy::new(spec).unwrap();
+        let links = [(); 2].map(|()| FaultyStore::new(store.clone()));
+        let nodes = links
+            .each_ref()
+            .map(|link| node(link.clone(), &clock, policy.clone()));
+        Self {
+            clock,
+            store,
+            links,
+            nodes,
+        }
+    }
+
+    fn sync(&self) {
+        for node in &self.nodes {
+            wait(node.sync()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn trap_01_a_node_that_cannot_confirm_refuses_once_its_bound_is_passed() {
+    let world = Nodes::new();
+    let [here, there] = &world.nodes;
+    let key = wait(here.create(&admin(), reader("a"))).unwrap();
+    world.sync();
+    world.links[1].partition(true);
+    let revoked = wait(here.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    let here_now = here.verify(key.secret.expose(), &reading()).unwrap_err();
+    assert!(
+        matches!(here_now, Rejection::Revoked { .. }),
+        "at once where it was revoked"
+    );
+
+    // The other node cannot know; it goes on for its bound, and not an instant longer.
+    world.clock.advance(Duration::from_secs(10));
+    there.verify(key.secret.expose(), &reading()).unwrap();
+    world.clock.advance(Duration::from_micros(1));
+    let refusal = there.verify(key.secret.expose(), &reading()).unwrap_err();
+    assert!(matches!(refusal, Rejection::Stale { .. }), "{refusal:?}");
+    assert_eq!(
+        refusal.kind(),
+        keyward::RejectionKind::Unavailable,
+        "never a bad key"
+    );
+    assert!(
+        there.now() <= revoked.no_later_than(),
+        "the receipt promised no more"
+    );
+    assert!(wait(there.sync()).is_err());
+
+    world.links[1].partition(false);
+    wait(there.sync()).unwrap();
+    let refusal = there.verify(key.secret.expose(), &reading()).unwrap_err();
+    assert!(matches!(refusal, Rejection::Revoked { .. }));
+}
+
+#[test]
+fn trap_01_what_no_sync_ever_confirmed_is_never_fresh() {
+    let world = Nodes::new();
+    let key = wait(world.nodes[0].create(&admin(), reader("a"))).unwrap();
+    world.clock.advance(hours(1));
+    // Reading other things from the store is no confirmation.
+    wait(world.nodes[0].verify_fresh(key.secret.expose(), &reading())).unwrap();
+    let refusal = world.nodes[0]
+        .verify(key.secret.expose(), &reading())
+        .unwrap_err();
+    assert!(matches!(refusal, Rejection::Stale { .. }));
+}
+
+#[test]
+fn trap_02_what_was_read_before_a_revocation_does_not_undo_it() {
+    let world = Nodes::new();
+    let [here, there] = &world.nodes;
+    let key = wait(here.create(&admin(), reader("a"))).unwrap();
+
+    // The other node reads the key through the store; its answer is held back on the way.
+    let need = reading();
+    let mut reading_through = pin!(there.verify_or_fetch(key.secret.expose(), &need));
+    let mut context = Context::from_waker(Waker::noop());
+    let early = wait(keyward::store::KeyStore::find(
+        &world.store,
+        &Locator::Id(key.id),
+    ));
+    wait(here.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    wait(there.sync()).unwrap();
+    let Poll::Ready(verdict) = reading_through.as_mut().poll(&mut context) else {
+        panic!("a store in memory answers at once");
+    };
+    assert!(matches!(verdict.unwrap_err(), Rejection::Revoked { .. }));
+    assert!(early.unwrap().is_some(), "the key was there to be read");
+    let refusal = there.verify(key.secret.expose(), &need).unwrap_err();
+    assert!(matches!(refusal, Rejection::Revoked { .. }));
+}
+
+#[test]
+fn trap_22_a_new_key_is_accepted_at_once_on_a_node_that_missed_it() {
+    let world = Nodes::new();
+    let [here, there] = &world.nodes;
+    let other = World::new();
+    let stranger = other.some_key();
+    for _ in 0..2 {
+        let miss = wait(there.verify_or_fetch(stranger.secret.expose(), &reading()));
+        assert_eq!(miss.unwrap_err(), Rejection::Unknown);
+    }
+    let key = wait(here.create(&admin(), reader("a"))).unwrap();
+    assert_eq!(
+        there.verify(key.secret.expose(), &reading()).unwrap_err(),
+        Rejection::Unknown
+    );
+    wait(there.verify_or_fetch(key.secret.expose(), &reading())).unwrap();
+    there.verify(key.secret.expose(), &reading()).unwrap();
+
+    // An imported key that was tried before its import, too.
+    let token = "a-token-from-elsewhere";
+    assert!(wait(there.verify_or_fetch(token, &reading())).is_err());
+    let import = ImportKey::sha256(Digest::sha256(token), reader("b"));
+    wait(here.import(&admin(), import)).unwrap();
+    wait(there.sync()).unwrap();
+    wait(there.verify_or_fetch(token, &reading())).unwrap();
+}
+
+#[test]
+fn a_store_that_is_down_never_looks_like_a_bad_key() {
+    let world = Nodes::new();
+    let [here, there] = &world.nodes;
+    let key = wait(here.create(&admin(), reader("a"))).unwrap();
+    world.links[1].partition(true);
+    let refusal = wait(there.verify_or_fetch(key.secret.expose(), &reading())).unwrap_err();
+    assert_eq!(refusal, Rejection::StoreUnavailable);
+    assert_eq!(refusal.kind(), keyward::RejectionKind::Unavailable);
+}
+
+#[test]
+fn a_removed_key_is_not_asked_for_again() {
+    let world = Nodes::new();
+    let [here, _] = &world.nodes;
+    let key = wait(here.create(&admin(), reader("a"))).unwrap();
+    wait(here.delete(&admin(), key.id, DeleteKey::plain())).unwrap();
+    let finds = || {
+        world.links[0]
+            .met()
+            .iter()
+            .filter(|(call, _)| *call == Call::Find)
+            .count()
+    };
+    let before = finds();
+    let refusal = wait(here.verify_or_fetch(key.secret.expose(), &reading())).unwrap_err();
+    assert_eq!((refusal, finds()), (Rejection::Unknown, before));
+}
+
+#[test]
+fn a_commit_whose_answer_is_lost_is_found_out_and_heard_of_here() {
+    let world = Nodes::new();
+    let [here, _] = &world.nodes;
+    let lose = |faults| world.links[0].next(Call::Commit, faults);
+    lose(vec![Fault::ReplyLost]);
+    let key = wait(here.create(&admin(), reader("a"))).unwrap();
+    here.verify(key.secret.expose(), &reading()).unwrap();
+
+    lose(vec![Fault::ReplyLost]);
+    let rotated = wait(here.rotate(&admin(), key.id, Replacement::grace(hours(1)))).unwrap();
+    here.verify(rotated.secret.expose(), &reading()).unwrap();
+
+    lose(vec![Fault::RequestLost, Fault::ReplyLost]);
+    wait(here.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    let refusal = here.verify(key.secret.expose(), &reading()).unwrap_err();
+    assert!(
+        matches!(refusal, Rejection::Revoked { .. }),
+        "before the call returned"
+    );
+
+    lose(vec![Fault::ReplyLost]);
+    wait(here.delete(&admin(), rotated.id, DeleteKey::plain())).unwrap();
+    let refusal = here
+        .verify(rotated.secret.expose(), &reading())
+        .unwrap_err();
+    assert_eq!(refusal, Rejection::Unknown);
+}
+
+#[test]
+fn a_command_dropped_midway_can_be_given_again() {
+    let world = Nodes::new();
+    let [here, _] = &world.nodes;
+    let actor = admin();
+    {
+        let once = actor.with_command_id(command("c1"));
+        let mut dropped = pin!(here.create(&once, reader("a")));
+        let _ = dropped
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()));
+    }
+    let again = wait(here.create(&actor.with_command_id(command("c1")), reader("a")));
+    let id = match again {
+        Ok(created) => created.id,
+        Err(Error::Denied(Denied::AlreadyCreated { id })) => id,
+        Err(other) => panic!("{other}"),
+    };
+    let query = here.query(&tenant("acme"));
+    let listed = wait(here.list(&actor, &query)).unwrap().keys;
+    assert_eq!(listed.iter().map(|key| key.id).collect::<Vec<_>>(), [id]);
+}
+
+#[test]
+fn an_outage_is_told_as_one_and_nothing_is_written() {
+    let world = Nodes::new();
+    let [here, _] = &world.nodes;
+    world.links[0].next(Call::Commit, [Fault::Unavailable]);
+    let failed = wait(here.create(&admin(), reader("a"))).unwrap_err();
+    assert!(matches!(failed, Error::Store(_)), "{failed}");
+    let query = here.query(&tenant("acme"));
+    assert!(wait(here.list(&admin(), &query)).unwrap().keys.is_empty());
+}
+
+#[test]
+fn a_class_with_a_bound_of_zero_is_verified_against_the_store() {
+    let world = Nodes::with_bound(Propagation::IMMEDIATE);
+    let [here, there] = &world.nodes;
+    let key = wait(here.create(&admin(), reader("a"))).unwrap();
+    world.sync();
+    let need = Need::any();
+    assert_eq!(
+        there.verify(key.secret.expose(), &need).unwrap_err(),
+        Rejection::NeedsFresh
+    );
+    wait(there.verify_or_fetch(key.secret.expose(), &need)).unwrap();
+    wait(here.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    let refusal = wait(there.verify_or_fetch(key.secret.expose(), &need)).unwrap_err();
+    assert!(
+        matches!(refusal, Rejection::Revoked { .. }),
+        "without any sync"
+    );
+}
+
+#[test]
+fn a_lowered_role_and_a_removed_owner_hold_on_a_fresh_read_and_after_a_sync() {
+    let world = Nodes::new();
+    let [here, there] = &world.nodes;
+    let bob = actor("acme", "bob", Role::ADMIN);
+    let key = wait(here.create(&bob, reader("a").scope("reports:write"))).unwrap();
+    world.sync();
+    let writing = Need::scope("reports:write");
+    there.verify(key.secret.expose(), &writing).unwrap();
+    let acme = tenant("acme");
+    wait(here.change_owner_role(&admin(), &acme, who("bob"), Role::MEMBER)).unwrap();
+    assert!(here.verify(key.secret.expose(), &writing).is_err());
+    assert!(wait(there.verify_fresh(key.secret.expose(), &writing)).is_err());
+    wait(there.sync()).unwrap();
+    assert!(there.verify(key.secret.expose(), &writing).is_err());
+    there.verify(key.secret.expose(), &reading()).unwrap();
+
+    wait(here.remove_owner(&admin(), &acme, who("bob"))).unwrap();
+    assert!(wait(there.verify_fresh(key.secret.expose(), &reading())).is_err());
+    // Coming back brings no key back.
+    wait(here.change_owner_role(&admin(), &acme, who("bob"), Role::ADMIN)).unwrap();
+    wait(there.sync()).unwrap();
+    for node in [here, there] {
+        let refusal = node.verify(key.secret.expose(), &reading()).unwrap_err();
+        assert!(matches!(
+            refusal,
+            Rejection::Revoked {
+                reason: Reason::OwnerRemoved,
+                ..
+            }
+        ));
+    }
+}
+
+#[test]
+fn a_follower_of_a_compacted_store_starts_over_and_forgets_removed_keys() {
+    let world = Nodes::new();
+    let [here, there] = &world.nodes;
+    let key = wait(here.create(&admin(), reader("a"))).unwrap();
+    let kept = wait(here.create(&admin(), reader("b"))).unwrap();
+    world.sync();
+    wait(here.delete(&admin(), key.id, DeleteKey::plain())).unwrap();
+    world.store.compact();
+    wait(there.sync()).unwrap();
+    assert_eq!(
+        there.verify(key.secret.expose(), &reading()).unwrap_err(),
+        Rejection::Unknown
+    );
+    there.verify(kept.secret.expose(), &reading()).unwrap();
+}
+
+#[test]
+fn commands_that_arrive_together_are_committed_together() {
+    const WRITERS: usize = 20;
+    let world = Nodes::new();
+    let [here, _] = &world.nodes;
+    let commits = || {
+        world.links[0]
+            .met()
+            .iter()
+            .filter(|(call, _)| *call == Call::Commit)
+            .count()
+    };
+    let before = commits();
+    let created: usize = std::thread::scope(|scope| {
+        let start = Arc::new(std::sync::Barrier::new(WRITERS));
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|n| {
+                let start = start.clone();
+                scope.spawn(move || {
+                    start.wait();
+                    usize::from(wait(here.create(&admin(), reader(&n.to_string()))).is_ok())
+                })
+            })
+            .collect();
+        writers
+            .into_iter()
+            .map(|writer| writer.join().unwrap())
+            .sum()
+    });
+    assert_eq!(created, WRITERS, "a node never conflicts with itself");
+    assert!(commits() - before <= WRITERS);
+}
+
+/// Fails if a batch is accepted by a node that could not confirm.
+#[test]
+fn a_batch_is_refused_past_its_bound() {
+    let world = Nodes::new();
+    let [node, _] = &world.nodes;
+    let key = wait(node.create(&admin(), reader("a"))).unwrap();
+    let presented = [key.secret.expose(); 3];
+    world.clock.advance(Duration::from_secs(10));
+    let verdicts = node.verify_many(&presented, &reading());
+    assert!(verdicts.iter().all(Result::is_ok), "{verdicts:?}");
+    world.clock.advance(Duration::from_micros(1));
+    let verdicts = node.verify_many(&presented, &reading());
+    let stale = |verdict: &Result<_, _>| matches!(verdict, Err(Rejection::Stale { .. }));
+    assert!(verdicts.iter().all(stale), "{verdicts:?}");
+}
+
+/// Fails if imported keys are told apart by half of a digest that whoever imports may choose.
+#[test]
+fn a_key_that_was_imported_under_half_of_anothers_digest_is_not_taken_for_it() {
+    let world = Nodes::new();
+    let [node, _] = &world.nodes;
+    let token = "legacy-0123456789abcdef";
+    let mut near = *Digest::sha256(token).as_bytes();
+    near[31] ^= 1;
+    let import = ImportKey::sha256(Digest::from_bytes(near), reader("near"));
+    wait(node.import(&host(), import)).unwrap();
+    let refusal = node.verify(token, &reading()).unwrap_err();
+    assert_eq!(refusal, Rejection::Unknown);
+    let import = ImportKey::sha256(Digest::sha256(token), reader("right"));
+    let right = wait(node.import(&host(), import)).unwrap();
+    assert_eq!(node.verify(token, &reading()).unwrap().key_id(), right.id);
+}

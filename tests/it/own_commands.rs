@@ -1,0 +1,335 @@
+//! What a node knows of what it just did: at least what its commands were decided on, and whether the
+//! store is still the one that it follows.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use keyward::policy::Policy;
+use keyward::store::{
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
+    KeyStore, Locator, MemoryStore, Revision, RowKey, ScanPage, Select, StoreError, TenantView,
+    Versioned,
+};
+use keyward::{
+    Actor, Clock, Created, Keyward, ManualClock, NewKey, Reason, Rejection, Role, TenantId,
+    Timestamp, async_trait, hours, profiles,
+};
+use keyward_conformance::{Call, Fault, FaultyStore};
+use support::*;
+
+/// Two nodes over one store, which is in another process for both.
+struct Two {
+    a: Keyward,
+    b: Keyward,
+}
+
+impl Two {
+    fn new() -> Self {
+        let store = FaultyStore::new(MemoryStore::new());
+        let clock = Arc::new(ManualClock::at(at(START)));
+        let policy = || Policy::new(profiles::standard()).unwrap();
+        let [a, b] = [0, 1].map(|_| node(store.clone(), &clock, policy()));
+        Self { a, b }
+    }
+}
+
+fn alice(path: &str) -> Actor {
+    actor(path, "alice", Role::ADMIN)
+}
+
+fn create(keys: &Keyward, by: &Actor, key: NewKey) -> Created {
+    wait(keys.create(by, key)).unwrap()
+}
+
+fn works(keys: &Keyward, key: &Created) {
+    let verdict = keys.verify(key.secret.expose(), &reading());
+    assert!(verdict.is_ok(), "{verdict:?}");
+}
+
+#[test]
+fn trap_29_a_key_works_on_the_node_that_created_it_though_another_wrote_its_owners_row() {
+    let two = Two::new();
+    create(&two.b, &alice("acme"), reader("first"));
+    works(&two.a, &create(&two.a, &alice("acme"), reader("second")));
+}
+
+#[test]
+fn a_key_works_where_it_was_created_though_another_node_raised_its_owner() {
+    let two = Two::new();
+    let bob = |role| actor("acme", "bob", role);
+    let set = |keys: &Keyward, role| {
+        let place = tenant("acme");
+        wait(keys.change_owner_role(&admin(), &place, who("bob"), role)).unwrap();
+    };
+    create(&two.b, &admin(), reader("of an admin"));
+    set(&two.b, Role::MEMBER);
+    wait(two.a.sync()).unwrap();
+    set(&two.b, Role::DEVELOPER);
+    let key = reader("writes").scope("reports:write");
+    let key = create(&two.a, &bob(Role::DEVELOPER), key);
+    let writing = keyward::Need::scope("reports:write");
+    let verdict = two.a.verify(key.secret.expose(), &writing);
+    assert!(verdict.is_ok(), "{verdict:?}");
+}
+
+/// The rows of the tenants above decide as well.
+#[test]
+fn a_key_works_where_it_was_created_though_another_node_wrote_the_rows_above_it() {
+    let two = Two::new();
+    create(&two.b, &alice("acme"), reader("above"));
+    let below = reader("below").in_tenant(tenant("acme/web"));
+    works(&two.a, &create(&two.a, &alice("acme"), below));
+}
+
+/// Gives a command about a key, and returns the new secret if there is one.
+type Give = fn(&Keyward, &Created) -> Option<String>;
+
+/// So it is for every command that leaves a key that works.
+#[test]
+fn every_command_leaves_its_node_with_the_rows_that_it_was_decided_on() {
+    let commands: [(&str, Give); 4] = [
+        ("rotate", |keys, key| {
+            let how = keyward::Replacement::immediate();
+            let rotated = wait(keys.rotate(&alice("acme"), key.id, how)).unwrap();
+            Some(rotated.secret.expose().to_owned())
+        }),
+        ("replace", |keys, key| {
+            let replaced = wait(keys.replace_lost(&alice("acme"), key.id)).unwrap();
+            Some(replaced.secret.expose().to_owned())
+        }),
+        ("rename", |keys, key| {
+            let change = keyward::KeyUpdate::new().name("renamed");
+            wait(keys.update(&alice("acme"), key.id, change)).unwrap();
+            None
+        }),
+        ("disable and enable", |keys, key| {
+            wait(keys.disable(&alice("acme"), key.id)).unwrap();
+            wait(keys.enable(&alice("acme"), key.id)).unwrap();
+            None
+        }),
+    ];
+    for (what, give) in commands {
+        let two = Two::new();
+        let key = create(&two.b, &alice("acme"), reader("made elsewhere"));
+        let secret = give(&two.a, &key);
+        let secret = secret.unwrap_or_else(|| key.secret.expose().to_owned());
+        let verdict = two.a.verify(&secret, &reading());
+        assert!(verdict.is_ok(), "{what}: {verdict:?}");
+    }
+}
+
+/// A row that is older than what the node knows changes nothing.
+#[test]
+fn what_a_command_was_decided_on_overwrites_nothing_newer() {
+    let two = Two::new();
+    let key = create(&two.a, &alice("acme"), reader("key"));
+    wait(two.b.remove_owner(&host(), &tenant("acme"), who("alice"))).unwrap();
+    wait(two.a.sync()).unwrap();
+    create(&two.a, &admin_of("carol"), reader("another"));
+    let refused = two.a.verify(key.secret.expose(), &reading());
+    assert!(refused.is_err());
+}
+
+fn admin_of(name: &str) -> Actor {
+    actor("acme", name, Role::ADMIN)
+}
+
+/// What happens elsewhere while the answer to a read is on its way.
+type Meanwhile = Box<dyn FnOnce() + Send>;
+
+/// A store in whose place another one may be put.
+#[derive(Clone)]
+struct Swapped {
+    store: Arc<Mutex<MemoryStore>>,
+    /// After how many other reads of changes it happens.
+    meanwhile: Arc<Mutex<Option<(usize, Meanwhile)>>>,
+}
+
+impl std::fmt::Debug for Swapped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Swapped")
+    }
+}
+
+impl Swapped {
+    fn new() -> Self {
+        Self {
+            store: Arc::new(Mutex::new(MemoryStore::new())),
+            meanwhile: Arc::default(),
+        }
+    }
+
+    fn now(&self) -> MemoryStore {
+        self.store.lock().unwrap().clone()
+    }
+
+    fn swap(&self, with: MemoryStore) {
+        *self.store.lock().unwrap() = with;
+    }
+
+    /// Lets something happen before the answer to a read of changes arrives: the next one after `others`.
+    fn interrupt(&self, others: usize, meanwhile: impl FnOnce() + Send + 'static) {
+        *self.meanwhile.lock().unwrap() = Some((others, Box::new(meanwhile)));
+    }
+
+    fn due(&self) -> Option<Meanwhile> {
+        let mut waiting = self.meanwhile.lock().unwrap();
+        if let Some((others, _)) = waiting.as_mut().filter(|(others, _)| *others > 0) {
+            *others -= 1;
+            return None;
+        }
+        waiting.take().map(|(_, happens)| happens)
+    }
+}
+
+#[async_trait]
+impl KeyStore for Swapped {
+    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+        self.now().load(tenant, select).await
+    }
+
+    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+        self.now().find(locator).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        self.now().commit(commit).await
+    }
+
+    async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
+        let answer = self.now().changes(after, limit).await;
+        if let Some(happens) = self.due() {
+            happens();
+        }
+        answer
+    }
+
+    async fn scan(
+        &self,
+        after: Option<RowKey>,
+        limit: NonZeroUsize,
+    ) -> Result<ScanPage, StoreError> {
+        self.now().scan(after, limit).await
+    }
+
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        self.now().list(query).await
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        self.now().audit(query).await
+    }
+}
+
+/// A store that was replaced by a copy of before: what this node knows is of another history.
+#[test]
+fn trap_34_after_a_commit_to_another_history_nothing_is_fresh() {
+    let store = Swapped::new();
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let policy = Policy::new(profiles::standard()).unwrap();
+    let keys = node(store.clone(), &clock, policy.clone());
+    let key = create(&keys, &alice("acme"), reader("key"));
+    for number in 0..10 {
+        create(&keys, &alice("acme"), reader(&format!("filler {number}")));
+    }
+    works(&keys, &key);
+    // The same keys at earlier revisions.
+    let other = MemoryStore::new();
+    let there = node(other.clone(), &clock, policy);
+    let twin = create(&there, &alice("acme"), reader("twin"));
+    store.swap(other);
+    wait(keys.revoke(&alice("acme"), twin.id, Reason::Lost)).unwrap();
+    let refused = keys.verify(key.secret.expose(), &reading()).unwrap_err();
+    assert!(matches!(refused, Rejection::Stale { .. }), "{refused}");
+    wait(keys.sync()).unwrap();
+    let refused = keys.verify(key.secret.expose(), &reading()).unwrap_err();
+    assert_eq!(refused, Rejection::Unknown);
+    let refused = keys.verify(twin.secret.expose(), &reading()).unwrap_err();
+    assert!(matches!(refused, Rejection::Revoked { .. }), "{refused}");
+}
+
+/// The monotonic clock of a machine that its host paused need not count the pause; the wall clock, once it is
+/// right again, shows it.
+#[test]
+fn a_forward_step_of_the_wall_clock_past_the_bound_ends_freshness_until_the_next_sync() {
+    let store = FaultyStore::new(MemoryStore::new());
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let keys = node(store, &clock, Policy::new(profiles::standard()).unwrap());
+    let key = create(&keys, &alice("acme"), reader("key"));
+    let second = Duration::from_secs(1);
+    let step = |by: i64| {
+        let now = clock.now().as_micros() + by * 1_000_000;
+        clock.set_wall(Timestamp::from_micros(now).unwrap());
+    };
+    let verdict = || keys.verify(key.secret.expose(), &reading());
+    // Within the bound of ten seconds, and back.
+    for by in [9, -9, -3600, 3600] {
+        step(by);
+        assert!(verdict().is_ok(), "{by}");
+    }
+    step(11);
+    let refused = verdict().unwrap_err();
+    assert!(
+        matches!(refused, Rejection::Stale { age, .. } if age == 11 * second),
+        "{refused}"
+    );
+    assert_eq!(keys.freshness().age, Some(11 * second));
+    wait(keys.sync()).unwrap();
+    assert!(verdict().is_ok());
+    // Both clocks together are no step.
+    clock.advance(9 * second);
+    assert!(verdict().is_ok());
+}
+
+/// Others do not count on a node whose report is old by their clocks: after a pause it reports anew before
+/// anything is fresh.
+#[test]
+fn after_a_pause_that_was_not_counted_a_node_registers_anew() {
+    let store = FaultyStore::new(MemoryStore::new());
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let builder = Keyward::builder(store.clone(), peppers())
+        .policy(Policy::new(profiles::standard()).unwrap())
+        .registry(store.clone())
+        .clock(clock.clone());
+    let keys = wait(builder.build()).unwrap();
+    let key = create(&keys, &alice("acme"), reader("key"));
+    works(&keys, &key);
+    clock.set_wall(clock.now().saturating_add(hours(1)));
+    store.next(Call::Report, [Fault::Unavailable]);
+    assert!(wait(keys.sync()).is_err());
+    assert!(keys.verify(key.secret.expose(), &reading()).is_err());
+    wait(keys.sync()).unwrap();
+    works(&keys, &key);
+}
+
+/// A read that was on its way when the store was replaced confirms nothing, neither one of changes nor one of
+/// everything.
+#[test]
+fn a_sync_on_its_way_does_not_confirm_a_store_that_was_replaced() {
+    for rebuilds in [false, true] {
+        let store = Swapped::new();
+        let clock = Arc::new(ManualClock::at(at(START)));
+        let policy = || Policy::new(profiles::standard()).unwrap();
+        let keys = node(store.clone(), &clock, policy());
+        let key = create(&keys, &alice("acme"), reader("key"));
+        let other = MemoryStore::new();
+        let there = node(other.clone(), &clock, policy());
+        let twin = create(&there, &alice("acme"), reader("twin"));
+        if rebuilds {
+            // Another history first, so that everything is read anew.
+            store.swap(MemoryStore::new());
+        }
+        let (own, swapped) = (keys.clone(), store.clone());
+        store.interrupt(usize::from(rebuilds), move || {
+            swapped.swap(other);
+            wait(own.revoke(&alice("acme"), twin.id, Reason::Lost)).unwrap();
+        });
+        let _ = wait(keys.sync());
+        let refused = keys.verify(key.secret.expose(), &reading()).unwrap_err();
+        assert!(matches!(refused, Rejection::Stale { .. }), "{refused}");
+        wait(keys.sync()).unwrap();
+        let refused = keys.verify(twin.secret.expose(), &reading()).unwrap_err();
+        assert!(matches!(refused, Rejection::Revoked { .. }), "{refused}");
+    }
+}

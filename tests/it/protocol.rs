@@ -1,0 +1,743 @@
+//! The propagation protocol on its own, in every order there is: two nodes, one writer, two keys, a
+//! store that answers a row at a time and forgets, lost messages, late replies, a restart.
+//!
+//! Time is a few ticks; every step of a poll and of a verification is a step of its own.
+
+use stateright::{Checker, HasDiscoveries, Model, Property};
+
+/// For how many ticks a confirmation holds.
+const BOUND: u8 = 1;
+
+const ACCEPTED: &str = "now and then a key is accepted";
+const STARTED_OVER: &str = "now and then a node starts over";
+
+/// What is wrong with the nodes.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+enum Variant {
+    Sound,
+    AppliesAnything,
+    ConfirmsFirst,
+    ConfirmsFirstHead,
+    ConfirmsFirstPage,
+    ForgetsTombstones,
+    LeaseFromAnswer,
+    LooksUpFirst,
+    NeverStartsOver,
+    ReadsClockFirst,
+}
+
+const BROKEN: [Variant; 9] = [
+    Variant::AppliesAnything,
+    Variant::ConfirmsFirst,
+    Variant::ConfirmsFirstHead,
+    Variant::ConfirmsFirstPage,
+    Variant::ForgetsTombstones,
+    Variant::LeaseFromAnswer,
+    Variant::LooksUpFirst,
+    Variant::NeverStartsOver,
+    Variant::ReadsClockFirst,
+];
+
+/// How much may happen in all.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+struct Budget {
+    ticks: u8,
+    writes: u8,
+    losses: u8,
+    fetches: u8,
+    compactions: u8,
+    restarts: u8,
+    polls: u8,
+}
+
+/// What a row says of its key.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+enum Life {
+    #[default]
+    Unknown,
+    Live,
+    Ended,
+    Removed,
+}
+
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+struct Row {
+    revision: u8,
+    life: Life,
+}
+
+/// Rows of both keys, and where the store stood when they were scanned.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+struct Rows {
+    rows: [Row; 2],
+    base: u8,
+}
+
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+struct Store {
+    rows: [Row; 2],
+    head: u8,
+    /// What came before is not told in full any more.
+    floor: u8,
+    /// When the first key was ended.
+    ended: Option<u8>,
+}
+
+/// What the store answered.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+enum Page {
+    Changes {
+        row: Option<(usize, Row)>,
+        upto: u8,
+        head: u8,
+    },
+    Compacted,
+    Scan {
+        rows: [Row; 2],
+        head: u8,
+    },
+}
+
+/// How far a poll is. `sent` is when its first request left.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+enum Poll {
+    Idle,
+    Asked {
+        sent: u8,
+        from: Option<u8>,
+        goal: Option<u8>,
+        aside: Option<Rows>,
+    },
+    Answered {
+        sent: u8,
+        goal: Option<u8>,
+        aside: Option<Rows>,
+        page: Page,
+        /// It confirmed already, for who does so first.
+        confirmed: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+struct Node {
+    live: Rows,
+    cursor: Option<u8>,
+    confirmed: Option<u8>,
+    poll: Poll,
+    /// The first key as the store told it to a reader, whose reply is on its way.
+    fetched: Option<Row>,
+}
+
+/// How far the one verification is. It is about the first key.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+enum Verification {
+    Not,
+    /// Two of three steps are to come, or one.
+    On {
+        place: usize,
+        /// The node had ended the key itself when it began.
+        knew: bool,
+        confirmed: Option<Option<u8>>,
+        live: Option<bool>,
+        read: Option<u8>,
+    },
+    Done {
+        accepted: bool,
+        knew: bool,
+        at: u8,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+struct State {
+    now: u8,
+    left: Budget,
+    store: Store,
+    nodes: [Node; 2],
+    /// A row that the first node committed and does not know yet.
+    landing: Option<(usize, Row)>,
+    verification: Verification,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Step {
+    Tick,
+    End(usize),
+    Remove(usize),
+    Learn,
+    Forget,
+    Restart(usize),
+    Send(usize),
+    Serve(usize),
+    Receive(usize),
+    Lose(usize),
+    Ask(usize),
+    Hear(usize),
+    Verify(usize),
+    Load,
+    LookUp,
+    ReadClock,
+}
+
+struct Protocol {
+    variant: Variant,
+    budget: Budget,
+}
+
+const NOTHING: Node = Node {
+    live: Rows {
+        rows: [Row {
+            revision: 0,
+            life: Life::Unknown,
+        }; 2],
+        base: 0,
+    },
+    cursor: None,
+    confirmed: None,
+    poll: Poll::Idle,
+    fetched: None,
+};
+
+impl Rows {
+    fn apply(&mut self, (key, row): (usize, Row), variant: Variant) {
+        let known = self.rows[key];
+        let newest = if known.life == Life::Unknown {
+            self.base
+        } else {
+            known.revision
+        };
+        if row.revision > newest || variant == Variant::AppliesAnything {
+            let gone = row.life == Life::Removed && variant == Variant::ForgetsTombstones;
+            self.rows[key] = if gone { Row::default() } else { row };
+        }
+    }
+}
+
+impl Store {
+    fn write(&mut self, key: usize, life: Life) -> Row {
+        self.head += 1;
+        let revision = self.head;
+        self.rows[key] = Row { revision, life };
+        self.rows[key]
+    }
+
+    /// One row a page; the newest of each key alone.
+    fn changes(&self, after: u8) -> Page {
+        if after < self.floor {
+            return Page::Compacted;
+        }
+        let later = |key: &usize| self.rows[*key].revision > after;
+        let first = (0..2)
+            .filter(later)
+            .min_by_key(|key| self.rows[*key].revision);
+        let next = first.map(|key| (key, self.rows[key]));
+        let others = (0..2).filter(later).count();
+        let upto = next.filter(|_| others > 1).map(|(_, row)| row.revision);
+        Page::Changes {
+            row: next,
+            upto: upto.unwrap_or(self.head),
+            head: self.head,
+        }
+    }
+
+    fn forget(&mut self) {
+        self.floor = self.head;
+        for row in &mut self.rows {
+            if row.life == Life::Removed {
+                *row = Row::default();
+            }
+        }
+    }
+}
+
+impl Node {
+    fn confirm(&mut self, sent: u8) {
+        self.confirmed = self.confirmed.max(Some(sent));
+    }
+
+    fn send(&mut self, now: u8) {
+        self.poll = Poll::Asked {
+            sent: now,
+            from: self.cursor,
+            goal: None,
+            aside: None,
+        };
+    }
+
+    fn serve(&mut self, store: &Store) {
+        if let Poll::Asked {
+            sent,
+            from,
+            goal,
+            aside,
+        } = self.poll
+        {
+            let page = match from {
+                Some(from) => store.changes(from),
+                None => Page::Scan {
+                    rows: store.rows,
+                    head: store.head,
+                },
+            };
+            self.poll = Poll::Answered {
+                sent,
+                goal,
+                aside,
+                page,
+                confirmed: false,
+            };
+        }
+    }
+
+    fn receive(&mut self, now: u8, variant: Variant) {
+        let Poll::Answered {
+            sent,
+            goal,
+            mut aside,
+            page,
+            confirmed,
+        } = self.poll
+        else {
+            return;
+        };
+        let sent = if variant == Variant::LeaseFromAnswer && !confirmed {
+            now
+        } else {
+            sent
+        };
+        match page {
+            Page::Changes { .. } if variant == Variant::ConfirmsFirst && !confirmed => {
+                if aside.is_none() {
+                    self.confirm(sent);
+                }
+                self.poll = Poll::Answered {
+                    sent,
+                    goal,
+                    aside,
+                    page,
+                    confirmed: true,
+                };
+            }
+            Page::Changes { row, upto, head } => {
+                let rows = aside.as_mut().unwrap_or(&mut self.live);
+                row.into_iter().for_each(|row| rows.apply(row, variant));
+                let goal = goal.unwrap_or(head);
+                let done = match variant {
+                    Variant::ConfirmsFirstHead => upto >= goal,
+                    Variant::ConfirmsFirstPage => true,
+                    _ => upto == head,
+                };
+                if done {
+                    if let Some(aside) = aside {
+                        self.live = aside;
+                    }
+                    self.cursor = Some(upto);
+                    self.confirm(sent);
+                    self.poll = Poll::Idle;
+                } else {
+                    self.poll = Poll::Asked {
+                        sent,
+                        from: Some(upto),
+                        goal: Some(goal),
+                        aside,
+                    };
+                }
+            }
+            Page::Compacted => {
+                self.confirmed = None;
+                if variant != Variant::NeverStartsOver {
+                    self.cursor = None;
+                }
+                self.poll = Poll::Idle;
+            }
+            Page::Scan { rows, head } => {
+                // What this process commits meanwhile goes in as well.
+                let rows = Rows { rows, base: head };
+                self.poll = Poll::Asked {
+                    sent: now,
+                    from: Some(head),
+                    goal: None,
+                    aside: Some(rows),
+                };
+            }
+        }
+    }
+
+    /// What it committed itself.
+    fn learn(&mut self, row: (usize, Row), variant: Variant) {
+        self.live.apply(row, variant);
+        let (Poll::Asked { aside, .. } | Poll::Answered { aside, .. }) = &mut self.poll else {
+            return;
+        };
+        if let Some(aside) = aside {
+            aside.apply(row, variant);
+        }
+    }
+}
+
+impl Protocol {
+    fn verify(&self, mut state: State, step: Step) -> Option<State> {
+        let Verification::On {
+            place,
+            knew,
+            mut confirmed,
+            mut live,
+            mut read,
+        } = state.verification
+        else {
+            return None;
+        };
+        let node = &state.nodes[place];
+        match step {
+            Step::Load => confirmed = Some(node.confirmed),
+            Step::LookUp => live = Some(node.live.rows[0].life == Life::Live),
+            _ => read = Some(state.now),
+        }
+        state.verification = match (confirmed, live, read) {
+            (Some(confirmed), Some(live), Some(read)) => {
+                let fresh = confirmed.is_some_and(|sent| read.saturating_sub(sent) <= BOUND);
+                let at = state.now;
+                let accepted = fresh && live;
+                Verification::Done { accepted, knew, at }
+            }
+            _ => Verification::On {
+                place,
+                knew,
+                confirmed,
+                live,
+                read,
+            },
+        };
+        Some(state)
+    }
+
+    /// Which step of a verification comes next.
+    fn next(&self, confirmed: bool, live: bool, read: bool) -> Step {
+        let order = match self.variant {
+            Variant::ReadsClockFirst => [Step::ReadClock, Step::Load, Step::LookUp],
+            Variant::LooksUpFirst => [Step::LookUp, Step::Load, Step::ReadClock],
+            _ => [Step::Load, Step::LookUp, Step::ReadClock],
+        };
+        let done = usize::from(confirmed) + usize::from(live) + usize::from(read);
+        order[done.min(2)]
+    }
+
+    /// Whether every node would know what the store knows if all went well from here on.
+    fn recovers(&self, state: &State) -> bool {
+        let mut state = *state;
+        if let Some(row) = state.landing.take() {
+            state.nodes[0].learn(row, self.variant);
+        }
+        let now = state.now + 1;
+        state.nodes.iter_mut().all(|node| {
+            // Whatever was on its way is given up.
+            node.poll = Poll::Idle;
+            for _ in 0..2 {
+                node.send(now);
+                while node.poll != Poll::Idle {
+                    node.serve(&state.store);
+                    node.receive(now, self.variant);
+                }
+            }
+            let same =
+                |(own, row): (&Row, &Row)| (own.life == Life::Live) == (row.life == Life::Live);
+            let knows = node.live.rows.iter().zip(&state.store.rows).all(same);
+            knows && node.confirmed == Some(now)
+        })
+    }
+}
+
+impl Model for Protocol {
+    type State = State;
+    type Action = Step;
+
+    fn init_states(&self) -> Vec<State> {
+        let live = |revision| Row {
+            revision,
+            life: Life::Live,
+        };
+        let rows = [live(1), live(2)];
+        let node = Node {
+            live: Rows { rows, base: 0 },
+            cursor: Some(2),
+            confirmed: Some(0),
+            ..NOTHING
+        };
+        vec![State {
+            now: 0,
+            left: self.budget,
+            store: Store {
+                rows,
+                head: 2,
+                floor: 0,
+                ended: None,
+            },
+            nodes: [node; 2],
+            landing: None,
+            verification: Verification::Not,
+        }]
+    }
+
+    fn actions(&self, state: &State, steps: &mut Vec<Step>) {
+        match state.verification {
+            Verification::Done { .. } => return,
+            Verification::Not => steps.extend([Step::Verify(0), Step::Verify(1)]),
+            Verification::On {
+                confirmed,
+                live,
+                read,
+                ..
+            } => steps.push(self.next(confirmed.is_some(), live.is_some(), read.is_some())),
+        }
+        let left = state.left;
+        let mut may = |step: Step, budget: u8| (budget > 0).then(|| steps.push(step));
+        may(Step::Tick, left.ticks);
+        may(Step::Forget, left.compactions);
+        for key in 0..2 {
+            // One command at a time, on the first node.
+            let writes = if state.landing.is_none() {
+                left.writes
+            } else {
+                0
+            };
+            match state.store.rows[key].life {
+                Life::Live => may(Step::End(key), writes),
+                Life::Ended => may(Step::Remove(key), writes),
+                Life::Unknown | Life::Removed => None,
+            };
+        }
+        if state.landing.is_some() {
+            steps.push(Step::Learn);
+        }
+        for place in 0..2 {
+            let node = &state.nodes[place];
+            match node.poll {
+                Poll::Idle if left.polls > 0 => steps.push(Step::Send(place)),
+                Poll::Idle => {}
+                Poll::Asked { .. } => steps.push(Step::Serve(place)),
+                Poll::Answered { .. } => steps.push(Step::Receive(place)),
+            }
+            if node.poll != Poll::Idle && left.losses > 0 {
+                steps.push(Step::Lose(place));
+            }
+            if left.restarts > 0 {
+                steps.push(Step::Restart(place));
+            }
+            match node.fetched {
+                Some(_) => steps.push(Step::Hear(place)),
+                None if left.fetches > 0 => steps.push(Step::Ask(place)),
+                None => {}
+            }
+        }
+    }
+
+    fn next_state(&self, last: &State, step: Step) -> Option<State> {
+        let mut state = *last;
+        match step {
+            Step::Tick => {
+                state.left.ticks -= 1;
+                state.now += 1;
+            }
+            Step::End(key) | Step::Remove(key) => {
+                state.left.writes -= 1;
+                let ends = matches!(step, Step::End(_));
+                let life = if ends { Life::Ended } else { Life::Removed };
+                let row = state.store.write(key, life);
+                if ends && key == 0 {
+                    state.store.ended = Some(state.now);
+                }
+                state.landing = Some((key, row));
+            }
+            Step::Learn => {
+                let row = state.landing.take()?;
+                state.nodes[0].learn(row, self.variant);
+            }
+            Step::Forget => {
+                state.left.compactions -= 1;
+                state.store.forget();
+            }
+            Step::Restart(place) => {
+                state.left.restarts -= 1;
+                state.nodes[place] = NOTHING;
+                if place == 0 {
+                    state.landing = None;
+                }
+                if matches!(state.verification, Verification::On { place: on, .. } if on == place) {
+                    state.verification = Verification::Not;
+                }
+            }
+            Step::Send(place) => {
+                state.left.polls -= 1;
+                state.nodes[place].send(state.now);
+            }
+            Step::Serve(place) => state.nodes[place].serve(&last.store),
+            Step::Receive(place) => state.nodes[place].receive(state.now, self.variant),
+            Step::Lose(place) => {
+                state.left.losses -= 1;
+                state.nodes[place].poll = Poll::Idle;
+            }
+            Step::Ask(place) => {
+                state.left.fetches -= 1;
+                state.nodes[place].fetched = Some(state.store.rows[0]);
+            }
+            Step::Hear(place) => {
+                let node = &mut state.nodes[place];
+                let row = node.fetched.take()?;
+                // Not while it starts over, and nothing that the store did not know.
+                if node.cursor.is_some() && row.life != Life::Unknown {
+                    node.live.apply((0, row), self.variant);
+                }
+            }
+            Step::Verify(place) => {
+                let ended = state.store.ended.is_some();
+                let landing = matches!(state.landing, Some((0, _)));
+                let knew =
+                    place == 0 && ended && !landing && state.left.restarts == self.budget.restarts;
+                state.verification = Verification::On {
+                    place,
+                    knew,
+                    confirmed: None,
+                    live: None,
+                    read: None,
+                };
+            }
+            Step::Load | Step::LookUp | Step::ReadClock => return self.verify(state, step),
+        }
+        Some(state)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always(
+                "nothing is accepted past the bound",
+                |_, state: &State| match (state.verification, state.store.ended) {
+                    (Verification::Done { accepted, at, .. }, Some(ended)) => {
+                        !accepted || at <= ended + BOUND
+                    }
+                    _ => true,
+                },
+            ),
+            Property::always(
+                "a change holds at once where it was made",
+                |_, state: &State| {
+                    !matches!(
+                        state.verification,
+                        Verification::Done {
+                            accepted: true,
+                            knew: true,
+                            ..
+                        }
+                    )
+                },
+            ),
+            Property::always(
+                "no node is stale for ever",
+                |model: &Self, state: &State| model.recovers(state),
+            ),
+            Property::sometimes(ACCEPTED, |_, state: &State| {
+                matches!(
+                    state.verification,
+                    Verification::Done { accepted: true, .. }
+                )
+            }),
+            Property::sometimes(STARTED_OVER, |_, state: &State| {
+                state
+                    .nodes
+                    .iter()
+                    .any(|node| matches!(node.poll, Poll::Asked { aside: Some(_), .. }))
+            }),
+        ]
+    }
+}
+
+/// Small enough to be gone through in seconds. Together they are large enough for every broken
+/// variant.
+const SMALL: [Budget; 4] = [
+    // Leases, and lost messages.
+    Budget {
+        ticks: 3,
+        writes: 1,
+        losses: 1,
+        polls: 2,
+        ..NONE
+    },
+    // Rows that change again while they are read page by page.
+    Budget {
+        ticks: 2,
+        writes: 4,
+        polls: 1,
+        ..NONE
+    },
+    // A store that forgets, and a reply that comes late.
+    Budget {
+        ticks: 2,
+        writes: 2,
+        fetches: 1,
+        compactions: 1,
+        polls: 1,
+        ..NONE
+    },
+    // A node that begins anew.
+    Budget {
+        ticks: 2,
+        writes: 2,
+        compactions: 1,
+        restarts: 1,
+        polls: 1,
+        ..NONE
+    },
+];
+
+const NONE: Budget = Budget {
+    ticks: 0,
+    writes: 0,
+    losses: 0,
+    fetches: 0,
+    compactions: 0,
+    restarts: 0,
+    polls: 0,
+};
+
+fn check(variant: Variant, budget: Budget) -> impl Checker<Protocol> {
+    let model = Protocol { variant, budget };
+    let checker = model.checker().threads(2);
+    checker
+        .finish_when(HasDiscoveries::AnyFailures)
+        .spawn_bfs()
+        .join()
+}
+
+/// What was found that must not be.
+fn broken(checked: &impl Checker<Protocol>) -> Vec<&'static str> {
+    let mut found: Vec<_> = checked.discoveries().into_keys().collect();
+    found.retain(|name| !name.starts_with("now and then"));
+    found
+}
+
+#[test]
+fn no_order_of_steps_breaks_the_protocol() {
+    let mut accepts = false;
+    let mut starts_over = false;
+    for budget in SMALL {
+        let checked = check(Variant::Sound, budget);
+        println!("{budget:?}: {} states", checked.unique_state_count());
+        assert_eq!(broken(&checked), Vec::<&str>::new());
+        let happened = checked.discoveries();
+        accepts |= happened.contains_key(ACCEPTED);
+        starts_over |= happened.contains_key(STARTED_OVER);
+    }
+    assert!(accepts && starts_over, "the model can do what it is about");
+}
+
+#[test]
+fn every_broken_protocol_is_found() {
+    for variant in BROKEN {
+        let found = SMALL.into_iter().find_map(|budget| {
+            let checked = check(variant, budget);
+            let found = broken(&checked).first().copied();
+            found.map(|what| (what, checked.unique_state_count()))
+        });
+        let (what, states) = found.unwrap_or_else(|| panic!("{variant:?} passes"));
+        println!("{variant:?}: not so that {what}, within {states} states");
+    }
+}

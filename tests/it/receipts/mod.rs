@@ -1,0 +1,742 @@
+//! Receipts: which nodes have a change, and that none that has not is overlooked.
+
+mod schedules;
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use keyward::policy::{Policies, Policy, Propagation};
+use keyward::store::{KeyStore, MemoryStore, NodeId, NodeRegistry, NodeReport, StoreError};
+use keyward::{
+    Confirmations, Created, DeleteKey, Keyward, ManualClock, NodeAnswer, NodeLabel, Reason,
+    Receipt, Rejection, Role, SeededEntropy, async_trait, hours, profiles,
+};
+use keyward_conformance::{Call, Fault, FaultyStore};
+use support::*;
+
+/// The default staleness bound, and when it has passed by any two clocks.
+const BOUND: Duration = Duration::from_secs(10);
+const PAST: Duration = Duration::from_millis(10_030);
+/// For how long a node goes on without a report, its bound left aside.
+const SLACK: Duration = Duration::from_secs(60);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A node with a way to the store and one to the registry, each of which can be cut.
+struct Node {
+    keys: Keyward,
+    link: FaultyStore<MemoryStore>,
+    roll: FaultyStore<MemoryStore>,
+}
+
+struct Nodes {
+    clock: Arc<ManualClock>,
+    store: MemoryStore,
+    nodes: Vec<Node>,
+}
+
+impl Nodes {
+    fn new(count: usize) -> Self {
+        let clock = Arc::new(ManualClock::at(at(START)));
+        let store = MemoryStore::new();
+        let mut world = Self {
+            clock,
+            store,
+            nodes: Vec::new(),
+        };
+        (0..count).for_each(|_| world.start());
+        world
+    }
+
+    fn start(&mut self) {
+        let link = FaultyStore::new(self.store.clone());
+        let roll = FaultyStore::new(self.store.clone());
+        let label = NodeLabel::new(format!("node {}", self.nodes.len())).unwrap();
+        let builder = Keyward::builder(link.clone(), peppers())
+            .registry(roll.clone())
+            .node_label(label)
+            .clock(self.clock.clone());
+        let keys = wait(builder.build()).unwrap();
+        self.nodes.push(Node { keys, link, roll });
+    }
+
+    fn keys(&self, node: usize) -> &Keyward {
+        &self.nodes[node].keys
+    }
+
+    fn sync(&self) {
+        for node in &self.nodes {
+            wait(node.keys.sync()).unwrap();
+        }
+    }
+
+    /// A key that every node accepts.
+    fn key(&self) -> Created {
+        let key = wait(self.keys(0).create(&admin(), reader("a"))).unwrap();
+        self.sync();
+        key
+    }
+
+    fn revoke(&self, key: &Created) -> Receipt {
+        wait(self.keys(0).revoke(&admin(), key.id, Reason::Lost)).unwrap()
+    }
+
+    fn ask(&self, receipt: &Receipt) -> Confirmations {
+        wait(self.keys(0).confirmations(receipt)).unwrap()
+    }
+
+    fn accepts(&self, node: usize, key: &Created) -> bool {
+        self.keys(node)
+            .verify(key.secret.expose(), &reading())
+            .is_ok()
+    }
+
+    fn registered(&self) -> Vec<NodeReport> {
+        wait(self.store.nodes()).unwrap()
+    }
+
+    fn report_of(&self, node: usize) -> NodeReport {
+        let id = self.keys(node).node().unwrap();
+        let all = self.registered();
+        all.into_iter().find(|report| report.node == id).unwrap()
+    }
+}
+
+fn labels<'a>(nodes: impl Iterator<Item = &'a keyward::NodeConfirmation>) -> Vec<&'a str> {
+    let mut labels: Vec<_> = nodes
+        .map(|node| node.label.as_ref().unwrap().as_str())
+        .collect();
+    labels.sort_unstable();
+    labels
+}
+
+#[test]
+fn a_receipt_is_complete_once_every_node_has_applied_the_change() {
+    let world = Nodes::new(3);
+    let key = world.key();
+    let receipt = world.revoke(&key);
+    let asked = world.ask(&receipt);
+    assert!(!asked.is_complete());
+    assert_eq!(labels(asked.applied()), ["node 0"], "where it was revoked");
+    let mut waiting = asked.waiting();
+    let (_, at_most) = waiting.next().unwrap();
+    assert!(at_most >= BOUND && at_most <= PAST, "{at_most:?}");
+    assert_eq!(waiting.count(), 1);
+
+    wait(world.keys(2).sync()).unwrap();
+    let asked = world.ask(&receipt);
+    assert_eq!(labels(asked.applied()), ["node 0", "node 2"]);
+    assert!(!asked.is_complete() && world.accepts(1, &key));
+
+    wait(world.keys(1).sync()).unwrap();
+    let asked = world.ask(&receipt);
+    assert!(asked.is_complete() && asked.at_most().is_zero());
+    assert_eq!(asked.nodes().len(), 3);
+    assert!((0..3).all(|node| !world.accepts(node, &key)));
+}
+
+#[test]
+fn every_change_has_a_receipt_that_can_be_asked_bulk_ones_included() {
+    let world = Nodes::new(2);
+    let bob = actor("acme", "bob", keyward::Role::ADMIN);
+    let keys = world.keys(0);
+    let mut receipts = Vec::new();
+    for _ in 0..3 {
+        wait(keys.create(&bob, reader("b"))).unwrap();
+    }
+    let key = world.key();
+    let rotated = wait(keys.rotate(&admin(), key.id, keyward::Replacement::immediate())).unwrap();
+    receipts.push(rotated.receipt);
+    let other = world.key();
+    let deleted = wait(keys.delete(&admin(), other.id, keyward::DeleteKey::plain())).unwrap();
+    receipts.push(deleted);
+    let removed = wait(keys.remove_owner(&admin(), &tenant("acme"), who("bob"))).unwrap();
+    assert_eq!(removed.ended, 3);
+    receipts.push(removed.receipt);
+    for receipt in &receipts {
+        assert!(receipt.epoch().is_some() && receipt.bound() > BOUND);
+    }
+    let last = receipts.last().unwrap();
+    assert!(!world.ask(last).is_complete());
+    wait(world.keys(1).sync()).unwrap();
+    assert!(
+        receipts
+            .iter()
+            .all(|receipt| world.ask(receipt).is_complete())
+    );
+}
+
+#[test]
+fn without_a_registry_the_bound_alone_tells() {
+    let world = World::new();
+    let key = world.some_key();
+    let receipt = wait(world.keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    let asked = wait(world.keys.confirmations(&receipt)).unwrap();
+    assert!(!asked.is_complete() && asked.nodes().is_empty());
+    assert_eq!(world.keys.node(), None);
+    world.clock.advance(BOUND);
+    assert!(
+        !wait(world.keys.confirmations(&receipt))
+            .unwrap()
+            .is_complete()
+    );
+    world.clock.advance(PAST - BOUND);
+    assert!(
+        wait(world.keys.confirmations(&receipt))
+            .unwrap()
+            .is_complete()
+    );
+    wait(world.keys.leave()).unwrap();
+}
+
+#[test]
+fn a_dead_node_blocks_no_receipt_longer_than_the_bound() {
+    let mut world = Nodes::new(2);
+    let (first, second) = (world.key(), world.key());
+    let dead = world.nodes.pop().unwrap().keys.node().unwrap();
+    let receipt = world.revoke(&first);
+    assert!(!world.ask(&receipt).is_complete());
+    world.clock.advance(BOUND);
+    assert!(!world.ask(&receipt).is_complete());
+    world.clock.advance(PAST - BOUND);
+    let asked = world.ask(&receipt);
+    assert!(asked.is_complete());
+    assert_eq!(
+        asked.lapsed().map(|node| node.node).collect::<Vec<_>>(),
+        [dead]
+    );
+
+    // Once its lease is over it blocks none at all.
+    world.clock.advance(SLACK + SECOND);
+    world.sync();
+    let asked = world.ask(&world.revoke(&second));
+    assert!(asked.is_complete());
+    assert_eq!(asked.lapsed().count(), 1, "{asked:?}");
+}
+
+#[test]
+fn silence_counts_from_when_a_report_was_seen_and_not_from_when_somebody_looked_first() {
+    let mut world = Nodes::new(1);
+    let key = world.key();
+    // Somebody whom the observer has never seen, and who may have reported just now.
+    world.clock.advance(hours(2));
+    world.start();
+    wait(world.keys(1).sync()).unwrap();
+    let receipt = world.revoke(&key);
+    assert!(!world.ask(&receipt).is_complete());
+    assert!(world.accepts(1, &key));
+}
+
+#[test]
+fn a_node_whose_reports_are_lost_is_waited_for_as_long_as_it_may_be_fresh() {
+    let world = Nodes::new(2);
+    let (first, second) = (world.key(), world.key());
+    world.ask(&world.revoke(&first));
+    world.nodes[1].roll.partition(true);
+    wait(world.keys(1).sync()).unwrap();
+    // It goes on, at the very end of what its last report allows.
+    world.clock.advance(SLACK);
+    wait(world.keys(1).sync()).unwrap();
+    world.clock.advance(SECOND);
+    let receipt = world.revoke(&second);
+    let asked = world.ask(&receipt);
+    assert!(world.accepts(1, &second) && !asked.is_complete());
+    let (_, at_most) = asked.waiting().next().unwrap();
+    assert!(at_most < PAST, "no longer than its lease: {at_most:?}");
+    assert!(at_most >= BOUND - SECOND, "{at_most:?}");
+
+    // It cannot register, so that no further read confirms anything.
+    assert!(wait(world.keys(1).sync()).is_err());
+    world.clock.advance(at_most);
+    assert!(world.ask(&receipt).is_complete() && !world.accepts(1, &second));
+    let fresh = wait(world.keys(0).create(&admin(), reader("b"))).unwrap();
+    assert!(wait(world.keys(1).sync()).is_err());
+    let stale = world.keys(1).verify(fresh.secret.expose(), &reading());
+    assert!(matches!(
+        stale.unwrap_err(),
+        Rejection::Unknown | Rejection::Stale { .. }
+    ));
+
+    world.nodes[1].roll.partition(false);
+    wait(world.keys(1).sync()).unwrap();
+    assert!(world.accepts(1, &fresh) && world.ask(&receipt).lapsed().count() == 0);
+}
+
+#[test]
+fn a_node_registers_durably_before_it_reads_what_confirms_it() {
+    let mut world = Nodes::new(1);
+    let key = world.key();
+    // One link for both, which tells the order.
+    let link = FaultyStore::new(world.store.clone());
+    let start = |link: &FaultyStore<MemoryStore>| {
+        let builder = Keyward::builder(link.clone(), peppers()).registry(link.clone());
+        wait(builder.clock(world.clock.clone()).build())
+    };
+    link.next(Call::Report, [Fault::Unavailable]);
+    assert!(
+        start(&link).is_err(),
+        "a node that cannot register does not start"
+    );
+    // It has looked at the clocks of others.
+    let looked = (Call::Nodes, Fault::None);
+    assert_eq!(link.met(), [looked, (Call::Report, Fault::Unavailable)]);
+    drop(start(&link).unwrap());
+    let calls: Vec<_> = link.met().into_iter().map(|(call, _)| call).collect();
+    let changes = calls
+        .iter()
+        .position(|call| *call == Call::Changes)
+        .unwrap();
+    assert_eq!(calls[2..4], [Call::Nodes, Call::Report]);
+    assert!(calls[4..changes].contains(&Call::Scan));
+
+    // So whoever registers after a revocation has it, and nobody waits for it.
+    wait(world.store.forget(world.registered()[0].node, u64::MAX)).unwrap();
+    let receipt = world.revoke(&key);
+    world.clock.advance(PAST);
+    assert!(world.ask(&receipt).is_complete());
+    world.start();
+    assert!(!world.accepts(1, &key));
+}
+
+#[test]
+fn a_node_lost_before_its_first_report_is_nobody() {
+    let world = Nodes::new(1);
+    let link = FaultyStore::new(world.store.clone());
+    link.next(Call::Report, [Fault::ReplyLost]);
+    let builder = Keyward::builder(link.clone(), peppers()).registry(link);
+    assert!(wait(builder.clock(world.clock.clone()).build()).is_err());
+    // It stands in the registry, is not fresh, and lapses.
+    let key = world.key();
+    let receipt = world.revoke(&key);
+    assert_eq!(world.ask(&receipt).waiting().count(), 1);
+    world.clock.advance(PAST);
+    assert!(world.ask(&receipt).is_complete());
+}
+
+#[test]
+fn a_report_whose_reply_is_lost_is_repeated_and_makes_no_stranger() {
+    let world = Nodes::new(2);
+    let before = world.keys(1).node();
+    for fault in [Fault::ReplyLost, Fault::RequestLost, Fault::Unavailable] {
+        let key = world.key();
+        let receipt = world.revoke(&key);
+        world.nodes[1].roll.next(Call::Report, [fault]);
+        wait(world.keys(1).sync()).unwrap();
+        let landed = fault == Fault::ReplyLost;
+        assert_eq!(world.ask(&receipt).is_complete(), landed, "{fault:?}");
+        assert!(!world.accepts(1, &key), "it has the change all the same");
+        wait(world.keys(1).sync()).unwrap();
+        assert!(world.ask(&receipt).is_complete());
+    }
+    assert_eq!(world.keys(1).node(), before);
+    assert_eq!(world.registered().len(), 2);
+}
+
+#[test]
+fn nodes_that_draw_the_same_id_find_out_and_stand_apart() {
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let store = MemoryStore::new();
+    let start = || {
+        let builder = Keyward::builder(FaultyStore::new(store.clone()), peppers());
+        let builder = builder.registry(store.clone()).clock(clock.clone());
+        wait(builder.entropy(SeededEntropy::new(7)).build()).unwrap()
+    };
+    let (one, two) = (start(), start());
+    assert_ne!(one.node(), two.node());
+    assert_eq!(wait(store.nodes()).unwrap().len(), 2);
+
+    // An id that was given to another while its own entry was gone.
+    let mut stranger = wait(store.nodes()).unwrap();
+    let mut stranger = stranger.remove(usize::from(Some(stranger[0].node) != two.node()));
+    stranger.beat = 1000;
+    assert!(wait(store.report(stranger)).unwrap());
+    let key = wait(one.create(&admin(), reader("a"))).unwrap();
+    let before = two.node();
+    wait(two.sync()).unwrap_or_default();
+    wait(two.sync()).unwrap();
+    assert_ne!(two.node(), before);
+    two.verify(key.secret.expose(), &reading()).unwrap();
+    assert_eq!(wait(store.nodes()).unwrap().len(), 3);
+}
+
+#[test]
+fn a_beat_is_sent_when_something_changed_or_every_so_often_and_moves_no_head() {
+    let world = Nodes::new(2);
+    world.key();
+    world.sync();
+    let head = || {
+        wait(world.store.scan(None, std::num::NonZeroUsize::MIN))
+            .unwrap()
+            .head
+    };
+    let before = head();
+    let reports = || {
+        let met = world.nodes[1].roll.met();
+        met.iter().filter(|(call, _)| *call == Call::Report).count()
+    };
+    let (sent, beat) = (reports(), world.report_of(1).beat);
+    for _ in 0..40 {
+        world.clock.advance(SECOND / 2);
+        wait(world.keys(1).sync()).unwrap();
+    }
+    assert_eq!(reports() - sent, 2, "one in ten seconds");
+    assert_eq!(world.report_of(1).beat, beat + 2);
+    assert_eq!(head(), before);
+    assert_eq!(world.report_of(1).applied, Some(before));
+    world.key();
+    assert_eq!(reports() - sent, 3);
+    assert_eq!(world.report_of(1).applied, Some(head()));
+}
+
+#[test]
+fn a_node_that_leaves_is_not_waited_for_and_is_not_fresh() {
+    let world = Nodes::new(2);
+    let key = world.key();
+    wait(world.keys(1).leave()).unwrap();
+    assert_eq!(world.registered().len(), 1);
+    let refused = world.keys(1).verify(key.secret.expose(), &reading());
+    assert!(matches!(refused.unwrap_err(), Rejection::Stale { .. }));
+    let receipt = world.revoke(&key);
+    assert!(world.ask(&receipt).is_complete());
+    // Whoever goes on after all is a node again first.
+    wait(world.keys(1).sync()).unwrap();
+    assert_eq!(world.registered().len(), 2);
+    assert!(world.ask(&receipt).is_complete() && !world.accepts(1, &key));
+}
+
+#[test]
+fn an_entry_that_was_silent_for_a_day_is_removed_and_one_that_beats_is_not() {
+    let mut world = Nodes::new(3);
+    let key = world.key();
+    let cut_off = world.nodes.remove(1);
+    cut_off.link.partition(true);
+    cut_off.roll.partition(true);
+    // Seen within the first hour, and in its lease a minute longer.
+    for _ in 0..25 {
+        world.clock.advance(hours(1));
+        world.sync();
+    }
+    assert_eq!(world.registered().len(), 3, "not a minute too early");
+    world.clock.advance(hours(1));
+    world.sync();
+    assert_eq!(world.registered().len(), 2);
+
+    // It was alive all along, and registers before it is fresh again.
+    cut_off.link.partition(false);
+    assert!(wait(cut_off.keys.sync()).is_err());
+    let stale = cut_off.keys.verify(key.secret.expose(), &reading());
+    assert!(matches!(stale.unwrap_err(), Rejection::Stale { .. }));
+    cut_off.roll.partition(false);
+    wait(cut_off.keys.sync()).unwrap();
+    assert_eq!(world.registered().len(), 3);
+}
+
+/// Lets a node report while somebody is about to forget it.
+#[derive(Debug)]
+struct JustInTime(MemoryStore);
+
+#[async_trait]
+impl NodeRegistry for JustInTime {
+    async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {
+        self.0.report(report).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeReport>, StoreError> {
+        self.0.nodes().await
+    }
+
+    async fn forget(&self, node: NodeId, upto: u64) -> Result<(), StoreError> {
+        let all = self.0.nodes().await?;
+        for mut report in all.into_iter().filter(|report| report.node == node) {
+            report.beat += 1;
+            self.0.report(report).await?;
+        }
+        self.0.forget(node, upto).await
+    }
+}
+
+#[test]
+fn an_entry_whose_node_comes_back_at_the_last_moment_is_not_removed() {
+    let mut world = Nodes::new(2);
+    let builder = Keyward::builder(FaultyStore::new(world.store.clone()), peppers());
+    let builder = builder.registry(JustInTime(world.store.clone()));
+    let looking = wait(builder.clock(world.clock.clone()).build()).unwrap();
+    let late = world.nodes.remove(1);
+    let before = wait(world.store.nodes()).unwrap();
+    for _ in 0..26 {
+        world.clock.advance(hours(1));
+        wait(looking.sync()).unwrap();
+    }
+    let after = wait(world.store.nodes()).unwrap();
+    assert_eq!(after.len(), before.len());
+    let beat = |all: &[NodeReport]| {
+        let mut all = all.iter();
+        let own = all.find(|report| Some(report.node) == late.keys.node());
+        own.unwrap().beat
+    };
+    assert_eq!(
+        beat(&after),
+        beat(&before) + 1,
+        "it was about to be forgotten"
+    );
+}
+
+#[test]
+fn a_node_that_lost_the_history_registers_anew_before_it_is_fresh_again() {
+    let world = Nodes::new(2);
+    let key = world.key();
+    let gone = world.key();
+    wait(
+        world
+            .keys(0)
+            .delete(&admin(), gone.id, keyward::DeleteKey::plain()),
+    )
+    .unwrap();
+    world.store.compact();
+    let Node { keys, link, roll } = &world.nodes[1];
+    roll.next(Call::Report, [Fault::Unavailable]);
+    let scans = |link: &FaultyStore<MemoryStore>| {
+        let met = link.met();
+        met.iter().filter(|(call, _)| *call == Call::Scan).count()
+    };
+    let before = scans(link);
+    assert!(wait(keys.sync()).is_err());
+    assert_eq!(scans(link), before);
+    let stale = keys.verify(key.secret.expose(), &reading());
+    assert!(matches!(stale.unwrap_err(), Rejection::Stale { .. }));
+    wait(keys.sync()).unwrap();
+    assert_eq!(scans(link), before + 1);
+    assert!(world.accepts(1, &key) && !world.accepts(1, &gone));
+}
+
+#[test]
+fn policies_that_allow_more_staleness_are_told_before_anything_is_accepted_by_them() {
+    let world = Nodes::new(2);
+    let key = world.key();
+    let with_bound = |bound| {
+        let mut spec = profiles::standard();
+        spec.propagation = Propagation { bound };
+        Policy::new(spec).unwrap()
+    };
+    assert_eq!(world.report_of(1).lease, BOUND + SLACK);
+    world.keys(1).set_policies(with_bound(hours(1)));
+    assert!(!world.accepts(1, &key));
+    assert_eq!(world.report_of(1).lease, BOUND + SLACK);
+    wait(world.keys(1).sync()).unwrap();
+    assert!(world.accepts(1, &key));
+    assert_eq!(world.report_of(1).lease, hours(1) + SLACK);
+    // Less needs no notice.
+    world.keys(1).set_policies(with_bound(BOUND));
+    assert!(world.accepts(1, &key));
+}
+
+#[test]
+fn waiting_ends_when_the_last_node_has_the_change() {
+    let world = Nodes::new(2);
+    let key = world.key();
+    let receipt = world.revoke(&key);
+    let mut pauses = 0;
+    let confirmed = wait(world.keys(0).confirmed(&receipt, |time| {
+        pauses += 1;
+        world.clock.advance(time);
+        if pauses == 3 {
+            wait(world.keys(1).sync()).unwrap();
+        }
+        std::future::ready(())
+    }));
+    assert_eq!(pauses, 3);
+    assert_eq!(confirmed.applied().count(), 2);
+}
+
+#[test]
+fn waiting_ends_with_the_bound_whoever_is_gone() {
+    for everything_down in [false, true] {
+        let world = Nodes::new(2);
+        let key = world.key();
+        let receipt = world.revoke(&key);
+        world.nodes[0].link.partition(everything_down);
+        world.nodes[0].roll.partition(everything_down);
+        let mut passed = Duration::ZERO;
+        let confirmed = wait(world.keys(0).confirmed(&receipt, |time| {
+            passed += time;
+            world.clock.advance(time);
+            std::future::ready(())
+        }));
+        assert!(confirmed.is_complete());
+        assert!(passed > BOUND && passed <= PAST, "{passed:?}");
+        let lapsed = confirmed.lapsed().count();
+        assert_eq!(lapsed, usize::from(!everything_down));
+        assert!(!world.accepts(1, &key));
+    }
+}
+
+#[test]
+fn waiting_can_go_on_in_a_task_of_its_own() {
+    fn is_send<T: Send>(_: &T) {}
+    let world = Nodes::new(1);
+    let receipt = world.key().receipt;
+    is_send(
+        &world
+            .keys(0)
+            .confirmed(&receipt, |_| std::future::ready(())),
+    );
+    is_send(&world.keys(0).confirmations(&receipt));
+}
+
+#[test]
+fn waiting_can_be_given_up_and_begun_again() {
+    let world = Nodes::new(2);
+    let key = world.key();
+    let receipt = world.revoke(&key);
+    {
+        let never = |_| std::future::pending();
+        let mut waiting = pin!(world.keys(0).confirmed(&receipt, never));
+        let mut context = Context::from_waker(Waker::noop());
+        for _ in 0..3 {
+            assert!(waiting.as_mut().poll(&mut context).is_pending());
+        }
+    }
+    wait(world.keys(1).sync()).unwrap();
+    let mut again = pin!(
+        world
+            .keys(0)
+            .confirmed(&receipt, |_| std::future::pending())
+    );
+    let polled = again.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    assert!(matches!(polled, Poll::Ready(confirmed) if confirmed.is_complete()));
+}
+
+#[test]
+fn asking_a_store_that_is_down_says_so_until_the_bound_has_passed() {
+    let world = Nodes::new(2);
+    let key = world.key();
+    let receipt = world.revoke(&key);
+    for down in [&world.nodes[0].link, &world.nodes[0].roll] {
+        down.partition(true);
+        assert!(wait(world.keys(0).confirmations(&receipt)).is_err());
+        down.partition(false);
+    }
+    wait(world.keys(1).sync()).unwrap();
+    assert!(world.ask(&receipt).is_complete());
+}
+
+#[test]
+fn a_class_that_is_always_fresh_has_receipts_that_are_complete_at_once() {
+    let mut spec = profiles::standard();
+    spec.propagation = Propagation::IMMEDIATE;
+    let world = World::with_policy(spec);
+    let key = world.some_key();
+    let receipt = wait(world.keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    assert!(
+        wait(world.keys.confirmations(&receipt))
+            .unwrap()
+            .is_complete()
+    );
+}
+
+#[test]
+fn a_receipt_of_a_change_that_was_there_already_can_be_asked_too() {
+    let world = Nodes::new(2);
+    let key = world.key();
+    world.revoke(&key);
+    let again = world.revoke(&key);
+    assert!(!world.ask(&again).is_complete());
+    wait(world.keys(1).sync()).unwrap();
+    assert!(world.ask(&again).is_complete());
+    let asked = world.ask(&again);
+    assert!(
+        asked
+            .nodes()
+            .iter()
+            .all(|node| node.answer == NodeAnswer::Applied)
+    );
+}
+
+#[test]
+fn a_store_in_this_process_is_served_whatever_becomes_of_the_registry() {
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let store = MemoryStore::new();
+    let roll = FaultyStore::new(store.clone());
+    let builder = Keyward::builder(store, peppers()).registry(roll.clone());
+    let keys = wait(builder.clock(clock.clone()).build()).unwrap();
+    let key = wait(keys.create(&admin(), reader("a"))).unwrap();
+    roll.partition(true);
+    clock.advance(hours(3));
+    // Each verification sees what is committed, so that there is nothing to confirm.
+    keys.verify(key.secret.expose(), &reading()).unwrap();
+    assert!(wait(keys.sync()).is_err());
+    wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    assert!(keys.verify(key.secret.expose(), &reading()).is_err());
+}
+
+#[test]
+fn what_a_store_in_this_process_answers_confirms_nothing_for_later_without_a_registration() {
+    let world = Nodes::new(1);
+    let key = world.key();
+    world.nodes[0].link.answer_at_once(true);
+    world.clock.advance(SLACK);
+    // Still registered: it may go on with what it has seen.
+    assert!(world.accepts(0, &key));
+    world.nodes[0].link.answer_at_once(false);
+    assert!(world.accepts(0, &key));
+
+    world.nodes[0].link.answer_at_once(true);
+    world.clock.advance(2 * BOUND);
+    assert!(world.accepts(0, &key), "each use sees what is committed");
+    world.nodes[0].link.answer_at_once(false);
+    assert!(!world.accepts(0, &key), "nobody would know that it goes on");
+}
+
+/// Fails if a registry is taken to know everybody that was put back by hand together with its store,
+/// epoch and all: who registered since the copy was made is not in it.
+#[test]
+fn after_a_lost_history_time_alone_counts_for_a_while_even_under_the_same_epoch() {
+    let world = Nodes::new(2);
+    let (kept, gone) = (world.key(), world.key());
+    wait(world.keys(0).revoke(&admin(), gone.id, Reason::Lost)).unwrap();
+    // Behind the other node's back: what it follows is gone.
+    wait(world.keys(1).delete(&admin(), gone.id, DeleteKey::plain())).unwrap();
+    world.store.compact();
+    world.sync();
+    let receipt = world.revoke(&kept);
+    world.sync();
+    let asked = world.ask(&receipt);
+    assert!(!asked.is_complete() && asked.at_most() >= BOUND - SECOND);
+    world.clock.advance(PAST);
+    assert!(world.ask(&receipt).is_complete());
+
+    world.clock.advance(2 * SLACK);
+    world.sync();
+    let key = world.key();
+    let receipt = world.revoke(&key);
+    world.sync();
+    assert!(
+        world.ask(&receipt).is_complete(),
+        "everybody has registered since"
+    );
+}
+
+/// Fails if a receipt names the bound of the tenant that a command was given for, where it ends keys
+/// further down under a policy of their own.
+#[test]
+fn a_receipt_of_what_ends_keys_below_has_the_longest_bound_of_all_of_them() {
+    let policy = |bound| {
+        let mut spec = profiles::standard();
+        spec.propagation = Propagation { bound };
+        Policy::new(spec).unwrap()
+    };
+    let policies = Policies::new(policy(BOUND)).with_tenant(tenant("acme/web"), policy(hours(6)));
+    let world = World::with_policies(policies);
+    let (host, top) = (host(), tenant("acme"));
+    let key = world.some_key();
+    let alone = wait(world.keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    assert!(alone.bound() < hours(1), "one key of the tenant itself");
+    let nobody = Role::new("nobody").unwrap();
+    let lowered = world
+        .keys
+        .change_owner_role(&host, &top, who("bob"), nobody);
+    assert!(wait(lowered).unwrap().bound() >= hours(6));
+    let closed = wait(world.keys.close_tenant(&host, &top)).unwrap();
+    assert!(closed.receipt.bound() >= hours(6));
+}

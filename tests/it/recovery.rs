@@ -1,0 +1,868 @@
+//! A store that was restored from a backup accepts nothing that was ended or narrowed since, once it
+//! is recovered.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use keyward::audit::{Action, AuditEntry, ChainError};
+use keyward::policy::{ActiveKeyCap, Deletion, Policies, Revocation};
+use keyward::store::{
+    AuditQuery, Commit, CommitTag, Effects, KeyStore, MemoryStore, Revision, Row,
+};
+use keyward::{
+    Actor, Created, DeleteKey, Denied, Digest, Expiry, ImportKey, KeyId, KeyUpdate, Keyward,
+    LeakSource, ManualClock, Need, NewKey, Pepper, PepperRing, Reason, Recovery, RecoveryError,
+    RecoveryReport, Rejection, Replacement, Role, Status, TenantId, Timestamp, days, hours,
+    profiles,
+};
+use keyward_conformance::model::{
+    Ask, Asker, Facade, Given, Listed, Model, Step, System, TENANTS, Why, policy, run,
+};
+use keyward_conformance::{Call, Fault, FaultyStore, strategies};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, FileFailurePersistence};
+use support::*;
+
+const ALL: NonZeroUsize = NonZeroUsize::new(100_000).unwrap();
+
+/// Every row and every audit entry, in a store of its own: what a backup is.
+fn backup(of: &MemoryStore) -> MemoryStore {
+    let mut tenants: BTreeMap<TenantId, Effects> = BTreeMap::new();
+    for change in wait(of.scan(None, ALL)).unwrap().rows {
+        match change.row {
+            Row::Tenant(row) => {
+                let effects = tenants.entry(row.tenant.clone()).or_default();
+                effects.tenant = Some(row);
+            }
+            Row::Owner(row) => {
+                let effects = tenants.entry(row.tenant.clone()).or_default();
+                effects.owners.push(row);
+            }
+            Row::Key(key) => tenants
+                .entry(key.tenant.clone())
+                .or_default()
+                .puts
+                .push(*key),
+            Row::Removed { key, tenant } => tenants.entry(tenant).or_default().removes.push(key),
+            Row::Corrupt(_) => {}
+        }
+    }
+    for entry in trail(of) {
+        let effects = tenants.entry(entry.tenant.clone()).or_default();
+        effects.audit.push(entry);
+    }
+    let copy = MemoryStore::new();
+    for (tenant, effects) in tenants {
+        let commit = Commit {
+            tenant,
+            epoch: None,
+            expected: Revision::ZERO,
+            guards: Vec::new(),
+            tag: CommitTag(1),
+            decided_at: effects.audit.iter().map(|entry| entry.at).max().unwrap(),
+            effects,
+        };
+        wait(copy.commit(commit)).unwrap();
+    }
+    copy
+}
+
+/// Every audit entry, oldest first.
+fn trail(store: &MemoryStore) -> Vec<AuditEntry> {
+    let query = AuditQuery {
+        limit: ALL,
+        ..AuditQuery::everything()
+    };
+    let page = wait(store.audit(&query)).unwrap();
+    page.rows.into_iter().map(|row| row.entry).collect()
+}
+
+fn standard() -> Policies {
+    keyward::policy::Policy::new(profiles::standard())
+        .unwrap()
+        .into()
+}
+
+fn recover(keys: &Keyward, recovery: Recovery) -> RecoveryReport {
+    wait(keys.recover(recovery)).unwrap()
+}
+
+fn accepts(keys: &Keyward, key: &Created) -> bool {
+    keys.verify(key.secret.expose(), &reading()).is_ok()
+}
+
+fn status(keys: &Keyward, id: KeyId) -> Status {
+    wait(keys.key(&host(), id)).unwrap().status
+}
+
+#[test]
+fn after_a_restore_nothing_verifies_until_it_is_enabled() {
+    let world = World::with_policies(policy(CAP));
+    let legacy = wait(world.keys.provision_tenant(&host(), &tenant("acme"))).unwrap();
+    let legacy = legacy.into_iter().next().unwrap();
+    let key = |by: &Actor| world.create(by, reader("key")).unwrap();
+    let (plain, elsewhere) = (key(&host()), key(&Actor::application(tenant("other"))));
+    let waits = Replacement::on_first_use(hours(1));
+    let successor = wait(world.keys.rotate(&host(), plain.id, waits)).unwrap();
+    let store = backup(&world.store);
+    let restored = world.restored(&store, policy(CAP));
+    let secrets = [
+        legacy.token.as_ref().unwrap().expose(),
+        plain.secret.expose(),
+        elsewhere.secret.expose(),
+        successor.secret.expose(),
+    ];
+    for secret in secrets {
+        restored
+            .verify(secret, &Need::any().or_publishable())
+            .unwrap();
+    }
+    let report = recover(&restored, Recovery::default());
+    for secret in secrets {
+        let refused = restored.verify(secret, &Need::any().or_publishable());
+        assert!(
+            matches!(refused, Err(Rejection::Disabled { .. })),
+            "{refused:?}"
+        );
+    }
+    // The other tenant came with a legacy key of its own.
+    assert_eq!((report.tenants, report.disabled), (2, 5));
+    assert_eq!(report.legacy.len(), 2);
+    assert!(report.legacy.contains(&legacy.id));
+    let told = trail(&store);
+    let disabled = told
+        .iter()
+        .filter(|entry| entry.action == Action::KeyDisabled);
+    assert_eq!(disabled.count(), 5, "one entry for each key");
+    wait(restored.verify_audit(&host(), &tenant("acme"), None)).unwrap();
+
+    let again = recover(&restored, Recovery::DisableAll);
+    assert_eq!((again.tenants, again.disabled), (0, 0));
+    assert_eq!(trail(&store).len(), told.len());
+
+    wait(restored.enable(&host(), elsewhere.id)).unwrap_err();
+    wait(restored.enable(&Actor::application(tenant("other")), elsewhere.id)).unwrap();
+    restored
+        .verify(elsewhere.secret.expose(), &Need::any())
+        .unwrap();
+    // The legacy key is rotated as it is, or enabled.
+    let next = wait(restored.rotate(&host(), legacy.id, Replacement::grace(hours(1)))).unwrap();
+    restored.verify(next.secret.expose(), &Need::any()).unwrap();
+    assert!(restored.verify(secrets[0], &Need::any()).is_err());
+    let other = report.legacy.iter().find(|id| **id != legacy.id).unwrap();
+    wait(restored.enable(&Actor::application(tenant("other")), *other)).unwrap();
+}
+
+#[test]
+fn publishable_keys_are_disabled_too() {
+    let world = World::new();
+    let public = reader("web").class("publishable").environment("live");
+    let public = world.create(&admin(), public).unwrap();
+    let restored = world.restored(&backup(&world.store), standard());
+    assert_eq!(recover(&restored, Recovery::DisableAll).disabled, 1);
+    let shown = restored.verify(public.secret.expose(), &reading().or_publishable());
+    assert!(shown.is_err());
+}
+
+#[test]
+fn a_trusted_backup_is_left_as_it_is() {
+    let world = World::new();
+    let key = world.some_key();
+    let store = backup(&world.store);
+    wait(world.keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    let restored = world.restored(&store, standard());
+    let before = trail(&store).len();
+    assert_eq!(
+        recover(&restored, Recovery::TrustBackup),
+        RecoveryReport::default()
+    );
+    assert!(accepts(&restored, &key));
+    assert_eq!(trail(&store).len(), before);
+}
+
+/// What happened to which key, and what a replay makes of it.
+#[test]
+fn a_replay_repeats_what_ended_or_narrowed_keys() {
+    let mut spec = profiles::standard();
+    let secret = spec.classes.get_mut("secret").unwrap();
+    secret.deletion = Deletion::Typed("DELETE".to_owned());
+    secret.revocation = Revocation::Allowed {
+        confirm: true,
+        keep: Some(days(1)),
+    };
+    let policies = || Policies::from(keyward::policy::Policy::new(spec.clone()).unwrap());
+    let world = World::with_policies(policies());
+    let [kept, revoked, deleted, purged, leaked, disabled, enabled] =
+        std::array::from_fn(|_| world.some_key());
+    let [
+        narrowed,
+        bound,
+        shortened,
+        at_once,
+        drained,
+        draining,
+        waiting,
+        called_off,
+    ] = std::array::from_fn(|_| world.some_key());
+    let bob = actor("acme", "bob", Role::DEVELOPER);
+    let (of_bob, lost_secret) = (world.create(&bob, reader("b")).unwrap(), world.some_key());
+    let carol = actor("acme", "carol", Role::DEVELOPER);
+    let of_carol = world
+        .create(&carol, reader("c").scope("reports:write"))
+        .unwrap();
+    let store = backup(&world.store);
+
+    let keys = &world.keys;
+    let (by, acme) = (admin(), tenant("acme"));
+    let gone = Reason::Compromised.confirmed();
+    wait(keys.revoke(&by, revoked.id, gone)).unwrap();
+    wait(keys.delete(&by, deleted.id, DeleteKey::typed("DELETE"))).unwrap();
+    wait(keys.revoke(&by, purged.id, gone)).unwrap();
+    wait(keys.replace_lost(&by, lost_secret.id)).unwrap();
+    let source = "scanner".try_into().unwrap();
+    wait(keys.report_leaked_token(leaked.secret.expose(), source)).unwrap();
+    wait(keys.disable(&by, disabled.id)).unwrap();
+    wait(keys.disable(&by, enabled.id)).unwrap();
+    wait(keys.enable(&by, enabled.id)).unwrap();
+    let update = |key: &Created, change| wait(keys.update(&by, key.id, change)).unwrap();
+    update(&narrowed, KeyUpdate::new().scopes(["users:read"]));
+    update(
+        &bound,
+        KeyUpdate::new().allow_addresses(["192.0.2.0/24", "2001:db8::1"]),
+    );
+    update(&shortened, KeyUpdate::new().expiry(Expiry::In(days(30))));
+    let rotate = |key: &Created, how| wait(keys.rotate(&by, key.id, how)).unwrap();
+    rotate(&at_once, Replacement::immediate());
+    rotate(&drained, Replacement::grace(hours(1)));
+    let newest = rotate(&draining, Replacement::grace(days(30)));
+    let successor = rotate(&waiting, Replacement::on_first_use(hours(1)));
+    rotate(&called_off, Replacement::on_first_use(hours(1)));
+    wait(keys.cancel_rotation(&by, called_off.id)).unwrap();
+    wait(keys.remove_owner(&by, &acme, who("bob"))).unwrap();
+    wait(keys.change_owner_role(&by, &acme, who("bob"), Role::DEVELOPER)).unwrap();
+    wait(keys.change_owner_role(&by, &acme, who("carol"), Role::MEMBER)).unwrap();
+    world.clock.advance(days(2));
+    wait(keys.purge(&host(), &acme)).unwrap();
+
+    let restored = world.restored(&store, policies());
+    let entries = trail(&world.store);
+    let report = recover(&restored, Recovery::Replay(entries.clone()));
+    for key in [
+        &kept,
+        &enabled,
+        &shortened,
+        &draining,
+        &waiting,
+        &called_off,
+        &of_carol,
+    ] {
+        assert!(accepts(&restored, key) && accepts(keys, key), "{key:?}");
+    }
+    let reason = |key: &Created| {
+        wait(restored.key(&host(), key.id))
+            .unwrap()
+            .revoked
+            .unwrap()
+            .1
+    };
+    assert_eq!(reason(&revoked), Reason::Compromised);
+    assert_eq!(reason(&purged), Reason::Compromised);
+    assert_eq!(reason(&leaked), Reason::Leaked);
+    assert_eq!(reason(&lost_secret), Reason::Lost);
+    assert_eq!(reason(&at_once), Reason::Rotated);
+    assert_eq!(reason(&drained), Reason::Rotated);
+    assert_eq!(reason(&of_bob), Reason::OwnerRemoved);
+    assert!(wait(restored.key(&host(), deleted.id)).is_err());
+    assert_eq!(status(&restored, disabled.id), Status::Disabled);
+    assert!(!accepts(&restored, &narrowed) && !accepts(&restored, &bound));
+    let end = |keys: &Keyward, id| wait(keys.key(&host(), id)).unwrap().expires_at;
+    assert_eq!(end(&restored, shortened.id), end(keys, shortened.id));
+    assert_eq!(end(&restored, draining.id), end(keys, draining.id));
+    assert_eq!(end(&restored, waiting.id), end(keys, waiting.id));
+    let writing = Need::scope("reports:write");
+    assert!(restored.verify(of_carol.secret.expose(), &writing).is_err());
+
+    // What it reached since is not what it reached before in any part.
+    assert_eq!(report.to_review, [narrowed.id]);
+    assert!(report.lost.contains(&newest.id) && report.lost.contains(&successor.id));
+    assert_eq!(report.lost.len(), 4, "{report:?}");
+    let RecoveryReport {
+        tenants,
+        closed,
+        owners,
+        disabled: off,
+        ..
+    } = report;
+    assert_eq!((tenants, closed, owners, off), (1, 0, 2, 2));
+    assert_eq!((report.revoked, report.removed, report.changed), (7, 1, 4));
+    assert!(report.unknown.is_empty() && report.corrupt.is_empty());
+    wait(restored.verify_audit(&host(), &acme, None)).unwrap();
+
+    // Again, with what somebody decided meanwhile: nothing is done twice.
+    wait(restored.enable(&host(), disabled.id)).unwrap();
+    let before = trail(&store).len();
+    let again = recover(&restored, Recovery::Replay(entries));
+    assert_eq!(trail(&store).len(), before);
+    assert_eq!(
+        (again.lost, again.to_review),
+        (report.lost, report.to_review)
+    );
+    let numbers = [
+        again.owners,
+        again.disabled,
+        again.revoked,
+        again.removed,
+        again.changed,
+    ];
+    assert_eq!(numbers, [0; 5]);
+}
+
+#[test]
+fn a_legacy_key_that_was_rotated_since_is_disabled() {
+    let world = World::with_policies(policy(CAP));
+    let legacy = wait(world.keys.provision_tenant(&host(), &tenant("acme"))).unwrap();
+    let legacy = legacy.into_iter().next().unwrap();
+    let store = backup(&world.store);
+    wait(
+        world
+            .keys
+            .rotate(&host(), legacy.id, Replacement::immediate()),
+    )
+    .unwrap();
+    let restored = world.restored(&store, policy(CAP));
+    let report = recover(&restored, Recovery::Replay(trail(&world.store)));
+    assert_eq!((report.legacy, report.disabled), (vec![legacy.id], 1));
+    let presented = legacy.token.as_ref().unwrap().expose();
+    assert!(
+        restored
+            .verify(presented, &Need::any().or_publishable())
+            .is_err()
+    );
+    let next = wait(restored.rotate(&host(), legacy.id, Replacement::grace(hours(1)))).unwrap();
+    restored.verify(next.secret.expose(), &Need::any()).unwrap();
+    assert!(restored.verify(presented, &Need::any()).is_err());
+}
+
+#[test]
+fn a_tenant_that_was_closed_is_closed_again_with_all_below() {
+    let world = World::new();
+    let key = world.some_key();
+    let below = world
+        .create(&admin(), reader("web").in_tenant(tenant("acme/web")))
+        .unwrap();
+    let store = backup(&world.store);
+    wait(world.keys.close_tenant(&admin(), &tenant("acme"))).unwrap();
+    let restored = world.restored(&store, standard());
+    let report = recover(&restored, Recovery::Replay(trail(&world.store)));
+    assert!(!accepts(&restored, &key) && !accepts(&restored, &below));
+    assert_eq!((report.closed, report.revoked), (2, 2));
+}
+
+#[test]
+fn entries_that_are_altered_foreign_or_missing_change_nothing() {
+    let world = World::new();
+    let (one, two) = (world.some_key(), world.some_key());
+    world
+        .create(&Actor::application(tenant("other")), reader("o"))
+        .unwrap();
+    let store = backup(&world.store);
+    wait(world.keys.revoke(&admin(), one.id, Reason::Lost)).unwrap();
+    wait(world.keys.revoke(&admin(), two.id, Reason::Lost)).unwrap();
+    let entries = trail(&world.store);
+    let own = |entry: &AuditEntry| entry.tenant == tenant("acme");
+    let last = entries.iter().rposition(own).unwrap();
+    let restored = world.restored(&store, standard());
+    let before = dump(&store);
+    let refused = |change: &dyn Fn(&mut Vec<AuditEntry>)| {
+        let mut entries = entries.clone();
+        change(&mut entries);
+        let refused = wait(restored.recover(Recovery::Replay(entries)));
+        assert_eq!(dump(&store), before);
+        match refused.unwrap_err() {
+            RecoveryError::Chain { error, .. } => error,
+            other => panic!("{other:?}"),
+        }
+    };
+    let altered = refused(&|entries| entries[last].action = Action::KeyDisabled);
+    assert!(matches!(altered, ChainError::Altered { .. }));
+    let known = refused(&|entries| entries[0].actor = author("mallory"));
+    assert!(
+        matches!(known, ChainError::Altered { .. }),
+        "in the backup, but not like this"
+    );
+    let gapped = refused(&|entries| drop(entries.remove(last - 1)));
+    assert!(matches!(gapped, ChainError::Gap { .. }));
+    let begins_late = refused(&|entries| drop(entries.drain(..last)));
+    assert!(matches!(begins_late, ChainError::Gap { .. }));
+    let moved = refused(&|entries| entries[last].tenant = tenant("other"));
+    assert!(matches!(
+        moved,
+        ChainError::Altered { .. } | ChainError::Gap { .. }
+    ));
+    let elsewhere = World::new();
+    elsewhere.some_key();
+    elsewhere.clock.advance(hours(1));
+    wait(
+        elsewhere
+            .keys
+            .revoke(&admin(), elsewhere.some_key().id, Reason::Lost),
+    )
+    .unwrap();
+    let foreign = refused(&|entries| {
+        *entries = trail(&elsewhere.store);
+        entries.drain(..entries.len() - 1);
+    });
+    assert!(matches!(
+        foreign,
+        ChainError::Altered { .. } | ChainError::Gap { .. }
+    ));
+
+    // As they are, in any order, and some twice: exports overlap.
+    let mut given = entries.clone();
+    given.reverse();
+    given.extend(entries);
+    assert_eq!(recover(&restored, Recovery::Replay(given)).revoked, 2);
+    assert!(!accepts(&restored, &one) && !accepts(&restored, &two));
+}
+
+#[test]
+fn an_unsealed_history_of_another_pepper_is_refused() {
+    let world = World::new();
+    let key = world.some_key();
+    let store = backup(&world.store);
+    wait(world.keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    let builder = Keyward::builder(store.clone(), PepperRing::new(pepper("p2", 2)));
+    let restored = wait(builder.clock(world.clock.clone()).build()).unwrap();
+    let refused = wait(restored.recover(Recovery::Replay(trail(&world.store))));
+    let Err(RecoveryError::Chain { error, .. }) = refused else {
+        panic!("{refused:?}")
+    };
+    assert!(matches!(error, ChainError::UnknownPepper { .. }));
+}
+
+/// A store that is cut off after so many commits.
+fn dying(inner: MemoryStore, commits: usize) -> FaultyStore<MemoryStore> {
+    let made = AtomicUsize::new(0);
+    FaultyStore::new(inner).with_plan(move |call| {
+        let commit = usize::from(call == Call::Commit);
+        match made.fetch_add(commit, Ordering::Relaxed) {
+            before if before + commit > commits => Fault::Unavailable,
+            _ => Fault::None,
+        }
+    })
+}
+
+#[test]
+fn a_recovery_that_was_interrupted_goes_on() {
+    let world = World::new();
+    let made: Vec<_> = (0..4).map(|_| world.some_key()).collect();
+    let others = ["a", "b", "c"].map(|path| {
+        let host = Actor::application(tenant(path));
+        world.create(&host, reader(path)).unwrap()
+    });
+    let source = backup(&world.store);
+    wait(world.keys.revoke(&admin(), made[0].id, Reason::Lost)).unwrap();
+    wait(world.keys.disable(&admin(), made[1].id)).unwrap();
+    wait(world.keys.revoke(&admin(), made[2].id, Reason::Lost)).unwrap();
+    let entries = trail(&world.store);
+    for recovery in [Recovery::Replay(entries), Recovery::DisableAll] {
+        for commits in 0..3 {
+            let store = backup(&source);
+            let broken = node(dying(store.clone(), commits), &world.clock, standard());
+            let died = wait(broken.recover(recovery.clone()));
+            assert!(
+                matches!(died, Err(RecoveryError::Interrupted(_))),
+                "{died:?}"
+            );
+            let restored = world.restored(&store, standard());
+            let report = recover(&restored, recovery.clone());
+            let all = matches!(recovery, Recovery::DisableAll);
+            assert!(made[..3].iter().all(|key| !accepts(&restored, key)));
+            assert_eq!(accepts(&restored, &made[3]), !all);
+            assert!(others.iter().all(|key| accepts(&restored, key) != all));
+            let done = report.disabled + report.revoked;
+            let whole = if all { 7 } else { 3 };
+            assert!(done < whole || commits == 0, "{report:?}");
+            let reports = trail(&store).len() - trail(&source).len();
+            assert_eq!(reports, whole, "each once");
+            for path in ["acme", "a", "b", "c"] {
+                let path = tenant(path);
+                wait(restored.verify_audit(&Actor::application(path.clone()), &path, None))
+                    .unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn keys_of_a_large_store_are_disabled_in_pages() {
+    let mut spec = profiles::standard();
+    spec.active_keys = ActiveKeyCap::Unlimited;
+    let world = World::with_policy(spec);
+    let keys: Vec<_> = (0..1003).map(|_| world.some_key()).collect();
+    let restored = world.restored(&backup(&world.store), standard());
+    assert_eq!(
+        recover(&restored, Recovery::DisableAll).disabled,
+        keys.len()
+    );
+    assert!(keys.iter().all(|key| !accepts(&restored, key)));
+}
+
+/// A service of which a backup is taken after so many commands.
+struct BackedUp {
+    facade: Facade,
+    store: MemoryStore,
+    asks_left: usize,
+    backup: Option<MemoryStore>,
+    secrets: Vec<String>,
+}
+
+impl System for BackedUp {
+    fn ask(&mut self, model: &Model, by: &Asker, id: &str, ask: &Ask) -> Result<Given, Why> {
+        if self.asks_left == 0 && self.backup.is_none() {
+            self.backup = Some(backup(&self.store));
+        }
+        self.asks_left = self.asks_left.saturating_sub(1);
+        let given = self.facade.ask(model, by, id, ask);
+        if let Ok(given) = &given {
+            let made = given.made.iter().chain(&given.provisioned);
+            self.secrets.extend(made.map(|(_, secret)| secret.clone()));
+        }
+        given
+    }
+    fn use_key(&mut self, secret: &str) {
+        self.facade.use_key(secret);
+    }
+    fn sees(&mut self, secret: &str) -> Option<u16> {
+        self.facade.sees(secret)
+    }
+    fn accepts_here(&mut self, secret: &str) -> bool {
+        self.facade.accepts_here(secret)
+    }
+    fn list(&mut self, tenant: &str) -> Vec<Listed> {
+        self.facade.list(tenant)
+    }
+    fn clock(&self) -> Timestamp {
+        self.facade.clock()
+    }
+    fn wait(&mut self, by: Duration) {
+        self.facade.wait(by);
+    }
+    fn jump_back(&mut self, by: Duration) {
+        self.facade.jump_back(by);
+    }
+}
+
+const CAP: usize = 4;
+
+/// A node as the model's facade makes them.
+fn model_node(store: impl KeyStore, clock: &Arc<ManualClock>) -> Keyward {
+    let pepper = Pepper::new("model".try_into().unwrap(), &[7; Pepper::MIN_LEN]).unwrap();
+    let builder = Keyward::builder(store, PepperRing::new(pepper));
+    wait(builder.policy(policy(CAP)).clock(clock.clone()).build()).unwrap()
+}
+
+/// What a key may do, of all that there is in the model.
+fn reach(keys: &Keyward, secret: &str) -> Vec<&'static str> {
+    let scopes = [
+        "reports:read",
+        "reports:write",
+        "users:read",
+        "users:write",
+        "other:other",
+    ];
+    let allowed = |scope: &&str| keys.verify(secret, &Need::scope(*scope)).is_ok();
+    let bare = keys.verify(secret, &Need::any()).is_ok();
+    let mut reach: Vec<_> = scopes.into_iter().filter(allowed).collect();
+    reach.extend(bare.then_some("any"));
+    reach
+}
+
+fn replayed_accepts_no_more(
+    steps: &[Step],
+    before: usize,
+    commits: usize,
+    later: &[Duration],
+) -> Result<(), TestCaseError> {
+    let store = MemoryStore::new();
+    let mut system = BackedUp {
+        facade: Facade::new(Arc::new(store.clone()), policy(CAP)),
+        store: store.clone(),
+        asks_left: before,
+        backup: None,
+        secrets: Vec::new(),
+    };
+    run(&mut system, CAP, steps).unwrap();
+    let Some(backup) = system.backup.take() else {
+        return Ok(());
+    };
+    let clock = Arc::new(ManualClock::at(system.clock()));
+    let lost = model_node(store.clone(), &clock);
+    // The clock is set right, if it was wrong.
+    clock.set_wall(system.facade.time());
+    let entries = trail(&store);
+    let broken = model_node(dying(backup.clone(), commits), &clock);
+    let _ = wait(broken.recover(Recovery::Replay(entries.clone())));
+    let restored = model_node(backup.clone(), &clock);
+    recover(&restored, Recovery::Replay(entries.clone()));
+    let known = trail(&backup).len();
+    for by in [&Duration::ZERO].into_iter().chain(later) {
+        clock.advance(*by);
+        wait(lost.sync()).unwrap();
+        for secret in &system.secrets {
+            let (now, then) = (reach(&restored, secret), reach(&lost, secret));
+            prop_assert!(
+                now.iter().all(|need| then.contains(need)),
+                "{now:?} of {then:?}"
+            );
+        }
+        recover(&restored, Recovery::Replay(entries.clone()));
+    }
+    for path in TENANTS {
+        let path = tenant(path);
+        wait(restored.verify_audit(&Actor::application(path.clone()), &path, None)).unwrap();
+    }
+    prop_assert!(later.iter().any(|by| !by.is_zero()) || trail(&backup).len() == known);
+    recover(&restored, Recovery::DisableAll);
+    for secret in &system.secrets {
+        prop_assert!(restored.verify(secret, &Need::any()).is_err());
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(Config {
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
+            "tests/recovery.proptest-regressions",
+        ))),
+        max_shrink_iters: 2000,
+        ..Config::default()
+    })]
+
+    #[test]
+    fn what_was_refused_before_the_loss_is_refused_after_a_replay(
+        steps in strategies::steps(60),
+        before in 0_usize..30,
+        commits in 0_usize..12,
+        later in prop::collection::vec(strategies::clock_moves(), 0..3),
+    ) {
+        replayed_accepts_no_more(&steps, before, commits, &later)?;
+    }
+}
+
+// What authority rests on.
+
+#[test]
+fn a_widening_is_not_repeated() {
+    let world = World::with_policies(standard());
+    world.some_key();
+    let bob = actor("acme", "bob", Role::DEVELOPER);
+    let key = world
+        .create(&bob, reader("bob's").allow_addresses(["10.0.0.0/8"]))
+        .unwrap();
+    let mixed = reader("mixed").scopes(["reports:read", "users:read"]);
+    let mixed = world.create(&bob, mixed).unwrap();
+    let store = backup(&world.store);
+    let developer = actor("acme", "dora", Role::DEVELOPER);
+    let wider = KeyUpdate::new()
+        .scopes(["*:*"])
+        .allow_addresses([])
+        .expiry(Expiry::Never);
+    wait(world.keys.update(&developer, key.id, wider)).unwrap();
+    // In part wider, in part narrower.
+    let other = KeyUpdate::new().scopes(["reports:*"]);
+    wait(world.keys.update(&developer, mixed.id, other)).unwrap();
+    let restored = world.restored(&store, standard());
+    let report = recover(&restored, Recovery::Replay(trail(&world.store)));
+    assert!(report.to_review.is_empty(), "{report:?}");
+    let info = wait(restored.key(&host(), key.id)).unwrap();
+    assert_eq!(info.scopes, scope("reports:read").into());
+    assert_eq!(info.allowlist.iter().count(), 1);
+    let info = wait(restored.key(&host(), mixed.id)).unwrap();
+    assert_eq!(info.scopes, scope("reports:read").into());
+}
+
+/// A key that was replaced does not know so after the loss: it must not rotate itself.
+#[test]
+fn a_key_that_was_replaced_and_rotates_itself_is_disabled() {
+    let mut spec = profiles::standard();
+    let secret = spec.classes.get_mut("secret").unwrap();
+    secret.self_rotation = keyward::policy::SelfRotation::WithinLife;
+    let policies = || keyward::policy::Policy::new(spec.clone()).unwrap();
+    let world = World::with_policies(policies());
+    let key = world.create(&admin(), reader("key")).unwrap();
+    let store = backup(&world.store);
+    let how = Replacement::grace(hours(24));
+    wait(world.keys.rotate(&admin(), key.id, how)).unwrap();
+    let restored = world.restored(&store, policies());
+    let report = recover(&restored, Recovery::Replay(trail(&world.store)));
+    assert_eq!(report.to_review, [key.id]);
+    assert_eq!(status(&restored, key.id), Status::Disabled);
+}
+
+#[test]
+fn a_key_that_was_found_in_the_open_is_so_after_a_replay() {
+    let world = World::with_policies(standard());
+    let publishable = NewKey::new("shown")
+        .class("publishable")
+        .environment("live")
+        .scope("reports:read");
+    let key = world.create(&admin(), publishable).unwrap();
+    let store = backup(&world.store);
+    let source = LeakSource::new("a paste").unwrap();
+    wait(world.keys.report_leaked_token(key.secret.expose(), source)).unwrap();
+    let restored = world.restored(&store, standard());
+    let entries = trail(&world.store);
+    recover(&restored, Recovery::Replay(entries.clone()));
+    let exposed = || wait(restored.key(&host(), key.id)).unwrap().exposed_at;
+    assert!(exposed().is_some());
+    let before = trail(&store).len();
+    recover(&restored, Recovery::Replay(entries));
+    assert_eq!(trail(&store).len(), before, "noted once");
+}
+
+fn import(keys: &Keyward, token: &str, key: NewKey) -> Result<KeyId, keyward::Error> {
+    let import = ImportKey::sha256(Digest::sha256(token), key);
+    wait(keys.import(&admin(), import)).map(|made| made.id)
+}
+
+#[test]
+fn a_blocked_digest_stays_blocked_over_a_second_loss() {
+    let world = World::with_policies(standard());
+    world.some_key();
+    let store = backup(&world.store);
+    let key = import(&world.keys, "token", reader("old")).unwrap();
+    wait(world.keys.revoke(&admin(), key, Reason::Leaked)).unwrap();
+    let mut lost = trail(&world.store);
+    for _ in 0..3 {
+        let copy = backup(&store);
+        let restored = world.restored(&copy, standard());
+        recover(&restored, Recovery::Replay(lost));
+        let again = denied(import(&restored, "token", reader("old")));
+        assert_eq!(again, Denied::DigestTaken);
+        lost = trail(&copy);
+    }
+}
+
+/// Not every key that ended has an entry that says so: a row of its owner or tenant did, or time.
+#[test]
+fn an_import_that_ended_by_a_row_or_by_time_is_not_repeated() {
+    let world = World::with_policies(standard());
+    let owned = |path: &str| {
+        let key = reader("old").in_tenant(tenant(path));
+        key.owned_by(who("bob"), Role::DEVELOPER)
+    };
+    world.some_key();
+    wait(world.keys.provision_tenant(&admin(), &tenant("acme/web"))).unwrap();
+    let bob = actor("acme", "bob", Role::DEVELOPER);
+    world.create(&bob, reader("bob's")).unwrap();
+    world
+        .create(&bob, reader("below").in_tenant(tenant("acme/web")))
+        .unwrap();
+    let store = backup(&world.store);
+    import(&world.keys, "removed", owned("acme")).unwrap();
+    import(&world.keys, "closed", owned("acme/web")).unwrap();
+    import(&world.keys, "expired", reader("old").expires_in(hours(1))).unwrap();
+    import(&world.keys, "alive", reader("old")).unwrap();
+    // Each stops after the commit of its row, so the keys themselves have no entries.
+    let interrupted = || {
+        let store = FaultyStore::new(world.store.clone());
+        store.next(Call::Commit, [Fault::None, Fault::Unavailable]);
+        node(store, &world.clock, standard())
+    };
+    let (acme, web) = (tenant("acme"), tenant("acme/web"));
+    assert!(wait(interrupted().close_tenant(&admin(), &web)).is_err());
+    assert!(wait(interrupted().remove_owner(&admin(), &acme, who("bob"))).is_err());
+    world.clock.advance(hours(2));
+    let host = host();
+    let back = world
+        .keys
+        .sync_role(&host, &acme, who("bob"), Role::DEVELOPER);
+    wait(back).unwrap();
+    let entries = trail(&world.store);
+    let revoked = |entry: &AuditEntry| matches!(entry.action, Action::KeyRevoked { .. });
+    assert!(!entries.iter().any(revoked));
+    let restored = world.restored(&store, standard());
+    recover(&restored, Recovery::Replay(entries));
+    world.clock.advance(hours(1));
+    for token in ["removed", "expired"] {
+        let again = denied(import(&restored, token, reader("old")));
+        assert_eq!(again, Denied::DigestTaken, "{token}");
+    }
+    let closed = import(&restored, "closed", reader("old"));
+    assert_eq!(denied(closed), Denied::DigestTaken);
+    import(&restored, "alive", reader("old")).unwrap();
+}
+
+/// A narrowing is repeated, even if a later change undid it: the entries do not name the author's bound.
+#[test]
+fn what_was_narrowed_and_widened_again_is_narrow_after_a_replay() {
+    let world = World::with_policies(standard());
+    let both = reader("key").scopes(["reports:read", "users:read"]);
+    let key = world.create(&admin(), both).unwrap();
+    let store = backup(&world.store);
+    let by = admin();
+    let update = |change| wait(world.keys.update(&by, key.id, change)).unwrap();
+    update(KeyUpdate::new().scopes(["reports:read"]));
+    update(KeyUpdate::new().expiry(Expiry::In(days(3))));
+    update(KeyUpdate::new().allow_addresses(["10.0.0.0/8"]));
+    let narrow = wait(world.keys.key(&host(), key.id)).unwrap();
+    update(KeyUpdate::new().scopes(["reports:read", "users:read"]));
+    update(KeyUpdate::new().expiry(Expiry::Never));
+    update(KeyUpdate::new().allow_addresses([]));
+    let restored = world.restored(&store, standard());
+    recover(&restored, Recovery::Replay(trail(&world.store)));
+    let info = wait(restored.key(&host(), key.id)).unwrap();
+    assert_eq!(info.scopes, narrow.scopes);
+    assert_eq!(info.expires_at, narrow.expires_at);
+    assert_eq!(info.allowlist, narrow.allowlist);
+}
+
+/// The end of a rotation may be the key's own: it was replaced all the same.
+#[test]
+fn a_key_that_was_replaced_near_its_end_is_disabled_if_it_rotates_itself() {
+    let mut spec = profiles::standard();
+    let secret = spec.classes.get_mut("secret").unwrap();
+    secret.self_rotation = keyward::policy::SelfRotation::WithinLife;
+    let policies = || keyward::policy::Policy::new(spec.clone()).unwrap();
+    let world = World::with_policies(policies());
+    let key = world
+        .create(&admin(), reader("key").expires_in(days(2)))
+        .unwrap();
+    let store = backup(&world.store);
+    let rotated = wait(
+        world
+            .keys
+            .rotate(&admin(), key.id, Replacement::grace(days(7))),
+    )
+    .unwrap();
+    assert_eq!(Some(rotated.until), key.expires_at);
+    let restored = world.restored(&store, policies());
+    recover(&restored, Recovery::Replay(trail(&world.store)));
+    assert_eq!(status(&restored, key.id), Status::Disabled);
+}
+
+/// Whoever holds a key that was only widened may import it again.
+#[test]
+fn an_import_that_was_only_widened_is_repeated() {
+    let world = World::with_policies(standard());
+    world.some_key();
+    let store = backup(&world.store);
+    let widened = import(&world.keys, "widened", reader("old")).unwrap();
+    let narrowed = import(&world.keys, "narrowed", reader("old").scope("users:read")).unwrap();
+    let by = admin();
+    let update = |key, scopes: &[&str]| {
+        let change = KeyUpdate::new().scopes(scopes.iter().copied());
+        wait(world.keys.update(&by, key, change)).unwrap();
+    };
+    update(widened, &["reports:*"]);
+    update(narrowed, &["users:read"]);
+    let restored = world.restored(&store, standard());
+    recover(&restored, Recovery::Replay(trail(&world.store)));
+    import(&restored, "widened", reader("old")).unwrap();
+    let again = denied(import(&restored, "narrowed", reader("old")));
+    assert_eq!(again, Denied::DigestTaken);
+}

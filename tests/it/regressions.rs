@@ -1,0 +1,314 @@
+//! Faults that reviews found, each shown to be gone.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex};
+
+use keyward::policy::Policy;
+use keyward::store::{
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
+    KeyStore, Locator, MemoryStore, Revision, RowKey, ScanPage, Select, StoreError, StoreErrorKind,
+    TenantView, Versioned,
+};
+use keyward::{
+    BulkFilter, DeleteKey, Denied, Digest, Error, ImportKey, Keyward, ManualClock, Need, NewKey,
+    Reason, Rejection, Role, TenantId, async_trait, hours, profiles,
+};
+use keyward_conformance::{Call, Fault, FaultyStore};
+use support::*;
+
+/// Something that happens elsewhere, at the next call of a kind.
+type Meanwhile = Arc<Mutex<Option<(Call, Box<dyn FnOnce() + Send>)>>>;
+
+/// A store in another process, with something happening in the middle of a call.
+struct Interrupted {
+    inner: MemoryStore,
+    meanwhile: Meanwhile,
+}
+
+impl std::fmt::Debug for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Interrupted")
+    }
+}
+
+impl Interrupted {
+    fn before(&self, call: Call) -> &MemoryStore {
+        let due = self
+            .meanwhile
+            .lock()
+            .unwrap()
+            .take_if(|(at, _)| *at == call);
+        if let Some((_, happens)) = due {
+            happens();
+        }
+        &self.inner
+    }
+}
+
+#[async_trait]
+impl KeyStore for Interrupted {
+    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+        self.before(Call::Load).load(tenant, select).await
+    }
+
+    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+        self.inner.find(locator).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        self.before(Call::Commit).commit(commit).await
+    }
+
+    async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
+        self.inner.changes(after, limit).await
+    }
+
+    async fn scan(
+        &self,
+        after: Option<RowKey>,
+        limit: NonZeroUsize,
+    ) -> Result<ScanPage, StoreError> {
+        self.inner.scan(after, limit).await
+    }
+
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        self.inner.list(query).await
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        self.inner.audit(query).await
+    }
+}
+
+fn standard() -> Policy {
+    Policy::new(profiles::standard()).unwrap()
+}
+
+fn interrupted(world: &World) -> (Keyward, Meanwhile) {
+    let meanwhile = Meanwhile::default();
+    let inner = world.store.clone();
+    let store = Interrupted {
+        inner,
+        meanwhile: meanwhile.clone(),
+    };
+    (node(store, &world.clock, standard()), meanwhile)
+}
+
+#[test]
+fn a_deleted_key_does_not_come_back_by_an_import_of_its_digest() {
+    let world = World::new();
+    let key = world.some_key();
+    wait(world.keys.delete(&admin(), key.id, DeleteKey::plain())).unwrap();
+    world.store.compact();
+    let again = ImportKey::sha256(Digest::sha256(key.secret.expose()), reader("again"));
+    wait(world.keys.import(&admin(), again)).unwrap();
+    for keys in [&world.keys, &world.another_node(standard())] {
+        assert!(keys.verify(key.secret.expose(), &Need::any()).is_err());
+        assert!(wait(keys.verify_fresh(key.secret.expose(), &Need::any())).is_err());
+    }
+}
+
+#[test]
+fn a_closed_tenant_below_holds_up_no_command_about_owners() {
+    let world = World::new();
+    let bobs = |path: &str| {
+        reader("k")
+            .in_tenant(tenant(path))
+            .owned_by(who("bob"), Role::DEVELOPER)
+    };
+    for path in ["acme/a", "acme/b"] {
+        world.create(&admin(), bobs(path)).unwrap();
+    }
+    let acme = tenant("acme");
+    wait(world.keys.close_tenant(&admin(), &tenant("acme/a"))).unwrap();
+    wait(
+        world
+            .keys
+            .change_owner_role(&admin(), &acme, who("bob"), Role::MEMBER),
+    )
+    .unwrap();
+    world.clock.advance(hours(1));
+    let removed = wait(world.keys.remove_owner(&admin(), &acme, who("bob"))).unwrap();
+    assert_eq!(removed.ended, 1);
+    world.clock.advance(hours(1));
+    wait(
+        world
+            .keys
+            .change_owner_role(&admin(), &acme, who("bob"), Role::DEVELOPER),
+    )
+    .unwrap();
+    world.create(&admin(), bobs("acme/b")).unwrap();
+}
+
+#[test]
+fn an_owner_who_came_back_owns_keys_below_though_none_was_left_there() {
+    let world = World::new();
+    let bobs = || {
+        reader("k")
+            .in_tenant(tenant("acme/a"))
+            .owned_by(who("bob"), Role::DEVELOPER)
+    };
+    let key = world.create(&admin(), bobs()).unwrap();
+    let acme = tenant("acme");
+    wait(world.keys.remove_owner(&admin(), &acme, who("bob"))).unwrap();
+    wait(world.keys.delete(&admin(), key.id, DeleteKey::plain())).unwrap();
+    world.clock.advance(hours(1));
+    wait(
+        world
+            .keys
+            .change_owner_role(&admin(), &acme, who("bob"), Role::DEVELOPER),
+    )
+    .unwrap();
+    let new = world.create(&admin(), bobs()).unwrap();
+    world.keys.verify(new.secret.expose(), &reading()).unwrap();
+}
+
+#[test]
+fn after_an_unknown_outcome_no_failure_says_that_nothing_was_written() {
+    let inner = MemoryStore::new();
+    let store = FaultyStore::new(inner.clone());
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let keys = node(store.clone(), &clock, standard());
+    store.next(Call::Commit, [Fault::ReplyLost]);
+    // The first load answers; the one that would tell what landed does not.
+    store.next(Call::Load, [Fault::None, Fault::Unavailable]);
+    let told = wait(keys.create(&admin(), reader("k"))).unwrap_err();
+    let Error::Store(error) = told else {
+        panic!("{told}")
+    };
+    assert_eq!(error.kind(), StoreErrorKind::Indeterminate);
+    let query = KeyQuery::tenant(tenant("acme"), at(START));
+    assert_eq!(
+        wait(inner.list(&query)).unwrap().keys.len(),
+        1,
+        "it had landed"
+    );
+}
+
+#[test]
+fn a_secret_replaced_twice_by_one_command_is_told_to_whoever_has_it() {
+    let world = World::new();
+    let key = world.some_key();
+    let (here, meanwhile) = interrupted(&world);
+    let won = Arc::new(Mutex::new(None));
+    let (there, winner, id) = (world.keys.clone(), won.clone(), key.id);
+    let elsewhere = move || {
+        let actor = admin();
+        let once = actor.with_command_id(command("c1"));
+        *winner.lock().unwrap() = Some(wait(there.replace_lost(&once, id)).unwrap());
+    };
+    *meanwhile.lock().unwrap() = Some((Call::Commit, Box::new(elsewhere)));
+    let actor = admin();
+    let lost = wait(here.replace_lost(&actor.with_command_id(command("c1")), key.id));
+    assert_eq!(denied(lost), Denied::AlreadyCreated { id: key.id });
+    let winner = won.lock().unwrap().take().unwrap();
+    world
+        .keys
+        .verify(winner.secret.expose(), &reading())
+        .unwrap();
+}
+
+#[test]
+fn what_was_read_before_a_resync_brings_no_deleted_key_back() {
+    let world = World::new();
+    let (there, meanwhile) = interrupted(&world);
+    let key = world.some_key();
+    let (writer, follower, store, id) = (
+        world.keys.clone(),
+        there.clone(),
+        world.store.clone(),
+        key.id,
+    );
+    let elsewhere = move || {
+        wait(writer.delete(&admin(), id, DeleteKey::plain())).unwrap();
+        store.compact();
+        wait(follower.sync()).unwrap();
+    };
+    // Between the record and its owner's row, both of which are read through.
+    *meanwhile.lock().unwrap() = Some((Call::Load, Box::new(elsewhere)));
+    let _ = wait(there.verify_or_fetch(key.secret.expose(), &reading()));
+    for _ in 0..3 {
+        world.clock.advance(hours(10));
+        wait(there.sync()).unwrap();
+        let refusal = there.verify(key.secret.expose(), &reading()).unwrap_err();
+        assert_eq!(refusal, Rejection::Unknown);
+    }
+}
+
+#[test]
+fn a_newly_imported_key_is_accepted_where_imported_keys_are_known() {
+    let world = World::new();
+    let import = |token: &str| {
+        let import = ImportKey::sha256(Digest::sha256(token), reader("imported"));
+        wait(world.keys.import(&admin(), import)).unwrap();
+    };
+    import("first-token-from-elsewhere");
+    let there = node(
+        FaultyStore::new(world.store.clone()),
+        &world.clock,
+        standard(),
+    );
+    import("second-token-from-elsewhere");
+    wait(there.verify_or_fetch("second-token-from-elsewhere", &reading())).unwrap();
+}
+
+#[test]
+fn an_actor_whose_credential_ended_sees_nothing() {
+    let world = World::new();
+    let key = world.some_key();
+    let ended = admin().with_expiry(at(START));
+    let query = world.keys.query(&tenant("acme"));
+    assert_eq!(
+        denied(wait(world.keys.list(&ended, &query))),
+        Denied::ActorExpired
+    );
+    assert_eq!(
+        denied(wait(world.keys.key(&ended, key.id))),
+        Denied::ActorExpired
+    );
+    let trail = AuditQuery::tenant(tenant("acme"));
+    assert_eq!(
+        denied(wait(world.keys.audit(&ended, &trail))),
+        Denied::ActorExpired
+    );
+}
+
+#[test]
+fn a_renewed_digest_does_not_bring_a_replaced_secret_back() {
+    let world = World::new();
+    let ring = peppers().with_retired(pepper("p2", 2)).unwrap();
+    let builder = |ring| Keyward::builder(world.store.clone(), ring).clock(world.clock.clone());
+    let older = wait(builder(ring).build()).unwrap();
+    let key = wait(older.create(&admin(), reader("k"))).unwrap();
+    let newer = wait(builder(peppers().rotate(pepper("p2", 2)).unwrap()).build()).unwrap();
+    newer.verify(key.secret.expose(), &reading()).unwrap();
+    let replaced = wait(older.replace_lost(&admin(), key.id)).unwrap();
+    wait(newer.run_upkeep()).unwrap();
+    for keys in [&older, &newer] {
+        wait(keys.sync()).unwrap();
+        let old = keys.verify(key.secret.expose(), &reading()).unwrap_err();
+        assert_eq!(old, Rejection::WrongSecret);
+        keys.verify(replaced.secret.expose(), &reading()).unwrap();
+    }
+}
+
+#[test]
+fn a_repeated_bulk_revocation_is_not_about_keys_created_since() {
+    let world = World::new();
+    let acme = tenant("acme");
+    let once = || {
+        wait(world.keys.revoke_many(
+            &admin().with_command_id(command("c1")),
+            &acme,
+            BulkFilter::all(),
+            Reason::Unused,
+        ))
+    };
+    assert_eq!(once().unwrap().ended, 0);
+    world.clock.advance(hours(1));
+    let key = world
+        .create(&admin(), NewKey::new("new").scope("reports:read"))
+        .unwrap();
+    assert_eq!(once().unwrap().ended, 0);
+    world.keys.verify(key.secret.expose(), &reading()).unwrap();
+}

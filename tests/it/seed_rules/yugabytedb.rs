@@ -1,0 +1,518 @@
+//! The rules of `profiles::yugabytedb`.
+
+use std::time::Duration;
+
+use keyward::audit::Action;
+use keyward::store::KeyQuery;
+use keyward::{
+    Actor, Created, DeleteKey, Denied, KeyInfo, KeyUpdate, Need, NewKey, Owner, Reason, Rejection,
+    RejectionKind, Replacement, Role, ScopeSet, Status, days, hours, profiles,
+};
+
+use support::*;
+
+/// What a developer may do, and what only an admin may, as the profile divides it.
+const DEVELOPER_SCOPES: &[&str] = &[
+    "backups:write",
+    "clusters:read",
+    "clusters:write",
+    "databases:read",
+    "networks:write",
+];
+const ADMIN_SCOPES: &[&str] = &[
+    "account:read",
+    "account:write",
+    "billing:read",
+    "keys:write",
+    "users:read",
+    "users:write",
+    "*:*",
+];
+
+fn world() -> World {
+    World::with_policy(profiles::yugabytedb())
+}
+
+fn draft(name: &str) -> NewKey {
+    NewKey::new(name).scope("clusters:write")
+}
+
+fn clusters() -> Need {
+    Need::scope("clusters:write")
+}
+
+/// Another admin of acme.
+fn bob() -> Actor {
+    actor("acme", "bob", Role::ADMIN)
+}
+
+/// What becomes of bob when his role is changed.
+fn bob_the_developer() -> Actor {
+    actor("acme", "bob", Role::DEVELOPER)
+}
+
+fn demote_bob(world: &World) {
+    wait(
+        world
+            .keys
+            .change_owner_role(&admin(), &tenant("acme"), who("bob"), Role::DEVELOPER),
+    )
+    .unwrap();
+}
+
+/// Keys of bob that may do everything an admin may, in the account and in one below it.
+fn keys_of_bob(world: &World) -> [Created; 2] {
+    let all = NewKey::new("bob's").scope("*:*");
+    [
+        world.create(&bob(), all.clone()).unwrap(),
+        world
+            .create(&bob(), all.in_tenant(tenant("acme/web")))
+            .unwrap(),
+    ]
+}
+
+fn details(world: &World, key: &Created) -> KeyInfo {
+    wait(world.keys.key(&admin(), key.id)).unwrap()
+}
+
+/// A refusal names the role of a person; a key has none of its own.
+fn only_admins_may<T: std::fmt::Debug>(
+    action: &'static str,
+    by: &Actor,
+    result: Result<T, keyward::Error>,
+) {
+    let role = by.key_id().is_none().then_some(Role::DEVELOPER);
+    assert_eq!(denied(result), Denied::Forbidden { action, role });
+}
+
+#[test]
+fn y_03_admins_create_keys_for_their_account() {
+    let world = world();
+    let key = world
+        .create(&admin(), draft("ci").scope("users:write"))
+        .unwrap();
+    let need = clusters()
+        .and_scope("users:write")
+        .for_tenant(tenant("acme"));
+    let grant = world.keys.verify(key.secret.expose(), &need).unwrap();
+    assert_eq!((grant.key_id(), grant.tenant()), (key.id, &tenant("acme")));
+}
+
+#[test]
+fn y_04_nothing_that_is_stored_contains_a_key() {
+    let world = world();
+    let key = world.create(&admin(), draft("ci")).unwrap();
+    world.keys.verify(key.secret.expose(), &clusters()).unwrap();
+    let revoked = world.create(&admin(), draft("revoked")).unwrap();
+    wait(world.keys.revoke(&admin(), revoked.id, Reason::Lost)).unwrap();
+    let kept = dump(&world.store);
+    for key in [&key, &revoked] {
+        assert!(kept.contains(key.hint.as_str()), "the key is in the dump");
+        assert!(!kept.contains(secret_part(key.secret.expose())));
+    }
+}
+
+#[test]
+fn y_05_lost_and_compromised_keys_are_revoked_with_the_reason() {
+    let world = world();
+    for reason in [Reason::Lost, Reason::Compromised] {
+        let key = world.create(&admin(), draft("ci")).unwrap();
+        world.clock.advance(hours(1));
+        wait(world.keys.revoke(&admin(), key.id, reason)).unwrap();
+        let refused = Rejection::Revoked {
+            key: key.id,
+            at: world.keys.now(),
+            reason,
+        };
+        let verdict = world.keys.verify(key.secret.expose(), &clusters());
+        assert_eq!(verdict.unwrap_err(), refused);
+        let (stamp, told) = details(&world, &key).revoked.unwrap();
+        assert_eq!((stamp.by, told), (author("alice"), reason));
+        let told = told_of(&world, &tenant("acme"), key.id);
+        assert_eq!(told.last(), Some(&Action::KeyRevoked { reason }));
+    }
+}
+
+#[test]
+fn y_07_only_admins_create_keys() {
+    let world = world();
+    let [key, _] = keys_of_bob(&world);
+    let before = listed(&world, &admin()).len();
+    let dan = actor("acme", "dan", Role::DEVELOPER);
+    only_admins_may("create keys", &dan, world.create(&dan, draft("dan's")));
+    demote_bob(&world);
+    let demoted = bob_the_developer();
+    let created = world.create(&demoted, draft("more"));
+    only_admins_may("create keys", &demoted, created);
+    // Nor does the key that bob created when he was an admin.
+    let with_key = world
+        .keys
+        .verify(key.secret.expose(), &clusters())
+        .unwrap()
+        .actor();
+    let created = world.create(&with_key, draft("more"));
+    only_admins_may("create keys", &with_key, created);
+    assert_eq!(listed(&world, &admin()).len(), before);
+}
+
+#[test]
+fn y_08_only_admins_revoke_keys_even_their_own() {
+    let world = world();
+    let [key, _] = keys_of_bob(&world);
+    demote_bob(&world);
+    let grant = world.keys.verify(key.secret.expose(), &clusters());
+    let with_key = grant.unwrap().actor();
+    let dan = actor("acme", "dan", Role::DEVELOPER);
+    for by in [dan, bob_the_developer(), with_key] {
+        let revoked = wait(world.keys.revoke(&by, key.id, Reason::Lost));
+        only_admins_may("revoke keys", &by, revoked);
+        let deleted = wait(world.keys.delete(&by, key.id, DeleteKey::plain()));
+        only_admins_may("delete keys", &by, deleted);
+        world.keys.verify(key.secret.expose(), &clusters()).unwrap();
+    }
+    wait(world.keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    let verdict = world.keys.verify(key.secret.expose(), &clusters());
+    assert!(matches!(verdict, Err(Rejection::Revoked { .. })));
+}
+
+#[test]
+fn y_09_the_list_is_that_of_the_account() {
+    let world = world();
+    let gil = actor("globex", "gil", Role::ADMIN);
+    let ours = world.create(&admin(), draft("acme's")).unwrap();
+    let theirs = world.create(&gil, draft("globex's")).unwrap();
+    for (by, own, other) in [(admin(), &ours, &theirs), (gil, &theirs, &ours)] {
+        let ids: Vec<_> = listed(&world, &by).iter().map(|key| key.id).collect();
+        assert_eq!(ids, [own.id]);
+        let everything = wait(world.keys.list(&by, &KeyQuery::everything(at(START))));
+        let ids: Vec<_> = everything.unwrap().keys.iter().map(|key| key.id).collect();
+        assert_eq!(ids, [own.id]);
+        assert_eq!(
+            denied(wait(world.keys.key(&by, other.id))),
+            Denied::NotFound
+        );
+    }
+    let query = world.keys.query(&tenant("globex"));
+    assert_eq!(
+        denied(wait(world.keys.list(&admin(), &query))),
+        Denied::TenantNotFound
+    );
+}
+
+#[test]
+fn y_10_the_list_tells_names() {
+    let world = world();
+    for name in ["ci", "Nachtläufer Export", "ci"] {
+        world.clock.advance(hours(1));
+        world.create(&admin(), draft(name)).unwrap();
+    }
+    let keys = listed(&world, &admin());
+    let names: Vec<_> = keys.iter().map(|key| key.name.as_str()).collect();
+    assert_eq!(names, ["ci", "Nachtläufer Export", "ci"]);
+}
+
+#[test]
+fn y_11_the_list_tells_statuses() {
+    let world = world();
+    let create = |draft| {
+        world.clock.advance(hours(1));
+        world.create(&admin(), draft).unwrap()
+    };
+    let short = create(draft("expired").expires_in(hours(5)));
+    let (_, revoked) = (create(draft("active")), create(draft("revoked")));
+    let disabled = create(draft("disabled"));
+    let statuses = || {
+        let keys = listed(&world, &admin());
+        keys.iter().map(|key| key.status).collect::<Vec<_>>()
+    };
+    assert_eq!(statuses(), [Status::Active; 4]);
+    wait(world.keys.revoke(&admin(), revoked.id, Reason::Lost)).unwrap();
+    wait(world.keys.disable(&admin(), disabled.id)).unwrap();
+    let now = |first| [first, Status::Active, Status::Revoked, Status::Disabled];
+    assert_eq!(statuses(), now(Status::Active));
+    world.clock.set_wall(short.expires_at.unwrap());
+    assert_eq!(statuses(), now(Status::Expired));
+}
+
+#[test]
+fn y_12_the_list_tells_who_created_a_key_and_when() {
+    let world = world();
+    let alices = world.create(&admin(), draft("alice's")).unwrap();
+    world.clock.advance(hours(5));
+    world.create(&bob(), draft("bob's")).unwrap();
+    // Whoever changes a key later did not create it.
+    let rename = KeyUpdate::new().name("renamed by bob");
+    wait(world.keys.update(&bob(), alices.id, rename)).unwrap();
+    let created: Vec<_> = listed(&world, &admin())
+        .into_iter()
+        .map(|key| (key.created.by, key.created.at))
+        .collect();
+    let expected = [
+        (author("alice"), at(START)),
+        (author("bob"), at("2026-01-01T05:00:00Z")),
+    ];
+    assert_eq!(created, expected);
+}
+
+#[test]
+fn y_15_a_key_has_a_name_and_a_description() {
+    let world = world();
+    let words = "Runs every night at two.\nAsk the data team.";
+    let key = world
+        .create(&admin(), draft("nightly export").description(words))
+        .unwrap();
+    for info in listed(&world, &admin())
+        .into_iter()
+        .chain([details(&world, &key)])
+    {
+        assert_eq!(info.name.as_str(), "nightly export");
+        assert_eq!(
+            info.description.as_ref().map(|text| text.as_str()),
+            Some(words)
+        );
+    }
+    let nameless = denied(world.create(&admin(), draft("")));
+    assert!(matches!(nameless, Denied::Invalid(_)), "{nameless:?}");
+}
+
+#[test]
+fn y_16_a_key_with_an_end_is_refused_from_then_on() {
+    let world = world();
+    let end = at(START).saturating_add(days(30));
+    let drafts = [
+        draft("for so long").expires_in(days(30)),
+        draft("until then").expires_at(end),
+    ];
+    let keys = drafts.map(|draft| world.create(&admin(), draft).unwrap());
+    let ends: Vec<_> = listed(&world, &admin())
+        .iter()
+        .map(|key| key.expires_at)
+        .collect();
+    assert_eq!(ends, [Some(end), Some(end)]);
+    world.clock.advance(days(30) - Duration::from_micros(1));
+    for key in &keys {
+        world.keys.verify(key.secret.expose(), &clusters()).unwrap();
+    }
+    world.clock.advance(Duration::from_micros(1));
+    for key in &keys {
+        let verdict = world.keys.verify(key.secret.expose(), &clusters());
+        let expired = Rejection::Expired {
+            key: key.id,
+            at: end,
+        };
+        assert_eq!(verdict.unwrap_err(), expired);
+    }
+}
+
+#[test]
+fn y_17_a_key_without_an_end_works_ten_years_later() {
+    let world = world();
+    let drafts = [
+        draft("never expires").never_expires(),
+        draft("nothing said"),
+    ];
+    let keys = drafts.map(|draft| world.create(&admin(), draft).unwrap());
+    world.clock.advance(days(3653));
+    for key in &keys {
+        assert_eq!(key.expires_at, None);
+        let info = details(&world, key);
+        assert_eq!((info.expires_at, info.status), (None, Status::Active));
+        world.keys.verify(key.secret.expose(), &clusters()).unwrap();
+    }
+}
+
+#[test]
+fn y_19_a_key_is_shown_once() {
+    let world = world();
+    let admin = admin();
+    let once = admin.with_command_id(command("generate-1"));
+    let key = wait(world.keys.create(&once, draft("once"))).unwrap();
+    let again = wait(world.keys.create(&once, draft("once")));
+    assert_eq!(denied(again), Denied::AlreadyCreated { id: key.id });
+
+    let grant = world.keys.verify(key.secret.expose(), &clusters()).unwrap();
+    let mut shown = vec![
+        details(&world, &key),
+        wait(world.keys.info(&grant)).unwrap(),
+    ];
+    shown.extend(listed(&world, &admin));
+    assert!(shown.iter().all(|info| info.published.is_none()));
+    let read = format!(
+        "{} {shown:?} {grant:?} {:?}",
+        serde_json::to_string(&shown).unwrap(),
+        told_of(&world, &tenant("acme"), key.id)
+    );
+    assert!(read.contains(key.hint.as_str()));
+    assert!(!read.contains(secret_part(key.secret.expose())));
+}
+
+#[test]
+fn y_20_a_lost_key_is_revoked_and_another_created() {
+    let world = world();
+    let lost = world.create(&admin(), draft("lost")).unwrap();
+    // A create whose answer never arrived can be answered anew for an hour: with another secret.
+    let replaced = wait(world.keys.replace_lost(&admin(), lost.id)).unwrap();
+    let verify = |key: &Created| world.keys.verify(key.secret.expose(), &clusters());
+    assert_eq!(verify(&lost).unwrap_err(), Rejection::WrongSecret);
+    verify(&replaced).unwrap();
+    world.clock.advance(hours(1) + Duration::from_micros(1));
+    assert_eq!(
+        denied(wait(world.keys.replace_lost(&admin(), lost.id))),
+        Denied::NotReplaceable
+    );
+    let rotated = wait(world.keys.rotate(&admin(), lost.id, Replacement::default()));
+    let api_key = class("api-key");
+    assert_eq!(denied(rotated), Denied::NotRotatable { class: api_key });
+
+    wait(world.keys.revoke(&admin(), lost.id, Reason::Lost)).unwrap();
+    let another = world.create(&admin(), draft("lost")).unwrap();
+    assert!(matches!(verify(&replaced), Err(Rejection::Revoked { .. })));
+    assert_eq!(verify(&another).unwrap().key_id(), another.id);
+}
+
+#[test]
+fn y_23_a_key_is_linked_to_its_creator_for_good() {
+    let world = world();
+    let key = world.create(&admin(), draft("alice's")).unwrap();
+    let linked = || {
+        // The host looks: of alice it is also asked once she left.
+        let owner = wait(world.keys.key(&host(), key.id)).unwrap().owner;
+        assert_eq!(owner, Owner::Principal(who("alice")));
+    };
+    linked();
+    let change = KeyUpdate::new().name("bob's now").scopes(["clusters:*"]);
+    wait(world.keys.update(&bob(), key.id, change)).unwrap();
+    linked();
+    wait(world.keys.disable(&bob(), key.id)).unwrap();
+    wait(world.keys.enable(&bob(), key.id)).unwrap();
+    linked();
+    let grant = world.keys.verify(key.secret.expose(), &clusters());
+    assert_eq!(grant.unwrap().owner(), &Owner::Principal(who("alice")));
+    // Bob, who changed it last, leaves: it stays. Its creator leaves: it goes.
+    let remove = |by: &Actor, user: &str| {
+        wait(world.keys.remove_owner(by, &tenant("acme"), who(user))).unwrap()
+    };
+    assert_eq!(remove(&admin(), "bob").ended, 0);
+    linked();
+    assert_eq!(remove(&host(), "alice").ended, 1);
+    linked();
+}
+
+#[test]
+fn y_24_the_keys_of_a_removed_user_are_revoked_and_each_is_in_the_audit_trail() {
+    let world = world();
+    let alices = world.create(&admin(), draft("alice's")).unwrap();
+    let mut bobs: Vec<_> = keys_of_bob(&world).into();
+    bobs.push(world.create(&bob(), draft("third")).unwrap());
+    let acme = tenant("acme");
+    let removed = wait(world.keys.remove_owner(&admin(), &acme, who("bob"))).unwrap();
+    assert_eq!(removed.ended, bobs.len());
+
+    let reason = Reason::OwnerRemoved;
+    let all_revoked = || {
+        for key in &bobs {
+            let verdict = world.keys.verify(key.secret.expose(), &clusters());
+            let refused = Rejection::Revoked {
+                key: key.id,
+                at: at(START),
+                reason,
+            };
+            assert_eq!(verdict.unwrap_err(), refused);
+        }
+    };
+    all_revoked();
+    for key in &bobs {
+        let info = details(&world, key);
+        assert_eq!(info.status, Status::Revoked);
+        assert_eq!(info.revoked.map(|(_, reason)| reason), Some(reason));
+        let told = told_of(&world, &info.tenant, key.id);
+        let revocations = told
+            .iter()
+            .filter(|action| **action == Action::KeyRevoked { reason });
+        assert_eq!(revocations.count(), 1, "{told:?}");
+    }
+    world
+        .keys
+        .verify(alices.secret.expose(), &clusters())
+        .unwrap();
+
+    let owner = who("bob");
+    let late = world.create(&bob(), draft("too late"));
+    assert_eq!(denied(late), Denied::OwnerRemoved { owner });
+    // He comes back; his keys do not.
+    wait(
+        world
+            .keys
+            .change_owner_role(&admin(), &acme, who("bob"), Role::ADMIN),
+    )
+    .unwrap();
+    all_revoked();
+}
+
+#[test]
+fn y_25_the_key_of_a_creator_who_became_a_developer_has_developer_access() {
+    let world = world();
+    let keys = keys_of_bob(&world);
+    let alices = world
+        .create(&admin(), NewKey::new("alice's").scope("*:*"))
+        .unwrap();
+    let verify =
+        |key: &Created, scope: &str| world.keys.verify(key.secret.expose(), &Need::scope(scope));
+    for key in &keys {
+        verify(key, "account:write").unwrap();
+    }
+    demote_bob(&world);
+    for key in &keys {
+        let refusal = verify(key, "account:write").unwrap_err();
+        let missing = Rejection::MissingScope {
+            key: key.id,
+            scope: scope("account:write"),
+        };
+        assert_eq!(refusal, missing);
+        assert_eq!(refusal.kind(), RejectionKind::Forbidden);
+        let need = Need::scope("account:write");
+        assert_eq!(
+            wait(world.keys.verify_fresh(key.secret.expose(), &need)).unwrap_err(),
+            missing
+        );
+        for allowed in DEVELOPER_SCOPES {
+            let grant = verify(key, allowed).unwrap();
+            assert_eq!(grant.key_id(), key.id, "the same key goes on");
+        }
+    }
+    verify(&alices, "account:write").unwrap();
+}
+
+#[test]
+fn y_26_the_key_of_a_developer_reaches_nothing_that_needs_an_admin() {
+    let world = world();
+    let keys = keys_of_bob(&world);
+    demote_bob(&world);
+    for key in &keys {
+        for needed in ADMIN_SCOPES {
+            let verdict = world
+                .keys
+                .verify(key.secret.expose(), &Need::scope(*needed));
+            let missing = Rejection::MissingScope {
+                key: key.id,
+                scope: scope(needed),
+            };
+            assert_eq!(verdict.unwrap_err(), missing);
+        }
+        let grant = world
+            .keys
+            .verify(key.secret.expose(), &Need::any())
+            .unwrap();
+        let reach = ["backups:*", "clusters:*", "databases:*", "networks:*"];
+        assert_eq!(grant.scopes(), ScopeSet::parse(reach).unwrap());
+        let by = grant.actor();
+        let created = wait(
+            world
+                .keys
+                .create(&by, draft("more").in_tenant(grant.tenant().clone())),
+        );
+        only_admins_may("create keys", &by, created);
+        let removed = world.keys.remove_owner(&by, grant.tenant(), who("alice"));
+        only_admins_may("remove owners", &by, wait(removed));
+    }
+}

@@ -1,0 +1,199 @@
+//! Propagation, simulated: what is promised holds under every seed, and every broken node is found.
+//!
+//! `KEYWARD_SIMULATE=<seeds>` runs so many of them, and says how far it is;
+//! `KEYWARD_SIMULATE_SEED=<seed>` runs that one.
+
+use std::num::NonZero;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use keyward::store::MemoryStore;
+use keyward_conformance::broken::{BrokenStore, Defect as StoreDefect};
+use keyward_conformance::simulate::{
+    Defect, Ground, Invariant, Options, Report, Simulation, Subject, Violation,
+};
+
+/// How many seeds the gate runs.
+const SEEDS: u64 = 10_000;
+
+/// Within so many seeds every broken node is found. Most are found within fifty.
+const WITHIN: u64 = 3_000;
+
+/// How many seeds are run between two words about how far it is.
+const EVERY: u64 = 10_000;
+
+/// Runs seeds from zero on all processors; tells the violation of the lowest of them that has one.
+fn run(seeds: u64, options: &Options) -> Result<Report, Violation> {
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    let next = AtomicU64::new(0);
+    let (sum, found) = (Mutex::new(Report::default()), Mutex::new(None::<Violation>));
+    let work = || {
+        let mut own = Report::default();
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds {
+                break;
+            }
+            match Simulation::new(seed, options.clone()).run() {
+                Ok(report) => own += report,
+                Err(violation) => {
+                    next.store(seeds, Ordering::Relaxed);
+                    let mut found = found.lock().unwrap();
+                    if found
+                        .as_ref()
+                        .is_none_or(|other| violation.seed < other.seed)
+                    {
+                        *found = Some(violation);
+                    }
+                    break;
+                }
+            }
+            if seed > 0 && seed.is_multiple_of(EVERY) {
+                eprintln!("{seed} of {seeds} seeds");
+            }
+        }
+        *sum.lock().unwrap() += own;
+    };
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    found
+        .into_inner()
+        .unwrap()
+        .map_or(Ok(sum.into_inner().unwrap()), Err)
+}
+
+fn seeds() -> u64 {
+    let asked = std::env::var("KEYWARD_SIMULATE").ok();
+    asked.map_or(SEEDS, |seeds| seeds.parse().unwrap())
+}
+
+/// The first seed under which a broken node is found.
+#[track_caller]
+fn find(subject: Subject, within: u64) -> Violation {
+    match run(within, &Options::default().of(subject)) {
+        Err(violation) => {
+            let Violation {
+                invariant,
+                seed,
+                what,
+                trace,
+                ..
+            } = &violation;
+            println!("{subject:?}: {invariant:?} at seed {seed}: {what}");
+            assert!(trace.iter().any(|line| line.contains(what.as_str())));
+            violation
+        }
+        Ok(_) => panic!("{subject:?} passes {within} seeds"),
+    }
+}
+
+#[test]
+fn what_is_promised_holds_under_every_seed() {
+    let options = Options::default().reads_within_bound();
+    if let Ok(seed) = std::env::var("KEYWARD_SIMULATE_SEED") {
+        let run = Simulation::new(seed.parse().unwrap(), options);
+        run.run().unwrap_or_else(|violation| panic!("{violation}"));
+        return;
+    }
+    let report = run(seeds(), &options).unwrap_or_else(|violation| panic!("{violation}"));
+    println!("{report:#?}");
+    assert!(
+        report.acceptances * 10 > report.verifications,
+        "keys do work"
+    );
+    let happened = [
+        report.stale,
+        report.unavailable,
+        report.partitions,
+        report.pauses,
+        report.restarts,
+        report.jumps,
+        report.compactions,
+    ];
+    assert!(
+        happened.iter().all(|count| *count > report.runs / 10),
+        "and things go wrong"
+    );
+}
+
+/// A store that keeps all tombstones, and whose feed comes whole: other orders of events than above.
+#[test]
+fn what_is_promised_holds_over_a_store_that_forgets_nothing() {
+    let never_forgets = || Ground::new(Arc::new(MemoryStore::new()));
+    let options = Options::default().whole_pages().over(never_forgets);
+    let report = run(seeds() / 4, &options.reads_within_bound());
+    report.unwrap_or_else(|violation| panic!("{violation}"));
+}
+
+#[test]
+fn a_node_that_is_not_broken_is_not_found() {
+    let report = run(2_000, &Options::default().of(Subject::Sketch));
+    report.unwrap_or_else(|violation| panic!("{violation}"));
+}
+
+#[test]
+fn every_broken_node_is_found() {
+    for defect in Defect::ALL {
+        find(Subject::Broken(defect), WITHIN);
+    }
+}
+
+#[test]
+fn keyward_on_a_broken_clock_is_found() {
+    for subject in [
+        Subject::KeywardWithWallClock,
+        Subject::KeywardWithSleepyClock,
+    ] {
+        let found = find(subject, 500);
+        assert_eq!(found.invariant, Invariant::NeverPastBound);
+    }
+}
+
+/// What no node can break by itself a store can: a cap, a trail, what was ended.
+#[test]
+fn what_a_broken_store_lets_happen_is_found() {
+    for (defect, expected) in [
+        (StoreDefect::LoadsNoDisabledKeys, Invariant::CapKept),
+        (StoreDefect::ConflictLeavesAudit, Invariant::TrailIntact),
+        (StoreDefect::IgnoresExpected, Invariant::TombstonesStick),
+        (StoreDefect::FindsFromCache, Invariant::FreshWhenAsked),
+        (StoreDefect::RevisionsPerTenant, Invariant::Progress),
+    ] {
+        let broken = move || Ground::new(Arc::new(BrokenStore::new(MemoryStore::new(), defect)));
+        let options = Options::default().whole_pages().over(broken);
+        let violated = |seed| {
+            let run = Simulation::new(seed, options.clone()).run();
+            run.err().map(|violation| violation.invariant)
+        };
+        assert!(
+            (0..WITHIN)
+                .filter_map(violated)
+                .any(|invariant| invariant == expected),
+            "{defect:?} breaks no {expected:?}"
+        );
+    }
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    for subject in [Subject::Keyward, Subject::Sketch] {
+        let options = Options::default().whole_pages().of(subject);
+        let mut marks = Vec::new();
+        for seed in 0..50 {
+            let once = Simulation::new(seed, options.clone()).run().unwrap();
+            assert_eq!(once, Simulation::new(seed, options.clone()).run().unwrap());
+            marks.push(once.mark);
+        }
+        marks.sort_unstable();
+        marks.dedup();
+        assert_eq!(marks.len(), 50, "and every seed another");
+    }
+    let broken = Options::default().of(Subject::Broken(Defect::ConnectedIsFresh));
+    let once = run(100, &broken).unwrap_err();
+    let again = Simulation::new(once.seed, broken).run().unwrap_err();
+    assert_eq!((once.step, once.trace), (again.step, again.trace));
+}

@@ -1,0 +1,170 @@
+//! Backups, restores, older files, and a file that is put in the place of another.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use keyward::store::sqlite::OpenError;
+use keyward::store::{Commit, CommitTag, Effects, KeyQuery, KeyStore, Revision, SqliteStore};
+use keyward::{Need, Reason, Rejection, days};
+
+use crate::sqlite::{Desk, checkpoint};
+use support::*;
+
+#[test]
+fn a_backup_is_one_private_file_with_the_state_of_one_instant() {
+    let desk = Desk::new();
+    let store = desk.store();
+    let keys = desk.node(store.clone());
+    let key = wait(keys.create(&admin(), reader("first"))).unwrap();
+    let told = wait(store.backup(desk.at("backup.db"))).unwrap();
+    assert_eq!(told, wait(store.stats()).unwrap().head);
+    let mode = fs::metadata(desk.at("backup.db"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let again = wait(store.backup(desk.at("backup.db")));
+    assert!(matches!(again, Err(OpenError::Exists { .. })));
+    wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    let direct = wait(SqliteStore::open(desk.at("backup.db")));
+    assert!(
+        matches!(direct, Err(OpenError::Unrecovered { .. })),
+        "a backup says what it is"
+    );
+}
+
+#[test]
+fn a_restored_store_opens_only_to_be_recovered_and_its_followers_start_over() {
+    let desk = Desk::new();
+    let store = desk.store();
+    let service = desk.node(store.clone());
+    let key = wait(service.create(&admin(), reader("first"))).unwrap();
+    wait(store.backup(desk.at("backup.db"))).unwrap();
+    for number in 0..3 {
+        wait(service.create(&admin(), reader(&format!("later {number}")))).unwrap();
+    }
+    service.verify(key.secret.expose(), &reading()).unwrap();
+    let lost = wait(store.stats()).unwrap().head;
+    let occupied = wait(SqliteStore::restore(desk.at("backup.db"), desk.path()));
+    assert!(
+        matches!(occupied, Err(OpenError::Exists { .. })),
+        "nothing is overwritten"
+    );
+
+    // The operator moves the broken file away, its log with it, while the service runs on.
+    for end in ["", "-wal", "-shm"] {
+        let from = desk.at(&format!("keys.db{end}"));
+        if from.exists() {
+            fs::rename(from, desk.at(&format!("broken.db{end}"))).unwrap();
+        }
+    }
+    assert!(wait(service.sync()).is_err(), "the file is gone");
+    wait(SqliteStore::restore(desk.at("backup.db"), desk.path())).unwrap();
+    assert!(matches!(
+        wait(SqliteStore::open(desk.path())),
+        Err(OpenError::Unrecovered { .. })
+    ));
+    // Nor does the service take it up that has run all the time: its file only changed.
+    let told = format!("{:?}", wait(service.sync()).unwrap_err());
+    assert!(told.contains("Unrecovered"), "{told}");
+    let refused = wait(service.create(&admin(), reader("too early"))).unwrap_err();
+    assert!(
+        format!("{refused:?}").contains("Unrecovered"),
+        "{refused:?}"
+    );
+    let blind = Commit {
+        tenant: tenant("acme"),
+        epoch: None,
+        expected: Revision(1),
+        guards: Vec::new(),
+        tag: CommitTag(1),
+        decided_at: at(START),
+        effects: Effects::default(),
+    };
+    let refused = wait(store.commit(blind)).unwrap_err();
+    assert!(
+        format!("{refused:?}").contains("Unrecovered"),
+        "{refused:?}"
+    );
+    let options = SqliteStore::options(desk.path()).allow_unrecovered();
+    let restored = wait(options.open()).unwrap();
+    wait(restored.finish_recovery()).unwrap();
+    let opened = wait(SqliteStore::open(desk.path())).unwrap();
+    let head = wait(opened.stats()).unwrap().head;
+    assert!(head.revision < lost.revision, "the head went backwards");
+    assert_ne!(head.epoch, lost.epoch);
+
+    // The service that had the lost file open follows the restored one, without a restart.
+    let operator = desk.node(opened);
+    wait(operator.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    wait(service.sync()).unwrap();
+    let refused = service
+        .verify(key.secret.expose(), &Need::any())
+        .unwrap_err();
+    assert!(matches!(refused, Rejection::Revoked { .. }), "{refused:?}");
+    assert_eq!(service.freshness().cursor.unwrap().epoch, head.epoch);
+}
+
+#[test]
+fn a_damaged_backup_is_not_restored() {
+    let desk = Desk::new();
+    let store = desk.store();
+    let keys = desk.node(store.clone());
+    let key = wait(keys.create(&admin(), reader("first"))).unwrap();
+    wait(store.backup(desk.at("backup.db"))).unwrap();
+    let damage = "UPDATE rows SET body = x'00' WHERE kind = 2";
+    crate::sqlite::sql(&desk.at("backup.db"))
+        .execute(damage, [])
+        .unwrap();
+    let refused = wait(SqliteStore::restore(
+        desk.at("backup.db"),
+        desk.at("new.db"),
+    ))
+    .unwrap_err();
+    assert!(
+        refused.to_string().contains(&key.id.to_string()),
+        "{refused}"
+    );
+    assert!(!desk.at("new.db").exists());
+}
+
+/// The file that version 1 wrote, and what stands in it. Written once; see `tests/golden.rs`.
+#[test]
+fn a_file_of_version_1_opens_with_this_version() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/store.v1.db");
+    let secrets = golden.with_extension("keys");
+    if std::env::var_os("KEYWARD_WRITE_GOLDEN").is_some() && !golden.exists() {
+        let desk = Desk::new();
+        let keys = desk.keys();
+        let live = wait(keys.create(&admin(), reader("live"))).unwrap();
+        let lost = wait(keys.create(&admin(), reader("lost").expires_in(days(90)))).unwrap();
+        wait(keys.revoke(&admin(), lost.id, Reason::Lost)).unwrap();
+        let gone = wait(keys.create(&admin(), reader("gone"))).unwrap();
+        wait(keys.revoke(&admin(), gone.id, Reason::Unused)).unwrap();
+        wait(keys.delete(&admin(), gone.id, keyward::DeleteKey::plain())).unwrap();
+        drop(keys);
+        checkpoint(&desk.path());
+        fs::copy(desk.path(), &golden).unwrap();
+        let tokens = [&live, &lost, &gone].map(|key| key.secret.expose().to_owned());
+        fs::write(&secrets, tokens.join("\n")).unwrap();
+    }
+    let desk = Desk::new();
+    fs::write(desk.path(), fs::read(&golden).unwrap()).unwrap();
+    fs::set_permissions(desk.path(), fs::Permissions::from_mode(0o600)).unwrap();
+    let keys = desk.keys();
+    let tokens = fs::read_to_string(&secrets).unwrap();
+    let tokens: Vec<_> = tokens.lines().collect();
+    keys.verify(tokens[0], &reading()).unwrap();
+    let lost = keys.verify(tokens[1], &reading()).unwrap_err();
+    assert!(matches!(lost, Rejection::Revoked { .. }), "{lost:?}");
+    assert_eq!(
+        keys.verify(tokens[2], &reading()).unwrap_err(),
+        Rejection::Unknown
+    );
+    let listed = wait(desk.store().list(&KeyQuery::everything(at(START)))).unwrap();
+    assert_eq!(listed.keys.len(), 2);
+    wait(keys.verify_audit(&admin(), &tenant("acme"), None)).unwrap();
+    assert!(wait(desk.store().check_integrity()).unwrap().is_sound());
+    wait(keys.create(&admin(), reader("new"))).unwrap();
+}

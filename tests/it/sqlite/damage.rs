@@ -1,0 +1,242 @@
+//! Damaged files: what is damaged is refused by name, and harms nothing else.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::num::NonZeroUsize;
+
+use keyward::store::{AuditQuery, Change, KeyQuery, KeyStore, Row, RowKey, SqliteStore};
+use keyward::{Keyward, Need, Reason, Rejection, days};
+use rand::{RngExt, SeedableRng};
+use rusqlite::params;
+
+use crate::sqlite::{Desk, checkpoint, sql};
+use support::*;
+
+const ALL: NonZeroUsize = NonZeroUsize::new(10_000).unwrap();
+
+/// A store with a bit of everything, closed.
+fn filled(desk: &Desk) -> Vec<(keyward::KeyId, String)> {
+    let keys = desk.keys();
+    let mut made = Vec::new();
+    for number in 0..8 {
+        let key = reader(&format!("key {number}")).expires_in(days(90));
+        let created = wait(keys.create(&admin(), key)).unwrap();
+        made.push((created.id, created.secret.expose().to_owned()));
+    }
+    wait(keys.revoke(&admin(), made[0].0, Reason::Lost)).unwrap();
+    wait(keys.revoke(&admin(), made[1].0, Reason::Leaked)).unwrap();
+    let digest = keyward::Digest::sha256("an imported key of old");
+    wait(keys.import(
+        &admin(),
+        keyward::ImportKey::sha256(digest, reader("imported")),
+    ))
+    .unwrap();
+    drop(keys);
+    checkpoint(&desk.path());
+    made
+}
+
+fn flip(desk: &Desk, table: &str, condition: &str, column: &str) {
+    let change = format!(
+        "UPDATE {table} SET {column} = CAST(substr({column}, 1, 5) || x'07' || substr({column}, 7) \
+         AS BLOB) WHERE {condition}"
+    );
+    assert_eq!(
+        sql(&desk.path()).execute(&change, []).unwrap(),
+        1,
+        "{change}"
+    );
+}
+
+#[test]
+fn a_damaged_key_is_refused_by_name_and_harms_no_other() {
+    let desk = Desk::new();
+    let made = filled(&desk);
+    let (id, secret) = &made[3];
+    let named = format!("id = x'{:032x}'", id.to_u128());
+    flip(&desk, "rows", &named, "body");
+    let keys = desk.keys();
+    let refused = keys.verify(secret, &Need::any()).unwrap_err();
+    assert!(
+        matches!(&refused, Rejection::Corrupt { key } if key == id),
+        "{refused:?}"
+    );
+    keys.verify(&made[4].1, &reading()).unwrap();
+    let denied_by = denied(wait(keys.revoke(&host(), *id, Reason::Lost)));
+    assert!(matches!(denied_by, keyward::Denied::CorruptRecord { key } if key == *id));
+    let report = wait(desk.store().check_integrity()).unwrap();
+    assert_eq!(report.faults.len(), 1, "{report:?}");
+    assert!(report.faults[0].contains(&id.to_string()), "{report:?}");
+    let listed = wait(desk.store().list(&KeyQuery::everything(at(START)))).unwrap();
+    assert_eq!((listed.corrupt, listed.keys.len()), (vec![*id], 8));
+}
+
+#[test]
+fn a_tenant_whose_head_is_gone_is_named() {
+    let desk = Desk::new();
+    filled(&desk);
+    sql(&desk.path())
+        .execute("DELETE FROM tenants WHERE tenant = 'acme'", [])
+        .unwrap();
+    let report = wait(desk.store().check_integrity()).unwrap();
+    assert_eq!(report.faults.len(), 1, "{report:?}");
+    assert!(report.faults[0].contains("acme"), "{report:?}");
+}
+
+#[test]
+fn a_damaged_owners_row_refuses_its_keys_and_no_others() {
+    let desk = Desk::new();
+    let made = filled(&desk);
+    let keys = desk.keys();
+    let bob = actor("acme", "bob", keyward::Role::ADMIN);
+    let bobs = wait(keys.create(&bob, reader("bob's"))).unwrap();
+    drop(keys);
+    flip(&desk, "rows", "kind = 1 AND name = 'alice'", "body");
+    let keys = desk.keys();
+    let refused = keys.verify(&made[4].1, &Need::any()).unwrap_err();
+    assert!(matches!(refused, Rejection::Corrupt { .. }), "{refused:?}");
+    keys.verify(bobs.secret.expose(), &reading()).unwrap();
+}
+
+#[test]
+fn a_damaged_audit_entry_is_told_and_breaks_the_chain() {
+    let desk = Desk::new();
+    filled(&desk);
+    flip(&desk, "audit", "sequence = 4", "body");
+    let page = wait(desk.store().audit(&AuditQuery::tenant(tenant("acme")))).unwrap();
+    let places: Vec<_> = page.corrupt.iter().map(|place| place.sequence).collect();
+    assert_eq!(places, [4]);
+    let checked = wait(desk.keys().verify_audit(&admin(), &tenant("acme"), None));
+    let told = checked.unwrap_err().to_string();
+    assert!(told.contains("entry 4 should follow"), "{told}");
+}
+
+#[test]
+fn a_trail_whose_end_is_damaged_or_gone_does_not_pass() {
+    let desk = Desk::new();
+    filled(&desk);
+    let conn = sql(&desk.path());
+    let last = "sequence = (SELECT max(sequence) FROM audit)";
+    conn.execute(&format!("UPDATE audit SET body = x'00' WHERE {last}"), [])
+        .unwrap();
+    let checked = || wait(desk.keys().verify_audit(&admin(), &tenant("acme"), None));
+    assert!(
+        checked()
+            .unwrap_err()
+            .to_string()
+            .contains("does not lead to it")
+    );
+    conn.execute("DELETE FROM audit", []).unwrap();
+    assert!(
+        checked()
+            .unwrap_err()
+            .to_string()
+            .contains("does not lead to it")
+    );
+}
+
+#[test]
+fn a_tenants_damaged_head_stops_that_tenant_alone() {
+    let desk = Desk::new();
+    let made = filled(&desk);
+    let other = actor("beta", "carol", keyward::Role::ADMIN);
+    let keys = desk.keys();
+    wait(keys.create(&other, reader("carol's"))).unwrap();
+    let change = "UPDATE tenants SET sequence = sequence - 1 WHERE tenant = ?1";
+    sql(&desk.path()).execute(change, params!["acme"]).unwrap();
+    let refused = wait(keys.revoke(&admin(), made[4].0, Reason::Lost)).unwrap_err();
+    assert!(format!("{refused:?}").contains("Corrupt"), "{refused:?}");
+    wait(keys.create(&other, reader("carol's second"))).unwrap();
+    let report = wait(desk.store().check_integrity()).unwrap();
+    assert!(
+        report
+            .faults
+            .iter()
+            .any(|fault| fault.contains("tenant acme")),
+        "{report:?}"
+    );
+}
+
+const FLIPS: usize = 1000;
+
+/// Every row that the store tells, by name; what it says of damage is left out.
+fn told(store: &SqliteStore) -> Option<BTreeMap<RowKey, Change>> {
+    let page = wait(store.scan(None, ALL)).ok()?;
+    let intact = page
+        .rows
+        .into_iter()
+        .filter(|change| !matches!(change.row, Row::Corrupt(_)));
+    Some(intact.map(|change| (change.row.key(), change)).collect())
+}
+
+fn trail(store: &SqliteStore) -> Option<Vec<keyward::store::AuditRow>> {
+    let query = AuditQuery {
+        limit: ALL,
+        ..AuditQuery::everything()
+    };
+    Some(wait(store.audit(&query)).ok()?.rows)
+}
+
+#[test]
+fn a_flipped_bit_anywhere_never_tells_anything_wrong() {
+    let desk = Desk::new();
+    filled(&desk);
+    let whole = fs::read(desk.path()).unwrap();
+    let store = desk.store();
+    let rows = told(&store).unwrap();
+    let entries = trail(&store).unwrap();
+    drop(store);
+    let mut random = rand::rngs::ChaCha12Rng::seed_from_u64(7);
+    let (mut seen, mut harmless) = (0, 0);
+    for _ in 0..FLIPS {
+        let bit = random.random_range(0..whole.len() * 8);
+        let flipped = Desk::new();
+        let mut bytes = whole.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        fs::write(flipped.path(), bytes).unwrap();
+        let options = SqliteStore::options(flipped.path()).allow_readable_by_others();
+        let Ok(store) = wait(options.open()) else {
+            seen += 1;
+            continue;
+        };
+        let (now, now_entries) = (told(&store), trail(&store));
+        let sound = wait(store.check_integrity()).is_ok_and(|report| report.is_sound());
+        let whole_answer = now.as_ref() == Some(&rows) && now_entries.as_ref() == Some(&entries);
+        assert!(
+            whole_answer || !sound,
+            "bit {bit} changes what is told, and nothing notices"
+        );
+        for (name, change) in now.unwrap_or_default() {
+            assert_eq!(rows.get(&name), Some(&change), "bit {bit}: {name:?}");
+        }
+        for row in now_entries.unwrap_or_default() {
+            assert!(entries.contains(&row), "bit {bit}: {row:?}");
+        }
+        if sound { harmless += 1 } else { seen += 1 }
+    }
+    assert!(
+        seen > 100,
+        "{seen} of {FLIPS} seen, {harmless} harmless: the flips hit nothing"
+    );
+}
+
+#[test]
+fn no_secret_and_no_pepper_stands_in_any_file() {
+    let desk = Desk::new();
+    let keys: Keyward = desk.keys();
+    let mut secrets = Vec::new();
+    for number in 0..20 {
+        let created = wait(keys.create(&admin(), reader(&format!("key {number}")))).unwrap();
+        secrets.push(secret_part(created.secret.expose()).to_owned());
+    }
+    wait(desk.store().backup(desk.at("backup.db"))).unwrap();
+    let mut files = 0;
+    for file in fs::read_dir(desk.path().parent().unwrap()).unwrap() {
+        let bytes = fs::read(file.unwrap().path()).unwrap();
+        let holds = |part: &[u8]| bytes.windows(part.len()).any(|window| window == part);
+        assert!(!secrets.iter().any(|secret| holds(secret.as_bytes())));
+        assert!(!holds(&[1; 32]), "the pepper is 32 ones");
+        files += 1;
+    }
+    assert!(files >= 2);
+}

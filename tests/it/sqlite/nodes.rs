@@ -1,0 +1,210 @@
+//! The registry of nodes in the file.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use keyward::store::sqlite::OpenError;
+use keyward::store::{NodeId, NodeRegistry, NodeReport, SqliteStore, StoreErrorKind};
+use keyward::{Keyward, NodeLabel, Reason, hours};
+
+use crate::sqlite::{Desk, checkpoint, policy, sql};
+use support::*;
+
+fn report(n: u128, beat: u64) -> NodeReport {
+    NodeReport {
+        node: NodeId::from_u128(n),
+        label: Some(NodeLabel::new("a node").unwrap()),
+        applied: Some(keyward::store::Cursor::default()),
+        lease: Duration::from_secs(70),
+        beat,
+        clock: keyward::Timestamp::UNIX_EPOCH,
+    }
+}
+
+fn nodes(store: &SqliteStore) -> Vec<NodeReport> {
+    wait(store.nodes()).unwrap()
+}
+
+fn version(path: &Path) -> i32 {
+    sql(path)
+        .pragma_query_value(None, "user_version", |row| row.get(0))
+        .unwrap()
+}
+
+/// Puts the file that version 1 wrote where the store is to be.
+fn put_golden(path: &Path) {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/store.v1.db");
+    fs::write(path, fs::read(golden).unwrap()).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+#[test]
+fn a_report_is_shared_and_stays_and_is_no_commit() {
+    let desk = Desk::new();
+    let (one, two) = (desk.store(), desk.store());
+    let head = wait(one.stats()).unwrap().head;
+    assert!(wait(one.report(report(1, 1))).unwrap());
+    assert!(wait(two.report(report(1, 2))).unwrap());
+    assert!(!wait(one.report(report(1, 2))).unwrap());
+    assert_eq!(nodes(&one), [report(1, 2)]);
+    assert_eq!(wait(two.stats()).unwrap().head, head);
+    drop((one, two));
+    assert_eq!(nodes(&desk.store()), [report(1, 2)]);
+}
+
+#[test]
+fn two_processes_tell_each_other_what_they_have() {
+    let desk = Desk::new();
+    let start = || {
+        let store = desk.store();
+        let builder = Keyward::builder(store.clone(), peppers()).registry(store);
+        wait(builder.policy(policy()).clock(desk.clock.clone()).build()).unwrap()
+    };
+    let (here, there) = (start(), start());
+    let key = wait(here.create(&admin(), reader("a"))).unwrap();
+    wait(there.sync()).unwrap();
+    let receipt = wait(here.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    let asked = wait(here.confirmations(&receipt)).unwrap();
+    assert_eq!((asked.applied().count(), asked.waiting().count()), (1, 1));
+    there.verify(key.secret.expose(), &reading()).unwrap();
+    wait(there.sync()).unwrap();
+    let asked = wait(here.confirmations(&receipt)).unwrap();
+    assert!(asked.is_complete() && asked.applied().count() == 2);
+}
+
+#[test]
+fn a_file_of_version_1_becomes_one_with_a_registry_and_keeps_what_it_holds() {
+    let desk = Desk::new();
+    put_golden(&desk.path());
+    assert_eq!(version(&desk.path()), 1);
+    let store = desk.store();
+    assert!(nodes(&store).is_empty());
+    let before = wait(store.stats()).unwrap();
+    assert!(before.keys > 0);
+    assert!(wait(store.report(report(1, 1))).unwrap());
+    assert_eq!(version(&desk.path()), 2);
+    assert!(wait(store.check_integrity()).unwrap().is_sound());
+    assert_eq!(wait(store.stats()).unwrap().head, before.head);
+}
+
+#[test]
+fn a_file_of_version_1_that_takes_the_place_of_a_running_one_is_brought_up_to_date() {
+    let desk = Desk::new();
+    let store = desk.store();
+    assert!(wait(store.report(report(1, 1))).unwrap());
+    checkpoint(&desk.path());
+    fs::create_dir(desk.at("away")).unwrap();
+    for end in ["", "-wal", "-shm"] {
+        let from = desk.at(&format!("keys.db{end}"));
+        if from.exists() {
+            fs::rename(from, desk.at(&format!("away/keys.db{end}"))).unwrap();
+        }
+    }
+    put_golden(&desk.path());
+    // Where the linked SQLite is older than the one that wrote it, it may not stay in its journal mode.
+    sql(&desk.path())
+        .pragma_update(None, "journal_mode", "delete")
+        .unwrap();
+    assert!(nodes(&store).is_empty());
+    assert!(wait(store.report(report(1, 2))).unwrap());
+    assert_eq!(version(&desk.path()), 2);
+}
+
+#[test]
+fn a_damaged_entry_is_told_and_named_and_heals_with_the_next_report() {
+    for healing in ["report", "forget"] {
+        let desk = Desk::new();
+        let store = desk.store();
+        for n in 1..=2 {
+            wait(store.report(report(n, 5))).unwrap();
+        }
+        let damage = "UPDATE nodes SET beat = 1000000 WHERE node = \
+                      x'00000000000000000000000000000002'";
+        assert_eq!(sql(&desk.path()).execute(damage, []).unwrap(), 1);
+        // Left out, it would pass for a node that is gone.
+        let error = wait(store.nodes()).unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Corrupt);
+        let faults = wait(store.check_integrity()).unwrap().faults;
+        assert_eq!(faults.len(), 1);
+        assert!(
+            faults[0].contains(&report(2, 5).node.to_string()),
+            "{faults:?}"
+        );
+        match healing {
+            "report" => assert!(wait(store.report(report(2, 6))).unwrap()),
+            _ => wait(store.forget(report(2, 6).node, 0)).unwrap(),
+        }
+        let left = if healing == "report" { 2 } else { 1 };
+        assert_eq!(nodes(&store).len(), left);
+        assert!(wait(store.check_integrity()).unwrap().is_sound());
+    }
+}
+
+#[test]
+fn every_column_of_an_entry_is_sealed() {
+    let changes = [
+        "beat = beat + 1",
+        "lease = lease + 1",
+        "label = NULL",
+        "label = 'b node'",
+        "epoch = NULL, revision = NULL, tag = NULL",
+        "revision = revision + 1",
+        "tag = randomblob(16)",
+        "epoch = randomblob(16)",
+        "node = randomblob(16)",
+        "seal = seal + 1",
+    ];
+    for change in changes {
+        let desk = Desk::new();
+        let store = desk.store();
+        wait(store.report(report(1, 5))).unwrap();
+        let damage = format!("UPDATE nodes SET {change}");
+        assert_eq!(sql(&desk.path()).execute(&damage, []).unwrap(), 1);
+        assert!(wait(store.nodes()).is_err(), "{change}");
+    }
+}
+
+#[test]
+fn a_restored_store_says_that_there_may_be_nodes_it_does_not_know() {
+    let desk = Desk::new();
+    let store = desk.store();
+    let key = wait(desk.node(store.clone()).create(&admin(), reader("a"))).unwrap();
+    for n in 1..=2 {
+        let lease = hours(u32::try_from(n).unwrap());
+        let report = NodeReport {
+            lease,
+            ..report(n, 1)
+        };
+        wait(store.report(report)).unwrap();
+    }
+    wait(store.backup(desk.at("backup.db"))).unwrap();
+    wait(SqliteStore::restore(
+        desk.at("backup.db"),
+        desk.at("new.db"),
+    ))
+    .unwrap();
+    let options = || SqliteStore::options(desk.at("new.db"));
+    assert!(matches!(
+        wait(options().open()),
+        Err(OpenError::Unrecovered { .. })
+    ));
+    let restored = wait(options().allow_unrecovered().open()).unwrap();
+    let found = nodes(&restored);
+    assert_eq!(found.len(), 1);
+    let label = found[0].label.as_ref().unwrap();
+    assert_eq!(label.as_str(), "all nodes before the restore");
+    assert_eq!((found[0].lease, found[0].applied), (hours(2), None));
+    wait(restored.finish_recovery()).unwrap();
+
+    // So nobody takes a change for confirmed before the bound has passed.
+    let builder = Keyward::builder(restored.clone(), peppers()).registry(restored.clone());
+    let keys = wait(builder.policy(policy()).clock(desk.clock.clone()).build()).unwrap();
+    let receipt = wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    let asked = wait(keys.confirmations(&receipt)).unwrap();
+    assert!(!asked.is_complete() && asked.waiting().count() == 1);
+    desk.clock.advance(receipt.bound() * 2);
+    assert!(wait(keys.confirmations(&receipt)).unwrap().is_complete());
+    assert!(wait(restored.check_integrity()).unwrap().is_sound());
+}

@@ -1,0 +1,253 @@
+//! What may be opened, and how it is said that something else may not.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::time::Duration;
+
+use keyward::store::sqlite::{JournalMode, OpenError};
+use keyward::store::{Cursor, KeyStore, SqliteStore};
+
+use crate::sqlite::{Desk, checkpoint, sql};
+use support::*;
+
+fn refused(desk: &Desk) -> OpenError {
+    wait(SqliteStore::open(desk.path())).unwrap_err()
+}
+
+fn mode(path: &std::path::Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn a_new_store_and_its_logs_are_its_owners_alone() {
+    let desk = Desk::new();
+    let keys = desk.keys();
+    wait(keys.create(&admin(), reader("first"))).unwrap();
+    let mut seen = 0;
+    for file in fs::read_dir(desk.path().parent().unwrap()).unwrap() {
+        let path = file.unwrap().path();
+        assert_eq!(mode(&path), 0o600, "{}", path.display());
+        seen += 1;
+    }
+    assert!(seen >= 1);
+}
+
+#[test]
+fn a_file_that_others_may_read_opens_only_if_that_is_allowed() {
+    let desk = Desk::new();
+    drop(desk.store());
+    fs::set_permissions(desk.path(), fs::Permissions::from_mode(0o640)).unwrap();
+    let error = refused(&desk);
+    assert!(matches!(
+        error,
+        OpenError::ReadableByOthers { mode: 0o640, .. }
+    ));
+    assert!(error.to_string().contains("chmod 600"), "{error}");
+    wait(
+        SqliteStore::options(desk.path())
+            .allow_readable_by_others()
+            .open(),
+    )
+    .unwrap();
+}
+
+#[test]
+fn a_store_is_created_or_opened_as_it_was_asked_for() {
+    let desk = Desk::new();
+    let missing = wait(SqliteStore::options(desk.path()).must_exist().open());
+    assert!(matches!(missing, Err(OpenError::NotFound { .. })));
+    assert!(!desk.path().exists());
+    wait(SqliteStore::options(desk.path()).must_be_new().open()).unwrap();
+    let again = wait(SqliteStore::options(desk.path()).must_be_new().open());
+    assert!(matches!(again, Err(OpenError::Exists { .. })));
+    let nowhere = wait(SqliteStore::open(desk.at("no folder/keys.db")));
+    assert!(matches!(nowhere, Err(OpenError::Io { .. })), "{nowhere:?}");
+}
+
+#[test]
+fn two_that_create_at_once_have_the_same_store() {
+    let desk = Desk::new();
+    let open = || {
+        std::thread::spawn({
+            let path = desk.path();
+            move || {
+                let store = wait(SqliteStore::open(path)).unwrap();
+                wait(store.stats()).unwrap().head.epoch
+            }
+        })
+    };
+    let epochs: Vec<_> = [open(), open(), open(), open()]
+        .map(|thread| thread.join().unwrap())
+        .into();
+    assert!(epochs.iter().all(|epoch| *epoch == epochs[0]), "{epochs:?}");
+    let left = fs::read_dir(desk.path().parent().unwrap()).unwrap();
+    let drafts = left.filter(|file| {
+        let name = file.as_ref().unwrap().file_name();
+        name.to_str().unwrap().contains("-draft-")
+    });
+    assert_eq!(drafts.count(), 0, "drafts are cleared away");
+}
+
+#[test]
+fn times_may_be_as_long_and_as_short_as_they_get() {
+    let desk = Desk::new();
+    for time in [Duration::ZERO, Duration::MAX] {
+        let options = SqliteStore::options(desk.path());
+        let store = wait(options.busy_timeout(time).poll_interval(time).open()).unwrap();
+        wait(store.wait_past(Cursor::default())).unwrap();
+    }
+}
+
+#[test]
+fn what_is_no_file_is_named() {
+    let desk = Desk::new();
+    fs::create_dir(desk.path()).unwrap();
+    assert!(refused(&desk).to_string().contains("is a directory"));
+    fs::remove_dir(desk.path()).unwrap();
+    drop(wait(SqliteStore::open(desk.at("other.db"))).unwrap());
+    symlink(desk.at("other.db"), desk.path()).unwrap();
+    assert!(refused(&desk).to_string().contains("is a symbolic link"));
+}
+
+#[test]
+fn truncated_empty_and_foreign_files_are_refused_and_left_alone() {
+    let desk = Desk::new();
+    drop(wait(SqliteStore::open(desk.at("whole.db"))).unwrap());
+    checkpoint(&desk.at("whole.db"));
+    let whole = fs::read(desk.at("whole.db")).unwrap();
+    let half = &whole[..whole.len() / 2];
+    let text = "no database at all, ".repeat(100);
+    let cases: [(&[u8], &str); 5] = [
+        (b"", "it is empty"),
+        (&whole[..99], "ends within its first page"),
+        (half, "corrupt"),
+        (&whole[..4096], "corrupt"),
+        (text.as_bytes(), "it is no SQLite file"),
+    ];
+    for (bytes, told) in cases {
+        fs::write(desk.path(), bytes).unwrap();
+        fs::set_permissions(desk.path(), fs::Permissions::from_mode(0o600)).unwrap();
+        let error = refused(&desk);
+        assert!(error.to_string().contains(told), "{told}: {error}");
+        assert_eq!(fs::read(desk.path()).unwrap(), bytes, "{told}");
+        fs::remove_file(desk.path()).unwrap();
+    }
+}
+
+#[test]
+fn another_programs_database_is_refused_and_left_alone() {
+    let desk = Desk::new();
+    sql(&desk.path())
+        .execute_batch("CREATE TABLE theirs (x); PRAGMA application_id = 7;")
+        .unwrap();
+    fs::set_permissions(desk.path(), fs::Permissions::from_mode(0o600)).unwrap();
+    let before = fs::read(desk.path()).unwrap();
+    assert!(matches!(refused(&desk), OpenError::Foreign { .. }));
+    assert_eq!(fs::read(desk.path()).unwrap(), before);
+}
+
+#[test]
+fn a_newer_schema_is_refused_untouched() {
+    let desk = Desk::new();
+    drop(desk.store());
+    sql(&desk.path())
+        .pragma_update(None, "user_version", 3)
+        .unwrap();
+    checkpoint(&desk.path());
+    let before = fs::read(desk.path()).unwrap();
+    let error = refused(&desk);
+    assert!(
+        matches!(
+            error,
+            OpenError::Newer {
+                found: 3,
+                supported: 2,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+    assert_eq!(fs::read(desk.path()).unwrap(), before);
+}
+
+#[test]
+fn a_schema_that_becomes_newer_under_a_running_store_stops_it() {
+    let desk = Desk::new();
+    let keys = desk.keys();
+    let key = wait(keys.create(&admin(), reader("first"))).unwrap();
+    sql(&desk.path())
+        .pragma_update(None, "user_version", 3)
+        .unwrap();
+    let refused = wait(keys.revoke(&admin(), key.id, keyward::Reason::Lost));
+    let told = format!("{:?}", refused.unwrap_err());
+    assert!(
+        told.contains("Unavailable") && told.contains("found: 3"),
+        "{told}"
+    );
+    assert!(
+        wait(keys.sync()).is_err(),
+        "freshness is not renewed either"
+    );
+}
+
+#[test]
+fn a_journal_of_a_store_that_is_gone_is_not_applied_to_a_new_one() {
+    let desk = Desk::new();
+    for end in ["-wal", "-journal"] {
+        let left = desk.at(&format!("keys.db{end}"));
+        fs::write(&left, b"left").unwrap();
+        assert!(
+            matches!(refused(&desk), OpenError::Leftover { .. }),
+            "{end}"
+        );
+        fs::remove_file(left).unwrap();
+    }
+    desk.store();
+}
+
+#[test]
+fn the_journal_mode_is_one_that_the_linked_sqlite_is_safe_in() {
+    let desk = Desk::new();
+    let store = desk.store();
+    let now: String = sql(&desk.path())
+        .pragma_query_value(None, "journal_mode", |row| row.get(0))
+        .unwrap();
+    if rusqlite::version_number() >= 3_051_003 {
+        assert_eq!(
+            (store.journal_mode(), now.as_str()),
+            (JournalMode::Wal, "wal")
+        );
+    } else {
+        // The mode is not kept in the file: what counts is that it is not the log.
+        assert_eq!(store.journal_mode(), JournalMode::Truncate);
+        assert_ne!(now, "wal");
+    }
+}
+
+#[test]
+fn an_older_sqlite_converts_a_file_in_wal_mode_or_refuses_it() {
+    let desk = Desk::new();
+    drop(desk.store());
+    let other = sql(&desk.path());
+    other.pragma_update(None, "journal_mode", "wal").unwrap();
+    let read: i64 = other
+        .query_row("SELECT count(*) FROM rows", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(read, 0);
+    let options = SqliteStore::options(desk.path());
+    let opened = wait(
+        options
+            .busy_timeout(std::time::Duration::from_millis(20))
+            .open(),
+    );
+    if rusqlite::version_number() >= 3_051_003 {
+        assert_eq!(opened.unwrap().journal_mode(), JournalMode::Wal);
+        return;
+    }
+    assert!(
+        matches!(opened, Err(OpenError::UnsafeWal { .. })),
+        "{opened:?}"
+    );
+    drop(other);
+    assert_eq!(desk.store().journal_mode(), JournalMode::Truncate);
+}

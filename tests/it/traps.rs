@@ -1,0 +1,631 @@
+//! The traps that others fell into, by the numbers of `docs/design.md`. Those that need several
+//! processes are in `nodes.rs`, the one about secrets in outputs is in `secrets.rs`, those about authority
+//! are in `authority`; `house.rs` holds the numbers against the tests.
+
+use keyward::audit::Action;
+use keyward::policy::KeyClass;
+use keyward::store::{AuditQuery, KeyStore, Select};
+use keyward::{
+    Denied, Digest, Dimension, Expiry, ImportKey, KeyUpdate, Keyward, Need, NewKey, PepperRing,
+    Reason, Rejection, Replacement, Role, Status, days, hours, profiles, token,
+};
+use support::*;
+
+#[test]
+fn trap_03_a_verification_does_not_bring_back_what_was_disabled() {
+    let world = World::new();
+    let key = world.some_key();
+    let rotated = wait(
+        world
+            .keys
+            .rotate(&admin(), key.id, Replacement::on_first_use(hours(1))),
+    );
+    let successor = rotated.unwrap();
+    // The use leaves a chore; the key is disabled before the chore is done.
+    world
+        .keys
+        .verify(successor.secret.expose(), &reading())
+        .unwrap();
+    wait(world.keys.disable(&admin(), successor.id)).unwrap();
+    wait(world.keys.run_upkeep()).unwrap();
+    let refusal = world
+        .keys
+        .verify(successor.secret.expose(), &reading())
+        .unwrap_err();
+    assert_eq!(refusal, Rejection::Disabled { key: successor.id });
+}
+
+#[test]
+fn trap_04_parallel_creates_on_several_nodes_stop_at_the_cap() {
+    const CAP: usize = 10;
+    let world = World::with_policy(capped(10));
+    let policy = keyward::policy::Policy::new(capped(10)).unwrap();
+    let nodes: Vec<_> = (0..4).map(|_| world.another_node(policy.clone())).collect();
+    let created: usize = std::thread::scope(|scope| {
+        let attempts: Vec<_> = (0..8)
+            .map(|thread| {
+                let keys: &Keyward = &nodes[thread % nodes.len()];
+                scope.spawn(move || {
+                    let create = |n| wait(keys.create(&admin(), reader(&format!("{thread} {n}"))));
+                    (0..5).filter(|n| create(*n).is_ok()).count()
+                })
+            })
+            .collect();
+        attempts
+            .into_iter()
+            .map(|attempt| attempt.join().unwrap())
+            .sum()
+    });
+    assert_eq!(created, CAP);
+    let select = Select {
+        live_at: Some(at(START)),
+        ..Select::none()
+    };
+    assert_eq!(
+        wait(world.store.load(&tenant("acme"), &select))
+            .unwrap()
+            .records
+            .len(),
+        CAP
+    );
+}
+
+#[test]
+fn trap_05_the_state_of_a_key_is_told_to_holders_of_its_secret_only() {
+    let world = World::new();
+    let revoked = world.some_key();
+    let disabled = world.some_key();
+    let expired = world
+        .create(&admin(), reader("short").expires_in(hours(1)))
+        .unwrap();
+    wait(world.keys.revoke(&admin(), revoked.id, Reason::Lost)).unwrap();
+    wait(world.keys.disable(&admin(), disabled.id)).unwrap();
+    world.clock.advance(hours(2));
+    for key in [&revoked, &disabled, &expired] {
+        let guess = with_other_secret(key.secret.expose());
+        let refusal = world.keys.verify(guess, &reading()).unwrap_err();
+        assert_eq!(refusal, Rejection::WrongSecret);
+        assert_eq!(refusal.key(), None);
+        let told = world
+            .keys
+            .verify(key.secret.expose(), &reading())
+            .unwrap_err();
+        assert_eq!(told.key(), Some(key.id), "{told}");
+    }
+}
+
+#[test]
+fn trap_06_an_unknown_id_and_a_wrong_secret_read_the_same_to_a_client() {
+    let world = World::new();
+    let other = World::new();
+    let stranger = other.some_key();
+    let guess = with_other_secret(world.some_key().secret.expose());
+    let unknown = world
+        .keys
+        .verify(stranger.secret.expose(), &reading())
+        .unwrap_err();
+    let wrong = world.keys.verify(guess, &reading()).unwrap_err();
+    assert_eq!(
+        (&unknown, &wrong),
+        (&Rejection::Unknown, &Rejection::WrongSecret)
+    );
+    assert_eq!(unknown.public_message(), wrong.public_message());
+    assert_eq!(unknown.kind(), wrong.kind());
+}
+
+#[test]
+fn trap_07_a_rotation_neither_revives_nor_lengthens_the_old_key() {
+    let world = World::new();
+    let short = world
+        .create(&admin(), reader("short").expires_in(hours(1)))
+        .unwrap();
+    let long = Replacement::grace(days(30));
+    let rotated = wait(world.keys.rotate(&admin(), short.id, long.clone())).unwrap();
+    assert_eq!(
+        Some(rotated.until),
+        short.expires_at,
+        "its own end comes first"
+    );
+    assert_eq!(
+        rotated.expires_at, short.expires_at,
+        "as long a life, counted from now"
+    );
+
+    let gone = world
+        .create(&admin(), reader("gone").expires_in(hours(1)))
+        .unwrap();
+    world.clock.advance(hours(1));
+    assert_eq!(
+        denied(wait(world.keys.rotate(&admin(), gone.id, long.clone()))),
+        Denied::Expired
+    );
+    assert_eq!(
+        denied(wait(world.keys.cancel_rotation(&admin(), short.id))),
+        Denied::Expired
+    );
+    assert!(
+        world
+            .keys
+            .verify(short.secret.expose(), &reading())
+            .is_err()
+    );
+    let revoked = world.some_key();
+    wait(world.keys.revoke(&admin(), revoked.id, Reason::Lost)).unwrap();
+    assert_eq!(
+        denied(wait(world.keys.rotate(&admin(), revoked.id, long))),
+        Denied::Revoked
+    );
+}
+
+#[test]
+fn trap_08_a_lost_answer_loses_no_key() {
+    let world = World::new();
+    let first = admin();
+    let key = wait(
+        world
+            .keys
+            .create(&first.with_command_id(command("c1")), reader("a")),
+    )
+    .unwrap();
+    // The answer was lost; the same command again creates nothing and shows no secret.
+    let again = wait(
+        world
+            .keys
+            .create(&first.with_command_id(command("c1")), reader("a")),
+    );
+    assert_eq!(denied(again), Denied::AlreadyCreated { id: key.id });
+    let replaced = wait(world.keys.replace_lost(&first, key.id)).unwrap();
+    assert_eq!(replaced.id, key.id);
+    world
+        .keys
+        .verify(replaced.secret.expose(), &reading())
+        .unwrap();
+    let lost = world.keys.verify(key.secret.expose(), &reading());
+    assert_eq!(
+        lost.unwrap_err(),
+        Rejection::WrongSecret,
+        "the lost secret is worth nothing"
+    );
+
+    // A lost answer to a rotation on first use leaves the old key working, and can be repeated.
+    let how = Replacement::on_first_use(hours(1));
+    let lost = wait(world.keys.rotate(&first, key.id, how.clone())).unwrap();
+    world.clock.advance(days(29));
+    world
+        .keys
+        .verify(replaced.secret.expose(), &reading())
+        .unwrap();
+    let second = wait(world.keys.rotate(&first, key.id, how)).unwrap();
+    assert!(
+        world.keys.verify(lost.secret.expose(), &reading()).is_err(),
+        "cancelled unused"
+    );
+    world
+        .keys
+        .verify(second.secret.expose(), &reading())
+        .unwrap();
+    wait(world.keys.run_upkeep()).unwrap();
+    world
+        .keys
+        .verify(replaced.secret.expose(), &reading())
+        .unwrap();
+    world.clock.advance(hours(1));
+    let refusal = world
+        .keys
+        .verify(replaced.secret.expose(), &reading())
+        .unwrap_err();
+    assert!(
+        matches!(refusal, Rejection::Expired { .. }),
+        "the grace counted from the first use"
+    );
+}
+
+#[test]
+fn trap_12_every_change_has_its_audit_entry_at_the_same_revision() {
+    let world = World::new();
+    let key = world.some_key();
+    let receipt = wait(world.keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    let query = AuditQuery::tenant(tenant("acme")).about(key.id);
+    let rows = wait(world.keys.audit(&admin(), &query)).unwrap().rows;
+    let last = rows.last().unwrap();
+    assert_eq!(last.revision, receipt.revision());
+    assert_eq!(
+        last.entry.action,
+        Action::KeyRevoked {
+            reason: Reason::Lost
+        }
+    );
+    let refused = wait(world.keys.enable(&admin(), key.id));
+    assert_eq!(denied(refused), Denied::Revoked);
+    let after = wait(world.keys.audit(&admin(), &query)).unwrap().rows;
+    assert_eq!(after.len(), rows.len(), "what was refused left no entry");
+}
+
+#[test]
+fn trap_13_a_key_cannot_mint_a_stronger_one() {
+    let world = World::new();
+    let whole = NewKey::new("whole").scope("*:*").expires_in(days(2));
+    let whole = world.create(&admin(), whole).unwrap();
+    let strong = world
+        .create(&admin(), NewKey::new("strong").scope("*:*"))
+        .unwrap();
+    let weak = world
+        .create(&admin(), reader("weak").expires_in(days(1)))
+        .unwrap();
+    let acting = |key: &keyward::Created| {
+        let grant = world.keys.verify(key.secret.expose(), &Need::any());
+        grant.unwrap().actor()
+    };
+    let exceeds = |result| match denied(result) {
+        Denied::ExceedsActor { dimension, .. } => dimension,
+        other => panic!("{other:?}"),
+    };
+    // A key that carries all of its owner's reach carries its role too, within its own life.
+    let mallory = acting(&whole);
+    let longer = reader("longer").expires_in(days(3));
+    assert_eq!(exceeds(world.create(&mallory, longer)), Dimension::Lifetime);
+    let never = reader("for ever").never_expires();
+    assert_eq!(exceeds(world.create(&mallory, never)), Dimension::Lifetime);
+    let rotated = wait(
+        world
+            .keys
+            .rotate(&mallory, strong.id, Replacement::immediate()),
+    );
+    assert_eq!(
+        denied(rotated),
+        Denied::ExceedsActor {
+            dimension: Dimension::Lifetime,
+            reach: keyward::ScopeSet::all(),
+        }
+    );
+    world
+        .create(&mallory, reader("short").expires_in(days(1)))
+        .unwrap();
+
+    // One that was narrowed to reading reports manages nothing that a role is needed for.
+    let narrowed = acting(&weak);
+    let wider = NewKey::new("wider")
+        .scope("billing:write")
+        .expires_in(hours(1));
+    assert!(matches!(
+        denied(world.create(&narrowed, wider)),
+        Denied::Forbidden { .. }
+    ));
+    let closed = wait(world.keys.close_tenant(&narrowed, &tenant("acme")));
+    assert!(matches!(denied(closed), Denied::Forbidden { .. }));
+    let rotated = wait(
+        world
+            .keys
+            .rotate(&narrowed, strong.id, Replacement::immediate()),
+    );
+    assert!(matches!(denied(rotated), Denied::Forbidden { .. }));
+    world
+        .keys
+        .verify(strong.secret.expose(), &reading())
+        .unwrap();
+
+    // The tenant and the owner come from the host: an actor of another tenant sees nothing.
+    let stranger = actor("other", "eve", Role::ADMIN);
+    let revoked = wait(world.keys.revoke(&stranger, strong.id, Reason::Lost));
+    assert_eq!(denied(revoked), Denied::NotFound);
+    let there = world.create(&stranger, reader("x").in_tenant(tenant("acme")));
+    assert_eq!(denied(there), Denied::TenantNotFound);
+}
+
+#[test]
+fn trap_13_nobody_gets_a_stronger_role_by_a_key_of_somebody_else() {
+    let world = World::new();
+    let alices = world.some_key();
+    let dave = actor("acme", "dave", Role::DEVELOPER);
+    fn role<T: std::fmt::Debug>(result: Result<T, keyward::Error>) {
+        match denied(result) {
+            Denied::ExceedsActor { dimension, .. } => assert_eq!(dimension, Dimension::Role),
+            other => panic!("{other:?}"),
+        }
+    }
+    let acme = tenant("acme");
+    for (owner, role) in [
+        ("bob", Role::MEMBER),
+        ("zoe", Role::ADMIN),
+        ("sue", Role::SUPPORT),
+    ] {
+        let keys = &world.keys;
+        wait(keys.change_owner_role(&host(), &acme, who(owner), role)).unwrap();
+    }
+    // Developers and admins reach the same scopes here; what they may manage differs.
+    for (owner, named) in [
+        ("alice", Role::DEVELOPER),
+        ("alice", Role::ADMIN),
+        ("zoe", Role::ADMIN),
+        ("sue", Role::SUPPORT),
+    ] {
+        role(world.create(&dave, reader("z").owned_by(who(owner), named)));
+    }
+    role(wait(world.keys.rotate(
+        &dave,
+        alices.id,
+        Replacement::immediate(),
+    )));
+    // Whoever has no role yet is given one by an admin only, however low it is.
+    let unknown = reader("z").owned_by(who("nora"), Role::MEMBER);
+    assert!(matches!(
+        denied(world.create(&dave, unknown)),
+        Denied::Forbidden { .. }
+    ));
+    // Not even an admin makes somebody support staff, nor itself.
+    for named in ["sid", "sue"] {
+        let support = reader("z").owned_by(who(named), Role::SUPPORT);
+        role(world.create(&admin(), support));
+    }
+    let raised = wait(
+        world
+            .keys
+            .change_owner_role(&admin(), &acme, who("alice"), Role::SUPPORT),
+    );
+    role(raised);
+    world
+        .create(&dave, reader("bob's").owned_by(who("bob"), Role::MEMBER))
+        .unwrap();
+}
+
+#[test]
+fn trap_13_a_secret_is_not_handed_out_because_its_owner_is_narrowed_for_now() {
+    let world = World::new();
+    let acme = tenant("acme");
+    wait(world.keys.provision_tenant(&host(), &acme)).unwrap();
+    let bob = actor("acme", "bob", Role::DEVELOPER);
+    let key = world.create(&bob, NewKey::new("all").scope("*:*")).unwrap();
+    wait(
+        world
+            .keys
+            .change_owner_role(&admin(), &acme, who("bob"), Role::MEMBER),
+    )
+    .unwrap();
+    let narrow = actor("acme", "dave", Role::DEVELOPER)
+        .with_scopes(keyward::ScopeSet::parse(["*:read"]).unwrap());
+    let rotated = wait(world.keys.rotate(&narrow, key.id, Replacement::immediate()));
+    assert!(matches!(denied(rotated), Denied::ExceedsActor { .. }));
+}
+
+#[test]
+fn trap_14_a_key_without_scopes_may_do_nothing() {
+    let world = World::new();
+    let key = world.create(&admin(), NewKey::new("blank")).unwrap();
+    let refusal = world
+        .keys
+        .verify(key.secret.expose(), &reading())
+        .unwrap_err();
+    assert_eq!(
+        refusal,
+        Rejection::MissingScope {
+            key: key.id,
+            scope: scope("reports:read")
+        }
+    );
+    let grant = world
+        .keys
+        .verify(key.secret.expose(), &Need::any())
+        .unwrap();
+    assert!(grant.scopes().is_empty() && !grant.allows(&scope("reports:read")));
+}
+
+#[test]
+fn trap_16_a_huge_header_is_refused_by_its_length() {
+    let world = World::new();
+    let huge = vec![b'x'; 8 * 1024 * 1024];
+    let refusal = world.keys.verify(&huge, &reading()).unwrap_err();
+    let actual = huge.len();
+    assert_eq!(
+        refusal,
+        Rejection::Malformed(token::TokenError::TooLong { actual })
+    );
+}
+
+#[test]
+fn trap_17_space_is_trimmed_once_and_nothing_else_is_forgiven() {
+    let world = World::new();
+    let key = world.some_key();
+    let text = key.secret.expose();
+    for spaced in [
+        format!(" {text}"),
+        format!("{text}\r\n"),
+        format!("\t{text} "),
+    ] {
+        world.keys.verify(&spaced, &reading()).unwrap();
+        wait(world.keys.verify_fresh(&spaced, &reading())).unwrap();
+    }
+    for odd in [
+        format!("\u{feff}{text}"),
+        format!("{text}\u{a0}"),
+        text.to_uppercase(),
+        text.replace('_', "\u{ff3f}"),
+        format!("\"{text}\""),
+        format!("Bearer {text}"),
+    ] {
+        let refusal = world.keys.verify(&odd, &reading()).unwrap_err();
+        assert!(matches!(refusal, Rejection::Malformed(_)), "{refusal:?}");
+        assert_eq!(
+            wait(world.keys.verify_fresh(&odd, &reading())).unwrap_err(),
+            refusal
+        );
+    }
+}
+
+#[test]
+fn trap_18_a_prefix_may_contain_its_separator() {
+    let mut spec = profiles::standard();
+    let prefix = token::TokenPrefix::new("a_b-c_9_").unwrap();
+    let all = keyward::ScopeSet::all();
+    spec.classes
+        .insert(class("odd"), KeyClass::secret(prefix, all, [Role::ADMIN]));
+    let world = World::with_policy(spec);
+    let key = world.create(&admin(), reader("odd").class("odd")).unwrap();
+    assert!(key.secret.expose().starts_with("a_b-c_9_"));
+    let grant = world.keys.verify(key.secret.expose(), &reading()).unwrap();
+    assert_eq!(grant.key_id(), key.id);
+}
+
+#[test]
+fn trap_19_a_key_ends_exactly_at_its_expiry() {
+    let world = World::new();
+    let key = world
+        .create(&admin(), reader("short").expires_in(hours(1)))
+        .unwrap();
+    let end = key.expires_at.unwrap();
+    let instant = std::time::Duration::from_micros(1);
+    world.clock.advance(hours(1) - instant);
+    world.keys.verify(key.secret.expose(), &reading()).unwrap();
+    assert_eq!(
+        wait(world.keys.key(&admin(), key.id)).unwrap().status,
+        Status::Active
+    );
+    world.clock.advance(instant);
+    let refused = Rejection::Expired {
+        key: key.id,
+        at: end,
+    };
+    assert_eq!(
+        world
+            .keys
+            .verify(key.secret.expose(), &reading())
+            .unwrap_err(),
+        refused
+    );
+    let fresh = wait(world.keys.verify_fresh(key.secret.expose(), &reading()));
+    assert_eq!(fresh.unwrap_err(), refused);
+    assert_eq!(
+        wait(world.keys.key(&admin(), key.id)).unwrap().status,
+        Status::Expired
+    );
+    assert_eq!(
+        denied(wait(world.keys.disable(&admin(), key.id))),
+        Denied::Expired
+    );
+}
+
+#[test]
+fn trap_20_every_way_of_verifying_makes_the_same_checks() {
+    let world = World::new();
+    let allowed = reader("office").allow_addresses(["192.0.2.0/24"]);
+    let key = world
+        .create(&admin(), allowed.expires_in(hours(1)))
+        .unwrap();
+    let secret = key.secret.expose();
+    let office = reading().from_address("192.0.2.1".parse().unwrap());
+    let needs = [
+        reading(),
+        office.clone(),
+        office.clone().in_environment(environment("test")),
+        office.clone().of_class(class("publishable")),
+        office.clone().for_tenant(tenant("other")),
+        office.clone().and_scope("billing:write"),
+        Need::scope("no scope"),
+    ];
+    let compare = || {
+        for need in &needs {
+            let verdict = world.keys.verify(secret, need).map(|grant| grant.key_id());
+            let id = key.id.to_string();
+            let paths = [
+                wait(world.keys.verify_fresh(secret, need)),
+                wait(world.keys.verify_or_fetch(secret, need)),
+                world.keys.verify_pair(&id, secret, need),
+            ];
+            for path in paths {
+                assert_eq!(path.map(|grant| grant.key_id()), verdict, "{need:?}");
+            }
+        }
+        needs
+            .iter()
+            .filter(|need| world.keys.verify(secret, need).is_ok())
+            .count()
+    };
+    assert_eq!(compare(), 1, "only the office's plain need is met");
+    wait(world.keys.disable(&admin(), key.id)).unwrap();
+    assert_eq!(compare(), 0);
+    wait(world.keys.enable(&admin(), key.id)).unwrap();
+    world.clock.advance(hours(1));
+    assert_eq!(compare(), 0);
+}
+
+#[test]
+fn trap_21_a_stored_digest_is_no_key_and_an_unknown_pepper_is_the_operators_fault() {
+    let world = World::new();
+    let digest = Digest::sha256("old-style-token");
+    let imported = ImportKey::sha256(digest, reader("imported"));
+    wait(world.keys.import(&admin(), imported)).unwrap();
+    let hex: String = digest
+        .as_bytes()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    assert!(
+        world.keys.verify(&hex, &reading()).is_err(),
+        "a stolen digest opens nothing"
+    );
+    world.keys.verify("old-style-token", &reading()).unwrap();
+
+    let key = world.some_key();
+    let peppers = PepperRing::new(pepper("p2", 2));
+    let clock = world.clock.clone();
+    let node = wait(
+        Keyward::builder(world.store.clone(), peppers)
+            .clock(clock)
+            .build(),
+    )
+    .unwrap();
+    let refusal = node.verify(key.secret.expose(), &reading()).unwrap_err();
+    assert!(matches!(&refusal, Rejection::UnknownPepper { pepper } if pepper.as_str() == "p1"));
+    assert_eq!(
+        refusal.kind(),
+        keyward::RejectionKind::Unavailable,
+        "never a bad key"
+    );
+}
+
+#[test]
+fn trap_24_verifying_writes_nothing() {
+    let world = World::new();
+    let key = world
+        .create(&admin(), reader("short").expires_in(hours(1)))
+        .unwrap();
+    let revision = || {
+        wait(world.store.load(&tenant("acme"), &Select::none()))
+            .unwrap()
+            .revision
+    };
+    let before = revision();
+    for hour in 0..3 {
+        let _ = world.keys.verify(key.secret.expose(), &reading());
+        let _ = wait(world.keys.verify_or_fetch(key.secret.expose(), &reading()));
+        let _ = world
+            .keys
+            .verify(with_other_secret(key.secret.expose()), &reading());
+        world.clock.advance(hours(hour));
+    }
+    assert_eq!(revision(), before);
+    assert_eq!(
+        wait(world.keys.key(&admin(), key.id)).unwrap().status,
+        Status::Expired
+    );
+}
+
+#[test]
+fn a_wall_clock_that_jumps_back_revives_nothing() {
+    let world = World::new();
+    let key = world
+        .create(&admin(), reader("short").expires_in(hours(1)))
+        .unwrap();
+    world.clock.advance(hours(2));
+    world.some_key();
+    world.clock.set_wall(at(START));
+    let refusal = world
+        .keys
+        .verify(key.secret.expose(), &reading())
+        .unwrap_err();
+    assert!(matches!(refusal, Rejection::Expired { .. }));
+    let update = KeyUpdate::new().expiry(Expiry::Never);
+    assert_eq!(
+        denied(wait(world.keys.update(&admin(), key.id, update))),
+        Denied::Expired
+    );
+}

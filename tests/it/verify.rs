@@ -1,0 +1,252 @@
+//! What a verification remembers, counts and tells: for its speed, and never for its verdict.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use keyward::policy::{LivePolicies, Policy, Propagation};
+use keyward::store::MemoryStore;
+use keyward::{
+    Clock, DeleteKey, Grant, Keyward, ManualClock, Need, NewKey, Owner, Reading, Reason, Rejection,
+    Replica, Role, ScopeSet, Timestamp, Verifier, hours, profiles,
+};
+use support::{World, admin, at, host, reader, reading, tenant, wait, who, with_other_secret};
+
+fn refused(world: &World, token: &str, need: &Need) -> Option<Rejection> {
+    world.keys.verify(token, need).err()
+}
+
+/// Fails if what met a need once is taken to meet it after the owner's role was lowered, or if the
+/// keys of a person without a role pass because those of a tenant, which need none, did.
+#[test]
+fn a_need_that_was_met_is_not_met_by_keys_that_reach_less() {
+    let world = World::new();
+    let need = reading();
+    let by_tenant = reader("of the tenant").owned_by_tenant();
+    let by_tenant = world.create(&host(), by_tenant).unwrap();
+    let of_bob = reader("of bob").owned_by(who("bob"), Role::ADMIN);
+    let of_bob = world.create(&host(), of_bob).unwrap();
+    for key in [&by_tenant, &of_bob] {
+        assert_eq!(refused(&world, key.secret.expose(), &need), None);
+        assert_eq!(refused(&world, key.secret.expose(), &need), None);
+    }
+    let nobody = Role::new("nobody").unwrap();
+    wait(
+        world
+            .keys
+            .change_owner_role(&host(), &tenant("acme"), who("bob"), nobody),
+    )
+    .unwrap();
+    let missing = refused(&world, of_bob.secret.expose(), &need);
+    assert!(
+        matches!(missing, Some(Rejection::MissingScope { .. })),
+        "{missing:?}"
+    );
+    assert_eq!(refused(&world, by_tenant.secret.expose(), &need), None);
+}
+
+#[test]
+fn a_need_that_was_met_is_not_met_under_other_policies() {
+    let world = World::new();
+    let (key, need) = (world.some_key(), reading());
+    assert_eq!(refused(&world, key.secret.expose(), &need), None);
+    let mut spec = profiles::standard();
+    for class in spec.classes.values_mut() {
+        class.ceiling = ScopeSet::parse(["billing:read"]).unwrap();
+    }
+    world.keys.set_policies(Policy::new(spec).unwrap());
+    let missing = refused(&world, key.secret.expose(), &need);
+    assert!(
+        matches!(missing, Some(Rejection::MissingScope { .. })),
+        "{missing:?}"
+    );
+}
+
+#[test]
+fn a_need_that_was_met_still_asks_for_tenant_and_address() {
+    let world = World::new();
+    let key = world.some_key();
+    let need = reading().for_tenant(tenant("acme"));
+    assert_eq!(refused(&world, key.secret.expose(), &need), None);
+    let elsewhere = need.clone().for_tenant(tenant("other"));
+    let wrong = refused(&world, key.secret.expose(), &elsewhere);
+    assert!(
+        matches!(wrong, Some(Rejection::WrongTenant { .. })),
+        "{wrong:?}"
+    );
+    let narrowed = need.and_scope("billing:write");
+    let missing = refused(&world, key.secret.expose(), &narrowed);
+    assert!(
+        matches!(missing, Some(Rejection::MissingScope { .. })),
+        "{missing:?}"
+    );
+}
+
+#[test]
+fn uses_are_counted_where_a_key_was_accepted() {
+    let world = World::new();
+    let (used, unused) = (world.some_key(), world.some_key());
+    for _ in 0..3 {
+        world.clock.advance(Duration::from_secs(600));
+        world.keys.verify(used.secret.expose(), &reading()).unwrap();
+    }
+    let last = world.keys.now();
+    world.clock.advance(hours(1));
+    let wrong = with_other_secret(used.secret.expose());
+    assert!(world.keys.verify(wrong, &reading()).is_err());
+    assert!(
+        world
+            .keys
+            .verify(used.secret.expose(), &Need::scope("no:such"))
+            .is_err()
+    );
+
+    let uses = world.keys.uses(used.id).unwrap();
+    assert_eq!(uses.count, 3);
+    let told = uses.last.unwrap();
+    assert!(
+        told <= last && told.saturating_add(Duration::from_secs(120)) > last,
+        "{told}"
+    );
+    let uses = world.keys.uses(unused.id).unwrap();
+    assert_eq!((uses.count, uses.last), (0, None));
+    assert_eq!(world.keys.uses(keyward::KeyId::from_u128(7)), None);
+}
+
+#[test]
+fn a_grant_and_its_copies_tell_what_was_verified() {
+    let world = World::new();
+    let key = world
+        .create(&admin(), reader("export").expires_in(hours(2)))
+        .unwrap();
+    let grant = world.keys.verify(key.secret.expose(), &reading()).unwrap();
+    let fresh = wait(world.keys.verify_fresh(key.secret.expose(), &reading())).unwrap();
+    for grant in [grant.clone(), grant, fresh.clone(), fresh] {
+        assert_eq!(grant.key_id(), key.id);
+        assert_eq!(grant.tenant(), &tenant("acme"));
+        assert_eq!(grant.owner(), &Owner::Principal(who("alice")));
+        let end = at(support::START).saturating_add(hours(2));
+        assert_eq!(grant.expires_at(), Some(end));
+        assert_eq!(grant.scopes(), ScopeSet::parse(["reports:read"]).unwrap());
+        assert_eq!(
+            wait(world.keys.info(&grant)).unwrap().name.as_str(),
+            "export"
+        );
+    }
+    wait(world.keys.delete(&admin(), key.id, DeleteKey::default())).unwrap();
+    let grant = world.keys.verify(key.secret.expose(), &reading());
+    assert_eq!(grant.err(), Some(Rejection::Unknown));
+}
+
+/// A clock that lets something happen when a verification reads it.
+#[derive(Debug)]
+struct Interrupted {
+    clock: ManualClock,
+    then: Mutex<Option<Interruption>>,
+}
+
+struct Interruption(Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for Interruption {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Interruption")
+    }
+}
+
+impl Clock for Interrupted {
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.clock.monotonic()
+    }
+
+    fn read(&self) -> Reading {
+        let then = self.then.lock().unwrap().take();
+        then.into_iter().for_each(|Interruption(then)| then());
+        self.clock.read()
+    }
+}
+
+/// Fails if what was looked for in one index is looked for at the same place of another.
+#[test]
+fn a_key_verifies_while_everything_is_read_anew() {
+    let clock = Arc::new(Interrupted {
+        clock: ManualClock::at(at(support::START)),
+        then: Mutex::default(),
+    });
+    let store = Arc::new(MemoryStore::new());
+    let mut spec = profiles::standard();
+    spec.propagation = Propagation {
+        bound: Duration::ZERO,
+    };
+    let builder = Keyward::builder(MemoryStore::clone(&store), support::peppers());
+    let builder = builder.policy(Policy::new(spec.clone()).unwrap());
+    let keys = wait(builder.clock(clock.clone()).build()).unwrap();
+    let key = wait(keys.create(&admin(), reader("export"))).unwrap();
+
+    let replica = Arc::new(Replica::new(store.clone(), clock.clone()));
+    let verifier = Verifier::new(
+        replica.clone(),
+        store.clone(),
+        Arc::new(LivePolicies::new(Policy::new(spec).unwrap())),
+        Arc::new(support::peppers()),
+    );
+    wait(replica.sync()).unwrap();
+    verifier.verify(key.secret.expose(), &reading()).unwrap();
+    *clock.then.lock().unwrap() = Some(Interruption(Box::new(move || {
+        // Further on than the replica has followed, and then forgotten.
+        wait(keys.create(&admin(), reader("another"))).unwrap();
+        store.compact();
+        wait(replica.sync()).unwrap();
+    })));
+    verifier.verify(key.secret.expose(), &reading()).unwrap();
+    assert!(clock.then.lock().unwrap().is_none(), "it was interrupted");
+}
+
+/// Fails if a batch loses one, changes their order, or judges by another key's facts.
+#[test]
+fn a_batch_is_answered_as_its_keys_one_by_one() {
+    let world = World::new();
+    let mut keys = Vec::new();
+    for number in 0..40 {
+        let scope = if number % 3 == 0 {
+            "billing:read"
+        } else {
+            "reports:read"
+        };
+        let key = NewKey::new(format!("number {number}")).scope(scope);
+        keys.push(world.create(&admin(), key).unwrap());
+    }
+    let revoked = keys[7].id;
+    wait(world.keys.revoke(&admin(), revoked, Reason::Lost)).unwrap();
+    let mut presented: Vec<String> = keys
+        .iter()
+        .map(|key| key.secret.expose().to_owned())
+        .collect();
+    presented.insert(3, String::new());
+    presented.insert(20, "hunter2".to_owned());
+    presented.insert(21, with_other_secret(&presented[22]));
+    let need = reading();
+    let told = |verdict: Result<Grant, Rejection>| verdict.map(|grant| grant.key_id());
+    let batch = world.keys.verify_many(&presented, &need);
+    let batch: Vec<_> = batch.into_iter().map(told).collect();
+    let single = presented.iter().map(|key| world.keys.verify(key, &need));
+    assert_eq!(batch, single.map(told).collect::<Vec<_>>());
+    assert_eq!(batch.iter().filter(|verdict| verdict.is_ok()).count(), 25);
+    for key in &keys[8..] {
+        let count = world.keys.uses(key.id).unwrap().count;
+        assert_eq!(count % 2, 0, "counted in the batch and alone");
+    }
+}
+
+/// Fails if a batch does not ask a store in this process to confirm at the moment of use.
+#[test]
+fn a_batch_is_confirmed_at_the_moment_of_use() {
+    let world = World::new();
+    let key = world.some_key();
+    let presented = [key.secret.expose(); 3];
+    world.clock.advance(hours(1));
+    let verdicts = world.keys.verify_many(&presented, &reading());
+    assert!(verdicts.iter().all(Result::is_ok));
+}

@@ -1,0 +1,83 @@
+//! What a node that follows its store tells its log. Alone in its process: which events are of
+//! interest is settled for all threads of one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyward::policy::Policy;
+use keyward::store::MemoryStore;
+use keyward::{FollowOptions, ManualClock, profiles};
+use keyward_conformance::{Call, Fault};
+use support::gated::Gated;
+use support::*;
+use tokio::time::sleep;
+
+#[test]
+fn what_it_logs_tells_of_failures_and_of_recovery_and_of_no_secret() {
+    use tracing_subscriber::fmt::MakeWriter;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl MakeWriter<'_> for Lines {
+        type Writer = Self;
+
+        fn make_writer(&self) -> Self {
+            self.clone()
+        }
+    }
+
+    let lines = Lines::default();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(lines.clone())
+        .with_ansi(false)
+        .finish();
+    let secret = tracing::subscriber::with_default(subscriber, || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build();
+        runtime.unwrap().block_on(async {
+            let clock = Arc::new(ManualClock::at(at(START)));
+            let link = Gated::new(MemoryStore::new());
+            let policy = Policy::new(profiles::standard()).unwrap();
+            let keys = node(link.clone(), &clock, policy);
+            let key = keys.create(&admin(), reader("a key")).await.unwrap();
+            let _follower = keys.follow(FollowOptions::default()).unwrap();
+            sleep(Duration::from_millis(100)).await;
+            let both = [Fault::Unavailable, Fault::Unavailable];
+            link.link.next(Call::Changes, both);
+            sleep(Duration::from_secs(2)).await;
+            keys.verify(key.secret.expose(), &reading()).unwrap();
+            key.secret.expose().to_owned()
+        })
+    });
+    let told = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let at = |level: &str, words: &str| {
+        let found = told
+            .lines()
+            .filter(|line| line.contains(level) && line.contains(words));
+        found.count()
+    };
+    assert!(at("DEBUG", "outcome=\"confirmed\"") >= 4, "{told}");
+    assert_eq!(at("WARN", "could not follow the store"), 2, "{told}");
+    assert_eq!(at("WARN", "failures=2"), 1, "{told}");
+    assert_eq!(
+        at("INFO", "follows the store again failures=2"),
+        1,
+        "{told}"
+    );
+    assert!(!told.contains(secret_part(&secret)));
+}

@@ -1,0 +1,234 @@
+//! The whole life of keys with logging at its most verbose: no secret in any output, debug view,
+//! error, record, feed, audit entry or list.
+
+use std::io::Write;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex};
+
+use keyward::store::{AuditQuery, KeyQuery, KeyStore};
+use keyward::{
+    Actor, BulkFilter, DeleteKey, Digest, ImportKey, KeyUpdate, Keyward, LeakSource, Need, Reason,
+    Replacement, Role, days, hours,
+};
+use support::*;
+
+#[derive(Clone, Default)]
+struct Captured(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Captured {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Everything that was said, and every secret that must not be in it.
+#[derive(Default)]
+struct Witness {
+    said: String,
+    secrets: Vec<String>,
+}
+
+impl Witness {
+    fn hear(&mut self, what: impl std::fmt::Debug) {
+        self.said += &format!("{what:?}\n{what:#?}\n");
+    }
+
+    fn hear_error(&mut self, error: &(dyn std::error::Error + 'static)) {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            self.said += &format!("{error}\n{error:?}\n");
+            cause = error.source();
+        }
+    }
+
+    fn keep(&mut self, secret: &str) {
+        self.secrets.push(secret.to_owned());
+    }
+}
+
+fn live_through_everything(world: &World, witness: &mut Witness) {
+    let keys: &Keyward = &world.keys;
+    let alice: Actor = admin();
+    let hear = |witness: &mut Witness, result: Result<String, keyward::Error>| match result {
+        Ok(said) => witness.hear(said),
+        Err(error) => witness.hear_error(&error),
+    };
+
+    let created = world
+        .create(&alice, reader("first").expires_in(days(90)))
+        .unwrap();
+    witness.hear(&created);
+    witness.keep(created.secret.expose());
+    let replaced = wait(keys.replace_lost(&alice, created.id)).unwrap();
+    witness.hear(&replaced);
+    witness.keep(replaced.secret.expose());
+    for how in [
+        Replacement::on_first_use(hours(1)),
+        Replacement::grace(hours(1)),
+    ] {
+        match wait(keys.rotate(&alice, created.id, how)) {
+            Ok(rotated) => {
+                witness.hear(&rotated);
+                witness.keep(rotated.secret.expose());
+                witness.hear(keys.verify(rotated.secret.expose(), &reading()).unwrap());
+            }
+            Err(error) => witness.hear_error(&error),
+        }
+        wait(keys.run_upkeep()).unwrap();
+    }
+    let imported_token = "legacy-token-9f8e7d6c5b4a";
+    witness.keep(imported_token);
+    let import = ImportKey::sha256(Digest::sha256(imported_token), reader("imported"));
+    witness.hear(&import);
+    witness.hear(wait(keys.import(&alice, import)).unwrap());
+    witness.hear(keys.verify(imported_token, &reading()).unwrap());
+
+    let doomed = world.some_key();
+    witness.keep(doomed.secret.expose());
+    let wrong = with_other_secret(doomed.secret.expose());
+    witness.keep(&wrong);
+    for presented in [
+        doomed.secret.expose(),
+        &wrong,
+        &doomed.secret.expose()[1..],
+        "sk_live_x",
+    ] {
+        for need in [
+            reading(),
+            Need::scope("billing:write"),
+            Need::any().for_tenant(tenant("x")),
+        ] {
+            match keys.verify(presented, &need) {
+                Ok(grant) => {
+                    witness.hear(&grant);
+                    witness.hear(grant.actor());
+                    let info = wait(keys.info(&grant)).unwrap();
+                    witness.hear(&info);
+                    witness.said += &serde_json::to_string(&info).unwrap();
+                }
+                Err(rejection) => {
+                    witness.hear_error(&rejection);
+                    witness.said += &rejection.public_message();
+                }
+            }
+            if let Err(rejection) = wait(keys.verify_fresh(presented, &need)) {
+                witness.hear_error(&rejection);
+            }
+        }
+    }
+    // Secrets pasted into the wrong field.
+    let pasted = format!("\u{7}{}", doomed.secret.expose());
+    hear(
+        witness,
+        world
+            .create(&alice, reader(&pasted))
+            .map(|made| format!("{made:?}")),
+    );
+    let scoped = reader("x").scope(doomed.secret.expose());
+    hear(
+        witness,
+        world.create(&alice, scoped).map(|made| format!("{made:?}")),
+    );
+    let typed = DeleteKey::typed(doomed.secret.expose());
+    hear(
+        witness,
+        wait(keys.delete(&alice, doomed.id, typed)).map(|done| format!("{done:?}")),
+    );
+
+    let leaked = world.some_key();
+    witness.keep(leaked.secret.expose());
+    let source = LeakSource::new("a public repository").unwrap();
+    witness.hear(wait(keys.report_leaked_token(leaked.secret.expose(), source)).unwrap());
+    let update = KeyUpdate::new().name("renamed").scopes(["reports:*"]);
+    hear(
+        witness,
+        wait(keys.update(&alice, created.id, update)).map(|done| format!("{done:?}")),
+    );
+    let bob = actor("acme", "bob", Role::DEVELOPER);
+    let bobs = world.create(&bob, reader("bob's")).unwrap();
+    witness.keep(bobs.secret.expose());
+    let removed = wait(keys.remove_owner(&alice, &tenant("acme"), who("bob")));
+    witness.hear(removed.unwrap());
+    let class = BulkFilter::all().class(class("publishable"));
+    let many = wait(keys.revoke_many(&alice, &tenant("acme"), class, Reason::Unused));
+    witness.hear(many.unwrap());
+    let again = wait(keys.revoke(&alice, leaked.id, Reason::Lost.confirmed()));
+    hear(witness, again.map(|done| format!("{done:?}")));
+    witness.hear(wait(keys.close_tenant(&alice, &tenant("acme"))).unwrap());
+}
+
+fn look_everywhere(world: &World, witness: &mut Witness) {
+    witness.hear(&world.keys);
+    witness.hear(&world.store);
+    let limit = NonZeroUsize::new(1000).unwrap();
+    let scanned = wait(world.store.scan(None, limit)).unwrap();
+    for change in &scanned.rows {
+        if let keyward::store::Row::Key(record) = &change.row {
+            witness.said += &String::from_utf8_lossy(&record.to_bytes());
+        }
+    }
+    witness.hear(scanned);
+    witness.hear(wait(world.store.list(&KeyQuery::everything(at(START)))).unwrap());
+    let audit = wait(world.store.audit(&AuditQuery {
+        limit,
+        ..AuditQuery::everything()
+    }))
+    .unwrap();
+    for row in &audit.rows {
+        witness.said += &String::from_utf8_lossy(&row.entry.to_bytes());
+    }
+    witness.hear(audit);
+}
+
+#[test]
+fn trap_15_no_secret_is_in_any_output() {
+    let captured = Captured::default();
+    let log = captured.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(move || log.clone())
+        .finish();
+    let world = World::new();
+    let mut witness = Witness::default();
+    // For all threads: what one of them caches as unheard would be unheard by all.
+    tracing::subscriber::set_global_default(subscriber).unwrap();
+    live_through_everything(&world, &mut witness);
+    look_everywhere(&world, &mut witness);
+    let logged = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
+    assert!(
+        logged.contains("committed"),
+        "the log was captured: {logged}"
+    );
+    assert!(
+        witness.secrets.len() >= 8 && witness.said.len() > 20_000,
+        "everything was heard"
+    );
+
+    for secret in &witness.secrets {
+        // The secret half alone, and the whole: neither may appear, whole or from its middle.
+        let middle = &secret[secret.len() / 2..secret.len() - 6];
+        for (place, text) in [("a log", &logged), ("an output", &witness.said)] {
+            let found = text.find(middle).map(|at| &text[at.saturating_sub(80)..at]);
+            assert_eq!(found, None, "a secret is in {place}");
+        }
+    }
+}
+
+#[test]
+fn the_witness_sees_a_secret_that_is_said() {
+    let world = World::new();
+    let created = world.some_key();
+    let mut witness = Witness::default();
+    witness.hear(created.secret.expose());
+    let secret = created.secret.expose();
+    assert!(
+        witness
+            .said
+            .contains(&secret[secret.len() / 2..secret.len() - 6])
+    );
+}

@@ -1,0 +1,188 @@
+//! What can be watched from outside.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use keyward::store::MemoryStore;
+use keyward::{DeleteKey, ManualClock, Rejection, profiles};
+use keyward_conformance::{Call, Fault};
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+use support::gated::Gated;
+use support::server_time::Served;
+use support::*;
+
+/// Keeps what was told last, by name and labels.
+#[derive(Default)]
+struct Kept(Mutex<BTreeMap<String, Arc<AtomicU64>>>);
+
+impl Kept {
+    fn place(&self, key: &Key) -> Arc<AtomicU64> {
+        let labels: String = key
+            .labels()
+            .map(|label| format!(" {}", label.value()))
+            .collect();
+        let name = format!("{}{labels}", key.name());
+        self.0.lock().unwrap().entry(name).or_default().clone()
+    }
+
+    fn count(&self, name: &str) -> u64 {
+        let kept = self.0.lock().unwrap();
+        kept.get(name)
+            .map_or(0, |place| place.load(Ordering::SeqCst))
+    }
+
+    fn gauge(&self, name: &str) -> f64 {
+        f64::from_bits(self.count(name))
+    }
+}
+
+impl Recorder for Kept {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::from_arc(self.place(key))
+    }
+
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(self.place(key))
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
+}
+
+/// A store whose server says that it is a minute later than the node's clock.
+#[test]
+fn the_offset_to_the_clock_that_differs_most_is_a_gauge() {
+    let kept = Kept::default();
+    metrics::with_local_recorder(&kept, || {
+        let clock = Arc::new(ManualClock::at(at(START)));
+        let server = Arc::new(ManualClock::at(at(START)));
+        server.advance(Duration::from_secs(60));
+        let policy = keyward::policy::Policy::new(profiles::standard()).unwrap();
+        let keys = node(Served::new(MemoryStore::new(), &server), &clock, policy);
+        wait(keys.sync()).unwrap();
+        assert_eq!(kept.gauge("keyward_clock_offset_seconds"), -60.0);
+        clock.advance(Duration::from_secs(90));
+        wait(keys.sync()).unwrap();
+        assert_eq!(kept.gauge("keyward_clock_offset_seconds"), 30.0);
+    });
+}
+
+#[test]
+fn syncs_and_reads_are_counted_by_how_they_ended_and_a_node_tells_how_old_it_is() {
+    let kept = Kept::default();
+    let everything = metrics::with_local_recorder(&kept, || {
+        let clock = Arc::new(ManualClock::at(at(START)));
+        let store = MemoryStore::new();
+        let policy = keyward::policy::Policy::new(profiles::standard()).unwrap();
+        let link = Gated::new(store.clone());
+        let there = node(store.clone(), &clock, policy.clone());
+        let here = node(link.clone(), &clock, policy);
+        let key = wait(there.create(&admin(), reader("a"))).unwrap();
+        let other = wait(there.create(&admin(), reader("b"))).unwrap();
+        wait(here.sync()).unwrap();
+        assert_eq!(kept.gauge("keyward_index_keys"), 2.0);
+        assert_eq!(kept.gauge("keyward_freshness_age_seconds"), 0.0);
+
+        // Age is told of a sync that failed, too, and of one that was given up.
+        clock.advance(Duration::from_secs(3));
+        link.link.next(Call::Changes, [Fault::Unavailable]);
+        assert!(wait(here.sync()).is_err());
+        assert_eq!(kept.gauge("keyward_freshness_age_seconds"), 3.0);
+        link.hold(Call::Changes);
+        {
+            let mut hangs = Box::pin(here.sync());
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(hangs.as_mut().poll(&mut context).is_pending());
+            clock.advance(Duration::from_secs(1));
+        }
+        assert_eq!(kept.gauge("keyward_freshness_age_seconds"), 4.0);
+        link.let_pass(Call::Changes);
+        wait(there.delete(&admin(), other.id, DeleteKey::plain())).unwrap();
+        store.compact();
+        wait(here.sync()).unwrap();
+        assert_eq!(kept.count("keyward_syncs_total confirmed"), 2 + 1 + 1);
+        assert_eq!(kept.count("keyward_syncs_total failed"), 1);
+        assert_eq!(kept.count("keyward_syncs_total abandoned"), 1);
+        assert_eq!(kept.count("keyward_resyncs_total"), 1);
+
+        let new = wait(there.create(&admin(), reader("c"))).unwrap();
+        let stranger = World::new().some_key();
+        let ask = |token: &str| wait(here.verify_or_fetch(token, &reading()));
+        ask(new.secret.expose()).unwrap();
+        ask(stranger.secret.expose()).unwrap_err();
+        link.link.next(Call::Find, [Fault::Unavailable]);
+        ask(stranger.secret.expose()).unwrap_err();
+        let mut asked = 2;
+        while ask(stranger.secret.expose()).unwrap_err() == Rejection::Unknown {
+            asked += 1;
+        }
+        assert_eq!(kept.count("keyward_read_throughs_total found"), 1);
+        assert_eq!(kept.count("keyward_read_throughs_total missing"), asked - 1);
+        assert_eq!(kept.count("keyward_read_throughs_total failed"), 1);
+        assert_eq!(kept.count("keyward_read_throughs_total refused"), 1);
+        [key, new, stranger].map(|key| secret_part(key.secret.expose()).to_owned())
+    });
+    let names = kept.0.lock().unwrap().keys().cloned().collect::<String>();
+    assert!(everything.iter().all(|secret| !names.contains(secret)));
+}
+
+#[test]
+fn requests_over_http_are_counted_by_how_they_ended() {
+    use keyward::http::{KeywardLayer, LimitReached};
+    use tower::{Layer, ServiceExt, service_fn};
+
+    let kept = Kept::default();
+    metrics::with_local_recorder(&kept, || {
+        let world = World::new();
+        let (key, narrow) = (world.some_key(), world.some_key());
+        let layer = KeywardLayer::new(world.keys.clone());
+        let ask = |layer: &KeywardLayer, key: Option<&str>| {
+            let inner = service_fn(|_: http::Request<()>| async {
+                let body = http_body_util::Empty::<bytes::Bytes>::new();
+                Ok::<_, std::convert::Infallible>(http::Response::new(body))
+            });
+            let mut request = http::Request::new(());
+            if let Some(key) = key {
+                let key = key.parse().unwrap();
+                request.headers_mut().insert("x-api-key", key);
+            }
+            wait(layer.layer(inner).oneshot(request)).unwrap();
+        };
+        ask(&layer, Some(key.secret.expose()));
+        ask(&layer, None);
+        ask(&layer, Some("garbage"));
+        ask(&layer, Some(""));
+        ask(&layer.clone().optional(), None);
+        let writing = layer.clone().require(keyward::Need::scope("reports:write"));
+        ask(&writing, Some(narrow.secret.expose()));
+        let full = layer
+            .clone()
+            .limit(|_, _| Err(LimitReached::new(Duration::ZERO)));
+        ask(&full, Some(key.secret.expose()));
+        let malformed = layer.require(keyward::Need::scope("malformed"));
+        ask(&malformed, Some(key.secret.expose()));
+    });
+    for outcome in [
+        "accepted",
+        "anonymous",
+        "missing-key",
+        "unclear-key",
+        "invalid-key",
+        "insufficient-scope",
+        "limit-reached",
+        "unavailable",
+    ] {
+        let name = format!("keyward_http_requests_total {outcome}");
+        assert_eq!(kept.count(&name), 1, "{outcome}");
+    }
+}

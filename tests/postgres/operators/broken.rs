@@ -1,0 +1,183 @@
+//! Copies that go wrong are noticed: by what they hold, and by a source that does not stand still.
+
+use std::num::NonZeroUsize;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use keyward::async_trait;
+use keyward::store::transfer::{CopyError, Counts, Export, Import, Item, Origin, Page, Part};
+use keyward::store::{Cursor, KeyStore, SqliteStore, StoreError};
+
+use crate::operators::fill::{FEW, File, Filled, copy, fill, seen, service};
+use support::postgres::{Place, open};
+use support::*;
+
+/// What a target does to each page.
+type Bend = fn(Vec<Item>) -> Vec<Item>;
+
+/// A target that writes something else than it was given.
+#[derive(Debug)]
+struct Bent<'a> {
+    inner: &'a dyn Import,
+    part: Part,
+    bend: Bend,
+}
+
+#[async_trait]
+impl Import for Bent<'_> {
+    async fn begin(&self, origin: &Origin) -> Result<Counts, CopyError> {
+        self.inner.begin(origin).await
+    }
+    async fn last(&self, part: Part) -> Result<Option<Item>, StoreError> {
+        self.inner.last(part).await
+    }
+    async fn write(&self, items: &[Item]) -> Result<(), StoreError> {
+        let mut items = items.to_vec();
+        if items.first().is_some_and(|item| item.part() == self.part) {
+            items = (self.bend)(items);
+        }
+        self.inner.write(&items).await
+    }
+    async fn written(
+        &self,
+        part: Part,
+        after: Option<&Item>,
+        limit: NonZeroUsize,
+    ) -> Result<Page, StoreError> {
+        self.inner.written(part, after, limit).await
+    }
+    async fn finish(&self, origin: &Origin) -> Result<Cursor, StoreError> {
+        self.inner.finish(origin).await
+    }
+}
+
+fn loses_one(mut items: Vec<Item>) -> Vec<Item> {
+    items.remove(0);
+    items
+}
+
+fn alters_one(mut items: Vec<Item>) -> Vec<Item> {
+    match &mut items[0] {
+        Item::Commit { tag, .. } => tag.0 ^= 1,
+        Item::Tenant { audit, .. } => audit.sequence += 1,
+        Item::Digest { key, .. } => *key = keyward::KeyId::from_u128(key.to_u128() ^ 1),
+        Item::Gone { key } => *key = keyward::KeyId::from_u128(key.to_u128() ^ 1),
+        Item::Audit { row, .. } => row.entry.at = at("2026-01-01T00:00:01Z"),
+        Item::Row { number, .. } => *number += 7,
+    }
+    items
+}
+
+#[test]
+fn a_copy_that_differs_in_anything_never_opens() {
+    let file = File::new();
+    let source = file.open();
+    fill(&source);
+    let counts = wait(source.origin()).unwrap().counts;
+    for part in Part::ALL {
+        // What is lost at the end of a part comes when the copy goes on.
+        let several = counts.of(part) > 1;
+        for (bend, stays) in [(loses_one as Bend, several), (alters_one, true)] {
+            let (other, place) = (File::new(), Place::new());
+            let database = open(place.options().copy_target()).unwrap();
+            let target = other.target();
+            for inner in [&target as &dyn Import, &database] {
+                let bent = Bent { inner, part, bend };
+                let refused = copy(&source, &bent);
+                assert!(
+                    matches!(refused, Err(CopyError::Differs(_))),
+                    "{part}: {refused:?}"
+                );
+            }
+            wait(SqliteStore::open(other.path())).unwrap_err();
+            open(place.options()).unwrap_err();
+            for inner in [&target as &dyn Import, &database] {
+                let again = copy(&source, inner);
+                assert_eq!(
+                    matches!(again, Err(CopyError::Differs(_))),
+                    stays,
+                    "{part}: {again:?}"
+                );
+            }
+        }
+    }
+}
+
+/// A source in which something happens when the so manieth page of it is read.
+struct Moving {
+    inner: SqliteStore,
+    left: AtomicUsize,
+    happens: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl std::fmt::Debug for Moving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Moving")
+    }
+}
+
+#[async_trait]
+impl Export for Moving {
+    async fn origin(&self) -> Result<Origin, StoreError> {
+        self.inner.origin().await
+    }
+    async fn page(
+        &self,
+        part: Part,
+        after: Option<&Item>,
+        limit: NonZeroUsize,
+    ) -> Result<Page, StoreError> {
+        let page = self.inner.page(part, after, limit).await;
+        if self.left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            let happens = self.happens.lock().unwrap().take().unwrap();
+            happens();
+        }
+        page
+    }
+}
+
+#[test]
+fn a_source_that_is_written_to_meanwhile_is_noticed_at_any_page() {
+    // How many pages a copy reads while nothing happens.
+    let (file, other) = (File::new(), File::new());
+    fill(&file.open());
+    let still = Moving {
+        inner: file.open(),
+        left: AtomicUsize::new(usize::MAX),
+        happens: Mutex::new(None),
+    };
+    copy(&still, &other.target()).unwrap();
+    let pages = usize::MAX - still.left.load(Ordering::Relaxed);
+    assert!(pages > 30, "{pages}");
+    let changes: [fn(&SqliteStore, &Filled); 2] = [
+        |source, filled| {
+            let keys = service(source.clone());
+            wait(keys.revoke(&admin(), filled.live.id, keyward::Reason::Lost)).unwrap();
+        },
+        |source, _| {
+            let head = wait(source.scan(None, FEW)).unwrap().head.revision;
+            assert_eq!(wait(source.forget_removed(head)).unwrap(), 1);
+        },
+    ];
+    for change in changes {
+        for page in [1, pages / 3, pages / 2, pages - 1, pages] {
+            let (file, other) = (File::new(), File::new());
+            let source = file.open();
+            let filled = fill(&source);
+            let inner = source.clone();
+            let happens = move || change(&inner, &filled);
+            let moving = Moving {
+                inner: source.clone(),
+                left: AtomicUsize::new(page),
+                happens: Mutex::new(Some(Box::new(happens))),
+            };
+            let refused = copy(&moving, &other.target());
+            assert!(
+                matches!(refused, Err(CopyError::SourceMoved)),
+                "page {page}: {refused:?}"
+            );
+            copy(&source, &other.target()).unwrap();
+            assert_eq!(seen(&other.open()), seen(&source), "page {page}");
+        }
+    }
+}

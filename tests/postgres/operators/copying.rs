@@ -1,0 +1,306 @@
+//! A copy is what its source was.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use keyward_conformance::model::{Facade, TENANTS, policy, run};
+use keyward_conformance::strategies;
+use keyward::store::sqlite::OpenError;
+use keyward::store::transfer::{CopyError, Export, Part, Progress, Step, copy as copied};
+use keyward::store::{
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, CommitTag, Cursor, Effects,
+    KeyPage, KeyQuery, KeyStore, Locator, MemoryStore, NodeRegistry, Revision, RowKey, ScanPage,
+    Select, SqliteStore, StoreError, StoreErrorKind, TenantView, Versioned,
+};
+use keyward::{Actor, Keyward, ManualClock, Pepper, PepperRing, TenantId, async_trait};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, FileFailurePersistence};
+
+use crate::operators::fill::{ALL, FEW, File, copy, fill, head, seen, service, works};
+use support::postgres::{Place, open};
+use support::*;
+
+const CAP: usize = 4;
+
+/// A store in memory, as the model's service wants it, whose commits go into a file as well.
+#[derive(Debug)]
+struct Mirrored {
+    memory: MemoryStore,
+    file: SqliteStore,
+}
+
+#[async_trait]
+impl KeyStore for Mirrored {
+    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+        self.memory.load(tenant, select).await
+    }
+    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+        self.memory.find(locator).await
+    }
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        let revision = self.memory.commit(commit.clone()).await?;
+        assert_eq!(self.file.commit(commit).await?, revision);
+        Ok(revision)
+    }
+    async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
+        self.memory.changes(after, limit).await
+    }
+    async fn scan(
+        &self,
+        after: Option<RowKey>,
+        limit: NonZeroUsize,
+    ) -> Result<ScanPage, StoreError> {
+        self.memory.scan(after, limit).await
+    }
+    async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
+        self.memory.list(query).await
+    }
+    async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        self.memory.audit(query).await
+    }
+    fn changes_now(
+        &self,
+        after: Cursor,
+        limit: NonZeroUsize,
+    ) -> Option<Result<Changes, ChangesError>> {
+        self.memory.changes_now(after, limit)
+    }
+}
+
+proptest! {
+    #![proptest_config(Config {
+        cases: 12,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
+            "tests/operators.proptest-regressions",
+        ))),
+        max_shrink_iters: 100,
+        ..Config::default()
+    })]
+
+    #[test]
+    fn whatever_was_done_to_it_a_store_survives_the_way_to_a_database_and_back(
+        steps in strategies::steps(40),
+        forgotten in 0_u64..40,
+    ) {
+        let (file, back) = (File::new(), File::new());
+        let store = file.open();
+        let mirrored = Mirrored { memory: MemoryStore::new(), file: store.clone() };
+        let mut facade = Facade::new(Arc::new(mirrored), policy(CAP));
+        run(&mut facade, CAP, &steps).unwrap();
+        wait(store.forget_removed(Revision(forgotten))).unwrap();
+        let before = seen(&store);
+        let place = Place::new();
+        let database = open(place.options().copy_target()).unwrap();
+        let there = copy(&store, &database).unwrap();
+        prop_assert_eq!(&seen(&place.connect()), &before);
+        let target = back.target();
+        copy(&place.connect(), &target).unwrap();
+        prop_assert_eq!(&seen(&back.open()), &before);
+        prop_assert_eq!(&seen(&store), &before, "the source is as it was");
+        prop_assert!(wait(database.check_integrity()).unwrap().is_sound());
+        prop_assert!(wait(target.check_integrity()).unwrap().is_sound());
+        let heads = [head(&store), there.head, head(&back.open())];
+        prop_assert_ne!(heads[0].epoch, heads[1].epoch);
+        prop_assert_ne!(heads[1].epoch, heads[2].epoch);
+
+        let pepper = Pepper::new("model".try_into().unwrap(), &[7; Pepper::MIN_LEN]).unwrap();
+        let clock = Arc::new(ManualClock::at(at(START)));
+        let builder = Keyward::builder(database.clone(), PepperRing::new(pepper));
+        let keys = wait(builder.policy(policy(CAP)).clock(clock).build()).unwrap();
+        for path in TENANTS {
+            let path = tenant(path);
+            let noted = wait(store.load(&path, &Select::none())).unwrap().audit_head;
+            let by = Actor::application(path.clone());
+            if noted.sequence > 0 {
+                wait(keys.verify_audit(&by, &path, Some(noted))).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_copy_does_what_its_source_would() {
+    let (file, other, place) = (File::new(), File::new(), Place::new());
+    let filled = fill(&file.open());
+    let to_file = other.target();
+    copy(&file.open(), &to_file).unwrap();
+    let to_database = open(place.options().copy_target()).unwrap();
+    copy(&file.open(), &to_database).unwrap();
+    // The handles that the copies were made through, and new ones.
+    works(to_file, &filled);
+    works(to_database, &filled);
+    assert_ne!(seen(&other.open()), seen(&file.open()), "two stores");
+    drop(service(place.connect()));
+    service(file.open())
+        .verify(filled.live.secret.expose(), &reading())
+        .unwrap();
+}
+
+/// A commit that puts nothing but takes an id.
+fn takes(id: keyward::KeyId, expected: Revision) -> Commit {
+    let mut record = None;
+    let keys = support::World::new();
+    let made = keys.some_key();
+    let found = wait(keys.store.find(&keyward::store::Locator::Id(made.id))).unwrap();
+    if let keyward::store::Row::Key(found) = found.unwrap().change.row {
+        record = Some(keyward::store::Row::Key(found));
+    }
+    let Some(keyward::store::Row::Key(mut record)) = record else {
+        panic!("a key was made")
+    };
+    record.id = id;
+    Commit {
+        tenant: record.tenant.clone(),
+        epoch: None,
+        expected,
+        guards: Vec::new(),
+        tag: CommitTag(9),
+        decided_at: at(START),
+        effects: Effects {
+            puts: vec![*record],
+            ..Effects::default()
+        },
+    }
+}
+
+#[test]
+fn what_was_taken_for_ever_stays_taken_in_a_copy() {
+    let (file, place) = (File::new(), Place::new());
+    let filled = fill(&file.open());
+    let database = open(place.options().copy_target()).unwrap();
+    copy(&file.open(), &database).unwrap();
+    let at = wait(database.load(&tenant("acme"), &Select::none()))
+        .unwrap()
+        .revision;
+    for id in [filled.forgotten, filled.removed.id] {
+        let refused = wait(database.commit(takes(id, at))).unwrap_err();
+        assert!(
+            matches!(refused, CommitError::IdTaken(taken) if taken == id),
+            "{refused:?}"
+        );
+    }
+    let again =
+        keyward::ImportKey::sha256(keyward::Digest::sha256(crate::operators::fill::TOKEN), reader("again"));
+    let refused = wait(service(database).import(&host(), again)).unwrap_err();
+    assert!(format!("{refused:?}").contains("Digest"), "{refused:?}");
+}
+
+#[test]
+fn followers_start_over_and_nodes_of_the_source_are_waited_for() {
+    let (file, place) = (File::new(), Place::new());
+    let source = file.open();
+    fill(&source);
+    let followed = head(&source);
+    let database = open(place.options().copy_target()).unwrap();
+    copy(&source, &database).unwrap();
+    let told = wait(database.changes(followed, ALL));
+    assert!(matches!(told, Err(ChangesError::Compacted)), "{told:?}");
+    let nodes = wait(database.nodes()).unwrap();
+    assert_eq!(nodes.len(), 1, "one that stands for all of them");
+    assert_eq!(nodes[0].lease.as_secs(), 2 * 60 * 60, "the longest lease");
+    assert_eq!(nodes[0].applied, None);
+}
+
+#[test]
+fn progress_is_told_of_each_part_to_its_end() {
+    let (file, other) = (File::new(), File::new());
+    let source = file.open();
+    fill(&source);
+    let counts = wait(source.origin()).unwrap().counts;
+    let mut told: Vec<Progress> = Vec::new();
+    let target = other.target();
+    wait(copied(&source, &target, FEW, |at| told.push(at))).unwrap();
+    for step in [Step::Copying, Step::Comparing] {
+        for part in Part::ALL {
+            let of = told.iter().filter(|at| (at.step, at.part) == (step, part));
+            let done: Vec<_> = of.map(|at| (at.done, at.total)).collect();
+            assert!(done.is_sorted(), "{step:?} {part}: {done:?}");
+            assert_eq!(
+                done.last(),
+                Some(&(counts.of(part), counts.of(part))),
+                "{step:?} {part}"
+            );
+            assert!(counts.of(part) > 0, "{part}");
+        }
+    }
+}
+
+#[test]
+fn an_empty_store_and_one_to_be_recovered_are_copied_as_they_are() {
+    let (file, other) = (File::new(), File::new());
+    let target = other.target();
+    let done = copy(&file.open(), &target).unwrap();
+    assert_eq!(
+        (done.head.revision, done.unrecovered),
+        (Revision::ZERO, false)
+    );
+    fill(&other.open());
+
+    let (backup, place, last) = (File::new(), Place::new(), File::new());
+    wait(other.open().backup(backup.path())).unwrap();
+    let source = SqliteStore::options(backup.path()).allow_unrecovered();
+    let source = wait(source.open()).unwrap();
+    let database = open(place.options().copy_target()).unwrap();
+    assert!(copy(&source, &database).unwrap().unrecovered);
+    let refused = open(place.options()).unwrap_err();
+    assert!(
+        format!("{refused:?}").contains("Unrecovered"),
+        "{refused:?}"
+    );
+    let source = open(place.options().allow_unrecovered()).unwrap();
+    assert!(copy(&source, &last.target()).unwrap().unrecovered);
+    let refused = wait(SqliteStore::open(last.path())).unwrap_err();
+    assert!(
+        matches!(refused, OpenError::Unrecovered { .. }),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn a_target_that_holds_anything_is_refused_untouched() {
+    let (file, full, place) = (File::new(), File::new(), Place::new());
+    let source = file.open();
+    fill(&source);
+    fill(&full.open());
+    wait(service(place.connect()).create(&admin(), reader("mine"))).unwrap();
+    let (before, in_place) = (seen(&full.open()), seen(&place.connect()));
+    let database = open(place.options().copy_target()).unwrap();
+    for refused in [copy(&source, &full.target()), copy(&source, &database)] {
+        assert!(matches!(refused, Err(CopyError::NotEmpty)), "{refused:?}");
+    }
+    let refused = copy(&source, &file.target());
+    assert!(matches!(refused, Err(CopyError::SameStore)), "{refused:?}");
+    assert_eq!(
+        (seen(&full.open()), seen(&place.connect())),
+        (before, in_place)
+    );
+}
+
+#[test]
+fn damage_is_never_copied() {
+    for damage in [
+        "UPDATE rows SET seal = seal + 1 WHERE kind = 2",
+        "UPDATE audit SET body = x'00' WHERE sequence = 2",
+        "UPDATE tenants SET seal = seal + 1",
+        "UPDATE commits SET seal = seal + 1 WHERE revision = 6",
+        "UPDATE digests SET seal = seal + 1",
+        "UPDATE gone SET id = x'00'",
+    ] {
+        let (file, place) = (File::new(), Place::new());
+        let source = file.open();
+        fill(&source);
+        file.tamper(damage);
+        let database = open(place.options().copy_target()).unwrap();
+        match copy(&source, &database) {
+            Err(CopyError::Store(error)) => {
+                assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{damage}: {error:?}");
+            }
+            other => panic!("{damage}: {other:?}"),
+        }
+        let closed = open(place.options()).unwrap_err();
+        assert!(
+            format!("{closed:?}").contains("Copying"),
+            "{damage}: {closed:?}"
+        );
+    }
+}

@@ -1,0 +1,349 @@
+//! `keyctl` over a database: real processes, and the database's own tools.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::LazyLock;
+
+use keyward::store::PostgresStore;
+use keyward::{Keyward, Need, PepperFile};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use support::example;
+use support::postgres::{Place, programs, url};
+use support::*;
+
+const REFUSED: i32 = 1;
+const USAGE: i32 = 2;
+const UNAVAILABLE: i32 = 3;
+const CORRUPT: i32 = 4;
+const NOT_FOUND: i32 = 5;
+
+/// The server as others than these tests are told of it, with a password that it does not ask for.
+pub(crate) fn uri() -> String {
+    let given = url();
+    if given.contains("://") {
+        return given;
+    }
+    let socket = given.split(' ').find_map(|part| part.strip_prefix("host="));
+    let socket = socket.unwrap().replace('/', "%2F");
+    format!("postgres://postgres:hunter2@{socket}/postgres")
+}
+
+fn binary() -> &'static Path {
+    static BUILT: LazyLock<PathBuf> = LazyLock::new(|| example::build("keyctl"));
+    &BUILT
+}
+
+/// What a process said, and how it ended.
+#[derive(Debug)]
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Said {
+    #[track_caller]
+    fn ended(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "{self:?}");
+        self
+    }
+
+    fn document(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap()
+    }
+}
+
+/// A folder for files, and a schema of its own.
+struct Shop {
+    folder: TempDir,
+    place: Place,
+}
+
+impl Shop {
+    fn empty() -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            place: Place::at(uri()),
+        }
+    }
+
+    fn new() -> Self {
+        let shop = Self::empty();
+        shop.run(&["init"]).ended(0);
+        shop
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command.args(args).current_dir(self.folder.path());
+        command.env("KEYWARD_STORE", &self.place.url);
+        command.env("KEYWARD_SCHEMA", &self.place.schema);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Runs it on the database. The password is said nowhere.
+    fn run(&self, args: &[&str]) -> Said {
+        self.finish(self.command(&[args, &["--pepper-file", "pepper"]].concat()))
+    }
+
+    /// Runs it on a file.
+    fn on_file(&self, args: &[&str]) -> Said {
+        self.run(&[args, &["--store", "keys.db"]].concat())
+    }
+
+    fn finish(&self, mut command: Command) -> Said {
+        let output = command.output().unwrap();
+        let said = Said {
+            code: output.status.code().unwrap(),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        };
+        let told = format!("{}{}", said.out, said.err);
+        assert!(
+            !told.contains("hunter2") && !told.contains("://postgres"),
+            "{said:?}"
+        );
+        said
+    }
+
+    fn key(&self, name: &str, on: impl Fn(&[&str]) -> Said) -> (String, String) {
+        let created = on(&["create", name, "--tenant", "acme", "--json"])
+            .ended(0)
+            .document();
+        let text = |field: &str| created[field].as_str().unwrap().to_owned();
+        (text("id"), text("secret"))
+    }
+
+    fn verifies(&self, token: &str) -> bool {
+        let store = self.place.connect();
+        let peppers = PepperFile::read(self.folder.path().join("pepper")).unwrap();
+        let keys = wait(Keyward::builder(store, peppers).build()).unwrap();
+        keys.verify(token, &Need::any()).is_ok()
+    }
+
+    /// Runs one of the database's own tools.
+    fn tool(&self, name: &str, args: &[&str]) -> String {
+        let mut tool = Command::new(programs().join(name));
+        tool.arg("--dbname").arg(&self.place.url).args(args);
+        let ran = tool.current_dir(self.folder.path()).output().unwrap();
+        assert!(ran.status.success(), "{ran:?}");
+        String::from_utf8(ran.stdout).unwrap()
+    }
+}
+
+#[test]
+fn a_database_stands_where_a_file_would() {
+    let shop = Shop::empty();
+    shop.run(&["list"]).ended(NOT_FOUND);
+    let made = shop
+        .place
+        .ask("SELECT nspname::text FROM pg_namespace WHERE nspname = '$s'");
+    assert_eq!(made, Vec::<String>::new(), "a slip makes no tables");
+    shop.run(&["init"]).ended(0);
+    let (id, secret) = shop.key("export", |args| shop.run(args));
+    assert!(shop.verifies(&secret));
+    shop.run(&["init"]).ended(REFUSED);
+    let listed = shop.run(&["list", "--json"]).ended(0).document();
+    assert_eq!(
+        (&listed["id"], &listed["name"]),
+        (&id.as_str().into(), &"export".into())
+    );
+    shop.run(&["rotate", &id, "--immediate"]).ended(0);
+    assert!(!shop.verifies(&secret));
+    shop.run(&["audit", "--check"]).ended(0);
+    let stats = shop.run(&["stats", "--json"]).ended(0).document();
+    assert_eq!((&stats["keys"], &stats["tenants"]), (&2.into(), &1.into()));
+    assert!(
+        stats["engine"].as_str().unwrap().starts_with("PostgreSQL"),
+        "{stats}"
+    );
+    assert_eq!(
+        shop.run(&["check", "--json"]).ended(0).document()["intact"],
+        true
+    );
+    shop.place
+        .run("UPDATE $s.rows SET seal = seal + 1 WHERE kind = 2");
+    shop.run(&["check"]).ended(CORRUPT);
+    for file_only in [&["backup", "copy.db"][..], &["restore", "copy.db"]] {
+        let told = shop.run(file_only).ended(USAGE);
+        assert!(told.err.contains("pg_dump"), "{told:?}");
+    }
+    shop.on_file(&["init"]).ended(0);
+    let told = shop.on_file(&["begin-anew"]).ended(USAGE);
+    assert!(told.err.contains("databases"), "{told:?}");
+    let told = shop.finish(shop.command(&["list"])).ended(USAGE);
+    assert!(told.err.contains("--pepper-file"), "{told:?}");
+}
+
+#[test]
+fn the_url_is_told_nowhere() {
+    let shop = Shop::new();
+    shop.run(&["--help"]).ended(0);
+    shop.run(&["migrate-store", "--help"]).ended(0);
+    shop.run(&["list", "--nonsense"]).ended(USAGE);
+    shop.run(&["stats", "--schema", "No"]).ended(USAGE);
+    for (url, code) in [
+        ("postgres://alice:hunter2@127.0.0.1:1/db", UNAVAILABLE),
+        ("postgres://alice:hunter2@127.0.0.1:port/db", USAGE),
+    ] {
+        shop.run(&["stats", "--store", url]).ended(code);
+        shop.run(&["stats", "--json", "--store", url]).ended(code);
+        shop.run(&["migrate-store", url, "new.db"]).ended(code);
+    }
+    shop.run(&["migrate-store", "env:NOT_SET", "new.db"])
+        .ended(USAGE);
+    shop.run(&["migrate-store", "keys.db", "env:NOT_SET"])
+        .ended(NOT_FOUND);
+}
+
+#[test]
+fn a_store_moves_from_a_file_into_a_database_and_back() {
+    let shop = Shop::empty();
+    shop.on_file(&["init"]).ended(0);
+    let file = |args: &[&str]| shop.on_file(args);
+    let (_, kept) = shop.key("kept", file);
+    let (lost, revoked) = shop.key("lost", file);
+    shop.on_file(&["revoke", &lost, "--reason", "lost"])
+        .ended(0);
+    let ends = shop.on_file(&["audit", "--check"]).ended(0).out;
+    let moved = shop
+        .run(&["migrate-store", "keys.db", "env:KEYWARD_STORE"])
+        .ended(0);
+    for words in [
+        "compared 3 of 3 rows",
+        "compared 4 of 4 audit entries",
+        "as of revision",
+    ] {
+        assert!(moved.err.contains(words), "{words}: {moved:?}");
+    }
+    assert!(shop.verifies(&kept) && !shop.verifies(&revoked));
+    assert_eq!(
+        shop.run(&["audit", "--check"]).ended(0).out,
+        ends,
+        "the trail is the same one"
+    );
+    let (_, _) = shop.key("later", |args| shop.run(args));
+
+    let again = shop
+        .run(&["migrate-store", "keys.db", "env:KEYWARD_STORE"])
+        .ended(REFUSED);
+    assert!(again.err.contains("not empty"), "{again:?}");
+    let back = shop
+        .run(&["migrate-store", "env:KEYWARD_STORE", "back.db", "--json"])
+        .ended(0);
+    let back = back.document();
+    assert_eq!(back["copied"]["audit entries"], 5, "{back}");
+    let on_back = |args: &[&str]| shop.run(&[args, &["--store", "back.db"]].concat());
+    assert_eq!(
+        on_back(&["list"]).ended(0).out,
+        shop.run(&["list"]).ended(0).out
+    );
+    on_back(&["check"]).ended(0);
+}
+
+#[test]
+fn a_half_copied_store_says_what_to_do_about_it() {
+    let shop = Shop::empty();
+    shop.on_file(&["init"]).ended(0);
+    shop.key("kept", |args| shop.on_file(args));
+    shop.run(&["migrate-store", "keys.db", "env:KEYWARD_STORE"])
+        .ended(0);
+    shop.place
+        .run("UPDATE $s.schema_version SET version = version + 1073741824");
+    for args in [
+        &["list"][..],
+        &["recover", "--trust-backup"],
+        &["begin-anew"],
+        &["init"],
+    ] {
+        let told = shop.run(args).ended(REFUSED);
+        assert!(told.err.contains("copy again"), "{args:?}: {told:?}");
+    }
+    // The mark alone says so: what it is a copy of is another store, for all that is known.
+    shop.run(&["migrate-store", "keys.db", "env:KEYWARD_STORE"])
+        .ended(REFUSED);
+}
+
+#[test]
+fn a_database_that_was_restored_is_recovered_before_it_serves() {
+    let shop = Shop::new();
+    let on = |args: &[&str]| shop.run(args);
+    let (_, kept) = shop.key("kept", on);
+    let (lost, revoked) = shop.key("lost", on);
+    let schema = format!("--schema={}", shop.place.schema);
+    shop.tool("pg_dump", &[&schema, "--file", "dump.sql"]);
+    shop.run(&["revoke", &lost, "--reason", "lost"]).ended(0);
+    // What is left of the lost database: its trail.
+    shop.run(&["migrate-store", "env:KEYWARD_STORE", "trail.db"])
+        .ended(0);
+    let restore = || {
+        shop.place.run("DROP SCHEMA $s CASCADE");
+        shop.tool(
+            "psql",
+            &["--quiet", "--set", "ON_ERROR_STOP=1", "--file", "dump.sql"],
+        );
+    };
+    restore();
+    assert!(
+        shop.verifies(&revoked),
+        "nobody has said that it was restored"
+    );
+    shop.run(&["recover", "--disable-all"]).ended(REFUSED);
+
+    shop.run(&["begin-anew"]).ended(0);
+    shop.run(&["list"]).ended(REFUSED);
+    shop.run(&["recover"]).ended(USAGE);
+    let told = shop
+        .run(&["recover", "--replay-from", "trail.db", "--json"])
+        .ended(0)
+        .document();
+    assert_eq!(
+        (&told["revoked"], &told["disabled"]),
+        (&1.into(), &0.into())
+    );
+    assert!(shop.verifies(&kept) && !shop.verifies(&revoked));
+    shop.run(&["audit", "--check"]).ended(0);
+    shop.run(&["recover", "--disable-all"]).ended(REFUSED);
+
+    restore();
+    shop.run(&["begin-anew"]).ended(0);
+    let told = shop
+        .run(&["recover", "--disable-all", "--json"])
+        .ended(0)
+        .document();
+    assert_eq!(told["disabled"], 2);
+    assert!(!shop.verifies(&kept) && !shop.verifies(&revoked));
+
+    restore();
+    shop.run(&["begin-anew"]).ended(0);
+    shop.run(&["recover", "--trust-backup"]).ended(0);
+    assert!(shop.verifies(&kept) && shop.verifies(&revoked));
+}
+
+#[test]
+fn the_tables_that_keyctl_prints_are_those_of_a_store() {
+    let shop = Shop::empty();
+    let sql = shop.run(&["schema"]).ended(0).out;
+    assert_eq!(
+        sql,
+        PostgresStore::schema_sql(&shop.place.schema, 0).unwrap()
+    );
+    std::fs::write(shop.folder.path().join("tables.sql"), &sql).unwrap();
+    shop.tool(
+        "psql",
+        &[
+            "--quiet",
+            "--set",
+            "ON_ERROR_STOP=1",
+            "--file",
+            "tables.sql",
+        ],
+    );
+    shop.run(&["init"]).ended(0);
+    let (_, secret) = shop.key("export", |args| shop.run(args));
+    assert!(shop.verifies(&secret));
+    shop.run(&["schema", "--from", "99"]).ended(REFUSED);
+}

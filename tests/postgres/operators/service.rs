@@ -1,0 +1,72 @@
+//! The example `service` over a database, on two machines as it were.
+
+use serde_json::json;
+
+use crate::operators::database::uri;
+use support::served::Service;
+use support::postgres::Place;
+
+#[test]
+fn services_over_one_database_share_keys_and_print_the_admin_key_once() {
+    let place = Place::at(uri());
+    let folder = tempfile::tempdir().unwrap();
+    let variables = [
+        ("SERVICE_DATABASE", &*place.url),
+        ("SERVICE_SCHEMA", &place.schema),
+    ];
+    let one = Service::start_with(folder.path(), &variables);
+    let admin = one.admin_key();
+    let other = Service::start_with(folder.path(), &variables);
+    assert!(other.lines_to_try().is_empty(), "{:?}", other.printed);
+    assert!(
+        !folder.path().join("data/keys.db").exists(),
+        "keys are in the database alone"
+    );
+
+    let reader = json!({ "name": "made", "scopes": ["reports:read"], "expires_in_days": 1 });
+    let (status, made) = one.ask(&admin, "POST /v1/keys", Some(reader));
+    assert_eq!(status, 201, "{made}");
+    let (id, secret) = (
+        made["id"].as_str().unwrap(),
+        made["secret"].as_str().unwrap(),
+    );
+    let reads = |service: &Service| service.ask(secret, "GET /v1/reports", None).0;
+    assert_eq!((reads(&one), reads(&other)), (200, 200));
+    let (status, revoked) = other.ask(&admin, &format!("POST /v1/keys/{id}/revoke"), None);
+    assert_eq!(status, 200, "{revoked}");
+    assert_eq!(reads(&other), 401);
+    // It hears of that, or asks for itself.
+    assert!(
+        (0..20_000).any(|_| reads(&one) == 401),
+        "it goes on accepting"
+    );
+
+    let told = [one.printed.clone(), other.printed.clone()]
+        .concat()
+        .join("\n");
+    let logged = one.stop() + &other.stop();
+    for told in [told, logged] {
+        assert!(!told.contains("hunter2"), "the password is told");
+    }
+}
+
+#[test]
+fn a_database_whose_pepper_is_lost_is_not_served() {
+    let place = Place::at(uri());
+    let folder = tempfile::tempdir().unwrap();
+    let variables = [
+        ("SERVICE_DATABASE", &*place.url),
+        ("SERVICE_SCHEMA", &place.schema),
+    ];
+    Service::start_with(folder.path(), &variables).stop();
+    std::fs::remove_file(folder.path().join("data/pepper")).unwrap();
+    let mut again = support::served::command(folder.path(), "127.0.0.1:0");
+    let again = again.envs(variables).output().unwrap();
+    assert!(!again.status.success());
+    assert!(
+        !folder.path().join("data/pepper").exists(),
+        "no other is made"
+    );
+    let told = String::from_utf8(again.stderr).unwrap();
+    assert!(!told.contains("hunter2"), "the password is told");
+}

@@ -1,0 +1,874 @@
+//! The command line of the example `keyctl`, as an operator and as a script meet it: real processes
+//! over a real file.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
+
+use keyward::policy::Deletion;
+use keyward::store::SqliteStore;
+use keyward::{
+    Actor, Clock, Digest, Keyward, ManualClock, Need, NewKey, PepperFile, SystemClock, profiles,
+};
+use rustix::fs::OFlags;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const DENIED: i32 = 1;
+const USAGE: i32 = 2;
+const UNAVAILABLE: i32 = 3;
+const CORRUPT: i32 = 4;
+const NOT_FOUND: i32 = 5;
+
+fn binary() -> &'static Path {
+    static BUILT: LazyLock<PathBuf> = LazyLock::new(|| support::example::build("keyctl"));
+    &BUILT
+}
+
+/// What a process said, and how it ended.
+#[derive(Debug)]
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Said {
+    #[track_caller]
+    fn ended(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "{self:?}");
+        self
+    }
+
+    /// Its lines, each a JSON document.
+    fn documents(&self) -> Vec<Value> {
+        let parse = |line| serde_json::from_str(line).unwrap();
+        self.out.lines().map(parse).collect()
+    }
+
+    fn document(&self) -> Value {
+        let documents = self.documents();
+        assert_eq!(documents.len(), 1, "{self:?}");
+        documents.into_iter().next().unwrap()
+    }
+}
+
+struct Shop(TempDir);
+
+impl Shop {
+    fn empty() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn new() -> Self {
+        let shop = Self::empty();
+        shop.run(&["init"]).ended(0);
+        shop
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command.args(args).current_dir(self.0.path());
+        command.env_remove("KEYWARD_STORE").stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Said {
+        said(self.command(args))
+    }
+
+    /// A key of `tenant`: its id and its secret.
+    fn key(&self, tenant: &str, name: &str, more: &[&str]) -> (String, String) {
+        let args = ["create", name, "--tenant", tenant, "--json"];
+        let created = self.run(&[&args, more].concat()).ended(0).document();
+        let text = |field: &str| created[field].as_str().unwrap().to_owned();
+        (text("id"), text("secret"))
+    }
+
+    fn names(&self, args: &[&str]) -> Vec<String> {
+        let listed = self.run(&[&["list", "--json"], args].concat()).ended(0);
+        let name = |key: &Value| key["name"].as_str().unwrap().to_owned();
+        listed.documents().iter().map(name).collect()
+    }
+
+    fn verifies(&self, token: &str) -> bool {
+        pollster::block_on(async {
+            let store = SqliteStore::open(self.path("keys.db")).await.unwrap();
+            let peppers = PepperFile::read(self.path("keys.db.pepper")).unwrap();
+            let keys = Keyward::builder(store, peppers).build().await.unwrap();
+            keys.verify(token, &Need::any()).is_ok()
+        })
+    }
+
+    /// Changes the file behind the store's back.
+    fn tamper(&self, sql: &str) {
+        let file = rusqlite::Connection::open(self.path("keys.db")).unwrap();
+        file.execute_batch(sql).unwrap();
+    }
+}
+
+/// A process whose stderr is a terminal, and what stands on it.
+struct Terminal {
+    child: Child,
+    screen: File,
+    shown: String,
+}
+
+impl Terminal {
+    fn start(mut command: Command) -> Self {
+        let screen = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&screen).unwrap();
+        unlockpt(&screen).unwrap();
+        let name = ptsname(&screen, Vec::new()).unwrap();
+        let inner = File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlags::NOCTTY.bits().cast_signed())
+            .open(name.to_str().unwrap())
+            .unwrap();
+        let child = command.stdout(Stdio::null()).stderr(inner).spawn().unwrap();
+        Self {
+            child,
+            screen: screen.into(),
+            shown: String::new(),
+        }
+    }
+
+    /// Waits until more is shown; whether the process went away instead.
+    fn ended(&mut self) -> bool {
+        let mut more = [0; 256];
+        // Reading fails once nobody has the other end.
+        let read = self.screen.read(&mut more).unwrap_or(0);
+        self.shown += std::str::from_utf8(&more[..read]).unwrap();
+        read == 0
+    }
+
+    fn wait_for(&mut self, words: &str) {
+        while !self.shown.contains(words) {
+            assert!(!self.ended(), "{words:?} is not in {:?}", self.shown);
+        }
+    }
+
+    /// All that was shown, and the exit code.
+    fn finish(mut self) -> (String, i32) {
+        while !self.ended() {}
+        let code = self.child.wait().unwrap().code().unwrap();
+        (self.shown, code)
+    }
+}
+
+fn said(mut command: Command) -> Said {
+    let output = command.output().unwrap();
+    Said {
+        code: output.status.code().unwrap(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+fn holds(folder: &Path, secret: &str) -> bool {
+    let has = |bytes: &[u8]| {
+        bytes
+            .windows(secret.len())
+            .any(|part| part == secret.as_bytes())
+    };
+    let mut entries = fs::read_dir(folder).unwrap();
+    entries.any(|entry| has(&fs::read(entry.unwrap().path()).unwrap()))
+}
+
+#[test]
+fn a_secret_is_all_of_stdout_and_in_no_file() {
+    let shop = Shop::new();
+    let created = shop.run(&[
+        "create",
+        "export",
+        "--tenant",
+        "acme",
+        "--scope",
+        "reports:read",
+    ]);
+    let created = created.ended(0);
+    let secret = created.out.strip_suffix('\n').unwrap();
+    assert!(secret.starts_with("sk_live_") && !secret.contains(char::is_whitespace));
+    assert!(!created.err.contains(secret) && created.err.contains("created key"));
+    assert!(shop.verifies(secret), "what was printed is the key");
+
+    let id = shop.run(&["list", "--json"]).document()["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let rotated = shop.run(&["rotate", &id, "--immediate"]).ended(0);
+    let successor = rotated.out.strip_suffix('\n').unwrap();
+    assert!(!rotated.err.contains(successor));
+    assert!(shop.verifies(successor) && !shop.verifies(secret));
+
+    let (_, third) = shop.key("acme", "third", &[]);
+    for secret in [secret, successor, &third] {
+        // Neither the whole text nor the secret half of it, which follows prefix and id.
+        assert!(!holds(shop.0.path(), secret));
+        assert!(!holds(shop.0.path(), &secret[secret.len() - 40..]));
+        for asked in [&["list"][..], &["audit"], &["stats"], &["show", &id]] {
+            let said = shop.run(asked).ended(0);
+            assert!(!said.out.contains(secret) && !said.err.contains(secret));
+        }
+    }
+    assert!(
+        holds(shop.0.path(), "third"),
+        "the search finds what is there"
+    );
+}
+
+#[test]
+fn an_answer_that_cannot_be_written_says_which_key_to_revoke() {
+    let full = Path::new("/dev/full");
+    if !full.exists() {
+        return;
+    }
+    let shop = Shop::new();
+    let mut create = shop.command(&["create", "export", "--tenant", "acme"]);
+    create.stdout(fs::File::options().write(true).open(full).unwrap());
+    let child = create.stderr(Stdio::piped()).spawn().unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(UNAVAILABLE));
+    let id = shop.run(&["list", "--json"]).document()["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains(&id) && told.contains("revoke it"), "{told}");
+}
+
+#[test]
+fn each_kind_of_failure_has_its_exit_code() {
+    let shop = Shop::new();
+    let (id, _) = shop.key("acme", "export", &[]);
+    shop.run(&["revoke", &id, "--reason", "lost"]).ended(0);
+    shop.run(&["rotate", &id]).ended(DENIED);
+    shop.run(&["init"]).ended(DENIED);
+    let member = ["--tenant", "acme", "--as", "bob", "--role", "member"];
+    shop.run(&[&["create", "mine"], &member[..]].concat())
+        .ended(DENIED);
+
+    shop.run(&["no-such-command"]).ended(USAGE);
+    shop.run(&["create", "x"]).ended(USAGE);
+    shop.run(&["list", "--as", "bob"]).ended(USAGE);
+    shop.run(&["list", "--as", "bob", "--role", "admin"])
+        .ended(USAGE);
+    let misplaced = shop.run(&["show", "sk_live_something_secret"]).ended(USAGE);
+    assert!(!misplaced.err.contains("something_secret"), "{misplaced:?}");
+
+    let folder = shop.0.path().to_str().unwrap();
+    shop.run(&["list", "--policy", folder]).ended(UNAVAILABLE);
+
+    shop.run(&["show", "0000000000000000000000"])
+        .ended(NOT_FOUND);
+    shop.run(&["list", "--store", "none.db"]).ended(NOT_FOUND);
+    assert!(!shop.path("none.db").exists(), "asking creates nothing");
+    shop.run(&["list", "--pepper-file", "none"])
+        .ended(NOT_FOUND);
+    let elsewhere = ["--tenant", "other", "--as", "eve", "--role", "admin"];
+    shop.run(&[&["show", &id], &elsewhere[..]].concat())
+        .ended(NOT_FOUND);
+
+    let told = shop.run(&["show", "0000000000000000000000", "--json"]);
+    assert!(told.out.is_empty());
+    let error: Value = serde_json::from_str(&told.err).unwrap();
+    assert_eq!(error["error"]["kind"], "not_found");
+    assert_eq!(error["error"]["exit"], NOT_FOUND);
+    let help = shop.run(&["--help"]).ended(0);
+    assert!(help.out.contains("Exit codes:"));
+}
+
+#[test]
+fn nothing_that_was_typed_is_repeated_when_it_cannot_be_read() {
+    let shop = Shop::new();
+    let (id, _) = shop.key("acme", "export", &[]);
+    let pasted = "sk_live_misplaced";
+    let flag = format!("--{pasted}");
+    let valued = format!("--json={pasted}");
+    let cases: [(&[&str], &str); 13] = [
+        (&[pasted], "no such command"),
+        (&["show", &id, pasted], "argument 3 is not expected"),
+        (&["stats", pasted], "argument 2 is not expected"),
+        (&["stats", &flag], "argument 2 is not expected"),
+        (&["stats", "--", pasted], "not expected"),
+        (&["revoke", &id, "--reason", pasted], "must be one of: lost"),
+        (&["list", "--expiring", pasted], "such as 90d"),
+        (&["list", "--limit", pasted], "--limit"),
+        (&["delete", &id, "--references", pasted], "--references"),
+        (
+            &["delete", &id, "--references", "98765432109"],
+            "--references",
+        ),
+        (&[&valued, "stats"], "--json"),
+        (
+            &["create", "x", "--tenant", "acme", "--resource", pasted],
+            "KIND:ID",
+        ),
+        (
+            &["create", "x", "--tenant", "acme", "--metadata", pasted],
+            "NAME=VALUE",
+        ),
+    ];
+    for (args, told) in cases {
+        let refused = shop.run(args).ended(USAGE);
+        assert!(
+            refused.out.is_empty() && refused.err.contains(told),
+            "{refused:?}"
+        );
+        for typed in ["misplaced", "98765432109"] {
+            assert!(!refused.err.contains(typed), "{args:?}: {refused:?}");
+        }
+    }
+    let missing = shop.run(&["recover"]).ended(USAGE);
+    assert!(missing.err.contains("--disable-all"), "{missing:?}");
+    let exclusive = ["--expires-in", "1d", "--never-expires"];
+    let refused = shop.run(&[&["create", "x"], &exclusive[..]].concat());
+    let refused = refused.ended(USAGE);
+    assert!(refused.err.contains("cannot be used with"), "{refused:?}");
+
+    let told = shop.run(&["stats", pasted, "--json"]).ended(USAGE);
+    let error: Value = serde_json::from_str(&told.err).unwrap();
+    assert_eq!(error["error"]["kind"], "usage");
+    assert_eq!(error["error"]["exit"], USAGE);
+    shop.run(&["list", "--help"]).ended(0);
+    shop.run(&["--version"]).ended(0);
+}
+
+#[test]
+fn a_key_is_created_with_all_that_is_said_of_it() {
+    let shop = Shop::new();
+    let about = [
+        "--description",
+        "for the night",
+        "--purpose",
+        "exports",
+        "--resource",
+        "project:47:11",
+        "--metadata",
+        "team=data",
+        "--metadata",
+        "query=a=b",
+    ];
+    let (id, _) = shop.key("acme", "export", &about);
+    let key = shop.run(&["show", &id, "--json"]).document();
+    assert_eq!(key["description"], "for the night");
+    assert_eq!(key["purpose"], "exports");
+    assert_eq!(key["resource"], json!({ "kind": "project", "id": "47:11" }));
+    assert_eq!(key["metadata"], json!({ "team": "data", "query": "a=b" }));
+    let moving = ["--description", "a\nb", "--metadata", "red=\u{1b}[31m"];
+    let (moving, _) = shop.key("acme", "moving", &moving);
+    let shown = shop.run(&["show", &moving]).ended(0).out;
+    let lines = shown.split('\n');
+    assert!(lines.clone().any(|line| line.ends_with("  a b")), "{shown}");
+    assert!(!lines.collect::<String>().contains(char::is_control));
+    shop.run(&["delete", &moving, "--confirm", "moving"])
+        .ended(0);
+    let twice = ["--metadata", "team=data", "--metadata", "team=other"];
+    let create = ["create", "x", "--tenant", "acme"];
+    let refused = shop.run(&[&create[..], &twice].concat()).ended(USAGE);
+    assert!(refused.err.contains("twice"), "{refused:?}");
+    assert_eq!(shop.names(&[]), ["export"]);
+}
+
+#[test]
+fn a_store_that_another_process_has_locked_is_unavailable_and_unchanged() {
+    let shop = Shop::new();
+    shop.key("acme", "before", &[]);
+    let other = rusqlite::Connection::open(shop.path("keys.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let create = ["create", "meanwhile", "--tenant", "acme", "--wait", "0s"];
+    let refused = shop.run(&create).ended(UNAVAILABLE);
+    assert!(refused.out.is_empty(), "{refused:?}");
+    assert!(refused.err.contains("locked"), "{refused:?}");
+    assert_eq!(shop.names(&[]), ["before"], "readers are not stopped");
+    other.execute_batch("ROLLBACK").unwrap();
+    shop.run(&create).ended(0);
+    assert_eq!(shop.names(&[]), ["before", "meanwhile"]);
+    shop.run(&["list", "--wait", "99999999d"]).ended(0);
+}
+
+#[test]
+fn what_takes_long_says_on_a_terminal_that_it_goes_on() {
+    let shop = Shop::new();
+    shop.key("acme", "export", &[]);
+    let long: [(&[&str], &str); 3] = [
+        (&["backup", "copy.db"], "backing up to copy.db: 0.0 s"),
+        (
+            &["restore", "copy.db", "--store", "new.db"],
+            "restoring copy.db: 0.0 s",
+        ),
+        (&["check"], "checking keys.db: 0.0 s"),
+    ];
+    for (args, told) in long {
+        let (shown, code) = Terminal::start(shop.command(args)).finish();
+        assert_eq!(code, 0, "{shown:?}");
+        let (_, after) = shown.split_once(told).expect("the line is shown");
+        let blank = format!("\r{}\r", " ".repeat(told.len()));
+        assert!(after.contains(&blank), "{shown:?}: it is gone in the end");
+    }
+    for name in ["copy.db", "new.db"] {
+        fs::remove_file(shop.path(name)).unwrap();
+    }
+    for (args, _) in long {
+        let unseen = shop.run(args).ended(0);
+        assert!(!unseen.err.contains('\r'), "no terminal: {unseen:?}");
+    }
+    let machine = Terminal::start(shop.command(&["check", "--json"])).finish();
+    assert_eq!(machine, (String::new(), 0), "a machine does without");
+}
+
+#[test]
+fn the_line_moves_for_as_long_as_it_takes() {
+    let shop = Shop::new();
+    shop.key("acme", "export", &[]);
+    shop.run(&["backup", "copy.db"]).ended(0);
+    let other = rusqlite::Connection::open(shop.path("copy.db")).unwrap();
+    other.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let restore = ["restore", "copy.db", "--store", "new.db"];
+    let mut waits = Terminal::start(shop.command(&restore));
+    waits.wait_for("copy.db: 0.2 s");
+    other.execute_batch("ROLLBACK").unwrap();
+    let (shown, code) = waits.finish();
+    assert_eq!(code, 0, "{shown:?}");
+    assert!(shop.path("new.db").exists());
+}
+
+#[test]
+fn a_pepper_open_to_others_is_refused() {
+    let shop = Shop::new();
+    let open = fs::Permissions::from_mode(0o644);
+    fs::set_permissions(shop.path("keys.db.pepper"), open).unwrap();
+    let refused = shop.run(&["list"]).ended(DENIED);
+    assert!(refused.err.contains("chmod 600"), "{refused:?}");
+}
+
+#[test]
+fn a_lost_pepper_is_never_made_anew() {
+    let shop = Shop::new();
+    fs::remove_file(shop.path("keys.db.pepper")).unwrap();
+    shop.run(&["create", "x", "--tenant", "acme"])
+        .ended(NOT_FOUND);
+    shop.run(&["init"]).ended(DENIED);
+    assert!(!shop.path("keys.db.pepper").exists());
+}
+
+#[test]
+fn deleting_needs_the_words_typed() {
+    let shop = Shop::new();
+    let (id, _) = shop.key("acme", "export", &[]);
+    let unasked = shop.run(&["delete", &id]).ended(DENIED);
+    assert!(unasked.err.contains("export") && unasked.err.contains("--confirm"));
+    shop.run(&["delete", &id, "--confirm", "Export"])
+        .ended(DENIED);
+    shop.run(&["show", &id]).ended(0);
+    shop.run(&["delete", &id, "--confirm", "export"]).ended(0);
+    shop.run(&["show", &id]).ended(NOT_FOUND);
+
+    let mut spec = profiles::standard();
+    for class in spec.classes.values_mut() {
+        class.deletion = Deletion::Typed("for ever".to_owned());
+    }
+    fs::write(shop.path("policy.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
+    let (id, _) = shop.key("acme", "other", &[]);
+    let delete = ["delete", &id, "--policy", "policy.json", "--confirm"];
+    shop.run(&[&delete[..], &["other"]].concat()).ended(DENIED);
+    shop.run(&["show", &id]).ended(0);
+    shop.run(&[&delete[..], &["for ever"]].concat()).ended(0);
+    shop.run(&["show", &id]).ended(NOT_FOUND);
+}
+
+#[test]
+fn a_list_is_filtered_sorted_and_paged() {
+    let shop = Shop::new();
+    let alice = ["--owner", "alice", "--owner-role", "developer"];
+    shop.key(
+        "acme",
+        "b",
+        &[&alice[..], &["--expires-in", "10d"]].concat(),
+    );
+    let (off, _) = shop.key(
+        "acme",
+        "A",
+        &["--class", "publishable", "--expires-in", "90d"],
+    );
+    shop.key("acme/eu", "c", &[]);
+    shop.key("globex", "d", &["--expires-in", "45d"]);
+    shop.run(&["disable", &off]).ended(0);
+
+    assert_eq!(shop.names(&[]), ["b", "A", "c", "d"]);
+    assert_eq!(shop.names(&["--tenant", "acme"]), ["b", "A"]);
+    assert_eq!(
+        shop.names(&["--tenant", "acme", "--below"]),
+        ["b", "A", "c"]
+    );
+    assert_eq!(shop.names(&["--status", "disabled"]), ["A"]);
+    assert_eq!(
+        shop.names(&["--status", "disabled", "--status", "active"])
+            .len(),
+        4
+    );
+    assert_eq!(shop.names(&["--class", "publishable"]), ["A"]);
+    assert_eq!(shop.names(&["--owner", "alice"]), ["b"]);
+    assert_eq!(shop.names(&["--name", "a"]), ["A"]);
+    assert_eq!(shop.names(&["--expiring", "30d"]), ["b"]);
+    assert_eq!(shop.names(&["--sort", "name"]), ["A", "b", "c", "d"]);
+    assert_eq!(shop.names(&["--sort", "newest"]), ["d", "c", "A", "b"]);
+    assert_eq!(
+        shop.names(&["--sort", "expiry", "--limit", "2"]),
+        ["b", "d"]
+    );
+    assert_eq!(shop.names(&["--limit", "1", "--all"]), ["b", "A", "c", "d"]);
+    let key = shop.run(&["show", &off, "--json"]).document();
+    let (mark, hint) = (
+        key["fingerprint"].as_str().unwrap(),
+        key["hint"].as_str().unwrap(),
+    );
+    assert_eq!(shop.names(&["--fingerprint", mark]), ["A"]);
+    assert_eq!(shop.names(&["--hint", hint]), ["A"]);
+
+    for sort in ["created", "newest", "name", "expiry"] {
+        let sorted = ["--sort", sort, "--all"];
+        let all = shop.names(&sorted);
+        let mut paged = Vec::new();
+        let mut place: Vec<String> = Vec::new();
+        for _ in 0..all.len() {
+            let page = ["list", "--json", "--limit", "1", "--sort", sort];
+            let after: Vec<_> = place.iter().map(String::as_str).collect();
+            let key = shop.run(&[&page[..], &after].concat()).document();
+            paged.push(key["name"].as_str().unwrap().to_owned());
+            place = ["--after", key["id"].as_str().unwrap()]
+                .map(str::to_owned)
+                .into();
+        }
+        assert_eq!(paged, all, "{sort}, page by page");
+        let after: Vec<_> = place.iter().map(String::as_str).collect();
+        assert_eq!(shop.names(&[&sorted[..], &after].concat()), [""; 0]);
+    }
+    let mut gone = ["list", "--after", "0000000000000000000000"].to_vec();
+    shop.run(&gone).ended(NOT_FOUND);
+    gone[2] = "sk_live_misplaced";
+    assert!(!shop.run(&gone).ended(USAGE).err.contains("misplaced"));
+
+    let table = shop.run(&["list", "--limit", "1"]).ended(0);
+    assert_eq!(table.out.lines().count(), 2, "a heading and a key");
+    assert!(table.out.starts_with("ID") && table.err.contains("--all"));
+    let last = table.out.lines().nth(1).unwrap().split(' ').next().unwrap();
+    let next = format!("--after {last} ");
+    assert!(table.err.contains(&next), "the note says how to go on");
+    let bound = ["--tenant", "acme/eu", "--as", "eve", "--role", "admin"];
+    assert_eq!(shop.names(&bound), ["c"]);
+}
+
+#[test]
+fn a_command_of_the_same_id_changes_nothing_twice() {
+    let shop = Shop::new();
+    let create = [
+        "create",
+        "export",
+        "--tenant",
+        "acme",
+        "--command-id",
+        "c-1",
+    ];
+    shop.run(&create).ended(0);
+    let id = shop.run(&["list", "--json"]).document()["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let again = shop.run(&create).ended(DENIED);
+    assert!(again.out.is_empty() && again.err.contains(&id), "{again:?}");
+    assert_eq!(shop.names(&[]).len(), 1);
+    for command in ["disable", "enable"] {
+        shop.run(&[command, &id, "--command-id", command]).ended(0);
+    }
+    shop.run(&["disable", &id, "--command-id", "disable"])
+        .ended(0);
+    let key = shop.run(&["show", &id, "--json"]).document();
+    assert_eq!(key["status"], "active", "the repetition changed nothing");
+}
+
+#[test]
+fn a_trail_that_was_altered_or_cut_short_shows() {
+    let shop = Shop::new();
+    let (id, _) = shop.key("acme", "export", &[]);
+    shop.key("globex", "other", &[]);
+    shop.run(&["disable", &id]).ended(0);
+    let checked = shop.run(&["audit", "--check", "--json"]).ended(0);
+    let tenants: Vec<_> = checked
+        .documents()
+        .iter()
+        .map(|one| one["tenant"].clone())
+        .collect();
+    assert_eq!(tenants, ["acme", "globex"]);
+    let end = checked.documents()[0]["end"].as_str().unwrap().to_owned();
+    let seen = ["audit", "--check", "--tenant", "acme", "--seen", &end];
+    shop.run(&seen).ended(0);
+    shop.run(&["audit", "--check", "--tenant", "acme", "--seen", "3:abc"])
+        .ended(USAGE);
+    let entries = shop
+        .run(&["audit", "--json", "--key", &id])
+        .ended(0)
+        .documents();
+    assert_eq!(entries.len(), 2);
+    assert_eq!(end, format!("3:{}", entries[1]["hash"].as_str().unwrap()));
+    assert_eq!(shop.run(&["audit"]).ended(0).out.lines().count(), 1 + 5);
+
+    shop.key("no-trail", "third", &[]);
+    shop.tamper("DELETE FROM audit WHERE tenant = 'no-trail'");
+    let none = shop.run(&["audit", "--check"]).ended(CORRUPT);
+    assert!(none.err.contains("audit trail of no-trail"), "{none:?}");
+
+    shop.tamper("DELETE FROM audit WHERE tenant = 'acme' AND sequence = 3");
+    let cut = shop.run(&seen).ended(CORRUPT);
+    assert!(cut.err.contains("audit trail of acme"), "{cut:?}");
+    let last = "substr(body, -1)";
+    shop.tamper(&format!(
+        "UPDATE audit SET body = CAST(substr(body, 1, length(body) - 1) || \
+         CASE {last} WHEN x'00' THEN x'01' ELSE x'00' END AS BLOB) WHERE tenant = 'globex'"
+    ));
+    shop.run(&["audit", "--check", "--tenant", "globex"])
+        .ended(CORRUPT);
+    shop.run(&["check"]).ended(CORRUPT);
+    shop.run(&["audit", "--tenant", "globex"]).ended(CORRUPT);
+}
+
+#[test]
+fn keys_from_elsewhere_work_on_and_come_once() {
+    let shop = Shop::new();
+    let digest = |token: &str| {
+        let bytes = *Digest::sha256(token).as_bytes();
+        bytes
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>()
+    };
+    let many = (0..100).map(|at| {
+        let (sha256, name) = (digest(&format!("old-token-{at}")), format!("old {at}"));
+        json!({ "sha256": sha256, "name": name, "tenant": format!("t{}", at % 2) }).to_string()
+    });
+    let lines: Vec<_> = many.collect();
+    fs::write(shop.path("keys.jsonl"), lines.join("\n")).unwrap();
+    let import = ["import", "keys.jsonl"];
+    let first = shop.run(&import).ended(0);
+    assert_eq!(first.out, "100 imported, 0 were here, 0 refused\n");
+    assert!(shop.verifies("old-token-0") && shop.verifies("old-token-99"));
+    let again = shop.run(&import).ended(0);
+    assert_eq!(again.out, "0 imported, 100 were here, 0 refused\n");
+    assert_eq!(shop.names(&["--all"]).len(), 100);
+
+    let good = json!({ "sha256": digest("one more"), "name": "one more" }).to_string();
+    let bad = [
+        r#"{"sha256":"sk_old_misplaced","name":"x"}"#.to_owned(),
+        r#"{"sk_old_misplaced":1}"#.to_owned(),
+        r#"{"name":["sk_old_misplaced"]}"#.to_owned(),
+        "sk_old_misplaced".to_owned(),
+        good.replace("one more", "another name"),
+    ];
+    fs::write(
+        shop.path("bad.jsonl"),
+        format!("{good}\n\n{}\n", bad.join("\n")),
+    )
+    .unwrap();
+    let refused = shop
+        .run(&["import", "bad.jsonl", "--tenant", "t0", "--json"])
+        .ended(DENIED);
+    assert!(!refused.err.contains("misplaced") && !refused.out.contains("misplaced"));
+    let told = refused.documents();
+    assert_eq!(told[0]["line"], 1);
+    assert_eq!(told[0]["repeated"], false);
+    let at_fault: Vec<_> = told[1..]
+        .iter()
+        .map(|one| one["line"].as_u64().unwrap())
+        .collect();
+    assert_eq!(
+        at_fault,
+        [3, 4, 5, 6, 7],
+        "empty lines count, and say nothing"
+    );
+    assert!(told[1..].iter().all(|one| one["error"].is_string()));
+}
+
+#[test]
+fn a_backup_is_restored_and_waits_for_its_recovery() {
+    let shop = Shop::new();
+    let (id, secret) = shop.key("acme", "export", &[]);
+    let copied = shop
+        .run(&["backup", "copy.db", "--json"])
+        .ended(0)
+        .document();
+    assert_eq!(copied["head"]["revision"], 1);
+    shop.run(&["backup", "copy.db"]).ended(DENIED);
+    shop.key("acme", "later", &[]);
+    assert!(!holds(shop.0.path(), &secret));
+
+    let restored = ["--store", "new.db", "--pepper-file", "keys.db.pepper"];
+    shop.run(&[&["restore", "copy.db"], &restored[..]].concat())
+        .ended(0);
+    shop.run(&[&["restore", "copy.db"], &restored[..]].concat())
+        .ended(DENIED);
+    shop.run(&["restore", "none.db", "--store", "other.db"])
+        .ended(NOT_FOUND);
+    shop.run(&[&["list"], &restored[..]].concat()).ended(DENIED);
+    let open = [&restored[..], &["--allow-unrecovered"]].concat();
+    assert_eq!(shop.names(&open), ["export"]);
+    shop.run(&[&["show", &id], &open[..]].concat()).ended(0);
+    let epoch = |args: &[&str]| shop.run(args).ended(0).document()["head"]["epoch"].clone();
+    let new = epoch(&[&["stats", "--json"], &open[..]].concat());
+    assert_ne!(new, epoch(&["stats", "--json"]), "a history of its own");
+}
+
+#[test]
+fn a_restored_store_is_recovered_from_the_trail_of_the_lost_one() {
+    let shop = Shop::new();
+    let (kept, _) = shop.key("acme", "kept", &[]);
+    let (revoked, _) = shop.key("acme", "revoked later", &[]);
+    shop.run(&["backup", "copy.db"]).ended(0);
+    shop.run(&["revoke", &revoked, "--reason", "lost"]).ended(0);
+
+    let restored = ["--store", "new.db", "--pepper-file", "keys.db.pepper"];
+    let with = |args: &[&str]| shop.run(&[args, &restored[..]].concat());
+    with(&["restore", "copy.db"]).ended(0);
+    with(&["recover"]).ended(2);
+    let told = with(&["recover", "--replay-from", "keys.db", "--json"])
+        .ended(0)
+        .document();
+    assert_eq!(
+        (&told["revoked"], &told["disabled"]),
+        (&1.into(), &0.into())
+    );
+    let status = |id: &str| with(&["show", id, "--json"]).ended(0).document()["status"].clone();
+    assert_eq!(
+        (status(&kept), status(&revoked)),
+        ("active".into(), "revoked".into())
+    );
+
+    let again = ["--store", "again.db", "--pepper-file", "keys.db.pepper"];
+    let with = |args: &[&str]| shop.run(&[args, &again[..]].concat());
+    with(&["restore", "copy.db"]).ended(0);
+    let told = with(&["recover", "--disable-all", "--json"])
+        .ended(0)
+        .document();
+    assert_eq!(told["disabled"], 2);
+    with(&["list"]).ended(0);
+
+    for store in [&[][..], &again] {
+        let slip = shop.run(&[&["recover", "--disable-all"], store].concat());
+        let slip = slip.ended(DENIED);
+        assert!(slip.err.contains("is not to be recovered"), "{slip:?}");
+    }
+    assert_eq!(shop.names(&["--status", "active"]), ["kept"]);
+}
+
+#[test]
+fn the_store_tells_its_size_and_its_health() {
+    let shop = Shop::new();
+    let (id, _) = shop.key("acme", "export", &[]);
+    shop.key("acme", "other", &[]);
+    shop.run(&["delete", &id, "--confirm", "export"]).ended(0);
+    let stats = shop.run(&["stats", "--json"]).ended(0).document();
+    assert_eq!(
+        [&stats["keys"], &stats["removed"], &stats["tenants"]],
+        [1, 1, 1]
+    );
+    assert_eq!(stats["audit"], 4);
+    let check = shop.run(&["check", "--json"]).ended(0).document();
+    assert_eq!(check["intact"], true);
+    assert_eq!(check["audit"], 4);
+    shop.run(&["check"]).ended(0);
+    shop.tamper("UPDATE rows SET seal = seal + 1 WHERE kind = 2");
+    let check = shop.run(&["check", "--json"]).ended(CORRUPT);
+    assert_eq!(check.document()["intact"], false);
+    let listed = shop.run(&["list"]).ended(CORRUPT);
+    assert!(listed.err.contains("corrupt"), "{listed:?}");
+}
+
+#[test]
+fn what_a_clock_from_the_future_left_behind_is_named_and_repaired() {
+    let shop = Shop::new();
+    shop.key("acme", "export", &[]);
+    shop.key("globex", "export", &[]);
+    let later = SystemClock.now().saturating_add(keyward::days(3650));
+    pollster::block_on(async {
+        let store = SqliteStore::open(shop.path("keys.db")).await.unwrap();
+        let peppers = PepperFile::read(shop.path("keys.db.pepper")).unwrap();
+        let keys = Keyward::builder(store, peppers).clock(ManualClock::at(later));
+        let keys = keys.build().await.unwrap();
+        let host = Actor::application("acme".try_into().unwrap());
+        keys.create(&host, NewKey::new("future").owned_by_tenant())
+            .await
+            .unwrap();
+    });
+    let refused = shop
+        .run(&["create", "new", "--tenant", "acme"])
+        .ended(DENIED);
+    assert!(refused.err.contains("newest commit"), "{refused:?}");
+    let check = shop.run(&["check"]).ended(0);
+    let advice = "keyctl time repair --tenant acme";
+    assert!(
+        check.out.contains(advice) && !check.out.contains("globex"),
+        "{check:?}"
+    );
+    let repair = ["time", "repair", "--tenant", "acme", "--json"];
+    let repaired = shop.run(&repair).ended(0).document();
+    assert_eq!(repaired["set_back"]["from"], json!(later));
+    assert_eq!(repaired["later"].as_array().unwrap().len(), 1, "{repaired}");
+    let check = shop.run(&["check", "--json"]).ended(0).document();
+    assert_eq!(check["ahead"], json!([]));
+    shop.key("acme", "new", &[]);
+    let again = shop.run(&repair).ended(0).document();
+    assert_eq!(again["set_back"], Value::Null);
+    let as_alice = ["--as", "alice", "--role", "admin"];
+    shop.run(&[&repair[..], &as_alice].concat()).ended(DENIED);
+    shop.run(&["audit", "--check", "--tenant", "acme"]).ended(0);
+}
+
+#[test]
+fn the_store_is_named_by_the_environment_too() {
+    let shop = Shop::empty();
+    let mut init = shop.command(&["init", "--tenant", "acme"]);
+    init.env("KEYWARD_STORE", "mine.db");
+    said(init).ended(0);
+    assert!(shop.path("mine.db").exists() && shop.path("mine.db.pepper").exists());
+    let mut stats = shop.command(&["stats", "--json"]);
+    stats.env("KEYWARD_STORE", "mine.db");
+    assert_eq!(said(stats).ended(0).document()["tenants"], 1);
+}
+
+/// What a stolen key made is as good as stolen: the command line says so, and revokes it when asked to.
+#[test]
+fn revoking_a_compromised_key_lists_what_it_made() {
+    let shop = Shop::new();
+    let admin = ["--as", "alice", "--role", "admin"];
+    let whole = [&["--scope", "*:*"], &admin[..]].concat();
+    let (id, secret) = shop.key("acme", "stolen", &whole);
+    let made = pollster::block_on(async {
+        let store = SqliteStore::open(shop.path("keys.db")).await.unwrap();
+        let peppers = PepperFile::read(shop.path("keys.db.pepper")).unwrap();
+        let keys = Keyward::builder(store, peppers).build().await.unwrap();
+        let thief = keys.verify(&secret, &Need::any()).unwrap().actor();
+        let key = NewKey::new("child").environment("live").scope("*:*");
+        keys.create(&thief, key).await.unwrap()
+    });
+    let child = made.id.to_string();
+    let asked = ["revoke", &id, "--reason", "compromised", "--json"];
+    let dry = [&asked[..], &["--dry-run"]].concat();
+    assert_eq!(shop.run(&dry).ended(0).document()["made"], json!([child]));
+    assert!(shop.verifies(&secret), "a dry run changes nothing");
+    let told = shop.run(&asked).ended(0).document();
+    assert_eq!(told["made"], json!([child]));
+    assert!(!shop.verifies(&secret) && shop.verifies(made.secret.expose()));
+    let all = [&asked[..], &["--with-made"]].concat();
+    assert_eq!(shop.run(&all).ended(0).document()["revoked_with_it"], 1);
+    assert!(!shop.verifies(made.secret.expose()));
+    let told = shop.run(&["revoke", &id, "--reason", "leaked"]).ended(0);
+    assert!(!told.err.contains("still work"), "{told:?}");
+}

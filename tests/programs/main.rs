@@ -1,0 +1,7 @@
+//! Programs as real processes: the command line `keyctl`, and the examples `service` and `processes`.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
+mod keyctl;
+mod processes;
+mod service;

@@ -1,0 +1,63 @@
+//! The example `processes`: real processes over one file. What is promised of each verification it
+//! checks itself, and fails if one breaks it; here is seen that it comes to its end, and what is left.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::LazyLock;
+
+/// Has the example make its folder in `folder`.
+fn processes(folder: &Path) -> Command {
+    static BUILT: LazyLock<PathBuf> = LazyLock::new(|| support::example::build("processes"));
+    let mut command = Command::new(&*BUILT);
+    command.env("TMPDIR", folder).stdin(Stdio::null());
+    command
+}
+
+#[test]
+fn a_revoked_key_is_refused_in_time_by_every_process_and_at_once_by_one_that_was_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    // Processes that go on would keep its outputs open, and this waiting.
+    let ran = processes(folder.path()).output().unwrap();
+    let out = String::from_utf8(ran.stdout).unwrap();
+    let err = String::from_utf8(ran.stderr).unwrap();
+    assert!(ran.status.success(), "{out}{err}");
+    assert_eq!(err, "");
+    assert!(!out.contains("sk_live_"), "{out}");
+
+    let rows = |name: &str| out.lines().filter(|line| line.starts_with(name)).count();
+    let refused: Vec<_> = (1..=3)
+        .map(|n| rows(&format!("  verifier {n}  ")))
+        .collect();
+    assert_eq!(refused, [2, 2, 1], "{out}");
+    assert_eq!(rows("  nobody can accept any more"), 1, "{out}");
+    assert_eq!(rows("  Revoked from "), 1, "{out}");
+    assert_eq!(rows("No verification accepted"), 1, "{out}");
+    let left: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// What is stopped does not notice that its parent is gone.
+#[cfg(target_os = "linux")]
+#[test]
+fn all_processes_end_when_the_one_that_started_them_is_killed_the_stopped_one_too() {
+    use std::io::{BufRead, BufReader, Read};
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = processes(folder.path());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut parent = command.spawn().unwrap();
+    let mut out = BufReader::new(parent.stdout.take().unwrap()).lines();
+    let stopped = out.any(|line| line.unwrap().contains(" is stopped"));
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    assert!(stopped, "it ended before");
+
+    // They share its standard error, which ends with the last of them.
+    let mut err = parent.stderr.take().unwrap();
+    let (ended, ends) = mpsc::channel();
+    std::thread::spawn(move || ended.send(err.read_to_end(&mut Vec::new()).is_ok()));
+    assert_eq!(ends.recv_timeout(Duration::from_secs(60)), Ok(true));
+}

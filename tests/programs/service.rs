@@ -1,0 +1,397 @@
+//! The example `service` as its readers meet it: a real process, the lines that it prints in a real
+//! shell, and signals.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+
+use keyward::store::{NodeRegistry, SqliteStore};
+use keyward::{Actor, Keyward, NewKey, PepperFile, Role, TenantId};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use support::served::{Service, answer, command};
+
+fn folder() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn create(scopes: &[&str], days: u32) -> Option<Value> {
+    Some(json!({ "name": "made", "scopes": scopes, "expires_in_days": days }))
+}
+
+#[test]
+fn the_lines_that_the_first_run_prints_work_as_they_stand_and_no_later_run_prints_the_key() {
+    let folder = folder();
+    let service = Service::start(folder.path());
+    let lines = service.lines_to_try();
+    let script: String = lines
+        .iter()
+        .map(|line| format!("{line}\necho\necho --\n"))
+        .collect();
+    let mut shell = Command::new("sh");
+    shell.args(["-euc", &script]).current_dir(folder.path());
+    // A proxy of this machine's is not meant.
+    let ran = shell
+        .env("NO_PROXY", "*")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let out = String::from_utf8(ran.stdout).unwrap();
+    let err = String::from_utf8(ran.stderr).unwrap();
+    assert!(ran.status.success() && err.is_empty(), "{out}{err}");
+
+    let answers = out.split("\n--\n").map(str::trim).zip(&lines);
+    let told: Vec<_> = answers.filter(|(told, _)| !told.is_empty()).collect();
+    let json = |at: usize| serde_json::from_str::<Value>(told[at].0).unwrap();
+    let what: Vec<_> = told.iter().map(|(told, _)| *told).collect();
+    assert_eq!(what.len(), 11, "{what:#?}");
+    assert_eq!(what[0], "up");
+    assert_eq!(json(1)["status"], 401);
+    assert_eq!(json(2)["title"], "Q3");
+    let reader = json(3);
+    assert_eq!(json(4)[0]["title"], "Q3");
+    assert_eq!(
+        (&json(5)["status"], &json(5)["title"]),
+        (&json!(403), &json!("Insufficient scope"))
+    );
+    assert_eq!(json(6)["replaces"]["id"], reader["id"]);
+    assert_ne!(json(6)["secret"], reader["secret"]);
+    assert_eq!(json(7), json(4), "within its grace");
+    assert_eq!(json(8)["id"], reader["id"]);
+    assert_eq!(
+        (&json(9)["status"], &json(9)["title"]),
+        (&json!(401), &json!("Invalid API key"))
+    );
+    let status = |key: &Value| key["status"].clone();
+    let all: Vec<_> = json(10)["keys"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(status)
+        .collect();
+    assert_eq!(all, ["active", "revoked", "active"], "{}", what[10]);
+
+    let admin = service.admin_key();
+    let secrets = [
+        &admin,
+        reader["secret"].as_str().unwrap(),
+        json(6)["secret"].as_str().unwrap(),
+    ]
+    .map(str::to_owned);
+    let mut logged = service.stop();
+    let again = Service::start(folder.path());
+    assert!(again.lines_to_try().is_empty(), "{:?}", again.printed);
+    let printed = again.printed.join("\n");
+    assert!(
+        printed.contains("delete"),
+        "it says how to start over: {printed}"
+    );
+    assert_eq!(again.ask(&admin, "GET /v1/reports", None), (200, json!([])));
+    logged += &again.stop();
+    for secret in secrets {
+        // What stands behind the prefix and the id.
+        let hidden = &secret[secret.len() - 32..];
+        for (where_, text) in [("the log", &logged), ("what a later run prints", &printed)] {
+            assert!(!text.contains(hidden), "a secret is in {where_}");
+        }
+    }
+}
+
+const JSON: &str = "content-type: application/json\r\n";
+const CLOSE: &str = "connection: close\r\n";
+const EMPTY: &str = "content-length: 0\r\n";
+
+/// The head of a request whose body is to come.
+fn head(path: &str, key: &str, more: &str) -> String {
+    format!("POST {path} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {key}\r\n{more}\r\n")
+}
+
+/// A whole key, the admin's, and the id of the first.
+fn stolen(service: &Service) -> (String, String, String) {
+    let admin = service.admin_key();
+    let (status, made) = service.ask(&admin, "POST /v1/keys", create(&["*:*"], 30));
+    assert_eq!(status, 201, "{made}");
+    let text = |field: &str| made[field].as_str().unwrap().to_owned();
+    (text("secret"), admin, text("id"))
+}
+
+/// A request that began with a key which was revoked before its body came makes no other key.
+#[test]
+fn a_slow_body_brings_nothing_to_a_key_that_was_revoked_meanwhile() {
+    let folder = folder();
+    let service = Service::start(folder.path());
+    let (key, admin, id) = stolen(&service);
+    let body = br#"{"name": "mine", "scopes": ["*:*"]}"#;
+    let length = format!(
+        "{JSON}{CLOSE}content-length: {}\r\nexpect: 100-continue\r\n",
+        body.len()
+    );
+    let mut stream = service.connect();
+    stream
+        .write_all(head("/v1/keys", &key, &length).as_bytes())
+        .unwrap();
+    // It was let in, and the handler waits for the body.
+    let go_on = "HTTP/1.1 100 Continue\r\n\r\n";
+    let mut read = vec![0; go_on.len()];
+    stream.read_exact(&mut read).unwrap();
+    assert_eq!(String::from_utf8(read).unwrap(), go_on);
+
+    let (status, _) = service.ask(&admin, &format!("POST /v1/keys/{id}/revoke"), None);
+    assert_eq!(status, 200);
+    stream.write_all(body).unwrap();
+    let (status, refused) = answer(&mut stream);
+    assert_eq!(status, 401, "{refused}");
+    let (_, listed) = service.ask(&admin, "GET /v1/keys", None);
+    assert_eq!(listed["keys"].as_array().unwrap().len(), 2, "{listed}");
+}
+
+#[test]
+fn a_long_stream_brings_nothing_to_a_key_that_was_revoked_meanwhile() {
+    let folder = folder();
+    let service = Service::start(folder.path());
+    let (key, admin, id) = stolen(&service);
+    let mut stream = service.connect();
+    let chunked = format!("{JSON}{CLOSE}transfer-encoding: chunked\r\n");
+    let chunked = head("/v1/keys", &key, &chunked);
+    stream.write_all(chunked.as_bytes()).unwrap();
+    let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
+    stream
+        .write_all(chunk(r#"{"name": "mine","#).as_bytes())
+        .unwrap();
+    // Another connection: by its answer the first chunk was read, or the request was not let in at all.
+    let (status, _) = service.ask(&admin, &format!("POST /v1/keys/{id}/revoke"), None);
+    assert_eq!(status, 200);
+    let rest = chunk(r#" "scopes": ["*:*"]}"#) + "0\r\n\r\n";
+    stream.write_all(rest.as_bytes()).unwrap();
+    let (status, refused) = answer(&mut stream);
+    assert_eq!(status, 401, "{refused}");
+    let (_, listed) = service.ask(&admin, "GET /v1/keys", None);
+    assert_eq!(listed["keys"].as_array().unwrap().len(), 2, "{listed}");
+}
+
+#[test]
+fn requests_that_were_sent_behind_a_revocation_come_too_late() {
+    let folder = folder();
+    let service = Service::start(folder.path());
+    let (key, admin, id) = stolen(&service);
+    let body = r#"{"name": "mine", "scopes": ["*:*"]}"#;
+    let length = format!("{JSON}content-length: {}\r\n", body.len());
+    let revoke = head(&format!("/v1/keys/{id}/revoke"), &admin, EMPTY);
+    let make = head("/v1/keys", &key, &length) + body;
+    let rotate = format!("{CLOSE}{EMPTY}");
+    let rotate = head(&format!("/v1/keys/{id}/rotate"), &key, &rotate);
+    let mut stream = service.connect();
+    // All in one: the server reads them one after the other.
+    let all = revoke + &make + &rotate;
+    stream.write_all(all.as_bytes()).unwrap();
+    let mut answers = String::new();
+    stream.read_to_string(&mut answers).unwrap();
+    let statuses = answers.match_indices("HTTP/1.1 ").map(|(at, found)| {
+        let from = at + found.len();
+        answers[from..from + 3].parse::<u16>().unwrap()
+    });
+    let statuses: Vec<_> = statuses.collect();
+    assert_eq!(statuses, [200, 401, 401]);
+}
+
+/// The instance: a key of the environment `test` makes and rotates live keys.
+#[test]
+fn a_test_key_makes_test_keys_and_rotates_no_live_one() {
+    let folder = folder();
+    let service = Service::start(folder.path());
+    let (live, _, id) = stolen(&service);
+    // Made beside the service, which offers no way to name an environment.
+    let data = folder.path().join("data");
+    let key = pollster::block_on(async {
+        let store = SqliteStore::open(data.join("keys.db")).await.unwrap();
+        let peppers = PepperFile::read(data.join("pepper")).unwrap();
+        let keys = Keyward::builder(store, peppers).build().await.unwrap();
+        let acme = TenantId::new("acme").unwrap();
+        let alice = Actor::new(acme, "alice".try_into().unwrap(), Role::ADMIN);
+        let draft = NewKey::new("trial").environment("test").scope("*:*");
+        let created = keys.create(&alice, draft).await.unwrap();
+        created.secret.expose().to_owned()
+    });
+    assert!(key.starts_with("sk_test_") && live.starts_with("sk_live_"));
+    let (status, made) = service.ask(&key, "POST /v1/keys", create(&["*:*"], 30));
+    assert_eq!(status, 201, "{made}");
+    assert!(made["secret"].as_str().unwrap().starts_with("sk_test_"));
+    let (status, refused) = service.ask(&key, &format!("POST /v1/keys/{id}/rotate"), None);
+    assert_eq!(status, 403, "{refused}");
+}
+
+#[test]
+fn a_service_that_is_told_to_stop_finishes_what_is_under_way_and_leaves_the_registry() {
+    let folder = folder();
+    let mut service = Service::start(folder.path());
+    let key = service.admin_key();
+    let mut stream = service.connect();
+    let body = br#"{"title": "late"}"#;
+    let head = format!(
+        "POST /v1/reports HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {key}\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\nexpect: 100-continue\r\n\r\n",
+        body.len(),
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    // The handler waits for the body now.
+    let go_on = "HTTP/1.1 100 Continue\r\n\r\n";
+    let mut told = vec![0; go_on.len()];
+    stream.read_exact(&mut told).unwrap();
+    assert_eq!(String::from_utf8(told).unwrap(), go_on);
+
+    service.signal(Signal::TERM);
+    service.wait_for("stopping");
+    let refused = (0..100_000).any(|_| TcpStream::connect(service.address).is_err());
+    assert!(refused, "it goes on accepting");
+    stream.write_all(body).unwrap();
+    let (status, report) = answer(&mut stream);
+    assert_eq!((status, &report["title"]), (201, &json!("late")));
+    let logged = service.ended();
+    assert!(logged.contains("stopped"), "{logged}");
+
+    let file = folder.path().join("data/keys.db");
+    let store = pollster::block_on(SqliteStore::open(file)).unwrap();
+    let nodes = pollster::block_on(store.nodes()).unwrap();
+    assert!(nodes.is_empty(), "{nodes:?}");
+}
+
+#[test]
+fn ctrl_c_stops_it_as_well() {
+    let folder = folder();
+    let service = Service::start(folder.path());
+    service.signal(Signal::INT);
+    assert!(service.ended().contains("stopped"));
+}
+
+#[test]
+fn nobody_gives_out_more_than_they_have() {
+    let folder = folder();
+    let service = Service::start(folder.path());
+    let admin = service.admin_key();
+    let made =
+        |by: &str, scopes: &[&str], days| service.ask(by, "POST /v1/keys", create(scopes, days));
+    let secret = |(status, key): (u16, Value)| {
+        assert_eq!(status, 201, "{key}");
+        key["secret"].as_str().unwrap().to_owned()
+    };
+    // An admin for 30 days, and a key that was narrowed to managing keys.
+    let deputy = secret(made(&admin, &["*:*"], 30));
+    let narrowed = secret(made(&admin, &["keys:manage"], 30));
+    let reader = secret(made(&deputy, &["reports:read"], 20));
+
+    let refused = |(status, problem): (u16, Value), words: &str| {
+        let detail = problem["detail"].as_str().unwrap();
+        assert_eq!(status, 403, "{problem}");
+        assert!(detail.contains(words), "{problem}");
+    };
+    refused(
+        made(&deputy, &["reports:read"], 60),
+        "more than its own lifetime",
+    );
+    refused(made(&narrowed, &["reports:read"], 20), "may not");
+    refused(made(&narrowed, &["keys:manage"], 20), "may not");
+    refused(made(&reader, &["reports:read"], 20), "keys:manage");
+    assert_eq!(service.ask(&reader, "GET /v1/keys", None).0, 403);
+    service.stop();
+}
+
+#[test]
+fn what_is_asked_wrongly_is_told_so_and_a_repeated_command_is_done_once() {
+    let folder = folder();
+    let service = Service::start(folder.path());
+    let admin = service.admin_key();
+    let listed = || {
+        let (status, list) = service.ask(&admin, "GET /v1/keys", None);
+        assert_eq!(status, 200);
+        list["keys"].as_array().unwrap().len()
+    };
+    let status = |path: &str, body| service.ask(&admin, path, body).0;
+    assert_eq!(status("POST /v1/keys", create(&["nonsense"], 1)), 400);
+    assert_eq!(
+        status("POST /v1/keys", Some(json!({ "name": "no scopes" }))),
+        422
+    );
+    let unknown = "0000000000000000000000";
+    assert_eq!(
+        status(&format!("POST /v1/keys/{unknown}/revoke"), None),
+        404
+    );
+    assert_eq!(
+        status(&format!("POST /v1/keys/{unknown}/rotate"), None),
+        404
+    );
+    assert_eq!(status(&format!("GET /v1/keys?after={unknown}"), None), 404);
+    assert_eq!(status("POST /v1/keys/short/revoke", None), 400);
+    assert_eq!(listed(), 1);
+
+    let bearer = format!("Bearer {admin}");
+    let again = [
+        ("authorization", bearer.as_str()),
+        ("idempotency-key", "first"),
+    ];
+    let post = || service.ask_with(&again, "POST /v1/keys", create(&["reports:read"], 1));
+    let (first, created) = post();
+    let (second, problem) = post();
+    assert_eq!((first, second), (201, 409), "{problem}");
+    let id = created["id"].as_str().unwrap();
+    assert!(
+        problem["detail"].as_str().unwrap().contains(id),
+        "{problem}"
+    );
+    assert_eq!(listed(), 2);
+    let spaced = [
+        ("authorization", bearer.as_str()),
+        ("idempotency-key", "a b"),
+    ];
+    let refused = service.ask_with(&spaced, "POST /v1/keys", create(&["reports:read"], 1));
+    assert_eq!(refused.0, 400, "{refused:?}");
+
+    let (status, rotated) = service.ask(&admin, &format!("POST /v1/keys/{id}/rotate"), None);
+    assert_eq!(status, 201, "{rotated}");
+    let old = created["secret"].as_str().unwrap();
+    assert_eq!(
+        service.ask(old, "GET /v1/reports", None).0,
+        401,
+        "without a grace it ends at once"
+    );
+    let page = service.ask(&admin, &format!("GET /v1/keys?after={id}"), None);
+    assert_eq!(page.1["keys"][0]["id"], rotated["id"], "{page:?}");
+    service.stop();
+}
+
+#[test]
+fn a_second_service_on_the_same_folder_refuses_what_the_first_revoked() {
+    let folder = folder();
+    let one = Service::start(folder.path());
+    let other = Service::start(folder.path());
+    assert!(other.lines_to_try().is_empty());
+    let admin = one.admin_key();
+    let (_, key) = one.ask(&admin, "POST /v1/keys", create(&["reports:read"], 1));
+    let secret = key["secret"].as_str().unwrap();
+    assert_eq!(other.ask(secret, "GET /v1/reports", None).0, 200, "at once");
+    let id = key["id"].as_str().unwrap();
+    assert_eq!(
+        one.ask(&admin, &format!("POST /v1/keys/{id}/revoke"), None)
+            .0,
+        200
+    );
+    let refuses = |_| other.ask(secret, "GET /v1/reports", None).0 == 401;
+    assert!((0..1_000_000).any(refuses));
+    one.stop();
+    other.stop();
+}
+
+#[test]
+fn a_port_that_is_taken_does_not_cost_the_only_sight_of_the_admin_key() {
+    let folder = folder();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let failed = command(folder.path(), &address).output().unwrap();
+    assert!(!failed.status.success());
+    let service = Service::start(folder.path());
+    let admin = service.admin_key();
+    assert_eq!(service.ask(&admin, "GET /v1/reports", None).0, 200);
+    service.stop();
+}

@@ -1,0 +1,239 @@
+//! Shared by the test programs: a service with a clock that tests move, servers, processes and stores that fail.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+#![allow(
+    missing_docs,
+    clippy::missing_errors_doc,
+    clippy::missing_panics_doc,
+    reason = "for the tests of this workspace alone"
+)]
+
+pub mod cc;
+pub mod example;
+#[cfg(feature = "sqlite")]
+pub mod folder;
+pub mod gated;
+pub mod pairs;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+pub mod process;
+#[cfg(feature = "postgres")]
+pub mod raw;
+pub mod served;
+pub mod server_time;
+pub mod turns;
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use keyward::policy::{ActiveKeyCap, Policies, Policy, PolicySpec};
+use keyward::store::{KeyStore, MemoryStore};
+use keyward::{
+    Actor, Author, ClassName, CommandId, Created, Denied, Environment, Error, Keyward, ManualClock,
+    Need, NewKey, Pepper, PepperId, PepperRing, PrincipalId, Role, Scope, TenantId, Timestamp,
+    profiles,
+};
+
+pub const START: &str = "2026-01-01T00:00:00Z";
+
+/// A service over a store in memory.
+pub struct World {
+    pub keys: Keyward,
+    pub clock: Arc<ManualClock>,
+    pub store: MemoryStore,
+}
+
+impl World {
+    /// The service over a backup of the store, as it starts after the loss.
+    pub fn restored(&self, backup: &MemoryStore, policies: impl Into<Policies>) -> Keyward {
+        node(backup.clone(), &self.clock, policies)
+    }
+
+    pub fn new() -> Self {
+        Self::with_policy(profiles::standard())
+    }
+
+    pub fn with_policy(spec: PolicySpec) -> Self {
+        Self::with_policies(Policy::new(spec).unwrap())
+    }
+
+    pub fn with_policies(policies: impl Into<Policies>) -> Self {
+        let clock = Arc::new(ManualClock::at(at(START)));
+        let store = MemoryStore::new();
+        let keys = node(store.clone(), &clock, policies);
+        Self { keys, clock, store }
+    }
+
+    /// Another process over the same store, with the same clock.
+    pub fn another_node(&self, policies: impl Into<Policies>) -> Keyward {
+        node(self.store.clone(), &self.clock, policies)
+    }
+
+    pub fn create(&self, actor: &Actor, key: NewKey) -> Result<Created, Error> {
+        wait(self.keys.create(actor, key))
+    }
+
+    /// A secret key of acme that may read reports.
+    pub fn some_key(&self) -> Created {
+        self.create(&admin(), reader("some key")).unwrap()
+    }
+}
+
+pub fn node(
+    store: impl KeyStore,
+    clock: &Arc<ManualClock>,
+    policies: impl Into<Policies>,
+) -> Keyward {
+    let builder = Keyward::builder(store, peppers())
+        .policy(policies)
+        .clock(clock.clone());
+    wait(builder.build()).unwrap()
+}
+
+pub fn peppers() -> PepperRing {
+    PepperRing::new(pepper("p1", 1))
+}
+
+pub fn pepper(id: &str, byte: u8) -> Pepper {
+    Pepper::new(PepperId::new(id).unwrap(), &[byte; 32]).unwrap()
+}
+
+pub fn wait<T>(future: impl Future<Output = T>) -> T {
+    pollster::block_on(future)
+}
+
+pub fn at(text: &str) -> Timestamp {
+    text.parse().unwrap()
+}
+
+pub fn tenant(path: &str) -> TenantId {
+    TenantId::new(path).unwrap()
+}
+
+pub fn who(principal: &str) -> PrincipalId {
+    PrincipalId::new(principal).unwrap()
+}
+
+/// The author of what a principal did in a session of its own.
+pub fn author(principal: &str) -> Author {
+    Author::Principal(who(principal))
+}
+
+pub fn class(name: &str) -> ClassName {
+    ClassName::new(name).unwrap()
+}
+
+pub fn environment(name: &str) -> Environment {
+    Environment::new(name).unwrap()
+}
+
+pub fn scope(text: &str) -> Scope {
+    Scope::new(text).unwrap()
+}
+
+pub fn command(id: &str) -> CommandId {
+    CommandId::new(id).unwrap()
+}
+
+pub fn actor(path: &str, principal: &str, role: Role) -> Actor {
+    Actor::new(tenant(path), who(principal), role)
+}
+
+/// An admin of acme.
+pub fn admin() -> Actor {
+    actor("acme", "alice", Role::ADMIN)
+}
+
+/// The host itself, acting on acme.
+pub fn host() -> Actor {
+    Actor::application(tenant("acme"))
+}
+
+pub fn reader(name: &str) -> NewKey {
+    NewKey::new(name).scope("reports:read")
+}
+
+pub fn reading() -> Need {
+    Need::scope("reports:read")
+}
+
+/// The standard profile with a cap.
+pub fn capped(limit: u32) -> PolicySpec {
+    let limit = NonZeroU32::new(limit).unwrap();
+    let active_keys = ActiveKeyCap::Limited {
+        limit,
+        classes: Default::default(),
+    };
+    PolicySpec {
+        active_keys,
+        ..profiles::standard()
+    }
+}
+
+/// Why a call was refused.
+#[track_caller]
+pub fn denied<T: std::fmt::Debug>(result: Result<T, Error>) -> Denied {
+    match result.unwrap_err() {
+        Error::Denied(denied) => denied,
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+}
+
+/// The same key id with another secret and a checksum that fits.
+pub fn with_other_secret(token: &str) -> String {
+    let before = &token[..token.len() - 6];
+    let (kept, last) = before.split_at(before.len() - 1);
+    let forged = format!("{kept}{}", if last == "A" { 'B' } else { 'A' });
+    let checksum = keyward::token::checksum(&forged);
+    forged + &checksum
+}
+
+/// Everything that a store holds, in every form in which it holds it: for a search for secrets.
+pub fn dump(store: &MemoryStore) -> String {
+    use keyward::store::{AuditQuery, Row};
+
+    let limit = std::num::NonZeroUsize::new(10_000).unwrap();
+    let rows = wait(store.scan(None, limit)).unwrap().rows;
+    let query = AuditQuery {
+        limit,
+        ..AuditQuery::everything()
+    };
+    let trail = wait(store.audit(&query)).unwrap().rows;
+    let mut dump = format!("{store:?}\n{rows:?}\n{trail:?}\n");
+    for change in &rows {
+        if let Row::Key(record) = &change.row {
+            dump += &String::from_utf8_lossy(&record.to_bytes());
+        }
+    }
+    for row in &trail {
+        dump += &String::from_utf8_lossy(&row.entry.to_bytes());
+    }
+    dump
+}
+
+/// The part of a token that only its holder knows, without the id before and the checksum after.
+pub fn secret_part(token: &str) -> &str {
+    let id = keyward::token::parse(token.as_bytes()).unwrap();
+    &token[id.prefix().len() + id.id().to_string().len()..token.len() - 6]
+}
+
+/// What an actor sees in the list of its own tenant's keys.
+pub fn listed(world: &World, by: &Actor) -> Vec<keyward::KeyInfo> {
+    let query = world.keys.query(by.tenant());
+    wait(world.keys.list(by, &query)).unwrap().keys
+}
+
+/// What the audit trail of a tenant tells of a key, oldest first.
+pub fn told_of(
+    world: &World,
+    tenant: &TenantId,
+    key: keyward::KeyId,
+) -> Vec<keyward::audit::Action> {
+    let query = keyward::store::AuditQuery::tenant(tenant.clone()).about(key);
+    let page = wait(
+        world
+            .keys
+            .audit(&Actor::application(tenant.clone()), &query),
+    )
+    .unwrap();
+    page.rows.into_iter().map(|row| row.entry.action).collect()
+}

@@ -1,0 +1,479 @@
+//! A server of the tests' own, in a temporary folder; it ends with the test process, however that ends.
+//! Or the one that `KEYWARD_TEST_POSTGRES_URL` names.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
+
+use keyward::store::PostgresStore;
+use keyward::store::postgres::deadpool_postgres::{Manager, Pool, Runtime};
+use keyward::store::postgres::{ConnectError, PostgresOptions};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+use tempfile::TempDir;
+use tokio::runtime::Handle;
+
+use crate::turns::Turns;
+
+/// Where tests find a server instead of starting one.
+const GIVEN: &str = "KEYWARD_TEST_POSTGRES_URL";
+
+/// A server that a test may kill.
+#[derive(Debug)]
+pub struct Server {
+    folder: PathBuf,
+    port: u16,
+    /// Stops the server and takes its folder away once this process is gone, or closes its end.
+    watchdog: Child,
+    process: Mutex<Option<Child>>,
+    /// A library that stands between it and the kernel.
+    shim: Option<PathBuf>,
+}
+
+impl Server {
+    /// Starts a server that is reached through a socket file. `settings` are those of its file.
+    pub fn start(settings: &str) -> Self {
+        Self::begin(5432, settings, &[], |_| None)
+    }
+
+    /// Starts a server that is reached at 127.0.0.1 as well, with files in its data folder.
+    pub fn on_loopback(settings: &str, files: &[(&str, &str)]) -> Self {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let settings = format!("listen_addresses = '127.0.0.1'\nport = {port}\n{settings}");
+        Self::begin(port, &settings, files, |_| None)
+    }
+
+    /// Starts a server whose processes load a library before all others, which `shim` puts into the
+    /// folder.
+    pub fn start_with(settings: &str, shim: impl FnOnce(&Path) -> Option<PathBuf>) -> Self {
+        Self::begin(5432, settings, &[], shim)
+    }
+
+    /// Starts a standby that follows `primary`.
+    pub fn standby_of(primary: &Self) -> Self {
+        let server = Self::prepare(5432, |_| None);
+        let mut copy = server.program("pg_basebackup");
+        copy.args(["-R", "-c", "fast", "--no-sync", "-U", "postgres"]);
+        run(copy.arg("-h").arg(&primary.folder));
+        server.configure("");
+        server.resume();
+        server
+    }
+
+    fn begin(
+        port: u16,
+        settings: &str,
+        files: &[(&str, &str)],
+        shim: impl FnOnce(&Path) -> Option<PathBuf>,
+    ) -> Self {
+        let server = Self::prepare(port, shim);
+        let mut init = server.program("initdb");
+        init.args(["-A", "trust", "-U", "postgres", "-E", "UTF8"]);
+        run(init.args(["--locale=C", "--no-sync"]));
+        server.configure(&format!(
+            "listen_addresses = ''\nmax_connections = 200\n{settings}"
+        ));
+        for (name, text) in files {
+            let file = server.folder.join("data").join(name);
+            std::fs::write(&file, text).unwrap();
+            run(Command::new("chmod").arg("600").arg(&file));
+            if let Some(user) = unprivileged() {
+                run(Command::new("chown").arg(user).arg(&file));
+            }
+        }
+        server.resume();
+        server
+    }
+
+    /// A folder, and who clears it away.
+    fn prepare(port: u16, shim: impl FnOnce(&Path) -> Option<PathBuf>) -> Self {
+        let folder = TempDir::new().unwrap().keep();
+        let shim = shim(&folder);
+        let user = unprivileged();
+        if let Some(user) = user {
+            run(Command::new("chown").arg(user).arg(&folder));
+        }
+        // One that is stopped hears of nothing: it is continued first.
+        let script = r#"read -r _; read -r pid <"$2/data/postmaster.pid"
+            kill -CONT "$pid" $(cat "/proc/$pid/task/$pid/children")
+            "$1" -D "$2/data" -m immediate stop; rm -rf "$2""#;
+        let mut watchdog = as_user(Path::new("sh"));
+        watchdog.args(["-c", script, "watchdog"]);
+        watchdog.arg(programs().join("pg_ctl")).arg(&folder);
+        // A group of its own: an interrupted test run must not take it along.
+        watchdog.stdin(Stdio::piped()).process_group(0);
+        watchdog.stdout(Stdio::null()).stderr(Stdio::null());
+        let watchdog = watchdog.spawn().unwrap();
+        Self {
+            folder,
+            port,
+            watchdog,
+            process: Mutex::new(None),
+            shim,
+        }
+    }
+
+    /// Adds to its configuration; of what is set twice the last holds.
+    fn configure(&self, settings: &str) {
+        let file = self.folder.join("data/postgresql.conf");
+        let mut text = std::fs::read_to_string(&file).unwrap();
+        let here = self.folder.display();
+        text += &format!("unix_socket_directories = '{here}'\n{settings}\n");
+        std::fs::write(&file, text).unwrap();
+    }
+
+    /// Has it read its configuration with `settings` added to it.
+    pub fn reconfigure(&self, settings: &str) {
+        self.configure(settings);
+        run(self.program("pg_ctl").arg("reload"));
+    }
+
+    pub fn url(&self) -> String {
+        let (host, port) = (self.folder.display(), self.port);
+        format!("host={host} port={port} user=postgres dbname=postgres")
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A file in its folder.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Names two servers, of which the first that can be written to is connected to.
+    pub fn url_or(&self, other: &Self) -> String {
+        let (one, other) = (self.folder.display(), other.folder.display());
+        format!("host={one},{other} user=postgres dbname=postgres")
+    }
+
+    /// Where its socket is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What it wrote to its log so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("log")).unwrap()
+    }
+
+    /// Starts it where it was left.
+    pub fn resume(&self) {
+        let log = self.folder.join("log");
+        let mut file = std::fs::File::options();
+        let file = file.create(true).append(true).open(&log).unwrap();
+        // What a killed server left may hold its memory for a moment: its parts notice one by one.
+        for _ in 0..100 {
+            let mut start = self.program("postgres");
+            start.stdin(Stdio::null()).stdout(Stdio::null());
+            start.envs(self.shim.iter().map(|library| ("LD_PRELOAD", library)));
+            start.stderr(file.try_clone().unwrap()).process_group(0);
+            let mut process = start.spawn().unwrap();
+            if self.is_up(&mut process) {
+                *self.process.lock().unwrap() = Some(process);
+                return;
+            }
+        }
+        let log = std::fs::read_to_string(log).unwrap_or_default();
+        panic!("the server does not start: {log}");
+    }
+
+    /// Waits until it answers; tells whether it did before it ended.
+    fn is_up(&self, process: &mut Child) -> bool {
+        while process.try_wait().unwrap().is_none() {
+            let mut asked = Command::new(programs().join("pg_isready"));
+            asked.arg("-q").arg("-h").arg(&self.folder);
+            asked.arg("-p").arg(self.port.to_string());
+            if asked.status().unwrap().success() {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Kills it, all its processes. What it told the operating system to write stays written.
+    pub fn kill(&self) {
+        self.stop_main();
+        self.signal(Signal::KILL);
+        let process = self.process.lock().unwrap().take();
+        process.unwrap().wait().unwrap();
+    }
+
+    /// Stops all its processes where they stand, until what this returns is dropped.
+    pub fn pause(&self) -> Paused<'_> {
+        self.stop_main();
+        self.signal(Signal::STOP);
+        Paused(self)
+    }
+
+    fn main(&self) -> Pid {
+        Pid::from_child(self.process.lock().unwrap().as_ref().unwrap())
+    }
+
+    /// Returns when the process that starts all others does so no more.
+    fn stop_main(&self) {
+        let main = self.main();
+        kill_process(main, Signal::STOP).unwrap();
+        waitid(WaitId::Pid(main), WaitIdOptions::STOPPED).unwrap();
+    }
+
+    fn signal(&self, signal: Signal) {
+        let main = self.main();
+        let children = format!("/proc/{0}/task/{0}/children", main.as_raw_nonzero());
+        let children = std::fs::read_to_string(children).unwrap();
+        for child in children.split_whitespace() {
+            let child = Pid::from_raw(child.parse().unwrap()).unwrap();
+            // It may just have ended.
+            let _ = kill_process(child, signal);
+        }
+        kill_process(main, signal).unwrap();
+    }
+
+    /// Lets nobody connect any more. Who is connected stays so.
+    pub fn hide(&self) {
+        std::fs::remove_file(self.folder.join(".s.PGSQL.5432")).unwrap();
+    }
+
+    /// Makes it a standby, which follows nobody.
+    pub fn demote(&self) {
+        self.stop("fast");
+        std::fs::write(self.folder.join("data/standby.signal"), "").unwrap();
+        self.resume();
+    }
+
+    fn stop(&self, how: &str) {
+        let process = self.process.lock().unwrap().take();
+        if let Some(mut process) = process {
+            let mut stop = self.program("pg_ctl");
+            run(stop.args(["-W", "-m", how, "stop"]));
+            process.wait().unwrap();
+        }
+    }
+
+    fn program(&self, name: &str) -> Command {
+        let mut program = as_user(&programs().join(name));
+        program.arg("-D").arg(self.folder.join("data"));
+        program
+    }
+}
+
+/// A server that is stopped.
+#[must_use = "it goes on when this is dropped"]
+pub struct Paused<'s>(&'s Server);
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        self.0.signal(Signal::CONT);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop("immediate");
+        drop(self.watchdog.stdin.take());
+        drop(self.watchdog.wait());
+    }
+}
+
+/// The programs of the newest server that is installed.
+pub fn programs() -> PathBuf {
+    let versions = std::fs::read_dir("/usr/lib/postgresql");
+    let folders = versions.into_iter().flatten().flatten();
+    let newest = folders
+        .filter_map(|entry| {
+            let version: u32 = entry.file_name().to_str()?.parse().ok()?;
+            Some((version, entry.path().join("bin")))
+        })
+        .max();
+    let (_, newest) = newest.unwrap_or_else(|| {
+        panic!("no PostgreSQL in /usr/lib/postgresql: install `postgresql`, or set {GIVEN}")
+    });
+    newest
+}
+
+/// A server refuses to be run by root: who runs it then.
+fn unprivileged() -> Option<&'static str> {
+    let root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
+    root.then_some("postgres")
+}
+
+fn as_user(program: &Path) -> Command {
+    let Some(user) = unprivileged() else {
+        return Command::new(program);
+    };
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", user, "--regid", user, "--clear-groups", "--"]);
+    command.arg(program).current_dir("/");
+    command
+}
+
+fn run(command: &mut Command) {
+    let ran = command.output().unwrap();
+    assert!(ran.status.success(), "{command:?}: {ran:?}");
+}
+
+/// The server that tests share which leave it as it is.
+pub fn url() -> String {
+    static SHARED: OnceLock<Server> = OnceLock::new();
+    // A process that is killed loses nothing by this: it waits for the disk in vain.
+    std::env::var(GIVEN)
+        .unwrap_or_else(|_| SHARED.get_or_init(|| Server::start("fsync = off")).url())
+}
+
+/// A runtime that all tests share. They themselves run on none, as hosts may.
+pub fn runtime() -> Handle {
+    static SHARED: OnceLock<Handle> = OnceLock::new();
+    let start = || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let handle = runtime.handle().clone();
+        std::thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
+        handle
+    };
+    SHARED.get_or_init(start).clone()
+}
+
+/// Waits for what needs the runtime.
+pub fn on_runtime<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    pollster::block_on(runtime().spawn(work)).unwrap()
+}
+
+/// A schema of its own, which goes when this does.
+#[derive(Debug)]
+pub struct Place {
+    pub url: String,
+    pub schema: String,
+}
+
+impl Place {
+    /// Waits until one statement finds this text alone.
+    pub fn until(&self, sql: &str, text: &str) {
+        assert!(
+            (0..5000).any(|_| self.ask(sql) == [text]),
+            "{sql} is not {text}: {:?}",
+            self.ask(sql)
+        );
+    }
+
+    /// Waits until a commit waits for the standby, and runs a function of it on who waits.
+    pub fn on_who_waits(&self, function: &str) {
+        let sql = format!(
+            "SELECT {function}(pid)::text FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        );
+        assert!(
+            (0..5000).any(|_| !self.ask(&sql).is_empty()),
+            "nothing waits for the standby"
+        );
+    }
+
+    pub fn new() -> Self {
+        Self::at(url())
+    }
+
+    pub fn at(url: String) -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let schema = format!("test_{}_{number}", std::process::id());
+        Self { url, schema }
+    }
+
+    pub fn options(&self) -> PostgresOptions {
+        PostgresStore::options(&self.url)
+            .schema(&self.schema)
+            .max_connections(4.try_into().unwrap())
+            // Most tests move a clock of their own.
+            .server_clock(false)
+    }
+
+    pub fn connect(&self) -> PostgresStore {
+        open(self.options()).unwrap()
+    }
+
+    /// Runs statements beside the store; `$s` stands for the schema.
+    pub fn run(&self, sql: &str) {
+        self.try_run(sql).unwrap();
+    }
+
+    /// The same, for statements that may be refused.
+    pub fn try_run(&self, sql: &str) -> Result<(), tokio_postgres::Error> {
+        let sql = sql.replace("$s", &self.schema);
+        let client = self.client();
+        on_runtime(async move { client.batch_execute(&sql).await })
+    }
+
+    /// Text that one statement finds.
+    pub fn ask(&self, sql: &str) -> Vec<String> {
+        let sql = sql.replace("$s", &self.schema);
+        let client = self.client();
+        let rows = on_runtime(async move { client.query(&sql, &[]).await }).unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
+    /// Begins a transaction with a statement. It ends when what this returns is dropped.
+    pub fn hold(&self, sql: &str) -> tokio_postgres::Client {
+        let sql = format!("BEGIN; {}", sql.replace("$s", &self.schema));
+        let client = self.client();
+        on_runtime(async move {
+            client.batch_execute(&sql).await.unwrap();
+            client
+        })
+    }
+
+    /// Waits until a statement finds something.
+    pub fn until_found(&self, sql: &str) {
+        while self.ask(sql).is_empty() {}
+    }
+
+    /// Waits until nobody holds the head.
+    pub fn until_free(&self) {
+        self.run("SELECT 1 FROM $s.head FOR UPDATE");
+    }
+
+    fn client(&self) -> tokio_postgres::Client {
+        let url = self.url.clone();
+        on_runtime(async move {
+            let connected = tokio_postgres::connect(&url, tokio_postgres::NoTls).await;
+            let (client, connection) = connected.unwrap();
+            tokio::spawn(connection);
+            client
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // A server of our own goes with all it has.
+        if std::env::var(GIVEN).is_ok_and(|given| given == self.url) {
+            self.run("DROP SCHEMA IF EXISTS $s CASCADE");
+        }
+    }
+}
+
+pub fn open(options: PostgresOptions) -> Result<PostgresStore, ConnectError> {
+    on_runtime(options.connect())
+}
+
+/// A pool of the host's own.
+pub fn pool(url: &str, connections: usize) -> Pool {
+    let manager = Manager::new(url.parse().unwrap(), tokio_postgres::NoTls);
+    let pool = Pool::builder(manager).max_size(connections);
+    pool.runtime(Runtime::Tokio1).build().unwrap()
+}
+
+/// Several instances on one schema, between which calls take turns.
+pub fn shared(instances: usize) -> Turns<PostgresStore, Place> {
+    let place = Place::new();
+    let stores: Vec<_> = (0..instances).map(|_| place.connect()).collect();
+    let mut stores = stores.into_iter();
+    Turns::new(instances, |_| stores.next().unwrap(), place)
+}

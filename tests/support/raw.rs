@@ -1,0 +1,86 @@
+//! Commits without a service: each removes a key that never was, which leaves one tombstone in the feed.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use keyward::store::{
+    Commit, CommitError, CommitTag, Cursor, Effects, KeyStore, PostgresStore, Revision, Row,
+};
+use keyward::{KeyId, TenantId, Timestamp};
+
+use crate::*;
+
+pub const ALL: NonZeroUsize = NonZeroUsize::new(1_000_000).unwrap();
+
+/// The next commit of a tenant that stands at `expected`, and the key that it names.
+pub fn next(tenant: &TenantId, expected: Revision) -> (KeyId, Commit) {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let number = u128::from(NEXT.fetch_add(1, Ordering::Relaxed));
+    // No other process has the same.
+    let number = number << 32 | u128::from(std::process::id());
+    let key = KeyId::from_u128(number << 32 | 1);
+    let commit = Commit {
+        tenant: tenant.clone(),
+        epoch: None,
+        expected,
+        guards: Vec::new(),
+        tag: CommitTag(number),
+        decided_at: Timestamp::UNIX_EPOCH,
+        effects: Effects {
+            removes: vec![key],
+            ..Effects::default()
+        },
+    };
+    (key, commit)
+}
+
+/// Commits to a tenant of its own, one after the other, until one fails or there are `most`. Tells
+/// what was acknowledged.
+pub fn write(
+    store: &PostgresStore,
+    name: &str,
+    most: usize,
+    mut acknowledged: impl FnMut(),
+) -> (Vec<(Revision, KeyId)>, Option<CommitError>) {
+    let tenant = tenant(name);
+    let mut at = Revision::ZERO;
+    let mut done = Vec::new();
+    while done.len() < most {
+        let (key, commit) = next(&tenant, at);
+        match wait(store.commit(commit)) {
+            Ok(revision) => {
+                done.push((revision, key));
+                acknowledged();
+                at = revision;
+            }
+            Err(error) => return (done, Some(error)),
+        }
+    }
+    (done, None)
+}
+
+/// Before the first commit of the store's history.
+pub fn beginning(store: &PostgresStore) -> Cursor {
+    let page = wait(store.scan(None, ALL)).unwrap();
+    Cursor {
+        epoch: page.head.epoch,
+        ..Cursor::default()
+    }
+}
+
+/// The tombstones that the feed tells after `after`, and where it stands then.
+pub fn removed_since(
+    store: &PostgresStore,
+    after: Cursor,
+    limit: NonZeroUsize,
+) -> (Vec<(Revision, KeyId)>, Cursor) {
+    let page = wait(store.changes(after, limit)).unwrap();
+    let key = |row: Row| match row {
+        Row::Removed { key, .. } => key,
+        other => panic!("{other:?}"),
+    };
+    let changes = page.changes.into_iter();
+    let removed = changes.map(|change| (change.revision, key(change.row)));
+    (removed.collect(), page.upto)
+}
