@@ -1,11 +1,8 @@
-//! Work to be counted in instructions: `.ci/instructions` runs it under callgrind, which counts what
-//! happens inside [`counted`] and nothing else.
+//! Work whose instructions are counted: `.ci/instructions` runs it under callgrind, which counts only
+//! instructions inside [`counted`].
 //!
 //! `cargo bench --bench instructions -- --what valid --count 1000`
-#![allow(
-    clippy::unwrap_used,
-    reason = "a measurement ends where it cannot go on"
-)]
+#![allow(clippy::unwrap_used, reason = "a benchmark panics on failure")]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +17,8 @@ use shared::store::Feed;
 
 const KEYS: u64 = 20_000;
 
-/// A clock that stands still. The machine's own is not counted: valgrind hides the page by which the
-/// kernel tells the time without a call, and `SystemClock` does not start without it.
+/// A clock with a fixed time, so that the machine's own clock is not counted. Valgrind hides the vDSO, the
+/// page that lets a program read the time without a system call, and `SystemClock` does not start without it.
 #[derive(Debug)]
 struct Still(Timestamp);
 
@@ -35,7 +32,7 @@ impl Clock for Still {
     }
 }
 
-/// The name by which callgrind finds it. Never inlined, so that it keeps its name.
+/// Runs the work under a name that callgrind finds. Never inlined, so that the symbol exists.
 #[inline(never)]
 fn counted(work: &dyn Fn()) {
     work();
@@ -48,7 +45,7 @@ fn main() {
         match argument.as_str() {
             "--what" => what = arguments.next().unwrap(),
             "--count" => count = arguments.next().unwrap().parse().unwrap(),
-            // Cargo's own.
+            // Passed by cargo.
             "--bench" => {}
             other => panic!("unknown argument {other}"),
         }
@@ -70,7 +67,7 @@ fn main() {
     let batch = presented.batch(&served.keys, KEYS, count, &mut random);
     let need = need();
     served.expect(&batch, &need, presented.right());
-    // What a thread or a cache does once has been done by then.
+    // The first run does the one-time work of threads and caches.
     let granted = served.run(&batch, &need);
     assert_eq!(granted > 0, presented == Presented::Valid);
     counted(&|| {

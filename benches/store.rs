@@ -1,15 +1,12 @@
-//! What the file store costs, as ratios: against plain SQLite doing the same on the same disk in
-//! the same run, so that the machine cancels out. Rounds are interleaved, medians are told.
+//! The cost of the file store as ratios to plain SQLite, on the same disk in the same run, so that the
+//! machine cancels out. Rounds are interleaved; the table shows medians.
 //!
 //! `cargo bench --bench store --all-features -- [--quick] [--json] [--only create,group,start,point]`
 #![allow(
     clippy::disallowed_methods,
-    reason = "time is what is measured here, not what is decided by"
+    reason = "benchmarks read the machine's clock to measure, not to decide"
 )]
-#![allow(
-    clippy::unwrap_used,
-    reason = "a measurement ends where it cannot go on"
-)]
+#![allow(clippy::unwrap_used, reason = "a benchmark panics on failure")]
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -26,7 +23,7 @@ use shared::maker::{Maker, admin, keyward, new_key, principal, tenant};
 
 const SCHEMA: &str = include_str!("../src/store/sqlite/schema/1.sql");
 
-/// The same columns, each table with its primary key alone.
+/// The store's columns; each table has only its primary key.
 const BARE: &str = "
 CREATE TABLE commits (revision INTEGER PRIMARY KEY, tag BLOB, newest INTEGER, seal INTEGER);
 CREATE TABLE tenants (tenant TEXT PRIMARY KEY, revision INTEGER, decided_at INTEGER,
@@ -36,13 +33,13 @@ CREATE TABLE rows (place INTEGER PRIMARY KEY, kind INTEGER, tenant TEXT, name TE
 CREATE TABLE audit (place INTEGER PRIMARY KEY, tenant TEXT, sequence INTEGER, command TEXT,
   key BLOB, body BLOB, seal INTEGER);";
 
-/// How much is measured.
+/// The amount of work measured.
 struct Size {
     /// Keys in each file before single creates are measured.
     filled: usize,
     rounds: usize,
     creates: usize,
-    /// Creates of each thread in a round of concurrent ones.
+    /// Creates of each thread in a round of concurrent creates.
     burst: usize,
     keys: usize,
     points: usize,
@@ -66,10 +63,10 @@ const QUICK: Size = Size {
     points: 500,
 };
 
-/// How many creates in a row one subject makes before another has its turn.
+/// Creates of one subject in a row before the next subject's turn: 20.
 const BLOCK: usize = 20;
 
-/// One line of the table.
+/// A line of the table.
 struct Line {
     what: String,
     ratio: f64,
@@ -149,7 +146,7 @@ impl Table {
     }
 }
 
-/// Plain SQLite on one thread: what a commit writes, and nothing else.
+/// Plain SQLite on one thread: only the writes of a commit.
 struct Plain {
     conn: Connection,
     revision: i64,
@@ -264,7 +261,7 @@ fn millis(seconds: f64) -> String {
     format!("{:.0} ms", seconds * 1e3)
 }
 
-/// One create at a time, each on disk before the next.
+/// Measures one create at a time, each on disk before the next.
 fn create(size: &Size, table: &mut Table) {
     eprintln!("create: one writer");
     let folder = tempfile::tempdir().unwrap();
@@ -286,13 +283,13 @@ fn create(size: &Size, table: &mut Table) {
     Maker::new().fill(&open(&folder.path().join("whole.db")), size.filled, name);
 
     let mut rounds: [Vec<Vec<Duration>>; 4] = Default::default();
-    // The first round brings the logs to their size.
+    // The first round grows the write-ahead logs to their size.
     for round in 0..=size.rounds {
         let mut times: [Vec<Duration>; 4] = Default::default();
         for block in 0..size.creates / BLOCK {
             let whose = tenant(&format!("t-{round}-{block}"));
             let actor = admin(whose.as_str());
-            // In a random order: what one leaves to the disk, the next may wait for.
+            // In random order, because one subject may wait for disk work that another left behind.
             let mut order = [0, 1, 2, 3];
             order.sort_by_cached_key(|_| maker.random());
             for subject in order {
@@ -323,7 +320,7 @@ fn create(size: &Size, table: &mut Table) {
             }
         }
     }
-    let told = |subject: usize, of: f64| {
+    let at_quantile = |subject: usize, of: f64| {
         median(
             rounds[subject]
                 .iter()
@@ -341,18 +338,26 @@ fn create(size: &Size, table: &mut Table) {
     };
     for (subject, what) in [(2, "store.commit"), (3, "Keyward::create")] {
         for (of, name) in [(0.5, "p50"), (0.99, "p99")] {
-            let note = format!("{} : {}", micros(told(subject, of)), micros(told(0, of)));
+            let note = format!(
+                "{} : {}",
+                micros(at_quantile(subject, of)),
+                micros(at_quantile(0, of))
+            );
             let goal = (of < 0.9).then_some(Goal::AtMost(1.3));
             let line = format!("{what}, {name} : SQLite, same tables");
             table.add(&line, against(subject, 0, of), goal, note);
         }
-        let note = format!("{} : {}", micros(told(subject, 0.5)), micros(told(1, 0.5)));
+        let note = format!(
+            "{} : {}",
+            micros(at_quantile(subject, 0.5)),
+            micros(at_quantile(1, 0.5))
+        );
         let line = format!("{what}, p50 : SQLite, bare tables");
         table.add(&line, against(subject, 1, 0.5), None, note);
     }
 }
 
-/// Creates per second of several threads, each waiting for its own.
+/// Returns the creates per second of several threads, each waiting for its own create.
 fn rate(keys: &Keyward, threads: usize, each: usize, name: impl Fn(usize) -> String) -> f64 {
     let barrier = Barrier::new(threads + 1);
     let (time, ()) = std::thread::scope(|scope| {
@@ -375,7 +380,7 @@ fn rate(keys: &Keyward, threads: usize, each: usize, name: impl Fn(usize) -> Str
     creates / time.as_secs_f64()
 }
 
-/// Sixteen creates at a time.
+/// Measures sixteen concurrent creates.
 fn group(size: &Size, table: &mut Table) {
     eprintln!("group: 16 writers");
     let folder = tempfile::tempdir().unwrap();
@@ -418,7 +423,7 @@ fn plain_scan(path: &Path) -> usize {
     read
 }
 
-/// Reads every page, and drops what it holds.
+/// Reads and drops every page.
 fn store_scan(store: &SqliteStore) -> usize {
     let limit = NonZeroUsize::new(4096).unwrap();
     let (mut after, mut read) = (None, 0);
@@ -467,7 +472,7 @@ fn start_up(store: &SqliteStore, size: &Size, what: &str, table: &mut Table) {
     table.add(&line, median(ratios), Goal::AtMost(2.0), note);
 }
 
-/// The whole store into an index, fresh and aged; then what single reads of a large store cost.
+/// Measures loading the whole store into an index, fresh and aged, and then single reads of a large store.
 fn start(size: &Size, table: &mut Table, points: bool) {
     eprintln!("start: filling");
     let folder = tempfile::tempdir().unwrap();
@@ -484,7 +489,7 @@ fn start(size: &Size, table: &mut Table, points: bool) {
     for (tenant, record) in sample {
         of_tenant.entry(tenant).or_default().push(record);
     }
-    // A few keys of one tenant at a time.
+    // Changes a few keys of one tenant at a time.
     loop {
         of_tenant.retain(|_, records| !records.is_empty());
         if of_tenant.is_empty() {
@@ -505,7 +510,7 @@ fn start(size: &Size, table: &mut Table, points: bool) {
     }
 }
 
-/// Single reads of a large store.
+/// Measures single reads of a large store.
 fn point(store: &SqliteStore, size: &Size, maker: &mut Maker, table: &mut Table) {
     eprintln!("point: integrity");
     let (scan, _) = timed(|| plain_scan(store.path()));
@@ -530,7 +535,7 @@ fn point(store: &SqliteStore, size: &Size, maker: &mut Maker, table: &mut Table)
     let many = block_on(store.list(&many)).unwrap().keys;
     ids.insert(1, many.iter().map(|key| key.id).collect());
 
-    // Plain reads of the head, through a statement that is ready.
+    // Reads the head with a prepared statement, without the store.
     let conn = Connection::open(store.path()).unwrap();
     let head = "SELECT revision, tag, newest, seal FROM commits ORDER BY revision DESC LIMIT 1";
     let mut statement = conn.prepare(head).unwrap();
@@ -575,7 +580,7 @@ fn main() {
             "--quick" => size = &QUICK,
             "--json" => json = true,
             "--only" => only = arguments.next(),
-            // Cargo's own.
+            // Passed by cargo.
             "--bench" => {}
             other => panic!("unknown argument {other}"),
         }

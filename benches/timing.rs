@@ -1,21 +1,18 @@
-//! Whether times tell secrets: two classes of input in random order, and Welch's t over the times
-//! that they took, without the slowest tenth (Reparaz, Balasch and Verbauwhede: dude, is my code
-//! constant time?). A |t| beyond 4.5 says that the classes differ; a comparison that leaves early
-//! shows that the method sees what it should.
+//! Checks whether verification times depend on secrets. Inputs of two classes run in random order, and
+//! Welch's t compares their times without the slowest tenth (Reparaz, Balasch and Verbauwhede: Dude, is my
+//! code constant time?). A |t| above 4.5 shows that the classes differ. A comparison that returns early
+//! proves that the method detects leaks.
 //!
-//! `cargo bench --bench timing -- [--quick] [--json] [--only compare,secret,unknown]`; fails where a
-//! goal is missed.
+//! `cargo bench --bench timing -- [--quick] [--json] [--only compare,secret,unknown]`; fails if a goal is
+//! missed.
 #![allow(
     clippy::disallowed_methods,
-    reason = "time is what is measured here, not what is decided by"
+    reason = "benchmarks read the machine's clock to measure, not to decide"
 )]
-#![allow(
-    clippy::unwrap_used,
-    reason = "a measurement ends where it cannot go on"
-)]
+#![allow(clippy::unwrap_used, reason = "a benchmark panics on failure")]
 #![allow(
     clippy::cast_precision_loss,
-    reason = "what is counted here is far below 2^52"
+    reason = "counts stay far below 2^52, which f64 represents exactly"
 )]
 
 use std::hint::black_box;
@@ -29,16 +26,16 @@ use shared::served::{Presented, Served, need};
 use shared::table::{Asked, Goal, Table};
 use shared::{Random, mixed};
 
-/// Beyond this the classes differ, by the convention of those who made the method.
+/// The largest |t| of classes that do not differ: 4.5, the convention of the method's authors.
 const LIMIT: f64 = 4.5;
-/// How many inputs each class has.
+/// Inputs of each class: 1000.
 const POOL: usize = 1000;
 const KEPT: f64 = 0.9;
 
-/// Inputs of two classes, in pairs: those of class 0 stand at even places.
+/// Inputs of two classes, in pairs. Those of class 0 are at even indices.
 struct Pool<T>(Vec<T>);
 
-/// What a comparison of two classes came to.
+/// The result of comparing two classes.
 struct Verdict {
     t: f64,
     means: [f64; 2],
@@ -62,9 +59,9 @@ impl<T: Copy> Pool<T> {
         let mut random = Random(7);
         let mut times = Vec::with_capacity(samples);
         let mut input = self.0[0];
-        // A tenth more, for caches and branch predictors to settle.
+        // Runs a tenth more, for caches and branch predictors to settle.
         for sample in 0..samples + samples / 10 {
-            // No branch tells the classes apart, and both are read from the same place.
+            // No branch distinguishes the classes, and both are read from the same address.
             let class = random.next() as usize & 1;
             let at = random.next() as usize % (self.0.len() / 2);
             input.clone_from(black_box(&self.0[2 * at + class]));
@@ -94,7 +91,7 @@ fn welch(times: &mut [(u64, usize)]) -> Verdict {
         spread[class] += (time as f64 - means[class]).powi(2);
     }
     let error = |class: usize| spread[class] / (counts[class] - 1.0) / counts[class];
-    // Where no time differs from any other, nothing is told apart.
+    // If all times are equal, the error is 0 and t must be 0 too.
     let error = (error(0) + error(1)).sqrt().max(f64::MIN_POSITIVE);
     Verdict {
         t: (means[0] - means[1]) / error,
@@ -105,7 +102,7 @@ fn welch(times: &mut [(u64, usize)]) -> Verdict {
 
 type Bytes = [u8; 32];
 
-/// Digests that differ from `stands` in their first byte, and in their last.
+/// Returns digests that differ from `stands` in their first byte, and others that differ in their last.
 fn digests(stands: &Bytes) -> Pool<Bytes> {
     let differing = |at: usize, by: usize| {
         let mut bytes = *stands;
@@ -115,7 +112,8 @@ fn digests(stands: &Bytes) -> Pool<Bytes> {
     Pool::new((0..POOL).map(|by| [differing(0, by), differing(31, by)]))
 }
 
-/// What every constant-time comparison must not do. Never inlined: nothing is known of its input.
+/// A comparison that leaks: it returns at the first difference. Never inlined, so that the compiler knows
+/// nothing about its input.
 #[inline(never)]
 fn leaky(first: &Bytes, second: &Bytes) -> bool {
     first
@@ -150,7 +148,7 @@ fn text(token: &str) -> Text {
     token.as_bytes().try_into().unwrap()
 }
 
-/// The token with another character at `place` of its secret, and a checksum that fits.
+/// Returns the token with another character at `place` of its secret, and a valid checksum.
 fn altered(token: &str, place: usize) -> Text {
     let mut bytes = token.as_bytes()[..WIDTH - 6].to_vec();
     let at = WIDTH - BODY + KeyId::LEN + place;
@@ -194,14 +192,14 @@ fn main() -> ExitCode {
         table.add(line, verdict.t.abs(), Goal::AtMost(LIMIT), verdict.note());
     }
     if asked.wants("unknown") {
-        // Ids made in the same millisecond as a known one share its first characters.
+        // Ids made in the same millisecond as a known id share its first characters.
         let mut near = |number: u64| text(&of.compose(of.stranger(number, random.next()), number));
         let pairs = (0..keys).map(|number| [near(number), near(number + (1 << 40))]);
         let verdict = verify(&served, &Pool::new(pairs), samples, Presented::Unknown);
         let line = "|t|, unknown ids near a known one : far from all";
         table.add(line, verdict.t.abs(), Goal::AtMost(LIMIT), verdict.note());
 
-        // Not the method's question, but the one that an attacker asks first.
+        // Not a comparison of secrets, but the first question of an attacker: does this id exist?
         let mut stranger = |number| text(&of.compose(of.stranger(number, random.next()), number));
         let pairs = (0..keys).map(|number| [altered(&of.token(number), 0), stranger(number)]);
         let pool = Pool::new(pairs);

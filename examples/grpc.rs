@@ -1,7 +1,7 @@
 //! A gRPC service behind the layer: `cargo run --example grpc`.
 //!
-//! The service is the standard health check, whose generated code comes with a crate of tonic's, so
-//! that nothing has to be compiled from `.proto` files here.
+//! The service is the standard health check. Its generated code comes with one of tonic's crates, so this
+//! example compiles no `.proto` file.
 
 use std::net::IpAddr;
 
@@ -22,7 +22,7 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// What a server writes: the layer is one line, and a method finds the grant in its request.
+/// The server's own code: the layer is one line, and a method reads the grant from its request.
 struct Checks;
 
 #[tonic::async_trait]
@@ -52,7 +52,7 @@ impl Health for Checks {
     }
 }
 
-/// From where a call comes, as tonic tells it: for keys that may be used from some addresses alone.
+/// Returns the caller's address as tonic reports it, for keys that are restricted to some addresses.
 fn peer(extensions: &Extensions) -> Option<IpAddr> {
     let connection = extensions.get::<TcpConnectInfo>()?;
     connection.remote_addr().map(|peer| peer.ip())
@@ -134,7 +134,7 @@ async fn main() -> Fallible<()> {
 struct Client(HealthClient<Channel>);
 
 impl Client {
-    /// Calls, and says what came of it. An answer that is not the expected one fails the run.
+    /// Makes a call and prints the outcome. An answer other than the expected one fails the run.
     async fn call(&mut self, how: &str, key: Option<&str>, expected: Code) -> Fallible<()> {
         println!("A call {how}:");
         let mut request = Request::new(HealthCheckRequest::default());

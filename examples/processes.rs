@@ -1,8 +1,9 @@
 //! A revocation as other processes see it: `cargo run --example processes`.
 //!
-//! Three processes verify over one file that a fourth one changes. A key is revoked: until when did
-//! each accept it? Another key is revoked while one of them is stopped (SIGSTOP); continued past the
-//! bound it must refuse at once. The run fails if any of them accepted for longer than is promised.
+//! Three processes verify keys from a file that a fourth one changes. The example revokes a key and measures
+//! how long each process accepts it. It revokes another key while one process is stopped (SIGSTOP). Continued
+//! past the bound, that process must refuse immediately. The run fails if any process accepts a key for
+//! longer than promised.
 
 use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -25,19 +26,19 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// The staleness bound: short, so that the run is.
+/// The staleness bound: 2 s, short so that the run is short.
 const BOUND: Duration = Duration::from_secs(2);
 
-/// How often each process verifies.
+/// The interval between two verifications of a process: 1 ms.
 const EVERY: Duration = Duration::from_millis(1);
 
-/// For how long a key is in use before it is revoked, at least.
+/// The shortest time a key is in use before it is revoked: 300 ms.
 const IN_USE: Duration = Duration::from_millis(300);
 
-/// How often the nodes are asked whether they have a change.
+/// The interval between two checks for confirmations: 5 ms.
 const ASK_EVERY: Duration = Duration::from_millis(5);
 
-/// For how long a process may say nothing where it must.
+/// The longest time to wait for a report of a process: 30 s, far above the bound.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn main() -> Fallible<()> {
@@ -55,7 +56,7 @@ fn main() -> Fallible<()> {
 async fn story() -> Fallible<()> {
     println!("Three processes verify a key every millisecond, each as it follows one file.");
     println!("Not confirmed to be up to date for {BOUND:?}, each refuses.\n");
-    let folder = tempfile::tempdir()?; // goes when the processes have gone
+    let folder = tempfile::tempdir()?; // removed after the processes have ended
     let keys = open(folder.path(), "operator").await?;
     let acme: TenantId = "acme".try_into()?;
     let alice = Actor::new(acme, "alice".try_into()?, Role::ADMIN);
@@ -68,7 +69,7 @@ async fn story() -> Fallible<()> {
     let ask_soon = |left: Duration| sleep(left.min(ASK_EVERY));
     let confirmed = keys.confirmed(&first.receipt, ask_soon).await;
     let complete = millis(first.returned, now());
-    tell_of_refusals(&mut verifiers, 1, &first).await?;
+    print_refusals(&mut verifiers, 1, &first).await?;
     let applied = confirmed.applied().count();
     println!("  all {applied} nodes, this process too, had said so after {complete:.1} ms\n");
 
@@ -77,7 +78,7 @@ async fn story() -> Fallible<()> {
     verifiers[last].stop()?;
     println!("{} is stopped, and another key revoked:", verifiers[last]);
     let second = Revoked::now(&keys, &alice, second).await?;
-    tell_of_refusals(&mut verifiers[..last], 2, &second).await?;
+    print_refusals(&mut verifiers[..last], 2, &second).await?;
     let waiting = loop {
         let asked = keys.confirmations(&second.receipt).await?;
         let waiting: Vec<_> = asked
@@ -107,11 +108,11 @@ async fn story() -> Fallible<()> {
     println!("{} is continued. From then on:", verifiers[last]);
     let continued = now();
     verifiers[last].signal(Signal::CONT)?;
-    let told = verifiers[last].until(2, Verdict::Revoked).await?;
+    let report = verifiers[last].until(2, Verdict::Revoked).await?;
     verifiers[last].check(2, second.limit)?;
-    for told in verifiers[last].refusals_up_to(&told) {
-        let after = millis(continued, told.since);
-        println!("  {:?} from {after:.1} ms on", told.verdict);
+    for report in verifiers[last].refusals_up_to(&report) {
+        let after = millis(continued, report.since);
+        println!("  {:?} from {after:.1} ms on", report.verdict);
     }
     println!();
 
@@ -125,7 +126,7 @@ async fn story() -> Fallible<()> {
     Ok(())
 }
 
-/// A node over the file: what this process and the three it starts have in common.
+/// Opens a node over the file, in this process and in the three it starts.
 async fn open(folder: &Path, label: &str) -> Fallible<Keyward> {
     let store = SqliteStore::open(folder.join("keys.db")).await?;
     let peppers = PepperFile::open_or_create(folder.join("pepper"))?;
@@ -141,7 +142,7 @@ async fn open(folder: &Path, label: &str) -> Fallible<Keyward> {
         .await?)
 }
 
-/// Creates a key, the `number`th, and returns once every process accepts it and has for a while.
+/// Creates the `number`th key, and returns once every process has accepted it for a while.
 async fn hand_out(
     keys: &Keyward,
     alice: &Actor,
@@ -155,21 +156,22 @@ async fn hand_out(
     for verifier in &mut *verifiers {
         verifier.until(number, Verdict::Accepted).await?;
     }
-    // Nobody has anything to write after that. Stopped in the middle of a write, a process would keep
-    // the file locked, and all others from changing it.
+    // Afterwards no process has anything to write. A process stopped in the middle of a write would keep the
+    // file locked and block all other writers.
     keys.confirmed(&created.receipt, sleep).await;
-    // Not in step with the processes, which look at the file at intervals since the key came.
+    // A random pause, so that the revocation is out of step with the intervals at which processes read the
+    // file.
     let mut drawn = [0];
     SystemEntropy.fill(&mut drawn)?;
     sleep(IN_USE + Duration::from_millis(drawn[0].into())).await;
     Ok(created.id)
 }
 
-/// A revocation that has returned.
+/// A completed revocation.
 struct Revoked {
     receipt: Receipt,
     returned: Duration,
-    /// From here on, no verification accepts.
+    /// The latest start of a verification that may accept the key.
     limit: Duration,
 }
 
@@ -185,18 +187,14 @@ impl Revoked {
     }
 }
 
-async fn tell_of_refusals(
-    verifiers: &mut [Process],
-    key: usize,
-    revoked: &Revoked,
-) -> Fallible<()> {
+async fn print_refusals(verifiers: &mut [Process], key: usize, revoked: &Revoked) -> Fallible<()> {
     println!("              last accepted  first refused  verifications");
     for verifier in verifiers {
-        let told = verifier.until(key, Verdict::Revoked).await?;
+        let report = verifier.until(key, Verdict::Revoked).await?;
         verifier.check(key, revoked.limit)?;
         let after = |at: Option<Duration>| at.map_or(f64::NAN, |at| millis(revoked.returned, at));
-        let (accepted, refused) = (after(told.accepted), after(told.refused));
-        let count = told.count;
+        let (accepted, refused) = (after(report.accepted), after(report.refused));
+        let count = report.count;
         println!("  {verifier}  {accepted:+10.1} ms  {refused:+10.1} ms  {count:>13}");
     }
     Ok(())
@@ -209,7 +207,7 @@ fn name(node: &NodeConfirmation) -> String {
         .to_owned()
 }
 
-/// What came of a verification.
+/// The outcome of a verification.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 enum Verdict {
     Accepted,
@@ -231,29 +229,29 @@ impl Verdict {
     }
 }
 
-/// How a process has judged a key so far. It tells so when its verdict changes, and at the end.
+/// A process's record of how it has judged a key. It is sent when the verdict changes, and at the end.
 ///
-/// Instants are when a verification began, by the machine's clock: all processes have the same.
+/// An instant is the start of a verification on the machine's monotonic clock, which all processes share.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
-struct Told {
-    /// Which of the keys that were presented, from 1.
+struct Report {
+    /// The presented key's number, from 1.
     key: usize,
-    /// What came of the last verification.
+    /// The outcome of the last verification.
     verdict: Verdict,
-    /// When that was first so.
+    /// The first verification with this outcome in a row.
     since: Duration,
-    /// When the key was last accepted.
+    /// The last verification that accepted the key.
     accepted: Option<Duration>,
-    /// When it was first refused after that.
+    /// The first refusal after that one.
     refused: Option<Duration>,
-    /// How many verifications there were.
+    /// The number of verifications.
     count: u64,
 }
 
-impl Told {
-    /// The first verification of a key.
+impl Report {
+    /// Records the first verification of a key.
     fn first(key: usize, began: Duration, verdict: Verdict) -> Self {
-        let mut told = Self {
+        let mut report = Self {
             key,
             verdict,
             since: began,
@@ -261,11 +259,11 @@ impl Told {
             refused: None,
             count: 0,
         };
-        told.see(began, verdict);
-        told
+        report.see(began, verdict);
+        report
     }
 
-    /// Takes one more verification into account; whether its verdict is another than before.
+    /// Adds one verification. Returns `true` if its verdict differs from the one before.
     fn see(&mut self, began: Duration, verdict: Verdict) -> bool {
         self.count += 1;
         if verdict == Verdict::Accepted {
@@ -282,16 +280,16 @@ impl Told {
         changed
     }
 
-    fn tell(&self) -> Fallible<()> {
+    fn send(&self) -> Fallible<()> {
         writeln!(std::io::stdout(), "{}", serde_json::to_string(self)?)?;
         Ok(())
     }
 }
 
-/// The promise: no verification that began after `limit` accepted the key.
-fn check(told: &[Told], key: usize, limit: Duration) -> Result<(), String> {
-    let accepted = told.iter().filter(|told| told.key == key);
-    let latest = accepted.filter_map(|told| told.accepted).max();
+/// Checks the promise: no verification that began after `limit` accepted the key.
+fn check(reports: &[Report], key: usize, limit: Duration) -> Result<(), String> {
+    let accepted = reports.iter().filter(|report| report.key == key);
+    let latest = accepted.filter_map(|report| report.accepted).max();
     match latest {
         Some(at) if at > limit => Err(format!(
             "accepted {:.3} ms past the bound",
@@ -301,9 +299,9 @@ fn check(told: &[Told], key: usize, limit: Duration) -> Result<(), String> {
     }
 }
 
-/// The other process: verifies what it reads, until there is nothing more to read.
+/// Runs the child process: verifies each key it reads, until its input ends.
 async fn verify_for_parent(folder: &Path, label: &str) -> Fallible<()> {
-    // A parent that is killed ends nothing itself, and whoever is stopped never notices.
+    // A killed parent cannot end its children, and a stopped child never notices a closed pipe.
     #[cfg(target_os = "linux")]
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     let keys = open(folder, label).await?;
@@ -319,29 +317,29 @@ async fn verify_for_parent(folder: &Path, label: &str) -> Fallible<()> {
             (began, Verdict::of(&keys.verify(&key, &Need::any())))
         };
         let (began, verdict) = verify();
-        let mut told = Told::first(number, began, verdict);
-        told.tell()?;
+        let mut report = Report::first(number, began, verdict);
+        report.send()?;
         while presented.is_empty() && !presented.is_closed() {
             tick.tick().await;
             let (began, verdict) = verify();
-            if told.see(began, verdict) {
-                told.tell()?;
+            if report.see(began, verdict) {
+                report.send()?;
             }
         }
-        told.tell()?;
+        report.send()?;
     }
     follower.stop().await;
     Ok(keys.leave().await?)
 }
 
-/// A process that verifies, as its parent sees it. It ends when this is dropped, if not before.
+/// A verifying process, as its parent sees it. Killed on drop if it is still running.
 struct Process {
     label: String,
     child: Child,
     presents: Option<ChildStdin>,
-    tells: UnboundedReceiver<String>,
-    /// All that it told.
-    told: Vec<Told>,
+    output: UnboundedReceiver<String>,
+    /// All reports so far.
+    reports: Vec<Report>,
 }
 
 impl Process {
@@ -353,59 +351,61 @@ impl Process {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
-        let tells = lines(child.stdout.take().ok_or("it has an output")?);
+        let output = lines(child.stdout.take().ok_or("it has an output")?);
         Ok(Self {
             label,
             presents: child.stdin.take(),
             child,
-            tells,
-            told: Vec::new(),
+            output,
+            reports: Vec::new(),
         })
     }
 
-    /// Not as an argument: these can be read by everybody on the machine.
+    /// Sends the key through a pipe. Every user of the machine can read arguments.
     fn present(&mut self, key: &Secret) -> Fallible<()> {
         let presents = self.presents.as_mut().ok_or("it was ended")?;
         Ok(writeln!(presents, "{}", key.expose())?)
     }
 
-    /// Waits for what it tells next; `None` once it ended.
-    async fn next(&mut self) -> Fallible<Option<Told>> {
-        let Ok(line) = timeout(PATIENCE, self.tells.recv()).await else {
-            return Err(format!("{self} says nothing, last {:?}", self.told.last()).into());
+    /// Waits for the next report; `None` once the process has ended.
+    async fn next(&mut self) -> Fallible<Option<Report>> {
+        let Ok(line) = timeout(PATIENCE, self.output.recv()).await else {
+            return Err(format!("{self} says nothing, last {:?}", self.reports.last()).into());
         };
         let Some(line) = line else { return Ok(None) };
-        let told = serde_json::from_str(&line)?;
-        self.told.push(told);
-        Ok(Some(told))
+        let report = serde_json::from_str(&line)?;
+        self.reports.push(report);
+        Ok(Some(report))
     }
 
-    /// Waits until it tells that a key is judged so.
-    async fn until(&mut self, key: usize, verdict: Verdict) -> Fallible<Told> {
+    /// Waits for a report of this verdict on the key.
+    async fn until(&mut self, key: usize, verdict: Verdict) -> Fallible<Report> {
         loop {
             match self.next().await? {
-                Some(told) if (told.key, told.verdict) == (key, verdict) => return Ok(told),
+                Some(report) if (report.key, report.verdict) == (key, verdict) => {
+                    return Ok(report);
+                }
                 Some(_) => {}
                 None => return Err(format!("{self} ended too early").into()),
             }
         }
     }
 
-    /// What it told of refusals since it last accepted the key, up to `last`.
-    fn refusals_up_to<'a>(&'a self, last: &'a Told) -> impl Iterator<Item = &'a Told> {
-        let since = |told: &&Told| (told.key, told.refused) == (last.key, last.refused);
-        self.told.iter().filter(since)
+    /// Returns the reports of refusals since the process last accepted the key, up to `last`.
+    fn refusals_up_to<'a>(&'a self, last: &'a Report) -> impl Iterator<Item = &'a Report> {
+        let since = |report: &&Report| (report.key, report.refused) == (last.key, last.refused);
+        self.reports.iter().filter(since)
     }
 
     fn check(&self, key: usize, limit: Duration) -> Result<(), String> {
-        check(&self.told, key, limit).map_err(|late| format!("{self} {late}"))
+        check(&self.reports, key, limit).map_err(|late| format!("{self} {late}"))
     }
 
     fn signal(&self, signal: Signal) -> rustix::io::Result<()> {
         rustix::process::kill_process(self.pid(), signal)
     }
 
-    /// Stops it where it stands, and returns when it does nothing more.
+    /// Stops the process with SIGSTOP, and returns once it is stopped.
     fn stop(&self) -> rustix::io::Result<()> {
         self.signal(Signal::STOP)?;
         rustix::process::waitid(WaitId::Pid(self.pid()), WaitIdOptions::STOPPED).map(drop)
@@ -415,7 +415,7 @@ impl Process {
         Pid::from_child(&self.child)
     }
 
-    /// Lets it come to its end, which must be a good one.
+    /// Closes the process's input and waits until it exits successfully.
     async fn end(&mut self) -> Fallible<()> {
         self.presents = None;
         while self.next().await?.is_some() {}
@@ -436,13 +436,14 @@ impl fmt::Display for Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Only where something failed; it may be stopped. Nothing is done about what fails here.
+        // Reached with a running process only after a failure; that process may be stopped. Errors are
+        // ignored.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The lines that come from a pipe, as they come.
+/// Returns the lines of a pipe as they arrive.
 fn lines(from: impl Read + Send + 'static) -> UnboundedReceiver<String> {
     let (send, receive) = mpsc::unbounded_channel();
     std::thread::spawn(move || {
@@ -455,14 +456,14 @@ fn lines(from: impl Read + Send + 'static) -> UnboundedReceiver<String> {
     receive
 }
 
-/// A clock that all processes of a machine share.
+/// Reads a clock that all processes of a machine share.
 fn now() -> Duration {
     let at = clock_gettime(ClockId::Monotonic);
     let seconds = u64::try_from(at.tv_sec).unwrap_or_default();
     Duration::new(seconds, u32::try_from(at.tv_nsec).unwrap_or_default())
 }
 
-/// How many milliseconds `at` is after `from`; negative before it.
+/// Returns the milliseconds from `from` to `at`, negative if `at` is earlier.
 fn millis(from: Duration, at: Duration) -> f64 {
     (at.as_secs_f64() - from.as_secs_f64()) * 1e3
 }
@@ -476,29 +477,32 @@ mod tests {
     }
 
     #[test]
-    fn accepting_past_the_bound_breaks_the_promise_even_if_it_was_refused_before_and_after() {
-        let mut told = Told::first(1, ms(0), Verdict::Accepted);
-        assert!(told.see(ms(10), Verdict::Stale));
-        assert!(told.see(ms(20), Verdict::Accepted));
-        let all = [told];
+    fn accepting_past_the_bound_fails_the_check_even_between_two_refusals() {
+        let mut report = Report::first(1, ms(0), Verdict::Accepted);
+        assert!(report.see(ms(10), Verdict::Stale));
+        assert!(report.see(ms(20), Verdict::Accepted));
+        let all = [report];
         assert!(check(&all, 1, ms(20)).is_ok());
         assert!(check(&all, 1, ms(19)).is_err());
-        assert!(told.see(ms(30), Verdict::Revoked));
-        assert!(check(&[told], 1, ms(19)).is_err());
+        assert!(report.see(ms(30), Verdict::Revoked));
+        assert!(check(&[report], 1, ms(19)).is_err());
         assert!(
-            check(&[told], 2, ms(19)).is_ok(),
+            check(&[report], 2, ms(19)).is_ok(),
             "that is about another key"
         );
     }
 
     #[test]
-    fn the_first_of_several_refusals_is_the_first_since_the_key_was_accepted() {
-        let mut told = Told::first(1, ms(0), Verdict::Unknown);
-        told.see(ms(1), Verdict::Accepted);
-        assert!(!told.see(ms(2), Verdict::Accepted));
-        told.see(ms(3), Verdict::Stale);
-        told.see(ms(4), Verdict::Revoked);
-        assert_eq!((told.accepted, told.refused), (Some(ms(2)), Some(ms(3))));
-        assert_eq!((told.since, told.count), (ms(4), 5));
+    fn the_first_refusal_counts_from_the_last_acceptance() {
+        let mut report = Report::first(1, ms(0), Verdict::Unknown);
+        report.see(ms(1), Verdict::Accepted);
+        assert!(!report.see(ms(2), Verdict::Accepted));
+        report.see(ms(3), Verdict::Stale);
+        report.see(ms(4), Verdict::Revoked);
+        assert_eq!(
+            (report.accepted, report.refused),
+            (Some(ms(2)), Some(ms(3)))
+        );
+        assert_eq!((report.since, report.count), (ms(4), 5));
     }
 }

@@ -1,4 +1,4 @@
-//! A key's whole life, as a story: `cargo run --example quickstart`.
+//! A key's whole life cycle: `cargo run --example quickstart`.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ fn main() -> Fallible<()> {
 
 async fn story() -> Fallible<()> {
     println!("A service sets keyward up: where keys are kept, and the pepper that protects them.");
-    let folder = tempfile::tempdir()?; // a real service has a place that stays
+    let folder = tempfile::tempdir()?; // a real service uses a permanent folder
     let store = SqliteStore::open(folder.path().join("keys.db")).await?;
     let peppers = PepperFile::open_or_create(folder.path().join("pepper"))?;
     let clock = Arc::new(ManualClock::at("2026-01-01T09:00:00Z".parse()?));
@@ -61,16 +61,16 @@ async fn story() -> Fallible<()> {
         grant.scopes()
     );
     let refusal = keys.verify(first.secret.expose(), &Need::scope("billing:write"));
-    println!("  asked for more:   {}", told(&refusal)?);
+    println!("  asked for more:   {}", refused(&refusal)?);
     let mistyped = first.secret.expose().to_lowercase();
     println!(
         "  mistyped:         {}",
-        told(&keys.verify(&mistyped, &reading))?
+        refused(&keys.verify(&mistyped, &reading))?
     );
     let forged = forge(first.secret.expose());
     println!(
         "  forged secret:    {}\n",
-        told(&keys.verify(&forged, &reading))?
+        refused(&keys.verify(&forged, &reading))?
     );
 
     println!("A second key is fine, a third is one too many.");
@@ -104,12 +104,13 @@ async fn story() -> Fallible<()> {
     println!("  both are accepted now\n");
 
     clock.advance(hours(24));
-    // Others may have changed the file: a verifier that could not look for too long refuses.
+    // Other processes may have changed the file. A verifier that has not synced within its staleness bound
+    // fails closed.
     keys.sync().await?;
     println!("A day later:");
     println!(
         "  old key:   {}",
-        told(&keys.verify(first.secret.expose(), &reading))?
+        refused(&keys.verify(first.secret.expose(), &reading))?
     );
     keys.verify(rotated.secret.expose(), &reading)?;
     println!("  successor: accepted\n");
@@ -118,7 +119,7 @@ async fn story() -> Fallible<()> {
     let receipt = keys.revoke(&alice, second.id, Reason::Lost).await?;
     println!(
         "  here:       {}",
-        told(&keys.verify(second.secret.expose(), &reading))?
+        refused(&keys.verify(second.secret.expose(), &reading))?
     );
     println!("  everywhere: no later than {}\n", receipt.no_later_than());
 
@@ -146,15 +147,15 @@ async fn story() -> Fallible<()> {
     Ok(())
 }
 
-/// What the host's log says of a refusal.
-fn told<T: std::fmt::Debug>(result: &Result<T, Rejection>) -> Fallible<String> {
+/// Formats a refusal as a service's log would.
+fn refused<T: std::fmt::Debug>(result: &Result<T, Rejection>) -> Fallible<String> {
     match result {
         Err(rejection) => Ok(format!("refused: {rejection}")),
         Ok(granted) => Err(format!("should have been refused: {granted:?}").into()),
     }
 }
 
-/// The same key id with another secret, and a checksum that fits: what an attacker can make.
+/// Returns the same key id with another secret and a valid checksum, which an attacker can make.
 fn forge(token: &str) -> String {
     let (before, _) = token.split_at(token.len() - 6);
     let (kept, last) = before.split_at(before.len() - 1);

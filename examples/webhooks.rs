@@ -1,7 +1,7 @@
 //! A webhook sender on top of the events: `cargo run --example webhooks`.
 //!
-//! What it would post is printed: the body as JSON, with the headers of Standard Webhooks
-//! (<https://www.standardwebhooks.com>). It crashes once, and goes on where it had stopped.
+//! The example prints each request instead of posting it: the body as JSON, with the headers of Standard
+//! Webhooks (<https://www.standardwebhooks.com>). It crashes once and resumes from its last saved cursor.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -19,12 +19,12 @@ type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
 const AT_ONCE: NonZeroUsize = NonZeroUsize::new(3).expect("three is not zero");
 
-/// Sends every event at least once, and keeps where it stands in a file.
+/// Sends every event at least once, and keeps its cursor in a file.
 struct Sender {
     events: Events,
     clock: Arc<dyn Clock>,
     kept: PathBuf,
-    /// Shared with the receiver, who checks the signature with it.
+    /// The secret shared with the receiver, who checks signatures with it.
     key: Vec<u8>,
 }
 
@@ -39,20 +39,21 @@ impl Sender {
         }
     }
 
-    /// Sends what there is. `crash` stops it after so many batches, before it noted the last one.
+    /// Sends all pending events. With `crash`, stops after that many batches, before it saves the last
+    /// cursor.
     async fn run(&self, crash: Option<usize>) -> Fallible<()> {
         for batches in 1.. {
             let batch = match self.events.next_batch(&self.cursor()?, AT_ONCE).await {
                 Ok(batch) => batch,
                 Err(EventsError::OtherHistory { resume }) => {
-                    // Here an operator is told: the store was restored from a backup.
+                    // A real service alerts an operator here: the store was restored from a backup.
                     self.keep(&resume)?;
                     continue;
                 }
                 Err(error) => return Err(error.into()),
             };
             for event in &batch.events {
-                self.post(event)?; // a failure is returned here, and the events come again
+                self.post(event)?; // on failure, returns here, and the next run sends these events again
             }
             if crash == Some(batches) {
                 println!("  (the sender crashes before it notes how far it came)");
@@ -60,14 +61,14 @@ impl Sender {
             }
             self.keep(&batch.cursor)?;
             if !batch.more {
-                break; // a service asks again in a few seconds
+                break; // a real service polls again in a few seconds
             }
         }
         Ok(())
     }
 
     fn keep(&self, cursor: &EventCursor) -> Fallible<()> {
-        // Written aside and moved, so that a crash leaves the old one or the new one.
+        // Written to a second file and renamed, so that a crash leaves either the old cursor or the new one.
         let aside = self.kept.with_extension("new");
         std::fs::write(&aside, cursor.to_string())?;
         Ok(std::fs::rename(aside, &self.kept)?)
@@ -96,7 +97,7 @@ async fn main() -> Fallible<()> {
     let builder = Keyward::builder(MemoryStore::new(), PepperRing::generate()?);
     let keys = builder.clock(clock.clone()).build().await?;
     let alice = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
-    let folder = tempfile::tempdir()?; // a real service has a place that stays
+    let folder = tempfile::tempdir()?; // a real service uses a permanent folder
     let sender = || Sender {
         events: keys.events(ExpiryWindows::default()),
         clock: clock.clone(),
@@ -132,7 +133,7 @@ async fn main() -> Fallible<()> {
     sender().run(None).await
 }
 
-/// As RFC 4648 has it, section 4.
+/// Base64 as in section 4 of RFC 4648.
 fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();

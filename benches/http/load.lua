@@ -1,4 +1,4 @@
--- For wrk: every request brings another of the keys that stand in the file PRESENTED.
+-- A script for wrk: each request presents the next key of the file PRESENTED.
 local requests, last = {}, 0
 
 function init()
@@ -6,7 +6,7 @@ function init()
     local headers = { Authorization = "Bearer " .. key }
     requests[#requests + 1] = wrk.format("GET", nil, headers)
   end
-  -- Runs do not begin with the same keys.
+  -- Each run begins with another key.
   math.randomseed(os.time())
   last = math.random(#requests)
 end
@@ -16,9 +16,9 @@ function request()
   return requests[last]
 end
 
--- Requests that were answered, microseconds, and how many failed.
+-- Prints the number of responses, the duration in microseconds, and the number of failures.
 function done(summary)
   local errors = summary.errors
   local failed = errors.connect + errors.read + errors.write + errors.status + errors.timeout
-  io.write(string.format("told %d %d %d\n", summary.requests, summary.duration, failed))
+  io.write(string.format("result %d %d %d\n", summary.requests, summary.duration, failed))
 end

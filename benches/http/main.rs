@@ -1,18 +1,16 @@
-//! What the layer costs a service: requests per second with and without it, taken by `wrk` in turns. Both routes are in one process and have the same handler, and every
-//! request brings a key, each another one of all there are.
+//! The cost of the layer in a service: requests per second with and without it.
+//! `wrk` generates the load, with the routes taking turns. All routes run in one process with the same
+//! handler. Each request presents another key, in turn over all of them.
 //!
 //! `cargo bench --bench http -- [--quick] [--json]`
 #![allow(
     clippy::disallowed_methods,
-    reason = "time is what is measured here, not what is decided by"
+    reason = "benchmarks read the machine's clock to measure, not to decide"
 )]
-#![allow(
-    clippy::unwrap_used,
-    reason = "a measurement ends where it cannot go on"
-)]
+#![allow(clippy::unwrap_used, reason = "a benchmark panics on failure")]
 #![allow(
     clippy::cast_precision_loss,
-    reason = "what is counted here is far below 2^52"
+    reason = "counts stay far below 2^52, which f64 represents exactly"
 )]
 
 use std::io::{Read, Write};
@@ -37,12 +35,12 @@ use shared::keys::{Keys, Kind, SCOPE};
 use shared::store::{Feed, Synthetic};
 use shared::table::{Asked, Goal, Table};
 
-/// How much is measured.
+/// The amount of work measured.
 struct Size {
     keys: u64,
-    /// Rounds of each of the three, in turns.
+    /// Rounds of each of the three routes, taking turns.
     pairs: usize,
-    /// How long one round takes, in seconds.
+    /// Duration of a round, in seconds.
     seconds: u32,
 }
 
@@ -58,18 +56,19 @@ const QUICK: Size = Size {
     seconds: 1,
 };
 
-/// How many keys the load generator draws and presents in turn: their records do not stay in a cache.
+/// Keys the load generator draws and presents in turn: 100,000, so many that their records do not stay in a
+/// cache.
 const PRESENTED: usize = 100_000;
 
-/// Connections of the load generator, which has one thread.
+/// Connections of the load generator, which has one thread: 32, enough to keep the service busy.
 const CONNECTIONS: u32 = 32;
 
-/// Of the issue that asked for the layer: it costs at most 3 %.
+/// The goal of the issue that proposed the layer: it costs at most 3 %.
 const GOAL: Goal = Goal::AtMost(1.03);
 
 const PLAIN: &str = "/plain/health";
 const KEYED: &str = "/keyed/health";
-/// Behind a layer that does nothing: what a router asks for any.
+/// The route behind a layer that does nothing: the cost a router adds for any layer.
 const LAYERED: &str = "/layered/health";
 
 fn main() {
@@ -92,7 +91,7 @@ fn main() {
     let mut table = Table::default();
     let mut rounds: [Vec<Round>; 3] = Default::default();
     let routes = [PLAIN, KEYED, LAYERED];
-    // The first turn warms up. Each route comes first as often as any other.
+    // The first turn warms up. Every route comes first equally often.
     for turn in 0..=size.pairs {
         for number in 0..routes.len() {
             let which = (turn + number) % routes.len();
@@ -136,7 +135,7 @@ fn main() {
     table.print(asked.json);
 }
 
-/// Adds the median over all pairs of a ratio, and where the middle half of the pairs lies.
+/// Adds the median of a ratio over all pairs, and the range of the middle half of the pairs.
 fn compare(
     table: &mut Table,
     what: &str,
@@ -160,10 +159,10 @@ async fn health() -> &'static str {
     "up\n"
 }
 
-/// A service over as many keys: one handler plain, behind a layer that does nothing, and behind ours.
+/// Starts a service over `count` keys: one handler plain, behind a layer that does nothing, and behind this one.
 async fn serve(made: Keys, count: u64) -> SocketAddr {
     let mut spec = profiles::standard();
-    // Nobody follows the store here.
+    // No node follows the store in this benchmark.
     spec.propagation = Propagation { bound: days(1) };
     let peppers = made.peppers();
     let keys = Keyward::builder(Synthetic::new(made, count, Feed::Grow), peppers)
@@ -183,14 +182,14 @@ async fn serve(made: Keys, count: u64) -> SocketAddr {
     address
 }
 
-/// Keys at random, one a line.
+/// Returns random keys, one a line.
 fn draw(keys: &Keys, among: u64) -> String {
     let mut random = Random(1);
     let one = |_| keys.token(random.below(among)) + "\n";
     (0..PRESENTED).map(one).collect()
 }
 
-/// The status of an answer to a request without a key.
+/// Returns the response status of a request without a key.
 fn status(address: SocketAddr, path: &str) -> u16 {
     let mut stream = TcpStream::connect(address).unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n");
@@ -200,15 +199,15 @@ fn status(address: SocketAddr, path: &str) -> u16 {
     answer.split(' ').nth(1).unwrap().parse().unwrap()
 }
 
-/// What one round of load told.
+/// The result of one round of load.
 struct Round {
-    /// Requests a second.
+    /// Requests per second.
     rate: f64,
-    /// The time on a core that this process, which serves, took for a request, in nanoseconds.
+    /// CPU time of this process, the server, per request, in nanoseconds.
     cpu: f64,
 }
 
-/// One round of load on a route. Ends the run if any request was not answered with 200.
+/// Runs one round of load on a route. Fails the run unless every response is 200.
 fn load(address: SocketAddr, path: &str, presented: &Path, seconds: u32) -> Round {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/http/load.lua");
     let mut wrk = Command::new("wrk");
@@ -226,13 +225,13 @@ fn load(address: SocketAddr, path: &str, presented: &Path, seconds: u32) -> Roun
     let cpu = process_time() - before;
     let ran = ran.unwrap();
     let out = String::from_utf8(ran.stdout).unwrap();
-    let told = out.lines().find_map(|line| line.strip_prefix("told "));
-    let told: Vec<f64> = told
+    let result = out.lines().find_map(|line| line.strip_prefix("result "));
+    let result: Vec<f64> = result
         .unwrap_or_else(|| panic!("{out}{}", String::from_utf8_lossy(&ran.stderr)))
         .split(' ')
         .map(|number| number.parse().unwrap())
         .collect();
-    let [requests, micros, failed] = told[..] else {
+    let [requests, micros, failed] = result[..] else {
         panic!("{out}");
     };
     assert!(
@@ -245,7 +244,7 @@ fn load(address: SocketAddr, path: &str, presented: &Path, seconds: u32) -> Roun
     }
 }
 
-/// The time that all threads of this process have spent on a core.
+/// Returns the CPU time of all threads of this process.
 fn process_time() -> Duration {
     let at = clock_gettime(ClockId::ProcessCPUTime);
     let seconds = u64::try_from(at.tv_sec).unwrap_or_default();

@@ -1,18 +1,15 @@
-//! What the database store costs, as ratios within one run on one server of the benchmark's own, so
-//! that the machine cancels out. Rounds take turns, medians are told.
+//! The cost of the database store, as ratios within one run on a server of the benchmark's own, so that the
+//! machine cancels out. Rounds take turns; the table shows medians.
 //!
 //! `cargo bench --features postgres --bench postgres -- [--quick] [--json] [--only create,slow,hot,start]`
 #![allow(
     clippy::disallowed_methods,
-    reason = "time is what is measured here, not what is decided by"
+    reason = "benchmarks read the machine's clock to measure, not to decide"
 )]
-#![allow(
-    clippy::unwrap_used,
-    reason = "a measurement ends where it cannot go on"
-)]
+#![allow(clippy::unwrap_used, reason = "a benchmark panics on failure")]
 #![allow(
     clippy::cast_precision_loss,
-    reason = "what is counted here is far below 2^52"
+    reason = "counts stay far below 2^52, which f64 represents exactly"
 )]
 
 #[allow(
@@ -20,7 +17,7 @@
     unreachable_pub,
     reason = "each benchmark uses its own part"
 )]
-#[allow(dead_code, reason = "tests use it")]
+#[allow(dead_code, reason = "tests use the rest")]
 mod start;
 mod writers;
 
@@ -33,14 +30,14 @@ use tokio_postgres::Client;
 use shared::table::{Asked, Table};
 use support::postgres::{Place, Server};
 
-/// How much is measured.
+/// The amount of work measured.
 struct Size {
     rounds: usize,
-    /// Creates of one writer in a round.
+    /// Creates of the single writer per round.
     alone: usize,
-    /// Creates of each of sixteen.
+    /// Creates of each of the sixteen writers per round.
     each: usize,
-    /// Keys that a node starts with.
+    /// Keys in the store of the starting node.
     keys: usize,
     starts: usize,
 }
@@ -61,8 +58,8 @@ const QUICK: Size = Size {
     starts: 3,
 };
 
-/// As a service has them that shares the machine with its database: memory for what is read, and no
-/// checkpoint in the midst of a round.
+/// Settings of a service that shares the machine with its database: memory for reads, and no checkpoint in
+/// the middle of a round.
 const SETTINGS: &str = "shared_buffers = '512MB'\nmax_wal_size = '8GB'\ncheckpoint_timeout = '1h'";
 
 fn connect(runtime: &Runtime, place: &Place) -> PostgresStore {
@@ -70,7 +67,7 @@ fn connect(runtime: &Runtime, place: &Place) -> PostgresStore {
     runtime.block_on(options.connect()).unwrap()
 }
 
-/// A connection without a store.
+/// Opens a connection without a store.
 async fn plain(place: &Place) -> Client {
     let connected = tokio_postgres::connect(&place.url, tokio_postgres::NoTls).await;
     let (client, connection) = connected.unwrap();

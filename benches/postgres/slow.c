@@ -1,4 +1,4 @@
-/* A disk that is two milliseconds further away: what a server syncs takes that much longer. */
+/* A slow disk: each fsync takes two milliseconds longer. */
 #define _GNU_SOURCE
 #include <sys/syscall.h>
 #include <time.h>

@@ -1,4 +1,4 @@
-//! A node that starts: everything that the store holds, into an index.
+//! The start of a node: loads everything in the store into an index.
 
 use std::hint::black_box;
 use std::num::NonZeroUsize;
@@ -17,7 +17,7 @@ use support::postgres::Place;
 
 const PAGE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
-/// The same rows by the same driver: connected, in a snapshot with the head, and nothing made of them.
+/// Reads the same rows with the same driver, from connecting to a snapshot with the head, and discards them.
 async fn stream(place: &Place) -> usize {
     let client = plain(place).await;
     let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
@@ -42,14 +42,14 @@ async fn stream(place: &Place) -> usize {
     read
 }
 
-/// What this process has spent on both cores.
+/// Returns the CPU time of this process on both cores.
 fn process_time() -> Duration {
     let at = clock_gettime(ClockId::ProcessCPUTime);
     let seconds = u64::try_from(at.tv_sec).unwrap_or_default();
     Duration::new(seconds, u32::try_from(at.tv_nsec).unwrap_or_default())
 }
 
-/// Looks at every byte.
+/// Reads every byte of a row.
 fn touch(row: &Row) -> u64 {
     let bytes = |bytes: Option<&[u8]>| {
         bytes
@@ -96,7 +96,7 @@ pub(crate) fn start(runtime: &Runtime, place: &Place, size: &Size, table: &mut T
         client.batch_execute("CHECKPOINT").await.unwrap();
     });
     let mut taken: [Vec<f64>; 4] = Default::default();
-    // The first round warms the server's memory.
+    // The first round warms the server's cache.
     for round in 0..=size.starts {
         let raw_cpu = process_time();
         let (raw, read) = runtime.block_on(timed(stream(place)));

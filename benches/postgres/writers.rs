@@ -1,4 +1,4 @@
-//! Creates: one after the other, and sixteen at a time.
+//! Creates by one writer, and by sixteen concurrently.
 
 use std::time::{Duration, Instant};
 
@@ -15,10 +15,10 @@ use support::postgres::Place;
 const WRITERS: usize = 16;
 const TENANTS: usize = 64;
 
-/// What a round of some writers took.
+/// The measurements of a round.
 struct Round {
     rate: f64,
-    /// Of each create, in seconds, the shortest first.
+    /// The time of each create in seconds, sorted ascending.
     times: Vec<f64>,
     failed: usize,
 }
@@ -39,7 +39,7 @@ impl Round {
     }
 }
 
-/// Rounds of one kind.
+/// All rounds of one kind.
 #[derive(Default)]
 struct Rounds(Vec<Round>);
 
@@ -56,7 +56,7 @@ impl Rounds {
         self.0.iter().map(|round| round.failed).sum()
     }
 
-    /// The median of the rounds' ratios.
+    /// Returns the median of the rounds' ratios.
     fn against(&self, other: &Self) -> f64 {
         let pairs = self.0.iter().zip(&other.0);
         median(pairs.map(|(own, other)| own.rate / other.rate))
@@ -69,7 +69,7 @@ impl Rounds {
     }
 }
 
-/// One connection, one table, one row: what a durable statement costs at all.
+/// Measures inserts on one connection into one table with one row each: the base cost of a durable statement.
 async fn inserts(place: &Place, count: usize) -> Round {
     let client = plain(place).await;
     let sql = "CREATE TABLE IF NOT EXISTS floor (id bytea PRIMARY KEY, body bytea NOT NULL)";
@@ -89,7 +89,7 @@ async fn inserts(place: &Place, count: usize) -> Round {
     Round::of(whole, times)
 }
 
-/// A writer with tenants of its own.
+/// A writer with its own tenants.
 struct Writer {
     maker: Maker,
     tenants: Vec<TenantId>,
@@ -138,7 +138,7 @@ async fn commits(store: &PostgresStore, writers: &mut Vec<Writer>, count: usize)
     Round::of(began.elapsed(), times)
 }
 
-/// Whole creates of some writers, each over all `tenants`.
+/// Measures whole creates of several writers, each over all `tenants`.
 async fn creates(nodes: &[Keyward], writers: usize, count: usize, tenants: usize) -> Round {
     let began = Instant::now();
     let own = (0..writers).map(|writer| {
@@ -146,7 +146,7 @@ async fn creates(nodes: &[Keyward], writers: usize, count: usize, tenants: usize
         tokio::spawn(async move {
             let (mut times, mut failed) = (Vec::new(), 0_usize);
             for number in 0..count {
-                // Steps of their own, so that writers meet now and then.
+                // Each writer has its own stride, so that two writers meet on a tenant now and then.
                 let whose = (writer * 37 + number * (2 * writer + 1)) % tenants;
                 let actor = admin(&format!("tenant-{whose}"));
                 let (time, created) = timed(keys.create(&actor, new_key())).await;
@@ -171,7 +171,7 @@ async fn creates(nodes: &[Keyward], writers: usize, count: usize, tenants: usize
     }
 }
 
-/// One writer and sixteen, by the store alone and by the service.
+/// Measures one writer and sixteen, through the store alone and through the service.
 pub(crate) fn create(runtime: &Runtime, place: &Place, size: &Size, with: &str, table: &mut Table) {
     eprintln!("create{with}");
     let store = connect(runtime, place);
@@ -180,7 +180,7 @@ pub(crate) fn create(runtime: &Runtime, place: &Place, size: &Size, with: &str, 
     let many = (0..WRITERS).map(|number| Writer::new(number, TENANTS / WRITERS));
     let mut many: Vec<_> = many.collect();
     let mut rounds: [Rounds; 5] = Default::default();
-    // The first round makes tenants, and warms what is prepared.
+    // The first round creates the tenants and prepares the statements.
     for round in 0..=size.rounds {
         let taken = runtime.block_on(async {
             [
@@ -216,7 +216,8 @@ pub(crate) fn create(runtime: &Runtime, place: &Place, size: &Size, with: &str, 
     }
 }
 
-/// All on one tenant, which only one commit at a time can change: by one node, and by four.
+/// Measures sixteen writers on one tenant, which only one commit at a time can change: with one node, and
+/// with four.
 pub(crate) fn hot(runtime: &Runtime, place: &Place, size: &Size, table: &mut Table) {
     eprintln!("hot: 16 writers, one tenant");
     let nodes: Vec<_> = (0..4).map(|_| keyward(connect(runtime, place))).collect();

@@ -1,10 +1,10 @@
-//! What is presented in one stretch of measuring: made before it, one after the other in memory, as
-//! a request's header has just been read when its key is verified.
+//! The tokens presented in one measured stretch. They are built beforehand and lie contiguously in memory,
+//! because a real request's header has just been read when its key is verified.
 
 use crate::Random;
 use crate::keys::{BODY, ID_AND_SECRET, Keys, WIDTH};
 
-/// Texts of one width.
+/// Texts of equal width.
 #[derive(Clone, Debug)]
 pub struct Batch {
     text: Vec<u8>,
@@ -32,21 +32,22 @@ impl Batch {
         &self.text[at * self.width..][..self.width]
     }
 
-    /// What the floor is the MAC of: id and secret of a token of ours, as much of any other text.
+    /// Returns the input of the floor's MAC: id and secret of a keyward token, or as many bytes of any other
+    /// text.
     #[inline]
     pub fn id_and_secret(&self, at: usize) -> &[u8; ID_AND_SECRET] {
         let end = (at + 1) * self.width;
         self.text[end - BODY.min(self.width)..][..ID_AND_SECRET]
             .try_into()
-            .expect("54 bytes")
+            .expect("a slice of ID_AND_SECRET bytes has that length")
     }
 
-    /// Tokens of keys below `among`, drawn at random.
+    /// Makes tokens of keys below `among`, drawn at random.
     pub fn valid(keys: &Keys, among: u64, count: usize, random: &mut Random) -> Self {
         Self::new((0..count).map(|_| keys.token(random.below(among))))
     }
 
-    /// The same with secrets of their own, and a checksum that fits.
+    /// Makes tokens of existing keys with wrong secrets and valid checksums.
     pub fn wrong_secret(keys: &Keys, among: u64, count: usize, random: &mut Random) -> Self {
         Self::new((0..count).map(|_| {
             let id = keys.id(random.below(among));
@@ -54,7 +55,7 @@ impl Batch {
         }))
     }
 
-    /// Well-formed tokens of keys that were never made.
+    /// Makes well-formed tokens of keys that do not exist.
     pub fn unknown(keys: &Keys, among: u64, count: usize, random: &mut Random) -> Self {
         Self::new((0..count).map(|_| {
             let id = keys.stranger(random.below(among), random.next());
@@ -62,7 +63,7 @@ impl Batch {
         }))
     }
 
-    /// Tokens with one character that no key has, anywhere after the prefix.
+    /// Makes tokens with one illegal character anywhere after the prefix.
     pub fn malformed(keys: &Keys, among: u64, count: usize, random: &mut Random) -> Self {
         Self::new((0..count).map(|_| {
             let mut text = keys.token(random.below(among)).into_bytes();
@@ -72,7 +73,7 @@ impl Batch {
         }))
     }
 
-    /// Tokens whose last characters are another's.
+    /// Makes tokens with a wrong checksum.
     pub fn bad_checksum(keys: &Keys, among: u64, count: usize, random: &mut Random) -> Self {
         Self::new((0..count).map(|_| {
             let mut text = keys.token(random.below(among)).into_bytes();
@@ -82,7 +83,7 @@ impl Batch {
         }))
     }
 
-    /// What another service would send: as long as a small JSON web token.
+    /// Makes another service's credentials: texts as long as a small JSON web token.
     pub fn foreign(count: usize, random: &mut Random) -> Self {
         const TEXT: &[u8] =
             b"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFt\

@@ -1,19 +1,19 @@
-//! Time as it is measured: of the wall, and of this thread alone, which other work on the machine
-//! does not lengthen.
+//! Measured time: wall time, and the CPU time of this thread, which other work on the machine does not
+//! lengthen.
 
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// How long something took, in nanoseconds.
+/// The time an operation took, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Taken {
-    /// Of the thread's own time on a core.
+    /// CPU time of the thread.
     pub cpu: f64,
     pub wall: f64,
 }
 
-/// The time that this thread has spent on a core.
+/// Returns the CPU time of this thread.
 pub fn thread_time() -> Duration {
     let at = clock_gettime(ClockId::ThreadCPUTime);
     let seconds = u64::try_from(at.tv_sec).unwrap_or_default();

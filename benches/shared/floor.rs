@@ -1,5 +1,5 @@
-//! The floor: HMAC-SHA-256 of `id ‖ secret` whose key was prepared, as two raw compressions. No
-//! verification that keeps its secrets under a pepper can cost less.
+//! The floor: HMAC-SHA-256 of `id ‖ secret` with a prepared key, as two raw compressions. No verification
+//! that keeps its secrets under a pepper can cost less.
 
 use std::hint::black_box;
 
@@ -10,7 +10,7 @@ use sha2::block_api::compress256;
 use crate::batch::Batch;
 use crate::keys::{ID_AND_SECRET, PEPPER};
 
-/// FIPS 180-4, section 5.3.3.
+/// The initial hash value of FIPS 180-4, section 5.3.3.
 const START: [u32; 8] = [
     0x6a09_e667,
     0xbb67_ae85,
@@ -22,7 +22,7 @@ const START: [u32; 8] = [
     0x5be0_cd19,
 ];
 
-/// A MAC key, one compression into each of its two hashes.
+/// A prepared MAC key: one compression for each of its two hashes.
 #[derive(Clone, Copy, Debug)]
 pub struct Floor {
     inner: [u32; 8],
@@ -30,7 +30,7 @@ pub struct Floor {
 }
 
 impl Floor {
-    /// The floor under the benchmarks' pepper.
+    /// Prepares the floor for the benchmarks' pepper.
     pub fn new() -> Self {
         let keyed = |pad: u8| {
             let mut block = [pad; 64];
@@ -56,7 +56,7 @@ impl Floor {
         let mut block = [0; 64];
         block[..ID_AND_SECRET].copy_from_slice(message);
         block[ID_AND_SECRET] = 0x80;
-        // The keyed block counts: 64 + 54 bytes, in bits.
+        // The length includes the block of the key: 64 + 54 bytes, in bits.
         block[62..].copy_from_slice(&(8 * (64 + ID_AND_SECRET as u16)).to_be_bytes());
         let mut state = self.inner;
         compress256(&mut state, &[block]);
@@ -72,7 +72,7 @@ impl Floor {
         state
     }
 
-    /// MACs all of a batch, each after the one before.
+    /// MACs a batch one after the other.
     pub fn run(&self, batch: &Batch) {
         let nothing = black_box(0);
         let mut at = 0;

@@ -1,5 +1,4 @@
-//! Keys that are made from their numbers: 50 to a tenant, five owners each, and what a typical
-//! record holds.
+//! Keys derived from their numbers: 50 to a tenant, five owners each, and the contents of a typical record.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -17,25 +16,25 @@ use sha2::Sha256;
 
 use crate::mixed;
 
-/// The pepper's bytes, known here so that digests are made without the crate under test.
+/// The pepper's bytes, known here so that digests can be made without the crate under test.
 pub const PEPPER: [u8; 32] = *b"a pepper for measuring, 32 bytes";
-/// How many characters stand behind the prefix: id, secret, checksum.
+/// Length of a token after its prefix: 60 characters for id, secret and checksum.
 pub const BODY: usize = 60;
-/// What is digested.
+/// Length of the digested part: 54 characters of id and secret.
 pub const ID_AND_SECRET: usize = 54;
-/// A whole token of a secret key.
+/// Length of a secret key's token: 68 characters.
 pub const WIDTH: usize = 68;
 
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const KEYS_OF_A_TENANT: u64 = 50;
 const OWNERS_OF_A_TENANT: u64 = 5;
-/// 2025-01-01, in milliseconds.
+/// 2025-01-01, in milliseconds since the Unix epoch.
 const FIRST_MILLIS: u64 = 1_735_689_600_000;
 
 /// The random bit of an id that no key of a set has.
 const STRANGER: u64 = 1 << 63;
 
-/// In the need of every measured verification.
+/// The scope that every measured verification requires.
 pub const SCOPE: &str = "reports:read";
 const OTHER_SCOPES: [&str; 11] = [
     "billing:read",
@@ -51,18 +50,18 @@ const OTHER_SCOPES: [&str; 11] = [
     "webhooks:write",
 ];
 
-/// How its keys are presented and found.
+/// The ways to present and find a key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {
-    /// By id, the secret under the pepper.
+    /// Found by id; the secret is digested under the pepper.
     Secret,
-    /// The same, and anybody may know it.
+    /// Found by id; the token is public.
     Publishable,
-    /// By the digest of the whole text.
+    /// Found by the digest of the whole text.
     Imported,
 }
 
-/// A set of keys, none of them kept.
+/// A set of keys that are derived on demand and not stored.
 #[derive(Clone, Debug)]
 pub struct Keys {
     kind: Kind,
@@ -76,7 +75,7 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// A set that has room for `most` keys in tenants of 50.
+    /// Creates a set with room for `most` keys in tenants of 50.
     pub fn new(kind: Kind, most: u64) -> Self {
         let (prefix, class) = match kind {
             Kind::Secret | Kind::Imported => ("sk_live_", "secret"),
@@ -99,17 +98,18 @@ impl Keys {
         PepperRing::new(Pepper::new(self.pepper.clone(), &PEPPER).unwrap())
     }
 
-    /// Before any measured run.
+    /// Returns an instant before every measured run.
     pub const fn first(&self) -> Timestamp {
         self.first
     }
 
-    /// Ids order as the numbers do: a store in the order of ids needs no list of them.
+    /// Returns the id of a key. Ids sort as the numbers do, so that a store in id order needs no list of
+    /// them.
     pub fn id(&self, number: u64) -> KeyId {
         Self::id_of(number, mixed(number) & !STRANGER)
     }
 
-    /// An id that no key has, made at the time of key `number`.
+    /// Returns an id that no key has, with the timestamp of key `number`.
     pub fn stranger(&self, number: u64, random: u64) -> KeyId {
         Self::id_of(number, random | STRANGER)
     }
@@ -119,12 +119,12 @@ impl Keys {
         KeyId::from_u128(u128::from(FIRST_MILLIS + number) << 80 | low)
     }
 
-    /// The number of the key that has this id.
+    /// Returns the number of the key with this id.
     pub fn number(id: KeyId) -> u64 {
         u64::try_from(id.to_u128() >> 80).unwrap() - FIRST_MILLIS
     }
 
-    /// What the holder of key `number` presents.
+    /// Returns the token of key `number`.
     pub fn token(&self, number: u64) -> String {
         match self.kind {
             Kind::Imported => format!(
@@ -135,7 +135,7 @@ impl Keys {
         }
     }
 
-    /// A token with this id and a secret made from `seed`.
+    /// Makes a token with this id and a secret derived from `seed`.
     pub fn compose(&self, id: KeyId, seed: u64) -> String {
         let mut token = String::with_capacity(WIDTH);
         token.push_str(self.prefix.as_str());
@@ -167,7 +167,7 @@ impl Keys {
         }
     }
 
-    /// The record of key `number` after `changes` changes.
+    /// Returns the record of key `number` after `changes` changes.
     pub fn record(&self, number: u64, changes: u64) -> KeyRecord {
         let token = self.token(number);
         let own = mixed(number ^ 0x5c0e);
@@ -218,7 +218,7 @@ impl Keys {
             resource: None,
             exposed_at: None,
             updated: created.clone(),
-            // By this one sees that the newest change has arrived.
+            // The expiry shows whether the newest change has arrived.
             expires_at: Some(
                 created
                     .at
@@ -238,7 +238,7 @@ impl Keys {
     }
 
     fn tenant(&self, tenant: u64) -> TenantId {
-        // As wide for every number, so that text orders as numbers do.
+        // Padded to one width, so that text sorts as numbers do.
         TenantId::new(format!("customer-{tenant:07}")).unwrap()
     }
 
@@ -254,7 +254,7 @@ impl Keys {
         self.tenants * OWNERS_OF_A_TENANT
     }
 
-    /// The `place`th owner in the order of a scan.
+    /// Returns the `place`th owner in the order of a scan.
     pub fn owner_row(&self, place: u64) -> OwnerRecord {
         let owner = Self::principal(place % OWNERS_OF_A_TENANT);
         OwnerRecord {
@@ -270,7 +270,7 @@ impl Keys {
         }
     }
 
-    /// The place of an owner in the order of a scan.
+    /// Returns the place of an owner in the order of a scan.
     pub fn place(tenant: &TenantId, owner: &PrincipalId) -> u64 {
         let tenant: u64 = tenant.as_str()["customer-".len()..].parse().unwrap();
         let owner = u64::from(owner.as_str().as_bytes()["user-".len()] - b'0');

@@ -1,5 +1,5 @@
-//! What the benchmarks of verification have in common: a store whose rows are made when they are
-//! read, the floor that times are told by, and the table.
+//! Code shared by the benchmarks of verification. It has a store that makes its rows when they are read, the
+//! floor that times are divided by, and the table.
 #![allow(
     missing_docs,
     clippy::missing_errors_doc,
@@ -8,17 +8,14 @@
 )]
 #![allow(
     clippy::disallowed_methods,
-    reason = "time is what is measured here, not what is decided by"
+    reason = "benchmarks read the machine's clock to measure, not to decide"
 )]
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
-    reason = "what is counted here is far below 2^52"
+    reason = "counts stay far below 2^52, which f64 represents exactly"
 )]
-#![allow(
-    clippy::unwrap_used,
-    reason = "a measurement ends where it cannot go on"
-)]
+#![allow(clippy::unwrap_used, reason = "a benchmark panics on failure")]
 
 pub mod batch;
 pub mod clock;
@@ -30,7 +27,7 @@ pub mod store;
 pub mod table;
 pub mod turns;
 
-/// SplitMix64 of `number`: what looks random and can be made again from its number.
+/// SplitMix64 of `number`: pseudo-random and reproducible.
 pub const fn mixed(number: u64) -> u64 {
     let mut z = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -38,7 +35,7 @@ pub const fn mixed(number: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Numbers that look random, the same in every run.
+/// Pseudo-random numbers, the same in every run.
 #[derive(Clone, Debug)]
 pub struct Random(pub u64);
 
@@ -48,7 +45,7 @@ impl Random {
         mixed(self.0)
     }
 
-    /// A number below `bound`. The bias of a remainder is far below what is measured here.
+    /// Returns a number below `bound`. The remainder's bias is far below anything measured here.
     pub const fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }

@@ -1,4 +1,5 @@
-//! Commits for the benchmarks of stores: like those that real commands make.
+//! Commits for the benchmarks of stores, shaped like those of real commands.
+#![allow(clippy::unwrap_used, reason = "a benchmark panics on failure")]
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -14,8 +15,8 @@ use keyward::{
 };
 use pollster::block_on;
 
-/// Makes commits like those of real commands: the records and entries that [`Keyward::create`]
-/// wrote, varied.
+/// Makes commits shaped like those of real commands: varies the records and entries that [`Keyward::create`]
+/// wrote.
 pub struct Maker {
     record: KeyRecord,
     entry: AuditEntry,
@@ -43,14 +44,14 @@ impl Maker {
         }
     }
 
-    /// Draws other ids than makers of other seeds.
+    /// Makes this maker draw other ids than makers with other seeds.
     pub fn seed(&mut self, seed: u64) {
         self.random = self
             .random
             .wrapping_add(seed.wrapping_mul(0xd134_2543_de82_ef95));
     }
 
-    /// SplitMix64.
+    /// Draws a number with SplitMix64.
     pub fn random(&mut self) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.random;
@@ -120,18 +121,18 @@ impl Maker {
         self.commit(tenant, puts)
     }
 
-    /// For another store, in which no tenant has changed yet.
+    /// Resets the maker for another store, in which no tenant has changed yet.
     pub fn begin_anew(&mut self) {
         self.tenants.clear();
     }
 
-    /// Notes where a commit landed, so that the next one of the tenant fits.
+    /// Records the revision of a commit, so that the tenant's next commit fits.
     pub fn landed(&mut self, tenant: &TenantId, revision: Revision) {
         let own = self.tenants.entry(tenant.clone()).or_default();
         *own = (revision, own.1 + 1);
     }
 
-    /// Fills a store with keys in commits of 1,000, and tells all ids with their tenants.
+    /// Fills a store with keys in commits of 1,000. Returns a tenth of the records, with their tenants.
     pub fn fill(
         &mut self,
         store: &impl KeyStore,
@@ -142,7 +143,7 @@ impl Maker {
         for number in 0..keys / 1000 {
             let tenant = tenant_of(number);
             let commit = self.fresh(&tenant, 1000);
-            // A tenth of them at random, to be changed later.
+            // A random tenth, to be changed later.
             for record in &commit.effects.puts {
                 if self.random().is_multiple_of(10) {
                     sample.push((tenant.clone(), record.clone()));

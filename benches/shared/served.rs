@@ -1,4 +1,4 @@
-//! A verifier over a replica of a made-up store.
+//! A verifier over a replica of a synthetic store.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::batch::Batch;
 use crate::keys::{Keys, Kind, SCOPE};
 use crate::store::{Feed, Synthetic};
 
-/// What a service has in memory once it serves.
+/// The state of a service in memory while it serves.
 pub struct Served {
     pub store: Arc<Synthetic>,
     pub replica: Arc<Replica>,
@@ -21,17 +21,17 @@ pub struct Served {
 }
 
 impl Served {
-    /// Nothing loaded yet.
+    /// Creates the state with nothing loaded.
     pub fn empty(keys: Keys, scanned: u64, feed: Feed) -> Self {
         Self::empty_at(keys, scanned, feed, Arc::new(SystemClock))
     }
 
-    /// The same by a clock of the caller's.
+    /// Creates the state with nothing loaded, on the caller's clock.
     pub fn empty_at(keys: Keys, scanned: u64, feed: Feed, clock: Arc<dyn Clock>) -> Self {
         let store = Arc::new(Synthetic::new(keys.clone(), scanned, feed));
         let replica = Arc::new(Replica::new(store.clone(), clock.clone()));
         let mut spec = profiles::standard();
-        // Long enough that nothing is refused as stale while other things are measured.
+        // Long enough that no verification is refused as stale during a run.
         spec.propagation = Propagation { bound: days(1) };
         let policies = Policy::new(spec).unwrap();
         let verifier = Verifier::new(
@@ -54,7 +54,7 @@ impl Served {
         served
     }
 
-    /// Secret keys, all of them loaded.
+    /// Loads a set of secret keys.
     pub fn secret(keys: u64) -> Self {
         Self::load(Keys::new(Kind::Secret, keys), keys)
     }
@@ -63,9 +63,9 @@ impl Served {
         block_on(self.replica.sync()).unwrap();
     }
 
-    /// Verifies all of a batch, each after the one before; tells how many were granted.
+    /// Verifies a batch one after the other. Returns the number of granted keys.
     pub fn run(&self, batch: &Batch, need: &Need) -> usize {
-        // Read at run time: where the next one begins depends on what came of the last.
+        // Opaque to the compiler: the position of the next token depends on the last verdict.
         let nothing = black_box(0);
         let (mut at, mut granted) = (0, 0);
         while at < batch.len() {
@@ -80,7 +80,7 @@ impl Served {
         granted
     }
 
-    /// That a batch is answered as it should be, so that what is measured is what is named.
+    /// Checks a batch's verdicts, so that the benchmark measures the operation it is named for.
     pub fn expect(&self, batch: &Batch, need: &Need, right: fn(&Result<(), Rejection>) -> bool) {
         for at in 0..batch.len().min(50) {
             let verdict = self.verifier.verify(batch.at(at), need).map(drop);
@@ -89,12 +89,12 @@ impl Served {
     }
 }
 
-/// What every measured verification needs.
+/// Returns the need of every measured verification.
 pub fn need() -> Need {
     Need::scope(SCOPE)
 }
 
-/// What is presented, by how it should be answered.
+/// The kinds of presented tokens, by the verdict they get.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Presented {
     Valid,

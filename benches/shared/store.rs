@@ -1,5 +1,5 @@
-//! A store that holds nothing: its rows are made when they are read, so that ten million keys take
-//! no memory but in the index that is measured.
+//! A store without data. It makes its rows when they are read, so that ten million keys use memory only in
+//! the measured index.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,25 +12,25 @@ use crate::mixed;
 
 type Answer<T> = Result<T, StoreError>;
 
-/// What the feed tells after the scan.
+/// The contents of the feed after the scan.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Feed {
-    /// New keys, one a revision.
+    /// New keys, one per revision.
     Grow,
-    /// Changed records of keys at random, and one new key in ten.
+    /// Changed records of random keys; every tenth change is a new key.
     Mixed,
 }
 
 #[derive(Debug)]
 pub struct Synthetic {
     pub keys: Keys,
-    /// How many keys a scan tells.
+    /// The number of keys in a scan.
     scanned: u64,
     feed: Feed,
     head: AtomicU64,
 }
 
-/// The commit that wrote all that a scan tells.
+/// The revision of the commit that wrote every scanned row.
 const FILLED: u64 = 1;
 
 impl Synthetic {
@@ -43,7 +43,7 @@ impl Synthetic {
         }
     }
 
-    /// Commits `commits` more changes; tells where the feed ends.
+    /// Commits `commits` more changes. Returns the new head of the feed.
     pub fn commit_more(&self, commits: u64) -> u64 {
         self.head.fetch_add(commits, Ordering::AcqRel) + commits
     }
@@ -60,7 +60,7 @@ impl Synthetic {
         Self::cursor(self.head.load(Ordering::Acquire))
     }
 
-    /// What the commit of this revision wrote.
+    /// Returns the change that the commit of this revision wrote.
     pub fn change(&self, revision: u64) -> Change {
         let nth = revision - FILLED - 1;
         let number = match self.feed {
@@ -71,7 +71,7 @@ impl Synthetic {
         self.keys.change(Revision(revision), number, revision)
     }
 
-    /// A page of a scan, as [`KeyStore::scan`] answers it.
+    /// Returns a page of a scan, as [`KeyStore::scan`] does.
     pub fn page(&self, after: Option<&RowKey>, limit: usize) -> ScanPage {
         let owners = self.keys.owners();
         let from = match after {

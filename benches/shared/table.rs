@@ -1,6 +1,6 @@
-//! What was measured, beside its goal.
+//! A table of measurements and their goals.
 
-/// One line of the table.
+/// A line of the table.
 struct Line {
     what: String,
     value: f64,
@@ -51,7 +51,7 @@ impl Table {
         });
     }
 
-    /// Whether every goal is met.
+    /// Returns whether every goal is met.
     pub fn is_met(&self) -> bool {
         self.0
             .iter()
@@ -92,7 +92,7 @@ impl Table {
     }
 }
 
-/// What a benchmark was asked for on its command line.
+/// The options of a benchmark's command line.
 #[derive(Debug, Default)]
 pub struct Asked {
     pub quick: bool,
@@ -110,7 +110,7 @@ impl Asked {
                 "--quick" => asked.quick = true,
                 "--json" => asked.json = true,
                 "--only" => asked.only = arguments.next(),
-                // Cargo's own.
+                // Passed by cargo.
                 "--bench" => {}
                 other => panic!("unknown argument {other}"),
             }

@@ -1,4 +1,4 @@
-//! Subjects that take turns, so that what the machine does in a moment meets all of them.
+//! Subjects that take turns, so that a disturbance of the machine affects all of them.
 
 use crate::Random;
 use crate::batch::Batch;
@@ -6,17 +6,17 @@ use crate::clock::{Taken, median, timed};
 use crate::floor::Floor;
 use crate::table::Goal;
 
-/// What takes turns with the floor.
+/// A subject that takes turns with the floor.
 pub struct Subject<'a> {
     pub name: String,
     pub goal: Option<Goal>,
-    /// Made anew for each round, outside of what is timed.
+    /// Makes a new batch for each round. Not timed.
     pub batch: Box<dyn FnMut(&mut Random) -> Batch + 'a>,
     pub run: Box<dyn Fn(&Batch) + 'a>,
 }
 
-/// Nanoseconds of one operation of each subject, by rounds; last the floor's, over what the first
-/// subject was given.
+/// Returns the time of one operation of each subject in nanoseconds, by rounds. The last list is the floor's,
+/// measured on the first subject's batches.
 pub fn take_turns(rounds: usize, subjects: &mut [Subject<'_>]) -> Vec<Vec<Taken>> {
     let floor = Floor::new();
     let mut random = Random(1);
@@ -50,7 +50,7 @@ pub fn take_turns(rounds: usize, subjects: &mut [Subject<'_>]) -> Vec<Vec<Taken>
     taken
 }
 
-/// The median over all rounds of the ratio of two subjects.
+/// Returns the median over all rounds of the ratio of two subjects.
 pub fn ratio(own: &[Taken], other: &[Taken]) -> f64 {
     median(
         own.iter()
@@ -59,12 +59,12 @@ pub fn ratio(own: &[Taken], other: &[Taken]) -> f64 {
     )
 }
 
-/// The median of a thread's own time.
+/// Returns the median CPU time of the thread.
 pub fn cpu(taken: &[Taken]) -> f64 {
     median(taken.iter().map(|taken| taken.cpu))
 }
 
-/// The median of time by the wall.
+/// Returns the median wall time.
 pub fn wall(taken: &[Taken]) -> f64 {
     median(taken.iter().map(|taken| taken.wall))
 }

@@ -1,19 +1,16 @@
-//! What a verification costs, as ratios to the least that it can cost: an HMAC whose key was
-//! prepared, two raw compressions of SHA-256, measured between the same rounds. Medians are told,
-//! of the thread's own time unless the line says otherwise.
+//! The cost of a verification, as a ratio to the floor. The floor is an HMAC with a prepared key, two raw
+//! compressions of SHA-256, measured between the same rounds. The table shows medians of the thread's CPU
+//! time, unless a line names another time.
 //!
 //! `cargo bench --bench verify -- [--quick] [--json] [--only valid,refused,kinds,threads,writer,growth,heap,allocations,start]`
 #![allow(
     clippy::disallowed_methods,
-    reason = "time is what is measured here, not what is decided by"
+    reason = "benchmarks read the machine's clock to measure, not to decide"
 )]
-#![allow(
-    clippy::unwrap_used,
-    reason = "a measurement ends where it cannot go on"
-)]
+#![allow(clippy::unwrap_used, reason = "a benchmark panics on failure")]
 #![allow(
     clippy::cast_precision_loss,
-    reason = "what is counted here is far below 2^52"
+    reason = "counts stay far below 2^52, which f64 represents exactly"
 )]
 
 mod parallel;
@@ -28,18 +25,18 @@ use shared::table::{Asked, Table};
 #[global_allocator]
 static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// How much is measured.
+/// The amount of work measured.
 struct Size {
-    /// Over how many keys, with the goal for each.
+    /// The numbers of keys, each with its goal.
     keys: &'static [(u64, Option<f64>)],
-    /// Over how many keys everything is measured that is not about their number.
+    /// The number of keys for measurements that do not depend on it.
     typical: u64,
     rounds: usize,
-    /// Verifications of one subject before another has its turn.
+    /// Verifications of one subject before the next subject's turn.
     batch: usize,
     /// Rounds of a reader beside a writer.
     windows: usize,
-    /// How far the index grows under a reader; from a tenth of that.
+    /// The size to which the index grows under a reader, from a tenth of it.
     growth: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Several threads: readers beside each other, and beside a writer.
+//! Several threads: concurrent readers, and a reader beside a writer.
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,7 +16,8 @@ use shared::served::{Served, need};
 use shared::store::Feed;
 use shared::table::{Goal, Table};
 
-/// Verifications a second of several threads, by the wall, and a thread's own nanoseconds for one.
+/// Returns the verifications per second of several threads, by wall time, and the CPU time of one in
+/// nanoseconds.
 fn rate(served: &Served, batches: &[Batch], laps: usize) -> (f64, f64) {
     let (need, barrier) = (need(), Barrier::new(batches.len()));
     let of_thread = |batch: &Batch| {
@@ -39,7 +40,7 @@ fn rate(served: &Served, batches: &[Batch], laps: usize) -> (f64, f64) {
     (rates, cpu / taken.len() as f64)
 }
 
-/// Two threads against one.
+/// Compares two threads with one.
 pub(crate) fn threads(size: &Size, table: &mut Table) {
     let keys = size.typical;
     eprintln!("threads: {keys} keys");
@@ -47,7 +48,7 @@ pub(crate) fn threads(size: &Size, table: &mut Table) {
     let mut random = Random(4);
     for hot in [false, true] {
         let among = if hot { 1 } else { keys };
-        let (mut by_wall, mut by_cpu, mut told) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut by_wall, mut by_cpu, mut rates) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..=size.rounds {
             let mut batch = || Batch::valid(&served.keys, among, size.batch, &mut random);
             let batches = [batch(), batch()];
@@ -56,12 +57,12 @@ pub(crate) fn threads(size: &Size, table: &mut Table) {
             if round > 0 {
                 by_wall.push(two / one);
                 by_cpu.push(2.0 * alone / beside);
-                told.push((one, two));
+                rates.push((one, two));
             }
         }
         let what = if hot { "one hot key" } else { "random keys" };
-        let one = median(told.iter().map(|told| told.0)) / 1e6;
-        let two = median(told.iter().map(|told| told.1)) / 1e6;
+        let one = median(rates.iter().map(|rates| rates.0)) / 1e6;
+        let two = median(rates.iter().map(|rates| rates.1)) / 1e6;
         let note = format!("{two:.2} : {one:.2} million/s");
         let line = format!("two threads, {what} : one thread, by the wall");
         table.add(line, median(by_wall), Goal::AtLeast(1.9), note);
@@ -71,7 +72,7 @@ pub(crate) fn threads(size: &Size, table: &mut Table) {
     }
 }
 
-/// What reading the clock adds to a verification that is timed on its own.
+/// Returns the cost of reading the clock, which a verification timed by itself includes.
 fn clock_cost() -> u64 {
     let mut costs: Vec<_> = (0..10_000)
         .map(|_| Instant::now().elapsed().as_nanos() as u64)
@@ -80,7 +81,7 @@ fn clock_cost() -> u64 {
     costs[costs.len() / 2]
 }
 
-/// How long each verification of a batch takes by the wall, sorted.
+/// Returns the wall time of each verification of a batch, sorted.
 fn each(served: &Served, batch: &Batch, less: u64) -> Vec<u64> {
     let need = need();
     let mut times: Vec<_> = (0..batch.len())
@@ -96,15 +97,15 @@ fn each(served: &Served, batch: &Batch, less: u64) -> Vec<u64> {
     times
 }
 
-/// How often the writer syncs, and how many changes it finds then: 10,000 a second.
+/// The writer's sync interval: 1 ms. With 10 changes per sync it applies 10,000 changes a second.
 const TICK: Duration = Duration::from_millis(1);
 const CHANGES_A_TICK: u64 = 10;
 
-/// That the newest change of the feed is what a grant tells.
+/// Asserts that a grant shows the newest change of the feed.
 fn assert_arrived(served: &Served) {
     let newest = served.store.change(served.store.commit_more(0));
     let Row::Key(record) = newest.row else {
-        unreachable!("the feed tells of keys alone")
+        unreachable!("the feed holds only keys")
     };
     let token = served.keys.token(Keys::number(record.id));
     let grant = served.verifier.verify(token, &need()).unwrap();
@@ -115,7 +116,7 @@ fn assert_arrived(served: &Served) {
     );
 }
 
-/// A reader beside a writer that has 10,000 changes a second to take over.
+/// Measures a reader beside a writer that applies 10,000 changes a second.
 pub(crate) fn writer(size: &Size, table: &mut Table) {
     let keys = size.typical;
     eprintln!("writer: {keys} keys");
@@ -131,7 +132,7 @@ pub(crate) fn writer(size: &Size, table: &mut Table) {
                 working.fetch_add(taken.cpu as u64, Ordering::Relaxed);
                 ticks.fetch_add(1, Ordering::Relaxed);
             }
-            // One that is late is made up for at once: the rate holds.
+            // A late tick is caught up immediately, so that the rate is exact.
             due += TICK;
             if let Some(wait) = due.checked_duration_since(Instant::now()) {
                 thread::sleep(wait);
@@ -147,7 +148,7 @@ pub(crate) fn writer(size: &Size, table: &mut Table) {
             let is_busy = window % 2 == 1;
             let batch = Batch::valid(&served.keys, keys, 200_000, &mut random);
             busy.store(is_busy, Ordering::Release);
-            // Until the writer has noticed, and caches are as they will be.
+            // Waits until the writer has noticed and caches have settled.
             thread::sleep(10 * TICK);
             each(&served, &batch, less);
             let (began, before) = (Instant::now(), ticks.load(Ordering::Relaxed));
@@ -178,7 +179,7 @@ pub(crate) fn writer(size: &Size, table: &mut Table) {
     table.add(line, beside[1] / idle[1], None, note);
 }
 
-/// The longest that one verification took, in nanoseconds, while something else went on.
+/// The longest verification during other work, in nanoseconds.
 #[derive(Clone, Copy, Default)]
 struct Longest {
     wall: f64,
@@ -204,12 +205,12 @@ fn longest_while(served: &Served, batch: &Batch, goes_on: &AtomicBool) -> Longes
     longest
 }
 
-/// How many rows an index holds in 128 KiB, about.
+/// Rows of an index in 128 KiB: about 1024.
 const ROWS_OF_A_BLOCK: u64 = 1024;
 
-/// A reader while the index grows tenfold; against a reader while the same rows are only made, and as
-/// much memory is taken in blocks of the same size, so that what the machine does to a thread cancels
-/// out.
+/// Measures a reader while the index grows tenfold. The baseline is a reader while the same rows are made
+/// without an index. The baseline also allocates as much memory, in blocks of the same size. Effects of the
+/// machine on a thread cancel out.
 pub(crate) fn growth(size: &Size, table: &mut Table) {
     let (from, to) = (size.growth / 10, size.growth);
     eprintln!("growth: {from} to {to} keys");

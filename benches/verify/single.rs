@@ -1,4 +1,4 @@
-//! One thread: what each answer costs, what the index takes, and how long it takes to fill.
+//! One thread: the cost of each verdict, the size of the index, and the time to fill it.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -62,7 +62,7 @@ fn presented<'a>(
     }
 }
 
-/// How many keys are verified in one call.
+/// Keys verified in one call: 64.
 const TOGETHER: usize = 64;
 
 fn together<'a>(served: &'a Served, keys: u64, size: &Size) -> Subject<'a> {
@@ -81,7 +81,7 @@ fn together<'a>(served: &'a Served, keys: u64, size: &Size) -> Subject<'a> {
     }
 }
 
-/// A valid key among ever more; on the way, what the index takes and how long it takes to fill.
+/// Measures a valid key among growing numbers of keys, the size of the index, and the time to fill it.
 pub(crate) fn sizes(size: &Size, asked: &Asked, table: &mut Table) {
     for &(keys, goal) in size.keys {
         let (valid, heap, start) = (
@@ -138,7 +138,7 @@ pub(crate) fn sizes(size: &Size, asked: &Asked, table: &mut Table) {
     }
 }
 
-/// Reads all rows and drops them.
+/// Reads and drops all rows.
 fn drain(served: &Served) {
     let mut after = None;
     loop {
@@ -151,14 +151,14 @@ fn drain(served: &Served) {
     }
 }
 
-/// What the process has in memory.
+/// Returns the resident memory of the process, in bytes.
 fn resident_bytes() -> f64 {
-    let told = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = told.split(' ').nth(1).and_then(|pages| pages.parse().ok());
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok());
     pages.unwrap_or(0.0) * rustix::param::page_size() as f64
 }
 
-/// What is refused, beside what is granted; then what each of them allocates.
+/// Measures refused verifications next to granted ones, and the allocations of each.
 pub(crate) fn refused(size: &Size, asked: &Asked, table: &mut Table) {
     let keys = size.typical;
     eprintln!("refused: {keys} keys");
@@ -183,7 +183,7 @@ pub(crate) fn refused(size: &Size, asked: &Asked, table: &mut Table) {
         for what in Presented::ALL {
             let batch = what.batch(&served.keys, keys, 1_000, &mut Random(3));
             let need = need();
-            // What a need remembers it allocates once.
+            // The first run allocates what a need caches.
             served.run(&batch, &need);
             let region = Region::new(HEAP);
             black_box(served.run(&batch, &need));
@@ -196,7 +196,7 @@ pub(crate) fn refused(size: &Size, asked: &Asked, table: &mut Table) {
     }
 }
 
-/// Keys that are found by digest, and keys that anybody may know.
+/// Measures keys found by digest, and public keys.
 pub(crate) fn kinds(size: &Size, table: &mut Table) {
     let keys = size.typical;
     for (kind, name) in [

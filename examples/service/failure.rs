@@ -1,11 +1,11 @@
-//! What a client is told of a change that did not happen.
+//! Responses to commands that failed.
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use keyward::{Denied, Error};
 use serde_json::json;
 
-/// Why a command failed, as problem details (RFC 9457).
+/// The cause of a failed command, sent as problem details (RFC 9457).
 pub(crate) struct Failure(Error);
 
 impl From<Error> for Failure {
@@ -19,7 +19,7 @@ impl IntoResponse for Failure {
         let status = status(&self.0);
         let detail = match &self.0 {
             Error::Denied(denied) => denied.to_string(),
-            // What became of it may not be known: repeated with the same id, it is done once.
+            // The outcome may be unknown. A retry with the same id applies the command once.
             error => {
                 tracing::error!(%error, "a change failed");
                 "try again with the same Idempotency-Key".to_owned()
@@ -48,7 +48,7 @@ fn status(error: &Error) -> StatusCode {
         | Denied::ScopeNotAllowed { .. }
         | Denied::Expiry { .. } => StatusCode::BAD_REQUEST,
         Denied::NotFound | Denied::TenantNotFound => StatusCode::NOT_FOUND,
-        // It was accepted when the request began, and does not work any more.
+        // The key was valid when the request began, and is no longer.
         Denied::ActingKey { .. } | Denied::ActorExpired => StatusCode::UNAUTHORIZED,
         Denied::Forbidden { .. }
         | Denied::SupportOnly { .. }
@@ -58,7 +58,8 @@ fn status(error: &Error) -> StatusCode {
         | Denied::RoleDrift { .. }
         | Denied::SelfRotation { .. }
         | Denied::TooManyMakers { .. } => StatusCode::FORBIDDEN,
-        // How things stand: the cap is reached, the key is revoked, the command landed before.
+        // A conflict with the current state: the cap is reached, the key is revoked, the command is already
+        // applied.
         _ => StatusCode::CONFLICT,
     }
 }

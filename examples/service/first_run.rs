@@ -1,4 +1,4 @@
-//! The first run: makes an admin key, and shows how to use it.
+//! The first run: creates an admin key and prints how to use it.
 
 use std::fmt;
 use std::io::Write;
@@ -7,11 +7,10 @@ use keyward::{Actor, CommandId, Denied, Error, Keyward, NewKey, Role};
 
 use crate::Fallible;
 
-/// What to try, for a terminal where `SERVICE` and `ADMIN_KEY` are set: lines that are indented are
-/// commands.
+/// Commands to try in a terminal where `SERVICE` and `ADMIN_KEY` are set. Indented lines are commands.
 const TRY: &str = include_str!("try.txt");
 
-/// Where keys are kept, and what to do with that to start over.
+/// The place where keys are kept, and the command that deletes it to start over.
 pub(crate) struct Kept {
     pub(crate) place: String,
     pub(crate) end: &'static str,
@@ -23,14 +22,14 @@ impl fmt::Display for Kept {
     }
 }
 
-/// Prints an admin key and what to do with it, if no run before did.
+/// Prints an admin key and how to use it, unless an earlier run did.
 ///
-/// The command has an id of its own: of all runs over these keys, even two that start at once, one
-/// makes the key.
+/// The command has a fixed id. Of all runs over these keys, even two concurrent ones, only one creates the
+/// key.
 pub(crate) async fn welcome(keys: &Keyward, kept: &Kept, url: &str) -> Fallible<()> {
     let alice = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
     let once = alice.with_command_id(CommandId::new("first-admin-key")?);
-    // A key has its owner's role if it reaches all that the role does.
+    // A key gets its owner's role if it reaches everything the role does.
     let admin = NewKey::new("first admin key").scope("*:*");
     let mut out = std::io::stdout().lock();
     let end = kept.end;

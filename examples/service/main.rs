@@ -1,13 +1,13 @@
-//! A service that asks for API keys, over keys in a file: `cargo run --example service`.
+//! A service that requires API keys, with keys in a file: `cargo run --example service`.
 //!
-//! The first run makes an admin key, prints it once, and prints the lines that try everything in
-//! another terminal; later runs do not know the key. All that is kept is in one folder,
-//! `target/service` unless `--data` names another: delete it to start over. Started twice with
-//! different ports, two services share the file, and each refuses what the other revoked. Built with
-//! `--features postgres`, it keeps keys in a database too: `--database postgres://…`.
+//! The first run creates an admin key, prints it once, and prints commands to try in another terminal. Later
+//! runs do not know the key. Everything is kept in one folder, `target/service` unless `--data` names
+//! another. Delete the folder to start over. Two services on different ports can share it, and each refuses
+//! keys that the other revoked. Built with `--features postgres`, the service can also keep keys in a
+//! database: `--database postgres://…`.
 //!
-//! `routes` says which key a request needs, `management` lets keys be managed with a key, and here is
-//! how such a service starts and ends.
+//! `routes` names the scopes that requests need, `management` manages keys with a key, and this file starts
+//! and stops the service.
 
 mod failure;
 mod first_run;
@@ -35,30 +35,30 @@ use self::first_run::Kept;
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// For how long requests that are under way may go on once the service was told to stop. Less than
-/// the 30 seconds after which Kubernetes kills.
+/// Time for requests in flight to finish after the service got the signal to stop. 20 s, less than the 30 s
+/// after which Kubernetes kills it.
 const FINISH_WITHIN: Duration = Duration::from_secs(20);
 
-/// A service whose routes ask for API keys.
+/// A service whose routes require API keys.
 #[derive(Debug, Parser)]
 struct Settings {
     /// The address and port to listen at; port 0 for any that is free
     #[arg(long, env = "SERVICE_LISTEN", default_value = "127.0.0.1:3000")]
     listen: SocketAddr,
-    /// The folder in which keys are kept
+    /// The folder for keys
     #[arg(long, env = "SERVICE_DATA", default_value = "target/service")]
     data: PathBuf,
-    /// A database to keep keys in, instead of a file: postgres://USER:PASSWORD@HOST/DATABASE
+    /// A database for keys, instead of a file: postgres://USER:PASSWORD@HOST/DATABASE
     #[cfg(feature = "postgres")]
     #[arg(long, env = "SERVICE_DATABASE", hide_env_values = true)]
     database: Option<Url>,
-    /// The schema of the database that holds them
+    /// The schema of that database
     #[cfg(feature = "postgres")]
     #[arg(long, env = "SERVICE_SCHEMA", default_value = "keyward")]
     schema: String,
 }
 
-/// Holds a password, and prints none.
+/// A URL that may hold a password. `Debug` does not print it.
 #[cfg(feature = "postgres")]
 #[derive(Clone)]
 struct Url(String);
@@ -87,8 +87,8 @@ fn main() -> Fallible<()> {
 }
 
 async fn serve(settings: &Settings) -> Fallible<()> {
-    let told_to_stop = told_to_stop()?;
-    // Before the admin key is made: a port that is taken must not cost the only time it is shown.
+    let stop_signal = stop_signal()?;
+    // Binds before the admin key is created: a taken port must not waste the only chance to see the key.
     let listener = TcpListener::bind(settings.listen).await?;
     let url = format!("http://{}", listener.local_addr()?);
     let (keys, kept) = open(settings).await?;
@@ -99,7 +99,7 @@ async fn serve(settings: &Settings) -> Fallible<()> {
     let (stops, stopping) = oneshot::channel();
     let app = routes::router(&keys).into_make_service_with_connect_info::<SocketAddr>();
     let serving = axum::serve(listener, app).with_graceful_shutdown(async {
-        told_to_stop.await;
+        stop_signal.await;
         tracing::info!("stopping: nothing new is accepted, what is under way is finished");
         let _ = stops.send(());
     });
@@ -111,17 +111,17 @@ async fn serve(settings: &Settings) -> Fallible<()> {
         served = serving => served?,
         () = patience => tracing::warn!("requests still under way after {FINISH_WITHIN:?} are cut off"),
     }
-    // Keys are followed to the end: what is revoked meanwhile is refused meanwhile.
+    // Follows the store to the end, so that a key revoked during shutdown is refused.
     follower.stop().await;
     keys.leave().await?;
     tracing::info!("stopped");
     Ok(())
 }
 
-/// Opens the keys, or makes a place for them.
+/// Opens the keys, or creates a place for them.
 ///
-/// The pepper lies beside them for the sake of a trial. A real service keeps it elsewhere, so that
-/// whoever copies the keys, or a backup of them, has no pepper.
+/// The pepper lies next to the keys because this is a trial. A real service stores it separately, so that a
+/// copy or a backup of the keys contains no pepper.
 async fn open(settings: &Settings) -> Fallible<(Keyward, Kept)> {
     let data = &settings.data;
     std::fs::create_dir_all(data)?;
@@ -147,7 +147,7 @@ where
     S: KeyStore + NodeRegistry + Clone,
 {
     let pepper = data.join("pepper");
-    // A new pepper in place of a lost one would verify nothing.
+    // A new pepper in place of a lost one would verify no key.
     let peppers = match known {
         true => PepperFile::read(pepper)?,
         false => PepperFile::open_or_create(pepper)?,
@@ -156,8 +156,8 @@ where
     Ok(keys.build().await?)
 }
 
-/// Resolves at ctrl-c or SIGTERM, from the call on.
-fn told_to_stop() -> Fallible<impl Future<Output = ()>> {
+/// Resolves on ctrl-c or SIGTERM received after this call.
+fn stop_signal() -> Fallible<impl Future<Output = ()>> {
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
     Ok(async move {

@@ -1,7 +1,7 @@
 //! Managing keys with a key: create, list, rotate, revoke.
 //!
-//! Who asks is the key's own actor, so that nobody gives out more than they have: not more reach, not
-//! a longer life, and a key that was narrowed has no role to create others by.
+//! The actor is the key itself, so that no key grants more than it has: no wider reach and no longer life. A
+//! narrowed key has no role and creates no keys.
 
 use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::request::Parts;
@@ -28,8 +28,8 @@ pub(crate) fn router(keys: &Keyward) -> Router {
         .with_state(keys.clone())
 }
 
-/// Who asks, and the id of the command if the client chose one: repeated with the same
-/// `Idempotency-Key`, a command changes nothing.
+/// The acting key, and the command id if the client chose one. A command repeated with the same
+/// `Idempotency-Key` changes nothing.
 struct Caller {
     actor: Actor,
     command_id: Option<CommandId>,
@@ -65,7 +65,7 @@ impl<S: Sync> FromRequestParts<S> for Caller {
 struct Wanted {
     name: String,
     scopes: Vec<String>,
-    /// Left out, as long as the policy and the caller's own key allow.
+    /// `None` for the longest lifetime that the policy and the caller's own key allow.
     expires_in_days: Option<u32>,
 }
 
@@ -98,7 +98,7 @@ struct Listed {
     keys: Vec<KeyInfo>,
     /// Keys whose stored bytes are damaged.
     corrupt: Vec<KeyId>,
-    /// To be asked for with `?after=`, if there are more.
+    /// The value of `?after=` for the next page, if there is one.
     next: Option<KeyId>,
 }
 
@@ -128,7 +128,7 @@ async fn list(
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Rotation {
-    /// For how long the old key goes on working. Left out, it ends at once.
+    /// Time the old key keeps working. `None` ends it immediately.
     grace_hours: Option<u32>,
 }
 
@@ -158,7 +158,7 @@ async fn rotate(
 #[derive(Serialize)]
 struct Revoked {
     id: KeyId,
-    /// Here the key is refused already.
+    /// This process already refuses the key.
     refused_everywhere_by: Timestamp,
 }
 
@@ -177,7 +177,7 @@ async fn revoke(
     }))
 }
 
-/// A new key, with the only sight of its secret.
+/// A new key. Its secret is shown only here.
 #[derive(Serialize)]
 struct Issued<'a> {
     id: KeyId,
@@ -193,7 +193,7 @@ struct Replaced {
     works_until: Timestamp,
 }
 
-/// What holds a secret is kept by no cache.
+/// Sends a secret with `no-store`, so that no cache keeps it.
 fn issued(key: &Issued<'_>) -> Response {
     let kept = [(header::CACHE_CONTROL, "no-store")];
     (StatusCode::CREATED, kept, Json(key)).into_response()

@@ -1,4 +1,4 @@
-//! Which routes there are, and what a request needs for each.
+//! The routes, and the scope that a request needs for each.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,15 +13,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::management;
 
-/// All routes. A key is needed for all but `/health`.
+/// Returns all routes. Each requires a key, except `/health`.
 pub(crate) fn router(keys: &Keyward) -> Router {
     let keyed = KeywardLayer::new(keys.clone());
-    // Any key that verifies gets this far; each handler's signature says which scope it needs.
+    // Any valid key gets this far; each handler's signature names the scope it needs.
     let reports = Router::new()
         .route("/v1/reports", get(list).post(add))
         .with_state(Reports::default())
         .route_layer(keyed.clone());
-    // Here the layer asks for the scope, for all routes alike.
+    // Here the layer requires one scope for all routes.
     let managing = Need::scope("keys:manage");
     let management = management::router(keys).route_layer(keyed.require(managing));
     Router::new()
@@ -34,14 +34,14 @@ pub(crate) async fn health() -> &'static str {
     "up\n"
 }
 
-/// Reports of all tenants, for as long as the process lives.
+/// The reports of all tenants, in memory.
 #[derive(Clone, Default)]
 struct Reports(Arc<Mutex<HashMap<TenantId, Vec<Report>>>>);
 
 #[derive(Clone, Serialize)]
 struct Report {
     title: String,
-    /// With which key it was filed.
+    /// The key it was filed with.
     key: KeyId,
 }
 
@@ -62,7 +62,7 @@ impl RequiredScope for ReportsWrite {
     const SCOPE: Scope = Scope::from_static("reports:write");
 }
 
-/// Whose reports they are says the key, never the request.
+/// The tenant comes from the key, never from the request.
 async fn list(key: Scoped<ReportsRead>, State(reports): State<Reports>) -> Json<Vec<Report>> {
     let all = reports.0.lock().unwrap_or_else(PoisonError::into_inner);
     Json(all.get(key.tenant()).cloned().unwrap_or_default())

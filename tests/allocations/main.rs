@@ -1,14 +1,14 @@
-//! Verification allocates nothing, whatever is presented and whatever the answer.
+//! Verification allocates nothing, for any token and any verdict.
 //!
-//! Allocations are counted by thread, so that tests beside each other do not count each other's.
-#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+//! Allocations are counted per thread, so that concurrent tests do not count each other's.
+#![allow(clippy::unwrap_used, reason = "a test panics on failure")]
 
 use keyward::policy::Propagation;
 use keyward::{Digest, ImportKey, Keyward, Need, Reason, Rejection, days, profiles, token};
 
 use support::{World, admin, host, reader, reading, wait, with_other_secret};
 
-/// A service with one key that has everything a record may have, and what its holder presents.
+/// Returns a service with one key that has every field set, and the key's token.
 fn service() -> (World, String) {
     let world = World::new();
     let key = reader("nightly export")
@@ -21,7 +21,7 @@ fn service() -> (World, String) {
     (world, token)
 }
 
-/// How many allocations a hundred verifications make, all with the answer that is expected.
+/// Returns the allocations of a hundred verifications, all with the expected verdict.
 fn allocations(
     keys: &Keyward,
     presented: &str,
@@ -32,7 +32,7 @@ fn allocations(
         let verdict = keys.verify(presented, need);
         assert!(right(verdict.as_ref().err()), "{verdict:?}");
     };
-    // What a thread allocates once, for as long as it lives, is no part of a verification.
+    // The first verification makes the allocations that a thread makes once.
     verify();
     allocation_counter::measure(|| (0..100).for_each(|_| verify())).count_total
 }
@@ -44,10 +44,10 @@ fn a_valid_key_allocates_nothing() {
     assert_eq!(count, 0);
 }
 
-/// Fails if a store in this process is asked for more than what is new, each time that a class whose
-/// bound is zero is verified.
+/// Fails if each verification of a class with a bound of zero asks a store in this process for more than its
+/// new changes.
 #[test]
-fn a_valid_key_that_is_confirmed_at_the_moment_of_use_allocates_nothing() {
+fn a_valid_key_confirmed_at_the_moment_of_use_allocates_nothing() {
     let mut spec = profiles::standard();
     spec.propagation = Propagation::IMMEDIATE;
     let world = World::with_policy(spec);
@@ -77,7 +77,7 @@ fn an_unknown_id_allocates_nothing() {
 }
 
 #[test]
-fn what_is_no_key_allocates_nothing() {
+fn text_that_is_not_a_token_allocates_nothing() {
     let (world, token) = service();
     let broken = token.replace("live_", "live+");
     let mistyped = token.to_ascii_lowercase();
@@ -113,7 +113,7 @@ fn an_imported_key_allocates_nothing() {
 }
 
 #[test]
-fn what_allocates_is_counted() {
+fn an_allocating_call_is_counted() {
     let (world, token) = service();
     let counted = allocation_counter::measure(|| {
         let grant = world.keys.verify(&token, &reading()).unwrap();

@@ -31,7 +31,7 @@ keyward_conformance::suite! {
     store = folder(1);
 }
 
-// Two instances on one file, as two processes have it: calls take turns between them.
+// Two instances on one file that take turns with calls, as two processes would.
 #[cfg(feature = "sqlite")]
 keyward_conformance::suite! {
     mod sqlite_twice;
@@ -66,7 +66,7 @@ keyward_conformance::registry_suite! {
 }
 
 #[test]
-fn every_defect_of_a_registry_is_caught_by_the_clause_that_it_breaks() {
+fn every_defect_of_a_registry_is_caught_by_the_clause_it_breaks() {
     let mut catching = BTreeSet::new();
     for &defect in RegistryDefect::ALL {
         let clause = defect.caught_by();
@@ -83,7 +83,7 @@ fn every_defect_of_a_registry_is_caught_by_the_clause_that_it_breaks() {
 }
 
 #[test]
-fn every_defect_is_caught_by_the_clause_that_it_breaks() {
+fn every_defect_is_caught_by_the_clause_it_breaks() {
     let missed: Vec<_> = Defect::ALL
         .iter()
         .filter_map(|&defect| missed(defect).err())
@@ -127,7 +127,7 @@ fn a_report_names_every_clause_that_a_store_breaks() {
 }
 
 #[test]
-fn a_strangers_store_fits_in_150_lines() {
+fn a_custom_store_fits_in_150_lines() {
     let lines = include_str!("../../examples/custom_store/src/main.rs")
         .lines()
         .count();

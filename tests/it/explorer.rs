@@ -1,4 +1,4 @@
-//! Every interleaving of a few writers keeps the invariants, and broken stores are caught.
+//! Explores every interleaving of a few writers. The invariants hold in each, and broken stores are caught.
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -62,7 +62,7 @@ fn made(outcome: Outcome) -> KeyId {
     }
 }
 
-/// At most `cap` active keys, one of them the legacy key.
+/// Returns a policy with at most `cap` active keys, one of them the legacy key.
 fn policy(cap: u32) -> Policy {
     let mut spec = standard();
     let secret = spec.classes.get_mut("secret").unwrap();
@@ -88,7 +88,7 @@ fn race(cap: u32, prepare: impl Fn(&Bench) -> Result<Vec<Request>, Error> + 'sta
     Race::new(policy(cap), prepare)
 }
 
-/// More lost replies and writers in the long tier.
+/// Returns whether this is the long tier, with more lost replies and writers.
 fn long() -> bool {
     std::env::var("KEYWARD_EXPLORE").is_ok_and(|tier| tier == "long")
 }
@@ -116,17 +116,17 @@ fn creates_at_the_cap(writers: usize) -> Race {
 }
 
 #[test]
-fn two_creates_for_the_last_place_never_pass_the_cap() {
+fn two_creates_for_the_last_place_never_exceed_the_cap() {
     assert!(holds(&creates_at_the_cap(2)).executions > 50);
 }
 
 #[test]
-fn three_creates_for_the_last_place_never_pass_the_cap() {
+fn three_creates_for_the_last_place_never_exceed_the_cap() {
     assert!(holds(&creates_at_the_cap(3)).executions > 500);
 }
 
 #[test]
-fn a_revocation_that_races_with_a_rotation_is_for_ever() {
+fn a_revocation_that_races_with_a_rotation_is_permanent() {
     for how in [
         Replacement::immediate(),
         Replacement::grace(hours(1)),
@@ -143,7 +143,7 @@ fn a_revocation_that_races_with_a_rotation_is_for_ever() {
 }
 
 #[test]
-fn two_rotations_of_one_key_never_pass_the_cap() {
+fn two_rotations_of_one_key_never_exceed_the_cap() {
     for how in [
         Replacement::grace(hours(1)),
         Replacement::on_first_use(hours(1)),
@@ -159,7 +159,7 @@ fn two_rotations_of_one_key_never_pass_the_cap() {
 }
 
 #[test]
-fn rotating_a_successor_and_cancelling_its_rotation_never_pass_the_cap() {
+fn rotating_a_successor_and_cancelling_its_rotation_never_exceed_the_cap() {
     holds(&race(2, move |bench| {
         let key = made(bench.land(create("before"))?);
         let how = Replacement::on_first_use(hours(1));
@@ -172,7 +172,7 @@ fn rotating_a_successor_and_cancelling_its_rotation_never_pass_the_cap() {
 }
 
 #[test]
-fn a_create_that_races_with_the_removal_of_its_owner_escapes_nothing() {
+fn a_create_that_races_with_the_removal_of_its_owner_does_not_escape_it() {
     holds(&race(5, |bench| {
         let bob: PrincipalId = "bob".try_into()?;
         let own = |name| key(name).owned_by("bob".try_into().unwrap(), Role::DEVELOPER);
@@ -192,7 +192,7 @@ fn a_create_that_races_with_the_removal_of_its_owner_escapes_nothing() {
 }
 
 #[test]
-fn a_create_that_races_with_the_closing_of_its_tenant_escapes_nothing() {
+fn a_create_that_races_with_the_closing_of_its_tenant_does_not_escape_it() {
     holds(&race(5, |bench| {
         bench.land(create("before"))?;
         let close = Command::CloseTenant {
@@ -232,14 +232,14 @@ fn a_node_that_provisions_a_tenant_and_loses_the_reply_still_returns_its_secrets
 }
 
 #[test]
-fn two_commands_of_one_id_land_once() {
+fn two_commands_with_one_id_commit_once() {
     holds(&race(3, |bench| {
         bench.land(create("before"))?;
         Ok(vec![create("same"), create("same")])
     }));
 }
 
-/// Secret keys reach the tenants below; none comes with a tenant.
+/// Returns a policy whose secret keys reach the tenants below, and where no key comes with a tenant.
 fn reaching_below() -> Policy {
     let mut spec = standard();
     let secret = spec.classes.get_mut("secret").unwrap();
@@ -256,7 +256,7 @@ fn ann() -> PrincipalId {
     "ann".try_into().unwrap()
 }
 
-/// A key of acme that manages as its owner does, a developer, and the actor that it stands for.
+/// Creates a key of acme that manages with its owner's role, developer. Returns the key and its actor.
 fn manager_of_acme(bench: &Bench) -> Result<(KeyId, Actor), Error> {
     let command = NewKey::new("manager").environment("live").scope("*:*");
     let command = command.owned_by(ann(), Role::DEVELOPER).into_command()?;
@@ -269,7 +269,7 @@ fn manager_of_acme(bench: &Bench) -> Result<(KeyId, Actor), Error> {
     }
 }
 
-/// A key of acme creates one below `above`, while a command in `above` takes its authority away.
+/// Lets a key of acme create a key below `above`, while a command in `above` removes its authority.
 fn create_below(above: &'static str, narrowing: Narrowing) -> Race {
     Race::new(reaching_below(), move |bench| {
         let path = ["acme", "acme/web", "acme/web/api"];
@@ -284,7 +284,7 @@ fn create_below(above: &'static str, narrowing: Narrowing) -> Race {
     })
 }
 
-/// A command that takes the authority of the key of this id away.
+/// A command that removes the authority of the key with this id.
 type Narrowing = fn(KeyId) -> Command;
 
 fn deleted(key: KeyId) -> Command {
@@ -311,7 +311,7 @@ fn remove(owner: PrincipalId) -> Command {
     Command::RemoveOwner { owner, sweep }
 }
 
-/// In the tenant of the key itself.
+/// Commands in the tenant of the key itself.
 const ABOVE: &[Narrowing] = &[
     |key| {
         let revocation = Reason::Lost.into();
@@ -324,13 +324,13 @@ const ABOVE: &[Narrowing] = &[
     closed,
 ];
 
-/// In a tenant between the key and those that it creates.
+/// Commands in a tenant between the key and those it creates.
 const MIDWAY: &[Narrowing] = &[lowered, owner_removed, closed];
 
 #[test]
 fn nothing_is_created_below_once_authority_above_is_gone() {
     for &narrowing in ABOVE {
-        // In the long tier too: a command over many keys takes many steps.
+        // Only one lost reply, even in the long tier: a command over many keys takes many steps.
         let report = create_below("acme", narrowing)
             .explore(&Explorer::new().lost_replies(1), MemoryStore::new)
             .unwrap_or_else(|f| panic!("{f}"));
@@ -354,7 +354,7 @@ fn nothing_is_created_below_once_authority_midway_is_gone() {
 }
 
 #[test]
-fn a_store_that_ignores_guards_lets_a_key_without_authority_create_below() {
+fn a_store_that_ignores_guards_is_caught_when_authority_above_is_gone() {
     let ignores = || BrokenStore::new(MemoryStore::new(), Defect::IgnoresGuards);
     let above = ABOVE.iter().map(|narrowing| ("acme", *narrowing));
     let midway = MIDWAY.iter().map(|narrowing| ("acme/web", *narrowing));
@@ -368,17 +368,17 @@ fn a_store_that_ignores_guards_lets_a_key_without_authority_create_below() {
     }
 }
 
-/// A deletion leaves its instant in its tenant's row, which whoever creates below guards as well.
+/// A deletion leaves its instant in its tenant's row. A commit that creates below guards that row too.
 #[test]
-fn a_store_that_overlooks_what_is_gone_lets_no_deleted_key_create_below() {
+fn a_store_that_ignores_removed_keys_lets_no_deleted_key_create_below() {
     let overlooks = || BrokenStore::new(MemoryStore::new(), Defect::RemovedKeysStand);
     let race = create_below("acme", deleted);
     let report = race.explore(&Explorer::new(), overlooks).unwrap();
     assert!(report.complete, "{report:?}");
 }
 
-/// A person creates a key below a tenant that has no row yet, neither of itself nor of the person, and
-/// is removed there.
+/// Lets a person create a key below a tenant that has no row for itself or the person, while the person is
+/// removed there.
 fn create_below_by_a_stranger() -> Race {
     Race::new(reaching_below(), |bench| {
         let provision = ask("provision", Command::ProvisionTenant);
@@ -391,7 +391,7 @@ fn create_below_by_a_stranger() -> Race {
 }
 
 #[test]
-fn nothing_is_created_below_by_whom_the_first_row_above_removes() {
+fn a_person_removed_by_the_first_row_above_creates_nothing_below() {
     let race = create_below_by_a_stranger();
     holds(&race);
     let overlooks = || BrokenStore::new(MemoryStore::new(), Defect::AbsentRowsAlwaysStand);
@@ -401,7 +401,7 @@ fn nothing_is_created_below_by_whom_the_first_row_above_removes() {
 }
 
 #[test]
-fn an_organisation_that_is_busy_with_other_keys_starves_no_project() {
+fn an_organisation_busy_with_other_keys_starves_no_project() {
     let race = Race::new(reaching_below(), |bench| {
         bench.land(create("before"))?;
         let provision = ask("provision", Command::ProvisionTenant);
@@ -419,14 +419,14 @@ fn an_organisation_that_is_busy_with_other_keys_starves_no_project() {
     assert!(found.message.contains("failed"), "{found}");
 }
 
-/// What is broken in a store that otherwise forwards.
+/// The defect of a store that otherwise forwards.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Fault {
-    /// Commits whatever the tenant's revision is.
+    /// Commits at any revision of the tenant.
     IgnoresExpected,
-    /// Counts up before it commits, so that a later number may be seen first.
+    /// Draws a revision before it commits, so that a later one may appear first.
     EarlyRevision,
-    /// Keeps audit entries other than those it was given.
+    /// Stores audit entries other than those it was given.
     AltersAudit,
 }
 
@@ -435,7 +435,7 @@ struct Broken {
     fault: Fault,
     inner: MemoryStore,
     next: AtomicU64,
-    told: Mutex<BTreeMap<Revision, Revision>>,
+    announced: Mutex<BTreeMap<Revision, Revision>>,
 }
 
 impl Broken {
@@ -444,13 +444,13 @@ impl Broken {
             fault,
             inner: MemoryStore::new(),
             next: AtomicU64::new(1),
-            told: Mutex::default(),
+            announced: Mutex::default(),
         }
     }
 
-    /// The revision that is told for one of the inner store.
-    fn told(&self, inner: Revision) -> Revision {
-        self.told
+    /// Returns the announced revision for one of the inner store.
+    fn announced(&self, inner: Revision) -> Revision {
+        self.announced
             .lock()
             .unwrap()
             .get(&inner)
@@ -458,16 +458,16 @@ impl Broken {
             .unwrap_or(inner)
     }
 
-    fn inner_of(&self, told: Revision) -> Revision {
-        let known = self.told.lock().unwrap();
+    fn inner_of(&self, announced: Revision) -> Revision {
+        let known = self.announced.lock().unwrap();
         known
             .iter()
-            .find(|(_, own)| **own == told)
-            .map_or(told, |(inner, _)| *inner)
+            .find(|(_, own)| **own == announced)
+            .map_or(announced, |(inner, _)| *inner)
     }
 
     fn head(&self) -> Cursor {
-        let newest = self.told.lock().unwrap().values().max().copied();
+        let newest = self.announced.lock().unwrap().values().max().copied();
         Cursor {
             epoch: Epoch(1),
             revision: newest.unwrap_or_default(),
@@ -475,9 +475,9 @@ impl Broken {
         }
     }
 
-    fn retold(&self, change: Change) -> Change {
+    fn renumbered(&self, change: Change) -> Change {
         Change {
-            revision: self.told(change.revision),
+            revision: self.announced(change.revision),
             ..change
         }
     }
@@ -487,7 +487,7 @@ impl Broken {
 impl KeyStore for Broken {
     async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
         let mut view = self.inner.load(tenant, select).await?;
-        view.revision = self.told(view.revision);
+        view.revision = self.announced(view.revision);
         Ok(view)
     }
 
@@ -500,7 +500,7 @@ impl KeyStore for Broken {
             Fault::IgnoresExpected => {
                 let view = self.inner.load(&commit.tenant, &Select::none()).await?;
                 commit.expected = view.revision;
-                // The chain is mended, so that nothing but the cap tells.
+                // The commit is adapted to the current revision, so that only the cap can reveal the defect.
                 self.inner.commit(commit).await
             }
             Fault::AltersAudit => {
@@ -512,12 +512,12 @@ impl KeyStore for Broken {
                 self.inner.commit(commit).await
             }
             Fault::EarlyRevision => {
-                let told = Revision(self.next.fetch_add(1, Ordering::Relaxed));
+                let announced = Revision(self.next.fetch_add(1, Ordering::Relaxed));
                 step().await;
                 commit.expected = self.inner_of(commit.expected);
                 let inner = self.inner.commit(commit).await?;
-                self.told.lock().unwrap().insert(inner, told);
-                Ok(told)
+                self.announced.lock().unwrap().insert(inner, announced);
+                Ok(announced)
             }
         }
     }
@@ -527,7 +527,11 @@ impl KeyStore for Broken {
             return self.inner.changes(after, limit).await;
         }
         let scan = self.inner.scan(None, NonZeroUsize::MAX).await?;
-        let mut changes: Vec<_> = scan.rows.into_iter().map(|row| self.retold(row)).collect();
+        let mut changes: Vec<_> = scan
+            .rows
+            .into_iter()
+            .map(|row| self.renumbered(row))
+            .collect();
         changes.retain(|change| change.revision > after.revision);
         changes.sort_by_key(|change| change.revision);
         let (upto, head) = (self.head(), self.head());
@@ -547,7 +551,11 @@ impl KeyStore for Broken {
         let mut page = self.inner.scan(after, limit).await?;
         if self.fault == Fault::EarlyRevision {
             page.head = self.head();
-            page.rows = page.rows.into_iter().map(|row| self.retold(row)).collect();
+            page.rows = page
+                .rows
+                .into_iter()
+                .map(|row| self.renumbered(row))
+                .collect();
         }
         Ok(page)
     }
@@ -559,7 +567,7 @@ impl KeyStore for Broken {
     async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
         let mut page = self.inner.audit(query).await?;
         for row in &mut page.rows {
-            row.revision = self.told(row.revision);
+            row.revision = self.announced(row.revision);
         }
         Ok(page)
     }
@@ -603,7 +611,7 @@ fn a_store_that_alters_audit_entries_is_caught() {
 }
 
 #[test]
-fn a_writer_that_counts_and_then_inserts_is_caught() {
+fn a_writer_that_counts_before_it_inserts_is_caught() {
     const CAP: usize = 2;
     let live = Select {
         live_at: Some("2026-01-01T00:00:00Z".parse().unwrap()),

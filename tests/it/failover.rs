@@ -1,39 +1,38 @@
-//! The rule of the strict mode of `PostgresStore` on its own, in every order there is: a primary, its
-//! synchronous standby that is promoted at any time while the former primary goes on answering, one
-//! revocation, one verifier, waits that are cancelled.
+//! The rule of `PostgresStore`'s strict mode by itself, in every order of events.
 //!
-//! Time is a few ticks. What a verification does with what was confirmed is gone through in
-//! `protocol.rs`.
+//! There are a primary and a synchronous standby, one revocation, one verifier, and cancelled waits. The
+//! standby may be promoted at any time, and the former primary still answers. Time is a few ticks.
+//! `protocol.rs` explores how a verification uses a confirmation.
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
-/// For how many ticks a confirmation holds.
+/// Ticks for which a confirmation is valid: 1, the smallest bound that time can exceed.
 const BOUND: u8 = 1;
 
 const LIVE: &str = "now and then a key is accepted after its revocation returned";
 const MOVED: &str = "now and then a promoted server confirms";
 
-/// By which rule a poll confirms.
+/// The rule by which a poll confirms.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 enum Rule {
     /// A heartbeat that began after the read, on the same server, was acknowledged.
     Strict,
 
-    /// Without heartbeats.
+    /// No heartbeats.
     None,
-    /// A heartbeat that was on its way at the time of the read will do.
+    /// A heartbeat in flight at the time of the read is enough.
     OneOnItsWay,
-    /// A heartbeat on any server will do.
+    /// A heartbeat on any server is enough.
     AnyServer,
-    /// A wait that was cancelled is taken for an acknowledgment.
+    /// A cancelled wait counts as an acknowledgement.
     CancelledCounts,
-    /// A commit whose wait was cancelled is told as done.
-    CancelledIsTold,
-    /// The lease is counted from when the heartbeat was acknowledged.
+    /// A commit whose wait was cancelled is reported as done.
+    CancelledIsReported,
+    /// The lease starts when the heartbeat is acknowledged.
     LeaseFromAnswer,
-    /// Somebody else's heartbeat is further than the poll before this one saw: that poll's read.
+    /// Another node's heartbeat has advanced since the previous poll, which confirms that poll's read.
     OneFurther,
-    /// The same, and the lease is counted from this poll's read.
+    /// Another node's heartbeat has advanced, and the lease starts at this poll's read.
     OneFurtherFromNow,
 }
 
@@ -42,7 +41,7 @@ const BROKEN: [Rule; 8] = [
     Rule::OneOnItsWay,
     Rule::AnyServer,
     Rule::CancelledCounts,
-    Rule::CancelledIsTold,
+    Rule::CancelledIsReported,
     Rule::LeaseFromAnswer,
     Rule::OneFurther,
     Rule::OneFurtherFromNow,
@@ -54,14 +53,14 @@ enum Server {
     Promoted,
 }
 
-/// How much may happen in all.
+/// The events that may still happen, by kind.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 struct Budget {
     ticks: u8,
     polls: u8,
     beats: u8,
     cancels: u8,
-    /// Polls and heartbeats of which nothing is heard any more.
+    /// Polls and heartbeats that are lost.
     losses: u8,
 }
 
@@ -73,11 +72,11 @@ const BUDGET: Budget = Budget {
     losses: 1,
 };
 
-/// A heartbeat on its way.
+/// A heartbeat in flight.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 struct Beat {
     server: Server,
-    /// Where it stands in the log of the former primary.
+    /// Its position in the log of the former primary.
     place: u8,
 }
 
@@ -91,7 +90,7 @@ enum Poll {
         sent: u8,
         server: Server,
         revoked: bool,
-        /// Heartbeats up to this one do not prove it.
+        /// Heartbeats up to this one do not confirm the read.
         after: u8,
     },
 }
@@ -101,23 +100,23 @@ struct State {
     now: u8,
     left: Budget,
     promoted: bool,
-    /// How long the log of the former primary is, and how much of that the standby has.
+    /// The length of the former primary's log, and the part the standby has.
     log: u8,
     shipped: u8,
-    /// Where the revocation stands in that log, and whether it still waits for the standby.
+    /// The position of the revocation in that log, and whether it still waits for the standby.
     revocation: Option<(u8, bool)>,
-    /// Whether the promoted server has it by itself.
+    /// Whether the promoted server has its own revocation.
     revoked_there: bool,
-    /// When it returned.
+    /// The tick at which the revocation returned.
     returned: Option<u8>,
     beat: Option<Beat>,
-    /// How many heartbeats began, and the last one that counted: its number and server.
+    /// The number of heartbeats begun, and the last one that counted: its number and server.
     beats: u8,
     counted: Option<(u8, Server)>,
     poll: Poll,
-    /// The poll before: when it was sent, which heartbeat it saw and where.
+    /// The previous poll: when it was sent, which heartbeat it saw, and on which server.
     before: Option<(u8, u8, Server)>,
-    /// What the verifier knows.
+    /// Whether the verifier knows of the revocation.
     knows: bool,
     confirmed: u8,
     moved: bool,
@@ -129,7 +128,7 @@ enum Step {
     Ship,
     Promote,
     Revoke(Server),
-    /// The standby's answer reaches who waits.
+    /// The standby's acknowledgement reaches the waiting commit.
     ReleaseRevocation,
     CancelRevocation,
     Begin(Server),
@@ -167,7 +166,7 @@ impl State {
         self.moved |= server == Server::Promoted;
     }
 
-    /// Whoever began it is told that it was acknowledged.
+    /// Acknowledges the heartbeat in flight to its sender.
     fn count(&mut self) {
         if let Some(beat) = self.beat.take() {
             self.counted = Some((self.beats, beat.server));
@@ -180,7 +179,7 @@ impl State {
 }
 
 impl Failover {
-    /// Whether polls look at heartbeats of somebody else.
+    /// Returns whether polls use heartbeats of other nodes.
     fn shares(&self) -> bool {
         matches!(self.rule, Rule::OneFurther | Rule::OneFurtherFromNow)
     }
@@ -217,7 +216,7 @@ impl Failover {
         Some(())
     }
 
-    /// What a poll that was answered proves by now.
+    /// Returns whether the answered poll is confirmed by now.
     fn proven(&self, state: &State) -> bool {
         let Poll::Read { server, after, .. } = state.poll else {
             return false;
@@ -227,7 +226,7 @@ impl Failover {
         self.rule == Rule::None || state.counted.is_some_and(counts)
     }
 
-    /// Whether the verifier is fresh again once all goes well.
+    /// Returns whether the verifier becomes fresh again if no more faults occur.
     fn recovers(&self, state: &State) -> bool {
         let mut state = *state;
         let primary = match state.promoted {
@@ -348,7 +347,7 @@ impl Model for Failover {
             Step::CancelRevocation => {
                 state.left.cancels -= 1;
                 state.revocation = state.revocation.map(|(place, _)| (place, false));
-                if self.rule == Rule::CancelledIsTold {
+                if self.rule == Rule::CancelledIsReported {
                     state.returned = state.returned.or(Some(state.now));
                 }
             }
@@ -427,7 +426,7 @@ fn check(rule: Rule) -> impl Checker<Failover> {
         .join()
 }
 
-/// What was found that must not be.
+/// Returns the violated properties.
 fn broken(checked: &impl Checker<Failover>) -> Vec<&'static str> {
     let mut found: Vec<_> = checked.discoveries().into_keys().collect();
     found.retain(|name| !name.starts_with("now and then"));
@@ -446,7 +445,7 @@ fn no_order_of_steps_lets_a_former_primary_confirm_past_the_bound() {
 }
 
 #[test]
-fn every_shortcut_is_found() {
+fn every_broken_rule_is_found() {
     for rule in BROKEN {
         let checked = check(rule);
         let found = broken(&checked);

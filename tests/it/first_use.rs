@@ -66,9 +66,9 @@ const ENDS: [(&str, End); 4] = [
     }),
 ];
 
-/// The old key is gone for good once its successor was used, whether that was recorded yet or not.
+/// The old key ends once its successor was used, even if the use is not recorded yet.
 #[test]
-fn a_successor_that_was_used_is_not_ended_as_if_it_had_not_been() {
+fn ending_a_used_successor_still_ends_the_old_key() {
     for (what, end) in ENDS {
         for how in [Replacement::on_first_use(GRACE), compromised()] {
             let world = World::new();
@@ -84,9 +84,9 @@ fn a_successor_that_was_used_is_not_ended_as_if_it_had_not_been() {
     }
 }
 
-/// The trail says that the application noticed the first use, whoever gave the command.
+/// The trail attributes a first use to the application, not to the actor of the command that recorded it.
 #[test]
-fn a_first_use_that_a_command_records_is_the_applications_doing() {
+fn a_first_use_recorded_by_a_command_is_attributed_to_the_application() {
     let world = World::new();
     let old = world.create(&admin(), reader("old")).unwrap();
     let new = rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap();
@@ -101,7 +101,7 @@ fn a_first_use_that_a_command_records_is_the_applications_doing() {
     assert_eq!(noticed, vec![(Author::Application, None); 2]);
 }
 
-/// A command that is refused records nothing, and loses nothing either.
+/// A refused command records nothing and loses nothing.
 #[test]
 fn a_refused_command_leaves_a_first_use_counted() {
     let world = World::new();
@@ -117,7 +117,7 @@ fn a_refused_command_leaves_a_first_use_counted() {
 }
 
 #[test]
-fn trap_33_the_uses_of_one_tenant_push_out_no_other_tenants() {
+fn trap_33_the_uses_of_one_tenant_displace_no_other_tenants_uses() {
     let world = World::with_policy(PolicySpec {
         active_keys: ActiveKeyCap::Unlimited,
         ..profiles::standard()
@@ -144,9 +144,9 @@ fn trap_33_the_uses_of_one_tenant_push_out_no_other_tenants() {
     assert_eq!(end_of(&world.keys, many[0].0), grace_ends);
 }
 
-/// A tenant with many uses does not have another one wait for all of them.
+/// A tenant with many uses does not make another tenant wait for all of them.
 #[test]
-fn each_tenant_has_its_turn() {
+fn tenants_take_turns_when_first_uses_are_recorded() {
     let store = FaultyStore::new(MemoryStore::new());
     let clock = Arc::new(ManualClock::at(at(START)));
     let keys = node(store.clone(), &clock, Policy::new(capped(100)).unwrap());
@@ -163,7 +163,7 @@ fn each_tenant_has_its_turn() {
     for new in rotated("acme", 20).iter().chain(&rotated("zebra", 1)) {
         use_it(&keys, &new.secret);
     }
-    // Two commits, and then no more.
+    // Two commits succeed, and no more.
     store.next(Call::Commit, [Fault::None, Fault::None, Fault::Unavailable]);
     assert!(wait(keys.run_upkeep()).is_err());
     let trail = AuditQuery::tenant(tenant("zebra"));
@@ -177,7 +177,7 @@ fn each_tenant_has_its_turn() {
 }
 
 #[test]
-fn a_first_use_outlives_a_commit_that_failed() {
+fn a_first_use_survives_a_failed_commit() {
     for fault in [Fault::Unavailable, Fault::RequestLost] {
         let store = FaultyStore::new(MemoryStore::new());
         let clock = Arc::new(ManualClock::at(at(START)));
@@ -200,12 +200,12 @@ fn a_first_use_outlives_a_commit_that_failed() {
 }
 
 #[test]
-fn a_first_use_outlives_a_resync() {
+fn a_first_use_survives_a_resync() {
     let world = World::new();
     let old = world.create(&admin(), reader("old")).unwrap();
     let new = rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap();
     use_it(&world.keys, &new.secret);
-    // Another process goes on, and what this one followed is compacted away.
+    // Another process commits, and the history that this node followed is compacted away.
     let other = world.another_node(standard());
     wait(other.create(&admin(), reader("another"))).unwrap();
     world.store.compact();
@@ -216,7 +216,7 @@ fn a_first_use_outlives_a_resync() {
 }
 
 #[test]
-fn a_node_that_leaves_records_what_it_counted() {
+fn a_node_that_leaves_records_its_counted_first_uses() {
     let world = World::new();
     let old = world.create(&admin(), reader("old")).unwrap();
     let new = rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap();
@@ -227,10 +227,10 @@ fn a_node_that_leaves_records_what_it_counted() {
     assert_eq!(end_of(&other, old.id), Some(grace_ends));
 }
 
-// The latest end.
+// The latest end of the old key.
 
 #[test]
-fn an_old_key_ends_though_its_successor_is_never_used() {
+fn an_old_key_ends_although_its_successor_is_never_used() {
     let policy = Duration::from_secs(77);
     let spec = PolicySpec {
         first_use_wait: policy,
@@ -262,7 +262,7 @@ fn an_old_key_ends_though_its_successor_is_never_used() {
 }
 
 #[test]
-fn a_compromised_key_waits_a_day_at_most_and_only_if_that_is_said() {
+fn a_compromised_key_waits_a_day_at_most_and_only_if_the_wait_is_explicit() {
     let max = Rotation::MAX_COMPROMISED_WAIT;
     let second = Duration::from_secs(1);
     let rotated = |how: Replacement| {
@@ -283,7 +283,7 @@ fn a_compromised_key_waits_a_day_at_most_and_only_if_that_is_said() {
 }
 
 #[test]
-fn a_wait_is_named_for_a_rotation_on_first_use_alone() {
+fn a_wait_is_valid_only_for_a_rotation_on_first_use() {
     let world = World::new();
     let old = world.create(&admin(), reader("old")).unwrap();
     let ways = [
@@ -310,9 +310,10 @@ fn a_wait_is_named_for_a_rotation_on_first_use_alone() {
     }
 }
 
-/// Another process counted the use and died with it: the compromised key is not back for good.
+/// Another process counted the use and crashed before it recorded it. The compromised key is not restored
+/// permanently.
 #[test]
-fn a_compromised_key_does_not_come_back_when_its_successor_ends() {
+fn a_compromised_key_is_not_restored_when_its_successor_ends() {
     for (what, end) in ENDS {
         let world = World::new();
         let old = world.create(&admin(), reader("old")).unwrap();
@@ -344,9 +345,9 @@ fn rotating_a_compromised_key_again_gives_it_no_more_time() {
     assert_eq!(grace.until, first.until);
 }
 
-/// A routine rotation that is called off returns to the key's own end.
+/// A cancelled routine rotation returns the key to its own end.
 #[test]
-fn a_key_that_was_rotated_as_a_routine_is_as_before_when_its_successor_ends_unused() {
+fn a_routinely_rotated_key_is_restored_when_its_successor_ends_unused() {
     let world = World::new();
     let own_end = days(60);
     let old = world
@@ -362,10 +363,10 @@ fn a_key_that_was_rotated_as_a_routine_is_as_before_when_its_successor_ends_unus
     assert_eq!(end_of(&world.keys, old.id), old.expires_at);
 }
 
-/// The first thing that a used successor does is to revoke many keys: that a first use was recorded along
-/// with the command is no sign that the command was given before.
+/// The first action of a used successor revokes many keys. The first use recorded along with that command
+/// does not make the command look repeated.
 #[test]
-fn a_command_over_many_keys_by_a_successor_is_carried_out() {
+fn a_bulk_command_by_a_successor_is_executed() {
     let world = World::new();
     let key = NewKey::new("key").environment("live").scope("*:*");
     let old = world.create(&admin(), key).unwrap();
@@ -390,9 +391,9 @@ fn a_command_over_many_keys_by_a_successor_is_carried_out() {
     }
 }
 
-/// A command id says what was done under it: so it does beside first uses.
+/// A command id still identifies its command when many first uses were recorded with that command.
 #[test]
-fn a_repeated_command_is_known_though_many_first_uses_were_recorded_with_it() {
+fn a_repeated_command_is_recognized_although_many_first_uses_were_recorded_with_it() {
     let world = World::new();
     let mut all = Vec::new();
     for number in 0..20 {
@@ -413,9 +414,10 @@ fn a_repeated_command_is_known_though_many_first_uses_were_recorded_with_it() {
     assert_eq!(denied(create()), Denied::AlreadyCreated { id: made.id });
 }
 
-/// A successor acts on another key: the key that waits for its use is not loaded then.
+/// A successor acts on another key, so the command does not load the old key that waits for the successor's
+/// use.
 #[test]
-fn a_first_use_is_recorded_only_together_with_the_grace_that_it_begins() {
+fn a_first_use_is_recorded_only_together_with_the_grace_it_starts() {
     let world = World::with_policy(PolicySpec {
         active_keys: ActiveKeyCap::Unlimited,
         ..profiles::standard()
@@ -434,10 +436,10 @@ fn a_first_use_is_recorded_only_together_with_the_grace_that_it_begins() {
     assert_eq!(end_of(&world.keys, old.id), Some(grace_ends));
 }
 
-/// Calling the rotation of a compromised key off gives it no more time; prolonging it is a command of its
+/// Cancelling the rotation of a compromised key gives it no more time. Extending it needs a command of its
 /// own.
 #[test]
-fn a_compromised_key_has_no_more_time_when_its_rotation_is_called_off() {
+fn cancelling_the_rotation_of_a_compromised_key_gives_it_no_more_time() {
     let world = World::new();
     let old = world.create(&admin(), reader("old")).unwrap();
     let new = rotate(&world, &old, compromised()).unwrap();
@@ -445,7 +447,7 @@ fn a_compromised_key_has_no_more_time_when_its_rotation_is_called_off() {
     assert_eq!(end_of(&world.keys, old.id), Some(new.until));
 }
 
-/// A tenant that was closed meanwhile is not asked again each time.
+/// A first use in a tenant closed since is recorded once, and not retried every time.
 #[test]
 fn a_first_use_in_a_closed_tenant_is_recorded_too() {
     let world = World::new();

@@ -1,4 +1,4 @@
-//! A node that follows its store by itself. Time is paused: nothing waits by the wall.
+//! A node that follows its store in the background. Time is paused, so no test waits in real time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use support::gated::{Gated, Hints};
 use support::*;
 use tokio::time::{Instant, sleep};
 
-/// A node that follows its store over a link that a test steers, beside one that makes the changes.
+/// A node that follows its store over a link the test controls, and another node that makes the changes.
 struct Nodes {
     clock: Arc<ManualClock>,
     store: MemoryStore,
@@ -36,7 +36,7 @@ impl Nodes {
         let policy = Policy::new(spec).unwrap();
         let link = Gated::new(store.clone());
         let there = node(store.clone(), &clock, policy.clone());
-        // Pauses are drawn at random: the same ones in every run.
+        // Random pauses are the same in every run.
         let here = Keyward::builder(link.clone(), peppers())
             .policy(policy)
             .clock(clock.clone())
@@ -51,20 +51,20 @@ impl Nodes {
         }
     }
 
-    /// A key that both nodes know.
+    /// Creates a key that both nodes know.
     async fn key(&self) -> Created {
         let key = self.there.create(&admin(), reader("a key")).await.unwrap();
         self.here.sync().await.unwrap();
         key
     }
 
-    /// Revokes a key elsewhere.
+    /// Revokes a key on the other node.
     async fn revoke(&self, key: &Created) {
         let revoked = self.there.revoke(&admin(), key.id, Reason::Lost).await;
         revoked.unwrap();
     }
 
-    /// Follows, without upkeep unless a test asks for it.
+    /// Follows the store, without upkeep unless a test asks for it.
     fn follow(&self) -> Follower {
         let options = FollowOptions::default().with_upkeep(None);
         self.here.follow(options).unwrap()
@@ -74,14 +74,14 @@ impl Nodes {
         self.link.asked(Call::Changes)
     }
 
-    /// How often the store is asked for changes in this time.
+    /// Returns the number of requests for changes during this time.
     async fn syncs_in(&self, time: Duration) -> usize {
         let before = self.syncs();
         sleep(time).await;
         self.syncs() - before
     }
 
-    /// Lets time pass on the node's clock and on the timers alike.
+    /// Lets time pass on the node's clock and on the timers.
     async fn pass(&self, time: Duration) {
         let step = Duration::from_millis(50);
         let mut left = time;
@@ -99,8 +99,7 @@ impl Nodes {
     }
 }
 
-/// Runs a test where timers move on by themselves as soon as nothing else is left to do. One that
-/// waits for ever fails.
+/// Runs a test on a runtime whose timers advance as soon as no task can run. A test that waits forever fails.
 fn paused<T>(test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -115,7 +114,7 @@ const fn ms(millis: u64) -> Duration {
 }
 
 #[test]
-fn what_is_committed_elsewhere_is_known_within_a_poll_though_no_hint_comes() {
+fn a_commit_elsewhere_is_known_within_a_poll_without_any_hint() {
     paused(async {
         let world = Nodes::new();
         let key = world.key().await;
@@ -132,7 +131,7 @@ fn what_is_committed_elsewhere_is_known_within_a_poll_though_no_hint_comes() {
 }
 
 #[test]
-fn a_hint_wakes_it_at_once() {
+fn a_hint_wakes_the_follower_immediately() {
     paused(async {
         let world = Nodes::new();
         let key = world.key().await;
@@ -148,7 +147,7 @@ fn a_hint_wakes_it_at_once() {
 }
 
 #[test]
-fn hints_for_nothing_and_hints_that_fail_are_no_busy_loop() {
+fn spurious_and_failing_hints_cause_no_busy_loop() {
     paused(async {
         let world = Nodes::new();
         let _follower = world.follow();
@@ -163,7 +162,7 @@ fn hints_for_nothing_and_hints_that_fail_are_no_busy_loop() {
 }
 
 #[test]
-fn a_hint_is_no_proof_of_freshness() {
+fn a_hint_does_not_confirm_freshness() {
     paused(async {
         let world = Nodes::new();
         let key = world.key().await;
@@ -171,7 +170,7 @@ fn a_hint_is_no_proof_of_freshness() {
         world.link.hints(Hints::Spurious);
         world.pass(ms(1000)).await;
         assert!(follower.status().freshness.age.unwrap() <= ms(300));
-        // Hints go on coming; the reads they ask for do not get through.
+        // Hints keep arriving; the reads they trigger do not get through.
         let _never = world.link.hold(Call::Changes);
         world.pass(Propagation::default().bound + ms(300)).await;
         assert!(matches!(world.verify(&key), Err(Rejection::Stale { .. })));
@@ -180,7 +179,7 @@ fn a_hint_is_no_proof_of_freshness() {
 }
 
 #[test]
-fn a_sync_that_hangs_is_given_up_and_confirms_nothing() {
+fn a_hanging_sync_times_out_and_confirms_nothing() {
     paused(async {
         let world = Nodes::new();
         let key = world.key().await;
@@ -201,7 +200,7 @@ fn a_sync_that_hangs_is_given_up_and_confirms_nothing() {
             confirmed.age.map(|age| age + ms(1000))
         );
         assert_eq!(status.lag().time, status.freshness.age);
-        // The answer comes after all: nobody listens any more.
+        // The answer arrives after all, but the node no longer waits for it.
         gate.open();
         world.clock.advance(Propagation::default().bound);
         assert!(matches!(world.verify(&key), Err(Rejection::Stale { .. })));
@@ -213,12 +212,15 @@ fn a_sync_that_hangs_is_given_up_and_confirms_nothing() {
             (status.failures, status.freshness.age),
             (0, Some(Duration::ZERO))
         );
-        assert!(status.last_error.is_some(), "what it was is still told");
+        assert!(
+            status.last_error.is_some(),
+            "the status keeps the last error"
+        );
     });
 }
 
 #[test]
-fn an_answer_confirms_the_instant_at_which_it_was_asked_for() {
+fn an_answer_confirms_the_instant_of_its_request() {
     paused(async {
         let world = Nodes::new();
         let gate = world.link.hold(Call::Changes);
@@ -233,14 +235,14 @@ fn an_answer_confirms_the_instant_at_which_it_was_asked_for() {
 }
 
 #[test]
-fn reading_everything_may_take_longer_than_the_timeout_while_pages_come() {
+fn a_full_scan_may_exceed_the_timeout_while_pages_arrive() {
     paused(async {
         let world = Nodes::new();
         for n in 0..3 {
             let key = reader(&n.to_string());
             world.there.create(&admin(), key).await.unwrap();
         }
-        // History is lost, and the store's answers are slow: no single one too slow.
+        // The history is lost, and each answer of the store is slow but below the timeout.
         world.key().await;
         let removed = world.there.create(&admin(), reader("x")).await.unwrap();
         let plain = keyward::DeleteKey::plain();
@@ -266,7 +268,7 @@ fn reading_everything_may_take_longer_than_the_timeout_while_pages_come() {
 }
 
 #[test]
-fn failures_in_a_row_are_counted_and_asked_for_ever_less_often() {
+fn consecutive_failures_are_counted_and_retried_with_growing_pauses() {
     paused(async {
         let world = Nodes::new();
         let key = world.key().await;
@@ -281,7 +283,7 @@ fn failures_in_a_row_are_counted_and_asked_for_ever_less_often() {
         assert!(status.failures as usize >= later);
         assert!(matches!(status.last_error, Some(FollowError::Store(_))));
 
-        // A failure between is no reason to wait longer the next time.
+        // A success between failures resets the pause.
         world.link.link.partition(false);
         sleep(ms(3000)).await;
         assert_eq!(follower.status().failures, 0);
@@ -298,7 +300,7 @@ fn failures_in_a_row_are_counted_and_asked_for_ever_less_often() {
 }
 
 #[test]
-fn a_short_bound_is_kept_and_one_failure_refuses_nobody() {
+fn a_short_bound_is_met_and_a_single_failure_causes_no_refusal() {
     paused(async {
         let bound = ms(1000);
         let world = Nodes::with_bound(Propagation { bound });
@@ -318,7 +320,7 @@ fn a_short_bound_is_kept_and_one_failure_refuses_nobody() {
 }
 
 #[test]
-fn when_stop_returns_the_task_has_ended_though_its_step_hung() {
+fn the_task_has_ended_when_stop_returns_even_if_its_step_hung() {
     paused(async {
         let world = Nodes::new();
         let gate = world.link.hold(Call::Changes);
@@ -329,17 +331,20 @@ fn when_stop_returns_the_task_has_ended_though_its_step_hung() {
         let before = Instant::now();
         follower.stop().await;
         assert_eq!(before.elapsed(), Duration::ZERO);
-        assert!(steps.changed().await.is_err(), "nobody tells any more");
+        assert!(
+            steps.changed().await.is_err(),
+            "the follower sends no more steps"
+        );
         gate.open();
         world.link.let_pass(Call::Changes);
         assert_eq!(world.syncs_in(ms(10_000)).await, 0);
-        // What was given up midway is in nobody's way.
+        // The cancelled step blocks no later one.
         world.here.sync().await.unwrap();
     });
 }
 
 #[test]
-fn it_stops_when_it_is_dropped() {
+fn a_dropped_follower_stops() {
     paused(async {
         let world = Nodes::new();
         let follower = world.follow();
@@ -351,14 +356,14 @@ fn it_stops_when_it_is_dropped() {
 }
 
 #[test]
-fn without_a_runtime_there_is_no_follower() {
+fn following_without_a_runtime_is_refused() {
     let world = Nodes::new();
     let refused = world.here.follow(FollowOptions::default());
     assert_eq!(refused.unwrap_err(), NoRuntime);
 }
 
 #[test]
-fn it_does_the_upkeep_and_a_chore_that_hangs_holds_up_no_confirmation() {
+fn the_follower_runs_upkeep_and_a_hanging_chore_delays_no_confirmation() {
     paused(async {
         let world = Nodes::new();
         let key = world.key().await;
@@ -384,9 +389,9 @@ fn it_does_the_upkeep_and_a_chore_that_hangs_holds_up_no_confirmation() {
     });
 }
 
-/// Whoever stops it need not be on its runtime, and what was counted is recorded.
+/// A thread outside of the runtime can stop the follower, and counted uses are recorded.
 #[test]
-fn a_stop_records_first_uses_also_from_outside_of_the_runtime() {
+fn a_stop_from_outside_of_the_runtime_records_first_uses() {
     let runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = { runtime }.worker_threads(1).enable_all().build().unwrap();
     let world = Nodes::new();

@@ -1,7 +1,7 @@
 //! Stored bytes of every released format version stay readable.
 //!
-//! `tests/golden/*.v1` were written by the first version. A change of format adds files of a new
-//! version and leaves these alone.
+//! The first version wrote `tests/golden/*.v1`. A format change adds files of a new version and leaves these
+//! unchanged.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -32,7 +32,7 @@ fn maker(number: u128) -> Maker {
     }
 }
 
-/// A key with every field set.
+/// Returns a key with every field set.
 fn full() -> KeyRecord {
     KeyRecord {
         id: KeyId::from_u128(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef),
@@ -91,7 +91,7 @@ fn full() -> KeyRecord {
     }
 }
 
-/// A key with as little set as can be.
+/// Returns a key with as few fields set as possible.
 fn bare() -> KeyRecord {
     KeyRecord {
         prefix: None,
@@ -154,7 +154,7 @@ fn closed_tenant() -> TenantRecord {
     }
 }
 
-/// One of every command over many keys, each by another kind of author.
+/// Returns one command over many keys of each kind, each by another kind of author.
 fn sweeps() -> Vec<PendingSweep> {
     let filter = BulkFilter {
         owner: Some(who("alice")),
@@ -211,7 +211,7 @@ fn entry() -> AuditEntry {
     }
 }
 
-/// The bytes that an older version wrote.
+/// Returns the bytes written by an older version.
 fn golden(name: &str, now: &[u8]) -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("golden")
@@ -223,7 +223,7 @@ fn golden(name: &str, now: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn records_of_version_1_are_read_and_written_to_the_byte() {
+fn records_of_version_1_are_read_and_written_byte_for_byte() {
     for (name, record) in [("key-full.v1", full()), ("key-bare.v1", bare())] {
         let bytes = golden(name, &record.to_bytes());
         assert_eq!(KeyRecord::from_bytes(&bytes), Ok(record.clone()), "{name}");
@@ -238,7 +238,7 @@ fn records_of_version_1_are_read_and_written_to_the_byte() {
 }
 
 #[test]
-fn every_flipped_bit_is_seen() {
+fn every_flipped_bit_is_detected() {
     let bytes = full().to_bytes();
     for bit in 0..bytes.len() * 8 {
         let mut flipped = bytes.clone();

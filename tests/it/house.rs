@@ -1,4 +1,4 @@
-//! The house rules that a compiler does not check: which way imports point, where `unsafe` may stand.
+//! House rules that the compiler does not check: the direction of imports, and the places for `unsafe`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use regex::Regex;
 
-/// Each room, and the rooms it may import. `core` imports nothing.
+/// Each room, and the rooms it may import. `core` imports no room.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("core", &[]),
     ("clock", &["core"]),
@@ -60,7 +60,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("http", &["core", "observe", "verifier", "keyward"]),
 ];
 
-/// Files that may hold `unsafe`, and how often: one hint to the processor.
+/// Files that may contain `unsafe`, and how often: one prefetch hint for the processor.
 const MAY_BE_UNSAFE: &[(&str, usize)] = &[("replica/index/prefetch.rs", 1)];
 
 fn root() -> PathBuf {
@@ -88,7 +88,7 @@ fn all_sources() -> Vec<PathBuf> {
     found
 }
 
-/// The room a file belongs to: the first part of its path below `src`.
+/// Returns the room of a file: the first component of its path below `src`.
 fn room(path: &Path) -> String {
     let below = path.strip_prefix(root()).unwrap();
     let first = below
@@ -101,7 +101,7 @@ fn room(path: &Path) -> String {
     first.trim_end_matches(".rs").to_owned()
 }
 
-/// Code without comments and without its unit tests, which may look anywhere.
+/// Returns the code without comments and without unit tests, which may import any room.
 fn code(text: &str) -> String {
     let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
     let lines = text
@@ -118,7 +118,7 @@ fn imports(code: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn imports_point_one_way() {
+fn imports_point_in_one_direction() {
     for path in all_sources() {
         let room = room(&path);
         if room == "lib" {
@@ -128,7 +128,7 @@ fn imports_point_one_way() {
             .iter()
             .find(|(name, _)| *name == room)
             .unwrap_or_else(|| panic!("room {room} stands in no layer: add it to MAY_IMPORT"));
-        // Exported macros stand at the root under names of their own.
+        // Exported macros are at the crate root, under names that start with `__`.
         let modules = |import: &String| !import.starts_with("__");
         let found = imports(&code(&fs::read_to_string(&path).unwrap()));
         for import in found.into_iter().filter(modules) {
@@ -139,7 +139,7 @@ fn imports_point_one_way() {
 }
 
 #[test]
-fn an_import_that_points_the_wrong_way_is_seen() {
+fn an_import_in_the_wrong_direction_is_detected() {
     let found = imports(&code(
         "use crate::core::id::KeyId;\n// crate::http\nlet x = crate::store::Row;",
     ));
@@ -170,7 +170,7 @@ fn the_core_is_pure() {
 }
 
 #[test]
-fn unsafe_code_stands_in_one_named_place() {
+fn unsafe_code_is_in_one_named_file() {
     let word = Regex::new(r"\bunsafe\b").unwrap();
     for path in all_sources() {
         let named = path
@@ -194,7 +194,7 @@ fn unsafe_code_stands_in_one_named_place() {
 }
 
 #[test]
-fn a_secret_leaves_its_type_in_one_place() {
+fn the_library_never_exposes_a_secret() {
     let leaving = Regex::new(r"\.expose\(\)").unwrap();
     let inside: Vec<_> = all_sources()
         .into_iter()
@@ -208,11 +208,11 @@ fn a_secret_leaves_its_type_in_one_place() {
 }
 
 #[test]
-fn a_runtime_is_named_where_one_is_needed_alone() {
+fn a_runtime_is_named_only_where_it_is_needed() {
     let named = Regex::new(r"\b(tokio|async_std|smol)::").unwrap();
     for path in all_sources() {
         let code = code(&fs::read_to_string(&path).unwrap());
-        // The database's driver runs on tokio.
+        // The database driver runs on tokio.
         let driver = path.starts_with(root().join("store/postgres"));
         if room(&path) != "follow" && !driver {
             assert!(!named.is_match(&code), "{}", path.display());
@@ -222,7 +222,7 @@ fn a_runtime_is_named_where_one_is_needed_alone() {
 
 #[test]
 fn every_public_item_is_documented() {
-    // `missing_docs` warns in every build, and warnings are errors in the gate.
+    // `missing_docs` warns in every build, and CI denies warnings.
     let manifest = fs::read_to_string(root().join("../Cargo.toml")).unwrap();
     assert!(manifest.contains("missing_docs = \"warn\""));
     for path in all_sources() {
@@ -232,7 +232,7 @@ fn every_public_item_is_documented() {
 }
 
 #[test]
-fn every_trap_has_its_test_or_says_what_it_waits_for() {
+fn every_trap_has_a_test_or_names_what_it_waits_for() {
     let design = include_str!("../../docs/design.md");
     let listed = Regex::new(r"(?m)^(\d+)\. (.*)$").unwrap();
     let files = [
@@ -247,7 +247,8 @@ fn every_trap_has_its_test_or_says_what_it_waits_for() {
         "own_commands.rs",
         "time.rs",
     ];
-    let tests = files.map(|file| fs::read_to_string(root().join("../tests/it").join(file)).unwrap());
+    let tests =
+        files.map(|file| fs::read_to_string(root().join("../tests/it").join(file)).unwrap());
     let traps: Vec<_> = listed.captures_iter(design).collect();
     assert_eq!(traps.len(), 35);
     for trap in traps {

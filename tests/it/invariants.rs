@@ -1,4 +1,4 @@
-//! Two invariants of what is stored, after random commands; and broken stores that are caught.
+//! Two invariants of stored data, after random commands, and broken stores that are caught.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use support::*;
 
 const CAP: usize = 3;
 
-/// A store's rows and audit trail after random commands.
+/// Returns a store's rows and audit trail after random commands.
 fn after(steps: &[Step]) -> (Vec<Change>, Vec<keyward::store::AuditRow>) {
     let store = MemoryStore::new();
-    // What the model says of the outcome is another test's.
+    // Another test compares the outcome with the model.
     let _ = run(
         &mut Facade::new(Arc::new(store.clone()), policy(CAP)),
         CAP,
@@ -58,14 +58,14 @@ fn audited(rows: &[Change], audit: &[keyward::store::AuditRow]) -> Result<(), St
         verify_chain(&tenant, AuditHead::GENESIS, chain, &ring, None)
             .map_err(|error| error.to_string())?;
     }
-    let told = |change: &Change| audit.iter().any(|row| row.revision == change.revision);
-    match rows.iter().find(|change| !told(change)) {
+    let has_entry = |change: &Change| audit.iter().any(|row| row.revision == change.revision);
+    match rows.iter().find(|change| !has_entry(change)) {
         Some(change) => Err(format!("no entry at revision {}", change.revision)),
         None => Ok(()),
     }
 }
 
-/// Invariant 7: no record, row or entry holds a secret's text.
+/// Invariant 7: no record, row or entry contains the text of a secret.
 fn silent(rows: &[Change], audit: &[keyward::store::AuditRow]) -> Result<(), String> {
     let mut said = format!("{rows:?}{audit:?}");
     for change in rows {
@@ -85,7 +85,7 @@ fn silent(rows: &[Change], audit: &[keyward::store::AuditRow]) -> Result<(), Str
 #[test]
 fn invariant_6_every_change_has_its_entry_in_an_intact_chain() {
     holds(audited);
-    // A store that loses an entry, and one that writes a row without any, are caught.
+    // Catches a store that loses an entry, and one that writes a row without an entry.
     holds(|rows, audit| {
         let (mut lost, mut silent) = (audit.to_vec(), rows.to_vec());
         if lost.len() > 1 {
@@ -107,7 +107,7 @@ fn invariant_6_every_change_has_its_entry_in_an_intact_chain() {
 #[test]
 fn invariant_7_no_secret_is_stored() {
     holds(silent);
-    // A store that keeps the text of a secret key is caught.
+    // Catches a store that keeps the text of a secret key.
     let world = World::new();
     let key = world.some_key();
     let limit = NonZeroUsize::new(100).unwrap();

@@ -1,4 +1,4 @@
-//! A key's life through the public API: what is accepted, what is refused, and how it is told.
+//! A key's life cycle through the public API: accepted and refused values, and the messages.
 
 use keyward::policy::{Deletion, KeyClass, Revocation, Rotation};
 use keyward::token::TokenPrefix;
@@ -27,26 +27,27 @@ fn a_bad_value_is_refused_naming_field_bound_and_size() {
         "key name: is 201 bytes long, at most 200 are allowed"
     );
     let metadata = reader("m").metadata([("k", "v".repeat(17_000))]);
-    let told = denied(world.create(&admin(), metadata)).to_string();
+    let message = denied(world.create(&admin(), metadata)).to_string();
     assert_eq!(
-        told,
+        message,
         "metadata: is 17001 bytes long, at most 16384 are allowed"
     );
     let update = KeyUpdate::new().scopes(["no-colon"]);
-    let told = denied(wait(world.keys.update(
+    let refused = denied(wait(world.keys.update(
         &admin(),
         world.some_key().id,
         update,
     )));
     assert!(
-        told.to_string()
+        refused
+            .to_string()
             .starts_with("scope: must be resource:action"),
-        "{told}"
+        "{refused}"
     );
 }
 
 #[test]
-fn old_peppers_go_on_verifying_and_a_used_key_moves_to_the_current_one() {
+fn old_peppers_still_verify_and_a_used_key_moves_to_the_current_one() {
     let world = World::new();
     let key = world.some_key();
     let idle = world.some_key();
@@ -66,7 +67,7 @@ fn old_peppers_go_on_verifying_and_a_used_key_moves_to_the_current_one() {
         0,
         "it stands under the current pepper now"
     );
-    // Idle keys never move by themselves; they are found by their pepper and revoked.
+    // Idle keys are never moved automatically; an operator finds them by pepper and revokes them.
     let old = BulkFilter::all().pepper(PepperId::new("p1").unwrap());
     let done = wait(node.revoke_many(&admin(), &tenant("acme"), old, Reason::Unused)).unwrap();
     assert_eq!(done.ended, 1);
@@ -76,13 +77,13 @@ fn old_peppers_go_on_verifying_and_a_used_key_moves_to_the_current_one() {
 
 #[cfg(unix)]
 #[test]
-fn processes_that_take_up_a_rotation_one_after_the_other_refuse_no_key() {
+fn processes_that_adopt_a_pepper_rotation_one_by_one_refuse_no_key() {
     use keyward::PepperFile;
 
     let world = World::new();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("pepper");
-    // A process takes up the file by starting anew, over the same store.
+    // A process adopts the file by restarting over the same store.
     let start = |peppers| {
         let builder = Keyward::builder(world.store.clone(), peppers);
         wait(builder.clock(world.clock.clone()).build()).unwrap()
@@ -107,12 +108,12 @@ fn processes_that_take_up_a_rotation_one_after_the_other_refuse_no_key() {
         start(PepperFile::rotate(&file).unwrap())
     };
     keys.push(created(&other));
-    // Those that it sees move to the new pepper.
+    // Keys that it verifies move to the new pepper.
     all_verify(&other, &keys);
     assert_eq!(wait(other.run_upkeep()).unwrap(), 2);
     all_verify(&one, &keys);
 
-    // One that has not taken up the first step tells why it refuses, and until when.
+    // A process that has not adopted the first step reports the unknown pepper, until it restarts.
     wait(late.sync()).unwrap();
     let refused = late.verify(keys[2].secret.expose(), &reading());
     assert!(matches!(refused, Err(Rejection::UnknownPepper { .. })));
@@ -173,11 +174,11 @@ fn deleting_revoking_and_rotating_follow_the_class() {
 }
 
 #[test]
-fn live_keys_never_pass_twice_the_cap() {
+fn live_keys_never_exceed_twice_the_cap() {
     let world = World::with_policy(capped(2));
     let grace = Replacement::grace(days(1));
     let first = world.some_key();
-    // One active key and three that drain are as many as may be live.
+    // At most one active key and three draining ones may be live.
     let mut newest = first.id;
     for _ in 0..3 {
         world.clock.advance(hours(1));
@@ -203,7 +204,7 @@ fn live_keys_never_pass_twice_the_cap() {
 }
 
 #[test]
-fn the_public_half_of_a_pair_can_be_held_to_a_class() {
+fn a_need_can_restrict_the_class_of_the_public_half_of_a_pair() {
     let mut spec = profiles::standard();
     let other = spec.classes["publishable"].clone();
     let prefixes = [(environment("live"), TokenPrefix::new("tag_").unwrap())].into();
@@ -227,7 +228,7 @@ fn the_public_half_of_a_pair_can_be_held_to_a_class() {
 }
 
 #[test]
-fn the_legacy_key_cannot_be_narrowed_until_it_is_as_good_as_disabled() {
+fn the_legacy_key_cannot_be_narrowed() {
     let world = World::with_policy(profiles::amplitude());
     wait(world.keys.provision_tenant(&admin(), &tenant("acme"))).unwrap();
     let query = world.keys.query(&tenant("acme"));
@@ -248,7 +249,7 @@ fn the_legacy_key_cannot_be_narrowed_until_it_is_as_good_as_disabled() {
 }
 
 #[test]
-fn a_purge_removes_what_was_kept_long_enough_and_nothing_else() {
+fn a_purge_removes_only_keys_past_their_retention() {
     let mut spec = profiles::standard();
     let secret = spec.classes.get_mut("secret").unwrap();
     secret.revocation = Revocation::Allowed {

@@ -1,4 +1,4 @@
-//! What a call says holds in its own process when it returns, whatever became of the reply.
+//! The effect of a returned call holds in its own process, even if the store's reply was lost.
 
 use keyward::store::MemoryStore;
 use keyward::{Actor, Created, DeleteKey, Keyward, Need, NewKey, Pepper, PepperRing, Reason, Role};
@@ -33,7 +33,7 @@ fn works(keys: &Keyward, created: &Created) -> bool {
 }
 
 #[pollster::test]
-async fn a_created_key_works_here_at_once_though_the_reply_was_lost() {
+async fn a_created_key_works_here_immediately_although_the_reply_was_lost() {
     let store = FaultyStore::new(MemoryStore::new());
     let keys = node(store.clone()).await;
     store.next(Call::Commit, [Fault::ReplyLost]);
@@ -42,7 +42,7 @@ async fn a_created_key_works_here_at_once_though_the_reply_was_lost() {
 }
 
 #[pollster::test]
-async fn a_revoked_key_is_refused_here_at_once_though_the_reply_was_lost() {
+async fn a_revoked_key_is_refused_here_immediately_although_the_reply_was_lost() {
     let store = FaultyStore::new(MemoryStore::new());
     let keys = node(store.clone()).await;
     let created = create(&keys).await;
@@ -54,12 +54,12 @@ async fn a_revoked_key_is_refused_here_at_once_though_the_reply_was_lost() {
 }
 
 #[pollster::test]
-async fn a_key_that_another_node_ended_is_refused_here_once_ending_it_returns() {
+async fn a_key_ended_by_another_node_is_refused_here_once_the_repeated_command_returns() {
     for delete in [false, true] {
         let store = FaultyStore::new(MemoryStore::new());
         let (here, there) = (node(store.clone()).await, node(store.clone()).await);
         let created = create(&here).await;
-        // The same command on both nodes, as a client repeats it that heard no answer.
+        // The same command on both nodes, as a client retries it after a lost answer.
         let by = admin();
         let by = by.with_command_id("end".try_into().unwrap());
         for keys in [&there, &here] {
@@ -74,7 +74,7 @@ async fn a_key_that_another_node_ended_is_refused_here_once_ending_it_returns() 
 }
 
 #[pollster::test]
-async fn a_removed_owner_is_refused_here_once_removing_it_again_returns() {
+async fn a_removed_owner_is_refused_here_once_the_repeated_removal_returns() {
     let store = FaultyStore::new(MemoryStore::new());
     let (here, there) = (node(store.clone()).await, node(store.clone()).await);
     let created = create(&here).await;
@@ -89,7 +89,7 @@ async fn a_removed_owner_is_refused_here_once_removing_it_again_returns() {
 }
 
 #[pollster::test]
-async fn a_key_that_was_read_through_goes_on_working_with_its_owners_reach() {
+async fn a_key_that_was_read_through_keeps_its_owners_reach() {
     let store = FaultyStore::new(MemoryStore::new());
     let (here, there) = (node(store.clone()).await, node(store.clone()).await);
     let created = create(&there).await;

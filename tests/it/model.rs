@@ -1,5 +1,5 @@
-//! The facade does what a separate naive model says, invariant by invariant; and for each invariant
-//! a system that breaks it is caught by the same property.
+//! The facade agrees with a separate naive model, invariant by invariant. For each invariant, the same
+//! property catches a system that breaks it.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -26,10 +26,10 @@ use proptest::test_runner::{
 
 const CAP: usize = 3;
 
-/// Where failing cases are kept.
+/// The file of failing cases.
 const REGRESSIONS: &str = "it/model.proptest-regressions";
 
-/// How many cases each property runs; `PROPTEST_CASES` sets another number.
+/// Returns the number of cases of each property; `PROPTEST_CASES` overrides it.
 fn cases() -> u32 {
     let set = std::env::var("PROPTEST_CASES").ok();
     set.and_then(|cases| cases.parse().ok()).unwrap_or(96)
@@ -41,7 +41,8 @@ fn real() -> Box<dyn System> {
     Box::new(Facade::new(Arc::new(MemoryStore::new()), policy(CAP)))
 }
 
-/// Plays random steps on what `make` makes; a violation of another invariant is another property's.
+/// Plays random steps on the system that `make` builds. Ignores violations of other invariants, which have
+/// their own properties.
 fn check(make: Make, invariant: Option<u8>, mut runner: TestRunner) -> Result<(), String> {
     let steps = strategies::steps(60);
     let result = runner.run(&steps, |steps: Vec<Step>| {
@@ -64,7 +65,7 @@ fn holds(invariant: Option<u8>) {
     check(real, invariant, runner).unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// The same property over a broken system, with the same randomness each time, must fail.
+/// Checks that the same property fails on a broken system. The randomness is the same in every run.
 fn catches(mutant: Make, invariant: u8) {
     let config = Config {
         cases: 1024,
@@ -101,7 +102,7 @@ fn invariant_2_a_revoked_or_deleted_key_never_verifies_again() {
 }
 
 #[test]
-fn invariant_3_the_legacy_key_is_one_and_cannot_be_ended() {
+fn invariant_3_there_is_one_legacy_key_and_it_cannot_be_ended() {
     holds(Some(3));
     catches(revokes_the_legacy_key, 3);
 }
@@ -113,13 +114,13 @@ fn invariant_4_a_keys_reach_is_its_scopes_within_its_owners_role() {
 }
 
 #[test]
-fn invariant_5_nobody_hands_out_more_than_they_have() {
+fn invariant_5_nobody_grants_more_than_they_have() {
     holds(Some(5));
     catches(leaves_reach_unchecked, 5);
 }
 
 #[test]
-fn invariant_8_a_key_expires_at_its_very_instant() {
+fn invariant_8_a_key_expires_at_its_exact_instant() {
     holds(Some(8));
     catches(expires_late, 8);
 }
@@ -130,7 +131,7 @@ fn invariant_9_an_actor_reaches_its_tenant_by_segments() {
     catches(compares_paths_as_text, 9);
 }
 
-/// A host over a fresh store, with the model's policy.
+/// Starts a host over an empty store, with the model's policy.
 async fn host() -> (Keyward, Arc<ManualClock>, Actor) {
     let clock = Arc::new(ManualClock::at("2026-01-01T00:00:00Z".parse().unwrap()));
     let keys = Keyward::builder(MemoryStore::new(), PepperRing::generate().unwrap())
@@ -156,11 +157,11 @@ async fn live(keys: &Keyward, by: &Actor) -> usize {
 }
 
 #[pollster::test]
-async fn creating_ends_the_oldest_grace_rather_than_pass_twice_the_cap() {
+async fn creating_ends_the_oldest_grace_before_live_keys_exceed_twice_the_cap() {
     let (keys, _, alice) = host().await;
     let grace = || Replacement::grace(hours(24));
     for _ in 0..2 * CAP {
-        // The successor's place is freed after each rotation, so that only retiring keys pile up.
+        // The successor is revoked after each rotation, so that only retiring keys accumulate.
         let made = keys.create(&alice, NewKey::new("one")).await.unwrap();
         let extra = keys.create(&alice, NewKey::new("two")).await.unwrap();
         assert!(live(&keys, &alice).await <= 2 * CAP);
@@ -171,7 +172,7 @@ async fn creating_ends_the_oldest_grace_rather_than_pass_twice_the_cap() {
 }
 
 #[pollster::test]
-async fn a_chain_of_unused_successors_does_not_pile_up_live_keys() {
+async fn a_chain_of_unused_successors_accumulates_no_live_keys() {
     let (keys, clock, alice) = host().await;
     let mut newest = keys.create(&alice, NewKey::new("one")).await.unwrap().id;
     for _ in 0..3 * CAP {
@@ -202,7 +203,7 @@ async fn a_key_that_another_tenants_clock_saw_expire_is_not_revived() {
 }
 
 #[pollster::test]
-async fn the_legacy_key_is_given_no_earlier_end() {
+async fn the_legacy_key_cannot_get_an_earlier_end() {
     let (keys, _, alice) = host().await;
     let legacy = keys.provision_tenant(&alice, alice.tenant()).await.unwrap()[0].id;
     let ends = KeyUpdate::new().expiry(Expiry::In(Duration::from_secs(1)));
@@ -211,7 +212,7 @@ async fn the_legacy_key_is_given_no_earlier_end() {
 }
 
 #[pollster::test]
-async fn an_owner_is_removed_by_an_actor_who_reaches_nothing_below() {
+async fn an_actor_without_reach_below_can_remove_an_owner() {
     let (keys, _, alice) = host().await;
     let own = keys
         .create(&alice, NewKey::new("own").scope("*:*"))
@@ -236,7 +237,7 @@ proptest! {
     #![proptest_config(Config { cases: cases(), failure_persistence: None, ..Config::default() })]
 
     #[test]
-    fn nothing_but_the_token_itself_verifies(
+    fn only_the_exact_token_verifies(
         (mutated, arbitrary) in (
             strategies::mutated_tokens(TOKEN.with(Clone::clone)),
             strategies::arbitrary_tokens(),
@@ -258,13 +259,13 @@ proptest! {
     }
 
     #[test]
-    fn a_policy_survives_the_way_through_a_file(policy in strategies::policies()) {
+    fn a_policy_survives_a_round_trip_through_json(policy in strategies::policies()) {
         let text = serde_json::to_string(&policy).unwrap();
         prop_assert_eq!(serde_json::from_str::<Policy>(&text).unwrap(), policy);
     }
 
     #[test]
-    fn no_actor_reaches_a_tenant_that_is_not_below_its_own(
+    fn an_actor_reaches_exactly_its_own_tenant_and_those_below(
         actor in strategies::actors(),
         tenant in strategies::tenants(),
     ) {
@@ -381,14 +382,14 @@ fn compares_paths_as_text() -> Box<dyn System> {
     })
 }
 
-/// What is broken in a system that otherwise forwards.
+/// The defect of a system that otherwise forwards.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Fault {
-    /// Takes every actor for one without bounds of its own.
+    /// Treats every actor as if it had no bounds of its own.
     WidensActors,
-    /// `now > expires_at`.
+    /// Compares with `now > expires_at`.
     ExpiresLate,
-    /// `acme` reaches `acme-two`.
+    /// Compares tenants as text, so that `acme` reaches `acme-two`.
     ComparesText,
 }
 
@@ -426,7 +427,7 @@ impl System for Wrapped {
         }
         let seen = self.inner.sees(secret);
         if late {
-            // Only the wall clock is looked at, so that the other one may run on.
+            // Only the wall clock matters here, so the monotonic clock may run ahead.
             self.inner.wait(Duration::from_micros(1));
         }
         seen
@@ -453,7 +454,7 @@ impl System for Wrapped {
     }
 }
 
-/// A store that changes what it is given, or gives.
+/// A store that alters the data it is given or returns.
 #[derive(Debug)]
 struct Tampering {
     inner: MemoryStore,

@@ -1,4 +1,4 @@
-//! Several processes over one store that can fail: what each knows, refuses and learns.
+//! Several processes over one store that can fail: the state each knows, refuses and learns.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use keyward_conformance::{Call, Fault, FaultyStore};
 use std::time::Duration;
 use support::*;
 
-/// Two nodes over one store, each with a connection of its own that can be cut.
+/// Two nodes over one store, each with its own link that can be cut.
 struct Nodes {
     clock: Arc<ManualClock>,
     store: MemoryStore,
@@ -53,7 +53,7 @@ impl Nodes {
 }
 
 #[test]
-fn trap_01_a_node_that_cannot_confirm_refuses_once_its_bound_is_passed() {
+fn trap_01_a_node_that_cannot_confirm_fails_closed_past_its_bound() {
     let world = Nodes::new();
     let [here, there] = &world.nodes;
     let key = wait(here.create(&admin(), reader("a"))).unwrap();
@@ -66,7 +66,7 @@ fn trap_01_a_node_that_cannot_confirm_refuses_once_its_bound_is_passed() {
         "at once where it was revoked"
     );
 
-    // The other node cannot know; it goes on for its bound, and not an instant longer.
+    // The other node cannot know. It accepts the key until its bound, and not an instant longer.
     world.clock.advance(Duration::from_secs(10));
     there.verify(key.secret.expose(), &reading()).unwrap();
     world.clock.advance(Duration::from_micros(1));
@@ -90,11 +90,11 @@ fn trap_01_a_node_that_cannot_confirm_refuses_once_its_bound_is_passed() {
 }
 
 #[test]
-fn trap_01_what_no_sync_ever_confirmed_is_never_fresh() {
+fn trap_01_a_node_without_a_confirmed_sync_is_never_fresh() {
     let world = Nodes::new();
     let key = wait(world.nodes[0].create(&admin(), reader("a"))).unwrap();
     world.clock.advance(hours(1));
-    // Reading other things from the store is no confirmation.
+    // Other reads of the store confirm nothing.
     wait(world.nodes[0].verify_fresh(key.secret.expose(), &reading())).unwrap();
     let refusal = world.nodes[0]
         .verify(key.secret.expose(), &reading())
@@ -103,12 +103,12 @@ fn trap_01_what_no_sync_ever_confirmed_is_never_fresh() {
 }
 
 #[test]
-fn trap_02_what_was_read_before_a_revocation_does_not_undo_it() {
+fn trap_02_a_read_from_before_a_revocation_does_not_undo_it() {
     let world = Nodes::new();
     let [here, there] = &world.nodes;
     let key = wait(here.create(&admin(), reader("a"))).unwrap();
 
-    // The other node reads the key through the store; its answer is held back on the way.
+    // The other node reads the key through the store, and the answer is delayed.
     let need = reading();
     let mut reading_through = pin!(there.verify_or_fetch(key.secret.expose(), &need));
     let mut context = Context::from_waker(Waker::noop());
@@ -128,7 +128,7 @@ fn trap_02_what_was_read_before_a_revocation_does_not_undo_it() {
 }
 
 #[test]
-fn trap_22_a_new_key_is_accepted_at_once_on_a_node_that_missed_it() {
+fn trap_22_a_new_key_is_accepted_immediately_on_a_node_that_missed_it() {
     let world = Nodes::new();
     let [here, there] = &world.nodes;
     let other = World::new();
@@ -145,7 +145,7 @@ fn trap_22_a_new_key_is_accepted_at_once_on_a_node_that_missed_it() {
     wait(there.verify_or_fetch(key.secret.expose(), &reading())).unwrap();
     there.verify(key.secret.expose(), &reading()).unwrap();
 
-    // An imported key that was tried before its import, too.
+    // Also an imported key that was tried before its import.
     let token = "a-token-from-elsewhere";
     assert!(wait(there.verify_or_fetch(token, &reading())).is_err());
     let import = ImportKey::sha256(Digest::sha256(token), reader("b"));
@@ -166,7 +166,7 @@ fn a_store_that_is_down_never_looks_like_a_bad_key() {
 }
 
 #[test]
-fn a_removed_key_is_not_asked_for_again() {
+fn a_removed_key_is_not_read_again() {
     let world = Nodes::new();
     let [here, _] = &world.nodes;
     let key = wait(here.create(&admin(), reader("a"))).unwrap();
@@ -184,7 +184,7 @@ fn a_removed_key_is_not_asked_for_again() {
 }
 
 #[test]
-fn a_commit_whose_answer_is_lost_is_found_out_and_heard_of_here() {
+fn a_commit_with_a_lost_answer_is_found_and_applied_here() {
     let world = Nodes::new();
     let [here, _] = &world.nodes;
     let lose = |faults| world.links[0].next(Call::Commit, faults);
@@ -213,7 +213,7 @@ fn a_commit_whose_answer_is_lost_is_found_out_and_heard_of_here() {
 }
 
 #[test]
-fn a_command_dropped_midway_can_be_given_again() {
+fn a_command_dropped_midway_can_be_retried() {
     let world = Nodes::new();
     let [here, _] = &world.nodes;
     let actor = admin();
@@ -236,7 +236,7 @@ fn a_command_dropped_midway_can_be_given_again() {
 }
 
 #[test]
-fn an_outage_is_told_as_one_and_nothing_is_written() {
+fn an_outage_is_reported_as_such_and_nothing_is_written() {
     let world = Nodes::new();
     let [here, _] = &world.nodes;
     world.links[0].next(Call::Commit, [Fault::Unavailable]);
@@ -267,7 +267,7 @@ fn a_class_with_a_bound_of_zero_is_verified_against_the_store() {
 }
 
 #[test]
-fn a_lowered_role_and_a_removed_owner_hold_on_a_fresh_read_and_after_a_sync() {
+fn a_lowered_role_and_a_removed_owner_take_effect_on_a_fresh_read_and_after_a_sync() {
     let world = Nodes::new();
     let [here, there] = &world.nodes;
     let bob = actor("acme", "bob", Role::ADMIN);
@@ -285,7 +285,7 @@ fn a_lowered_role_and_a_removed_owner_hold_on_a_fresh_read_and_after_a_sync() {
 
     wait(here.remove_owner(&admin(), &acme, who("bob"))).unwrap();
     assert!(wait(there.verify_fresh(key.secret.expose(), &reading())).is_err());
-    // Coming back brings no key back.
+    // A restored owner restores no key.
     wait(here.change_owner_role(&admin(), &acme, who("bob"), Role::ADMIN)).unwrap();
     wait(there.sync()).unwrap();
     for node in [here, there] {
@@ -318,7 +318,7 @@ fn a_follower_of_a_compacted_store_starts_over_and_forgets_removed_keys() {
 }
 
 #[test]
-fn commands_that_arrive_together_are_committed_together() {
+fn concurrent_commands_are_committed_together() {
     const WRITERS: usize = 20;
     let world = Nodes::new();
     let [here, _] = &world.nodes;
@@ -350,7 +350,7 @@ fn commands_that_arrive_together_are_committed_together() {
     assert!(commits() - before <= WRITERS);
 }
 
-/// Fails if a batch is accepted by a node that could not confirm.
+/// Fails if a node accepts a batch although it could not confirm.
 #[test]
 fn a_batch_is_refused_past_its_bound() {
     let world = Nodes::new();
@@ -366,9 +366,9 @@ fn a_batch_is_refused_past_its_bound() {
     assert!(verdicts.iter().all(stale), "{verdicts:?}");
 }
 
-/// Fails if imported keys are told apart by half of a digest that whoever imports may choose.
+/// Fails if imported keys are distinguished by only half of their digest, which the importer can choose.
 #[test]
-fn a_key_that_was_imported_under_half_of_anothers_digest_is_not_taken_for_it() {
+fn a_key_imported_under_half_of_anothers_digest_does_not_match_it() {
     let world = Nodes::new();
     let [node, _] = &world.nodes;
     let token = "legacy-0123456789abcdef";

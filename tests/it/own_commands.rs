@@ -1,5 +1,5 @@
-//! What a node knows of what it just did: at least what its commands were decided on, and whether the
-//! store is still the one that it follows.
+//! A node's knowledge of its own commands: at least the rows they were decided on, and whether the store is
+//! still the one it follows.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ use keyward::{
 use keyward_conformance::{Call, Fault, FaultyStore};
 use support::*;
 
-/// Two nodes over one store, which is in another process for both.
+/// Two nodes over one store that is remote for both.
 struct Two {
     a: Keyward,
     b: Keyward,
@@ -48,14 +48,14 @@ fn works(keys: &Keyward, key: &Created) {
 }
 
 #[test]
-fn trap_29_a_key_works_on_the_node_that_created_it_though_another_wrote_its_owners_row() {
+fn trap_29_a_key_works_on_the_node_that_created_it_although_another_wrote_its_owners_row() {
     let two = Two::new();
     create(&two.b, &alice("acme"), reader("first"));
     works(&two.a, &create(&two.a, &alice("acme"), reader("second")));
 }
 
 #[test]
-fn a_key_works_where_it_was_created_though_another_node_raised_its_owner() {
+fn a_key_works_where_it_was_created_although_another_node_raised_its_owner() {
     let two = Two::new();
     let bob = |role| actor("acme", "bob", role);
     let set = |keys: &Keyward, role| {
@@ -73,21 +73,21 @@ fn a_key_works_where_it_was_created_though_another_node_raised_its_owner() {
     assert!(verdict.is_ok(), "{verdict:?}");
 }
 
-/// The rows of the tenants above decide as well.
+/// The rows of the tenants above decide too.
 #[test]
-fn a_key_works_where_it_was_created_though_another_node_wrote_the_rows_above_it() {
+fn a_key_works_where_it_was_created_although_another_node_wrote_the_rows_above() {
     let two = Two::new();
     create(&two.b, &alice("acme"), reader("above"));
     let below = reader("below").in_tenant(tenant("acme/web"));
     works(&two.a, &create(&two.a, &alice("acme"), below));
 }
 
-/// Gives a command about a key, and returns the new secret if there is one.
+/// Runs a command on a key. Returns the new secret, if there is one.
 type Give = fn(&Keyward, &Created) -> Option<String>;
 
-/// So it is for every command that leaves a key that works.
+/// Holds for every command that leaves a working key.
 #[test]
-fn every_command_leaves_its_node_with_the_rows_that_it_was_decided_on() {
+fn a_node_applies_the_rows_its_commands_were_decided_on() {
     let commands: [(&str, Give); 4] = [
         ("rotate", |keys, key| {
             let how = keyward::Replacement::immediate();
@@ -119,9 +119,9 @@ fn every_command_leaves_its_node_with_the_rows_that_it_was_decided_on() {
     }
 }
 
-/// A row that is older than what the node knows changes nothing.
+/// A row older than the node's state changes nothing.
 #[test]
-fn what_a_command_was_decided_on_overwrites_nothing_newer() {
+fn the_rows_of_a_command_overwrite_no_newer_rows() {
     let two = Two::new();
     let key = create(&two.a, &alice("acme"), reader("key"));
     wait(two.b.remove_owner(&host(), &tenant("acme"), who("alice"))).unwrap();
@@ -135,14 +135,14 @@ fn admin_of(name: &str) -> Actor {
     actor("acme", name, Role::ADMIN)
 }
 
-/// What happens elsewhere while the answer to a read is on its way.
+/// An action elsewhere while the answer to a read is in flight.
 type Meanwhile = Box<dyn FnOnce() + Send>;
 
-/// A store in whose place another one may be put.
+/// A store that another one can replace.
 #[derive(Clone)]
 struct Swapped {
     store: Arc<Mutex<MemoryStore>>,
-    /// After how many other reads of changes it happens.
+    /// The action, and the number of other reads of changes before it runs.
     meanwhile: Arc<Mutex<Option<(usize, Meanwhile)>>>,
 }
 
@@ -168,7 +168,7 @@ impl Swapped {
         *self.store.lock().unwrap() = with;
     }
 
-    /// Lets something happen before the answer to a read of changes arrives: the next one after `others`.
+    /// Runs an action before the answer to a read of changes arrives: the read after `others` more.
     fn interrupt(&self, others: usize, meanwhile: impl FnOnce() + Send + 'static) {
         *self.meanwhile.lock().unwrap() = Some((others, Box::new(meanwhile)));
     }
@@ -222,7 +222,7 @@ impl KeyStore for Swapped {
     }
 }
 
-/// A store that was replaced by a copy of before: what this node knows is of another history.
+/// A copy from an earlier time replaces the store. The node's state belongs to another history.
 #[test]
 fn trap_34_after_a_commit_to_another_history_nothing_is_fresh() {
     let store = Swapped::new();
@@ -249,8 +249,8 @@ fn trap_34_after_a_commit_to_another_history_nothing_is_fresh() {
     assert!(matches!(refused, Rejection::Revoked { .. }), "{refused}");
 }
 
-/// The monotonic clock of a machine that its host paused need not count the pause; the wall clock, once it is
-/// right again, shows it.
+/// A machine's monotonic clock may not count a pause by its host. The wall clock, once corrected, reveals the
+/// pause.
 #[test]
 fn a_forward_step_of_the_wall_clock_past_the_bound_ends_freshness_until_the_next_sync() {
     let store = FaultyStore::new(MemoryStore::new());
@@ -277,15 +277,15 @@ fn a_forward_step_of_the_wall_clock_past_the_bound_ends_freshness_until_the_next
     assert_eq!(keys.freshness().age, Some(11 * second));
     wait(keys.sync()).unwrap();
     assert!(verdict().is_ok());
-    // Both clocks together are no step.
+    // A step of both clocks together does not count.
     clock.advance(9 * second);
     assert!(verdict().is_ok());
 }
 
-/// Others do not count on a node whose report is old by their clocks: after a pause it reports anew before
-/// anything is fresh.
+/// Other nodes ignore a node whose report is old by their clocks. After a pause the node registers again
+/// before it is fresh.
 #[test]
-fn after_a_pause_that_was_not_counted_a_node_registers_anew() {
+fn after_an_uncounted_pause_a_node_registers_again() {
     let store = FaultyStore::new(MemoryStore::new());
     let clock = Arc::new(ManualClock::at(at(START)));
     let builder = Keyward::builder(store.clone(), peppers())
@@ -303,10 +303,9 @@ fn after_a_pause_that_was_not_counted_a_node_registers_anew() {
     works(&keys, &key);
 }
 
-/// A read that was on its way when the store was replaced confirms nothing, neither one of changes nor one of
-/// everything.
+/// A read in flight while the store is replaced confirms nothing, be it a read of changes or a full scan.
 #[test]
-fn a_sync_on_its_way_does_not_confirm_a_store_that_was_replaced() {
+fn a_sync_in_flight_does_not_confirm_a_replaced_store() {
     for rebuilds in [false, true] {
         let store = Swapped::new();
         let clock = Arc::new(ManualClock::at(at(START)));
@@ -317,7 +316,7 @@ fn a_sync_on_its_way_does_not_confirm_a_store_that_was_replaced() {
         let there = node(other.clone(), &clock, policy());
         let twin = create(&there, &alice("acme"), reader("twin"));
         if rebuilds {
-            // Another history first, so that everything is read anew.
+            // Another history first, so that the node reads everything again.
             store.swap(MemoryStore::new());
         }
         let (own, swapped) = (keys.clone(), store.clone());

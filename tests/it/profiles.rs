@@ -1,5 +1,5 @@
-//! The shipped profiles through the public API: what each is for works, and what it forbids is
-//! refused for the reason it gives.
+//! The shipped profiles through the public API. The main use of each profile works, and forbidden commands
+//! are refused for the documented reason.
 
 use keyward::policy::{Policy, PolicySpec};
 use keyward::store::MemoryStore;
@@ -10,31 +10,39 @@ use keyward::{
 };
 
 fn tenant(path: &str) -> TenantId {
-    TenantId::new(path).expect("a literal")
+    TenantId::new(path).expect("the tenant path is a valid literal")
 }
 
 fn actor(path: &str, role: Role) -> Actor {
-    let principal = format!("the-{role}").try_into().expect("visible ASCII");
+    let principal = format!("the-{role}")
+        .try_into()
+        .expect("a principal of visible ASCII is valid");
     Actor::new(tenant(path), principal, role)
 }
 
 async fn keys(spec: PolicySpec) -> Keyward {
-    let policy = Policy::new(spec).expect("a shipped profile");
-    let peppers = PepperRing::generate().expect("randomness");
+    let policy = Policy::new(spec).expect("a shipped profile is a valid policy");
+    let peppers = PepperRing::generate().expect("the system provides random bytes");
     Keyward::builder(MemoryStore::new(), peppers)
         .policy(policy)
         .build()
         .await
-        .expect("a store in memory")
+        .expect("a node over an in-memory store starts")
 }
 
 fn denied<T: std::fmt::Debug>(result: Result<T, Error>) -> Denied {
-    let error = result.expect_err("a refusal");
-    error.denied().expect("of the command").clone()
+    let error = result.expect_err("the command is denied");
+    error
+        .denied()
+        .expect("the error is a denied command")
+        .clone()
 }
 
 fn text(key: &IssuedKey) -> &str {
-    key.token.as_ref().expect("shown now").expose()
+    key.token
+        .as_ref()
+        .expect("a new key comes with its token")
+        .expose()
 }
 
 fn routine() -> Replacement {
@@ -42,7 +50,7 @@ fn routine() -> Replacement {
 }
 
 #[pollster::test]
-async fn in_amplitude_the_legacy_key_is_rotated_and_ended_in_no_way() {
+async fn in_amplitude_the_legacy_key_can_be_rotated_and_cannot_be_ended() {
     let keys = keys(profiles::amplitude()).await;
     let admin = actor("web", Role::ADMIN);
     let given = keys.provision_tenant(&admin, &tenant("web")).await.unwrap();
@@ -68,7 +76,7 @@ async fn in_amplitude_the_legacy_key_is_rotated_and_ended_in_no_way() {
 }
 
 #[pollster::test]
-async fn in_amplitude_a_member_manages_nothing_not_even_its_own_keys() {
+async fn in_amplitude_a_member_manages_no_keys_not_even_its_own() {
     let keys = keys(profiles::amplitude()).await;
     let member = actor("web", Role::MEMBER);
     let key = || NewKey::new("export").scope("project:read");
@@ -76,7 +84,7 @@ async fn in_amplitude_a_member_manages_nothing_not_even_its_own_keys() {
         denied(keys.create(&member, key()).await),
         Denied::Forbidden { .. }
     ));
-    // An administrator provisions the project and says which role the member has.
+    // An administrator provisions the project and sets the member's role.
     let (admin, manager) = (actor("web", Role::ADMIN), actor("web", Role::MANAGER));
     let own = key().owned_by(member.principal().unwrap().clone(), Role::MEMBER);
     let created = keys.create(&admin, own).await.unwrap();
@@ -95,7 +103,7 @@ async fn in_amplitude_a_member_manages_nothing_not_even_its_own_keys() {
 }
 
 #[pollster::test]
-async fn in_amplitude_fifty_keys_are_active_at_most_the_legacy_key_among_them() {
+async fn in_amplitude_at_most_fifty_keys_are_active_including_the_legacy_key() {
     let keys = keys(profiles::amplitude()).await;
     let application = Actor::application(tenant("web"));
     let provisioned = keys.provision_tenant(&application, &tenant("web")).await;
@@ -172,8 +180,12 @@ async fn in_amplitude_products_a_server_deployment_key_is_deleted_once_nothing_r
     let acme = tenant("acme");
     keys.provision_tenant(&admin, &acme).await.unwrap();
     let resource = |side: &str| Resource {
-        kind: format!("deployment.{side}").try_into().expect("a kind"),
-        id: "checkout".try_into().expect("an id"),
+        kind: format!("deployment.{side}")
+            .try_into()
+            .expect("the resource kind is a valid literal"),
+        id: "checkout"
+            .try_into()
+            .expect("the resource id is a valid literal"),
     };
     let mut old = None;
     for side in ["client", "server"] {
@@ -189,7 +201,7 @@ async fn in_amplitude_products_a_server_deployment_key_is_deleted_once_nothing_r
         assert!(keys.verify(rotated.secret.expose(), &need).is_ok());
         old = Some(key.id);
     }
-    let old = old.expect("the server's");
+    let old = old.expect("a server deployment comes with a key");
     let references = |references| DeleteKey::plain().with_references(references);
     assert_eq!(
         denied(keys.delete(&admin, old, references(1)).await),
@@ -207,13 +219,17 @@ async fn in_amplitude_products_a_scim_key_needs_the_enterprise_plan() {
         denied(keys.create(&admin, key()).await),
         Denied::NotEntitled { .. }
     ));
-    let entitled = admin.with_entitlement("enterprise".try_into().expect("a plan"));
+    let entitled = admin.with_entitlement(
+        "enterprise"
+            .try_into()
+            .expect("the entitlement is a valid literal"),
+    );
     let created = keys.create(&entitled, key()).await.unwrap();
     keys.rotate(&entitled, created.id, routine()).await.unwrap();
 }
 
 #[pollster::test]
-async fn in_the_guide_keys_are_live_unless_said_otherwise_and_revoked_once_confirmed() {
+async fn in_the_guide_keys_are_live_by_default_and_revoked_once_confirmed() {
     let keys = keys(profiles::guide()).await;
     let admin = actor("acme", Role::ADMIN);
     assert!(matches!(
@@ -268,7 +284,7 @@ async fn in_idenfy_a_third_key_waits_until_one_is_deleted() {
 }
 
 #[pollster::test]
-async fn in_yugabytedb_a_creator_who_becomes_developer_keeps_only_that_much() {
+async fn in_yugabytedb_the_key_of_a_creator_lowered_to_developer_has_developer_access() {
     let keys = keys(profiles::yugabytedb()).await;
     let creator = actor("acme", Role::ADMIN);
     let key = NewKey::new("terraform").scope("*:*").never_expires();

@@ -1,17 +1,18 @@
-//! The propagation protocol on its own, in every order there is: two nodes, one writer, two keys, a
-//! store that answers a row at a time and forgets, lost messages, late replies, a restart.
+//! The propagation protocol by itself, in every order of events.
 //!
-//! Time is a few ticks; every step of a poll and of a verification is a step of its own.
+//! There are two nodes, one writer and two keys. The store answers one row at a time and compacts its
+//! history. Messages are lost, replies are late, and a node restarts. Time is a few ticks, and every step of
+//! a poll and of a verification is a separate step.
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
-/// For how many ticks a confirmation holds.
+/// Ticks for which a confirmation is valid: 1, the smallest bound that time can exceed.
 const BOUND: u8 = 1;
 
 const ACCEPTED: &str = "now and then a key is accepted";
 const STARTED_OVER: &str = "now and then a node starts over";
 
-/// What is wrong with the nodes.
+/// The defect of the nodes.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 enum Variant {
     Sound,
@@ -38,7 +39,7 @@ const BROKEN: [Variant; 9] = [
     Variant::ReadsClockFirst,
 ];
 
-/// How much may happen in all.
+/// The events that may still happen, by kind.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 struct Budget {
     ticks: u8,
@@ -50,7 +51,7 @@ struct Budget {
     polls: u8,
 }
 
-/// What a row says of its key.
+/// A row's state of its key.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 enum Life {
     #[default]
@@ -66,7 +67,7 @@ struct Row {
     life: Life,
 }
 
-/// Rows of both keys, and where the store stood when they were scanned.
+/// Rows of both keys, and the store's head when they were scanned.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 struct Rows {
     rows: [Row; 2],
@@ -77,13 +78,13 @@ struct Rows {
 struct Store {
     rows: [Row; 2],
     head: u8,
-    /// What came before is not told in full any more.
+    /// Changes up to here are compacted.
     floor: u8,
-    /// When the first key was ended.
+    /// The tick at which the first key was ended.
     ended: Option<u8>,
 }
 
-/// What the store answered.
+/// An answer of the store.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 enum Page {
     Changes {
@@ -98,7 +99,7 @@ enum Page {
     },
 }
 
-/// How far a poll is. `sent` is when its first request left.
+/// The progress of a poll. `sent` is the tick of its first request.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 enum Poll {
     Idle,
@@ -113,7 +114,7 @@ enum Poll {
         goal: Option<u8>,
         aside: Option<Rows>,
         page: Page,
-        /// It confirmed already, for who does so first.
+        /// The page has confirmed already, for a variant that confirms first.
         confirmed: bool,
     },
 }
@@ -124,18 +125,18 @@ struct Node {
     cursor: Option<u8>,
     confirmed: Option<u8>,
     poll: Poll,
-    /// The first key as the store told it to a reader, whose reply is on its way.
+    /// The first key as the store returned it to a reader whose reply is in flight.
     fetched: Option<Row>,
 }
 
-/// How far the one verification is. It is about the first key.
+/// The progress of the only verification, which is about the first key.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 enum Verification {
     Not,
-    /// Two of three steps are to come, or one.
+    /// Two steps or one of three are left.
     On {
         place: usize,
-        /// The node had ended the key itself when it began.
+        /// The node had ended the key itself before the verification began.
         knew: bool,
         confirmed: Option<Option<u8>>,
         live: Option<bool>,
@@ -221,7 +222,7 @@ impl Store {
         self.rows[key]
     }
 
-    /// One row a page; the newest of each key alone.
+    /// Returns one row per page, only the newest of each key.
     fn changes(&self, after: u8) -> Page {
         if after < self.floor {
             return Page::Compacted;
@@ -351,7 +352,7 @@ impl Node {
                 self.poll = Poll::Idle;
             }
             Page::Scan { rows, head } => {
-                // What this process commits meanwhile goes in as well.
+                // Commits of this process during the scan are added too.
                 let rows = Rows { rows, base: head };
                 self.poll = Poll::Asked {
                     sent: now,
@@ -363,7 +364,7 @@ impl Node {
         }
     }
 
-    /// What it committed itself.
+    /// Applies a row that the process committed itself.
     fn learn(&mut self, row: (usize, Row), variant: Variant) {
         self.live.apply(row, variant);
         let (Poll::Asked { aside, .. } | Poll::Answered { aside, .. }) = &mut self.poll else {
@@ -411,7 +412,7 @@ impl Protocol {
         Some(state)
     }
 
-    /// Which step of a verification comes next.
+    /// Returns the next step of a verification.
     fn next(&self, confirmed: bool, live: bool, read: bool) -> Step {
         let order = match self.variant {
             Variant::ReadsClockFirst => [Step::ReadClock, Step::Load, Step::LookUp],
@@ -422,7 +423,7 @@ impl Protocol {
         order[done.min(2)]
     }
 
-    /// Whether every node would know what the store knows if all went well from here on.
+    /// Returns whether every node would know the store's state if no more faults occurred.
     fn recovers(&self, state: &State) -> bool {
         let mut state = *state;
         if let Some(row) = state.landing.take() {
@@ -430,7 +431,7 @@ impl Protocol {
         }
         let now = state.now + 1;
         state.nodes.iter_mut().all(|node| {
-            // Whatever was on its way is given up.
+            // Drops all requests in flight.
             node.poll = Poll::Idle;
             for _ in 0..2 {
                 node.send(now);
@@ -583,7 +584,7 @@ impl Model for Protocol {
             Step::Hear(place) => {
                 let node = &mut state.nodes[place];
                 let row = node.fetched.take()?;
-                // Not while it starts over, and nothing that the store did not know.
+                // Not while the node starts over, and not if the store did not know the key.
                 if node.cursor.is_some() && row.life != Life::Unknown {
                     node.live.apply((0, row), self.variant);
                 }
@@ -650,10 +651,9 @@ impl Model for Protocol {
     }
 }
 
-/// Small enough to be gone through in seconds. Together they are large enough for every broken
-/// variant.
+/// Budgets small enough to explore in seconds. Together they are large enough to find every broken variant.
 const SMALL: [Budget; 4] = [
-    // Leases, and lost messages.
+    // Leases and lost messages.
     Budget {
         ticks: 3,
         writes: 1,
@@ -668,7 +668,7 @@ const SMALL: [Budget; 4] = [
         polls: 1,
         ..NONE
     },
-    // A store that forgets, and a reply that comes late.
+    // A store that compacts, and a late reply.
     Budget {
         ticks: 2,
         writes: 2,
@@ -677,7 +677,7 @@ const SMALL: [Budget; 4] = [
         polls: 1,
         ..NONE
     },
-    // A node that begins anew.
+    // A node that restarts.
     Budget {
         ticks: 2,
         writes: 2,
@@ -707,7 +707,7 @@ fn check(variant: Variant, budget: Budget) -> impl Checker<Protocol> {
         .join()
 }
 
-/// What was found that must not be.
+/// Returns the violated properties.
 fn broken(checked: &impl Checker<Protocol>) -> Vec<&'static str> {
     let mut found: Vec<_> = checked.discoveries().into_keys().collect();
     found.retain(|name| !name.starts_with("now and then"));

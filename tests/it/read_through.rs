@@ -1,4 +1,4 @@
-//! Reading keys through the store: who shares a read, how many there may be, and what they may grant.
+//! Reading keys through the store: shared reads, their limits, and what they may grant.
 
 use std::num::NonZeroU32;
 use std::pin::Pin;
@@ -20,7 +20,7 @@ use support::*;
 
 type Verdict = Result<Grant, Rejection>;
 
-/// A node over a link that a test steers, beside another that makes the changes.
+/// A node over a link the test controls, and another node that makes the changes.
 struct Nodes {
     clock: Arc<ManualClock>,
     store: MemoryStore,
@@ -55,8 +55,7 @@ impl Nodes {
         }
     }
 
-    /// A key that was made elsewhere, and is not known here.
-    /// A node whose draws are the same in every test, so that another world foretells its keys.
+    /// Starts a node whose random draws are the same in every test, so that another world predicts its keys.
     fn drawing(
         store: &MemoryStore,
         policy: Policy,
@@ -70,8 +69,8 @@ impl Nodes {
         wait(builder.build()).unwrap()
     }
 
-    /// The key that another world creates first: its id says when it was drawn.
-    fn foretold_key(&self) -> Created {
+    /// Creates the first key of a predictable node. Its id contains the time of the draw.
+    fn predicted_key(&self) -> Created {
         let policy = Policy::new(profiles::standard()).unwrap();
         let clock = Arc::new(ManualClock::at(at(START)));
         let drawing = Self::drawing(&self.store, policy, &clock, 8);
@@ -82,7 +81,7 @@ impl Nodes {
         wait(self.there.create(&admin(), reader("a key"))).unwrap()
     }
 
-    /// A key that both nodes know.
+    /// Creates a key that both nodes know.
     fn known_key(&self) -> Created {
         let key = self.new_key();
         wait(self.here.sync()).unwrap();
@@ -106,11 +105,11 @@ impl Nodes {
     }
 }
 
-/// A call that goes on only when it is polled.
+/// A call that advances only when it is polled.
 struct Calling(Pin<Box<dyn Future<Output = Verdict>>>);
 
 impl Calling {
-    /// Begins a call: it goes on until it first has to wait.
+    /// Starts a call and polls it once.
     fn new(call: impl Future<Output = Verdict> + 'static) -> Self {
         Self(Box::pin(call))
     }
@@ -126,7 +125,7 @@ impl Calling {
         }
     }
 
-    /// Begins it, and sees that it has to wait.
+    /// Checks that the call waits for the store.
     #[track_caller]
     fn begun(mut self) -> Self {
         assert!(self.poll().is_none(), "it waits for the store");
@@ -135,11 +134,11 @@ impl Calling {
 
     #[track_caller]
     fn end(mut self) -> Verdict {
-        self.poll().expect("nothing is held back any more")
+        self.poll().expect("the store holds no answer back")
     }
 }
 
-/// Tokens of keys that nobody knows.
+/// Returns tokens of keys that do not exist.
 fn strangers(count: usize) -> Vec<String> {
     let own = World::new().some_key();
     let token = own.secret.expose();
@@ -160,30 +159,30 @@ fn count(count: u32) -> NonZeroU32 {
 const FLOOD: usize = 100_000;
 
 #[test]
-fn a_flood_of_unknown_ids_is_a_bounded_number_of_reads() {
+fn a_flood_of_unknown_ids_causes_a_bounded_number_of_reads() {
     let world = Nodes::new();
     let bounds = ReadThrough::default();
     let (burst, rate) = (
         bounds.burst.get() as usize,
         bounds.per_second.get() as usize,
     );
-    let mut told = [0, 0];
+    let mut outcomes = [0, 0];
     for (n, token) in strangers(FLOOD).iter().enumerate() {
         if n == FLOOD / 2 {
             assert_eq!(world.finds(), burst, "while no time passes");
         }
         if n >= FLOOD / 2 {
-            // The second half comes within a second.
+            // The second half arrives within a second.
             world.clock.advance(Duration::from_micros(20));
         }
         match wait(world.here.verify_or_fetch(token, &reading())).unwrap_err() {
-            Rejection::Unknown => told[0] += 1,
-            Rejection::StoreUnavailable => told[1] += 1,
+            Rejection::Unknown => outcomes[0] += 1,
+            Rejection::StoreUnavailable => outcomes[1] += 1,
             other => panic!("{other}"),
         }
     }
     assert_eq!(world.finds(), burst + rate);
-    assert_eq!(told, [burst + rate, FLOOD - burst - rate]);
+    assert_eq!(outcomes, [burst + rate, FLOOD - burst - rate]);
     assert_eq!(
         Rejection::StoreUnavailable.kind(),
         RejectionKind::Unavailable,
@@ -193,7 +192,7 @@ fn a_flood_of_unknown_ids_is_a_bounded_number_of_reads() {
 }
 
 #[test]
-fn strings_that_are_no_tokens_share_the_bounds_of_those_that_are() {
+fn strings_that_are_not_tokens_share_the_limits_of_tokens() {
     let world = Nodes::new();
     let imported = Digest::sha256("some-key-from-elsewhere");
     let import = ImportKey::sha256(imported, reader("imported"));
@@ -211,7 +210,7 @@ fn strings_that_are_no_tokens_share_the_bounds_of_those_that_are() {
         assert!(calls.iter().all(Result::is_err));
     }
     assert_eq!(world.finds(), burst);
-    // Whoever holds the imported key is let in all the same.
+    // The holder of the imported key is still accepted.
     let held = wait(
         world
             .here
@@ -221,7 +220,7 @@ fn strings_that_are_no_tokens_share_the_bounds_of_those_that_are() {
 }
 
 #[test]
-fn so_many_reads_are_on_their_way_at_once_and_no_more() {
+fn the_number_of_reads_in_flight_is_limited() {
     let bounds = ReadThrough {
         at_once: count(3),
         ..ReadThrough::default()
@@ -237,7 +236,7 @@ fn so_many_reads_are_on_their_way_at_once_and_no_more() {
         .collect();
     let refused = world.fetch(&keys[3]).end().unwrap_err();
     assert_eq!((refused, world.finds()), (Rejection::StoreUnavailable, 3));
-    // One that is given up makes room.
+    // A cancelled read makes room.
     drop(waiting.pop());
     let fourth = world.fetch(&keys[3]).begun();
     gate.open();
@@ -260,13 +259,13 @@ fn callers_who_ask_for_the_same_unknown_key_share_one_read() {
         call.end().unwrap();
     }
     assert_eq!(world.finds(), 1);
-    // From then on it is known here.
+    // From then on this node knows the key.
     world.fetch(&key).end().unwrap();
     assert_eq!(world.finds(), 1);
 }
 
 #[test]
-fn each_caller_of_a_shared_read_is_judged_by_itself() {
+fn each_caller_of_a_shared_read_gets_its_own_verdict() {
     let world = Nodes::new();
     let key = world.new_key();
     let forged = with_other_secret(key.secret.expose());
@@ -284,10 +283,10 @@ fn each_caller_of_a_shared_read_is_judged_by_itself() {
 fn a_refusal_is_never_taken_from_a_read_that_began_before_the_call() {
     let world = Nodes::new();
     let key = Nodes::new().new_key();
-    // The first read looks before the key is there, and its answer is long on its way.
+    // The first read runs before the key exists, and its answer is delayed.
     let gate = world.link.hold(Call::Find);
     let early = world.fetch(&key).begun();
-    assert_eq!(world.new_key().id, key.id, "as it was foretold");
+    assert_eq!(world.new_key().id, key.id, "as predicted");
     let late: Vec<_> = (0..10).map(|_| world.fetch(&key).begun()).collect();
     gate.open();
     world.link.let_pass(Call::Find);
@@ -303,7 +302,7 @@ fn a_refusal_is_never_taken_from_a_read_that_began_before_the_call() {
 }
 
 #[test]
-fn no_refusal_is_remembered() {
+fn refusals_are_not_cached() {
     let world = Nodes::new();
     let key = Nodes::new().new_key();
     for asked in 1..=3 {
@@ -315,7 +314,7 @@ fn no_refusal_is_remembered() {
 }
 
 #[test]
-fn a_failure_is_shared_by_those_who_waited_for_it_alone() {
+fn a_failure_is_shared_only_by_callers_who_waited_for_it() {
     let world = Nodes::new();
     let key = world.new_key();
     let gate = world.link.hold(Call::Find);
@@ -329,24 +328,27 @@ fn a_failure_is_shared_by_those_who_waited_for_it_alone() {
 }
 
 #[test]
-fn nobody_hangs_when_the_one_who_began_a_read_goes_away() {
+fn no_caller_hangs_when_the_first_caller_of_a_read_is_gone() {
     for kept in [false, true] {
         let world = Nodes::new();
         let key = world.new_key();
         let gate = world.link.hold(Call::Find);
         let first = world.fetch(&key).begun();
         let mut second = world.fetch(&key).begun();
-        // It is dropped, or kept and never polled again.
+        // The first call is dropped, or kept and never polled again.
         let first = kept.then_some(first);
         gate.open();
-        second.poll().expect("it goes on by itself").unwrap();
+        second
+            .poll()
+            .expect("a shared read continues without its first caller")
+            .unwrap();
         drop(first);
         assert_eq!(world.finds(), 1, "the same read");
     }
 }
 
 #[test]
-fn a_read_that_nobody_waits_for_any_more_is_given_up() {
+fn a_read_without_waiting_callers_is_cancelled() {
     let one = ReadThrough {
         at_once: count(1),
         ..ReadThrough::default()
@@ -362,7 +364,7 @@ fn a_read_that_nobody_waits_for_any_more_is_given_up() {
 }
 
 #[test]
-fn a_read_that_hangs_holds_up_only_those_who_came_soon() {
+fn a_hanging_read_delays_only_callers_who_joined_early() {
     let world = Nodes::new();
     let key = world.new_key();
     let gate = world.link.hold(Call::Find);
@@ -380,7 +382,7 @@ fn a_read_that_hangs_holds_up_only_those_who_came_soon() {
 }
 
 #[test]
-fn a_fresh_verification_sees_what_returned_before_it_began_though_it_shares() {
+fn a_fresh_verification_that_shares_a_read_sees_every_earlier_change() {
     let world = Nodes::new();
     let key = world.known_key();
     let gate = world.link.hold(Call::Find);
@@ -398,7 +400,7 @@ fn a_fresh_verification_sees_what_returned_before_it_began_though_it_shares() {
 }
 
 #[test]
-fn a_key_that_must_be_seen_fresh_is_not_granted_by_an_earlier_read() {
+fn an_earlier_read_does_not_grant_a_key_of_an_always_fresh_class() {
     let world = Nodes::with(Propagation::IMMEDIATE, |builder| builder);
     let key = world.new_key();
     let gate = world.link.hold(Call::Find);
@@ -412,7 +414,7 @@ fn a_key_that_must_be_seen_fresh_is_not_granted_by_an_earlier_read() {
 }
 
 #[test]
-fn a_flood_keeps_out_nobody_who_holds_a_key_that_is_known_here() {
+fn a_flood_does_not_lock_out_holders_of_known_keys() {
     let world = Nodes::with(Propagation::IMMEDIATE, |builder| builder);
     let key = world.known_key();
     let burst = ReadThrough::default().burst.get() as usize;
@@ -425,7 +427,7 @@ fn a_flood_keeps_out_nobody_who_holds_a_key_that_is_known_here() {
     world.fetch(&key).end().unwrap();
     world.fresh(&key).end().unwrap();
     assert_eq!(world.finds(), burst + 2);
-    // To know the id of a key is not to hold it.
+    // Knowing the id of a key is not holding the key.
     let forged = with_other_secret(key.secret.expose());
     let refused = wait(world.here.verify_or_fetch(forged, &reading()));
     assert_eq!(refused.unwrap_err(), Rejection::StoreUnavailable);
@@ -433,7 +435,7 @@ fn a_flood_keeps_out_nobody_who_holds_a_key_that_is_known_here() {
 }
 
 #[test]
-fn an_answer_that_was_on_its_way_for_longer_than_the_bound_grants_nothing() {
+fn an_answer_in_flight_for_longer_than_the_bound_grants_nothing() {
     let world = Nodes::new();
     let key = world.new_key();
     let bound = Propagation::default().bound;
@@ -448,7 +450,7 @@ fn an_answer_that_was_on_its_way_for_longer_than_the_bound_grants_nothing() {
     gate.open();
     let refused = first.end().unwrap_err();
     assert!(matches!(refused, Rejection::Stale { .. }), "{refused}");
-    // Who shared it asks again.
+    // The call that shared the read retries.
     let refused = second.end().unwrap_err();
     assert!(matches!(refused, Rejection::Revoked { .. }), "{refused}");
 }
@@ -494,7 +496,7 @@ fn past_the_bound_a_key_is_refused_unless_the_deployment_reads_through() {
         }
         asked[0].as_ref().unwrap();
         assert!(matches!(asked[1], Err(Rejection::Revoked { .. })));
-        // What was read confirms nothing about any other key, nor about this one later on.
+        // The read confirms nothing about other keys, nor about this key later on.
         let plain = world.here.verify(key.secret.expose(), &reading());
         assert!(matches!(plain, Err(Rejection::Stale { .. })), "{plain:?}");
     }
@@ -520,7 +522,7 @@ fn past_the_bound_only_a_read_that_began_after_the_call_grants() {
 }
 
 #[test]
-fn past_the_bound_reads_keep_within_the_same_bounds() {
+fn past_the_bound_reads_have_the_same_limits() {
     let world = Nodes::with(Propagation::default(), |builder| {
         let bounds = ReadThrough {
             burst: count(2),
@@ -540,7 +542,7 @@ fn past_the_bound_reads_keep_within_the_same_bounds() {
 }
 
 #[test]
-fn lag_tells_of_commits_that_a_read_saw_and_a_sync_has_not_brought_yet() {
+fn lag_counts_commits_seen_by_a_read_and_not_yet_synced() {
     let world = Nodes::new();
     wait(world.here.sync()).unwrap();
     assert_eq!(world.here.freshness().lag().commits, Some(0));
@@ -563,20 +565,20 @@ fn lag_tells_of_commits_that_a_read_saw_and_a_sync_has_not_brought_yet() {
     assert_eq!((lag.time, lag.commits), (Some(Duration::ZERO), Some(0)));
 }
 
-/// A step of a story about one key.
+/// A step of a scenario about one key.
 #[derive(Clone, Debug)]
 enum Step {
-    /// Elsewhere: the key is created, or disabled or enabled once it is there.
+    /// On the other node: creates the key, or disables or enables it if it exists.
     Change,
-    /// Here: a call begins, fresh or not.
+    /// On this node: begins a verification, fresh or not.
     Begin {
         fresh: bool,
     },
-    /// The call of this number, of those that wait, is polled.
+    /// Polls the waiting call of this number.
     Poll(usize),
-    /// It is dropped.
+    /// Drops the waiting call of this number.
     Drop(usize),
-    /// Answers are held back from now on; or those held back are let go.
+    /// Holds answers back from now on, or releases those held back.
     Hold(bool),
     Sync,
     Pass(Duration),
@@ -601,7 +603,7 @@ enum Key {
     Off,
 }
 
-/// What a key was, and when: by the number of a step, and by the clock.
+/// The states of a key over time: by step number and by clock.
 struct History(Vec<(usize, Duration, Key)>);
 
 impl History {
@@ -609,7 +611,8 @@ impl History {
         self.0.last().unwrap().2
     }
 
-    /// Whether the key was so at some instant that `since` holds for, which holds for all later ones.
+    /// Returns whether the key had this state at an instant that satisfies `since`. If `since` holds for an
+    /// instant, it holds for all later ones.
     fn was(&self, key: Key, since: impl Fn(usize, Duration) -> bool) -> bool {
         let ends = self
             .0
@@ -629,7 +632,7 @@ struct Open {
 }
 
 impl Open {
-    /// Checks a verdict against all that the key was.
+    /// Checks a verdict against the key's history.
     fn check(&self, verdict: Verdict, past: &History, now: Duration, synced: Duration) {
         let bound = Propagation::default().bound;
         let during = |step: usize, _: Duration| step > self.begun.0;
@@ -640,7 +643,7 @@ impl Open {
             }
             Ok(_) => past.was(Key::On, lately),
             Err(Rejection::Unknown) => past.was(Key::Absent, during),
-            // Once it is known here, as it was within the bound.
+            // A known key may be refused by its state within the bound.
             Err(Rejection::Disabled { .. }) if self.fresh => past.was(Key::Off, during),
             Err(Rejection::Disabled { .. }) => {
                 past.was(Key::Off, lately) || past.was(Key::Off, during)
@@ -658,20 +661,19 @@ impl Open {
 }
 
 proptest! {
-    /// Whatever is shared, held back and dropped: a grant is one that the key deserved within the
-    /// bound, or since the call began where it must; a refusal is one that it deserved since the call
-    /// began.
+    /// Reads are shared, delayed and dropped in any order. A grant was correct within the bound, or since the
+    /// call began if the call is fresh. A refusal was correct since the call began.
     #[test]
     fn no_order_of_reads_grants_too_late_or_refuses_too_early(
         steps in prop::collection::vec(step(), 1..60),
     ) {
         let most = ReadThrough { at_once: count(1000), burst: count(1000), ..ReadThrough::default() };
         let world = Nodes::with(Propagation::default(), |builder| builder.read_through(most));
-        let key = Nodes::new().foretold_key();
+        let key = Nodes::new().predicted_key();
         let (mut now, mut synced) = (Duration::ZERO, Duration::ZERO);
         let mut past = History(vec![(0, now, Key::Absent)]);
         let (mut open, mut gates): (Vec<Open>, Vec<support::gated::Gate>) = Default::default();
-        // At last everything is let go and comes to its end.
+        // At the end all answers are released and all calls run to their end.
         let rest = [Step::Hold(false)].into_iter().chain((0..60).map(|_| Step::Poll(0)));
         for (number, step) in (1..).zip(steps.into_iter().chain(rest)) {
             match step {
@@ -681,7 +683,7 @@ proptest! {
                         Key::On => Key::Off,
                     });
                     match past.now() {
-                        Key::Absent => assert_eq!(world.foretold_key().id, key.id),
+                        Key::Absent => assert_eq!(world.predicted_key().id, key.id),
                         Key::On => drop(wait(world.there.disable(&by, key.id)).unwrap()),
                         Key::Off => drop(wait(world.there.enable(&by, key.id)).unwrap()),
                     }

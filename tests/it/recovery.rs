@@ -1,5 +1,4 @@
-//! A store that was restored from a backup accepts nothing that was ended or narrowed since, once it
-//! is recovered.
+//! A store restored from a backup accepts no key that was ended or narrowed since, once it is recovered.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -28,7 +27,7 @@ use support::*;
 
 const ALL: NonZeroUsize = NonZeroUsize::new(100_000).unwrap();
 
-/// Every row and every audit entry, in a store of its own: what a backup is.
+/// Returns every row and audit entry in a store of its own, as a backup holds them.
 fn backup(of: &MemoryStore) -> MemoryStore {
     let mut tenants: BTreeMap<TenantId, Effects> = BTreeMap::new();
     for change in wait(of.scan(None, ALL)).unwrap().rows {
@@ -70,7 +69,7 @@ fn backup(of: &MemoryStore) -> MemoryStore {
     copy
 }
 
-/// Every audit entry, oldest first.
+/// Returns every audit entry, oldest first.
 fn trail(store: &MemoryStore) -> Vec<AuditEntry> {
     let query = AuditQuery {
         limit: ALL,
@@ -132,8 +131,8 @@ fn after_a_restore_nothing_verifies_until_it_is_enabled() {
     assert_eq!((report.tenants, report.disabled), (2, 5));
     assert_eq!(report.legacy.len(), 2);
     assert!(report.legacy.contains(&legacy.id));
-    let told = trail(&store);
-    let disabled = told
+    let entries = trail(&store);
+    let disabled = entries
         .iter()
         .filter(|entry| entry.action == Action::KeyDisabled);
     assert_eq!(disabled.count(), 5, "one entry for each key");
@@ -141,14 +140,14 @@ fn after_a_restore_nothing_verifies_until_it_is_enabled() {
 
     let again = recover(&restored, Recovery::DisableAll);
     assert_eq!((again.tenants, again.disabled), (0, 0));
-    assert_eq!(trail(&store).len(), told.len());
+    assert_eq!(trail(&store).len(), entries.len());
 
     wait(restored.enable(&host(), elsewhere.id)).unwrap_err();
     wait(restored.enable(&Actor::application(tenant("other")), elsewhere.id)).unwrap();
     restored
         .verify(elsewhere.secret.expose(), &Need::any())
         .unwrap();
-    // The legacy key is rotated as it is, or enabled.
+    // The legacy key can be rotated while disabled, or enabled.
     let next = wait(restored.rotate(&host(), legacy.id, Replacement::grace(hours(1)))).unwrap();
     restored.verify(next.secret.expose(), &Need::any()).unwrap();
     assert!(restored.verify(secrets[0], &Need::any()).is_err());
@@ -168,7 +167,7 @@ fn publishable_keys_are_disabled_too() {
 }
 
 #[test]
-fn a_trusted_backup_is_left_as_it_is() {
+fn a_trusted_backup_is_left_unchanged() {
     let world = World::new();
     let key = world.some_key();
     let store = backup(&world.store);
@@ -183,9 +182,9 @@ fn a_trusted_backup_is_left_as_it_is() {
     assert_eq!(trail(&store).len(), before);
 }
 
-/// What happened to which key, and what a replay makes of it.
+/// Changes to keys, and the effect of a replay on each.
 #[test]
-fn a_replay_repeats_what_ended_or_narrowed_keys() {
+fn a_replay_repeats_every_change_that_ended_or_narrowed_a_key() {
     let mut spec = profiles::standard();
     let secret = spec.classes.get_mut("secret").unwrap();
     secret.deletion = Deletion::Typed("DELETE".to_owned());
@@ -285,7 +284,7 @@ fn a_replay_repeats_what_ended_or_narrowed_keys() {
     let writing = Need::scope("reports:write");
     assert!(restored.verify(of_carol.secret.expose(), &writing).is_err());
 
-    // What it reached since is not what it reached before in any part.
+    // The key's current reach lies outside its former reach in every part.
     assert_eq!(report.to_review, [narrowed.id]);
     assert!(report.lost.contains(&newest.id) && report.lost.contains(&successor.id));
     assert_eq!(report.lost.len(), 4, "{report:?}");
@@ -301,7 +300,7 @@ fn a_replay_repeats_what_ended_or_narrowed_keys() {
     assert!(report.unknown.is_empty() && report.corrupt.is_empty());
     wait(restored.verify_audit(&host(), &acme, None)).unwrap();
 
-    // Again, with what somebody decided meanwhile: nothing is done twice.
+    // Replays again, after another decision: no change is repeated.
     wait(restored.enable(&host(), disabled.id)).unwrap();
     let before = trail(&store).len();
     let again = recover(&restored, Recovery::Replay(entries));
@@ -321,7 +320,7 @@ fn a_replay_repeats_what_ended_or_narrowed_keys() {
 }
 
 #[test]
-fn a_legacy_key_that_was_rotated_since_is_disabled() {
+fn a_legacy_key_rotated_since_the_backup_is_disabled() {
     let world = World::with_policies(policy(CAP));
     let legacy = wait(world.keys.provision_tenant(&host(), &tenant("acme"))).unwrap();
     let legacy = legacy.into_iter().next().unwrap();
@@ -347,7 +346,7 @@ fn a_legacy_key_that_was_rotated_since_is_disabled() {
 }
 
 #[test]
-fn a_tenant_that_was_closed_is_closed_again_with_all_below() {
+fn a_tenant_closed_since_the_backup_is_closed_again_with_all_below() {
     let world = World::new();
     let key = world.some_key();
     let below = world
@@ -420,7 +419,7 @@ fn entries_that_are_altered_foreign_or_missing_change_nothing() {
         ChainError::Altered { .. } | ChainError::Gap { .. }
     ));
 
-    // As they are, in any order, and some twice: exports overlap.
+    // Entries of overlapping exports: unaltered, in any order, some twice.
     let mut given = entries.clone();
     given.reverse();
     given.extend(entries);
@@ -443,7 +442,7 @@ fn an_unsealed_history_of_another_pepper_is_refused() {
     assert!(matches!(error, ChainError::UnknownPepper { .. }));
 }
 
-/// A store that is cut off after so many commits.
+/// Returns a store that is cut off after a number of commits.
 fn dying(inner: MemoryStore, commits: usize) -> FaultyStore<MemoryStore> {
     let made = AtomicUsize::new(0);
     FaultyStore::new(inner).with_plan(move |call| {
@@ -456,7 +455,7 @@ fn dying(inner: MemoryStore, commits: usize) -> FaultyStore<MemoryStore> {
 }
 
 #[test]
-fn a_recovery_that_was_interrupted_goes_on() {
+fn an_interrupted_recovery_continues() {
     let world = World::new();
     let made: Vec<_> = (0..4).map(|_| world.some_key()).collect();
     let others = ["a", "b", "c"].map(|path| {
@@ -511,7 +510,7 @@ fn keys_of_a_large_store_are_disabled_in_pages() {
     assert!(keys.iter().all(|key| !accepts(&restored, key)));
 }
 
-/// A service of which a backup is taken after so many commands.
+/// A service that is backed up after a number of commands.
 struct BackedUp {
     facade: Facade,
     store: MemoryStore,
@@ -558,14 +557,14 @@ impl System for BackedUp {
 
 const CAP: usize = 4;
 
-/// A node as the model's facade makes them.
+/// Starts a node configured like the model's facade.
 fn model_node(store: impl KeyStore, clock: &Arc<ManualClock>) -> Keyward {
     let pepper = Pepper::new("model".try_into().unwrap(), &[7; Pepper::MIN_LEN]).unwrap();
     let builder = Keyward::builder(store, PepperRing::new(pepper));
     wait(builder.policy(policy(CAP)).clock(clock.clone()).build()).unwrap()
 }
 
-/// What a key may do, of all that there is in the model.
+/// Returns the scopes a key has, among all scopes of the model.
 fn reach(keys: &Keyward, secret: &str) -> Vec<&'static str> {
     let scopes = [
         "reports:read",
@@ -601,7 +600,7 @@ fn replayed_accepts_no_more(
     };
     let clock = Arc::new(ManualClock::at(system.clock()));
     let lost = model_node(store.clone(), &clock);
-    // The clock is set right, if it was wrong.
+    // Corrects the clock, if it was wrong.
     clock.set_wall(system.facade.time());
     let entries = trail(&store);
     let broken = model_node(dying(backup.clone(), commits), &clock);
@@ -643,7 +642,7 @@ proptest! {
     })]
 
     #[test]
-    fn what_was_refused_before_the_loss_is_refused_after_a_replay(
+    fn every_use_refused_before_the_loss_is_refused_after_a_replay(
         steps in strategies::steps(60),
         before in 0_usize..30,
         commits in 0_usize..12,
@@ -653,7 +652,7 @@ proptest! {
     }
 }
 
-// What authority rests on.
+// Effects on authority.
 
 #[test]
 fn a_widening_is_not_repeated() {
@@ -672,7 +671,7 @@ fn a_widening_is_not_repeated() {
         .allow_addresses([])
         .expiry(Expiry::Never);
     wait(world.keys.update(&developer, key.id, wider)).unwrap();
-    // In part wider, in part narrower.
+    // Partly wider, partly narrower.
     let other = KeyUpdate::new().scopes(["reports:*"]);
     wait(world.keys.update(&developer, mixed.id, other)).unwrap();
     let restored = world.restored(&store, standard());
@@ -685,9 +684,9 @@ fn a_widening_is_not_repeated() {
     assert_eq!(info.scopes, scope("reports:read").into());
 }
 
-/// A key that was replaced does not know so after the loss: it must not rotate itself.
+/// A replaced key is unaware of its replacement after the loss. It must not rotate itself.
 #[test]
-fn a_key_that_was_replaced_and_rotates_itself_is_disabled() {
+fn a_replaced_key_that_rotates_itself_is_disabled() {
     let mut spec = profiles::standard();
     let secret = spec.classes.get_mut("secret").unwrap();
     secret.self_rotation = keyward::policy::SelfRotation::WithinLife;
@@ -704,7 +703,7 @@ fn a_key_that_was_replaced_and_rotates_itself_is_disabled() {
 }
 
 #[test]
-fn a_key_that_was_found_in_the_open_is_so_after_a_replay() {
+fn a_leaked_key_is_marked_as_leaked_after_a_replay() {
     let world = World::with_policies(standard());
     let publishable = NewKey::new("shown")
         .class("publishable")
@@ -730,7 +729,7 @@ fn import(keys: &Keyward, token: &str, key: NewKey) -> Result<KeyId, keyward::Er
 }
 
 #[test]
-fn a_blocked_digest_stays_blocked_over_a_second_loss() {
+fn a_blocked_digest_stays_blocked_after_a_second_loss() {
     let world = World::with_policies(standard());
     world.some_key();
     let store = backup(&world.store);
@@ -747,9 +746,9 @@ fn a_blocked_digest_stays_blocked_over_a_second_loss() {
     }
 }
 
-/// Not every key that ended has an entry that says so: a row of its owner or tenant did, or time.
+/// Some ended keys have no entry of their own: a row of their owner or tenant ended them, or time did.
 #[test]
-fn an_import_that_ended_by_a_row_or_by_time_is_not_repeated() {
+fn an_import_ended_by_a_row_or_by_time_is_not_repeated() {
     let world = World::with_policies(standard());
     let owned = |path: &str| {
         let key = reader("old").in_tenant(tenant(path));
@@ -767,7 +766,7 @@ fn an_import_that_ended_by_a_row_or_by_time_is_not_repeated() {
     import(&world.keys, "closed", owned("acme/web")).unwrap();
     import(&world.keys, "expired", reader("old").expires_in(hours(1))).unwrap();
     import(&world.keys, "alive", reader("old")).unwrap();
-    // Each stops after the commit of its row, so the keys themselves have no entries.
+    // Each command stops after the commit of its row, so the keys themselves have no entries.
     let interrupted = || {
         let store = FaultyStore::new(world.store.clone());
         store.next(Call::Commit, [Fault::None, Fault::Unavailable]);
@@ -797,9 +796,9 @@ fn an_import_that_ended_by_a_row_or_by_time_is_not_repeated() {
     import(&restored, "alive", reader("old")).unwrap();
 }
 
-/// A narrowing is repeated, even if a later change undid it: the entries do not name the author's bound.
+/// A narrowing is repeated even if a later change undid it, because entries do not name the author's bound.
 #[test]
-fn what_was_narrowed_and_widened_again_is_narrow_after_a_replay() {
+fn a_key_narrowed_and_widened_again_is_narrow_after_a_replay() {
     let world = World::with_policies(standard());
     let both = reader("key").scopes(["reports:read", "users:read"]);
     let key = world.create(&admin(), both).unwrap();
@@ -821,9 +820,9 @@ fn what_was_narrowed_and_widened_again_is_narrow_after_a_replay() {
     assert_eq!(info.allowlist, narrow.allowlist);
 }
 
-/// The end of a rotation may be the key's own: it was replaced all the same.
+/// The end set by a rotation may equal the key's own end. The key still counts as replaced.
 #[test]
-fn a_key_that_was_replaced_near_its_end_is_disabled_if_it_rotates_itself() {
+fn a_key_replaced_near_its_end_is_disabled_if_it_rotates_itself() {
     let mut spec = profiles::standard();
     let secret = spec.classes.get_mut("secret").unwrap();
     secret.self_rotation = keyward::policy::SelfRotation::WithinLife;
@@ -845,7 +844,7 @@ fn a_key_that_was_replaced_near_its_end_is_disabled_if_it_rotates_itself() {
     assert_eq!(status(&restored, key.id), Status::Disabled);
 }
 
-/// Whoever holds a key that was only widened may import it again.
+/// The holder of a key that was only widened may import it again.
 #[test]
 fn an_import_that_was_only_widened_is_repeated() {
     let world = World::with_policies(standard());

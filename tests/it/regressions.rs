@@ -1,4 +1,4 @@
-//! Faults that reviews found, each shown to be gone.
+//! Defects found in reviews, each with a test that fails if it returns.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
@@ -16,10 +16,10 @@ use keyward::{
 use keyward_conformance::{Call, Fault, FaultyStore};
 use support::*;
 
-/// Something that happens elsewhere, at the next call of a kind.
+/// An action elsewhere, at the next call of a kind.
 type Meanwhile = Arc<Mutex<Option<(Call, Box<dyn FnOnce() + Send>)>>>;
 
-/// A store in another process, with something happening in the middle of a call.
+/// A remote store that runs an action in the middle of a call.
 struct Interrupted {
     inner: MemoryStore,
     meanwhile: Meanwhile,
@@ -95,7 +95,7 @@ fn interrupted(world: &World) -> (Keyward, Meanwhile) {
 }
 
 #[test]
-fn a_deleted_key_does_not_come_back_by_an_import_of_its_digest() {
+fn importing_the_digest_of_a_deleted_key_does_not_restore_it() {
     let world = World::new();
     let key = world.some_key();
     wait(world.keys.delete(&admin(), key.id, DeleteKey::plain())).unwrap();
@@ -109,7 +109,7 @@ fn a_deleted_key_does_not_come_back_by_an_import_of_its_digest() {
 }
 
 #[test]
-fn a_closed_tenant_below_holds_up_no_command_about_owners() {
+fn a_closed_tenant_below_blocks_no_command_about_owners() {
     let world = World::new();
     let bobs = |path: &str| {
         reader("k")
@@ -141,7 +141,7 @@ fn a_closed_tenant_below_holds_up_no_command_about_owners() {
 }
 
 #[test]
-fn an_owner_who_came_back_owns_keys_below_though_none_was_left_there() {
+fn a_restored_owner_owns_keys_below_although_none_was_left_there() {
     let world = World::new();
     let bobs = || {
         reader("k")
@@ -164,17 +164,17 @@ fn an_owner_who_came_back_owns_keys_below_though_none_was_left_there() {
 }
 
 #[test]
-fn after_an_unknown_outcome_no_failure_says_that_nothing_was_written() {
+fn after_an_unknown_outcome_no_error_claims_that_nothing_was_written() {
     let inner = MemoryStore::new();
     let store = FaultyStore::new(inner.clone());
     let clock = Arc::new(ManualClock::at(at(START)));
     let keys = node(store.clone(), &clock, standard());
     store.next(Call::Commit, [Fault::ReplyLost]);
-    // The first load answers; the one that would tell what landed does not.
+    // The first load succeeds; the load that would show the outcome fails.
     store.next(Call::Load, [Fault::None, Fault::Unavailable]);
-    let told = wait(keys.create(&admin(), reader("k"))).unwrap_err();
-    let Error::Store(error) = told else {
-        panic!("{told}")
+    let failed = wait(keys.create(&admin(), reader("k"))).unwrap_err();
+    let Error::Store(error) = failed else {
+        panic!("{failed}")
     };
     assert_eq!(error.kind(), StoreErrorKind::Indeterminate);
     let query = KeyQuery::tenant(tenant("acme"), at(START));
@@ -186,7 +186,7 @@ fn after_an_unknown_outcome_no_failure_says_that_nothing_was_written() {
 }
 
 #[test]
-fn a_secret_replaced_twice_by_one_command_is_told_to_whoever_has_it() {
+fn of_two_concurrent_replacements_by_one_command_the_returned_secret_works() {
     let world = World::new();
     let key = world.some_key();
     let (here, meanwhile) = interrupted(&world);
@@ -209,7 +209,7 @@ fn a_secret_replaced_twice_by_one_command_is_told_to_whoever_has_it() {
 }
 
 #[test]
-fn what_was_read_before_a_resync_brings_no_deleted_key_back() {
+fn a_read_from_before_a_resync_restores_no_deleted_key() {
     let world = World::new();
     let (there, meanwhile) = interrupted(&world);
     let key = world.some_key();
@@ -236,7 +236,7 @@ fn what_was_read_before_a_resync_brings_no_deleted_key_back() {
 }
 
 #[test]
-fn a_newly_imported_key_is_accepted_where_imported_keys_are_known() {
+fn a_newly_imported_key_is_accepted_on_a_node_with_imported_keys() {
     let world = World::new();
     let import = |token: &str| {
         let import = ImportKey::sha256(Digest::sha256(token), reader("imported"));
@@ -253,7 +253,7 @@ fn a_newly_imported_key_is_accepted_where_imported_keys_are_known() {
 }
 
 #[test]
-fn an_actor_whose_credential_ended_sees_nothing() {
+fn an_actor_with_an_ended_credential_sees_nothing() {
     let world = World::new();
     let key = world.some_key();
     let ended = admin().with_expiry(at(START));
@@ -274,7 +274,7 @@ fn an_actor_whose_credential_ended_sees_nothing() {
 }
 
 #[test]
-fn a_renewed_digest_does_not_bring_a_replaced_secret_back() {
+fn a_renewed_digest_does_not_restore_a_replaced_secret() {
     let world = World::new();
     let ring = peppers().with_retired(pepper("p2", 2)).unwrap();
     let builder = |ring| Keyward::builder(world.store.clone(), ring).clock(world.clock.clone());
@@ -293,7 +293,7 @@ fn a_renewed_digest_does_not_bring_a_replaced_secret_back() {
 }
 
 #[test]
-fn a_repeated_bulk_revocation_is_not_about_keys_created_since() {
+fn a_repeated_bulk_revocation_does_not_affect_keys_created_since() {
     let world = World::new();
     let acme = tenant("acme");
     let once = || {

@@ -1,7 +1,7 @@
-//! Propagation, simulated: what is promised holds under every seed, and every broken node is found.
+//! Propagation, simulated: the promise holds under every seed, and every broken node is found.
 //!
-//! `KEYWARD_SIMULATE=<seeds>` runs so many of them, and says how far it is;
-//! `KEYWARD_SIMULATE_SEED=<seed>` runs that one.
+//! `KEYWARD_SIMULATE=<seeds>` runs that many seeds and prints the progress; `KEYWARD_SIMULATE_SEED=<seed>`
+//! runs a single one.
 
 use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,16 +14,16 @@ use keyward_conformance::simulate::{
     Defect, Ground, Invariant, Options, Report, Simulation, Subject, Violation,
 };
 
-/// How many seeds the gate runs.
+/// Seeds run by the gate: 10,000, over three times those needed to find every broken node.
 const SEEDS: u64 = 10_000;
 
-/// Within so many seeds every broken node is found. Most are found within fifty.
+/// Seeds within which every broken node must be found: 3,000. Most are found within fifty.
 const WITHIN: u64 = 3_000;
 
-/// How many seeds are run between two words about how far it is.
+/// Seeds between two lines of progress: 10,000.
 const EVERY: u64 = 10_000;
 
-/// Runs seeds from zero on all processors; tells the violation of the lowest of them that has one.
+/// Runs seeds from zero on all processors. Returns the violation with the lowest seed, if any.
 fn run(seeds: u64, options: &Options) -> Result<Report, Violation> {
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
     let next = AtomicU64::new(0);
@@ -71,7 +71,7 @@ fn seeds() -> u64 {
     asked.map_or(SEEDS, |seeds| seeds.parse().unwrap())
 }
 
-/// The first seed under which a broken node is found.
+/// Returns the first seed under which a broken node is found.
 #[track_caller]
 fn find(subject: Subject, within: u64) -> Violation {
     match run(within, &Options::default().of(subject)) {
@@ -92,7 +92,7 @@ fn find(subject: Subject, within: u64) -> Violation {
 }
 
 #[test]
-fn what_is_promised_holds_under_every_seed() {
+fn the_promise_holds_under_every_seed() {
     let options = Options::default().reads_within_bound();
     if let Ok(seed) = std::env::var("KEYWARD_SIMULATE_SEED") {
         let run = Simulation::new(seed.parse().unwrap(), options);
@@ -120,9 +120,10 @@ fn what_is_promised_holds_under_every_seed() {
     );
 }
 
-/// A store that keeps all tombstones, and whose feed comes whole: other orders of events than above.
+/// A store that keeps all tombstones and whose feed is never split into pages gives other orders of events
+/// than the test above.
 #[test]
-fn what_is_promised_holds_over_a_store_that_forgets_nothing() {
+fn the_promise_holds_over_a_store_that_forgets_nothing() {
     let never_forgets = || Ground::new(Arc::new(MemoryStore::new()));
     let options = Options::default().whole_pages().over(never_forgets);
     let report = run(seeds() / 4, &options.reads_within_bound());
@@ -130,7 +131,7 @@ fn what_is_promised_holds_over_a_store_that_forgets_nothing() {
 }
 
 #[test]
-fn a_node_that_is_not_broken_is_not_found() {
+fn a_sound_node_passes() {
     let report = run(2_000, &Options::default().of(Subject::Sketch));
     report.unwrap_or_else(|violation| panic!("{violation}"));
 }
@@ -143,7 +144,7 @@ fn every_broken_node_is_found() {
 }
 
 #[test]
-fn keyward_on_a_broken_clock_is_found() {
+fn a_broken_clock_is_found() {
     for subject in [
         Subject::KeywardWithWallClock,
         Subject::KeywardWithSleepyClock,
@@ -153,9 +154,9 @@ fn keyward_on_a_broken_clock_is_found() {
     }
 }
 
-/// What no node can break by itself a store can: a cap, a trail, what was ended.
+/// Some invariants only a store can break: the cap, the trail, the end of a key.
 #[test]
-fn what_a_broken_store_lets_happen_is_found() {
+fn every_violation_of_a_broken_store_is_found() {
     for (defect, expected) in [
         (StoreDefect::LoadsNoDisabledKeys, Invariant::CapKept),
         (StoreDefect::ConflictLeavesAudit, Invariant::TrailIntact),
@@ -179,7 +180,7 @@ fn what_a_broken_store_lets_happen_is_found() {
 }
 
 #[test]
-fn the_same_seed_is_the_same_run() {
+fn the_same_seed_gives_the_same_run() {
     for subject in [Subject::Keyward, Subject::Sketch] {
         let options = Options::default().whole_pages().of(subject);
         let mut marks = Vec::new();

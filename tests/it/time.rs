@@ -1,4 +1,4 @@
-//! Time: no clock decides for others, and none that is wrong issues anything where another contradicts it.
+//! Time: no clock decides for other tenants, and a wrong clock that another clock contradicts issues nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,7 +76,7 @@ fn trap_35_the_time_of_a_tenant_is_repaired() {
 }
 
 #[test]
-fn a_repair_among_other_commands_is_a_commit_of_its_own() {
+fn a_repair_among_other_commands_is_a_separate_commit() {
     let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
     let a = node(store.clone(), &right, policy());
     let key = create(&a, &globex(), ninety_days("before"));
@@ -111,7 +111,7 @@ fn only_the_application_repairs_the_time() {
     assert_eq!(nothing.set_back, None, "it was not ahead");
 }
 
-/// An excursion of one reading leaves no trace.
+/// A single wrong reading leaves no trace.
 #[test]
 fn a_reading_ten_years_ahead_leaves_no_trace() {
     let clock = clock();
@@ -126,7 +126,7 @@ fn a_reading_ten_years_ahead_leaves_no_trace() {
 }
 
 #[test]
-fn a_step_forward_that_held_is_taken_over_and_a_step_back_never_shows() {
+fn a_lasting_step_forward_is_adopted_and_a_step_back_revives_nothing() {
     let clock = clock();
     let keys = node(MemoryStore::new(), &clock, policy());
     let key = create(&keys, &admin(), ninety_days("key"));
@@ -137,7 +137,7 @@ fn a_step_forward_that_held_is_taken_over_and_a_step_back_never_shows() {
     }
     step_back(&clock, days(91));
     assert!(matches!(refused(&keys, &key), Rejection::Expired { .. }));
-    // Within the allowance the clock is followed at once.
+    // Within the allowance, the clock is followed immediately.
     let soon = reader("soon").expires_in(4 * MINUTE);
     let soon = create(&keys, &admin(), soon);
     step(&clock, days(91));
@@ -148,7 +148,7 @@ fn a_step_forward_that_held_is_taken_over_and_a_step_back_never_shows() {
 }
 
 #[test]
-fn a_manual_clock_that_is_moved_just_works_on_one_node_and_on_three() {
+fn moving_a_manual_clock_works_on_one_node_and_on_three() {
     let store = MemoryStore::new();
     let clocks = [clock(), clock(), clock()];
     let nodes = clocks.each_ref().map(|clock| {
@@ -175,9 +175,9 @@ fn a_manual_clock_that_is_moved_just_works_on_one_node_and_on_three() {
     }
 }
 
-/// A machine without a clock battery starts in 1970 and serves until somebody sets it.
+/// A machine without a clock battery starts in 1970 and serves until its clock is set.
 #[test]
-fn a_clock_that_starts_in_1970_refuses_what_it_cannot_judge() {
+fn a_node_that_starts_in_1970_refuses_keys_it_cannot_judge() {
     let (store, right) = (MemoryStore::new(), clock());
     let a = node(store.clone(), &right, policy());
     let ending = create(&a, &admin(), ninety_days("ending"));
@@ -210,7 +210,7 @@ fn a_clock_that_starts_in_1970_refuses_what_it_cannot_judge() {
     create(&keys, &admin(), reader("new"));
 }
 
-/// A restart with an earlier clock: what the tenant itself has seen to end stays ended.
+/// A restart with an earlier clock: a key that its own tenant has seen expire stays expired.
 #[test]
 fn an_earlier_clock_after_a_restart_revives_nothing() {
     let (store, first) = (MemoryStore::new(), clock());
@@ -232,9 +232,9 @@ fn an_earlier_clock_after_a_restart_revives_nothing() {
     }
 }
 
-/// A commit that leaves nothing but a tombstone leaves its instant all the same.
+/// A commit that leaves only a tombstone still leaves its instant.
 #[test]
-fn a_deletion_leaves_its_instant_though_its_tombstone_is_forgotten() {
+fn a_deletion_leaves_its_instant_after_its_tombstone_is_forgotten() {
     let (store, first) = (MemoryStore::new(), clock());
     let keys = node(store.clone(), &first, policy());
     let key = create(&keys, &admin(), reader("key").expires_in(hours(1)));
@@ -286,16 +286,16 @@ fn a_server_contradicts_a_clock_that_is_ahead() {
             other => panic!("{what}: {other}"),
         }
     }
-    // Which does nothing.
+    // This command changes nothing.
     wait(keys.provision_tenant(&admin(), &tenant("acme"))).unwrap();
     wait(keys.revoke(&admin(), spare.id, Reason::Lost)).unwrap();
-    // What only this clock says has ended is ended for the others as well.
+    // A key that has expired only by this clock is revoked for other nodes too.
     let everything = BulkFilter::default();
     wait(keys.revoke_many(&admin(), &tenant("acme"), everything, Reason::Lost)).unwrap();
     assert!(matches!(refused(&keys, &key), Rejection::Revoked { .. }));
 }
 
-/// The other clock agrees with the own one: a commit from the far future is what is wrong.
+/// The server's clock agrees with the node's: the commit from the far future is wrong.
 #[test]
 fn a_server_confirms_a_clock_that_a_commit_contradicts() {
     let (server, wrong) = (clock(), clock());
@@ -345,7 +345,7 @@ impl Fleet {
         }
     }
 
-    /// Time goes on until every node has heard of every other one twice.
+    /// Lets time pass until every node has seen two reports of every other one.
     fn settle(&self) {
         for _ in 0..4 {
             for clock in self.clocks.iter().chain(&self.server) {
@@ -357,7 +357,7 @@ impl Fleet {
         }
     }
 
-    /// The nodes that may create a key.
+    /// Returns whether each node may create a key.
     fn creating(&self) -> Vec<bool> {
         let creating = self.nodes.iter().enumerate().map(|(number, keys)| {
             let path = format!("tenant{number}");
@@ -380,7 +380,8 @@ fn one_of_three_nodes_is_contradicted_and_two_that_disagree_are_not() {
     step(&fleet.clocks[2], YEARS);
     fleet.settle();
     assert_eq!(fleet.creating(), [true, true, false]);
-    // Who steps is heard of by the others with its next report; it looks at them at once.
+    // Other nodes learn of a step with the next report. The node that stepped compares itself with them
+    // immediately.
     let fleet = Fleet::new(3, false);
     fleet.settle();
     step(&fleet.clocks[0], YEARS);
@@ -394,7 +395,7 @@ fn one_of_three_nodes_is_contradicted_and_two_that_disagree_are_not() {
 }
 
 #[test]
-fn a_majority_that_is_wrong_wins() {
+fn a_wrong_majority_wins() {
     let fleet = Fleet::new(3, false);
     step(&fleet.clocks[0], YEARS);
     step(&fleet.clocks[1], YEARS);
@@ -403,7 +404,7 @@ fn a_majority_that_is_wrong_wins() {
 }
 
 #[test]
-fn a_server_that_is_wrong_is_outvoted_by_a_majority_of_nodes() {
+fn a_wrong_server_is_outvoted_by_a_majority_of_nodes() {
     let fleet = Fleet::new(3, true);
     fleet.settle();
     step(fleet.server.as_ref().unwrap(), YEARS);
@@ -415,9 +416,9 @@ fn a_server_that_is_wrong_is_outvoted_by_a_majority_of_nodes() {
     assert_eq!(alone.creating(), [false], "nobody sides with it");
 }
 
-/// A node that is gone has no say, however long its entry stays.
+/// A node that is gone has no vote, however long its entry stays.
 #[test]
-fn a_node_that_is_gone_has_no_say_about_the_time() {
+fn a_node_that_is_gone_has_no_vote_on_the_time() {
     let fleet = Fleet::new(3, false);
     step(&fleet.clocks[1], YEARS);
     step(&fleet.clocks[2], YEARS);
@@ -430,9 +431,9 @@ fn a_node_that_is_gone_has_no_say_about_the_time() {
     assert!(fleet.creating()[0], "the others are silent");
 }
 
-/// Ending a successor that nobody used gives the old key more time: not while the time is in doubt.
+/// Ending an unused successor gives the old key more time, but not while the time is in doubt.
 #[test]
-fn an_ended_key_does_not_come_back_with_a_clock_that_is_behind() {
+fn a_clock_that_is_behind_revives_no_ended_key() {
     let (store, first, server) = (MemoryStore::new(), clock(), clock());
     let keys = node(store.clone(), &first, policy());
     let how = || Replacement::on_first_use(hours(1)).no_later_than(hours(24));
@@ -453,10 +454,9 @@ fn an_ended_key_does_not_come_back_with_a_clock_that_is_behind() {
     }
 }
 
-/// A counter-example to the rule as it was first written: the clock that contradicts is no witness for
-/// itself.
+/// A counterexample to the first version of the rule: the contradicting clock is not evidence for itself.
 #[test]
-fn a_server_that_goes_back_alone_revives_nothing() {
+fn a_server_whose_clock_steps_back_alone_revives_nothing() {
     let (server, own) = (clock(), clock());
     let keys = node(Served::new(MemoryStore::new(), &server), &own, policy());
     let key = create(&keys, &admin(), reader("key").expires_in(hours(1)));
@@ -473,9 +473,9 @@ fn a_server_that_goes_back_alone_revives_nothing() {
     ));
 }
 
-/// Own time may be ahead of the wall clock: freshness goes by what the wall clock does.
+/// A node's own time may be ahead of the wall clock. Freshness follows the steps of the wall clock.
 #[test]
-fn a_step_of_the_wall_clock_ends_freshness_though_own_time_hides_it() {
+fn a_step_of_the_wall_clock_ends_freshness_even_if_own_time_hides_it() {
     let (store, own) = (FaultyStore::new(MemoryStore::new()), clock());
     step(&own, 4 * MINUTE);
     let keys = node(store, &own, policy());
@@ -487,9 +487,9 @@ fn a_step_of_the_wall_clock_ends_freshness_though_own_time_hides_it() {
     assert!(matches!(refused(&keys, &key), Rejection::Stale { .. }));
 }
 
-/// Keys that a wrong clock made are narrowed as if they had been made before.
+/// Keys made by a wrong clock are narrowed as if they had been made earlier.
 #[test]
-fn keys_from_the_future_are_narrowed_as_others_are() {
+fn keys_from_the_future_are_narrowed_like_others() {
     let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
     let a = node(store.clone(), &right, policy());
     let place = tenant("globex");
@@ -512,9 +512,9 @@ fn keys_from_the_future_are_narrowed_as_others_are() {
     assert!(verdict(&a, &more).is_err());
 }
 
-/// A repair ends what a wrong clock began with the keys that are there.
+/// A repair limits a command begun by a wrong clock to the keys that exist at the repair.
 #[test]
-fn a_command_from_the_future_is_not_about_what_came_after_the_repair() {
+fn a_command_from_the_future_does_not_affect_keys_created_after_the_repair() {
     let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
     let a = node(store.clone(), &right, policy());
     create(&a, &globex(), reader("before"));
@@ -536,7 +536,7 @@ fn a_command_from_the_future_is_not_about_what_came_after_the_repair() {
     assert_eq!(verdict(&a, &after), Ok(()));
 }
 
-/// Whatever a wrong clock left behind in a tenant can be repaired: one that nobody knew, one that is closed.
+/// Every effect of a wrong clock on a tenant can be repaired, even if the tenant is unknown or closed.
 #[test]
 fn every_tenant_can_be_repaired() {
     let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
@@ -560,9 +560,9 @@ fn every_tenant_can_be_repaired() {
     assert_eq!(verdict(&a, &key), Ok(()));
 }
 
-/// A key that has ended by an excursion of the clock alone is narrowed all the same.
+/// A key that has expired only by a wrong reading of the clock is narrowed too.
 #[test]
-fn an_excursion_hides_no_key_from_what_narrows() {
+fn a_wrong_reading_hides_no_key_from_narrowing_commands() {
     let clock = clock();
     let keys = node(MemoryStore::new(), &clock, policy());
     let [disabled, swept, old] =
@@ -579,9 +579,9 @@ fn an_excursion_hides_no_key_from_what_narrows() {
     assert!(ended(&disabled) && ended(&swept) && ended(&old));
 }
 
-/// A shorter life is no prolonging, whatever a commit from the future says.
+/// A shorter life is not an extension, even if a commit has an instant in the future.
 #[test]
-fn an_end_is_moved_closer_though_the_tenant_is_ahead() {
+fn an_end_can_be_moved_closer_while_the_tenant_is_ahead() {
     let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
     let a = node(store.clone(), &right, policy());
     let key = create(&a, &globex(), reader("key").never_expires());
@@ -604,9 +604,9 @@ fn an_end_is_moved_closer_though_the_tenant_is_ahead() {
     assert!(matches!(denied(raised), Denied::TenantAhead { .. }));
 }
 
-/// A key of a tenant above acts below for as long as its own tenant has not seen it end.
+/// A key of a tenant above acts below until its own tenant has seen it end.
 #[test]
-fn an_acting_key_is_judged_by_its_own_tenants_commits() {
+fn an_acting_key_is_judged_by_the_commits_of_its_own_tenant() {
     let (store, first) = (MemoryStore::new(), clock());
     let mut spec = profiles::standard();
     let reaching = spec.classes.values_mut();
@@ -629,9 +629,9 @@ fn an_acting_key_is_judged_by_its_own_tenants_commits() {
     assert!(matches!(denied, Denied::ActorExpired), "{denied:?}");
 }
 
-/// Rows of a repaired tenant that a node reads again say nothing about the time any more.
+/// Rows from before a repair that a node reads again no longer affect the time.
 #[test]
-fn rows_of_before_a_repair_do_not_undo_it() {
+fn rows_from_before_a_repair_do_not_undo_it() {
     let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
     let a = node(FaultyStore::new(store.clone()), &right, policy());
     step(&wrong, YEARS);
@@ -641,7 +641,7 @@ fn rows_of_before_a_repair_do_not_undo_it() {
     let place = tenant("globex");
     let host = Actor::application(place.clone());
     wait(a.repair_time(&host, &place)).unwrap();
-    // A key that this node has not heard of is read through the store, with the row of its owner.
+    // A key this node does not know is read through the store, with the row of its owner.
     let key = create(
         &node(store, &right, policy()),
         &globex(),
@@ -649,7 +649,7 @@ fn rows_of_before_a_repair_do_not_undo_it() {
     );
     wait(a.verify_or_fetch(key.secret.expose(), &reading())).unwrap();
     assert_eq!(a.tenants_ahead(), []);
-    // And so is a command that is given again.
+    // A repeated command reads the owner's row too.
     let by = globex();
     let by = by.with_command_id(command("once"));
     for _ in 0..2 {
@@ -659,9 +659,9 @@ fn rows_of_before_a_repair_do_not_undo_it() {
     assert_eq!(verdict(&a, &key), Ok(()));
 }
 
-/// A clock that starts in 1970 and is contradicted ends nobody's keys.
+/// A contradicted clock that starts in 1970 ends no key of other tenants.
 #[test]
-fn a_contradicted_clock_in_1970_ends_no_key_of_others() {
+fn a_contradicted_clock_in_1970_ends_no_key_of_other_tenants() {
     let (store, right) = (MemoryStore::new(), clock());
     let a = node(store.clone(), &right, policy());
     let old = create(&a, &admin(), ninety_days("old"));
@@ -676,16 +676,16 @@ fn a_contradicted_clock_in_1970_ends_no_key_of_others() {
     assert_eq!(verdict(&a, &old), Ok(()), "it has its grace");
 }
 
-/// One step of a world in which one node's clock does what it likes.
+/// A step of a world in which one node's clock moves at random.
 #[derive(Clone, Debug)]
 enum Deed {
-    /// The wrong clock moves, by seconds.
+    /// Moves the wrong clock by this many seconds.
     Wrong(i64),
-    /// The node with the wrong clock commits in a tenant of its own.
+    /// Lets the node with the wrong clock commit in its own tenant.
     Commits,
-    /// Time passes for both.
+    /// Lets time pass on both clocks.
     Pass(u64),
-    /// The node with the right clock starts again.
+    /// Restarts the node with the right clock.
     Restart,
 }
 
@@ -700,10 +700,10 @@ fn a_deed() -> impl Strategy<Value = Deed> {
 }
 
 proptest! {
-    /// Whatever another clock does: keys of other tenants work until their end by the right clock, and not
-    /// after it, and commands about them are decided by it.
+    /// Another clock moves at random. Keys of other tenants work until their end by the right clock and not
+    /// longer, and the right clock decides commands on them.
     #[test]
-    fn a_wrong_clock_is_nobody_elses(deeds in prop::collection::vec(a_deed(), 1..24)) {
+    fn a_wrong_clock_affects_no_other_tenant(deeds in prop::collection::vec(a_deed(), 1..24)) {
         let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
         let mut keys = node(store.clone(), &right, policy());
         let other = node(store.clone(), &wrong, policy());
@@ -715,7 +715,7 @@ proptest! {
                     step_back(&wrong, Duration::from_secs(by.unsigned_abs()));
                 }
                 Deed::Wrong(by) => step(&wrong, Duration::from_secs(by.unsigned_abs())),
-                // Its tenant may be ahead of it by now: then it only narrows.
+                // Its tenant may be ahead of its clock by now; then the node can only narrow.
                 Deed::Commits => drop(wait(other.create(&globex(), reader("key")))),
                 Deed::Pass(by) => {
                     let by = Duration::from_secs(by);
@@ -740,7 +740,7 @@ proptest! {
 }
 
 #[test]
-fn the_allowance_is_a_setting() {
+fn the_clock_allowance_is_configurable() {
     let (server, own) = (clock(), clock());
     let build = |allowance: Duration| {
         let store = Served::new(MemoryStore::new(), &server);

@@ -1,6 +1,6 @@
-//! The traps that others fell into, by the numbers of `docs/design.md`. Those that need several
-//! processes are in `nodes.rs`, the one about secrets in outputs is in `secrets.rs`, those about authority
-//! are in `authority`; `house.rs` holds the numbers against the tests.
+//! Traps that other systems fell into, by their numbers in `docs/design.md`. `nodes.rs` has those that need
+//! several processes, `secrets.rs` the one about secrets in outputs, and `authority` those about authority.
+//! `house.rs` compares the numbers with the tests.
 
 use keyward::audit::Action;
 use keyward::policy::KeyClass;
@@ -12,7 +12,7 @@ use keyward::{
 use support::*;
 
 #[test]
-fn trap_03_a_verification_does_not_bring_back_what_was_disabled() {
+fn trap_03_a_verification_does_not_restore_a_disabled_key() {
     let world = World::new();
     let key = world.some_key();
     let rotated = wait(
@@ -21,7 +21,7 @@ fn trap_03_a_verification_does_not_bring_back_what_was_disabled() {
             .rotate(&admin(), key.id, Replacement::on_first_use(hours(1))),
     );
     let successor = rotated.unwrap();
-    // The use leaves a chore; the key is disabled before the chore is done.
+    // The use leaves a chore, and the key is disabled before the chore is done.
     world
         .keys
         .verify(successor.secret.expose(), &reading())
@@ -71,7 +71,7 @@ fn trap_04_parallel_creates_on_several_nodes_stop_at_the_cap() {
 }
 
 #[test]
-fn trap_05_the_state_of_a_key_is_told_to_holders_of_its_secret_only() {
+fn trap_05_only_holders_of_a_secret_learn_the_state_of_its_key() {
     let world = World::new();
     let revoked = world.some_key();
     let disabled = world.some_key();
@@ -86,16 +86,16 @@ fn trap_05_the_state_of_a_key_is_told_to_holders_of_its_secret_only() {
         let refusal = world.keys.verify(guess, &reading()).unwrap_err();
         assert_eq!(refusal, Rejection::WrongSecret);
         assert_eq!(refusal.key(), None);
-        let told = world
+        let refused = world
             .keys
             .verify(key.secret.expose(), &reading())
             .unwrap_err();
-        assert_eq!(told.key(), Some(key.id), "{told}");
+        assert_eq!(refused.key(), Some(key.id), "{refused}");
     }
 }
 
 #[test]
-fn trap_06_an_unknown_id_and_a_wrong_secret_read_the_same_to_a_client() {
+fn trap_06_an_unknown_id_and_a_wrong_secret_look_the_same_to_a_client() {
     let world = World::new();
     let other = World::new();
     let stranger = other.some_key();
@@ -158,7 +158,7 @@ fn trap_07_a_rotation_neither_revives_nor_lengthens_the_old_key() {
 }
 
 #[test]
-fn trap_08_a_lost_answer_loses_no_key() {
+fn trap_08_a_lost_answer_costs_no_key() {
     let world = World::new();
     let first = admin();
     let key = wait(
@@ -167,7 +167,7 @@ fn trap_08_a_lost_answer_loses_no_key() {
             .create(&first.with_command_id(command("c1")), reader("a")),
     )
     .unwrap();
-    // The answer was lost; the same command again creates nothing and shows no secret.
+    // The answer was lost. The same command again creates nothing and shows no secret.
     let again = wait(
         world
             .keys
@@ -187,7 +187,7 @@ fn trap_08_a_lost_answer_loses_no_key() {
         "the lost secret is worth nothing"
     );
 
-    // A lost answer to a rotation on first use leaves the old key working, and can be repeated.
+    // A lost answer to a rotation on first use leaves the old key working, and the rotation can be repeated.
     let how = Replacement::on_first_use(hours(1));
     let lost = wait(world.keys.rotate(&first, key.id, how.clone())).unwrap();
     world.clock.advance(days(29));
@@ -260,7 +260,7 @@ fn trap_13_a_key_cannot_mint_a_stronger_one() {
         Denied::ExceedsActor { dimension, .. } => dimension,
         other => panic!("{other:?}"),
     };
-    // A key that carries all of its owner's reach carries its role too, within its own life.
+    // A key with all of its owner's reach also has the owner's role, within its own life.
     let mallory = acting(&whole);
     let longer = reader("longer").expires_in(days(3));
     assert_eq!(exceeds(world.create(&mallory, longer)), Dimension::Lifetime);
@@ -282,7 +282,7 @@ fn trap_13_a_key_cannot_mint_a_stronger_one() {
         .create(&mallory, reader("short").expires_in(days(1)))
         .unwrap();
 
-    // One that was narrowed to reading reports manages nothing that a role is needed for.
+    // A key narrowed to reading reports can manage nothing that requires a role.
     let narrowed = acting(&weak);
     let wider = NewKey::new("wider")
         .scope("billing:write")
@@ -304,7 +304,7 @@ fn trap_13_a_key_cannot_mint_a_stronger_one() {
         .verify(strong.secret.expose(), &reading())
         .unwrap();
 
-    // The tenant and the owner come from the host: an actor of another tenant sees nothing.
+    // The host names the tenant and the owner: an actor of another tenant sees nothing.
     let stranger = actor("other", "eve", Role::ADMIN);
     let revoked = wait(world.keys.revoke(&stranger, strong.id, Reason::Lost));
     assert_eq!(denied(revoked), Denied::NotFound);
@@ -313,7 +313,7 @@ fn trap_13_a_key_cannot_mint_a_stronger_one() {
 }
 
 #[test]
-fn trap_13_nobody_gets_a_stronger_role_by_a_key_of_somebody_else() {
+fn trap_13_nobody_gains_a_stronger_role_through_anothers_key() {
     let world = World::new();
     let alices = world.some_key();
     let dave = actor("acme", "dave", Role::DEVELOPER);
@@ -332,7 +332,7 @@ fn trap_13_nobody_gets_a_stronger_role_by_a_key_of_somebody_else() {
         let keys = &world.keys;
         wait(keys.change_owner_role(&host(), &acme, who(owner), role)).unwrap();
     }
-    // Developers and admins reach the same scopes here; what they may manage differs.
+    // Developers and admins reach the same scopes here, but may manage different things.
     for (owner, named) in [
         ("alice", Role::DEVELOPER),
         ("alice", Role::ADMIN),
@@ -346,13 +346,13 @@ fn trap_13_nobody_gets_a_stronger_role_by_a_key_of_somebody_else() {
         alices.id,
         Replacement::immediate(),
     )));
-    // Whoever has no role yet is given one by an admin only, however low it is.
+    // Only an admin gives a first role to a person without one, however low the role is.
     let unknown = reader("z").owned_by(who("nora"), Role::MEMBER);
     assert!(matches!(
         denied(world.create(&dave, unknown)),
         Denied::Forbidden { .. }
     ));
-    // Not even an admin makes somebody support staff, nor itself.
+    // Not even an admin can make another person or itself support staff.
     for named in ["sid", "sue"] {
         let support = reader("z").owned_by(who(named), Role::SUPPORT);
         role(world.create(&admin(), support));
@@ -369,7 +369,7 @@ fn trap_13_nobody_gets_a_stronger_role_by_a_key_of_somebody_else() {
 }
 
 #[test]
-fn trap_13_a_secret_is_not_handed_out_because_its_owner_is_narrowed_for_now() {
+fn trap_13_rotating_a_key_of_a_temporarily_lowered_owner_hands_out_no_wider_secret() {
     let world = World::new();
     let acme = tenant("acme");
     wait(world.keys.provision_tenant(&host(), &acme)).unwrap();
@@ -422,7 +422,7 @@ fn trap_16_a_huge_header_is_refused_by_its_length() {
 }
 
 #[test]
-fn trap_17_space_is_trimmed_once_and_nothing_else_is_forgiven() {
+fn trap_17_surrounding_space_is_trimmed_once_and_nothing_else_is_tolerated() {
     let world = World::new();
     let key = world.some_key();
     let text = key.secret.expose();
@@ -548,7 +548,7 @@ fn trap_20_every_way_of_verifying_makes_the_same_checks() {
 }
 
 #[test]
-fn trap_21_a_stored_digest_is_no_key_and_an_unknown_pepper_is_the_operators_fault() {
+fn trap_21_a_stored_digest_is_not_a_key_and_an_unknown_pepper_is_an_operator_error() {
     let world = World::new();
     let digest = Digest::sha256("old-style-token");
     let imported = ImportKey::sha256(digest, reader("imported"));
@@ -610,7 +610,7 @@ fn trap_24_verifying_writes_nothing() {
 }
 
 #[test]
-fn a_wall_clock_that_jumps_back_revives_nothing() {
+fn a_wall_clock_that_steps_back_revives_nothing() {
     let world = World::new();
     let key = world
         .create(&admin(), reader("short").expires_in(hours(1)))

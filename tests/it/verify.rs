@@ -1,4 +1,4 @@
-//! What a verification remembers, counts and tells: for its speed, and never for its verdict.
+//! The caches, counters and results of a verification. Caching affects its speed and never its verdict.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,10 +15,10 @@ fn refused(world: &World, token: &str, need: &Need) -> Option<Rejection> {
     world.keys.verify(token, need).err()
 }
 
-/// Fails if what met a need once is taken to meet it after the owner's role was lowered, or if the
-/// keys of a person without a role pass because those of a tenant, which need none, did.
+/// Fails if a cached result for a need survives a lowered owner's role. Fails also if keys of a person
+/// without a role pass because keys of the tenant did, which need no role.
 #[test]
-fn a_need_that_was_met_is_not_met_by_keys_that_reach_less() {
+fn a_cached_need_is_not_met_by_keys_with_less_reach() {
     let world = World::new();
     let need = reading();
     let by_tenant = reader("of the tenant").owned_by_tenant();
@@ -45,7 +45,7 @@ fn a_need_that_was_met_is_not_met_by_keys_that_reach_less() {
 }
 
 #[test]
-fn a_need_that_was_met_is_not_met_under_other_policies() {
+fn a_cached_need_is_not_met_under_other_policies() {
     let world = World::new();
     let (key, need) = (world.some_key(), reading());
     assert_eq!(refused(&world, key.secret.expose(), &need), None);
@@ -62,7 +62,7 @@ fn a_need_that_was_met_is_not_met_under_other_policies() {
 }
 
 #[test]
-fn a_need_that_was_met_still_asks_for_tenant_and_address() {
+fn a_cached_need_still_checks_tenant_and_address() {
     let world = World::new();
     let key = world.some_key();
     let need = reading().for_tenant(tenant("acme"));
@@ -82,7 +82,7 @@ fn a_need_that_was_met_still_asks_for_tenant_and_address() {
 }
 
 #[test]
-fn uses_are_counted_where_a_key_was_accepted() {
+fn only_accepted_uses_are_counted() {
     let world = World::new();
     let (used, unused) = (world.some_key(), world.some_key());
     for _ in 0..3 {
@@ -102,10 +102,10 @@ fn uses_are_counted_where_a_key_was_accepted() {
 
     let uses = world.keys.uses(used.id).unwrap();
     assert_eq!(uses.count, 3);
-    let told = uses.last.unwrap();
+    let last_use = uses.last.unwrap();
     assert!(
-        told <= last && told.saturating_add(Duration::from_secs(120)) > last,
-        "{told}"
+        last_use <= last && last_use.saturating_add(Duration::from_secs(120)) > last,
+        "{last_use}"
     );
     let uses = world.keys.uses(unused.id).unwrap();
     assert_eq!((uses.count, uses.last), (0, None));
@@ -113,7 +113,7 @@ fn uses_are_counted_where_a_key_was_accepted() {
 }
 
 #[test]
-fn a_grant_and_its_copies_tell_what_was_verified() {
+fn a_grant_and_its_copies_describe_the_verified_key() {
     let world = World::new();
     let key = world
         .create(&admin(), reader("export").expires_in(hours(2)))
@@ -137,7 +137,7 @@ fn a_grant_and_its_copies_tell_what_was_verified() {
     assert_eq!(grant.err(), Some(Rejection::Unknown));
 }
 
-/// A clock that lets something happen when a verification reads it.
+/// A clock that runs an action when a verification reads it.
 #[derive(Debug)]
 struct Interrupted {
     clock: ManualClock,
@@ -168,9 +168,9 @@ impl Clock for Interrupted {
     }
 }
 
-/// Fails if what was looked for in one index is looked for at the same place of another.
+/// Fails if a position found in one index is used in another.
 #[test]
-fn a_key_verifies_while_everything_is_read_anew() {
+fn a_key_verifies_during_a_full_resync() {
     let clock = Arc::new(Interrupted {
         clock: ManualClock::at(at(support::START)),
         then: Mutex::default(),
@@ -195,7 +195,7 @@ fn a_key_verifies_while_everything_is_read_anew() {
     wait(replica.sync()).unwrap();
     verifier.verify(key.secret.expose(), &reading()).unwrap();
     *clock.then.lock().unwrap() = Some(Interruption(Box::new(move || {
-        // Further on than the replica has followed, and then forgotten.
+        // Ahead of the replica, and then compacted.
         wait(keys.create(&admin(), reader("another"))).unwrap();
         store.compact();
         wait(replica.sync()).unwrap();
@@ -204,9 +204,9 @@ fn a_key_verifies_while_everything_is_read_anew() {
     assert!(clock.then.lock().unwrap().is_none(), "it was interrupted");
 }
 
-/// Fails if a batch loses one, changes their order, or judges by another key's facts.
+/// Fails if a batch loses a key, changes the order, or uses another key's data.
 #[test]
-fn a_batch_is_answered_as_its_keys_one_by_one() {
+fn a_batch_gets_the_same_verdicts_as_its_keys_one_by_one() {
     let world = World::new();
     let mut keys = Vec::new();
     for number in 0..40 {
@@ -228,11 +228,11 @@ fn a_batch_is_answered_as_its_keys_one_by_one() {
     presented.insert(20, "hunter2".to_owned());
     presented.insert(21, with_other_secret(&presented[22]));
     let need = reading();
-    let told = |verdict: Result<Grant, Rejection>| verdict.map(|grant| grant.key_id());
+    let key_id = |verdict: Result<Grant, Rejection>| verdict.map(|grant| grant.key_id());
     let batch = world.keys.verify_many(&presented, &need);
-    let batch: Vec<_> = batch.into_iter().map(told).collect();
+    let batch: Vec<_> = batch.into_iter().map(key_id).collect();
     let single = presented.iter().map(|key| world.keys.verify(key, &need));
-    assert_eq!(batch, single.map(told).collect::<Vec<_>>());
+    assert_eq!(batch, single.map(key_id).collect::<Vec<_>>());
     assert_eq!(batch.iter().filter(|verdict| verdict.is_ok()).count(), 25);
     for key in &keys[8..] {
         let count = world.keys.uses(key.id).unwrap().count;

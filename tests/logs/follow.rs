@@ -1,5 +1,5 @@
-//! What a node that follows its store tells its log. Alone in its process: which events are of
-//! interest is settled for all threads of one.
+//! The log lines of a node that follows its store. This test has a process of its own, because the interest
+//! in log events is cached for all threads of a process.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use support::*;
 use tokio::time::sleep;
 
 #[test]
-fn what_it_logs_tells_of_failures_and_of_recovery_and_of_no_secret() {
+fn the_log_records_failures_and_recovery_and_no_secret() {
     use tracing_subscriber::fmt::MakeWriter;
 
     #[derive(Clone, Default)]
@@ -64,20 +64,16 @@ fn what_it_logs_tells_of_failures_and_of_recovery_and_of_no_secret() {
             key.secret.expose().to_owned()
         })
     });
-    let told = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     let at = |level: &str, words: &str| {
-        let found = told
+        let found = log
             .lines()
             .filter(|line| line.contains(level) && line.contains(words));
         found.count()
     };
-    assert!(at("DEBUG", "outcome=\"confirmed\"") >= 4, "{told}");
-    assert_eq!(at("WARN", "could not follow the store"), 2, "{told}");
-    assert_eq!(at("WARN", "failures=2"), 1, "{told}");
-    assert_eq!(
-        at("INFO", "follows the store again failures=2"),
-        1,
-        "{told}"
-    );
-    assert!(!told.contains(secret_part(&secret)));
+    assert!(at("DEBUG", "outcome=\"confirmed\"") >= 4, "{log}");
+    assert_eq!(at("WARN", "could not follow the store"), 2, "{log}");
+    assert_eq!(at("WARN", "failures=2"), 1, "{log}");
+    assert_eq!(at("INFO", "follows the store again failures=2"), 1, "{log}");
+    assert!(!log.contains(secret_part(&secret)));
 }

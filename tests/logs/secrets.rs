@@ -1,5 +1,5 @@
-//! The whole life of keys with logging at its most verbose: no secret in any output, debug view,
-//! error, record, feed, audit entry or list.
+//! The whole life cycle of keys, with logging at its most verbose. No output, debug view, error, record,
+//! feed, audit entry or list contains a secret.
 
 use std::io::Write;
 use std::num::NonZeroUsize;
@@ -26,7 +26,7 @@ impl Write for Captured {
     }
 }
 
-/// Everything that was said, and every secret that must not be in it.
+/// All output, and every secret that must not be in it.
 #[derive(Default)]
 struct Witness {
     said: String,
@@ -195,7 +195,8 @@ fn trap_15_no_secret_is_in_any_output() {
         .finish();
     let world = World::new();
     let mut witness = Witness::default();
-    // For all threads: what one of them caches as unheard would be unheard by all.
+    // Set for all threads: a call site first reached by a thread without a subscriber is cached as disabled
+    // for every thread.
     tracing::subscriber::set_global_default(subscriber).unwrap();
     live_through_everything(&world, &mut witness);
     look_everywhere(&world, &mut witness);
@@ -210,7 +211,7 @@ fn trap_15_no_secret_is_in_any_output() {
     );
 
     for secret in &witness.secrets {
-        // The secret half alone, and the whole: neither may appear, whole or from its middle.
+        // Neither the secret half nor the whole token may appear, not even its second half.
         let middle = &secret[secret.len() / 2..secret.len() - 6];
         for (place, text) in [("a log", &logged), ("an output", &witness.said)] {
             let found = text.find(middle).map(|at| &text[at.saturating_sub(80)..at]);
@@ -220,7 +221,7 @@ fn trap_15_no_secret_is_in_any_output() {
 }
 
 #[test]
-fn the_witness_sees_a_secret_that_is_said() {
+fn the_witness_detects_a_secret_in_the_output() {
     let world = World::new();
     let created = world.some_key();
     let mut witness = Witness::default();

@@ -1,6 +1,6 @@
-//! What can be watched from outside.
+//! Exported metrics.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+#![allow(clippy::unwrap_used, reason = "a test panics on failure")]
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +16,7 @@ use support::gated::Gated;
 use support::server_time::Served;
 use support::*;
 
-/// Keeps what was told last, by name and labels.
+/// A recorder that keeps the last value by name and labels.
 #[derive(Default)]
 struct Kept(Mutex<BTreeMap<String, Arc<AtomicU64>>>);
 
@@ -59,9 +59,9 @@ impl Recorder for Kept {
     }
 }
 
-/// A store whose server says that it is a minute later than the node's clock.
+/// A store whose server's clock is a minute ahead of the node's.
 #[test]
-fn the_offset_to_the_clock_that_differs_most_is_a_gauge() {
+fn the_offset_to_the_most_different_clock_is_a_gauge() {
     let kept = Kept::default();
     metrics::with_local_recorder(&kept, || {
         let clock = Arc::new(ManualClock::at(at(START)));
@@ -78,7 +78,7 @@ fn the_offset_to_the_clock_that_differs_most_is_a_gauge() {
 }
 
 #[test]
-fn syncs_and_reads_are_counted_by_how_they_ended_and_a_node_tells_how_old_it_is() {
+fn syncs_and_reads_are_counted_by_outcome_and_the_age_of_a_node_is_a_gauge() {
     let kept = Kept::default();
     let everything = metrics::with_local_recorder(&kept, || {
         let clock = Arc::new(ManualClock::at(at(START)));
@@ -93,7 +93,7 @@ fn syncs_and_reads_are_counted_by_how_they_ended_and_a_node_tells_how_old_it_is(
         assert_eq!(kept.gauge("keyward_index_keys"), 2.0);
         assert_eq!(kept.gauge("keyward_freshness_age_seconds"), 0.0);
 
-        // Age is told of a sync that failed, too, and of one that was given up.
+        // The age is also recorded after a failed and after a cancelled sync.
         clock.advance(Duration::from_secs(3));
         link.link.next(Call::Changes, [Fault::Unavailable]);
         assert!(wait(here.sync()).is_err());
@@ -137,7 +137,7 @@ fn syncs_and_reads_are_counted_by_how_they_ended_and_a_node_tells_how_old_it_is(
 }
 
 #[test]
-fn requests_over_http_are_counted_by_how_they_ended() {
+fn requests_over_http_are_counted_by_outcome() {
     use keyward::http::{KeywardLayer, LimitReached};
     use tower::{Layer, ServiceExt, service_fn};
 

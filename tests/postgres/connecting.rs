@@ -1,4 +1,4 @@
-//! Connecting: what is refused, what is left alone, and what is never told.
+//! Connecting: refused servers, preserved settings, and secrets in errors.
 
 use std::collections::BTreeSet;
 use std::error::Error as _;
@@ -16,19 +16,19 @@ use support::postgres::{Place, Server, on_runtime, open, pool, runtime};
 use support::raw::{ALL, next};
 use support::*;
 
-/// All that an error tells.
-pub(crate) fn told(error: &dyn std::error::Error) -> String {
-    let mut told = format!("{error} {error:?}");
+/// Returns the full text of an error: message and `Debug`, with those of all its causes.
+pub(crate) fn full_text(error: &dyn std::error::Error) -> String {
+    let mut text = format!("{error} {error:?}");
     let mut source = error.source();
     while let Some(cause) = source {
-        told += &format!(" {cause} {cause:?}");
+        text += &format!(" {cause} {cause:?}");
         source = cause.source();
     }
-    told
+    text
 }
 
 #[test]
-fn a_password_is_told_nowhere() {
+fn no_error_shows_a_password() {
     for url in [
         "postgres://alice:hunter2@127.0.0.1:1/db",
         "postgres://alice:hunter2@127.0.0.1:port/db",
@@ -39,12 +39,16 @@ fn a_password_is_told_nowhere() {
         let options = PostgresStore::options(url);
         assert!(!format!("{options:?}").contains("hunter2"));
         let error = open(options).unwrap_err();
-        assert!(!told(&error).contains("hunter2"), "{}", told(&error));
+        assert!(
+            !full_text(&error).contains("hunter2"),
+            "{}",
+            full_text(&error)
+        );
     }
 }
 
 #[test]
-fn a_schema_has_a_plain_name() {
+fn a_schema_name_must_be_plain() {
     for name in ["", "Keys", "1keys", "a-b", "a\"b", "ключи", &"x".repeat(49)] {
         let place = Place::new();
         let refused = open(place.options().schema(name)).unwrap_err();
@@ -56,13 +60,13 @@ fn a_schema_has_a_plain_name() {
 }
 
 #[test]
-fn without_a_runtime_there_is_no_store() {
+fn connecting_without_a_runtime_is_refused() {
     let refused = wait(Place::new().options().connect()).unwrap_err();
     assert!(matches!(refused, ConnectError::NoRuntime), "{refused:?}");
 }
 
 #[test]
-fn nodes_that_set_up_tables_at_once_have_the_same_store() {
+fn nodes_that_set_up_tables_concurrently_have_the_same_store() {
     let place = Place::new();
     let all: Vec<_> = (0..8)
         .map(|_| runtime().spawn(place.options().connect()))
@@ -78,7 +82,7 @@ fn nodes_that_set_up_tables_at_once_have_the_same_store() {
 }
 
 #[test]
-fn a_newer_schema_is_refused_untouched() {
+fn a_newer_schema_is_refused_unchanged() {
     let place = Place::new();
     drop(place.connect());
     place.run("UPDATE $s.schema_version SET version = 99; DROP TABLE $s.nodes");
@@ -98,7 +102,7 @@ fn a_newer_schema_is_refused_untouched() {
 }
 
 #[test]
-fn a_schema_that_becomes_newer_under_a_running_store_stops_it() {
+fn a_schema_upgrade_stops_a_running_store() {
     let place = Place::new();
     let store = place.connect();
     place.run("UPDATE $s.schema_version SET version = 99");
@@ -107,7 +111,7 @@ fn a_schema_that_becomes_newer_under_a_running_store_stops_it() {
         panic!("{refused:?}")
     };
     assert_eq!(error.kind(), StoreErrorKind::Unavailable);
-    assert!(told(error).contains("99"), "{}", told(error));
+    assert!(full_text(error).contains("99"), "{}", full_text(error));
     assert!(
         wait(store.scan(None, ALL)).is_err(),
         "nothing is read either"
@@ -115,9 +119,9 @@ fn a_schema_that_becomes_newer_under_a_running_store_stops_it() {
 }
 
 #[test]
-fn an_older_schema_is_brought_up_to_date() {
+fn an_older_schema_is_migrated() {
     let place = Place::new();
-    // What a node that came to an end between its first two steps leaves behind.
+    // The tables left by a node that stopped between its first two migration steps.
     place.run(
         "CREATE SCHEMA $s; \
          CREATE TABLE $s.schema_version (one smallint PRIMARY KEY, version integer NOT NULL); \
@@ -132,7 +136,7 @@ fn an_older_schema_is_brought_up_to_date() {
 }
 
 #[test]
-fn a_pool_of_the_hosts_own_stays_as_it_was() {
+fn a_pool_of_the_host_keeps_its_settings() {
     let place = Place::new();
     let pool = pool(&place.url, 1);
     let options = PostgresStore::with_pool(pool.clone()).schema(&place.schema);
@@ -152,7 +156,7 @@ fn a_pool_of_the_hosts_own_stays_as_it_was() {
 }
 
 #[test]
-fn a_pool_without_a_free_connection_is_unavailable_in_time() {
+fn an_exhausted_pool_is_unavailable_after_its_timeout() {
     let place = Place::new();
     let pool = pool(&place.url, 1);
     let options = PostgresStore::with_pool(pool.clone()).schema(&place.schema);
@@ -175,7 +179,7 @@ fn is_exhausted(error: &StoreError) {
 }
 
 #[test]
-fn commits_go_on_where_readers_hold_all_connections() {
+fn commits_continue_while_readers_hold_all_connections() {
     let place = Place::new();
     let long = Duration::from_secs(60);
     let options = place.options().lock_timeout(long).statement_timeout(long);
@@ -199,7 +203,7 @@ fn commits_go_on_where_readers_hold_all_connections() {
     let lock = place.hold("SELECT 1 FROM $s.nodes FOR UPDATE");
     let mut held = join_all([report(2), report(2)]);
     assert!((&mut held).now_or_never().is_none());
-    // Both wait for the row, each on a connection.
+    // Both wait for the row, each on its own connection.
     let waiting = "SELECT pid::text FROM pg_stat_activity \
                    WHERE wait_event_type = 'Lock' AND query LIKE '%$s%'";
     while place.ask(waiting).len() < 2 {
@@ -227,14 +231,14 @@ fn a_standby_is_refused() {
 }
 
 #[test]
-fn a_former_primary_that_follows_another_is_not_read_any_more() {
+fn a_demoted_primary_is_not_read() {
     let server = Server::start("fsync = off");
     let place = Place::at(server.url());
     let options = PostgresStore::with_pool(pool(&place.url, 1)).schema(&place.schema);
     let store = open(options).unwrap();
     wait(store.scan(None, ALL)).unwrap();
     server.demote();
-    // A connection that did not survive may have to be noticed first.
+    // The first calls may fail because a connection was lost.
     for _ in 0..2 {
         wait(store.scan(None, ALL)).unwrap_err();
     }

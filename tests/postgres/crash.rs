@@ -1,4 +1,4 @@
-//! A server that is killed, and commits whose end is not known.
+//! A killed server, and commits with an unknown outcome.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,7 +11,7 @@ use support::raw::{ALL, beginning, next, removed_since, write};
 use support::*;
 
 #[test]
-fn a_server_that_is_killed_loses_nothing_that_was_acknowledged() {
+fn a_killed_server_loses_no_acknowledged_commit() {
     const WRITERS: usize = 6;
     let server = Server::start("fsync = on");
     let place = Place::at(server.url());
@@ -38,14 +38,14 @@ fn a_server_that_is_killed_loses_nothing_that_was_acknowledged() {
             let Some(CommitError::Store(error)) = error else {
                 panic!("{error:?}")
             };
-            let told = [StoreErrorKind::Unavailable, StoreErrorKind::Indeterminate];
-            assert!(told.contains(&error.kind()), "{error:?}");
+            let allowed = [StoreErrorKind::Unavailable, StoreErrorKind::Indeterminate];
+            assert!(allowed.contains(&error.kind()), "{error:?}");
         }
         written
     });
     assert!(written.len() > 300);
     server.resume();
-    // Connections that were lost are noticed one by one.
+    // Lost connections are detected one by one.
     let back = (0..50).find_map(|_| wait(stores[0].scan(None, ALL)).ok());
     assert!(back.is_some(), "the store goes on with the server");
     let (kept, _) = removed_since(&stores[0], start, ALL);
@@ -53,13 +53,13 @@ fn a_server_that_is_killed_loses_nothing_that_was_acknowledged() {
     assert!(written.is_subset(&kept), "{:?}", written.difference(&kept));
     assert!(
         kept.len() - written.len() <= WRITERS,
-        "what nobody was told of"
+        "a commit without an answer"
     );
     let (_, error) = write(&stores[0], "afterwards", 1, || {});
     assert!(error.is_none(), "{error:?}");
 }
 
-/// Has `body` run at the `COMMIT` of the next commits.
+/// Runs `body` at the `COMMIT` of all following commits.
 fn at_commit(place: &Place, body: &str) {
     place.run(&format!(
         "CREATE OR REPLACE FUNCTION $s.at_commit() RETURNS trigger LANGUAGE plpgsql AS \
@@ -73,20 +73,20 @@ fn at_commit(place: &Place, body: &str) {
 }
 
 #[test]
-fn a_connection_that_is_lost_during_commit_leaves_the_outcome_unknown() {
+fn a_connection_lost_during_commit_leaves_the_outcome_unknown() {
     let place = Place::new();
     let store = place.connect();
     at_commit(&place, "PERFORM pg_terminate_backend(pg_backend_pid())");
     let commit = next(&tenant("acme"), Revision::ZERO).1;
-    let told = wait(store.commit(commit)).unwrap_err();
-    let CommitError::Store(error) = &told else {
-        panic!("{told:?}")
+    let result = wait(store.commit(commit)).unwrap_err();
+    let CommitError::Store(error) = &result else {
+        panic!("{result:?}")
     };
     assert_eq!(error.kind(), StoreErrorKind::Indeterminate);
 }
 
 #[test]
-fn a_connection_that_is_lost_before_commit_means_that_nothing_was_written() {
+fn a_connection_lost_before_commit_wrote_nothing() {
     let place = Place::new();
     let store = place.connect();
     place.run(
@@ -95,9 +95,9 @@ fn a_connection_that_is_lost_before_commit_means_that_nothing_was_written() {
          CREATE TRIGGER at_write AFTER INSERT ON $s.commits \
          FOR EACH ROW EXECUTE FUNCTION $s.at_write()",
     );
-    let told = wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap_err();
-    let CommitError::Store(error) = &told else {
-        panic!("{told:?}")
+    let result = wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap_err();
+    let CommitError::Store(error) = &result else {
+        panic!("{result:?}")
     };
     assert_eq!(error.kind(), StoreErrorKind::Unavailable);
     place.run("DROP TRIGGER at_write ON $s.commits");
@@ -105,10 +105,10 @@ fn a_connection_that_is_lost_before_commit_means_that_nothing_was_written() {
 }
 
 #[test]
-fn what_the_server_rolled_back_is_tried_again_and_then_told_as_a_conflict() {
+fn rolled_back_commits_are_retried_and_then_reported_as_a_conflict() {
     let place = Place::new();
     let store = place.connect();
-    // A sequence forgets nothing when a transaction is rolled back.
+    // A rollback does not reset a sequence.
     place.run("CREATE SEQUENCE $s.tries");
     at_commit(
         &place,
@@ -118,18 +118,18 @@ fn what_the_server_rolled_back_is_tried_again_and_then_told_as_a_conflict() {
     assert_eq!(at, Revision(1));
     assert_eq!(place.ask("SELECT last_value::text FROM $s.tries"), ["4"]);
     at_commit(&place, "RAISE EXCEPTION 'x' USING ERRCODE = '40P01'");
-    let told = wait(store.commit(next(&tenant("acme"), at).1)).unwrap_err();
-    assert!(matches!(told, CommitError::Conflict), "{told:?}");
+    let result = wait(store.commit(next(&tenant("acme"), at).1)).unwrap_err();
+    assert!(matches!(result, CommitError::Conflict), "{result:?}");
     at_commit(&place, "RAISE EXCEPTION 'x' USING ERRCODE = '23514'");
-    let told = wait(store.commit(next(&tenant("acme"), at).1)).unwrap_err();
-    let CommitError::Store(error) = &told else {
-        panic!("{told:?}")
+    let result = wait(store.commit(next(&tenant("acme"), at).1)).unwrap_err();
+    let CommitError::Store(error) = &result else {
+        panic!("{result:?}")
     };
     assert_eq!(error.kind(), StoreErrorKind::Unavailable);
     at_commit(&place, "RAISE EXCEPTION 'x' USING ERRCODE = '40003'");
-    let told = wait(store.commit(next(&tenant("acme"), at).1)).unwrap_err();
-    let CommitError::Store(error) = &told else {
-        panic!("{told:?}")
+    let result = wait(store.commit(next(&tenant("acme"), at).1)).unwrap_err();
+    let CommitError::Store(error) = &result else {
+        panic!("{result:?}")
     };
     assert_eq!(
         error.kind(),

@@ -1,4 +1,4 @@
-//! Damaged rows: what is damaged is refused by name, and harms nothing else.
+//! Damaged rows: a read names the damaged row, and all other rows stay usable.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ pub(crate) fn filled(place: &Place) -> Vec<(KeyId, String)> {
 }
 
 #[test]
-fn a_damaged_key_is_refused_by_name_and_harms_no_other() {
+fn a_damaged_key_is_refused_by_name_and_affects_no_other_key() {
     let columns = [
         "tenant = 'other'",
         "ends = ends + 1",
@@ -76,7 +76,7 @@ fn a_damaged_key_is_refused_by_name_and_harms_no_other() {
 }
 
 #[test]
-fn a_damaged_audit_entry_is_told_by_its_place() {
+fn a_damaged_audit_entry_is_reported_by_its_position() {
     for change in [
         "command = 'other'",
         "key = '\\x00'",
@@ -87,15 +87,15 @@ fn a_damaged_audit_entry_is_told_by_its_place() {
         filled(&place);
         let whole = wait(place.connect().audit(&AuditQuery::everything())).unwrap();
         place.run(&format!("UPDATE $s.audit SET {change} WHERE sequence = 3"));
-        let told = wait(place.connect().audit(&AuditQuery::everything())).unwrap();
-        assert_eq!(told.corrupt.len(), 1, "{change}");
-        assert_eq!(told.corrupt[0].sequence, 3, "{change}");
-        assert_eq!(told.rows.len(), whole.rows.len() - 1, "{change}");
+        let result = wait(place.connect().audit(&AuditQuery::everything())).unwrap();
+        assert_eq!(result.corrupt.len(), 1, "{change}");
+        assert_eq!(result.corrupt[0].sequence, 3, "{change}");
+        assert_eq!(result.rows.len(), whole.rows.len() - 1, "{change}");
     }
 }
 
 #[test]
-fn a_tenants_damaged_head_stops_that_tenant_alone() {
+fn a_tenants_damaged_head_stops_only_that_tenant() {
     for change in [
         "revision = revision + 1",
         "decided_at = decided_at + 1",
@@ -107,8 +107,8 @@ fn a_tenants_damaged_head_stops_that_tenant_alone() {
         filled(&place);
         place.run(&format!("UPDATE $s.tenants SET {change}"));
         let store = place.connect();
-        let told = wait(store.load(&tenant("acme"), &Select::none())).unwrap_err();
-        assert_eq!(told.kind(), StoreErrorKind::Corrupt, "{change}");
+        let result = wait(store.load(&tenant("acme"), &Select::none())).unwrap_err();
+        assert_eq!(result.kind(), StoreErrorKind::Corrupt, "{change}");
         wait(store.load(&tenant("other"), &Select::none())).unwrap();
     }
 }
@@ -130,8 +130,8 @@ fn a_damaged_head_stops_every_follower() {
         let start = beginning(&store);
         place.run(&format!("UPDATE $s.head SET {change}"));
         match wait(store.changes(start, ALL)) {
-            Err(ChangesError::Store(told)) => {
-                assert_eq!(told.kind(), StoreErrorKind::Corrupt, "{change}");
+            Err(ChangesError::Store(result)) => {
+                assert_eq!(result.kind(), StoreErrorKind::Corrupt, "{change}");
             }
             other => panic!("{change}: {other:?}"),
         }
@@ -139,7 +139,7 @@ fn a_damaged_head_stops_every_follower() {
 }
 
 #[test]
-fn a_damaged_report_is_told_and_heals_with_the_next_one() {
+fn a_damaged_report_is_detected_and_replaced_by_the_next_one() {
     for change in [
         "beat = beat + 1",
         "lease = lease + 1",
@@ -158,8 +158,8 @@ fn a_damaged_report_is_told_and_heals_with_the_next_one() {
         };
         assert!(wait(store.report(report(1))).unwrap());
         place.run(&format!("UPDATE $s.nodes SET {change}"));
-        let told = wait(store.nodes()).unwrap_err();
-        assert_eq!(told.kind(), StoreErrorKind::Corrupt, "{change}");
+        let result = wait(store.nodes()).unwrap_err();
+        assert_eq!(result.kind(), StoreErrorKind::Corrupt, "{change}");
         assert!(wait(store.report(report(2))).unwrap());
         assert_eq!(wait(store.nodes()).unwrap(), [report(2)]);
     }

@@ -1,4 +1,4 @@
-//! Encrypted connections: to the host that was meant, or to none.
+//! Encrypted connections: to the intended host or to none.
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -11,15 +11,15 @@ use rcgen::{
 };
 use tokio_postgres::NoTls;
 
-use crate::connecting::told;
+use crate::connecting::full_text;
 use support::postgres::{Place, Server, on_runtime, open};
 use support::raw::{ALL, next};
 use support::*;
 
-/// What the servers' password file of `alice` knows.
+/// Alice's password, as in the servers' password file.
 const PASSWORD: &str = "hunter2 correct";
 
-/// An authority, with what it signed.
+/// A certificate authority, with its own certificate.
 struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
@@ -34,7 +34,7 @@ impl Authority {
         self.0.pem()
     }
 
-    /// A certificate and its key.
+    /// Returns a signed certificate and its private key.
     fn signed(&self, params: &CertificateParams) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap();
@@ -53,14 +53,14 @@ impl Authority {
     }
 }
 
-/// A server that encrypts, as `db.test`.
+/// A server that encrypts and has a certificate for `db.test`.
 struct Encrypting {
     server: Server,
     authority: Authority,
 }
 
 impl Encrypting {
-    /// Tests share it: each has a schema of its own.
+    /// Returns the server that tests share; each test has its own schema.
     fn shared() -> &'static Self {
         static SHARED: OnceLock<Encrypting> = OnceLock::new();
         SHARED.get_or_init(Self::start)
@@ -89,7 +89,7 @@ impl Encrypting {
         Self { server, authority }
     }
 
-    /// How to reach it as somebody, by a name that leads to it.
+    /// Returns a URL for a user, with a host name that resolves to the server.
     fn url(&self, user: &str, host: &str) -> String {
         let port = self.server.port();
         format!("host={host} hostaddr=127.0.0.1 port={port} user={user} dbname=postgres")
@@ -104,7 +104,7 @@ fn options(url: &str, place: &Place) -> PostgresOptions {
     PostgresStore::options(url).schema(&place.schema)
 }
 
-/// Whether connections of this name are encrypted, each of those that last ran such a statement.
+/// Returns whether connections of this name are encrypted, for each that last ran such a statement.
 fn encrypted(place: &Place, name: &str, statement: &str) -> Vec<String> {
     place.ask(&format!(
         "SELECT ssl::text FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
@@ -113,7 +113,7 @@ fn encrypted(place: &Place, name: &str, statement: &str) -> Vec<String> {
 }
 
 #[test]
-fn all_connections_are_encrypted_whatever_word_asks_for_it() {
+fn all_connections_are_encrypted_under_every_setting_that_requests_it() {
     let there = Encrypting::shared();
     let (roots, place) = (there.authority.pem(), there.place());
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -123,7 +123,7 @@ fn all_connections_are_encrypted_whatever_word_asks_for_it() {
         (0, "sslmode=require", Some(&roots)),
         (1, "sslmode=verify-ca", Some(&roots)),
         (2, "sslmode=verify-full", Some(&roots)),
-        // It is on this machine: certificates alone ask for it.
+        // The server is on this machine, so only the certificates request encryption.
         (3, "sslmode=prefer", Some(&roots)),
         (4, "", Some(&roots)),
         (5, &*file, None),
@@ -152,23 +152,23 @@ fn all_connections_are_encrypted_whatever_word_asks_for_it() {
     }
 }
 
-/// Waits for what is under way.
+/// Waits until `done` returns true.
 fn until(mut done: impl FnMut() -> bool) {
     while !done() {
         std::thread::yield_now();
     }
 }
 
-/// Why it was not connected to.
+/// Returns the text of a refused connection's error.
 fn refused(options: PostgresOptions) -> String {
     let options = options.connection_timeout(Duration::from_secs(60));
     let error = open(options).unwrap_err();
     assert!(matches!(error, ConnectError::Database(_)), "{error:?}");
-    told(&error)
+    full_text(&error)
 }
 
 #[test]
-fn an_authority_that_is_not_trusted_vouches_for_nobody() {
+fn a_certificate_of_an_untrusted_authority_is_refused() {
     let there = Encrypting::shared();
     let place = there.place();
     let url = there.url("postgres", "db.test");
@@ -183,13 +183,13 @@ fn an_authority_that_is_not_trusted_vouches_for_nobody() {
         assert!(error.contains("invalid peer certificate"), "{error}");
         open(options.root_certificates(there.authority.pem())).unwrap();
     }
-    // Nor does the system trust it.
+    // Nor does the system trust the authority.
     let options = options(&format!("{url} sslrootcert=system"), &place);
-    // Where the system trusts nobody at all, that is said.
+    // Reports a system without any trusted certificates as such.
     match open(options) {
         Err(ConnectError::Certificates(_)) => {}
         refused => {
-            let error = told(&refused.unwrap_err());
+            let error = full_text(&refused.unwrap_err());
             assert!(error.contains("invalid peer certificate"), "{error}");
         }
     }
@@ -218,7 +218,7 @@ fn a_certificate_of_another_host_is_refused() {
 }
 
 #[test]
-fn a_server_that_does_not_encrypt_is_refused_where_that_is_asked_for() {
+fn a_server_without_encryption_is_refused_if_encryption_is_requested() {
     let server = Server::on_loopback("fsync = off", &[]);
     let place = Place::at(server.url());
     let port = server.port();
@@ -235,9 +235,9 @@ fn a_server_that_does_not_encrypt_is_refused_where_that_is_asked_for() {
         assert!(error.contains("does not support TLS"), "{words}: {error}");
     }
     let own = options(&url, &place).connect_tls(NoTls);
-    let error = told(&on_runtime(own).unwrap_err());
+    let error = full_text(&on_runtime(own).unwrap_err());
     assert!(error.contains("does not support TLS"), "{error}");
-    // Plain, where it is on this machine or that is asked for.
+    // Unencrypted connections are allowed to this machine, or on request.
     let store = open(options(&url, &place)).unwrap();
     wait(store.load(&tenant("acme"), &Select::none())).unwrap();
     let plain = format!("{url} sslmode=disable");
@@ -246,10 +246,10 @@ fn a_server_that_does_not_encrypt_is_refused_where_that_is_asked_for() {
 }
 
 #[test]
-fn nothing_unencrypted_leaves_the_machine_unless_that_is_asked_for() {
+fn unencrypted_connections_to_other_machines_need_an_explicit_setting() {
     let server = Server::on_loopback("fsync = off", &[]);
     let place = Place::at(server.url());
-    // An address that leads here, and does not say so.
+    // An address that leads to this machine but does not look local.
     let port = server.port();
     let away = format!("host=db.test hostaddr=0.0.0.0 port={port} user=postgres");
     for words in ["", "sslmode=allow", "sslmode=prefer"] {
@@ -266,7 +266,7 @@ fn nothing_unencrypted_leaves_the_machine_unless_that_is_asked_for() {
 }
 
 #[test]
-fn a_client_shows_its_certificate() {
+fn a_client_presents_its_certificate() {
     let there = Encrypting::shared();
     let place = there.place();
     let url = there.url("carol", "db.test");
@@ -304,7 +304,7 @@ fn a_password_is_bound_to_the_encrypted_channel() {
 }
 
 #[test]
-fn certificates_that_cannot_be_used_are_told_and_not_shown() {
+fn unusable_certificates_are_reported_and_not_shown() {
     let there = Encrypting::shared();
     let place = there.place();
     let url = there.url("postgres", "db.test");
@@ -325,10 +325,10 @@ fn certificates_that_cannot_be_used_are_told_and_not_shown() {
     ] {
         let error = open(options).unwrap_err();
         assert!(matches!(error, ConnectError::Certificates(_)), "{error:?}");
-        let told = told(&error);
-        let shown = key.lines().find(|line| told.contains(*line));
-        assert!(shown.is_none() && !told.contains("hunter2"), "{told}");
-        assert!(!told.contains("/nowhere"), "{told}");
+        let text = full_text(&error);
+        let shown = key.lines().find(|line| text.contains(*line));
+        assert!(shown.is_none() && !text.contains("hunter2"), "{text}");
+        assert!(!text.contains("/nowhere"), "{text}");
     }
     let twice = on_runtime(own.connect_tls(NoTls));
     assert!(
@@ -358,14 +358,14 @@ impl std::io::Write for Log {
 }
 
 #[test]
-fn a_password_is_in_no_log() {
+fn no_log_contains_a_password() {
     use tracing_subscriber::util::SubscriberInitExt;
 
-    // Set up before: the driver tells what it is asked to do, a new password included.
+    // Set up before the log: the driver logs each statement, and one of them sets a password.
     let there = Encrypting::shared();
     let log = Log::default();
     let writer = log.clone();
-    // For all threads of the process, the driver's own log included.
+    // For all threads of the process, so that the driver's own log is included.
     tracing_subscriber::fmt()
         .with_max_level(tracing::Level::TRACE)
         .with_ansi(false)
@@ -390,7 +390,7 @@ fn a_password_is_in_no_log() {
         options(&format!("{url}&sslmode=require"), &place)
             .root_certificates(Authority::new().pem()),
     );
-    errors += &told(&open(options(&format!("{url}&{wrong}=1"), &place)).unwrap_err());
+    errors += &full_text(&open(options(&format!("{url}&{wrong}=1"), &place)).unwrap_err());
     assert!(
         errors.contains("password authentication failed"),
         "{errors}"

@@ -1,4 +1,4 @@
-//! Failover to a synchronous standby whose former primary is not stopped, and goes on answering.
+//! Failover to a synchronous standby while the former primary stays up and answers.
 
 use std::error::Error as _;
 use std::sync::Arc;
@@ -21,10 +21,10 @@ use support::postgres::{Place, Server, on_runtime, open};
 use support::raw::{ALL, beginning, next};
 use support::*;
 
-/// How long a call waits for a standby that does not answer: tests wait for it as well.
+/// The commit timeout: 2 s, short because tests wait for it too.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The staleness bound of the standard policy.
+/// The staleness bound of the standard policy: 10 s.
 const BOUND: Duration = Duration::from_secs(10);
 
 /// A primary that waits for its standby, with a store on it.
@@ -57,7 +57,7 @@ impl Cluster {
         self.node(strict(&self.place))
     }
 
-    /// The store as it is on the standby.
+    /// Returns the store's place on the standby.
     fn other(&self) -> Place {
         Place {
             url: self.standby.url(),
@@ -74,7 +74,7 @@ impl Cluster {
             .until("SELECT count(*)::text FROM pg_stat_replication", "0");
     }
 
-    /// Cuts the standby off and makes it the primary. The former one stays up.
+    /// Cuts the standby off and promotes it. The former primary stays up.
     fn fail_over(&self) -> Place {
         self.cut();
         let standby = self.other();
@@ -83,7 +83,7 @@ impl Cluster {
     }
 }
 
-/// A standby of `primary`, which waits for it from here on.
+/// Adds a standby to `primary`, which waits for it from here on.
 fn joined(primary: &Server, place: &Place) -> Server {
     let standby = Server::standby_of(primary);
     primary.reconfigure("synchronous_standby_names = 'walreceiver'");
@@ -108,7 +108,7 @@ fn cause(error: &StoreError) -> String {
 }
 
 #[test]
-fn where_the_standby_follows_strict_nodes_work_like_any_other() {
+fn strict_nodes_work_normally_while_the_standby_follows() {
     let cluster = Cluster::new();
     let (service, operator) = (cluster.strict(), cluster.strict());
     let key = some_key(&operator);
@@ -128,13 +128,13 @@ fn where_the_standby_follows_strict_nodes_work_like_any_other() {
     wait(service.sync()).unwrap();
     let refused = accepts(&service, &key).unwrap_err();
     assert!(matches!(refused, Rejection::Revoked { .. }), "{refused:?}");
-    // It takes no rights beyond those of any store.
+    // A strict node needs no privileges beyond those of any store.
     cluster
         .place
         .run("CREATE ROLE plain LOGIN; GRANT CREATE ON DATABASE postgres TO plain");
     let plain = Place::at(cluster.primary.url().replace("user=postgres", "user=plain"));
     wait(strict(&plain).commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
-    // Heartbeats are no commits.
+    // Heartbeats are not commits.
     let after = wait(store.scan(None, ALL)).unwrap().head;
     assert_eq!(after.revision, Revision(head.revision.0 + 1));
 }
@@ -142,7 +142,7 @@ fn where_the_standby_follows_strict_nodes_work_like_any_other() {
 #[test]
 fn verifiers_that_see_only_a_former_primary_refuse_within_the_bound() {
     let cluster = Cluster::new();
-    // It knows both servers, and finds the first of them for as long as that is up.
+    // The node knows both servers and connects to the first one that is up.
     let both = Place {
         url: cluster.primary.url_or(&cluster.standby),
         schema: cluster.place.schema.clone(),
@@ -169,13 +169,13 @@ fn verifiers_that_see_only_a_former_primary_refuse_within_the_bound() {
             verdict.is_ok() == (since <= BOUND),
             "{since:?}: {verdict:?}"
         );
-        // Without strict mode nothing is noticed: this is what the test is about.
+        // Without strict mode the failover goes undetected. This test exists for that difference.
         wait(careless.sync()).unwrap();
         accepts(&careless, &key).unwrap();
     }
     let refused = accepts(&service, &key).unwrap_err();
     assert!(matches!(refused, Rejection::Stale { .. }), "{refused:?}");
-    // Nothing else that the former primary tells is taken for the truth either.
+    // No other answer of the former primary is trusted either.
     let presented = key.secret.expose();
     let refused = wait(service.verify_fresh(presented, &Need::any())).unwrap_err();
     assert!(
@@ -184,15 +184,15 @@ fn verifiers_that_see_only_a_former_primary_refuse_within_the_bound() {
     );
     wait(careless.verify_fresh(presented, &Need::any())).unwrap();
     let (id, acme, none) = (Locator::Id(key.id), tenant("acme"), Select::none());
-    let told = wait(join4(
+    let results = wait(join4(
         store.find(&id).map_ok(drop),
         store.load(&acme, &none).map_ok(drop),
         store.scan(None, ALL).map_ok(drop),
         store.nodes().map_ok(drop),
     ));
-    let told = [told.0, told.1, told.2, told.3];
-    assert!(told.iter().all(Result::is_err), "{told:?}");
-    // Once it is stopped the other one is found, which has a standby of its own by then.
+    let results = [results.0, results.1, results.2, results.3];
+    assert!(results.iter().all(Result::is_err), "{results:?}");
+    // Once the former primary is stopped, nodes find the new one, which by then has a standby of its own.
     let _third = joined(&cluster.standby, &promoted);
     cluster.primary.kill();
     let reached = (0..20).any(|_| wait(service.sync()).is_ok());
@@ -203,9 +203,9 @@ fn verifiers_that_see_only_a_former_primary_refuse_within_the_bound() {
 }
 
 #[test]
-fn a_wait_that_ends_without_the_standby_proves_nothing() {
+fn a_wait_that_ends_without_the_standby_confirms_nothing() {
     let cluster = Cluster::new();
-    // Nobody would hear of a wait that is cancelled, or wait at all, if it were for this.
+    // These settings suppress the warning about a cancelled wait, and the wait itself.
     cluster.place.run(
         "ALTER ROLE postgres SET client_min_messages = error; \
          ALTER ROLE postgres SET synchronous_commit = off",
@@ -246,7 +246,7 @@ fn a_wait_that_ends_without_the_standby_proves_nothing() {
 }
 
 #[test]
-fn a_heartbeat_of_one_server_proves_nothing_about_another() {
+fn a_heartbeat_of_one_server_confirms_nothing_about_another() {
     let cluster = Cluster::new();
     let both = Place {
         url: cluster.primary.url_or(&cluster.standby),
@@ -263,22 +263,27 @@ fn a_heartbeat_of_one_server_proves_nothing_about_another() {
          AND pid <> pg_backend_pid()",
     );
     cluster.primary.hide();
-    let mut told = Vec::new();
+    let mut causes = Vec::new();
     for _ in 0..20 {
         match wait(store.nodes()) {
             Ok(_) => break,
-            Err(error) => told.push(cause(&error)),
+            Err(error) => causes.push(cause(&error)),
         }
     }
-    assert!(told.len() < 20, "the new primary is not reached: {told:?}");
     assert!(
-        told.iter().any(|cause| cause.contains("not the one whose")),
-        "{told:?}"
+        causes.len() < 20,
+        "the new primary is not reached: {causes:?}"
+    );
+    assert!(
+        causes
+            .iter()
+            .any(|cause| cause.contains("not the one whose")),
+        "{causes:?}"
     );
 }
 
 #[test]
-fn a_commit_that_the_standby_may_not_have_is_not_told_as_done() {
+fn a_commit_without_the_standbys_acknowledgement_is_not_reported_as_done() {
     let cluster = Cluster::new();
     let acme = tenant("acme");
     let (store, careless) = (strict(&cluster.place), cluster.place.connect());
@@ -290,18 +295,18 @@ fn a_commit_that_the_standby_may_not_have_is_not_told_as_done() {
         cluster.place.on_who_waits("pg_cancel_backend");
         commit.join().unwrap()
     };
-    let told = cancelled(&store, at).unwrap_err();
-    let CommitError::Store(error) = &told else {
-        panic!("{told:?}")
+    let result = cancelled(&store, at).unwrap_err();
+    let CommitError::Store(error) = &result else {
+        panic!("{result:?}")
     };
     assert_eq!(error.kind(), StoreErrorKind::Indeterminate);
-    // A store that is not strict cannot tell.
+    // A store that is not strict cannot detect it.
     let head = wait(careless.scan(None, ALL)).unwrap().head;
     assert_eq!(cancelled(&careless, head.revision).unwrap().0, 3);
 }
 
 #[test]
-fn strict_mode_asks_for_a_synchronous_standby_and_for_a_url() {
+fn strict_mode_requires_a_synchronous_standby_and_a_url() {
     let server = Server::start("fsync = off");
     let place = Place::at(server.url());
     drop(place.connect());
@@ -309,7 +314,7 @@ fn strict_mode_asks_for_a_synchronous_standby_and_for_a_url() {
     let refused = open(options()).unwrap_err();
     assert!(matches!(refused, ConnectError::NoStandby), "{refused:?}");
     server.reconfigure("synchronous_standby_names = 'nobody'");
-    // What it reads when it starts holds from its first commit on.
+    // A setting read at start applies from the first commit on.
     server.kill();
     server.resume();
     let refused = open(options()).unwrap_err();

@@ -1,4 +1,4 @@
-//! The integrity check names what is broken, and nothing else; the sizes are those of what is there.
+//! The integrity check reports exactly the broken rows, and correct sizes.
 
 use keyward::store::{IntegrityReport, KeyStore, NodeId, NodeRegistry, NodeReport};
 use keyward::{DeleteKey, Digest, ImportKey};
@@ -12,7 +12,7 @@ fn report(place: &Place) -> IntegrityReport {
 }
 
 #[test]
-fn a_store_in_use_is_sound_and_tells_its_size() {
+fn a_store_in_use_is_sound_and_reports_its_size() {
     let place = Place::new();
     let made = filled(&place);
     let keys = service(&place);
@@ -40,7 +40,7 @@ fn a_store_in_use_is_sound_and_tells_its_size() {
 }
 
 #[test]
-fn what_is_broken_is_named_once_and_alone() {
+fn each_broken_row_is_named_once_and_no_other() {
     let damages = [
         (
             "UPDATE $s.rows SET seal = seal + 1 WHERE kind = 2 AND place = (SELECT max(place) FROM $s.rows)",
@@ -79,7 +79,7 @@ fn what_is_broken_is_named_once_and_alone() {
             "the store's own row is damaged",
         ),
         (
-            // The import also took the mark of its digest, in a row of its own.
+            // The import also wrote its digest, into a row of its own.
             "UPDATE $s.digests SET id = overlay(id placing '\\x07' from 6) \
              WHERE digest = (SELECT digest FROM $s.digests ORDER BY digest LIMIT 1)",
             "an imported digest is damaged",

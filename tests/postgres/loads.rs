@@ -1,4 +1,4 @@
-//! Loads that wait at once: one transaction for all of them, and for each its own answer.
+//! Concurrent loads: they share one transaction, and each gets its own answer.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use support::*;
 
 const TENANTS: usize = 20;
 
-/// A few tenants with keys, and what is asked of each: something else of each kind.
+/// Creates a few tenants with keys and returns a load for each, of every kind.
 fn tenants(place: &Place) -> Vec<(TenantId, Select)> {
     let keys = service(place);
     let mut made: Vec<KeyId> = Vec::new();
@@ -27,7 +27,7 @@ fn tenants(place: &Place) -> Vec<(TenantId, Select)> {
         }
         let select = match number % 5 {
             0 => Select::none(),
-            // Its own key, and another tenant's.
+            // Its own key, and a key of another tenant.
             1 => Select {
                 keys: vec![made[0], made[made.len() - 1]],
                 ..Select::none()
@@ -53,7 +53,7 @@ fn tenants(place: &Place) -> Vec<(TenantId, Select)> {
 
 type Answer = Result<TenantView, StoreError>;
 
-/// Has all wait for the server at once, and tells their answers.
+/// Starts all loads while the server is locked. Returns their answers.
 fn at_once(place: &Place, store: &PostgresStore, asked: &[(TenantId, Select)]) -> Vec<Answer> {
     let lock = place.hold("LOCK TABLE $s.tenants IN ACCESS EXCLUSIVE MODE");
     let mut all = join_all((asked.iter()).map(|(tenant, select)| store.load(tenant, select)));
@@ -67,7 +67,7 @@ fn one_by_one(store: &PostgresStore, asked: &[(TenantId, Select)]) -> Vec<Tenant
     asked.iter().map(one).collect()
 }
 
-/// All but one are as expected. That one failed so.
+/// Asserts that all loads but one return the expected views, and that one fails with `kind`.
 fn fails_alone(
     answers: Vec<Answer>,
     expected: &[TenantView],
@@ -82,14 +82,14 @@ fn fails_alone(
 }
 
 #[test]
-fn loads_that_wait_at_once_share_transactions_and_each_is_told_its_own() {
+fn concurrent_loads_share_transactions_and_each_gets_its_own_answer() {
     let server = Server::start("fsync = off\nlog_statement = 'all'");
     let place = Place::at(server.url());
     let asked = tenants(&place);
     let store = place.connect();
     let expected = one_by_one(&store, &asked);
-    let told = |part: fn(&TenantView) -> usize| expected.iter().map(part).sum::<usize>();
-    assert!(told(|view| view.records.len()) > 8 && told(|view| view.applied.len()) >= 4);
+    let total = |part: fn(&TenantView) -> usize| expected.iter().map(part).sum::<usize>();
+    assert!(total(|view| view.records.len()) > 8 && total(|view| view.applied.len()) >= 4);
     for ((tenant, _), view) in asked.iter().zip(&expected) {
         assert!(view.records.iter().all(|record| record.tenant == *tenant));
     }
@@ -103,7 +103,7 @@ fn loads_that_wait_at_once_share_transactions_and_each_is_told_its_own() {
 }
 
 #[test]
-fn one_tenant_is_asked_for_many_times_at_once_and_each_is_told_what_it_asked_for() {
+fn concurrent_loads_of_one_tenant_each_get_their_own_answer() {
     let place = Place::new();
     let asked = tenants(&place);
     let asked: Vec<_> = (asked.into_iter())
@@ -122,7 +122,7 @@ fn a_tenant_that_cannot_be_loaded_fails_alone() {
     let asked = tenants(&place);
     let store = place.connect();
     let expected = one_by_one(&store, &asked);
-    // The server itself cannot read rows of one.
+    // A row that the server itself cannot read.
     place.run(
         "ALTER TABLE $s.rows RENAME TO read_before; CREATE VIEW $s.rows AS \
          SELECT place, kind, tenant, name, id, ends, legacy, fingerprint, \
@@ -132,14 +132,14 @@ fn a_tenant_that_cannot_be_loaded_fails_alone() {
     let answers = at_once(&place, &store, &asked);
     fails_alone(answers, &expected, (7, StoreErrorKind::Unavailable));
     place.run("DROP VIEW $s.rows; ALTER TABLE $s.read_before RENAME TO rows");
-    // The server can, and what it tells is damaged.
+    // A row that the server can read but whose bytes are damaged.
     place.run("UPDATE $s.tenants SET seal = seal + 1 WHERE tenant = 't8'");
     let answers = at_once(&place, &store, &asked);
     fails_alone(answers, &expected, (8, StoreErrorKind::Corrupt));
 }
 
 #[test]
-fn a_load_may_take_as_long_as_can_be_said() {
+fn a_load_accepts_the_longest_possible_timeout() {
     let place = Place::new();
     let store = open(place.options().request_timeout(Duration::MAX)).unwrap();
     let view = wait(store.load(&tenant("acme"), &Select::none())).unwrap();
@@ -151,7 +151,7 @@ fn a_load_may_take_as_long_as_can_be_said() {
 }
 
 #[test]
-fn once_the_runtime_is_gone_a_load_says_so_at_once() {
+fn a_load_fails_immediately_once_the_runtime_is_gone() {
     let place = Place::new();
     let runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = { runtime }.worker_threads(1).enable_all().build().unwrap();
@@ -160,7 +160,8 @@ fn once_the_runtime_is_gone_a_load_says_so_at_once() {
     for _ in 0..3 {
         let (acme, nothing) = (tenant("acme"), Select::none());
         let load = store.load(&acme, &nothing);
-        let answer = wait(poll_immediate(load)).expect("nobody is left to wait for");
+        let answer =
+            wait(poll_immediate(load)).expect("a load without a runtime is ready immediately");
         assert_eq!(answer.unwrap_err().kind(), StoreErrorKind::Unavailable);
     }
 }

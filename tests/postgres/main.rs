@@ -1,5 +1,5 @@
-//! The database store: the contract, several nodes at once, damage, and a server that is killed.
-#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+//! The database store: the contract, several nodes, damage, and a killed server.
+#![allow(clippy::unwrap_used, reason = "a test panics on failure")]
 
 mod connecting;
 mod crash;
@@ -22,7 +22,7 @@ keyward_conformance::suite! {
     store = shared(1);
 }
 
-// Two instances on one schema, as two processes have it: calls take turns between them.
+// Two instances on one schema that take turns with calls, as two processes would.
 keyward_conformance::suite! {
     mod two_nodes;
     block_on = pollster::block_on;

@@ -1,4 +1,4 @@
-//! How the server finds rows: never by looking at many to tell few.
+//! Query plans: no statement reads many rows to return few.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -20,14 +20,14 @@ use support::*;
 
 const TEN: NonZeroUsize = NonZeroUsize::new(10).unwrap();
 
-/// A server that tells in its log how it went about each statement.
-const TELLS_PLANS: &str = "session_preload_libraries = 'auto_explain'\n\
+/// Settings of a server that logs the plan of each statement.
+const LOGS_PLANS: &str = "session_preload_libraries = 'auto_explain'\n\
     auto_explain.log_min_duration = 0\nauto_explain.log_nested_statements = on\n\
     auto_explain.log_analyze = on\nauto_explain.log_buffers = on\nauto_explain.log_timing = off\nfsync = off\n\
     max_wal_size = '4GB'\nautovacuum = off";
 
-/// Rows of others: as many keys, entries and so on as `$n`, and owners, as far as they find a place before
-/// the first commit. Their bytes are of no matter.
+/// Rows of other tenants: `$n` each of keys, entries and so on, and as many owners as fit before the first
+/// commit. Their bytes do not matter.
 const OTHERS: &str = "
     INSERT INTO $s.rows SELECT g, 2, 't' || g % 500, NULL, decode(md5(g::text), 'hex'),
         4000000000000000 + g, NULL, md5(g::text), '\\x00', 0 FROM generate_series(1, $n) g;
@@ -41,14 +41,14 @@ const OTHERS: &str = "
     INSERT INTO $s.gone SELECT decode(md5('gone' || g), 'hex') FROM generate_series(1, $n) g;
     ANALYZE $s.rows, $s.audit, $s.tenants, $s.digests, $s.gone;";
 
-/// More than any statement here has to look at, and far fewer than there are.
+/// The row limit of a statement: 2,000, more than any plan here needs and far fewer than there are.
 const FEW: u64 = 2_000;
 
-/// More pages of 8 KiB than any statement here has to look at, and fewer than there are: of an index that
-/// is read from front to back for want of another, the plan tells the rows that fit alone.
+/// The page limit of a statement: 120 pages of 8 KiB, more than any plan here needs and fewer than there are.
+/// A plan that scans a whole index reports only the rows that match, so pages are counted too.
 const FEW_PAGES: u64 = 120;
 
-/// A service among others' rows.
+/// A service among rows of other tenants.
 struct World {
     server: Server,
     place: Place,
@@ -59,7 +59,7 @@ struct World {
 
 impl World {
     fn new(others: usize) -> Self {
-        let server = Server::start(TELLS_PLANS);
+        let server = Server::start(LOGS_PLANS);
         let place = Place::at(server.url());
         let store = place.connect();
         let clock = Arc::new(ManualClock::at(at(START)));
@@ -78,21 +78,21 @@ impl World {
         }
     }
 
-    /// Has a service do what services do, and tells which statements looked at many rows.
+    /// Runs everything a service does. Returns the statements that read many rows.
     fn work(&self, name: &str) -> Vec<String> {
         let from = self.server.log().len();
-        // Often enough that the server settles on a plan that fits any value.
+        // Repeated until the server switches to a generic plan.
         for number in 0..8 {
             self.change_and_ask(&format!("{name} {number}"));
         }
-        // The log of what is given up without waiting is complete once the connection answers again.
+        // The log of a cancelled statement is complete once its connection answers again.
         self.place.run("SELECT 1");
         wait(self.store.find(&Locator::Imported(Digest::sha256("none")))).unwrap();
         let log = self.server.log();
         let log = &log[from..];
         assert!(
             log.contains("Index Scan using rows_by_id") || log.contains("Seq Scan on rows"),
-            "plans are told: {log}"
+            "the log holds the plans: {log}"
         );
         looks_at_many(log)
     }
@@ -104,7 +104,8 @@ impl World {
         let digest = Digest::sha256(name);
         let import = ImportKey::sha256(digest, reader(name));
         wait(keys.import(&admin(), import)).unwrap();
-        // A key acts below its own tenant: its row and those of its owner and its tenant guard the commit.
+        // A key that acts below its own tenant: its row and those of its owner and its tenant guard the
+        // commit.
         let whole = wait(keys.create(&admin(), NewKey::new(name).scope("*:*"))).unwrap();
         let by = keys.verify(whole.secret.expose(), &Need::any()).unwrap();
         let below = reader(name).in_tenant(tenant("acme/web"));
@@ -120,7 +121,7 @@ impl World {
             commands: vec![command("some")],
         };
         wait(store.load(&tenant("acme"), &everything)).unwrap();
-        // Many tenants at once: all but the first two wait for each other.
+        // Many tenants concurrently: all loads but the first two wait for each other.
         let many: Vec<_> = (0..20)
             .map(|other| tenant(&format!("none-{other}")))
             .collect();
@@ -130,7 +131,7 @@ impl World {
         }
         wait(store.find(&Locator::Id(key.id))).unwrap();
         wait(store.find(&Locator::Imported(digest))).unwrap();
-        // Ten rows of what the service itself wrote, which are the newest.
+        // Ten rows written by the service itself, which are the newest.
         let head = wait(store.scan(None, TEN)).unwrap().head;
         wait(store.changes(keys.freshness().cursor.unwrap(), TEN)).unwrap();
         assert!(head.revision > self.start);
@@ -145,7 +146,7 @@ impl World {
             of_tenant.sort = sort;
             wait(store.list(&of_tenant)).unwrap();
         }
-        // With the tenants below, by a part of the name, by the hint.
+        // With the tenants below, by a part of the name, and by the hint.
         of_tenant.below = true;
         wait(store.list(&of_tenant)).unwrap();
         of_tenant.name = Some(name.to_owned());
@@ -157,7 +158,7 @@ impl World {
             0,
             "deleted"
         );
-        // By the fingerprint alone, of whichever tenant.
+        // By the fingerprint alone, in any tenant.
         let mut of_all = KeyQuery::everything(at(START));
         of_all.fingerprint = Some(Fingerprint::of_token("some token"));
         wait(store.list(&of_all)).unwrap();
@@ -180,33 +181,36 @@ impl World {
     }
 }
 
-/// Plans of which a step looked at many rows, those that it left out included.
+/// Returns the plans with a step that read many rows, counting rows that it filtered out.
 fn looks_at_many(log: &str) -> Vec<String> {
-    let told = Regex::new(r"rows=(\d+)(?:\.\d+)? loops=(\d+)\)|Rows Removed by [A-Za-z ]+: (\d+)")
+    let rows = Regex::new(r"rows=(\d+)(?:\.\d+)? loops=(\d+)\)|Rows Removed by [A-Za-z ]+: (\d+)")
         .unwrap();
     let number =
         |text: Option<regex::Match<'_>>| text.map_or(1, |text| text.as_str().parse().unwrap());
     let pages = Regex::new(r"Buffers: shared hit=(\d+)(?: read=(\d+))?").unwrap();
     let many_pages = |plan: &str| {
-        pages.captures_iter(plan).any(|told| {
-            let read = told.get(2).map_or(0, |text| text.as_str().parse().unwrap());
-            number(told.get(1)) + read > FEW_PAGES
+        pages.captures_iter(plan).any(|found| {
+            let read = found
+                .get(2)
+                .map_or(0, |text| text.as_str().parse().unwrap());
+            number(found.get(1)) + read > FEW_PAGES
         })
     };
     let many = |plan: &&str| {
         many_pages(plan)
-            || told.captures_iter(plan).any(|told| {
-                let looked: u64 = number(told.get(1)) * number(told.get(2)) * number(told.get(3));
+            || rows.captures_iter(plan).any(|found| {
+                let looked: u64 =
+                    number(found.get(1)) * number(found.get(2)) * number(found.get(3));
                 looked > FEW
             })
     };
     let plans = log.split("Query Text: ").skip(1);
-    // What this test itself does, or the server to its own tables.
+    // Excludes statements of this test, and the server's on its own tables.
     let plans = plans.filter(|plan| !plan.starts_with("\n") && !plan.contains("generate_series"));
     plans.filter(many).map(str::to_owned).collect()
 }
 
-/// A million with `KEYWARD_LONG=1`.
+/// Returns the number of rows: a million with `KEYWARD_LONG=1`.
 fn others() -> usize {
     match std::env::var("KEYWARD_LONG").as_deref() {
         Ok("1") => 1_000_000,
@@ -215,13 +219,13 @@ fn others() -> usize {
 }
 
 #[test]
-fn nothing_looks_at_many_rows_to_tell_few() {
+fn no_statement_reads_many_rows_to_return_few() {
     let world = World::new(others());
     let found = world.work("key");
     assert!(found.is_empty(), "{} such: {}", found.len(), found[0]);
 }
 
-/// Each index is needed, and a schema that lacks it is caught.
+/// Each index is needed: a schema that lacks one is caught.
 #[test]
 fn a_schema_without_one_of_its_indexes_is_caught() {
     let world = World::new(60_000);

@@ -1,4 +1,4 @@
-//! Statements that databases know which speak the same protocol, CockroachDB and YugabyteDB among them.
+//! Statements that also run on databases with the same protocol, such as CockroachDB and YugabyteDB.
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -18,11 +18,11 @@ use support::postgres::{Place, Server, open};
 use support::raw::{ALL, beginning};
 use support::*;
 
-/// The one file that may tell and hear of commits: nothing depends on what it does.
+/// The only file that may use LISTEN and NOTIFY. No result depends on these hints.
 const HINTS: &str = "listen.rs";
 
-/// What nothing that matters may use: locks of the server's own, notifications, ids of transactions and
-/// rows, numbers that are drawn before a commit.
+/// Features that no essential statement may use: the server's own locks, notifications, ids of transactions
+/// and rows, numbers drawn before a commit.
 static FOREIGN: LazyLock<Regex> = LazyLock::new(|| {
     let words = [
         r"\w*advisory\w*",
@@ -40,7 +40,7 @@ static FOREIGN: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(&format!(r"(?i)\b({})\b", words.join("|"))).unwrap()
 });
 
-/// The text between quotes in a source file. Comments and unit tests are left out.
+/// Returns the string literals of a source file, without comments and unit tests.
 fn literals(source: &str) -> Vec<String> {
     let source = source.split("#[cfg(test)]\nmod tests").next().unwrap();
     let token =
@@ -54,7 +54,7 @@ fn literals(source: &str) -> Vec<String> {
     found.collect()
 }
 
-/// What a file may send to the server.
+/// Returns everything a file may send to the server.
 fn sent_by(name: &str, text: &str) -> Vec<String> {
     match name.ends_with(".sql") {
         true => {
@@ -65,7 +65,7 @@ fn sent_by(name: &str, text: &str) -> Vec<String> {
     }
 }
 
-/// All that the store may send, with the file it stands in.
+/// Returns everything the store may send, with the file it comes from.
 fn sent() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/store");
     let mut folders = vec![root.join("postgres"), root.join("rows")];
@@ -87,7 +87,7 @@ fn sent() -> Vec<(String, String)> {
 }
 
 #[test]
-fn nothing_that_matters_uses_what_other_databases_lack() {
+fn no_essential_statement_uses_features_that_other_databases_lack() {
     let sent = sent();
     for known in [
         "FOR UPDATE",
@@ -108,11 +108,11 @@ fn nothing_that_matters_uses_what_other_databases_lack() {
     let hints = sent
         .iter()
         .filter(|(name, text)| hints(name) && FOREIGN.is_match(text));
-    assert_eq!(hints.count(), 2, "one tells, and one hears");
+    assert_eq!(hints.count(), 2, "one NOTIFY and one LISTEN");
 }
 
 #[test]
-fn what_other_databases_lack_is_seen() {
+fn features_that_other_databases_lack_are_detected() {
     for foreign in [
         "SELECT pg_advisory_xact_lock(1)",
         "select pg_try_advisory_lock($1)",
@@ -154,20 +154,20 @@ fn what_other_databases_lack_is_seen() {
     assert!(!FOREIGN.is_match(&sent_by("1.sql", "SELECT 1 -- xmin")[0]));
 }
 
-/// What only tables of an earlier version need, of which there are none yet.
+/// A statement needed only by tables of an earlier version, which does not exist yet.
 const LATER: &str = "SELECT 1 FROM {prefix}head WHERE one = 1 FOR UPDATE";
 
-/// Finds a statement in a server's log, whatever stands where the source leaves a gap.
+/// Matches a statement in a server's log, with any text in place of format arguments.
 fn as_logged(statement: &str) -> Regex {
     let gap = Regex::new(r"\\\{[^{}]*\\\}").unwrap();
-    // The log continues on a line of its own.
+    // The log breaks lines as the statement does, so only the first line is matched.
     let first = statement.split("\\n").next().unwrap();
     let pattern = regex::escape(&first.replace("$s.", "{schema}"));
     Regex::new(&gap.replace_all(&pattern, ".*?")).unwrap()
 }
 
 #[test]
-fn every_statement_is_one_that_the_server_takes() {
+fn the_server_accepts_every_statement() {
     let server = Server::start("fsync = off\nlog_statement = all");
     let place = Place::at(server.url());
     do_everything(&place);
@@ -190,7 +190,7 @@ fn every_statement_is_one_that_the_server_takes() {
     assert!(!log.contains("ERROR:"), "{log}");
 }
 
-/// Has a store say all that it can say.
+/// Runs every statement of the store.
 fn do_everything(place: &Place) {
     const ONE: NonZeroUsize = NonZeroUsize::MIN;
     let store = place.connect();
@@ -200,7 +200,7 @@ fn do_everything(place: &Place) {
     secret.tenant_reach = TenantReach::Below;
     let keys = node(store.clone(), &clock, Policy::new(spec).unwrap());
     let start = beginning(&store);
-    // A key acts below its own tenant: its row and those of its owner and its tenant guard the commit.
+    // A key that acts below its own tenant: its row and those of its owner and its tenant guard the commit.
     let whole = wait(keys.create(&admin(), NewKey::new("whole").scope("*:*"))).unwrap();
     let by = keys.verify(whole.secret.expose(), &Need::any()).unwrap();
     let below = reader("below").in_tenant(tenant("acme/web"));

@@ -1,4 +1,4 @@
-//! How often a call waits for the server: what it asks goes out together.
+//! Round trips: a call sends its requests together.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -15,8 +15,8 @@ use support::postgres::{Place, Server, open};
 use support::raw::{ALL, beginning, next};
 use support::*;
 
-/// Stands between a node and its server. From the beginning of a transaction on it keeps the server's
-/// answers back until so many requests were sent.
+/// A proxy between a node and its server. From the beginning of a transaction it withholds the server's
+/// answers until the expected number of requests has been sent.
 struct Between {
     folder: TempDir,
     gate: Arc<Gate>,
@@ -30,11 +30,11 @@ struct Gate {
 
 #[derive(Default)]
 struct State {
-    /// How many requests a transaction is to send before it is answered.
+    /// The number of requests that a transaction must send before it gets an answer.
     at_once: usize,
-    /// How many each connection has yet to send.
+    /// The number of requests each connection still has to send.
     missing: HashMap<usize, usize>,
-    /// Nobody asks any more.
+    /// Set when the measured call has returned.
     over: bool,
 }
 
@@ -72,8 +72,8 @@ impl Gate {
         self.moved.notify_all();
     }
 
-    /// Whether a call sends so many requests at once, and no more, and waits for answers then. It has
-    /// to come to a good end once it is answered.
+    /// Returns whether a call sends exactly this many requests before it waits for answers. The call must
+    /// succeed once it is answered.
     fn sends_at_once<E: std::fmt::Debug + Send>(
         &self,
         expected: usize,
@@ -97,9 +97,9 @@ impl Gate {
     }
 }
 
-/// Hands on what a node sends, a message at a time.
+/// Forwards the node's messages one at a time.
 fn to_server(connection: usize, mut from: UnixStream, mut to: UnixStream, gate: &Gate) {
-    // The first message has no kind.
+    // The first message has no type byte.
     let mut begun = false;
     loop {
         let mut head = [0; 5];
@@ -111,7 +111,7 @@ fn to_server(connection: usize, mut from: UnixStream, mut to: UnixStream, gate: 
         let length = u32::from_be_bytes(length.try_into().unwrap());
         let mut body = vec![0; length as usize - 4];
         from.read_exact(&mut body).unwrap();
-        // A simple query, or the end of any other.
+        // A simple query, or the end of an extended one.
         if matches!(kind, b"Q" | b"S") {
             gate.asked(connection, body.starts_with(b"START TRANSACTION"));
         }
@@ -160,7 +160,7 @@ impl Between {
 }
 
 #[test]
-fn a_read_waits_for_the_server_once() {
+fn a_read_takes_one_round_trip() {
     let server = Server::start("fsync = off");
     let between = Between::new(server.file(".s.PGSQL.5432"));
     let place = Place::at(server.url());
@@ -178,9 +178,9 @@ fn a_read_waits_for_the_server_once() {
     };
     let imported = Locator::Imported(Digest::sha256("imported"));
     let loading = |select| wait(store.load(&tenant("acme"), &select)).map(drop);
-    // Two requests begin a transaction and look where it is. The others are what is asked.
+    // Two requests begin a transaction and read its position. The others are the call's own.
     let sent = |expected, call: &mut (dyn FnMut() -> Result<(), String> + Send)| {
-        // The first time statements are prepared.
+        // The first call prepares the statements.
         call().unwrap();
         assert!(
             between.gate.sends_at_once(expected, call),
@@ -215,7 +215,7 @@ fn a_read_waits_for_the_server_once() {
         let nodes = wait(store.nodes()).map(drop);
         nodes.map_err(|error| plainly(&error))
     });
-    // Of a commit, the bundle that it begins with: settings, two locks, and a look at the tables' version.
+    // Counts the first batch of a commit: settings, two locks, and a check of the tables' version.
     sent(5, &mut || {
         let commit = next(&tenant("acme"), at).1;
         at = wait(store.commit(commit)).map_err(|error| plainly(&error))?;

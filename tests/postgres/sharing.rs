@@ -32,7 +32,7 @@ fn nodes(place: &Place, count: usize, cap: u32) -> Vec<Arc<Keyward>> {
 }
 
 #[test]
-fn a_commit_of_another_node_wakes_who_waits_and_is_honoured() {
+fn a_commit_of_another_node_wakes_a_waiter_and_takes_effect() {
     let place = Place::new();
     let clock = Arc::new(ManualClock::at(at(START)));
     let store = place.connect();
@@ -69,7 +69,7 @@ fn first_uses_are_not_lost() {
     pairs::first_uses_are_not_lost(&a, &b, &clock);
 }
 
-/// A node of its own clock, and whoever starts on the database later with the right one.
+/// Runs a check with a right and a wrong clock, and a function that starts another node with the right clock.
 fn on_two_clocks(
     check: impl Fn((&Keyward, &ManualClock), (&Keyward, &ManualClock), &dyn Fn() -> Keyward),
 ) {
@@ -114,7 +114,7 @@ fn the_servers_clock_contradicts_one_that_is_ten_years_ahead() {
     wait(started.revoke(&admin(), key.id, Reason::Lost)).unwrap();
 }
 
-/// Creates a key, as often as others get in the way. Tells whether it was created.
+/// Creates a key, retrying on conflicts. Returns whether the cap admitted it.
 fn created(keys: &Keyward, path: &str, name: &str) -> bool {
     loop {
         let admin = actor(path, "alice", Role::ADMIN);
@@ -127,7 +127,7 @@ fn created(keys: &Keyward, path: &str, name: &str) -> bool {
     }
 }
 
-/// 16 writers on four nodes, each of which tries to create `each` keys in every one of `tenants`.
+/// Runs 16 writers on four nodes. Each tries to create `each` keys in every one of `tenants`.
 fn cap_holds(tenants: usize, each: usize, cap: u32) {
     let place = Place::new();
     let nodes = nodes(&place, 4, cap);
@@ -170,7 +170,7 @@ fn the_cap_holds_under_16_writers_on_64_tenants() {
 }
 
 #[test]
-fn a_poller_misses_nothing_while_others_write() {
+fn a_poller_misses_no_change_while_others_write() {
     const WRITERS: usize = 8;
     const EACH: usize = 60;
     let place = Place::new();
@@ -193,7 +193,7 @@ fn a_poller_misses_nothing_while_others_write() {
         let mut seen: Vec<(Revision, _)> = Vec::new();
         let mut cursor: Cursor = start;
         loop {
-            // Read before the feed: once all is written, an empty page is the end of it.
+            // Read before the feed: if all writes were done before it, an empty page is the end of the feed.
             let over = writing.load(Ordering::SeqCst) == 0;
             let (page, upto) = removed_since(&reader, cursor, NonZeroUsize::new(7).unwrap());
             for change in &page {
@@ -214,7 +214,7 @@ fn a_poller_misses_nothing_while_others_write() {
 }
 
 #[test]
-fn a_lock_of_somebody_else_is_waited_for_and_then_told_as_unavailable() {
+fn a_lock_held_too_long_is_reported_as_unavailable() {
     let place = Place::new();
     let store = open(place.options().lock_timeout(Duration::from_millis(20))).unwrap();
     let acme = tenant("acme");
@@ -230,7 +230,7 @@ fn a_lock_of_somebody_else_is_waited_for_and_then_told_as_unavailable() {
 }
 
 #[test]
-fn commits_that_wait_together_are_one_transaction_with_an_answer_each() {
+fn waiting_commits_share_one_transaction_and_each_gets_its_answer() {
     let place = Place::new();
     let store = place.connect();
     let lock = place.hold("SELECT 1 FROM $s.head FOR UPDATE");
@@ -242,7 +242,7 @@ fn commits_that_wait_together_are_one_transaction_with_an_answer_each() {
         store.commit(commit)
     };
     let mut all = join_all((0..16).map(commit));
-    // All are on their way, and none can be done.
+    // All commits are in flight, and none can complete.
     assert!((&mut all).now_or_never().is_none());
     drop(lock);
     let mut answers = wait(all);
@@ -263,7 +263,7 @@ fn commits_that_wait_together_are_one_transaction_with_an_answer_each() {
 }
 
 #[test]
-fn one_commit_that_cannot_be_written_stops_no_other() {
+fn a_commit_that_cannot_be_written_stops_no_other() {
     let place = Place::new();
     let store = place.connect();
     let (bad, good) = (tenant("bad"), tenant("good"));
@@ -283,7 +283,7 @@ fn one_commit_that_cannot_be_written_stops_no_other() {
 }
 
 #[test]
-fn restored_tables_open_only_to_be_recovered_and_followers_start_over() {
+fn restored_tables_open_only_for_recovery_and_followers_start_over() {
     let place = Place::new();
     let store = place.connect();
     let at = wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();

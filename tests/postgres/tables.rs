@@ -1,4 +1,4 @@
-//! Tables that are set up by somebody else.
+//! Tables set up by the host's own migrations.
 
 use keyward::store::postgres::ConnectError;
 use keyward::store::{KeyStore, PostgresStore, Revision};
@@ -7,7 +7,7 @@ use support::postgres::{Place, open};
 use support::raw::{ALL, next};
 use support::*;
 
-/// Every table and index of the schema, with the transactions that made them and the version.
+/// Returns every table and index of the schema, with the transactions that created them and the version.
 fn tables(place: &Place) -> Vec<String> {
     let mut tables = place.ask(
         "SELECT c.relname || ' ' || c.oid || ' ' || c.xmin FROM pg_class AS c \
@@ -18,7 +18,7 @@ fn tables(place: &Place) -> Vec<String> {
 }
 
 #[test]
-fn the_printed_sql_makes_tables_that_a_store_takes_as_they_are() {
+fn a_store_opens_tables_made_by_the_printed_sql_unchanged() {
     let place = Place::new();
     place.run(&PostgresStore::schema_sql(&place.schema, 0).unwrap());
     let made = tables(&place);
@@ -46,7 +46,7 @@ fn the_printed_sql_makes_tables_that_a_store_takes_as_they_are() {
 }
 
 #[test]
-fn the_printed_sql_changes_nothing_where_there_is_a_store() {
+fn the_printed_sql_changes_nothing_in_an_existing_store() {
     let place = Place::new();
     let store = place.connect();
     wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
@@ -61,7 +61,7 @@ fn the_printed_sql_changes_nothing_where_there_is_a_store() {
 }
 
 #[test]
-fn sql_is_printed_for_plain_names_and_known_versions_alone() {
+fn sql_is_printed_only_for_plain_names_and_known_versions() {
     for name in ["", "a\"b", "Keys"] {
         let refused = PostgresStore::schema_sql(name, 0).unwrap_err();
         assert!(matches!(refused, ConnectError::Schema), "{refused:?}");
@@ -73,7 +73,7 @@ fn sql_is_printed_for_plain_names_and_known_versions_alone() {
 }
 
 #[test]
-fn a_lost_head_is_told_and_never_made_anew() {
+fn a_lost_head_is_reported_and_never_recreated() {
     for kept in ["rows", "tenants", "commits"] {
         let place = Place::new();
         wait(
@@ -98,7 +98,7 @@ fn a_lost_head_is_told_and_never_made_anew() {
 }
 
 #[test]
-fn where_tables_must_exist_none_are_made() {
+fn no_tables_are_created_where_they_must_exist() {
     let place = Place::new();
     let refused = open(place.options().must_exist()).unwrap_err();
     assert!(matches!(refused, ConnectError::NotFound), "{refused:?}");

@@ -1,5 +1,4 @@
-//! The command line of the example `keyctl`, as an operator and as a script meet it: real processes
-//! over a real file.
+//! The command line of the example `keyctl`, for operators and for scripts: real processes over a real file.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -29,7 +28,7 @@ fn binary() -> &'static Path {
     &BUILT
 }
 
-/// What a process said, and how it ended.
+/// The output and exit code of a process.
 #[derive(Debug)]
 struct Said {
     code: i32,
@@ -44,7 +43,7 @@ impl Said {
         self
     }
 
-    /// Its lines, each a JSON document.
+    /// Parses each line of the output as a JSON document.
     fn documents(&self) -> Vec<Value> {
         let parse = |line| serde_json::from_str(line).unwrap();
         self.out.lines().map(parse).collect()
@@ -85,7 +84,7 @@ impl Shop {
         said(self.command(args))
     }
 
-    /// A key of `tenant`: its id and its secret.
+    /// Creates a key of `tenant`. Returns its id and its secret.
     fn key(&self, tenant: &str, name: &str, more: &[&str]) -> (String, String) {
         let args = ["create", name, "--tenant", tenant, "--json"];
         let created = self.run(&[&args, more].concat()).ended(0).document();
@@ -115,7 +114,7 @@ impl Shop {
     }
 }
 
-/// A process whose stderr is a terminal, and what stands on it.
+/// A process whose stderr is a terminal, and the text on that terminal.
 struct Terminal {
     child: Child,
     screen: File,
@@ -142,10 +141,10 @@ impl Terminal {
         }
     }
 
-    /// Waits until more is shown; whether the process went away instead.
+    /// Waits until more text is shown. Returns `true` if the process has ended instead.
     fn ended(&mut self) -> bool {
         let mut more = [0; 256];
-        // Reading fails once nobody has the other end.
+        // A read fails once the other end is closed.
         let read = self.screen.read(&mut more).unwrap_or(0);
         self.shown += std::str::from_utf8(&more[..read]).unwrap();
         read == 0
@@ -157,7 +156,7 @@ impl Terminal {
         }
     }
 
-    /// All that was shown, and the exit code.
+    /// Returns all text shown, and the exit code.
     fn finish(mut self) -> (String, i32) {
         while !self.ended() {}
         let code = self.child.wait().unwrap().code().unwrap();
@@ -185,7 +184,7 @@ fn holds(folder: &Path, secret: &str) -> bool {
 }
 
 #[test]
-fn a_secret_is_all_of_stdout_and_in_no_file() {
+fn stdout_holds_only_the_secret_and_no_file_contains_it() {
     let shop = Shop::new();
     let created = shop.run(&[
         "create",
@@ -212,7 +211,7 @@ fn a_secret_is_all_of_stdout_and_in_no_file() {
 
     let (_, third) = shop.key("acme", "third", &[]);
     for secret in [secret, successor, &third] {
-        // Neither the whole text nor the secret half of it, which follows prefix and id.
+        // Neither the whole token nor its secret half, which follows prefix and id.
         assert!(!holds(shop.0.path(), secret));
         assert!(!holds(shop.0.path(), &secret[secret.len() - 40..]));
         for asked in [&["list"][..], &["audit"], &["stats"], &["show", &id]] {
@@ -227,7 +226,7 @@ fn a_secret_is_all_of_stdout_and_in_no_file() {
 }
 
 #[test]
-fn an_answer_that_cannot_be_written_says_which_key_to_revoke() {
+fn if_the_secret_cannot_be_written_the_error_names_the_key_to_revoke() {
     let full = Path::new("/dev/full");
     if !full.exists() {
         return;
@@ -242,8 +241,11 @@ fn an_answer_that_cannot_be_written_says_which_key_to_revoke() {
         .as_str()
         .unwrap()
         .to_owned();
-    let told = String::from_utf8(output.stderr).unwrap();
-    assert!(told.contains(&id) && told.contains("revoke it"), "{told}");
+    let answer = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        answer.contains(&id) && answer.contains("revoke it"),
+        "{answer}"
+    );
 }
 
 #[test]
@@ -278,9 +280,9 @@ fn each_kind_of_failure_has_its_exit_code() {
     shop.run(&[&["show", &id], &elsewhere[..]].concat())
         .ended(NOT_FOUND);
 
-    let told = shop.run(&["show", "0000000000000000000000", "--json"]);
-    assert!(told.out.is_empty());
-    let error: Value = serde_json::from_str(&told.err).unwrap();
+    let answer = shop.run(&["show", "0000000000000000000000", "--json"]);
+    assert!(answer.out.is_empty());
+    let error: Value = serde_json::from_str(&answer.err).unwrap();
     assert_eq!(error["error"]["kind"], "not_found");
     assert_eq!(error["error"]["exit"], NOT_FOUND);
     let help = shop.run(&["--help"]).ended(0);
@@ -288,7 +290,7 @@ fn each_kind_of_failure_has_its_exit_code() {
 }
 
 #[test]
-fn nothing_that_was_typed_is_repeated_when_it_cannot_be_read() {
+fn errors_about_malformed_arguments_never_repeat_them() {
     let shop = Shop::new();
     let (id, _) = shop.key("acme", "export", &[]);
     let pasted = "sk_live_misplaced";
@@ -318,10 +320,10 @@ fn nothing_that_was_typed_is_repeated_when_it_cannot_be_read() {
             "NAME=VALUE",
         ),
     ];
-    for (args, told) in cases {
+    for (args, expected) in cases {
         let refused = shop.run(args).ended(USAGE);
         assert!(
-            refused.out.is_empty() && refused.err.contains(told),
+            refused.out.is_empty() && refused.err.contains(expected),
             "{refused:?}"
         );
         for typed in ["misplaced", "98765432109"] {
@@ -335,8 +337,8 @@ fn nothing_that_was_typed_is_repeated_when_it_cannot_be_read() {
     let refused = refused.ended(USAGE);
     assert!(refused.err.contains("cannot be used with"), "{refused:?}");
 
-    let told = shop.run(&["stats", pasted, "--json"]).ended(USAGE);
-    let error: Value = serde_json::from_str(&told.err).unwrap();
+    let answer = shop.run(&["stats", pasted, "--json"]).ended(USAGE);
+    let error: Value = serde_json::from_str(&answer.err).unwrap();
     assert_eq!(error["error"]["kind"], "usage");
     assert_eq!(error["error"]["exit"], USAGE);
     shop.run(&["list", "--help"]).ended(0);
@@ -344,7 +346,7 @@ fn nothing_that_was_typed_is_repeated_when_it_cannot_be_read() {
 }
 
 #[test]
-fn a_key_is_created_with_all_that_is_said_of_it() {
+fn a_key_is_created_with_every_given_field() {
     let shop = Shop::new();
     let about = [
         "--description",
@@ -397,7 +399,7 @@ fn a_store_that_another_process_has_locked_is_unavailable_and_unchanged() {
 }
 
 #[test]
-fn what_takes_long_says_on_a_terminal_that_it_goes_on() {
+fn long_commands_show_progress_on_a_terminal() {
     let shop = Shop::new();
     shop.key("acme", "export", &[]);
     let long: [(&[&str], &str); 3] = [
@@ -408,11 +410,13 @@ fn what_takes_long_says_on_a_terminal_that_it_goes_on() {
         ),
         (&["check"], "checking keys.db: 0.0 s"),
     ];
-    for (args, told) in long {
+    for (args, line) in long {
         let (shown, code) = Terminal::start(shop.command(args)).finish();
         assert_eq!(code, 0, "{shown:?}");
-        let (_, after) = shown.split_once(told).expect("the line is shown");
-        let blank = format!("\r{}\r", " ".repeat(told.len()));
+        let (_, after) = shown
+            .split_once(line)
+            .expect("the terminal shows the progress line");
+        let blank = format!("\r{}\r", " ".repeat(line.len()));
         assert!(after.contains(&blank), "{shown:?}: it is gone in the end");
     }
     for name in ["copy.db", "new.db"] {
@@ -427,7 +431,7 @@ fn what_takes_long_says_on_a_terminal_that_it_goes_on() {
 }
 
 #[test]
-fn the_line_moves_for_as_long_as_it_takes() {
+fn the_progress_line_moves_until_the_command_ends() {
     let shop = Shop::new();
     shop.key("acme", "export", &[]);
     shop.run(&["backup", "copy.db"]).ended(0);
@@ -443,7 +447,7 @@ fn the_line_moves_for_as_long_as_it_takes() {
 }
 
 #[test]
-fn a_pepper_open_to_others_is_refused() {
+fn a_pepper_readable_by_others_is_refused() {
     let shop = Shop::new();
     let open = fs::Permissions::from_mode(0o644);
     fs::set_permissions(shop.path("keys.db.pepper"), open).unwrap();
@@ -452,7 +456,7 @@ fn a_pepper_open_to_others_is_refused() {
 }
 
 #[test]
-fn a_lost_pepper_is_never_made_anew() {
+fn a_lost_pepper_is_never_recreated() {
     let shop = Shop::new();
     fs::remove_file(shop.path("keys.db.pepper")).unwrap();
     shop.run(&["create", "x", "--tenant", "acme"])
@@ -462,7 +466,7 @@ fn a_lost_pepper_is_never_made_anew() {
 }
 
 #[test]
-fn deleting_needs_the_words_typed() {
+fn deleting_requires_the_typed_confirmation() {
     let shop = Shop::new();
     let (id, _) = shop.key("acme", "export", &[]);
     let unasked = shop.run(&["delete", &id]).ended(DENIED);
@@ -569,7 +573,7 @@ fn a_list_is_filtered_sorted_and_paged() {
 }
 
 #[test]
-fn a_command_of_the_same_id_changes_nothing_twice() {
+fn a_repeated_command_id_changes_nothing() {
     let shop = Shop::new();
     let create = [
         "create",
@@ -597,7 +601,7 @@ fn a_command_of_the_same_id_changes_nothing_twice() {
 }
 
 #[test]
-fn a_trail_that_was_altered_or_cut_short_shows() {
+fn an_altered_or_truncated_trail_fails_the_check() {
     let shop = Shop::new();
     let (id, _) = shop.key("acme", "export", &[]);
     shop.key("globex", "other", &[]);
@@ -642,7 +646,7 @@ fn a_trail_that_was_altered_or_cut_short_shows() {
 }
 
 #[test]
-fn keys_from_elsewhere_work_on_and_come_once() {
+fn imported_keys_keep_working_and_are_imported_once() {
     let shop = Shop::new();
     let digest = |token: &str| {
         let bytes = *Digest::sha256(token).as_bytes();
@@ -682,10 +686,10 @@ fn keys_from_elsewhere_work_on_and_come_once() {
         .run(&["import", "bad.jsonl", "--tenant", "t0", "--json"])
         .ended(DENIED);
     assert!(!refused.err.contains("misplaced") && !refused.out.contains("misplaced"));
-    let told = refused.documents();
-    assert_eq!(told[0]["line"], 1);
-    assert_eq!(told[0]["repeated"], false);
-    let at_fault: Vec<_> = told[1..]
+    let answer = refused.documents();
+    assert_eq!(answer[0]["line"], 1);
+    assert_eq!(answer[0]["repeated"], false);
+    let at_fault: Vec<_> = answer[1..]
         .iter()
         .map(|one| one["line"].as_u64().unwrap())
         .collect();
@@ -694,11 +698,11 @@ fn keys_from_elsewhere_work_on_and_come_once() {
         [3, 4, 5, 6, 7],
         "empty lines count, and say nothing"
     );
-    assert!(told[1..].iter().all(|one| one["error"].is_string()));
+    assert!(answer[1..].iter().all(|one| one["error"].is_string()));
 }
 
 #[test]
-fn a_backup_is_restored_and_waits_for_its_recovery() {
+fn a_restored_backup_waits_for_its_recovery() {
     let shop = Shop::new();
     let (id, secret) = shop.key("acme", "export", &[]);
     let copied = shop
@@ -738,11 +742,11 @@ fn a_restored_store_is_recovered_from_the_trail_of_the_lost_one() {
     let with = |args: &[&str]| shop.run(&[args, &restored[..]].concat());
     with(&["restore", "copy.db"]).ended(0);
     with(&["recover"]).ended(2);
-    let told = with(&["recover", "--replay-from", "keys.db", "--json"])
+    let answer = with(&["recover", "--replay-from", "keys.db", "--json"])
         .ended(0)
         .document();
     assert_eq!(
-        (&told["revoked"], &told["disabled"]),
+        (&answer["revoked"], &answer["disabled"]),
         (&1.into(), &0.into())
     );
     let status = |id: &str| with(&["show", id, "--json"]).ended(0).document()["status"].clone();
@@ -754,10 +758,10 @@ fn a_restored_store_is_recovered_from_the_trail_of_the_lost_one() {
     let again = ["--store", "again.db", "--pepper-file", "keys.db.pepper"];
     let with = |args: &[&str]| shop.run(&[args, &again[..]].concat());
     with(&["restore", "copy.db"]).ended(0);
-    let told = with(&["recover", "--disable-all", "--json"])
+    let answer = with(&["recover", "--disable-all", "--json"])
         .ended(0)
         .document();
-    assert_eq!(told["disabled"], 2);
+    assert_eq!(answer["disabled"], 2);
     with(&["list"]).ended(0);
 
     for store in [&[][..], &again] {
@@ -769,7 +773,7 @@ fn a_restored_store_is_recovered_from_the_trail_of_the_lost_one() {
 }
 
 #[test]
-fn the_store_tells_its_size_and_its_health() {
+fn stats_and_check_report_size_and_health() {
     let shop = Shop::new();
     let (id, _) = shop.key("acme", "export", &[]);
     shop.key("acme", "other", &[]);
@@ -792,7 +796,7 @@ fn the_store_tells_its_size_and_its_health() {
 }
 
 #[test]
-fn what_a_clock_from_the_future_left_behind_is_named_and_repaired() {
+fn the_effects_of_a_clock_that_was_ahead_are_listed_and_repaired() {
     let shop = Shop::new();
     shop.key("acme", "export", &[]);
     shop.key("globex", "export", &[]);
@@ -832,7 +836,7 @@ fn what_a_clock_from_the_future_left_behind_is_named_and_repaired() {
 }
 
 #[test]
-fn the_store_is_named_by_the_environment_too() {
+fn the_environment_can_name_the_store() {
     let shop = Shop::empty();
     let mut init = shop.command(&["init", "--tenant", "acme"]);
     init.env("KEYWARD_STORE", "mine.db");
@@ -843,7 +847,7 @@ fn the_store_is_named_by_the_environment_too() {
     assert_eq!(said(stats).ended(0).document()["tenants"], 1);
 }
 
-/// What a stolen key made is as good as stolen: the command line says so, and revokes it when asked to.
+/// Keys made by a stolen key may be stolen too. The command line lists them, and revokes them on request.
 #[test]
 fn revoking_a_compromised_key_lists_what_it_made() {
     let shop = Shop::new();
@@ -863,12 +867,12 @@ fn revoking_a_compromised_key_lists_what_it_made() {
     let dry = [&asked[..], &["--dry-run"]].concat();
     assert_eq!(shop.run(&dry).ended(0).document()["made"], json!([child]));
     assert!(shop.verifies(&secret), "a dry run changes nothing");
-    let told = shop.run(&asked).ended(0).document();
-    assert_eq!(told["made"], json!([child]));
+    let answer = shop.run(&asked).ended(0).document();
+    assert_eq!(answer["made"], json!([child]));
     assert!(!shop.verifies(&secret) && shop.verifies(made.secret.expose()));
     let all = [&asked[..], &["--with-made"]].concat();
     assert_eq!(shop.run(&all).ended(0).document()["revoked_with_it"], 1);
     assert!(!shop.verifies(made.secret.expose()));
-    let told = shop.run(&["revoke", &id, "--reason", "leaked"]).ended(0);
-    assert!(!told.err.contains("still work"), "{told:?}");
+    let answer = shop.run(&["revoke", &id, "--reason", "leaked"]).ended(0);
+    assert!(!answer.err.contains("still work"), "{answer:?}");
 }

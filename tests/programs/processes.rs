@@ -1,12 +1,12 @@
-//! The example `processes`: real processes over one file. What is promised of each verification it
-//! checks itself, and fails if one breaks it; here is seen that it comes to its end, and what is left.
+//! The example `processes`: real processes over one file. The example checks the promise for each
+//! verification itself and fails if one breaks it. These tests check that it ends, and what it leaves behind.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 
-/// Has the example make its folder in `folder`.
+/// Returns a command that runs the example with its folder in `folder`.
 fn processes(folder: &Path) -> Command {
     static BUILT: LazyLock<PathBuf> = LazyLock::new(|| support::example::build("processes"));
     let mut command = Command::new(&*BUILT);
@@ -15,9 +15,9 @@ fn processes(folder: &Path) -> Command {
 }
 
 #[test]
-fn a_revoked_key_is_refused_in_time_by_every_process_and_at_once_by_one_that_was_stopped() {
+fn every_process_refuses_a_revoked_key_in_time_and_a_continued_one_immediately() {
     let folder = tempfile::tempdir().unwrap();
-    // Processes that go on would keep its outputs open, and this waiting.
+    // Processes that outlive the example would keep its outputs open and block this call.
     let ran = processes(folder.path()).output().unwrap();
     let out = String::from_utf8(ran.stdout).unwrap();
     let err = String::from_utf8(ran.stderr).unwrap();
@@ -37,10 +37,10 @@ fn a_revoked_key_is_refused_in_time_by_every_process_and_at_once_by_one_that_was
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// What is stopped does not notice that its parent is gone.
+/// A stopped process does not notice that its parent is gone.
 #[cfg(target_os = "linux")]
 #[test]
-fn all_processes_end_when_the_one_that_started_them_is_killed_the_stopped_one_too() {
+fn all_processes_even_a_stopped_one_end_when_their_parent_is_killed() {
     use std::io::{BufRead, BufReader, Read};
     use std::sync::mpsc;
     use std::time::Duration;
@@ -55,7 +55,7 @@ fn all_processes_end_when_the_one_that_started_them_is_killed_the_stopped_one_to
     parent.wait().unwrap();
     assert!(stopped, "it ended before");
 
-    // They share its standard error, which ends with the last of them.
+    // All processes share the example's stderr, which reaches its end when the last of them exits.
     let mut err = parent.stderr.take().unwrap();
     let (ended, ends) = mpsc::channel();
     std::thread::spawn(move || ended.send(err.read_to_end(&mut Vec::new()).is_ok()));

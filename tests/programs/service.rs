@@ -1,5 +1,5 @@
-//! The example `service` as its readers meet it: a real process, the lines that it prints in a real
-//! shell, and signals.
+//! The example `service` as its readers meet it: a real process, its printed commands in a real shell, and
+//! signals.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -22,7 +22,7 @@ fn create(scopes: &[&str], days: u32) -> Option<Value> {
 }
 
 #[test]
-fn the_lines_that_the_first_run_prints_work_as_they_stand_and_no_later_run_prints_the_key() {
+fn the_printed_commands_of_the_first_run_work_and_no_later_run_prints_the_key() {
     let folder = folder();
     let service = Service::start(folder.path());
     let lines = service.lines_to_try();
@@ -32,7 +32,7 @@ fn the_lines_that_the_first_run_prints_work_as_they_stand_and_no_later_run_print
         .collect();
     let mut shell = Command::new("sh");
     shell.args(["-euc", &script]).current_dir(folder.path());
-    // A proxy of this machine's is not meant.
+    // Ignores a proxy configured on this machine.
     let ran = shell
         .env("NO_PROXY", "*")
         .stdin(Stdio::null())
@@ -43,9 +43,9 @@ fn the_lines_that_the_first_run_prints_work_as_they_stand_and_no_later_run_print
     assert!(ran.status.success() && err.is_empty(), "{out}{err}");
 
     let answers = out.split("\n--\n").map(str::trim).zip(&lines);
-    let told: Vec<_> = answers.filter(|(told, _)| !told.is_empty()).collect();
-    let json = |at: usize| serde_json::from_str::<Value>(told[at].0).unwrap();
-    let what: Vec<_> = told.iter().map(|(told, _)| *told).collect();
+    let answers: Vec<_> = answers.filter(|(text, _)| !text.is_empty()).collect();
+    let json = |at: usize| serde_json::from_str::<Value>(answers[at].0).unwrap();
+    let what: Vec<_> = answers.iter().map(|(text, _)| *text).collect();
     assert_eq!(what.len(), 11, "{what:#?}");
     assert_eq!(what[0], "up");
     assert_eq!(json(1)["status"], 401);
@@ -91,7 +91,7 @@ fn the_lines_that_the_first_run_prints_work_as_they_stand_and_no_later_run_print
     assert_eq!(again.ask(&admin, "GET /v1/reports", None), (200, json!([])));
     logged += &again.stop();
     for secret in secrets {
-        // What stands behind the prefix and the id.
+        // The part after the prefix and the id.
         let hidden = &secret[secret.len() - 32..];
         for (where_, text) in [("the log", &logged), ("what a later run prints", &printed)] {
             assert!(!text.contains(hidden), "a secret is in {where_}");
@@ -103,12 +103,12 @@ const JSON: &str = "content-type: application/json\r\n";
 const CLOSE: &str = "connection: close\r\n";
 const EMPTY: &str = "content-length: 0\r\n";
 
-/// The head of a request whose body is to come.
+/// Returns the head of a request whose body follows later.
 fn head(path: &str, key: &str, more: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {key}\r\n{more}\r\n")
 }
 
-/// A whole key, the admin's, and the id of the first.
+/// Returns a key with all scopes, the admin's key, and the id of the first.
 fn stolen(service: &Service) -> (String, String, String) {
     let admin = service.admin_key();
     let (status, made) = service.ask(&admin, "POST /v1/keys", create(&["*:*"], 30));
@@ -117,9 +117,9 @@ fn stolen(service: &Service) -> (String, String, String) {
     (text("secret"), admin, text("id"))
 }
 
-/// A request that began with a key which was revoked before its body came makes no other key.
+/// A request by a key that is revoked before the body arrives creates no key.
 #[test]
-fn a_slow_body_brings_nothing_to_a_key_that_was_revoked_meanwhile() {
+fn a_slow_body_gains_nothing_for_a_key_revoked_in_flight() {
     let folder = folder();
     let service = Service::start(folder.path());
     let (key, admin, id) = stolen(&service);
@@ -132,7 +132,7 @@ fn a_slow_body_brings_nothing_to_a_key_that_was_revoked_meanwhile() {
     stream
         .write_all(head("/v1/keys", &key, &length).as_bytes())
         .unwrap();
-    // It was let in, and the handler waits for the body.
+    // The request was accepted, and the handler waits for the body.
     let go_on = "HTTP/1.1 100 Continue\r\n\r\n";
     let mut read = vec![0; go_on.len()];
     stream.read_exact(&mut read).unwrap();
@@ -148,7 +148,7 @@ fn a_slow_body_brings_nothing_to_a_key_that_was_revoked_meanwhile() {
 }
 
 #[test]
-fn a_long_stream_brings_nothing_to_a_key_that_was_revoked_meanwhile() {
+fn a_long_stream_gains_nothing_for_a_key_revoked_in_flight() {
     let folder = folder();
     let service = Service::start(folder.path());
     let (key, admin, id) = stolen(&service);
@@ -160,7 +160,8 @@ fn a_long_stream_brings_nothing_to_a_key_that_was_revoked_meanwhile() {
     stream
         .write_all(chunk(r#"{"name": "mine","#).as_bytes())
         .unwrap();
-    // Another connection: by its answer the first chunk was read, or the request was not let in at all.
+    // The answer on another connection comes after the first chunk was read, or after the request was
+    // refused.
     let (status, _) = service.ask(&admin, &format!("POST /v1/keys/{id}/revoke"), None);
     assert_eq!(status, 200);
     let rest = chunk(r#" "scopes": ["*:*"]}"#) + "0\r\n\r\n";
@@ -172,7 +173,7 @@ fn a_long_stream_brings_nothing_to_a_key_that_was_revoked_meanwhile() {
 }
 
 #[test]
-fn requests_that_were_sent_behind_a_revocation_come_too_late() {
+fn requests_pipelined_after_a_revocation_are_refused() {
     let folder = folder();
     let service = Service::start(folder.path());
     let (key, admin, id) = stolen(&service);
@@ -183,7 +184,7 @@ fn requests_that_were_sent_behind_a_revocation_come_too_late() {
     let rotate = format!("{CLOSE}{EMPTY}");
     let rotate = head(&format!("/v1/keys/{id}/rotate"), &key, &rotate);
     let mut stream = service.connect();
-    // All in one: the server reads them one after the other.
+    // All in one write: the server reads the requests one after the other.
     let all = revoke + &make + &rotate;
     stream.write_all(all.as_bytes()).unwrap();
     let mut answers = String::new();
@@ -196,13 +197,13 @@ fn requests_that_were_sent_behind_a_revocation_come_too_late() {
     assert_eq!(statuses, [200, 401, 401]);
 }
 
-/// The instance: a key of the environment `test` makes and rotates live keys.
+/// Attack: a key of the environment `test` creates and rotates live keys.
 #[test]
-fn a_test_key_makes_test_keys_and_rotates_no_live_one() {
+fn a_test_key_makes_only_test_keys_and_rotates_no_live_key() {
     let folder = folder();
     let service = Service::start(folder.path());
     let (live, _, id) = stolen(&service);
-    // Made beside the service, which offers no way to name an environment.
+    // Created through the store, because the service offers no way to name an environment.
     let data = folder.path().join("data");
     let key = pollster::block_on(async {
         let store = SqliteStore::open(data.join("keys.db")).await.unwrap();
@@ -223,7 +224,7 @@ fn a_test_key_makes_test_keys_and_rotates_no_live_one() {
 }
 
 #[test]
-fn a_service_that_is_told_to_stop_finishes_what_is_under_way_and_leaves_the_registry() {
+fn a_stopping_service_finishes_requests_in_flight_and_leaves_the_registry() {
     let folder = folder();
     let mut service = Service::start(folder.path());
     let key = service.admin_key();
@@ -235,11 +236,11 @@ fn a_service_that_is_told_to_stop_finishes_what_is_under_way_and_leaves_the_regi
         body.len(),
     );
     stream.write_all(head.as_bytes()).unwrap();
-    // The handler waits for the body now.
+    // The handler is waiting for the body.
     let go_on = "HTTP/1.1 100 Continue\r\n\r\n";
-    let mut told = vec![0; go_on.len()];
-    stream.read_exact(&mut told).unwrap();
-    assert_eq!(String::from_utf8(told).unwrap(), go_on);
+    let mut interim = vec![0; go_on.len()];
+    stream.read_exact(&mut interim).unwrap();
+    assert_eq!(String::from_utf8(interim).unwrap(), go_on);
 
     service.signal(Signal::TERM);
     service.wait_for("stopping");
@@ -258,7 +259,7 @@ fn a_service_that_is_told_to_stop_finishes_what_is_under_way_and_leaves_the_regi
 }
 
 #[test]
-fn ctrl_c_stops_it_as_well() {
+fn ctrl_c_stops_the_service_too() {
     let folder = folder();
     let service = Service::start(folder.path());
     service.signal(Signal::INT);
@@ -266,7 +267,7 @@ fn ctrl_c_stops_it_as_well() {
 }
 
 #[test]
-fn nobody_gives_out_more_than_they_have() {
+fn no_key_grants_more_than_it_has() {
     let folder = folder();
     let service = Service::start(folder.path());
     let admin = service.admin_key();
@@ -276,7 +277,7 @@ fn nobody_gives_out_more_than_they_have() {
         assert_eq!(status, 201, "{key}");
         key["secret"].as_str().unwrap().to_owned()
     };
-    // An admin for 30 days, and a key that was narrowed to managing keys.
+    // An admin key for 30 days, and a key narrowed to managing keys.
     let deputy = secret(made(&admin, &["*:*"], 30));
     let narrowed = secret(made(&admin, &["keys:manage"], 30));
     let reader = secret(made(&deputy, &["reports:read"], 20));
@@ -298,7 +299,7 @@ fn nobody_gives_out_more_than_they_have() {
 }
 
 #[test]
-fn what_is_asked_wrongly_is_told_so_and_a_repeated_command_is_done_once() {
+fn malformed_requests_get_an_error_and_a_repeated_command_is_executed_once() {
     let folder = folder();
     let service = Service::start(folder.path());
     let admin = service.admin_key();
@@ -384,7 +385,7 @@ fn a_second_service_on_the_same_folder_refuses_what_the_first_revoked() {
 }
 
 #[test]
-fn a_port_that_is_taken_does_not_cost_the_only_sight_of_the_admin_key() {
+fn a_taken_port_does_not_waste_the_admin_key() {
     let folder = folder();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();

@@ -1,4 +1,4 @@
-//! What is written in C: it stands between a process and the kernel.
+//! Shims in C, loaded between a process and the kernel.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,7 +12,7 @@ pub fn library(source: &str, folder: &Path) -> PathBuf {
         .arg(&library)
         .arg(text)
         .status()
-        .expect("this needs a C compiler by the name of `cc`");
+        .expect("a C compiler named `cc` is installed");
     assert!(status.success(), "the shim does not compile");
     library
 }

@@ -41,5 +41,5 @@ pub fn build(program: &str) -> PathBuf {
         let path = path.filter(|_| message["target"]["name"] == program)?;
         Some(PathBuf::from(path))
     });
-    executable.expect("cargo says where it is")
+    executable.expect("cargo reports the example's executable")
 }

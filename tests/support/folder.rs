@@ -1,16 +1,17 @@
-//! File stores in a folder of their own, which goes when they do.
+//! File stores in a temporary folder, which is removed on drop.
 
 use keyward::store::SqliteStore;
 use tempfile::TempDir;
 
 use crate::turns::Turns;
 
-/// Several instances on one file, between which calls take turns.
+/// Several instances on one file that take turns with calls.
 pub type Folder = Turns<SqliteStore, TempDir>;
 
 pub fn folder(instances: usize) -> Folder {
-    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let folder = tempfile::tempdir().expect("the system has a writable temporary folder");
     let path = folder.path().join("keys.db");
-    let open = |_| pollster::block_on(SqliteStore::open(&path)).expect("the store opens");
+    let open =
+        |_| pollster::block_on(SqliteStore::open(&path)).expect("a new file opens as a store");
     Turns::new(instances, open, folder)
 }

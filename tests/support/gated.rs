@@ -1,9 +1,4 @@
-//! A store that counts what it is asked, and holds answers back until it is told to let them go.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "each test file uses its own part"
-)]
+//! A store that counts calls and holds answers back until a test releases them.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -22,7 +17,7 @@ use keyward::store::{
 };
 use keyward_conformance::{Call, FaultyStore};
 
-/// A link to a store in memory. It fails as a [`FaultyStore`] does, and clones share everything.
+/// A link to an in-memory store. It fails like a [`FaultyStore`]; clones share all state.
 #[derive(Clone, Debug)]
 pub struct Gated {
     pub link: FaultyStore<MemoryStore>,
@@ -37,26 +32,26 @@ struct Shared {
     slow: Duration,
 }
 
-/// What becomes of those who wait for a change.
+/// The result of waiting for a change.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Hints {
-    /// They hear of it.
+    /// The wait ends with the change.
     #[default]
     Heard,
-    /// They never do.
+    /// The wait never ends.
     Lost,
-    /// They hear of changes that never were.
+    /// The wait ends without a change.
     Spurious,
-    /// They are told at once that the store failed.
+    /// The wait fails immediately.
     Failing,
 }
 
-/// Behind it, answers wait that the store has given already.
+/// A gate that holds back answers the store has already given.
 #[derive(Clone, Debug, Default)]
 pub struct Gate(Arc<(AtomicBool, Event)>);
 
 impl Gate {
-    /// Lets all of them go.
+    /// Releases all answers.
     pub fn open(&self) {
         self.0.0.store(true, Ordering::SeqCst);
         self.0.1.notify(usize::MAX);
@@ -81,14 +76,14 @@ impl Gated {
         }
     }
 
-    /// Holds the answers to calls of this kind back, from the next one on.
+    /// Holds back the answers to calls of this kind, from the next call on.
     pub fn hold(&self, call: Call) -> Gate {
         let gate = Gate::default();
         self.shared.lock().unwrap().held.insert(call, gate.clone());
         gate
     }
 
-    /// Lets calls of this kind pass, from the next one on.
+    /// Stops holding back answers to calls of this kind, from the next call on.
     pub fn let_pass(&self, call: Call) {
         self.shared.lock().unwrap().held.remove(&call);
     }
@@ -97,12 +92,12 @@ impl Gated {
         self.shared.lock().unwrap().hints = hints;
     }
 
-    /// Answers so long after it was asked, on the timers of the runtime.
+    /// Delays each answer by this time, on the timers of the runtime.
     pub fn slow(&self, by: Duration) {
         self.shared.lock().unwrap().slow = by;
     }
 
-    /// How often it was asked so.
+    /// Returns the number of calls of this kind.
     pub fn asked(&self, call: Call) -> usize {
         let shared = self.shared.lock().unwrap();
         shared.asked.get(&call).copied().unwrap_or_default()
@@ -172,7 +167,8 @@ impl KeyStore for Gated {
                 Hints::Heard => self.link.wait_past(after).await,
                 Hints::Lost => pending().await,
                 Hints::Spurious => {
-                    // Not at once: where nothing paces the hints, timers would never move on.
+                    // Paused first: with a paused clock, hints in a busy loop would keep timers from
+                    // advancing.
                     tokio::time::sleep(Duration::from_millis(1)).await;
                     Ok(())
                 }

@@ -35,7 +35,7 @@ use keyward::{
 
 pub const START: &str = "2026-01-01T00:00:00Z";
 
-/// A service over a store in memory.
+/// A service over an in-memory store, with its clock.
 pub struct World {
     pub keys: Keyward,
     pub clock: Arc<ManualClock>,
@@ -63,7 +63,7 @@ impl World {
         Self { keys, clock, store }
     }
 
-    /// Another process over the same store, with the same clock.
+    /// Starts another node over the same store, with the same clock.
     pub fn another_node(&self, policies: impl Into<Policies>) -> Keyward {
         node(self.store.clone(), &self.clock, policies)
     }
@@ -72,7 +72,7 @@ impl World {
         wait(self.keys.create(actor, key))
     }
 
-    /// A secret key of acme that may read reports.
+    /// Creates a secret key of acme that may read reports.
     pub fn some_key(&self) -> Created {
         self.create(&admin(), reader("some key")).unwrap()
     }
@@ -113,7 +113,7 @@ pub fn who(principal: &str) -> PrincipalId {
     PrincipalId::new(principal).unwrap()
 }
 
-/// The author of what a principal did in a session of its own.
+/// Returns the author of a change that a principal made in its own session.
 pub fn author(principal: &str) -> Author {
     Author::Principal(who(principal))
 }
@@ -138,12 +138,12 @@ pub fn actor(path: &str, principal: &str, role: Role) -> Actor {
     Actor::new(tenant(path), who(principal), role)
 }
 
-/// An admin of acme.
+/// Returns an admin of acme.
 pub fn admin() -> Actor {
     actor("acme", "alice", Role::ADMIN)
 }
 
-/// The host itself, acting on acme.
+/// Returns the host itself, acting on acme.
 pub fn host() -> Actor {
     Actor::application(tenant("acme"))
 }
@@ -156,7 +156,7 @@ pub fn reading() -> Need {
     Need::scope("reports:read")
 }
 
-/// The standard profile with a cap.
+/// Returns the standard profile with a cap on active keys.
 pub fn capped(limit: u32) -> PolicySpec {
     let limit = NonZeroU32::new(limit).unwrap();
     let active_keys = ActiveKeyCap::Limited {
@@ -169,7 +169,7 @@ pub fn capped(limit: u32) -> PolicySpec {
     }
 }
 
-/// Why a call was refused.
+/// Returns the reason of a denied call.
 #[track_caller]
 pub fn denied<T: std::fmt::Debug>(result: Result<T, Error>) -> Denied {
     match result.unwrap_err() {
@@ -178,7 +178,7 @@ pub fn denied<T: std::fmt::Debug>(result: Result<T, Error>) -> Denied {
     }
 }
 
-/// The same key id with another secret and a checksum that fits.
+/// Returns the same key id with another secret and a valid checksum.
 pub fn with_other_secret(token: &str) -> String {
     let before = &token[..token.len() - 6];
     let (kept, last) = before.split_at(before.len() - 1);
@@ -187,7 +187,7 @@ pub fn with_other_secret(token: &str) -> String {
     forged + &checksum
 }
 
-/// Everything that a store holds, in every form in which it holds it: for a search for secrets.
+/// Returns everything in a store, in every form in which the store holds it, to be searched for secrets.
 pub fn dump(store: &MemoryStore) -> String {
     use keyward::store::{AuditQuery, Row};
 
@@ -210,20 +210,20 @@ pub fn dump(store: &MemoryStore) -> String {
     dump
 }
 
-/// The part of a token that only its holder knows, without the id before and the checksum after.
+/// Returns the secret part of a token, without the id before it and the checksum after it.
 pub fn secret_part(token: &str) -> &str {
     let id = keyward::token::parse(token.as_bytes()).unwrap();
     &token[id.prefix().len() + id.id().to_string().len()..token.len() - 6]
 }
 
-/// What an actor sees in the list of its own tenant's keys.
+/// Returns the keys that an actor sees in the list of its own tenant.
 pub fn listed(world: &World, by: &Actor) -> Vec<keyward::KeyInfo> {
     let query = world.keys.query(by.tenant());
     wait(world.keys.list(by, &query)).unwrap().keys
 }
 
-/// What the audit trail of a tenant tells of a key, oldest first.
-pub fn told_of(
+/// Returns the actions that a tenant's audit trail records about a key, oldest first.
+pub fn recorded_actions(
     world: &World,
     tenant: &TenantId,
     key: keyward::KeyId,

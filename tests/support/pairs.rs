@@ -1,5 +1,4 @@
-//! What two nodes owe each other, whatever store they share.
-#![allow(dead_code, reason = "each test uses some of it")]
+//! Requirements on two nodes that share a store, for every kind of store.
 
 use keyward::{
     Clock, Denied, Keyward, ManualClock, Need, Reason, Rejection, Replacement, Role,
@@ -8,7 +7,7 @@ use keyward::{
 
 use crate::*;
 
-/// A key works on the node that created it, though the other one wrote its owner's row a moment before.
+/// A key works on the node that created it, even if another node wrote its owner's row a moment earlier.
 pub fn a_key_works_where_it_was_created(a: &Keyward, b: &Keyward) {
     wait(b.create(&admin(), reader("first"))).unwrap();
     let key = wait(a.create(&admin(), reader("second"))).unwrap();
@@ -16,7 +15,7 @@ pub fn a_key_works_where_it_was_created(a: &Keyward, b: &Keyward) {
     assert!(verdict.is_ok(), "{verdict:?}");
 }
 
-/// A first use is recorded by the node that counted it: along with its own command about the key, or when it
+/// The node that counted a first use records it: along with its next command about the key, or when it
 /// leaves. A compromised key ends in any case.
 pub fn first_uses_are_not_lost(a: &Keyward, b: &Keyward, clock: &ManualClock) {
     let how = || {
@@ -48,13 +47,13 @@ pub fn first_uses_are_not_lost(a: &Keyward, b: &Keyward, clock: &ManualClock) {
     assert_eq!(end_of(old.id), Some(now().saturating_add(hours(1))));
 }
 
-/// A node with its clock.
+/// A node and its clock.
 type Node<'a> = (&'a Keyward, &'a ManualClock);
 
 const YEARS: std::time::Duration = std::time::Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
-/// A machine whose clock is ten years ahead commits once, in a tenant of its own. `again` starts the node
-/// with the right clock anew.
+/// A machine whose clock is ten years ahead commits once, in a tenant of its own. `again` restarts a node
+/// with the right clock.
 pub fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone(
     (a, right): Node<'_>,
     (b, wrong): Node<'_>,
@@ -99,14 +98,14 @@ pub fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone(
         .verify(compromised.secret.expose(), &reading())
         .unwrap_err();
     assert!(matches!(ended, Rejection::Expired { .. }), "{ended}");
-    // What narrows is never refused for time.
+    // A command that only narrows is never refused because of the clock.
     wait(a.revoke(&globex(), lasting.id, Reason::Lost)).unwrap();
     let ended = a.verify(lasting.secret.expose(), &reading()).unwrap_err();
     assert!(matches!(ended, Rejection::Revoked { .. }), "{ended}");
 }
 
-/// The instant that a clock ten years ahead left behind is set back: for this node, for others, for those that start
-/// later.
+/// Repairs the instant that a clock ten years ahead left behind: for this node, for other nodes, and for
+/// nodes that start later.
 pub fn the_time_of_a_tenant_is_repaired(
     (a, right): Node<'_>,
     (b, wrong): Node<'_>,
@@ -136,10 +135,10 @@ pub fn the_time_of_a_tenant_is_repaired(
         let again = wait(keys.repair_time(&host(), &place)).unwrap();
         assert_eq!(again.set_back, None);
     }
-    // The audit trail goes by its numbers, and says what was done.
+    // The audit trail is ordered by sequence number, and records the repair.
     let head = wait(a.verify_audit(&host(), &place, None)).unwrap();
     assert!(head.sequence > 0);
-    // What was decided for instants to come is still there, to be looked at.
+    // Records with instants in the future are still there, for inspection.
     let future = wait(a.key(&host(), future.id)).unwrap();
     assert_eq!(
         future.created.at,

@@ -1,6 +1,5 @@
-//! A server of the tests' own, in a temporary folder; it ends with the test process, however that ends.
-//! Or the one that `KEYWARD_TEST_POSTGRES_URL` names.
-#![allow(dead_code, reason = "each test binary uses its own part")]
+//! A PostgreSQL server for the tests, in a temporary folder. It ends with the test process, even if that is
+//! killed. `KEYWARD_TEST_POSTGRES_URL` names another server to use.
 
 use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
@@ -19,7 +18,7 @@ use tokio::runtime::Handle;
 
 use crate::turns::Turns;
 
-/// Where tests find a server instead of starting one.
+/// The variable that names a server to use instead of starting one.
 const GIVEN: &str = "KEYWARD_TEST_POSTGRES_URL";
 
 /// A server that a test may kill.
@@ -27,20 +26,21 @@ const GIVEN: &str = "KEYWARD_TEST_POSTGRES_URL";
 pub struct Server {
     folder: PathBuf,
     port: u16,
-    /// Stops the server and takes its folder away once this process is gone, or closes its end.
+    /// A process that stops the server and removes its folder once the test process has ended or closed the
+    /// pipe.
     watchdog: Child,
     process: Mutex<Option<Child>>,
-    /// A library that stands between it and the kernel.
+    /// A library loaded between the server and the kernel.
     shim: Option<PathBuf>,
 }
 
 impl Server {
-    /// Starts a server that is reached through a socket file. `settings` are those of its file.
+    /// Starts a server that listens on a Unix socket, with `settings` in its configuration file.
     pub fn start(settings: &str) -> Self {
         Self::begin(5432, settings, &[], |_| None)
     }
 
-    /// Starts a server that is reached at 127.0.0.1 as well, with files in its data folder.
+    /// Starts a server that also listens on 127.0.0.1, with additional files in its data folder.
     pub fn on_loopback(settings: &str, files: &[(&str, &str)]) -> Self {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
@@ -49,8 +49,7 @@ impl Server {
         Self::begin(port, &settings, files, |_| None)
     }
 
-    /// Starts a server whose processes load a library before all others, which `shim` puts into the
-    /// folder.
+    /// Starts a server whose processes preload a library, which `shim` puts into the folder.
     pub fn start_with(settings: &str, shim: impl FnOnce(&Path) -> Option<PathBuf>) -> Self {
         Self::begin(5432, settings, &[], shim)
     }
@@ -91,7 +90,7 @@ impl Server {
         server
     }
 
-    /// A folder, and who clears it away.
+    /// Creates the folder and the watchdog that removes it.
     fn prepare(port: u16, shim: impl FnOnce(&Path) -> Option<PathBuf>) -> Self {
         let folder = TempDir::new().unwrap().keep();
         let shim = shim(&folder);
@@ -99,14 +98,14 @@ impl Server {
         if let Some(user) = user {
             run(Command::new("chown").arg(user).arg(&folder));
         }
-        // One that is stopped hears of nothing: it is continued first.
+        // A stopped process handles no signal, so it is continued first.
         let script = r#"read -r _; read -r pid <"$2/data/postmaster.pid"
             kill -CONT "$pid" $(cat "/proc/$pid/task/$pid/children")
             "$1" -D "$2/data" -m immediate stop; rm -rf "$2""#;
         let mut watchdog = as_user(Path::new("sh"));
         watchdog.args(["-c", script, "watchdog"]);
         watchdog.arg(programs().join("pg_ctl")).arg(&folder);
-        // A group of its own: an interrupted test run must not take it along.
+        // In a process group of its own, so that an interrupted test run does not end the watchdog too.
         watchdog.stdin(Stdio::piped()).process_group(0);
         watchdog.stdout(Stdio::null()).stderr(Stdio::null());
         let watchdog = watchdog.spawn().unwrap();
@@ -119,7 +118,7 @@ impl Server {
         }
     }
 
-    /// Adds to its configuration; of what is set twice the last holds.
+    /// Appends settings to the configuration; the last value of a setting wins.
     fn configure(&self, settings: &str) {
         let file = self.folder.join("data/postgresql.conf");
         let mut text = std::fs::read_to_string(&file).unwrap();
@@ -128,7 +127,7 @@ impl Server {
         std::fs::write(&file, text).unwrap();
     }
 
-    /// Has it read its configuration with `settings` added to it.
+    /// Appends settings and reloads the configuration.
     pub fn reconfigure(&self, settings: &str) {
         self.configure(settings);
         run(self.program("pg_ctl").arg("reload"));
@@ -139,38 +138,38 @@ impl Server {
         format!("host={host} port={port} user=postgres dbname=postgres")
     }
 
-    /// Where it listens.
+    /// Returns the port of the server.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// A file in its folder.
+    /// Returns the path of a file in the server's folder.
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
-    /// Names two servers, of which the first that can be written to is connected to.
+    /// Returns a URL that names two servers. A client connects to the first one that accepts writes.
     pub fn url_or(&self, other: &Self) -> String {
         let (one, other) = (self.folder.display(), other.folder.display());
         format!("host={one},{other} user=postgres dbname=postgres")
     }
 
-    /// Where its socket is.
+    /// Returns the folder of the server's socket.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// What it wrote to its log so far.
+    /// Returns the server's log so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.join("log")).unwrap()
     }
 
-    /// Starts it where it was left.
+    /// Starts the server again on the data it left behind.
     pub fn resume(&self) {
         let log = self.folder.join("log");
         let mut file = std::fs::File::options();
         let file = file.create(true).append(true).open(&log).unwrap();
-        // What a killed server left may hold its memory for a moment: its parts notice one by one.
+        // Retries, because child processes of a killed server may hold its shared memory until they notice.
         for _ in 0..100 {
             let mut start = self.program("postgres");
             start.stdin(Stdio::null()).stdout(Stdio::null());
@@ -186,7 +185,7 @@ impl Server {
         panic!("the server does not start: {log}");
     }
 
-    /// Waits until it answers; tells whether it did before it ended.
+    /// Waits until the server accepts connections. Returns `false` if it ended before.
     fn is_up(&self, process: &mut Child) -> bool {
         while process.try_wait().unwrap().is_none() {
             let mut asked = Command::new(programs().join("pg_isready"));
@@ -199,7 +198,7 @@ impl Server {
         false
     }
 
-    /// Kills it, all its processes. What it told the operating system to write stays written.
+    /// Kills all processes of the server. Data already passed to the operating system stays written.
     pub fn kill(&self) {
         self.stop_main();
         self.signal(Signal::KILL);
@@ -207,7 +206,7 @@ impl Server {
         process.unwrap().wait().unwrap();
     }
 
-    /// Stops all its processes where they stand, until what this returns is dropped.
+    /// Stops all processes of the server until the returned value is dropped.
     pub fn pause(&self) -> Paused<'_> {
         self.stop_main();
         self.signal(Signal::STOP);
@@ -218,7 +217,7 @@ impl Server {
         Pid::from_child(self.process.lock().unwrap().as_ref().unwrap())
     }
 
-    /// Returns when the process that starts all others does so no more.
+    /// Stops the postmaster, which starts all other processes, and returns once it is stopped.
     fn stop_main(&self) {
         let main = self.main();
         kill_process(main, Signal::STOP).unwrap();
@@ -231,18 +230,18 @@ impl Server {
         let children = std::fs::read_to_string(children).unwrap();
         for child in children.split_whitespace() {
             let child = Pid::from_raw(child.parse().unwrap()).unwrap();
-            // It may just have ended.
+            // The process may have ended just now.
             let _ = kill_process(child, signal);
         }
         kill_process(main, signal).unwrap();
     }
 
-    /// Lets nobody connect any more. Who is connected stays so.
+    /// Prevents new connections. Existing connections stay open.
     pub fn hide(&self) {
         std::fs::remove_file(self.folder.join(".s.PGSQL.5432")).unwrap();
     }
 
-    /// Makes it a standby, which follows nobody.
+    /// Demotes the server to a standby that follows no primary.
     pub fn demote(&self) {
         self.stop("fast");
         std::fs::write(self.folder.join("data/standby.signal"), "").unwrap();
@@ -265,7 +264,7 @@ impl Server {
     }
 }
 
-/// A server that is stopped.
+/// A stopped server.
 #[must_use = "it goes on when this is dropped"]
 pub struct Paused<'s>(&'s Server);
 
@@ -283,7 +282,7 @@ impl Drop for Server {
     }
 }
 
-/// The programs of the newest server that is installed.
+/// Returns the folder with the programs of the newest installed server.
 pub fn programs() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql");
     let folders = versions.into_iter().flatten().flatten();
@@ -299,7 +298,7 @@ pub fn programs() -> PathBuf {
     newest
 }
 
-/// A server refuses to be run by root: who runs it then.
+/// Returns the user that runs the server if the test runs as root, which PostgreSQL refuses.
 fn unprivileged() -> Option<&'static str> {
     let root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
     root.then_some("postgres")
@@ -320,15 +319,15 @@ fn run(command: &mut Command) {
     assert!(ran.status.success(), "{command:?}: {ran:?}");
 }
 
-/// The server that tests share which leave it as it is.
+/// Returns the URL of a server shared by tests that do not change its settings.
 pub fn url() -> String {
     static SHARED: OnceLock<Server> = OnceLock::new();
-    // A process that is killed loses nothing by this: it waits for the disk in vain.
+    // Without fsync, killed processes lose nothing: the operating system keeps their writes.
     std::env::var(GIVEN)
         .unwrap_or_else(|_| SHARED.get_or_init(|| Server::start("fsync = off")).url())
 }
 
-/// A runtime that all tests share. They themselves run on none, as hosts may.
+/// Returns a runtime shared by all tests. The tests themselves run outside of it, as hosts may.
 pub fn runtime() -> Handle {
     static SHARED: OnceLock<Handle> = OnceLock::new();
     let start = || {
@@ -343,12 +342,12 @@ pub fn runtime() -> Handle {
     SHARED.get_or_init(start).clone()
 }
 
-/// Waits for what needs the runtime.
+/// Runs a future on the runtime and waits for it.
 pub fn on_runtime<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
     pollster::block_on(runtime().spawn(work)).unwrap()
 }
 
-/// A schema of its own, which goes when this does.
+/// A schema of its own, dropped with this value.
 #[derive(Debug)]
 pub struct Place {
     pub url: String,
@@ -391,7 +390,7 @@ impl Place {
         PostgresStore::options(&self.url)
             .schema(&self.schema)
             .max_connections(4.try_into().unwrap())
-            // Most tests move a clock of their own.
+            // Most tests move a manual clock.
             .server_clock(false)
     }
 
@@ -399,19 +398,19 @@ impl Place {
         open(self.options()).unwrap()
     }
 
-    /// Runs statements beside the store; `$s` stands for the schema.
+    /// Runs statements beside the store; `$s` is replaced by the schema.
     pub fn run(&self, sql: &str) {
         self.try_run(sql).unwrap();
     }
 
-    /// The same, for statements that may be refused.
+    /// Runs statements that may be refused.
     pub fn try_run(&self, sql: &str) -> Result<(), tokio_postgres::Error> {
         let sql = sql.replace("$s", &self.schema);
         let client = self.client();
         on_runtime(async move { client.batch_execute(&sql).await })
     }
 
-    /// Text that one statement finds.
+    /// Returns the text column of a query's rows.
     pub fn ask(&self, sql: &str) -> Vec<String> {
         let sql = sql.replace("$s", &self.schema);
         let client = self.client();
@@ -419,7 +418,7 @@ impl Place {
         rows.iter().map(|row| row.get(0)).collect()
     }
 
-    /// Begins a transaction with a statement. It ends when what this returns is dropped.
+    /// Begins a transaction with a statement. It ends when the returned client is dropped.
     pub fn hold(&self, sql: &str) -> tokio_postgres::Client {
         let sql = format!("BEGIN; {}", sql.replace("$s", &self.schema));
         let client = self.client();
@@ -429,12 +428,12 @@ impl Place {
         })
     }
 
-    /// Waits until a statement finds something.
+    /// Waits until a query returns a row.
     pub fn until_found(&self, sql: &str) {
         while self.ask(sql).is_empty() {}
     }
 
-    /// Waits until nobody holds the head.
+    /// Waits until no transaction holds the head.
     pub fn until_free(&self) {
         self.run("SELECT 1 FROM $s.head FOR UPDATE");
     }
@@ -452,7 +451,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // A server of our own goes with all it has.
+        // A server started by the tests is removed with all its schemas.
         if std::env::var(GIVEN).is_ok_and(|given| given == self.url) {
             self.run("DROP SCHEMA IF EXISTS $s CASCADE");
         }
@@ -463,14 +462,14 @@ pub fn open(options: PostgresOptions) -> Result<PostgresStore, ConnectError> {
     on_runtime(options.connect())
 }
 
-/// A pool of the host's own.
+/// Creates a pool as a host would.
 pub fn pool(url: &str, connections: usize) -> Pool {
     let manager = Manager::new(url.parse().unwrap(), tokio_postgres::NoTls);
     let pool = Pool::builder(manager).max_size(connections);
     pool.runtime(Runtime::Tokio1).build().unwrap()
 }
 
-/// Several instances on one schema, between which calls take turns.
+/// Creates several instances on one schema that take turns with calls.
 pub fn shared(instances: usize) -> Turns<PostgresStore, Place> {
     let place = Place::new();
     let stores: Vec<_> = (0..instances).map(|_| place.connect()).collect();

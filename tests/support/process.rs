@@ -1,24 +1,19 @@
-//! Child processes: this very test binary, run again as one of the parts that its test `child` plays.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "each test file uses its own part"
-)]
+//! Child processes: this test binary, started again to run one part of its test `child`.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-/// A child that tells what it did, a line each, and can be told something: to go on, say. It is killed
-/// if it is dropped before its end.
+/// A child process that reports each step as a line and reads lines from the test. Killed on drop if it is
+/// still running.
 pub struct Part {
     child: Child,
-    tell: Option<ChildStdin>,
-    told: Lines<BufReader<ChildStdout>>,
+    input: Option<ChildStdin>,
+    output: Lines<BufReader<ChildStdout>>,
 }
 
 impl Part {
-    /// `path` is where the child finds what it works on.
+    /// Starts a child. `path` is the file or folder it works on.
     pub fn start(part: &str, path: &(impl AsRef<OsStr> + ?Sized), env: &[(&str, String)]) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child", "--ignored", "--nocapture"])
@@ -30,18 +25,22 @@ impl Part {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let told = BufReader::new(child.stdout.take().unwrap()).lines();
-        let tell = child.stdin.take();
-        Self { child, tell, told }
+        let output = BufReader::new(child.stdout.take().unwrap()).lines();
+        let input = child.stdin.take();
+        Self {
+            child,
+            input,
+            output,
+        }
     }
 
-    /// The next line that the child told; `None` once it ended. Waits for it.
+    /// Waits for the child's next report; `None` once the child has ended.
     pub fn next(&mut self) -> Option<String> {
         loop {
-            // What the test harness prints around the child stands on no line of ours, or before it.
-            let line = self.told.next()?.unwrap();
-            if let Some((_, told)) = line.split_once("@ ") {
-                return Some(told.to_owned());
+            // The test harness prints on lines of its own, or before the report.
+            let line = self.output.next()?.unwrap();
+            if let Some((_, report)) = line.split_once("@ ") {
+                return Some(report.to_owned());
             }
         }
     }
@@ -59,27 +58,27 @@ impl Part {
         self.hand("go on");
     }
 
-    /// Gives the child a line to read.
+    /// Sends the child a line.
     pub fn hand(&mut self, line: &str) {
-        writeln!(self.tell.as_mut().unwrap(), "{line}").unwrap();
+        writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
     }
 
-    /// What the child can tell the parent's end by: once this is dropped, there is no more to read.
+    /// Returns the child's input. Dropping it signals the end of the parent: the child reads end of file.
     pub fn leash(&mut self) -> ChildStdin {
-        self.tell.take().unwrap()
+        self.input.take().unwrap()
     }
 
-    /// Kills it where it stands, and reads what it had told until then.
+    /// Kills the child with SIGKILL, and returns its remaining reports.
     pub fn kill(mut self) -> Vec<String> {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         std::iter::from_fn(|| self.next()).collect()
     }
 
-    /// Lets it come to its end, which must be a good one, and reads the rest of what it told.
+    /// Closes the child's input and waits until it exits successfully. Returns its remaining reports.
     #[track_caller]
     pub fn finish(mut self) -> Vec<String> {
-        drop(self.tell.take());
+        drop(self.input.take());
         let rest = std::iter::from_fn(|| self.next()).collect();
         let status = self.child.wait().unwrap();
         assert!(status.success(), "the child ended with {status}: {rest:?}");
@@ -89,20 +88,20 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        // Nothing is done about one that has ended.
+        // A process that has ended is left alone.
         drop(self.child.kill());
         drop(self.child.wait());
     }
 }
 
-/// Tells the parent something. Not by `println!`, which could be captured.
-pub fn tell(line: impl std::fmt::Display) {
+/// Sends a report to the parent. Not by `println!`, which the test harness could capture.
+pub fn report(line: impl std::fmt::Display) {
     let mut out = std::io::stdout().lock();
     out.write_all(format!("@ {line}\n").as_bytes()).unwrap();
     out.flush().unwrap();
 }
 
-/// Waits until the parent says to go on; whether it did, and not merely went away.
+/// Waits for a line of the parent. Returns `false` if the parent closed the pipe instead.
 pub fn wait_for_parent() -> bool {
     std::io::stdin()
         .lock()
@@ -111,7 +110,7 @@ pub fn wait_for_parent() -> bool {
         > 0
 }
 
-/// How often to do something: more when asked for by `KEYWARD_LONG=1`.
+/// Returns the number of rounds: `long` with `KEYWARD_LONG=1`, else `short`.
 pub fn rounds(short: usize, long: usize) -> usize {
     match std::env::var("KEYWARD_LONG").as_deref() {
         Ok("1") => long,
@@ -119,7 +118,7 @@ pub fn rounds(short: usize, long: usize) -> usize {
     }
 }
 
-/// Random numbers that a seed repeats (splitmix64).
+/// Random numbers, reproducible by their seed (SplitMix64).
 pub struct Dice(pub u64);
 
 impl Dice {

@@ -1,5 +1,4 @@
-//! Commits without a service: each removes a key that never was, which leaves one tombstone in the feed.
-#![allow(dead_code, reason = "each test binary uses its own part")]
+//! Commits without a service. Each removes a key that never existed, which leaves one tombstone in the feed.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,11 +12,11 @@ use crate::*;
 
 pub const ALL: NonZeroUsize = NonZeroUsize::new(1_000_000).unwrap();
 
-/// The next commit of a tenant that stands at `expected`, and the key that it names.
+/// Returns the next commit of a tenant at revision `expected`, and the key that it removes.
 pub fn next(tenant: &TenantId, expected: Revision) -> (KeyId, Commit) {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let number = u128::from(NEXT.fetch_add(1, Ordering::Relaxed));
-    // No other process has the same.
+    // The process id makes the number unique among processes.
     let number = number << 32 | u128::from(std::process::id());
     let key = KeyId::from_u128(number << 32 | 1);
     let commit = Commit {
@@ -35,8 +34,8 @@ pub fn next(tenant: &TenantId, expected: Revision) -> (KeyId, Commit) {
     (key, commit)
 }
 
-/// Commits to a tenant of its own, one after the other, until one fails or there are `most`. Tells
-/// what was acknowledged.
+/// Commits to its own tenant, one commit after the other, until one fails or `most` are done. Returns the
+/// acknowledged ones.
 pub fn write(
     store: &PostgresStore,
     name: &str,
@@ -60,7 +59,7 @@ pub fn write(
     (done, None)
 }
 
-/// Before the first commit of the store's history.
+/// Returns the cursor before the first commit of the store's history.
 pub fn beginning(store: &PostgresStore) -> Cursor {
     let page = wait(store.scan(None, ALL)).unwrap();
     Cursor {
@@ -69,7 +68,7 @@ pub fn beginning(store: &PostgresStore) -> Cursor {
     }
 }
 
-/// The tombstones that the feed tells after `after`, and where it stands then.
+/// Returns the tombstones in the feed after `after`, and the new cursor.
 pub fn removed_since(
     store: &PostgresStore,
     after: Cursor,

@@ -1,9 +1,4 @@
-//! The example `service` as a real process, and what is asked of it over real sockets.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "each test file uses its own part"
-)]
+//! The example `service` as a real process, and requests to it over real sockets.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -19,7 +14,7 @@ use serde_json::Value;
 
 use crate::example;
 
-/// For how long a service may say nothing where it must.
+/// The longest wait for a response or a log line: 60 s, for a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn command(folder: &Path, listen: &str) -> Command {
@@ -27,15 +22,15 @@ pub fn command(folder: &Path, listen: &str) -> Command {
     let mut command = Command::new(&*BUILT);
     command.args(["--listen", listen, "--data"]);
     command.arg(folder.join("data"));
-    // All that it and what it is made of ever log.
+    // Logs everything, of the service and of its dependencies.
     command.env("RUST_LOG", "trace").stdin(Stdio::null());
     command
 }
 
-/// A service that runs. It is killed when this is dropped, if it did not end before.
+/// A running service. Killed on drop if it has not ended.
 pub struct Service {
     pub child: Child,
-    /// What it printed before it served.
+    /// Lines printed before it served.
     pub printed: Vec<String>,
     pub address: SocketAddr,
     logs: Receiver<String>,
@@ -48,7 +43,7 @@ impl Service {
         Self::start_with(folder, &[])
     }
 
-    /// The same with variables of its own.
+    /// Starts a service with additional environment variables.
     pub fn start_with(folder: &Path, variables: &[(&str, &str)]) -> Self {
         let mut command = command(folder, "127.0.0.1:0");
         command.envs(variables.iter().copied());
@@ -74,21 +69,21 @@ impl Service {
         Self {
             child,
             printed,
-            address: address.expect("it says where it listens"),
+            address: address.expect("the service prints its address before it serves"),
             logs,
             logged: String::new(),
             reader: Some(reader),
         }
     }
 
-    /// The lines that it tells its reader to paste.
+    /// Returns the commands that the service prints for its reader to paste.
     pub fn lines_to_try(&self) -> Vec<&str> {
         let indented = |line: &'_ String| line.starts_with("    ");
         let lines = self.printed.iter().filter(|line| indented(line));
         lines.map(|line| line.trim()).collect()
     }
 
-    /// What the first run shows once.
+    /// Returns the admin key, which only the first run prints.
     pub fn admin_key(&self) -> String {
         let line = self.lines_to_try();
         let key = line
@@ -101,7 +96,7 @@ impl Service {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// Reads on in its log until a line that has these words.
+    /// Reads the log until a line that contains these words.
     pub fn wait_for(&mut self, words: &str) {
         loop {
             let line = self.logs.recv_timeout(PATIENCE).unwrap();
@@ -113,7 +108,7 @@ impl Service {
         }
     }
 
-    /// All that it logged, once it has ended well.
+    /// Waits for a successful exit and returns the whole log.
     pub fn ended(mut self) -> String {
         let status = self.child.wait().unwrap();
         self.reader.take().unwrap().join().unwrap();
@@ -128,7 +123,7 @@ impl Service {
         self.ended()
     }
 
-    /// Sends a request on a connection of its own; status and body of the answer.
+    /// Sends a request on its own connection. Returns status and body of the response.
     pub fn ask(&self, key: &str, method_and_path: &str, body: Option<Value>) -> (u16, Value) {
         self.ask_with(
             &[("authorization", &format!("Bearer {key}"))],
@@ -175,7 +170,7 @@ impl Drop for Service {
     }
 }
 
-/// Reads an answer to its end: status, and the body as JSON, or null if it is none.
+/// Reads a response to its end. Returns the status, and the body as JSON, or null if it is not JSON.
 pub fn answer(stream: &mut TcpStream) -> (u16, Value) {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();

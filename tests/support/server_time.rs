@@ -10,7 +10,7 @@ use keyward::store::{
 };
 use keyward::{Clock, ManualClock, TenantId, async_trait};
 
-/// A store whose server has a clock, which comes with every load and every page of the feed.
+/// A store whose server has a clock: each load and each page of the feed carries its time.
 #[derive(Clone, Debug)]
 pub struct Served {
     inner: MemoryStore,

@@ -1,4 +1,4 @@
-//! Several instances on one database, between which calls take turns, as processes have it.
+//! Several instances on one database that take turns with calls, as several processes would.
 
 use std::fmt::Debug;
 use std::num::NonZeroUsize;
@@ -11,7 +11,7 @@ use keyward::store::{
 };
 use keyward::{TenantId, async_trait};
 
-/// Instances of a store, and what must stay for as long as they do.
+/// Instances of a store, and a resource that must outlive them.
 #[derive(Debug)]
 pub struct Turns<S, K> {
     stores: Vec<S>,
@@ -19,7 +19,7 @@ pub struct Turns<S, K> {
     _keep: K,
 }
 
-#[allow(dead_code, reason = "each test uses some of it")]
+#[allow(dead_code, reason = "each test program uses a part of it")]
 impl<S, K> Turns<S, K> {
     pub fn new(instances: usize, open: impl FnMut(usize) -> S, keep: K) -> Self {
         Self {

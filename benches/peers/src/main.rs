@@ -1,15 +1,12 @@
-//! Keyward beside other ways to verify keys in Rust, over the same numbers of keys in one run: a
-//! table of ratios, and a plot of latency against the number of keys.
+//! Keyward compared with other ways to verify keys in Rust, over the same numbers of keys in one run. It
+//! prints a table of ratios and plots latency against the number of keys.
 //!
 //! `cargo run --release --package keyward-peers -- [--quick] [--json] [--plot verify.svg]`
 #![allow(
     clippy::disallowed_methods,
-    reason = "time is what is measured here, not what is decided by"
+    reason = "benchmarks read the machine's clock to measure, not to decide"
 )]
-#![allow(
-    clippy::unwrap_used,
-    reason = "a measurement ends where it cannot go on"
-)]
+#![allow(clippy::unwrap_used, reason = "a benchmark panics on failure")]
 
 mod peers;
 mod plot;
@@ -21,7 +18,7 @@ use shared::served::{Served, need};
 use shared::turns::{Subject, cpu, ratio, take_turns};
 
 const SIZES: [u64; 3] = [1_000, 100_000, 1_000_000];
-/// Before another has its turn.
+/// Verifications in a row before the next peer's turn: 10,000, so that a disturbance affects all peers.
 const BATCH: usize = 10_000;
 
 /// One line of the table.
@@ -33,7 +30,7 @@ struct Line {
     to_keyward: f64,
 }
 
-/// The peers over `keys` keys. Their order is that of the table.
+/// Returns the peers over `keys` keys, in the order of the table.
 fn peers(keys: u64) -> Vec<Box<dyn Peer>> {
     vec![
         Box::new(prefixed::Stack::new(keys)),
@@ -108,7 +105,7 @@ fn print(lines: &[Line], json: bool) {
     }
 }
 
-/// The lines of each name as points of a plot.
+/// Groups the lines by name into the points of a plot.
 fn series(lines: &[Line]) -> Vec<Series> {
     let mut all: Vec<Series> = Vec::new();
     for line in lines {

@@ -1,6 +1,6 @@
-//! The others, each with a map from what finds a key to what a service keeps of it, behind a lock:
-//! the crates verify a secret against a hash and leave the rest to their users. What the rest is, is
-//! the same for all: who, which scopes, until when.
+//! The peers. Each has a map behind a lock from a key's identifier to the data that a service keeps about the
+//! key. The peers' crates verify a secret against a hash and leave the map to their users. The data is the
+//! same for all: the account, its scopes, its expiry.
 
 use std::collections::HashMap;
 use std::hint::black_box;
@@ -16,19 +16,19 @@ use shared::mixed;
 pub(crate) trait Peer {
     fn name(&self) -> &str;
 
-    /// Valid keys, drawn at random.
+    /// Returns valid keys, drawn at random.
     fn batch(&self, random: &mut Random) -> Batch;
 
-    /// Who presents the key, if it is valid and reaches `scope`.
+    /// Returns the key's account, if the key is valid and reaches `scope`.
     fn verify(&self, presented: &str, scope: &str) -> Option<Arc<Account>>;
 }
 
-/// Verifies all of a batch, each after the one before; tells how many were granted.
+/// Verifies a batch one after the other. Returns the number of granted keys.
 pub(crate) fn run(peer: &dyn Peer, batch: &Batch) -> usize {
     let nothing = black_box(0);
     let (mut at, mut granted) = (0, 0);
     while at < batch.len() {
-        // A request's header is text by the time that a service looks at it.
+        // A service reads a request's header as text.
         let text = std::str::from_utf8(batch.at(at)).unwrap_or_default();
         let account = black_box(peer.verify(text, SCOPE));
         granted += usize::from(account.is_some());
@@ -38,8 +38,8 @@ pub(crate) fn run(peer: &dyn Peer, batch: &Batch) -> usize {
     granted
 }
 
-/// What a service keeps of a key beside its hash.
-#[allow(dead_code, reason = "what a service reads after it has verified")]
+/// The data a service keeps about a key besides its hash.
+#[allow(dead_code, reason = "a service reads these fields after verification")]
 #[derive(Debug)]
 pub(crate) struct Account {
     pub(crate) number: u64,
@@ -66,19 +66,19 @@ impl Account {
     }
 }
 
-/// A hash and whose it is.
+/// A hash and its account.
 type Entry<H> = (H, Arc<Account>);
 type Map<I, H> = RwLock<HashMap<I, Entry<H>>>;
 
 const BASE58: &[u8; 58] = b"123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
 
-/// `count` characters that look random, made from a number.
+/// Returns `count` pseudo-random characters derived from `seed`.
 fn letters(seed: u64, count: u64) -> String {
     let letter = |at| char::from(BASE58[(mixed(mixed(seed) ^ at) % 58) as usize]);
     (0..count).map(letter).collect()
 }
 
-/// A plain stack: the `hmac` crate over tokens of keyward's form, a hash map, the system's time.
+/// A plain implementation: the `hmac` crate over tokens of keyward's form, a hash map and the system time.
 pub(crate) mod plain {
     use hmac::{Hmac, KeyInit, Mac};
     use sha2::Sha256;
@@ -94,7 +94,7 @@ pub(crate) mod plain {
         map: Map<String, [u8; 32]>,
     }
 
-    /// The id, and what is digested.
+    /// Splits a token into its id and the digested text.
     fn parts(token: &str) -> Option<(&str, &[u8])> {
         let body = token.get(token.len().checked_sub(BODY)?..)?;
         Some((body.get(..22)?, body.get(..ID_AND_SECRET)?.as_bytes()))
@@ -140,7 +140,7 @@ pub(crate) mod plain {
     }
 }
 
-/// `prefixed-api-key` as its README has it, with a map by short token.
+/// `prefixed-api-key` used as in its README, with a map by short token.
 pub(crate) mod prefixed {
     use prefixed_api_key::rand::rngs::OsRng;
     use prefixed_api_key::sha2::Sha256;
@@ -154,7 +154,7 @@ pub(crate) mod prefixed {
         map: Map<String, String>,
     }
 
-    /// As long as the crate's defaults are.
+    /// Makes a key as long as the crate's defaults.
     fn key(number: u64) -> PrefixedApiKey {
         let (short, long) = (letters(number, 11), letters(!number, 33));
         PrefixedApiKey::new("mycompany".to_owned(), short, long)
@@ -201,7 +201,7 @@ pub(crate) mod prefixed {
     }
 }
 
-/// `api-keys-simplified` as its README has it, with a map by the key's id.
+/// `api-keys-simplified` used as in its README, with a map by the key's id.
 pub(crate) mod argon {
     use api_keys_simplified::{
         ApiKeyManagerV0, Environment, ExposeSecret, KeyStatus, SecureString,
@@ -209,8 +209,8 @@ pub(crate) mod argon {
 
     use super::{Account, Arc, Batch, Map, Peer, Random, letters};
 
-    /// How many keys are real: hashing a million takes hours. The rest of the map is as large as it
-    /// would be, and a hash of 25 milliseconds does not see which place it came from.
+    /// The number of real keys: 4, because hashing a million takes hours. The map is filled to full size, and
+    /// the place in the map does not affect a hash of 25 ms.
     const REAL: u64 = 4;
 
     pub(crate) struct Stack {

@@ -1,11 +1,11 @@
-//! A plot of latency against the number of keys, both by powers of ten, as SVG.
+//! A plot of latency against the number of keys, both on logarithmic axes, as SVG.
 
 use std::fmt::Write;
 
 /// One line of the plot.
 pub(crate) struct Series {
     pub(crate) name: String,
-    /// Keys, and nanoseconds.
+    /// Number of keys, and nanoseconds.
     pub(crate) points: Vec<(u64, f64)>,
 }
 
@@ -15,14 +15,14 @@ const LEFT: f64 = 80.0;
 const RIGHT: f64 = 290.0;
 const TOP: f64 = 50.0;
 const BOTTOM: f64 = 60.0;
-/// Told apart without colour vision too (Okabe and Ito).
+/// Distinguishable without colour vision (Okabe and Ito).
 const COLOURS: [&str; 6] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#666666", "#e69f00",
 ];
-/// The least distance of two names at the right.
+/// The smallest distance between two names at the right: 16, the height of a line of text.
 const LINE: f64 = 16.0;
 
-/// Powers of ten along one axis.
+/// A logarithmic axis.
 struct Axis {
     from: f64,
     to: f64,
@@ -70,7 +70,7 @@ fn count(keys: f64) -> String {
     }
 }
 
-/// Moves names apart that would stand in each other; the order stays.
+/// Moves overlapping names apart and keeps their order.
 fn apart(mut places: Vec<(usize, f64)>) -> Vec<(usize, f64)> {
     places.sort_by(|a, b| a.1.total_cmp(&b.1));
     for at in 1..places.len() {
@@ -83,7 +83,7 @@ pub(crate) fn svg(all: &[Series]) -> String {
     let points = || all.iter().flat_map(|series| series.points.iter());
     let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
     let across = Axis::over(points().map(|p| p.0 as f64), LEFT, right - LEFT);
-    // Upwards.
+    // The vertical axis.
     let up = Axis::over(points().map(|p| p.1), bottom, TOP - bottom);
     let mut svg = format!(
         r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">

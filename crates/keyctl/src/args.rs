@@ -1,4 +1,4 @@
-//! What can be asked, and with which words.
+//! The commands and their arguments.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -33,7 +33,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Args)]
 pub(crate) struct Common {
     /// The store: a file, or postgres://USER:PASSWORD@HOST/DATABASE
-    // Other users of the machine see arguments, and the help would show the variable.
+    // A variable, because other users of the machine can see arguments. The help would print its value.
     #[arg(
         long,
         global = true,
@@ -57,7 +57,7 @@ pub(crate) struct Common {
     /// The policy, as JSON [default: the standard profile]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) policy: Option<PathBuf>,
-    /// The tenant that the command is about
+    /// The tenant the command applies to
     #[arg(long, global = true)]
     pub(crate) tenant: Option<String>,
     /// Act as this principal of --tenant [default: as the host itself]
@@ -74,7 +74,7 @@ pub(crate) struct Common {
     /// Answer in JSON: one document, or one a line for lists
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// How long to wait while another process has the store locked
+    /// Time to wait while another process has the store locked
     #[arg(long, global = true, value_parser = duration, default_value = "5s")]
     pub(crate) wait: Duration,
     /// Open a restored store whose recovery is not finished
@@ -82,7 +82,7 @@ pub(crate) struct Common {
     pub(crate) allow_unrecovered: bool,
 }
 
-/// For commands that change something.
+/// The command id, for commands that change something.
 #[derive(Debug, Args)]
 pub(crate) struct Repeatable {
     /// Names the command, so that repeating it changes nothing [default: random]
@@ -92,7 +92,7 @@ pub(crate) struct Repeatable {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Ask {
-    /// Set up a store and its pepper; with --tenant also make that tenant known
+    /// Set up a store and its pepper; with --tenant also create that tenant
     Init(Repeatable),
     /// Create a key; its secret is all that stdout gets
     Create(Create),
@@ -102,38 +102,38 @@ pub(crate) enum Ask {
     Show { key: String },
     /// Replace a key by a successor, whose secret is all that stdout gets
     Rotate(Rotate),
-    /// Refuse a key for ever
+    /// Revoke a key permanently
     Revoke(Revoke),
     /// Refuse a key until it is enabled again
     Disable(Target),
     /// Let a disabled key work again
     Enable(Target),
-    /// Remove a key for ever
+    /// Remove a key permanently
     Delete(Delete),
     /// Show the audit trail, or check that nobody altered it
     Audit(Audit),
-    /// Take over keys from elsewhere, one JSON object a line, as SHA-256 digests
+    /// Import existing keys, one JSON object a line, as SHA-256 digests
     Import(Import),
     /// Write a copy of the store, without its pepper
     Backup { to: PathBuf },
-    /// Make --store from a backup
+    /// Create --store from a backup
     Restore { backup: PathBuf },
-    /// Put a restored store right, so that it opens again
+    /// Recover a restored store, so that it opens again
     Recover(Recover),
-    /// Say of a database whose tables were just restored that they were, so that it waits for `recover`
+    /// Mark a database whose tables were just restored, so that it waits for `recover`
     BeginAnew,
     /// Check the store's integrity, and name the tenants whose newest commit lies in the future
     Check,
-    /// Repair what a clock that was wrong left behind
+    /// Repair the effects of a wrong clock
     #[command(subcommand)]
     Time(Time),
-    /// Tell how much the store holds
+    /// Show how much the store holds
     Stats,
-    /// Copy a store into another one, a file into a database say, while nobody uses either
+    /// Copy a store into another one, such as a file into a database, while nobody uses either
     MigrateStore(MigrateStore),
     /// Print the SQL that sets up --schema in a database, for migrations of your own
     Schema {
-        /// The version that the schema has
+        /// The version the schema has now
         #[arg(long, value_name = "VERSION", default_value = "0")]
         from: i32,
     },
@@ -150,21 +150,21 @@ variable NAME.")]
 pub(crate) struct MigrateStore {
     /// The store to copy: a file, a database's URL, or env:NAME
     pub(crate) from: Place,
-    /// Where to: the same, with nothing in it yet
+    /// The target: a file, a database's URL, or env:NAME, with nothing in it yet
     pub(crate) to: Place,
-    /// The schema of TO, if it is another one than --schema
+    /// The schema of TO, if it differs from --schema
     #[arg(long, value_name = "NAME")]
     pub(crate) to_schema: Option<String>,
 }
 
-/// What was revoked since the backup must not work again: one of these says how.
+/// The choice of how keys revoked since the backup are kept from working again.
 #[derive(Debug, Args)]
 #[group(id = "how", required = true, multiple = false)]
 pub(crate) struct Recover {
     /// Disable every key; enable or rotate them one by one
     #[arg(long)]
     pub(crate) disable_all: bool,
-    /// Repeat what ended or narrowed keys, as told by the trail of another store, such as the one that
+    /// Repeat what ended or narrowed keys, as recorded in the trail of another store, such as the one that
     /// was lost
     #[arg(long, value_name = "STORE")]
     pub(crate) replay_from: Option<Place>,
@@ -175,7 +175,7 @@ pub(crate) struct Recover {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Time {
-    /// Set the newest instant of --tenant back to the time, and list its keys with later ones
+    /// Set the newest instant of --tenant back to the current time, and list its keys with later ones
     Repair(Repeatable),
 }
 
@@ -188,42 +188,42 @@ pub(crate) struct Target {
 
 #[derive(Debug, Args)]
 pub(crate) struct Create {
-    /// What people call it
+    /// A name for people to read
     pub(crate) name: String,
     #[arg(long)]
     pub(crate) class: Option<String>,
-    /// Where it may be used, such as live or test
+    /// The environment it may be used in, such as live or test
     #[arg(long)]
     pub(crate) environment: Option<String>,
-    /// What it may do, such as reports:read; may be repeated
+    /// A scope, such as reports:read; may be repeated
     #[arg(long)]
     pub(crate) scope: Vec<String>,
     #[arg(long)]
     pub(crate) description: Option<String>,
     #[arg(long)]
     pub(crate) purpose: Option<String>,
-    /// What it belongs to in your own world, such as project:4711
+    /// An object in your own system that it belongs to, such as project:4711
     #[arg(long, value_name = "KIND:ID")]
     pub(crate) resource: Option<String>,
-    /// Words of your own; may be repeated
+    /// Data of your own; may be repeated
     #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) metadata: Vec<String>,
-    /// Whom it belongs to [default: whoever creates it]
+    /// The principal that owns it [default: its creator]
     #[arg(long, requires = "owner_role")]
     pub(crate) owner: Option<String>,
     /// The owner's role, if the tenant does not know the owner yet
     #[arg(long, requires = "owner")]
     pub(crate) owner_role: Option<String>,
-    /// Let it belong to the tenant itself
+    /// Make the tenant itself its owner
     #[arg(long, conflicts_with = "owner")]
     pub(crate) owned_by_tenant: bool,
-    /// A network or address from which it may be used; may be repeated
+    /// A network or address it may be used from; may be repeated
     #[arg(long, value_name = "NETWORK")]
     pub(crate) allow: Vec<String>,
-    /// How long it lives, such as 90d, 12h, 30m or 45s
+    /// Its lifetime, such as 90d, 12h, 30m or 45s
     #[arg(long, value_parser = duration, group = "end")]
     pub(crate) expires_in: Option<Duration>,
-    /// When it ends, such as 2027-01-31T12:00:00Z
+    /// Its expiry, such as 2027-01-31T12:00:00Z
     #[arg(long, group = "end")]
     pub(crate) expires_at: Option<String>,
     #[arg(long, group = "end")]
@@ -244,7 +244,7 @@ pub(crate) struct List {
     pub(crate) class: Option<String>,
     #[arg(long)]
     pub(crate) owner: Option<String>,
-    /// Part of the name, whatever its case
+    /// Part of the name; case is ignored
     #[arg(long)]
     pub(crate) name: Option<String>,
     /// Part of the hint
@@ -252,15 +252,15 @@ pub(crate) struct List {
     pub(crate) hint: Option<String>,
     #[arg(long)]
     pub(crate) fingerprint: Option<String>,
-    /// Keys that end within this time from now, such as 30d
+    /// Keys that expire within this time from now, such as 30d
     #[arg(long, value_parser = duration, value_name = "WITHIN")]
     pub(crate) expiring: Option<Duration>,
     #[arg(long, default_value = "created")]
     pub(crate) sort: SortWord,
-    /// Go on after this key, the last of the page before
+    /// Continue after this key, the last of the previous page
     #[arg(long, value_name = "KEY")]
     pub(crate) after: Option<String>,
-    /// How many at most; with --all, how many at a time
+    /// The page size; with --all, keys per read
     #[arg(long, default_value = "100")]
     pub(crate) limit: NonZeroUsize,
     /// All pages
@@ -271,16 +271,16 @@ pub(crate) struct List {
 #[derive(Debug, Args)]
 pub(crate) struct Rotate {
     pub(crate) key: String,
-    /// End the old key at once
+    /// End the old key immediately
     #[arg(long, group = "mode")]
     pub(crate) immediate: bool,
-    /// How long the old key works [default: as its class says]
+    /// Time the old key keeps working [default: set by its class]
     #[arg(long, value_parser = duration, group = "mode")]
     pub(crate) grace: Option<Duration>,
-    /// How long the old key works after the successor is first used
+    /// Time the old key keeps working after the first use of its successor
     #[arg(long, value_parser = duration, group = "mode", value_name = "GRACE")]
     pub(crate) on_first_use: Option<Duration>,
-    /// With --on-first-use: how long the old key works at the latest [default: as the policy says]
+    /// With --on-first-use: the longest time the old key keeps working [default: set by the policy]
     #[arg(long, value_parser = duration, value_name = "WAIT", requires = "on_first_use")]
     pub(crate) no_later_than: Option<Duration>,
     #[arg(long, default_value = "routine")]
@@ -294,13 +294,13 @@ pub(crate) struct Revoke {
     pub(crate) key: String,
     #[arg(long)]
     pub(crate) reason: ReasonWord,
-    /// Revoke all keys as well that it made, or another key of its chain of rotations
+    /// Also revoke every key made by this key or by another key of its rotation chain
     #[arg(long)]
     pub(crate) with_made: bool,
     /// Only list the keys that it made and that still work
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Confirm it, where the key's class asks for that
+    /// Confirm the revocation, if the key's class requires that
     #[arg(long)]
     pub(crate) yes: bool,
     #[command(flatten)]
@@ -310,10 +310,10 @@ pub(crate) struct Revoke {
 #[derive(Debug, Args)]
 pub(crate) struct Delete {
     pub(crate) key: String,
-    /// What the prompt asks to type: the text that the policy names, or the key's name
+    /// The confirmation text: the text set by the policy, or the key's name
     #[arg(long, value_name = "TEXT")]
     pub(crate) confirm: Option<String>,
-    /// How many things still refer to the key, where its class asks for that
+    /// The number of things that still refer to the key, if its class requires it
     #[arg(long, value_parser = str::parse::<u32>)]
     pub(crate) references: Option<u32>,
     #[command(flatten)]
@@ -325,7 +325,7 @@ pub(crate) struct Audit {
     /// Check the chain instead of showing it; of every tenant unless --tenant is given
     #[arg(long, conflicts_with_all = ["key", "actor", "command", "from", "before", "all"])]
     pub(crate) check: bool,
-    /// An end of --tenant's chain that was noted before, as --check tells it: the chain must lead there
+    /// An earlier end of --tenant's chain, as printed by --check: the chain must lead there
     #[arg(
         long,
         requires = "check",
@@ -335,17 +335,17 @@ pub(crate) struct Audit {
     pub(crate) seen: Option<String>,
     #[arg(long)]
     pub(crate) key: Option<String>,
-    /// What this principal did
+    /// Changes made by this principal
     #[arg(long, value_name = "PRINCIPAL")]
     pub(crate) actor: Option<String>,
-    /// What the command of this id did
+    /// Changes made by the command with this id
     #[arg(long, value_name = "ID")]
     pub(crate) command: Option<String>,
     #[arg(long, value_name = "TIME")]
     pub(crate) from: Option<String>,
     #[arg(long, value_name = "TIME")]
     pub(crate) before: Option<String>,
-    /// How many at most; with --all, how many at a time
+    /// The page size; with --all, entries per read
     #[arg(long, default_value = "100")]
     pub(crate) limit: NonZeroUsize,
     /// All pages

@@ -1,4 +1,4 @@
-//! What most commands need: the keys, and in whose name they act.
+//! The state most commands share: the open store, and the actor that commands run as.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub(crate) struct Desk {
 }
 
 impl Desk {
-    /// Opens a store that exists, with its peppers.
+    /// Opens an existing store and its peppers.
     pub(crate) async fn open(common: Common) -> Answer<Self> {
         let store = store::open(&common, Expected::Existing).await?;
         let peppers = store::peppers(&common)?;
@@ -47,7 +47,7 @@ impl Desk {
         &self.common
     }
 
-    /// The tenant that was named, if any.
+    /// The tenant named by `--tenant`, if any.
     pub(crate) fn tenant(&self) -> Answer<Option<TenantId>> {
         let tenant = self.common.tenant.as_deref();
         Ok(tenant.map(TenantId::new).transpose()?)
@@ -58,12 +58,12 @@ impl Desk {
         self.tenant()?.ok_or_else(missing)
     }
 
-    /// Whether the operator acts as the host itself, which sees all tenants.
+    /// Returns whether the operator acts as the host itself, which sees all tenants.
     pub(crate) const fn is_host(&self) -> bool {
         self.common.principal.is_none()
     }
 
-    /// Who asks, about `tenant`. A principal stays bound to the tenant that was named.
+    /// Returns the actor for commands on `tenant`. A principal stays bound to the tenant named by `--tenant`.
     pub(crate) fn actor(&self, tenant: &TenantId) -> Answer<Actor> {
         match (&self.common.principal, &self.common.role) {
             (Some(principal), Some(role)) => {
@@ -78,7 +78,7 @@ impl Desk {
         }
     }
 
-    /// Who asks, about a key: the host itself needs to name no tenant for that.
+    /// Returns the actor for commands on a key. The host itself need not name the key's tenant.
     pub(crate) async fn actor_for(&self, key: KeyId) -> Answer<Actor> {
         if let Some(tenant) = self.tenant()? {
             return self.actor(&tenant);
@@ -98,12 +98,12 @@ impl Desk {
     }
 }
 
-/// A key's id, as an operator names it.
+/// Parses a key id given on the command line.
 pub(crate) fn key_id(text: &str) -> Answer<KeyId> {
     Ok(text.parse::<KeyId>()?)
 }
 
-/// The actor with the command id that was given, if one was.
+/// Adds the command id to the actor, if the operator gave one.
 pub(crate) fn invocation<'a>(actor: &'a Actor, named: &Repeatable) -> Answer<Invocation<'a>> {
     Ok(match &named.command_id {
         Some(id) => actor.with_command_id(CommandId::new(id)?),

@@ -1,4 +1,4 @@
-//! What went wrong, as an exit code and words.
+//! Failures: an exit code and a message.
 
 use std::process::ExitCode;
 
@@ -46,7 +46,7 @@ impl Failure {
         Self { kind, words }
     }
 
-    /// An error with all its causes.
+    /// Builds a failure from an error and all its causes.
     fn of(kind: Kind, error: &dyn std::error::Error) -> Self {
         let mut words = error.to_string();
         let mut cause = error.source();
@@ -61,7 +61,7 @@ impl Failure {
         Self::new(Kind::Usage, words)
     }
 
-    /// The same failure, with words about what it was about before it.
+    /// Puts the subject of the failure in front of its message.
     pub(crate) fn about(self, what: impl std::fmt::Display) -> Self {
         let words = format!("{what}: {}", self.words);
         Self { words, ..self }
@@ -72,8 +72,8 @@ impl Failure {
     }
 }
 
-/// A malformed value. Says what would be right, and never repeats the value: people paste secrets
-/// into the wrong place.
+/// A malformed value. The message describes valid values and never repeats the given one: people paste
+/// secrets into the wrong place.
 impl From<Invalid> for Failure {
     fn from(error: Invalid) -> Self {
         Self::of(Kind::Usage, &error)

@@ -1,5 +1,6 @@
-//! An operator's command line over a store: `cargo run --example keyctl -- --help`. With
-//! `--features postgres`, over a database too.
+//! A command line for operators of a store: `cargo run --example keyctl -- --help`.
+//!
+//! With `--features postgres` it also works on a database.
 
 mod args;
 mod commands;
@@ -40,7 +41,7 @@ fn run(command: impl Future<Output = Answer<()>>) -> Answer<()> {
     pollster::block_on(command)
 }
 
-/// A database's driver needs a runtime.
+/// Runs the command on a tokio runtime, which the database driver needs.
 #[cfg(feature = "postgres")]
 fn run(command: impl Future<Output = Answer<()>>) -> Answer<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -1,4 +1,4 @@
-//! What is said, and where: answers on stdout, all other words on stderr.
+//! Output: answers on stdout, everything else on stderr.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::failure::{Answer, Failure, Kind};
 
-/// How often a moving line moves.
+/// The interval between two updates of a moving line: 200 ms, so that it looks alive.
 const TICK: Duration = Duration::from_millis(200);
 
 pub(crate) struct Output {
@@ -22,28 +22,29 @@ impl Output {
         Self { json }
     }
 
-    /// A line of an answer.
+    /// Prints a line of an answer.
     pub(crate) fn line(&self, text: &str) -> Answer<()> {
         let mut out = io::stdout().lock();
         let written = writeln!(out, "{text}").and_then(|()| out.flush());
         written.map_err(unwritten)
     }
 
-    /// A JSON document on a line of its own.
+    /// Prints a JSON document on a line of its own.
     pub(crate) fn document(&self, value: &impl Serialize) -> Answer<()> {
         let text = serde_json::to_string(value);
-        let told = |error| Failure::new(Kind::Unavailable, format!("cannot write JSON: {error}"));
-        self.line(&text.map_err(told)?)
+        let failure =
+            |error| Failure::new(Kind::Unavailable, format!("cannot write JSON: {error}"));
+        self.line(&text.map_err(failure)?)
     }
 
-    /// Words for a person, beside the answer. A machine does without.
+    /// Prints a message for people on stderr. Omitted in JSON mode.
     pub(crate) fn note(&self, words: &str) {
         if !self.json {
             warn(words);
         }
     }
 
-    /// The answer of a command that has no more to tell than what happened.
+    /// Prints the answer of a command whose only result is that it succeeded.
     pub(crate) fn done(&self, words: &str, value: &Value) -> Answer<()> {
         if self.json {
             return self.document(value);
@@ -52,13 +53,13 @@ impl Output {
         Ok(())
     }
 
-    /// On a terminal, says what goes on and for how long, until what is returned is dropped.
+    /// On a terminal, shows the running operation and its elapsed time until the returned value is dropped.
     pub(crate) fn going_on(&self, what: impl Into<String>) -> Option<GoingOn> {
         let shown = !self.json && io::stderr().is_terminal();
         shown.then(|| GoingOn::start(what.into()))
     }
 
-    /// On a terminal, a line that says how far something has come; elsewhere each part once.
+    /// On a terminal, shows progress on one line; elsewhere, prints each finished part once.
     pub(crate) fn steps(&self) -> Steps {
         let said = !self.json;
         Steps {
@@ -77,7 +78,7 @@ impl Output {
         }
     }
 
-    /// Rows under their headings, if there are any, each column as wide as its widest cell.
+    /// Prints rows under their headings, if any, each column as wide as its widest cell.
     pub(crate) fn table(&self, head: &[&str], rows: &[Vec<String>]) -> Answer<()> {
         let head: Vec<_> = head.iter().map(|&text| text.to_owned()).collect();
         let rows: Vec<Vec<_>> = rows
@@ -102,7 +103,7 @@ impl Output {
     }
 }
 
-/// A line on the terminal that moves while SQLite is at work, which tells no steps of its own.
+/// A moving line on the terminal while SQLite works, which reports no progress of its own.
 pub(crate) struct GoingOn {
     lasts: Option<(Sender<()>, JoinHandle<()>)>,
 }
@@ -110,7 +111,7 @@ pub(crate) struct GoingOn {
 impl GoingOn {
     fn start(what: String) -> Self {
         let (lasts, ended) = channel::<()>();
-        let tell = move || {
+        let animate = move || {
             let mut ticks = 0;
             let mut line;
             loop {
@@ -129,8 +130,8 @@ impl GoingOn {
             let blank = " ".repeat(line.chars().count());
             draw(&format!("\r{blank}\r"));
         };
-        // Without a thread there is no line, and nothing else is missing.
-        let thread = thread::Builder::new().spawn(tell).ok();
+        // Without a thread the line is missing, and nothing else.
+        let thread = thread::Builder::new().spawn(animate).ok();
         Self {
             lasts: thread.map(|thread| (lasts, thread)),
         }
@@ -141,21 +142,21 @@ impl Drop for GoingOn {
     fn drop(&mut self) {
         if let Some((lasts, thread)) = self.lasts.take() {
             drop(lasts);
-            // The line is gone before anything else is said.
+            // The thread clears the line before anything else is printed.
             let _ = thread.join();
         }
     }
 }
 
-/// How far something has come that tells its steps.
+/// Progress of an operation that reports its steps.
 pub(crate) struct Steps {
     said: bool,
-    /// What stands on the terminal, if there is one.
+    /// The text now on the terminal, if stderr is one.
     shown: Option<String>,
 }
 
 impl Steps {
-    /// Tells a step; `ends` if a part is done with it.
+    /// Shows a step. `ends` is set if the step finishes a part.
     pub(crate) fn step(&mut self, words: &str, ends: bool) {
         match &mut self.shown {
             Some(shown) => {
@@ -183,12 +184,13 @@ fn draw(text: &str) {
     let _ = write!(err, "{text}").and_then(|()| err.flush());
 }
 
-/// Words on stderr. Whether anybody hears them changes nothing.
+/// Prints a message on stderr. A failure to write is ignored.
 pub(crate) fn warn(words: &str) {
     let _ = writeln!(io::stderr().lock(), "{words}");
 }
 
-/// Text of others as it may stand on a terminal: it moves no cursor, and ends no line.
+/// Makes foreign text safe for a terminal: replaces control characters, which could move the cursor or end
+/// the line.
 fn plain(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
@@ -200,7 +202,7 @@ fn unwritten(error: io::Error) -> Failure {
     )
 }
 
-/// What a cell shows of a value that may be absent.
+/// Formats a value that may be absent.
 pub(crate) fn cell(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }

@@ -1,4 +1,4 @@
-//! The store behind the command line: to put another in its place, change this file.
+//! The store behind the command line. To use another store, change this file.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -14,7 +14,7 @@ use keyward::{PepperFile, PepperRing};
 use crate::args::Common;
 use crate::failure::{Answer, Failure, Kind};
 
-/// Where a store is. The URL of a database may hold a password, and is told nowhere.
+/// The location of a store. A database URL may hold a password and is never printed.
 #[derive(Clone)]
 pub(crate) enum Place {
     File(PathBuf),
@@ -22,11 +22,11 @@ pub(crate) enum Place {
         not(feature = "postgres"),
         expect(
             dead_code,
-            reason = "without the feature the URL is only told from a path"
+            reason = "without the feature a URL is only distinguished from a path"
         )
     )]
     Database(String),
-    /// A variable that says it, and is not set.
+    /// The place names an environment variable that is not set.
     Unset,
 }
 
@@ -68,16 +68,16 @@ impl fmt::Debug for Place {
     }
 }
 
-/// What a command expects to find.
+/// The state in which a command expects the store.
 #[derive(Clone, Copy, Eq, PartialEq)]
 pub(crate) enum Expected {
     Existing,
     New,
-    /// What another store is to be copied into.
+    /// The empty target of a copy.
     CopyTarget,
 }
 
-/// A store that is open.
+/// An open store.
 #[derive(Clone, Debug)]
 pub(crate) enum Store {
     File(SqliteStore),
@@ -85,7 +85,7 @@ pub(crate) enum Store {
     Database(PostgresStore),
 }
 
-/// Does the same with whatever store there is.
+/// Runs the same expression on either kind of store.
 macro_rules! each {
     ($store:expr, $it:ident => $does:expr) => {
         match $store {
@@ -121,7 +121,7 @@ impl Store {
         Ok(each!(self, store => store.finish_recovery().await)?)
     }
 
-    /// The file, for what makes sense for one alone.
+    /// Returns the SQLite store, for commands that apply only to files.
     pub(crate) fn file(&self) -> Answer<&SqliteStore> {
         match self {
             Self::File(store) => Ok(store),
@@ -138,12 +138,12 @@ fn file_only() -> Failure {
     )
 }
 
-/// Opens the store that was named.
+/// Opens the store that the command line names.
 pub(crate) async fn open(common: &Common, expected: Expected) -> Answer<Store> {
     open_at(&common.store, &common.schema, common, expected).await
 }
 
-/// The one place that opens a store.
+/// Opens a store. Every command opens its stores through this function.
 pub(crate) async fn open_at(
     place: &Place,
     schema: &str,
@@ -193,7 +193,7 @@ fn unset() -> Failure {
     Failure::usage("the variable that env:NAME names is not set")
 }
 
-/// Few connections: commands run one after the other.
+/// Limits the pool to two connections: commands run one after the other.
 #[cfg(feature = "postgres")]
 fn database(url: &str, schema: &str) -> PostgresOptions {
     const FEW: std::num::NonZeroUsize = std::num::NonZeroUsize::new(2).expect("2 is not zero");
@@ -222,8 +222,8 @@ pub(crate) async fn restore(backup: &Path, to: &Place) -> Answer<()> {
     }
 }
 
-/// Begins a history anew in a database whose tables were restored. A file's backup says by itself that
-/// it is one.
+/// Starts a new history in a database whose tables were restored. A file's backup already marks itself as
+/// one.
 pub(crate) async fn begin_anew(common: &Common) -> Answer<()> {
     match open(common, Expected::Existing).await? {
         Store::File(_) => Err(Failure::usage(
@@ -234,7 +234,7 @@ pub(crate) async fn begin_anew(common: &Common) -> Answer<()> {
     }
 }
 
-/// The SQL of a database's tables.
+/// Returns the SQL that creates a database's tables.
 pub(crate) fn schema_sql(common: &Common, from: i32) -> Answer<String> {
     #[cfg(feature = "postgres")]
     return Ok(PostgresStore::schema_sql(&common.schema, from)?);
@@ -245,8 +245,9 @@ pub(crate) fn schema_sql(common: &Common, from: i32) -> Answer<String> {
     }
 }
 
-/// Where the pepper is. Beside the store is handy for a trial; in production it lives elsewhere, on
-/// another volume or in a secret manager's mount, so that whoever copies the store has no pepper.
+/// Returns the path of the pepper. Next to the store is handy for a trial. In production store the pepper
+/// separately, on another volume or in a secret manager's mount, so that a copy of the store contains no
+/// pepper.
 pub(crate) fn pepper_path(common: &Common) -> Answer<PathBuf> {
     match (&common.pepper_file, &common.store) {
         (Some(path), _) => Ok(path.clone()),
@@ -262,19 +263,20 @@ pub(crate) fn pepper_path(common: &Common) -> Answer<PathBuf> {
     }
 }
 
-/// A store that was not there before, with its pepper. One in place of a lost pepper would verify
-/// nothing, so that only setting up a store ever makes one.
+/// Creates a store and its pepper. Only this function creates a pepper: a new one in place of a lost one
+/// would verify no key.
 pub(crate) async fn set_up(common: &Common) -> Answer<(Store, PepperRing)> {
     let pepper = pepper_path(common)?;
     match &common.store {
         Place::File(path) if path.exists() => Err(exists(&common.store)),
         Place::File(_) => {
-            // The pepper first: interrupted after it, the same command goes on from there.
+            // Creates the pepper first: if the command is interrupted afterwards, the same command completes
+            // the set-up.
             let peppers = PepperFile::open_or_create(pepper)?;
             Ok((open(common, Expected::New).await?, peppers))
         }
         Place::Database(_) | Place::Unset => {
-            // Tables may be there already; keys may not.
+            // The tables may exist already; keys may not.
             let store = open(common, Expected::New).await?;
             Ok((store, PepperFile::open_or_create(pepper)?))
         }

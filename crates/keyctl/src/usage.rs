@@ -1,7 +1,7 @@
-//! What is said of a command line that cannot be read.
+//! Messages about a command line that cannot be parsed.
 //!
-//! Nothing that was typed is repeated: people paste secrets into the wrong place. What is told comes
-//! from the definitions of the arguments alone.
+//! No message repeats an argument: people paste secrets into the wrong place. Messages are built from the
+//! argument definitions alone.
 
 use std::error::Error as _;
 use std::process::ExitCode;
@@ -12,7 +12,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use crate::failure::Failure;
 use crate::output::{Output, warn};
 
-/// Says what is wrong, or shows the help that was asked for.
+/// Reports the mistake, or shows the help that was requested.
 pub(crate) fn refuse(error: &Error) -> ExitCode {
     let help = ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
     if !error.use_stderr() || error.kind() == help {
@@ -22,15 +22,15 @@ pub(crate) fn refuse(error: &Error) -> ExitCode {
     let output = Output::new(std::env::args_os().any(|argument| argument == "--json"));
     output.failure(&failure);
     if !output.json {
-        warn(&told(error, ContextKind::Usage).unwrap_or_default());
+        warn(&detail(error, ContextKind::Usage).unwrap_or_default());
         warn("\nFor more information, try '--help'.");
     }
     failure.exit_code()
 }
 
 fn words(error: &Error) -> String {
-    let of = |kind| told(error, kind);
-    // In these kinds alone the argument is named as it is defined, not as it was typed.
+    let of = |kind| detail(error, kind);
+    // Only these kinds name the argument as it is defined, not as it was typed.
     let argument = || of(ContextKind::InvalidArg).unwrap_or_else(|| "an argument".to_owned());
     match error.kind() {
         ErrorKind::UnknownArgument => match position(error) {
@@ -49,7 +49,7 @@ fn words(error: &Error) -> String {
             None => format!("{} needs a value", argument()),
         },
         ErrorKind::ValueValidation => match error.source() {
-            // No parser of ours repeats what it was given.
+            // No parser of keyctl repeats its input.
             Some(source) => format!("{}: {source}", argument()),
             None => format!("{}: malformed value", argument()),
         },
@@ -59,9 +59,9 @@ fn words(error: &Error) -> String {
     }
 }
 
-/// The argument that nobody expected, counted from 1.
+/// Returns the position of the unexpected argument, counted from 1.
 fn position(error: &Error) -> Option<usize> {
-    let typed = told(error, ContextKind::InvalidArg)?;
+    let typed = detail(error, ContextKind::InvalidArg)?;
     let is = |text: &str| {
         let rest = text.strip_prefix(&typed);
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
@@ -72,7 +72,7 @@ fn position(error: &Error) -> Option<usize> {
         .rposition(|text| text.to_str().is_some_and(is))
 }
 
-fn told(error: &Error, kind: ContextKind) -> Option<String> {
+fn detail(error: &Error, kind: ContextKind) -> Option<String> {
     match error.get(kind)? {
         ContextValue::String(text) => Some(text.clone()),
         ContextValue::Strings(texts) if !texts.is_empty() => Some(texts.join(", ")),

@@ -1,4 +1,4 @@
-//! Words that stand for values, as they are typed.
+//! Enumerations as they are typed on the command line.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
-//! The layer as a middleware of actix-web: what to copy into a service.
+//! The keyward layer as an actix-web middleware. Copy this file into a service.
 //!
-//! actix-web has the types of `http` 0.2, and the layer those of `http` 1. Names and bytes are the same in
-//! both, and are copied.
+//! actix-web uses the types of `http` 0.2 and the layer those of `http` 1. Names and bytes are the same in
+//! both, so this module copies them.
 
 use std::convert::Infallible;
 
@@ -16,9 +16,9 @@ use futures_util::stream;
 use http::request::{Parts, Request};
 use keyward::http::{KeywardLayer, PeerAddr};
 
-/// Lets only requests with a fitting key through, which then have the grant in their extensions.
+/// Lets a request through only with a key that fits, and puts the key's grant into the request's extensions.
 ///
-/// To be wrapped around a resource or a scope:
+/// Wrap it around a resource or a scope:
 /// `.wrap(from_fn(move |request, next| keyed(layer.clone(), request, next)))`.
 pub(crate) async fn keyed<B: MessageBody>(
     layer: KeywardLayer,
@@ -28,7 +28,7 @@ pub(crate) async fn keyed<B: MessageBody>(
     let mut parts = parts(&request).map_err(ErrorBadRequest)?;
     match layer.authenticate(&mut parts).await {
         Ok(grant) => {
-            // None where the layer lets requests without a key through.
+            // `None` if the layer accepts requests without a key.
             if let Some(grant) = grant {
                 request.extensions_mut().insert(grant);
             }
@@ -46,32 +46,32 @@ pub(crate) async fn keyed<B: MessageBody>(
     }
 }
 
-/// What the layer looks at: all of a request but its body.
+/// Returns everything the layer reads: the whole request except its body.
 fn parts(request: &ServiceRequest) -> Result<Parts, http::Error> {
     let mut copy = Request::builder()
         .method(request.method().as_str())
         .uri(request.uri().to_string());
-    // Each value by itself: of two keys in one request, both have to be seen.
+    // Copies every value: the layer must see both of two keys in one request.
     for (name, value) in request.headers() {
         copy = copy.header(name.as_str(), value.as_bytes());
     }
     let (mut parts, ()) = copy.body(())?.into_parts();
-    // The peer of the socket, never what headers say: `KeywardLayer::trust` is for proxies.
+    // The peer of the socket, never an address from a header: `KeywardLayer::trust` is for proxies.
     if let Some(peer) = request.peer_addr() {
         parts.extensions.insert(PeerAddr(peer.ip()));
     }
     Ok(parts)
 }
 
-/// A refusal as actix-web has it.
+/// Converts a refusal into an actix-web response.
 fn answer(refusal: http::Response<web::Bytes>) -> Result<HttpResponse, HttpError> {
     let (head, body) = refusal.into_parts();
     let mut answer = HttpResponse::build(StatusCode::from_u16(head.status.as_u16())?);
     for (name, value) in &head.headers {
         answer.append_header((name.as_str(), value.as_bytes()));
     }
-    // To HEAD it is told how long the body would be. actix-web tells the length of what it is given, and
-    // sends nothing of it.
+    // The answer to HEAD states the length of the body. actix-web derives that length from the body it gets,
+    // and sends no byte of it.
     let length = head.headers.get(http::header::CONTENT_LENGTH);
     match length.and_then(|length| length.to_str().ok()?.parse().ok()) {
         Some(length) if body.is_empty() => {

@@ -1,7 +1,7 @@
-//! A service in actix-web that asks for API keys: `cargo run` in this folder.
+//! A service in actix-web that requires API keys: `cargo run` in this folder.
 //!
-//! `keyed` is the layer as a middleware, and here is what it stands around. The first argument, if there
-//! is one, is the address and port to listen at.
+//! `keyed` is the layer as a middleware; this file has the routes it protects. The first argument, if given,
+//! is the address and port to listen at.
 
 mod keyed;
 #[cfg(test)]
@@ -15,7 +15,7 @@ use keyward::{Actor, Grant, Keyward, Need, NewKey, PepperRing, Role, days};
 
 use crate::keyed::keyed;
 
-/// Which routes there are, and what a request needs for each.
+/// Registers the routes, each with the scope a request needs.
 fn routes(config: &mut web::ServiceConfig, keys: &Keyward) {
     let reading = KeywardLayer::new(keys.clone()).require(Need::scope("reports:read"));
     let reports = web::resource("/reports")
@@ -33,7 +33,7 @@ async fn health() -> impl Responder {
     "up\n"
 }
 
-/// Whose reports they are says the key, never the request.
+/// The tenant comes from the key, never from the request.
 async fn reports(grant: web::ReqData<Grant>) -> impl Responder {
     format!("reports of {}\n", grant.tenant())
 }

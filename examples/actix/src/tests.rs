@@ -14,7 +14,7 @@ struct Server {
     keys: Keyward,
 }
 
-/// What came back. Names of headers are in small letters.
+/// A response. Header names are in lower case.
 #[derive(Debug)]
 struct Answer {
     status: u16,
@@ -56,7 +56,7 @@ impl Server {
         self.key(NewKey::new("reader").scope("reports:read"))
     }
 
-    /// Sends bytes as they are, and reads until the server closes.
+    /// Sends bytes unchanged, and reads until the server closes the connection.
     fn raw(&self, request: &[u8]) -> String {
         let mut stream = TcpStream::connect(self.address).unwrap();
         let patience = Some(Duration::from_secs(60));
@@ -67,7 +67,7 @@ impl Server {
         answer
     }
 
-    /// Sends a head on a connection of its own: the line of the request, and headers as they are.
+    /// Sends a request line and raw headers on a connection of their own.
     fn ask(&self, line: &str, headers: &[&[u8]]) -> Answer {
         let fixed = format!("{line} HTTP/1.1\r\nhost: x\r\nconnection: close");
         let all = [&[fixed.as_bytes()], headers, &[b"\r\n"]].concat();
@@ -86,7 +86,7 @@ impl Server {
 }
 
 impl Answer {
-    /// All values of a header.
+    /// Returns all values of a header.
     fn header(&self, name: &str) -> Vec<&str> {
         let lines = self
             .head
@@ -96,7 +96,7 @@ impl Answer {
         named.map(|(_, value)| value).collect()
     }
 
-    /// Checks what stands in every refusal.
+    /// Checks the parts common to every refusal.
     #[track_caller]
     fn refused(&self, status: u16, code: &str, challenge: &str) {
         assert_eq!(self.status, status, "{self:?}");
@@ -116,7 +116,7 @@ const UNCLEAR: &str = "bearer error=\"invalid_request\"";
 const FORBIDDEN: &str = "bearer error=\"insufficient_scope\"";
 
 #[test]
-fn a_key_with_the_scope_gets_through_and_its_grant_with_it() {
+fn a_key_with_the_scope_reaches_the_handler_with_its_grant() {
     let server = Server::start();
     let key = server.reader();
     for header in [
@@ -125,7 +125,7 @@ fn a_key_with_the_scope_gets_through_and_its_grant_with_it() {
     ] {
         let passed = server.reports(&[&header]);
         assert_eq!((passed.status, &*passed.body), (200, "reports of acme\n"));
-        // A shared cache is to keep it apart.
+        // Keeps a shared cache from serving this answer to another key.
         assert_eq!(passed.header("vary"), ["authorization, x-api-key"]);
     }
     for headers in [&[][..], &[b"X-API-Key: garbage".as_slice()]] {
@@ -135,7 +135,7 @@ fn a_key_with_the_scope_gets_through_and_its_grant_with_it() {
 }
 
 #[test]
-fn refusals_are_sent_as_the_layer_has_them() {
+fn refusals_arrive_unchanged_from_the_layer() {
     let server = Server::start();
     let other = server.key(NewKey::new("other").scope("exports:read"));
     let ask = |header: &str| server.reports(&[header]);
@@ -143,7 +143,7 @@ fn refusals_are_sent_as_the_layer_has_them() {
     ask("X-API-Key: garbage").refused(401, "invalid-key", INVALID);
     let challenge = "bearer error=\"insufficient_scope\", scope=\"reports:read\"";
     ask(&format!("X-API-Key: {other}")).refused(403, "insufficient-scope", challenge);
-    // Bytes that are no text, and a query that is not read.
+    // Bytes that are not text, and a query parameter that the layer ignores.
     let odd = server.ask("GET /reports", &[b"Authorization: Bearer \xff\xfe"]);
     odd.refused(401, "invalid-key", INVALID);
     let key = server.reader();
@@ -154,7 +154,7 @@ fn refusals_are_sent_as_the_layer_has_them() {
 }
 
 #[test]
-fn every_value_of_a_header_is_seen() {
+fn every_value_of_a_header_is_checked() {
     let server = Server::start();
     let keys = [server.reader(), server.reader()];
     let [one, other] = keys.each_ref().map(|key| format!("X-API-Key: {key}"));
@@ -174,7 +174,7 @@ fn every_value_of_a_header_is_seen() {
 }
 
 #[test]
-fn the_client_is_the_peer_of_the_socket() {
+fn the_client_address_is_the_peer_of_the_socket() {
     let server = Server::start();
     let [near, far] = ["127.0.0.0/8", "203.0.113.0/24"].map(|network| {
         let key = NewKey::new("tied").scope("reports:read");
@@ -189,7 +189,7 @@ fn the_client_is_the_peer_of_the_socket() {
 }
 
 #[test]
-fn an_answer_to_head_is_that_to_get_without_its_body() {
+fn head_gets_the_headers_of_get_without_the_body() {
     let server = Server::start();
     let key = format!("X-API-Key: {}", server.reader());
     for header in ["Cookie: a=b", &key] {
@@ -203,7 +203,7 @@ fn an_answer_to_head_is_that_to_get_without_its_body() {
 }
 
 #[test]
-fn a_connection_goes_on_after_a_refusal() {
+fn a_connection_stays_usable_after_a_refusal() {
     let server = Server::start();
     let refused = "HEAD /reports HTTP/1.1\r\nhost: x\r\n\r\n\
         POST /reports HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbody";

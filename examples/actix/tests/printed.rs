@@ -1,9 +1,9 @@
-//! The service as its readers meet it: a real process, and the lines that it prints in a real shell.
+//! The service as its readers meet it: runs the real process, and its printed commands in a real shell.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
-/// Killed when it is dropped.
+/// The service's process, killed on drop.
 struct Service(Child);
 
 impl Drop for Service {
@@ -14,17 +14,17 @@ impl Drop for Service {
 }
 
 #[test]
-fn the_lines_that_it_prints_try_the_open_route_and_the_one_that_needs_a_key() {
+fn the_printed_commands_try_the_open_and_the_protected_route() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_keyward-actix"));
     command.arg("127.0.0.1:0").stdout(Stdio::piped());
     let mut service = Service(command.spawn().unwrap());
     let printed = BufReader::new(service.0.stdout.take().unwrap()).lines();
     let lines = printed.map(Result::unwrap);
     let lines = lines.filter(|line| line.starts_with("    curl "));
-    let told: Vec<_> = lines.take(3).map(|line| run(&line)).collect();
+    let answers: Vec<_> = lines.take(3).map(|line| run(&line)).collect();
     let missing = "{\"type\":\"urn:problem-type:keyward:missing-key\",\
         \"title\":\"API key required\",\"status\":401}\n";
-    assert_eq!(told, ["up\n", missing, "reports of acme\n"]);
+    assert_eq!(answers, ["up\n", missing, "reports of acme\n"]);
 }
 
 fn run(line: &str) -> String {

@@ -1,6 +1,6 @@
-//! A store of one's own, tested by the conformance kit: keys in memory, kept in the plainest way.
+//! A custom store, tested by the conformance kit: a minimal in-memory implementation.
 //!
-//! `cargo run --example custom_store --features conformance`; to test it, `cargo test` likewise.
+//! `cargo run --example custom_store --features conformance`; to test it, `cargo test` with the same options.
 
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
@@ -12,20 +12,20 @@ use keyward::{Actor, Digest, KeyId, KeyRecord, Keyward, Need, NewKey, PepperRing
 
 type Answer<T> = Result<T, StoreError>;
 
-/// All state behind one lock, so that every call is one step.
+/// All state behind one lock, so that every call is atomic.
 #[derive(Debug, Default)]
 struct Shelf(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
     head: Cursor,
-    /// Where the store stood after each commit: revision `n` at `n - 1`.
+    /// The store's head after each commit: revision `n` at index `n - 1`.
     heads: Vec<Cursor>,
-    /// Every row with the commit that wrote it last. Tombstones stay, and keep their ids taken.
+    /// Every row with the commit that last wrote it. Tombstones stay, so that no id is used twice.
     rows: BTreeMap<RowKey, Change>,
-    /// Every tenant's rows and whole trail.
+    /// Each tenant's rows and whole audit trail.
     tenants: HashMap<TenantId, TenantView>,
-    /// Digests stay when their keys go.
+    /// Imported digests. They outlive their keys.
     imported: HashMap<Digest, KeyId>,
     audit: Vec<AuditRow>,
 }
@@ -66,8 +66,8 @@ impl KeyStore for Shelf {
         };
         let holder = |digest: &Digest| state.imported.get(digest).copied();
         commit.check((Epoch::default(), view.revision), row_at, writable, holder)?;
-        // Nothing fails from here on. Every history of this store ends with its process; one that
-        // can be restored from a backup draws a new epoch then.
+        // Nothing fails from here on. A history of this store ends with its process. A store that can be
+        // restored from a backup draws a new epoch at that point.
         let revision = Revision(state.heads.len() as u64 + 1);
         state.head = commit.cursor(Epoch::default(), revision);
         state.heads.push(state.head);
@@ -93,7 +93,7 @@ impl KeyStore for Shelf {
         let later = rows.filter(|change| change.revision > after.revision);
         let mut changes: Vec<_> = later.cloned().collect();
         changes.sort_by_key(|change| change.revision);
-        // A page ends with a revision, never within one.
+        // A page ends at the end of a revision, never inside one.
         let last = changes.get(limit.get() - 1).map(|change| change.revision.0);
         let upto = last.map_or(state.head, |last| state.heads[last as usize - 1]);
         changes.retain(|change| change.revision <= upto.revision);

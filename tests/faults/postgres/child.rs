@@ -1,4 +1,4 @@
-//! What the children do.
+//! The parts run by child processes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,28 +12,28 @@ use keyward::store::{CommitError, KeyStore, PostgresStore, Revision, Select, Sto
 use keyward::{Denied, Error, KeyId, Keyward, ManualClock, Reason, Role};
 
 use support::postgres::{on_runtime, open, runtime};
-use support::process::{tell, wait_for_parent};
+use support::process::{report, wait_for_parent};
 use support::raw::next;
 use support::*;
 
-/// How many active keys a tenant may have that all writers share.
+/// The cap of a tenant that all writers share: 5, so that the writers meet it.
 pub const CAP: u32 = 5;
 
-/// Many more than any child creates.
+/// A cap above the number of keys that any child creates.
 const NO_CAP: u32 = 1_000_000;
 
-/// How many writers a process has.
+/// Writers of a process.
 pub const TASKS: usize = 4;
 
-/// How many tenants of its own each writer commits to at once.
+/// Tenants of its own that each writer commits to concurrently.
 pub const STREAMS: usize = 8;
 
-/// The tenants that writers share, and one that all are at all the time.
+/// The number of tenants that writers share, and a tenant that all writers use all the time.
 pub const TENANTS: usize = 64;
 pub const HOT: &str = "hot";
 
 pub fn run(part: &str) {
-    // A thread that panics takes its process along, so that nobody waits for it.
+    // A panicking thread ends its process, so that no one waits for it.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panicked| {
         hook(panicked);
@@ -56,7 +56,7 @@ pub fn number(name: &str) -> usize {
     text(name).parse().unwrap()
 }
 
-/// What the parent's schema is connected to with.
+/// Returns the options to connect to the parent's schema.
 pub fn options() -> PostgresOptions {
     PostgresStore::options(text("CHILD_PATH"))
         .schema(text("CHILD_SCHEMA"))
@@ -69,9 +69,9 @@ fn service(store: PostgresStore) -> Keyward {
     node(store, &clock, Policy::new(capped(CAP)).unwrap())
 }
 
-/// Runs all writers of a process, once the parent says so.
+/// Runs all writers of a process once the parent sends a line.
 fn at_once(writer: impl Fn(usize) + Sync) {
-    tell("ready");
+    report("ready");
     assert!(wait_for_parent());
     together(writer);
 }
@@ -85,8 +85,8 @@ fn together(writer: impl Fn(usize) + Sync) {
     });
 }
 
-/// Writers that fill tenants up to their cap and empty them again, and commit to tenants of their own
-/// beside that.
+/// Fills shared tenants up to their cap and empties them again, while each writer also commits to tenants of
+/// its own.
 fn writes() {
     let store = open(options()).unwrap();
     let keys = service(store.clone());
@@ -113,19 +113,19 @@ async fn stream_of(store: &PostgresStore, me: usize, task: usize, stream: usize,
     for _ in 0..rounds {
         let (key, commit) = next(&tenant, at);
         at = store.commit(commit).await.unwrap();
-        told(at, "removed", key, tenant.as_str());
+        report_change(at, "removed", key, tenant.as_str());
     }
 }
 
-fn told(revision: Revision, what: &str, key: KeyId, tenant: &str) {
-    tell(format_args!(
+fn report_change(revision: Revision, what: &str, key: KeyId, tenant: &str) {
+    report(format_args!(
         "{} {what} {} {tenant}",
         revision.0,
         key.to_u128()
     ));
 }
 
-/// One key in each tenant that has room, then none any more.
+/// Creates one key in each tenant that has room, then revokes all of them.
 async fn churn(keys: &Keyward, name: &str) {
     let mut mine = Vec::new();
     for number in 0..TENANTS {
@@ -133,7 +133,7 @@ async fn churn(keys: &Keyward, name: &str) {
             let admin = actor(tenant, "alice", Role::ADMIN);
             match keys.create(&admin, reader(name)).await {
                 Ok(made) => {
-                    told(made.receipt.revision(), "created", made.id, tenant);
+                    report_change(made.receipt.revision(), "created", made.id, tenant);
                     mine.push((admin, made.id));
                 }
                 Err(Error::Denied(Denied::CapReached { .. })) => {}
@@ -150,11 +150,11 @@ async fn churn(keys: &Keyward, name: &str) {
                 Err(other) => panic!("{other:?}"),
             }
         };
-        told(receipt.revision(), "revoked", key, admin.tenant().as_str());
+        report_change(receipt.revision(), "revoked", key, admin.tenant().as_str());
     }
 }
 
-/// Writers of a feed by sequence numbers, which are drawn before the commit.
+/// Writes a feed by sequence numbers, which are drawn before the commit.
 fn numbers() {
     let (url, table, rounds) = (
         text("CHILD_PATH"),
@@ -175,19 +175,18 @@ fn numbers() {
                     .await
                     .unwrap();
                 tx.commit().await.unwrap();
-                tell(format_args!("{drawn}"));
+                report(format_args!("{drawn}"));
             }
         });
     });
 }
 
-/// Writers that go on, whatever becomes of their commits, until the parent lets go. They tell what they
-/// were told of each.
+/// Commits until the parent closes the pipe, regardless of failures, and reports the answer to each commit.
 fn goes_on() {
     let me = number("CHILD_NUMBER");
     let short = Duration::from_millis(500);
     let options = options().request_timeout(short).connection_timeout(short);
-    // On a busy machine it may need several tries to connect in time.
+    // On a busy machine, connecting in time may take several tries.
     let store = loop {
         if let Ok(store) = open(options.clone()) {
             break store;
@@ -195,7 +194,7 @@ fn goes_on() {
     };
     let clock = Arc::new(ManualClock::at(at(START)));
     let keys = node(store.clone(), &clock, Policy::new(capped(NO_CAP)).unwrap());
-    tell("ready");
+    report("ready");
     assert!(wait_for_parent());
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -212,7 +211,7 @@ fn goes_on() {
     });
 }
 
-/// Not so soon that a server that is away is asked all the time.
+/// Pauses, so that an unavailable server is not polled in a busy loop.
 async fn pause() {
     let pause = async { tokio::time::sleep(Duration::from_millis(10)).await };
     runtime().spawn(pause).await.unwrap();
@@ -229,20 +228,20 @@ async fn commits(
     let mut at = Revision::ZERO;
     while going() {
         let (key, commit) = next(&tenant, at);
-        let told = |what| tell(format_args!("{what} {me} {tenant} {}", key.to_u128()));
+        let answer = |what| report(format_args!("{what} {me} {tenant} {}", key.to_u128()));
         match store.commit(commit).await {
             Ok(revision) => {
-                told("Done");
+                answer("Done");
                 at = revision;
                 continue;
             }
             Err(CommitError::Store(error)) => match error.kind() {
-                StoreErrorKind::Unavailable => told("Unavailable"),
-                StoreErrorKind::Indeterminate => told("Indeterminate"),
+                StoreErrorKind::Unavailable => answer("Unavailable"),
+                StoreErrorKind::Indeterminate => answer("Indeterminate"),
                 other => panic!("{other:?}"),
             },
-            // One whose end was not known came to a good one after it had been looked for.
-            Err(CommitError::Conflict) => told("Conflict"),
+            // A retry found that an earlier commit of unknown outcome had succeeded.
+            Err(CommitError::Conflict) => answer("Conflict"),
             Err(other) => panic!("{other:?}"),
         }
         at = loop {
@@ -255,7 +254,7 @@ async fn commits(
     }
 }
 
-/// Creates keys, one after the other, each until it is known to be there. The last may be left open.
+/// Creates keys one after the other, each repeated until its outcome is known. The last one may stay unknown.
 async fn creations(keys: &Keyward, me: usize, task: usize, going: &impl Fn() -> bool) {
     let tenant = format!("made-{me}-{task}");
     let admin = actor(&tenant, "alice", Role::ADMIN);
@@ -269,12 +268,12 @@ async fn creations(keys: &Keyward, me: usize, task: usize, going: &impl Fn() -> 
                 Err(Error::Denied(Denied::AlreadyCreated { id })) => break ("Found", id),
                 Err(Error::Store(_) | Error::Contended { .. }) if going() => pause().await,
                 Err(Error::Store(_) | Error::Contended { .. }) => {
-                    tell(format_args!("Open {me} {tenant} -"));
+                    report(format_args!("Open {me} {tenant} -"));
                     return;
                 }
                 Err(other) => panic!("{other:?}"),
             }
         };
-        tell(format_args!("{what} {me} {tenant} {key}"));
+        report(format_args!("{what} {me} {tenant} {key}"));
     }
 }

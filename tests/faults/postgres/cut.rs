@@ -1,5 +1,5 @@
-//! Connections that are cut, or fall silent, in the middle of a commit: what is told is true, and who
-//! asks again under the same command id finds out what happened.
+//! Connections that are cut or fall silent in the middle of a commit. Every answer is true, and a retry under
+//! the same command id learns the outcome.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +20,7 @@ use support::process::rounds;
 use support::raw::{beginning, next};
 use support::*;
 
-/// What somebody was told of a commit, and whether it is there.
+/// The answer to a commit, and whether the commit was written.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Outcome {
     Done,
@@ -30,21 +30,21 @@ enum Outcome {
 }
 
 impl Outcome {
-    /// What was told must be true.
+    /// Checks that the answer is true.
     #[track_caller]
-    fn of(told: Result<(), StoreError>, there: bool, when: &str) -> Self {
-        let kind = told.as_ref().map_err(StoreError::kind);
+    fn of(answer: Result<(), StoreError>, there: bool, when: &str) -> Self {
+        let kind = answer.as_ref().map_err(StoreError::kind);
         match (kind, there) {
             (Ok(()), true) => Self::Done,
             (Err(StoreErrorKind::Unavailable), false) => Self::NotDone,
             (Err(StoreErrorKind::Indeterminate), true) => Self::UnknownAndThere,
             (Err(StoreErrorKind::Indeterminate), false) => Self::UnknownAndNotThere,
-            _ => panic!("{when}: there is it {there}, told was {told:?}"),
+            _ => panic!("{when}: written: {there}, answer: {answer:?}"),
         }
     }
 }
 
-/// A schema on a server, as it is and through a proxy.
+/// A schema on a server, reached directly and through a proxy.
 struct Ground {
     proxy: Proxy,
     place: Place,
@@ -53,7 +53,7 @@ struct Ground {
 
 impl Ground {
     fn new() -> Self {
-        // Not one that was given: its socket may be anywhere.
+        // Not the given server, whose socket may be anywhere.
         static SHARED: OnceLock<Server> = OnceLock::new();
         let server = SHARED.get_or_init(|| Server::start("fsync = off"));
         let place = Place::at(server.url());
@@ -64,7 +64,7 @@ impl Ground {
         }
     }
 
-    /// One connection to read with, and one for commits.
+    /// Options with one connection to read with and one for commits.
     fn options(&self) -> PostgresOptions {
         PostgresStore::options(self.proxy.url())
             .schema(&self.place.schema)
@@ -72,7 +72,7 @@ impl Ground {
             .server_clock(false)
     }
 
-    /// Whether the tenant has been committed to, once nobody is in the middle of it.
+    /// Returns whether the tenant has a commit, after all transactions on it have ended.
     fn is_there(&self, name: &str) -> bool {
         self.place.until_free();
         let view = wait(self.direct.load(&tenant(name), &Select::none())).unwrap();
@@ -86,11 +86,11 @@ impl Ground {
     }
 }
 
-/// Makes the connection for commits the newest one: it is that which something happens to.
+/// Makes the connection for commits the newest one, which the proxy disturbs.
 fn warm(store: &PostgresStore) {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    // On a busy machine it may need several tries to connect in time.
+    // On a busy machine, connecting in time may take several tries.
     for again in 0.. {
         if raw(store, &format!("warm-{number}-{again}")).is_ok() {
             return;
@@ -117,8 +117,8 @@ fn create(keys: &Keyward, name: &str) -> Result<Created, Error> {
     wait(keys.create(&by, reader("key")))
 }
 
-/// The points of a conversation at which something else may happen, one of `every` few, and all around
-/// its end; each byte of it if that is one.
+/// Returns every `every`th point of a conversation, and all points near its end. With `every` 1 a point is a
+/// byte, otherwise the start or the middle of a message.
 fn points(said: &(Vec<u8>, Vec<u8>), every: usize) -> Vec<(Side, Point)> {
     let of = |side, bytes: &[u8]| {
         let lengths = lengths(bytes).into_iter().enumerate();
@@ -145,7 +145,7 @@ fn points(said: &(Vec<u8>, Vec<u8>), every: usize) -> Vec<(Side, Point)> {
     some.map(|(_, point)| *point).collect()
 }
 
-fn tell(what: &str, outcomes: &BTreeMap<Outcome, usize>) {
+fn print(what: &str, outcomes: &BTreeMap<Outcome, usize>) {
     println!(
         "{what}, cut at {} points: {outcomes:?}",
         outcomes.values().sum::<usize>()
@@ -153,7 +153,7 @@ fn tell(what: &str, outcomes: &BTreeMap<Outcome, usize>) {
 }
 
 #[test]
-fn what_is_told_of_a_commit_is_true_wherever_its_connection_is_cut() {
+fn the_answer_to_a_commit_is_true_wherever_its_connection_is_cut() {
     let ground = Ground::new();
     let store = open(ground.options()).unwrap();
     warm(&store);
@@ -164,13 +164,13 @@ fn what_is_told_of_a_commit_is_true_wherever_its_connection_is_cut() {
         let store = open(ground.options()).unwrap();
         warm(&store);
         ground.proxy.arm(side, point, Fate::Cut);
-        let told = raw(&store, &name);
+        let answer = raw(&store, &name);
         ground.proxy.heal();
         drop(store);
-        let outcome = Outcome::of(told, ground.is_there(&name), &when);
+        let outcome = Outcome::of(answer, ground.is_there(&name), &when);
         *outcomes.entry(outcome).or_insert(0) += 1;
     }
-    tell("commits", &outcomes);
+    print("commits", &outcomes);
     for outcome in [
         Outcome::NotDone,
         Outcome::UnknownAndThere,
@@ -181,7 +181,7 @@ fn what_is_told_of_a_commit_is_true_wherever_its_connection_is_cut() {
 }
 
 #[test]
-fn a_creation_that_was_cut_is_found_out_by_its_command_id() {
+fn the_outcome_of_a_cut_creation_is_found_by_its_command_id() {
     let ground = Ground::new();
     let store = open(ground.options()).unwrap();
     warm(&store);
@@ -194,20 +194,20 @@ fn a_creation_that_was_cut_is_found_out_by_its_command_id() {
         warm(&store);
         let keys = service(store);
         ground.proxy.arm(side, point, Fate::Down);
-        let told = match create(&keys, &name) {
+        let answer = match create(&keys, &name) {
             Ok(_) => Ok(()),
             Err(Error::Store(error)) => Err(error),
             Err(other) => panic!("{when}: {other:?}"),
         };
         ground.proxy.heal();
         let there = ground.is_there(&name);
-        let outcome = Outcome::of(told, there, &when);
+        let outcome = Outcome::of(answer, there, &when);
         *outcomes.entry(outcome).or_insert(0) += 1;
-        // A connection that was lost may have to be noticed first.
+        // A lost connection may have to be detected first.
         let again = loop {
             match create(&keys, &name) {
                 Err(Error::Store(error)) if error.kind() == StoreErrorKind::Unavailable => {}
-                told => break told,
+                answer => break answer,
             }
         };
         let found = ground.keys_of(&name);
@@ -216,19 +216,20 @@ fn a_creation_that_was_cut_is_found_out_by_its_command_id() {
             (true, Err(Error::Denied(Denied::AlreadyCreated { id }))) => {
                 assert_eq!(found, [id], "{when}");
             }
-            told => panic!("{when}: {told:?}"),
+            answer => panic!("{when}: {answer:?}"),
         }
     }
-    tell("creations", &outcomes);
+    print("creations", &outcomes);
     assert!(outcomes.contains_key(&Outcome::NotDone), "{outcomes:?}");
-    // Which of both comes depends on how the conversation fell into messages: at each byte, both.
+    // One of the two outcomes may be missing, depending on how the conversation splits into messages. Cut at
+    // each byte, both occur.
     let unknown = [Outcome::UnknownAndThere, Outcome::UnknownAndNotThere];
     let seen = unknown.iter().filter(|one| outcomes.contains_key(one));
     assert!(seen.count() >= rounds(1, 2), "{outcomes:?}");
 }
 
 #[test]
-fn a_commit_whose_connection_falls_silent_ends_by_itself_with_a_true_answer() {
+fn a_commit_on_a_silent_connection_times_out_with_a_true_answer() {
     let ground = Ground::new();
     let store = open(ground.options()).unwrap();
     warm(&store);
@@ -238,7 +239,7 @@ fn a_commit_whose_connection_falls_silent_ends_by_itself_with_a_true_answer() {
         let (name, when) = (format!("t{number}"), format!("{side:?} {point:?}"));
         let short = Duration::from_millis(150);
         let options = ground.options().connection_timeout(short);
-        // On a busy machine it may need several tries to connect in time.
+        // On a busy machine, connecting in time may take several tries.
         let store = loop {
             if let Ok(store) = open(options.clone().request_timeout(short)) {
                 break store;
@@ -246,13 +247,13 @@ fn a_commit_whose_connection_falls_silent_ends_by_itself_with_a_true_answer() {
         };
         warm(&store);
         ground.proxy.arm(side, point, Fate::Silent);
-        let told = raw(&store, &name);
+        let answer = raw(&store, &name);
         ground.proxy.heal();
         drop(store);
-        let outcome = Outcome::of(told, ground.is_there(&name), &when);
+        let outcome = Outcome::of(answer, ground.is_there(&name), &when);
         *outcomes.entry(outcome).or_insert(0) += 1;
     }
-    tell("commits, silently", &outcomes);
+    print("commits, silently", &outcomes);
     let unknown = outcomes.keys().any(|outcome| *outcome > Outcome::NotDone);
     assert!(
         unknown && outcomes.contains_key(&Outcome::NotDone),
@@ -261,7 +262,7 @@ fn a_commit_whose_connection_falls_silent_ends_by_itself_with_a_true_answer() {
 }
 
 #[test]
-fn a_node_that_falls_silent_within_a_commit_keeps_others_waiting_no_longer_than_it_may() {
+fn a_node_silent_within_a_commit_blocks_others_only_until_its_timeout() {
     let ground = Ground::new();
     let long = Duration::from_secs(60);
     let other = ground.place.options().lock_timeout(long);
@@ -280,19 +281,19 @@ fn a_node_that_falls_silent_within_a_commit_keeps_others_waiting_no_longer_than_
         if ground.proxy.is_over() {
             break silent;
         }
-        // On a busy machine the server loses patience before it comes to that.
+        // On a busy machine, the server ends the transaction first.
         silent.join().unwrap().unwrap_err();
     };
     raw(&other, "other").unwrap();
     assert!(!silent.is_finished(), "it has not given up yet");
     ground.proxy.heal();
-    let told = silent.join().unwrap();
-    let outcome = Outcome::of(told, ground.is_there("silent"), "silent");
+    let answer = silent.join().unwrap();
+    let outcome = Outcome::of(answer, ground.is_there("silent"), "silent");
     assert_eq!(outcome, Outcome::UnknownAndNotThere);
 }
 
 #[test]
-fn who_listens_on_a_connection_that_fell_silent_does_so_on_another_one() {
+fn a_listener_on_a_silent_connection_moves_to_another_one() {
     let ground = Ground::new();
     let short = Duration::from_millis(200);
     let options = ground.options().connection_timeout(short);
@@ -318,7 +319,7 @@ fn commits_end_with_an_answer_while_readers_hold_every_connection() {
     let place = Place::new();
     let long = Duration::from_secs(60);
     let pool = pool(&place.url, CONNECTIONS);
-    // All are made beforehand, so that none has to be in a hurry.
+    // All connections are opened beforehand, so that opening them does not time out.
     on_runtime({
         let pool = pool.clone();
         async move {
@@ -341,15 +342,15 @@ fn commits_end_with_an_answer_while_readers_hold_every_connection() {
          HAVING count(*) = {CONNECTIONS}"
     ));
     for number in 0..8 {
-        let told = raw(&store, &format!("t{number}")).unwrap_err();
-        assert_eq!(told.kind(), StoreErrorKind::Unavailable, "{told:?}");
+        let answer = raw(&store, &format!("t{number}")).unwrap_err();
+        assert_eq!(answer.kind(), StoreErrorKind::Unavailable, "{answer:?}");
     }
     drop(lock);
-    let told = readers.into_iter().map(|reader| reader.join().unwrap());
-    let (served, refused): (Vec<_>, Vec<_>) = told.partition(Result::is_ok);
+    let answer = readers.into_iter().map(|reader| reader.join().unwrap());
+    let (served, refused): (Vec<_>, Vec<_>) = answer.partition(Result::is_ok);
     assert!(served.len() >= CONNECTIONS, "{}", served.len());
-    for told in refused {
-        assert_eq!(told.unwrap_err().kind(), StoreErrorKind::Unavailable);
+    for answer in refused {
+        assert_eq!(answer.unwrap_err().kind(), StoreErrorKind::Unavailable);
     }
     raw(&store, "afterwards").unwrap();
 }

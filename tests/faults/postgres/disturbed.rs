@@ -1,5 +1,5 @@
-//! A server that is killed, or stopped, under load: what was acknowledged is there, what was told to have
-//! failed is not, and what nobody knows is told so.
+//! A server that is killed or stopped under load. Acknowledged commits are there, commits reported as failed
+//! are not, and unknown outcomes are reported as unknown.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,31 +20,34 @@ use support::*;
 
 const PROCESSES: usize = 2;
 
-/// What is told of a child that came to its end.
+/// The last report of a child, sent on its behalf when it ends.
 const ENDED: &str = "Ended";
 
-/// What the children tell, as it comes.
+/// The children's reports as they arrive.
 struct Load {
-    told: Receiver<String>,
+    lines: Receiver<String>,
     all: Vec<String>,
 }
 
 impl Load {
     fn next(&mut self) -> &str {
-        let line = self.told.recv().unwrap();
-        assert_ne!(line, ENDED, "they work until they are told to stop");
+        let line = self.lines.recv().unwrap();
+        assert_ne!(
+            line, ENDED,
+            "children work until the parent closes the pipe"
+        );
         self.all.push(line);
         self.all.last().unwrap()
     }
 
-    /// Waits for so many acknowledged commits.
+    /// Waits for this many acknowledged commits.
     fn acknowledged(&mut self, count: usize) {
         for _ in 0..count {
             while !self.next().starts_with("Done") {}
         }
     }
 
-    /// Waits until something failed in each process.
+    /// Waits until a commit has failed in each process.
     fn failed_in_each(&mut self) {
         let mut waiting: BTreeSet<_> = (0..PROCESSES).map(|me| me.to_string()).collect();
         while !waiting.is_empty() {
@@ -57,8 +60,8 @@ impl Load {
     }
 }
 
-/// Has two processes commit all the time, disturbs their server again and again, and compares what they
-/// were told with what is there in the end.
+/// Runs two processes that commit continuously, disturbs their server repeatedly, and compares the reports
+/// with the store at the end.
 fn disturbed(
     what: &str,
     settings: &str,
@@ -84,28 +87,28 @@ fn disturbed(
             part.leash()
         })
         .collect();
-    let (tell, told) = channel();
+    let (sender, lines) = channel();
     let mut load = Load {
-        told,
+        lines,
         all: Vec::new(),
     };
     let mut dice = Dice(0x6b65_7977_6172_6406);
-    let told = thread::scope(|scope| {
+    let reports = thread::scope(|scope| {
         for mut part in parts {
-            let tell = tell.clone();
+            let sender = sender.clone();
             scope.spawn(move || {
                 while let Some(line) = part.next() {
-                    // Nobody hears any more where a test has failed.
-                    drop(tell.send(line));
+                    // The receiver is gone if the test has failed.
+                    drop(sender.send(line));
                 }
-                drop(tell.send(ENDED.to_owned()));
+                drop(sender.send(ENDED.to_owned()));
                 part.finish();
             });
         }
-        drop(tell);
+        drop(sender);
         for _ in 0..cycles {
             load.acknowledged(100 + dice.below(400));
-            // Not just when a commit has ended.
+            // A random pause, so that the disturbance does not coincide with the end of a commit.
             let while_they_work = Duration::from_millis(dice.below(50) as u64);
             on_runtime(async move { tokio::time::sleep(while_they_work).await });
             disturb(&server, &mut load);
@@ -113,19 +116,19 @@ fn disturbed(
         load.acknowledged(500);
         drop(leashes);
         load.all
-            .extend(load.told.iter().filter(|line| line != ENDED));
+            .extend(load.lines.iter().filter(|line| line != ENDED));
         load.all
     });
-    compare(what, &place, start, &told);
+    compare(what, &place, start, &reports);
 }
 
-/// Compares what was told with what is there.
-fn compare(what: &str, place: &Place, start: keyward::store::Cursor, told: &[String]) {
+/// Compares the reports with the store's contents.
+fn compare(what: &str, place: &Place, start: keyward::store::Cursor, reports: &[String]) {
     let store = place.connect();
     let mut commits: BTreeMap<&str, BTreeSet<u128>> = BTreeMap::new();
     let mut created: BTreeMap<&str, BTreeSet<KeyId>> = BTreeMap::new();
     let (mut found, mut open) = (0, BTreeSet::new());
-    for line in told {
+    for line in reports {
         let words: Vec<_> = line.split(' ').collect();
         match words[..] {
             ["Created" | "Found", _, tenant, key] => {
@@ -145,13 +148,13 @@ fn compare(what: &str, place: &Place, start: keyward::store::Cursor, told: &[Str
             _ => panic!("{line}"),
         }
     }
-    // Whoever was in the middle of a commit holds the head.
+    // A transaction in the middle of a commit holds the head.
     place.until_free();
     let (kept, _) = page(&store, start, ALL.get());
     let kept: BTreeSet<_> = kept.into_iter().map(|(_, key)| key).collect();
-    let told = |outcome| commits.get(outcome).cloned().unwrap_or_default();
+    let with = |outcome| commits.get(outcome).cloned().unwrap_or_default();
     let [done, not_done, conflicts, unknown] =
-        ["Done", "Unavailable", "Conflict", "Indeterminate"].map(told);
+        ["Done", "Unavailable", "Conflict", "Indeterminate"].map(with);
     let there = unknown.intersection(&kept).count();
     println!(
         "{what}: {} commits done, {} not, {} unknown, of which {there} are there; {} keys created, {found} of them found out",
@@ -166,7 +169,7 @@ fn compare(what: &str, place: &Place, start: keyward::store::Cursor, told: &[Str
         let there: Vec<_> = failed.intersection(&kept).collect();
         assert!(
             there.is_empty(),
-            "told as not written, and there: {there:?}"
+            "reported as not written, and there: {there:?}"
         );
     }
     let known: BTreeSet<_> = (created.values().flatten())
@@ -178,15 +181,15 @@ fn compare(what: &str, place: &Place, start: keyward::store::Cursor, told: &[Str
         strange <= open.len(),
         "{strange} are there, and nobody knows"
     );
-    // Repeated until it had an answer, each command created one key.
+    // Repeated until it was answered, each command created one key.
     assert_eq!(created.len(), PROCESSES * TASKS);
-    for (name, told) in created {
+    for (name, known) in created {
         let mut query = KeyQuery::tenant(tenant(name), at(START));
         query.limit = ALL;
         let page = wait(store.list(&query)).unwrap();
         let there: BTreeSet<_> = page.keys.iter().map(|key| key.id).collect();
-        assert!(told.is_subset(&there), "{name}: created and lost");
-        let more = there.len() - told.len();
+        assert!(known.is_subset(&there), "{name}: created and lost");
+        let more = there.len() - known.len();
         assert!(
             more <= usize::from(open.contains(name)),
             "{name}: {more} more than created"
@@ -195,8 +198,8 @@ fn compare(what: &str, place: &Place, start: keyward::store::Cursor, told: &[Str
 }
 
 #[test]
-fn a_server_that_is_killed_under_load_loses_nothing_and_makes_nobody_tell_a_lie() {
-    // Commits wait for each other before they go to the disk: that is where most are killed.
+fn a_server_killed_under_load_loses_nothing_and_every_answer_is_true() {
+    // Commits wait for each other before their fsync, so that most kills hit a commit there.
     let slow = "fsync = on\ncommit_delay = 10000\ncommit_siblings = 0";
     disturbed("killed", slow, rounds(4, 40), |server, _| {
         server.kill();
@@ -205,7 +208,7 @@ fn a_server_that_is_killed_under_load_loses_nothing_and_makes_nobody_tell_a_lie(
 }
 
 #[test]
-fn a_server_that_is_stopped_under_load_loses_nothing_and_makes_nobody_tell_a_lie() {
+fn a_server_stopped_under_load_loses_nothing_and_every_answer_is_true() {
     let slow = "fsync = on\ncommit_delay = 10000\ncommit_siblings = 0";
     disturbed("stopped", slow, rounds(4, 40), |server, load| {
         let paused = server.pause();
@@ -218,7 +221,7 @@ fn service(place: &Place, clock: &Arc<ManualClock>) -> Keyward {
     let short = Duration::from_millis(200);
     let options = place.options().request_timeout(short);
     let options = options.connection_timeout(short);
-    // On a busy machine it may need several tries to connect in time.
+    // On a busy machine, connecting in time may take several tries.
     let store = loop {
         if let Ok(store) = open(options.clone()) {
             break store;
@@ -228,7 +231,7 @@ fn service(place: &Place, clock: &Arc<ManualClock>) -> Keyward {
 }
 
 #[test]
-fn verifiers_refuse_while_the_server_is_stopped_for_longer_than_the_bound_and_answer_again_after() {
+fn verifiers_refuse_while_the_server_is_stopped_past_the_bound_and_recover_after() {
     let server = Server::start("fsync = off");
     let place = Place::at(server.url());
     let clock = Arc::new(ManualClock::at(at(START)));
@@ -249,15 +252,15 @@ fn verifiers_refuse_while_the_server_is_stopped_for_longer_than_the_bound_and_an
     let by = admin();
     let tried = |result: &dyn Fn() -> Result<KeyId, Error>| loop {
         match result() {
-            // Connections that do not answer are noticed one by one.
+            // Dead connections are detected one by one.
             Err(Error::Store(error)) if error.kind() == StoreErrorKind::Unavailable => {}
-            told => break told,
+            result => break result,
         }
     };
     let make = |name: &str| loop {
         match wait(operator.create(&by, reader(name))) {
             Err(Error::Store(error)) if error.kind() == StoreErrorKind::Unavailable => {}
-            told => break told.unwrap(),
+            result => break result.unwrap(),
         }
     };
     let (kept, lost) = (make("kept"), make("lost"));
@@ -265,7 +268,7 @@ fn verifiers_refuse_while_the_server_is_stopped_for_longer_than_the_bound_and_an
     until(&|| verify(&kept.secret).is_ok() && verify(&lost.secret).is_ok());
 
     let paused = server.pause();
-    // Whatever was asked before now counts from before.
+    // Answers to requests sent earlier count from their start, before the pause.
     clock.advance(Duration::from_secs(60));
     let stale = |secret| matches!(verify(secret), Err(Rejection::Stale { .. }));
     assert!(stale(&kept.secret) && stale(&lost.secret));
@@ -279,9 +282,9 @@ fn verifiers_refuse_while_the_server_is_stopped_for_longer_than_the_bound_and_an
         let by = by.with_command_id(command("create"));
         wait(operator.create(&by, reader("more"))).map(|made| made.id)
     };
-    for told in [revoke(), create()] {
-        let Err(Error::Store(error)) = &told else {
-            panic!("{told:?}")
+    for result in [revoke(), create()] {
+        let Err(Error::Store(error)) = &result else {
+            panic!("{result:?}")
         };
         assert_eq!(
             error.kind(),
@@ -297,7 +300,7 @@ fn verifiers_refuse_while_the_server_is_stopped_for_longer_than_the_bound_and_an
         let query = KeyQuery::tenant(tenant("acme"), at(START));
         wait(place.connect().list(&query)).unwrap().keys
     };
-    assert_eq!(listed().len(), 2, "what was told to have failed did");
+    assert_eq!(listed().len(), 2, "commits reported as failed are absent");
     tried(&revoke).unwrap();
     let more = match tried(&create) {
         Ok(id) | Err(Error::Denied(Denied::AlreadyCreated { id })) => id,

@@ -1,5 +1,5 @@
-//! A feed and who polls it: what was missed, told twice or out of order. It judges the store's feed and
-//! the broken one that is kept beside it.
+//! Faults of a feed as seen by a poller: changes missed, repeated or out of order. They are checked on the
+//! store's feed and on a broken one that runs beside it.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -11,20 +11,20 @@ use support::wait;
 /// A revision, and the key or row that it changed.
 pub type Event = (u64, u128);
 
-/// What was wrong with what a poller saw.
+/// The faults in a poller's view of a feed.
 #[derive(Debug, Default)]
 pub struct Faults {
     /// Written, and not seen.
     pub missed: Vec<Event>,
     /// Seen, and not written.
     pub strange: Vec<Event>,
-    /// Seen after something of a later revision, or again.
+    /// Seen after a later revision, or twice.
     pub late: Vec<Event>,
 }
 
 impl Faults {
-    /// What is wrong with what was `seen`. It must hold all of `last`, and may hold what was `written`
-    /// before: of a row that changed again, a feed need only tell the last.
+    /// Finds the faults in `seen`. It must hold all of `last` and may hold older changes from `written`. For
+    /// a row that changed again, a feed need only send the last change.
     pub fn of(seen: &[Event], last: &BTreeSet<Event>, written: &BTreeSet<Event>) -> Self {
         let mut faults = Self::default();
         let (mut known, mut at) = (BTreeSet::new(), 0);
@@ -53,7 +53,7 @@ impl Faults {
     }
 }
 
-/// What one page of the store's feed tells of keys.
+/// Returns the changes of keys on one page of the store's feed.
 pub fn page(store: &PostgresStore, after: Cursor, limit: usize) -> (Vec<Event>, Cursor) {
     let limit = NonZeroUsize::new(limit).unwrap();
     let page = wait(store.changes(after, limit)).unwrap();
@@ -68,8 +68,8 @@ pub fn page(store: &PostgresStore, after: Cursor, limit: usize) -> (Vec<Event>, 
     (events.collect(), page.upto)
 }
 
-/// Polls until `over` said, before a poll, that all is written, and that poll finds nothing more.
-/// `poll` takes the revision to go on after. Returns what it saw, and how often it asked.
+/// Polls until `over` returned true before a poll that found nothing. `poll` takes the revision to continue
+/// after. Returns the events seen and the number of polls.
 pub fn watch(
     mut over: impl FnMut() -> bool,
     mut poll: impl FnMut(u64) -> (Vec<Event>, u64),
@@ -83,7 +83,7 @@ pub fn watch(
             return (seen, polls);
         }
         if let Some(first) = page.first() {
-            assert!(first.0 > at, "revision {} is told on two pages", first.0);
+            assert!(first.0 > at, "revision {} is on two pages", first.0);
         }
         seen.extend(page);
         at = upto;
@@ -91,7 +91,7 @@ pub fn watch(
 }
 
 #[test]
-fn each_fault_of_a_feed_is_seen() {
+fn each_fault_of_a_feed_is_detected() {
     let written = BTreeSet::from([(1, 7), (2, 8), (3, 7)]);
     let last = BTreeSet::from([(2, 8), (3, 7)]);
     let faults = |seen: &[Event]| Faults::of(seen, &last, &written);

@@ -1,7 +1,11 @@
-//! What the database store must survive: many processes at once, a server that is killed or stopped,
-//! connections that are cut or fall silent.
+//! Faults the database store must survive: many concurrent processes, a killed or stopped server, connections
+//! that are cut or fall silent.
 //!
-//! Children are this binary, run again. `KEYWARD_LONG=1` asks for many more rounds.
+//! Children are this test binary, started again. `KEYWARD_LONG=1` runs many more rounds.
+#![allow(
+    unreachable_pub,
+    reason = "the modules of one test program share items"
+)]
 
 pub(crate) mod child;
 mod cut;

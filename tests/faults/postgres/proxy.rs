@@ -1,5 +1,5 @@
-//! A proxy in front of a server's socket, which cuts connections, or swallows what comes over them,
-//! after a given part of a conversation.
+//! A proxy in front of a server's socket. It cuts connections or swallows their bytes after a given part of a
+//! conversation.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -12,41 +12,41 @@ use tempfile::TempDir;
 
 const SOCKET: &str = ".s.PGSQL.5432";
 
-/// Whose bytes are meant.
+/// The sender of the bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Side {
     Client,
     Server,
 }
 
-/// What happens to a connection.
+/// The fate of a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Fate {
-    /// It is closed to both ends. Others are made as before.
+    /// Closed at both ends. Later connections work.
     Cut,
-    /// It is closed to both ends, and so is whatever connects after it.
+    /// Closed at both ends, and so is every later connection.
     Down,
-    /// Nothing comes through any more, either way, not even its end, and nothing new is answered.
+    /// Nothing passes any more in either direction, not even the end, and later connections get no answer.
     Silent,
 }
 
-/// How much of one side's part of a conversation comes through: whole messages, and bytes of the next.
+/// The part of one side's bytes that passes: whole messages, and bytes of the next message.
 pub type Point = (usize, usize);
 
-/// When something happens to what one side says.
+/// The moment at which a connection meets its fate.
 #[derive(Clone, Copy, Debug)]
 enum When {
     At(Side, Point),
-    /// Before this query of the client, which comes at once.
+    /// Before this query of the client, which arrives in one piece.
     Before(&'static str),
 }
 
-/// Messages of the protocol: a letter, four bytes of length that count themselves, the rest.
+/// Counts messages of the protocol: a type byte, four bytes of length that count themselves, the body.
 #[derive(Debug, Default)]
 struct Messages {
     header: Vec<u8>,
     left: usize,
-    /// What came so far.
+    /// The bytes received so far.
     at: Point,
 }
 
@@ -70,7 +70,7 @@ impl Messages {
     }
 }
 
-/// The lengths of the messages that `bytes` are.
+/// Returns the lengths of the messages in `bytes`.
 pub fn lengths(bytes: &[u8]) -> Vec<usize> {
     let mut messages = Messages::default();
     let (mut lengths, mut length) = (Vec::new(), 0);
@@ -87,23 +87,23 @@ pub fn lengths(bytes: &[u8]) -> Vec<usize> {
 
 #[derive(Debug, Default)]
 struct State {
-    /// What is to happen, when, and to which connection.
+    /// The planned moment and fate, and the number of the affected connection.
     plan: Option<(When, Fate, usize)>,
-    /// How many connections were made.
+    /// The number of connections made.
     made: usize,
     came: Messages,
-    /// What either side said since recording began.
+    /// The bytes of either side since recording began.
     recorded: Option<(Vec<u8>, Vec<u8>)>,
-    /// What happened, if it was to last.
+    /// A fate that has happened and applies to later connections.
     fate: Option<Fate>,
-    /// How many of the connections, the first ones, are silent in any case.
+    /// The number of connections, counted from the first, that are silent in any case.
     silent: usize,
-    /// All connections that were made, both ends.
+    /// Both ends of all connections.
     ends: Vec<UnixStream>,
 }
 
 impl State {
-    /// How much of it comes through, if that is not all.
+    /// Returns the number of bytes that pass, if the fate falls into these bytes.
     fn comes_through(&mut self, who: Side, said: &[u8], when: When) -> Option<usize> {
         match when {
             When::At(side, point) if side == who => said.iter().position(|byte| {
@@ -114,7 +114,7 @@ impl State {
                 over
             }),
             When::Before(query) if who == Side::Client => {
-                // A letter and its length stand before it, a zero after it.
+                // A type byte and the length precede the query, and a zero byte follows it.
                 let query = [query.as_bytes(), b"\0"].concat();
                 let found = said.windows(query.len()).position(|part| part == query);
                 found.map(|at| at - 5)
@@ -124,7 +124,7 @@ impl State {
     }
 }
 
-/// A proxy. Connections last no longer than it does.
+/// A proxy. Its connections end with it.
 #[derive(Debug)]
 pub struct Proxy {
     folder: TempDir,
@@ -132,7 +132,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// In front of a server whose socket is in `folder`.
+    /// Starts a proxy for a server whose socket is in `folder`.
     pub fn before(server: &Path) -> Self {
         let folder = TempDir::new().unwrap();
         let listener = UnixListener::bind(folder.path().join(SOCKET)).unwrap();
@@ -156,13 +156,13 @@ impl Proxy {
         )
     }
 
-    /// Lets what `side` says on the newest connection come through up to `point`, counted from now on; at
-    /// the byte after that there is `fate`.
+    /// Passes the bytes of `side` on the newest connection up to `point`, counted from now on. The next byte
+    /// triggers `fate`.
     pub fn arm(&self, side: Side, point: Point, fate: Fate) {
         self.plan(When::At(side, point), fate);
     }
 
-    /// Lets everything on the newest connection come through up to this query.
+    /// Passes everything on the newest connection up to this query.
     pub fn arm_before(&self, query: &'static str, fate: Fate) {
         self.plan(When::Before(query), fate);
     }
@@ -173,29 +173,29 @@ impl Proxy {
         state.plan = Some((when, fate, state.made));
     }
 
-    /// Whether what was planned has happened.
+    /// Returns whether the plan has been carried out.
     pub fn is_over(&self) -> bool {
         self.state.lock().unwrap().plan.is_none()
     }
 
-    /// Makes connections as before; those that were silent are closed.
+    /// Accepts connections again and closes the silent ones.
     pub fn heal(&self) {
         let mut state = self.state.lock().unwrap();
         state.plan = None;
         state.fate = None;
         for end in state.ends.drain(..) {
-            // It may be closed already.
+            // The socket may be closed already.
             drop(end.shutdown(Shutdown::Both));
         }
     }
 
-    /// Has everything swallowed that comes over the connections there are. New ones are made as before.
+    /// Silences all existing connections. New connections work.
     pub fn silence(&self) {
         let mut state = self.state.lock().unwrap();
         state.silent = state.made;
     }
 
-    /// Records what `conversation` makes both sides say on the newest connection.
+    /// Records both sides' bytes on the newest connection during `conversation`.
     pub fn record<T>(&self, conversation: impl FnOnce() -> T) -> (Vec<u8>, Vec<u8>) {
         self.state.lock().unwrap().recorded = Some(Default::default());
         conversation();
@@ -237,7 +237,7 @@ fn connect(state: &Arc<Mutex<State>>, client: UnixStream, server: &PathBuf) {
     }
 }
 
-/// Passes on what one side says, until there is no more.
+/// Forwards the bytes of one side until its end.
 fn pass(
     state: &Mutex<State>,
     (number, side): (usize, Side),
@@ -272,12 +272,12 @@ fn pass(
             held.plan = None;
             held.fate = fate.filter(|fate| *fate != Fate::Cut);
         }
-        // With the lock: what happens next to this connection happens after this.
+        // With the lock held, so that a later event on this connection happens after this write.
         let written = to.write_all(&said[..through]);
         let over = read == 0 || written.is_err() || fate.is_some_and(|fate| fate != Fate::Silent);
         drop(held);
         if over {
-            // What came through before still arrives.
+            // The bytes that passed before still arrive.
             drop(to.shutdown(Shutdown::Both));
             drop(from.shutdown(Shutdown::Both));
             return;
@@ -286,7 +286,7 @@ fn pass(
 }
 
 #[test]
-fn messages_are_told_apart() {
+fn messages_are_split_correctly() {
     let messages = [&b"Q\0\0\0\x08abc\0"[..], b"S\0\0\0\x04", b"D\0\0\0\x05x"];
     assert_eq!(lengths(&messages.concat()), [9, 5, 6]);
     assert_eq!(lengths(b"Q\0\0\0\x08ab"), [0; 0]);

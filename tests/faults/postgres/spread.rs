@@ -1,8 +1,8 @@
-//! How soon a revocation holds in other processes: three verify all the time, a fourth one revokes,
-//! and meanwhile the server is killed or stopped, or one of the verifiers is.
+//! The time until a revocation takes effect in other processes. Three processes verify all the time, and a
+//! fourth one revokes while the server or a verifier is killed or stopped.
 //!
-//! Asserted is what is promised: no verification that began past the bound accepted. `KEYWARD_LONG=1`
-//! measures it many times over, and prints what docs/propagation.md tells.
+//! The tests assert the promise: no verification that began past the bound accepted the key. `KEYWARD_LONG=1`
+//! repeats the measurement many times and prints the figures of docs/propagation.md.
 
 use std::time::Duration;
 
@@ -14,12 +14,12 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::postgres::child::{number, options, text};
 use support::postgres::{Place, Server, on_runtime, open, pool};
-use support::process::{Dice, Part, rounds, tell};
+use support::process::{Dice, Part, report, rounds};
 use support::*;
 
 const VERIFIERS: usize = 3;
 
-/// Which process hears of changes how.
+/// The way a process learns of changes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Hears {
     Notified,
@@ -34,7 +34,7 @@ enum Disturbed {
     VerifierStopped,
 }
 
-/// A clock that all processes of a machine share, and that counts while it sleeps.
+/// Reads a clock that all processes of a machine share and that includes suspended time.
 fn now() -> Duration {
     let at = clock_gettime(ClockId::Boottime);
     Duration::new(at.tv_sec.unsigned_abs(), u32::try_from(at.tv_nsec).unwrap())
@@ -49,8 +49,8 @@ fn service(store: impl KeyStore, bound: Duration) -> Keyward {
     wait(builder.build()).unwrap()
 }
 
-/// A process that verifies the key it read last, every millisecond. It tells when it first accepts it,
-/// and when it was last accepted once it is refused as revoked.
+/// Verifies the key it read last, every millisecond. Reports the first acceptance, and the last acceptance
+/// once the key is refused as revoked.
 pub fn verifies() {
     let bound = Duration::from_millis(number("CHILD_BOUND") as u64);
     let options = match text("CHILD_HEARS").as_str() {
@@ -71,7 +71,7 @@ pub fn verifies() {
             present.send(line.unwrap()).unwrap();
         }
     });
-    tell("ready");
+    report("ready");
     let Ok(mut key) = presented.recv() else {
         return;
     };
@@ -83,13 +83,13 @@ pub fn verifies() {
             match keys.verify(&key, &Need::any()) {
                 Ok(_) => {
                     if accepted.is_none() {
-                        tell("accepted");
+                        report("accepted");
                     }
                     accepted = Some(began);
                 }
                 Err(Rejection::Revoked { .. }) if !revoked => {
                     revoked = true;
-                    tell(format_args!("revoked {count}"));
+                    report(format_args!("revoked {count}"));
                 }
                 Err(_) => {}
             }
@@ -99,13 +99,13 @@ pub fn verifies() {
                 Err(_) => break None,
             }
         };
-        tell(format_args!("last {}", accepted.unwrap().as_nanos()));
+        report(format_args!("last {}", accepted.unwrap().as_nanos()));
         let Some(next) = next else { return };
         key = next;
     }
 }
 
-/// One revocation: when it returned, its bound, and when each verifier last accepted the key.
+/// A revocation: when it returned, its bound, and each verifier's last acceptance of the key.
 struct Revocation {
     disturbed: Disturbed,
     returned: Duration,
@@ -113,16 +113,18 @@ struct Revocation {
     accepted: Vec<Duration>,
 }
 
-/// Real time passes: it is what is measured.
+/// Sleeps in real time, which is what this test measures.
 fn pause(pause: Duration) {
     on_runtime(async move { tokio::time::sleep(pause).await });
 }
 
-/// Reads lines of a child up to one that begins so, and returns the rest of it.
+/// Reads a child's reports up to one with this prefix, and returns the rest of that line.
 #[track_caller]
 fn until(part: &mut Part, word: &str) -> String {
     loop {
-        let line = part.next().expect("it verifies until it is let go");
+        let line = part
+            .next()
+            .expect("a verifier reports until its pipe is closed");
         if let Some(rest) = line.strip_prefix(word) {
             return rest.to_owned();
         }
@@ -137,7 +139,7 @@ fn stopped(part: &Part, signal: Signal) {
     .unwrap();
 }
 
-/// Revokes keys while things are disturbed as `plan` says.
+/// Revokes keys while the processes are disturbed according to `plan`.
 fn revocations(hears: Hears, bound: Duration, plan: &[Disturbed]) -> Vec<Revocation> {
     let server = Server::start("fsync = off");
     let place = Place::at(server.url());
@@ -152,10 +154,10 @@ fn revocations(hears: Hears, bound: Duration, plan: &[Disturbed]) -> Vec<Revocat
     let mut parts: Vec<_> = (0..VERIFIERS).map(start).collect();
     parts.iter_mut().for_each(|part| part.expect("ready"));
     let mut dice = Dice(0x6b65_7977_6172_6407);
-    let mut told: Vec<Revocation> = Vec::new();
+    let mut measured: Vec<Revocation> = Vec::new();
     let by = admin();
     for disturbed in plan {
-        // After a fault the operator's own connections have to be noticed to be gone.
+        // After a fault, the operator's own lost connections have to be detected.
         let made = loop {
             match wait(keys.create(&by, reader("key"))) {
                 Ok(made) => break made,
@@ -165,7 +167,7 @@ fn revocations(hears: Hears, bound: Duration, plan: &[Disturbed]) -> Vec<Revocat
         };
         for (number, part) in parts.iter_mut().enumerate() {
             part.hand(made.secret.expose());
-            if let Some(before) = told.last_mut() {
+            if let Some(before) = measured.last_mut() {
                 let nanos = until(part, "last ").parse().unwrap();
                 before.accepted.push(Duration::from_nanos(nanos));
                 assert_eq!(before.accepted.len(), number + 1);
@@ -174,12 +176,12 @@ fn revocations(hears: Hears, bound: Duration, plan: &[Disturbed]) -> Vec<Revocat
         parts
             .iter_mut()
             .for_each(|part| drop(until(part, "accepted")));
-        // Not in step with the verifiers' polls.
+        // A random pause, so that the revocation is out of step with the verifiers' polls.
         pause(Duration::from_millis(dice.below(300) as u64));
         let longer = bound.mul_f64(1.5);
         let revoke = || {
             let by = by.with_command_id(command(&made.id.to_string()));
-            // Until it is done, as its caller would.
+            // Retries until it succeeds, as a caller would.
             loop {
                 match wait(keys.revoke(&by, made.id, Reason::Lost)) {
                     Ok(receipt) => return (now(), receipt.bound()),
@@ -216,26 +218,25 @@ fn revocations(hears: Hears, bound: Duration, plan: &[Disturbed]) -> Vec<Revocat
         parts
             .iter_mut()
             .for_each(|part| drop(until(part, "revoked")));
-        told.push(Revocation {
+        measured.push(Revocation {
             disturbed: *disturbed,
             returned,
             bound: limit,
             accepted: Vec::new(),
         });
     }
-    let last = told.last_mut().unwrap();
+    let last = measured.last_mut().unwrap();
     for part in parts {
         let rest = part.finish();
         let nanos = rest.iter().find_map(|line| line.strip_prefix("last "));
         let nanos = nanos.unwrap().parse().unwrap();
         last.accepted.push(Duration::from_nanos(nanos));
     }
-    told
+    measured
 }
 
-/// Prints, a line for each kind of disturbance, how long after a revocation returned its key was last
-/// accepted.
-fn print(hears: Hears, told: &[Revocation]) {
+/// Prints, for each kind of disturbance, the time from the return of a revocation to the last acceptance.
+fn print(hears: Hears, measured: &[Revocation]) {
     let kinds = [
         Disturbed::Nothing,
         Disturbed::ServerKilled,
@@ -243,7 +244,7 @@ fn print(hears: Hears, told: &[Revocation]) {
         Disturbed::VerifierStopped,
     ];
     for kind in kinds {
-        let of_kind = told.iter().filter(|one| one.disturbed == kind);
+        let of_kind = measured.iter().filter(|one| one.disturbed == kind);
         let mut after: Vec<f64> = of_kind
             .flat_map(|one| {
                 let returned = one.returned.as_secs_f64();
@@ -274,10 +275,10 @@ fn no_revoked_key_is_accepted_past_the_bound(hears: Hears) {
     let disturbed = std::iter::repeat_n(faults, rounds(1, 15)).flatten();
     let plan: Vec<_> = calm.into_iter().chain(disturbed).collect();
     let bound = Duration::from_millis(rounds(1000, 2000) as u64);
-    let told = revocations(hears, bound, &plan);
-    print(hears, &told);
-    assert_eq!(told.len(), plan.len());
-    for one in told {
+    let measured = revocations(hears, bound, &plan);
+    print(hears, &measured);
+    assert_eq!(measured.len(), plan.len());
+    for one in measured {
         assert_eq!(one.accepted.len(), VERIFIERS);
         for accepted in one.accepted {
             let late = accepted.saturating_sub(one.returned + one.bound);
@@ -287,11 +288,11 @@ fn no_revoked_key_is_accepted_past_the_bound(hears: Hears) {
 }
 
 #[test]
-fn who_is_notified_accepts_no_revoked_key_past_the_bound() {
+fn a_notified_verifier_accepts_no_revoked_key_past_the_bound() {
     no_revoked_key_is_accepted_past_the_bound(Hears::Notified);
 }
 
 #[test]
-fn who_polls_accepts_no_revoked_key_past_the_bound() {
+fn a_polling_verifier_accepts_no_revoked_key_past_the_bound() {
     no_revoked_key_is_accepted_past_the_bound(Hears::Polling);
 }

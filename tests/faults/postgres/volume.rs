@@ -1,5 +1,5 @@
-//! Sixteen writers in four processes: caps hold, and who polls the feed misses nothing. A feed by
-//! sequence numbers is kept beside it, and is caught.
+//! Sixteen writers in four processes: caps hold, and a poller misses nothing. A feed by sequence numbers runs
+//! beside it, and its faults are caught.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
@@ -16,8 +16,8 @@ use support::*;
 
 const PROCESSES: usize = 4;
 
-/// Starts writers in four processes, polls while they write, and returns what was polled, how often,
-/// and what the writers told.
+/// Runs writers in four processes and polls while they write. Returns the polled events, the number of polls,
+/// and the writers' reports.
 fn watched(
     place: &Place,
     part: &str,
@@ -39,13 +39,13 @@ fn watched(
             .map(|part| scope.spawn(|| part.finish()))
             .collect();
         let (seen, polls) = watch(|| ends.iter().all(|end| end.is_finished()), poll);
-        let told = ends.into_iter().flat_map(|end| end.join().unwrap());
-        (seen, polls, told.collect())
+        let reports = ends.into_iter().flat_map(|end| end.join().unwrap());
+        (seen, polls, reports.collect())
     })
 }
 
 #[test]
-fn caps_hold_under_16_writers_of_4_processes_and_a_poller_misses_nothing() {
+fn caps_hold_under_16_writers_in_4_processes_and_a_poller_misses_nothing() {
     let place = Place::new();
     let reader = place.connect();
     let each = rounds(80, 850);
@@ -54,14 +54,14 @@ fn caps_hold_under_16_writers_of_4_processes_and_a_poller_misses_nothing() {
         ("CHILD_ROUNDS", each.to_string()),
     ];
     let mut cursor = beginning(&reader);
-    let (seen, polls, told) = watched(&place, "writes", &env, |_| {
+    let (seen, polls, reports) = watched(&place, "writes", &env, |_| {
         let (events, upto) = page(&reader, cursor, 300);
         cursor = upto;
         (events, upto.revision.0)
     });
     let mut written: BTreeMap<u64, Vec<(String, u128, String)>> = BTreeMap::new();
     let mut last: BTreeMap<u128, u64> = BTreeMap::new();
-    for line in &told {
+    for line in &reports {
         let words: Vec<_> = line.split(' ').collect();
         let [revision, what, key, tenant] = words[..] else {
             panic!("{line}")
@@ -89,7 +89,7 @@ fn caps_hold_under_16_writers_of_4_processes_and_a_poller_misses_nothing() {
     let last = last.into_iter().map(|(key, at)| (at, key)).collect();
     Faults::of(&seen, &last, &all).assert_none();
 
-    // As the acknowledged commits tell it, in their order.
+    // Replays the acknowledged commits in order.
     let mut live: BTreeMap<&str, u32> = BTreeMap::new();
     let mut most: BTreeMap<&str, u32> = BTreeMap::new();
     for (at, events) in &written {
@@ -114,7 +114,7 @@ fn caps_hold_under_16_writers_of_4_processes_and_a_poller_misses_nothing() {
 }
 
 #[test]
-fn a_feed_by_sequence_numbers_is_caught_missing_some() {
+fn a_feed_by_sequence_numbers_is_caught_missing_changes() {
     let place = Place::new();
     let table = &place.schema;
     place.run(&format!("CREATE TABLE {table} (id bigserial PRIMARY KEY)"));
@@ -138,8 +138,8 @@ fn a_feed_by_sequence_numbers_is_caught_missing_some() {
         (events, upto)
     };
     let env = [("CHILD_ROUNDS", rounds(200, 2000).to_string())];
-    let (seen, polls, told) = watched(&place, "numbers", &env, poll);
-    let written = told.iter().map(|line| line.parse().unwrap());
+    let (seen, polls, reports) = watched(&place, "numbers", &env, poll);
+    let written = reports.iter().map(|line| line.parse().unwrap());
     let written = written.map(|id: u64| (id, id.into())).collect();
     let faults = Faults::of(&seen, &written, &written);
     println!(
@@ -152,7 +152,7 @@ fn a_feed_by_sequence_numbers_is_caught_missing_some() {
 }
 
 #[test]
-fn a_commit_that_is_slow_to_end_is_not_overtaken() {
+fn a_slow_commit_is_not_overtaken() {
     let place = Place::new();
     let long = Duration::from_secs(60);
     let patient = || {
@@ -182,7 +182,7 @@ fn a_commit_that_is_slow_to_end_is_not_overtaken() {
     let first = commit(&slow, "slow");
     place.until_found(&waiting("gate"));
     let second = commit(&fast, "fast");
-    // It waits for the head, or is done already.
+    // The second commit waits for the head, or is done already.
     let over = "SELECT 'over' FROM $s.commits UNION ALL SELECT 'waits' FROM pg_stat_activity \
                 WHERE wait_event_type = 'Lock' AND query LIKE '%$s%FOR UPDATE%'";
     place.until_found(over);
@@ -199,7 +199,7 @@ fn a_commit_that_is_slow_to_end_is_not_overtaken() {
 }
 
 #[test]
-fn a_sequence_number_of_a_commit_that_is_slow_to_end_is_overtaken() {
+fn a_sequence_number_of_a_slow_commit_is_overtaken() {
     let place = Place::new();
     place.run("CREATE SCHEMA $s; CREATE TABLE $s.twin (id bigserial PRIMARY KEY)");
     let slow = place.hold("INSERT INTO $s.twin DEFAULT VALUES");

@@ -1,4 +1,4 @@
-//! What must hold of a file whatever happened to it.
+//! The invariants of a file after any fault.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -11,16 +11,16 @@ use keyward::{Actor, KeyId, KeyRecord, KeyState, TenantId};
 use crate::sqlite::child::{NO_CAP, open, service};
 use support::wait;
 
-/// What a sound file holds.
+/// The contents of a sound file.
 pub struct Held {
     pub store: SqliteStore,
     pub revision: u64,
     pub keys: BTreeMap<KeyId, KeyRecord>,
-    /// Which keys the audit trail names at which revision.
+    /// The keys that the audit trail names, by revision.
     pub named: BTreeSet<(u64, KeyId)>,
 }
 
-/// Opens the file and checks that it is whole.
+/// Opens the file and checks its integrity.
 #[track_caller]
 pub fn examine(path: &Path) -> Held {
     let store = open(path);
@@ -77,7 +77,8 @@ impl Held {
         matches!(self.keys[&key].state, KeyState::Revoked { .. })
     }
 
-    /// Checks that what a child was told is there: a line of its own, as `done` writes it.
+    /// Checks that a change acknowledged to a child is there. `line` is the child's report, as `done` writes
+    /// it.
     #[track_caller]
     pub fn has(&self, line: &str) {
         let words: Vec<_> = line.split(' ').collect();

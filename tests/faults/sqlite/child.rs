@@ -1,4 +1,4 @@
-//! What the children do.
+//! The parts run by child processes.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -15,16 +15,16 @@ use keyward::{
 };
 
 use keyward::policy::Policy;
-use support::process::{tell, wait_for_parent};
+use support::process::{report, wait_for_parent};
 use support::{START, actor, at, capped, peppers, reader, wait};
 
-/// Many more than any child creates and leaves.
+/// A cap above the number of keys that any child creates and keeps.
 pub const NO_CAP: u32 = 1_000_000;
 
-/// How many active keys the tenant may have that all processes share.
+/// The cap of the tenant that all processes share: 5, so that they meet it.
 pub const CAP: u32 = 5;
 
-/// How many commits a child makes that is to be disturbed, or recorded.
+/// Commits of a child that is disturbed or recorded: 8, few enough to fail each call in turn.
 pub const STEPS: usize = 8;
 
 pub fn run(part: &str) {
@@ -63,15 +63,15 @@ pub fn open(path: &Path) -> SqliteStore {
 }
 
 fn done(revision: Revision, what: &str, key: KeyId) {
-    tell(format_args!("done {} {what} {key}", revision.0));
+    report(format_args!("done {} {what} {key}", revision.0));
 }
 
-/// Creates and revokes in a tenant that all share and in one of its own.
+/// Creates and revokes in a shared tenant and in a tenant of its own.
 fn races(path: &Path) {
     let own = format!("own-{}", number("CHILD_NUMBER"));
     let keys = service(open(path), CAP);
     let mut mine = Vec::new();
-    tell("ready");
+    report("ready");
     assert!(wait_for_parent());
     for round in 0..number("CHILD_ROUNDS") {
         for tenant in ["shared", &own] {
@@ -116,7 +116,7 @@ fn works(path: &Path) {
     }
 }
 
-/// Commits once, reads from several connections, and commits once more when it is told to.
+/// Commits once, and once more for each line from the parent.
 fn stays(path: &Path) {
     let store = open(path);
     let keys = service(store, NO_CAP);
@@ -130,12 +130,12 @@ fn stays(path: &Path) {
     }
 }
 
-/// A store that tells what became of each commit.
+/// A store that reports the outcome of each commit.
 #[derive(Debug)]
-struct Told(SqliteStore);
+struct Reporting(SqliteStore);
 
 #[async_trait]
-impl KeyStore for Told {
+impl KeyStore for Reporting {
     async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
         self.0.load(tenant, select).await
     }
@@ -148,9 +148,9 @@ impl KeyStore for Told {
         let tag = commit.tag.0;
         let answer = self.0.commit(commit).await;
         match &answer {
-            Ok(revision) => tell(format_args!("Durable {tag} {}", revision.0)),
-            Err(CommitError::Store(error)) => tell(format_args!("{:?} {tag}", error.kind())),
-            Err(other) => tell(format_args!("{other:?} {tag}")),
+            Ok(revision) => report(format_args!("Durable {tag} {}", revision.0)),
+            Err(CommitError::Store(error)) => report(format_args!("{:?} {tag}", error.kind())),
+            Err(other) => report(format_args!("{other:?} {tag}")),
         }
         answer
     }
@@ -180,35 +180,34 @@ impl KeyStore for Told {
     }
 }
 
-/// Commits while calls fail, then once more when nothing fails any longer, unless it is killed
-/// before.
+/// Commits while calls fail, then once more after the faults have ended, unless it is killed before.
 fn steps(path: &Path) {
     let store = match wait(SqliteStore::open(path)) {
         Ok(store) => store,
         Err(error) => {
-            tell(format_args!("refused {error:?}"));
+            report(format_args!("refused {error:?}"));
             lift();
             open(path)
         }
     };
-    let keys = match try_service(Told(store.clone()), NO_CAP) {
+    let keys = match try_service(Reporting(store.clone()), NO_CAP) {
         Ok(keys) => keys,
         Err(error) => {
-            tell(format_args!("refused {error:?}"));
+            report(format_args!("refused {error:?}"));
             lift();
-            service(Told(store.clone()), NO_CAP)
+            service(Reporting(store.clone()), NO_CAP)
         }
     };
     let admin = actor("acme", "alice", Role::ADMIN);
     for round in 0..STEPS {
-        // What a commit came to, its store tells; here it only must not panic.
+        // The store reports each commit's outcome; here the call only must not panic.
         drop(wait(keys.create(&admin, reader("key"))));
         if round == STEPS / 2 {
             checkpoint(path);
         }
     }
     if std::env::var_os("CHILD_DIES").is_some() {
-        tell("dying");
+        report("dying");
         wait_for_parent();
     }
     lift();
@@ -217,14 +216,14 @@ fn steps(path: &Path) {
     assert!(wait(store.check_integrity()).unwrap().is_sound());
 }
 
-/// Moves what stands in the log into the file, as SQLite does by itself every thousand pages.
+/// Moves the write-ahead log into the file, as SQLite does every thousand pages.
 fn checkpoint(path: &Path) {
     let Ok(conn) = rusqlite::Connection::open(path) else {
         return;
     };
-    // It fails where the disk does.
+    // Fails if the disk fails.
     drop(conn.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(())));
-    // Closing it is a call more that may fail.
+    // Closing the connection makes another call that may fail.
     drop(conn);
 }
 
@@ -233,7 +232,7 @@ fn lift() {
     std::fs::write(std::env::var_os("SHIM_LIFT").unwrap(), "").unwrap();
 }
 
-/// Leaves a mark in the recording: what was acknowledged until here.
+/// A file of marks, which the shim records between the writes. Each mark names an acknowledged commit.
 struct Marker(std::fs::File);
 
 impl Marker {
@@ -247,7 +246,7 @@ impl Marker {
     }
 }
 
-/// Commits, and marks each commit in the recording once it returned.
+/// Commits, and marks each commit in the recording once it has returned.
 fn recorded(path: &Path) {
     let keys = service(open(path), NO_CAP);
     let mut marker = Marker::beside(path);
@@ -262,7 +261,7 @@ fn recorded(path: &Path) {
     }
 }
 
-/// What `recorded` does, by a program that does not wait for the disk.
+/// Commits like `recorded`, but without waiting for the disk.
 fn rows(path: &Path) {
     let conn = rusqlite::Connection::open(path).unwrap();
     conn.pragma_update(None, "synchronous", "NORMAL").unwrap();
@@ -277,37 +276,37 @@ fn rows(path: &Path) {
     }
 }
 
-/// Holds the lock for writing until it is told to let go.
+/// Holds the write lock until the parent sends a line.
 fn locks(path: &Path) {
     let conn = rusqlite::Connection::open(path).unwrap();
     conn.busy_timeout(Duration::from_secs(5)).unwrap();
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
-    tell("locked");
+    report("locked");
     wait_for_parent();
     conn.execute_batch("ROLLBACK").unwrap();
-    tell("released");
+    report("released");
     wait_for_parent();
 }
 
-/// Creates a store, or opens the one that another was faster to create, and says which it is.
+/// Creates a store, or opens one that another process created first, and reports its epoch.
 fn creates(path: &Path) {
     let mut options = SqliteStore::options(path);
     if std::env::var_os("CHILD_NEW").is_some() {
         options = options.must_be_new();
     }
     match wait(options.open()) {
-        Ok(store) => tell(format_args!(
+        Ok(store) => report(format_args!(
             "epoch {}",
             wait(store.stats()).unwrap().head.epoch.0
         )),
-        Err(error) => tell(format_args!("refused {error}")),
+        Err(error) => report(format_args!("refused {error}")),
     }
 }
 
-/// Commits and reads before the file system becomes read-only, in it, and after.
+/// Commits and reads before, while and after the file system is read-only.
 fn reads(path: &Path) {
     let store = open(path);
-    let keys = service(Told(store.clone()), NO_CAP);
+    let keys = service(Reporting(store.clone()), NO_CAP);
     let admin = actor("acme", "alice", Role::ADMIN);
     let made = wait(keys.create(&admin, reader("before"))).unwrap();
     std::fs::write(std::env::var_os("SHIM_ARM").unwrap(), "").unwrap();
@@ -315,10 +314,10 @@ fn reads(path: &Path) {
     wait(keys.key(&admin, made.id)).unwrap();
     match wait(SqliteStore::open(path)) {
         Ok(second) => {
-            tell("opens");
+            report("opens");
             wait(service(second, NO_CAP).key(&admin, made.id)).unwrap();
         }
-        Err(error) => tell(format_args!("refused {error:?}")),
+        Err(error) => report(format_args!("refused {error:?}")),
     }
     lift();
     wait(keys.create(&admin, reader("after"))).unwrap();

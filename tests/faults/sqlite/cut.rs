@@ -1,4 +1,4 @@
-//! Power cuts: what a recording says was written, with any part of what was not synced left out.
+//! Power cuts: files rebuilt from a recording, with any part of the unsynced writes left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,7 +11,7 @@ use crate::sqlite::check::examine;
 use crate::sqlite::shim::shim;
 use support::process::{Dice, Part, rounds};
 
-/// One thing that a recording tells.
+/// A step of a recording.
 #[derive(Debug)]
 struct Step {
     kind: u8,
@@ -46,13 +46,13 @@ fn steps(log: &Path) -> Vec<Step> {
     steps
 }
 
-/// How many calls a recording tells of that could have failed.
+/// Returns the number of recorded calls that could have failed.
 pub fn count(log: &Path) -> usize {
     let steps = steps(log);
     steps.iter().filter(|step| step.kind != b'u').count()
 }
 
-/// A file: what is safe, and what was done since, which a power cut may undo in part.
+/// A file: its synced bytes, and the edits since, which a power cut may partly undo.
 #[derive(Clone, Default)]
 struct File {
     safe: Vec<u8>,
@@ -78,18 +78,18 @@ impl Edit {
     }
 }
 
-/// A folder of files; one that was deleted may come back, until the folder is synced.
+/// A folder of files. A deleted file may come back until the folder is synced.
 #[derive(Clone, Default)]
 struct Disk {
     files: BTreeMap<String, File>,
     deleted: BTreeMap<String, File>,
-    /// What was acknowledged until here.
+    /// The acknowledgements so far.
     marks: Vec<String>,
 }
 
 impl Disk {
     fn of(folder: &Path) -> Self {
-        // A store that was dropped is closed by threads of its own; the last of them takes the log away.
+        // A dropped store is closed by its own threads, and the last of them removes the log.
         let log = |end: &str| folder.join(format!("keys.db{end}")).exists();
         while log("-wal") || log("-shm") {
             std::thread::yield_now();
@@ -150,8 +150,8 @@ impl Disk {
         }
     }
 
-    /// What a power cut may leave, one of many: sectors or pages that were not synced are there or
-    /// not, each by itself.
+    /// Writes one of the many states a power cut may leave: each unsynced sector or page is there or not,
+    /// independently.
     fn cut(&self, dice: &mut Dice, to: &Path) {
         let grain = [512, 4096][dice.below(2)];
         // How many of eight are kept: from none to all.
@@ -196,8 +196,8 @@ fn owner_only(path: &Path) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
 }
 
-/// Records what a child does to the file in `folder`, and hands each image that a power cut may
-/// leave of it to `check`, with what was acknowledged before.
+/// Records a child's writes to the file in `folder`. Passes each image that a power cut may leave to `check`,
+/// with the acknowledgements before it.
 fn cut(
     part: &str,
     folder: &Path,
@@ -242,7 +242,7 @@ fn cut(
 }
 
 #[test]
-fn a_power_cut_loses_nothing_that_was_acknowledged() {
+fn a_power_cut_loses_no_acknowledged_commit() {
     let folder = tempdir().unwrap();
     drop(examine(&folder.path().join("keys.db")));
     let images = rounds(100, 1000);
@@ -285,9 +285,9 @@ fn a_power_cut_loses_nothing_that_was_acknowledged() {
     );
 }
 
-/// What looks for losses finds them where they are: in a log that nobody waits for.
+/// The search for losses works: it finds lost rows of a program that does not wait for fsync.
 #[test]
-fn a_power_cut_is_seen_to_lose_what_was_not_waited_for() {
+fn a_power_cut_is_seen_to_lose_commits_without_fsync() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("keys.db");
     let conn = rusqlite::Connection::open(&path).unwrap();

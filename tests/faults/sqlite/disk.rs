@@ -1,4 +1,4 @@
-//! A disk that fails at any one call: full, broken, or read-only of a sudden.
+//! A disk that fails at any single call: full, broken, or suddenly read-only.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -52,9 +52,9 @@ impl Disk {
         ("SHIM_ARM", path.to_str().unwrap().to_owned())
     }
 
-    /// Checks that the file holds what each commit's store told of it.
+    /// Checks that the file agrees with the reported outcome of each commit.
     #[track_caller]
-    fn settle(&self, told: &[String], run: &str) -> BTreeMap<String, usize> {
+    fn settle(&self, reports: &[String], run: &str) -> BTreeMap<String, usize> {
         let held = examine(&self.path());
         let conn = rusqlite::Connection::open(self.path()).unwrap();
         let mut tags = BTreeMap::new();
@@ -65,7 +65,7 @@ impl Disk {
             tags.insert(tag.to_string(), row.get::<_, i64>(1).unwrap());
         }
         let mut kinds = BTreeMap::new();
-        for line in told {
+        for line in reports {
             let words: Vec<_> = line.split(' ').collect();
             *kinds.entry(words[0].to_owned()).or_default() += 1;
             match words[..] {
@@ -88,13 +88,13 @@ impl Disk {
 }
 
 #[test]
-fn whichever_call_fails_the_answer_is_true() {
+fn every_answer_is_true_whichever_call_fails() {
     let built = tempdir().unwrap();
     let shim = shim(built.path());
     let whole = Disk::new();
     let log = ("SHIM_LOG", whole.log().to_str().unwrap().to_owned());
-    let told = Part::start("sqlite:steps", &whole.path(), &whole.env(&shim, &[log])).finish();
-    whole.settle(&told, "no fault");
+    let reports = Part::start("sqlite:steps", &whole.path(), &whole.env(&shim, &[log])).finish();
+    whole.settle(&reports, "no fault");
     let calls = super::cut::count(&whole.log());
     assert!(calls > 100, "the shim stands between: {calls} calls");
 
@@ -104,7 +104,7 @@ fn whichever_call_fails_the_answer_is_true() {
     let mut runs = 0;
     for (error, name) in [(ENOSPC, "ENOSPC"), (EIO, "EIO")] {
         for on in [false, true] {
-            // Not the same calls each time, so that together they are soon all.
+            // A random offset, so that repeated runs soon cover all calls.
             for at in (1 + dice.below(every)..=calls).step_by(every) {
                 let disk = Disk::new();
                 let run = format!("{name} at {at}, {}", if on { "lasting" } else { "once" });
@@ -114,24 +114,24 @@ fn whichever_call_fails_the_answer_is_true() {
                     ("SHIM_ON", u8::from(on).to_string()),
                 ];
                 let mut env = disk.env(&shim, &fault);
-                // Every other child is killed amid the faults: what was said of a commit holds of
-                // what is recovered, too.
+                // Every other child is killed during the faults: reported outcomes must also hold after
+                // recovery.
                 let dies = (at / every).is_multiple_of(2);
                 env.extend(dies.then(|| ("CHILD_DIES", "1".to_owned())));
                 let mut part = Part::start("sqlite:steps", &disk.path(), &env);
-                let told = if dies {
-                    let told: Vec<_> = std::iter::from_fn(|| part.next())
+                let reports = if dies {
+                    let reports: Vec<_> = std::iter::from_fn(|| part.next())
                         .take_while(|line| line != "dying")
                         .collect();
                     part.kill();
-                    told
+                    reports
                 } else {
-                    let told = part.finish();
-                    let last = told.last().unwrap();
+                    let reports = part.finish();
+                    let last = reports.last().unwrap();
                     assert!(last.starts_with("done"), "{run}: it goes on after");
-                    told
+                    reports
                 };
-                for (kind, times) in disk.settle(&told, &run) {
+                for (kind, times) in disk.settle(&reports, &run) {
                     *all.entry(kind).or_default() += times;
                 }
                 runs += 1;
@@ -144,9 +144,9 @@ fn whichever_call_fails_the_answer_is_true() {
     }
 }
 
-/// As root, permission bits stop nobody: a file system that says so does.
+/// Permission bits do not stop root, so the shim simulates a read-only file system.
 #[test]
-fn what_becomes_read_only_is_still_read() {
+fn a_store_that_becomes_read_only_can_still_be_read() {
     let built = tempdir().unwrap();
     let shim = shim(built.path());
     let disk = Disk::new();
@@ -156,15 +156,15 @@ fn what_becomes_read_only_is_still_read() {
         ("SHIM_ON", "1".to_owned()),
         disk.arm(),
     ];
-    let mut told = Part::start("sqlite:reads", &disk.path(), &disk.env(&shim, &fault)).finish();
-    eprintln!("{told:?}");
-    let kinds: Vec<_> = told
+    let mut reports = Part::start("sqlite:reads", &disk.path(), &disk.env(&shim, &fault)).finish();
+    eprintln!("{reports:?}");
+    let kinds: Vec<_> = reports
         .iter()
         .map(|line| line.split(' ').next().unwrap())
         .collect();
     assert_eq!(kinds[0], "Durable");
-    assert!(kinds[1..].contains(&"Unavailable"), "{told:?}");
+    assert!(kinds[1..].contains(&"Unavailable"), "{reports:?}");
     assert_eq!(kinds.last(), Some(&"Durable"));
-    told.retain(|line| line != "opens");
-    disk.settle(&told, "read-only");
+    reports.retain(|line| line != "opens");
+    disk.settle(&reports, "read-only");
 }

@@ -1,4 +1,4 @@
-//! What a creation leaves behind when it is killed, and who may clear it away.
+//! Drafts: files left by a killed creation, and their removal.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use support::{actor, reader, wait};
 
 const EIO: i32 = 5;
 
-/// The drafts beside the stores in `folder`.
+/// Returns the drafts next to the stores in `folder`.
 fn drafts(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -26,7 +26,7 @@ fn epoch(path: &Path) -> u128 {
     wait(open(path).stats()).unwrap().head.epoch.0
 }
 
-/// A child that creates a store, to which something happens at a call of its own.
+/// Starts a child that creates a store and is disturbed at call `at`.
 fn creates(
     shim: &Path,
     path: &Path,
@@ -48,7 +48,7 @@ fn creates(
 }
 
 #[test]
-fn a_creation_that_is_killed_leaves_nothing_that_the_next_does_not_clear_away() {
+fn drafts_of_a_killed_creation_are_removed_by_the_next_open() {
     let built = tempdir().unwrap();
     let shim = shim(built.path());
     let (mut killed, mut left, mut stands) = (0, 0, 0);
@@ -74,7 +74,7 @@ fn a_creation_that_is_killed_leaves_nothing_that_the_next_does_not_clear_away() 
 }
 
 #[test]
-fn a_creation_that_is_under_way_keeps_its_draft() {
+fn a_creation_in_progress_keeps_its_draft() {
     let built = tempdir().unwrap();
     let shim = shim(built.path());
     for at in [1, 5, 10] {
@@ -84,7 +84,7 @@ fn a_creation_that_is_under_way_keeps_its_draft() {
         slow.expect("held");
         let before = drafts(folder.path());
         assert_eq!(before.len(), 1, "held at call {at}");
-        // One that creates the same store meanwhile, one that opens it, one that makes another.
+        // Creates the same store, opens it, and makes another one, all while the first creation is held.
         let made = epoch(&path);
         assert_eq!(epoch(&path), made);
         wait(open(&path).backup(folder.path().join("copy.db"))).unwrap();
@@ -97,7 +97,7 @@ fn a_creation_that_is_under_way_keeps_its_draft() {
 }
 
 #[test]
-fn of_two_that_ask_for_a_new_store_one_gets_it() {
+fn of_two_creations_of_a_new_store_one_succeeds() {
     let built = tempdir().unwrap();
     let shim = shim(built.path());
     let folder = tempdir().unwrap();
@@ -107,16 +107,16 @@ fn of_two_that_ask_for_a_new_store_one_gets_it() {
     slow.expect("held");
     wait(SqliteStore::options(&path).must_be_new().open()).unwrap();
     slow.go_on();
-    let told = slow.next().unwrap();
+    let report = slow.next().unwrap();
     assert!(
-        told.starts_with("refused") && told.ends_with("exists already"),
-        "{told}"
+        report.starts_with("refused") && report.ends_with("exists already"),
+        "{report}"
     );
     slow.finish();
 }
 
 #[test]
-fn a_creation_that_fails_in_the_end_takes_no_store_away_that_others_use() {
+fn a_creation_that_fails_late_removes_no_store_that_others_use() {
     let built = tempdir().unwrap();
     let shim = shim(built.path());
     let fails = [("SHIM_ERRNO", EIO.to_string())];
@@ -129,7 +129,7 @@ fn a_creation_that_fails_in_the_end_takes_no_store_away_that_others_use() {
             drop(slow.kill());
             continue;
         }
-        // The store stands, and its name is about to be synced.
+        // The store exists, and its directory entry is about to be synced.
         let keys = service(open(&path), NO_CAP);
         let made = wait(keys.create(&actor("acme", "alice", Role::ADMIN), reader("key"))).unwrap();
         slow.go_on();
@@ -142,7 +142,7 @@ fn a_creation_that_fails_in_the_end_takes_no_store_away_that_others_use() {
 }
 
 #[test]
-fn what_only_looks_like_a_draft_stays() {
+fn files_and_folders_that_only_look_like_drafts_stay() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("keys.db");
     drop(open(&path));

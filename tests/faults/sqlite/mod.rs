@@ -1,6 +1,11 @@
-//! What the file store must survive: other processes, being killed, a disk that fails, a power cut.
+//! Faults the file store must survive: other processes, kill -9, a failing disk, a power cut.
 //!
-//! Children are this binary, run again. `KEYWARD_LONG=1` asks for many more rounds.
+//! Children are this test binary, started again. `KEYWARD_LONG=1` runs many more rounds.
+
+#![allow(
+    unreachable_pub,
+    reason = "the modules of one test program share items"
+)]
 
 mod check;
 pub(crate) mod child;
@@ -22,27 +27,27 @@ use support::process::{Dice, Part, rounds};
 use support::{actor, reader, wait};
 
 #[test]
-fn another_process_that_comes_and_goes_takes_no_log_away() {
+fn a_process_that_opens_and_closes_the_file_removes_no_log() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("keys.db");
     let mut stays = Part::start("sqlite:stays", &path, &[]);
-    let mut told = vec![stays.next().unwrap()];
+    let mut reports = vec![stays.next().unwrap()];
     for _ in 0..3 {
-        // The last to close a file takes its log away; this one is not the last.
+        // The last connection to close a file removes its log; this one is not the last.
         drop(examine(&path));
         stays.go_on();
-        told.push(stays.next().unwrap());
+        reports.push(stays.next().unwrap());
     }
     let held = examine(&path);
-    told.iter().for_each(|line| held.has(line));
+    reports.iter().for_each(|line| held.has(line));
     stays.finish();
     let held = examine(&path);
-    told.iter().for_each(|line| held.has(line));
-    assert_eq!(held.revision, told.len() as u64);
+    reports.iter().for_each(|line| held.has(line));
+    assert_eq!(held.revision, reports.len() as u64);
 }
 
-/// SQLite since 3.51 notices by other means that a file is in use; an older one, an operator's tool
-/// say, goes by this lock alone, and would take the log away.
+/// SQLite since 3.51 also detects by other means that a file is in use. An older one, such as an operator's
+/// tool, relies on this lock alone and would remove the log.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_process_keeps_its_lock_while_it_opens_more_connections() {
@@ -61,7 +66,7 @@ fn a_process_keeps_its_lock_while_it_opens_more_connections() {
             .is_some_and(|file| file.ends_with(&format!(":{inode}")));
         of_file && words.get(4) == Some(&stays.id().to_string().as_str())
     });
-    // Between transactions a lock is held for the log alone.
+    // Outside of transactions, a connection holds a lock only in WAL mode.
     let wal = rusqlite::version_number() >= 3_051_003;
     assert_eq!(held, wal, "locks on {inode}:\n{locks}");
     stays.finish();
@@ -86,20 +91,20 @@ fn three_processes_keep_a_cap_and_lose_nothing() {
         part.expect("ready");
     }
     parts.iter_mut().for_each(Part::go_on);
-    let mut told = Vec::new();
+    let mut reports = Vec::new();
     while let Some(line) = parts[0].next() {
-        // Follows while all are at work.
+        // Follows while all writers work.
         wait(follower.sync()).unwrap();
-        told.push(line);
+        reports.push(line);
     }
     for part in parts {
-        told.extend(part.finish());
+        reports.extend(part.finish());
     }
     wait(follower.sync()).unwrap();
     let held = examine(&path);
-    told.iter().for_each(|line| held.has(line));
+    reports.iter().for_each(|line| held.has(line));
     let mut revisions = BTreeSet::new();
-    for line in &told {
+    for line in &reports {
         assert!(
             revisions.insert(line.split(' ').nth(1).unwrap()),
             "{line}: one commit, one revision"
@@ -110,9 +115,9 @@ fn three_processes_keep_a_cap_and_lose_nothing() {
         held.revision,
         "each commit was acknowledged"
     );
-    // As the trail tells it, the shared tenant never had more than its cap.
+    // Replays the trail: the shared tenant never had more keys than its cap.
     let mut live = BTreeSet::new();
-    let by_revision = told.iter().map(|line| {
+    let by_revision = reports.iter().map(|line| {
         let words: Vec<_> = line.split(' ').collect();
         (
             words[1].parse::<u64>().unwrap(),
@@ -133,7 +138,7 @@ fn three_processes_keep_a_cap_and_lose_nothing() {
         }
         assert!(live.len() <= CAP as usize, "over the cap at {revision}");
     }
-    // Who followed stands where one that starts anew does.
+    // The follower has the same cursor as a node that starts now.
     let fresh = service(held.store.clone(), CAP);
     wait(fresh.sync()).unwrap();
     assert_eq!(follower.freshness().cursor, fresh.freshness().cursor);
@@ -141,20 +146,20 @@ fn three_processes_keep_a_cap_and_lose_nothing() {
 }
 
 #[test]
-fn a_process_that_is_killed_loses_nothing_that_it_acknowledged() {
+fn a_killed_process_loses_no_acknowledged_commit() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("keys.db");
     let cycles = rounds(40, 300);
     let mut dice = Dice(0x6b65_7977_6172_6401);
-    let mut told: Vec<String> = Vec::new();
+    let mut reports: Vec<String> = Vec::new();
     for cycle in 1..=cycles {
         let mut works = Part::start("sqlite:works", &path, &[]);
         for _ in 0..=dice.below(40) {
-            told.push(works.next().expect("it works until it is killed"));
+            reports.push(works.next().expect("a worker reports until it is killed"));
         }
-        told.extend(works.kill());
+        reports.extend(works.kill());
         let held = examine(&path);
-        told.iter().for_each(|line| held.has(line));
+        reports.iter().for_each(|line| held.has(line));
         if cycle % 10 == 0 {
             eprintln!(
                 "killed {cycle} of {cycles} times: {} commits stand",
@@ -165,7 +170,7 @@ fn a_process_that_is_killed_loses_nothing_that_it_acknowledged() {
 }
 
 #[test]
-fn a_lock_that_is_held_too_long_stops_writers_and_not_readers() {
+fn a_lock_held_too_long_stops_writers_and_not_readers() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("keys.db");
     let options = SqliteStore::options(&path).busy_timeout(Duration::from_millis(50));

@@ -1,15 +1,15 @@
-/* Stands between the store and the kernel: counts, records and fails what is written below one
- * folder. Told by environment variables:
- *   SHIM_FOLDER  whose files it is about (without a slash at the end)
- *   SHIM_LOG     where every write, truncation, sync and unlink is recorded, in order
- *   SHIM_AT      which call fails, counted from 1 (0: none)
- *   SHIM_ERRNO   with what
- *   SHIM_ON      1: from that call on; otherwise that call alone
- *   SHIM_ARM     nothing is counted before this file exists
- *   SHIM_LIFT    nothing fails once this file exists
- *   SHIM_DO      what happens at that call instead of a failure: "kill" the process, or "hold" it
- *                until it is told to go on, and then fail only with a SHIM_ERRNO
- * A write that fails has put half of its bytes on disk: the harder case. */
+/* A shim between the store and the kernel. It counts, records and fails writes below one folder.
+ * Environment variables control it:
+ *   SHIM_FOLDER  the folder (without a slash at the end)
+ *   SHIM_LOG     the file that records every write, truncation, sync and unlink, in order
+ *   SHIM_AT      the number of the failing call, counted from 1 (0: none)
+ *   SHIM_ERRNO   the error of the failing call
+ *   SHIM_ON      1: every call from that one on fails; otherwise only that call
+ *   SHIM_ARM     calls count only once this file exists
+ *   SHIM_LIFT    no call fails once this file exists
+ *   SHIM_DO      an action at that call instead of a failure: "kill" the process, or "hold" it until it
+ *                reads a line, and then fail only if SHIM_ERRNO is set
+ * A failing write puts half of its bytes on disk, which is the harder case. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -38,7 +38,7 @@ static int below(const char *path) {
   return len && strncmp(path, folder, len) == 0 && (path[len] == '/' || path[len] == 0);
 }
 
-/* Where a descriptor leads, if that is below the folder. */
+/* The path of a descriptor, if it is below the folder. */
 static int where(int fd, char *path, size_t size) {
   char link[64];
   int kept = errno;
@@ -81,7 +81,7 @@ static void put(const void *bytes, size_t len) {
   }
 }
 
-/* kind, length of the path, offset, length of the bytes, path, bytes. */
+/* Record: kind, length of the path, offset, length of the bytes, path, bytes. */
 static void record(char kind, const char *path, uint64_t offset, const void *bytes, uint64_t len) {
   const char *log = getenv("SHIM_LOG");
   if (!log) return;
@@ -172,7 +172,7 @@ int unlink(const char *path) {
   return done;
 }
 
-/* A file system that became read-only opens nothing for writing. */
+/* A read-only file system opens no file for writing. */
 int open64(const char *path, int flags, ...) {
   va_list rest;
   va_start(rest, flags);

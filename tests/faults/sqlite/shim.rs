@@ -1,8 +1,8 @@
-//! The failing disk: a library that stands between a child and the operating system.
+//! The failing disk: a library between a child and the operating system.
 
 use std::path::{Path, PathBuf};
 
-/// Builds the shim. There is no test without it.
+/// Builds the shim, which every test with a failing disk needs.
 pub fn shim(folder: &Path) -> PathBuf {
     support::cc::library(include_str!("shim.c"), folder)
 }

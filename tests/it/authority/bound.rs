@@ -1,4 +1,5 @@
-//! The secret does not rise with its owner: what bounded its recipient bounds it.
+//! The bound of a secret: a key does not gain rights when its owner is promoted. The rights of the person who
+//! received the secret bound it.
 
 use keyward::{
     Created, Denied, Dimension, Grant, KeyUpdate, Need, NewKey, Replacement, Role, ScopeSet, days,
@@ -28,9 +29,10 @@ fn manages(grant: &Grant, world: &World) -> bool {
     wait(world.keys.close_tenant(&grant.actor(), &tenant("acme"))).is_ok()
 }
 
-/// The instance: mallory creates a key owned by bob; bob is promoted; her key is an administrator.
+/// Attack: mallory creates a key owned by bob, and bob is promoted. Her key must not become an
+/// administrator's.
 #[test]
-fn trap_27_a_key_made_for_bob_by_mallory_stays_what_it_was_when_bob_is_promoted() {
+fn trap_27_promoting_bob_does_not_widen_a_key_that_mallory_made_for_him() {
     let world = world();
     world
         .create(&bob(Role::MEMBER), reader("first"))
@@ -47,7 +49,7 @@ fn trap_27_a_key_made_for_bob_by_mallory_stays_what_it_was_when_bob_is_promoted(
 }
 
 #[test]
-fn a_secret_that_its_owner_received_in_person_rises_and_falls_with_the_role() {
+fn a_secret_received_by_its_owner_follows_the_owners_role() {
     let world = world();
     let created = world
         .create(&bob(Role::DEVELOPER), whole("secret"))
@@ -59,9 +61,9 @@ fn a_secret_that_its_owner_received_in_person_rises_and_falls_with_the_role() {
     assert!(manages(&grant(&world, &created), &world));
 }
 
-/// The instance: whoever holds a narrow key of bob's rotates bob's wider one.
+/// Attack: the holder of bob's narrow key rotates bob's wider key.
 #[test]
-fn a_narrow_key_does_nothing_to_the_other_keys_of_its_owner() {
+fn a_narrow_key_cannot_change_other_keys_of_its_owner() {
     let world = world();
     let (_, narrow) = acting(
         &world,
@@ -107,7 +109,7 @@ fn a_narrow_key_does_nothing_to_the_other_keys_of_its_owner() {
 
 /// A key that was narrow when it was received manages nothing, however little its roles allow later.
 #[test]
-fn a_demotion_makes_no_narrow_key_a_manager() {
+fn a_demotion_does_not_let_a_narrow_key_manage() {
     let world = world();
     let narrow = NewKey::new("narrow").scope("*:read");
     let created = world.create(&bob(Role::DEVELOPER), narrow).unwrap();
@@ -125,7 +127,7 @@ fn a_demotion_makes_no_narrow_key_a_manager() {
     assert!(matches!(denied, Denied::Forbidden { .. }), "{denied:?}");
 }
 
-/// No scopes means no access, also where a role's ceiling is empty.
+/// A key without scopes has no access, even where a role's ceiling is empty.
 #[test]
 fn a_key_without_scopes_manages_nothing() {
     let mut spec = super::policy();
@@ -146,7 +148,7 @@ fn a_key_without_scopes_manages_nothing() {
 }
 
 #[test]
-fn a_rotation_never_raises_and_calling_it_off_gives_back_the_old_bound() {
+fn rotation_never_raises_the_bound_and_cancelling_restores_it() {
     let world = world();
     let created = world
         .create(&bob(Role::DEVELOPER), whole("secret"))
@@ -164,7 +166,7 @@ fn a_rotation_never_raises_and_calling_it_off_gives_back_the_old_bound() {
 }
 
 #[test]
-fn the_owner_in_person_keeps_a_bound_that_the_old_key_had() {
+fn rotation_by_the_owner_keeps_the_bound_of_the_old_key() {
     let world = world();
     let draft = whole("secret").owned_by(who("bob"), Role::MEMBER);
     let created = world.create(&admin(), draft).unwrap();
@@ -174,9 +176,9 @@ fn the_owner_in_person_keeps_a_bound_that_the_old_key_had() {
     assert_eq!(rotated.reach, reads());
 }
 
-/// Whoever widens a key may hold its secret.
+/// An actor who widens a key may hold its secret.
 #[test]
-fn a_key_that_mallory_widened_does_not_rise_with_bob() {
+fn promoting_bob_does_not_widen_a_key_that_mallory_widened() {
     let world = world();
     let created = world
         .create(&bob(Role::DEVELOPER), reader("bob's"))
@@ -190,7 +192,7 @@ fn a_key_that_mallory_widened_does_not_rise_with_bob() {
 }
 
 #[test]
-fn the_application_says_who_receives_a_secret() {
+fn the_application_names_the_recipient_of_a_secret() {
     let world = world();
     let draft = || whole("secret").owned_by(who("bob"), Role::DEVELOPER);
     let in_person = world.create(&host(), draft()).unwrap();
@@ -208,9 +210,9 @@ fn the_application_says_who_receives_a_secret() {
     assert!(matches!(refused, Denied::HostOnly { .. }));
 }
 
-/// The instance: a stored role above the one that the application states.
+/// Attack: a key gets the stored role although the application states a lower one.
 #[test]
-fn a_stored_role_above_the_stated_one_is_not_taken() {
+fn a_stored_role_above_the_stated_one_is_ignored() {
     let world = world();
     role_of(&world, "bob", Role::ADMIN);
     let created = world
@@ -242,7 +244,7 @@ fn a_stated_role_above_the_stored_one_issues_and_widens_nothing_until_it_is_sync
     let place = tenant("acme");
     let raised = set_role(&world, &by, (place.as_str(), "eve"), Role::MEMBER);
     assert_eq!(denied(raised), drift);
-    // What only narrows goes by the stated role.
+    // A command that only narrows is checked against the stated role.
     wait(world.keys.disable(&by, key.id)).unwrap();
 
     let synced = world.keys.sync_role(&by, &place, who("bob"), Role::ADMIN);
@@ -257,7 +259,7 @@ fn a_stated_role_above_the_stored_one_issues_and_widens_nothing_until_it_is_sync
 }
 
 #[test]
-fn a_sync_reaches_the_rows_above_and_below_and_brings_nobody_back() {
+fn a_role_sync_updates_rows_above_and_below_and_restores_no_removed_owner() {
     let world = world();
     let (above, below) = (tenant("acme"), tenant("acme/web"));
     role_of(&world, "bob", Role::MEMBER);
@@ -282,9 +284,9 @@ fn a_sync_reaches_the_rows_above_and_below_and_brings_nobody_back() {
     assert_eq!(refused, Denied::OwnerRemoved { owner: who("bob") });
 }
 
-/// A role that is stored for somebody narrows and widens what they do.
+/// A role stored for another person narrows and widens what that person can do.
 #[test]
-fn only_administrators_store_a_role_for_others() {
+fn only_administrators_set_the_role_of_others() {
     let world = world();
     let draft = reader("carol's").owned_by(who("carol"), Role::MEMBER);
     let denied = denied(world.create(&developer(), draft));
@@ -303,9 +305,9 @@ fn only_administrators_store_a_role_for_others() {
     );
 }
 
-/// What a person states of itself is stored, whatever role it names for its own key.
+/// The role that a person's session states is stored, not the role that the person names for its own key.
 #[test]
-fn a_key_of_ones_own_names_no_role_for_its_owner() {
+fn a_role_named_for_ones_own_key_is_not_stored() {
     let world = world();
     let higher = whole("secret").owned_by(who("dora"), Role::ADMIN);
     let higher = world.create(&developer(), higher).unwrap();
@@ -323,9 +325,9 @@ fn a_key_of_ones_own_names_no_role_for_its_owner() {
     assert!(world.create(&admin(), reader("alice is an admin")).is_ok());
 }
 
-/// Roles are read under the policy of the moment: one that it does not have allows nothing.
+/// Roles are looked up in the current policy. A role missing from it allows nothing.
 #[test]
-fn a_bound_of_a_role_that_the_policy_no_longer_has_allows_nothing() {
+fn a_bound_by_a_role_missing_from_the_policy_allows_nothing() {
     let world = world();
     let draft = whole("secret").owned_by(who("bob"), Role::DEVELOPER);
     let created = world.create(&admin(), draft).unwrap();
@@ -344,9 +346,9 @@ fn a_bound_of_a_role_that_the_policy_no_longer_has_allows_nothing() {
     assert!(world.keys.verify(created.secret.expose(), &need).is_err());
 }
 
-/// Sentinels are variants, never text.
+/// Sentinels are enum variants, never strings.
 #[test]
-fn trap_32_a_login_called_system_or_like_a_key_is_a_person_like_any_other() {
+fn trap_32_a_login_named_system_or_like_a_key_is_an_ordinary_person() {
     let world = world();
     let key = world.some_key();
     let system = Role::new("system").unwrap();
@@ -370,9 +372,9 @@ fn trap_32_a_login_called_system_or_like_a_key_is_a_person_like_any_other() {
     );
 }
 
-/// A role that counts for nothing here may count below, where other rules hold.
+/// A role with no rights in one tenant may have rights in a tenant below, which has other rules.
 #[test]
-fn a_role_is_compared_under_the_rules_below_too() {
+fn roles_are_also_compared_under_the_rules_of_tenants_below() {
     let root = Role::new("root").unwrap();
     let mut below = super::policy();
     below.roles.insert(root.clone(), ScopeSet::all());
@@ -389,9 +391,9 @@ fn a_role_is_compared_under_the_rules_below_too() {
     }
 }
 
-// Rows further down.
+// Owner rows in tenants below.
 
-/// bob is a developer in acme and a member in acme/web, and somebody else holds a key of his.
+/// Makes bob a developer in acme and a member in acme/web, with another person holding one of his keys.
 fn held_by_another(world: &World, delivered: bool) -> keyward::Created {
     set_role(world, &host(), ("acme", "bob"), Role::DEVELOPER).unwrap();
     set_role(world, &host(), ("acme/web", "bob"), Role::MEMBER).unwrap();
@@ -404,7 +406,7 @@ fn held_by_another(world: &World, delivered: bool) -> keyward::Created {
 }
 
 #[test]
-fn a_promotion_below_raises_no_secret_that_others_received() {
+fn a_promotion_below_does_not_widen_secrets_received_by_others() {
     let there = Need::scope("reports:write").for_tenant(tenant("acme/web"));
     let rules = || keyward::policy::Policy::new(super::policy()).unwrap();
     for delivered in [false, true] {
@@ -420,7 +422,7 @@ fn a_promotion_below_raises_no_secret_that_others_received() {
         for role in [Role::DEVELOPER, Role::MEMBER, Role::ADMIN] {
             set_role(&world, &host(), ("acme/web", "bob"), role).unwrap();
             assert!(!writes(&world.keys) && !acts());
-            // By the rows of the store, too.
+            // Also when checked against the rows of the store.
             let fresh = world.keys.verify_fresh(key.secret.expose(), &there);
             assert!(wait(fresh).is_err());
             assert!(!writes(&world.another_node(rules())));
@@ -432,7 +434,7 @@ fn a_promotion_below_raises_no_secret_that_others_received() {
 }
 
 #[test]
-fn a_promotion_below_raises_what_the_owner_received_in_person() {
+fn a_promotion_below_widens_a_secret_received_by_the_owner() {
     let world = super::world();
     set_role(&world, &host(), ("acme", "bob"), Role::DEVELOPER).unwrap();
     set_role(&world, &host(), ("acme/web", "bob"), Role::MEMBER).unwrap();
@@ -447,10 +449,10 @@ fn a_promotion_below_raises_what_the_owner_received_in_person() {
     assert!(!writes());
 }
 
-/// A removal ends the keys of before, so that those of after it are not limited by what was before.
-/// A key of before the removal stays refused where its owner was removed, and works elsewhere.
+/// A removal ends the keys from before it, so that keys created later are not limited by the earlier state. A
+/// key from before the removal stays refused in the tenant of the removal, and works elsewhere.
 #[test]
-fn an_owner_who_comes_back_below_brings_no_key_back_there() {
+fn an_owner_restored_below_gets_no_old_key_back_there() {
     let world = super::world();
     let key = held_by_another(&world, false);
     let place = tenant("acme/web");
@@ -469,7 +471,7 @@ fn an_owner_who_comes_back_below_brings_no_key_back_there() {
 }
 
 #[test]
-fn an_owner_who_comes_back_below_starts_anew() {
+fn an_owner_restored_below_starts_without_the_old_bound() {
     let world = super::world();
     held_by_another(&world, false);
     let place = tenant("acme/web");

@@ -1,5 +1,5 @@
-//! Authority at the time of the commit: an actor that was made from a key is judged by how that key and
-//! its owner stand then.
+//! Authority at commit time: an actor made from a key is checked against the key's and its owner's current
+//! state.
 
 use keyward::{
     Actor, Author, BulkFilter, DeleteKey, Denied, Expiry, KeyUpdate, NewKey, Reason, Rejection,
@@ -17,7 +17,7 @@ fn refused(denied: Denied) -> Rejection {
     }
 }
 
-/// What becomes of a stolen key while its request is on the way.
+/// Changes a stolen key while a request by it is in flight.
 fn after(what: impl FnOnce(&World, keyward::KeyId)) -> (World, Actor) {
     let world = world();
     let (created, key) = acting(&world, &admin(), whole("wide"));
@@ -26,7 +26,7 @@ fn after(what: impl FnOnce(&World, keyward::KeyId)) -> (World, Actor) {
 }
 
 #[test]
-fn trap_25_a_key_that_was_revoked_disabled_or_deleted_since_does_nothing_in_any_tenant() {
+fn trap_25_a_key_revoked_disabled_or_deleted_in_flight_changes_nothing_in_any_tenant() {
     type Narrowing = fn(&World, keyward::KeyId);
     type Expected = fn(&Rejection) -> bool;
     let narrowings: [(Narrowing, Expected); 3] = [
@@ -74,7 +74,7 @@ fn trap_25_a_key_that_was_revoked_disabled_or_deleted_since_does_nothing_in_any_
 }
 
 #[test]
-fn a_key_that_expired_since_does_nothing() {
+fn a_key_that_expires_in_flight_changes_nothing() {
     let (world, key) = after(|world, id| {
         let change = KeyUpdate::new().expiry(Expiry::In(days(1)));
         wait(world.keys.update(&admin(), id, change)).unwrap();
@@ -85,7 +85,7 @@ fn a_key_that_expired_since_does_nothing() {
 }
 
 #[test]
-fn a_key_that_was_narrowed_since_hands_out_what_is_left() {
+fn a_key_narrowed_in_flight_grants_only_its_remaining_scopes() {
     let (world, key) = after(|world, id| {
         let change = KeyUpdate::new().scopes(["reports:*"]);
         wait(world.keys.update(&admin(), id, change)).unwrap();
@@ -102,7 +102,7 @@ fn a_key_that_was_narrowed_since_hands_out_what_is_left() {
 }
 
 #[test]
-fn a_key_whose_owner_was_removed_since_does_nothing_in_any_tenant() {
+fn a_key_whose_owner_is_removed_in_flight_changes_nothing_in_any_tenant() {
     let (world, key) = after(|world, _| {
         wait(
             world
@@ -125,7 +125,7 @@ fn a_key_whose_owner_was_removed_since_does_nothing_in_any_tenant() {
 }
 
 #[test]
-fn a_key_whose_owner_was_lowered_since_hands_out_what_the_role_allows() {
+fn a_key_whose_owner_is_demoted_in_flight_grants_only_what_the_role_allows() {
     let (world, key) = after(|world, _| {
         let (place, owner) = (tenant("acme"), who("alice"));
         wait(
@@ -141,9 +141,9 @@ fn a_key_whose_owner_was_lowered_since_hands_out_what_the_role_allows() {
     }
 }
 
-/// What landed has landed: the id of a command gives ids and outcomes, to whoever gave it.
+/// A committed command stays committed: its id returns the same ids and outcomes to the actor who chose it.
 #[test]
-fn a_repeat_names_what_it_made_also_to_a_key_that_was_revoked_since() {
+fn a_repeated_command_returns_its_result_even_to_a_key_revoked_since() {
     let world = world();
     let (created, key) = acting(&world, &admin(), whole("wide"));
     let made = wait(world.keys.create(
@@ -159,9 +159,9 @@ fn a_repeat_names_what_it_made_also_to_a_key_that_was_revoked_since() {
     assert_eq!(denied(wait(again)), Denied::AlreadyCreated { id: made });
 }
 
-/// The mark of a command names the principal, so that the next key of the same owner may repeat it.
+/// The command mark names the principal, so that the owner's next key can repeat the command.
 #[test]
-fn another_key_of_the_same_owner_repeats_a_command() {
+fn another_key_of_the_same_owner_can_repeat_a_command() {
     let world = world();
     let (_, first) = acting(&world, &admin(), whole("secret"));
     let (_, second) = acting(&world, &admin(), whole("secret"));
@@ -184,7 +184,7 @@ fn another_key_of_the_same_owner_repeats_a_command() {
 }
 
 #[test]
-fn trail_and_record_name_the_key_that_acted_beside_its_owner() {
+fn trail_and_record_name_the_acting_key_and_its_owner() {
     let world = world();
     let (created, key) = acting(&world, &admin(), whole("secret"));
     let child = world
@@ -215,9 +215,9 @@ fn trail_and_record_name_the_key_that_acted_beside_its_owner() {
     );
 }
 
-/// All keys of a stolen key, found through keys that were rotated and deleted since.
+/// All descendants of a stolen key are found, through keys that have since been rotated and deleted.
 #[test]
-fn what_a_key_made_is_found_through_the_keys_that_it_made() {
+fn all_descendants_of_a_key_are_found() {
     let world = world();
     let (stolen, key) = acting(&world, &admin(), whole("wide"));
     let (middle, next) = acting(&world, &key, whole("wide"));
@@ -256,7 +256,7 @@ fn what_a_key_made_is_found_through_the_keys_that_it_made() {
 }
 
 #[test]
-fn nine_keys_do_not_make_one_another() {
+fn a_key_has_at_most_eight_makers() {
     let world = world();
     let (_, mut key) = acting(&world, &admin(), whole("secret").environment("live"));
     for _ in 0..8 {
@@ -266,9 +266,9 @@ fn nine_keys_do_not_make_one_another() {
     assert_eq!(ninth, Denied::TooManyMakers { limit: 8 });
 }
 
-/// A command of a deleted key must not hold up those that come with it.
+/// A command of a deleted key must not block the commands batched with it.
 #[test]
-fn a_deleted_key_holds_up_nobody_below() {
+fn a_deleted_key_does_not_block_other_commands_below() {
     let world = world();
     let (stolen, key) = acting(&world, &admin(), whole("wide"));
     wait(world.keys.delete(&admin(), stolen.id, DeleteKey::plain())).unwrap();

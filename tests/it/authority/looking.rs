@@ -1,4 +1,4 @@
-//! Looking is authority too.
+//! Reading needs authority too.
 
 use keyward::store::AuditQuery;
 use keyward::{Denied, NewKey, Role};
@@ -6,9 +6,9 @@ use keyward::{Denied, NewKey, Role};
 use super::{acting, developer, whole, world};
 use support::*;
 
-/// The instance: a role that the policy does not know lists all keys and reads the trail.
+/// Attack: a role that the policy does not know lists all keys and reads the trail.
 #[test]
-fn an_unknown_role_looks_at_nothing() {
+fn an_unknown_role_reads_nothing() {
     let world = world();
     let key = world.some_key();
     let by = actor("acme", "eve", Role::new("intern").unwrap());
@@ -18,7 +18,7 @@ fn an_unknown_role_looks_at_nothing() {
         role: by.role().cloned(),
     };
     let looked = wait(world.keys.list(&by, &query));
-    // She may look at keys of her own, of which she has none.
+    // An unknown role may read its own keys, and eve has none.
     assert!(looked.unwrap().keys.is_empty());
     assert_eq!(denied(wait(world.keys.key(&by, key.id))), Denied::NotFound);
     assert_eq!(
@@ -31,7 +31,7 @@ fn an_unknown_role_looks_at_nothing() {
 }
 
 #[test]
-fn where_owners_have_no_say_an_unknown_role_is_refused() {
+fn a_role_without_rights_is_refused_where_owners_may_not_look() {
     let mut spec = super::policy();
     spec.classes
         .values_mut()
@@ -45,14 +45,14 @@ fn where_owners_have_no_say_an_unknown_role_is_refused() {
 }
 
 #[test]
-fn a_list_leaves_out_what_its_reader_may_not_look_at_and_loses_nothing() {
+fn a_list_omits_keys_its_reader_may_not_see_and_no_others() {
     let mut spec = super::policy();
     let hidden = spec.classes.get_mut("plain").unwrap();
     hidden.look.roles.remove(&Role::DEVELOPER);
     let world = World::with_policy(spec);
     let (mut seen, mut own) = (Vec::new(), Vec::new());
     for number in 0..9 {
-        // Keys order by the millisecond in which they were created.
+        // Keys sort by the millisecond of their creation.
         world.clock.advance(std::time::Duration::from_millis(1));
         let name = format!("key {number}");
         if number % 3 == 0 {
@@ -88,7 +88,7 @@ fn a_list_leaves_out_what_its_reader_may_not_look_at_and_loses_nothing() {
 }
 
 #[test]
-fn auditors_read_the_trail_and_administrators_do() {
+fn auditors_and_administrators_read_the_trail() {
     let mut spec = super::policy();
     let auditor = Role::new("auditor").unwrap();
     spec.auditors.insert(auditor.clone());
@@ -103,7 +103,7 @@ fn auditors_read_the_trail_and_administrators_do() {
 }
 
 #[test]
-fn a_removed_person_looks_at_nothing() {
+fn a_removed_person_reads_nothing() {
     let world = world();
     let key = world.some_key();
     wait(
@@ -125,7 +125,7 @@ fn a_removed_person_looks_at_nothing() {
 }
 
 #[test]
-fn a_key_looks_by_the_roles_that_it_manages_by() {
+fn a_key_reads_with_the_roles_it_manages_with() {
     let world = world();
     let (_, key) = acting(&world, &admin(), whole("secret"));
     let query = world.keys.query(&tenant("acme"));
@@ -137,9 +137,9 @@ fn a_key_looks_by_the_roles_that_it_manages_by() {
     ));
 }
 
-/// That a key's class is gone is for administrators to know.
+/// Only administrators may learn that a key's class no longer exists.
 #[test]
-fn a_refusal_tells_nothing_of_a_class_that_is_gone() {
+fn a_refusal_does_not_reveal_that_a_class_is_gone() {
     let world = super::world();
     let key = world.create(&admin(), super::whole("plain")).unwrap();
     let mut spec = super::policy();

@@ -1,5 +1,5 @@
-//! Who may do what with a key: nobody rises. `docs/authority.md` states the rules; each is shown here on
-//! the commands and dimensions that it is about.
+//! Authority over keys: no actor gains rights. `docs/authority.md` states the rules; these tests show each
+//! rule on the commands and dimensions it applies to.
 
 mod bound;
 mod commit;
@@ -21,7 +21,8 @@ use keyward::{
 
 use support::*;
 
-/// Classes of every kind. Admins and developers reach everything; only admins administer.
+/// Returns a policy with classes of every kind. Admins and developers reach everything; only admins
+/// administer.
 fn policy() -> PolicySpec {
     let mut spec = profiles::standard();
     let prefix = |text: &str| TokenPrefix::new(text).unwrap();
@@ -79,7 +80,7 @@ fn world() -> World {
     world
 }
 
-/// A key of an admin that reaches everything.
+/// Returns a draft that reaches everything. Created by an admin, it stays that wide.
 fn whole(class: &str) -> NewKey {
     NewKey::new("whole").class(class).scope("*:*")
 }
@@ -89,7 +90,7 @@ fn grant(world: &World, key: &Created) -> Grant {
     world.keys.verify(key.secret.expose(), &need).unwrap()
 }
 
-/// The actor of a key that `by` creates.
+/// Returns the actor of a key that `by` creates.
 fn acting(world: &World, by: &Actor, key: NewKey) -> (Created, Actor) {
     let created = world.create(by, key).unwrap();
     let actor = grant(world, &created).actor();

@@ -15,9 +15,9 @@ fn exceeds(denied: Denied) -> Dimension {
     }
 }
 
-/// The instance: a developer widens an admin's key that was given to her.
+/// Attack: a developer widens an admin's key that was given to her.
 #[test]
-fn a_developer_does_not_widen_an_admins_key_that_was_given_to_her() {
+fn a_developer_cannot_widen_an_admins_key_that_was_given_to_her() {
     let world = world();
     let key = world.create(&admin(), reader("alice's")).unwrap();
     let update = |change| denied(wait(world.keys.update(&developer(), key.id, change)));
@@ -38,7 +38,7 @@ fn a_developer_does_not_widen_an_admins_key_that_was_given_to_her() {
 }
 
 #[test]
-fn a_developer_neither_enables_nor_prolongs_nor_frees_an_admins_key() {
+fn a_developer_cannot_enable_extend_or_unbind_an_admins_key() {
     let world = world();
     let key = reader("alice's")
         .expires_in(days(9))
@@ -56,9 +56,9 @@ fn a_developer_neither_enables_nor_prolongs_nor_frees_an_admins_key() {
     );
 }
 
-/// What only narrows is never refused by the order, whoever's key it is.
+/// The order of reach never refuses a command that only narrows, for any owner of the key.
 #[test]
-fn a_developer_narrows_disables_and_revokes_an_admins_key() {
+fn a_developer_can_narrow_disable_and_revoke_an_admins_key() {
     let world = world();
     let key = NewKey::new("alice's").scope("reports:*");
     let key = world.create(&admin(), key).unwrap();
@@ -73,9 +73,9 @@ fn a_developer_narrows_disables_and_revokes_an_admins_key() {
     wait(world.keys.revoke(&by, key.id, keyward::Reason::Lost)).unwrap();
 }
 
-/// The instance: a key of its own tenant alone makes one that reaches all tenants below.
+/// Attack: a key limited to its own tenant makes a key that reaches all tenants below.
 #[test]
-fn an_own_tenant_key_makes_no_key_that_reaches_below() {
+fn a_key_of_its_own_tenant_makes_no_key_that_reaches_below() {
     let mut spec = policy();
     let plain = spec.classes.get_mut("plain").unwrap();
     plain.issues.insert(class("wide"));
@@ -88,9 +88,9 @@ fn an_own_tenant_key_makes_no_key_that_reaches_below() {
     assert_eq!(exceeds(denied(refused)), Dimension::Tenants);
 }
 
-/// The instance: a test key creates and rotates live ones.
+/// Attack: a test key creates and rotates live keys.
 #[test]
-fn trap_26_a_test_key_makes_imports_rotates_enables_and_widens_no_live_key() {
+fn trap_26_a_test_key_cannot_create_import_rotate_enable_or_widen_live_keys() {
     let world = world();
     let (_, key) = acting(&world, &admin(), whole("secret").environment("test"));
     let live = world.create(&admin(), reader("live")).unwrap();
@@ -119,9 +119,9 @@ fn trap_26_a_test_key_makes_imports_rotates_enables_and_widens_no_live_key() {
     );
 }
 
-/// The instance: a key bound to a network makes one that is not, and lifts its own list.
+/// Attack: a key bound to a network makes one that is not, and lifts its own address list.
 #[test]
-fn a_key_bound_to_a_network_frees_neither_another_nor_itself() {
+fn a_key_bound_to_a_network_unbinds_neither_another_key_nor_itself() {
     let world = world();
     let bound = whole("secret").allow_addresses(["10.0.0.0/8"]);
     let created = world.create(&admin(), bound).unwrap();
@@ -150,9 +150,9 @@ fn a_key_bound_to_a_network_frees_neither_another_nor_itself() {
     assert!(world.create(&key, narrower).is_ok());
 }
 
-/// Where the key was verified counts, against the list as it is at the commit.
+/// The address at verification counts, checked against the address list at commit time.
 #[test]
-fn a_key_acts_only_from_the_networks_that_its_list_has_now() {
+fn a_key_acts_only_from_the_networks_of_its_current_list() {
     let world = world();
     let created = world.create(&admin(), whole("secret")).unwrap();
     let need = keyward::Need::any().from_address("203.0.113.9".parse().unwrap());
@@ -171,7 +171,7 @@ fn a_key_acts_only_from_the_networks_that_its_list_has_now() {
     }
 }
 
-/// The instance: the actor of an admin's publishable key is an admin.
+/// Attack: the actor of an admin's publishable key is an admin.
 #[test]
 fn a_publishable_key_manages_nothing_not_even_itself() {
     let world = world();
@@ -202,7 +202,7 @@ fn a_publishable_key_manages_nothing_not_even_itself() {
 }
 
 #[test]
-fn a_secret_key_makes_publishable_keys_where_its_class_issues_them() {
+fn a_secret_key_makes_publishable_keys_if_its_class_issues_them() {
     let mut spec = policy();
     let plain = spec.classes.get_mut("plain").unwrap();
     plain.issues.insert(class("publishable"));
@@ -213,7 +213,7 @@ fn a_secret_key_makes_publishable_keys_where_its_class_issues_them() {
 }
 
 #[test]
-fn a_key_issues_its_own_class_and_those_that_its_class_lists() {
+fn a_key_issues_its_own_class_and_the_classes_its_class_lists() {
     let world = world();
     let (_, key) = acting(&world, &admin(), whole("issuing"));
     assert!(world.create(&key, whole("issuing")).is_ok());
@@ -229,9 +229,9 @@ fn a_key_issues_its_own_class_and_those_that_its_class_lists() {
     );
 }
 
-/// Otherwise a chain of classes would lead where no class of it leads.
+/// Otherwise a chain of classes would reach a class that the first class does not issue.
 #[test]
-fn a_key_issues_no_class_that_issues_more_than_its_own_does() {
+fn a_key_issues_no_class_that_issues_more_than_its_own_class() {
     let mut spec = policy();
     let within = spec.classes.get_mut("within").unwrap();
     within.issues.insert(class("issuing"));
@@ -244,7 +244,7 @@ fn a_key_issues_no_class_that_issues_more_than_its_own_does() {
 }
 
 #[test]
-fn a_key_makes_none_whose_revocation_holds_later() {
+fn a_key_makes_no_key_with_a_longer_staleness_bound() {
     let mut spec = policy();
     let plain = spec.classes.get_mut("plain").unwrap();
     plain.issues.insert(class("slow"));
@@ -257,7 +257,7 @@ fn a_key_makes_none_whose_revocation_holds_later() {
 }
 
 #[test]
-fn a_key_of_a_resource_makes_keys_of_that_resource_alone() {
+fn a_key_of_a_resource_makes_keys_of_that_resource_only() {
     let world = world();
     let resource = |id: &str| Resource {
         kind: ResourceKind::new("deployment").unwrap(),
@@ -281,7 +281,7 @@ fn a_key_of_a_resource_makes_keys_of_that_resource_alone() {
 }
 
 #[test]
-fn nothing_that_a_key_makes_or_prolongs_outlives_it_as_it_stands() {
+fn no_key_outlives_the_key_that_made_or_extended_it() {
     let world = world();
     let (created, key) = acting(&world, &admin(), whole("secret"));
     let never = || whole("secret").never_expires();
@@ -298,9 +298,9 @@ fn nothing_that_a_key_makes_or_prolongs_outlives_it_as_it_stands() {
     assert_eq!(exceeds(denied(prolonged)), Dimension::Lifetime);
 }
 
-/// A role has no end, no class, no environment and no network.
+/// A role has no expiry, no class, no environment and no network.
 #[test]
-fn a_key_raises_no_role_and_lowers_them_as_an_admin_does() {
+fn a_key_cannot_raise_a_role_and_can_lower_one_like_an_admin() {
     let world = world();
     let (_, key) = acting(&world, &admin(), whole("secret"));
     let change = |role| {
@@ -314,9 +314,9 @@ fn a_key_raises_no_role_and_lowers_them_as_an_admin_does() {
     assert!(change(Role::MEMBER).is_ok());
 }
 
-/// Compared by what roles may manage, not by their ceilings alone.
+/// Roles are compared by what they may manage, not only by their ceilings.
 #[test]
-fn nobody_gives_a_role_that_may_manage_more() {
+fn nobody_grants_a_role_that_manages_more_than_their_own() {
     let mut spec = policy();
     spec.administrators.insert(Role::DEVELOPER);
     spec.classes
@@ -336,10 +336,10 @@ fn nobody_gives_a_role_that_may_manage_more() {
     );
 }
 
-/// What an owner's role narrows today it may allow tomorrow. A session of few scopes hands out no more
-/// than those.
+/// An owner's role may narrow a key today and allow more tomorrow. A session with few scopes grants no more
+/// than those scopes.
 #[test]
-fn a_session_of_few_scopes_hands_out_no_key_of_many() {
+fn a_session_with_few_scopes_grants_no_key_with_more() {
     let world = super::world();
     let bob = |role| actor("acme", "bob", role);
     let key = whole("plain")
@@ -371,6 +371,6 @@ fn a_session_of_few_scopes_hands_out_no_key_of_many() {
             other => panic!("{other:?}"),
         }
     }
-    // A session of all scopes is judged by what the key reaches now.
+    // A session with all scopes is compared with the key's current reach.
     wait(world.keys.rotate(&bob(Role::MEMBER), key.id, how)).unwrap();
 }

@@ -1,4 +1,4 @@
-//! Self-rotation: the one thing that may outlive its actor.
+//! Self-rotation: the only command whose result may outlive its actor.
 
 use keyward::{
     Denied, Dimension, Expiry, KeyUpdate, LeakSource, Need, NewKey, Replacement, Role, days, hours,
@@ -27,7 +27,7 @@ fn reason(denied: Denied) -> &'static str {
 }
 
 #[test]
-fn by_default_a_key_does_not_rotate_itself_whatever_its_role() {
+fn by_default_no_key_rotates_itself_be_it_wide_or_narrow() {
     let world = world();
     for draft in [whole("secret"), narrow("secret")] {
         let (created, key) = acting(&world, &admin(), draft.environment("live"));
@@ -37,7 +37,7 @@ fn by_default_a_key_does_not_rotate_itself_whatever_its_role() {
 }
 
 #[test]
-fn within_its_life_a_key_hands_on_its_own_end() {
+fn a_rotation_within_its_life_keeps_the_keys_end() {
     let world = world();
     let (created, key) = acting(&world, &admin(), narrow("within"));
     let end = created.expires_at;
@@ -53,7 +53,7 @@ fn within_its_life_a_key_hands_on_its_own_end() {
 }
 
 #[test]
-fn a_key_renews_itself_until_its_chain_is_of_age() {
+fn a_key_renews_itself_until_its_chain_reaches_the_maximum_age() {
     let world = world();
     let (created, mut key) = acting(&world, &admin(), narrow("renewing"));
     let born = at(START);
@@ -79,9 +79,9 @@ fn a_key_renews_itself_until_its_chain_is_of_age() {
     assert!(wait(world.keys.rotate(&key, id, grace())).is_err());
 }
 
-/// A key that renews itself makes no key that begins anew: both are as old as the first.
+/// A key that renews itself makes no key with a fresh age: the age of both counts from the first key.
 #[test]
-fn keys_that_make_one_another_renew_themselves_no_longer_than_the_first() {
+fn the_maximum_age_counts_from_the_first_key_through_keys_that_make_keys() {
     let world = world();
     let first = whole("renewing").expires_in(days(30));
     let (_, key) = acting(&world, &admin(), first);
@@ -94,7 +94,7 @@ fn keys_that_make_one_another_renew_themselves_no_longer_than_the_first() {
 }
 
 #[test]
-fn a_key_that_is_retiring_or_was_found_does_not_rotate_itself_and_never_at_once() {
+fn no_retiring_or_leaked_key_rotates_itself_and_no_key_does_so_without_grace() {
     let world = world();
     let (created, key) = acting(&world, &admin(), narrow("within"));
     let at_once = wait(
@@ -136,7 +136,7 @@ fn a_key_that_is_retiring_or_was_found_does_not_rotate_itself_and_never_at_once(
     assert_eq!(reason(denied(refused)), "it was found in the open");
 }
 
-/// A lost answer loses no access: the key asks for its successor's secret again.
+/// A lost answer costs no access: the key asks again for its successor's secret.
 #[test]
 fn a_key_that_lost_the_answer_to_its_rotation_asks_again() {
     let world = world();
@@ -155,7 +155,7 @@ fn a_key_that_lost_the_answer_to_its_rotation_asks_again() {
 }
 
 #[test]
-fn the_trail_says_that_a_key_rotated_itself() {
+fn the_trail_records_that_a_key_rotated_itself() {
     let world = world();
     let (created, key) = acting(&world, &admin(), narrow("within"));
     wait(world.keys.rotate(&key, created.id, grace())).unwrap();
@@ -165,14 +165,14 @@ fn the_trail_says_that_a_key_rotated_itself() {
     assert_eq!(rotated, Some(Some(created.id)));
 }
 
-// A key that lost the answer to its rotation asks again. It gets no more than it has by then.
+// A key that lost the answer to its rotation asks again. It gets no more than it may have at that time.
 
 fn lost() -> Replacement {
     Replacement::on_first_use(hours(1))
 }
 
 #[test]
-fn a_key_that_was_narrowed_gets_no_wider_successor_by_asking_again() {
+fn a_narrowed_key_gets_no_wider_successor_by_asking_again() {
     let narrowings: [(KeyUpdate, Dimension); 2] = [
         (KeyUpdate::new().scopes(["reports:read"]), Dimension::Scopes),
         (
@@ -194,7 +194,7 @@ fn a_key_that_was_narrowed_gets_no_wider_successor_by_asking_again() {
         };
         let stale = act();
         let new = wait(world.keys.rotate(&stale, old.id, lost())).unwrap();
-        // Nothing changed: it may ask.
+        // Nothing has changed yet, so it may ask.
         wait(world.keys.replace_lost(&stale, new.id)).unwrap();
         wait(world.keys.update(&admin(), old.id, narrowing)).unwrap();
         for by in [stale, act()] {
@@ -207,7 +207,7 @@ fn a_key_that_was_narrowed_gets_no_wider_successor_by_asking_again() {
 }
 
 #[test]
-fn a_key_gets_no_successor_that_others_widened_by_asking_again() {
+fn a_key_gets_no_successor_widened_by_others_by_asking_again() {
     let widenings: [(KeyUpdate, Dimension); 2] = [
         (KeyUpdate::new().scopes(["*:*"]), Dimension::Scopes),
         (KeyUpdate::new().expiry(Expiry::Never), Dimension::Lifetime),
@@ -224,7 +224,7 @@ fn a_key_gets_no_successor_that_others_widened_by_asking_again() {
     }
 }
 
-/// Self-rotation may renew the end, and asking again does not take that back.
+/// Self-rotation may renew the end, and asking again keeps the renewed end.
 #[test]
 fn a_key_that_renews_itself_asks_again_for_a_later_end() {
     let world = world();

@@ -1,4 +1,4 @@
-//! Commands of several commits: the first is authorised, the others only narrow.
+//! Commands of several commits: the first is authorized, the rest only narrow.
 
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
@@ -19,7 +19,7 @@ use keyward::{
 use super::{acting, set_role, whole};
 use support::*;
 
-/// Commits so many times, and then not any more.
+/// A store that accepts a number of commits and fails all later ones.
 #[derive(Debug)]
 struct Stops {
     inner: MemoryStore,
@@ -71,7 +71,7 @@ impl KeyStore for Stops {
     }
 }
 
-/// A node over the world's store whose commits end after so many.
+/// Returns a node over the world's store that fails after `left` commits.
 fn stopping(world: &World, left: usize) -> Keyward {
     let store = Stops {
         inner: world.store.clone(),
@@ -97,7 +97,7 @@ fn trail(world: &World, path: &str) -> Vec<(Action, keyward::Author, keyward::Co
 }
 
 #[test]
-fn a_revocation_of_many_goes_on_after_its_caller_lost_its_key() {
+fn a_bulk_revocation_continues_after_its_callers_key_is_revoked() {
     let world = super::world();
     let (created, key) = acting(&world, &admin(), whole("wide"));
     let victims = [world.some_key(), world.some_key()];
@@ -107,7 +107,7 @@ fn a_revocation_of_many_goes_on_after_its_caller_lost_its_key() {
     let place = tenant("acme");
     assert!(wait(node.revoke_many(&by, &place, filter(), Reason::Unused)).is_err());
     wait(world.keys.revoke(&admin(), created.id, Reason::Lost)).unwrap();
-    // The same call goes on, though the key that gave it does nothing else any more.
+    // The same call continues, although the key that started it has no authority for anything else.
     let swept = wait(
         world
             .keys
@@ -126,7 +126,7 @@ fn a_revocation_of_many_goes_on_after_its_caller_lost_its_key() {
 }
 
 #[test]
-fn maintenance_finishes_what_a_caller_who_is_gone_began() {
+fn maintenance_finishes_a_command_whose_caller_is_gone() {
     let world = super::world();
     let (created, key) = acting(&world, &admin(), whole("wide"));
     let victim = world.some_key();
@@ -167,7 +167,7 @@ fn maintenance_finishes_what_a_caller_who_is_gone_began() {
 }
 
 #[test]
-fn removals_and_closings_are_finished_below_too() {
+fn maintenance_finishes_removals_and_closings_below() {
     let world = super::world();
     let bob = actor("acme", "bob", Role::DEVELOPER);
     let below = reader("below").in_tenant(tenant("acme/web"));
@@ -181,9 +181,9 @@ fn removals_and_closings_are_finished_below_too() {
     assert_eq!(info.status, keyward::Status::Revoked);
 }
 
-/// A key of its own tenant alone ends nothing below, maintenance in its name neither.
+/// A key limited to its own tenant ends nothing below, nor does maintenance on its behalf.
 #[test]
-fn maintenance_reaches_no_further_than_the_caller_did() {
+fn maintenance_reaches_no_further_than_the_caller() {
     let world = super::world();
     let (maker, by_maker) = acting(&world, &admin(), whole("wide"));
     let below = whole("wide").in_tenant(tenant("acme/web"));
@@ -203,9 +203,9 @@ fn maintenance_reaches_no_further_than_the_caller_did() {
     );
 }
 
-/// A repeat of what was done is no new command.
+/// A repetition of a finished command is not a new command.
 #[test]
-fn a_repeated_removal_ends_nothing_that_came_since() {
+fn a_repeated_removal_ends_no_key_created_since() {
     let world = super::world();
     let bob = actor("acme", "bob", Role::DEVELOPER);
     world.create(&bob, reader("first")).unwrap();
@@ -224,10 +224,10 @@ fn a_repeated_removal_ends_nothing_that_came_since() {
     assert!(world.keys.verify(new.secret.expose(), &Need::any()).is_ok());
 }
 
-/// A repeat of a command that has ended is no way around a lost authority: what matches its filter only
-/// since then is left alone.
+/// Repeating a finished command does not bypass a lost authority: keys that match its filter only since then
+/// stay untouched.
 #[test]
-fn a_key_that_lost_its_authority_revokes_nothing_by_repeating_what_has_ended() {
+fn a_key_without_authority_revokes_nothing_by_repeating_a_finished_command() {
     let world = super::world();
     let (created, key) = acting(&world, &admin(), whole("wide"));
     let victim = world
@@ -241,7 +241,7 @@ fn a_key_that_lost_its_authority_revokes_nothing_by_repeating_what_has_ended() {
     };
     let repeated = || key.with_command_id(command("sweep"));
     assert_eq!(sweep(repeated()).unwrap().ended, 0);
-    // From here on the key has a part in the victim.
+    // From here on the key counts as a maker of the victim.
     let widened = KeyUpdate::new().scopes(["reports:*"]);
     wait(world.keys.update(&key, victim.id, widened)).unwrap();
     let made = wait(world.keys.made_by(&admin(), &place, created.id)).unwrap();
@@ -250,13 +250,13 @@ fn a_key_that_lost_its_authority_revokes_nothing_by_repeating_what_has_ended() {
     let _ = sweep(repeated());
     let verified = |secret| world.keys.verify(secret, &Need::any());
     assert!(verified(victim.secret.expose()).is_ok());
-    // A new command of somebody who may finds it.
+    // A new command by an authorized actor finds the victim.
     let by = admin();
     assert_eq!(sweep((&by).into()).unwrap().ended, 1);
     assert!(verified(victim.secret.expose()).is_err());
 }
 
-// Whatever a key has a part in is found.
+// A key's descendants include every key it has contributed to.
 
 fn made_by(world: &World, key: keyward::KeyId) -> Vec<keyward::KeyId> {
     let made = wait(world.keys.made_by(&admin(), &tenant("acme"), key)).unwrap();
@@ -275,7 +275,7 @@ fn revoke_made_by(world: &World, key: keyward::KeyId) -> usize {
 }
 
 #[test]
-fn a_successor_that_a_key_made_of_itself_is_of_its_making() {
+fn a_successor_from_self_rotation_counts_as_made_by_the_key() {
     let world = super::world();
     let (old, key) = acting(&world, &admin(), whole("within"));
     let rotated = |by: &keyward::Actor, key| {
@@ -297,7 +297,7 @@ fn a_successor_that_a_key_made_of_itself_is_of_its_making() {
 }
 
 #[test]
-fn what_a_deleted_key_of_a_chain_made_is_found() {
+fn keys_made_by_a_deleted_key_of_a_chain_are_found() {
     let world = super::world();
     let (first, key) = acting(&world, &admin(), whole("within"));
     let made = world.create(&key, whole("within")).unwrap();
@@ -320,9 +320,9 @@ fn what_a_deleted_key_of_a_chain_made_is_found() {
     assert!(verdict.is_err());
 }
 
-// Nobody stops a command below by taking its id.
+// Taking a command's id in a tenant below does not stop the command.
 
-/// A wide key that was stolen and revoked, and what it made in acme and below.
+/// A wide key that was stolen and revoked, and the keys it made in acme and below.
 fn stolen(world: &World) -> (keyward::KeyId, [keyward::Created; 2]) {
     let (stolen, key) = acting(world, &admin(), whole("wide"));
     let above = world.create(&key, whole("wide")).unwrap();
@@ -333,7 +333,7 @@ fn stolen(world: &World) -> (keyward::KeyId, [keyward::Created; 2]) {
 }
 
 #[test]
-fn a_command_goes_on_below_though_its_id_was_taken_there() {
+fn a_command_continues_below_although_its_id_was_taken_there() {
     let world = super::world();
     let (by, keys) = stolen(&world);
     let half = stopping(&world, 1);
@@ -361,7 +361,7 @@ fn a_command_goes_on_below_though_its_id_was_taken_there() {
 }
 
 #[test]
-fn a_command_reaches_below_though_its_id_was_used_there_before() {
+fn a_command_reaches_below_although_its_id_was_used_there_before() {
     let world = super::world();
     let (stolen, key) = acting(&world, &admin(), whole("wide"));
     let below = whole("wide").in_tenant(tenant("acme/web"));
@@ -381,9 +381,9 @@ fn a_command_reaches_below_though_its_id_was_used_there_before() {
     assert!(verdict.is_err());
 }
 
-/// Another key of the principal may go on with a command; the trail names who began it.
+/// Another key of the principal may continue a command. The trail names the key that started it.
 #[test]
-fn whoever_goes_on_with_a_command_is_not_its_author() {
+fn continuing_a_command_does_not_change_its_author() {
     let world = super::world();
     let (_, narrow) = acting(&world, &admin(), reader("narrow").class("plain"));
     let bob = actor("acme", "bob", Role::DEVELOPER);
@@ -401,9 +401,9 @@ fn whoever_goes_on_with_a_command_is_not_its_author() {
     assert_eq!(info.updated.by, author("alice"));
 }
 
-/// Of two commands of one id below, the end of one is not the end of the other.
+/// Two commands below may have the same id. The end of one does not end the other.
 #[test]
-fn a_command_below_is_not_ended_by_another_one_of_its_id() {
+fn a_command_below_is_not_ended_by_another_command_with_its_id() {
     let world = super::world();
     let (by, [_, below]) = stolen(&world);
     let web = tenant("acme/web");
@@ -414,7 +414,7 @@ fn a_command_below_is_not_ended_by_another_one_of_its_id() {
         wait(world.keys.revoke_many(by, &web, filter, Reason::Unused))
     };
     squat().unwrap();
-    // The first commit in acme, its last page there, and the first commit below.
+    // The first commit in acme, the last page there, and the first commit below.
     let half = stopping(&world, 3);
     let admin = admin();
     let sweep = admin.with_command_id(command("incident"));

@@ -1,4 +1,5 @@
-//! Tenants below: what is reached has a say, and a first command provisions only by whom may provision.
+//! Tenants below: a tenant below can restrict a key that reaches it. A first command provisions a tenant only
+//! for an actor who may provision.
 
 use keyward::policy::{Policies, Policy, PolicySpec};
 use keyward::{Actor, Denied, Dimension, Need, NewKey, Rejection, Role, ScopeSet, TenantId};
@@ -6,9 +7,9 @@ use keyward::{Actor, Denied, Dimension, Need, NewKey, Rejection, Role, ScopeSet,
 use super::{acting, developer, set_role, whole, world};
 use support::*;
 
-/// The instance: a developer of acme creates fifty keys in fifty new projects, past any cap.
+/// Attack: a developer of acme creates fifty keys in fifty new projects, past any cap.
 #[test]
-fn a_developer_makes_no_tenant_by_creating_a_key_in_it() {
+fn a_developer_cannot_create_a_tenant_by_creating_a_key_in_it() {
     let world = World::with_policy(capped(2));
     world.some_key();
     let (_, by_key) = acting(&world, &developer(), NewKey::new("dora's").scope("*:*"));
@@ -37,7 +38,7 @@ fn at(path: &str) -> Need {
     Need::scope("reports:read").for_tenant(tenant(path))
 }
 
-/// Asks the index, the store, and another node.
+/// Verifies by the index, by the store, and on another node.
 fn everywhere(world: &World, secret: &str, need: &Need) -> Vec<Result<(), Rejection>> {
     let other = world.another_node(keyward::policy::Policy::new(super::policy()).unwrap());
     wait(other.sync()).unwrap();
@@ -48,9 +49,9 @@ fn everywhere(world: &World, secret: &str, need: &Need) -> Vec<Result<(), Reject
     ]
 }
 
-/// The instance: a class that reaches below goes on reaching a tenant below that was closed.
+/// Attack: a class that reaches below still reaches a closed tenant below.
 #[test]
-fn a_tenant_below_that_was_closed_is_not_reached() {
+fn a_closed_tenant_below_is_not_reached() {
     let world = world();
     let key = wide(&world);
     let secret = key.secret.expose();
@@ -75,7 +76,7 @@ fn a_tenant_below_that_was_closed_is_not_reached() {
 }
 
 #[test]
-fn an_owner_who_was_removed_or_lowered_below_counts_so_there() {
+fn an_owner_removed_or_demoted_below_is_restricted_there() {
     let world = world();
     let key = wide(&world);
     let secret = key.secret.expose();
@@ -112,18 +113,18 @@ fn an_owner_who_was_removed_or_lowered_below_counts_so_there() {
     assert!(matches!(denied(made), Denied::ActingKey { .. }));
 }
 
-/// The instance: `GET /projects/acme%2F..%2Fvictim/secrets`.
+/// Attack: `GET /projects/acme%2F..%2Fvictim/secrets`.
 #[test]
-fn dots_are_no_tenant() {
+fn tenant_paths_with_dot_segments_are_refused() {
     for path in ["acme/../victim", "..", ".", "acme/.", "./acme"] {
         assert!(TenantId::new(path).is_err(), "{path}");
     }
     assert!(TenantId::new("acme/..web").is_ok());
 }
 
-/// Whoever imports chooses the secret.
+/// The importer of a key chooses its secret.
 #[test]
-fn only_administrators_import() {
+fn only_administrators_import_keys() {
     let world = world();
     let import = |by: &Actor, token: &str| {
         let digest = keyward::Digest::sha256(token);
@@ -141,9 +142,9 @@ fn only_administrators_import() {
     assert!(import(&host(), "c").is_ok());
 }
 
-// Rules that differ from tenant to tenant.
+// Rules that differ between tenants.
 
-/// One set of rules for acme and another one for acme/web.
+/// Makes a world with one set of rules for acme and another for acme/web.
 fn two_rules(above: PolicySpec, below: PolicySpec) -> World {
     let policies = Policies::new(Policy::new(above).unwrap())
         .with_tenant(tenant("acme/web"), Policy::new(below).unwrap());
@@ -155,7 +156,7 @@ fn two_rules(above: PolicySpec, below: PolicySpec) -> World {
     world
 }
 
-/// Opal has the role ops, which manages keys, and administers below alone.
+/// Makes a world where opal's role `ops` manages keys, and administers only below.
 fn ops() -> (World, keyward::Created) {
     let ops = Role::new("ops").unwrap();
     let mut above = super::policy();
@@ -187,7 +188,7 @@ fn exceeds(refused: Denied, exceeded: Dimension) {
 }
 
 #[test]
-fn nobody_enables_a_key_that_manages_more_below() {
+fn nobody_enables_a_key_that_manages_more_below_than_they_do() {
     let (world, key) = ops();
     wait(world.keys.disable(&admin(), key.id)).unwrap();
     let refused = denied(wait(world.keys.enable(&super::developer(), key.id)));
@@ -195,7 +196,7 @@ fn nobody_enables_a_key_that_manages_more_below() {
 }
 
 #[test]
-fn nobody_calls_off_the_rotation_of_a_key_that_manages_more_below() {
+fn nobody_cancels_the_rotation_of_a_key_that_manages_more_below_than_they_do() {
     let (world, key) = ops();
     let how = keyward::Replacement::grace(keyward::hours(1));
     wait(world.keys.rotate(&admin(), key.id, how)).unwrap();
@@ -205,9 +206,9 @@ fn nobody_calls_off_the_rotation_of_a_key_that_manages_more_below() {
     exceeds(refused, Dimension::Role);
 }
 
-/// Keys of the tenant above are verified by the rules there, where the role is a larger one.
+/// Keys of the tenant above are verified under its rules, where the role is larger.
 #[test]
-fn a_role_is_compared_by_the_rules_above_too() {
+fn roles_are_also_compared_under_the_rules_of_tenants_above() {
     let role = |name: &str| Role::new(name).unwrap();
     let reads = || ScopeSet::parse(["reports:read"]).unwrap();
     let mut above = super::policy();
@@ -229,9 +230,9 @@ fn a_role_is_compared_by_the_rules_above_too() {
     assert!(world.keys.verify(key.secret.expose(), &there).is_err());
 }
 
-/// A row below that holds more than the row above waits for that one to be raised.
+/// A new row below may hold no more than the row above. To hold more, the row above must be raised first.
 #[test]
-fn one_more_row_below_a_row_is_no_larger_than_that() {
+fn a_new_row_below_is_no_larger_than_the_row_above() {
     let world = super::world();
     let set =
         |by: &keyward::Actor, place, owner, role| super::set_role(&world, by, (place, owner), role);

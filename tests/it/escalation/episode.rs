@@ -1,4 +1,4 @@
-//! One episode: others and the attacker take turns, on several nodes over one store.
+//! An episode: others and the attacker take turns on several nodes over one store.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -29,8 +29,8 @@ thread_local! {
     static ACCEPTED: Cell<usize> = const { Cell::new(0) };
 }
 
-/// How many attacks were accepted since the last call.
-#[allow(dead_code, reason = "asked for where no hole is open")]
+/// Returns the number of attacks accepted since the last call.
+#[allow(dead_code, reason = "used only in builds without an open hole")]
 pub(crate) fn accepted() -> usize {
     ACCEPTED.replace(0)
 }
@@ -42,7 +42,7 @@ struct Held {
     secret: String,
 }
 
-/// A key that the attacker knows of, whoever holds its secret.
+/// A key that the attacker knows by id, with or without its secret.
 #[derive(Clone, Copy, Debug)]
 struct Known(KeyId);
 
@@ -50,14 +50,14 @@ pub(crate) struct Episode {
     dice: ChaCha12Rng,
     clock: Arc<ManualClock>,
     store: Arc<Paused>,
-    /// Others give their commands on the first, the attacker on the rest.
+    /// Others send commands to the first node, the attacker to the rest.
     nodes: [Keyward; 3],
     potential: Potential,
     held: Vec<Held>,
-    /// Actors of the attacker's keys, kept for as long as it likes.
+    /// Actors of the attacker's keys. The attacker can keep an actor for any time.
     actors: Vec<Actor>,
     known: Vec<Known>,
-    /// What the application states of bob.
+    /// The role that the application states for bob.
     bob: Role,
     commands: usize,
     imports: usize,
@@ -72,11 +72,11 @@ fn who(name: &str) -> PrincipalId {
     PrincipalId::new(name).unwrap()
 }
 
-/// What the attacker did: the actor's key if it was one, what it asked for, and of which key.
+/// An attack: the acting key, if any, the command, and its target.
 struct Attack {
     by: Option<KeyId>,
     what: String,
-    /// Why it should have been refused.
+    /// The reason why it should have been refused.
     wrong: Option<String>,
     accepted: bool,
 }
@@ -174,7 +174,7 @@ impl Episode {
         }
     }
 
-    /// The roles that are stored for the attacker along the path of `tenant`.
+    /// Returns the roles stored for the attacker along the path of `tenant`.
     fn stored(&self, tenant: &keyward::TenantId) -> Vec<Role> {
         let select = keyward::store::Select::owner(who("mallory"));
         let path = std::iter::once(tenant.clone()).chain(tenant.ancestors());
@@ -190,7 +190,7 @@ impl Episode {
         Some(Acting { record, roles })
     }
 
-    /// Takes one step, and says which.
+    /// Takes one step and returns its description.
     pub(crate) fn step(&mut self) -> String {
         // Each step has an instant of its own.
         self.clock.advance(Duration::from_millis(1));
@@ -208,7 +208,7 @@ impl Episode {
         done
     }
 
-    // What others do.
+    // Actions of others.
 
     fn alice(&self) -> Actor {
         Actor::new(tenant(0), who("alice"), role("admin"))
@@ -240,8 +240,8 @@ impl Episode {
         }
     }
 
-    /// A key that reaches what `record` does, but perhaps for one dimension and its class: what exceeds
-    /// in several at once is refused for the first, and shows nothing of the others.
+    /// Drafts a key with the reach of `record`, varied in at most one dimension and in its class. A key that
+    /// exceeds the actor in several dimensions is refused for the first one, and the others stay untested.
     fn draft_like(&mut self, record: &KeyRecord) -> (usize, NewKey) {
         let varied = self.dice.random_range(0..8);
         let own = TENANTS
@@ -276,7 +276,7 @@ impl Episode {
         }
     }
 
-    /// Others make a key, and may hand it to the attacker.
+    /// Lets others create a key and possibly hand it to the attacker.
     fn others_create(&mut self) {
         let place = self.dice.random_range(0..2);
         let mut key = self.draft(place);
@@ -314,7 +314,7 @@ impl Episode {
         let points = self.points(&secret);
         let mut roles = record.bound.clone();
         roles.extend(self.live_roles(&record));
-        // A key that was narrow then manages nothing later.
+        // A key that was narrow when handed over manages nothing later.
         if record.owner.principal().is_none() || !record.manages {
             roles.clear();
         }
@@ -327,7 +327,7 @@ impl Episode {
         self.held.push(Held { id, secret });
     }
 
-    /// The roles that are stored for the owner of `record` along its path.
+    /// Returns the roles stored for the owner of `record` along its path.
     fn live_roles(&self, record: &KeyRecord) -> Vec<Role> {
         let Some(owner) = record.owner.principal() else {
             return Vec::new();
@@ -368,7 +368,7 @@ impl Episode {
                 let given = role(self.pick(&ROLES).unwrap());
                 self.bob = given.clone();
                 self.potential.bob_ever.insert(given.clone());
-                // Below alone, or wherever bob has a role.
+                // Only below, or in every tenant where bob has a role.
                 let first = usize::from(self.chance(30));
                 for place in first..3 - first {
                     let by = Actor::application(tenant(place));
@@ -406,7 +406,7 @@ impl Episode {
         }
     }
 
-    /// Others disable, end or narrow a key.
+    /// Lets others disable, end or narrow a key.
     fn narrow(&mut self, id: KeyId) -> String {
         let keys = self.nodes[0].clone();
         let host = Actor::application(tenant(0));
@@ -430,7 +430,7 @@ impl Episode {
         format!("others disabled or revoked {id}: {done}")
     }
 
-    // What the attacker does.
+    // Actions of the attacker.
 
     fn keep_actors(&mut self) {
         let addresses = ADDRESSES.map(|address| address.parse::<IpAddr>().unwrap());
@@ -440,7 +440,7 @@ impl Episode {
                 self.actors.push(grant.actor());
             }
         }
-        // The oldest ones matter least, and there are always some.
+        // Drops the oldest actors, which matter least.
         let many = self.actors.len().saturating_sub(24);
         self.actors.drain(..many);
     }
@@ -462,7 +462,7 @@ impl Episode {
         let Some(actor) = self.actor() else {
             return "nothing".to_owned();
         };
-        // Somebody else may act between the decision and the commit.
+        // Others may act between the decision and the commit.
         let narrowed = Arc::new(AtomicBool::new(false));
         if self.chance(30)
             && let Some(acting) = actor.key_id()
@@ -504,10 +504,10 @@ impl Episode {
         what
     }
 
-    /// Whether a key acted that did not work any more when its command committed.
+    /// Returns an error if the acting key no longer worked when its command committed.
     fn dead(&self, acting: Option<&KeyRecord>, what: &str) -> Option<String> {
         let acting = acting?;
-        // What it did to itself came after.
+        // A command on the acting key itself ends the key only afterwards.
         let itself = what.contains(&acting.id.to_string())
             || what.contains("cancel")
             || what.contains("remove")
@@ -714,12 +714,12 @@ impl Episode {
                 let there = tenant(place);
                 let done = keys.change_owner_role(actor, &there, who(owner), change);
                 let done = block_on(done).is_ok();
-                // Lowering a role is an administrator's; raising it to more than one's own is not.
+                // An administrator may lower a role, and may raise it up to its own role.
                 let own = self.potential.role.clone().filter(|_| acting.is_none());
                 let lowers = match &before {
                     Some(Some(before)) => policy::no_more(self.policy(), &given, before),
                     Some(None) => false,
-                    // One more row beside the one above.
+                    // A new row below the row above.
                     None => place == 1 && matches!(above, Some(Some(_))),
                 };
                 let raises = own.is_some_and(|own| policy::no_more(self.policy(), &given, &own));
@@ -777,7 +777,7 @@ impl Episode {
         });
     }
 
-    // What the attacker's secrets are good for.
+    // The uses of the attacker's secrets.
 
     fn points(&self, secret: &str) -> BTreeSet<Point> {
         let mut points = BTreeSet::new();
@@ -790,7 +790,7 @@ impl Episode {
                         .for_tenant(tenant(t))
                         .in_environment(environment.clone())
                         .from_address(*address);
-                    // One node and the other are as good as each other.
+                    // All nodes give the same verdict, so each point asks only one.
                     let grant = self.nodes[(t + a) % 3].verify(secret, &need);
                     let allowed =
                         |grant: &Grant, scope: &str| grant.allows(&Scope::new(scope).unwrap());
@@ -805,7 +805,7 @@ impl Episode {
         points
     }
 
-    /// Whether all that the attacker's secrets verify for lies within its potential.
+    /// Checks that all uses of the attacker's secrets lie within its potential.
     pub(crate) fn check(&self) -> Result<(), String> {
         let now = self.now();
         for Held { id, secret } in &self.held {

@@ -1,8 +1,8 @@
-//! The escalation search: an attacker with a role, some secrets and all their actors gives every
-//! command, and never gets beyond what others gave it.
+//! The escalation search: an attacker with a role, some secrets and all their actors tries every command, and
+//! never exceeds what others gave it.
 //!
-//! Episodes are random and repeat by their seed. `KEYWARD_EPISODES` sets how many are played. Built with
-//! `--cfg keyward_hole`, as the long tier does, the search has to find each hole that is put back.
+//! Episodes are random and reproducible by their seed. `KEYWARD_EPISODES` sets their number. Built with
+//! `--cfg keyward_hole`, as in the long tier, the search must find each hole that is reopened.
 
 mod episode;
 mod policy;
@@ -11,7 +11,7 @@ mod store;
 
 use episode::Episode;
 
-/// How many steps an episode takes.
+/// Steps of an episode: 40, enough for a chain of attacks.
 const STEPS: usize = 40;
 
 fn play(seed: u64) -> Result<(), String> {
@@ -26,7 +26,7 @@ fn play(seed: u64) -> Result<(), String> {
     Ok(())
 }
 
-/// How many episodes are played.
+/// Returns the number of episodes.
 fn episodes() -> u64 {
     let set = std::env::var("KEYWARD_EPISODES").ok();
     let long = cfg!(keyward_hole) || std::env::var("KEYWARD_LONG").is_ok();
@@ -36,22 +36,22 @@ fn episodes() -> u64 {
 
 #[cfg(not(keyward_hole))]
 #[test]
-fn no_attacker_gets_beyond_what_others_gave_it() {
+fn no_attacker_exceeds_what_others_gave_it() {
     let (episodes, mut accepted) = (episodes(), 0);
     for seed in 0..episodes {
         play(seed).unwrap_or_else(|wrong| panic!("{wrong}"));
         accepted += episode::accepted();
     }
-    // A search in which every attack is refused for want of anything to attack shows nothing.
+    // A search that refuses every attack because there is nothing to attack proves nothing.
     assert!(
         accepted as u64 > episodes,
         "{accepted} attacks were accepted"
     );
 }
 
-/// The holes that were found, and those of their kind, as far as each by itself leads beyond what others
-/// gave. Behind some checks there is a second one: what a key is asked for beyond its scopes, its bound
-/// narrows anyway; `tests/authority` shows such checks one by one.
+/// The holes found so far and others of their kind, as far as each alone gives an attacker more than others
+/// gave it. Some checks are backed by a second one: a request beyond a key's scopes is also narrowed by its
+/// bound. `tests/authority` shows such checks one by one.
 #[cfg(keyward_hole)]
 const HOLES: &[&str] = &[
     "role",
@@ -77,7 +77,7 @@ const HOLES: &[&str] = &[
 
 #[cfg(keyward_hole)]
 #[test]
-fn every_hole_that_is_put_back_is_found() {
+fn every_reopened_hole_is_found() {
     let mut missed = Vec::new();
     for hole in HOLES {
         keyward::open_hole(Some(hole));

@@ -1,4 +1,4 @@
-//! Policies of every kind, drawn by a seed, and what their roles may do, in plain words.
+//! Random policies of every kind, and the rights of their roles, stated independently of the library.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ pub(crate) const CLASSES: [&str; 4] = ["plain", "wide", "public", "renewing"];
 pub(crate) const ROLES: [&str; 4] = ["admin", "developer", "ops", "member"];
 pub(crate) const SCOPES: [&str; 5] = ["a:read", "a:write", "b:read", "b:write", "c:admin"];
 
-/// What a role may do to keys of a class.
+/// An action on keys of a class.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Verb {
     Create,
@@ -36,7 +36,7 @@ fn set(scopes: &[&'static str]) -> ScopeSet {
     ScopeSet::parse(scopes.iter().copied()).unwrap()
 }
 
-/// Draws a policy: ceilings that differ and ceilings that do not, classes of every kind.
+/// Draws a policy: with equal and different ceilings, and classes of every kind.
 pub(crate) fn draw(dice: &mut ChaCha12Rng) -> Policy {
     let chance = |dice: &mut ChaCha12Rng, percent: u32| dice.random_range(0..100) < percent;
     let wide = [chance(dice, 30), chance(dice, 30)];
@@ -139,7 +139,7 @@ fn access<'a>(policy: &'a Policy, verb: Verb, class: &ClassName) -> &'a Access {
     }
 }
 
-/// Whether all of `roles` are on the list, and there is one.
+/// Returns whether `roles` is not empty and all of them are on the list.
 pub(crate) fn on_list(
     policy: &Policy,
     roles: &BTreeSet<Role>,
@@ -149,7 +149,7 @@ pub(crate) fn on_list(
     !roles.is_empty() && roles.is_subset(&access(policy, verb, class).roles)
 }
 
-/// Whether the list lets owners.
+/// Returns whether the list admits owners.
 pub(crate) fn lets_owner(
     policy: &Policy,
     verb: Verb,
@@ -168,7 +168,7 @@ pub(crate) fn allows(policy: &Policy, role: &Role, scope: &Scope) -> bool {
     policy.role_ceiling(role).allows(scope)
 }
 
-/// Whether everything that `lower` may do, `upper` may do.
+/// Returns whether `upper` may do everything that `lower` may do.
 pub(crate) fn no_more(policy: &Policy, lower: &Role, upper: &Role) -> bool {
     let (one, other) = (
         BTreeSet::from([lower.clone()]),

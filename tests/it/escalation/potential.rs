@@ -1,9 +1,9 @@
-//! What an attacker may do at most, from the words of the design alone.
+//! The most an attacker can do, derived from the design alone.
 //!
-//! *Potential* is the union of the roles that others gave the attacker, and of each secret that others
-//! handed over, at the reach that it had then. Of secrets that the attacker made for itself, its role
-//! counts as it stands now: a demotion lowers all keys of an owner. Of secrets that it made for others,
-//! every role counts that it ever had: whoever was trusted once may have kept something.
+//! The *potential* is the union of two things: the roles that others gave the attacker, and each secret that
+//! others handed over, at its reach at that time. For secrets that the attacker made for itself, its current
+//! role counts: a demotion lowers all keys of an owner. For secrets that it made for others, every role it
+//! ever had counts, because the attacker may have kept the secret.
 
 use std::collections::BTreeSet;
 
@@ -15,25 +15,25 @@ use keyward::{
 
 use super::policy::{Verb, administers, allows, lets_owner, on_list};
 
-/// One use of a key: where it reaches, for which environment, with which scope, from which address.
+/// One use of a key: tenant, environment, scope and client address, each by its index.
 pub(crate) type Point = (usize, usize, usize, usize);
 
 pub(crate) const TENANTS: [&str; 3] = ["acme", "acme/web", "other"];
 pub(crate) const ENVIRONMENTS: [Environment; 2] = [Environment::LIVE, Environment::TEST];
 pub(crate) const ADDRESSES: [&str; 2] = ["10.1.1.1", "203.0.113.9"];
 
-/// A secret that others handed over, as it was then.
+/// A secret that others handed over, as it was at that time.
 #[derive(Clone, Debug)]
 pub(crate) struct Handed {
     pub(crate) record: KeyRecord,
     pub(crate) points: BTreeSet<Point>,
-    /// The roles that it managed by then; none if it managed nothing.
+    /// The roles that it managed with at that time; empty if it managed nothing.
     pub(crate) roles: BTreeSet<Role>,
-    /// Whether its owner received it in person, and so handed on what the owner's role becomes.
+    /// Whether its owner received it in person. Its reach then follows the owner's role.
     pub(crate) follows: bool,
 }
 
-/// What others gave the attacker.
+/// Everything that others gave the attacker.
 #[derive(Debug)]
 pub(crate) struct Potential {
     pub(crate) policy: Policy,
@@ -42,12 +42,12 @@ pub(crate) struct Potential {
     pub(crate) role: Option<Role>,
     pub(crate) ever: BTreeSet<Role>,
     pub(crate) handed: Vec<Handed>,
-    /// The roles that others gave bob so far: an owner who hands on a secret that it received in person
-    /// hands on what its role becomes.
+    /// The roles that others have given bob so far. An owner who hands on a secret received in person also
+    /// hands on later changes of the role.
     pub(crate) bob_ever: BTreeSet<Role>,
-    /// Whether others closed acme/web.
+    /// Whether others have closed acme/web.
     pub(crate) closed: bool,
-    /// Keys that others disabled, narrowed or ended, and have not enabled again.
+    /// Keys that others have disabled, narrowed or ended, and not enabled again.
     pub(crate) ended_by_others: BTreeSet<KeyId>,
 }
 
@@ -56,8 +56,8 @@ pub(crate) fn tenant(number: usize) -> TenantId {
 }
 
 impl Potential {
-    /// The roles that count for a key. Of one that the attacker owns, those that it has now: as the
-    /// application states it, or as others had it stored and did not sync since.
+    /// Returns the roles that count for a key. For a key of the attacker these are its current roles: the
+    /// role that the application states, or roles that others stored and have not synced since.
     fn roles_for(&self, key: &Acting) -> BTreeSet<Role> {
         if key.record.owner.principal() != Some(&self.attacker) {
             return self.ever.clone();
@@ -66,7 +66,7 @@ impl Potential {
         self.role.iter().chain(stored).cloned().collect()
     }
 
-    /// Whether the attacker's key `key` may be used so at `now`.
+    /// Returns whether the attacker may use `key` at `point` and `now`.
     pub(crate) fn covers(&self, key: &Acting, point: Point, scope: &Scope, now: Timestamp) -> bool {
         if self.closed && point.0 == 1 {
             return false;
@@ -113,7 +113,7 @@ impl Potential {
             && until.is_none_or(|until| record.expires_at.is_some_and(|end| end <= until))
     }
 
-    /// Whether a key that was received in person may come to be used so.
+    /// Returns whether a key received in person may gain this use later.
     fn follows(&self, key: &KeyRecord, (t, e, _, a): Point, scope: &Scope) -> bool {
         let class = self.policy.class(&key.class).unwrap();
         let there = match class.tenant_reach {
@@ -128,15 +128,15 @@ impl Potential {
             && class.ceiling.allows(scope)
     }
 
-    /// The classes of what may come of a key of `class`.
+    /// Returns the classes that a key of `class` can issue, itself included.
     fn issued(&self, class: &ClassName) -> BTreeSet<ClassName> {
         let issues = &self.policy.class(class).unwrap().issues;
         issues.iter().chain([class]).cloned().collect()
     }
 
-    /// Whether `by` may do this to a key of `class` and `owner`. `by` is the key that acts, or the
-    /// attacker in person, for whom these roles are `stored` where it acts: they must allow too what issues
-    /// or looks.
+    /// Returns whether `by` may do this to a key of `class` and `owner`. `by` is the acting key, or `None`
+    /// for the attacker in person. In person, the roles `stored` where it acts must also allow commands that
+    /// issue or look.
     pub(crate) fn may(
         &self,
         by: Option<&Acting>,
@@ -166,7 +166,8 @@ impl Potential {
         }
     }
 
-    /// Whether the attacker's key may do what `has` allows: if it is whole, by roles that others gave.
+    /// Returns whether the attacker's key may do what `has` allows. A whole key acts with the roles that
+    /// others gave.
     fn acts_by(&self, key: &Acting, has: impl Fn(&BTreeSet<Role>) -> bool) -> bool {
         let own = self.roles_for(key).into_iter();
         let mut given = own.map(|role| BTreeSet::from([role]));
@@ -181,7 +182,7 @@ impl Potential {
         given && self.is_whole(key)
     }
 
-    /// Whether the key's own scopes are all that its roles allow.
+    /// Returns whether the key's own scopes cover everything its roles allow.
     fn is_whole(&self, key: &Acting) -> bool {
         let ceilings = key.roles.iter().map(|role| self.policy.role_ceiling(role));
         let all = ceilings.reduce(|all, ceiling| all.intersection(&ceiling));
@@ -190,15 +191,15 @@ impl Potential {
     }
 }
 
-/// A key of the attacker's that acts.
+/// An acting key of the attacker.
 #[derive(Clone, Debug)]
 pub(crate) struct Acting {
     pub(crate) record: KeyRecord,
-    /// The roles that bound it, and those that are stored for its owner.
+    /// The roles that bound it, and the roles stored for its owner.
     pub(crate) roles: BTreeSet<Role>,
 }
 
-/// A key in one line.
+/// Formats a key in one line.
 pub(crate) fn brief(record: &KeyRecord) -> String {
     let KeyRecord {
         id,

@@ -1,4 +1,4 @@
-//! A store in memory that lets something else happen between a decision and its commit.
+//! An in-memory store that runs another action between a decision and its commit.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -26,12 +26,12 @@ impl fmt::Debug for Paused {
 }
 
 impl Paused {
-    /// Runs `meanwhile` before the next commit takes place.
+    /// Runs `meanwhile` before the next commit.
     pub(crate) fn pause(&self, meanwhile: impl FnOnce() + Send + 'static) {
         *self.meanwhile.lock().unwrap() = Some(Box::new(meanwhile));
     }
 
-    /// Forgets what was to run and did not.
+    /// Drops an action that has not run.
     pub(crate) fn go_on(&self) {
         self.meanwhile.lock().unwrap().take();
     }

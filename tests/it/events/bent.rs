@@ -1,5 +1,4 @@
-//! A store that answers as a broken stream would see it, and that lets something happen in the
-//! middle of a read.
+//! A store that answers as a broken stream would see it, and that can run an action in the middle of a read.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,42 +15,42 @@ use keyward::{KeyId, KeyRecord, TenantId, Timestamp, async_trait};
 
 use support::wait;
 
-/// What is wrong with a stream.
+/// A defect of a stream.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Bend {
-    /// Nothing.
+    /// No defect.
     Straight,
-    /// Nothing: a store may give less than it is asked for.
+    /// No defect: a store may return fewer entries than requested.
     GivesLess,
-    /// Nothing but that it was copied by hand: nobody gave it another epoch.
+    /// No defect, except that the store was copied by hand and keeps its epoch.
     HasNoEpoch,
-    /// It moves on before its events were handled.
+    /// Moves its cursor before its events are handled.
     MovesOnFirst,
-    /// It moves on before it looks what there is.
+    /// Moves its cursor before it reads what there is.
     MovesOnUnseen,
-    /// It tells the newest first.
-    TellsBackwards,
-    /// A page of keys begins after all that end when the last one did.
+    /// Returns the newest events first.
+    NewestFirst,
+    /// Starts a page of keys after every key that ends at the same instant as the last one.
     SkipsTies,
-    /// A page of keys begins one too late.
+    /// Starts a page of keys one key too late.
     LosesAKeyBetweenPages,
-    /// A page of entries begins one too late.
+    /// Starts a page of entries one entry too late.
     LosesAnEntryBetweenPages,
-    /// It does not look at keys that came to stand behind the sweep.
+    /// Ignores keys that appeared behind the sweep.
     NeverLooksBehind,
-    /// It stays ahead of a clock that is set back.
+    /// Stays ahead of a clock that was set back.
     StaysAhead,
-    /// It tells of keys what they were when it first saw them.
-    TellsWhatWas,
-    /// It tells too early.
+    /// Reports keys as they were when it first read them.
+    ReportsOldState,
+    /// Reports too early.
     IsAhead,
-    /// It leaves a key out that ends at this very instant.
+    /// Omits a key that ends exactly at the current instant.
     LeavesTheLastInstantOut,
-    /// It looks for keys before it reads the entries.
+    /// Lists keys before it reads the entries.
     SweepsFirst,
 }
 
-/// In the middle of which call something happens.
+/// The call during which an action runs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum When {
     Audit,
@@ -66,9 +65,9 @@ pub(crate) struct Bent {
     happens: Mutex<Option<(When, Happens)>>,
     first_seen: Mutex<HashMap<KeyId, KeyRecord>>,
     at_scan: Mutex<Vec<KeyRecord>>,
-    /// Everything that was committed, for a copy.
+    /// Every commit, for a copy.
     commits: Mutex<Vec<Commit>>,
-    /// An entry that cannot be read.
+    /// The position of an unreadable entry.
     damaged: Mutex<Option<AuditPosition>>,
 }
 
@@ -91,7 +90,7 @@ impl Bent {
         }
     }
 
-    /// Another store with the first commits of this one: a backup that was taken then.
+    /// Returns another store with the first commits of this one: a backup from that time.
     pub(crate) fn backup(&self, commits: usize) -> Self {
         let copy = Self::new(MemoryStore::new(), self.bend);
         for commit in self.commits.lock().unwrap().iter().take(commits) {
@@ -112,12 +111,12 @@ impl Bent {
         *self.damaged.lock().unwrap() = Some(entry);
     }
 
-    /// Lets something happen just before the next such call is answered.
+    /// Runs an action just before the next such call is answered.
     pub(crate) fn meanwhile(&self, when: When, happens: impl FnOnce() + Send + 'static) {
         *self.happens.lock().unwrap() = Some((when, Box::new(happens)));
     }
 
-    /// Lets it happen now, if no call came.
+    /// Runs a pending action now, if no such call came.
     pub(crate) fn settle(&self) {
         if let Some((_, happens)) = self.happens.lock().unwrap().take() {
             happens();
@@ -137,7 +136,7 @@ fn half(limit: NonZeroUsize) -> NonZeroUsize {
     NonZeroUsize::new(limit.get() / 2).unwrap_or(limit)
 }
 
-/// Every key that a store has.
+/// Returns every key in a store.
 pub(crate) fn records(store: &impl KeyStore) -> Vec<KeyRecord> {
     let all = NonZeroUsize::new(100_000).unwrap();
     let rows = wait(store.scan(None, all)).unwrap().rows;
@@ -203,7 +202,7 @@ impl KeyStore for Bent {
         if self.bend == Bend::LosesAKeyBetweenPages && query.after.is_some() {
             page.keys.drain(..page.keys.len().min(1));
         }
-        if self.bend == Bend::TellsWhatWas {
+        if self.bend == Bend::ReportsOldState {
             let mut seen = self.first_seen.lock().unwrap();
             for key in records(&self.inner) {
                 seen.entry(key.id).or_insert(key);

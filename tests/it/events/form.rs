@@ -1,4 +1,4 @@
-//! What an event looks like to whoever receives it. It does not change.
+//! The form of an event as receivers see it. It is stable.
 
 use keyward::audit::{Action, AuditEntry, AuditHash, FieldChange};
 use keyward::events::{Event, EventCursor, EventId, EventKind};
@@ -33,7 +33,7 @@ fn row(action: Action) -> AuditRow {
 }
 
 #[test]
-fn every_action_has_its_form() {
+fn the_form_of_every_action_is_stable() {
     let key = KeyId::from_u128(6);
     let id = "0000000000000000000006";
     let reason = Reason::OwnerRemoved;
@@ -186,7 +186,7 @@ fn every_action_has_its_form() {
 }
 
 #[test]
-fn every_author_has_its_form() {
+fn the_form_of_every_author_is_stable() {
     let key = KeyId::from_u128(6);
     let of_key = |owner| Author::Key { key, owner };
     let id = "0000000000000000000006";
@@ -219,18 +219,18 @@ fn same(event: &Event, form: &Value) {
 }
 
 #[test]
-fn notices_and_what_cannot_be_read_have_their_form() {
+fn the_form_of_notices_and_unreadable_entries_is_stable() {
     let world = World::new();
     let events = world.keys.events(windows());
     let key = world
         .create(&admin(), reader("key").expires_in(days(5)))
         .unwrap();
     let mut cursor = EventCursor::BEGINNING;
-    let mut told = drain(&events, &mut cursor);
+    let mut received = drain(&events, &mut cursor);
     world.clock.advance(days(5));
-    told.extend(drain(&events, &mut cursor));
-    let [.., soon, ended] = &told[..] else {
-        panic!("{told:?}");
+    received.extend(drain(&events, &mut cursor));
+    let [.., soon, ended] = &received[..] else {
+        panic!("{received:?}");
     };
     let end = "2026-01-06T00:00:00Z";
     let micros = at(end).as_micros();
@@ -266,7 +266,7 @@ fn notices_and_what_cannot_be_read_have_their_form() {
 }
 
 #[test]
-fn text_that_is_no_event_id_is_refused() {
+fn malformed_event_ids_are_refused() {
     let key = "0000000000000000000005";
     let good = [
         "entry-12-3-0123456789abcdef".to_owned(),
@@ -311,12 +311,12 @@ fn no_event_holds_a_secret_or_a_digest() {
     ))
     .unwrap();
     let mut cursor = EventCursor::BEGINNING;
-    let told = drain(&world.keys.events(windows()), &mut cursor);
+    let received = drain(&world.keys.events(windows()), &mut cursor);
     let leaked = |event: &Event| matches!(event.kind, EventKind::KeyLeaked { revoked: true, .. });
-    assert!(told.iter().any(leaked));
+    assert!(received.iter().any(leaked));
     let all = format!(
-        "{}{told:?}{cursor:?}{cursor}",
-        serde_json::to_string(&told).unwrap()
+        "{}{received:?}{cursor:?}{cursor}",
+        serde_json::to_string(&received).unwrap()
     );
     for token in [key.secret.expose(), next.secret.expose()] {
         assert!(!all.contains(secret_part(token)));

@@ -1,4 +1,4 @@
-//! What a reader is told when the trail is not what it was: restored, damaged, compacted.
+//! Events of a trail that was restored, damaged or compacted.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use support::*;
 
 struct Desk {
     store: Arc<Bent>,
-    /// What the reader sees of it.
+    /// The reader's view of the store.
     reader: Arc<Bent>,
     keys: Keyward,
     events: Events,
@@ -50,7 +50,7 @@ fn fresh(bend: Bend) -> Desk {
     desk(Bent::new(MemoryStore::new(), Bend::Straight), bend)
 }
 
-/// Where to go on, as the refusal says.
+/// Returns the cursor to resume from, as given in the refusal.
 fn refused(events: &Events, cursor: &EventCursor) -> EventCursor {
     match wait(events.next_batch(cursor, limit(10))) {
         Err(EventsError::OtherHistory { resume }) => *resume,
@@ -63,29 +63,29 @@ fn ids(events: &[Event]) -> Vec<String> {
 }
 
 #[test]
-fn a_backup_older_than_the_cursor_is_noticed_even_when_it_has_overtaken_it() {
+fn a_backup_older_than_the_cursor_is_detected_even_after_it_overtook_the_cursor() {
     for bend in [Bend::Straight, Bend::HasNoEpoch] {
         let before = fresh(bend);
         before.create("one");
         let saved = before.store.commits();
         before.create("two");
         let mut cursor = EventCursor::BEGINNING;
-        let told = drain(&before.events, &mut cursor);
+        let received = drain(&before.events, &mut cursor);
 
         let after = desk(before.store.backup(saved), bend);
         after.create("another two");
         after.create("three");
         let mut resume = refused(&after.events, &cursor);
         let again = drain(&after.events, &mut resume);
-        let known: HashSet<_> = ids(&told).into_iter().collect();
+        let known: HashSet<_> = ids(&received).into_iter().collect();
         let shared = ids(&again).iter().filter(|id| known.contains(*id)).count();
-        assert_eq!(shared, told.len() - 1, "what both have has one id");
-        assert_eq!(again.len(), told.len() + 1, "what is new has another");
+        assert_eq!(shared, received.len() - 1, "what both have has one id");
+        assert_eq!(again.len(), received.len() + 1, "what is new has another");
     }
 }
 
 #[test]
-fn a_head_behind_the_cursor_is_noticed() {
+fn a_head_behind_the_cursor_is_detected() {
     let before = fresh(Bend::HasNoEpoch);
     before.create("one");
     let saved = before.store.commits();
@@ -96,7 +96,7 @@ fn a_head_behind_the_cursor_is_noticed() {
 }
 
 #[test]
-fn a_backup_later_than_the_cursor_goes_on_where_it_stood() {
+fn a_backup_newer_than_the_cursor_resumes_at_the_cursor() {
     let before = fresh(Bend::Straight);
     before.create("one");
     let mut cursor = EventCursor::BEGINNING;
@@ -110,7 +110,7 @@ fn a_backup_later_than_the_cursor_goes_on_where_it_stood() {
 }
 
 #[test]
-fn another_store_is_no_place_for_a_cursor() {
+fn a_cursor_of_another_store_is_refused() {
     let (one, other) = (fresh(Bend::Straight), fresh(Bend::Straight));
     one.create("one");
     other.create("other");
@@ -120,7 +120,7 @@ fn another_store_is_no_place_for_a_cursor() {
 }
 
 #[test]
-fn an_entry_that_cannot_be_read_is_an_event_and_does_not_stop_the_rest() {
+fn an_unreadable_entry_is_an_event_and_does_not_stop_the_stream() {
     let desk = fresh(Bend::Straight);
     for name in ["one", "two", "three"] {
         desk.create(name);
@@ -133,25 +133,25 @@ fn an_entry_that_cannot_be_read_is_an_event_and_does_not_stop_the_rest() {
     ));
     for (n, row) in rows.unwrap().rows.iter().enumerate() {
         desk.reader.damage(row.position());
-        // The cursor stood on the entry already when it was damaged.
+        // The cursor was already at the entry when the entry was damaged.
         assert_eq!(read(&desk.events, &cursor, 5).events, []);
         let mut from = EventCursor::BEGINNING;
-        let told = drain(&desk.events, &mut from);
-        assert_eq!(told.len(), sound.len());
-        for (m, (told, sound)) in told.iter().zip(&sound).enumerate() {
+        let received = drain(&desk.events, &mut from);
+        assert_eq!(received.len(), sound.len());
+        for (m, (received, sound)) in received.iter().zip(&sound).enumerate() {
             if n != m {
-                assert_eq!(told, sound);
+                assert_eq!(received, sound);
                 continue;
             }
             let (revision, sequence) = (row.revision.0, row.entry.sequence);
-            assert_eq!(told.kind, EventKind::Unreadable { revision, sequence });
+            assert_eq!(received.kind, EventKind::Unreadable { revision, sequence });
         }
-        assert_eq!(drain(&desk.events, &mut from), [], "and is told once");
+        assert_eq!(drain(&desk.events, &mut from), [], "and is sent once");
     }
 }
 
 #[test]
-fn the_end_is_after_all_that_happened_and_before_all_that_comes() {
+fn the_end_cursor_lies_between_past_and_future_events() {
     let desk = fresh(Bend::Straight);
     let short = reader("short").expires_in(days(5));
     wait(desk.keys.create(&admin(), short)).unwrap();
@@ -160,12 +160,12 @@ fn the_end_is_after_all_that_happened_and_before_all_that_comes() {
     desk.create("next");
     assert_eq!(drain(&desk.events, &mut cursor).len(), 1);
     desk.clock.advance(days(5));
-    let told = drain(&desk.events, &mut cursor);
-    assert_eq!(noticed(&told), [("2026-01-06T00:00:00Z".to_owned(), 0)]);
+    let received = drain(&desk.events, &mut cursor);
+    assert_eq!(noticed(&received), [("2026-01-06T00:00:00Z".to_owned(), 0)]);
 }
 
 #[test]
-fn dropped_tombstones_are_no_other_history() {
+fn dropping_tombstones_does_not_change_the_history() {
     let desk = fresh(Bend::Straight);
     let key = wait(desk.keys.create(&admin(), reader("gone"))).unwrap();
     let mut cursor = EventCursor::BEGINNING;
@@ -176,12 +176,12 @@ fn dropped_tombstones_are_no_other_history() {
     )
     .unwrap();
     desk.store.inner.compact();
-    let told = drain(&desk.events, &mut cursor);
-    assert_eq!(told[0].kind, EventKind::KeyDeleted);
+    let received = drain(&desk.events, &mut cursor);
+    assert_eq!(received[0].kind, EventKind::KeyDeleted);
 }
 
 #[test]
-fn a_cursor_is_text_that_shows_when_it_was_altered() {
+fn an_altered_cursor_text_is_refused() {
     let desk = fresh(Bend::Straight);
     desk.create("one");
     let mut cursor = EventCursor::BEGINNING;

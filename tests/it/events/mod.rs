@@ -1,4 +1,4 @@
-//! Events for the host: every entry once and in order, every notice that is true, none that is not.
+//! Events for the host: every entry once and in order, every true notice, and no false one.
 
 mod bent;
 mod form;
@@ -13,7 +13,7 @@ use keyward::{Timestamp, days};
 
 use support::*;
 
-/// The windows of these tests, narrowest first.
+/// The windows of these tests in seconds, narrowest first: one day and seven days.
 pub(crate) const WINDOWS: [u64; 2] = [86_400, 7 * 86_400];
 
 pub(crate) fn windows() -> ExpiryWindows {
@@ -28,7 +28,7 @@ pub(crate) fn read(events: &Events, cursor: &EventCursor, most: usize) -> EventB
     wait(events.next_batch(cursor, limit(most))).unwrap()
 }
 
-/// Everything that follows a cursor, which moves to the end.
+/// Returns every event after a cursor, and moves the cursor to the end.
 pub(crate) fn drain(events: &Events, cursor: &mut EventCursor) -> Vec<Event> {
     let mut all = Vec::new();
     loop {
@@ -41,7 +41,7 @@ pub(crate) fn drain(events: &Events, cursor: &mut EventCursor) -> Vec<Event> {
     }
 }
 
-/// A notice in words of its own: the key, its end, and the window in seconds; zero for the end.
+/// Returns a notice as key, end and window in seconds; the window is 0 for the end itself.
 pub(crate) fn notice(event: &Event) -> Option<(keyward::KeyId, Timestamp, u64)> {
     let key = event.key?;
     match event.kind {
@@ -53,9 +53,10 @@ pub(crate) fn notice(event: &Event) -> Option<(keyward::KeyId, Timestamp, u64)> 
     }
 }
 
-/// The notices among events, without the keys.
+/// Returns the notices among events, without their keys.
 pub(crate) fn noticed(events: &[Event]) -> Vec<(String, u64)> {
-    let told = events.iter().filter_map(notice);
-    told.map(|(_, ends, within)| (ends.to_string(), within))
+    let notices = events.iter().filter_map(notice);
+    notices
+        .map(|(_, ends, within)| (ends.to_string(), within))
         .collect()
 }

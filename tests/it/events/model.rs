@@ -1,6 +1,6 @@
-//! Whatever happens, in whatever order, and wherever the reader crashes: checked against the audit
-//! trail and the records themselves by loops and plain comparisons. Each check is shown to work by a
-//! broken stream that it catches.
+//! Random changes in random order, with a reader that crashes anywhere. The events are checked against the
+//! audit trail and the records with loops and plain comparisons. Each check is proven by a broken stream that
+//! it catches.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::events::bent::{Bend, Bent, When, records};
 use crate::events::{WINDOWS, limit, notice, windows};
 use support::*;
 
-/// What somebody asks for. Keys are named by their place among all there are.
+/// A command. Keys are given by their index among all keys.
 #[derive(Clone, Debug)]
 enum Ask {
     Create(Option<Duration>),
@@ -38,7 +38,7 @@ enum Ask {
     RemoveOwner,
 }
 
-/// Where the reader crashes, if it does.
+/// The point at which the reader crashes, if it does.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Crash {
     Nowhere,
@@ -50,7 +50,7 @@ enum Crash {
 enum Step {
     Ask(Ask),
     Wait(Duration),
-    /// To the instant at which a notice about a key falls due, or a microsecond before.
+    /// Waits until a notice about a key is due, or a microsecond less.
     WaitForNotice(usize, usize, bool),
     SetBack(Duration),
     Read(usize, Crash, Option<(When, Ask)>),
@@ -125,7 +125,7 @@ fn ask(keys: &Keyward, store: &MemoryStore, ask: Ask) {
         life.map_or(key.clone(), |life| key.expires_in(life))
     };
     let by = &admin();
-    // Whether it is allowed is no matter here.
+    // A refused command is fine.
     match ask {
         Ask::Create(life) => drop(wait(keys.create(by, key(life)))),
         Ask::CreateTwins(life) => {
@@ -172,7 +172,7 @@ fn ask(keys: &Keyward, store: &MemoryStore, ask: Ask) {
 
 type Notice = (KeyId, Timestamp, u64);
 
-/// What is true of a key: that it ended, or the narrowest window in which it is.
+/// Returns the true notice about a key: that it has ended, or the narrowest window it is in.
 fn truth(record: &KeyRecord, now: Timestamp) -> Option<Notice> {
     let end = record.expires_at?;
     if matches!(record.state, KeyState::Revoked { .. }) {
@@ -194,28 +194,28 @@ fn truth(record: &KeyRecord, now: Timestamp) -> Option<Notice> {
     None
 }
 
-/// When it fell due, and its place among others of that instant.
+/// Returns the instant a notice was due, and its order among notices of that instant.
 fn place((key, end, window): Notice) -> (i64, u64, KeyId) {
     (end.as_micros() - window as i64 * 1_000_000, window, key)
 }
 
-/// A host that reads events, and everything that it may expect of them.
+/// A host that reads events, and its expectations of them.
 struct Host {
     keys: Keyward,
     clock: Arc<ManualClock>,
-    /// The clock that the stream sees.
+    /// The clock that the stream reads.
     reads_by: Arc<ManualClock>,
     bent: Arc<Bent>,
     events: Events,
     bend: Bend,
     cursor: EventCursor,
-    /// How many entries were told before the cursor.
+    /// The number of entries sent before the cursor.
     kept: usize,
     /// The last notice of a sweep before the cursor.
     swept: Option<(i64, u64, KeyId)>,
     handled: HashSet<Notice>,
     kept_notices: HashMap<Notice, usize>,
-    /// The latest instant of a read, and the latest to which the clock was set back since.
+    /// The latest instant of a read, and the latest instant the clock was set back to since.
     latest: Timestamp,
     set_back: Option<Timestamp>,
 }
@@ -293,7 +293,7 @@ impl Host {
         Ok(())
     }
 
-    /// Reads a batch, and tells whether there is more.
+    /// Reads a batch. Returns whether there is more.
     fn read(
         &mut self,
         most: usize,
@@ -320,24 +320,24 @@ impl Host {
         let mut batch = batch.map_err(|error| error.to_string())?;
         self.bent.settle();
         match self.bend {
-            Bend::TellsBackwards => batch.events.reverse(),
+            Bend::NewestFirst => batch.events.reverse(),
             Bend::MovesOnUnseen => batch.cursor = wait(self.events.end()).unwrap(),
             _ => {}
         }
         let mut truths = self.truths();
         truths.extend(before);
         let swept = self.check(&batch, most, &truths)?;
-        let told = batch.events.iter().filter_map(notice);
+        let sent = batch.events.iter().filter_map(notice);
         if crash != Crash::BeforeHandling {
-            self.handled.extend(told.clone());
+            self.handled.extend(sent.clone());
         }
         if crash == Crash::Nowhere || self.bend == Bend::MovesOnFirst {
             self.kept += entries(&batch.events).count();
             self.swept = swept;
-            for told in told {
-                *self.kept_notices.entry(told).or_default() += 1;
+            for sent in sent {
+                *self.kept_notices.entry(sent).or_default() += 1;
             }
-            // As text, which is what a host keeps.
+            // As text, the form in which a host stores it.
             self.cursor = batch.cursor.to_string().parse().unwrap();
             if !batch.more && undisturbed {
                 self.check_complete()?;
@@ -346,7 +346,7 @@ impl Host {
         Ok(batch.more)
     }
 
-    /// Entries follow where the last ones kept ended; notices are true, and in order.
+    /// Checks that entries continue where the last saved ones ended, and that notices are true and in order.
     fn check(
         &self,
         batch: &EventBatch,
@@ -375,11 +375,11 @@ impl Host {
             .iter()
             .rposition(|event| notice(event).is_none());
         for (n, event) in batch.events.iter().enumerate() {
-            let Some(told) = notice(event) else {
+            let Some(sent) = notice(event) else {
                 last_entry = Some(event);
                 continue;
             };
-            if !truths.contains(&told) {
+            if !truths.contains(&sent) {
                 return Err(format!("untrue: {event:?}"));
             }
             let follows = last_entry.is_some_and(|entry| entry.key == event.key);
@@ -388,23 +388,23 @@ impl Host {
                 return Err(format!("order: {event:?} among entries"));
             }
             if !brought {
-                if swept >= Some(place(told)) {
+                if swept >= Some(place(sent)) {
                     return Err(format!("order: {event:?} comes after {swept:?}"));
                 }
-                swept = Some(place(told));
+                swept = Some(place(sent));
             }
         }
         Ok(swept)
     }
 
-    /// Nothing more is to come: all that is true was told.
+    /// Checks at the end of the stream that every true notice was sent.
     fn check_complete(&self) -> Result<(), String> {
         if self.kept != self.trail().len() {
             return Err(format!("missed: entries after {}", self.kept));
         }
         for (key, end, window) in self.truths() {
-            // While the clock was ahead, narrower windows took the place of what was due before it
-            // was set back, or were about to.
+            // While the clock was ahead, narrower windows replaced notices that were due before the clock was
+            // set back.
             let (due, ..) = place((key, end, window));
             let behind = self.set_back.is_some_and(|to| due <= to.as_micros());
             if !self.handled.contains(&(key, end, window)) && (window == 0 || !behind) {
@@ -414,7 +414,7 @@ impl Host {
         Ok(())
     }
 
-    /// A key whose end was set once is told of once.
+    /// Checks that a key whose end was set once got each notice once.
     fn check_no_repetition(&self) -> Result<(), String> {
         let mut set = HashMap::<KeyId, usize>::new();
         for row in self.trail() {
@@ -435,7 +435,7 @@ impl Host {
         Ok(())
     }
 
-    /// Reads all there is, without crashing.
+    /// Reads to the end of the stream without crashing.
     fn drain(&mut self) -> Result<(), String> {
         for _ in 0..1000 {
             if !self.read(3, Crash::Nowhere, None)? {
@@ -466,7 +466,7 @@ fn run(bend: Bend, steps: &[Step]) -> Result<(), String> {
     host.check_no_repetition()
 }
 
-/// Where failing cases are kept.
+/// The file of failing cases.
 const REGRESSIONS: &str = "tests/events.proptest-regressions";
 
 fn cases() -> u32 {
@@ -475,12 +475,12 @@ fn cases() -> u32 {
 }
 
 #[test]
-fn every_change_is_told_in_order_and_every_end_that_is_true() {
+fn every_change_is_sent_in_order_with_every_true_notice() {
     holds(Bend::Straight);
 }
 
 #[test]
-fn a_store_that_gives_less_than_it_is_asked_for_loses_nothing() {
+fn a_store_that_returns_short_pages_loses_no_event() {
     holds(Bend::GivesLess);
 }
 
@@ -499,7 +499,7 @@ fn holds(bend: Bend) {
     held.unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// The same property over a broken stream, with the same randomness each time, must fail.
+/// Checks that the same property fails on a broken stream. The randomness is the same in every run.
 fn caught(bend: Bend, with: &str) {
     let config = Config {
         cases: 2048,
@@ -520,13 +520,13 @@ fn caught(bend: Bend, with: &str) {
 fn broken_streams_are_caught() {
     caught(Bend::MovesOnFirst, "missed");
     caught(Bend::MovesOnUnseen, "missed");
-    caught(Bend::TellsBackwards, "order");
+    caught(Bend::NewestFirst, "order");
     caught(Bend::SkipsTies, "missed");
     caught(Bend::LosesAKeyBetweenPages, "missed");
     caught(Bend::LosesAnEntryBetweenPages, "order");
     caught(Bend::NeverLooksBehind, "missed");
     caught(Bend::StaysAhead, "untrue");
-    caught(Bend::TellsWhatWas, "untrue");
+    caught(Bend::ReportsOldState, "untrue");
     caught(Bend::IsAhead, "untrue");
     caught(Bend::LeavesTheLastInstantOut, "missed");
     caught(Bend::SweepsFirst, "missed");

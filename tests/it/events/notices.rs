@@ -1,4 +1,4 @@
-//! What is told of the end of keys, story by story.
+//! Notices about the end of keys, one scenario per test.
 
 use keyward::events::{EventCursor, EventKind, Events, ExpiryWindows};
 use keyward::{Expiry, KeyUpdate, NewKey, Reason, Replacement, days, hours};
@@ -6,7 +6,7 @@ use keyward::{Expiry, KeyUpdate, NewKey, Reason, Replacement, days, hours};
 use crate::events::{drain, limit, noticed, read, windows};
 use support::*;
 
-/// A service, its events, and a cursor that has read everything.
+/// Returns a service, its events, and a cursor at their end.
 fn desk() -> (World, Events, EventCursor) {
     let world = World::new();
     let events = world.keys.events(windows());
@@ -20,21 +20,21 @@ fn ends_in(name: &str, days: u32) -> NewKey {
 }
 
 #[test]
-fn a_key_is_told_of_in_each_window_and_at_its_end() {
+fn a_key_gets_a_notice_in_each_window_and_at_its_end() {
     let (world, events, mut cursor) = desk();
     let key = world.create(&admin(), ends_in("key", 10)).unwrap();
-    let mut told = Vec::new();
+    let mut sent = Vec::new();
     for _ in 0..11 {
         world.clock.advance(days(1));
-        told.extend(drain(&events, &mut cursor));
+        sent.extend(drain(&events, &mut cursor));
     }
     let end = "2026-01-11T00:00:00Z".to_owned();
     let windows = [7 * 86_400, 86_400, 0].map(|window| (end.clone(), window));
-    assert_eq!(noticed(&told), windows);
-    let when: Vec<_> = told[told.len() - 3..].iter().map(|told| told.at).collect();
+    assert_eq!(noticed(&sent), windows);
+    let when: Vec<_> = sent[sent.len() - 3..].iter().map(|sent| sent.at).collect();
     let due = ["2026-01-04", "2026-01-10", "2026-01-11"].map(|day| at(&format!("{day}T00:00:00Z")));
     assert_eq!(when, due);
-    let last = told.last().unwrap();
+    let last = sent.last().unwrap();
     assert_eq!((last.key, last.actor.as_ref()), (Some(key.id), None));
     let EventKind::KeyExpired { owner, .. } = &last.kind else {
         panic!("{last:?}");
@@ -43,25 +43,25 @@ fn a_key_is_told_of_in_each_window_and_at_its_end() {
 }
 
 #[test]
-fn a_key_that_skipped_a_window_is_told_of_in_the_narrowest() {
+fn a_key_that_skipped_a_window_gets_the_notice_of_the_narrowest() {
     let (world, events, mut cursor) = desk();
     world.create(&admin(), ends_in("long", 10)).unwrap();
     drain(&events, &mut cursor);
-    // Nobody read for a week.
+    // No read for nine days.
     world.clock.advance(days(9));
     world
         .create(&admin(), reader("short").expires_in(hours(2)))
         .unwrap();
-    let told = noticed(&drain(&events, &mut cursor));
+    let sent = noticed(&drain(&events, &mut cursor));
     let end = |day: &str| format!("2026-01-{day}Z");
     assert_eq!(
-        told,
+        sent,
         [(end("10T02:00:00"), 86_400), (end("11T00:00:00"), 86_400)]
     );
 }
 
 #[test]
-fn what_was_extended_revoked_or_removed_meanwhile_is_not_told() {
+fn keys_extended_revoked_or_removed_since_get_no_notice() {
     let (world, events, mut cursor) = desk();
     let [extended, revoked, removed, kept] = ["extended", "revoked", "removed", "kept"]
         .map(|name| world.create(&admin(), ends_in(name, 10)).unwrap().id);
@@ -71,51 +71,51 @@ fn what_was_extended_revoked_or_removed_meanwhile_is_not_told() {
     let plain = keyward::DeleteKey::plain();
     wait(world.keys.delete(&admin(), removed, plain)).unwrap();
     world.clock.advance(days(12));
-    let told = drain(&events, &mut cursor);
-    let about: Vec<_> = told
+    let sent = drain(&events, &mut cursor);
+    let about: Vec<_> = sent
         .iter()
         .filter(|event| crate::events::notice(event).is_some())
         .collect();
     assert_eq!(about.len(), 1, "{about:?}");
     assert_eq!(about[0].key, Some(kept));
     world.clock.advance(days(12));
-    let told = drain(&events, &mut cursor);
-    assert_eq!(told.len(), 1);
-    assert_eq!(told[0].key, Some(extended), "under its new end");
+    let sent = drain(&events, &mut cursor);
+    assert_eq!(sent.len(), 1);
+    assert_eq!(sent[0].key, Some(extended), "under its new end");
 }
 
 #[test]
-fn a_replaced_key_is_told_of_when_it_ends_and_not_before() {
+fn a_replaced_key_gets_a_notice_when_it_ends_and_not_before() {
     let (world, events, mut cursor) = desk();
     let old = world.some_key();
     let grace = Replacement::grace(hours(20));
     let successor = wait(world.keys.rotate(&admin(), old.id, grace)).unwrap();
-    let told = drain(&events, &mut cursor);
-    assert_eq!(noticed(&told), [], "its successor is in somebody's hands");
+    let sent = drain(&events, &mut cursor);
+    assert_eq!(noticed(&sent), [], "its successor is in somebody's hands");
     world.clock.advance(hours(20));
-    let told = drain(&events, &mut cursor);
-    let EventKind::KeyExpired { successor: by, .. } = told[0].kind else {
-        panic!("{told:?}");
+    let sent = drain(&events, &mut cursor);
+    let EventKind::KeyExpired { successor: by, .. } = sent[0].kind else {
+        panic!("{sent:?}");
     };
-    assert_eq!((told[0].key, by), (Some(old.id), Some(successor.id)));
+    assert_eq!((sent[0].key, by), (Some(old.id), Some(successor.id)));
 }
 
 #[test]
-fn a_key_whose_successor_nobody_used_yet_is_told_of_like_any_other() {
+fn a_key_with_an_unused_successor_gets_notices_like_any_other() {
     let (world, events, mut cursor) = desk();
     let old = world.create(&admin(), ends_in("old", 10)).unwrap();
     let waits = Replacement::on_first_use(hours(1));
     wait(world.keys.rotate(&admin(), old.id, waits)).unwrap();
     world.clock.advance(days(4));
-    let told = drain(&events, &mut cursor);
-    let told = told
+    let sent = drain(&events, &mut cursor);
+    let sent = sent
         .iter()
         .filter(|event| crate::events::notice(event).is_some());
-    assert!(told.map(|event| event.key).any(|key| key == Some(old.id)));
+    assert!(sent.map(|event| event.key).any(|key| key == Some(old.id)));
 }
 
 #[test]
-fn keys_without_an_end_are_never_told_of_disabled_ones_are() {
+fn keys_without_an_end_get_no_notices_and_disabled_keys_do() {
     let (world, events, mut cursor) = desk();
     world
         .create(&admin(), reader("for ever").never_expires())
@@ -123,12 +123,12 @@ fn keys_without_an_end_are_never_told_of_disabled_ones_are() {
     let disabled = world.create(&admin(), ends_in("disabled", 10)).unwrap();
     wait(world.keys.disable(&admin(), disabled.id)).unwrap();
     world.clock.set_wall(keyward::Timestamp::MAX);
-    let told = drain(&events, &mut cursor);
-    assert_eq!(noticed(&told), [("2026-01-11T00:00:00Z".to_owned(), 0)]);
+    let sent = drain(&events, &mut cursor);
+    assert_eq!(noticed(&sent), [("2026-01-11T00:00:00Z".to_owned(), 0)]);
 }
 
 #[test]
-fn without_windows_only_ends_are_told() {
+fn without_windows_only_notices_of_ends_are_sent() {
     let (world, _, mut cursor) = desk();
     let events = world.keys.events(ExpiryWindows::none());
     world.create(&admin(), ends_in("key", 1)).unwrap();
@@ -138,13 +138,13 @@ fn without_windows_only_ends_are_told() {
 }
 
 #[test]
-fn after_a_clock_was_ahead_notices_are_told_again_in_time() {
+fn after_a_clock_was_ahead_notices_are_sent_again_when_due() {
     let (world, events, mut cursor) = desk();
     world.create(&admin(), ends_in("key", 10)).unwrap();
     drain(&events, &mut cursor);
     world.clock.set_wall(at("2027-01-01T00:00:00Z"));
     let early = drain(&events, &mut cursor);
-    assert_eq!(early.len(), 1, "as far as anyone could tell it had ended");
+    assert_eq!(early.len(), 1, "by that clock it had ended");
     world.clock.set_wall(at(START));
     assert_eq!(drain(&events, &mut cursor), []);
     world.clock.advance(days(3));
@@ -158,7 +158,7 @@ fn after_a_clock_was_ahead_notices_are_told_again_in_time() {
 }
 
 #[test]
-fn windows_are_checked() {
+fn invalid_windows_are_refused() {
     let of = |seconds: &[u64]| {
         let spans = seconds.iter().map(|n| std::time::Duration::from_secs(*n));
         ExpiryWindows::new(spans).map(|windows| windows.iter().map(|w| w.as_secs()).collect())
@@ -170,10 +170,10 @@ fn windows_are_checked() {
     assert!(ExpiryWindows::new([std::time::Duration::from_millis(1500)]).is_err());
 }
 
-/// Many keys that end at one instant, read through a file in pages that end among them.
+/// Many keys that end at one instant, read from a file in pages that end among them.
 #[cfg(feature = "sqlite")]
 #[test]
-fn pages_that_end_among_keys_of_one_instant_lose_none_in_a_file() {
+fn pages_that_end_among_keys_with_one_expiry_lose_no_key_in_a_file() {
     use std::collections::BTreeSet;
     use std::sync::Arc;
 
@@ -206,20 +206,20 @@ fn pages_that_end_among_keys_of_one_instant_lose_none_in_a_file() {
     let events = keys.events(windows());
     let mut cursor = wait(events.end()).unwrap();
     clock.advance(days(20));
-    let mut told = Vec::new();
+    let mut sent = Vec::new();
     loop {
         let batch = read(&events, &cursor, 4);
         assert!(batch.events.len() <= 4);
-        told.extend(batch.events);
+        sent.extend(batch.events);
         cursor = batch.cursor;
         if !batch.more {
             break;
         }
     }
-    let ends: Vec<_> = noticed(&told);
+    let ends: Vec<_> = noticed(&sent);
     assert_eq!(ends.len(), 15, "each once: {ends:?}");
     assert!(ends.is_sorted(), "{ends:?}");
-    let ids: BTreeSet<_> = told.iter().filter_map(|event| event.key).collect();
+    let ids: BTreeSet<_> = sent.iter().filter_map(|event| event.key).collect();
     assert_eq!(ids, made);
     assert!(
         wait(events.next_batch(&cursor, limit(1)))

@@ -1,4 +1,4 @@
-//! Who the client is, for keys that may be used from some addresses only.
+//! The client's address, for keys that are restricted to some addresses.
 
 use std::net::IpAddr;
 
@@ -17,7 +17,7 @@ fn key_for(world: &World, networks: &[&str]) -> String {
     key.secret.expose().to_owned()
 }
 
-/// What becomes of a request with a key and the headers that proxies, or liars, write.
+/// Returns the status of a request with a key and headers, written by a proxy or by a liar.
 fn status(server: &Server, key: &str, headers: &[(&str, &str)]) -> u16 {
     let mut all = vec![("x-api-key", key)];
     all.extend(headers);
@@ -25,7 +25,7 @@ fn status(server: &Server, key: &str, headers: &[(&str, &str)]) -> u16 {
 }
 
 #[test]
-fn the_address_is_that_of_the_socket() {
+fn the_client_address_is_the_peer_of_the_socket() {
     let world = World::new();
     let (near, far) = (
         key_for(&world, &["127.0.0.0/8"]),
@@ -34,7 +34,7 @@ fn the_address_is_that_of_the_socket() {
     let server = Server::with(layer(&world));
     assert_eq!(status(&server, &near, &[]), 200);
     assert_eq!(status(&server, &far, &[]), 403);
-    // A server that puts it elsewhere.
+    // A server that stores the address elsewhere.
     let elsewhere = layer(&world).peer_from(|_| Some(IpAddr::from([203, 0, 113, 9])));
     let server = Server::with(elsewhere);
     assert_eq!(status(&server, &near, &[]), 403);
@@ -50,7 +50,7 @@ fn trap_23_no_header_forges_the_clients_address() {
     let list = |text| ("x-forwarded-for", text);
     let standard = |text| ("forwarded", text);
 
-    // Nobody is trusted, or somebody else.
+    // No proxy is trusted, or another network is.
     let others = TrustedProxies::x_forwarded_for(["10.0.0.0/8".parse().unwrap()]);
     for layer in [layer(&world), layer(&world).trust(others)] {
         let server = Server::with(layer);
@@ -63,7 +63,7 @@ fn trap_23_no_header_forges_the_clients_address() {
         }
     }
 
-    // The peer is a proxy, and what it wrote stands at the right.
+    // The peer is a trusted proxy, and it appends its entry at the right.
     let loopback = || ["127.0.0.1/32".parse().unwrap()];
     let server = Server::with(layer(&world).trust(TrustedProxies::x_forwarded_for(loopback())));
     for (headers, expected) in [

@@ -1,4 +1,4 @@
-//! Browsers on pages of another origin, with tower-http's own layer around this one or within it.
+//! Browsers on pages of another origin, with tower-http's CORS layer outside or inside this layer.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use support::*;
 const PAGE: &str = "https://app.example.com";
 const ELSEWHERE: &str = "https://elsewhere.example.com";
 
-/// Pages of one origin may send keys, and read what refusals say in headers.
+/// Allows pages of one origin to send keys and to read the headers of refusals.
 fn cors() -> CorsLayer {
     let api_key = HeaderName::from_static("x-api-key");
     CorsLayer::new()
@@ -28,7 +28,7 @@ fn cors() -> CorsLayer {
         .expose_headers([WWW_AUTHENTICATE, RETRY_AFTER])
 }
 
-/// Answers under every path and method, and counts how often.
+/// Returns a handler for every path and method, with a counter of its calls.
 fn handler() -> (Router, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));
     let own = count.clone();
@@ -39,7 +39,7 @@ fn handler() -> (Router, Arc<AtomicUsize>) {
     (Router::new().fallback(any(inner)), count)
 }
 
-/// What a browser sends before it sends a key.
+/// Sends the preflight request that a browser sends before it sends a key.
 fn preflight(server: &Server, origin: &str) -> Answer {
     let headers = [
         ("origin", origin),
@@ -55,12 +55,12 @@ fn asked(server: &Server, origin: &str, key: &str) -> Answer {
     server.ask(Method::PUT, "/", &headers)
 }
 
-/// Whether a browser shows the answer to a page of the origin.
+/// Returns whether a browser shows the answer to a page of the origin.
 fn readable(answer: &Answer, origin: &str) -> bool {
     answer.header("access-control-allow-origin") == origin
 }
 
-/// All names in all `Vary` headers, each once.
+/// Returns all names in all `Vary` headers, checking that each occurs once.
 #[track_caller]
 fn vary(answer: &Answer) -> BTreeSet<String> {
     let lines = answer.headers.get_all("vary").iter();
@@ -75,7 +75,7 @@ fn names(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|&name| name.to_owned()).collect()
 }
 
-/// What tower-http's layer and this one let answers vary on.
+/// The headers on which answers vary, for tower-http's layer and this one.
 const CORS: [&str; 3] = [
     "origin",
     "access-control-request-method",
@@ -84,7 +84,7 @@ const CORS: [&str; 3] = [
 const KEYS: [&str; 2] = ["authorization", "x-api-key"];
 
 #[test]
-fn a_layer_around_this_one_answers_preflights_and_lets_browsers_read_refusals() {
+fn an_outer_cors_layer_answers_preflights_and_lets_browsers_read_refusals() {
     let world = World::new();
     let key = world.some_key();
     let text = key.secret.expose();
@@ -94,7 +94,7 @@ fn a_layer_around_this_one_answers_preflights_and_lets_browsers_read_refusals() 
         let keyed = layer.clone();
         let app = match side_by_side {
             false => inner.layer(keyed).layer(cors()),
-            // One stack, in which the one meets the other's bodies.
+            // One stack, where one layer wraps the other's bodies.
             true => inner.layer((cors(), keyed)),
         };
         let server = Server::start(app);
@@ -131,7 +131,7 @@ fn a_layer_around_this_one_answers_preflights_and_lets_browsers_read_refusals() 
 }
 
 #[test]
-fn a_page_may_read_how_long_it_has_to_wait() {
+fn a_page_can_read_the_retry_headers() {
     let world = World::new();
     let key = world.some_key();
     let layer = KeywardLayer::new(world.keys.clone())
@@ -143,7 +143,7 @@ fn a_page_may_read_how_long_it_has_to_wait() {
 }
 
 #[test]
-fn a_layer_within_this_one_answers_preflights_that_are_let_through() {
+fn an_inner_cors_layer_answers_preflights_that_are_let_through() {
     let world = World::new();
     let key = world.some_key();
     let layer = KeywardLayer::new(world.keys.clone());
@@ -165,7 +165,8 @@ fn a_layer_within_this_one_answers_preflights_that_are_let_through() {
     assert_eq!(vary(&passed), names(&all));
     assert_eq!(reached.load(Ordering::SeqCst), 1);
 
-    // What never came to it, browsers keep from pages: the documents advise the other order.
+    // Browsers hide a refusal from pages if it never reached the CORS layer. Therefore the documentation
+    // recommends the other order.
     let refused = asked(&server, PAGE, "garbage");
     assert_eq!((refused.status, &*refused.code()), (401, "invalid-key"));
     assert!(!readable(&refused, PAGE));

@@ -1,4 +1,4 @@
-//! What axum's handlers get.
+//! The extractors of axum handlers.
 
 use axum::Router;
 use axum::routing::get;
@@ -39,7 +39,7 @@ fn routes() -> Router {
 }
 
 #[test]
-fn a_handler_gets_the_grant_that_the_layer_found() {
+fn a_handler_gets_the_grant_from_the_layer() {
     let world = World::new();
     let key = world.some_key();
     let id = key.id.to_string();
@@ -53,7 +53,7 @@ fn a_handler_gets_the_grant_that_the_layer_found() {
 }
 
 #[test]
-fn a_scope_in_a_handlers_signature_is_needed() {
+fn a_scope_in_a_handlers_signature_is_required() {
     let world = World::new();
     let other = NewKey::new("other").scope("exports:read");
     let other = world.create(&admin(), other).unwrap();
@@ -73,7 +73,7 @@ fn a_scope_in_a_handlers_signature_is_needed() {
 }
 
 #[test]
-fn an_optional_layer_lets_requests_without_a_key_through_and_no_bad_key() {
+fn an_optional_layer_accepts_requests_without_a_key_and_refuses_bad_keys() {
     let world = World::new();
     let key = world.some_key();
     let layer = KeywardLayer::new(world.keys.clone()).optional();
@@ -86,7 +86,7 @@ fn an_optional_layer_lets_requests_without_a_key_through_and_no_bad_key() {
     );
     assert_eq!(server.bearer("/optional", "garbage").status, 401);
     assert_eq!(server.get("/optional", &[("x-api-key", "")]).status, 400);
-    // An extractor that needs a key refuses as the layer does.
+    // An extractor that requires a key refuses as the layer does.
     let refused = server.get("/required", &[]);
     assert_eq!(
         (refused.status, refused.header("www-authenticate")),
@@ -96,7 +96,7 @@ fn an_optional_layer_lets_requests_without_a_key_through_and_no_bad_key() {
 }
 
 #[test]
-fn an_extractor_without_a_layer_is_the_services_fault() {
+fn an_extractor_without_a_layer_is_a_server_error() {
     let server = Server::start(routes());
     let key = World::new().some_key();
     for path in ["/required", "/optional", "/scoped", "/t/acme"] {
@@ -129,7 +129,7 @@ fn a_handler_gets_the_tenant_that_was_checked() {
 }
 
 #[test]
-fn each_route_may_need_something_else() {
+fn each_route_can_have_its_own_need() {
     let world = World::new();
     let key = world.some_key();
     let layer = KeywardLayer::new(world.keys.clone());

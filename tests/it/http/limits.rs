@@ -1,4 +1,4 @@
-//! A limiter of the service's own, which the layer asks.
+//! A limiter of the service's own, called by the layer.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,7 +16,7 @@ use crate::http::nodes::Nodes;
 use crate::http::server::{Server, basic};
 use support::*;
 
-/// So many requests in each minute, whoever asks. Counts what comes to it.
+/// A limit on requests per minute, shared by all clients. Counts its calls.
 #[derive(Clone)]
 struct Budget {
     clock: Arc<ManualClock>,
@@ -62,7 +62,7 @@ impl Budget {
     }
 }
 
-/// A router that counts what comes through the layer.
+/// Returns a router that counts the requests that pass the layer.
 fn counting(layer: KeywardLayer) -> (Server, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));
     let own = count.clone();
@@ -75,12 +75,12 @@ fn counting(layer: KeywardLayer) -> (Server, Arc<AtomicUsize>) {
 }
 
 #[test]
-fn a_request_beyond_the_limit_is_told_when_to_come_again_and_goes_no_further() {
+fn a_request_beyond_the_limit_gets_a_retry_time_and_is_not_passed_on() {
     let world = World::new();
     let key = world.some_key();
     let text = key.secret.expose();
     let budget = Budget::new(&world.clock, 2);
-    // Outages are told to wait for another time.
+    // Outages announce another pause.
     let layer = KeywardLayer::new(world.keys.clone()).retry_after(Duration::from_secs(7));
     let (server, reached) = counting(budget.of(layer));
     for _ in 0..2 {
@@ -88,7 +88,7 @@ fn a_request_beyond_the_limit_is_told_when_to_come_again_and_goes_no_further() {
         assert_eq!((passed.status, &*passed.body), (200, "inner"));
         assert_eq!(passed.header("retry-after"), "");
     }
-    // 58.5 seconds are left.
+    // 58.5 seconds are left of the minute.
     world.clock.advance(Duration::from_millis(1500));
     let refused = server.bearer("/", text);
     assert_eq!((refused.status, &*refused.code()), (429, "limit-reached"));
@@ -125,7 +125,7 @@ fn a_request_beyond_the_limit_is_told_when_to_come_again_and_goes_no_further() {
 }
 
 #[test]
-fn a_key_that_does_not_do_for_the_request_spends_nothing() {
+fn a_key_that_the_request_cannot_use_spends_no_budget() {
     let world = World::new();
     let key = world.some_key();
     let text = key.secret.expose();
@@ -168,7 +168,7 @@ fn a_key_that_does_not_do_for_the_request_spends_nothing() {
     );
     assert_eq!((budget.asked(), reached.load(Ordering::SeqCst)), (0, 0));
 
-    // Nor does a request without a key, which has no budget.
+    // A request without a key has no budget and spends nothing either.
     assert_eq!(server.get("/t/acme", &[]).status, 200);
     assert_eq!(budget.asked(), 0);
     assert_eq!(server.bearer("/t/acme", text).status, 200);
@@ -179,7 +179,7 @@ fn a_key_that_does_not_do_for_the_request_spends_nothing() {
 }
 
 #[test]
-fn each_request_is_counted_once_whether_or_not_the_store_was_asked() {
+fn each_request_is_counted_once_with_or_without_a_store_read() {
     let nodes = Nodes::new();
     let known = nodes.create(reader("known"));
     wait(nodes.here.sync()).unwrap();
@@ -196,7 +196,7 @@ fn each_request_is_counted_once_whether_or_not_the_store_was_asked() {
         assert_eq!(budget.asked(), 2 * round);
     }
 
-    // The first half by itself.
+    // `authenticate` alone, without the tower service.
     nodes.clock.advance(Budget::MINUTE);
     wait(nodes.here.sync()).unwrap();
     let budget = Budget::new(&nodes.clock, 2);
@@ -225,19 +225,19 @@ fn parts(path: &str, key: &str) -> Parts {
 }
 
 #[test]
-fn a_limiter_is_told_who_asks_and_for_what() {
+fn a_limiter_gets_the_grant_and_the_request() {
     let world = World::new();
     let key = world.some_key();
     let text = key.secret.expose();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let own = seen.clone();
-    // Writing is limited more than reading is.
+    // Writes are limited, reads are not.
     let check = move |grant: &Grant, request: &Parts| {
         let RequestTenant(tenant) = request.extensions.get().unwrap();
         let tenant = tenant.to_string();
         assert!(request.extensions.get::<PeerAddr>().is_some());
         own.lock().unwrap().push((grant.key_id(), tenant));
-        // A limiter may log what it is shown.
+        // A limiter may log the request.
         assert!(request.headers["x-api-key"].is_sensitive());
         match request.method {
             Method::GET => Ok(()),
@@ -261,14 +261,14 @@ fn a_limiter_is_told_who_asks_and_for_what() {
         key: key.id,
         retry_after: Duration::ZERO,
     };
-    // What is refused carries nothing on.
+    // A refused request gets no extension.
     assert_eq!(ask(Method::POST), (Err(refusal), None));
     let both: (KeyId, String) = (key.id, "acme".to_owned());
     assert_eq!(*seen.lock().unwrap(), [both.clone(), both]);
 }
 
 #[test]
-fn routes_whose_layers_are_clones_share_a_limiter() {
+fn clones_of_a_layer_share_its_limiter() {
     let world = World::new();
     let key = world.some_key();
     let budget = Budget::new(&world.clock, 2);
@@ -286,7 +286,7 @@ fn routes_whose_layers_are_clones_share_a_limiter() {
 }
 
 #[test]
-fn a_service_may_tell_more_of_its_limit() {
+fn a_service_can_add_details_to_a_limit_refusal() {
     let world = World::new();
     let key = world.some_key();
     let layer = KeywardLayer::new(world.keys.clone())

@@ -1,4 +1,4 @@
-//! Nodes that do not know a key yet, or cannot tell any more.
+//! Nodes that do not know a key yet, or have gone stale.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::http::server::{Server, basic};
 use support::gated::Gated;
 use support::*;
 
-/// A node that follows a store, and another process in which keys are made.
+/// A node that follows a store, and another process that creates keys.
 pub(crate) struct Nodes {
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) link: Gated,
@@ -44,7 +44,7 @@ impl Nodes {
 }
 
 #[test]
-fn a_new_key_is_let_through_by_a_node_that_has_not_heard_of_it() {
+fn a_node_accepts_a_new_key_before_it_has_synced() {
     let nodes = Nodes::new();
     let sources = keyward::http::Sources::default().with_basic();
     let server = Server::with(KeywardLayer::new(nodes.here.clone()).sources(sources));
@@ -57,7 +57,7 @@ fn a_new_key_is_let_through_by_a_node_that_has_not_heard_of_it() {
     assert_eq!(server.bearer("/", &key).status, 200);
     assert_eq!(nodes.link.asked(Call::Find), 2);
 
-    // A pair of which both halves are new.
+    // A pair whose halves are both new.
     let page = NewKey::new("page")
         .class("publishable")
         .scope("reports:read");
@@ -80,7 +80,7 @@ fn a_new_key_is_let_through_by_a_node_that_has_not_heard_of_it() {
 }
 
 #[test]
-fn an_outage_is_no_bad_key() {
+fn an_outage_does_not_look_like_a_bad_key() {
     let nodes = Nodes::new();
     let known = nodes.create(reader("known"));
     wait(nodes.here.sync()).unwrap();

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::http::server::{Answer, Server, basic};
 use support::*;
 
-/// What stands in every refusal, and what this one says.
+/// Checks the parts common to every refusal, and returns the rest.
 #[track_caller]
 fn check(answer: &Answer, status: u16, code: &str, challenge: &str) -> Value {
     assert_eq!(answer.status, status, "{answer:?}");
@@ -27,9 +27,9 @@ fn check(answer: &Answer, status: u16, code: &str, challenge: &str) -> Value {
     assert_eq!(answer.header("retry-after"), retry);
     let mut problem = answer.json();
     assert_eq!(problem["status"], status);
-    let told = problem.as_object_mut().unwrap();
-    told.remove("type");
-    told.remove("status");
+    let details = problem.as_object_mut().unwrap();
+    details.remove("type");
+    details.remove("status");
     problem
 }
 
@@ -44,14 +44,14 @@ fn a_request_without_a_key_gets_the_bare_challenge() {
         let problem = check(&server.get("/", headers), 401, "missing-key", "Bearer");
         assert_eq!(problem, json!({"title": "API key required"}));
     }
-    // A query is not read.
+    // The query is ignored.
     let key = World::new().some_key();
     let answer = server.get(&format!("/?api_key={}", key.secret.expose()), &[]);
     check(&answer, 401, "missing-key", "Bearer");
 }
 
 #[test]
-fn a_request_whose_key_is_unclear_is_refused_before_any_key_is_verified() {
+fn a_request_with_ambiguous_keys_is_refused_before_verification() {
     let world = World::new();
     let (one, other) = (world.some_key(), world.some_key());
     let (one, other) = (one.secret.expose(), other.secret.expose());
@@ -96,7 +96,7 @@ fn a_request_whose_key_is_unclear_is_refused_before_any_key_is_verified() {
             json!({"title": "Unclear API key", "detail": detail})
         );
     }
-    // The same key twice is one key.
+    // The same key twice counts as one key.
     let twice = [
         ("authorization", &*bearer),
         ("x-api-key", one),
@@ -106,7 +106,7 @@ fn a_request_whose_key_is_unclear_is_refused_before_any_key_is_verified() {
 }
 
 #[test]
-fn all_keys_that_do_not_authenticate_look_the_same() {
+fn all_keys_that_do_not_authenticate_get_the_same_answer() {
     let world = World::new();
     let text = |key: &keyward::Created| key.secret.expose().to_owned();
     let good = text(&world.some_key());
@@ -165,7 +165,7 @@ fn all_keys_that_do_not_authenticate_look_the_same() {
 }
 
 #[test]
-fn a_key_that_lacks_a_scope_is_told_which() {
+fn a_refusal_names_the_missing_scope() {
     let world = World::new();
     let key = world.some_key();
     let need = Need::scope("reports:read").and_scope("reports:write");
@@ -189,7 +189,7 @@ fn a_key_that_lacks_a_scope_is_told_which() {
 }
 
 #[test]
-fn a_key_of_another_kind_or_place_is_told_so() {
+fn a_refusal_names_the_wrong_kind_or_place_of_a_key() {
     let world = World::new();
     let publishable = NewKey::new("page")
         .class("publishable")
@@ -248,7 +248,7 @@ fn a_key_of_another_kind_or_place_is_told_so() {
 }
 
 #[test]
-fn a_service_may_answer_in_its_own_way() {
+fn a_service_can_replace_the_answer() {
     let world = World::new();
     let layer = KeywardLayer::new(world.keys.clone())
         .problem_types("https://api.example.com/problems/")
@@ -286,7 +286,7 @@ fn a_service_may_answer_in_its_own_way() {
 }
 
 #[test]
-fn the_table_of_refusals_in_the_documents_is_complete() {
+fn the_documented_table_of_refusals_is_complete() {
     let table = include_str!("../../../docs/http.md");
     for (code, status) in [
         ("missing-key", 401),

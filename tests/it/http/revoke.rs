@@ -1,4 +1,4 @@
-//! A key that is revoked while requests run.
+//! Revoking a key while requests are in flight.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -12,11 +12,11 @@ use support::*;
 
 const CLIENTS: usize = 4;
 const ROUNDS: usize = 10;
-/// How many requests of each client must have been refused.
+/// Refusals that each client must see before it stops: 5, so that a late acceptance would show.
 const REFUSED: usize = 5;
 
-/// What a client saw: how many were accepted, and how many of those were sent after the revocation
-/// had returned.
+/// Returns the number of accepted requests, and how many of those were sent after the revocation had
+/// returned.
 fn ask_until_refused(
     url: &str,
     key: &str,
@@ -50,7 +50,7 @@ fn ask_until_refused(
 }
 
 #[test]
-fn no_request_that_is_sent_after_a_revocation_returned_is_let_through() {
+fn no_request_sent_after_a_revocation_returned_is_accepted() {
     let world = World::new();
     let server = Server::with(KeywardLayer::new(world.keys.clone()));
     let url = server.url("/");

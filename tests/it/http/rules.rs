@@ -1,5 +1,5 @@
-//! Rules of the documents that speak of requests, over HTTP. `tests/seed_rules` shows the same rules
-//! through the library.
+//! The documents' rules about requests, shown over HTTP. `tests/seed_rules` shows the same rules through the
+//! library.
 
 use keyward::http::{KeywardLayer, Sources};
 use keyward::{
@@ -11,7 +11,7 @@ use crate::http::nodes::Nodes;
 use crate::http::server::{Server, basic};
 use support::*;
 
-/// As the document has it: a bearer token and nothing else.
+/// Returns the layer that the document describes: bearer tokens only.
 fn yugabyte() -> (World, KeywardLayer) {
     let world = World::with_policy(profiles::yugabytedb());
     let layer = KeywardLayer::new(world.keys.clone()).sources(Sources::none().with_bearer());
@@ -32,7 +32,7 @@ fn demote_bob(world: &World) {
     wait(changed).unwrap();
 }
 
-/// What becomes of a request for which a scope is needed.
+/// Returns status and challenge of a request that requires a scope.
 fn asked(layer: &KeywardLayer, scope: &str, key: &str) -> (u16, String) {
     let server = Server::with(layer.clone().require(Need::scope(scope)));
     let answer = server.bearer("/", key);
@@ -40,7 +40,7 @@ fn asked(layer: &KeywardLayer, scope: &str, key: &str) -> (u16, String) {
 }
 
 #[test]
-fn y_01_a_key_is_a_bearer_token_and_no_other_scheme_will_do() {
+fn y_01_a_key_is_a_bearer_token_and_other_schemes_are_refused() {
     let (world, layer) = yugabyte();
     let key = world
         .create(&admin(), NewKey::new("ci").scope("clusters:read"))
@@ -97,7 +97,7 @@ fn y_25_the_key_of_a_creator_who_became_a_developer_has_developer_access() {
 }
 
 #[test]
-fn y_26_the_key_of_a_developer_reaches_nothing_that_needs_an_admin() {
+fn y_26_a_developers_key_reaches_nothing_that_requires_an_admin() {
     let (world, layer) = yugabyte();
     let key = bobs_key(&world);
     demote_bob(&world);
@@ -114,7 +114,7 @@ fn y_26_the_key_of_a_developer_reaches_nothing_that_needs_an_admin() {
     }
 }
 
-/// A project of acme with the API key and the secret key that came with it.
+/// Returns the API key and the secret key that came with a project of acme.
 fn project(world: &World, path: &str) -> [IssuedKey; 2] {
     let tenant = tenant(path);
     let host = Actor::application(tenant.clone());
@@ -167,7 +167,7 @@ fn a2_10_analytics_keys_act_only_in_their_project() {
 }
 
 #[test]
-fn a2_11_a_project_api_key_tells_which_project_a_request_is_for() {
+fn a2_11_a_project_api_key_identifies_the_project_of_a_request() {
     let (world, layer) = amplitude();
     let server = Server::with(layer.require(Need::scope("ingest:write").or_publishable()));
     for path in ["acme/web", "acme/shop"] {
@@ -178,7 +178,7 @@ fn a2_11_a_project_api_key_tells_which_project_a_request_is_for() {
 }
 
 #[test]
-fn a2_15_a_secret_key_goes_with_the_api_key_of_its_project() {
+fn a2_15_a_secret_key_pairs_only_with_the_api_key_of_its_project() {
     let (world, layer) = amplitude();
     let [api_key, secret] = project(&world, "acme/web");
     let [others_api_key, others_secret] = project(&world, "acme/shop");
@@ -235,7 +235,7 @@ fn a2_15_a_secret_key_goes_with_the_api_key_of_its_project() {
 }
 
 #[test]
-fn a2_30_a_management_key_is_for_managing_and_nothing_else() {
+fn a2_30_a_management_key_manages_and_does_nothing_else() {
     let (world, layer) = amplitude();
     project(&world, "acme/web");
     let key = management_key(&world);
@@ -259,7 +259,7 @@ fn management_key(world: &World) -> Created {
 }
 
 #[test]
-fn a2_31_management_and_deployment_keys_do_not_stand_in_for_each_other() {
+fn a2_31_management_and_deployment_keys_cannot_replace_each_other() {
     let (world, layer) = amplitude();
     project(&world, "acme/web");
     let management = management_key(&world);
@@ -303,7 +303,7 @@ fn a1_06_access_through_a_key_can_be_switched_off() {
 }
 
 #[test]
-fn a1_25_a_new_key_works_at_once_on_every_node_also_where_it_was_tried_in_vain() {
+fn a1_25_a_new_key_works_immediately_on_every_node_even_if_it_was_refused_there() {
     let nodes = Nodes::new();
     let server = Server::with(KeywardLayer::new(nodes.here.clone()));
     for _ in 0..3 {
@@ -314,7 +314,7 @@ fn a1_25_a_new_key_works_at_once_on_every_node_also_where_it_was_tried_in_vain()
 }
 
 #[test]
-fn g_22_whatever_is_asked_with_a_revoked_key_is_refused() {
+fn g_22_every_request_with_a_revoked_key_is_refused() {
     let world = World::with_policy(profiles::standard());
     let key = world.some_key();
     let text = key.secret.expose();
@@ -338,7 +338,7 @@ fn g_22_whatever_is_asked_with_a_revoked_key_is_refused() {
 }
 
 #[test]
-fn g_36_a_key_for_tests_is_refused_in_production_and_the_other_way_round() {
+fn g_36_test_keys_are_refused_in_production_and_live_keys_in_tests() {
     let world = World::with_policy(profiles::standard());
     let keys = [Environment::LIVE, Environment::TEST].map(|environment| {
         let key = reader("somewhere").environment(environment);

@@ -1,4 +1,4 @@
-//! A server on the loopback interface, and the clients that ask it.
+//! A server on the loopback interface, and its clients.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -16,7 +16,7 @@ use keyward::http::KeywardLayer;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
-/// Serves until it is dropped.
+/// A server that runs until it is dropped.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     runtime: Runtime,
@@ -24,7 +24,7 @@ pub(crate) struct Server {
     _stop: oneshot::Sender<()>,
 }
 
-/// What a client got.
+/// A response.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -32,12 +32,12 @@ pub(crate) struct Answer {
     pub(crate) body: String,
 }
 
-/// Says whose key let a request through.
+/// Returns the key and tenant of the grant as text.
 async fn whose(grant: Grant) -> String {
     format!("{} of {}", grant.key_id(), grant.tenant())
 }
 
-/// `whose` under every path and method, behind a layer.
+/// Returns a router with `whose` on every path and method, behind a layer.
 pub(crate) fn everywhere(layer: KeywardLayer) -> Router {
     Router::new().fallback(any(whose)).layer(layer)
 }
@@ -74,7 +74,7 @@ impl Server {
         }
     }
 
-    /// A server of one layer.
+    /// Starts a server with one layer.
     pub(crate) fn with(layer: KeywardLayer) -> Self {
         Self::start(everywhere(layer))
     }
@@ -95,12 +95,12 @@ impl Server {
         self.ask(Method::GET, path, headers)
     }
 
-    /// Asks with a key as a bearer token.
+    /// Sends a request with a key as a bearer token.
     pub(crate) fn bearer(&self, path: &str, key: &str) -> Answer {
         self.get(path, &[("authorization", &format!("Bearer {key}"))])
     }
 
-    /// A connection of its own.
+    /// Opens a connection.
     pub(crate) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
         let patience = Some(Duration::from_secs(60));
@@ -108,7 +108,7 @@ impl Server {
         stream
     }
 
-    /// Sends bytes as they are, and reads until the server closes.
+    /// Sends bytes unchanged, and reads until the server closes the connection.
     pub(crate) fn raw(&self, request: &[u8]) -> String {
         let mut stream = self.connect();
         stream.write_all(request).unwrap();
@@ -117,7 +117,7 @@ impl Server {
         answer
     }
 
-    /// Asks with curl: status line, headers and body as they came.
+    /// Sends a request with curl. Returns status line, headers and body unchanged.
     pub(crate) fn curl(&self, arguments: &[&str], path: &str) -> String {
         let mut curl = Command::new("curl");
         curl.args(["--silent", "--show-error", "--noproxy", "*", "--include"]);
@@ -140,7 +140,7 @@ pub(crate) async fn answer(request: reqwest::RequestBuilder) -> Answer {
 }
 
 impl Answer {
-    /// The values of a header, as one text.
+    /// Returns the values of a header as one text.
     pub(crate) fn header(&self, name: &str) -> String {
         let values = self.headers.get_all(name).iter();
         let values: Vec<_> = values.map(|value| value.to_str().unwrap()).collect();
@@ -151,7 +151,7 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap()
     }
 
-    /// The part of the problem's type that tells problems apart.
+    /// Returns the part of the problem's type that distinguishes problems.
     pub(crate) fn code(&self) -> String {
         assert_eq!(self.header("content-type"), "application/problem+json");
         let problem = self.json();
@@ -161,7 +161,7 @@ impl Answer {
             .to_owned()
     }
 
-    /// Everything but the date, which differs from one answer to the next.
+    /// Returns everything but the date, which differs between answers.
     pub(crate) fn all_but_date(&self) -> String {
         let mut headers = self.headers.clone();
         headers.remove("date");
@@ -169,11 +169,11 @@ impl Answer {
     }
 }
 
-/// The `Authorization` of a pair.
+/// Returns the `Authorization` header of a pair.
 pub(crate) fn basic(user: &str, password: &str) -> String {
     use std::fmt::Write as _;
 
-    // By hand, so that the library's own way is not held against itself.
+    // Encoded by hand, so that the library is not tested against itself.
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let text = format!("{user}:{password}");
     let mut encoded = "Basic ".to_owned();

@@ -16,7 +16,7 @@ use tower::{Layer, Service, ServiceExt};
 use crate::http::nodes::Nodes;
 use support::*;
 
-/// Panics if it is called without having been made ready, and counts what is held for calls.
+/// A service that panics if called before it was ready, and counts the places reserved for calls.
 #[derive(Debug)]
 struct Picky {
     place: Option<Arc<()>>,
@@ -24,7 +24,7 @@ struct Picky {
     seen: Arc<Mutex<Vec<Seen>>>,
 }
 
-/// What of a request came through.
+/// The parts of a request that reached the inner service.
 #[derive(Debug)]
 struct Seen {
     headers: HeaderMap,
@@ -57,7 +57,7 @@ impl Clone for Picky {
     }
 }
 
-/// A body that nobody may look at.
+/// A body that panics when it is read.
 struct Untouched {
     mark: usize,
 }
@@ -80,7 +80,7 @@ impl Service<Request<Untouched>> for Picky {
     type Future = std::future::Ready<Result<Self::Response, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // Its own count is the base: whatever is above it is held for a call.
+        // The service's own handle is one reference. Every further one is a place reserved for a call.
         self.place.get_or_insert_with(|| self.places.clone());
         Poll::Ready(Ok(()))
     }
@@ -88,7 +88,7 @@ impl Service<Request<Untouched>> for Picky {
     fn call(&mut self, request: Request<Untouched>) -> Self::Future {
         self.place
             .take()
-            .expect("called without having been made ready");
+            .expect("poll_ready reserved a place before the call");
         tracing::info!("inside");
         let seen = Seen {
             headers: request.headers().clone(),
@@ -126,14 +126,14 @@ fn body(answer: Answered) -> String {
 }
 
 #[test]
-fn the_service_that_was_made_ready_is_the_one_that_is_called() {
+fn the_ready_service_is_the_one_that_is_called() {
     let nodes = Nodes::new();
     let known = nodes.create(reader("known"));
     wait(nodes.here.sync()).unwrap();
     let inner = Picky::new();
     let mut service = KeywardLayer::new(nodes.here.clone()).layer(inner.clone());
     for round in 0..3 {
-        // The store is asked for this one, while the service waits.
+        // The new key makes the layer read the store while the service waits.
         let new = nodes.create(reader("new"));
         for key in [&known, &new, &known] {
             assert_eq!(ask(&mut service, key).status(), 200, "round {round}");
@@ -146,8 +146,8 @@ fn the_service_that_was_made_ready_is_the_one_that_is_called() {
 }
 
 #[test]
-#[should_panic(expected = "called without having been made ready")]
-fn a_service_that_is_not_ready_is_seen() {
+#[should_panic(expected = "poll_ready reserved a place before the call")]
+fn calling_the_layer_before_it_is_ready_panics_in_the_test_service() {
     let world = World::new();
     let key = world.some_key();
     let mut service = KeywardLayer::new(world.keys.clone()).layer(Picky::new());
@@ -155,7 +155,7 @@ fn a_service_that_is_not_ready_is_seen() {
 }
 
 #[test]
-fn a_request_that_is_refused_or_given_up_holds_no_place_in_the_inner_service() {
+fn a_refused_or_cancelled_request_reserves_no_place_in_the_inner_service() {
     let nodes = Nodes::new();
     let inner = Picky::new();
     let base = inner.held();
@@ -176,7 +176,7 @@ fn a_request_that_is_refused_or_given_up_holds_no_place_in_the_inner_service() {
 }
 
 #[test]
-fn a_request_goes_on_as_it_came_with_its_grant_and_with_its_key_marked() {
+fn a_request_passes_unchanged_except_for_its_grant_and_its_sensitive_key() {
     let world = World::new();
     let key = world.some_key();
     let text = key.secret.expose();
@@ -207,7 +207,7 @@ fn a_request_goes_on_as_it_came_with_its_grant_and_with_its_key_marked() {
 }
 
 #[test]
-fn a_clone_is_a_count_and_no_copy() {
+fn cloning_a_layer_copies_only_a_reference() {
     let world = World::new();
     let layer = KeywardLayer::new(world.keys.clone())
         .require(reading().and_scope("reports:write"))
@@ -223,14 +223,14 @@ fn a_clone_is_a_count_and_no_copy() {
 }
 
 #[test]
-fn what_answers_vary_on_is_told_to_frameworks_without_tower() {
+fn the_vary_header_is_available_to_frameworks_without_tower() {
     let layer = KeywardLayer::new(World::new().keys);
     assert_eq!(layer.vary().unwrap(), "authorization, x-api-key");
     let layer = layer.sources(Sources::none().with_query("key"));
     assert_eq!(layer.vary(), None);
 }
 
-/// A log that is kept.
+/// A log kept in memory.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -253,7 +253,8 @@ fn trap_15_the_log_names_key_and_tenant_and_never_the_secret() {
         .with_max_level(tracing::Level::TRACE)
         .with_writer(move || captured.clone())
         .finish();
-    // For all threads: what one of them caches as unheard would be unheard by all.
+    // Set for all threads: a call site first reached by a thread without a subscriber is cached as disabled
+    // for every thread.
     tracing::subscriber::set_global_default(subscriber).unwrap();
     let world = World::new();
     let key = world.some_key();
@@ -282,7 +283,7 @@ fn trap_15_the_log_names_key_and_tenant_and_never_the_secret() {
         disabled.is_some_and(|line| line.contains(&id) && line.contains("INFO")),
         "{logged}"
     );
-    // Whoever has a key can cause it as often as they like.
+    // Logged at debug level only, because any holder of a key can trigger it at any rate.
     let limited = logged.lines().find(|line| line.contains("another 3s"));
     assert!(
         limited.is_some_and(|line| line.contains(&id) && line.contains("DEBUG")),

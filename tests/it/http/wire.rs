@@ -1,4 +1,4 @@
-//! HTTP's own corners: connections, methods, long and odd headers, a client that is not ours.
+//! Corner cases of HTTP: connections, methods, long and odd headers, a client that is not Rust.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -16,7 +16,7 @@ fn service() -> (Server, Created) {
     (Server::with(KeywardLayer::new(world.keys.clone())), key)
 }
 
-/// Reads one answer from a connection that stays open: its head and its body.
+/// Reads the head and body of one response from a connection that stays open.
 fn read_answer(stream: &mut BufReader<TcpStream>) -> (String, String) {
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
@@ -35,7 +35,7 @@ fn read_answer(stream: &mut BufReader<TcpStream>) -> (String, String) {
 }
 
 #[test]
-fn a_connection_goes_on_after_a_refusal() {
+fn a_connection_stays_usable_after_a_refusal() {
     let (server, key) = service();
     let mut stream = BufReader::new(server.connect());
     let mut ask = |request: String| {
@@ -54,7 +54,7 @@ fn a_connection_goes_on_after_a_refusal() {
             head.starts_with("HTTP/1.1 200 ") && body.contains("acme"),
             "{head}"
         );
-        // A body that is refused is not taken for the next request.
+        // The body of a refused request is not taken for the next request.
         let body = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
         let length = body.len();
         let refused =
@@ -64,7 +64,7 @@ fn a_connection_goes_on_after_a_refusal() {
 }
 
 #[test]
-fn an_answer_to_head_is_that_to_get_without_its_body() {
+fn head_gets_the_headers_of_get_without_the_body() {
     let (server, key) = service();
     for headers in [&[][..], &[("x-api-key", "garbage")]] {
         let get = server.get("/", headers);
@@ -80,13 +80,13 @@ fn an_answer_to_head_is_that_to_get_without_its_body() {
     }
     let passed = server.ask(Method::HEAD, "/", &[("x-api-key", key.secret.expose())]);
     assert_eq!(passed.status, 200);
-    // On the wire too: the connection would be out of step.
+    // On the wire too: a body would put the connection out of step.
     let raw = server.raw(b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     assert!(raw.ends_with("\r\n\r\n") && !raw.contains("title"), "{raw}");
 }
 
 #[test]
-fn a_preflight_passes_where_the_service_says_so_and_nothing_else_does() {
+fn only_preflights_pass_without_a_key_and_only_if_the_service_allows_them() {
     let preflight = [
         ("origin", "https://app.example.com"),
         ("access-control-request-method", "GET"),
@@ -113,7 +113,7 @@ fn a_preflight_passes_where_the_service_says_so_and_nothing_else_does() {
 }
 
 #[test]
-fn trap_16_a_long_key_is_a_bad_key_and_costs_no_more() {
+fn trap_16_a_long_key_is_refused_like_a_bad_key_at_no_extra_cost() {
     let (server, key) = service();
     for length in [513, 8 * 1024, 64 * 1024] {
         let long = "x".repeat(length);
@@ -122,24 +122,24 @@ fn trap_16_a_long_key_is_a_bad_key_and_costs_no_more() {
             server.get("/", &[("x-api-key", &long)]).code(),
             "invalid-key"
         );
-        // The right key with more around it is another one.
+        // The right key with more bytes around it is another key.
         let more = format!("{}{long}", key.secret.expose());
         assert_eq!(server.bearer("/", &more).code(), "invalid-key");
     }
-    // Other headers may be as long as the server takes them.
+    // Other headers may be as long as the server accepts.
     let cookie = "c".repeat(64 * 1024);
     let headers = [("cookie", &*cookie), ("x-api-key", key.secret.expose())];
     assert_eq!(server.get("/", &headers).status, 200);
 }
 
 #[test]
-fn nothing_that_was_sent_comes_back() {
+fn no_part_of_a_request_is_repeated_in_the_answer() {
     let world = World::new();
     let key = world.some_key();
     let sources = Sources::default().with_basic().with_query("key");
     let server = Server::with(KeywardLayer::new(world.keys.clone()).sources(sources));
     let text = key.secret.expose();
-    // The server's parser ends a header at a line break: what follows is a header of its own.
+    // The server's parser ends a header at a line break, so the injected text is a header of its own.
     let injected = format!(
         "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-API-Key: {text}x\r\nX-Evil: marker\r\n\r\n"
     );
@@ -148,7 +148,7 @@ fn nothing_that_was_sent_comes_back() {
         answer.starts_with("HTTP/1.1 401 ") && !answer.contains("marker"),
         "{answer}"
     );
-    // A key cannot hold a line break where it is decoded, and nothing of it is repeated.
+    // A decoded key cannot contain a line break, and no part of it is repeated.
     for query in [
         "a%0d%0aX-Evil:%20marker",
         "marker%0d%0a%0d%0amarker",
@@ -162,13 +162,13 @@ fn nothing_that_was_sent_comes_back() {
     let pair = crate::http::server::basic("a\r\nX-Evil: marker", "b\r\n\r\nmarker");
     let answer = server.get("/marker", &[("authorization", &pair)]);
     assert!(!format!("{answer:?}").contains("marker"), "{answer:?}");
-    // Bytes that are no text.
+    // Bytes that are not text.
     let mut bytes =
         b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer ".to_vec();
     bytes.extend([0xff, 0xfe, 0x80]);
     bytes.extend(b"\r\n\r\n");
     assert!(server.raw(&bytes).starts_with("HTTP/1.1 401 "));
-    // A bare line feed, or a folded line, is the server's to refuse.
+    // The server itself refuses a bare line feed or a folded line.
     for odd in [
         format!("X-API-Key: {text}\n X"),
         format!("X-API-Key:\r\n {text}"),
@@ -180,7 +180,7 @@ fn nothing_that_was_sent_comes_back() {
 }
 
 #[test]
-fn curl_presents_a_key_in_each_way() {
+fn curl_can_present_a_key_in_each_documented_way() {
     let world = World::new();
     let key = world.some_key();
     let page = NewKey::new("page")
@@ -209,7 +209,7 @@ fn curl_presents_a_key_in_each_way() {
             answer.starts_with("HTTP/1.1 200 ") && answer.contains("of acme"),
             "{answer}"
         );
-        // Shared caches are told on what it depends.
+        // Shared caches learn on which headers the answer depends.
         assert!(
             answer.contains("vary: authorization, x-api-key\r\n"),
             "{answer}"
@@ -237,7 +237,7 @@ fn curl_presents_a_key_in_each_way() {
 }
 
 #[test]
-fn a_call_is_refused_with_its_own_status() {
+fn a_grpc_call_is_refused_with_a_grpc_status() {
     let (server, key) = service();
     let call = |headers: &[(&str, &str)]| {
         let mut all = vec![("content-type", "application/grpc")];

@@ -1,4 +1,4 @@
-//! Receipts: which nodes have a change, and that none that has not is overlooked.
+//! Receipts: they report which nodes have applied a change, and overlook no node that has not.
 
 mod schedules;
 
@@ -16,14 +16,14 @@ use keyward::{
 use keyward_conformance::{Call, Fault, FaultyStore};
 use support::*;
 
-/// The default staleness bound, and when it has passed by any two clocks.
+/// The default staleness bound, 10 s, and a time past it by any two clocks that run within the allowed drift.
 const BOUND: Duration = Duration::from_secs(10);
 const PAST: Duration = Duration::from_millis(10_030);
-/// For how long a node goes on without a report, its bound left aside.
+/// The time by which a node's lease exceeds its staleness bound: 60 s.
 const SLACK: Duration = Duration::from_secs(60);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A node with a way to the store and one to the registry, each of which can be cut.
+/// A node with separate links to the store and to the registry, each of which can be cut.
 struct Node {
     keys: Keyward,
     link: FaultyStore<MemoryStore>,
@@ -71,7 +71,7 @@ impl Nodes {
         }
     }
 
-    /// A key that every node accepts.
+    /// Creates a key that every node accepts.
     fn key(&self) -> Created {
         let key = wait(self.keys(0).create(&admin(), reader("a"))).unwrap();
         self.sync();
@@ -112,7 +112,7 @@ fn labels<'a>(nodes: impl Iterator<Item = &'a keyward::NodeConfirmation>) -> Vec
 }
 
 #[test]
-fn a_receipt_is_complete_once_every_node_has_applied_the_change() {
+fn a_receipt_is_complete_once_every_node_has_applied_its_change() {
     let world = Nodes::new(3);
     let key = world.key();
     let receipt = world.revoke(&key);
@@ -137,7 +137,7 @@ fn a_receipt_is_complete_once_every_node_has_applied_the_change() {
 }
 
 #[test]
-fn every_change_has_a_receipt_that_can_be_asked_bulk_ones_included() {
+fn every_change_has_a_receipt_that_can_be_queried_bulk_changes_included() {
     let world = Nodes::new(2);
     let bob = actor("acme", "bob", keyward::Role::ADMIN);
     let keys = world.keys(0);
@@ -168,7 +168,7 @@ fn every_change_has_a_receipt_that_can_be_asked_bulk_ones_included() {
 }
 
 #[test]
-fn without_a_registry_the_bound_alone_tells() {
+fn without_a_registry_a_receipt_completes_only_with_the_bound() {
     let world = World::new();
     let key = world.some_key();
     let receipt = wait(world.keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
@@ -207,7 +207,7 @@ fn a_dead_node_blocks_no_receipt_longer_than_the_bound() {
         [dead]
     );
 
-    // Once its lease is over it blocks none at all.
+    // Once its lease has expired, it blocks no receipt at all.
     world.clock.advance(SLACK + SECOND);
     world.sync();
     let asked = world.ask(&world.revoke(&second));
@@ -216,10 +216,10 @@ fn a_dead_node_blocks_no_receipt_longer_than_the_bound() {
 }
 
 #[test]
-fn silence_counts_from_when_a_report_was_seen_and_not_from_when_somebody_looked_first() {
+fn the_silence_of_a_node_counts_from_when_its_report_was_seen() {
     let mut world = Nodes::new(1);
     let key = world.key();
-    // Somebody whom the observer has never seen, and who may have reported just now.
+    // A node that the observer has never seen and that may have reported just now.
     world.clock.advance(hours(2));
     world.start();
     wait(world.keys(1).sync()).unwrap();
@@ -229,13 +229,13 @@ fn silence_counts_from_when_a_report_was_seen_and_not_from_when_somebody_looked_
 }
 
 #[test]
-fn a_node_whose_reports_are_lost_is_waited_for_as_long_as_it_may_be_fresh() {
+fn a_receipt_waits_for_a_node_with_lost_reports_as_long_as_it_may_be_fresh() {
     let world = Nodes::new(2);
     let (first, second) = (world.key(), world.key());
     world.ask(&world.revoke(&first));
     world.nodes[1].roll.partition(true);
     wait(world.keys(1).sync()).unwrap();
-    // It goes on, at the very end of what its last report allows.
+    // The node continues until the very end of its lease.
     world.clock.advance(SLACK);
     wait(world.keys(1).sync()).unwrap();
     world.clock.advance(SECOND);
@@ -246,7 +246,7 @@ fn a_node_whose_reports_are_lost_is_waited_for_as_long_as_it_may_be_fresh() {
     assert!(at_most < PAST, "no longer than its lease: {at_most:?}");
     assert!(at_most >= BOUND - SECOND, "{at_most:?}");
 
-    // It cannot register, so that no further read confirms anything.
+    // The node cannot register, so further reads confirm nothing.
     assert!(wait(world.keys(1).sync()).is_err());
     world.clock.advance(at_most);
     assert!(world.ask(&receipt).is_complete() && !world.accepts(1, &second));
@@ -264,10 +264,10 @@ fn a_node_whose_reports_are_lost_is_waited_for_as_long_as_it_may_be_fresh() {
 }
 
 #[test]
-fn a_node_registers_durably_before_it_reads_what_confirms_it() {
+fn a_node_registers_durably_before_the_read_that_confirms_it() {
     let mut world = Nodes::new(1);
     let key = world.key();
-    // One link for both, which tells the order.
+    // One link for both, which records the order of calls.
     let link = FaultyStore::new(world.store.clone());
     let start = |link: &FaultyStore<MemoryStore>| {
         let builder = Keyward::builder(link.clone(), peppers()).registry(link.clone());
@@ -278,7 +278,7 @@ fn a_node_registers_durably_before_it_reads_what_confirms_it() {
         start(&link).is_err(),
         "a node that cannot register does not start"
     );
-    // It has looked at the clocks of others.
+    // The node first read the clocks of others.
     let looked = (Call::Nodes, Fault::None);
     assert_eq!(link.met(), [looked, (Call::Report, Fault::Unavailable)]);
     drop(start(&link).unwrap());
@@ -290,7 +290,7 @@ fn a_node_registers_durably_before_it_reads_what_confirms_it() {
     assert_eq!(calls[2..4], [Call::Nodes, Call::Report]);
     assert!(calls[4..changes].contains(&Call::Scan));
 
-    // So whoever registers after a revocation has it, and nobody waits for it.
+    // A node that registers after a revocation has the revocation, and no receipt waits for it.
     wait(world.store.forget(world.registered()[0].node, u64::MAX)).unwrap();
     let receipt = world.revoke(&key);
     world.clock.advance(PAST);
@@ -300,13 +300,13 @@ fn a_node_registers_durably_before_it_reads_what_confirms_it() {
 }
 
 #[test]
-fn a_node_lost_before_its_first_report_is_nobody() {
+fn the_entry_of_a_node_lost_at_its_first_report_lapses() {
     let world = Nodes::new(1);
     let link = FaultyStore::new(world.store.clone());
     link.next(Call::Report, [Fault::ReplyLost]);
     let builder = Keyward::builder(link.clone(), peppers()).registry(link);
     assert!(wait(builder.clock(world.clock.clone()).build()).is_err());
-    // It stands in the registry, is not fresh, and lapses.
+    // The entry in the registry is not fresh, and it lapses.
     let key = world.key();
     let receipt = world.revoke(&key);
     assert_eq!(world.ask(&receipt).waiting().count(), 1);
@@ -315,7 +315,7 @@ fn a_node_lost_before_its_first_report_is_nobody() {
 }
 
 #[test]
-fn a_report_whose_reply_is_lost_is_repeated_and_makes_no_stranger() {
+fn a_report_with_a_lost_reply_is_repeated_under_the_same_node_id() {
     let world = Nodes::new(2);
     let before = world.keys(1).node();
     for fault in [Fault::ReplyLost, Fault::RequestLost, Fault::Unavailable] {
@@ -334,7 +334,7 @@ fn a_report_whose_reply_is_lost_is_repeated_and_makes_no_stranger() {
 }
 
 #[test]
-fn nodes_that_draw_the_same_id_find_out_and_stand_apart() {
+fn nodes_that_draw_the_same_id_detect_it_and_draw_another() {
     let clock = Arc::new(ManualClock::at(at(START)));
     let store = MemoryStore::new();
     let start = || {
@@ -346,7 +346,7 @@ fn nodes_that_draw_the_same_id_find_out_and_stand_apart() {
     assert_ne!(one.node(), two.node());
     assert_eq!(wait(store.nodes()).unwrap().len(), 2);
 
-    // An id that was given to another while its own entry was gone.
+    // Another node got this id while the first node's entry was missing.
     let mut stranger = wait(store.nodes()).unwrap();
     let mut stranger = stranger.remove(usize::from(Some(stranger[0].node) != two.node()));
     stranger.beat = 1000;
@@ -361,7 +361,7 @@ fn nodes_that_draw_the_same_id_find_out_and_stand_apart() {
 }
 
 #[test]
-fn a_beat_is_sent_when_something_changed_or_every_so_often_and_moves_no_head() {
+fn a_report_is_sent_after_changes_and_at_intervals_and_moves_no_head() {
     let world = Nodes::new(2);
     world.key();
     world.sync();
@@ -390,7 +390,7 @@ fn a_beat_is_sent_when_something_changed_or_every_so_often_and_moves_no_head() {
 }
 
 #[test]
-fn a_node_that_leaves_is_not_waited_for_and_is_not_fresh() {
+fn a_node_that_left_blocks_no_receipt_and_is_not_fresh() {
     let world = Nodes::new(2);
     let key = world.key();
     wait(world.keys(1).leave()).unwrap();
@@ -399,20 +399,20 @@ fn a_node_that_leaves_is_not_waited_for_and_is_not_fresh() {
     assert!(matches!(refused.unwrap_err(), Rejection::Stale { .. }));
     let receipt = world.revoke(&key);
     assert!(world.ask(&receipt).is_complete());
-    // Whoever goes on after all is a node again first.
+    // A node that continues after leaving registers again first.
     wait(world.keys(1).sync()).unwrap();
     assert_eq!(world.registered().len(), 2);
     assert!(world.ask(&receipt).is_complete() && !world.accepts(1, &key));
 }
 
 #[test]
-fn an_entry_that_was_silent_for_a_day_is_removed_and_one_that_beats_is_not() {
+fn an_entry_silent_for_a_day_is_removed_and_a_reporting_one_is_not() {
     let mut world = Nodes::new(3);
     let key = world.key();
     let cut_off = world.nodes.remove(1);
     cut_off.link.partition(true);
     cut_off.roll.partition(true);
-    // Seen within the first hour, and in its lease a minute longer.
+    // Seen within the first hour; the lease lasts one minute longer.
     for _ in 0..25 {
         world.clock.advance(hours(1));
         world.sync();
@@ -422,7 +422,7 @@ fn an_entry_that_was_silent_for_a_day_is_removed_and_one_that_beats_is_not() {
     world.sync();
     assert_eq!(world.registered().len(), 2);
 
-    // It was alive all along, and registers before it is fresh again.
+    // The node was alive all along, and registers again before it is fresh.
     cut_off.link.partition(false);
     assert!(wait(cut_off.keys.sync()).is_err());
     let stale = cut_off.keys.verify(key.secret.expose(), &reading());
@@ -432,7 +432,7 @@ fn an_entry_that_was_silent_for_a_day_is_removed_and_one_that_beats_is_not() {
     assert_eq!(world.registered().len(), 3);
 }
 
-/// Lets a node report while somebody is about to forget it.
+/// A registry where a node reports just before its entry is forgotten.
 #[derive(Debug)]
 struct JustInTime(MemoryStore);
 
@@ -457,7 +457,7 @@ impl NodeRegistry for JustInTime {
 }
 
 #[test]
-fn an_entry_whose_node_comes_back_at_the_last_moment_is_not_removed() {
+fn an_entry_that_reports_at_the_last_moment_is_not_removed() {
     let mut world = Nodes::new(2);
     let builder = Keyward::builder(FaultyStore::new(world.store.clone()), peppers());
     let builder = builder.registry(JustInTime(world.store.clone()));
@@ -483,7 +483,7 @@ fn an_entry_whose_node_comes_back_at_the_last_moment_is_not_removed() {
 }
 
 #[test]
-fn a_node_that_lost_the_history_registers_anew_before_it_is_fresh_again() {
+fn a_node_that_lost_the_history_registers_again_before_it_is_fresh() {
     let world = Nodes::new(2);
     let key = world.key();
     let gone = world.key();
@@ -511,7 +511,7 @@ fn a_node_that_lost_the_history_registers_anew_before_it_is_fresh_again() {
 }
 
 #[test]
-fn policies_that_allow_more_staleness_are_told_before_anything_is_accepted_by_them() {
+fn a_longer_bound_is_registered_before_a_key_is_accepted_under_it() {
     let world = Nodes::new(2);
     let key = world.key();
     let with_bound = |bound| {
@@ -526,7 +526,7 @@ fn policies_that_allow_more_staleness_are_told_before_anything_is_accepted_by_th
     wait(world.keys(1).sync()).unwrap();
     assert!(world.accepts(1, &key));
     assert_eq!(world.report_of(1).lease, hours(1) + SLACK);
-    // Less needs no notice.
+    // A shorter bound needs no new registration.
     world.keys(1).set_policies(with_bound(BOUND));
     assert!(world.accepts(1, &key));
 }
@@ -550,7 +550,7 @@ fn waiting_ends_when_the_last_node_has_the_change() {
 }
 
 #[test]
-fn waiting_ends_with_the_bound_whoever_is_gone() {
+fn waiting_ends_with_the_bound_even_if_nodes_or_store_are_gone() {
     for everything_down in [false, true] {
         let world = Nodes::new(2);
         let key = world.key();
@@ -572,7 +572,7 @@ fn waiting_ends_with_the_bound_whoever_is_gone() {
 }
 
 #[test]
-fn waiting_can_go_on_in_a_task_of_its_own() {
+fn waiting_can_run_in_its_own_task() {
     fn is_send<T: Send>(_: &T) {}
     let world = Nodes::new(1);
     let receipt = world.key().receipt;
@@ -585,7 +585,7 @@ fn waiting_can_go_on_in_a_task_of_its_own() {
 }
 
 #[test]
-fn waiting_can_be_given_up_and_begun_again() {
+fn waiting_can_be_cancelled_and_restarted() {
     let world = Nodes::new(2);
     let key = world.key();
     let receipt = world.revoke(&key);
@@ -608,7 +608,7 @@ fn waiting_can_be_given_up_and_begun_again() {
 }
 
 #[test]
-fn asking_a_store_that_is_down_says_so_until_the_bound_has_passed() {
+fn a_query_fails_while_the_store_is_down_until_the_bound_has_passed() {
     let world = Nodes::new(2);
     let key = world.key();
     let receipt = world.revoke(&key);
@@ -622,7 +622,7 @@ fn asking_a_store_that_is_down_says_so_until_the_bound_has_passed() {
 }
 
 #[test]
-fn a_class_that_is_always_fresh_has_receipts_that_are_complete_at_once() {
+fn receipts_of_an_always_fresh_class_are_complete_immediately() {
     let mut spec = profiles::standard();
     spec.propagation = Propagation::IMMEDIATE;
     let world = World::with_policy(spec);
@@ -636,7 +636,7 @@ fn a_class_that_is_always_fresh_has_receipts_that_are_complete_at_once() {
 }
 
 #[test]
-fn a_receipt_of_a_change_that_was_there_already_can_be_asked_too() {
+fn the_receipt_of_a_repeated_change_can_be_queried_too() {
     let world = Nodes::new(2);
     let key = world.key();
     world.revoke(&key);
@@ -654,7 +654,7 @@ fn a_receipt_of_a_change_that_was_there_already_can_be_asked_too() {
 }
 
 #[test]
-fn a_store_in_this_process_is_served_whatever_becomes_of_the_registry() {
+fn a_store_in_this_process_is_served_even_without_its_registry() {
     let clock = Arc::new(ManualClock::at(at(START)));
     let store = MemoryStore::new();
     let roll = FaultyStore::new(store.clone());
@@ -663,7 +663,7 @@ fn a_store_in_this_process_is_served_whatever_becomes_of_the_registry() {
     let key = wait(keys.create(&admin(), reader("a"))).unwrap();
     roll.partition(true);
     clock.advance(hours(3));
-    // Each verification sees what is committed, so that there is nothing to confirm.
+    // Each verification reads the committed state, so there is nothing to confirm.
     keys.verify(key.secret.expose(), &reading()).unwrap();
     assert!(wait(keys.sync()).is_err());
     wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
@@ -671,12 +671,12 @@ fn a_store_in_this_process_is_served_whatever_becomes_of_the_registry() {
 }
 
 #[test]
-fn what_a_store_in_this_process_answers_confirms_nothing_for_later_without_a_registration() {
+fn reads_of_a_store_in_this_process_confirm_nothing_without_a_registration() {
     let world = Nodes::new(1);
     let key = world.key();
     world.nodes[0].link.answer_at_once(true);
     world.clock.advance(SLACK);
-    // Still registered: it may go on with what it has seen.
+    // The node is still registered and may continue with the state it has read.
     assert!(world.accepts(0, &key));
     world.nodes[0].link.answer_at_once(false);
     assert!(world.accepts(0, &key));
@@ -688,14 +688,14 @@ fn what_a_store_in_this_process_answers_confirms_nothing_for_later_without_a_reg
     assert!(!world.accepts(0, &key), "nobody would know that it goes on");
 }
 
-/// Fails if a registry is taken to know everybody that was put back by hand together with its store,
-/// epoch and all: who registered since the copy was made is not in it.
+/// Fails if the registry counts as complete after an operator restored it together with its store, epoch
+/// included. Nodes that registered after the copy was made are missing from it.
 #[test]
-fn after_a_lost_history_time_alone_counts_for_a_while_even_under_the_same_epoch() {
+fn after_a_lost_history_receipts_wait_out_the_bound_even_under_the_same_epoch() {
     let world = Nodes::new(2);
     let (kept, gone) = (world.key(), world.key());
     wait(world.keys(0).revoke(&admin(), gone.id, Reason::Lost)).unwrap();
-    // Behind the other node's back: what it follows is gone.
+    // The history that the other node follows is removed without its knowledge.
     wait(world.keys(1).delete(&admin(), gone.id, DeleteKey::plain())).unwrap();
     world.store.compact();
     world.sync();
@@ -717,10 +717,10 @@ fn after_a_lost_history_time_alone_counts_for_a_while_even_under_the_same_epoch(
     );
 }
 
-/// Fails if a receipt names the bound of the tenant that a command was given for, where it ends keys
-/// further down under a policy of their own.
+/// Fails if a receipt uses only the bound of the tenant that the command names, although the command ends
+/// keys below under other policies.
 #[test]
-fn a_receipt_of_what_ends_keys_below_has_the_longest_bound_of_all_of_them() {
+fn a_receipt_for_keys_below_has_the_longest_of_their_bounds() {
     let policy = |bound| {
         let mut spec = profiles::standard();
         spec.propagation = Propagation { bound };

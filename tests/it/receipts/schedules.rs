@@ -1,7 +1,7 @@
-//! Several nodes in random orders: every call to the store or the registry takes two steps, between
-//! which anything may happen; clocks run apart, links fail, nodes start, crash and are cut off.
+//! Several nodes in random schedules. Every call to the store or the registry takes two steps with other
+//! operations in between. Clocks drift, links fail, nodes start, crash and are cut off.
 //!
-//! Once a receipt was said to be complete, no node that lives accepts the revoked key.
+//! Once a receipt was reported complete, no live node accepts the revoked key.
 
 use std::collections::BTreeSet;
 use std::future::poll_fn;
@@ -27,21 +27,21 @@ use support::*;
 const NODES: usize = 3;
 const KEYS: usize = 8;
 
-/// What is broken on purpose.
+/// A deliberate defect.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Twin {
     Sound,
     /// A report is acknowledged before it is durable: a node is fresh before it is registered.
     RegistersLate,
-    /// A node says that it has what comes next, before it has applied it.
+    /// A node reports the next change before it has applied it.
     ReportsAhead,
-    /// A node says that it is fresh for less long than it is.
+    /// A node registers a shorter lease than it uses.
     ShortLease,
-    /// Nobody looks at beats when an entry is removed, and entries are removed at once.
+    /// An entry is removed immediately, without checking its last report.
     ForgetsTheLiving,
 }
 
-/// A call on its way there or back.
+/// Suspends once: a call in flight, on its way there or back.
 async fn step() {
     let mut waited = false;
     poll_fn(|_| {
@@ -170,14 +170,14 @@ enum Op {
     Leave(usize),
     Revoke(usize, usize),
     Ask(usize, usize),
-    /// Polls what a node does so many times.
+    /// Polls a node's running operation this many times.
     Run(usize, usize),
-    /// Drops what a node does midway.
+    /// Drops a node's running operation midway.
     GiveUp(usize),
-    /// Cuts a node off from the store, the registry, or joins it again.
+    /// Cuts a node off from the store, the registry or both, or reconnects it.
     Cut(usize, bool, bool),
     Advance(u64),
-    /// What was acknowledged becomes durable.
+    /// Makes acknowledged reports durable.
     Settle,
 }
 
@@ -199,7 +199,7 @@ impl Schedule {
         let keys = (0..KEYS).map(create).collect();
         let node = |n: u64| {
             let clock = clock();
-            // No two processes count from the same instant.
+            // No two monotonic clocks start from the same instant.
             clock.advance(Duration::from_secs(n * 1_000));
             Node {
                 clock,
@@ -266,7 +266,7 @@ impl Schedule {
                 self.nodes[n].roll.partition(roll);
             }
             Op::Advance(millis) => {
-                // The first clock is fast, the last one slow, each by one in a thousand.
+                // The first clock is fast and the last one slow, each by one in a thousand.
                 for (n, node) in self.nodes.iter().enumerate() {
                     let parts = 1_001 - n as u64;
                     node.clock.advance(Duration::from_micros(millis * parts));
@@ -326,7 +326,7 @@ impl Schedule {
         }
     }
 
-    /// Whether nobody accepts a key whose receipt was complete.
+    /// Checks that no node accepts a key whose receipt was complete.
     fn check(&self) -> Result<(), String> {
         for (n, node) in self.nodes.iter().enumerate() {
             let Some(keys) = &node.keys else { continue };
@@ -343,19 +343,19 @@ impl Schedule {
     }
 }
 
-/// Runs a schedule, and tells how many receipts were complete in the end.
+/// Runs a schedule. Returns the number of complete receipts.
 fn run(twin: Twin, ops: &[Op]) -> Result<usize, String> {
     let mut schedule = Schedule::new(twin);
     for (n, op) in ops.iter().enumerate() {
         schedule.apply(op);
         schedule
             .check()
-            .map_err(|told| format!("after op {n}: {told}"))?;
+            .map_err(|error| format!("after op {n}: {error}"))?;
     }
     Ok(schedule.settled.len())
 }
 
-/// What a node begins and does to its end, or not yet.
+/// Starts an operation of a node and runs it to the end or part of the way.
 fn some(begin: impl Strategy<Value = (usize, Op)>) -> impl Strategy<Value = Vec<Op>> {
     let steps = prop_oneof![2 => Just(40), 1 => 1..9_usize];
     (begin, steps).prop_map(|((n, op), steps)| vec![op, Op::Run(n, steps)])
@@ -400,7 +400,8 @@ proptest! {
     }
 }
 
-/// How many of so many schedules, always the same ones, go wrong, and how many receipts are complete.
+/// Runs a fixed number of schedules, the same ones in every run. Returns how many fail and how many receipts
+/// are complete.
 fn outcomes(twin: Twin, cases: usize) -> (usize, usize) {
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
@@ -428,12 +429,12 @@ fn schedules_complete_receipts_and_catch_every_broken_twin() {
     ];
     for twin in broken {
         let (wrong, _) = outcomes(twin, 500);
-        assert!(wrong > 2, "{twin:?}: {wrong} of 500 schedules tell");
+        assert!(wrong > 2, "{twin:?}: {wrong} of 500 schedules fail");
     }
 }
 
 #[test]
-fn a_revocation_at_any_moment_of_a_start_or_of_a_return_is_overlooked_by_nobody() {
+fn no_receipt_overlooks_a_node_that_starts_or_returns_during_a_revocation() {
     let revoke = |key| [Op::Revoke(0, key), Op::Run(0, 40)];
     let ask = [Op::Ask(0, 0), Op::Run(0, 40)];
     let (mut settled, mut open) = (0, 0);
@@ -453,7 +454,8 @@ fn a_revocation_at_any_moment_of_a_start_or_of_a_return_is_overlooked_by_nobody(
         returning.push(Op::Run(1, 40));
 
         for ops in [starting, returning] {
-            let complete = run(Twin::Sound, &ops).unwrap_or_else(|told| panic!("{steps}: {told}"));
+            let complete =
+                run(Twin::Sound, &ops).unwrap_or_else(|error| panic!("{steps}: {error}"));
             *(if complete > 0 {
                 &mut settled
             } else {

@@ -19,14 +19,14 @@ use keyward_conformance::FaultyStore;
 
 use support::*;
 
-/// A project, which is a tenant here, on its first day.
+/// Returns a world with a new project, which is a tenant.
 fn project() -> World {
     let world = unprovisioned();
     provision(&world);
     world
 }
 
-/// A world that does not know the project yet.
+/// Returns a world without the project.
 fn unprovisioned() -> World {
     World::with_policy(profiles::amplitude())
 }
@@ -60,7 +60,7 @@ fn read_project() -> Need {
     Need::scope("project:read")
 }
 
-/// What happens when a project is created.
+/// Creates the project with its first keys.
 fn provision(world: &World) -> Vec<IssuedKey> {
     wait(world.keys.provision_tenant(&host(), &tenant("acme"))).unwrap()
 }
@@ -100,7 +100,7 @@ fn assert_forbidden<T: std::fmt::Debug>(result: Result<T, Error>) {
     assert!(matches!(refusal, Denied::Forbidden { .. }), "{refusal:?}");
 }
 
-/// The refusals of every command that could let a key that has ended work again.
+/// Returns the refusals of every command that could make an ended key work again.
 fn attempts_to_undo(world: &World, id: KeyId) -> Vec<Denied> {
     let (keys, by) = (&world.keys, admin());
     let renamed = KeyUpdate::new().name("again").expiry(Expiry::Never);
@@ -154,7 +154,7 @@ fn a1_02_nothing_brings_a_revoked_or_deleted_key_back() {
     for refusal in attempts_to_undo(&world, deleted.id) {
         assert_eq!(refusal, Denied::NotFound);
     }
-    // Revoking again is no mistake, and leaves the first revocation as it was.
+    // Revoking again is allowed and keeps the first revocation.
     world.clock.advance(days(1));
     let again = Reason::Lost.confirmed();
     wait(world.keys.revoke(&admin(), revoked.id, again)).unwrap();
@@ -216,7 +216,7 @@ fn a1_04_keys_of_both_kinds_have_names_that_lists_show() {
 }
 
 #[test]
-fn a1_05_each_key_tells_its_creator_and_what_was_last_done_to_it() {
+fn a1_05_each_key_shows_its_creator_and_its_last_change() {
     let world = project();
     let web = world.create(&admin(), api("web")).unwrap();
     let export = world.create(&admin(), secret("export")).unwrap();
@@ -233,10 +233,10 @@ fn a1_05_each_key_tells_its_creator_and_what_was_last_done_to_it() {
     assert_eq!(ended.updated.by, author("mona"));
     assert_eq!(ended.updated.at, at(START).saturating_add(days(1)));
 
-    // A deleted key is in no list any more; the trail still tells.
+    // A deleted key is in no list; the trail still records it.
     let query = AuditQuery::tenant(tenant("acme")).about(export.id);
     let rows = wait(world.keys.audit(&admin(), &query)).unwrap().rows;
-    let told: Vec<_> = rows
+    let actions: Vec<_> = rows
         .into_iter()
         .map(|row| (row.entry.actor, row.entry.action))
         .collect();
@@ -247,7 +247,7 @@ fn a1_05_each_key_tells_its_creator_and_what_was_last_done_to_it() {
         (author("alice"), created),
         (author("mona"), Action::KeyDeleted),
     ];
-    assert_eq!(told, expected);
+    assert_eq!(actions, expected);
 }
 
 #[test]
@@ -271,7 +271,7 @@ fn a1_06_access_through_a_key_can_be_switched_off() {
 }
 
 #[test]
-fn a1_08_an_api_key_says_into_which_project_data_goes() {
+fn a1_08_an_api_key_identifies_the_project_of_incoming_data() {
     let world = project();
     let mut routed = Vec::new();
     for path in ["acme/web", "acme/ios"] {
@@ -289,7 +289,7 @@ fn a1_08_an_api_key_says_into_which_project_data_goes() {
 }
 
 #[test]
-fn a1_09_the_legacy_key_is_listed_before_anybody_created_a_key() {
+fn a1_09_the_legacy_key_is_listed_before_any_key_is_created() {
     let world = unprovisioned();
     provision(&world);
     world.clock.advance(days(400));
@@ -314,11 +314,11 @@ fn a1_10_the_legacy_key_comes_with_its_project() {
     world.keys.verify(text, &ingest()).unwrap();
     world.clock.advance(days(400));
     assert!(provision(&world).is_empty(), "it comes once");
-    let told = info(&world, legacy.id);
-    assert_eq!(told.created.at, at(START));
-    assert_eq!(told.owner, Owner::Tenant, "it is nobody's own");
+    let details = info(&world, legacy.id);
+    assert_eq!(details.created.at, at(START));
+    assert_eq!(details.owner, Owner::Tenant, "it is nobody's own");
 
-    // A project that the library first hears of through a key has one all the same.
+    // A project that the library learns of through a new key gets a legacy key too.
     let late = world
         .create(&admin(), api("web").in_tenant(tenant("acme/late")))
         .unwrap();
@@ -406,7 +406,7 @@ fn a1_13_an_api_key_needs_a_project_and_a_name() {
             ("key name", Problem::Empty)
         );
     }
-    // An actor is bound to a project, so that none can be left out; nor can it be an empty one.
+    // An actor is bound to a project, so a key cannot be created without one. An empty project id is invalid.
     assert_eq!(TenantId::new("").unwrap_err().problem, Problem::Empty);
     let foreign = api("web").in_tenant(tenant("other"));
     let refusal = denied(world.create(&manager(), foreign));
@@ -437,7 +437,7 @@ fn a1_14_the_value_of_an_api_key_can_be_read_again() {
 }
 
 #[test]
-fn a1_15_revoking_has_to_be_confirmed() {
+fn a1_15_a_revocation_must_be_confirmed() {
     let world = project();
     let key = world.create(&manager(), api("web")).unwrap();
     for by in [manager(), admin()] {
@@ -451,7 +451,7 @@ fn a1_15_revoking_has_to_be_confirmed() {
 }
 
 #[test]
-fn a1_16_a_revoked_key_is_refused_for_ever() {
+fn a1_16_a_revoked_key_is_refused_permanently() {
     let world = project();
     let elsewhere = world.another_node(policy());
     let key = world.create(&manager(), api("web")).unwrap();
@@ -500,7 +500,7 @@ fn a1_17_a_revoked_api_key_stays_on_record_with_its_value() {
 }
 
 #[test]
-fn a1_18_reading_and_changing_a_project_takes_a_secret_key() {
+fn a1_18_reading_and_changing_a_project_requires_a_secret_key() {
     let world = project();
     let keys = &world.keys;
     let web = world.create(&manager(), api("web")).unwrap();
@@ -522,7 +522,7 @@ fn a1_18_reading_and_changing_a_project_takes_a_secret_key() {
 }
 
 #[test]
-fn a1_19_a_secret_key_needs_a_project_and_a_name_and_is_handed_out_once() {
+fn a1_19_a_secret_key_needs_a_project_and_a_name_and_is_returned_once() {
     let world = project();
     let Denied::Invalid(invalid) = denied(world.create(&manager(), secret(""))) else {
         panic!("a name is needed");
@@ -548,32 +548,32 @@ fn a1_19_a_secret_key_needs_a_project_and_a_name_and_is_handed_out_once() {
 }
 
 #[test]
-fn a1_20_a_secret_is_stored_nowhere_and_never_given_out_again() {
+fn a1_20_a_secret_is_never_stored_and_never_returned_again() {
     let world = project();
     let web = world.create(&manager(), api("web")).unwrap();
     let export = world.create(&manager(), secret("export")).unwrap();
     let grant = world.keys.verify(export.secret.expose(), &read_project());
     let grant = grant.unwrap();
     let listed = list(&world, &everything(&world));
-    let told = info(&world, export.id);
-    assert_eq!(told.published, None);
+    let details = info(&world, export.id);
+    assert_eq!(details.published, None);
     let query = AuditQuery::tenant(tenant("acme"));
     let trail = wait(world.keys.audit(&admin(), &query)).unwrap();
     let answers = format!(
-        "{listed:?} {} {told:?} {grant:?} {trail:?}",
+        "{listed:?} {} {details:?} {grant:?} {trail:?}",
         serde_json::to_string(&listed).unwrap()
     );
     let stored = dump(&world.store);
 
     let hidden = &secret_part(export.secret.expose())[..16];
     assert!(!answers.contains(hidden) && !stored.contains(hidden));
-    // The same search finds what may be stored and read again.
+    // The same search finds the values that may be stored and read again.
     let shown = &secret_part(web.secret.expose())[..16];
     assert!(answers.contains(shown) && stored.contains(shown));
 }
 
 #[test]
-fn a1_21_a_key_id_names_one_key_and_opens_nothing() {
+fn a1_21_a_key_id_names_one_key_and_grants_nothing() {
     let world = project();
     let made: Vec<_> = (0..10)
         .map(|n| world.create(&manager(), secret(&format!("{n}"))).unwrap())
@@ -602,7 +602,7 @@ fn a1_21_a_key_id_names_one_key_and_opens_nothing() {
 }
 
 #[test]
-fn a1_22_deleting_takes_the_exact_word() {
+fn a1_22_deleting_requires_the_exact_word() {
     let world = project();
     let key = world.create(&manager(), secret("export")).unwrap();
     let id = key.id;
@@ -620,7 +620,7 @@ fn a1_22_deleting_takes_the_exact_word() {
             "{said}"
         );
     }
-    // There is no easier way to end it.
+    // Revoking does not replace deleting.
     let confirmed = Reason::Lost.confirmed();
     let revoked = denied(wait(world.keys.revoke(&admin(), id, confirmed)));
     assert!(
@@ -712,7 +712,7 @@ fn a1_24_a_project_has_at_most_fifty_active_keys() {
     world.create(&manager(), api("in its place")).unwrap();
     refused();
 
-    // A hundred at once, on two nodes, for a project that nobody knew before.
+    // A hundred concurrent creates on two nodes, for an unknown project.
     let world = unprovisioned();
     let nodes = [world.keys.clone(), world.another_node(policy())];
     let created: usize = std::thread::scope(|scope| {
@@ -741,11 +741,11 @@ fn a1_24_a_project_has_at_most_fifty_active_keys() {
     assert_eq!((created, active_keys(&world)), (49, 50));
 }
 
-/// Gives the same bytes each time it is started, so that a key is known before it exists.
+/// Returns the same bytes after each start, so that a key is known before it exists.
 #[derive(Debug, Default)]
-struct Foretold(AtomicU64);
+struct Predictable(AtomicU64);
 
-impl Entropy for Foretold {
+impl Entropy for Predictable {
     fn fill(&self, out: &mut [u8]) -> Result<(), EntropyError> {
         for byte in out {
             let n = self.0.fetch_add(1, Ordering::SeqCst);
@@ -756,43 +756,43 @@ impl Entropy for Foretold {
     }
 }
 
-fn foretelling_node(store: MemoryStore, clock: &Arc<ManualClock>) -> Keyward {
+fn predictable_node(store: MemoryStore, clock: &Arc<ManualClock>) -> Keyward {
     let builder = Keyward::builder(store, peppers())
         .policy(policy())
         .clock(clock.clone())
-        .entropy(Foretold::default());
+        .entropy(Predictable::default());
     wait(builder.build()).unwrap()
 }
 
 #[test]
-fn a1_25_a_new_key_works_at_once_on_every_node_even_after_a_miss() {
+fn a1_25_a_new_key_works_immediately_on_every_node_even_after_a_miss() {
     let world = project();
     for kind in [api, secret] {
         let key = || kind("new").in_tenant(tenant("acme/new"));
         let need = Need::any().or_publishable();
         let store = MemoryStore::new();
-        let twin = foretelling_node(MemoryStore::new(), &world.clock);
-        let foretold = wait(twin.create(&admin(), key())).unwrap().secret;
+        let twin = predictable_node(MemoryStore::new(), &world.clock);
+        let predicted = wait(twin.create(&admin(), key())).unwrap().secret;
 
-        let creates = foretelling_node(store.clone(), &world.clock);
+        let creates = predictable_node(store.clone(), &world.clock);
         let beside = node(store.clone(), &world.clock, policy());
         let remote = FaultyStore::new(store.clone());
         let far = node(remote.clone(), &world.clock, policy());
         let unreachable = node(remote.clone(), &world.clock, policy());
         for node in [&creates, &beside, &far, &unreachable] {
-            let text = foretold.expose();
+            let text = predicted.expose();
             let missed = wait(node.verify_or_fetch(text, &need)).unwrap_err();
             assert_eq!(missed, Rejection::Unknown);
             assert_eq!(node.verify(text, &need).unwrap_err(), missed);
         }
         remote.partition(true);
-        let missed = wait(unreachable.verify_or_fetch(foretold.expose(), &need));
+        let missed = wait(unreachable.verify_or_fetch(predicted.expose(), &need));
         assert_eq!(missed.unwrap_err(), Rejection::StoreUnavailable);
         remote.partition(false);
 
         let created = wait(creates.create(&admin(), key())).unwrap();
         let text = created.secret.expose();
-        assert_eq!(text, foretold.expose(), "the very key that was missed");
+        assert_eq!(text, predicted.expose(), "the very key that was missed");
         creates.verify(text, &need).unwrap();
         for node in [&beside, &far, &unreachable] {
             let grant = wait(node.verify_or_fetch(text, &need)).unwrap();
@@ -802,8 +802,8 @@ fn a1_25_a_new_key_works_at_once_on_every_node_even_after_a_miss() {
     }
 }
 
-/// Nodes that heard of everything until now and hear nothing from now on: one with the clock of the
-/// world, one whose clock runs as slow as any may.
+/// Nodes that followed the store until now and are cut off from it. One has the world's clock, and the clock
+/// of the other runs as slowly as allowed.
 struct Partitioned {
     remote: FaultyStore<MemoryStore>,
     node: Keyward,
@@ -831,7 +831,7 @@ impl Partitioned {
         self.slow_clock.advance(by * 999 / 1000);
     }
 
-    /// Accepts `text` for nearly six hours from now on, and not for longer.
+    /// Checks that the nodes accept `text` for nearly six hours from now, and no longer.
     fn accepts_for_six_hours(&self, world: &World, text: &str, need: &Need) {
         let nearly = hours(6) - Duration::from_secs(30);
         let nodes = [&self.node, &self.slow];
@@ -863,7 +863,7 @@ impl Partitioned {
 }
 
 #[test]
-fn a1_26_where_nobody_hears_of_it_a_revoked_key_works_for_six_hours_at_most() {
+fn a1_26_a_partitioned_node_accepts_a_revoked_key_for_six_hours_at_most() {
     let world = project();
     let key = world.create(&manager(), api("web")).unwrap();
     let partitioned = Partitioned::from(&world);
@@ -876,7 +876,7 @@ fn a1_26_where_nobody_hears_of_it_a_revoked_key_works_for_six_hours_at_most() {
 }
 
 #[test]
-fn a1_27_the_six_hours_hold_for_legacy_and_other_keys_alike() {
+fn a1_27_the_six_hours_apply_to_legacy_and_other_keys_alike() {
     for legacy in [true, false] {
         let world = unprovisioned();
         let first = provision(&world).remove(0);

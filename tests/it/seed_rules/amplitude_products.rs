@@ -1,6 +1,6 @@
 //! The rules of `profiles::amplitude_products`.
 //!
-//! acme is an organisation with the projects acme/web and acme/shop; globex is another one.
+//! acme is an organisation with the projects acme/web and acme/shop; globex is another organisation.
 
 use keyward::audit::Action;
 use keyward::store::KeyQuery;
@@ -80,7 +80,7 @@ impl Company {
         wait(keys.provision_resource(&admin(), &self.web.tenant, deployed(id, side)))
     }
 
-    /// The key that comes with a new deployment of acme/web.
+    /// Returns the key that comes with a new deployment of acme/web.
     fn deployment(&self, side: &str, id: &str) -> IssuedKey {
         let [key] = self.deploy(side, id).unwrap().try_into().unwrap();
         key
@@ -104,7 +104,7 @@ impl Company {
         self.world.create(&enterprise_admin(), draft).unwrap()
     }
 
-    /// The API key and the secret key of the whole of acme.
+    /// Creates the API key and the secret key of acme as a whole.
     fn organisation_pair(&self) -> (Created, Created) {
         let make = |by: &Actor, class: &str, scope: &str| {
             let draft = NewKey::new("organisation").class(class).scope(scope);
@@ -142,13 +142,13 @@ impl Company {
         wait(self.world.keys.rotate(by, key, Replacement::default()))
     }
 
-    /// The old key was found in strange hands: it ends at once.
+    /// Replaces a key that was found in the wrong hands. The old key ends immediately.
     fn rotate_compromised(&self, by: &Actor, key: KeyId) -> Result<Rotated, Error> {
         let how = Replacement::immediate().because(RotationReason::Compromise);
         wait(self.world.keys.rotate(by, key, how))
     }
 
-    /// Rotates, shows that the successor works and is of the same kind, and returns its text.
+    /// Rotates a key, checks that the successor works and has the same class, and returns its token.
     fn rotates(&self, by: &Actor, key: KeyId, need: &Need) -> String {
         let rotated = self.rotate(by, key).unwrap();
         assert_eq!(rotated.predecessor, key);
@@ -158,8 +158,8 @@ impl Company {
         text.to_owned()
     }
 
-    /// What only support does to a key that somebody else may have: nobody else can rotate, revoke
-    /// or delete it, and support rotates it at once.
+    /// Checks that only support can rotate, revoke or delete a compromised key, and that support rotates it
+    /// immediately.
     fn only_support_deals_with(&self, key: KeyId, text: &str, need: &Need) {
         for by in [admin(), developer(), member()] {
             let rotated = denied(self.rotate_compromised(&by, key));
@@ -280,7 +280,7 @@ fn a2_08_organisation_keys_are_private_and_rotated_by_support_only() {
     let company = company();
     let (api_key, secret_key) = company.organisation_pair();
     assert_eq!(company.info(secret_key.id).visibility, Visibility::Secret);
-    // The other half of the pair identifies; it gives no access by itself.
+    // The other half of the pair only identifies; alone it gives no access.
     let alone = company.verify(api_key.secret.expose(), &Need::any());
     assert_eq!(
         alone.unwrap_err(),
@@ -309,7 +309,7 @@ fn a2_09_each_project_has_its_two_keys_from_the_start() {
     world.keys.verify(text(&new.api_key), &ingest()).unwrap();
     let secret = world.keys.verify(text(&new.secret_key), &project_work());
     secret.unwrap();
-    // Once, and also when a project's first command is about another key.
+    // Keys are provisioned once, also if a project's first command is about another key.
     let again = wait(world.keys.provision_tenant(&by, &new.tenant)).unwrap();
     assert_eq!((again.len(), listed(&world, &by).len()), (0, 2));
     let first = NewKey::new("flags").in_tenant(tenant("acme/newer"));
@@ -336,7 +336,7 @@ fn a2_10_analytics_keys_act_only_in_their_project() {
             assert_eq!(refusal.kind(), RejectionKind::Forbidden);
         }
     }
-    // Whoever acts with the key sees nothing of another project.
+    // An actor of the key sees nothing of another project.
     let keys = &company.world.keys;
     let secret = keys.verify(text(&web.secret_key), &project_work());
     let by = secret.unwrap().actor();
@@ -347,7 +347,7 @@ fn a2_10_analytics_keys_act_only_in_their_project() {
 }
 
 #[test]
-fn a2_11_a_project_api_key_is_that_of_one_project() {
+fn a2_11_a_project_api_key_identifies_one_project() {
     let company = company();
     for project in [&company.web, &company.shop] {
         let key = text(&project.api_key);
@@ -363,19 +363,19 @@ fn a2_11_a_project_api_key_is_that_of_one_project() {
 }
 
 #[test]
-fn a2_12_a_project_api_key_may_be_in_browsers_and_apps() {
+fn a2_12_a_project_api_key_may_be_embedded_in_browsers_and_apps() {
     let company = company();
     let key = &company.web.api_key;
     assert_eq!(company.info(key.id).visibility, Visibility::Publishable);
     company.world.clock.advance(days(400));
     let published = company.info(key.id).published;
     assert_eq!(published.as_deref(), Some(text(key)), "it can be read");
-    // From wherever the browser is.
+    // From any address a browser may have.
     for address in ["203.0.113.9", "2001:db8::1"] {
         let need = ingest().from_address(address.parse().unwrap());
         assert_eq!(company.verify(text(key), &need).unwrap(), key.id);
     }
-    // Whoever has it has proven nothing.
+    // Holding the key proves nothing.
     let refusal = company.verify(text(key), &Need::scope("ingest:write"));
     assert_eq!(refusal.unwrap_err(), Rejection::Publishable { key: key.id });
 }
@@ -412,7 +412,7 @@ fn a2_13_a_project_api_key_only_ingests() {
 }
 
 #[test]
-fn a2_14_a_leaked_public_key_is_recorded_and_goes_on() {
+fn a2_14_a_leaked_public_key_is_recorded_and_keeps_working() {
     let company = company();
     leak_is_only_recorded(&company, &company.web.api_key, &ingest());
 }
@@ -426,14 +426,14 @@ fn leak_is_only_recorded(company: &Company, key: &IssuedKey, need: &Need) {
         source,
         revoked: false,
     };
-    let told = told_of(&company.world, &company.web.tenant, key.id);
-    assert_eq!(told.last(), Some(&noted));
+    let recorded = recorded_actions(&company.world, &company.web.tenant, key.id);
+    assert_eq!(recorded.last(), Some(&noted));
     assert_eq!(company.info(key.id).status, Status::Active);
     assert_eq!(company.verify(text(key), need).unwrap(), key.id);
 }
 
 #[test]
-fn a2_15_a_secret_key_goes_with_the_api_key_of_its_project() {
+fn a2_15_a_secret_key_pairs_only_with_the_api_key_of_its_project() {
     let company = company();
     let (web, shop) = (&company.web, &company.shop);
     let (api_key, secret) = (text(&web.api_key), text(&web.secret_key));
@@ -447,7 +447,7 @@ fn a2_15_a_secret_key_goes_with_the_api_key_of_its_project() {
     assert_eq!(with(&other_id), Err(Rejection::PairMismatch));
     let forged = with_other_secret(api_key);
     assert_eq!(with(&forged), Err(Rejection::WrongSecret));
-    // The API key is no secret key, even beside one.
+    // The API key is not a secret key, even next to one.
     let swapped = company.pair(secret, api_key, &project_work());
     let key = web.api_key.id;
     assert_eq!(swapped, Err(Rejection::Publishable { key }));
@@ -459,7 +459,7 @@ fn a2_15_a_secret_key_goes_with_the_api_key_of_its_project() {
 }
 
 #[test]
-fn a2_16_a_compromised_secret_key_is_for_support() {
+fn a2_16_only_support_replaces_a_compromised_secret_key() {
     let company = company();
     let key = &company.web.secret_key;
     company.only_support_deals_with(key.id, text(key), &project_work());
@@ -509,14 +509,14 @@ fn a2_18_a_data_token_has_the_role_of_its_user() {
             .verify(token.secret.expose(), &Need::any());
         assert_eq!(grant.unwrap().actor().scopes(), &reaches[&role]);
     }
-    // Nobody makes a token that may do more than they may.
+    // A user cannot create a token that may do more than the user.
     let draft = NewKey::new("more").class("data-api-token");
     let refusal = denied(company.world.create(&member(), draft.scope("flags:write")));
     assert!(matches!(refusal, Denied::ExceedsActor { .. }));
 }
 
 #[test]
-fn a2_19_a_data_token_is_private_and_holds_for_the_whole_account() {
+fn a2_19_a_data_token_is_private_and_valid_for_the_whole_account() {
     let company = company();
     let token = company.token_of(&member(), "data:read");
     let info = company.info(token.id);
@@ -622,7 +622,7 @@ fn a2_27_server_keys_begin_with_server() {
     begins_with(&company, "server", "server-", &fetch());
 }
 
-/// Keys that come with a deployment, that are made by hand, and that follow another.
+/// Checks the prefix of keys that come with a deployment, are made by hand, or succeed another.
 fn begins_with(company: &Company, side: &str, prefix: &str, need: &Need) {
     let key = company.deployment(side, "dep-1");
     let draft = NewKey::new("by hand")
@@ -647,7 +647,7 @@ fn a2_25_a_leaked_client_key_needs_no_handling() {
 }
 
 #[test]
-fn a2_26_a_server_key_is_shown_once_and_kept_as_a_digest() {
+fn a2_26_a_server_key_is_shown_once_and_stored_as_a_digest() {
     let company = company();
     let world = &company.world;
     let (admin, web) = (admin(), &company.web.tenant);
@@ -709,7 +709,7 @@ fn a2_28_a_server_key_is_deleted_once_nothing_refers_to_it() {
         assert_eq!(denied(refused), Denied::StillReferenced { references });
         both_work();
     }
-    // There is no way round the references.
+    // Revoking is no way around the references.
     let revoked = company.revoke(&admin(), old.id, Reason::Compromised);
     let class = class("deployment-server");
     assert_eq!(denied(revoked), Denied::NotRevocable { class });
@@ -724,7 +724,7 @@ fn a2_28_a_server_key_is_deleted_once_nothing_refers_to_it() {
 }
 
 #[test]
-fn a2_29_deployment_keys_are_managed_by_deployment() {
+fn a2_29_deployment_keys_are_managed_per_deployment() {
     let company = company();
     let keys = &company.world.keys;
     let (first, second) = (
@@ -783,7 +783,7 @@ fn a2_30_management_keys_manage_flags_and_experiments_only() {
 }
 
 #[test]
-fn a2_31_management_and_deployment_keys_do_not_stand_in_for_each_other() {
+fn a2_31_management_and_deployment_keys_cannot_replace_each_other() {
     let company = company();
     let management = company.management_key();
     let fetching = Need::any()
@@ -831,7 +831,7 @@ fn a2_32_a_compromised_management_key_is_replaced_and_then_deleted() {
 }
 
 #[test]
-fn a2_33_management_keys_are_listed_apart() {
+fn a2_33_management_keys_are_listed_separately() {
     let company = company();
     company.deployment("server", "dep-1");
     let first = company.management_key();
@@ -866,7 +866,7 @@ fn a2_34_organisation_calls_need_both_keys() {
         with(text(&company.web.api_key)),
         Err(Rejection::PairMismatch)
     );
-    // The API key alone, or in the place of the secret, opens nothing.
+    // The API key opens nothing, neither alone nor in place of the secret.
     let key = api_key.id;
     for verdict in [
         company.verify(api_key_text, &need),
@@ -875,7 +875,7 @@ fn a2_34_organisation_calls_need_both_keys() {
     ] {
         assert_eq!(verdict, Err(Rejection::Publishable { key }));
     }
-    // Nor does a project's secret key beside it.
+    // Nor does a project's secret key next to it.
     let project = text(&company.web.secret_key);
     let verdict = company.pair(api_key_text, project, &project_work());
     assert_eq!(verdict, Err(Rejection::PairMismatch));
@@ -920,7 +920,7 @@ fn a2_36_organisation_keys_reach_every_project_and_no_other_organisation() {
 }
 
 #[test]
-fn a2_37_a_compromised_organisation_key_is_for_support() {
+fn a2_37_only_support_replaces_a_compromised_organisation_key() {
     let company = company();
     let (api_key, secret_key) = company.organisation_pair();
     for key in [&api_key, &secret_key] {
@@ -930,7 +930,7 @@ fn a2_37_a_compromised_organisation_key_is_for_support() {
 }
 
 #[test]
-fn a2_38_a_scim_key_works_for_scim_alone() {
+fn a2_38_a_scim_key_works_only_for_scim() {
     let company = company();
     let key = company.scim_key();
     let presented = key.secret.expose();
@@ -942,7 +942,7 @@ fn a2_38_a_scim_key_works_for_scim_alone() {
     };
     assert_eq!(company.verify(presented, &elsewhere), wrong(&key));
     assert_eq!(company.verify(presented, &manage()), wrong(&key));
-    // A token of an admin may change users, and is no SCIM key.
+    // An admin's token may change users, but it is not a SCIM key.
     let token = company.token_of(&admin(), "*:*");
     let presented = token.secret.expose();
     assert_eq!(company.verify(presented, &elsewhere), Ok(token.id));
@@ -1001,7 +1001,7 @@ fn a2_41_an_admin_rotates_a_compromised_scim_key() {
         let (action, role) = ("rotate keys", by.role().cloned());
         assert_eq!(refusal, Denied::Forbidden { action, role });
     }
-    // Another admin than the one who made it.
+    // A different admin than the one who created the key.
     let ada = actor("acme", "ada", Role::ADMIN);
     let rotated = company.rotate_compromised(&ada, key.id).unwrap();
     let old = company.verify(key.secret.expose(), &scim());

@@ -1,10 +1,10 @@
-//! Every rule has its test, or says what it waits for.
+//! Checks that every rule has a test, or names what it waits for.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use regex::Regex;
 
-/// A document: its rules, its tests, the letters its ids begin with, and how many rules it has.
+/// The documents: rules, tests, the letters of the rule ids, and the number of rules.
 const DOCUMENTS: &[(&str, &str, &str, usize)] = &[
     (
         include_str!("rules/amplitude.csv"),
@@ -38,19 +38,19 @@ const DOCUMENTS: &[(&str, &str, &str, usize)] = &[
     ),
 ];
 
-/// What a rule may wait for. `shown` waits for nothing.
+/// The states of a rule: shown by a test, or waiting for usage counts or for a web page.
 const STATES: &[&str] = &["shown", "usage", "page"];
 
-/// The tests of rules that speak of requests, of all documents.
+/// The tests over HTTP of the rules about requests, from all documents.
 const OVER_HTTP: &str = include_str!("../http/rules.rs");
 
-/// The rules that must be shown over HTTP, whether the library shows them too or not.
+/// The rules that must be tested over HTTP, even if the library's own tests show them too.
 const SPEAK_OF_REQUESTS: &[&str] = &[
     "A1-06", "A1-25", "A2-10", "A2-11", "A2-15", "A2-30", "A2-31", "G-22", "G-36", "I-02", "Y-01",
     "Y-02", "Y-25", "Y-26",
 ];
 
-/// A document's rules by id: the state of each.
+/// Returns the state of each rule of a document, by id.
 fn rules(csv: &str) -> BTreeMap<String, String> {
     let lines = csv.lines().skip(1).filter(|line| !line.is_empty());
     let parsed = lines.map(|line| {
@@ -71,7 +71,7 @@ fn rules(csv: &str) -> BTreeMap<String, String> {
     rules
 }
 
-/// The rules that a file's tests are named after.
+/// Returns the rules that a file's tests are named after.
 fn tested(source: &str) -> BTreeSet<String> {
     let name = Regex::new(r"#\[test\]\s*fn ([a-z]\d?)_(\d\d)_[a-z]").unwrap();
     let found = name.captures_iter(source);
@@ -81,7 +81,7 @@ fn tested(source: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_rule_has_its_test_or_says_what_it_waits_for() {
+fn every_rule_has_a_test_or_names_what_it_waits_for() {
     for (csv, source, letters, count) in DOCUMENTS {
         let rules = rules(csv);
         let expected: BTreeSet<_> = (1..=*count).map(|n| format!("{letters}-{n:02}")).collect();
@@ -99,13 +99,13 @@ fn every_rule_has_its_test_or_says_what_it_waits_for() {
 }
 
 #[test]
-fn every_rule_that_speaks_of_requests_is_shown_over_http() {
+fn every_rule_about_requests_is_tested_over_http() {
     let expected = SPEAK_OF_REQUESTS.iter().map(|id| (*id).to_owned());
     assert_eq!(tested(OVER_HTTP), expected.collect());
 }
 
 #[test]
-fn a_rule_without_a_test_is_seen() {
+fn a_rule_without_a_test_is_detected() {
     let source = "#[test]\nfn a1_24_at_most_fifty() {}\n#[test]\nfn something_else() {}";
     assert_eq!(tested(source), BTreeSet::from(["A1-24".to_owned()]));
 }

@@ -18,7 +18,7 @@ use keyward_conformance::FaultyStore;
 
 use support::*;
 
-/// An organization, which is a tenant here.
+/// Returns a world with one organization, which is a tenant.
 fn organization() -> World {
     organization_under(profiles::guide())
 }
@@ -84,7 +84,7 @@ fn works(node: &Keyward, text: &str) -> bool {
     fetched.is_ok()
 }
 
-/// Every way of verifying: none may accept what another refuses.
+/// Verifies in every way and returns the verdicts. No way may accept a key that another refuses.
 fn every_way(node: &Keyward, text: &str, need: &Need) -> [Result<KeyId, Rejection>; 5] {
     let id = keyward::token::parse(text.as_bytes()).unwrap().id();
     let verdicts = [
@@ -133,7 +133,7 @@ fn g_01_a_list_shows_every_key_of_an_organization_and_none_of_another() {
     assert_eq!(seen.len(), own.len(), "each once");
     assert_eq!(seen.into_iter().collect::<BTreeSet<_>>(), own);
 
-    // A query that names no organization is about the actor's own, with all below it.
+    // A query that names no organization covers the actor's own and all tenants below it.
     let all = KeyQuery::everything(world.keys.now());
     let seen: BTreeSet<_> = list(&world, &all).into_iter().map(|key| key.id).collect();
     own.insert(below);
@@ -146,7 +146,7 @@ fn g_01_a_list_shows_every_key_of_an_organization_and_none_of_another() {
 }
 
 #[test]
-fn g_03_a_status_is_judged_at_the_instant_of_looking() {
+fn g_03_a_status_is_computed_at_the_instant_of_the_read() {
     let world = organization();
     let lasting = create(&world, "lasting");
     let short = draft("short").expires_in(hours(1));
@@ -177,7 +177,7 @@ fn g_03_a_status_is_judged_at_the_instant_of_looking() {
 }
 
 #[test]
-fn g_04_a_list_is_narrowed_by_status_by_name_and_by_both() {
+fn g_04_a_list_is_filtered_by_status_by_name_and_by_both() {
     let world = organization();
     for name in ["Export nightly", "export weekly", "import"] {
         create(&world, name);
@@ -206,7 +206,7 @@ fn g_04_a_list_is_narrowed_by_status_by_name_and_by_both() {
 }
 
 #[test]
-fn g_05_details_tell_all_that_was_said_about_a_key() {
+fn g_05_details_show_every_field_set_on_a_key() {
     let world = organization();
     let key = draft("export")
         .description("runs at three")
@@ -214,31 +214,31 @@ fn g_05_details_tell_all_that_was_said_about_a_key() {
         .metadata([("team", "data"), ("ticket", "OPS-7")])
         .allow_addresses(["192.0.2.0/24"]);
     let key = world.create(&developer(), key).unwrap();
-    let told = info(&world, key.id);
-    assert_eq!(told.name.as_str(), "export");
-    assert_eq!(told.description.unwrap().as_str(), "runs at three");
-    assert_eq!(told.purpose.unwrap().as_str(), "nightly reports");
-    assert_eq!(told.metadata.value("team"), Some("data"));
-    assert_eq!(told.metadata.value("ticket"), Some("OPS-7"));
-    assert_eq!(told.environment, environment("test"));
-    assert_eq!(told.class, class("api-key"));
-    let networks: Vec<_> = told.allowlist.iter().map(ToString::to_string).collect();
+    let details = info(&world, key.id);
+    assert_eq!(details.name.as_str(), "export");
+    assert_eq!(details.description.unwrap().as_str(), "runs at three");
+    assert_eq!(details.purpose.unwrap().as_str(), "nightly reports");
+    assert_eq!(details.metadata.value("team"), Some("data"));
+    assert_eq!(details.metadata.value("ticket"), Some("OPS-7"));
+    assert_eq!(details.environment, environment("test"));
+    assert_eq!(details.class, class("api-key"));
+    let networks: Vec<_> = details.allowlist.iter().map(ToString::to_string).collect();
     assert_eq!(networks, ["192.0.2.0/24"]);
-    assert_eq!(told.owner.principal(), Some(&who("dan")));
+    assert_eq!(details.owner.principal(), Some(&who("dan")));
     assert_eq!(
-        (told.created.at, told.created.by),
+        (details.created.at, details.created.by),
         (at(START), author("dan"))
     );
 
     let update = KeyUpdate::new().metadata([("team", "growth")]);
     wait(world.keys.update(&developer(), key.id, update)).unwrap();
-    let told = info(&world, key.id);
-    assert_eq!(told.metadata.value("team"), Some("growth"));
-    assert_eq!(told.metadata.value("ticket"), None);
+    let details = info(&world, key.id);
+    assert_eq!(details.metadata.value("team"), Some("growth"));
+    assert_eq!(details.metadata.value("ticket"), None);
 }
 
 #[test]
-fn g_06_details_tell_the_scopes_of_a_key() {
+fn g_06_details_show_the_scopes_of_a_key() {
     let world = organization();
     let key = NewKey::new("k")
         .purpose("p")
@@ -258,7 +258,7 @@ fn g_06_details_tell_the_scopes_of_a_key() {
 }
 
 #[test]
-fn g_07_details_tell_when_a_key_ends() {
+fn g_07_details_show_when_a_key_ends() {
     let world = organization();
     let start = at(START);
     let day = start.saturating_add(days(3));
@@ -283,16 +283,16 @@ fn g_07_details_tell_when_a_key_ends() {
 }
 
 #[test]
-fn g_09_what_people_see_of_a_key_opens_nothing() {
+fn g_09_the_visible_parts_of_a_key_grant_nothing() {
     let world = organization();
     let key = create(&world, "export");
     let text = key.secret.expose();
-    let told = info(&world, key.id);
-    let (hint, fingerprint) = (told.hint.to_string(), told.fingerprint.to_string());
+    let details = info(&world, key.id);
+    let (hint, fingerprint) = (details.hint.to_string(), details.fingerprint.to_string());
     let shown = hint.trim_start_matches("key_live_").trim_start_matches('…');
     assert!(hint.starts_with("key_live_") && hint.len() < text.len() / 2);
     assert!(shown.len() <= 6 && text.ends_with(shown), "a part: {hint}");
-    assert_eq!(told.fingerprint, Fingerprint::of_token(text));
+    assert_eq!(details.fingerprint, Fingerprint::of_token(text));
     assert!(!text.contains(&fingerprint), "one way: {fingerprint}");
     let typed = format!("key_live_{fingerprint}");
     for guess in [&hint, &fingerprint, &typed, &key.id.to_string()] {
@@ -338,11 +338,11 @@ fn g_11_the_whole_key_is_never_shown_after_its_creation() {
     let listed = list(&world, &query(&world));
     let repeated = denied(wait(world.keys.create(&once, draft("export"))));
     assert_eq!(repeated, Denied::AlreadyCreated { id: created.id });
-    let told = [info(&world, created.id), info(&world, rotated.id)];
-    assert!(told.iter().all(|key| key.published.is_none()));
+    let details = [info(&world, created.id), info(&world, rotated.id)];
+    assert!(details.iter().all(|key| key.published.is_none()));
     let progress = wait(world.keys.rotation(&by, created.id, None)).unwrap();
     let answers = format!(
-        "{told:?} {listed:?} {} {grant:?} {:?} {progress:?} {repeated} {:?} {:?} {created:?} {rotated:?}",
+        "{details:?} {listed:?} {} {grant:?} {:?} {progress:?} {repeated} {:?} {:?} {created:?} {rotated:?}",
         serde_json::to_string(&listed).unwrap(),
         wait(world.keys.info(&grant)).unwrap(),
         trail(&world, created.id),
@@ -357,7 +357,7 @@ fn g_11_the_whole_key_is_never_shown_after_its_creation() {
 }
 
 #[test]
-fn g_12_a_key_made_anew_has_another_value_and_the_old_one_ends_as_the_policy_says() {
+fn g_12_a_rotated_key_has_a_new_value_and_the_old_one_ends_as_the_policy_says() {
     let world = organization();
     let start = at(START);
     let seven_days = start.saturating_add(days(7));
@@ -375,17 +375,17 @@ fn g_12_a_key_made_anew_has_another_value_and_the_old_one_ends_as_the_policy_say
         assert_ne!(new.id, old.id);
         let secrets = [&old.secret, &new.secret].map(|secret| secret_part(secret.expose()));
         assert_ne!(secrets[0], secrets[1]);
-        let (told, before) = (info(&world, new.id), info(&world, old.id));
-        assert_eq!(told.name, before.name);
-        assert_eq!(told.scopes, before.scopes);
-        assert_eq!(told.purpose, before.purpose);
+        let (details, before) = (info(&world, new.id), info(&world, old.id));
+        assert_eq!(details.name, before.name);
+        assert_eq!(details.scopes, before.scopes);
+        assert_eq!(details.purpose, before.purpose);
         let grace = until.since(start);
         assert_eq!(works(&world.keys, old.secret.expose()), !grace.is_zero());
         world.clock.advance(grace);
         assert!(!works(&world.keys, old.secret.expose()));
         assert!(works(&world.keys, new.secret.expose()));
     }
-    // A key that has ended is not made anew.
+    // A key that has ended is not rotated.
     let ended = create(&world, "ended");
     revoke(&world, ended.id);
     let again = wait(
@@ -397,7 +397,7 @@ fn g_12_a_key_made_anew_has_another_value_and_the_old_one_ends_as_the_policy_say
 }
 
 #[test]
-fn g_13_a_rotation_keeps_why_it_was_done() {
+fn g_13_a_rotation_records_its_reason() {
     let world = organization();
     let reasons = [
         (RotationReason::Routine, "routine"),
@@ -412,9 +412,9 @@ fn g_13_a_rotation_keeps_why_it_was_done() {
         let kept = info(&world, old.id).succession.unwrap().reason;
         assert_eq!(kept, why);
         assert_eq!(serde_json::to_value(kept).unwrap(), word);
-        let told = trail(&world, old.id).pop().unwrap().entry.action;
-        let Action::KeyRotated { reason, .. } = told else {
-            panic!("{told:?}");
+        let action = trail(&world, old.id).pop().unwrap().entry.action;
+        let Action::KeyRotated { reason, .. } = action else {
+            panic!("{action:?}");
         };
         assert_eq!(reason, why);
     }
@@ -440,7 +440,7 @@ fn g_14_a_rotation_goes_through_its_five_steps() {
     assert_eq!(created.old_key_ends, at(START).saturating_add(days(7)));
     assert!(!created.safe_to_finish);
 
-    // 2. Applications move over: the new key is used.
+    // 2. Applications switch over: the new key is used.
     world.clock.advance(hours(1));
     assert!(works(keys, new.secret.expose()));
     wait(keys.run_upkeep()).unwrap();
@@ -454,7 +454,7 @@ fn g_14_a_rotation_goes_through_its_five_steps() {
         "what nobody counts is not silent"
     );
 
-    // 3. The new key serves alone.
+    // 3. Only the new key is used.
     world.clock.advance(hours(24));
     let silent = seen(Some(used_at)).unwrap();
     assert_eq!(silent.step, RotationStep::OldKeySilent);
@@ -464,7 +464,7 @@ fn g_14_a_rotation_goes_through_its_five_steps() {
     wait(keys.finish_rotation(&developer(), old.id)).unwrap();
     assert_eq!(seen(Some(used_at)).unwrap().step, RotationStep::OldKeyEnded);
 
-    // 5. Somebody still tries it.
+    // 5. A client still tries the old key.
     world.clock.advance(hours(1));
     assert!(!works(keys, old.secret.expose()));
     let tried = seen(Some(keys.now())).unwrap();
@@ -482,7 +482,7 @@ fn g_16_there_is_always_a_key_that_works() {
         let world = organization();
         let elsewhere = world.another_node(policy());
         let nodes = [&world.keys, &elsewhere];
-        // Ten hours before its own end, which the rotation does not move.
+        // Ten hours before the old key's own end, which the rotation does not move.
         let old = draft("export").expires_in(hours(10));
         let old = world.create(&developer(), old).unwrap();
         for node in nodes {
@@ -557,7 +557,7 @@ fn g_19_finishing_a_rotation_revokes_the_old_key() {
 }
 
 #[test]
-fn g_20_a_revocation_has_to_be_confirmed() {
+fn g_20_a_revocation_must_be_confirmed() {
     let world = organization();
     let key = create(&world, "export");
     for by in [developer(), admin(), host()] {
@@ -571,7 +571,7 @@ fn g_20_a_revocation_has_to_be_confirmed() {
 }
 
 #[test]
-fn g_21_a_revocation_holds_on_every_node_when_it_returns() {
+fn g_21_a_revocation_is_in_effect_on_every_node_when_it_returns() {
     let world = organization();
     let key = create(&world, "export");
     let text = key.secret.expose();
@@ -590,7 +590,7 @@ fn g_21_a_revocation_holds_on_every_node_when_it_returns() {
         let refusal = verdict.map(drop).unwrap_err();
         assert!(matches!(refusal, Rejection::Revoked { .. }), "{refusal}");
     };
-    // Without a round trip a node far from the store cannot tell, and says so.
+    // Without a round trip, a node far from the store fails closed with `NeedsFresh`.
     let refusal = far.verify(text, &reading()).unwrap_err();
     assert_eq!(refusal, Rejection::NeedsFresh);
     remote.partition(true);
@@ -607,7 +607,7 @@ fn g_21_a_revocation_holds_on_every_node_when_it_returns() {
 }
 
 #[test]
-fn g_22_whatever_is_asked_with_a_revoked_key_is_refused() {
+fn g_22_every_way_of_verifying_refuses_a_revoked_key() {
     let world = organization();
     for place in ["live", "test"] {
         let key = draft("export").scope("*:*").environment(place);
@@ -690,7 +690,7 @@ fn g_24_a_revoked_key_cannot_be_made_to_work_again() {
         assert_eq!(denied(cancelled), Denied::NotRotating);
         assert_eq!(denied(wait(keys.replace_lost(&by, id))), Denied::Revoked);
     }
-    // Nor does it come back with a rotation that is called off.
+    // Nor does a cancelled rotation restore it.
     let old = create(&world, "old");
     let how = Replacement::on_first_use(hours(1));
     wait(world.keys.rotate(&developer(), old.id, how)).unwrap();
@@ -712,18 +712,18 @@ fn g_34_a_key_that_is_not_rotated_in_time_raises_one_event() {
     let (kept, rotated) = (create(&world, "kept"), create(&world, "rotated"));
     let events = world.keys.events(ExpiryWindows::new([days(7)]).unwrap());
     let mut cursor = EventCursor::BEGINNING;
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     for day in 0..90 {
         if day == 80 {
             wait((world.keys).rotate(&developer(), rotated.id, Replacement::default())).unwrap();
         }
         let many = NonZeroUsize::new(100).unwrap();
         let batch = wait(events.next_batch(&cursor, many)).unwrap();
-        told.extend(batch.events);
+        received.extend(batch.events);
         cursor = batch.cursor;
         world.clock.advance(days(1));
     }
-    let due = told.iter().filter_map(|event| match &event.kind {
+    let due = received.iter().filter_map(|event| match &event.kind {
         EventKind::KeyExpiringSoon { owner, .. } => Some((event.at, event.key, owner.clone())),
         _ => None,
     });
@@ -734,7 +734,7 @@ fn g_34_a_key_that_is_not_rotated_in_time_raises_one_event() {
 }
 
 #[test]
-fn g_35_a_compromised_key_is_revoked_at_once() {
+fn g_35_a_compromised_key_is_revoked_immediately() {
     let world = organization();
     let elsewhere = world.another_node(policy());
     let source = || LeakSource::new("a public repository").unwrap();
@@ -769,8 +769,8 @@ fn g_35_a_compromised_key_is_revoked_at_once() {
         for node in [&world.keys, &elsewhere] {
             assert!(!works(node, key.secret.expose()));
         }
-        let told = info(&world, key.id).revoked.unwrap();
-        assert_eq!((told.0.at, told.1), (at(START), reason));
+        let revoked = info(&world, key.id).revoked.unwrap();
+        assert_eq!((revoked.0.at, revoked.1), (at(START), reason));
     }
     assert!(works(&world.keys, kept.secret.expose()));
     let guess = with_other_secret(kept.secret.expose());
@@ -780,7 +780,7 @@ fn g_35_a_compromised_key_is_revoked_at_once() {
 }
 
 #[test]
-fn g_36_a_key_works_in_its_own_environment_alone() {
+fn g_36_a_key_works_only_in_its_own_environment() {
     let world = organization();
     for (own, other, prefix) in [("live", "test", "key_live_"), ("test", "live", "key_test_")] {
         let key = world
@@ -801,7 +801,7 @@ fn g_36_a_key_works_in_its_own_environment_alone() {
         for verdict in every_way(&world.keys, text, &there) {
             assert_eq!(verdict, Err(refused.clone()));
         }
-        // It is not taken for the other by another prefix either.
+        // Another prefix does not move it to the other environment either.
         let other = format!("key_{other}_{}", &text[prefix.len()..text.len() - 6]);
         let renamed = format!("{other}{}", keyward::token::checksum(&other));
         assert!(!works(&world.keys, &renamed));
@@ -812,7 +812,7 @@ fn g_36_a_key_works_in_its_own_environment_alone() {
 }
 
 #[test]
-fn g_37_a_key_may_do_what_it_was_given_and_nothing_else() {
+fn g_37_a_key_may_do_only_what_its_scopes_allow() {
     let world = organization();
     let refused = |key: &Created, wanted: &str| {
         let verdict = world.keys.verify(key.secret.expose(), &Need::scope(wanted));
@@ -836,7 +836,7 @@ fn g_37_a_key_may_do_what_it_was_given_and_nothing_else() {
     let partly = world.keys.verify(reader.secret.expose(), &both);
     assert_eq!(partly.unwrap_err().kind(), RejectionKind::Forbidden);
 
-    // A member of the organization has no more to give away than its role has.
+    // A member of the organization can grant no more than its role allows.
     let member = draft("a member's").scope("reports:write");
     let member = member.owned_by(who("mel"), Role::MEMBER);
     let member = world.create(&admin(), member).unwrap();
@@ -845,7 +845,7 @@ fn g_37_a_key_may_do_what_it_was_given_and_nothing_else() {
 }
 
 #[test]
-fn g_38_a_key_says_what_it_is_for() {
+fn g_38_a_key_states_its_purpose() {
     let world = organization();
     let silent = NewKey::new("export").scope("reports:read");
     for by in [developer(), admin(), host()] {
@@ -868,7 +868,7 @@ fn g_38_a_key_says_what_it_is_for() {
     wait(world.keys.update(&developer(), key.id, changed)).unwrap();
     assert_eq!(purpose(), "weekly reports");
 
-    // Advice, where a policy does not insist.
+    // Only recommended, unless a policy requires it.
     let advised = organization_under(PolicySpec {
         purpose_required: false,
         ..profiles::guide()

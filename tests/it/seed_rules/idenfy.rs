@@ -120,7 +120,7 @@ fn i_05_at_most_two_keys_exist_at_the_same_time() {
     wait(world.keys.sync()).unwrap();
     assert_eq!(listed(&world, &admin()).len(), 2);
     assert_eq!(denied(world.create(&admin(), draft("third"))), FULL);
-    // A key that is only disabled is still one of the two; another account has two of its own.
+    // A disabled key still counts as one of the two. Another account has its own two.
     let disabled = created[0].as_ref().unwrap().id;
     wait(world.keys.disable(&admin(), disabled)).unwrap();
     assert_eq!(denied(world.create(&admin(), draft("third"))), FULL);
@@ -129,7 +129,7 @@ fn i_05_at_most_two_keys_exist_at_the_same_time() {
 }
 
 #[test]
-fn i_07_any_number_of_keys_over_time() {
+fn i_07_any_number_of_keys_can_be_created_over_time() {
     let world = world();
     let kept = world.create(&admin(), draft("kept")).unwrap();
     for round in 0..100 {
@@ -191,7 +191,7 @@ fn i_10_no_call_brings_a_deleted_key_back() {
     ];
     assert!(refusals.iter().all(|denied| *denied == Denied::NotFound));
 
-    // Taking the same text over as if it came from elsewhere does not bring it back either.
+    // Importing the same token as an existing key does not restore it either.
     let import = ImportKey::sha256(Digest::sha256(text), draft("taken over"));
     let _ = wait(keys.import(&by, import));
     let verdicts = [

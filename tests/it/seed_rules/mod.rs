@@ -1,8 +1,7 @@
-//! The rules of the five documents that this project started from, each by its id.
+//! The rules of the five documents this project started from, each by its id.
 //!
-//! `rules/*.csv` states every rule in our own words and says whether a test here shows it, or what
-//! it waits for. The test at the bottom of `coverage` holds the two against each other, so that no
-//! rule can be forgotten.
+//! `rules/*.csv` states every rule in our own words, with a state: a test here shows it, or it waits for
+//! something else. A test in `coverage` compares the rules with the tests, so that no rule is forgotten.
 
 mod amplitude;
 mod amplitude_products;

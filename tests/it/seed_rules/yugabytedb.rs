@@ -11,7 +11,7 @@ use keyward::{
 
 use support::*;
 
-/// What a developer may do, and what only an admin may, as the profile divides it.
+/// The scopes of developers, and those of admins only, as the profile divides them.
 const DEVELOPER_SCOPES: &[&str] = &[
     "backups:write",
     "clusters:read",
@@ -41,12 +41,12 @@ fn clusters() -> Need {
     Need::scope("clusters:write")
 }
 
-/// Another admin of acme.
+/// Returns another admin of acme.
 fn bob() -> Actor {
     actor("acme", "bob", Role::ADMIN)
 }
 
-/// What becomes of bob when his role is changed.
+/// Returns bob after his role was lowered to developer.
 fn bob_the_developer() -> Actor {
     actor("acme", "bob", Role::DEVELOPER)
 }
@@ -60,7 +60,7 @@ fn demote_bob(world: &World) {
     .unwrap();
 }
 
-/// Keys of bob that may do everything an admin may, in the account and in one below it.
+/// Creates keys of bob that may do everything an admin may: one in the account, one in an account below.
 fn keys_of_bob(world: &World) -> [Created; 2] {
     let all = NewKey::new("bob's").scope("*:*");
     [
@@ -75,7 +75,7 @@ fn details(world: &World, key: &Created) -> KeyInfo {
     wait(world.keys.key(&admin(), key.id)).unwrap()
 }
 
-/// A refusal names the role of a person; a key has none of its own.
+/// Checks a refusal. It names the role of a person; a key has no role.
 fn only_admins_may<T: std::fmt::Debug>(
     action: &'static str,
     by: &Actor,
@@ -99,7 +99,7 @@ fn y_03_admins_create_keys_for_their_account() {
 }
 
 #[test]
-fn y_04_nothing_that_is_stored_contains_a_key() {
+fn y_04_no_stored_bytes_contain_a_key() {
     let world = world();
     let key = world.create(&admin(), draft("ci")).unwrap();
     world.keys.verify(key.secret.expose(), &clusters()).unwrap();
@@ -126,10 +126,10 @@ fn y_05_lost_and_compromised_keys_are_revoked_with_the_reason() {
         };
         let verdict = world.keys.verify(key.secret.expose(), &clusters());
         assert_eq!(verdict.unwrap_err(), refused);
-        let (stamp, told) = details(&world, &key).revoked.unwrap();
-        assert_eq!((stamp.by, told), (author("alice"), reason));
-        let told = told_of(&world, &tenant("acme"), key.id);
-        assert_eq!(told.last(), Some(&Action::KeyRevoked { reason }));
+        let (stamp, recorded) = details(&world, &key).revoked.unwrap();
+        assert_eq!((stamp.by, recorded), (author("alice"), reason));
+        let actions = recorded_actions(&world, &tenant("acme"), key.id);
+        assert_eq!(actions.last(), Some(&Action::KeyRevoked { reason }));
     }
 }
 
@@ -144,7 +144,7 @@ fn y_07_only_admins_create_keys() {
     let demoted = bob_the_developer();
     let created = world.create(&demoted, draft("more"));
     only_admins_may("create keys", &demoted, created);
-    // Nor does the key that bob created when he was an admin.
+    // Nor can the key that bob created when he was an admin.
     let with_key = world
         .keys
         .verify(key.secret.expose(), &clusters())
@@ -176,7 +176,7 @@ fn y_08_only_admins_revoke_keys_even_their_own() {
 }
 
 #[test]
-fn y_09_the_list_is_that_of_the_account() {
+fn y_09_the_list_shows_the_keys_of_the_account_only() {
     let world = world();
     let gil = actor("globex", "gil", Role::ADMIN);
     let ours = world.create(&admin(), draft("acme's")).unwrap();
@@ -200,7 +200,7 @@ fn y_09_the_list_is_that_of_the_account() {
 }
 
 #[test]
-fn y_10_the_list_tells_names() {
+fn y_10_the_list_shows_names() {
     let world = world();
     for name in ["ci", "Nachtläufer Export", "ci"] {
         world.clock.advance(hours(1));
@@ -212,7 +212,7 @@ fn y_10_the_list_tells_names() {
 }
 
 #[test]
-fn y_11_the_list_tells_statuses() {
+fn y_11_the_list_shows_statuses() {
     let world = world();
     let create = |draft| {
         world.clock.advance(hours(1));
@@ -235,12 +235,12 @@ fn y_11_the_list_tells_statuses() {
 }
 
 #[test]
-fn y_12_the_list_tells_who_created_a_key_and_when() {
+fn y_12_the_list_shows_who_created_a_key_and_when() {
     let world = world();
     let alices = world.create(&admin(), draft("alice's")).unwrap();
     world.clock.advance(hours(5));
     world.create(&bob(), draft("bob's")).unwrap();
-    // Whoever changes a key later did not create it.
+    // A later change by another person does not change the creator.
     let rename = KeyUpdate::new().name("renamed by bob");
     wait(world.keys.update(&bob(), alices.id, rename)).unwrap();
     let created: Vec<_> = listed(&world, &admin())
@@ -340,17 +340,17 @@ fn y_19_a_key_is_shown_once() {
     let read = format!(
         "{} {shown:?} {grant:?} {:?}",
         serde_json::to_string(&shown).unwrap(),
-        told_of(&world, &tenant("acme"), key.id)
+        recorded_actions(&world, &tenant("acme"), key.id)
     );
     assert!(read.contains(key.hint.as_str()));
     assert!(!read.contains(secret_part(key.secret.expose())));
 }
 
 #[test]
-fn y_20_a_lost_key_is_revoked_and_another_created() {
+fn y_20_a_lost_key_is_revoked_and_replaced_by_a_new_one() {
     let world = world();
     let lost = world.create(&admin(), draft("lost")).unwrap();
-    // A create whose answer never arrived can be answered anew for an hour: with another secret.
+    // Within an hour, a create with a lost answer can be answered again, with another secret.
     let replaced = wait(world.keys.replace_lost(&admin(), lost.id)).unwrap();
     let verify = |key: &Created| world.keys.verify(key.secret.expose(), &clusters());
     assert_eq!(verify(&lost).unwrap_err(), Rejection::WrongSecret);
@@ -371,11 +371,11 @@ fn y_20_a_lost_key_is_revoked_and_another_created() {
 }
 
 #[test]
-fn y_23_a_key_is_linked_to_its_creator_for_good() {
+fn y_23_a_key_is_linked_to_its_creator_permanently() {
     let world = world();
     let key = world.create(&admin(), draft("alice's")).unwrap();
     let linked = || {
-        // The host looks: of alice it is also asked once she left.
+        // Read by the host, also after alice has left.
         let owner = wait(world.keys.key(&host(), key.id)).unwrap().owner;
         assert_eq!(owner, Owner::Principal(who("alice")));
     };
@@ -388,7 +388,7 @@ fn y_23_a_key_is_linked_to_its_creator_for_good() {
     linked();
     let grant = world.keys.verify(key.secret.expose(), &clusters());
     assert_eq!(grant.unwrap().owner(), &Owner::Principal(who("alice")));
-    // Bob, who changed it last, leaves: it stays. Its creator leaves: it goes.
+    // Removing bob, who changed the key last, keeps the key. Removing its creator ends it.
     let remove = |by: &Actor, user: &str| {
         wait(world.keys.remove_owner(by, &tenant("acme"), who(user))).unwrap()
     };
@@ -425,11 +425,11 @@ fn y_24_the_keys_of_a_removed_user_are_revoked_and_each_is_in_the_audit_trail() 
         let info = details(&world, key);
         assert_eq!(info.status, Status::Revoked);
         assert_eq!(info.revoked.map(|(_, reason)| reason), Some(reason));
-        let told = told_of(&world, &info.tenant, key.id);
-        let revocations = told
+        let actions = recorded_actions(&world, &info.tenant, key.id);
+        let revocations = actions
             .iter()
             .filter(|action| **action == Action::KeyRevoked { reason });
-        assert_eq!(revocations.count(), 1, "{told:?}");
+        assert_eq!(revocations.count(), 1, "{actions:?}");
     }
     world
         .keys
@@ -439,7 +439,7 @@ fn y_24_the_keys_of_a_removed_user_are_revoked_and_each_is_in_the_audit_trail() 
     let owner = who("bob");
     let late = world.create(&bob(), draft("too late"));
     assert_eq!(denied(late), Denied::OwnerRemoved { owner });
-    // He comes back; his keys do not.
+    // Bob is added again, but his keys are not restored.
     wait(
         world
             .keys
@@ -484,7 +484,7 @@ fn y_25_the_key_of_a_creator_who_became_a_developer_has_developer_access() {
 }
 
 #[test]
-fn y_26_the_key_of_a_developer_reaches_nothing_that_needs_an_admin() {
+fn y_26_a_developers_key_reaches_nothing_that_requires_an_admin() {
     let world = world();
     let keys = keys_of_bob(&world);
     demote_bob(&world);

@@ -1,4 +1,4 @@
-//! Backups, restores, older files, and a file that is put in the place of another.
+//! Backups, restores, older files, and a file that replaces another.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -17,8 +17,8 @@ fn a_backup_is_one_private_file_with_the_state_of_one_instant() {
     let store = desk.store();
     let keys = desk.node(store.clone());
     let key = wait(keys.create(&admin(), reader("first"))).unwrap();
-    let told = wait(store.backup(desk.at("backup.db"))).unwrap();
-    assert_eq!(told, wait(store.stats()).unwrap().head);
+    let head = wait(store.backup(desk.at("backup.db"))).unwrap();
+    assert_eq!(head, wait(store.stats()).unwrap().head);
     let mode = fs::metadata(desk.at("backup.db"))
         .unwrap()
         .permissions()
@@ -35,7 +35,7 @@ fn a_backup_is_one_private_file_with_the_state_of_one_instant() {
 }
 
 #[test]
-fn a_restored_store_opens_only_to_be_recovered_and_its_followers_start_over() {
+fn a_restored_store_opens_only_for_recovery_and_its_followers_start_over() {
     let desk = Desk::new();
     let store = desk.store();
     let service = desk.node(store.clone());
@@ -52,7 +52,7 @@ fn a_restored_store_opens_only_to_be_recovered_and_its_followers_start_over() {
         "nothing is overwritten"
     );
 
-    // The operator moves the broken file away, its log with it, while the service runs on.
+    // The operator moves the broken file and its log away while the service runs.
     for end in ["", "-wal", "-shm"] {
         let from = desk.at(&format!("keys.db{end}"));
         if from.exists() {
@@ -65,9 +65,9 @@ fn a_restored_store_opens_only_to_be_recovered_and_its_followers_start_over() {
         wait(SqliteStore::open(desk.path())),
         Err(OpenError::Unrecovered { .. })
     ));
-    // Nor does the service take it up that has run all the time: its file only changed.
-    let told = format!("{:?}", wait(service.sync()).unwrap_err());
-    assert!(told.contains("Unrecovered"), "{told}");
+    // The running service does not open the restored file either: for the service, only the file changed.
+    let error = format!("{:?}", wait(service.sync()).unwrap_err());
+    assert!(error.contains("Unrecovered"), "{error}");
     let refused = wait(service.create(&admin(), reader("too early"))).unwrap_err();
     assert!(
         format!("{refused:?}").contains("Unrecovered"),
@@ -95,7 +95,7 @@ fn a_restored_store_opens_only_to_be_recovered_and_its_followers_start_over() {
     assert!(head.revision < lost.revision, "the head went backwards");
     assert_ne!(head.epoch, lost.epoch);
 
-    // The service that had the lost file open follows the restored one, without a restart.
+    // The service that had the lost file open follows the restored one without a restart.
     let operator = desk.node(opened);
     wait(operator.revoke(&admin(), key.id, Reason::Lost)).unwrap();
     wait(service.sync()).unwrap();
@@ -129,7 +129,7 @@ fn a_damaged_backup_is_not_restored() {
     assert!(!desk.at("new.db").exists());
 }
 
-/// The file that version 1 wrote, and what stands in it. Written once; see `tests/golden.rs`.
+/// A file written by version 1, and its contents. Written once; see `tests/golden.rs`.
 #[test]
 fn a_file_of_version_1_opens_with_this_version() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/store.v1.db");

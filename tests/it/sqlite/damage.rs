@@ -1,4 +1,4 @@
-//! Damaged files: what is damaged is refused by name, and harms nothing else.
+//! Damaged files: a read names the damaged row, and all other rows stay usable.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ use support::*;
 
 const ALL: NonZeroUsize = NonZeroUsize::new(10_000).unwrap();
 
-/// A store with a bit of everything, closed.
+/// Fills a store with rows of every kind and closes it.
 fn filled(desk: &Desk) -> Vec<(keyward::KeyId, String)> {
     let keys = desk.keys();
     let mut made = Vec::new();
@@ -49,7 +49,7 @@ fn flip(desk: &Desk, table: &str, condition: &str, column: &str) {
 }
 
 #[test]
-fn a_damaged_key_is_refused_by_name_and_harms_no_other() {
+fn a_damaged_key_is_refused_by_name_and_affects_no_other_key() {
     let desk = Desk::new();
     let made = filled(&desk);
     let (id, secret) = &made[3];
@@ -72,7 +72,7 @@ fn a_damaged_key_is_refused_by_name_and_harms_no_other() {
 }
 
 #[test]
-fn a_tenant_whose_head_is_gone_is_named() {
+fn the_integrity_check_names_a_tenant_without_a_head() {
     let desk = Desk::new();
     filled(&desk);
     sql(&desk.path())
@@ -99,7 +99,7 @@ fn a_damaged_owners_row_refuses_its_keys_and_no_others() {
 }
 
 #[test]
-fn a_damaged_audit_entry_is_told_and_breaks_the_chain() {
+fn a_damaged_audit_entry_breaks_the_chain() {
     let desk = Desk::new();
     filled(&desk);
     flip(&desk, "audit", "sequence = 4", "body");
@@ -107,12 +107,12 @@ fn a_damaged_audit_entry_is_told_and_breaks_the_chain() {
     let places: Vec<_> = page.corrupt.iter().map(|place| place.sequence).collect();
     assert_eq!(places, [4]);
     let checked = wait(desk.keys().verify_audit(&admin(), &tenant("acme"), None));
-    let told = checked.unwrap_err().to_string();
-    assert!(told.contains("entry 4 should follow"), "{told}");
+    let error = checked.unwrap_err().to_string();
+    assert!(error.contains("entry 4 should follow"), "{error}");
 }
 
 #[test]
-fn a_trail_whose_end_is_damaged_or_gone_does_not_pass() {
+fn a_trail_with_a_damaged_or_missing_end_fails_verification() {
     let desk = Desk::new();
     filled(&desk);
     let conn = sql(&desk.path());
@@ -136,7 +136,7 @@ fn a_trail_whose_end_is_damaged_or_gone_does_not_pass() {
 }
 
 #[test]
-fn a_tenants_damaged_head_stops_that_tenant_alone() {
+fn a_tenants_damaged_head_stops_only_that_tenant() {
     let desk = Desk::new();
     let made = filled(&desk);
     let other = actor("beta", "carol", keyward::Role::ADMIN);
@@ -159,8 +159,8 @@ fn a_tenants_damaged_head_stops_that_tenant_alone() {
 
 const FLIPS: usize = 1000;
 
-/// Every row that the store tells, by name; what it says of damage is left out.
-fn told(store: &SqliteStore) -> Option<BTreeMap<RowKey, Change>> {
+/// Returns every intact row in the store, by name.
+fn intact_rows(store: &SqliteStore) -> Option<BTreeMap<RowKey, Change>> {
     let page = wait(store.scan(None, ALL)).ok()?;
     let intact = page
         .rows
@@ -178,12 +178,12 @@ fn trail(store: &SqliteStore) -> Option<Vec<keyward::store::AuditRow>> {
 }
 
 #[test]
-fn a_flipped_bit_anywhere_never_tells_anything_wrong() {
+fn a_flipped_bit_never_produces_a_wrong_answer() {
     let desk = Desk::new();
     filled(&desk);
     let whole = fs::read(desk.path()).unwrap();
     let store = desk.store();
-    let rows = told(&store).unwrap();
+    let rows = intact_rows(&store).unwrap();
     let entries = trail(&store).unwrap();
     drop(store);
     let mut random = rand::rngs::ChaCha12Rng::seed_from_u64(7);
@@ -199,12 +199,12 @@ fn a_flipped_bit_anywhere_never_tells_anything_wrong() {
             seen += 1;
             continue;
         };
-        let (now, now_entries) = (told(&store), trail(&store));
+        let (now, now_entries) = (intact_rows(&store), trail(&store));
         let sound = wait(store.check_integrity()).is_ok_and(|report| report.is_sound());
         let whole_answer = now.as_ref() == Some(&rows) && now_entries.as_ref() == Some(&entries);
         assert!(
             whole_answer || !sound,
-            "bit {bit} changes what is told, and nothing notices"
+            "bit {bit} changes an answer, and no check detects it"
         );
         for (name, change) in now.unwrap_or_default() {
             assert_eq!(rows.get(&name), Some(&change), "bit {bit}: {name:?}");
@@ -221,7 +221,7 @@ fn a_flipped_bit_anywhere_never_tells_anything_wrong() {
 }
 
 #[test]
-fn no_secret_and_no_pepper_stands_in_any_file() {
+fn no_file_contains_a_secret_or_a_pepper() {
     let desk = Desk::new();
     let keys: Keyward = desk.keys();
     let mut secrets = Vec::new();

@@ -1,5 +1,4 @@
-//! The file store: opening, damage, sharing, backups. Crashes and faults of the disk are in
-//! `tests/sqlite_faults`.
+//! The file store: opening, damage, sharing, backups. `tests/sqlite_faults` tests crashes and disk faults.
 
 mod backups;
 mod damage;
@@ -55,12 +54,12 @@ pub(crate) fn policy() -> keyward::policy::Policy {
     keyward::policy::Policy::new(profiles::standard()).unwrap()
 }
 
-/// A connection of somebody else.
+/// Opens a connection of another program.
 pub(crate) fn sql(path: &Path) -> rusqlite::Connection {
     rusqlite::Connection::open(path).unwrap()
 }
 
-/// Moves everything from the log into the file, as the last connection does when it closes.
+/// Moves the write-ahead log into the file, as the last connection does on close.
 pub(crate) fn checkpoint(path: &Path) {
     let conn = sql(path);
     let done: i64 = conn

@@ -33,7 +33,7 @@ fn version(path: &Path) -> i32 {
         .unwrap()
 }
 
-/// Puts the file that version 1 wrote where the store is to be.
+/// Puts a file written by version 1 in the store's place.
 fn put_golden(path: &Path) {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/store.v1.db");
     fs::write(path, fs::read(golden).unwrap()).unwrap();
@@ -41,7 +41,7 @@ fn put_golden(path: &Path) {
 }
 
 #[test]
-fn a_report_is_shared_and_stays_and_is_no_commit() {
+fn a_report_is_shared_and_durable_and_is_not_a_commit() {
     let desk = Desk::new();
     let (one, two) = (desk.store(), desk.store());
     let head = wait(one.stats()).unwrap().head;
@@ -55,7 +55,7 @@ fn a_report_is_shared_and_stays_and_is_no_commit() {
 }
 
 #[test]
-fn two_processes_tell_each_other_what_they_have() {
+fn two_processes_confirm_changes_to_each_other() {
     let desk = Desk::new();
     let start = || {
         let store = desk.store();
@@ -75,7 +75,7 @@ fn two_processes_tell_each_other_what_they_have() {
 }
 
 #[test]
-fn a_file_of_version_1_becomes_one_with_a_registry_and_keeps_what_it_holds() {
+fn a_file_of_version_1_gains_a_registry_and_keeps_its_rows() {
     let desk = Desk::new();
     put_golden(&desk.path());
     assert_eq!(version(&desk.path()), 1);
@@ -90,7 +90,7 @@ fn a_file_of_version_1_becomes_one_with_a_registry_and_keeps_what_it_holds() {
 }
 
 #[test]
-fn a_file_of_version_1_that_takes_the_place_of_a_running_one_is_brought_up_to_date() {
+fn a_file_of_version_1_that_replaces_an_open_one_is_migrated() {
     let desk = Desk::new();
     let store = desk.store();
     assert!(wait(store.report(report(1, 1))).unwrap());
@@ -103,7 +103,7 @@ fn a_file_of_version_1_that_takes_the_place_of_a_running_one_is_brought_up_to_da
         }
     }
     put_golden(&desk.path());
-    // Where the linked SQLite is older than the one that wrote it, it may not stay in its journal mode.
+    // The golden file is in WAL mode, which an older linked SQLite must not use.
     sql(&desk.path())
         .pragma_update(None, "journal_mode", "delete")
         .unwrap();
@@ -113,7 +113,7 @@ fn a_file_of_version_1_that_takes_the_place_of_a_running_one_is_brought_up_to_da
 }
 
 #[test]
-fn a_damaged_entry_is_told_and_named_and_heals_with_the_next_report() {
+fn a_damaged_entry_is_named_and_replaced_by_the_next_report() {
     for healing in ["report", "forget"] {
         let desk = Desk::new();
         let store = desk.store();
@@ -123,7 +123,7 @@ fn a_damaged_entry_is_told_and_named_and_heals_with_the_next_report() {
         let damage = "UPDATE nodes SET beat = 1000000 WHERE node = \
                       x'00000000000000000000000000000002'";
         assert_eq!(sql(&desk.path()).execute(damage, []).unwrap(), 1);
-        // Left out, it would pass for a node that is gone.
+        // If the damaged entry were skipped, the node would count as gone.
         let error = wait(store.nodes()).unwrap_err();
         assert_eq!(error.kind(), StoreErrorKind::Corrupt);
         let faults = wait(store.check_integrity()).unwrap().faults;
@@ -167,7 +167,7 @@ fn every_column_of_an_entry_is_sealed() {
 }
 
 #[test]
-fn a_restored_store_says_that_there_may_be_nodes_it_does_not_know() {
+fn a_restored_registry_is_marked_as_incomplete() {
     let desk = Desk::new();
     let store = desk.store();
     let key = wait(desk.node(store.clone()).create(&admin(), reader("a"))).unwrap();
@@ -198,7 +198,7 @@ fn a_restored_store_says_that_there_may_be_nodes_it_does_not_know() {
     assert_eq!((found[0].lease, found[0].applied), (hours(2), None));
     wait(restored.finish_recovery()).unwrap();
 
-    // So nobody takes a change for confirmed before the bound has passed.
+    // Therefore no receipt counts a change as confirmed before the bound has passed.
     let builder = Keyward::builder(restored.clone(), peppers()).registry(restored.clone());
     let keys = wait(builder.policy(policy()).clock(desk.clock.clone()).build()).unwrap();
     let receipt = wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();

@@ -1,4 +1,4 @@
-//! What may be opened, and how it is said that something else may not.
+//! Opening: the files that open, and the errors for those that do not.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -19,7 +19,7 @@ fn mode(path: &std::path::Path) -> u32 {
 }
 
 #[test]
-fn a_new_store_and_its_logs_are_its_owners_alone() {
+fn only_the_owner_can_read_a_new_store_and_its_logs() {
     let desk = Desk::new();
     let keys = desk.keys();
     wait(keys.create(&admin(), reader("first"))).unwrap();
@@ -33,7 +33,7 @@ fn a_new_store_and_its_logs_are_its_owners_alone() {
 }
 
 #[test]
-fn a_file_that_others_may_read_opens_only_if_that_is_allowed() {
+fn a_file_readable_by_others_opens_only_if_allowed() {
     let desk = Desk::new();
     drop(desk.store());
     fs::set_permissions(desk.path(), fs::Permissions::from_mode(0o640)).unwrap();
@@ -52,7 +52,7 @@ fn a_file_that_others_may_read_opens_only_if_that_is_allowed() {
 }
 
 #[test]
-fn a_store_is_created_or_opened_as_it_was_asked_for() {
+fn a_store_is_created_or_opened_as_requested() {
     let desk = Desk::new();
     let missing = wait(SqliteStore::options(desk.path()).must_exist().open());
     assert!(matches!(missing, Err(OpenError::NotFound { .. })));
@@ -65,7 +65,7 @@ fn a_store_is_created_or_opened_as_it_was_asked_for() {
 }
 
 #[test]
-fn two_that_create_at_once_have_the_same_store() {
+fn concurrent_creators_have_the_same_store() {
     let desk = Desk::new();
     let open = || {
         std::thread::spawn({
@@ -89,7 +89,7 @@ fn two_that_create_at_once_have_the_same_store() {
 }
 
 #[test]
-fn times_may_be_as_long_and_as_short_as_they_get() {
+fn timeouts_may_have_any_length() {
     let desk = Desk::new();
     for time in [Duration::ZERO, Duration::MAX] {
         let options = SqliteStore::options(desk.path());
@@ -99,7 +99,7 @@ fn times_may_be_as_long_and_as_short_as_they_get() {
 }
 
 #[test]
-fn what_is_no_file_is_named() {
+fn a_path_that_is_not_a_file_is_named_in_the_error() {
     let desk = Desk::new();
     fs::create_dir(desk.path()).unwrap();
     assert!(refused(&desk).to_string().contains("is a directory"));
@@ -110,7 +110,7 @@ fn what_is_no_file_is_named() {
 }
 
 #[test]
-fn truncated_empty_and_foreign_files_are_refused_and_left_alone() {
+fn truncated_empty_and_foreign_files_are_refused_unchanged() {
     let desk = Desk::new();
     drop(wait(SqliteStore::open(desk.at("whole.db"))).unwrap());
     checkpoint(&desk.at("whole.db"));
@@ -124,18 +124,18 @@ fn truncated_empty_and_foreign_files_are_refused_and_left_alone() {
         (&whole[..4096], "corrupt"),
         (text.as_bytes(), "it is no SQLite file"),
     ];
-    for (bytes, told) in cases {
+    for (bytes, expected) in cases {
         fs::write(desk.path(), bytes).unwrap();
         fs::set_permissions(desk.path(), fs::Permissions::from_mode(0o600)).unwrap();
         let error = refused(&desk);
-        assert!(error.to_string().contains(told), "{told}: {error}");
-        assert_eq!(fs::read(desk.path()).unwrap(), bytes, "{told}");
+        assert!(error.to_string().contains(expected), "{expected}: {error}");
+        assert_eq!(fs::read(desk.path()).unwrap(), bytes, "{expected}");
         fs::remove_file(desk.path()).unwrap();
     }
 }
 
 #[test]
-fn another_programs_database_is_refused_and_left_alone() {
+fn another_programs_database_is_refused_unchanged() {
     let desk = Desk::new();
     sql(&desk.path())
         .execute_batch("CREATE TABLE theirs (x); PRAGMA application_id = 7;")
@@ -147,7 +147,7 @@ fn another_programs_database_is_refused_and_left_alone() {
 }
 
 #[test]
-fn a_newer_schema_is_refused_untouched() {
+fn a_newer_schema_is_refused_unchanged() {
     let desk = Desk::new();
     drop(desk.store());
     sql(&desk.path())
@@ -171,7 +171,7 @@ fn a_newer_schema_is_refused_untouched() {
 }
 
 #[test]
-fn a_schema_that_becomes_newer_under_a_running_store_stops_it() {
+fn a_schema_upgrade_stops_a_running_store() {
     let desk = Desk::new();
     let keys = desk.keys();
     let key = wait(keys.create(&admin(), reader("first"))).unwrap();
@@ -179,10 +179,10 @@ fn a_schema_that_becomes_newer_under_a_running_store_stops_it() {
         .pragma_update(None, "user_version", 3)
         .unwrap();
     let refused = wait(keys.revoke(&admin(), key.id, keyward::Reason::Lost));
-    let told = format!("{:?}", refused.unwrap_err());
+    let text = format!("{:?}", refused.unwrap_err());
     assert!(
-        told.contains("Unavailable") && told.contains("found: 3"),
-        "{told}"
+        text.contains("Unavailable") && text.contains("found: 3"),
+        "{text}"
     );
     assert!(
         wait(keys.sync()).is_err(),
@@ -191,7 +191,7 @@ fn a_schema_that_becomes_newer_under_a_running_store_stops_it() {
 }
 
 #[test]
-fn a_journal_of_a_store_that_is_gone_is_not_applied_to_a_new_one() {
+fn the_journal_of_a_deleted_store_is_not_applied_to_a_new_one() {
     let desk = Desk::new();
     for end in ["-wal", "-journal"] {
         let left = desk.at(&format!("keys.db{end}"));
@@ -206,7 +206,7 @@ fn a_journal_of_a_store_that_is_gone_is_not_applied_to_a_new_one() {
 }
 
 #[test]
-fn the_journal_mode_is_one_that_the_linked_sqlite_is_safe_in() {
+fn the_journal_mode_is_safe_with_the_linked_sqlite() {
     let desk = Desk::new();
     let store = desk.store();
     let now: String = sql(&desk.path())
@@ -218,7 +218,8 @@ fn the_journal_mode_is_one_that_the_linked_sqlite_is_safe_in() {
             (JournalMode::Wal, "wal")
         );
     } else {
-        // The mode is not kept in the file: what counts is that it is not the log.
+        // TRUNCATE mode is not stored in the file, so another connection reports a mode of its own. That must
+        // not be WAL.
         assert_eq!(store.journal_mode(), JournalMode::Truncate);
         assert_ne!(now, "wal");
     }

@@ -10,7 +10,7 @@ use crate::sqlite::{Desk, checkpoint, pairs, policy, sql};
 use support::*;
 
 #[test]
-fn a_commit_of_another_instance_wakes_who_waits_and_is_honoured() {
+fn a_commit_of_another_instance_wakes_a_waiter_and_takes_effect() {
     let desk = Desk::new();
     let options = SqliteStore::options(desk.path()).poll_interval(Duration::from_millis(5));
     let service_store = wait(options.open()).unwrap();
@@ -31,7 +31,7 @@ fn a_commit_of_another_instance_wakes_who_waits_and_is_honoured() {
 }
 
 #[test]
-fn a_key_works_on_the_process_that_created_it() {
+fn a_key_works_in_the_process_that_created_it() {
     let desk = Desk::new();
     pairs::a_key_works_where_it_was_created(&desk.keys(), &desk.keys());
 }
@@ -42,7 +42,7 @@ fn first_uses_are_not_lost() {
     pairs::first_uses_are_not_lost(&desk.keys(), &desk.keys(), &desk.clock);
 }
 
-/// A process of its own clock, and whoever starts on the file later with the right one.
+/// Runs a check with a right and a wrong clock, and a function that starts another node with the right clock.
 fn on_two_clocks(
     check: impl Fn((&Keyward, &ManualClock), (&Keyward, &ManualClock), &dyn Fn() -> Keyward),
 ) {
@@ -64,10 +64,9 @@ fn the_time_of_a_tenant_is_repaired() {
     on_two_clocks(|a, b, again| pairs::the_time_of_a_tenant_is_repaired(a, b, again));
 }
 
-/// A file that took the place of the one that is followed: revisions of two histories say nothing about
-/// each other.
+/// Another file replaces the followed one. Revisions of two histories cannot be compared.
 #[test]
-fn a_revocation_in_another_file_of_this_name_ends_freshness() {
+fn a_revocation_in_a_replaced_file_ends_freshness() {
     let desk = Desk::new();
     let keys = desk.keys();
     let key = wait(keys.create(&admin(), reader("key"))).unwrap();
@@ -96,7 +95,7 @@ fn a_revocation_in_another_file_of_this_name_ends_freshness() {
 }
 
 #[test]
-fn the_cap_holds_between_instances_that_create_at_once() {
+fn the_cap_holds_between_instances_that_create_concurrently() {
     let desk = Desk::new();
     let policy = keyward::policy::Policy::new(capped(5)).unwrap();
     let nodes: Vec<_> = (0..4)
@@ -121,7 +120,7 @@ fn the_cap_holds_between_instances_that_create_at_once() {
 }
 
 #[test]
-fn a_lock_of_somebody_else_is_waited_for_and_then_told_as_unavailable() {
+fn a_lock_held_too_long_is_reported_as_unavailable() {
     let desk = Desk::new();
     let options = SqliteStore::options(desk.path()).busy_timeout(Duration::from_millis(20));
     let keys = desk.node(wait(options.open()).unwrap());
@@ -138,11 +137,11 @@ fn a_lock_of_somebody_else_is_waited_for_and_then_told_as_unavailable() {
 }
 
 #[test]
-fn commits_that_wait_together_are_one_transaction_with_an_answer_each() {
+fn waiting_commits_share_one_transaction_and_each_gets_its_answer() {
     let desk = Desk::new();
     let keys = Arc::new(desk.keys());
     let other = sql(&desk.path());
-    // While somebody else writes, commits queue behind the first.
+    // While another connection writes, commits queue behind the first one.
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let create = |number: usize| {
         let keys = keys.clone();

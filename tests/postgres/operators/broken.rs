@@ -1,4 +1,5 @@
-//! Copies that go wrong are noticed: by what they hold, and by a source that does not stand still.
+//! Detection of broken copies: of a target that differs from its source, and of a source that changes during
+//! the copy.
 
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
@@ -12,10 +13,10 @@ use crate::operators::fill::{FEW, File, Filled, copy, fill, seen, service};
 use support::postgres::{Place, open};
 use support::*;
 
-/// What a target does to each page.
+/// The change a broken target makes to each page.
 type Bend = fn(Vec<Item>) -> Vec<Item>;
 
-/// A target that writes something else than it was given.
+/// A target that writes something other than it was given.
 #[derive(Debug)]
 struct Bent<'a> {
     inner: &'a dyn Import,
@@ -75,7 +76,7 @@ fn a_copy_that_differs_in_anything_never_opens() {
     fill(&source);
     let counts = wait(source.origin()).unwrap().counts;
     for part in Part::ALL {
-        // What is lost at the end of a part comes when the copy goes on.
+        // A page lost at the end of a part is written when the copy continues.
         let several = counts.of(part) > 1;
         for (bend, stays) in [(loses_one as Bend, several), (alters_one, true)] {
             let (other, place) = (File::new(), Place::new());
@@ -103,7 +104,7 @@ fn a_copy_that_differs_in_anything_never_opens() {
     }
 }
 
-/// A source in which something happens when the so manieth page of it is read.
+/// A source that runs an action when its nth page is read.
 struct Moving {
     inner: SqliteStore,
     left: AtomicUsize,
@@ -137,8 +138,8 @@ impl Export for Moving {
 }
 
 #[test]
-fn a_source_that_is_written_to_meanwhile_is_noticed_at_any_page() {
-    // How many pages a copy reads while nothing happens.
+fn a_write_to_the_source_during_a_copy_is_detected_at_any_page() {
+    // The number of pages a copy reads from an unchanged source.
     let (file, other) = (File::new(), File::new());
     fill(&file.open());
     let still = Moving {

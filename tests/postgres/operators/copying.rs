@@ -1,4 +1,4 @@
-//! A copy is what its source was.
+//! Copies that equal their source.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use support::*;
 
 const CAP: usize = 4;
 
-/// A store in memory, as the model's service wants it, whose commits go into a file as well.
+/// An in-memory store, as the model's service requires, that also applies its commits to a file.
 #[derive(Debug)]
 struct Mirrored {
     memory: MemoryStore,
@@ -78,7 +78,7 @@ proptest! {
     })]
 
     #[test]
-    fn whatever_was_done_to_it_a_store_survives_the_way_to_a_database_and_back(
+    fn a_store_survives_a_round_trip_through_a_database_after_any_commands(
         steps in strategies::steps(40),
         forgotten in 0_u64..40,
     ) {
@@ -119,14 +119,14 @@ proptest! {
 }
 
 #[test]
-fn a_copy_does_what_its_source_would() {
+fn a_copy_behaves_like_its_source() {
     let (file, other, place) = (File::new(), File::new(), Place::new());
     let filled = fill(&file.open());
     let to_file = other.target();
     copy(&file.open(), &to_file).unwrap();
     let to_database = open(place.options().copy_target()).unwrap();
     copy(&file.open(), &to_database).unwrap();
-    // The handles that the copies were made through, and new ones.
+    // The handles that made the copies, and new ones.
     works(to_file, &filled);
     works(to_database, &filled);
     assert_ne!(seen(&other.open()), seen(&file.open()), "two stores");
@@ -136,7 +136,7 @@ fn a_copy_does_what_its_source_would() {
         .unwrap();
 }
 
-/// A commit that puts nothing but takes an id.
+/// Returns a commit that writes no row and only takes an id.
 fn takes(id: keyward::KeyId, expected: Revision) -> Commit {
     let mut record = None;
     let keys = support::World::new();
@@ -164,7 +164,7 @@ fn takes(id: keyward::KeyId, expected: Revision) -> Commit {
 }
 
 #[test]
-fn what_was_taken_for_ever_stays_taken_in_a_copy() {
+fn ids_taken_permanently_stay_taken_in_a_copy() {
     let (file, place) = (File::new(), Place::new());
     let filled = fill(&file.open());
     let database = open(place.options().copy_target()).unwrap();
@@ -186,15 +186,15 @@ fn what_was_taken_for_ever_stays_taken_in_a_copy() {
 }
 
 #[test]
-fn followers_start_over_and_nodes_of_the_source_are_waited_for() {
+fn followers_start_over_and_receipts_wait_for_nodes_of_the_source() {
     let (file, place) = (File::new(), Place::new());
     let source = file.open();
     fill(&source);
     let followed = head(&source);
     let database = open(place.options().copy_target()).unwrap();
     copy(&source, &database).unwrap();
-    let told = wait(database.changes(followed, ALL));
-    assert!(matches!(told, Err(ChangesError::Compacted)), "{told:?}");
+    let page = wait(database.changes(followed, ALL));
+    assert!(matches!(page, Err(ChangesError::Compacted)), "{page:?}");
     let nodes = wait(database.nodes()).unwrap();
     assert_eq!(nodes.len(), 1, "one that stands for all of them");
     assert_eq!(nodes[0].lease.as_secs(), 2 * 60 * 60, "the longest lease");
@@ -202,17 +202,19 @@ fn followers_start_over_and_nodes_of_the_source_are_waited_for() {
 }
 
 #[test]
-fn progress_is_told_of_each_part_to_its_end() {
+fn progress_is_reported_to_the_end_of_each_part() {
     let (file, other) = (File::new(), File::new());
     let source = file.open();
     fill(&source);
     let counts = wait(source.origin()).unwrap().counts;
-    let mut told: Vec<Progress> = Vec::new();
+    let mut reported: Vec<Progress> = Vec::new();
     let target = other.target();
-    wait(copied(&source, &target, FEW, |at| told.push(at))).unwrap();
+    wait(copied(&source, &target, FEW, |at| reported.push(at))).unwrap();
     for step in [Step::Copying, Step::Comparing] {
         for part in Part::ALL {
-            let of = told.iter().filter(|at| (at.step, at.part) == (step, part));
+            let of = reported
+                .iter()
+                .filter(|at| (at.step, at.part) == (step, part));
             let done: Vec<_> = of.map(|at| (at.done, at.total)).collect();
             assert!(done.is_sorted(), "{step:?} {part}: {done:?}");
             assert_eq!(
@@ -226,7 +228,7 @@ fn progress_is_told_of_each_part_to_its_end() {
 }
 
 #[test]
-fn an_empty_store_and_one_to_be_recovered_are_copied_as_they_are() {
+fn empty_stores_and_unrecovered_stores_are_copied_unchanged() {
     let (file, other) = (File::new(), File::new());
     let target = other.target();
     let done = copy(&file.open(), &target).unwrap();
@@ -257,7 +259,7 @@ fn an_empty_store_and_one_to_be_recovered_are_copied_as_they_are() {
 }
 
 #[test]
-fn a_target_that_holds_anything_is_refused_untouched() {
+fn a_target_that_is_not_empty_is_refused_unchanged() {
     let (file, full, place) = (File::new(), File::new(), Place::new());
     let source = file.open();
     fill(&source);

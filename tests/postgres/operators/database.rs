@@ -19,7 +19,7 @@ const UNAVAILABLE: i32 = 3;
 const CORRUPT: i32 = 4;
 const NOT_FOUND: i32 = 5;
 
-/// The server as others than these tests are told of it, with a password that it does not ask for.
+/// Returns the server's URL with a password, which the server does not ask for.
 pub(crate) fn uri() -> String {
     let given = url();
     if given.contains("://") {
@@ -35,7 +35,7 @@ fn binary() -> &'static Path {
     &BUILT
 }
 
-/// What a process said, and how it ended.
+/// The output and exit code of a process.
 #[derive(Debug)]
 struct Said {
     code: i32,
@@ -55,7 +55,7 @@ impl Said {
     }
 }
 
-/// A folder for files, and a schema of its own.
+/// A folder for files, and a schema.
 struct Shop {
     folder: TempDir,
     place: Place,
@@ -84,12 +84,12 @@ impl Shop {
         command
     }
 
-    /// Runs it on the database. The password is said nowhere.
+    /// Runs `keyctl` on the database. Checks that the output never contains the password.
     fn run(&self, args: &[&str]) -> Said {
         self.finish(self.command(&[args, &["--pepper-file", "pepper"]].concat()))
     }
 
-    /// Runs it on a file.
+    /// Runs `keyctl` on a file.
     fn on_file(&self, args: &[&str]) -> Said {
         self.run(&[args, &["--store", "keys.db"]].concat())
     }
@@ -101,9 +101,9 @@ impl Shop {
             out: String::from_utf8(output.stdout).unwrap(),
             err: String::from_utf8(output.stderr).unwrap(),
         };
-        let told = format!("{}{}", said.out, said.err);
+        let output = format!("{}{}", said.out, said.err);
         assert!(
-            !told.contains("hunter2") && !told.contains("://postgres"),
+            !output.contains("hunter2") && !output.contains("://postgres"),
             "{said:?}"
         );
         said
@@ -135,7 +135,7 @@ impl Shop {
 }
 
 #[test]
-fn a_database_stands_where_a_file_would() {
+fn a_database_can_replace_a_file() {
     let shop = Shop::empty();
     shop.run(&["list"]).ended(NOT_FOUND);
     let made = shop
@@ -168,18 +168,18 @@ fn a_database_stands_where_a_file_would() {
         .run("UPDATE $s.rows SET seal = seal + 1 WHERE kind = 2");
     shop.run(&["check"]).ended(CORRUPT);
     for file_only in [&["backup", "copy.db"][..], &["restore", "copy.db"]] {
-        let told = shop.run(file_only).ended(USAGE);
-        assert!(told.err.contains("pg_dump"), "{told:?}");
+        let answer = shop.run(file_only).ended(USAGE);
+        assert!(answer.err.contains("pg_dump"), "{answer:?}");
     }
     shop.on_file(&["init"]).ended(0);
-    let told = shop.on_file(&["begin-anew"]).ended(USAGE);
-    assert!(told.err.contains("databases"), "{told:?}");
-    let told = shop.finish(shop.command(&["list"])).ended(USAGE);
-    assert!(told.err.contains("--pepper-file"), "{told:?}");
+    let answer = shop.on_file(&["begin-anew"]).ended(USAGE);
+    assert!(answer.err.contains("databases"), "{answer:?}");
+    let answer = shop.finish(shop.command(&["list"])).ended(USAGE);
+    assert!(answer.err.contains("--pepper-file"), "{answer:?}");
 }
 
 #[test]
-fn the_url_is_told_nowhere() {
+fn the_url_is_never_printed() {
     let shop = Shop::new();
     shop.run(&["--help"]).ended(0);
     shop.run(&["migrate-store", "--help"]).ended(0);
@@ -245,7 +245,7 @@ fn a_store_moves_from_a_file_into_a_database_and_back() {
 }
 
 #[test]
-fn a_half_copied_store_says_what_to_do_about_it() {
+fn a_half_copied_store_says_how_to_finish_the_copy() {
     let shop = Shop::empty();
     shop.on_file(&["init"]).ended(0);
     shop.key("kept", |args| shop.on_file(args));
@@ -259,16 +259,17 @@ fn a_half_copied_store_says_what_to_do_about_it() {
         &["begin-anew"],
         &["init"],
     ] {
-        let told = shop.run(args).ended(REFUSED);
-        assert!(told.err.contains("copy again"), "{args:?}: {told:?}");
+        let answer = shop.run(args).ended(REFUSED);
+        assert!(answer.err.contains("copy again"), "{args:?}: {answer:?}");
     }
-    // The mark alone says so: what it is a copy of is another store, for all that is known.
+    // Only the mark was set above. The target does not name keys.db as its source, so continuing from keys.db
+    // is refused.
     shop.run(&["migrate-store", "keys.db", "env:KEYWARD_STORE"])
         .ended(REFUSED);
 }
 
 #[test]
-fn a_database_that_was_restored_is_recovered_before_it_serves() {
+fn a_restored_database_is_recovered_before_it_serves() {
     let shop = Shop::new();
     let on = |args: &[&str]| shop.run(args);
     let (_, kept) = shop.key("kept", on);
@@ -276,7 +277,7 @@ fn a_database_that_was_restored_is_recovered_before_it_serves() {
     let schema = format!("--schema={}", shop.place.schema);
     shop.tool("pg_dump", &[&schema, "--file", "dump.sql"]);
     shop.run(&["revoke", &lost, "--reason", "lost"]).ended(0);
-    // What is left of the lost database: its trail.
+    // The trail is all that is left of the lost database.
     shop.run(&["migrate-store", "env:KEYWARD_STORE", "trail.db"])
         .ended(0);
     let restore = || {
@@ -296,12 +297,12 @@ fn a_database_that_was_restored_is_recovered_before_it_serves() {
     shop.run(&["begin-anew"]).ended(0);
     shop.run(&["list"]).ended(REFUSED);
     shop.run(&["recover"]).ended(USAGE);
-    let told = shop
+    let answer = shop
         .run(&["recover", "--replay-from", "trail.db", "--json"])
         .ended(0)
         .document();
     assert_eq!(
-        (&told["revoked"], &told["disabled"]),
+        (&answer["revoked"], &answer["disabled"]),
         (&1.into(), &0.into())
     );
     assert!(shop.verifies(&kept) && !shop.verifies(&revoked));
@@ -310,11 +311,11 @@ fn a_database_that_was_restored_is_recovered_before_it_serves() {
 
     restore();
     shop.run(&["begin-anew"]).ended(0);
-    let told = shop
+    let answer = shop
         .run(&["recover", "--disable-all", "--json"])
         .ended(0)
         .document();
-    assert_eq!(told["disabled"], 2);
+    assert_eq!(answer["disabled"], 2);
     assert!(!shop.verifies(&kept) && !shop.verifies(&revoked));
 
     restore();
@@ -324,7 +325,7 @@ fn a_database_that_was_restored_is_recovered_before_it_serves() {
 }
 
 #[test]
-fn the_tables_that_keyctl_prints_are_those_of_a_store() {
+fn the_sql_that_keyctl_prints_creates_the_tables_of_a_store() {
     let shop = Shop::empty();
     let sql = shop.run(&["schema"]).ended(0).out;
     assert_eq!(

@@ -1,4 +1,4 @@
-//! Stores with something in them, and what can be seen of one.
+//! Stores with contents, and the observable state of a store.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -23,10 +23,10 @@ use support::*;
 
 pub(crate) const ALL: NonZeroUsize = NonZeroUsize::new(1_000_000).unwrap();
 
-/// Pages that a small store has many of.
+/// A page size of 3, so that even a small store has many pages.
 pub(crate) const FEW: NonZeroUsize = NonZeroUsize::new(3).unwrap();
 
-/// A file in a folder of its own.
+/// A file in its own folder.
 pub(crate) struct File(TempDir);
 
 impl File {
@@ -64,7 +64,7 @@ pub(crate) fn service(store: impl KeyStore) -> Keyward {
 
 pub(crate) const TOKEN: &str = "token-from-elsewhere";
 
-/// The keys of a store with something of everything in it.
+/// The keys of a store with rows of every kind.
 pub(crate) struct Filled {
     pub(crate) live: Created,
     pub(crate) revoked: Created,
@@ -73,8 +73,8 @@ pub(crate) struct Filled {
     pub(crate) imported: KeyId,
 }
 
-/// Puts keys into a file, live, revoked and imported ones, and removes some, of one of which not even
-/// the tombstone is left.
+/// Fills a file with live, revoked and imported keys and removes some. Of one removed key not even the
+/// tombstone is left.
 pub(crate) fn fill(store: &SqliteStore) -> Filled {
     let keys = service(store.clone());
     let create = |name: &str| wait(keys.create(&admin(), reader(name))).unwrap();
@@ -110,7 +110,7 @@ pub(crate) fn fill(store: &SqliteStore) -> Filled {
     }
 }
 
-/// All that a store tells of its history, but its epoch.
+/// Everything a store reports of its history, except its epoch.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct Seen {
     head: (u64, u128),
@@ -129,8 +129,8 @@ pub(crate) fn seen(store: &dyn KeyStore) -> Seen {
     let trail = wait(store.audit(&trail)).unwrap().rows;
     let view = |tenant: &TenantId| -> (u64, AuditHead, String) {
         let view: TenantView = wait(store.load(tenant, &keyward::store::Select::none())).unwrap();
-        let told = format!("{:?} {:?}", view.decided_at, view.tenant);
-        (view.revision.0, view.audit_head, told)
+        let state = format!("{:?} {:?}", view.decided_at, view.tenant);
+        (view.revision.0, view.audit_head, state)
     };
     let tenants = trail.iter().map(|row| row.entry.tenant.clone());
     let tenants = tenants.map(|tenant| (tenant.clone(), view(&tenant)));
@@ -143,7 +143,7 @@ pub(crate) fn seen(store: &dyn KeyStore) -> Seen {
     }
 }
 
-/// The feed from as early on as it tells.
+/// Reads the feed from the earliest revision it still has.
 fn feed(store: &dyn KeyStore, head: Cursor) -> Vec<Change> {
     let beginning = Cursor {
         epoch: head.epoch,
@@ -159,7 +159,7 @@ pub(crate) fn head(store: &dyn KeyStore) -> Cursor {
     wait(store.scan(None, FEW)).unwrap().head
 }
 
-/// Asserts that a copy does what its source would.
+/// Asserts that a copy behaves like its source.
 pub(crate) fn works(store: impl KeyStore + Clone, filled: &Filled) {
     let keys = service(store.clone());
     keys.verify(filled.live.secret.expose(), &reading())

@@ -1,4 +1,4 @@
-//! A copy that is cut off goes on where it was, and until it is done its target is no store.
+//! An interrupted copy continues where it stopped. Until it is done, its target is not a store.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -15,15 +15,15 @@ use crate::operators::fill::{FEW, File, copy, fill, seen, service};
 use support::postgres::{Place, open};
 use support::*;
 
-/// When a call that is cut off stops.
+/// The moment at which a call is interrupted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Cut {
     Before,
-    /// What it did stays; the answer is lost.
+    /// The effect stays and the answer is lost.
     After,
 }
 
-/// A target of which so many changes succeed.
+/// A target that fails after a number of changes.
 #[derive(Debug)]
 struct Dying<'a> {
     inner: &'a dyn Import,
@@ -77,7 +77,7 @@ impl Import for Dying<'_> {
     }
 }
 
-/// Copies with one change an attempt, until it is done. Tells how many attempts there were.
+/// Copies with one change per attempt until the copy is done. Returns the number of attempts.
 fn bit_by_bit(
     from: &dyn Export,
     mut open: impl FnMut() -> Box<dyn Import>,
@@ -93,7 +93,8 @@ fn bit_by_bit(
             cut,
             written: &written,
         };
-        // With nothing lost on the way every page lands once, and the end is reached by another way.
+        // With `Cut::After` every page lands once although its answer is lost, and the copy is finished
+        // below.
         match copy(from, &dying) {
             Ok(_) => return attempt,
             Err(CopyError::Store(error)) => assert_eq!(error.kind(), StoreErrorKind::Unavailable),
@@ -113,7 +114,7 @@ fn bit_by_bit(
 }
 
 #[test]
-fn a_copy_goes_on_where_it_was_cut_off() {
+fn a_copy_continues_where_it_was_interrupted() {
     let file = File::new();
     let source = file.open();
     fill(&source);
@@ -142,7 +143,7 @@ fn a_copy_goes_on_where_it_was_cut_off() {
     }
 }
 
-/// Cut off after a few pages.
+/// Copies a few pages and stops.
 fn half(from: &dyn Export, to: &dyn Import) {
     let dying = Dying {
         inner: to,
@@ -154,7 +155,7 @@ fn half(from: &dyn Export, to: &dyn Import) {
 }
 
 #[test]
-fn a_store_that_was_open_before_serves_nothing_while_it_is_copied_into() {
+fn an_open_store_serves_nothing_while_it_is_copied_into() {
     let (file, other, place) = (File::new(), File::new(), Place::new());
     let source = file.open();
     fill(&source);
@@ -205,7 +206,7 @@ fn a_store_that_was_open_before_serves_nothing_while_it_is_copied_into() {
 }
 
 #[test]
-fn a_half_copied_target_is_for_the_same_source_alone() {
+fn a_half_copied_target_accepts_only_the_same_source() {
     let (file, stranger, other, place) = (File::new(), File::new(), File::new(), Place::new());
     fill(&file.open());
     fill(&stranger.open());
@@ -224,7 +225,7 @@ fn a_half_copied_target_is_for_the_same_source_alone() {
 }
 
 #[test]
-fn a_source_that_was_changed_between_two_attempts_is_copied_anew() {
+fn a_source_changed_between_two_attempts_is_copied_from_the_start() {
     let (file, other, place) = (File::new(), File::new(), Place::new());
     let source = file.open();
     let filled = fill(&source);

@@ -1,4 +1,4 @@
-//! What operators do to stores: copy them from one kind to another, and run `keyctl` over a database.
+//! Operators' work on stores: copies between kinds of store, and `keyctl` over a database.
 
 mod broken;
 mod copying;

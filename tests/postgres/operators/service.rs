@@ -1,4 +1,4 @@
-//! The example `service` over a database, on two machines as it were.
+//! The example `service` over a database, in two processes that stand for two machines.
 
 use serde_json::json;
 
@@ -35,23 +35,23 @@ fn services_over_one_database_share_keys_and_print_the_admin_key_once() {
     let (status, revoked) = other.ask(&admin, &format!("POST /v1/keys/{id}/revoke"), None);
     assert_eq!(status, 200, "{revoked}");
     assert_eq!(reads(&other), 401);
-    // It hears of that, or asks for itself.
+    // The service is notified of the revocation, or polls.
     assert!(
         (0..20_000).any(|_| reads(&one) == 401),
         "it goes on accepting"
     );
 
-    let told = [one.printed.clone(), other.printed.clone()]
+    let output = [one.printed.clone(), other.printed.clone()]
         .concat()
         .join("\n");
     let logged = one.stop() + &other.stop();
-    for told in [told, logged] {
-        assert!(!told.contains("hunter2"), "the password is told");
+    for output in [output, logged] {
+        assert!(!output.contains("hunter2"), "the output shows the password");
     }
 }
 
 #[test]
-fn a_database_whose_pepper_is_lost_is_not_served() {
+fn the_service_refuses_a_database_whose_pepper_is_lost() {
     let place = Place::at(uri());
     let folder = tempfile::tempdir().unwrap();
     let variables = [
@@ -67,6 +67,6 @@ fn a_database_whose_pepper_is_lost_is_not_served() {
         !folder.path().join("data/pepper").exists(),
         "no other is made"
     );
-    let told = String::from_utf8(again.stderr).unwrap();
-    assert!(!told.contains("hunter2"), "the password is told");
+    let output = String::from_utf8(again.stderr).unwrap();
+    assert!(!output.contains("hunter2"), "the output shows the password");
 }

@@ -1,4 +1,4 @@
-//! The audit trail: shown, and checked.
+//! The audit trail: listing and verification.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -15,7 +15,7 @@ use crate::output::{Output, cell};
 
 const HEAD: [&str; 7] = ["NO", "AT", "TENANT", "ACTOR", "ACTION", "KEY", "COMMAND"];
 
-/// How many rows are read at a time to find all tenants.
+/// Rows per read while collecting all tenants: 1000, so that a large store takes few reads.
 const PAGE: NonZeroUsize = NonZeroUsize::new(1000).expect("1000 is not zero");
 
 pub(crate) async fn run(desk: &Desk, asked: &Audit, output: &Output) -> Answer<()> {
@@ -78,7 +78,7 @@ fn instant(text: Option<&str>) -> Answer<Option<Timestamp>> {
     Ok(text.map(str::parse).transpose()?)
 }
 
-/// A page within the actor's reach. Only the host itself asks about all tenants at once.
+/// Reads a page within the actor's reach. Only the host itself can query all tenants together.
 async fn page(desk: &Desk, query: &AuditQuery) -> Answer<AuditPage> {
     match &query.tenant {
         Some(tenant) => Ok(desk.keys.audit(&desk.actor(tenant)?, query).await?),
@@ -91,8 +91,8 @@ fn cells(row: &AuditRow) -> Vec<String> {
     let action = match serde_json::to_value(&entry.action) {
         Ok(Value::String(name)) => name,
         Ok(Value::Object(named)) => {
-            let told = |(name, details): (&String, &Value)| format!("{name} {details}");
-            named.iter().map(told).collect()
+            let pair = |(name, details): (&String, &Value)| format!("{name} {details}");
+            named.iter().map(pair).collect()
         }
         _ => "?".to_owned(),
     };
@@ -133,7 +133,7 @@ async fn check(desk: &Desk, seen: Option<&str>, output: &Output) -> Answer<()> {
     };
     for tenant in tenants {
         let actor = desk.actor(&tenant)?;
-        // The store's own head shows entries that the store itself lost at the end of a trail.
+        // Checking up to the store's own head detects entries lost from the end of a trail.
         let kept = desk.store.load(&tenant, &Select::none()).await?.audit_head;
         let mut head = kept;
         for passed in [Some(kept), seen].into_iter().flatten() {
@@ -152,7 +152,7 @@ async fn check(desk: &Desk, seen: Option<&str>, output: &Output) -> Answer<()> {
     Ok(())
 }
 
-/// Every tenant that has an audit trail, or should have one since it has anything else.
+/// Returns every tenant that has an audit trail, or must have one because it has other rows.
 async fn tenants(desk: &Desk) -> Answer<BTreeSet<TenantId>> {
     let mut tenants = BTreeSet::new();
     let mut after = None;

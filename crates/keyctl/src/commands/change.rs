@@ -1,4 +1,4 @@
-//! Ending keys, for now or for ever.
+//! Commands that end a key, temporarily or permanently.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -39,30 +39,33 @@ pub(crate) async fn revoke(desk: &Desk, asked: &Revoke, output: &Output) -> Answ
     };
     let by = done.no_later_than();
     let words = format!("revoked key {key}; every process refuses it no later than {by}");
-    let mut told = receipt(key, "revoked", &done);
+    let mut answer = receipt(key, "revoked", &done);
     if asked.with_made {
         let filter = BulkFilter::all().made_by(key);
         let swept = desk
             .keys
             .revoke_many(&actor, actor.tenant(), filter, reason);
         let ended = swept.await?.ended;
-        told["revoked_with_it"] = ended.into();
-        return output.done(&format!("{words}; {ended} that it made are revoked"), &told);
+        answer["revoked_with_it"] = ended.into();
+        return output.done(
+            &format!("{words}; {ended} that it made are revoked"),
+            &answer,
+        );
     }
     let made = match reason {
         Reason::Compromised | Reason::Leaked => made_by(desk, &actor, key).await?,
         _ => Vec::new(),
     };
     if made.is_empty() {
-        return output.done(&words, &told);
+        return output.done(&words, &answer);
     }
-    told["made"] = json!(made);
+    answer["made"] = json!(made);
     let (count, names) = (count(&made), names(&made));
     let more = format!("{count} that it made still work: {names}; --with-made revokes them too");
-    output.done(&format!("{words}\n{more}"), &told)
+    output.done(&format!("{words}\n{more}"), &answer)
 }
 
-/// The keys that `key` made and that still work, or may be enabled.
+/// Returns the keys that `key` made and that still work or can be enabled.
 async fn made_by(desk: &Desk, actor: &Actor, key: KeyId) -> Answer<Vec<KeyId>> {
     let made = desk.keys.made_by(actor, actor.tenant(), key).await?;
     let live = |key: &KeyInfo| !matches!(key.status, Status::Revoked | Status::Expired);
@@ -124,7 +127,7 @@ pub(crate) async fn delete(desk: &Desk, asked: Delete, output: &Output) -> Answe
     )
 }
 
-/// What the operator typed, if it is what the policy asks for, or else the key's name.
+/// Returns the confirmation text, if the operator typed the policy's text or else the key's name.
 async fn confirmed(
     desk: &Desk,
     actor: &Actor,
@@ -132,7 +135,7 @@ async fn confirmed(
     given: Option<String>,
 ) -> Answer<String> {
     let info = match (desk.keys.key(actor, key).await, &given) {
-        // Gone already: the command tells whether it was this one that removed it.
+        // The key is gone: the command reports whether it removed the key itself.
         (Err(Error::Denied(Denied::NotFound)), Some(text)) => return Ok(text.clone()),
         (info, _) => info?,
     };
@@ -156,7 +159,7 @@ async fn confirmed(
     Err(Failure::new(Kind::Refused, words))
 }
 
-/// Asks the person at the terminal. Whatever is piped in was not typed.
+/// Asks the person at the terminal. Piped input does not count as typed.
 fn ask(words: &str) -> Answer<String> {
     if !io::stdin().is_terminal() {
         let words = "nobody is here to ask; scripts say it with --confirm <TEXT>";

@@ -1,6 +1,6 @@
-//! Keys from elsewhere, one JSON object a line, as digests.
+//! Import of existing keys as digests, one JSON object a line.
 //!
-//! No word about a refused line repeats any of it: it may be a secret in the wrong place.
+//! No message about a refused line repeats any part of it: it may contain a misplaced secret.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,10 +19,10 @@ use crate::desk::Desk;
 use crate::failure::{Answer, Failure, Kind};
 use crate::output::{Output, warn};
 
-/// Lines that are under way together: keys of one tenant are committed as one.
+/// Lines in flight together: 64. Keys of one tenant share a commit.
 const TOGETHER: usize = 64;
 
-/// The longest line, in bytes: all fields at their longest fit in.
+/// The longest line: 64 KiB. All fields at their maximum length fit.
 const LINE_MAX: u64 = 64 * 1024;
 
 #[derive(Deserialize)]
@@ -51,7 +51,7 @@ struct Line {
 
 enum Done {
     Imported(KeyId),
-    /// The same line was imported before.
+    /// An earlier import had the same line.
     Repeated(KeyId),
 }
 
@@ -83,7 +83,7 @@ pub(crate) async fn run(desk: &Desk, asked: &Import, output: &Output) -> Answer<
         let lines = batch.iter();
         let done = all(lines.map(|(number, line)| import(desk, named, *number, line))).await;
         for (number, done) in numbers.into_iter().zip(done) {
-            tell(number, done, &mut count, output)?;
+            report(number, done, &mut count, output)?;
         }
         progress(&count, output);
     }
@@ -128,7 +128,7 @@ async fn import(desk: &Desk, named: Option<&str>, number: u64, line: &[u8]) -> A
         Some(tenant) => TenantId::new(tenant)?,
         None => desk.named_tenant()?,
     };
-    // The same digest gives the same id, so that an import that broke off can be run again.
+    // The command id is derived from the digest, so that an interrupted import can be repeated.
     let id = match named {
         Some(named) => format!("{named}-{number}"),
         None => format!("import-{}", Fingerprint::of_sha256(&digest)),
@@ -162,7 +162,7 @@ fn draft(line: Line, tenant: TenantId, digest: Digest) -> Answer<ImportKey> {
     }
     key = match (line.owner, line.owner_role) {
         (Some(owner), Some(role)) => key.owned_by(owner.try_into()?, role.try_into()?),
-        // Whoever runs the import uses none of the keys.
+        // The operator who runs the import uses none of the keys.
         (None, None) => key.owned_by_tenant(),
         _ => return Err(Failure::usage("owner and owner_role go together")),
     };
@@ -183,8 +183,8 @@ fn draft(line: Line, tenant: TenantId, digest: Digest) -> Answer<ImportKey> {
     })
 }
 
-/// Tells of one line, and ends the import where going on makes no sense.
-fn tell(number: u64, done: Answer<Done>, count: &mut Count, output: &Output) -> Answer<()> {
+/// Reports one line's outcome. Ends the import if the store is unavailable or corrupt.
+fn report(number: u64, done: Answer<Done>, count: &mut Count, output: &Output) -> Answer<()> {
     let (key, repeated) = match done {
         Ok(Done::Imported(key)) => {
             count.imported += 1;
@@ -205,9 +205,9 @@ fn tell(number: u64, done: Answer<Done>, count: &mut Count, output: &Output) -> 
         Err(failure) => {
             count.refused += 1;
             warn(&format!("line {number}: {}", failure.words));
-            let told = json!({ "line": number, "error": failure.words });
+            let refused = json!({ "line": number, "error": failure.words });
             return if output.json {
-                output.document(&told)
+                output.document(&refused)
             } else {
                 Ok(())
             };
@@ -255,7 +255,7 @@ fn finish(count: &Count, output: &Output) -> Answer<()> {
     ))
 }
 
-/// Runs futures side by side, and answers in their order.
+/// Runs futures concurrently, and returns their outputs in order.
 async fn all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
     let mut running: Vec<_> = futures.map(|future| (Box::pin(future), None)).collect();
     poll_fn(move |context| {

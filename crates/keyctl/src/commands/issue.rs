@@ -1,4 +1,4 @@
-//! Keys that come into being. In plain mode stdout gets their secrets and nothing else.
+//! Commands that issue keys. In plain mode stdout gets the secrets and nothing else.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ pub(crate) async fn create(desk: &Desk, asked: Create, output: &Output) -> Answe
     let named = asked.named.command_id.is_some();
     let by = invocation(&actor, &asked.named)?;
     let created = desk.keys.create(by, draft(asked)?).await?;
-    let told = if output.json {
+    let printed = if output.json {
         output.document(&json!({
             "id": created.id,
             "tenant": tenant,
@@ -36,7 +36,7 @@ pub(crate) async fn create(desk: &Desk, asked: Create, output: &Output) -> Answe
         ));
         secret(&created.secret, output).and_then(|()| provisioned(&created.provisioned, output))
     };
-    told.map_err(|failure| lost(created.id, named, &failure))
+    printed.map_err(|failure| lost(created.id, named, &failure))
 }
 
 fn draft(asked: Create) -> Answer<NewKey> {
@@ -113,7 +113,7 @@ pub(crate) async fn rotate(desk: &Desk, asked: &Rotate, output: &Output) -> Answ
         .keys
         .rotate(invocation(&actor, &asked.named)?, old, how)
         .await?;
-    let told = if output.json {
+    let printed = if output.json {
         output.document(&json!({
             "id": rotated.id,
             "predecessor": rotated.predecessor,
@@ -134,11 +134,11 @@ pub(crate) async fn rotate(desk: &Desk, asked: &Rotate, output: &Output) -> Answ
         ));
         secret(&rotated.secret, output)
     };
-    told.map_err(|failure| lost(rotated.id, asked.named.command_id.is_some(), &failure))
+    printed.map_err(|failure| lost(rotated.id, asked.named.command_id.is_some(), &failure))
 }
 
-/// Keys that came with a tenant have secrets too, which nobody could see later: one a line, in the
-/// order told on stderr.
+/// Prints the secrets of keys created along with a tenant, one a line, in the order announced on stderr. No
+/// later command can show them.
 pub(crate) fn provisioned(keys: &[IssuedKey], output: &Output) -> Answer<()> {
     for key in keys {
         let Some(token) = &key.token else { continue };
@@ -152,18 +152,18 @@ pub(crate) fn provisioned(keys: &[IssuedKey], output: &Output) -> Answer<()> {
 }
 
 pub(crate) fn issued(keys: &[IssuedKey]) -> Vec<Value> {
-    let told = |key: &IssuedKey| {
+    let document = |key: &IssuedKey| {
         let secret = key.token.as_ref().map(Secret::expose);
         json!({ "id": key.id, "class": key.class, "secret": secret, "expires_at": key.expires_at })
     };
-    keys.iter().map(told).collect()
+    keys.iter().map(document).collect()
 }
 
 fn secret(secret: &Secret, output: &Output) -> Answer<()> {
     output.line(secret.expose())
 }
 
-/// The key exists and nobody has its secret: say so, or it stays in force unseen.
+/// Reports that a key exists but its secret is lost. Without this message the key would stay valid unnoticed.
 fn lost(id: KeyId, named: bool, failure: &Failure) -> Failure {
     let again = if named {
         "; the same command id cannot show it again"

@@ -1,4 +1,4 @@
-//! Lists and details.
+//! Commands that list keys or show one.
 
 use keyward::store::{KeyPosition, KeyQuery, KeyStore};
 use keyward::{Actor, Denied, Error, KeyId, KeyInfo, Owner};
@@ -24,7 +24,7 @@ pub(crate) async fn list(desk: &Desk, asked: List, output: &Output) -> Answer<()
     loop {
         let page = page(desk, &query).await?;
         corrupt.extend(page.corrupt);
-        tell(&page.keys, first, output)?;
+        print(&page.keys, first, output)?;
         first = false;
         match page.next {
             Some(next) if all => query.after = Some(next),
@@ -77,7 +77,7 @@ fn query(desk: &Desk, asked: List) -> Answer<KeyQuery> {
     Ok(query)
 }
 
-/// Where a key stands in every order.
+/// Returns a key's position in every sort order.
 async fn place(desk: &Desk, key: &str) -> Answer<KeyPosition> {
     let id = key_id(key)?;
     let info = desk.keys.key(&desk.actor_for(id).await?, id).await?;
@@ -94,7 +94,7 @@ struct Page {
     next: Option<KeyPosition>,
 }
 
-/// A page within the actor's reach. Only the host itself asks about all tenants at once.
+/// Reads a page within the actor's reach. Only the host itself can query all tenants together.
 async fn page(desk: &Desk, query: &KeyQuery) -> Answer<Page> {
     if let Some(tenant) = &query.tenant {
         let list = desk.keys.list(&desk.actor(tenant)?, query).await?;
@@ -110,7 +110,7 @@ async fn page(desk: &Desk, query: &KeyQuery) -> Answer<Page> {
         let host = Actor::application(record.tenant);
         match desk.keys.key(&host, record.id).await {
             Ok(info) => keys.push(info),
-            // It was deleted meanwhile.
+            // Deleted since the page was read.
             Err(Error::Denied(Denied::NotFound)) => {}
             Err(error) => return Err(error.into()),
         }
@@ -122,7 +122,7 @@ async fn page(desk: &Desk, query: &KeyQuery) -> Answer<Page> {
     })
 }
 
-fn tell(keys: &[KeyInfo], first: bool, output: &Output) -> Answer<()> {
+fn print(keys: &[KeyInfo], first: bool, output: &Output) -> Answer<()> {
     if output.json {
         return keys.iter().try_for_each(|key| output.document(key));
     }
@@ -161,9 +161,9 @@ pub(crate) async fn show(desk: &Desk, key: &str, output: &Output) -> Answer<()> 
             "cannot write the key's fields",
         ));
     };
-    let told = fields.iter().filter(|(_, value)| !is_empty(value));
+    let present = fields.iter().filter(|(_, value)| !is_empty(value));
     let row = |(name, value): (&String, &Value)| vec![name.replace('_', " "), words(value)];
-    output.table(&[], &told.map(row).collect::<Vec<_>>())
+    output.table(&[], &present.map(row).collect::<Vec<_>>())
 }
 
 fn is_empty(value: &Value) -> bool {
@@ -175,14 +175,14 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// A value as a person reads it.
+/// Formats a value for people.
 fn words(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Array(values) => values.iter().map(words).collect::<Vec<_>>().join(", "),
         Value::Object(fields) => {
-            let told = fields.iter().filter(|(_, value)| !is_empty(value));
-            let each = told.map(|(name, value)| format!("{name} {}", words(value)));
+            let present = fields.iter().filter(|(_, value)| !is_empty(value));
+            let each = present.map(|(name, value)| format!("{name} {}", words(value)));
             each.collect::<Vec<_>>().join(", ")
         }
         value => value.to_string(),

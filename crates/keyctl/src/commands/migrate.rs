@@ -1,4 +1,4 @@
-//! From one kind of store to another.
+//! Copying one kind of store into another.
 
 use keyward::store::transfer::{self, Counts, Part, Progress, Step};
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! One file for each kind of question.
+//! The commands, one file for each kind.
 
 mod audit;
 mod change;
@@ -23,7 +23,7 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Answer<()> {
         Ask::Backup { to } => upkeep::backup(&common, to, output).await,
         Ask::Restore { backup } => upkeep::restore(&common, &backup, output).await,
         Ask::BeginAnew => {
-            // One that waits for its recovery may be restored once more.
+            // A store that still waits for recovery may be restored again.
             common.allow_unrecovered = true;
             upkeep::begin_anew(&common, output).await
         }
@@ -32,13 +32,13 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Answer<()> {
         Ask::Check => upkeep::check(&common, output).await,
         Ask::Stats => upkeep::stats(&common, output).await,
         Ask::Recover(asked) => {
-            // One that opens as any other is in use: its keys must not be disabled by a slip.
+            // A store that opens normally is in use. Refuse, so that a slip does not disable its keys.
             common.allow_unrecovered = false;
             if store::open(&common, Expected::Existing).await.is_ok() {
                 let words = format!("{} is not to be recovered", common.store);
                 return Err(Failure::new(Kind::Refused, words));
             }
-            // What is to be recovered opens no other way.
+            // A store that waits for recovery opens only with this flag.
             common.allow_unrecovered = true;
             recover::run(&Desk::open(common).await?, &asked, output).await
         }

@@ -1,4 +1,4 @@
-//! A restored store is put right before it serves.
+//! Recovery of a restored store before it serves.
 
 use keyward::audit::AuditEntry;
 use keyward::store::AuditQuery;
@@ -27,8 +27,7 @@ pub(crate) async fn run(desk: &Desk, asked: &Recover, output: &Output) -> Answer
     output.done(&words(&report), &document(&report))
 }
 
-/// All that another store still tells of what happened. It may wait for a recovery of its own, as this
-/// one does.
+/// Reads the whole audit trail of another store. That store may wait for a recovery of its own.
 async fn trail(desk: &Desk, place: &Place) -> Answer<Vec<AuditEntry>> {
     let common = desk.common();
     let store = store::open_at(place, &common.schema, common, Expected::Existing).await?;

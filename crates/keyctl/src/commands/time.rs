@@ -1,4 +1,4 @@
-//! Repairing what a clock that was wrong left behind.
+//! Repair of the effects of a wrong clock.
 
 use keyward::store::KeyQuery;
 use keyward::{KeyRecord, KeyState, Timestamp};
@@ -37,11 +37,11 @@ pub(crate) async fn repair(desk: &Desk, named: &Repeatable, output: &Output) -> 
     let later: Vec<_> = (later.iter())
         .map(|(record, at)| json!({"key": record.id, "at": at, "expires_at": record.expires_at}))
         .collect();
-    let told = json!({"tenant": tenant, "set_back": {"from": from, "to": to}, "later": later});
-    output.done(&words, &told)
+    let document = json!({"tenant": tenant, "set_back": {"from": from, "to": to}, "later": later});
+    output.done(&words, &document)
 }
 
-/// The keys that were created, changed or revoked later than `to`, each with the latest of these instants.
+/// Returns the keys created, changed or revoked later than `to`, each with the latest of these instants.
 async fn later(
     desk: &Desk,
     mut query: KeyQuery,

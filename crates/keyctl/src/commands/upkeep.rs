@@ -1,4 +1,4 @@
-//! The store as a whole: set up, copied, looked over.
+//! Commands on the store as a whole: set-up, backup, restore, checks.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -80,8 +80,8 @@ pub(crate) async fn begin_anew(common: &Common, output: &Output) -> Answer<()> {
          it opens only once `keyctl recover` has put it right",
         common.store
     );
-    let told = json!({ "store": common.store.to_string(), "recovered": false });
-    output.done(&words, &told)
+    let document = json!({ "store": common.store.to_string(), "recovered": false });
+    output.done(&words, &document)
 }
 
 pub(crate) async fn check(common: &Common, output: &Output) -> Answer<()> {
@@ -92,7 +92,7 @@ pub(crate) async fn check(common: &Common, output: &Output) -> Answer<()> {
     let report = report?;
     let (rows, audit, faults) = (report.rows, report.audit, report.faults);
     let replica = Replica::new(store.keys(), Arc::new(SystemClock));
-    // A damaged store may not sync; the report below names the damage.
+    // A damaged store may fail to sync; the report below names the damage.
     let synced = replica.sync().await;
     let ahead = synced.map_or_else(|_| Vec::new(), |()| replica.tenants_ahead());
     if output.json {
@@ -100,10 +100,10 @@ pub(crate) async fn check(common: &Common, output: &Output) -> Answer<()> {
         let ahead: Vec<_> = (ahead.iter())
             .map(|(tenant, at)| json!({"tenant": tenant, "newest": at}))
             .collect();
-        let told = json!({
+        let document = json!({
             "intact": intact, "rows": rows, "audit": audit, "faults": faults, "ahead": ahead,
         });
-        output.document(&told)?;
+        output.document(&document)?;
     } else {
         for (tenant, at) in &ahead {
             output.line(&format!(
