@@ -1,5 +1,5 @@
-//! A batch: what all its commands need is loaded, each is decided on the result of those before it,
-//! and what they change is one commit.
+//! A batch of commands of one tenant. Its commands are loaded together, each is decided on the
+//! result of those before it, and all changes are one commit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,19 +23,19 @@ use crate::store::{
     Change, Commit, CommitError, KeyStore, Learnt, Row, RowKey, StoreError, StoreErrorKind,
 };
 
-/// How often a command is decided anew after a conflict or an unknown outcome before the manager
-/// gives up. Commands of one node go together, so that only other nodes conflict, and of those that do
-/// one lands each time. A judgement: where sixteen nodes write to one tenant without a pause, and chance
-/// alone says who lands, a batch is given up once in a few thousand times.
+/// 128 attempts at a batch after conflicts or unknown outcomes. Only other nodes conflict, because
+/// the commands of one node are batched, and in each round one node's commit lands. A judgement:
+/// with sixteen nodes that write to one tenant without a pause and in random order, one batch in a
+/// few thousand is given up.
 const MAX_ATTEMPTS: u32 = 128;
 
-/// How many rounds of loading follow the links between keys. A chain is two links long at most.
+/// 4 rounds of loading linked keys. A chain has at most two links.
 const MAX_LINK_ROUNDS: usize = 4;
 
 impl KeyManager {
-    /// Carries a batch out; every command in it has its result afterwards.
+    /// Carries a batch out. Every command in it has a result afterwards.
     pub(super) async fn settle(&self, tenant: &TenantId, batch: &[Arc<Pending>]) {
-        // A repair is a commit of its own: instants up to the commit before it count no more.
+        // A repair needs a commit of its own: it voids the instants of all commits before it.
         let repairs =
             |pending: &Arc<Pending>| matches!(pending.request.command, Command::RepairTime);
         if batch.len() > 1 && batch.iter().any(repairs) {
@@ -64,8 +64,8 @@ impl KeyManager {
         }
     }
 
-    /// Carries a batch out. Once a commit's outcome was unknown, no later failure says that nothing
-    /// was written.
+    /// Carries a batch out. After an unknown outcome, a later failure is reported as that unknown
+    /// outcome, because the commit may have landed.
     async fn carry_out(&self, tenant: &TenantId, batch: &[Arc<Pending>]) -> Result<(), Failed> {
         let mut unknown = None;
         let result = self.attempt(tenant, batch, &mut unknown).await;
@@ -117,7 +117,7 @@ impl KeyManager {
             } = verdicts;
             let known = known_rows(&view, &ancestry);
             if repeated {
-                self.tell(&view, known.clone(), batch, &denied);
+                self.notify_loaded(&view, known.clone(), batch, &denied);
             }
             let result = if effects.is_empty() {
                 Ok(view.revision)
@@ -165,7 +165,7 @@ impl KeyManager {
                     *unknown = Some(error);
                 }
                 Err(CommitError::Store(error)) => return Err(Failed::Store(error)),
-                // Taken by this very command perhaps, if an earlier commit of it may have landed.
+                // An earlier commit of this very command may have landed and taken the digest.
                 Err(CommitError::DigestTaken) if unknown.take().is_some() => {}
                 Err(CommitError::DigestTaken) => return Err(Failed::Taken),
                 Err(CommitError::IdTaken(key)) => {
@@ -179,7 +179,8 @@ impl KeyManager {
         Err(Failed::Contended)
     }
 
-    /// The successors among the loaded keys whose first use was counted here and is not recorded.
+    /// Returns the successors among the loaded keys whose first use was counted in this process and
+    /// is not recorded.
     fn used_of(&self, view: &TenantView) -> BTreeSet<KeyId> {
         let Some(used) = &self.used else {
             return BTreeSet::new();
@@ -192,7 +193,8 @@ impl KeyManager {
         }
     }
 
-    /// Commits, and passes the rows that landed to the listener, with those that it was decided on.
+    /// Commits, and notifies the listener of the rows that landed and of the rows they were decided
+    /// on.
     async fn commit(&self, commit: Commit, known: Vec<Change>) -> Result<Revision, CommitError> {
         let rows: Vec<_> = commit.rows().collect();
         let epoch = commit.epoch.unwrap_or_default();
@@ -209,9 +211,9 @@ impl KeyManager {
         Ok(revision)
     }
 
-    /// Tells what was loaded: a commit whose answer was lost, here or in a call that was dropped,
-    /// is heard of now, before anyone is told that it landed.
-    fn tell(
+    /// Notifies the listener of the loaded rows. A commit whose reply was lost, or whose call was
+    /// dropped, reaches the listener this way before any caller learns that it landed.
+    fn notify_loaded(
         &self,
         view: &TenantView,
         known: Vec<Change>,
@@ -252,7 +254,7 @@ impl KeyManager {
         });
     }
 
-    /// Loads what all commands of a batch need, the keys that theirs are tied to included.
+    /// Loads the rows that all commands of a batch need, linked keys included.
     async fn load(
         &self,
         tenant: &TenantId,
@@ -264,7 +266,7 @@ impl KeyManager {
             .iter()
             .map(|pending| decide::select(&pending.request, policy, now));
         let mut select = selects.fold(Select::none(), Select::and);
-        // What an attempt before this one made may have landed without an answer.
+        // Keys of an earlier attempt, which may have landed without a reply.
         select
             .keys
             .extend(batch.iter().flat_map(|pending| pending.made()));
@@ -281,7 +283,7 @@ impl KeyManager {
             view = self.store.load(tenant, &select).await?;
         }
         let mut owners: BTreeSet<_> = select.owners.into_iter().collect();
-        // The owners of keys that a sweep ends have no say in that.
+        // Ending a key in a sweep does not depend on the row of the key's owner.
         let asked = batch
             .iter()
             .filter_map(|pending| pending.request.command.key());
@@ -293,7 +295,8 @@ impl KeyManager {
     }
 }
 
-/// The rows of tenants and owners that a decision rests on, each with the commit that wrote it.
+/// Returns the rows of tenants and owners that a decision depends on, each with the commit that
+/// wrote it.
 fn known_rows(view: &TenantView, ancestry: &Ancestry) -> Vec<Change> {
     let at = |row: &RowKey| view.revisions.get(row).copied();
     let guards = ancestry.guards.iter();
@@ -309,8 +312,8 @@ fn known_rows(view: &TenantView, ancestry: &Ancestry) -> Vec<Change> {
     rows.filter_map(change).collect()
 }
 
-/// Reads what the tenants above `tenant` say about themselves, about `owners`, and about those of
-/// `actors` that are keys of theirs.
+/// Loads the rows of the tenants above `tenant`: their own, those of `owners`, and the keys among
+/// `actors`.
 pub(crate) async fn load_ancestry<'a>(
     store: &dyn KeyStore,
     tenant: &TenantId,
@@ -333,31 +336,32 @@ pub(crate) async fn load_ancestry<'a>(
     Ok(ancestry)
 }
 
-/// How long the effect of a command may take to reach everyone.
+/// Returns the longest time for which the effect of a command may not have reached every verifier.
 fn bound(policies: &Policies, pending: &Pending, view: &TenantView) -> Duration {
     let Request {
         tenant, command, ..
     } = &pending.request;
     let alone = match command {
-        // May end the oldest grace, of whichever class.
+        // May also end the oldest grace, of any class.
         Command::Rotate { .. } => None,
         command => command.key(),
     };
     let bound = match alone.and_then(|key| view.record(key)) {
         Some(record) => policies.of(tenant).propagation(&record.class).bound,
-        // Rows of owners and tenants end keys further down as well.
+        // Rows of owners and tenants end keys in descendant tenants too.
         None => policies.longest_bound_at(tenant),
     };
     Propagation { bound }.worst_case()
 }
 
-/// The decisions on a batch, each taken on the result of those before it.
+/// The decisions on a batch, each based on the result of those before it.
 struct Verdicts {
     view: TenantView,
     effects: Effects,
     decided_at: Timestamp,
     denied: Vec<Option<Denied>>,
-    /// Some command changes nothing: it may have landed before, without this process knowing.
+    /// True if some command changes nothing. Such a command may have landed before, unknown to this
+    /// process.
     repeated: bool,
 }
 
@@ -401,7 +405,7 @@ impl Verdicts {
     }
 }
 
-/// Why a batch as a whole was not carried out.
+/// The reason for which a whole batch failed.
 enum Failed {
     Contended,
     Taken,

@@ -1,28 +1,28 @@
-//! Why a change did not happen.
+//! The error of a command.
 
 use crate::core::command::Denied;
 use crate::core::invalid::Invalid;
 use crate::entropy::EntropyError;
 use crate::store::StoreError;
 
-/// Why a change did not happen, or may not have.
+/// The reason why a change did not happen, or may not have happened.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The command was refused. Nothing was written.
     #[error(transparent)]
     Denied(#[from] Denied),
-    /// Other writers were faster each time. Nothing was written; the same command may be tried
-    /// again.
+    /// Other writers committed first in every attempt. Nothing was written; the same command may be
+    /// retried.
     #[error("tenant was changed by others {attempts} times in a row")]
     Contended {
-        /// How often the command was decided.
+        /// The number of attempts.
         attempts: u32,
     },
-    /// The store failed; its kind tells whether anything was written.
+    /// The store failed. The kind of the error says whether anything was written.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// There was no randomness for new keys. Nothing was written.
+    /// No randomness was available for new keys. Nothing was written.
     #[error(transparent)]
     Entropy(#[from] EntropyError),
 }
@@ -34,7 +34,7 @@ impl From<Invalid> for Error {
 }
 
 impl Error {
-    /// Why the command was refused, if it was.
+    /// Returns the refusal, if the command was refused.
     #[must_use]
     pub const fn denied(&self) -> Option<&Denied> {
         match self {

@@ -1,7 +1,7 @@
-//! One lane per tenant: commands queue, and whoever's turn it is takes all that wait along.
+//! One lane per tenant: commands queue in it, and the command whose turn it is leads all that wait.
 //!
-//! A command whose future is dropped while it waits may be carried out all the same, as if only its
-//! answer had been lost. One whose leader was dropped midway takes the turn itself.
+//! A command whose future is dropped while it waits may be carried out nevertheless, like a command
+//! whose reply was lost. A command whose leader is dropped midway takes the turn itself.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,10 +13,10 @@ use crate::core::secret::KeyMaterial;
 use crate::core::tenant::TenantId;
 use crate::core::view::TenantView;
 
-/// How many commands one commit takes along at most.
+/// At most 64 commands in one commit.
 const MAX_BATCH: usize = 64;
 
-/// A command on its way.
+/// A command in flight.
 pub(super) struct Pending {
     pub(super) request: Request,
     material: Mutex<Arc<Vec<KeyMaterial>>>,
@@ -25,7 +25,8 @@ pub(super) struct Pending {
 
 #[derive(Default)]
 struct Progress {
-    /// What was decided, kept from before the commit: if its answer is lost, the secret is not.
+    /// The decided outcome, stored before the commit. If the commit's reply is lost, the secret is
+    /// not.
     tentative: Option<Outcome>,
     result: Option<Result<Landed, Error>>,
 }
@@ -52,7 +53,7 @@ impl Pending {
         lock(&self.progress).tentative = Some(outcome);
     }
 
-    /// The keys that an earlier attempt made, if there was one.
+    /// Returns the keys that an earlier attempt decided to make.
     pub(super) fn made(&self) -> Vec<KeyId> {
         match &lock(&self.progress).tentative {
             Some(Outcome::Issued { key, provisioned }) => {
@@ -63,8 +64,8 @@ impl Pending {
         }
     }
 
-    /// Nothing is left to change. What was decided before stands if it is what landed, as `keys`:
-    /// the secrets in it are told nowhere else.
+    /// Records that nothing is left to change. An earlier outcome stays if its keys are the ones
+    /// that landed, in `keys`: no other outcome has their secrets.
     pub(super) fn unchanged(&self, outcome: Outcome, keys: &[KeyId]) {
         let mut progress = lock(&self.progress);
         let landed = match &progress.tentative {
@@ -78,12 +79,12 @@ impl Pending {
         }
     }
 
-    /// Gives the command its result: what was decided for it landed, or it was refused.
+    /// Sets the result of the command: the decided outcome has landed, or the command was refused.
     pub(super) fn land(&self, denied: Option<Denied>, receipt: Receipt, view: &TenantView) {
         let mut progress = lock(&self.progress);
         let tentative = progress.tentative.take();
         progress.result = Some(match (denied, tentative) {
-            // This command's own earlier attempt landed, though its answer was lost.
+            // This command's own earlier attempt landed, but its reply was lost.
             (Some(Denied::AlreadyCreated { id }), Some(outcome)) if landed(&outcome, id, view) => {
                 Ok(Landed { outcome, receipt })
             }
@@ -105,13 +106,13 @@ impl Pending {
 
     pub(super) fn result(&self) -> Result<Landed, Error> {
         let result = lock(&self.progress).result.take();
-        // A turn always leaves a result; if it did not, nothing is known to have landed.
+        // A turn always sets a result. Without one, no commit is known to have landed.
         result.unwrap_or(Err(Error::Contended { attempts: 0 }))
     }
 }
 
-/// Whether the key `id`, as it stands, is the one that `outcome` tells of: not only of its id, for a
-/// replaced secret has the id of the one before.
+/// Returns whether the stored key `id` is the one in `outcome`. Compares the fingerprint too,
+/// because a replaced secret keeps the id.
 fn landed(outcome: &Outcome, id: KeyId, view: &TenantView) -> bool {
     let made = match outcome {
         Outcome::Issued { key: Some(key), .. } => key,
@@ -122,7 +123,7 @@ fn landed(outcome: &Outcome, id: KeyId, view: &TenantView) -> bool {
     made.id == id && stands == Some(made.fingerprint)
 }
 
-/// The commands of one tenant that wait, and whose turn it is.
+/// The waiting commands of one tenant, and the lock that gives one of them the turn.
 #[derive(Default)]
 struct Lane {
     waiting: Mutex<Vec<Arc<Pending>>>,
@@ -138,7 +139,8 @@ impl Lane {
         self.turn.lock().await
     }
 
-    /// `own` and others that wait. `own` may be missing from the queue: its leader was dropped.
+    /// Returns `own` and other waiting commands. `own` may be missing from the queue if its leader
+    /// was dropped.
     fn next_batch(&self, own: &Arc<Pending>) -> Vec<Arc<Pending>> {
         let mut waiting = lock(&self.waiting);
         waiting.retain(|other| !Arc::ptr_eq(other, own) && !other.is_settled());
@@ -164,11 +166,12 @@ impl Lanes {
     }
 }
 
-/// Being in a lane. The last to leave takes it away, commands that were dropped in it included.
+/// A stay in a lane. The last one to leave removes the lane, with any dropped commands in it.
 pub(super) struct Visit<'a> {
     lanes: &'a Lanes,
     tenant: TenantId,
-    /// Taken away on leaving, under the lock that counts who is left.
+    /// `None` only during drop. It is dropped under the lock of `lanes`, so that the count of the
+    /// remaining visits is exact.
     lane: Option<Arc<Lane>>,
 }
 
@@ -197,7 +200,8 @@ impl Drop for Visit<'_> {
     fn drop(&mut self) {
         let mut lanes = lock(&self.lanes.0);
         drop(self.lane.take());
-        // The map's own count is all that is left, and nobody can enter meanwhile.
+        // Only the map's own reference is left. Nobody can enter, because entering takes the lock
+        // held here.
         if lanes
             .get(&self.tenant)
             .is_some_and(|lane| Arc::strong_count(lane) == 1)
@@ -208,6 +212,7 @@ impl Drop for Visit<'_> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while it holds one of these locks, and each guards whole values only.
+    // Poisoning is ignored: no code panics under one of these locks, and each guards whole values
+    // only.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

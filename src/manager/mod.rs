@@ -1,7 +1,9 @@
-//! The manager: loads what a command needs, decides, commits, and tries again on a conflict.
+//! The manager: loads the rows that a command needs, decides, commits, and retries after a
+//! conflict.
 //!
-//! Commands for one tenant that arrive together are decided together and committed as one, so that
-//! a hot tenant does not fight itself. No runtime is needed: whoever waits does the work.
+//! Concurrent commands for one tenant are decided together and committed as one, so that a hot
+//! tenant does not conflict with itself. No runtime is needed: one of the waiting callers does the
+//! work.
 
 mod batch;
 mod error;
@@ -34,16 +36,16 @@ use crate::entropy::{Entropy, EntropyError};
 use crate::store::{CommitTag, Epoch, KeyStore, Learnt};
 use crate::timekeeper::Timekeeper;
 
-/// What a command did, and until when its effect may not have reached everyone.
+/// The outcome of a command, and the time until its effect has reached every verifier.
 #[derive(Debug)]
 pub struct Landed {
-    /// What the command did.
+    /// The outcome of the command.
     pub outcome: Outcome,
-    /// Where and when.
+    /// The receipt of the commit.
     pub receipt: Receipt,
 }
 
-/// Where and when a change landed, and how soon it holds everywhere.
+/// The position and time of a committed change, and the bound on its propagation.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Receipt {
     epoch: Option<Epoch>,
@@ -55,7 +57,7 @@ pub struct Receipt {
 }
 
 impl Receipt {
-    /// The receipt of this change and a later one.
+    /// Returns the receipt of this change and a later one together.
     fn and(self, later: Self) -> Self {
         let Self {
             epoch,
@@ -74,60 +76,60 @@ impl Receipt {
         }
     }
 
-    /// The same of a change to a store whose history was this one when the change was asked for.
+    /// Returns this receipt with the history that was followed when the change was requested.
     pub(crate) const fn within(mut self, epoch: Option<Epoch>) -> Self {
         self.epoch = epoch;
         self
     }
 
-    /// The history of the store that was followed here when the change was asked for; `None` if none
-    /// was.
+    /// Returns the store's history that this process followed when the change was requested; `None`
+    /// if it followed none.
     #[must_use]
     pub const fn epoch(&self) -> Option<Epoch> {
         self.epoch
     }
 
-    /// When the store had answered, by this process's monotonic clock.
+    /// Returns the instant at which the store had answered, on this process's monotonic clock.
     pub(crate) const fn returned(&self) -> Duration {
         self.returned
     }
 
-    /// For how long after the store had answered a verifier may still act on the state before the
-    /// change, at most.
+    /// Returns the longest time after the store's answer for which a verifier may act on the state
+    /// before the change.
     #[must_use]
     pub const fn bound(&self) -> Duration {
         self.bound
     }
 
-    /// The store's revision that holds the change.
+    /// Returns the store's revision that contains the change.
     #[must_use]
     pub const fn revision(&self) -> Revision {
         self.revision
     }
 
-    /// The instant for which it was decided.
+    /// Returns the instant for which the change was decided.
     #[must_use]
     pub const fn decided_at(&self) -> Timestamp {
         self.decided_at
     }
 
-    /// From here on, by this node's clock, no verifier acts on the state before the change. In the
-    /// process that made it, it holds from the return of the call.
+    /// Returns the instant, on this node's clock, from which no verifier acts on the state before
+    /// the change. In the process that made the change, it applies from the return of the call.
     #[must_use]
     pub const fn no_later_than(&self) -> Timestamp {
         self.no_later_than
     }
 }
 
-/// Told of every batch that landed, before the calls that made it return.
+/// A listener for batches that landed. It is called before the calls that made the batch return.
 pub type LandedListener = dyn Fn(&Learnt) + Send + Sync;
 
-/// Tells which keys were used in this process.
+/// Returns the keys among its argument that were used in this process.
 type UsedHere = dyn Fn(&[KeyId]) -> BTreeSet<KeyId> + Send + Sync;
 
 /// Changes keys: loads, decides, commits, retries.
 ///
-/// Stands alone, or inside [`Keyward`](crate::Keyward).
+/// Usable on its own, or inside [`Keyward`](crate::Keyward).
 pub struct KeyManager {
     store: Arc<dyn KeyStore>,
     policies: Arc<LivePolicies>,
@@ -161,7 +163,7 @@ impl fmt::Debug for KeyManager {
 }
 
 impl KeyManager {
-    /// A manager of the keys in `store`.
+    /// Creates a manager of the keys in `store`.
     pub fn new(
         store: Arc<dyn KeyStore>,
         policies: Arc<LivePolicies>,
@@ -190,14 +192,15 @@ impl KeyManager {
         self
     }
 
-    /// Tells `listener` of every batch that lands, before the calls that made it return.
+    /// Calls `listener` for every batch that lands, before the calls that made it return.
     #[must_use]
     pub fn with_listener(mut self, listener: impl Fn(&Learnt) + Send + Sync + 'static) -> Self {
         self.landed = Some(Box::new(listener));
         self
     }
 
-    /// Asks `used` which of the successors that a command is about were used in this process. A first use that is not recorded yet is recorded along with the command.
+    /// Sets a function that returns the successors used in this process, among the keys of a
+    /// command. A first use that is not recorded yet is recorded along with the command.
     #[must_use]
     pub fn with_uses(
         mut self,
@@ -207,8 +210,8 @@ impl KeyManager {
         self
     }
 
-    /// Carries out one command. If the future is dropped the command may or may not land; the same
-    /// request again tells.
+    /// Carries out one command. If the future is dropped, the command may or may not land;
+    /// repeating the same request returns its outcome.
     ///
     /// # Errors
     ///
@@ -222,7 +225,7 @@ impl KeyManager {
         lane.queue(&pending);
         {
             let _turn = lane.turn().await;
-            // Whoever had the turn before may have carried this command out already.
+            // An earlier turn may have carried this command out already.
             if !pending.is_settled() {
                 let batch = lane.next_batch(&pending);
                 self.settle(&tenant, &batch).await;
@@ -232,7 +235,7 @@ impl KeyManager {
         pending.result()
     }
 
-    /// A random id for a command whose caller named none.
+    /// Returns a random id for a command whose caller named none.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
-//! Commands over many keys: the row that refuses them all first, then the keys, page by page, in
-//! the tenant and in all below it.
+//! Bulk commands. The row that refuses all keys is committed first. The keys follow page by page,
+//! in the tenant and in its descendants.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -20,37 +20,39 @@ use crate::core::time::Timestamp;
 use crate::core::view::Select;
 use crate::store::{KeyStore, Locator, Row, StoreError};
 
-/// What a command over many keys did.
+/// The outcome of a bulk command.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct BulkReceipt {
-    /// How many keys it ended or disabled.
+    /// The number of keys it ended or disabled.
     pub ended: usize,
-    /// Legacy keys that matched, and stay.
+    /// The legacy keys that matched and were kept.
     pub skipped: Vec<KeyId>,
-    /// Where and when the last of it landed.
+    /// The receipt of all its commits together.
     pub receipt: Receipt,
 }
 
 impl KeyManager {
-    /// Carries out a command over many keys, in commits of at most [`SWEEP_MAX`] keys. Its first commit
-    /// is authorised; the others only narrow, and go on whatever becomes of the actor meanwhile.
-    /// Interrupted, the same request goes on where it stopped, and so does maintenance.
+    /// Carries out a bulk command, in commits of at most [`SWEEP_MAX`] keys. Only the first commit
+    /// is authorised. The later ones only narrow, so they continue even if the actor loses its
+    /// authority. After an interruption, the same request continues where it stopped, and so does
+    /// maintenance.
     ///
     /// [`Command::CloseTenant`], [`Command::RemoveOwner`] and [`Command::ChangeOwnerRole`] also
-    /// apply to every tenant below that has keys concerned and that the actor reaches, and so does
-    /// [`Command::RevokeMany`] for keys that a key made.
+    /// apply to every descendant tenant that has affected keys and that the actor reaches.
+    /// [`Command::RevokeMany`] does so for keys that a key made.
     ///
     /// # Errors
     ///
-    /// [`Error`]; what landed before it stays.
+    /// [`Error`]. Commits that landed before it stay.
     pub async fn execute_bulk(&self, request: Request) -> Result<BulkReceipt, Error> {
         let request = self.with_lineage(request).await?;
         let mut done = self.sweep_tenant(&request).await?;
         let continues = self.continuation(&request).await?;
         let mut failed = None;
         for tenant in self.tenants_below(&request).await? {
-            // Where the actor does not reach, the row above refuses or narrows the keys already.
+            // In tenants that the actor does not reach, the row above already refuses or narrows
+            // the keys.
             if !request.actor.reaches(&tenant) {
                 continue;
             }
@@ -62,9 +64,9 @@ impl KeyManager {
                     done.skipped.extend(also.skipped);
                     done.receipt = done.receipt.and(also.receipt);
                 }
-                // Closed: every key there is refused for ever.
+                // A closed tenant already refuses every key permanently.
                 Err(Error::Denied(Denied::TenantClosed { .. })) => {}
-                // The others are not to wait for this one.
+                // One failure must not delay the other tenants.
                 Err(error) => {
                     tracing::warn!(tenant = %below.tenant, %error, "keys below are left");
                     failed.get_or_insert(error);
@@ -78,11 +80,11 @@ impl KeyManager {
         Ok(done)
     }
 
-    /// Goes on with a command over many keys whose caller is gone.
+    /// Continues a bulk command whose caller has stopped.
     ///
     /// # Errors
     ///
-    /// [`Error`]; what landed before it stays.
+    /// [`Error`]. Commits that landed before it stay.
     pub(crate) async fn resume(
         &self,
         tenant: &TenantId,
@@ -113,7 +115,7 @@ impl KeyManager {
         self.execute_bulk(request).await
     }
 
-    /// Names the lineage of the key whose makings are asked for.
+    /// Adds the lineage of the key whose products the command revokes.
     async fn with_lineage(&self, mut request: Request) -> Result<Request, Error> {
         let Command::RevokeMany { filter, .. } = &mut request.command else {
             return Ok(request);
@@ -124,8 +126,9 @@ impl KeyManager {
         Ok(request)
     }
 
-    /// The same for a tenant below. An owner's removal stands in the row above alone, so that
-    /// bringing the owner back there is enough; what is left to do below is to revoke its keys.
+    /// Returns the request for a descendant tenant. An owner's removal is recorded in the row above
+    /// only, so restoring the owner there suffices. In the descendant, only the owner's keys remain
+    /// to be revoked.
     async fn request_below(
         &self,
         request: &Request,
@@ -165,8 +168,9 @@ impl KeyManager {
         })
     }
 
-    /// What was authorised above, and when, only narrows below. `None` once it has ended: below it is a
-    /// command like any other then.
+    /// Returns the author and the start of the authorised command, which only narrows in
+    /// descendants. `None` once it has ended: a descendant then authorises it like any other
+    /// command.
     async fn continuation(&self, request: &Request) -> Result<Option<(Author, Timestamp)>, Error> {
         let view = self.store.load(&request.tenant, &Select::none()).await?;
         let sweeps = view.tenant.map(|row| row.sweeps).unwrap_or_default();
@@ -180,7 +184,7 @@ impl KeyManager {
         Ok(done)
     }
 
-    /// Notes that nothing of the command is left to do in the tenant.
+    /// Records that the command is finished in the tenant.
     async fn end_sweep(&self, request: &Request) -> Result<(), Error> {
         if matches!(
             request.command,
@@ -196,7 +200,8 @@ impl KeyManager {
     }
 
     async fn sweep_tenant(&self, request: &Request) -> Result<BulkReceipt, Error> {
-        // The row goes first: no key that is created after it escapes, and none before it is missed.
+        // The row is committed first: a key created after it is refused by it, and a key created
+        // before it is in the list.
         let mut done = BulkReceipt {
             ended: 0,
             skipped: Vec::new(),
@@ -239,7 +244,8 @@ impl KeyManager {
         Ok((landed.outcome, landed.receipt))
     }
 
-    /// The keys that the command may be about; it looks at each once more.
+    /// Returns a query for the keys that the command may affect. The command checks each of them
+    /// again.
     fn swept_keys(&self, request: &Request) -> Option<KeyQuery> {
         let limit = NonZeroUsize::new(SWEEP_MAX)?;
         let all = KeyQuery {
@@ -272,7 +278,7 @@ impl KeyManager {
         }
     }
 
-    /// The tenants below that have keys concerned.
+    /// Returns the descendant tenants that have affected keys.
     async fn tenants_below(&self, request: &Request) -> Result<BTreeSet<TenantId>, Error> {
         let follows = matches!(
             request.command,
@@ -309,7 +315,8 @@ impl KeyManager {
     }
 }
 
-/// Returns the first key of the chain of rotations of `key`. Reads the trail for keys that were deleted.
+/// Returns the first key in the rotation chain of `key`. Reads the audit trail for keys that were
+/// deleted.
 pub(crate) async fn lineage_of(store: &dyn KeyStore, key: KeyId) -> Result<KeyId, StoreError> {
     let (mut first, mut seen) = (key, BTreeSet::new());
     while seen.insert(first) {
@@ -325,7 +332,7 @@ pub(crate) async fn lineage_of(store: &dyn KeyStore, key: KeyId) -> Result<KeyId
     Ok(first)
 }
 
-/// Returns the key that `key` took the place of, according to the trail.
+/// Returns the key that `key` replaced, according to the audit trail.
 async fn predecessor_of(store: &dyn KeyStore, key: KeyId) -> Result<Option<KeyId>, StoreError> {
     let about = AuditQuery {
         key: Some(key),
@@ -352,7 +359,7 @@ async fn predecessor_of(store: &dyn KeyStore, key: KeyId) -> Result<Option<KeyId
     }
 }
 
-/// The same command with the keys to look at, if it is about many.
+/// Returns the same command with a page of keys, if it is a bulk command.
 fn with_sweep(command: &Command, part: Sweep) -> Command {
     let mut command = command.clone();
     match &mut command {

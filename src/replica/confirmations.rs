@@ -1,9 +1,11 @@
-//! What nodes say about one change: who has it, and who may still act without it.
+//! The nodes' answers about one change: which nodes have applied it, and which may still act
+//! without it.
 //!
 //! Pure: reports, sightings and instants of the observer's monotonic clock are arguments.
 //!
-//! Invariant: once [`Confirmations::is_complete`], no verification that begins on any node acts on
-//! the state before the change. Doubt counts as not confirmed, until time alone settles it.
+//! Invariant: once [`Confirmations::is_complete`] returns true, no verification that begins on any
+//! node acts on the state before the change. Doubt counts as not confirmed, until the staleness
+//! bound has passed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,74 +16,76 @@ use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::store::{Epoch, NodeId, NodeReport};
 
-/// How long a node must have been silent, beyond its lease, before its entry is removed. A judgement:
-/// whoever looks the morning after still sees which node went missing.
+/// 24 hours. A node's entry is removed after this much silence beyond its lease. A judgement: an
+/// operator who looks the next morning still sees which node went missing.
 const FORGET_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Who has confirmed a change, and who may still act on the state before it.
+/// The nodes that have confirmed a change, and the nodes that may still act on the state before it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Confirmations {
     nodes: Vec<NodeConfirmation>,
-    /// For how long nodes that nobody could ask may still act on the state before.
+    /// The longest time for which nodes missing from the registry may still act on the state before
+    /// the change.
     unasked: Duration,
 }
 
-/// Where one node stands with a change.
+/// One node's answer about a change.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct NodeConfirmation {
-    /// Which node.
+    /// The node's id.
     pub node: NodeId,
-    /// What people call it.
+    /// The node's human-readable name.
     pub label: Option<NodeLabel>,
-    /// What it has said, or its silence.
+    /// The node's answer, derived from its reports or its silence.
     pub answer: NodeAnswer,
 }
 
-/// What a node's reports say about a change.
+/// The meaning of a node's reports for one change.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum NodeAnswer {
-    /// It acts on the change.
+    /// The node acts on the change.
     Applied,
-    /// It has not said that it does.
+    /// The node has not reported the change.
     Waiting {
-        /// For how long it may still act on the state before, at most.
+        /// The longest time for which the node may still act on the state before the change.
         at_most: Duration,
     },
-    /// It has not said that it does, and cannot act on the state before any more: it is gone, cut
-    /// off, or so late that it refuses by itself.
+    /// The node has not reported the change, and can no longer act on the state before it. It has
+    /// stopped, is cut off, or is so stale that it fails closed.
     Lapsed,
 }
 
 impl Confirmations {
-    /// Whether nobody can act on the state before the change any more: every node has it or has
-    /// lapsed, or the change is older than the bound.
+    /// Returns whether every node has applied the change or has lapsed, or the change is older than
+    /// the bound. No node acts on the state before the change then.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.at_most().is_zero()
     }
 
-    /// For how long anybody may still act on the state before the change, at most.
+    /// Returns the longest time for which any node may still act on the state before the change.
     #[must_use]
     pub fn at_most(&self) -> Duration {
         let waiting = self.waiting().map(|(_, at_most)| at_most);
         waiting.max().unwrap_or_default().max(self.unasked)
     }
 
-    /// Every node that is registered, with where it stands. Empty without a registry, and where the
-    /// bound has passed and the registry does not answer.
+    /// Returns every registered node with its answer. Empty without a registry, and if the registry
+    /// does not answer after the bound has passed.
     #[must_use]
     pub fn nodes(&self) -> &[NodeConfirmation] {
         &self.nodes
     }
 
-    /// The nodes that act on the change.
+    /// Returns the nodes that act on the change.
     pub fn applied(&self) -> impl Iterator<Item = &NodeConfirmation> {
         self.answered(NodeAnswer::Applied)
     }
 
-    /// The nodes that may not have it, with for how long they can act without it at most.
+    /// Returns the nodes that may not have the change, each with the longest time it can act
+    /// without it.
     pub fn waiting(&self) -> impl Iterator<Item = (&NodeConfirmation, Duration)> {
         self.nodes.iter().filter_map(|node| match node.answer {
             NodeAnswer::Waiting { at_most } => Some((node, at_most)),
@@ -89,7 +93,7 @@ impl Confirmations {
         })
     }
 
-    /// The nodes that never said that they have it, and can do no harm.
+    /// Returns the nodes that never reported the change and can no longer act without it.
     pub fn lapsed(&self) -> impl Iterator<Item = &NodeConfirmation> {
         self.answered(NodeAnswer::Lapsed)
     }
@@ -102,19 +106,20 @@ impl Confirmations {
 /// A change that nodes are to confirm.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Awaited {
-    /// The history that it is part of; `None` if that is not known.
+    /// The history that contains the change; `None` if unknown.
     pub(crate) epoch: Option<Epoch>,
-    /// The commit that holds it.
+    /// The commit that contains the change.
     pub(crate) revision: Revision,
-    /// When the store had answered, by the observer's monotonic clock.
+    /// The instant at which the store had answered, on the observer's monotonic clock.
     pub(crate) returned: Duration,
-    /// For how long after that a verifier may act on the state before, whatever it says.
+    /// The longest time after `returned` for which a verifier may act on the state before the
+    /// change.
     pub(crate) bound: Duration,
 }
 
 impl Awaited {
-    /// For how long anybody may still act on the state before at `now`. The bound allows for the
-    /// verifier's clock; the observer's may be fast as well.
+    /// Returns how long after `now` any node may still act on the state before the change. The
+    /// bound allows for a wrong clock of the verifier; the observer's own clock may be fast too.
     pub(crate) fn left(&self, now: Duration) -> Duration {
         let bound = Propagation::by_any_clock(self.bound);
         self.returned.saturating_add(bound).saturating_sub(now)
@@ -131,49 +136,51 @@ impl Awaited {
 #[derive(Clone, Debug)]
 pub(crate) struct Found {
     pub(crate) report: NodeReport,
-    /// How long before the registry was asked this report was seen there already.
+    /// The time since the report was first seen, measured up to the last request to the registry.
     pub(crate) silent: Duration,
 }
 
 impl Found {
-    /// For how much longer the node can accept anything without another report: its own clock may
+    /// Returns how long the node can still accept keys without another report. The node's clock may
     /// be slow, and the observer's fast.
     fn lease_left(&self) -> Duration {
         let lease = Propagation::by_any_clock(Propagation::by_any_clock(self.report.lease));
         lease.saturating_sub(self.silent)
     }
 
-    /// Whether it can be forgotten: it holds no freshness, and must report before it ever does.
+    /// Returns whether the entry can be removed: the node is not fresh, and must report before it
+    /// can be.
     pub(crate) fn is_gone(&self) -> bool {
         self.lease_left().is_zero() && self.silent.saturating_sub(self.report.lease) >= FORGET_AFTER
     }
 }
 
-/// The longest time that a node's report of its clock may be late: less than clocks are allowed to differ.
+/// 90 s: the longest delay of a node's report of its clock. Less than clocks are allowed to differ.
 const LATE: Duration = Duration::from_secs(90);
 
 /// The reports that an observer has seen.
 #[derive(Debug, Default)]
 pub(crate) struct Sightings {
     nodes: BTreeMap<NodeId, Sighting>,
-    /// The last time that the registry was asked.
+    /// The instant of the last request to the registry.
     asked: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Sighting {
-    /// Its latest beat, and since when that has been seen.
+    /// The node's latest beat. `since` is the instant at which that beat was first seen.
     beat: u64,
     since: Duration,
-    /// Its clock when the beat was seen to have moved on, and the time of that: a node that was never seen to
-    /// do so may be gone for long.
+    /// The node's clock when its beat last moved, with the observer's instant. `None` if that clock
+    /// may be out of date: the beat never moved, or the previous request was more than [`LATE`]
+    /// ago.
     clock: Option<(Timestamp, Duration)>,
 }
 
 impl Sightings {
-    /// Takes note of what the registry told when it was asked at `asked` and had answered at
-    /// `answered`. A beat counts from the answer, since it may have been sent until then; silence
-    /// counts to the question, since a later beat may have come after it.
+    /// Records the registry's answer to a request sent at `asked` and answered at `answered`. A
+    /// beat counts from the answer, because it may have been sent until then. Silence counts up to
+    /// the request, because a later beat may have followed it.
     pub(crate) fn see(
         &mut self,
         reports: Vec<NodeReport>,
@@ -181,7 +188,7 @@ impl Sightings {
     ) -> Vec<Found> {
         let before = std::mem::take(&mut self.nodes);
         let last = self.asked.replace(asked);
-        // A report is as late as the time since the last question, at most.
+        // A report is at most as late as the time since the previous request.
         let soon = last.is_some_and(|last| answered.saturating_sub(last) <= LATE);
         let find = |report: NodeReport| {
             let (beat, clock) = (report.beat, report.clock);
@@ -201,8 +208,8 @@ impl Sightings {
         reports.into_iter().map(find).collect()
     }
 
-    /// Returns the clocks of other nodes that were seen to be alive within `lapse` of `now`, each with the
-    /// observer's monotonic clock then.
+    /// Returns the clocks of other nodes whose beat moved within `lapse` of `now`, each with the
+    /// observer's monotonic instant of that sighting.
     pub(crate) fn clocks(
         &self,
         own: Option<NodeId>,
@@ -218,18 +225,21 @@ impl Sightings {
     }
 }
 
-/// Who asks, after it caught up with the store by a read that it sent after the change had returned.
+/// The node that asks. It has caught up with the store by a read that it sent after the change had
+/// returned.
 #[derive(Clone, Debug)]
 pub(crate) struct Observer {
-    /// The history that it found then.
+    /// The history that the observer found by that read.
     pub(crate) epoch: Option<Epoch>,
     pub(crate) node: Option<NodeId>,
     pub(crate) label: Option<NodeLabel>,
 }
 
-/// Tells who has a change. `found` is what a registry told that was asked after the change had
-/// returned: whoever registered later has it, since nobody is fresh by a read that was sent before
-/// the registration was durable. `None` if there is no registry.
+/// Decides which nodes have a change.
+///
+/// `found` is the registry's answer to a request sent after the change had returned; `None` without
+/// a registry. A node that registers later has the change: its confirming reads are sent after its
+/// registration is durable.
 pub(crate) fn judge(
     awaited: &Awaited,
     observer: &Observer,
@@ -237,12 +247,13 @@ pub(crate) fn judge(
     now: Duration,
 ) -> Confirmations {
     let left = awaited.left(now);
-    // In another history revisions say nothing, and its registry may not know of everybody.
+    // Revisions of another history cannot be compared, and that history's registry may lack nodes.
     let same_history = awaited.epoch.is_some() && awaited.epoch == observer.epoch;
     let is_own = |node: NodeId| Some(node) == observer.node;
     let answer = |found: &Found| {
         let applied = same_history && awaited.is_applied(&found.report);
-        // What a restore left in the place of nodes that are not known has no lease of their own.
+        // An entry without a cursor may be one that a restore added for nodes whose leases are
+        // unknown.
         let at_most = match found.report.applied {
             Some(_) => left.min(found.lease_left()),
             None => left,
@@ -273,7 +284,7 @@ pub(crate) fn judge(
     Confirmations { nodes, unasked }
 }
 
-/// What is certain once the bound has passed, whoever does not answer.
+/// Returns the confirmation that holds once the bound has passed, even if no node answers.
 pub(crate) const fn by_time() -> Confirmations {
     Confirmations {
         nodes: Vec::new(),
@@ -349,7 +360,7 @@ mod tests {
         let asked = answer(&awaited(), other.clone(), RETURNED);
         assert!(matches!(asked, NodeAnswer::Waiting { .. }));
 
-        // The store was restored since: the registry may not know of everybody, either.
+        // The store was restored since, so the registry may lack nodes too.
         for epoch in [Some(Epoch(8)), None] {
             let observer = Observer {
                 epoch,
@@ -466,7 +477,7 @@ mod tests {
         assert_eq!(
             clocks(&sightings, None, 401),
             [],
-            "it may be as late as the question"
+            "the report may be as late as the request"
         );
         let node = Some(NodeId::from_u128(1));
         see(&mut sightings, 4, 1_390, 491);
@@ -475,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_lasts_from_the_answer_that_told_of_a_beat_to_the_question_after_it() {
+    fn silence_lasts_from_the_answer_that_showed_a_beat_to_the_next_request() {
         let at = Duration::from_secs;
         let mut sightings = Sightings::default();
         let mut see = |beat, asked, answered| {
@@ -493,7 +504,7 @@ mod tests {
         );
         assert_eq!(see(2, 30, 31), at(0));
         assert_eq!(see(2, 40, 41), at(9));
-        // A beat that goes back is news as well: the registry forgot the node, or was restored.
+        // A beat that goes back is news too: the registry forgot the node, or was restored.
         assert_eq!(see(1, 50, 51), at(0));
         assert!(sightings.see(Vec::new(), (at(60), at(61))).is_empty());
     }

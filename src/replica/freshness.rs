@@ -1,39 +1,41 @@
-//! How far a replica is, as values.
+//! A replica's freshness and lag, as values.
 
 use std::time::Duration;
 
 use crate::store::Cursor;
 
-/// How far a replica is.
+/// A replica's position in the store's history, and the age of its last confirmation.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Freshness {
-    /// How long ago the read was sent that last confirmed it; `None` if none ever did.
+    /// The time since the read was sent that last confirmed the replica; `None` before the first
+    /// confirmation.
     pub age: Option<Duration>,
-    /// Where it stands in the store's history.
+    /// The replica's position in the store's history.
     pub cursor: Option<Cursor>,
-    /// The furthest that the store was seen at, by any read.
+    /// The furthest head that any read of the store returned.
     pub head: Option<Cursor>,
 }
 
-/// How far a replica may be behind its store.
+/// The distance of a replica from its store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Lag {
-    /// Whatever returned longer ago than this is known here; `None` if that can be said of nothing.
+    /// The replica reflects every commit that returned longer ago than this. `None` before the
+    /// first confirmation.
     pub time: Option<Duration>,
-    /// How many commits the store is known to have beyond those that were followed; it may have
-    /// more. `None` before the first sync, and while everything is read again.
+    /// The number of commits the store is known to have beyond the replica; the store may have
+    /// more. `None` before the first sync, and during a resync.
     pub commits: Option<u64>,
 }
 
 impl Freshness {
-    /// Whether keys of a class with this staleness bound are verified here without asking the store.
-    /// Never, if it is zero: then every verification sees the latest state.
+    /// Returns whether keys of a class with this staleness bound are verified without asking the
+    /// store. Always false for a bound of zero: then every verification reads the latest state.
     #[must_use]
     pub fn is_fresh_for(&self, bound: Duration) -> bool {
         !bound.is_zero() && self.age.is_some_and(|age| age <= bound)
     }
 
-    /// How far it is behind, at most in time and at least in commits.
+    /// Returns an upper limit of the lag in time, and a lower limit in commits.
     #[must_use]
     pub fn lag(&self) -> Lag {
         let both = self.cursor.zip(self.head);

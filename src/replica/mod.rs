@@ -1,9 +1,14 @@
 //! The replica: follows a store's feed into an index that verification reads.
 //!
-//! Invariants: an update applies only if its revision is newer, so nothing stale overwrites a
-//! tombstone (trap 2); what is published as confirmed is the instant at which a read was *sent*
-//! whose whole answer has been applied; a resync is built aside and published whole; where nodes
-//! register, a read confirms only if a report of this one was durable before it was sent.
+//! Invariants:
+//!
+//! - A change applies only if its revision is newer, so nothing stale overwrites a tombstone (trap
+//!   2).
+//! - The published confirmation is the instant at which a read was *sent* whose whole answer has
+//!   been applied.
+//! - A resync builds a new index aside and publishes it whole.
+//! - Where nodes register, a read confirms only if a report of this node was durable before the
+//!   read was sent.
 
 mod confirmations;
 mod freshness;
@@ -39,61 +44,67 @@ use crate::store::{
 };
 use crate::timekeeper::Timekeeper;
 
-/// How many rows a page of feed or scan asks for. A judgement: a megabyte or so.
-const PAGE: NonZeroUsize = NonZeroUsize::new(4096).expect("4096 is not zero");
+/// 4096 rows per page of feed or scan. A judgement: about a megabyte.
+const PAGE: NonZeroUsize = NonZeroUsize::new(4096).expect("the page size is not zero");
 
-/// Nothing was ever confirmed.
+/// The value of `confirmed` before the first confirmation.
 const NEVER: u64 = 0;
 
 /// Follows a store into an index for verification.
 ///
-/// A step machine: [`sync`](Self::sync) is one step, and whoever drives it decides when.
+/// A step machine: each call to [`sync`](Self::sync) is one step, and the caller decides when to
+/// make it.
 #[derive(Debug)]
 pub struct Replica {
     store: Arc<dyn KeyStore>,
     clock: Arc<Timekeeper>,
     view: ArcSwap<View>,
-    /// Counts the views, so that whoever keeps one knows when there is a newer one.
+    /// The number of views shown so far. A caller that keeps a view compares it to notice a newer
+    /// view.
     version: AtomicU64,
-    /// Views that were replaced, kept until the next sync: whoever still reads one should not be the
-    /// one to free it.
+    /// Views that were replaced. The next sync frees them, so that a verifying thread never drops
+    /// the last reference to one.
     replaced: Mutex<Vec<Arc<View>>>,
-    /// When the last read was sent that this index reflects in full, in microseconds of the
+    /// Send time of the newest read that this index reflects in full, in microseconds of the
     /// monotonic clock.
     confirmed: AtomicU64,
-    /// The same on the wall clock. Written before, so that whoever reads it later sees no earlier read's.
+    /// The same send time on the wall clock. Stored before `confirmed`, whose Release store pairs
+    /// with the reader's Acquire load. So a reader that sees a confirmation sees its wall time, or
+    /// the wall time of a later one.
     confirmed_wall: AtomicI64,
-    /// Whether any key was ever imported, as far as is known here.
+    /// Whether this node has seen any imported key.
     imported: AtomicBool,
-    /// Whether the store was seen to answer at once.
+    /// Whether the store has answered synchronously before.
     in_process: AtomicBool,
     progress: Mutex<Progress>,
     syncing: async_lock::Mutex<()>,
     registration: Option<Registration>,
-    /// Counts the store's answers, so that a sync that goes on is told from one that hangs.
+    /// Counts the store's answers, so that a caller can distinguish a slow sync from one that
+    /// hangs.
     answers: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Progress {
     cursor: Option<Cursor>,
-    /// `None` where nodes do not register.
+    /// `None` if nodes do not register.
     standing: Option<Standing>,
-    /// The furthest that the store was seen at.
+    /// The furthest head that any read of the store returned.
     head: Option<Cursor>,
-    /// When this process last found that the history which it followed was lost.
+    /// The instant at which this process last found that the store's history had been replaced.
     lost: Option<Duration>,
-    /// The history that a commit of this process last landed in.
+    /// The epoch that this process last committed in.
     landed: Option<Epoch>,
-    /// An index being built aside: commits of this process go into it as well.
+    /// The index that a resync is building aside. Commits of this process are applied to it too.
     building: Option<Arc<Index>>,
-    /// Commits of this process for the index that is built aside, for as long as the scan goes on
-    /// that fills it: what they say of keys that the scan does not find may have been removed since.
+    /// Commits of this process during the scan that fills `building`; `None` after the scan. They
+    /// are applied once the scan's revision is known: a key that the scan does not return may have
+    /// been removed since.
     meanwhile: Option<Vec<Change>>,
 }
 
 impl Replica {
-    /// A replica of `store` that knows nothing yet; see [`sync`](Self::sync).
+    /// Creates an empty replica of `store`. Call [`sync`](Self::sync) to fill it.
     pub fn new(store: Arc<dyn KeyStore>, clock: Arc<dyn Clock>) -> Self {
         let time = Timekeeper::new(clock, CheckedTime::ALLOWANCE);
         Self {
@@ -113,7 +124,7 @@ impl Replica {
         }
     }
 
-    /// Reads the time from `time`.
+    /// Sets the source of the time.
     #[must_use]
     pub fn with_time(mut self, time: Arc<Timekeeper>) -> Self {
         self.clock = time;
@@ -124,19 +135,20 @@ impl Replica {
         &self.clock
     }
 
-    /// Catches up with every commit that returned before this call began, and confirms that it did.
-    /// The first call, and one after the store's history was lost, reads everything.
+    /// Catches up with every commit that returned before this call began, and confirms it. The
+    /// first call reads everything, and so does a call after the store's history was lost.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] of the store, or of the registry if this node could not register; nothing is
-    /// confirmed then, and what was known stays.
+    /// [`StoreError`] of the store, or of the registry if this node could not register. Nothing is
+    /// confirmed then, and the index stays as it was.
     pub async fn sync(&self) -> Result<(), StoreError> {
         let _only_one = self.syncing.lock().await;
-        // First: by what others say of the time, what this sync confirms is judged.
+        // The registry comes first: the other nodes' clocks correct the time by which this sync's
+        // confirmation is judged.
         self.look_around().await;
         self.follow().await?;
-        self.tell().await;
+        self.report_progress().await;
         Ok(())
     }
 
@@ -149,7 +161,8 @@ impl Replica {
 
     async fn step(&self) -> Result<(), StoreError> {
         let replaced = std::mem::take(&mut *self.replaced());
-        // A use may have been counted there while the new index was being shown.
+        // A verification may have counted a first use in an old view after the new index had
+        // inherited its uses.
         let current = self.view();
         let others = replaced.iter().map(|view| view.index());
         let others = others.filter(|index| !Arc::ptr_eq(index, current.1.index()));
@@ -166,7 +179,7 @@ impl Replica {
         self.rebuild().await
     }
 
-    /// How far it is.
+    /// Returns the age of the last confirmation and the position in the store's history.
     #[must_use]
     pub fn freshness(&self) -> Freshness {
         let confirmed = self.confirmed_at();
@@ -179,19 +192,21 @@ impl Replica {
         }
     }
 
-    /// How often the store answered so far: while a sync goes on, ever more often.
+    /// Returns the number of answers from the store so far. It rises during a sync that makes
+    /// progress.
     #[cfg(feature = "tokio")]
     pub(crate) fn answers(&self) -> u64 {
         self.answers.load(Ordering::Relaxed)
     }
 
-    /// Counts an answer.
     fn heard(&self) {
         self.answers.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The instant at which the read was sent that the index reflects in full; `None` if none was.
-    /// To be loaded before the index is read, and compared with a clock read after it.
+    /// Returns the send time of the newest read that the index reflects in full; `None` before the
+    /// first. Load it before reading the index, and compare it with a clock read afterwards. The
+    /// Acquire load pairs with the Release store in [`confirm`](Self::confirm), so the index shows
+    /// everything that read returned.
     #[inline]
     pub(crate) fn confirmed_at(&self) -> Option<Reading> {
         let confirmed = self.confirmed.load(Ordering::Acquire);
@@ -202,25 +217,26 @@ impl Replica {
         })
     }
 
-    /// Where a key is looked up now, and how many views there were before it or more.
+    /// Returns the current view, and a version that is not newer than the view.
     pub(crate) fn view(&self) -> (u64, Arc<View>) {
-        // First: the view may be newer than its number, and never older.
+        // The version is loaded first. In the other order, the old view could be returned with the
+        // version of its successor, and its reader would never replace it.
         let version = self.version();
         (version, self.view.load_full())
     }
 
-    /// Has a view that is read no more freed by the next sync.
+    /// Hands over a view that is no longer read; the next sync frees it.
     pub(crate) fn leave_behind(&self, view: Arc<View>) {
         self.replaced().push(view);
     }
 
-    /// How many views there were before the current one.
+    /// Returns the number of views before the current one.
     #[inline]
     pub(crate) fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Whether a string that is no token of ours may still be a key.
+    /// Returns whether a string that is not one of our tokens may still be a key.
     #[inline]
     pub(crate) fn has_imported(&self) -> bool {
         self.imported.load(Ordering::Acquire)
@@ -232,7 +248,7 @@ impl Replica {
         }
     }
 
-    /// The tenant of a key, if it is known here.
+    /// Returns the tenant of a key, if this node knows the key.
     pub(crate) fn tenant_of(&self, id: KeyId) -> Option<TenantId> {
         let view = self.view.load();
         view.facts_of(id)
@@ -249,7 +265,8 @@ impl Replica {
         self.version.fetch_add(1, Ordering::Release);
     }
 
-    /// Applies changes to the index in use, one writer at a time.
+    /// Applies changes to the current index. The caller holds the lock of `progress`, so there is
+    /// one writer at a time.
     fn apply(&self, changes: impl IntoIterator<Item = Change>) -> Arc<Index> {
         let index = self.index();
         index.apply(changes);
@@ -260,24 +277,24 @@ impl Replica {
         index
     }
 
-    /// The tenants whose rows name commands over many keys that have not come to their end.
+    /// Returns the tenants whose rows name bulk commands that have not finished.
     pub(crate) fn unfinished(&self) -> Vec<TenantId> {
         self.view().1.unfinished()
     }
 
-    /// The successors that were used here, and whose first use is not recorded.
+    /// Returns the successors that were used on this node and whose first use is not recorded.
     pub(crate) fn first_uses(&self) -> Vec<(TenantId, KeyId)> {
         self.view().1.first_uses()
     }
 
-    /// Those of some keys that were used here.
+    /// Returns the keys among `keys` that were used on this node.
     pub(crate) fn used_of(&self, keys: &[KeyId]) -> BTreeSet<KeyId> {
         self.view().1.used_of(keys)
     }
 
-    /// The tenants whose newest commit lies further in the future than clocks may differ, each with its
-    /// instant, as far as is known here. A clock was wrong when it was decided, or this process's clock is
-    /// behind.
+    /// Returns the tenants whose newest commit is further in the future than clocks may differ,
+    /// each with that commit's instant. Either a clock was wrong when the commit was decided, or
+    /// this process's clock is behind.
     #[must_use]
     pub fn tenants_ahead(&self) -> Vec<(TenantId, Timestamp)> {
         let time = self.clock.check();
@@ -285,7 +302,7 @@ impl Replica {
         self.view.load().index().later(allowed)
     }
 
-    /// Confirms at once, if the store lives in this process; tells whether it did.
+    /// Confirms immediately if the store lives in this process. Returns whether it did.
     pub(crate) fn confirm_now(&self) -> bool {
         if !self.answers_now() {
             return false;
@@ -305,7 +322,8 @@ impl Replica {
                         .saw_server(changes.server_time, sent.at.monotonic);
                     self.apply(changes.changes);
                     if done {
-                        // Good for this one use even where it cannot be kept.
+                        // The read answers this verification even if the registration does not let
+                        // the confirmation be kept.
                         self.confirm(&progress, sent);
                         return true;
                     }
@@ -320,10 +338,10 @@ impl Replica {
         false
     }
 
-    /// Whether the store lives in this process. Asked without the lock under which changes are applied:
-    /// verifications over any other store do not wait for the writer to learn that it does not.
+    /// Returns whether the store lives in this process. Asks without the lock under which changes
+    /// are applied, so that verifications over any other store do not wait for the writer.
     fn answers_now(&self) -> bool {
-        // Ahead of every head: there is nothing to be read.
+        // Ahead of every head, so the store has nothing to return.
         const BEYOND: Cursor = Cursor {
             epoch: Epoch(u128::MAX),
             revision: Revision(u64::MAX),
@@ -337,9 +355,9 @@ impl Replica {
         known()
     }
 
-    /// Takes over what this process committed and what that was decided on, before anyone hears that it
-    /// landed. In another history than the one that is followed nothing is fresh any more: revisions of
-    /// two histories say nothing about each other.
+    /// Applies this process's commit, and the rows it was decided on, before the commit's caller is
+    /// notified. If the commit landed in another history than the one being followed, freshness
+    /// ends: revisions of two histories cannot be compared.
     pub(crate) fn apply_landed(&self, learnt: &Learnt) {
         let Learnt { epoch, changes } = learnt;
         let mut progress = self.progress();
@@ -360,9 +378,9 @@ impl Replica {
         self.apply(changes.iter().cloned());
     }
 
-    /// Takes over one key that was read through the store, unless it belongs to another history;
-    /// first the rows of its owner and tenants that were read along with it, without which it would
-    /// reach nothing here.
+    /// Applies one key that was read through the store, unless it belongs to another history. The
+    /// rows of its owner and tenants, read along with it, are applied first: without them the key
+    /// would reach nothing here.
     pub(crate) fn apply_fetched(&self, fetched: &Versioned, rows: &[Change]) {
         let mut progress = self.progress();
         if progress
@@ -374,7 +392,7 @@ impl Replica {
         }
     }
 
-    /// Applies changes to `index` until a page reaches the head that it tells.
+    /// Applies changes to `index` until a page reaches its own head.
     async fn catch_up(
         &self,
         index: &Index,
@@ -387,8 +405,9 @@ impl Replica {
             let page = self.store.changes(cursor, PAGE).await;
             self.heard();
             let page = page?;
-            // This page's own head, not the first one's: a row that changed again meanwhile has moved
-            // behind that, and with it whatever had become of it before.
+            // The goal is this page's head, not the first page's. A row that changes between two
+            // pages moves behind the first head, and its earlier change is no longer in the feed.
+            // Stopping at the first head would miss both.
             let goal = page.head.revision;
             {
                 let mut one_writer = self.progress();
@@ -410,7 +429,7 @@ impl Replica {
     }
 
     async fn rebuild(&self) -> Result<(), StoreError> {
-        // Before everything is read in vain.
+        // Register before the scan: without a registration the scan could confirm nothing.
         self.register().await?;
         let building = Arc::new(Index::default());
         {
@@ -429,7 +448,7 @@ impl Replica {
         progress.building = None;
         let (sent, upto) = built?;
         if progress.landed.is_some_and(|epoch| epoch != upto.epoch) {
-            return Err(lost_meanwhile());
+            return Err(history_replaced());
         }
         self.show(view);
         progress.cursor = Some(upto);
@@ -460,7 +479,7 @@ impl Replica {
         match self.catch_up(index, head.unwrap_or_default()).await {
             Ok(caught_up) => Ok(caught_up),
             Err(ChangesError::Store(error)) => Err(error),
-            // History was compacted under the scan: the next step starts over.
+            // The history was compacted during the scan; the next step starts over.
             Err(ChangesError::Compacted) => {
                 let kind = StoreErrorKind::Unavailable;
                 Err(StoreError::new(kind, "following changes after a scan"))
@@ -470,9 +489,10 @@ impl Replica {
 
     fn publish(&self, sent: Sent, upto: Cursor) -> Result<(), StoreError> {
         let mut progress = self.progress();
-        // Lost meanwhile, by a commit of this process perhaps: what was read says nothing any more.
+        // The history may have been lost since the read was sent, for example by a commit of this
+        // process. Then the read confirms nothing.
         let own = progress.cursor.filter(|own| own.epoch == upto.epoch);
-        let own = own.ok_or_else(lost_meanwhile)?;
+        let own = own.ok_or_else(history_replaced)?;
         if own.revision < upto.revision {
             progress.cursor = Some(upto);
         }
@@ -483,32 +503,34 @@ impl Replica {
         self.confirm_or_fail(&progress, sent)
     }
 
-    /// The store's history is not the one that was followed: nothing is confirmed any more.
+    /// Ends freshness because the store's history is not the one that was followed.
     fn lose_history(&self) {
         tracing::warn!("store's history changed or was compacted, reading everything again");
         observe::resynced();
         let mut progress = self.progress();
-        // The registry may have lost what it knew along with it.
+        // The registry may have been lost together with the history.
         self.end_freshness(&mut progress);
         progress.forget(self.clock.monotonic());
     }
 
-    /// A read that is about to be sent.
+    /// Returns the send time of a read that is about to be sent.
     fn sending(&self, progress: &Progress) -> Sent {
-        // First: a registration that becomes durable after this counts for later reads only.
+        // Loaded before the clock: a registration that becomes durable later counts for later reads
+        // only.
         let until = progress.until();
         let at = self.clock.raw();
         Sent { at, until }
     }
 
-    /// Takes a read as a confirmation, if this node was registered when it was sent, and still is.
+    /// Publishes a read as a confirmation. The node must have been registered when the read was
+    /// sent, and still be.
     fn confirm(&self, progress: &Progress, sent: Sent) -> bool {
         let Sent { at, until } = sent;
         let may = |until: Option<Reading>| until.is_some_and(|until| is_by(at, until));
         let confirms = may(until) && may(progress.until());
         if confirms {
             let monotonic = u64::try_from(at.monotonic.as_micros()).unwrap_or(u64::MAX);
-            // One at a time, by `progress`.
+            // The lock of `progress` makes this the only writer.
             if monotonic >= self.confirmed.load(Ordering::Relaxed) {
                 let wall = at.wall.as_micros();
                 self.confirmed_wall.store(wall, Ordering::Relaxed);
@@ -524,7 +546,7 @@ impl Replica {
         self.confirm(progress, sent).then_some(()).ok_or(lapsed)
     }
 
-    /// Tells whoever watches how far this is.
+    /// Exports the gauges of age and key count.
     fn show_gauges(&self) {
         let keys = self.view.load().index().keys();
         observe::replica(self.freshness().age, keys);
@@ -539,28 +561,28 @@ impl Replica {
     }
 }
 
-fn lost_meanwhile() -> StoreError {
+fn history_replaced() -> StoreError {
     let kind = StoreErrorKind::Unavailable;
     StoreError::new(kind, "following a store that was replaced")
 }
 
-/// When a read was sent.
+/// The send time of a read.
 #[derive(Clone, Copy, Debug)]
 struct Sent {
     at: Reading,
-    /// Until when it could have been sent to confirm something, as was known before; `None` if
-    /// nothing could.
+    /// The latest send time with which the read confirms, as known before it was sent. `None` if no
+    /// read could confirm.
     until: Option<Reading>,
 }
 
-/// Returns whether `at` is no later than `until`, by either clock.
+/// Returns whether `at` is no later than `until` on both clocks.
 fn is_by(at: Reading, until: Reading) -> bool {
     at.monotonic <= until.monotonic && at.wall <= until.wall
 }
 
 impl Progress {
-    /// Notes where the store was seen. Of two places in one history the later one counts, in
-    /// whichever order they are heard of.
+    /// Records a head of the store. Within one history the higher head stays, in either order of
+    /// arrival.
     fn saw(&mut self, head: Cursor) {
         let own = self.head.filter(|own| own.epoch == head.epoch);
         if own.is_none_or(|own| own.revision < head.revision) {
@@ -568,14 +590,14 @@ impl Progress {
         }
     }
 
-    /// Nothing is known of where the store stands, nor of where its follower does.
+    /// Drops the position in the store's history, and the store's head.
     fn forget(&mut self, now: Duration) {
         (self.cursor, self.head) = (None, None);
         self.lost = Some(now);
     }
 }
 
-/// A sync on its way: it is told how it ended, and when it was dropped before.
+/// A sync in progress. Logs its outcome when it ends, or when it is dropped.
 struct Step<'a> {
     replica: &'a Replica,
     sent: Duration,
@@ -612,7 +634,7 @@ impl Drop for Step<'_> {
     }
 }
 
-/// Lets go of an index that is built aside, if its sync is dropped before the index is published.
+/// Releases the index being built if its sync is dropped before the index is published.
 struct GivenUp<'a>(&'a Replica);
 
 impl Drop for GivenUp<'_> {

@@ -1,9 +1,12 @@
-//! A node among others: it registers before it is fresh, and says how far it has come.
+//! Registration of a node: the node registers before it is fresh, and reports its position.
 //!
-//! Invariants: a read confirms only if it was sent after a report that stands had become durable, and
-//! within [`SLACK`] of when that was sent. So whoever does not find the node in the registry knows
-//! that it has whatever was committed by then; and a node whose report is older than its lease
-//! accepts nothing.
+//! Invariants:
+//!
+//! - A read confirms only if it was sent after an accepted report had become durable, and within
+//!   [`SLACK`] of that report's send time.
+//! - So if an observer does not find a node in the registry, the node's next confirming read
+//!   includes everything committed by then.
+//! - A node whose last report is older than its lease fails closed.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,23 +20,26 @@ use crate::core::time::Timestamp;
 use crate::entropy::Entropy;
 use crate::store::{Cursor, Epoch, NodeId, NodeRegistry, NodeReport, StoreError, StoreErrorKind};
 
-/// For how long reads confirm after a report. A judgement: a registry may fail for so long without
-/// harm, and a node that died holds up no receipt for longer than this and its bound.
+/// 60 s: reads confirm for this long after a report. A judgement: a registry may fail for this long
+/// without harm, and a node that died delays a receipt by at most this and its staleness bound.
 const SLACK: Duration = Duration::from_secs(60);
 
-/// How often a node reports though nothing has changed. A judgement: five reports may be lost.
+/// 10 s: a node reports this often even if nothing has changed. A judgement: five reports in a row
+/// may be lost.
 const BEAT_EVERY: Duration = Duration::from_secs(10);
 
-/// The interval at which a node reads the reports of others: their clocks, and entries that can be removed.
+/// 30 s: the interval at which a node reads the reports of others, for their clocks and for entries
+/// to remove.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
-/// For how long a node that was seen to report has a say about the time.
+/// 3 min: the clock of another node counts for this long after its report was seen.
 const CLOCK_LAPSES: Duration = Duration::from_secs(3 * 60);
 
-/// How often a report is repeated at once, because its id is taken or what it says has changed.
+/// 4 attempts at a report before it fails. A report is repeated if its id is taken, or if
+/// freshness ended while it was in flight.
 const MAX_ATTEMPTS: usize = 4;
 
-/// What a node needs to register.
+/// The dependencies that a node registers with.
 #[derive(Debug)]
 pub(super) struct Registration {
     registry: Arc<dyn NodeRegistry>,
@@ -48,22 +54,24 @@ struct Seen {
     looked: Option<Reading>,
 }
 
-/// How a node stands with its registry.
+/// A node's state with its registry.
 #[derive(Debug)]
 pub(super) struct Standing {
     node: Option<NodeId>,
     beat: u64,
-    /// The longest for which anything is accepted without a confirmation.
+    /// The longest time for which this node's verifiers accept anything without a confirmation.
     bound: Duration,
-    /// The last report that stands; `None` if none does, or it says too little.
-    told: Option<Told>,
-    /// Counts how often that became void: a report that was on its way then is void as well.
+    /// The last report the registry accepted. `None` before the first one, and after freshness
+    /// ended.
+    reported: Option<Reported>,
+    /// Counts how often `reported` was voided. A report that was in flight at that moment is void
+    /// too.
     term: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Told {
-    /// When it was sent.
+struct Reported {
+    /// The send time of the report.
     at: Reading,
     applied: Option<Cursor>,
 }
@@ -74,29 +82,29 @@ impl Standing {
             node: None,
             beat: 0,
             bound,
-            told: None,
+            reported: None,
             term: 0,
         }
     }
 
-    /// Until when reads may be sent that are to confirm something.
+    /// Returns the latest send time of a read that can confirm.
     pub(super) fn until(&self) -> Option<Reading> {
-        self.told.map(|told| Reading {
-            wall: told.at.wall.saturating_add(SLACK),
-            monotonic: told.at.monotonic.saturating_add(SLACK),
+        self.reported.map(|reported| Reading {
+            wall: reported.at.wall.saturating_add(SLACK),
+            monotonic: reported.at.monotonic.saturating_add(SLACK),
         })
     }
 
-    /// What was reported does not count any more.
+    /// Voids the last report, and every report in flight.
     pub(super) const fn void(&mut self) {
-        self.told = None;
+        self.reported = None;
         self.term += 1;
     }
 }
 
 impl Replica {
-    /// Has the replica register as a node, durably, before anything is fresh. `bound` is the longest
-    /// for which its verifiers accept anything without a confirmation.
+    /// Makes the replica register as a node, durably, before anything is fresh. `bound` is the
+    /// longest time for which its verifiers accept anything without a confirmation.
     #[must_use]
     pub fn with_registry(
         mut self,
@@ -115,23 +123,23 @@ impl Replica {
         self
     }
 
-    /// Which node this is; `None` before it has registered, and without a registry.
+    /// Returns this node's id; `None` before it has registered, and without a registry.
     #[must_use]
     pub fn node(&self) -> Option<NodeId> {
         self.progress().standing.as_ref()?.node
     }
 
-    /// The history that is followed.
+    /// Returns the epoch of the history that is followed.
     pub(crate) fn epoch(&self) -> Option<Epoch> {
         self.progress().cursor.map(|cursor| cursor.epoch)
     }
 
-    /// Stops being a node: nothing is fresh any more, and the registry forgets it. A later
-    /// [`sync`](Self::sync) registers it anew.
+    /// Deregisters this node: freshness ends, and the registry removes its entry. A later
+    /// [`sync`](Self::sync) registers the node again.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] of the registry. The entry lapses by itself then.
+    /// [`StoreError`] of the registry. The entry then lapses by itself.
     pub async fn leave(&self) -> Result<(), StoreError> {
         let _only_one = self.syncing.lock().await;
         let known = {
@@ -148,8 +156,8 @@ impl Replica {
         }
     }
 
-    /// Verifiers are about to accept for up to `bound` without a confirmation. If that is longer than
-    /// the registry was told, nothing is fresh until it is told.
+    /// Announces that verifiers will accept keys for up to `bound` without a confirmation. If the
+    /// registry has a shorter bound, freshness ends until the longer one is reported.
     pub(crate) fn widen(&self, bound: Duration) {
         let mut progress = self.progress();
         if let Some(standing) = &mut progress.standing
@@ -160,15 +168,15 @@ impl Replica {
         }
     }
 
-    /// Nothing is confirmed from here on, by reads on their way either.
+    /// Ends freshness. Reads in flight confirm nothing either.
     pub(super) fn end_freshness(&self, progress: &mut Progress) {
         progress.standing.iter_mut().for_each(Standing::void);
         let stores = std::sync::atomic::Ordering::Release;
         self.confirmed.store(NEVER, stores);
     }
 
-    /// Registers, unless a report stands that still counts. To be called before a read is sent that
-    /// is to confirm something.
+    /// Registers, unless the last accepted report still counts. Call it before sending a read that
+    /// is to confirm.
     pub(super) async fn register(&self) -> Result<(), StoreError> {
         let Some(registration) = &self.registration else {
             return Ok(());
@@ -177,13 +185,13 @@ impl Replica {
         if until.is_some_and(|until| is_by(self.clock.raw(), until)) {
             return Ok(());
         }
-        // What was applied before says nothing: it may be of a history that was lost meanwhile.
+        // The position is left out: it may belong to a history that has been lost since.
         self.report(registration, false).await
     }
 
-    /// Says how far this node has come, if that is news or it was silent for a while. A report that
-    /// fails is repeated after the next sync.
-    pub(super) async fn tell(&self) {
+    /// Reports this node's position if it changed, or if the last report is [`BEAT_EVERY`] old. A
+    /// report that fails is repeated after the next sync.
+    pub(super) async fn report_progress(&self) {
         let Some(registration) = &self.registration else {
             return;
         };
@@ -195,7 +203,8 @@ impl Replica {
         }
     }
 
-    /// Reads what others report, now and then. What fails is left for the next sync.
+    /// Reads the reports of other nodes every [`LOOK_EVERY`]. After a failure the next sync tries
+    /// again.
     pub(super) async fn look_around(&self) {
         let Some(registration) = &self.registration else {
             return;
@@ -204,7 +213,7 @@ impl Replica {
             && let Err(error) = self.look(registration).await
         {
             tracing::debug!(%error, "cannot look after the registry");
-            // What was said before is late by now.
+            // The clocks read earlier are out of date by now.
             self.clock.saw_nodes([]);
         }
     }
@@ -234,7 +243,7 @@ impl Replica {
                 standing.node = None;
                 self.end_freshness(&mut progress);
             } else if standing.term == term {
-                standing.told = Some(Told { at, applied });
+                standing.reported = Some(Reported { at, applied });
                 return Ok(());
             }
         }
@@ -258,7 +267,8 @@ impl Replica {
         Some((report, standing.term))
     }
 
-    /// Reads the registry, and removes entries of nodes that were silent for long.
+    /// Reads the registry, and removes the entries of nodes that were silent for
+    /// a day beyond their lease.
     async fn look(&self, registration: &Registration) -> Result<Vec<Found>, StoreError> {
         let began = self.clock.raw();
         let asked = began.monotonic;
@@ -285,7 +295,8 @@ impl Replica {
         Ok(found)
     }
 
-    /// Who has a change. Once its bound has passed, nobody needs to answer for that.
+    /// Returns which nodes have a change. Once the bound of the change has passed, a failing
+    /// registry is no error.
     pub(crate) async fn confirmations(
         &self,
         awaited: &Awaited,
@@ -307,8 +318,8 @@ impl Replica {
         };
         let mut found = None;
         if let Some(registration) = &self.registration {
-            // Sent after the change had returned: what is found to be the history is the one it is
-            // part of, and this node has the change.
+            // This read is sent after the change had returned. So the history it finds is the
+            // change's own, and this node has the change.
             self.sync().await?;
             observer.epoch = self.epoch().filter(|_| !self.may_miss_nodes(awaited));
             found = Some(self.look(registration).await?);
@@ -321,8 +332,9 @@ impl Replica {
 }
 
 impl Replica {
-    /// Whether the registry may not know of every node that can act on what was before a change: a
-    /// backup that was put back by hand, epoch and all, does not list who registered since it was made.
+    /// Returns whether the registry may lack a node that can still act on the state before a
+    /// change. A backup restored by hand keeps its epoch, but not the nodes that registered after
+    /// it was made.
     fn may_miss_nodes(&self, awaited: &Awaited) -> bool {
         let progress = self.progress();
         let bound = progress.standing.as_ref().map(|standing| standing.bound);
@@ -334,7 +346,7 @@ impl Replica {
 }
 
 impl Progress {
-    /// Until when reads may be sent that are to confirm something; `None` if none may.
+    /// Returns the latest send time of a read that can confirm; `None` if no read can.
     pub(super) fn until(&self) -> Option<Reading> {
         match &self.standing {
             Some(standing) => standing.until(),
@@ -346,14 +358,19 @@ impl Progress {
     }
 
     fn is_report_due(&self, now: Reading) -> bool {
-        let told = self.standing.as_ref().and_then(|standing| standing.told);
-        told.is_none_or(|told| told.applied != self.cursor || now.since(told.at) >= BEAT_EVERY)
+        let reported = self
+            .standing
+            .as_ref()
+            .and_then(|standing| standing.reported);
+        reported.is_none_or(|reported| {
+            reported.applied != self.cursor || now.since(reported.at) >= BEAT_EVERY
+        })
     }
 }
 
 impl Registration {
-    /// Returns whether the reports of others are to be read. A step of the wall clock counts as time that passed:
-    /// it is held against their clocks at once.
+    /// Returns whether the reports of others should be read. A step of the wall clock counts as
+    /// elapsed time, so this node's clock is compared with theirs immediately.
     fn is_look_due(&self, now: Reading) -> bool {
         let looked = self.seen().looked;
         looked.is_none_or(|looked| now.since(looked) >= LOOK_EVERY)

@@ -1,4 +1,4 @@
-//! Stores that each break one clause of the contract, for checks to be checked against.
+//! Stores that each break one clause of the contract, to test checks against.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::future::poll_fn;
@@ -21,7 +21,7 @@ use keyward::store::{
 use keyward::{Description, PrincipalId};
 use keyward::{KeyRecord, KeyState};
 
-/// Defines the defects with the clause that catches each.
+/// Defines the defects, each with the clause that catches it.
 macro_rules! defects {
     (
         $(#[$about:meta])*
@@ -39,7 +39,7 @@ macro_rules! defects {
             /// Every defect.
             pub const ALL: &[Self] = &[$(Self::$name),*];
 
-            /// The clause that catches it. Others may, too.
+            /// Returns the clause that catches the defect. Other clauses may catch it too.
             #[must_use]
             pub const fn caught_by(self) -> &'static str {
                 match self {
@@ -55,206 +55,206 @@ mod nodes;
 pub use self::nodes::{BrokenRegistry, RegistryDefect};
 
 defects! {
-    /// One deliberate mistake. Most were found in real stores.
+    /// One deliberate mistake of a store. Most were found in real stores.
     enum Defect;
 
-    /// Any tenant is at the store's head.
+    /// Returns the store's head as the revision of an unknown tenant.
     UnknownTenantHasRevision => "an_unknown_tenant_is_empty_at_revision_zero",
-    /// Views have no epoch.
+    /// Returns views without an epoch.
     LoadsWithoutEpoch => "load_tells_the_epoch",
-    /// The epoch is kept with the tenant: one that is not known has none.
+    /// Stores the epoch with each tenant, so an unknown tenant has none.
     LoadsNoEpochOfUnknownTenants => "load_tells_the_epoch",
-    /// A tenant's view is kept, and answered again.
+    /// Caches a tenant's view and returns it again.
     LoadsFromCache => "load_reflects_every_commit_that_returned",
-    /// Of keys asked for by id, those that are not live are left out.
+    /// Leaves out keys that are not live, even if they are requested by id.
     LoadsOnlyLiveKeysById => "load_returns_keys_by_id",
-    /// "Live" means enabled: disabled keys are left out.
+    /// Takes "live" to mean enabled, and leaves out disabled keys.
     LoadsNoDisabledKeys => "load_returns_keys_live_at_an_instant",
-    /// A legacy key that was revoked is none.
+    /// Leaves out a legacy key that was revoked.
     LoadsNoRevokedLegacyKey => "load_returns_the_legacy_key",
-    /// Rows of owners asked for are not loaded.
+    /// Leaves out the rows of owners that are requested.
     LoadsNoOwnersAskedFor => "load_returns_rows_of_owners",
-    /// Rows of the owners of loaded keys are not loaded.
+    /// Leaves out the rows of the owners of loaded keys.
     LoadsNoOwnersOfKeys => "load_returns_rows_of_the_owners_of_loaded_keys",
-    /// The newest entries of a command are loaded instead of its first.
+    /// Loads the newest entries of a command instead of its first.
     LoadsNewestOfCommands => "load_returns_what_commands_did",
-    /// A command is recognised by its first entry alone.
+    /// Recognises a command by its first entry alone.
     LoadsOneEntryOfCommands => "load_returns_what_commands_did",
-    /// A key asked for by id is loaded from whichever tenant it is of.
+    /// Loads a key requested by id from any tenant.
     LoadsAcrossTenants => "load_stays_within_the_tenant",
-    /// The tenant's row is loaded only with keys.
+    /// Loads the tenant's row only together with keys.
     LoadsTenantRowWithKeysOnly => "load_always_returns_the_tenants_row",
-    /// The audit head is that of a commit's first entry.
+    /// Returns the first entry of a commit as the audit head.
     AuditHeadOfFirstEntry => "the_audit_head_is_that_of_the_newest_entry",
-    /// `decided_at` is the last commit's, even if its clock went back.
+    /// Returns `decided_at` of the last commit, even if that commit's clock went back.
     DecidedAtOfLastCommit => "decided_at_never_goes_back",
-    /// `decided_at` never goes back, in a repair neither.
+    /// Never lets `decided_at` go back, not even in a repair.
     DecidedAtStaysInRepairs => "decided_at_goes_back_in_a_repair",
-    /// Rows are loaded with the tenant's revision instead of their own.
+    /// Loads rows with the tenant's revision instead of their own.
     LoadsRowsAtTenantRevision => "load_returns_the_revision_of_each_row",
-    /// Rows of owners are loaded without a revision.
+    /// Loads rows of owners without a revision.
     LoadsOwnersWithoutRevision => "load_returns_the_revision_of_each_row",
-    /// A key is told with the store's revision instead of its own.
+    /// Finds a key with the store's revision instead of the key's own.
     FindsAtHeadRevision => "find_tells_a_key_by_its_id",
-    /// Imported digests have no index.
+    /// Keeps no index of imported digests.
     FindsNoDigests => "find_tells_a_key_by_its_imported_digest",
-    /// What was found once is answered again.
+    /// Caches a key that was found and returns it again.
     FindsFromCache => "find_reflects_every_commit_that_returned",
-    /// Removed keys are not found.
+    /// Does not find removed keys.
     FindsNoTombstones => "find_tells_a_removed_key_as_its_tombstone",
-    /// The head that comes with a key lacks its tag.
+    /// Finds a key with a head that lacks its tag.
     FindsHeadWithoutTag => "find_tells_a_head_that_can_be_followed",
-    /// The head that comes with a key is one ahead of the store's.
+    /// Finds a key with a head that is one revision ahead of the store's.
     FindsHeadAhead => "find_tells_a_head_that_can_be_followed",
-    /// The expected revision is not looked at.
+    /// Ignores the expected revision.
     IgnoresExpected => "a_commit_on_another_revision_is_a_conflict",
-    /// Only an expected revision that is too old is refused.
+    /// Refuses an expected revision only if it is too old.
     AcceptsExpectedAhead => "a_commit_on_another_revision_is_a_conflict",
-    /// The history that a commit was decided on is not looked at.
+    /// Ignores the history that a commit was decided on.
     IgnoresEpochs => "a_commit_on_another_history_is_a_conflict",
-    /// The history that a commit was decided on is looked at for known tenants alone.
+    /// Checks the history that a commit was decided on for known tenants only.
     IgnoresEpochsOfNewTenants => "a_commit_on_another_history_is_a_conflict",
-    /// Audit entries are written outside the transaction, and stay after a conflict.
+    /// Writes audit entries outside the transaction, so they remain after a conflict.
     ConflictLeavesAudit => "a_conflict_writes_nothing",
-    /// A conflict is noticed when records are written, after the owners' rows.
+    /// Notices a conflict when it writes records, after it has written the owners' rows.
     ConflictLeavesOwners => "a_conflict_writes_nothing",
-    /// What is fine in a refused batch is written.
+    /// Writes the valid part of a refused batch.
     RefusalLeavesTheRest => "a_refused_batch_writes_nothing",
-    /// Ids are unique within a tenant only: the commit passes.
+    /// Keeps ids unique within a tenant only. The commit passes.
     IdsPerTenant => "ids_are_unique_across_tenants",
-    /// Whether a key was removed is not looked at: the commit passes.
+    /// Ignores that a key was removed. The commit passes.
     ForgetsRemovedIds => "a_removed_key_never_comes_back",
-    /// A key that is not there is not removed.
+    /// Ignores the removal of a key that was never stored.
     RemovesOnlyWhatIsThere => "removing_a_key_never_stored_takes_its_id",
-    /// Imported digests are unique within a tenant only: the commit passes.
+    /// Keeps imported digests unique within a tenant only. The commit passes.
     DigestsPerTenant => "imported_digests_are_unique_across_tenants",
-    /// A key cannot be changed because its own digest is taken.
+    /// Refuses to change an imported key, because its own digest is taken.
     DigestTakenByItself => "imported_digests_are_unique_across_tenants",
-    /// Digests are compared with stored ones only, not within the batch.
+    /// Compares digests with stored ones only, not within the batch.
     DigestsNotComparedInBatch => "imported_digests_are_unique_within_a_batch",
-    /// A removed key frees its digest.
+    /// Frees the digest of a removed key.
     RemovalFreesDigest => "the_digest_of_a_removed_key_stays_taken",
-    /// Digests that come beside records are not kept.
+    /// Drops digests that are claimed without a record.
     ForgetsDigestsBesideKeys => "a_digest_beside_its_key_stays_taken",
-    /// A removed key frees the digests that came beside it.
+    /// Frees the claimed digests of a removed key.
     RemovalFreesDigestsBesideKeys => "a_digest_beside_its_key_stays_taken",
-    /// A digest is looked up, then kept, in two steps.
+    /// Looks up a claimed digest and stores it in two steps.
     ClaimsInTwoSteps => "concurrent_claims_of_one_digest_have_one_winner",
-    /// A row that is not there stands nowhere, not even at zero.
+    /// Refuses a guard on an absent row, even at revision zero.
     AbsentRowsNeverStand => "a_commit_whose_guards_stand_is_applied",
-    /// Guards are not looked at.
+    /// Ignores guards.
     IgnoresGuards => "a_commit_whose_guarded_row_moved_is_a_conflict",
-    /// Of several guards the first is looked at.
+    /// Checks only the first of several guards.
     ChecksOneGuard => "a_commit_whose_guarded_row_moved_is_a_conflict",
-    /// Only a row that moved on is refused, not one that has not come that far.
+    /// Refuses a guard behind its row, but not one ahead of it.
     AcceptsGuardsAhead => "a_commit_whose_guarded_row_moved_is_a_conflict",
-    /// A row is taken to stand once its tenant has come as far as the guard.
+    /// Accepts a guard once the row's tenant has reached the guard's revision.
     GuardsMissWhatTenantsPassed => "a_commit_whose_guarded_row_moved_is_a_conflict",
-    /// A row that was not there when it was read is not looked at.
+    /// Ignores a guard at revision zero.
     AbsentRowsAlwaysStand => "a_commit_whose_guarded_row_appeared_is_a_conflict",
-    /// A row that is not there now is not looked at.
+    /// Ignores a guard on a row that is absent now.
     RemovedKeysStand => "a_commit_whose_guarded_key_was_removed_is_a_conflict",
-    /// A row is taken to stand where its tenant does: any commit of the tenant moves it.
+    /// Compares a guard with the tenant's revision, so every commit of the tenant breaks it.
     GuardsWholeTenants => "a_guard_stands_though_its_tenant_moves",
-    /// Guards are compared before the lock is taken that orders commits.
+    /// Compares guards before it takes the lock that orders commits.
     GuardsBeforeTheLock => "a_guard_holds_until_its_commit_is_applied",
-    /// Each tenant counts its own revisions.
+    /// Counts revisions per tenant.
     RevisionsPerTenant => "revisions_increase_in_commit_order",
-    /// Revisions are drawn from a sequence before the commit is visible.
+    /// Draws revisions from a sequence before the commit becomes visible.
     SequenceBeforeCommit => "nothing_appears_behind_a_revision_seen",
-    /// The revision is compared, then the batch is written, in two steps.
+    /// Compares the revision and writes the batch in two steps.
     CheckThenWrite => "concurrent_commits_have_one_winner",
-    /// Records are written, then owners and audit entries, in two steps.
+    /// Writes records first, then owners and audit entries, in two steps.
     CommitsInTwoSteps => "a_dropped_commit_is_all_or_nothing",
-    /// Long texts are cut off.
+    /// Truncates long texts.
     CutsLongTexts => "records_come_back_as_they_were_written",
-    /// Instants are kept in whole seconds.
+    /// Stores instants in whole seconds.
     KeepsWholeSeconds => "records_come_back_as_they_were_written",
-    /// When an owner was removed is not kept.
+    /// Drops the instant at which an owner was removed.
     ForgetsWhenOwnersLeft => "other_rows_come_back_as_they_were_written",
-    /// A field that a new record leaves empty keeps its old value.
+    /// Keeps the old value of a field that a new record leaves empty.
     MergesRecords => "a_put_replaces_the_whole_record",
-    /// The feed has no order.
+    /// Returns changes newest first.
     FeedNewestFirst => "changes_come_oldest_first",
-    /// The feed tells keys only.
+    /// Returns a feed without owners' rows.
     FeedWithoutOwners => "changes_end_at_the_rows_of_the_store",
-    /// A page ends after `limit` changes, in the middle of a revision.
+    /// Ends a page after `limit` changes, in the middle of a revision.
     FeedSplitsRevisions => "a_revision_is_never_split_across_pages",
-    /// A page is cut at `limit`, and says that it is up to the head.
+    /// Cuts a page at `limit`, and sets its `upto` to the head.
     FeedClaimsTheHead => "nothing_up_to_upto_is_missing",
-    /// The feed is one commit behind.
+    /// Returns a feed that is one commit behind.
     FeedLags => "an_empty_page_means_caught_up",
-    /// An empty page ends where it began, though commits without rows came after.
+    /// Ends an empty page where it began, although commits without rows followed.
     FeedStaysBehind => "an_empty_page_means_caught_up",
-    /// Removed keys disappear from the feed.
+    /// Drops removed keys from the feed.
     FeedWithoutTombstones => "tombstones_are_in_the_feed",
-    /// A cursor ahead of the head is answered with an empty page.
+    /// Answers a cursor ahead of the head with an empty page.
     AcceptsCursorsAhead => "a_cursor_ahead_of_the_head_is_compacted",
-    /// Epochs are not compared.
+    /// Does not compare epochs.
     AcceptsOtherEpochs => "a_cursor_of_another_epoch_is_compacted",
-    /// Tags are not compared.
+    /// Does not compare tags.
     AcceptsOtherTags => "a_cursor_with_another_tag_is_compacted",
-    /// The cursors of pages lack their tags, which are not compared either.
+    /// Returns cursors without their tags, and does not compare tags.
     CursorsWithoutTags => "cursors_carry_the_tag_of_their_commit",
-    /// `changes_now` answers from a copy that lags.
+    /// Answers `changes_now` from a copy that lags.
     ChangesNowLags => "changes_now_is_changes_at_once",
-    /// Scans tell keys before owners and tenants.
+    /// Scans keys before owners and tenants.
     ScansKeysFirst => "a_scan_tells_every_row_in_order",
-    /// The first row of a further page is skipped.
+    /// Skips the first row of every page after the first.
     ScanSkipsRows => "a_scan_tells_every_row_in_order",
-    /// Pages are told apart by how many rows came before, not by the last of them.
+    /// Continues a scan by the number of rows returned, not after the last row.
     ScansByOffset => "a_scan_and_its_changes_lead_to_the_store",
-    /// A page's head is read after its rows.
+    /// Reads a page's head after its rows.
     ScanReadsHeadLast => "a_scan_reads_its_head_before_its_rows",
-    /// Reading everything reads keys alone.
+    /// Scans keys only, if asked for everything.
     ScanOfAllLeavesOutOwners => "a_scan_of_all_tells_every_row_once",
-    /// Reading everything ends before the last page.
+    /// Ends a scan of everything before its last page.
     ScanOfAllLosesItsEnd => "a_scan_of_all_tells_every_row_once",
-    /// Where there is no row, there is no page.
+    /// Returns no page at all from a scan of an empty store.
     ScanOfNothingHasNoPage => "a_scan_of_all_tells_every_row_once",
-    /// Everything is read first, then where the store stands.
+    /// Reads every row first, and the head last.
     ScanOfAllReadsHeadLast => "a_scan_of_all_reads_its_head_before_its_rows",
-    /// Whether a page was taken is not looked at.
+    /// Ignores an error of the consumer of the pages.
     ScanOfAllHearsNoRefusal => "a_scan_of_all_ends_when_a_page_is_refused",
-    /// That a page was refused ends it, and is not told.
+    /// Ends at an error of the consumer, and does not return it.
     ScanOfAllTellsNoRefusal => "a_scan_of_all_ends_when_a_page_is_refused",
-    /// Names are compared as typed.
+    /// Compares names case-sensitively.
     ListMindsCase => "a_list_holds_exactly_what_matches",
-    /// A tenant is below another if its path begins with the other's.
+    /// Takes a tenant to be below another if its path begins with the other's path.
     ListComparesPathsByText => "a_list_holds_exactly_what_matches",
-    /// A key that ends at an instant also ends before it.
+    /// Lists a key that expires at an instant as expiring before it.
     ListTakesTheEndIn => "a_list_holds_exactly_what_matches",
-    /// Keys that never end come first, as SQL orders nulls in some databases.
+    /// Lists keys without an expiry first, as some databases order nulls.
     ListPutsEndlessKeysFirst => "a_list_comes_in_the_querys_order",
-    /// Names order whatever their case.
+    /// Orders names case-insensitively.
     ListOrdersNamesByLowerCase => "a_list_comes_in_the_querys_order",
-    /// A page goes on one key too late.
+    /// Starts a page one key too late.
     ListSkipsAKey => "pages_of_a_list_neither_repeat_nor_skip",
-    /// A page begins with the last key of the one before.
+    /// Starts a page with the last key of the previous page.
     ListRepeatsAKey => "pages_of_a_list_neither_repeat_nor_skip",
-    /// The last page does not say that it is.
+    /// Returns a position for a further page even on the last page.
     ListNeverSaysItsLast => "pages_of_a_list_neither_repeat_nor_skip",
-    /// A list goes on after a key only if it is still there.
+    /// Continues a list after a key only if the key still exists.
     ListNeedsItsPlace => "a_list_goes_on_after_a_key_that_is_gone",
-    /// Removed keys stay listed.
+    /// Lists removed keys.
     ListsRemovedKeys => "a_list_reflects_every_commit_that_returned",
-    /// The trail is newest first.
+    /// Returns the audit trail newest first.
     AuditNewestFirst => "the_audit_trail_comes_oldest_first",
-    /// Entries at the end of a span are in it.
+    /// Includes entries at the end of a span.
     AuditTakesTheEndIn => "the_audit_trail_holds_exactly_what_matches",
-    /// Who did it is not looked at.
+    /// Ignores the actor in a query.
     AuditIgnoresActors => "the_audit_trail_holds_exactly_what_matches",
-    /// A page goes on with the next commit, though it ended within one.
+    /// Continues with the next commit after a page that ended within a commit.
     AuditSkipsRestOfCommit => "pages_of_the_audit_trail_neither_repeat_nor_skip",
-    /// Only the last entry of a commit is kept, as when entries share a primary key.
+    /// Keeps only the last entry of a commit, as if entries shared a primary key.
     AuditKeepsOnePerCommit => "the_audit_trail_reflects_every_commit_that_returned",
-    /// Waiting is an error, in a store that cannot wait.
+    /// Fails every wait, as a store that cannot wait might.
     WaitFails => "waiting_does_not_fail",
-    /// Who waits holds the only connection.
+    /// Holds the only connection during a wait.
     WaitHoldsTheConnection => "waiting_holds_up_no_commit",
 }
 
-/// A store with one [`Defect`]; otherwise it does what `inner` does.
+/// A store with one [`Defect`]; otherwise it behaves like `inner`.
 #[derive(Debug)]
 pub struct BrokenStore<S> {
     inner: S,
@@ -262,7 +262,7 @@ pub struct BrokenStore<S> {
     seen: Mutex<Seen>,
 }
 
-/// What defects remember.
+/// The state that defects need.
 #[derive(Debug, Default)]
 struct Seen {
     views: HashMap<TenantId, TenantView>,
@@ -275,7 +275,7 @@ struct Seen {
     unseen: BTreeSet<Revision>,
     records: BTreeMap<KeyId, KeyRecord>,
     counted: HashMap<TenantId, u64>,
-    /// The digests that came beside records.
+    /// The digests that commits claimed without a record.
     claimed: HashMap<Digest, KeyId>,
     scanned: usize,
     waiting: usize,
@@ -289,7 +289,7 @@ impl Seen {
 }
 
 impl<S: KeyStore> BrokenStore<S> {
-    /// Breaks `inner`.
+    /// Wraps `inner` with a defect.
     pub fn new(inner: S, defect: Defect) -> Self {
         let seen = Mutex::default();
         Self {
@@ -320,7 +320,7 @@ impl<S: KeyStore> BrokenStore<S> {
         Ok(found.map(|found| found.change.row))
     }
 
-    /// The tenant whose row it is, and the commit that wrote it, tombstones left aside.
+    /// Returns the row's tenant, and the commit that wrote the row. Tombstones count as absent.
     async fn row_at(&self, row: &RowKey) -> Result<(Option<TenantId>, Revision), StoreError> {
         let (tenant, select) = match row {
             RowKey::Tenant(tenant) => (tenant, Select::none()),
@@ -341,7 +341,7 @@ impl<S: KeyStore> BrokenStore<S> {
         Ok((Some(tenant.clone()), revision))
     }
 
-    /// Returns whether a guard stands, as the defect sees it.
+    /// Returns whether a guard holds, according to the defect.
     async fn stands(&self, guard: &Guard) -> Result<bool, StoreError> {
         let (tenant, at) = self.row_at(&guard.row).await?;
         let absent = at == Revision::ZERO;
@@ -359,7 +359,7 @@ impl<S: KeyStore> BrokenStore<S> {
         })
     }
 
-    /// Changes what is about to be written.
+    /// Changes a commit before it is written.
     async fn spoil(&self, commit: &mut Commit) -> Result<(), CommitError> {
         let guards = &mut commit.guards;
         let Effects {
@@ -470,7 +470,7 @@ impl<S: KeyStore> BrokenStore<S> {
         Ok(())
     }
 
-    /// What becomes of a commit that was refused.
+    /// Handles a refused commit as the defect does.
     async fn after_refusal(
         &self,
         mut commit: Commit,
@@ -589,7 +589,7 @@ impl<S: KeyStore> BrokenStore<S> {
         }
     }
 
-    /// Asks for changes with what cursor the defect lets pass.
+    /// Returns the cursor to request, so that the defect accepts `after`.
     fn lenient(&self, mut after: Cursor, head: Cursor) -> Cursor {
         match self.defect {
             Defect::AcceptsCursorsAhead if after.revision > head.revision => return head,
@@ -643,7 +643,7 @@ impl<S: KeyStore> BrokenStore<S> {
     }
 }
 
-/// Answers as if the last commit had not been there yet.
+/// Changes the page as if the last commit had not happened yet.
 fn lag(page: &mut Changes, behind: Option<Cursor>) {
     let Some(behind) = behind else { return };
     page.changes
@@ -654,7 +654,7 @@ fn lag(page: &mut Changes, behind: Option<Cursor>) {
     }
 }
 
-/// Gives way once, as I/O would.
+/// Yields once, as I/O would.
 async fn pause() {
     let mut paused = false;
     poll_fn(|cx| {
@@ -668,7 +668,7 @@ async fn pause() {
     .await;
 }
 
-/// Counts who waits, also if the wait is dropped.
+/// Counts pending waits, including those that are dropped.
 struct Waiting<'a>(&'a Mutex<Seen>);
 
 impl<'a> Waiting<'a> {
@@ -809,7 +809,8 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
         self.seen().behind = Some(head);
         match self.defect {
             Defect::SequenceBeforeCommit => {
-                // Readers see it only when this future goes on, though its revision is drawn.
+                // Readers see the commit only when this future is polled again, although its
+                // revision is drawn.
                 self.seen().unseen.insert(revision);
                 pause().await;
                 self.seen().unseen.remove(&revision);
@@ -895,8 +896,8 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
             }
             Defect::ScanOfAllHearsNoRefusal => {
                 scan_by_pages(self, limit, &mut keep).await?;
-                let told: Vec<_> = pages.into_iter().map(take).collect();
-                return told.into_iter().collect();
+                let taken: Vec<_> = pages.into_iter().map(take).collect();
+                return taken.into_iter().collect();
             }
             Defect::ScanOfAllTellsNoRefusal => {
                 scan_by_pages(self, limit, &mut keep).await?;

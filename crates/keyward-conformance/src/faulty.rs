@@ -1,8 +1,8 @@
-//! A store that fails when it is told to.
+//! A store that fails on demand.
 //!
-//! Wraps any store. Faults are exactly those that the contract allows: nothing is done and the
-//! store is unavailable, or a commit's outcome is unknown. What the inner store does is never
-//! changed, so that whatever goes wrong on top of it is the caller's fault.
+//! Wraps any store. It injects exactly the faults that the contract allows: an unavailable store
+//! that did nothing, or a commit with an unknown outcome. It never changes the behaviour of the
+//! inner store, so any further error is the caller's.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -19,7 +19,7 @@ use keyward::store::{
 };
 use keyward::store::{Revision, Select, TenantView};
 
-/// Which method of a store is called.
+/// A method of a store.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Call {
     /// [`KeyStore::load`].
@@ -46,30 +46,30 @@ pub enum Call {
     Forget,
 }
 
-/// What a call meets.
+/// The fault that a call meets.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Fault {
-    /// Nothing: the inner store answers.
+    /// No fault: the inner store answers.
     #[default]
     None,
-    /// Nothing is done, and the store is `Unavailable`.
+    /// The inner store is not called, and the call is `Unavailable`.
     Unavailable,
-    /// What writes (a commit, a report, forgetting) is carried out and its reply is lost:
-    /// `Indeterminate` if it landed. A refusal of the inner store is told as it is, and so is the
-    /// answer to any other call.
+    /// The inner store carries out a write (a commit, a report, a deregistration), and its reply is
+    /// lost: `Indeterminate` if the write landed. A refusal of the inner store is returned as it
+    /// is. Other calls are answered normally.
     ReplyLost,
-    /// What writes is not carried out, and nobody can tell: `Indeterminate`. Any other call is
-    /// `Unavailable`.
+    /// A write does not reach the inner store, and the caller cannot know that: `Indeterminate`.
+    /// Any other call is `Unavailable`.
     RequestLost,
 }
 
 type Plan = dyn FnMut(Call) -> Fault + Send;
 
-/// A store that fails as a plan says. Clones share the inner store and the plan, so that a test
-/// keeps one to steer by.
+/// A store that fails according to a plan. Clones share the inner store and the plan, so that a test
+/// keeps one clone to control the other.
 ///
-/// It is never consulted in the process ([`KeyStore::changes_now`] answers `None`) unless
-/// [`answer_at_once`](Self::answer_at_once) says so, so that staleness is exercised.
+/// [`KeyStore::changes_now`] returns `None`, so that tests exercise staleness, unless
+/// [`answer_at_once`](Self::answer_at_once) changes that.
 ///
 /// # Examples
 ///
@@ -83,7 +83,7 @@ type Plan = dyn FnMut(Call) -> Fault + Send;
 /// let keys = Keyward::builder(store.clone(), PepperRing::generate()?).build().await?;
 /// let admin = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
 ///
-/// // The reply of the next commit is lost: the manager finds out that it landed.
+/// // The reply of the next commit is lost, and the manager finds out that the commit landed.
 /// store.next(Call::Commit, [Fault::ReplyLost]);
 /// let key = NewKey::new("export").environment("live");
 /// assert!(keys.create(&admin, key.clone()).await.is_ok());
@@ -127,7 +127,7 @@ impl<S> Clone for FaultyStore<S> {
 }
 
 impl<S> FaultyStore<S> {
-    /// Wraps `inner`; without a plan nothing fails.
+    /// Wraps `inner`. Nothing fails without a plan.
     pub fn new(inner: S) -> Self {
         Self {
             inner: Arc::new(inner),
@@ -135,38 +135,38 @@ impl<S> FaultyStore<S> {
         }
     }
 
-    /// Asks `plan` before every call that no script and no partition decides.
+    /// Sets a plan, called before every call that neither a partition nor a script decides.
     #[must_use]
     pub fn with_plan(self, plan: impl FnMut(Call) -> Fault + Send + 'static) -> Self {
         self.control().plan = Some(Box::new(plan));
         self
     }
 
-    /// Lets the next calls of this kind meet `faults`, one each, after those scripted before.
+    /// Scripts `faults` for the next calls of this kind, one each, after those scripted before.
     pub fn next(&self, call: Call, faults: impl IntoIterator<Item = Fault>) {
         let faults = faults.into_iter().map(|fault| (call, fault));
         self.control().scripted.extend(faults);
     }
 
-    /// Cuts the store off, or joins it again. While it is cut off every call is `Unavailable` and
-    /// scripts stand still.
+    /// Cuts the store off, or reconnects it. While it is cut off, every call is `Unavailable` and
+    /// no script advances.
     pub fn partition(&self, cut_off: bool) {
         self.control().partitioned = cut_off;
     }
 
-    /// Lets [`KeyStore::changes_now`] ask the inner store, as a store in the process would, or not.
-    /// Defaults to not. While the store is cut off it cannot.
+    /// Sets whether [`KeyStore::changes_now`] asks the inner store, as a store in the process
+    /// would. Defaults to false. A store that is cut off does not answer.
     pub fn answer_at_once(&self, at_once: bool) {
         self.control().at_once = at_once;
     }
 
-    /// The calls made so far, with what each met.
+    /// Returns the calls made so far, each with the fault it met.
     #[must_use]
     pub fn met(&self) -> Vec<(Call, Fault)> {
         self.control().met.clone()
     }
 
-    /// The store inside, which never fails by itself.
+    /// Returns the inner store, which has no injected faults.
     #[must_use]
     pub fn inner(&self) -> &S {
         &self.inner
@@ -179,7 +179,7 @@ impl<S> FaultyStore<S> {
         fault
     }
 
-    /// Lets a call other than a commit through, or not.
+    /// Decides whether a call other than a write reaches the inner store.
     fn pass(&self, call: Call, doing: &'static str) -> Result<(), StoreError> {
         match self.fault(call) {
             Fault::None | Fault::ReplyLost => Ok(()),
@@ -189,7 +189,7 @@ impl<S> FaultyStore<S> {
         }
     }
 
-    /// Carries out what writes, or not, and loses the reply, or not.
+    /// Carries out a write or drops it, and returns its reply or loses it.
     async fn write<T, E: From<StoreError>>(
         &self,
         call: Call,

@@ -1,12 +1,12 @@
-//! Checks for those who write a store, and tools for tests on top of one.
+//! Checks for store authors, and tools for tests on top of a store:
 //!
 //! - [`suite!`] stamps one test per clause of the [`KeyStore`](keyward::store::KeyStore) contract.
-//!   [`broken`] has stores that each break one of them: the kit is tested against those, and so can
-//!   be checks of your own.
 //! - [`registry_suite!`] does the same for a [`NodeRegistry`](keyward::store::NodeRegistry).
-//! - [`FaultyStore`] fails when it is told to.
-//! - [`explore`] runs writers in every order there is, replies lost on the way.
-//! - [`simulate`] runs nodes over a store that is far away, with clocks that disagree.
+//! - [`broken`] has stores that each break one clause. The kit is tested against them, and your own
+//!   checks can be too.
+//! - [`FaultyStore`] fails on demand.
+//! - [`explore`] runs writers in every possible order, with lost replies.
+//! - [`simulate`] runs nodes over a remote store, with clocks that disagree.
 
 pub mod broken;
 mod contract;

@@ -1,4 +1,4 @@
-//! Proptest strategies for what keys are made of, for the tests of hosts and store authors.
+//! Proptest strategies for keys and their parts, for the tests of applications and store authors.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
@@ -22,31 +22,33 @@ use keyward::{Reason, Visibility};
 use keyward::{Scope, ScopeSet};
 use keyward::{Timestamp, days, hours};
 
-/// Scopes that meet often: few resources and actions, and stars.
+/// Generates scopes that often overlap: few resources and actions, and wildcards.
 pub fn scopes() -> impl Strategy<Value = Scope> + Clone {
     let sides = (
         select(vec!["reports", "users", "*"]),
         select(vec!["read", "write", "*"]),
     );
     sides.prop_map(|(resource, action)| {
-        Scope::new(format!("{resource}:{action}")).expect("made of valid sides")
+        Scope::new(format!("{resource}:{action}")).expect("a scope of two valid sides")
     })
 }
 
-/// Sets of up to four [`scopes`], the empty one among them.
+/// Generates sets of up to four [`scopes`], including the empty set.
 pub fn scope_sets() -> impl Strategy<Value = ScopeSet> + Clone {
     prop::collection::vec(scopes(), 0..5)
-        .prop_map(|scopes| ScopeSet::new(scopes).expect("fewer than the most allowed"))
+        .prop_map(|scopes| ScopeSet::new(scopes).expect("a set below the scope limit"))
 }
 
-/// Tenants one to three deep, with neighbours whose names only begin alike.
+/// Generates tenants one to three levels deep, including pairs that only share the beginning of a
+/// name.
 pub fn tenants() -> impl Strategy<Value = TenantId> + Clone {
     let segment = select(vec!["acme", "acme-two", "web", "website", "other"]);
     prop::collection::vec(segment, 1..4)
-        .prop_map(|path| TenantId::new(path.join("/")).expect("made of valid segments"))
+        .prop_map(|path| TenantId::new(path.join("/")).expect("a path of valid segments"))
 }
 
-/// Actors of every shipped role, bound to any of [`tenants`], some narrowed and some ending.
+/// Generates actors of every shipped role in any of [`tenants`], some with narrowed scopes and some
+/// with an expiry.
 pub fn actors() -> impl Strategy<Value = Actor> {
     let roles = select(vec![
         Role::ADMIN,
@@ -58,7 +60,7 @@ pub fn actors() -> impl Strategy<Value = Actor> {
     let narrowed = prop::option::weighted(0.3, scope_sets());
     let ends = prop::option::weighted(0.2, instants());
     (tenants(), people, roles, narrowed, ends).prop_map(|(tenant, who, role, narrowed, ends)| {
-        let principal = PrincipalId::new(who).expect("a literal");
+        let principal = PrincipalId::new(who).expect("a valid principal literal");
         let mut actor = Actor::new(tenant, principal, role);
         if let Some(scopes) = narrowed {
             actor = actor.with_scopes(scopes);
@@ -70,13 +72,14 @@ pub fn actors() -> impl Strategy<Value = Actor> {
     })
 }
 
-/// Instants of this century.
+/// Generates instants of this century.
 pub fn instants() -> impl Strategy<Value = Timestamp> + Clone {
-    (946_684_800_i64..4_102_444_800)
-        .prop_map(|seconds| Timestamp::from_unix_seconds(seconds).expect("within range"))
+    (946_684_800_i64..4_102_444_800).prop_map(|seconds| {
+        Timestamp::from_unix_seconds(seconds).expect("a second of this century")
+    })
 }
 
-/// Drafts of keys that the [`standard`] policy could accept of an actor with enough reach.
+/// Generates drafts of keys that the [`standard`] policy accepts from an actor with enough reach.
 pub fn new_keys() -> impl Strategy<Value = NewKey> {
     let names = "[a-z][a-z ]{0,15}[a-z]";
     let classes = select(vec!["secret", "publishable"]);
@@ -90,7 +93,7 @@ pub fn new_keys() -> impl Strategy<Value = NewKey> {
     })
 }
 
-/// Commands about one of `keys`, and creations; creations alone if there are none.
+/// Generates commands on one of `keys`, and creations. Without keys, generates creations only.
 pub fn commands(keys: Vec<KeyId>) -> BoxedStrategy<Command> {
     let create =
         new_keys().prop_filter_map("drafts of this module parse", |key| key.into_command().ok());
@@ -119,8 +122,8 @@ pub fn commands(keys: Vec<KeyId>) -> BoxedStrategy<Command> {
     prop_oneof![create, about].boxed()
 }
 
-/// Policies without contradiction: the [`standard`] one with other caps, lifetimes, graces,
-/// deletions, ceilings and bounds, some with a legacy key.
+/// Generates valid policies: the [`standard`] one with other caps, lifetimes, graces, deletions,
+/// revocations and bounds, some with a legacy key.
 pub fn policies() -> impl Strategy<Value = Policy> {
     let cap = prop::option::of(1_u32..6);
     let lifetime = prop::option::of(1_u32..400);
@@ -129,7 +132,7 @@ pub fn policies() -> impl Strategy<Value = Policy> {
     parts.prop_map(|(cap, lifetime, grace, flags, bound)| {
         let [legacy, typed, confirm, renews, support] = flags;
         let mut spec = standard();
-        // Support can rotate only what its role reaches.
+        // A support actor can rotate only keys within the reach of its role.
         spec.roles.insert(Role::SUPPORT, ScopeSet::all());
         for class in spec.classes.values_mut() {
             class
@@ -157,31 +160,33 @@ pub fn policies() -> impl Strategy<Value = Policy> {
             let classes = BTreeSet::new();
             spec.active_keys = ActiveKeyCap::Limited { limit, classes };
         }
-        // A legacy key that ended could never be rotated again.
+        // A legacy key that has expired could never be rotated again.
         if legacy && lifetime.is_none() {
             spec.legacy = LegacyRule::One {
                 class: spec.default_class.clone(),
-                name: "legacy".try_into().expect("a literal"),
-                scopes: Scope::new("reports:read").expect("a literal").into(),
+                name: "legacy".try_into().expect("a valid name literal"),
+                scopes: Scope::new("reports:read")
+                    .expect("a valid scope literal")
+                    .into(),
             };
         }
         spec.propagation = Propagation {
             bound: Duration::from_secs(bound),
         };
-        Policy::new(spec).expect("varied within what a policy allows")
+        Policy::new(spec).expect("a policy without a contradiction")
     })
 }
 
-/// Specs that contradict themselves, each in one way: [`Policy::new`] refuses every one.
+/// Generates specs with one contradiction each, which [`Policy::new`] refuses.
 pub fn contradictory_specs() -> impl Strategy<Value = PolicySpec> {
     (policies(), 0_u8..7).prop_map(|(policy, which)| {
         let mut spec = PolicySpec::from(policy);
         let default = spec.default_class.clone();
         match which {
-            0 => spec.default_class = "nowhere".try_into().expect("a literal"),
+            0 => spec.default_class = "nowhere".try_into().expect("a valid class literal"),
             1 => spec.classes.clear(),
             2 => {
-                let nowhere = "nowhere".try_into().expect("a literal");
+                let nowhere = "nowhere".try_into().expect("a valid class literal");
                 spec.classes
                     .values_mut()
                     .for_each(|class| class.issues = BTreeSet::from([ClassName::clone(&nowhere)]));
@@ -208,8 +213,8 @@ pub fn contradictory_specs() -> impl Strategy<Value = PolicySpec> {
     })
 }
 
-/// What may be presented in place of `token`: itself with a byte changed, dropped, doubled or
-/// surrounded, never itself.
+/// Generates near misses of `token`: one byte changed, removed or inserted, or the end cut off.
+/// Never generates `token` itself.
 pub fn mutated_tokens(token: String) -> impl Strategy<Value = Vec<u8>> {
     let len = token.len().max(1);
     (0..len, any::<u8>(), 0_u8..4)
@@ -228,7 +233,7 @@ pub fn mutated_tokens(token: String) -> impl Strategy<Value = Vec<u8>> {
         })
 }
 
-/// Arbitrary bytes, up to more than are ever looked at.
+/// Generates arbitrary bytes, some longer than verification ever reads.
 pub fn arbitrary_tokens() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         prop::collection::vec(any::<u8>(), 0..600),
@@ -237,7 +242,7 @@ pub fn arbitrary_tokens() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-/// How far clocks move at once: microseconds to months.
+/// Generates clock steps, from microseconds to months.
 pub fn clock_moves() -> impl Strategy<Value = Duration> + Clone {
     prop_oneof![
         (0_u64..3).prop_map(Duration::from_micros),
@@ -255,7 +260,7 @@ fn modes() -> impl Strategy<Value = Mode> + Clone {
     ]
 }
 
-/// What happens to the [`model`](super::model): up to `most` steps.
+/// Generates up to `most` steps for the [`model`](super::model).
 pub fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
     let who = prop_oneof![
         6 => Just(Who::Alice),

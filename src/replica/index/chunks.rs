@@ -1,22 +1,22 @@
-//! A list that only grows, and whose items never move: read without a lock while it grows.
+//! A list that only grows and whose items never move, so readers need no lock while it grows.
 
 use std::sync::OnceLock;
 
-/// How many items the first chunk has. Small, so that a small index is small.
+/// 64 items in the first chunk, so that a small index is small.
 const FIRST: usize = 64;
-/// How many items a chunk has at most.
+/// At most 4096 items per chunk.
 const CHUNK: usize = 4096;
-/// Chunks of 64, 64, 128, … 2048: they hold the first 4096 items.
+/// 7 small chunks of 64, 64, 128, … 2048 items: together the first 4096 items.
 const SMALL: usize = 7;
-/// How many chunks a shelf holds.
+/// 1024 chunks per shelf.
 const SHELF: usize = 1024;
-/// How many shelves there are: room for 2³² items.
+/// 1024 shelves: room for 2³² items.
 const SHELVES: usize = 1024;
 
 type Chunk<T> = OnceLock<Box<[T]>>;
 type Shelf<T> = OnceLock<Box<[Chunk<T>]>>;
 
-/// Items are made by `Default`, and changed where they lie.
+/// The list. Items are created by `Default` and changed in place.
 pub(super) struct Chunks<T> {
     small: [Chunk<T>; SMALL],
     shelves: OnceLock<Box<[Shelf<T>]>>,
@@ -32,7 +32,7 @@ impl<T> Default for Chunks<T> {
 }
 
 impl<T: Default> Chunks<T> {
-    /// The item, if its chunk was made.
+    /// Returns the item, if its chunk exists.
     pub(super) fn get(&self, index: u32) -> Option<&T> {
         let index = index as usize;
         if index < CHUNK {
@@ -44,7 +44,7 @@ impl<T: Default> Chunks<T> {
         shelf[chunk].get()?.get(offset)
     }
 
-    /// The item, with room made for it.
+    /// Returns the item, and allocates its chunk if needed.
     pub(super) fn at(&self, index: u32) -> &T {
         let index = index as usize;
         if index < CHUNK {
@@ -66,7 +66,7 @@ fn fill<T: Default>(size: usize) -> Box<[T]> {
     (0..size).map(|_| T::default()).collect()
 }
 
-/// Chunk and offset of one of the first items.
+/// Returns chunk and offset of one of the first 4096 items.
 fn small(index: usize) -> (usize, usize) {
     if index < FIRST {
         return (0, index);
@@ -75,7 +75,7 @@ fn small(index: usize) -> (usize, usize) {
     (doublings + 1, index - (FIRST << doublings))
 }
 
-/// Shelf, chunk and offset of one of the others.
+/// Returns shelf, chunk and offset of any later item.
 fn large(index: usize) -> (usize, usize, usize) {
     let chunk = index / CHUNK;
     (chunk / SHELF, chunk % SHELF, index % CHUNK)

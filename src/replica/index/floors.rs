@@ -1,4 +1,5 @@
-//! The newest instant of each tenant, by its rows. Each commit leaves its instant in a row that stays.
+//! The newest instant of each tenant, derived from its rows. Each commit writes its instant to a
+//! row that stays.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -9,26 +10,26 @@ use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 
-/// The floors of all tenants. Read by verifications alone whose key ends between their time and the newest
-/// commit of the store.
+/// The newest instants of all tenants. Verification reads them only for a key that ends between the
+/// current time and the store's newest commit.
 #[derive(Default)]
 pub(super) struct Floors {
     of: RwLock<HashMap<TenantId, Floor>>,
-    /// The newest of all, in microseconds.
+    /// The newest instant of any tenant, in microseconds.
     newest: AtomicI64,
 }
 
 #[derive(Clone, Copy)]
 struct Floor {
     at: Timestamp,
-    /// The commit that it comes from.
+    /// The commit that wrote the instant.
     by: Revision,
-    /// Instants up to this commit say nothing.
+    /// Instants of commits up to this one do not count: a repair has voided them.
     void: Revision,
 }
 
 impl Floors {
-    /// Takes the instant of a row over that the commit `by` wrote.
+    /// Records the instant of a row that the commit `by` wrote.
     pub(super) fn saw(&self, tenant: &TenantId, at: Timestamp, by: Revision) {
         let news = |floor: &Floor| by > floor.void && (at, by) > (floor.at, floor.by);
         let known = self.of(tenant, |floor| !news(floor)).unwrap_or(false);
@@ -48,8 +49,8 @@ impl Floors {
         self.newest.fetch_max(at.as_micros(), Ordering::AcqRel);
     }
 
-    /// Takes over that a tenant's newest instant was set back. `at` and `by` are those of the row that says
-    /// so, which may have changed since.
+    /// Records that a tenant's newest instant was set back. `at` and `by` belong to the row that
+    /// contains the repair; the row may have changed since.
     pub(super) fn repaired(
         &self,
         tenant: &TenantId,
@@ -76,18 +77,18 @@ impl Floors {
         self.newest.fetch_max(at.as_micros(), Ordering::AcqRel);
     }
 
-    /// The newest instant of a tenant; `None` if it has no rows here.
+    /// Returns the newest instant of a tenant; `None` if no row of the tenant is known.
     pub(super) fn at(&self, tenant: &TenantId) -> Option<Timestamp> {
         self.of(tenant, |floor| floor.at)
     }
 
-    /// The newest instant of any tenant.
+    /// Returns the newest instant of any tenant.
     #[inline]
     pub(super) fn newest(&self) -> Timestamp {
         Timestamp::clamped(self.newest.load(Ordering::Acquire))
     }
 
-    /// The tenants whose newest instant is later than `than`.
+    /// Returns the tenants whose newest instant is later than `than`.
     pub(super) fn later(&self, than: Timestamp) -> Vec<(TenantId, Timestamp)> {
         let of = self.of.read().unwrap_or_else(PoisonError::into_inner);
         let later = of.iter().filter(|(_, floor)| floor.at > than);

@@ -1,14 +1,14 @@
-//! The keyed hash by which the table places what it holds.
+//! The keyed hash that places keys in the table.
 
 use std::hash::{BuildHasher, RandomState};
 
 use super::table::Hash;
 
-/// One of a family of hashes, drawn at random for each index.
+/// One hash of a universal family, drawn at random for each index.
 ///
 /// Multiply-shift over two words, which is strongly universal (Thorup, "High speed hashing for
-/// integers and strings", 2015, section 3.3): whatever ids somebody chooses without knowing the
-/// draw, any two of them fall together as seldom as by chance. Nothing that it computes is ever told.
+/// integers and strings", 2015, section 3.3). An attacker who chooses ids without knowing the draw
+/// gets collisions no more often than by chance. No hash leaves the index.
 pub(super) struct Hashing {
     factors: [u128; 2],
     more: u128,
@@ -31,7 +31,7 @@ impl Hashing {
         }
     }
 
-    /// The hash of 128 bits.
+    /// Returns the hash of 128 bits.
     #[inline]
     pub(super) fn of(&self, value: u128) -> Hash {
         let words = [value as u64, (value >> 64) as u64].map(u128::from);
@@ -48,9 +48,10 @@ mod tests {
 
     use super::*;
 
-    /// How many of 2^16 values fall into each of 2^8 parts by the uppermost bits, at most.
+    /// Returns the size of the fullest of 2^8 parts that 2^16 values are spread over by their
+    /// uppermost bits.
     fn fullest(values: impl Iterator<Item = u128>) -> usize {
-        // Always the same draw: among all there are a few that do not spread numbers in a row.
+        // A fixed draw, because a few members of the family do not spread consecutive numbers.
         let drawn = |number| {
             0x9e37_79b9_7f4a_7c15_u64
                 .wrapping_mul(u64::from(number) * 2 + 7)

@@ -1,5 +1,5 @@
-//! What keys share: their shapes, their holders, and how the holders stand. Lowering a role changes
-//! one entry, and so narrows all keys of the holder at once.
+//! The data that keys share: shapes, holders, and the holders' standings. Lowering a role changes
+//! one entry, which immediately narrows all keys of the holder.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
@@ -16,67 +16,70 @@ use crate::core::text::{PrincipalId, Role};
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 
-/// The shared side: entries are added and never taken back.
+/// The readers' side. Entries are added and never removed.
 #[derive(Default)]
 pub(crate) struct Shared {
     shapes: Chunks<OnceLock<Arc<Shape>>>,
     holders: Chunks<OnceLock<Arc<Holder>>>,
-    /// How each holder stands now: the one entry by which all its keys are narrowed. Apart, so that
-    /// those of many holders are near.
+    /// The current standing of each holder: the one entry that narrows all its keys. Stored apart
+    /// from the holders, so that the entries of many holders share a cache line.
     stands: Chunks<AtomicU32>,
     standings: Chunks<OnceLock<Arc<Stand>>>,
-    /// How many holders there are.
+    /// The number of holders.
     count: AtomicU32,
-    /// The rows that keys of tenants above have to heed where they reach down.
+    /// Rows of tenants further down, for keys of the tenants above that reach them.
     below: RwLock<Below>,
 }
 
-/// The rows of tenants below another one. Looked at by verifications for another tenant than the
-/// key's own alone.
+/// Rows of tenants below another tenant. Read only by verifications for a tenant other than the
+/// key's own.
 #[derive(Default)]
 struct Below {
     owners: HashMap<Holder, OwnerSays>,
-    /// Tenants that are closed, or whose row cannot be read.
+    /// Tenants that are closed, or whose row is unreadable.
     tenants: HashMap<TenantId, Tenancy>,
     unfinished: BTreeSet<TenantId>,
 }
 
-/// The row of an owner; the role is `None` if the owner was removed.
+/// The row of an owner. The role is `None` if the owner was removed.
 #[derive(Clone)]
 enum OwnerSays {
     Unreadable,
     Stands(Option<Role>, Option<Timestamp>, BTreeSet<Role>),
 }
 
-/// How holders stand.
+/// A standing, for either kind of holder.
 #[derive(Eq, Hash, PartialEq)]
 struct Stand {
-    /// A person's keys reach nothing without a role, a tenant's own all that they may.
+    /// True if the holder is a person. A person's keys reach nothing without a role; a tenant's own
+    /// keys need none.
     persons: bool,
     standing: Standing,
 }
 
 const NONE: u32 = u32::MAX;
 
-/// By which the parts are found that a key shares with others.
+/// The numbers of the entries that a key shares with others.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Parts {
     pub(crate) holder: u32,
     pub(crate) shape: u32,
 }
 
-/// What a key shares with others, at one instant.
+/// The data that a key shares with others, at one instant.
 #[derive(Clone, Copy)]
 pub(crate) struct Facts<'a> {
     pub(crate) shape: &'a Shape,
     pub(crate) holder: HolderAt<'a>,
     pub(crate) persons: bool,
     pub(crate) standing: &'a Standing,
-    /// By which the same standing is found again. Different for keys of a person and of a tenant.
+    /// The number that finds the same standing again. Keys of a person and of a tenant never share
+    /// one.
     pub(crate) standing_id: u32,
 }
 
-/// Where a holder is: further away than what is looked at each time.
+/// A holder, either at hand or looked up when needed. Holders lie outside the memory that every
+/// verification reads.
 #[derive(Clone, Copy)]
 pub(crate) enum HolderAt<'a> {
     Here(&'a Holder),
@@ -89,7 +92,7 @@ impl<'a> HolderAt<'a> {
             Self::Here(holder) => holder,
             Self::Shared(shared, number) => {
                 let holder = shared.holders.get(number).and_then(OnceLock::get);
-                holder.expect("keys are told of after their holders, which stay")
+                holder.expect("a key is published after its holder, and holders are never removed")
             }
         }
     }
@@ -102,7 +105,7 @@ impl Whose for HolderAt<'_> {
 }
 
 impl Shared {
-    /// Some key's parts: always the same of the same number.
+    /// Picks the parts of some key. Equal numbers pick equal parts.
     pub(super) fn any(&self, number: u32) -> Parts {
         let holder = number % self.count.load(Ordering::Relaxed).max(1);
         Parts { holder, shape: 0 }
@@ -155,14 +158,14 @@ impl Shared {
         self.below.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What these parts are now.
+    /// Returns the current facts of these parts.
     #[inline]
     pub(super) fn facts(&self, parts: Parts) -> Option<Facts<'_>> {
         let standing = self.stands.get(parts.holder)?.load(Ordering::Acquire);
         self.facts_with(parts, standing)
     }
 
-    /// What these parts are, with a standing of before.
+    /// Returns the facts of these parts with the standing that an earlier read returned.
     #[inline]
     pub(super) fn facts_with(&self, parts: Parts, standing_id: u32) -> Option<Facts<'_>> {
         let stand = self.standings.get(standing_id)?.get()?;
@@ -176,7 +179,7 @@ impl Shared {
     }
 }
 
-/// The writer's side: what was added under which number, and the rows that standings follow from.
+/// The writer's side: the number of each entry, and the rows that standings are derived from.
 #[derive(Default)]
 pub(super) struct Ledger {
     shapes: HashMap<Arc<Shape>, u32>,
@@ -184,22 +187,22 @@ pub(super) struct Ledger {
     holders: HashMap<Arc<Holder>, u32>,
     standings: HashMap<Arc<Stand>, u32>,
     roles: Vec<Role>,
-    /// By the holder's number.
+    /// Indexed by the holder's number.
     own: Vec<Own>,
     tenants: HashMap<TenantId, (Revision, Tenancy)>,
 }
 
-/// What is known of one holder.
+/// The writer's notes on one holder.
 struct Own {
-    /// Whether it has keys, and so a standing.
+    /// Whether the holder has keys, and therefore a standing.
     linked: bool,
-    /// For an owner in the tenant at the top of a path: the first of its holders further down; for
-    /// those the next. Or [`NONE`].
+    /// The next of the same owner's holders in a linked list, or [`NONE`] at its end. The list
+    /// starts at the holder in the topmost tenant of the path.
     below: u32,
     row: Option<OwnerRow>,
 }
 
-/// What a row of an owner says.
+/// The contents of an owner's row.
 #[derive(Clone, Copy)]
 struct OwnerRow {
     revision: Revision,
@@ -222,7 +225,7 @@ enum Tenancy {
 }
 
 impl Ledger {
-    /// The parts of a key.
+    /// Returns the parts of a key, and adds those that are new.
     pub(super) fn parts(&mut self, shared: &Shared, record: &KeyRecord) -> Parts {
         let shape = self.shape(shared, record);
         let holder = self.holder(shared, Holder::of(record));
@@ -241,7 +244,7 @@ impl Ledger {
         self.last_shape
     }
 
-    /// Takes over a row of an owner, `None` if it cannot be read.
+    /// Applies the row of an owner; `None` if the row is unreadable.
     pub(super) fn take_owner(
         &mut self,
         shared: &Shared,
@@ -292,7 +295,7 @@ impl Ledger {
         }
     }
 
-    /// Takes over a row of a tenant, `None` if it cannot be read.
+    /// Applies the row of a tenant; `None` if the row is unreadable.
     pub(super) fn take_tenant(
         &mut self,
         shared: &Shared,
@@ -351,8 +354,8 @@ impl Ledger {
         })
     }
 
-    /// Has a holder follow the rows of its owner from now on: it has keys. Those that have none cost
-    /// nothing, however many tenants of one customer an owner has a row in.
+    /// Makes a holder follow the rows of its owner, because it has keys. A change of an owner's row
+    /// then skips the holders without keys, of which an owner with many tenants has many.
     fn link(&mut self, shared: &Shared, number: u32) {
         if self.own[number as usize].linked {
             return;
@@ -371,8 +374,8 @@ impl Ledger {
         shared.stands.at(number).store(standing, Ordering::Release);
     }
 
-    /// The holder of the same owner at the top of a path. All others of that owner and path follow
-    /// from it, so that a row of an owner is taken over without looking at other customers.
+    /// Returns the same owner's holder in the topmost tenant of the path. That owner's other
+    /// holders are listed from it, so applying an owner's row visits no other customer.
     fn top(&mut self, shared: &Shared, tenant: &TenantId, owner: PrincipalId) -> u32 {
         let tenant = tenant.ancestors().last().unwrap_or_else(|| tenant.clone());
         let owner = Owner::Principal(owner);
@@ -387,7 +390,7 @@ impl Ledger {
         }))
     }
 
-    /// Works out anew how a holder stands, if it is at `above` or below.
+    /// Recomputes a holder's standing, if the holder's tenant is `above` or below `above`.
     fn renew(&mut self, shared: &Shared, holder: u32, above: &TenantId) {
         let linked = self.own[holder as usize].linked;
         if let Some(place) = shared.holders.at(holder).get().filter(|_| linked)
@@ -398,7 +401,7 @@ impl Ledger {
         }
     }
 
-    /// How a holder stands, by the rows that are known.
+    /// Returns the holder's standing, derived from the known rows.
     fn standing(&mut self, shared: &Shared, holder: &Holder) -> u32 {
         let stand = Stand {
             persons: holder.is_person(),
@@ -443,7 +446,8 @@ impl Ledger {
     }
 }
 
-/// The number of `item`, which is shown if it is new.
+/// Returns the number of `item`. Calls `show` first if the item is new, so that readers find the
+/// item before anything leads to its number.
 fn intern<T: Eq + Hash>(
     numbers: &mut HashMap<Arc<T>, u32>,
     item: T,
@@ -462,7 +466,7 @@ fn is_top(tenant: &TenantId) -> bool {
     tenant.ancestors().next().is_none()
 }
 
-/// The key as the map has it, so that its text is kept once.
+/// Returns the map's own copy of `key` if it has one, so that its text is stored once.
 fn shared_key<K: Clone + Eq + Hash, V>(map: &HashMap<K, V>, key: K) -> K {
     match map.get_key_value(&key) {
         Some((own, _)) => own.clone(),
@@ -470,7 +474,7 @@ fn shared_key<K: Clone + Eq + Hash, V>(map: &HashMap<K, V>, key: K) -> K {
     }
 }
 
-/// Memory ends long before these numbers do.
+/// Converts a count to a number. Memory runs out long before the numbers do.
 fn number(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(NONE)
 }

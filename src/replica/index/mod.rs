@@ -1,9 +1,14 @@
-//! The index that verification reads: keys by id and by imported digest, and what they share.
+//! The index that verification reads: keys by id and by imported digest, and the data that keys
+//! share.
 //!
-//! Readers take no lock and wait for nobody; one writer at a time applies changes. A key is a slot
-//! of 32 bytes by which it is found and compared, a row that is looked at when it is not simply
-//! good, and an entry that it shares with all keys of its holder and shape. `docs/verify.md` tells
-//! what else was tried.
+//! Readers take no lock and never wait for the writer to finish a batch; one writer at a time
+//! applies changes. A key consists of three parts:
+//!
+//! - a slot of 32 bytes, by which it is found and compared;
+//! - a row, read only if the key is not simply valid;
+//! - an entry that it shares with all keys of its holder and shape.
+//!
+//! `docs/verify.md` documents the alternatives that were tried.
 
 mod chunks;
 mod floors;
@@ -42,23 +47,23 @@ use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::store::{Change, Row as StoreRow, RowKey};
 
-/// Keys and what they share, and the writer's own notes.
+/// Keys, the data they share, and the writer's own notes.
 #[derive(Default)]
 pub(crate) struct Index {
-    /// Drawn for each index: nobody can choose ids that fall together.
+    /// Drawn at random for each index, so that nobody can choose ids that collide.
     hashing: Hashing,
     rows: Chunks<Row>,
-    /// As many as rows.
+    /// The use count of each row.
     tallies: Chunks<Tally>,
     shared: Shared,
     uses: Uses,
-    /// How many rows there are.
+    /// The number of rows.
     count: AtomicU32,
     imported: AtomicUsize,
     /// True if a successor may have been used whose first use is not recorded.
     first_used: AtomicBool,
     floors: Floors,
-    /// Where the store stood when the scan began that filled this index.
+    /// The store's revision when the scan that filled this index began.
     base: AtomicU64,
     writer: Mutex<Writer>,
 }
@@ -72,38 +77,39 @@ struct Writer {
     unused: BTreeSet<u32>,
 }
 
-/// An index with the way into it.
+/// An index, with the directory through which its table is read.
 #[derive(Clone)]
 pub(crate) struct View {
     index: Arc<Index>,
     directory: Directory,
 }
 
-/// What was found of a key whose secret was presented.
+/// The key whose secret was presented.
 #[derive(Clone, Copy)]
 pub(crate) struct Hit {
     pub(crate) id: KeyId,
     row: u32,
     pub(crate) parts: Parts,
     course: Course,
-    /// Whether `course` says all that is known: else only that the key is good before its end.
+    /// Whether `course` is complete. If not, it only says that the key is valid until its end.
     exact: bool,
 }
 
-/// What the index knows of what was presented.
+/// The index's answer to a presented key.
 pub(crate) enum Answer {
     Hit(Hit),
-    /// Not the secret of the key, which shares this with others. Once in 2³² times the number of keys
-    /// it is an unknown key's: [`View::known`] can tell.
+    /// The presented secret is not the key's. Holds the parts that the key shares with others. With
+    /// a probability of number of keys / 2³², the id is unknown and the parts belong to another key
+    /// with the same hash; [`View::known`] compares the id.
     WrongSecret(Parts),
-    /// The key's record cannot be read.
+    /// The key's record is unreadable.
     Corrupt(KeyId),
-    /// A key that was removed.
+    /// The key was removed.
     Removed,
     Unknown,
 }
 
-/// What a row says of a key, whatever was presented.
+/// The state of a row, independent of any presented secret.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Known {
     Key,
@@ -111,7 +117,7 @@ pub(crate) enum Known {
     Corrupt,
 }
 
-/// A search by id that has begun: the memory that it needs is on its way.
+/// A search by id that has begun: the memory it needs is being prefetched.
 #[derive(Clone, Copy)]
 pub(crate) struct Sought(Hash);
 
@@ -140,7 +146,8 @@ impl View {
         &self.index
     }
 
-    /// Begins to look for a key, so that its memory comes while the caller computes.
+    /// Begins a search. Prefetches the slot, so that the memory arrives while the caller computes
+    /// the digest.
     #[inline]
     pub(crate) fn begin(&self, id: KeyId) -> Sought {
         let hash = self.index.hash_of_id(id);
@@ -148,7 +155,7 @@ impl View {
         Sought(hash)
     }
 
-    /// The key of this id, if its digest has this half.
+    /// Ends a search: returns the key of this id, if its digest has this half.
     #[inline]
     pub(crate) fn end(&self, id: KeyId, Sought(hash): Sought, half: Half) -> Answer {
         match self.directory.probe(hash).search(half) {
@@ -171,7 +178,7 @@ impl View {
         }
     }
 
-    /// The key that was imported with this digest.
+    /// Returns the key that was imported with this digest.
     pub(crate) fn imported(&self, digest: &Digest) -> Answer {
         let half = half_of_import(digest);
         match self
@@ -184,7 +191,7 @@ impl View {
         }
     }
 
-    /// What is known of an id. Compares no secret.
+    /// Returns the state of an id's row. Compares no secret.
     pub(crate) fn known(&self, id: KeyId) -> Option<Known> {
         Some(match self.content(id)?.key {
             Kept::Known(_) => Known::Key,
@@ -193,7 +200,7 @@ impl View {
         })
     }
 
-    /// The same of a key that was imported with this digest.
+    /// Returns the state of the row of a key that was imported with this digest.
     pub(crate) fn known_import(&self, digest: &Digest) -> Option<Known> {
         Some(match self.imported(digest) {
             Answer::Hit(_) => Known::Key,
@@ -216,7 +223,7 @@ impl View {
         named.find(own).map(|found| found.row)
     }
 
-    /// What the key of this id shares with others.
+    /// Returns the data that the key of this id shares with others.
     pub(crate) fn facts_of(&self, id: KeyId) -> Option<Facts<'_>> {
         let content = self.content(id)?;
         match content.key {
@@ -225,14 +232,14 @@ impl View {
         }
     }
 
-    /// What a key shares with others, as it stands.
+    /// Returns the current data that a key shares with others.
     #[inline]
     pub(crate) fn facts(&self, parts: Parts) -> Option<Facts<'_>> {
         self.index.shared.facts(parts)
     }
 
-    /// Returns how the holder of these facts stands in `tenant`, if that is further down than its own tenant and
-    /// rows there say something. Waits for nobody unless such a row is being written.
+    /// Returns the standing of these facts' holder in `tenant`, if `tenant` is below the holder's
+    /// own and rows there change it. Blocks only while such a row is being written.
     pub(crate) fn standing_in(
         &self,
         facts: &Facts<'_>,
@@ -241,17 +248,17 @@ impl View {
         self.index.shared.standing_in(facts, tenant).map(Box::new)
     }
 
-    /// The tenants whose rows name commands over many keys that have not come to their end.
+    /// Returns the tenants whose rows name bulk commands that have not finished.
     pub(crate) fn unfinished(&self) -> Vec<TenantId> {
         self.index.shared.unfinished()
     }
 
-    /// The same with the standing of before.
+    /// Returns the facts of these parts with the standing that an earlier read returned.
     pub(crate) fn facts_with(&self, parts: Parts, standing_id: u32) -> Option<Facts<'_>> {
         self.index.shared.facts_with(parts, standing_id)
     }
 
-    /// What decides whether the key works at `now`, or what has become of it.
+    /// Returns the data that decides whether the key works at `now`, or what has become of the key.
     #[inline]
     pub(crate) fn course(&self, hit: &Hit, standing: &Standing, now: Timestamp) -> Kept {
         let good = hit.course.expires_at.is_none_or(|end| now < end);
@@ -261,25 +268,26 @@ impl View {
         self.kept(hit.row)
     }
 
-    /// What is known now of a key that was hit before.
+    /// Returns the current state of a key that was hit before.
     pub(crate) fn kept(&self, row: u32) -> Kept {
         let row = self.index.rows.get(row);
         row.map_or(Kept::Removed, |row| row.read().key)
     }
 
-    /// Counts a use.
     #[inline]
     pub(crate) fn count(&self, hit: &Hit, now: Timestamp) {
         if let Some(displaced) = self.index.uses.count(hit.row, second_of(now)) {
-            // Its own turn comes later: by then its tally is near.
+            // Prefetch this key's tally: its own count is added there once another key displaces
+            // it.
             let own = self.index.tallies.get(hit.row);
             own.into_iter().for_each(Tally::approach);
             self.index.add_uses(displaced);
         }
     }
 
-    /// Notes that a successor was used whose first use is not recorded. Called after the use was counted:
-    /// the maintenance that takes the note sees the count.
+    /// Notes that a successor was used whose first use is not recorded. Call it after counting the
+    /// use. The Release store pairs with the swap in [`Index::unrecorded`], so a maintenance run
+    /// that takes the note sees the count.
     #[inline]
     pub(crate) fn note_first_use(&self) {
         self.index.first_used.store(true, Ordering::Release);
@@ -293,13 +301,14 @@ impl View {
         }
     }
 
-    /// How often a key was used, as far as this index knows, and when last, to the second.
+    /// Returns how often a key was used, as far as this index knows, and the second of the last
+    /// use.
     pub(crate) fn uses(&self, id: KeyId) -> Option<(u64, u32)> {
         self.index.settle_uses();
         Some(self.index.tallies.get(self.row_of(id)?)?.uses())
     }
 
-    /// Those of some keys that were used, as far as this index knows.
+    /// Returns the keys among `keys` that were used, as far as this index knows.
     pub(crate) fn used_of(&self, keys: &[KeyId]) -> BTreeSet<KeyId> {
         self.index.settle_uses();
         let used = |key: &KeyId| {
@@ -311,8 +320,8 @@ impl View {
         keys.iter().copied().filter(used).collect()
     }
 
-    /// The successors that were used, and whose first use is not recorded: one of each tenant, then the
-    /// next of each, so that no tenant waits for all keys of another.
+    /// Returns the successors that were used and whose first use is not recorded. Takes one key of
+    /// each tenant in turn, so that no tenant waits for all keys of another.
     pub(crate) fn first_uses(&self) -> Vec<(TenantId, KeyId)> {
         let mut used = BTreeMap::<_, Vec<_>>::new();
         for (row, ..) in self.index.unrecorded() {
@@ -333,7 +342,7 @@ impl View {
         turns.map(|(_, tenant, key)| (tenant, key)).collect()
     }
 
-    /// Takes over the first uses that another index counted since its uses were inherited.
+    /// Adds the first uses that another index counted after its uses were inherited.
     pub(super) fn inherit_first_uses(&self, of: &Index) {
         for (row, uses, last) in of.unrecorded() {
             let own = of.rows.get(row).and_then(|row| self.row_of(row.id()));
@@ -345,7 +354,7 @@ impl View {
         }
     }
 
-    /// Takes over what another index counted.
+    /// Adds the uses that another index counted.
     pub(super) fn inherit_uses(&self, of: &Index) {
         self.note_first_use();
         of.settle_uses();
@@ -361,7 +370,7 @@ impl View {
         }
     }
 
-    /// What a slot that was found leads to; `id` if it was found by that.
+    /// Returns the key that a slot leads to. `id` is set if the slot was found by id.
     #[inline]
     fn hit(&self, found: Found, id: Option<KeyId>) -> Answer {
         let Found { row, lead } = found;
@@ -372,7 +381,7 @@ impl View {
                 parts: lead.parts,
                 course: Course {
                     life: Life::Enabled,
-                    // Asked for only where the row is looked at.
+                    // Only a reader of the row asks for the time of creation.
                     created_at: Timestamp::MAX,
                     expires_at: lead.end(),
                     awaits_first_use: false,
@@ -399,13 +408,14 @@ impl View {
     }
 }
 
-/// By what an imported key is found. Whoever imports names any digest they like, half of another's
-/// among them: half of a digest of it they cannot choose.
+/// Returns the half by which an imported key is found: half of a digest *of* its digest. An
+/// importer may choose any digest, also one that shares a half with another key's. Nobody can
+/// choose the digest of a digest.
 fn half_of_import(digest: &Digest) -> Half {
     Half::of(Digest::sha256(digest.as_bytes()).as_bytes())
 }
 
-/// A second since the epoch, as far as 32 bits hold it.
+/// Returns the second since the epoch, capped at `u32::MAX`.
 fn second_of(at: Timestamp) -> u32 {
     u32::try_from(at.as_micros() / 1_000_000).unwrap_or(u32::MAX)
 }
@@ -417,13 +427,14 @@ impl Hit {
 }
 
 impl Lead {
-    /// What a reader of the slot alone may conclude of a key.
+    /// Returns the conclusions that the slot alone permits.
     fn of(course: &Course, imported: bool, parts: Parts) -> Self {
         let plain = course.life == Life::Enabled && !course.awaits_first_use && !imported;
         let until = match course.expires_at {
             _ if !plain => Self::ASK,
             None => Self::NEVER,
-            // The hour in which it ends, and all beyond what the word holds, the row tells.
+            // The row decides in the hour in which the key ends, and after the last hour that the
+            // word can hold.
             Some(end) => {
                 let hour = end.as_micros() / (Self::HOUR * 1_000_000);
                 u32::try_from(hour).map_or(Self::NEVER - 1, |hour| hour.min(Self::NEVER - 1))
@@ -440,34 +451,35 @@ impl Lead {
 }
 
 impl Index {
-    /// How many keys have a row, removed ones included.
+    /// Returns the number of keys that have a row, removed ones included.
     pub(super) fn keys(&self) -> u32 {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Whether any key was imported, so that a string which is no token of ours may still be a key.
+    /// Returns whether any key was imported, so that a string that is not one of our tokens may
+    /// still be a key.
     pub(crate) fn has_imported(&self) -> bool {
         self.imported.load(Ordering::Acquire) > 0
     }
 
-    /// The newest instant of any tenant, as far as this index knows.
+    /// Returns the newest instant of any tenant, as far as this index knows.
     #[inline]
     pub(crate) fn newest(&self) -> Timestamp {
         self.floors.newest()
     }
 
-    /// The newest instant of one tenant, as far as this index knows.
+    /// Returns the newest instant of one tenant, as far as this index knows.
     #[cold]
     pub(crate) fn floor(&self, tenant: &TenantId) -> Option<Timestamp> {
         self.floors.at(tenant)
     }
 
-    /// The tenants whose newest instant is later than `than`.
+    /// Returns the tenants whose newest instant is later than `than`.
     pub(crate) fn later(&self, than: Timestamp) -> Vec<(TenantId, Timestamp)> {
         self.floors.later(than)
     }
 
-    /// Takes over what a row says of the time.
+    /// Records when a row was written, and the time repair of a tenant's row.
     fn note_instant(&self, revision: Revision, row: &StoreRow) {
         let Some((tenant, at)) = row.written_at() else {
             return;
@@ -482,19 +494,19 @@ impl Index {
         self.floors.saw(tenant, at, revision);
     }
 
-    /// Notes that every row at or below `base` that there is has been taken over.
+    /// Notes that every row with a revision up to `base` has been applied.
     pub(super) fn filled(&self, base: Revision) {
         self.base.store(base.0, Ordering::Release);
     }
 
-    /// Whether so many segments took another's place that the way into the index should be told
-    /// anew: until then both are kept.
+    /// Returns whether a new directory should be published, because many segments were replaced.
+    /// Until it is published, the old and the new segments are both kept.
     pub(super) fn wants_view(&self) -> bool {
         let writer = self.writer();
         writer.table.replaced() > 8 + writer.table.segments() / 8
     }
 
-    /// Takes over rows that are newer than what is known. One writer at a time.
+    /// Applies rows that are newer than the known ones. One writer at a time.
     pub(super) fn apply(&self, changes: impl IntoIterator<Item = Change>) {
         let mut writer = self.writer();
         let writer = &mut *writer;
@@ -553,9 +565,10 @@ impl Index {
                     place.write(content);
                     writer.table.lead(hash, row, lead);
                 } else {
-                    // Whoever reads the row's new pepper finds the key under it.
-                    let tell = || place.write(content);
-                    writer.table.replace(hash, row, half, lead, tell);
+                    // The row is written after the new slot exists: a reader that finds the new
+                    // pepper in the row finds the key under it.
+                    let publish = || place.write(content);
+                    writer.table.replace(hash, row, half, lead, publish);
                 }
                 row
             }
@@ -576,7 +589,7 @@ impl Index {
         }
     }
 
-    /// Has a key refused from now on, known or not.
+    /// Makes the index reject a key from now on, known or not.
     fn withdraw(
         &self,
         writer: &mut Writer,
@@ -587,7 +600,8 @@ impl Index {
     ) {
         let hash = self.hash_of_id(id);
         let known = self.row_of(&writer.table, hash, id);
-        // A removal is final: one that is older than the scan, which left it out, is worth keeping.
+        // A removal is final, so even one from before the scan is recorded. The scan did not return
+        // it.
         let is_news = known.is_none() && key == Kept::Removed;
         if !is_news && self.is_stale(known, revision, base) {
             return;
@@ -618,7 +632,7 @@ impl Index {
         content: Content,
         (half, lead): (Half, Lead),
     ) -> u32 {
-        // From 1: row 0 is none.
+        // Numbers start at 1: row 0 means no row.
         writer.rows += 1;
         self.count.store(writer.rows, Ordering::Relaxed);
         self.tallies.at(writer.rows);
@@ -632,8 +646,8 @@ impl Index {
     fn is_stale(&self, known: Option<u32>, revision: Revision, base: Revision) -> bool {
         match known {
             Some(row) => self.rows.at(row).read().revision >= revision,
-            // What the scan did not find had been removed by then, tombstone and all: something
-            // read before does not bring it back.
+            // A key that the scan did not return had been removed by then, and its tombstone
+            // compacted. A change read before the scan must not bring it back.
             None => revision <= base,
         }
     }
@@ -643,16 +657,17 @@ impl Index {
         table.named(hash).find(own).map(|found| found.row)
     }
 
-    /// Does for an unknown id what is done for a known one, so that the time tells nothing (trap 6).
+    /// Does the same work for an unknown id as for a known one, so that timing does not reveal
+    /// which it is (trap 6).
     fn look_at_any_facts(&self, id: KeyId) {
         let any = self.shared.any(id.to_u128() as u32);
         std::hint::black_box(self.shared.facts(any).map(|facts| facts.standing_id));
     }
 
-    /// The rows of successors that were used and whose first use is not recorded, with how often and
-    /// when last.
+    /// Returns the rows of successors that were used and whose first use is not recorded, each with
+    /// its number of uses and the second of the last.
     fn unrecorded(&self) -> Vec<(u32, u64, u32)> {
-        // There may be many successors that nobody used: they are looked at only after some use.
+        // Many successors may be unused; they are visited only after some successor was used.
         if !self.first_used.swap(false, Ordering::AcqRel) {
             return Vec::new();
         }
@@ -662,7 +677,7 @@ impl Index {
             (uses > 0).then_some((*row, uses, last))
         };
         let found: Vec<_> = self.writer().unused.iter().filter_map(uses).collect();
-        // Until a commit has recorded them.
+        // The note stays until a commit has recorded the uses.
         if !found.is_empty() {
             self.first_used.store(true, Ordering::Release);
         }

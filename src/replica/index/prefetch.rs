@@ -1,9 +1,9 @@
-//! The one piece of `unsafe` in this crate: a hint to the processor.
+//! The only `unsafe` in this crate: a hint to the processor.
 
-/// Asks for the memory of `item` to be brought near. Changes nothing that a program can see.
+/// Prefetches the memory of `item`. Has no effect that a program can observe.
 ///
-/// The search for a key among a million waits for memory longer than it computes; asked for before
-/// the digest is computed, the memory comes meanwhile. `docs/verify.md` says what it buys.
+/// With a million keys, a search waits for memory longer than it computes. A prefetch before the
+/// digest is computed hides that wait. `docs/verify.md` has the measurements.
 #[inline]
 #[allow(
     unsafe_code,
@@ -13,8 +13,8 @@ pub(super) fn prefetch<T>(item: &T) {
     #[cfg(target_arch = "x86_64")]
     {
         use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: the instruction reads nothing that is seen, writes nothing, and raises no fault,
-        // whatever the address; and this one is valid.
+        // SAFETY: the instruction has no visible effect and raises no fault for any address; this
+        // address is valid anyway.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(item).cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
@@ -25,7 +25,7 @@ pub(super) fn prefetch<T>(item: &T) {
 mod tests {
     use super::*;
 
-    /// `cargo miri test prefetch` finds no undefined behaviour in it, wherever the item lies.
+    /// `cargo miri test prefetch` finds no undefined behaviour, wherever the item lies.
     #[test]
     fn a_hint_changes_nothing() {
         let items = [[7_u64; 9]; 5];

@@ -1,4 +1,4 @@
-//! What is known of each key beyond what finds it: looked at when a key is not simply good.
+//! The rows of keys: the data beyond what a slot holds. Read only if a key is not simply valid.
 
 use super::ledger::Parts;
 use super::sync::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence, pause};
@@ -8,22 +8,23 @@ use crate::core::subject::{Course, Life};
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 
-/// One key's row. The writer changes it in place; a reader that meets a change looks again.
+/// One key's row: a seqlock. The writer changes it in place, and a reader that meets a change
+/// retries.
 #[derive(Default)]
 pub(super) struct Row {
     id: [AtomicU64; 2],
-    /// The revision, or [`CHANGING`]. Each change has one of its own.
+    /// The revision, or [`CHANGING`]. Each change has a revision of its own.
     revision: AtomicU64,
-    /// The state; above it when it was revoked, if it was, else when it was created, in
-    /// microseconds.
+    /// The state in the low bits. Above it, in microseconds, the time of revocation if the key was
+    /// revoked, and otherwise the time of creation.
     state: AtomicI64,
-    /// When it ends, in microseconds; [`NEVER`].
+    /// The expiry in microseconds, or [`NEVER`].
     ends: AtomicI64,
     holder: AtomicU32,
     shape: AtomicU32,
 }
 
-/// A row as it is at one instant.
+/// The contents of a row at one instant.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Content {
     pub(super) revision: Revision,
@@ -31,7 +32,7 @@ pub(super) struct Content {
     pub(super) parts: Parts,
 }
 
-/// What is kept of a key.
+/// A key's entry in its row.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Kept {
     Known(Course),
@@ -42,7 +43,7 @@ pub(crate) enum Kept {
 const NEVER: i64 = i64::MAX;
 const CHANGING: u64 = u64::MAX;
 
-/// Five bits of state leave room for any instant of four-digit years.
+/// 5 bits of state, which leaves room for any instant of four-digit years.
 const STATE_BITS: u32 = 5;
 const STATES: i64 = (1 << STATE_BITS) - 1;
 const REMOVED: i64 = 0;
@@ -57,7 +58,7 @@ impl Row {
         KeyId::from_u128(u128::from(high) << 64 | u128::from(low))
     }
 
-    /// Names a row that nobody was led to yet.
+    /// Sets the id of a row that no slot leads to yet.
     pub(super) fn name(&self, id: KeyId) {
         let id = id.to_u128();
         self.id[0].store((id >> 64) as u64, Ordering::Relaxed);
@@ -80,14 +81,17 @@ impl Row {
                     parts: Parts { holder, shape },
                 };
             }
-            // The writer is between two stores of this row: a matter of nanoseconds, unless it was
-            // interrupted there.
+            // The writer is between two stores of this row. That takes nanoseconds, unless the
+            // writer's thread was preempted there.
             spins = spins.wrapping_add(1);
             pause(spins);
         }
     }
 
-    /// Only the writer's own.
+    /// Writes the row; only the writer may call this. The Release fence orders [`CHANGING`] before
+    /// the fields. So a reader that loads a new field and then passes its own Acquire fence sees
+    /// that the revision has changed, and retries. Without the fence it could return a half-written
+    /// row.
     pub(super) fn write(&self, content: Content) {
         let (state, ends) = words(content.key);
         self.revision.store(CHANGING, Ordering::Relaxed);
@@ -135,14 +139,15 @@ fn kept(state: i64, ends: i64) -> Kept {
     };
     Kept::Known(Course {
         life,
-        // A revoked key is refused before anyone asks when it was created.
+        // Never read for a revoked key: verification rejects the key before it asks for the time of
+        // creation.
         created_at: at,
         expires_at: (ends != NEVER).then(|| instant(ends)),
         awaits_first_use,
     })
 }
 
-/// The state of keys revoked for this reason.
+/// Returns the state of keys revoked for this reason.
 const fn state_of(reason: Reason) -> i64 {
     match reason {
         Reason::Lost => 4,
@@ -181,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_tells_what_was_written_of_any_key() {
+    fn a_row_returns_what_was_written_for_any_key() {
         let instants = [Timestamp::UNIX_EPOCH, Timestamp::MAX].map(Some);
         let revoked = (0..32).filter_map(reason_of).flat_map(|reason| {
             let at = move |at: Option<Timestamp>| Some(Life::Revoked { at: at?, reason });

@@ -1,5 +1,5 @@
-//! By what the index's writer and its readers share memory: the standard library's atomics, or
-//! loom's, which run a test in each order that the memory model allows.
+//! The atomics that the index's writer and readers share: the standard library's, or loom's. Loom
+//! runs a test in every order that the memory model allows.
 
 #[cfg(not(all(test, keyward_loom)))]
 pub(super) use self::real::*;
@@ -14,10 +14,10 @@ mod real {
         AtomicI64, AtomicU32, AtomicU64, Ordering, fence,
     };
 
-    /// How often one looks again before others are let run.
+    /// 64 attempts before the thread yields to others.
     const SPINS: u32 = 64;
 
-    /// Waits a moment for another thread, the `spins`th time.
+    /// Waits briefly for another thread, for the `spins`th time.
     pub(in super::super) fn pause(spins: u32) {
         if spins.is_multiple_of(SPINS) {
             std::thread::yield_now();
@@ -34,13 +34,13 @@ mod model {
         AtomicI64, AtomicU32, AtomicU64, Ordering, fence,
     };
 
-    /// Lets the others run: loom takes no turn for a thread that only waits.
+    /// Yields to the other threads: loom schedules nobody else while a thread only spins.
     pub(in super::super) fn pause(_: u32) {
         loom::hint::spin_loop();
     }
 
-    /// What the index asks of the standard one, which loom has none of: the item is kept by that,
-    /// and whether a thread may see it yet is loom's to say.
+    /// Replaces `std::sync::OnceLock`, which loom does not model. A standard one stores the item,
+    /// and a loom atomic decides whether a thread may see it yet.
     pub(in super::super) struct OnceLock<T> {
         item: std::sync::OnceLock<T>,
         is_set: AtomicBool,

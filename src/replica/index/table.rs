@@ -1,13 +1,15 @@
-//! The table by which a presented key is found: 32-byte slots of plain atomics, two to a cache line.
+//! The table that finds a presented key: 32-byte slots of plain atomics, two per cache line.
 //!
 //! One writer, any number of readers, no lock. Invariants:
 //!
-//! - What a slot is found and compared by never changes once the slot can be seen; what it leads to
-//!   is one word, so that nobody sees half a change.
-//! - A segment that has a successor is never written again: readers follow it, and one that was
-//!   already there sees a state from after its own call began.
-//! - A slot is taken behind all others of its run, and none is free again: whoever finds one left
-//!   finds the one that took its place further on.
+//! - A visible slot keeps its hash, row and digest half until it is marked [`GONE`]. Its lead is
+//!   one word, so no reader sees half a change.
+//! - A segment that has a successor is never written again, and readers follow the successor. A
+//!   reader that is already inside the old segment sees its final state, which is later than the
+//!   start of its search.
+//! - A new slot goes behind all others of its run, and no slot becomes free again. So a reader that
+//!   passes a slot marked [`GONE`] finds its replacement further on. If slots were reused, the
+//!   replacement could appear behind the reader, and a valid key would be missed.
 
 use std::sync::Arc;
 
@@ -17,38 +19,38 @@ use super::ledger::Parts;
 use super::prefetch::prefetch;
 use super::sync::{AtomicU32, AtomicU64, OnceLock, Ordering};
 
-/// How many slots the first segment has. Few where loom takes every order.
+/// 64 slots in the first segment; 4 under loom, which explores every order.
 const FIRST: usize = if cfg!(keyward_loom) { 4 } else { 64 };
-/// How many slots a segment has at most; one that is full is split. A judgement: what the
-/// writer copies at once is 128 KiB.
+/// At most 4096 slots per segment; a full one is split. A judgement: the writer then copies 128 KiB
+/// in one go.
 const LARGEST: usize = if cfg!(keyward_loom) { 8 } else { 4096 };
-/// The deepest split: 2²⁰ segments, 2³² keys.
+/// 20 splits: 2²⁰ segments, 2³² keys.
 const DEEPEST: u32 = 20;
 
-/// No key was ever here.
+/// The name of a slot that never held a key.
 const EMPTY: u64 = 0;
-/// A key was here: rows are counted from 1.
+/// The name of a slot whose key has moved on. No row has this name: rows are numbered from 1.
 const GONE: u64 = 1;
 
-/// How many slots of a segment may be taken. A judgement: more would save memory and lengthen the
-/// search for an unknown id, which ends at a free slot.
+/// Returns how many of a segment's slots may be taken. A judgement: more would save memory, but
+/// lengthen the search for an unknown id, which ends at a free slot.
 const fn limit(slots: usize) -> usize {
     slots / 4 * 3
 }
 
-/// The keyed hash of what a key is found by. All of it stands in the slot, so that a segment grows
-/// by what it holds; that keys share one costs a comparison and nothing else.
+/// The keyed hash of a key's id or imported digest. The slot stores all of it, so a segment can be
+/// rebuilt from its slots alone. Two keys with the same hash cost one more comparison.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Hash(pub(super) u32);
 
 impl Hash {
-    /// Which of the segments at `depth` it belongs to.
+    /// Returns the segment at `depth` that this hash belongs to.
     const fn segment(self, depth: u32) -> usize {
-        // Wider, so that a shift by all 32 bits is one.
+        // Widened to 64 bits, so that a shift by 32 is defined.
         (self.0 as u64 >> (32 - depth)) as usize
     }
 
-    /// The first slot to look at, by the bits that did not choose the segment.
+    /// Returns the first slot of the search, chosen by the bits that did not choose the segment.
     const fn home(self, depth: u32, slots: usize) -> usize {
         let rest = (self.0 << depth) as u64;
         ((rest * slots as u64) >> 32) as usize
@@ -63,13 +65,13 @@ impl Hash {
     }
 }
 
-/// Half of a digest: what is compared. 128 bits of an HMAC are as good as its key (RFC 2104,
-/// section 5).
+/// Half of a digest: the part that is compared. 128 bits of an HMAC are as good as its key (RFC
+/// 2104, section 5).
 #[derive(Clone, Copy)]
 pub(crate) struct Half([u64; 2]);
 
 impl Half {
-    /// No key's: an id that leads to a key that is not compared here.
+    /// The half of an id whose key is not compared in this slot: imported, removed or unreadable.
     pub(super) const NONE: Self = Self([0; 2]);
 
     pub(crate) fn of(digest: &[u8; 32]) -> Self {
@@ -81,12 +83,12 @@ impl Half {
         Self([word(0), word(8)])
     }
 
-    /// As one number.
     pub(super) const fn to_u128(self) -> u128 {
         (self.0[1] as u128) << 64 | self.0[0] as u128
     }
 
-    /// What differs, folded into one word: zero if nothing does. Takes the same time for all.
+    /// Returns the difference, folded into one word: zero if the halves are equal. Takes constant
+    /// time.
     const fn difference(self, other: Self) -> u64 {
         (self.0[0] ^ other.0[0]) | (self.0[1] ^ other.0[1])
     }
@@ -101,27 +103,28 @@ struct Slot {
     lead: AtomicU64,
 }
 
-/// How a word is shared out: 67 million holders, 262,144 shapes, and the year 2106.
+/// The layout of a lead: 67 million holders, 262,144 shapes, and hours until the year 2106.
 const UNTIL_BITS: u32 = 20;
 const HOLDER_BITS: u32 = 26;
 const SHAPE_BITS: u32 = 18;
 
-/// What a slot leads to: when to look at the row, and what the key shares with others.
+/// The word a slot leads with: the hour until which the row need not be read, and the parts that
+/// the key shares.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Lead {
-    /// Before this hour since the epoch (of 4096 seconds) the key is enabled, used before and not
-    /// expired: nothing else needs to be looked at. [`ASK`](Self::ASK) and [`NEVER`](Self::NEVER)
-    /// are no hours.
+    /// The key works without a look at the row until this hour since the epoch (one hour is 4096
+    /// seconds). It is enabled, does not await its first use, and does not expire earlier.
+    /// [`ASK`](Self::ASK) and [`NEVER`](Self::NEVER) are not hours.
     pub(super) until: u32,
     pub(super) parts: Parts,
 }
 
 impl Lead {
-    /// The row says what the key is.
+    /// Only the row decides whether the key works.
     pub(super) const ASK: u32 = 0;
-    /// The key works until it is changed.
+    /// The key works until a change to it.
     pub(super) const NEVER: u32 = (1 << UNTIL_BITS) - 1;
-    /// Nothing but the row says anything.
+    /// Only the row describes the key.
     pub(super) const ROW: Self = Self {
         until: Self::ASK,
         parts: Parts {
@@ -130,10 +133,10 @@ impl Lead {
         },
     };
 
-    /// Seconds of an hour.
+    /// The length of an hour: 4096 seconds, a power of two.
     pub(super) const HOUR: i64 = 4096;
 
-    /// As a word; only the row says anything of parts whose numbers do not fit.
+    /// Packs the lead into a word. If the numbers of the parts do not fit, the row is read instead.
     const fn to_word(self) -> u64 {
         let Parts { holder, shape } = self.parts;
         if holder >> HOLDER_BITS != 0 || shape >> SHAPE_BITS != 0 {
@@ -156,21 +159,21 @@ impl Lead {
 }
 
 struct Segment {
-    /// By how many bits of the hash it is chosen.
+    /// The number of leading bits of the hash that choose this segment.
     depth: u32,
     slots: Box<[Slot]>,
-    /// How many slots are not empty. The writer's own.
+    /// The number of slots that are not empty. Only the writer uses it.
     taken: AtomicU32,
     next: OnceLock<Next>,
 }
 
-/// What took a segment's place.
+/// The successor of a segment.
 enum Next {
     Larger(Arc<Segment>),
     Split([Arc<Segment>; 2]),
 }
 
-/// The segments as they were at some instant: whatever took their place is found from them.
+/// The segments at one instant. Readers follow successors from them.
 #[derive(Clone)]
 pub(crate) struct Directory {
     depth: u32,
@@ -184,17 +187,17 @@ pub(super) struct Found {
     pub(super) lead: Lead,
 }
 
-/// What a search came to.
+/// The outcome of a search.
 pub(super) enum Search {
-    /// The key, with what was presented for it.
+    /// The key with the presented half.
     Match(Found),
-    /// There are keys of this hash, of which none has what was presented. The first of them.
+    /// Keys of this hash exist, but none has the presented half. Holds the first of them.
     NoMatch(Found),
     /// No key has this hash.
     Nothing,
 }
 
-/// A search under way.
+/// A search in progress.
 pub(crate) struct Probe<'a> {
     segment: &'a Segment,
     hash: Hash,
@@ -219,7 +222,8 @@ impl Segment {
         }
     }
 
-    /// What took this segment's place for `hash`, or itself.
+    /// Returns the newest successor of this segment for `hash`, or the segment itself. The load
+    /// inside `get` is Acquire: a reader that sees a successor sees it completely filled.
     #[inline]
     fn newest(&self, hash: Hash) -> &Self {
         let mut newest = self;
@@ -232,7 +236,7 @@ impl Segment {
         newest
     }
 
-    /// The slots that `hash` may be in, in the order in which they are taken.
+    /// Returns the slots that may hold `hash`, in the order in which they are taken.
     #[inline]
     fn run(&self, hash: Hash) -> impl Iterator<Item = (&Slot, u64)> {
         let home = hash.home(self.depth, self.slots.len());
@@ -249,7 +253,7 @@ impl Segment {
             .map(|(slot, name)| slot.found(name))
     }
 
-    /// Takes a free slot. There always is one: the writer makes room before it inserts.
+    /// Takes a free slot. One always exists: the writer makes room before it inserts.
     fn insert(&self, name: u64, half: Half, lead: u64) {
         let hash = Hash::of_name(name);
         let home = hash.home(self.depth, self.slots.len());
@@ -260,7 +264,8 @@ impl Segment {
             slot.half[0].store(half.0[0], Ordering::Relaxed);
             slot.half[1].store(half.0[1], Ordering::Relaxed);
             slot.lead.store(lead, Ordering::Relaxed);
-            // The last: whoever sees the name sees all of it.
+            // The name is stored last, with Release. It pairs with the Acquire load in `run`: a
+            // reader that sees the name sees the whole slot.
             slot.name.store(name, Ordering::Release);
             self.taken.fetch_add(1, Ordering::Relaxed);
         }
@@ -288,7 +293,7 @@ const fn row_of(name: u64) -> u32 {
 }
 
 impl<'a> Probe<'a> {
-    /// Has the memory brought near that the search will look at.
+    /// Prefetches the slot at which the search begins.
     #[inline]
     pub(super) fn approach(&self) {
         let slots = &self.segment.slots;
@@ -296,12 +301,12 @@ impl<'a> Probe<'a> {
         slots.get(home).into_iter().for_each(prefetch);
     }
 
-    /// The slots of this hash, whatever they are compared with.
+    /// Returns the slots of this hash, whatever their halves.
     pub(super) fn named(self) -> impl Iterator<Item = Found> + 'a {
         self.segment.named(self.hash)
     }
 
-    /// Ends the search: is there a key of this hash that has `half`?
+    /// Ends the search: looks for a key of this hash that has `half`.
     #[inline]
     pub(super) fn search(self, half: Half) -> Search {
         let Self { segment, hash } = self;
@@ -310,7 +315,7 @@ impl<'a> Probe<'a> {
             if Hash::of_name(name) != hash || name == GONE {
                 continue;
             }
-            // One word that tells nothing but whether it is zero (trap 6).
+            // One word, which reveals nothing except whether it is zero (trap 6).
             if bool::from(slot.half().difference(half).ct_eq(&0)) {
                 return Search::Match(slot.found(name));
             }
@@ -323,13 +328,14 @@ impl<'a> Probe<'a> {
     }
 }
 
-/// The writer's side: the newest segment for each beginning of a hash.
+/// The writer's side: the newest segment for each leading part of a hash.
 pub(super) struct Table {
     depth: u32,
     segments: Vec<Arc<Segment>>,
-    /// Whether anybody was told of the segments, and must be led on from those replaced.
-    told: bool,
-    /// How many were replaced since.
+    /// Whether a directory was handed out, so that its readers must be led on from replaced
+    /// segments.
+    handed_out: bool,
+    /// The number of segments replaced since then.
     replaced: usize,
 }
 
@@ -338,16 +344,16 @@ impl Default for Table {
         Self {
             depth: 0,
             segments: vec![Arc::new(Segment::new(0, FIRST))],
-            told: false,
+            handed_out: false,
             replaced: 0,
         }
     }
 }
 
 impl Table {
-    /// The segments as they are now. What takes their place later is found from them.
+    /// Returns the segments as they are now. Readers follow later successors from them.
     pub(super) fn directory(&mut self) -> Directory {
-        self.told = true;
+        self.handed_out = true;
         self.replaced = 0;
         Directory {
             depth: self.depth,
@@ -355,8 +361,8 @@ impl Table {
         }
     }
 
-    /// How many segments took another's place since the directory was last told: for as long as
-    /// that is used, both are kept.
+    /// Returns how many segments were replaced since the directory was last handed out. The
+    /// replaced ones are kept for as long as that directory is in use.
     pub(super) const fn replaced(&self) -> usize {
         self.replaced
     }
@@ -365,12 +371,12 @@ impl Table {
         self.segments.len()
     }
 
-    /// The slots of this hash.
+    /// Returns the slots of this hash.
     pub(super) fn named(&self, hash: Hash) -> impl Iterator<Item = Found> {
         self.segment(hash).named(hash)
     }
 
-    /// Whether a slot of this hash and row is compared with `half`.
+    /// Returns whether a slot of this hash and row has `half`.
     pub(super) fn has(&self, hash: Hash, row: u32, half: Half) -> bool {
         let own = |(slot, name): (&Slot, u64)| {
             name == hash.name(row) && slot.half().difference(half) == 0
@@ -378,7 +384,7 @@ impl Table {
         self.segment(hash).run(hash).any(own)
     }
 
-    /// Makes the slot of this hash and row lead elsewhere.
+    /// Changes the lead of the slot of this hash and row.
     pub(super) fn lead(&self, hash: Hash, row: u32, lead: Lead) {
         if let Some(slot) = self.slot(hash, row) {
             slot.lead.store(lead.to_word(), Ordering::Release);
@@ -394,20 +400,21 @@ impl Table {
         segment.insert(hash.name(row), half, lead.to_word());
     }
 
-    /// Has the slot of this hash and row compared with `half` from now on. `tell` runs while both
-    /// are there: whoever hears of the new one finds it.
+    /// Makes `half` the half of this hash and row. Calls `publish` while the old and the new slot
+    /// both exist: a reader that sees its effect finds the new slot.
     pub(super) fn replace(
         &mut self,
         hash: Hash,
         row: u32,
         half: Half,
         lead: Lead,
-        tell: impl FnOnce(),
+        publish: impl FnOnce(),
     ) {
         let old = self.slot(hash, row).map(Slot::half);
-        // The new one first, so that a key that keeps its secret is found at any instant.
+        // The new slot comes first. In the other order, a reader between the two steps would find
+        // neither, and reject a key that keeps its secret.
         self.insert(hash, row, half, lead);
-        tell();
+        publish();
         let Some(old) = old else { return };
         let segment = self.segment(hash);
         let own = |(slot, name): &(&Slot, u64)| {
@@ -428,7 +435,7 @@ impl Table {
         found.map(|(slot, _)| slot)
     }
 
-    /// Puts a larger segment in the place of the one that `hash` belongs to, or two.
+    /// Replaces the segment of `hash` by a larger one, or by two.
     fn make_room(&mut self, hash: Hash) {
         let full = self.segments[hash.segment(self.depth)].clone();
         let (depth, slots) = (full.depth, full.slots.len());
@@ -451,9 +458,9 @@ impl Table {
                 Next::Split(halves) => halves[at * 2 / share].clone(),
             };
         }
-        if self.told {
+        if self.handed_out {
             self.replaced += 1;
-            // Nobody else sets it.
+            // The writer is the only one that sets it.
             let _ = full.next.set(next);
         }
     }
@@ -465,7 +472,7 @@ impl Segment {
         taken >= limit(self.slots.len())
     }
 
-    /// A copy of what belongs there, with a quarter more room than it takes.
+    /// Returns a copy of the slots that belong there. It has room for a quarter more.
     fn copy(&self, depth: u32, belongs: impl Fn(Hash) -> bool) -> Arc<Self> {
         let name = |slot: &Slot| slot.name.load(Ordering::Relaxed);
         let moves = |slot: &&Slot| {

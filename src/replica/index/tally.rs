@@ -1,29 +1,29 @@
-//! How often each key was used, and when last: one word a key, apart from all else, so that many are
-//! near each other.
+//! Use counts: how often each key was used, and when last. One word per key, stored apart from all
+//! other data, so that many counts share a cache line.
 
 use super::prefetch::prefetch;
 use super::sync::{AtomicU64, Ordering};
 
-/// One key's uses.
+/// The use count of one key.
 #[derive(Default)]
 pub(super) struct Tally(AtomicU64);
 
-/// Seconds of a minute.
+/// 64 seconds per minute.
 const MINUTE: u32 = 64;
-/// 2020: from here to 2054.
+/// 1 January 2020. 24 bits of minutes reach from here to 2054.
 const FIRST_MINUTE: u32 = 1_577_836_800;
 const MINUTE_BITS: u32 = 24;
 const MINUTES: u64 = (1 << MINUTE_BITS) - 1;
 const MOST_USES: u64 = (1 << 40) - 1;
 
 impl Tally {
-    /// Has the count brought near.
+    /// Prefetches the count.
     pub(super) fn approach(&self) {
         prefetch(&self.0);
     }
 
-    /// Counts uses, the last of them at `second` since the epoch, in one word: 40 bits of how many,
-    /// and 24 of when, in minutes of 64 seconds.
+    /// Adds uses, the last of them at `second` since the epoch. One word holds 40 bits of count and
+    /// 24 bits of time, in minutes of 64 seconds.
     pub(super) fn count(&self, uses: u64, second: u32) {
         let minute = u64::from(second.saturating_sub(FIRST_MINUTE) / MINUTE).min(MINUTES);
         let more = |word: u64| {
@@ -39,7 +39,7 @@ impl Tally {
         }
     }
 
-    /// How often the key was used, and when last, in seconds since the epoch.
+    /// Returns how often the key was used, and the second of the last use since the epoch.
     pub(super) fn uses(&self) -> (u64, u32) {
         let word = self.0.load(Ordering::Relaxed);
         let last = (word & MINUTES) as u32 * MINUTE + FIRST_MINUTE;

@@ -1,4 +1,4 @@
-//! The index beside a naive model: a map that is searched from end to end.
+//! The index compared with a naive model: a map that is searched from end to end.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -42,7 +42,7 @@ fn digest(number: u8) -> Digest {
     Digest::sha256([number])
 }
 
-/// A key that differs from others in all that the index keeps.
+/// A key that differs from others in everything the index stores.
 fn record(id: u16, [whose, what, when]: [u8; 3]) -> KeyRecord {
     let credential = if what & 1 == 1 {
         let scheme = crate::core::record::ImportScheme::Sha256;
@@ -147,7 +147,7 @@ fn a_row() -> impl Strategy<Value = StoreRow> {
     ]
 }
 
-/// What is known, in the plainest form: the newest of each row.
+/// The newest version of each row, in the plainest form.
 #[derive(Default)]
 struct Model(HashMap<RowKey, (Revision, StoreRow)>);
 
@@ -167,7 +167,7 @@ impl Model {
 
     fn standing(&self, of: &KeyRecord) -> Standing {
         let rows = || self.0.values().map(|(_, row)| row);
-        // In the order of the path, as the index resolves them.
+        // In the order of the path, as the index resolves rows.
         let path: Vec<_> = of.tenant.lineage().collect();
         let owner = |tenant: &TenantId| {
             rows().find_map(|row| match row {
@@ -198,16 +198,16 @@ impl Model {
     }
 }
 
-/// What the index says of an id to somebody who presents `half`, as far as the model can tell.
-fn told(view: &View, id: KeyId, half: Half) -> String {
-    tell(view, view.end(id, view.begin(id), half))
+/// Returns the index's answer for an id and a presented `half`, as far as the model can predict it.
+fn answer_to(view: &View, id: KeyId, half: Half) -> String {
+    describe(view, view.end(id, view.begin(id), half))
 }
 
-fn tell(view: &View, answer: Answer) -> String {
+fn describe(view: &View, answer: Answer) -> String {
     match answer {
         Answer::Hit(hit) => {
             let facts = view.facts(hit.parts).unwrap();
-            // Late, so that the exact course is asked for.
+            // At the latest instant, so that the index must return the exact course.
             let Kept::Known(course) = view.course(&hit, facts.standing, Timestamp::MAX) else {
                 return "gone".to_owned();
             };
@@ -242,7 +242,8 @@ fn expected(model: &Model, id: KeyId, half: Option<&Digest>) -> String {
                 return "wrong secret".to_owned();
             }
             let mut course = Course::of(record);
-            // Without an end, nothing makes the index look at the row, which alone knows.
+            // For a key without an end, the index does not read the row, and only the row knows the
+            // exact course.
             let standing = model.standing(record);
             let exact = course.expires_at.is_some()
                 || course.life != Life::Enabled
@@ -277,7 +278,7 @@ fn check(index: &Arc<Index>, view: &View, model: &Model) -> Result<(), TestCaseE
             Some(StoreRow::Key(record)) => match &record.credential {
                 Credential::Peppered { digest, .. } => *digest,
                 Credential::Imported { digest, .. } => {
-                    let found = tell(view, view.imported(digest));
+                    let found = describe(view, view.imported(digest));
                     prop_assert_eq!(found, expected(model, id, None));
                     *digest
                 }
@@ -286,7 +287,10 @@ fn check(index: &Arc<Index>, view: &View, model: &Model) -> Result<(), TestCaseE
         };
         for digest in [digest, Digest::sha256("another")] {
             let half = Half::of(digest.as_bytes());
-            prop_assert_eq!(told(view, id, half), expected(model, id, Some(&digest)));
+            prop_assert_eq!(
+                answer_to(view, id, half),
+                expected(model, id, Some(&digest))
+            );
         }
     }
     let imported = |row: &StoreRow| match row {
@@ -298,11 +302,14 @@ fn check(index: &Arc<Index>, view: &View, model: &Model) -> Result<(), TestCaseE
 }
 
 proptest! {
-    /// Rows in any order, old ones among them: a view from before, one from after, and the model
-    /// agree. Fails, for one, if an older row overwrites a newer, if a slot is lost when a segment
-    /// grows or is split, or if a role that was lowered stays with one shape of an owner's keys.
+    /// Rows arrive in any order, old ones among them. An early view, a late view and the model must
+    /// agree. Fails, for example, in these cases:
+    ///
+    /// - an older row overwrites a newer one;
+    /// - a slot is lost when a segment grows or is split;
+    /// - a lowered role persists in one shape of an owner's keys.
     #[test]
-    fn the_index_is_what_a_naive_map_is(
+    fn the_index_agrees_with_a_naive_map(
         rows in prop::collection::vec((a_row(), 1_u64..40), 0..400),
         base in 0_u64..10,
         view_at in 0_usize..400,
@@ -325,7 +332,7 @@ proptest! {
     }
 }
 
-/// A digest replaced again and again leaves the table as large as it was.
+/// A digest replaced many times leaves the table at its size.
 #[test]
 fn slots_left_behind_are_cleared_away() {
     let index = Arc::new(Index::default());
@@ -351,7 +358,7 @@ fn slots_left_behind_are_cleared_away() {
     ));
 }
 
-/// Enough keys to split segments several times, found through the first view and the last.
+/// Enough keys to split segments several times, found through the first view and through the last.
 #[test]
 fn keys_are_found_while_the_table_grows() {
     let index = Arc::new(Index::default());
@@ -381,9 +388,9 @@ fn keys_are_found_while_the_table_grows() {
     }
 }
 
-/// Fails if what is known of a key is taken from another one whose hash is the same.
+/// Fails if the index takes a key's data from another key with the same hash.
 #[test]
-fn keys_whose_hashes_are_the_same_are_told_apart() {
+fn keys_with_equal_hashes_are_kept_apart() {
     let index = Arc::new(Index {
         hashing: Hashing::of_words(|_| 0),
         ..Index::default()

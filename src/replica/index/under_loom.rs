@@ -1,5 +1,5 @@
-//! What verification relies on, taken through every order in which a writer and a reader may meet:
-//! what was confirmed is seen, and a key that keeps its secret is found at any instant.
+//! Two properties that verification relies on, in every order in which a writer and a reader may
+//! meet. A confirmed change is visible, and a key that keeps its secret is found at any instant.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -17,15 +17,15 @@ use crate::core::view::Revision;
 
 /// Runs `model` in every order.
 ///
-/// Loom forgets that a thread loaded a word once another one loads it too, so that a store after
-/// both is tried in one order alone. A writer that looks before it stores therefore runs as the
-/// first thread, up to its end: a reader then takes every load from each store that the memory
-/// model allows, and those are all outcomes there are, since no writer heeds a reader.
+/// Loom forgets that a thread loaded a word once another thread loads it too. A store that follows
+/// both loads is then tried in one order only. Therefore a writer that loads before it stores runs
+/// as the first thread, from start to end. A reader then takes every load from each store that the
+/// memory model allows. Those are all possible outcomes, since no writer depends on a reader.
 pub(super) fn explore(model: impl Fn() + Send + Sync + 'static) {
     explore_within(None, model);
 }
 
-/// Runs `model` with so many turns between threads at most.
+/// Runs `model` with at most `turns` switches between threads.
 pub(super) fn explore_within(
     turns: impl Into<Option<usize>>,
     model: impl Fn() + Send + Sync + 'static,
@@ -42,7 +42,8 @@ pub(super) fn explore_within(
     println!("{} orders", orders.load(Ordering::Relaxed));
 }
 
-/// At the last slot of the first segment, so that what comes behind it is at the first.
+/// A hash whose search begins at the last slot of the first segment, and continues at its first
+/// slot.
 pub(super) const KEY: Hash = Hash(0xC000_0001);
 
 pub(super) fn half(number: u8) -> Half {
@@ -63,7 +64,7 @@ pub(super) fn parts(number: u32) -> Parts {
     }
 }
 
-/// A row all of whose parts tell its number.
+/// The contents of a row, in which every field holds `number`.
 pub(super) fn content(number: u32) -> Content {
     let instant = |micros: u32| Timestamp::from_micros(micros.into()).unwrap();
     Content {
@@ -85,7 +86,7 @@ pub(super) fn find(directory: &Directory, hash: Hash, half: Half) -> Option<Foun
     }
 }
 
-/// A table of `keys` keys, of which [`KEY`] is the first, with room for three.
+/// Returns a table of `keys` keys, of which [`KEY`] is the first, with room for three.
 pub(super) fn table(keys: u32) -> Table {
     let mut table = Table::default();
     table.insert(KEY, 1, half(1), lead(1));
@@ -95,7 +96,8 @@ pub(super) fn table(keys: u32) -> Table {
     table
 }
 
-/// What [`KEY`] leads to once `change` was confirmed, by a reader who saw that, or did not.
+/// Runs `change`, then sets a flag with `order`, as a confirmation does. A concurrent reader loads
+/// the flag first, and calls `check` with what it saw.
 fn confirmed(
     keys: u32,
     order: Ordering,
@@ -116,7 +118,7 @@ fn confirmed(
             }
         });
         change(&mut table, &row);
-        // As `Replica::confirm` does.
+        // As in `Replica::confirm`.
         flag.fetch_max(1, order);
         reader.join().unwrap();
     });
@@ -186,7 +188,7 @@ fn withdrawn(change: fn(&mut Table, &Row)) {
 }
 
 #[test]
-fn whoever_is_led_to_the_row_finds_what_the_key_is_now() {
+fn a_reader_led_to_the_row_finds_the_current_key() {
     withdrawn(|table, row| {
         row.write(content(2));
         table.lead(KEY, 1, Lead::ROW);
@@ -202,7 +204,8 @@ fn a_lead_to_the_row_before_the_row_shows_an_old_row() {
     });
 }
 
-/// What keys share is told of as in the ledger, and a key is made to lead to it.
+/// Publishes a shared entry as the ledger does, and makes a key lead to it, in the order of
+/// `change`. A reader that is led to the entry must find it.
 fn shared(change: fn(&mut Table, &OnceLock<u32>)) {
     explore(move || {
         let mut table = table(1);
@@ -221,7 +224,7 @@ fn shared(change: fn(&mut Table, &OnceLock<u32>)) {
 }
 
 #[test]
-fn whoever_is_led_to_what_keys_share_finds_it() {
+fn a_reader_led_to_a_shared_entry_finds_it() {
     shared(|table, entry| {
         let _ = entry.set(2);
         table.lead(KEY, 1, lead(2));
@@ -230,17 +233,17 @@ fn whoever_is_led_to_what_keys_share_finds_it() {
 
 #[test]
 #[should_panic(expected = "led to nothing")]
-fn a_lead_to_what_is_not_there_yet_leads_to_nothing() {
+fn a_lead_to_an_unpublished_entry_leads_to_nothing() {
     shared(|table, entry| {
         table.lead(KEY, 1, lead(2));
         let _ = entry.set(2);
     });
 }
 
-/// A key gets a digest under the current pepper, its row's shape tells which: 1 before and 2 now.
-/// Whoever presents its secret looks for the new one, and then for what the row says, as the
-/// verifier does.
-fn digested_anew(looks_again: bool, change: fn(&mut Table, &Row)) {
+/// Gives a key a digest under a new pepper. The row's shape names the pepper: 1 for the old one and
+/// 2 for the new one. Like the verifier, the reader searches for the new digest first, and then for
+/// the one the row names.
+fn with_new_digest(looks_again: bool, change: fn(&mut Table, &Row)) {
     explore(move || {
         let mut table = table(1);
         let directory = table.directory();
@@ -266,24 +269,24 @@ fn digested_anew(looks_again: bool, change: fn(&mut Table, &Row)) {
 }
 
 #[test]
-fn a_key_that_is_digested_anew_is_found_at_any_instant() {
-    digested_anew(true, |table, row| {
+fn a_key_that_gets_a_new_digest_is_found_at_any_instant() {
+    with_new_digest(true, |table, row| {
         table.replace(KEY, 1, half(2), lead(2), || row.write(content(2)));
     });
 }
 
 #[test]
 #[should_panic(expected = "a good key was not found")]
-fn whoever_does_not_look_again_misses_a_key_that_is_digested_anew() {
-    digested_anew(false, |table, row| {
+fn a_reader_that_does_not_search_again_misses_a_key_that_gets_a_new_digest() {
+    with_new_digest(false, |table, row| {
         table.replace(KEY, 1, half(2), lead(2), || row.write(content(2)));
     });
 }
 
 #[test]
 #[should_panic(expected = "a good key was not found")]
-fn a_row_that_tells_of_a_digest_before_it_is_there_hides_the_key() {
-    digested_anew(true, |table, row| {
+fn a_row_that_names_a_digest_before_its_slot_exists_hides_the_key() {
+    with_new_digest(true, |table, row| {
         row.write(content(2));
         table.replace(KEY, 1, half(2), lead(2), || {});
     });

@@ -1,7 +1,7 @@
-//! Counting uses: in memory, without two processors writing to the same place.
+//! Counts uses in memory, without two processors writing to the same cache line.
 //!
-//! Each thread counts into a small table of its own; what it displaces goes to the key's row. A key
-//! that is used all the time thus costs one store that nobody else waits for.
+//! Each thread counts in a small table of its own. A count that is displaced from the table goes to
+//! the key's tally. A key in constant use thus costs one uncontended store.
 
 use std::array;
 use std::cell::Cell;
@@ -9,21 +9,21 @@ use std::sync::atomic::AtomicUsize;
 
 use super::sync::{AtomicU32, AtomicU64, Ordering};
 
-/// How many threads count into places of their own; more share. One where loom takes every order.
+/// 32 tables; threads beyond that share one. 1 under loom, which explores every order.
 const SHARES: usize = if cfg!(keyward_loom) { 1 } else { 32 };
-/// How many keys each counts at a time.
+/// 64 keys that a thread counts at a time.
 const PLACES: usize = if cfg!(keyward_loom) { 1 } else { 64 };
 
-/// What a thread counted.
+/// The counts of one thread.
 #[repr(align(128))]
 struct Share {
-    /// For each key the row's number, and how often. Row 0 is none.
+    /// The row's number and its count, for each key. Row 0 means none.
     counts: [AtomicU64; PLACES],
-    /// When last, in seconds since the epoch.
+    /// The second of the last use, since the epoch.
     seen: [AtomicU32; PLACES],
 }
 
-/// What was counted of one row.
+/// The count of one row.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Counted {
     pub(super) row: u32,
@@ -54,7 +54,7 @@ thread_local! {
     static OWN: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
-/// The share of this thread.
+/// Returns the share of this thread.
 fn own() -> usize {
     OWN.with(|own| {
         own.get().unwrap_or_else(|| {
@@ -66,13 +66,13 @@ fn own() -> usize {
 }
 
 impl Uses {
-    /// Counts one use of `row` at `second`, and tells what another key in its place was used before.
+    /// Counts one use of `row` at `second`. Returns the count of another key if that was displaced.
     #[inline]
     pub(super) fn count(&self, row: u32, second: u32) -> Option<Counted> {
         self.0[own()].count(row, second)
     }
 
-    /// Takes what was counted and not told yet.
+    /// Takes the counts that no thread has displaced yet.
     pub(super) fn take(&self) -> impl Iterator<Item = Counted> {
         self.0.iter().flat_map(|share| {
             let places = share.counts.iter().zip(&share.seen);
@@ -102,7 +102,7 @@ impl Share {
         {
             return None;
         }
-        // Another key's place, or another thread was faster.
+        // The place counts another key, or another thread changed it first.
         counted(count.swap(u64::from(row) << 32 | 1, order), last)
     }
 }
@@ -147,16 +147,16 @@ mod tests {
     #[test]
     fn threads_that_share_a_place_lose_nothing() {
         let share = Share::default();
-        let told = AtomicU64::new(0);
-        let tell = |counted: Counted| told.fetch_add(counted.uses.into(), Ordering::Relaxed);
+        let total = AtomicU64::new(0);
+        let add = |counted: Counted| total.fetch_add(counted.uses.into(), Ordering::Relaxed);
         std::thread::scope(|scope| {
             for thread in 0..4 {
-                let (share, tell) = (&share, &tell);
+                let (share, add) = (&share, &add);
                 scope.spawn(move || {
                     for use_ in 0..10_000_u32 {
-                        // Two rows in one place, turn by turn.
+                        // Two rows that share a place take turns.
                         let row = 1 + (use_ / 3 + thread) % 2 * 64;
-                        share.count(row, 1).map(tell);
+                        share.count(row, 1).map(add);
                     }
                 });
             }
@@ -166,13 +166,13 @@ mod tests {
             .iter()
             .filter_map(|count| counted(count.load(Ordering::Relaxed), 1))
             .for_each(|counted| {
-                tell(counted);
+                add(counted);
             });
-        assert_eq!(told.into_inner(), 40_000);
+        assert_eq!(total.into_inner(), 40_000);
     }
 
     #[test]
-    fn the_last_use_is_told() {
+    fn a_displaced_count_carries_its_last_use() {
         let uses = Uses::default();
         assert_eq!(uses.count(7, 100), None);
         assert_eq!(uses.count(7, 105), None);

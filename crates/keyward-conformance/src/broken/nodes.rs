@@ -1,4 +1,4 @@
-//! Registries of nodes that each break one clause.
+//! Registries that each break one clause.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,46 +13,46 @@ defects! {
     /// One deliberate mistake of a registry.
     enum RegistryDefect;
 
-    /// What was read once is told again.
+    /// Caches the reports that were read and returns them again.
     ReadsFromCache => "a_report_is_told_by_every_read_after_it",
-    /// Leases are kept in whole seconds.
+    /// Stores leases in whole seconds.
     KeepsWholeSeconds => "reports_come_back_as_they_were_written",
-    /// Long labels are cut off.
+    /// Truncates long labels.
     CutsLabels => "reports_come_back_as_they_were_written",
-    /// A node that has read nothing stands at the beginning of history.
+    /// Stores the beginning of history for a node that has read nothing.
     InventsACursor => "reports_come_back_as_they_were_written",
-    /// A field that a report leaves empty keeps its old value.
+    /// Keeps the old value of a field that a report leaves empty.
     MergesReports => "a_later_report_replaces_an_earlier_one",
-    /// The last report to arrive stands.
+    /// Keeps the report that arrives last.
     LastWriteWins => "an_older_report_changes_nothing",
-    /// A repeated beat replaces the one before it.
+    /// Replaces a report by one with the same beat.
     SameBeatWins => "an_older_report_changes_nothing",
-    /// Every report is said to stand.
+    /// Returns for every report that it was accepted.
     EveryReportStands => "a_report_tells_whether_it_stands",
-    /// Nodes are told apart by half of their ids.
+    /// Identifies nodes by half of their ids.
     KeepsHalfOfIds => "nodes_are_told_apart_by_their_ids",
-    /// Nodes are told apart by what they are called.
+    /// Identifies nodes by their labels.
     TellsNodesByLabel => "nodes_are_told_apart_by_their_ids",
-    /// Only so many nodes are kept: the one that was silent for longest makes room.
+    /// Keeps at most 256 nodes, and drops the one that was silent for longest.
     DropsTheSilent => "no_node_vanishes_by_itself",
-    /// Forgetting does nothing.
+    /// Forgets no node.
     ForgetsNobody => "forgetting_takes_one_node_away",
-    /// Forgetting one node forgets them all.
+    /// Forgets all nodes if it should forget one.
     ForgetsEverybody => "forgetting_takes_one_node_away",
-    /// Forgetting does not look at beats.
+    /// Ignores the beat when it forgets a node.
     ForgetsWhoIsThere => "forgetting_spares_a_node_that_reported_since",
-    /// A node that was forgotten stays away.
+    /// Ignores reports of a node that was forgotten.
     RemembersTheForgotten => "a_forgotten_node_may_report_again",
-    /// A report is written in two steps.
+    /// Writes a report in two steps.
     ReportsInTwoSteps => "a_dropped_report_is_all_or_nothing",
-    /// Beats are compared, then the report is written, in two steps.
+    /// Compares beats and writes the report in two steps.
     ComparesThenWrites => "concurrent_reports_end_at_the_latest",
 }
 
-/// How many nodes a registry keeps that drops the silent ones.
+/// 256 nodes in a registry that drops silent ones; fewer than the check reports.
 const KEPT: usize = 256;
 
-/// A registry in memory with one [`RegistryDefect`].
+/// An in-memory registry with one [`RegistryDefect`].
 #[derive(Debug)]
 pub struct BrokenRegistry {
     defect: RegistryDefect,
@@ -61,14 +61,14 @@ pub struct BrokenRegistry {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The node that reported last stands last.
+    /// Ordered by the time of the last report, the latest last.
     nodes: Vec<NodeReport>,
     read: Option<Vec<NodeReport>>,
     forgotten: Vec<NodeId>,
 }
 
 impl BrokenRegistry {
-    /// An empty registry with a mistake in it.
+    /// Creates an empty registry with a defect.
     #[must_use]
     pub fn new(defect: RegistryDefect) -> Self {
         let state = Mutex::default();

@@ -1,4 +1,4 @@
-//! Clauses of `commit`: what is refused, and that a refusal writes nothing.
+//! Clauses of `commit`: which commits are refused, and that a refusal writes nothing.
 
 use super::Violation;
 use super::fixtures::{
@@ -8,7 +8,7 @@ use keyward::audit::Action;
 use keyward::store::{CommitError, Epoch, KeyStore, Locator, Revision, Row, Select};
 use keyward::{Credential, KeyRecord};
 
-/// A commit is applied only if the tenant is at exactly the revision that it expects.
+/// A commit is applied only if the tenant is at exactly the expected revision.
 pub async fn a_commit_on_another_revision_is_a_conflict<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -26,7 +26,7 @@ pub async fn a_commit_on_another_revision_is_a_conflict<S: KeyStore>(
     let batch = desk.batch("acme").put(key(4)).expecting(elsewhere);
     desk.conflicts("a tenant expected at the store's head", batch)
         .await?;
-    // Another tenant's commit is none of this one's business.
+    // A commit of another tenant does not affect this one.
     let batch = desk.batch("acme").put(key(5));
     let second = desk.land(batch).await?;
     let old = desk.batch("acme").put(key(6)).expecting(first);
@@ -37,7 +37,7 @@ pub async fn a_commit_on_another_revision_is_a_conflict<S: KeyStore>(
         .put(key(7))
         .expecting(Revision(second.0 + 1));
     desk.conflicts("a tenant expected ahead", ahead).await?;
-    // A commit of nothing but audit entries moves the tenant, too.
+    // A commit that only has audit entries advances the tenant too.
     let batch = desk.batch("acme").entry(Action::KeyDisabled, Some(id(1)));
     desk.land(batch).await?;
     let old = desk
@@ -48,8 +48,9 @@ pub async fn a_commit_on_another_revision_is_a_conflict<S: KeyStore>(
         .await
 }
 
-/// A commit that was decided on another history of the store is a conflict, whatever the revisions are;
-/// one that was decided on the store's own is not, nor is one that names none.
+/// A commit that was decided on another history of the store is a conflict at any revision. A
+/// commit that was decided on the store's own history is not, and neither is one that names no
+/// history.
 pub async fn a_commit_on_another_history_is_a_conflict<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -68,7 +69,7 @@ pub async fn a_commit_on_another_history_is_a_conflict<S: KeyStore>(
     desk.agrees("after the commits").await
 }
 
-/// A conflict writes nothing: no record, owner, tenant's row, audit entry, change; it takes no id
+/// A conflict writes nothing: no record, owner, tenant row, audit entry or change. It takes no id
 /// and no digest.
 pub async fn a_conflict_writes_nothing<S: KeyStore>(
     make: &impl Fn() -> S,
@@ -92,7 +93,7 @@ pub async fn a_conflict_writes_nothing<S: KeyStore>(
         .await
 }
 
-/// A batch that is refused for one of its ids or digests writes nothing, whatever else is in it.
+/// A batch that is refused because of one id or digest writes nothing.
 pub async fn a_refused_batch_writes_nothing<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -130,7 +131,7 @@ pub async fn a_refused_batch_writes_nothing<S: KeyStore>(
         .await
 }
 
-/// Ids are unique across tenants: no tenant's commit writes over another tenant's key.
+/// Ids are unique across tenants: no commit overwrites another tenant's key.
 pub async fn ids_are_unique_across_tenants<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -151,7 +152,7 @@ pub async fn ids_are_unique_across_tenants<S: KeyStore>(
     desk.agrees("after the tenant changed its own key").await
 }
 
-/// A removed key never comes back, from no tenant.
+/// A removed key never comes back, in any tenant.
 pub async fn a_removed_key_never_comes_back<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -168,8 +169,8 @@ pub async fn a_removed_key_never_comes_back<S: KeyStore>(
     desk.agrees("after the refusals").await
 }
 
-/// Removing a key that was never stored takes its id as well: a key may be created and deleted in
-/// one commit, of which only the removal is left.
+/// Removing a key that was never stored takes its id. A key that is created and deleted in one
+/// commit leaves only the removal.
 pub async fn removing_a_key_never_stored_takes_its_id<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -193,7 +194,7 @@ pub async fn removing_a_key_never_stored_takes_its_id<S: KeyStore>(
     )
 }
 
-/// Imported digests are unique across tenants and within one batch. A key keeps its own.
+/// Imported digests are unique across tenants. A key may keep its own digest.
 pub async fn imported_digests_are_unique_across_tenants<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -206,7 +207,7 @@ pub async fn imported_digests_are_unique_across_tenants<S: KeyStore>(
             .await?;
     }
     desk.agrees("after the refusals").await?;
-    // A peppered digest is no imported one, even if the bytes are the same.
+    // A peppered digest does not count as imported, even if its bytes are the same.
     let same_bytes = KeyRecord {
         credential: Credential::Peppered {
             pepper: text("p1"),
@@ -243,7 +244,7 @@ pub async fn imported_digests_are_unique_within_a_batch<S: KeyStore>(
     desk.agrees("after a batch of two digests").await
 }
 
-/// The imported digest of a removed key stays taken for ever.
+/// The imported digest of a removed key stays taken permanently.
 pub async fn the_digest_of_a_removed_key_stays_taken<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -263,20 +264,21 @@ pub async fn the_digest_of_a_removed_key_stays_taken<S: KeyStore>(
     desk.agrees("after the refusals").await
 }
 
-/// A digest that a commit says is a key's, beside the digests of its records, stays taken for ever:
-/// across tenants, within a batch, whatever becomes of the key, and if there never was one.
+/// A digest that a commit claims for a key stays taken permanently, like the digest of a record.
+/// This holds across tenants, within a batch, after the key is removed, and if the key never
+/// existed.
 pub async fn a_digest_beside_its_key_stays_taken<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
     let mut desk = Desk::new(make, "a_digest_beside_its_key_stays_taken");
     let batch = desk.batch("acme").put(imported(1, "one"));
     desk.land(batch.claim("mark of one", id(1))).await?;
-    // Without any record.
+    // A claim without a record.
     let batch = desk.batch("globex").claim("blocked", id(8));
     desk.land(batch).await?;
     let taken = ["mark of one", "blocked", "one"];
     claims_are_refused(&mut desk, &taken).await?;
-    // A key keeps its own, and may get more.
+    // A key keeps its claims, and may get more.
     let renamed = KeyRecord {
         name: text("renamed"),
         ..imported(1, "one")
@@ -303,7 +305,7 @@ pub async fn a_digest_beside_its_key_stays_taken<S: KeyStore>(
     claims_are_refused(&mut desk, &taken).await
 }
 
-/// No tenant gets any of these digests, in a record or beside one.
+/// Checks that no tenant gets any of these digests, either in a record or by a claim.
 async fn claims_are_refused<S: KeyStore>(desk: &mut Desk<S>, taken: &[&str]) -> Checked {
     for of in taken {
         for path in ["acme", "globex", "acme/web"] {
@@ -318,12 +320,13 @@ async fn claims_are_refused<S: KeyStore>(desk: &mut Desk<S>, taken: &[&str]) -> 
     desk.agrees("after digests were refused").await
 }
 
-/// Of commits that say of one digest at the same time that it is their key's, one is applied.
+/// If several concurrent commits claim one digest, exactly one of them is applied.
 pub async fn concurrent_claims_of_one_digest_have_one_winner<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
     let mut desk = Desk::new(make, "concurrent_claims_of_one_digest_have_one_winner");
-    // Of the last rounds both begin at once. By then a store has made its preparations.
+    // In the last rounds both commits start together. By then the store has finished its
+    // preparations.
     for round in 0..=3 * STEPS {
         let mut claims = |path: &str, number: u64| {
             let key = 10 * round as u64 + number;
@@ -361,8 +364,8 @@ pub async fn concurrent_claims_of_one_digest_have_one_winner<S: KeyStore>(
     desk.agrees("after the races").await
 }
 
-/// Every commit's revision exceeds all earlier ones, whichever tenant it is of, and is the one
-/// that views, rows and audit entries tell.
+/// Every commit's revision is above all earlier ones, across tenants. Views, rows and audit entries
+/// return it.
 pub async fn revisions_increase_in_commit_order<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -381,8 +384,8 @@ pub async fn revisions_increase_in_commit_order<S: KeyStore>(
     desk.agrees("after the commits").await
 }
 
-/// Once any reader has seen a revision, nothing at or below it still appears: the order of
-/// revisions is the order in which commits become visible.
+/// Once any reader has seen a revision, no commit at or below it appears later: commits become
+/// visible in the order of their revisions.
 pub async fn nothing_appears_behind_a_revision_seen<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -403,18 +406,18 @@ pub async fn nothing_appears_behind_a_revision_seen<S: KeyStore>(
         landed.map_err(refused)?;
         passed.map_err(refused)?;
         let upto = seen.last().map_or(start, |page| page.upto);
-        let mut told: Vec<_> = seen.into_iter().flat_map(|page| page.changes).collect();
+        let mut received: Vec<_> = seen.into_iter().flat_map(|page| page.changes).collect();
         for page in desk.follow(upto, 10).await? {
-            told.extend(page.changes);
+            received.extend(page.changes);
         }
-        let rows: Vec<_> = told.iter().map(|change| change.row.key()).collect();
+        let rows: Vec<_> = received.iter().map(|change| change.row.key()).collect();
         desk.ensure(rows.len() == 2, || {
             format!(
                 "two commits, one begun {steps} polls before the other; a follower that read in \
                  between saw {rows:?}"
             )
         })?;
-        let ordered = told.is_sorted_by(|a, b| a.revision < b.revision);
+        let ordered = received.is_sorted_by(|a, b| a.revision < b.revision);
         desk.ensure(ordered, || {
             format!("a later page told an earlier commit: {rows:?}")
         })?;
@@ -422,8 +425,8 @@ pub async fn nothing_appears_behind_a_revision_seen<S: KeyStore>(
     Ok(())
 }
 
-/// Of commits on one tenant at the same revision that run at the same time, exactly one is
-/// applied; the others are conflicts.
+/// If several commits on one tenant at the same revision run concurrently, exactly one is applied;
+/// the others are conflicts.
 pub async fn concurrent_commits_have_one_winner<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -462,7 +465,7 @@ pub async fn concurrent_commits_have_one_winner<S: KeyStore>(
     Ok(())
 }
 
-/// A commit whose future is dropped, after any number of polls, is there as a whole or not at all.
+/// A commit whose future is dropped after any number of polls is applied completely or not at all.
 pub async fn a_dropped_commit_is_all_or_nothing<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -485,8 +488,8 @@ pub async fn a_dropped_commit_is_all_or_nothing<S: KeyStore>(
         if let Some(Err(error)) = &answer {
             return Err(desk.fail(format!("commit failed: {error}")));
         }
-        // A commit at the same revision settles it: from here on, the dropped one landed or never
-        // will. It may take a while until its locks are gone.
+        // A commit at the same revision settles the question: afterwards, the dropped commit has
+        // landed or never will. This commit may have to wait for the dropped commit's locks.
         let fence = desk.batch("acme").put(key(9));
         match desk.store.commit(fence.commit.clone()).await {
             Ok(revision) => desk.landed(&fence, revision),

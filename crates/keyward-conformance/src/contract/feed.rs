@@ -10,7 +10,7 @@ use keyward::store::{
     Change, Changes, ChangesError, CommitTag, Cursor, Epoch, KeyStore, Revision, Row, RowKey,
 };
 
-/// Nine commits of three tenants: batches of several rows, rows written again, keys removed.
+/// Writes nine commits of three tenants: batches of several rows, rows written again, keys removed.
 async fn history<S: KeyStore>(desk: &mut Desk<S>) -> Checked {
     let batch = desk
         .batch("acme")
@@ -55,7 +55,7 @@ async fn history<S: KeyStore>(desk: &mut Desk<S>) -> Checked {
     Ok(())
 }
 
-/// More than the rows of [`history`].
+/// 40 changes: more than [`history`] writes rows.
 const ALL: usize = 40;
 
 fn renamed(n: u64) -> KeyRecord {
@@ -94,7 +94,8 @@ pub async fn changes_come_oldest_first<S: KeyStore>(
     Ok(())
 }
 
-/// Who applies all changes in order ends with the rows of the store, each at its newest revision.
+/// A follower that applies all changes in order ends with the rows of the store, each at its newest
+/// revision.
 pub async fn changes_end_at_the_rows_of_the_store<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -114,7 +115,7 @@ pub async fn changes_end_at_the_rows_of_the_store<S: KeyStore>(
     Ok(())
 }
 
-/// The changes of one revision stand on one page, whatever the limit.
+/// All changes of one revision are on one page, even beyond the limit.
 pub async fn a_revision_is_never_split_across_pages<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -131,9 +132,9 @@ pub async fn a_revision_is_never_split_across_pages<S: KeyStore>(
                     .changes
                     .iter()
                     .filter(|change| change.revision == revision);
-                let told: Vec<_> = mine.cloned().collect();
-                let told = rows_of(&told);
-                let missing: Vec<_> = want.keys().filter(|row| !told.contains(*row)).collect();
+                let received: Vec<_> = mine.cloned().collect();
+                let received = rows_of(&received);
+                let missing: Vec<_> = want.keys().filter(|row| !received.contains(*row)).collect();
                 desk.ensure(missing.is_empty(), || {
                     format!("a page of {limit} tells of revision {revision} without {missing:?}")
                 })?;
@@ -143,7 +144,7 @@ pub async fn a_revision_is_never_split_across_pages<S: KeyStore>(
     Ok(())
 }
 
-/// Nothing up to a page's `upto` is missing from that page and those before it.
+/// No change up to a page's `upto` is missing from that page and the pages before it.
 pub async fn nothing_up_to_upto_is_missing<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -159,7 +160,7 @@ pub async fn nothing_up_to_upto_is_missing<S: KeyStore>(
         let reached = after.revision;
         desk.same("where the last page ends", reached, desk.truth.revision)?;
     }
-    // From any place in the history, too.
+    // This also holds from every other position in the history.
     for (revision, tag) in desk.truth.tags.clone() {
         let after = Cursor {
             revision,
@@ -175,8 +176,8 @@ pub async fn nothing_up_to_upto_is_missing<S: KeyStore>(
 fn complete<S: KeyStore>(desk: &Desk<S>, after: Cursor, page: &Changes, limit: usize) -> Checked {
     let upto = page.upto.revision;
     let want = desk.truth.between(after.revision, upto);
-    let told = rows_of(&page.changes);
-    let missing: Vec<_> = want.keys().filter(|row| !told.contains(*row)).collect();
+    let received = rows_of(&page.changes);
+    let missing: Vec<_> = want.keys().filter(|row| !received.contains(*row)).collect();
     desk.ensure(missing.is_empty(), || {
         let after = after.revision;
         format!("a page of {limit} after {after} says up to {upto} and lacks {missing:?}")
@@ -206,7 +207,7 @@ pub async fn an_empty_page_means_caught_up<S: KeyStore>(
         desk.same("upto of an empty page", page.upto, page.head)?;
         desk.same("head of an empty page", page.head.revision, revision)?;
     }
-    // A commit without rows is no reason for an empty page that says less than the head.
+    // After a commit without rows, `upto` of an empty page is still the head.
     let action = keyward::audit::Action::KeyDisabled;
     let batch = desk.batch("acme").entry(action, Some(id(1)));
     let revision = desk.land(batch).await?;
@@ -231,10 +232,10 @@ pub async fn tombstones_are_in_the_feed<S: KeyStore>(
     history(&mut desk).await?;
     for limit in [1, ALL] {
         let pages = desk.follow(start, limit).await?;
-        let told: Vec<_> = pages.into_iter().flat_map(|page| page.changes).collect();
+        let received: Vec<_> = pages.into_iter().flat_map(|page| page.changes).collect();
         let removed = |change: &&Change| matches!(change.row, Row::Removed { .. });
         for tombstone in desk.truth.rows.values().filter(removed) {
-            let last = told
+            let last = received
                 .iter()
                 .rfind(|change| change.row.key() == tombstone.row.key());
             desk.same("last change of a removed key", last, Some(tombstone))?;
@@ -243,7 +244,7 @@ pub async fn tombstones_are_in_the_feed<S: KeyStore>(
     Ok(())
 }
 
-/// A cursor ahead of the head is of no history that this store knows: compacted.
+/// A cursor ahead of the head belongs to no history of this store: compacted.
 pub async fn a_cursor_ahead_of_the_head_is_compacted<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -274,8 +275,8 @@ pub async fn a_cursor_of_another_epoch_is_compacted<S: KeyStore>(
     desk.compacted("a cursor of another epoch", other).await
 }
 
-/// A cursor with a revision that the store has and a tag that it has not is of another history:
-/// compacted. So is one at revision zero with a tag.
+/// A cursor at a revision of this store with another tag belongs to another history: compacted. So
+/// does a cursor at revision zero with a tag.
 pub async fn a_cursor_with_another_tag_is_compacted<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -303,8 +304,8 @@ pub async fn a_cursor_with_another_tag_is_compacted<S: KeyStore>(
     Ok(())
 }
 
-/// Every cursor that the store tells carries the tag of its commit (zero before the first), and is
-/// accepted by the feed.
+/// Every cursor that the store returns carries the tag of its commit (zero before the first), and
+/// the feed accepts it.
 pub async fn cursors_carry_the_tag_of_their_commit<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -332,7 +333,7 @@ pub async fn cursors_carry_the_tag_of_their_commit<S: KeyStore>(
     desk.same("tag of the scan's head", head.tag, desk.truth.tag)
 }
 
-/// `changes_now`, where it answers, answers what `changes` answers.
+/// If `changes_now` answers, it returns the same as `changes`.
 pub async fn changes_now_is_changes_at_once<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {

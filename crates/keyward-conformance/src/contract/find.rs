@@ -5,7 +5,7 @@ use super::fixtures::{Desk, digest, id, imported, key, tenant, text};
 use keyward::KeyRecord;
 use keyward::store::{Change, KeyStore, Locator, Row};
 
-/// A key is found by its id, with the commit that wrote it; an unknown id is not found.
+/// A key is found by its id, with the commit that wrote it. An unknown id is not found.
 pub async fn find_tells_a_key_by_its_id<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -33,7 +33,7 @@ pub async fn find_tells_a_key_by_its_id<S: KeyStore>(
     desk.same("an unknown id", desk.find(Locator::Id(id(4))).await?, None)
 }
 
-/// An imported key is found by its digest; a peppered one is not.
+/// An imported key is found by its digest. A peppered key is not.
 pub async fn find_tells_a_key_by_its_imported_digest<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -112,8 +112,8 @@ pub async fn find_tells_a_removed_key_as_its_tombstone<S: KeyStore>(
     Ok(())
 }
 
-/// The head that comes with a key is where the store stood when the key was read, or before: a
-/// valid cursor, after which the feed tells every later change of the key.
+/// The head that is returned with a key is the store's head at the time of the read, or an earlier
+/// one. It is a valid cursor, and the feed after it contains every later change of the key.
 pub async fn find_tells_a_head_that_can_be_followed<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -140,7 +140,7 @@ pub async fn find_tells_a_head_that_can_be_followed<S: KeyStore>(
     let batch = desk.batch("acme").remove(id(1));
     let revision = desk.land(batch).await?;
     let pages = desk.follow(found.head, 10).await?;
-    let told = pages.iter().flat_map(|page| &page.changes);
-    let told = told.filter(|change| change.revision == revision).count();
-    desk.same("changes of the removal after the head", told, 1)
+    let later = pages.iter().flat_map(|page| &page.changes);
+    let later = later.filter(|change| change.revision == revision).count();
+    desk.same("changes of the removal after the head", later, 1)
 }

@@ -1,5 +1,5 @@
-//! What the checks are made of: plain records, batches whose audit chain is consistent, a desk that
-//! knows what the store should hold, and futures that are polled by hand.
+//! The tools of the checks: plain records, batches with a consistent audit chain, and futures that
+//! are polled by hand. A desk holds the store and its expected contents.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
@@ -31,10 +31,10 @@ use keyward::{OwnerRecord, TenantRecord};
 
 pub(super) type Checked = Result<(), Violation>;
 
-/// More pages than any check fills: a store that goes on beyond them does not end at all.
+/// 1000 pages, more than any check fills. A store with more pages than this never ends.
 const MAX_PAGES: usize = 1_000;
 
-/// How often a check polls a future, at most, before it drops it or lets another one pass.
+/// 8 polls: the most that a check gives a future before it drops it or lets another one pass.
 pub(super) const STEPS: usize = 8;
 
 /// Parses a constant of the kit.
@@ -52,7 +52,7 @@ pub(super) fn tenant(path: &str) -> TenantId {
     text(path)
 }
 
-/// `seconds` after the kit's own beginning of time, and a bit: an odd number of microseconds.
+/// Returns the instant `seconds` after the kit's epoch, with an odd number of microseconds.
 pub(super) fn at(seconds: u64) -> Timestamp {
     Timestamp::UNIX_EPOCH.saturating_add(Duration::from_micros(
         1_700_000_000_123_457 + seconds * 1_000_000,
@@ -74,7 +74,7 @@ pub(super) fn digest(of: &str) -> Digest {
     Digest::sha256(of)
 }
 
-/// A plain key. A batch gives it its tenant.
+/// Returns a plain key. A batch sets its tenant.
 pub(super) fn key(n: u64) -> KeyRecord {
     KeyRecord {
         id: id(n),
@@ -118,7 +118,7 @@ pub(super) fn key(n: u64) -> KeyRecord {
     }
 }
 
-/// A key whose digest came from elsewhere.
+/// Returns an imported key, with the digest of `of`.
 pub(super) fn imported(n: u64, of: &str) -> KeyRecord {
     KeyRecord {
         prefix: None,
@@ -150,7 +150,7 @@ pub(super) fn revoked(record: KeyRecord) -> KeyRecord {
     }
 }
 
-/// An owner's row. A batch gives it its tenant.
+/// Returns an owner's row. A batch sets its tenant.
 pub(super) fn owner(name: &str) -> OwnerRecord {
     OwnerRecord {
         tenant: tenant("nobody"),
@@ -162,7 +162,7 @@ pub(super) fn owner(name: &str) -> OwnerRecord {
     }
 }
 
-/// A commit in the making. Everything put into it gets the tenant's name and an audit entry.
+/// A commit under construction. Each addition gets the batch's tenant and an audit entry.
 #[derive(Clone)]
 pub(super) struct Batch {
     pub(super) commit: Commit,
@@ -230,7 +230,7 @@ impl Batch {
         self
     }
 
-    /// Says of the entries so far that `actor` asked for them, by `command`.
+    /// Sets the actor and the command of the entries so far.
     pub(super) fn by(mut self, actor: &str, command: &str) -> Self {
         for entry in &mut self.commit.effects.audit {
             entry.actor = Author::Principal(text(actor));
@@ -252,19 +252,19 @@ impl Batch {
         self
     }
 
-    /// Has the commit say on which history it was decided.
+    /// Sets the history on which the commit was decided.
     pub(super) fn in_history(mut self, epoch: Epoch) -> Self {
         self.commit.epoch = Some(epoch);
         self
     }
 
-    /// Makes the commit rest on a row as it stood at `revision`.
+    /// Guards the commit with a row at `revision`.
     pub(super) fn guarded(mut self, row: RowKey, revision: Revision) -> Self {
         self.commit.guards.push(Guard { row, revision });
         self
     }
 
-    /// Says of the digest of a text that it is the key's, beside the digests of records.
+    /// Claims the digest of a text for a key, without a record.
     pub(super) fn claim(mut self, of: &str, key: KeyId) -> Self {
         self.commit.effects.digests.push((digest(of), key));
         self.entry(Action::KeyDisabled, Some(key))
@@ -278,7 +278,7 @@ struct Known {
     decided_at: Option<Timestamp>,
 }
 
-/// Everything that a store should hold.
+/// The expected contents of a store.
 #[derive(Clone, Default)]
 pub(super) struct Truth {
     pub(super) rows: BTreeMap<RowKey, Change>,
@@ -307,13 +307,13 @@ impl Truth {
         }
     }
 
-    /// The commit that wrote a row; zero for a row that never was.
+    /// Returns the commit that wrote a row; zero for a row that never existed.
     pub(super) fn row_at(&self, row: &RowKey) -> Revision {
         let change = self.rows.get(row);
         change.map_or(Revision::ZERO, |change| change.revision)
     }
 
-    /// The records that were not removed, by id.
+    /// Returns the records that were not removed, by id.
     pub(super) fn records(&self) -> impl Iterator<Item = &KeyRecord> {
         self.rows.values().filter_map(|change| match &change.row {
             Row::Key(record) => Some(&**record),
@@ -321,7 +321,7 @@ impl Truth {
         })
     }
 
-    /// The rows that a scan must tell: all but tombstones.
+    /// Returns the rows that a scan must return: all but tombstones.
     pub(super) fn standing(&self) -> BTreeMap<RowKey, Change> {
         let gone = |change: &Change| matches!(change.row, Row::Removed { .. });
         let rows = self.rows.iter().filter(|(_, change)| !gone(change));
@@ -329,7 +329,7 @@ impl Truth {
             .collect()
     }
 
-    /// The rows whose newest revision is above `after` and at most `upto`.
+    /// Returns the rows whose newest revision is above `after` and at most `upto`.
     pub(super) fn between(&self, after: Revision, upto: Revision) -> BTreeMap<RowKey, Change> {
         let within = |change: &Change| change.revision > after && change.revision <= upto;
         let rows = self.rows.iter().filter(|(_, change)| within(change));
@@ -338,7 +338,7 @@ impl Truth {
     }
 }
 
-/// A fresh store with what it should hold. Every failure names the clause under test.
+/// A fresh store with its expected contents. Every failure names the clause under test.
 pub(super) struct Desk<S> {
     pub(super) store: S,
     pub(super) truth: Truth,
@@ -356,8 +356,8 @@ impl<S: KeyStore> Desk<S> {
         }
     }
 
-    /// An empty batch at the tenant's last revision, with a tag of its own, a second later than
-    /// the one before.
+    /// Returns an empty batch at the tenant's last revision, with a new tag, decided one second
+    /// after the previous batch.
     pub(super) fn batch(&mut self, path: &str) -> Batch {
         self.drafts += 1;
         let tenant = tenant(path);
@@ -407,7 +407,7 @@ impl<S: KeyStore> Desk<S> {
         answer.map_err(|error| self.fail(format!("{method} failed: {error}")))
     }
 
-    /// Commits what must be accepted.
+    /// Commits a batch that must be accepted.
     pub(super) async fn land(&mut self, batch: Batch) -> Result<Revision, Violation> {
         let commit = batch.commit;
         let answer = self.store.commit(commit.clone()).await;
@@ -416,13 +416,13 @@ impl<S: KeyStore> Desk<S> {
         Ok(revision)
     }
 
-    /// Takes note of a commit that landed by other hands.
+    /// Records a commit that landed outside of [`land`](Self::land).
     pub(super) fn landed(&mut self, batch: &Batch, revision: Revision) {
         self.truth.apply(&batch.commit, revision);
     }
 
-    /// Takes note of commits that ran at the same time, with their answers. None of those that landed may
-    /// have landed after one of its guarded rows moved.
+    /// Records concurrent commits with their outcomes. Fails if a commit landed after one of its
+    /// guarded rows had moved.
     pub(super) fn settle(
         &mut self,
         answers: impl IntoIterator<Item = (Batch, Result<Revision, CommitError>)>,
@@ -451,7 +451,7 @@ impl<S: KeyStore> Desk<S> {
         Ok(())
     }
 
-    /// Commits what must be refused, and tells why it was.
+    /// Commits a batch that must be refused, and returns the refusal.
     pub(super) async fn refused(&self, batch: Batch) -> Result<CommitError, Violation> {
         match self.store.commit(batch.commit).await {
             Ok(revision) => Err(self.fail(format!("commit was accepted at revision {revision}"))),
@@ -509,7 +509,7 @@ impl<S: KeyStore> Desk<S> {
         self.answered("scan", answer)
     }
 
-    /// The pages of a scan of everything.
+    /// Returns the pages of a scan of everything.
     pub(super) async fn pages_of_all(&self, limit: usize) -> Result<Vec<ScanPage>, Violation> {
         let mut pages = Vec::new();
         let mut take = |page| {
@@ -529,7 +529,7 @@ impl<S: KeyStore> Desk<S> {
         self.answered("changes", answer)
     }
 
-    /// Asks for changes after a cursor that must be refused.
+    /// Requests changes after a cursor that must be refused.
     pub(super) async fn compacted(&self, what: &str, after: Cursor) -> Checked {
         match self.store.changes(after, count(1)).await {
             Err(ChangesError::Compacted) => Ok(()),
@@ -538,12 +538,12 @@ impl<S: KeyStore> Desk<S> {
         }
     }
 
-    /// Where the store says that it stands.
+    /// Returns the store's head.
     pub(super) async fn head(&self) -> Result<Cursor, Violation> {
         Ok(self.scan(None, 1).await?.head)
     }
 
-    /// Follows the feed from `after` to the head, and returns the pages, the empty one left out.
+    /// Follows the feed from `after` to the head. Returns the pages, without the empty last one.
     pub(super) async fn follow(
         &self,
         mut after: Cursor,
@@ -568,7 +568,7 @@ impl<S: KeyStore> Desk<S> {
         Err(self.fail(format!("the feed did not end within {MAX_PAGES} pages")))
     }
 
-    /// All rows by scan, tombstones left out, and the first page's head.
+    /// Scans all rows without tombstones. Returns them with the first page's head.
     pub(super) async fn scan_all(&self, limit: usize) -> Result<(Cursor, Vec<Change>), Violation> {
         let first = self.scan(None, limit).await?;
         let (head, mut rows, mut next) = (first.head, first.rows, first.next);
@@ -627,7 +627,7 @@ impl<S: KeyStore> Desk<S> {
         Err(self.fail(format!("the trail did not end within {MAX_PAGES} pages")))
     }
 
-    /// Compares everything that can be read with what the store should hold.
+    /// Compares every readable part of the store with its expected contents.
     pub(super) async fn agrees(&self, when: &str) -> Checked {
         let truth = &self.truth;
         let (head, rows) = self.scan_all(50).await?;
@@ -662,11 +662,11 @@ pub(super) fn rows_of(changes: &[Change]) -> BTreeSet<RowKey> {
     changes.iter().map(|change| change.row.key()).collect()
 }
 
-/// Debug output, cut short: a record with everything in it fills screens.
+/// Formats a value for debugging, at most 600 characters of it: a full record fills screens.
 pub(super) fn brief(value: &impl fmt::Debug) -> String {
     const LONGEST: usize = 600;
     let mut text = String::new();
-    // Writing to memory cannot fail.
+    // Writing to a `String` cannot fail.
     let _ = write!(text, "{value:?}");
     if let Some((end, _)) = text.char_indices().nth(LONGEST) {
         text.truncate(end);
@@ -675,17 +675,17 @@ pub(super) fn brief(value: &impl fmt::Debug) -> String {
     text
 }
 
-/// The row of a tenant.
+/// Returns the name of a tenant's row.
 pub(super) fn tenant_row(path: &str) -> RowKey {
     RowKey::Tenant(tenant(path))
 }
 
-/// The row of an owner in a tenant.
+/// Returns the name of an owner's row.
 pub(super) fn owner_row(path: &str, name: &str) -> RowKey {
     RowKey::Owner(tenant(path), text(name))
 }
 
-/// A future that is polled as often as a check wants, on whatever executor runs the check.
+/// A future that a check polls step by step, on any executor.
 pub(super) struct Running<'a, T> {
     future: Pin<Box<dyn Future<Output = T> + 'a>>,
     output: Option<T>,
@@ -707,7 +707,7 @@ impl<'a, T> Running<'a, T> {
         }
     }
 
-    /// Polls up to `steps` times, each when the future asked to be woken.
+    /// Polls up to `steps` times. Each poll but the first waits until the future asks to be woken.
     pub(super) async fn steps(&mut self, steps: usize) {
         for step in 1..=steps {
             let mut first = true;
@@ -717,7 +717,7 @@ impl<'a, T> Running<'a, T> {
                 }
                 first = false;
                 self.poll(cx);
-                // The last step waits for nothing: who polled goes on to something else.
+                // The last step does not wait, so that the check can continue with another future.
                 if self.output.is_some() || step == steps {
                     return Poll::Ready(());
                 }
@@ -730,8 +730,8 @@ impl<'a, T> Running<'a, T> {
         }
     }
 
-    /// Runs `other` to its end. This future is polled only while `other` waits, because it may be
-    /// what `other` waits for.
+    /// Runs `other` to completion. Polls this future only while `other` is pending, because `other`
+    /// may be waiting for it.
     pub(super) async fn let_pass<O>(&mut self, other: impl Future<Output = O>) -> O {
         let mut other = pin!(other);
         poll_fn(|cx| {
@@ -744,7 +744,7 @@ impl<'a, T> Running<'a, T> {
         .await
     }
 
-    /// Runs all of them to their ends, each polled in turn, the first of them first.
+    /// Runs all futures to completion. Each round polls all of them, in their order.
     pub(super) async fn finish_all(mut all: Vec<Self>) -> Vec<T> {
         poll_fn(|cx| {
             all.iter_mut().for_each(|running| running.poll(cx));
@@ -755,12 +755,12 @@ impl<'a, T> Running<'a, T> {
         all.into_iter().filter_map(Self::output).collect()
     }
 
-    /// What it came to, if it did.
+    /// Returns the output, if the future has completed.
     pub(super) fn output(self) -> Option<T> {
         self.output
     }
 
-    /// Runs it to its end.
+    /// Runs the future to completion.
     pub(super) async fn finish(mut self) -> T {
         match self.output {
             Some(output) => output,

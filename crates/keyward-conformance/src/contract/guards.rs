@@ -1,5 +1,5 @@
-//! Clauses of guards: rows that a commit rests on, of its own tenant or of others. The commit is
-//! refused once one of them moved.
+//! Clauses of guards: rows that a commit depends on, in its own tenant or in others. The commit is
+//! refused if one of them has moved.
 
 use super::Violation;
 use super::fixtures::{
@@ -12,8 +12,8 @@ use keyward::store::{KeyStore, Revision, RowKey};
 /// A change that a batch makes.
 type Change = fn(Batch) -> Batch;
 
-/// A commit whose guarded rows all stand where they were read is applied, whoever's rows they are.
-/// A row that never was stands at zero.
+/// A commit is applied if each guarded row is at the guard's revision, in any tenant. A row that
+/// never existed is at revision zero.
 pub async fn a_commit_whose_guards_stand_is_applied<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -26,7 +26,7 @@ pub async fn a_commit_whose_guards_stand_is_applied<S: KeyStore>(
         owner_row("acme", "ann"),
         RowKey::Key(id(1)),
         RowKey::Key(id(3)),
-        // None of these is there.
+        // None of these rows exists.
         tenant_row("globex"),
         tenant_row("initech"),
         owner_row("acme", "cid"),
@@ -46,15 +46,16 @@ pub async fn a_commit_whose_guards_stand_is_applied<S: KeyStore>(
         batch.guarded(row, stands)
     });
     desk.land(batch).await?;
-    // A commit may write what it is guarded by.
+    // A commit may write its own guarded row.
     let own = desk.truth.row_at(&RowKey::Key(id(1)));
     let batch = desk.batch("acme").put(renamed(1));
     desk.land(batch.guarded(RowKey::Key(id(1)), own)).await?;
     desk.agrees("after the commits").await
 }
 
-/// A commit is a conflict, and writes nothing, if one of its guarded rows moved: the row of a tenant
-/// above, of an owner there, of a key there, or any other. So it is if the row has not come that far.
+/// A commit is a conflict and writes nothing if one of its guarded rows has moved. The row may
+/// belong to a tenant above, to an owner or key there, or to any other tenant. A guard ahead of its
+/// row is a conflict too.
 pub async fn a_commit_whose_guarded_row_moved_is_a_conflict<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -84,7 +85,7 @@ pub async fn a_commit_whose_guarded_row_moved_is_a_conflict<S: KeyStore>(
                 let what = format!("{path} on {row:?} {how}");
                 let alone = full.clone().guarded(row.clone(), revision);
                 desk.conflicts(&what, alone).await?;
-                // Among others that stand, wherever it comes.
+                // Each position among guards that hold.
                 for place in 0..=others.len() {
                     let stands = |own: &RowKey| (own.clone(), desk.truth.row_at(own));
                     let mut all: Vec<_> = others.iter().map(stands).collect();
@@ -104,7 +105,7 @@ pub async fn a_commit_whose_guarded_row_moved_is_a_conflict<S: KeyStore>(
     desk.agrees("after the same on rows as they stand").await
 }
 
-/// A commit that rests on a row not being there is a conflict once it is.
+/// A commit that depends on the absence of a row is a conflict once the row exists.
 pub async fn a_commit_whose_guarded_row_appeared_is_a_conflict<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -122,7 +123,7 @@ pub async fn a_commit_whose_guarded_row_appeared_is_a_conflict<S: KeyStore>(
         desk.conflicts(&format!("{row:?}, which appeared"), absent.clone())
             .await?;
         desk.agrees("after the conflict").await?;
-        // What others wrote since changes nothing about it.
+        // Commits of other tenants do not change the outcome.
         let batch = desk.batch("globex").put(key(n + 20));
         desk.land(batch).await?;
         desk.conflicts(&format!("{row:?}, which is there"), absent)
@@ -134,8 +135,8 @@ pub async fn a_commit_whose_guarded_row_appeared_is_a_conflict<S: KeyStore>(
     desk.agrees("after the same on rows as they stand").await
 }
 
-/// A commit that rests on a key is a conflict once the key was removed. The revision at which a removed
-/// key stands is the store's own matter, because its tombstone may go.
+/// A commit that depends on a key is a conflict once the key was removed. The store chooses the
+/// revision of a removed key's row, because its tombstone may be compacted.
 pub async fn a_commit_whose_guarded_key_was_removed_is_a_conflict<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -161,7 +162,7 @@ pub async fn a_commit_whose_guarded_key_was_removed_is_a_conflict<S: KeyStore>(
     desk.agrees("after the conflicts").await
 }
 
-/// A guard is on its row alone: it stands though the row's tenant moves on by other rows. A busy
+/// A guard covers its row alone: it holds while other rows of the row's tenant change. A busy
 /// organisation does not starve its projects.
 pub async fn a_guard_stands_though_its_tenant_moves<S: KeyStore>(
     make: &impl Fn() -> S,
@@ -194,8 +195,8 @@ pub async fn a_guard_stands_though_its_tenant_moves<S: KeyStore>(
     desk.agrees("after the commits").await
 }
 
-/// No guarded row moves between the look at it and the commit, also if both commits run at the same
-/// time, or a store takes them along together.
+/// No guarded row moves between the check of the guard and the commit. This holds for concurrent
+/// commits, and for commits that the store batches together.
 pub async fn a_guard_holds_until_its_commit_is_applied<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -203,7 +204,8 @@ pub async fn a_guard_holds_until_its_commit_is_applied<S: KeyStore>(
     for guarded_first in [true, false] {
         let mut desk = Desk::new(make, clause);
         acme(&mut desk).await?;
-        // Of the last rounds both begin at once. By then a store has made its preparations.
+        // In the last rounds both commits start together. By then the store has finished its
+        // preparations.
         for round in 0..=3 * STEPS {
             let row = RowKey::Key(id(1));
             let stands = desk.truth.row_at(&row);
@@ -231,7 +233,7 @@ pub async fn a_guard_holds_until_its_commit_is_applied<S: KeyStore>(
     }
     let mut desk = Desk::new(make, clause);
     acme(&mut desk).await?;
-    // The first keeps the store busy, so that the others may wait for it together.
+    // The first commit keeps the store busy, so that the others may queue up and be batched.
     let mut batches = vec![
         desk.batch("globex").put(key(3)),
         desk.batch("acme").put(renamed(1)).remove(id(2)).put(key(4)),
@@ -258,7 +260,7 @@ pub async fn a_guard_holds_until_its_commit_is_applied<S: KeyStore>(
     desk.agrees("after commits that ran together").await
 }
 
-/// A tenant with its row, two owners and two keys.
+/// Writes a tenant with its row, two owners and two keys.
 async fn acme<S: KeyStore>(desk: &mut Desk<S>) -> Result<Revision, Violation> {
     let batch = desk.batch("acme").provision();
     let batch = batch.owner(owner("ann")).owner(owner("bob"));

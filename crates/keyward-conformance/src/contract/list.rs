@@ -1,5 +1,5 @@
-//! Clauses of `list`. The oracle below is a second implementation of what a query means, so that a
-//! store which answers with [`KeyQuery::page`] is checked as well.
+//! Clauses of `list`. The oracle below is a second implementation of a query's meaning, so that
+//! stores that use [`KeyQuery::page`] are checked too.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -20,7 +20,7 @@ const SORTS: [KeySort; 4] = [
     KeySort::Expiry,
 ];
 
-/// Keys of six tenants, of which names and paths resemble each other, in every status.
+/// Writes keys of six tenants in every status. Names and paths resemble each other.
 async fn shelf<S: KeyStore>(desk: &mut Desk<S>) -> Checked {
     let named = |name: &str, record| KeyRecord {
         name: text(name),
@@ -88,7 +88,7 @@ async fn shelf<S: KeyStore>(desk: &mut Desk<S>) -> Checked {
         .put(owned_by("annette", named("ärger", key(16))));
     desk.land(batch.put(owned_by("ANN", of("job", "dep/7", key(17)))))
         .await?;
-    // Changed, and removed: neither the old name nor the removed key may be found any more.
+    // Neither the old name of a changed key nor a removed key may be found.
     let batch = desk
         .batch("Acme")
         .put(named("export once", key(18)))
@@ -106,8 +106,7 @@ fn all() -> KeyQuery {
     KeyQuery::everything(at(150))
 }
 
-/// A list holds exactly the keys that meet the query's conditions, for each condition and for
-/// conditions together.
+/// A list contains exactly the keys that meet the query's conditions, alone and combined.
 pub async fn a_list_holds_exactly_what_matches<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -137,7 +136,8 @@ pub async fn a_list_holds_exactly_what_matches<S: KeyStore>(
     Ok(())
 }
 
-/// Keys that are not revoked, or end within a span: what is asked for to find those that expire.
+/// Returns queries for keys that are not revoked, or expire within a span, as a search for expiring
+/// keys asks.
 fn ending() -> [KeyQuery; 3] {
     let unrevoked = KeyQuery {
         statuses: BTreeSet::from([
@@ -179,7 +179,7 @@ fn queries<S: KeyStore>(desk: &Desk<S>) -> Vec<KeyQuery> {
         Status::Expired,
         Status::Revoked,
     ];
-    // Also at the very instants at which keys end.
+    // Including the exact instants at which keys expire.
     for instant in [at(0), at(99), at(100), at(200), at(300), Timestamp::MAX] {
         queries.extend(statuses.map(|status| KeyQuery {
             statuses: BTreeSet::from([status]),
@@ -254,7 +254,7 @@ fn queries<S: KeyStore>(desk: &Desk<S>) -> Vec<KeyQuery> {
     queries
 }
 
-/// A list comes in the query's order; keys that are equal in it come by id.
+/// A list comes in the query's order. Keys that are equal in that order come by id.
 pub async fn a_list_comes_in_the_querys_order<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -281,8 +281,8 @@ pub async fn a_list_comes_in_the_querys_order<S: KeyStore>(
     Ok(())
 }
 
-/// Pages of a list, put together, are the list: nothing is repeated, nothing skipped, no page is
-/// larger than asked, and the last one says that it is.
+/// Pages of a list join to the whole list without a repetition or a gap. No page is larger than its
+/// limit, and the last page is marked as the last.
 pub async fn pages_of_a_list_neither_repeat_nor_skip<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -312,7 +312,7 @@ pub async fn pages_of_a_list_neither_repeat_nor_skip<S: KeyStore>(
     Ok(())
 }
 
-/// A list goes on from where it stood, even if the key that stood there was changed or removed.
+/// A list continues after its position, even if the key at that position was changed or removed.
 pub async fn a_list_goes_on_after_a_key_that_is_gone<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -359,7 +359,7 @@ pub async fn a_list_goes_on_after_a_key_that_is_gone<S: KeyStore>(
     Ok(())
 }
 
-/// A list reflects every commit that returned; removed keys are not in it.
+/// A list reflects every commit that returned, and contains no removed keys.
 pub async fn a_list_reflects_every_commit_that_returned<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -392,7 +392,8 @@ pub async fn a_list_reflects_every_commit_that_returned<S: KeyStore>(
     desk.same("keys after a removal", keys, vec![id(2)])
 }
 
-/// Every record that matches, in order, whatever the limit: by loops and plain comparisons only.
+/// Returns every record that matches, in order and without a limit. Uses loops and plain
+/// comparisons only.
 fn oracle<'a, S: KeyStore>(desk: &'a Desk<S>, query: &KeyQuery) -> Vec<&'a KeyRecord> {
     let mut found: Vec<&KeyRecord> = Vec::new();
     for record in desk.truth.records() {

@@ -12,7 +12,7 @@ use keyward::audit::{Action, AuditEntry};
 use keyward::store::{KeyStore, Revision, Row, RowKey, Select, TenantView};
 use keyward::{KeyRecord, KeyState, RotationReason, Succession};
 
-/// A tenant that never had a commit is empty at revision zero, whatever is asked of it.
+/// A tenant that never had a commit is empty at revision zero, for every request.
 pub async fn an_unknown_tenant_is_empty_at_revision_zero<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -45,7 +45,7 @@ pub async fn an_unknown_tenant_is_empty_at_revision_zero<S: KeyStore>(
     Ok(())
 }
 
-/// A view has the epoch of the store's feed, also for a tenant without a commit.
+/// A view has the epoch of the store's feed, even for a tenant without a commit.
 pub async fn load_tells_the_epoch<S: KeyStore>(make: &impl Fn() -> S) -> Result<(), Violation> {
     let mut desk = Desk::new(make, "load_tells_the_epoch");
     let epoch = desk.head().await?.epoch;
@@ -81,7 +81,7 @@ pub async fn load_reflects_every_commit_that_returned<S: KeyStore>(
     desk.same("keys after the removal", view.records, Vec::new())
 }
 
-/// Keys asked for by id are loaded, whatever became of them; unknown ones are passed over.
+/// Keys requested by id are loaded in any state. Unknown ids are skipped.
 pub async fn load_returns_keys_by_id<S: KeyStore>(make: &impl Fn() -> S) -> Result<(), Violation> {
     let mut desk = Desk::new(make, "load_returns_keys_by_id");
     let ended = KeyRecord {
@@ -104,7 +104,7 @@ pub async fn load_returns_keys_by_id<S: KeyStore>(make: &impl Fn() -> S) -> Resu
     holds(&desk, &view, &[id(1), id(2), id(3)])
 }
 
-/// Keys asked for as live at an instant are loaded: all but those revoked, and those expired by
+/// A request for keys live at an instant loads all keys, except those revoked, and those expired by
 /// then. Disabled and retiring keys are live.
 pub async fn load_returns_keys_live_at_an_instant<S: KeyStore>(
     make: &impl Fn() -> S,
@@ -151,7 +151,7 @@ pub async fn load_returns_keys_live_at_an_instant<S: KeyStore>(
     )
 }
 
-/// The legacy key is loaded when it is asked for, revoked or not.
+/// The legacy key is loaded if it is requested, revoked or not.
 pub async fn load_returns_the_legacy_key<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -177,7 +177,7 @@ pub async fn load_returns_the_legacy_key<S: KeyStore>(
     Ok(())
 }
 
-/// The rows of owners asked for are loaded.
+/// The rows of requested owners are loaded.
 pub async fn load_returns_rows_of_owners<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -196,7 +196,7 @@ pub async fn load_returns_rows_of_owners<S: KeyStore>(
     owners(&desk, &view, &["ann", "cid"])
 }
 
-/// The rows of the owners of loaded keys are loaded without being asked for.
+/// The rows of the owners of loaded keys are loaded without a request.
 pub async fn load_returns_rows_of_the_owners_of_loaded_keys<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -226,7 +226,8 @@ pub async fn load_returns_rows_of_the_owners_of_loaded_keys<S: KeyStore>(
     owners(&desk, &view, &["ann", "bob", "cid"])
 }
 
-/// What commands did is loaded: the first [`Select::APPLIED_MAX`] entries of each, oldest first.
+/// The effects of commands are loaded: the first [`Select::APPLIED_MAX`] entries of each, oldest
+/// first.
 pub async fn load_returns_what_commands_did<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -240,7 +241,7 @@ pub async fn load_returns_what_commands_did<S: KeyStore>(
     desk.land(batch).await?;
     let batch = desk.batch("acme").put(key(3)).by("bob", "other");
     desk.land(batch).await?;
-    // The rest of the command, past the bound, comes in a later commit of the same command.
+    // The command's remaining entries, beyond the limit, are in a later commit.
     let batch = (4..=longest + 4).fold(desk.batch("acme"), |batch, n| batch.put(key(n)));
     desk.land(batch.by("ann", "import")).await?;
     let elsewhere = desk.batch("globex").put(key(90)).by("ann", "import");
@@ -266,7 +267,7 @@ pub async fn load_returns_what_commands_did<S: KeyStore>(
             .map(|entry| entry.sequence)
             .take(Select::APPLIED_MAX)
             .collect();
-        // More than asked may come, after what was asked for.
+        // The store may return further entries after those that were requested.
         let seen = seen.into_iter().take(want.len()).collect();
         desk.same(&format!("entries of the command {command:?}"), seen, want)?;
     }
@@ -279,7 +280,7 @@ pub async fn load_returns_what_commands_did<S: KeyStore>(
     })
 }
 
-/// A view holds rows of its tenant only, even if another's key is asked for by its id.
+/// A view contains rows of its tenant only, even if a key of another tenant is requested by id.
 pub async fn load_stays_within_the_tenant<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -326,7 +327,7 @@ pub async fn load_always_returns_the_tenants_row<S: KeyStore>(
     Ok(())
 }
 
-/// The audit head is always loaded, and is that of the tenant's newest entry.
+/// The audit head is always loaded, and is the head of the tenant's newest entry.
 pub async fn the_audit_head_is_that_of_the_newest_entry<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -346,8 +347,8 @@ pub async fn the_audit_head_is_that_of_the_newest_entry<S: KeyStore>(
     Ok(())
 }
 
-/// `decided_at` is the latest instant for which a commit of the tenant was decided: it never goes
-/// back, even if a commit was decided by a clock that did.
+/// `decided_at` is the latest instant at which a commit of the tenant was decided. It never goes
+/// back, even if the deciding clock did.
 pub async fn decided_at_never_goes_back<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -369,8 +370,8 @@ pub async fn decided_at_never_goes_back<S: KeyStore>(
     )
 }
 
-/// A commit that repairs the tenant's time sets `decided_at`, back as well; it goes on from there, and no
-/// other tenant's does.
+/// A commit that repairs the tenant's time sets `decided_at`, even to an earlier instant. Later
+/// commits continue from there. Other tenants are not affected.
 pub async fn decided_at_goes_back_in_a_repair<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -401,8 +402,8 @@ pub async fn decided_at_goes_back_in_a_repair<S: KeyStore>(
     Ok(())
 }
 
-/// A view holds the revision of each of its rows: that of the commit that wrote the row, not that of
-/// the tenant. Guards are made of these.
+/// A view contains the revision of each of its rows: the revision of the commit that wrote the row,
+/// not that of the tenant. Guards are built from these revisions.
 pub async fn load_returns_the_revision_of_each_row<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -415,7 +416,7 @@ pub async fn load_returns_the_revision_of_each_row<S: KeyStore>(
     desk.land(batch).await?;
     let batch = desk.batch("globex").put(key(3));
     desk.land(batch).await?;
-    // Every row in turn moves on, then none of them.
+    // First each row advances in turn, then none.
     let last = [
         |batch: Batch| batch.put(key(2)),
         |batch: Batch| batch.owner(owner("bob")),
@@ -440,7 +441,7 @@ pub async fn load_returns_the_revision_of_each_row<S: KeyStore>(
             revisions(&desk, &view)?;
         }
     }
-    // A guard made of a view stands.
+    // A guard built from a view holds.
     let view = desk.load("acme", Select::key(id(2))).await?;
     let above = view.revisions.into_iter();
     let batch = above.fold(desk.batch("acme/web"), |batch, (row, revision)| {
@@ -449,7 +450,8 @@ pub async fn load_returns_the_revision_of_each_row<S: KeyStore>(
     desk.land(batch.put(key(4))).await.map(drop)
 }
 
-/// The view holds the revision of every row in it. It may hold those of others, but none that is wrong.
+/// Checks that the view has the revision of every row in it. It may have further revisions if they
+/// are right.
 fn revisions<S: KeyStore>(desk: &Desk<S>, view: &TenantView) -> Checked {
     let tenants = view.tenant.iter().cloned().map(Row::Tenant);
     let owners = view.owners.iter().cloned().map(Row::Owner);
@@ -467,7 +469,7 @@ fn revisions<S: KeyStore>(desk: &Desk<S>, view: &TenantView) -> Checked {
     Ok(())
 }
 
-/// The view holds at least the keys asked for, each as it is, and no key twice.
+/// Checks that the view has the requested keys, each with its stored contents, and no key twice.
 fn holds<S: KeyStore>(desk: &Desk<S>, view: &TenantView, asked: &[KeyId]) -> Checked {
     let mut seen = BTreeSet::new();
     for record in &view.records {

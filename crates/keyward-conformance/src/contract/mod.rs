@@ -1,11 +1,11 @@
 //! The contracts of [`KeyStore`] and [`NodeRegistry`], one check per clause.
 //!
-//! Every check makes a store, uses it through the trait alone, and compares what it sees with what
-//! the contract says. None panics: a store that breaks a clause is told by a [`Violation`].
+//! Every check creates a store, uses it through the trait alone, and compares the results with the
+//! contract. No check panics: it returns a [`Violation`] if the store breaks a clause.
 
 #![expect(
     clippy::missing_errors_doc,
-    reason = "every check has the same one error, told once at `clauses`"
+    reason = "every check has the same error, documented at `clauses`"
 )]
 
 mod commit;
@@ -23,11 +23,11 @@ mod wait;
 
 use keyward::store::{KeyStore, NodeRegistry};
 
-/// The checks as functions, each named after the clause that it checks. Each fails with the
-/// [`Violation`] of its clause, or passes.
+/// The checks as functions, each named after its clause. A check returns the [`Violation`] of its
+/// clause, or `Ok`.
 ///
-/// `make` must give a fresh, empty store each time it is called; some checks call it several times.
-/// A store that drops history by itself must not do so within the few commits of a check.
+/// `make` must return a fresh, empty store on each call; some checks call it several times. A store
+/// that compacts its history must not do so within the few commits of a check.
 pub mod clauses {
     pub use super::commit::*;
     pub use super::feed::*;
@@ -42,13 +42,13 @@ pub mod clauses {
     pub use super::wait::*;
 }
 
-/// A clause that a store breaks, and how that showed.
+/// A clause that a store breaks, and the evidence.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{clause}: {detail}")]
 pub struct Violation {
     /// The clause: the name of its check in [`clauses`].
     pub clause: &'static str,
-    /// What was seen, and what the contract asks for.
+    /// The observed result, and the result that the contract requires.
     pub detail: String,
 }
 
@@ -166,7 +166,7 @@ macro_rules! table {
         #[doc = concat!("The names of all clauses of [`", stringify!($contract), "`]; each is documented at its check in [`clauses`].")]
         pub const $all: &[&str] = &[$(stringify!($name)),*];
 
-        #[doc = concat!("Runs one check of [`", stringify!($contract), "`] by its clause's name; `None` if there is no such clause.")]
+        #[doc = concat!("Runs one check of [`", stringify!($contract), "`] by its clause's name; `None` if no clause has that name.")]
         pub async fn $check<S: $contract>(
             clause: &str,
             make: &impl Fn() -> S,
@@ -182,8 +182,8 @@ macro_rules! table {
 crate::for_each_clause!(table { KeyStore CLAUSES check });
 crate::for_each_registry_clause!(table { NodeRegistry REGISTRY_CLAUSES check_registry });
 
-/// Runs every check, and tells all clauses that the store breaks. For reports; a test suite is
-/// stamped out by [`suite!`](crate::suite).
+/// Runs every check, and returns a violation for each clause that the store breaks. For reports; a
+/// test suite is stamped by [`suite!`](crate::suite).
 pub async fn violations<S: KeyStore>(make: &impl Fn() -> S) -> Vec<Violation> {
     let mut found = Vec::new();
     for clause in CLAUSES {

@@ -9,10 +9,10 @@ use keyward::store::{
     CommitTag, Cursor, Epoch, NodeId, NodeRegistry, NodeReport, Revision, StoreError,
 };
 
-/// More nodes than a registry would keep that drops the oldest.
+/// 300 nodes: more than a registry would keep that drops the oldest.
 const MANY: u128 = 300;
 
-/// A registry in the course of a check.
+/// A registry under test.
 struct Roll<R> {
     registry: R,
     clause: &'static str,
@@ -38,11 +38,11 @@ impl<R: NodeRegistry> Roll<R> {
         reported.map_err(|error| self.failed(&error))
     }
 
-    /// Reports what must stand.
+    /// Sends a report that must be accepted.
     async fn note(&self, report: &NodeReport) -> Checked {
         let stands = self.report(report).await?;
-        let told = format!("{report:?} was said not to stand");
-        stands.then_some(()).ok_or_else(|| self.fail(told))
+        let detail = format!("{report:?} was said not to stand");
+        stands.then_some(()).ok_or_else(|| self.fail(detail))
     }
 
     async fn forget(&self, report: &NodeReport, upto: u64) -> Checked {
@@ -59,7 +59,7 @@ impl<R: NodeRegistry> Roll<R> {
         Ok(nodes)
     }
 
-    /// The registry holds exactly `expected`, which are in the order of their ids.
+    /// Checks that the registry contains exactly `expected`, which are ordered by id.
     async fn holds(&self, what: &str, expected: &[&NodeReport]) -> Checked {
         let nodes = self.nodes().await?;
         if nodes.iter().eq(expected.iter().copied()) {
@@ -77,7 +77,7 @@ fn cursor(revision: u64) -> Cursor {
     }
 }
 
-/// What node `n` says with this beat.
+/// Returns the report of node `n` with this beat.
 fn said(n: u128, beat: u64) -> NodeReport {
     NodeReport {
         node: NodeId::from_u128(n),
@@ -89,7 +89,8 @@ fn said(n: u128, beat: u64) -> NodeReport {
     }
 }
 
-/// A report that returned is told by every read that begins after it, from an empty registry on.
+/// Every read that begins after a report returned contains the report, starting from an empty
+/// registry.
 pub async fn a_report_is_told_by_every_read_after_it<R: NodeRegistry>(
     make: &impl Fn() -> R,
 ) -> Checked {
@@ -102,7 +103,7 @@ pub async fn a_report_is_told_by_every_read_after_it<R: NodeRegistry>(
     Ok(())
 }
 
-/// Every field of a report comes back as it was, a long label and a lease of odd length included.
+/// Every field of a report comes back as written, including a long label and a lease of odd length.
 pub async fn reports_come_back_as_they_were_written<R: NodeRegistry>(
     make: &impl Fn() -> R,
 ) -> Checked {
@@ -133,7 +134,7 @@ pub async fn reports_come_back_as_they_were_written<R: NodeRegistry>(
     roll.holds("as written", &expected).await
 }
 
-/// A node stands in the registry once, with its latest report, and with nothing of an earlier one.
+/// A registry has one entry per node, with its latest report and nothing from an earlier one.
 pub async fn a_later_report_replaces_an_earlier_one<R: NodeRegistry>(
     make: &impl Fn() -> R,
 ) -> Checked {
@@ -149,7 +150,7 @@ pub async fn a_later_report_replaces_an_earlier_one<R: NodeRegistry>(
     roll.holds("after two reports of one node", &[&later]).await
 }
 
-/// A report with an older beat, or the same one, leaves the one that stands as it is.
+/// A report with an older beat, or with the same one, does not replace the current report.
 pub async fn an_older_report_changes_nothing<R: NodeRegistry>(make: &impl Fn() -> R) -> Checked {
     let roll = Roll::new(make, "an_older_report_changes_nothing");
     let stands = said(1, 5);
@@ -166,19 +167,20 @@ pub async fn an_older_report_changes_nothing<R: NodeRegistry>(make: &impl Fn() -
     Ok(())
 }
 
-/// A node is told whether its report stands: how else would two with one id ever notice.
+/// A registry returns whether it accepted a report. Two nodes with one id notice each other by
+/// this.
 pub async fn a_report_tells_whether_it_stands<R: NodeRegistry>(make: &impl Fn() -> R) -> Checked {
     let roll = Roll::new(make, "a_report_tells_whether_it_stands");
     for (beat, stands) in [(1, true), (1, false), (3, true), (2, false), (4, true)] {
-        let told = roll.report(&said(1, beat)).await?;
-        if told != stands {
-            return Err(roll.fail(format!("beat {beat}: told {told}, should be {stands}")));
+        let accepted = roll.report(&said(1, beat)).await?;
+        if accepted != stands {
+            return Err(roll.fail(format!("beat {beat}: told {accepted}, should be {stands}")));
         }
     }
     Ok(())
 }
 
-/// Nodes are told apart by their ids alone, whatever they are called, and each counts for itself.
+/// Nodes are identified by their ids alone. Labels do not count.
 pub async fn nodes_are_told_apart_by_their_ids<R: NodeRegistry>(make: &impl Fn() -> R) -> Checked {
     let roll = Roll::new(make, "nodes_are_told_apart_by_their_ids");
     let reports = [said(1, 9), said(2, 1), said(1 + (1 << 64), 4)];
@@ -190,7 +192,7 @@ pub async fn nodes_are_told_apart_by_their_ids<R: NodeRegistry>(make: &impl Fn()
         .await
 }
 
-/// However many others report, a node that is silent stays: only forgetting takes it away.
+/// A silent node keeps its entry, however many others report. Only forgetting removes it.
 pub async fn no_node_vanishes_by_itself<R: NodeRegistry>(make: &impl Fn() -> R) -> Checked {
     let roll = Roll::new(make, "no_node_vanishes_by_itself");
     let mut reports: Vec<_> = (0..MANY).map(|n| said(n, 1)).collect();
@@ -205,7 +207,7 @@ pub async fn no_node_vanishes_by_itself<R: NodeRegistry>(make: &impl Fn() -> R) 
     roll.holds("after many nodes reported", &expected).await
 }
 
-/// Forgetting takes away the node that is named, and no other. One that is not there is none.
+/// Forgetting removes the named node and no other. Forgetting an unknown node has no effect.
 pub async fn forgetting_takes_one_node_away<R: NodeRegistry>(make: &impl Fn() -> R) -> Checked {
     let roll = Roll::new(make, "forgetting_takes_one_node_away");
     let (one, two) = (said(1, 1), said(2, 1));
@@ -222,8 +224,8 @@ pub async fn forgetting_takes_one_node_away<R: NodeRegistry>(make: &impl Fn() ->
     roll.holds("after both were forgotten", &[]).await
 }
 
-/// A node that reported with a later beat than whoever forgets it had seen is still there: it may
-/// be fresh.
+/// Forgetting up to a beat spares a node that has reported with a later beat: the node may be
+/// fresh.
 pub async fn forgetting_spares_a_node_that_reported_since<R: NodeRegistry>(
     make: &impl Fn() -> R,
 ) -> Checked {
@@ -236,7 +238,7 @@ pub async fn forgetting_spares_a_node_that_reported_since<R: NodeRegistry>(
         .await
 }
 
-/// A node that was forgotten may report again, with whatever beat.
+/// A node that was forgotten may report again, with any beat.
 pub async fn a_forgotten_node_may_report_again<R: NodeRegistry>(make: &impl Fn() -> R) -> Checked {
     let roll = Roll::new(make, "a_forgotten_node_may_report_again");
     roll.note(&said(1, 5)).await?;
@@ -246,8 +248,8 @@ pub async fn a_forgotten_node_may_report_again<R: NodeRegistry>(make: &impl Fn()
     roll.holds("after it came back", &[&again]).await
 }
 
-/// A report whose future is dropped, wherever it is, stands as a whole or not at all, and is in
-/// nobody's way.
+/// A report whose future is dropped at any point is stored completely or not at all. It does not
+/// block later reports.
 pub async fn a_dropped_report_is_all_or_nothing<R: NodeRegistry>(make: &impl Fn() -> R) -> Checked {
     for steps in 0..STEPS {
         let roll = Roll::new(make, "a_dropped_report_is_all_or_nothing");
@@ -276,7 +278,8 @@ pub async fn a_dropped_report_is_all_or_nothing<R: NodeRegistry>(make: &impl Fn(
     Ok(())
 }
 
-/// Of two reports of one node on their way together the later one stands, whichever ends first.
+/// If two reports of one node run concurrently, the later one remains, in either order of
+/// completion.
 pub async fn concurrent_reports_end_at_the_latest<R: NodeRegistry>(
     make: &impl Fn() -> R,
 ) -> Checked {
@@ -287,7 +290,7 @@ pub async fn concurrent_reports_end_at_the_latest<R: NodeRegistry>(
         older.steps(steps).await;
         let mut newer = Running::new(roll.registry.report(said(1, 3)));
         for _ in 0..STEPS {
-            // One poll each: it may wait for the other.
+            // One poll at a time, because this report may be waiting for the other one.
             newer.steps(1).await;
         }
         let older = newer.let_pass(older.finish()).await;

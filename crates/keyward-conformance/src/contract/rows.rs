@@ -1,4 +1,4 @@
-//! Clauses about what is written: it comes back as it was.
+//! Clauses about written rows: they come back as written.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -26,8 +26,8 @@ use keyward::{
 };
 use keyward::{OwnerRecord, TenantRecord, TimeRepair};
 
-/// Records come back as they were written, field by field, at the bounds of their texts too: by
-/// load, find, list, scan and feed.
+/// Records come back as written, field by field, including texts of minimal and maximal length.
+/// This holds for load, find, list, scan and feed.
 pub async fn records_come_back_as_they_were_written<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -54,17 +54,17 @@ pub async fn records_come_back_as_they_were_written<S: KeyStore>(
             .map(|found| found.change.row);
         desk.same("by find", found, Some(Row::Key(Box::new(record))))?;
     }
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     for page in desk.follow(start, 10).await? {
-        told.extend(page.changes);
+        received.extend(page.changes);
     }
-    told.sort_by_key(|change| change.row.key());
+    received.sort_by_key(|change| change.row.key());
     let standing = desk.truth.standing().into_values().collect();
-    desk.same("by the feed", told, standing)?;
+    desk.same("by the feed", received, standing)?;
     desk.agrees("after the records were written").await
 }
 
-/// Rows of owners and tenants, and audit entries of every kind, come back as they were written.
+/// Rows of owners and tenants, and audit entries of every kind, come back as written.
 pub async fn other_rows_come_back_as_they_were_written<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -118,7 +118,7 @@ pub async fn other_rows_come_back_as_they_were_written<S: KeyStore>(
     desk.same("rows of owners by load", view.owners, stored.collect())
 }
 
-/// A put replaces the whole record: what the new one leaves out is gone.
+/// A put replaces the whole record. A field that the new record leaves empty is empty.
 pub async fn a_put_replaces_the_whole_record<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -133,7 +133,7 @@ pub async fn a_put_replaces_the_whole_record<S: KeyStore>(
     desk.agrees("after the replacement").await
 }
 
-/// Every optional field is set.
+/// Returns a record with every optional field set.
 fn full(n: u64) -> KeyRecord {
     KeyRecord {
         visibility: Visibility::Publishable,
@@ -189,7 +189,7 @@ fn full(n: u64) -> KeyRecord {
     }
 }
 
-/// Texts as long as they may be, in characters of several bytes where they may be any.
+/// Returns a record with texts of maximal length, in multi-byte characters where those are allowed.
 fn longest(n: u64) -> KeyRecord {
     let long = |max: usize| "x".repeat(max);
     let wide = |max: usize| "é".repeat(max / 2);
@@ -222,7 +222,7 @@ fn longest(n: u64) -> KeyRecord {
     }
 }
 
-/// The least of everything: the first instant, one-letter texts, zero bytes.
+/// Returns a record of minimal values: the first instant, one-letter texts, zero bytes.
 fn least(n: u64) -> KeyRecord {
     KeyRecord {
         id: KeyId::from_u128(0),
@@ -260,7 +260,7 @@ fn maker(n: u64) -> Maker {
     }
 }
 
-/// One of every command over many keys that may be under way.
+/// Returns one of every bulk command that may be in progress.
 fn sweeps() -> Vec<PendingSweep> {
     let key = Author::Key {
         key: id(7),
@@ -282,7 +282,7 @@ fn sweeps() -> Vec<PendingSweep> {
     kinds.into_iter().map(pending).collect()
 }
 
-/// One of every action.
+/// Returns one of every action.
 fn actions() -> Vec<Action> {
     let class = || text::<ClassName>("server");
     let changes = vec![FieldChange {

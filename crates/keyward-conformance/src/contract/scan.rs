@@ -1,4 +1,4 @@
-//! Clauses of `scan`, and of the feed that goes on where a scan ends.
+//! Clauses of `scan`, and of the feed that continues where a scan ends.
 
 use std::collections::BTreeMap;
 
@@ -9,14 +9,15 @@ use keyward::KeyRecord;
 use keyward::audit::Action;
 use keyward::store::{Change, KeyStore, Row, RowKey, StoreError, StoreErrorKind};
 
-/// A scan tells every row once, in the order of [`RowKey`], whatever the limit.
+/// A scan returns every row once, in the order of [`RowKey`], at any limit.
 pub async fn a_scan_tells_every_row_in_order<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
     let mut desk = Desk::new(make, "a_scan_tells_every_row_in_order");
     let (_, rows) = desk.scan_all(1).await?;
     desk.same("rows of an empty store", rows, Vec::new())?;
-    // Ids with the highest bit set come last: a store that keeps them as signed numbers sees others.
+    // Ids with the highest bit set come last. A store that keeps ids as signed numbers orders them
+    // differently.
     let edge = |id| KeyRecord {
         id: KeyId::from_u128(id),
         ..key(1)
@@ -54,8 +55,8 @@ pub async fn a_scan_tells_every_row_in_order<S: KeyStore>(
     Ok(())
 }
 
-/// Pages need not share a snapshot: changes after the first page's head lead from whatever the
-/// pages told to the rows of the store.
+/// Pages need not share a snapshot: the changes after the first page's head turn the scanned rows
+/// into the rows of the store.
 pub async fn a_scan_and_its_changes_lead_to_the_store<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -70,12 +71,12 @@ pub async fn a_scan_and_its_changes_lead_to_the_store<S: KeyStore>(
     let mut rows = BTreeMap::new();
     let mut page = desk.scan(None, 1).await?;
     let first = page.head;
-    for told in 1.. {
+    for taken in 1.. {
         take(&mut rows, page.rows);
         let Some(after) = page.next else { break };
         let batch = desk.batch("acme");
-        // Before the place of the scan and after it, rows are written, changed and removed.
-        let batch = match told {
+        // Writes, changes and removes rows before and after the scan's position.
+        let batch = match taken {
             1 => batch.put(key(20)).put(renamed.clone()),
             4 => batch.remove(id(2)).remove(id(4)),
             5 => batch
@@ -95,8 +96,8 @@ pub async fn a_scan_and_its_changes_lead_to_the_store<S: KeyStore>(
     desk.same("rows after scan and changes", rows, desk.truth.standing())
 }
 
-/// A page's head is read before its rows: a commit that runs beside the scan is in the rows, or the
-/// changes after the head tell it.
+/// A page's head is read before its rows. A concurrent commit is in the rows, or in the changes
+/// after the head.
 pub async fn a_scan_reads_its_head_before_its_rows<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -127,8 +128,8 @@ pub async fn a_scan_reads_its_head_before_its_rows<S: KeyStore>(
     Ok(())
 }
 
-/// A scan of everything tells every row once, in any order, and where the store stands; also that
-/// there is none.
+/// A scan of everything returns every row once, in any order, with the store's head. An empty store
+/// returns a page too.
 pub async fn a_scan_of_all_tells_every_row_once<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -138,7 +139,7 @@ pub async fn a_scan_of_all_tells_every_row_once<S: KeyStore>(
         let at = desk.scan(None, 1).await?;
         for limit in 1..=want.len() + 2 {
             let pages = desk.pages_of_all(limit).await?;
-            let what = |told: &str| format!("{told} of a scan of everything, {limit} at a time");
+            let what = |part: &str| format!("{part} of a scan of everything, {limit} at a time");
             let first = &pages[0];
             desk.same(&what("the head"), first.head, at.head)?;
             let rows = pages.into_iter().flat_map(|page| page.rows);
@@ -166,8 +167,8 @@ pub async fn a_scan_of_all_tells_every_row_once<S: KeyStore>(
     Ok(())
 }
 
-/// The first head of a scan of everything is read before any row: a commit that runs beside it is in
-/// the rows, or the changes after that head tell it.
+/// The first head of a scan of everything is read before any row. A concurrent commit is in the
+/// rows, or in the changes after that head.
 pub async fn a_scan_of_all_reads_its_head_before_its_rows<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -201,7 +202,7 @@ pub async fn a_scan_of_all_reads_its_head_before_its_rows<S: KeyStore>(
     Ok(())
 }
 
-/// Whoever takes the pages of a scan of everything ends it with an error, and is told that one.
+/// An error of the consumer of the pages ends a scan of everything, and is returned.
 pub async fn a_scan_of_all_ends_when_a_page_is_refused<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -209,19 +210,23 @@ pub async fn a_scan_of_all_ends_when_a_page_is_refused<S: KeyStore>(
     let batch = desk.batch("acme").provision();
     desk.land((1..=9).map(key).fold(batch, Batch::put)).await?;
     for taken in 1..=3 {
-        let mut told = 0;
+        let mut received = 0;
         let refused = || StoreError::new(StoreErrorKind::Corrupt, "taking a page of the kit");
         let mut take = |_| {
-            told += 1;
-            if told < taken { Ok(()) } else { Err(refused()) }
+            received += 1;
+            if received < taken {
+                Ok(())
+            } else {
+                Err(refused())
+            }
         };
         let ended = desk.store.scan_all(count(2), &mut take).await;
-        desk.same("pages told", told, taken)?;
+        desk.same("pages told", received, taken)?;
         let ended = ended.err().map(|error| (error.kind(), error.to_string()));
         let want = refused();
         desk.same("the end", ended, Some((want.kind(), want.to_string())))?;
     }
-    // And the store goes on as before.
+    // The store continues as before.
     let batch = desk.batch("acme").put(key(10));
     desk.land(batch).await.map(drop)
 }

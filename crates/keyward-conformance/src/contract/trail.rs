@@ -1,11 +1,12 @@
-//! Clauses of `audit`. As for lists, the oracle is a second implementation of what a query means.
+//! Clauses of `audit`. As in the clauses of `list`, the oracle is a second implementation of a
+//! query's meaning.
 
 use super::Violation;
 use super::fixtures::{Checked, Desk, at, count, id, key, owner, text};
 use keyward::audit::Action;
 use keyward::store::{AuditPosition, AuditQuery, AuditRow, KeyStore};
 
-/// Entries of three tenants, by several actors and commands, about keys and about none.
+/// Writes entries of three tenants, by several actors and commands, with and without a key.
 async fn trail<S: KeyStore>(desk: &mut Desk<S>) -> Checked {
     let batch = desk
         .batch("acme")
@@ -25,7 +26,7 @@ async fn trail<S: KeyStore>(desk: &mut Desk<S>) -> Checked {
         .await?;
     let batch = desk.batch("acme/web").put(key(4)).by("annette", "setup-2");
     desk.land(batch.decided_at(at(120))).await?;
-    // Clocks of two nodes differ: the order is that of the commits all the same.
+    // The clocks of two nodes differ. Entries come in commit order nevertheless.
     let batch = desk.batch("globex").entry(Action::KeyDisabled, Some(id(3)));
     desk.land(batch.by("bob", "tidy").decided_at(at(90)))
         .await?;
@@ -38,8 +39,8 @@ async fn trail<S: KeyStore>(desk: &mut Desk<S>) -> Checked {
     Ok(())
 }
 
-/// Entries come oldest first: store-wide by commit, within a commit in their tenant's chain. Each
-/// tells the commit that wrote it.
+/// Entries come oldest first: by commit across tenants, and within a commit in their tenant's
+/// chain. Each entry names the commit that wrote it.
 pub async fn the_audit_trail_comes_oldest_first<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -61,8 +62,8 @@ pub async fn the_audit_trail_comes_oldest_first<S: KeyStore>(
     Ok(())
 }
 
-/// A page of the trail holds exactly the entries that meet the query's conditions, for each
-/// condition and for conditions together.
+/// A page of the trail contains exactly the entries that meet the query's conditions, alone and
+/// combined.
 pub async fn the_audit_trail_holds_exactly_what_matches<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -114,8 +115,8 @@ pub async fn the_audit_trail_holds_exactly_what_matches<S: KeyStore>(
     Ok(())
 }
 
-/// Pages of the trail, put together, are the trail: of a tenant, of a filter, of the whole store.
-/// A page may begin after any place, in the middle of a commit too.
+/// Pages of the trail join to the whole trail: of a tenant, of a filter, of the whole store. A page
+/// may begin at any position, even within a commit.
 pub async fn pages_of_the_audit_trail_neither_repeat_nor_skip<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -156,7 +157,7 @@ pub async fn pages_of_the_audit_trail_neither_repeat_nor_skip<S: KeyStore>(
     Ok(())
 }
 
-/// The entries of a commit are there when it returns, all of them.
+/// All entries of a commit are in the trail when the commit returns.
 pub async fn the_audit_trail_reflects_every_commit_that_returned<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -170,8 +171,12 @@ pub async fn the_audit_trail_reflects_every_commit_that_returned<S: KeyStore>(
             .land(batch.entry(Action::KeyEnabled, Some(id(n))))
             .await?;
         let page = desk.audit(&AuditQuery::everything().about(id(n))).await?;
-        let told: Vec<_> = page.rows.iter().map(|row| row.revision).collect();
-        desk.same("commits of a key's three entries", told, vec![revision; 3])?;
+        let revisions: Vec<_> = page.rows.iter().map(|row| row.revision).collect();
+        desk.same(
+            "commits of a key's three entries",
+            revisions,
+            vec![revision; 3],
+        )?;
     }
     Ok(())
 }

@@ -1,11 +1,11 @@
-//! Clauses of `wait_past`: a hint that must do no harm.
+//! Clauses of `wait_past`: a hint, which must do no harm.
 
 use super::Violation;
 use super::fixtures::{Desk, Running, STEPS, key};
 use keyward::store::KeyStore;
 
-/// Waiting is a hint: it may never resolve, and it may resolve for nothing, but a store that works
-/// does not fail it. Nothing else may depend on it, so nothing else is asked of it here.
+/// A working store does not fail a wait. Waiting is a hint: it may never resolve, or resolve
+/// without a change. Nothing else depends on it, so no other behaviour is required.
 pub async fn waiting_does_not_fail<S: KeyStore>(make: &impl Fn() -> S) -> Result<(), Violation> {
     let mut desk = Desk::new(make, "waiting_does_not_fail");
     let before = desk.head().await?;
@@ -14,7 +14,7 @@ pub async fn waiting_does_not_fail<S: KeyStore>(make: &impl Fn() -> S) -> Result
     let head = desk.head().await?;
     for cursor in [before, head] {
         let mut waiting = Running::new(desk.store.wait_past(cursor));
-        // One poll: a future that waits for a commit would wait for ever.
+        // One poll only: a future that waits for a commit would never resolve.
         waiting.steps(1).await;
         if let Some(Err(error)) = waiting.output() {
             return Err(desk.fail(format!("waiting past {cursor:?} failed: {error}")));
@@ -28,8 +28,7 @@ pub async fn waiting_does_not_fail<S: KeyStore>(make: &impl Fn() -> S) -> Result
     )
 }
 
-/// Who waits holds up nobody: commits and reads pass while a wait is pending, and the wait may be
-/// dropped or go on afterwards.
+/// A pending wait blocks no commit and no read. It may be dropped or resumed afterwards.
 pub async fn waiting_holds_up_no_commit<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {

@@ -1,12 +1,12 @@
-//! The interleaving explorer: runs writers against one store in every order there is.
+//! The interleaving explorer: runs writers against one store in every possible order.
 //!
-//! No runtime and no threads. Every store call of a writer is one step: it waits once before it
-//! acts, and the explorer decides whose step comes next, by depth-first search over the choices,
-//! running everything anew for each sequence of them. At a commit it also decides whether the reply
-//! arrives. What it finds it can repeat, choice by choice.
+//! There is no runtime and no thread. Every store call of a writer is one step: the call yields
+//! once before it acts. The explorer chooses the writer of the next step, by depth-first search
+//! over the choices, with a fresh run for each sequence of choices. For a commit it also chooses
+//! whether the reply arrives. Each failure can be replayed, choice by choice.
 //!
-//! [`Race`] puts key managers and the rules' own invariants on top; [`World`] is for writers and
-//! checks of one's own.
+//! [`Race`] adds key managers and the invariants of the rules. [`World`] is for other writers and
+//! checks.
 
 mod race;
 mod step;
@@ -24,48 +24,48 @@ use self::step::{Control, StepStore, stepped};
 pub(crate) use self::watch::check_cap;
 use keyward::store::KeyStore;
 
-/// How often a writer may wait for something that is not a step before it is taken to be stuck.
+/// A writer is considered stuck after a million polls without a step.
 const MAX_SPINS: usize = 1_000_000;
 
-/// What becomes of a commit.
+/// The fate of a commit.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Reply {
-    /// It is carried out, and its reply arrives.
+    /// The commit is carried out, and its reply arrives.
     Arrives,
-    /// It is carried out, and its reply is lost.
+    /// The commit is carried out, and its reply is lost.
     Lost,
-    /// It never reaches the store, and nobody can tell.
+    /// The commit never reaches the store, and its writer cannot know that.
     RequestLost,
 }
 
 /// One decision of the explorer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Choice {
-    /// This writer takes its next step.
+    /// The writer with this number takes its next step.
     Run(usize),
-    /// The commit that it makes meets this.
+    /// The commit of that step meets this fate.
     Reply(Reply),
 }
 
-/// What was explored without finding a fault.
+/// The extent of an exploration that found no failure.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Report {
-    /// How many sequences of choices were run from beginning to end.
+    /// The number of sequences of choices that were run from beginning to end.
     pub executions: usize,
-    /// The most choices that one of them took.
+    /// The most choices in one of those sequences.
     pub max_depth: usize,
-    /// Whether these were all there are.
+    /// Whether these were all possible sequences.
     pub complete: bool,
 }
 
 /// An order of steps that breaks a check.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Failure {
-    /// What is wrong.
+    /// The check's message.
     pub message: String,
-    /// The choices that lead there; [`Explorer::replay`] takes them.
+    /// The choices that lead to the failure; [`Explorer::replay`] takes them.
     pub schedule: Vec<Choice>,
-    /// How many executions were run before this one.
+    /// The number of executions before this one.
     pub executions: usize,
 }
 
@@ -81,7 +81,7 @@ type Writing = Pin<Box<dyn Future<Output = ()> + Send>>;
 type Writer = Box<dyn FnOnce(Arc<dyn KeyStore>) -> Writing>;
 type Check = Box<dyn FnMut() -> Result<(), String>>;
 
-/// A fresh store, the writers that race over it, and what must hold meanwhile.
+/// A fresh store, the writers that race over it, and the checks that must pass.
 pub struct World {
     store: Arc<dyn KeyStore>,
     writers: Vec<Writer>,
@@ -99,7 +99,7 @@ impl fmt::Debug for World {
 }
 
 impl World {
-    /// A world around `store`.
+    /// Creates a world around `store`.
     #[must_use]
     pub fn over(store: Arc<dyn KeyStore>) -> Self {
         Self {
@@ -110,8 +110,8 @@ impl World {
         }
     }
 
-    /// Adds a writer. It is given the store as it is to use it: every call is one step. It must wait
-    /// for nothing else that another writer does.
+    /// Adds a writer. It must use the store that it gets, in which every call is one step. It must
+    /// not wait for another writer in any other way.
     #[must_use]
     pub fn writer<F>(mut self, writer: impl FnOnce(Arc<dyn KeyStore>) -> F + 'static) -> Self
     where
@@ -122,15 +122,15 @@ impl World {
         self
     }
 
-    /// Adds a check that must hold before the first step and after every one. It looks at the store
-    /// itself, where calls are no steps; [`block_on`] carries them out.
+    /// Adds a check that must pass before the first step and after every step. It reads the store
+    /// directly, where calls are not steps; [`block_on`] runs them.
     #[must_use]
     pub fn check_each_step(mut self, check: impl FnMut() -> Result<(), String> + 'static) -> Self {
         self.each_step.push(Box::new(check));
         self
     }
 
-    /// Adds a check that must hold once every writer has ended.
+    /// Adds a check that must pass once every writer has ended.
     #[must_use]
     pub fn check_end(mut self, check: impl FnMut() -> Result<(), String> + 'static) -> Self {
         self.at_end.push(Box::new(check));
@@ -171,7 +171,7 @@ impl Default for Explorer {
 }
 
 impl Explorer {
-    /// An explorer that loses no reply and stops after a million executions.
+    /// Creates an explorer that loses no reply and stops after a million executions.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -180,23 +180,24 @@ impl Explorer {
         }
     }
 
-    /// Sets how many commits of one execution may lose their request or reply. Each one multiplies
-    /// the work.
+    /// Sets the number of commits per execution that may lose their request or reply. Each one
+    /// multiplies the work.
     #[must_use]
     pub const fn lost_replies(mut self, most: usize) -> Self {
         self.lost_replies = most;
         self
     }
 
-    /// Sets after how many executions to stop; [`Report::complete`] tells whether it was enough.
+    /// Sets the number of executions after which to stop. [`Report::complete`] says whether it
+    /// sufficed.
     #[must_use]
     pub const fn max_executions(mut self, most: usize) -> Self {
         self.max_executions = most;
         self
     }
 
-    /// Runs the worlds that `world` makes in every order. They must all be alike: same writers, same
-    /// randomness, same clock.
+    /// Runs the worlds that `world` creates in every order. All of them must have the same writers,
+    /// randomness and clock.
     ///
     /// # Errors
     ///
@@ -227,11 +228,11 @@ impl Explorer {
         }
     }
 
-    /// Runs one order again.
+    /// Replays one order.
     ///
     /// # Errors
     ///
-    /// What was found then; or that the schedule is not one of this world.
+    /// The same failure as before, or that the schedule does not fit this world.
     pub fn replay(&self, world: World, schedule: &[Choice]) -> Result<(), Failure> {
         let (verdict, trail) = self.run(world, Trail::following(schedule));
         verdict.map_err(|message| Failure {
@@ -267,7 +268,7 @@ fn execute(world: World, control: &Arc<Control>) -> Result<(), String> {
         .collect();
     let all = |checks: &mut Vec<Check>| checks.iter_mut().try_for_each(|check| check());
     all(&mut each_step)?;
-    // Up to the first step nothing touches the store, so that the order does not matter.
+    // No writer touches the store before its first step, so their order does not matter here.
     for writer in &mut writing {
         advance(writer)?;
     }
@@ -291,7 +292,7 @@ fn execute(world: World, control: &Arc<Control>) -> Result<(), String> {
 /// Runs a writer until it is about to take its next step, or has ended.
 fn advance(writer: &mut Option<Writing>) -> Result<(), String> {
     let Some(future) = writer else { return Ok(()) };
-    // Checks may have left a mark of their own.
+    // Clears the flag, because a check may have set it.
     stepped();
     for _ in 0..MAX_SPINS {
         match future
@@ -303,14 +304,14 @@ fn advance(writer: &mut Option<Writing>) -> Result<(), String> {
                 return Ok(());
             }
             Poll::Pending if stepped() => return Ok(()),
-            // The store itself waits, for a disk or a server.
+            // The store itself is waiting for a disk or a server.
             Poll::Pending => std::thread::yield_now(),
         }
     }
     Err("a writer waits for something that is no step".to_owned())
 }
 
-/// Carries out a future without a runtime, for stores that need none, or bring their own threads.
+/// Runs a future without a runtime, for stores that need none or that have threads of their own.
 pub fn block_on<F: Future>(future: F) -> F::Output {
     let mut future = std::pin::pin!(future);
     loop {
@@ -324,12 +325,12 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
     }
 }
 
-/// The choices made so far, with what else there was to choose.
+/// The choices made so far, each with its alternatives.
 #[derive(Debug, Default)]
 struct Trail {
     branches: Vec<Branch>,
     depth: usize,
-    /// A choice that was to be followed and is not among those there are.
+    /// The first choice of a replayed schedule that was not available.
     astray: Option<Choice>,
 }
 
@@ -373,7 +374,7 @@ impl Trail {
         made.map(|branch| branch.options[branch.taken]).collect()
     }
 
-    /// Goes on to the next sequence; false if there is none.
+    /// Advances to the next sequence. Returns false after the last one.
     fn advance(&mut self) -> bool {
         self.depth = 0;
         while let Some(last) = self.branches.last_mut() {

@@ -1,4 +1,4 @@
-//! Races between key managers, each a node of its own, with the invariants that must survive them.
+//! Races between key managers on separate nodes, and the invariants that must survive them.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -22,7 +22,7 @@ use keyward::{Command, Denied, IssuedKey, Outcome, Request};
 use keyward::{Error, KeyManager};
 use keyward::{Pepper, PepperRing};
 
-/// A tenant in the making: what a race is prepared on, before anyone races.
+/// A store and a manager, to prepare a race with.
 #[derive(Debug)]
 pub struct Bench {
     nodes: Arc<Nodes>,
@@ -31,7 +31,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Carries out a command before the race; no step, and nothing gets lost.
+    /// Carries out a command before the race. It takes no step and loses no reply.
     ///
     /// # Errors
     ///
@@ -40,7 +40,7 @@ impl Bench {
         block_on(self.manager.execute(request)).map(|landed| landed.outcome)
     }
 
-    /// The actor that a key stands for, as if its holder had called before the race.
+    /// Returns the actor that a key authenticates before the race.
     ///
     /// # Errors
     ///
@@ -51,7 +51,7 @@ impl Bench {
         Ok(verifier.verify(token, &Need::any())?.actor())
     }
 
-    /// The store before the race, to read from.
+    /// Returns the store before the race, for reading.
     #[must_use]
     pub fn store(&self) -> &Arc<dyn KeyStore> {
         &self.store
@@ -60,15 +60,24 @@ impl Bench {
 
 type Prepare = dyn Fn(&Bench) -> Result<Vec<Request>, Error>;
 
-/// A race: a prepared store, and requests that as many managers carry out at the same time.
+/// A race: a prepared store, and requests that several managers carry out concurrently.
 ///
-/// Each request has a manager of its own, as if on a node of its own. After every step: no tenant
-/// has more active keys than its cap, or more live ones than twice that; every open tenant has
-/// exactly the legacy key that its policy says; what was revoked or removed stays so; and a follower
-/// that stood anywhere before misses nothing. At the end: every audit chain verifies; no command
-/// landed twice, or landed although it was refused; no key was made by an actor whose authority was
-/// gone by then, in the tenant or above it; every secret that was returned is known; and what was
-/// acknowledged as ended is ended, below the tenant too.
+/// Each request has a manager of its own, as if on a node of its own.
+///
+/// These invariants hold after every step:
+///
+/// - No tenant has more active keys than its cap, or more live keys than twice its cap.
+/// - Every open tenant has exactly the legacy key that its policy requires.
+/// - A key that was revoked or removed stays so.
+/// - A follower that continues from any earlier head misses no change.
+///
+/// These invariants hold at the end:
+///
+/// - Every audit chain verifies.
+/// - No command landed twice, and no refused command landed.
+/// - No actor made a key after a command in the tenant or above it took away the actor's authority.
+/// - The verifier knows every secret that was returned, whatever the state of its key.
+/// - A key whose end was acknowledged is ended, in descendant tenants too.
 ///
 /// # Examples
 ///
@@ -105,8 +114,8 @@ impl fmt::Debug for Race {
 }
 
 impl Race {
-    /// A race under `policy`. `prepare` brings the store into the state before it, and returns the
-    /// requests that race; it must do the same each time.
+    /// Creates a race under `policy`. `prepare` prepares the store and returns the requests that
+    /// race. It must do the same on every call.
     pub fn new(
         policy: Policy,
         prepare: impl Fn(&Bench) -> Result<Vec<Request>, Error> + 'static,
@@ -117,11 +126,11 @@ impl Race {
         }
     }
 
-    /// Runs the race in every order over the empty stores that `store` makes.
+    /// Runs the race in every order over the empty stores that `store` creates.
     ///
     /// # Errors
     ///
-    /// [`Failure`]: an order in which something does not hold.
+    /// [`Failure`]: an order that breaks an invariant.
     pub fn explore<S: KeyStore>(
         &self,
         explorer: &Explorer,
@@ -130,7 +139,7 @@ impl Race {
         explorer.explore(|| self.world(Arc::new(store())))
     }
 
-    /// Runs the race in the one order of `schedule` over an empty store.
+    /// Runs the race in the order of `schedule` over an empty store.
     ///
     /// # Errors
     ///
@@ -189,7 +198,7 @@ impl Race {
                 let requests: Vec<_> = results.iter().map(|(request, _)| request).collect();
                 check_order(&requests, &landings, &policy)?;
                 results.iter().try_for_each(|(request, answer)| {
-                    // Of two requests with one id, one is told what the other did.
+                    // If two requests have one id, one of them gets the outcome of the other.
                     let same = |other: &&(Request, Answer)| other.0.id == request.id;
                     let alone = results.iter().filter(same).count() == 1;
                     check_answer(request, answer, &rows, &landings, &verifier, alone)
@@ -202,7 +211,7 @@ impl Race {
 type Answer = Result<Outcome, Error>;
 
 async fn carry_out(manager: &KeyManager, request: Request) -> Answer {
-    // Roles count below as well.
+    // A role applies in descendant tenants too.
     let roles = matches!(
         request.command,
         Command::ChangeOwnerRole { .. } | Command::SyncOwnerRole { .. }
@@ -261,20 +270,20 @@ fn check_answer(
     if let Outcome::Issued { provisioned, .. } = outcome {
         let came = landing.map_or(0, |landing| landing.provisioned);
         if alone && provisioned.len() != came {
-            let told = provisioned.len();
+            let returned = provisioned.len();
             return Err(format!(
-                "made {came} keys with the tenant and returned {told}"
+                "made {came} keys with the tenant and returned {returned}"
             ));
         }
     }
     check_ended(request, rows)
 }
 
-/// No key is made by an actor after a command landed that took the actor's authority away.
+/// Checks that no actor makes a key after a command took away the actor's authority.
 fn check_order(requests: &[&Request], landings: &Landings, policy: &Policy) -> Result<(), String> {
     let commits = |request: &Request| Some(&landings.get(&request.id)?.commits);
     for taking in requests {
-        // What lands later of a command over many keys changes no authority.
+        // Only the first commit of a bulk command takes away authority.
         let Some(taken) = commits(taking).and_then(BTreeSet::first) else {
             continue;
         };
@@ -298,7 +307,7 @@ fn check_order(requests: &[&Request], landings: &Landings, policy: &Policy) -> R
     Ok(())
 }
 
-/// Returns whether `making` makes a key, and its actor may not once `taking` landed.
+/// Returns whether `making` makes a key, and its actor may not do so once `taking` has landed.
 fn takes_authority(taking: &Request, making: &Request, policy: &Policy) -> bool {
     let makes = matches!(making.command, Command::Create(_) | Command::Import { .. });
     let actor = &making.actor;
@@ -319,7 +328,7 @@ fn takes_authority(taking: &Request, making: &Request, policy: &Policy) -> bool 
         }
 }
 
-/// Returns whether `giving` may give the actor of `making` its authority back.
+/// Returns whether `giving` may restore the authority of the actor of `making`.
 fn gives_authority(giving: &Request, making: &Request) -> bool {
     match &giving.command {
         Command::Enable { key } => making.actor.key_id() == Some(*key),
@@ -339,7 +348,7 @@ fn made(outcome: &Outcome) -> impl Iterator<Item = &IssuedKey> {
     first.into_iter().chain(others)
 }
 
-/// What was acknowledged as ended must be ended.
+/// Checks that a key is ended if its end was acknowledged.
 fn check_ended(request: &Request, rows: &Rows) -> Result<(), String> {
     for change in rows.values() {
         let Row::Key(record) = &change.row else {
@@ -368,8 +377,8 @@ fn check_ended(request: &Request, rows: &Rows) -> Result<(), String> {
     }
 }
 
-/// What all nodes of a race share: one policy, one clock, one pepper. Each has randomness of its
-/// own, the same in every execution.
+/// The shared parts of all nodes of a race: one policy, one clock, one pepper. Each node has a seed
+/// of its own, which is the same in every execution.
 #[derive(Debug)]
 struct Nodes {
     policies: Arc<LivePolicies>,
@@ -380,8 +389,9 @@ struct Nodes {
 
 impl Nodes {
     fn new(policy: Policy) -> Self {
-        let id = PepperId::new("race").expect("a literal");
-        let pepper = Pepper::new(id, &[7; Pepper::MIN_LEN]).expect("long enough by its constant");
+        let id = PepperId::new("race").expect("a valid pepper id literal");
+        let pepper =
+            Pepper::new(id, &[7; Pepper::MIN_LEN]).expect("a pepper of the minimum length");
         let start = Timestamp::from_unix_seconds(1_800_000_000).unwrap_or(Timestamp::MAX);
         Self {
             policies: Arc::new(LivePolicies::new(policy)),

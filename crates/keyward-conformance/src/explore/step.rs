@@ -1,4 +1,4 @@
-//! A store whose every call is one step: it waits once, and acts when it is polled again.
+//! A store in which every call is one step: the call yields once, and acts when it is polled again.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -18,7 +18,7 @@ use keyward::store::{
 };
 use keyward::store::{Revision, Select, TenantView};
 
-/// What the explorer and the store it hands out share.
+/// The state that the explorer shares with its store.
 #[derive(Debug)]
 pub(super) struct Control {
     decisions: Mutex<Decisions>,
@@ -80,18 +80,18 @@ impl StepStore {
 }
 
 thread_local! {
-    /// Whether the writer that was polled last came to a step. All of them share one thread.
+    /// Whether the last polled writer reached a step. All writers share one thread.
     static STEPPED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether a writer came to its next step since this was last asked.
+/// Returns whether a writer reached a step since the last call.
 pub(super) fn stepped() -> bool {
     STEPPED.take()
 }
 
-/// One step: the explorer decides when to go on. Every store call of a writer begins with one; a
-/// store under test that does its work in several statements waits for one between them as well.
-/// Outside the explorer it is over at once, or when polled again.
+/// Takes one step: yields until the explorer schedules this writer again. Every store call of a
+/// writer begins with a step. A store under test that needs several statements for a call takes one
+/// between them too. Outside the explorer, a step yields once.
 pub async fn step() {
     Step { waited: false }.await;
 }
@@ -174,7 +174,7 @@ impl KeyStore for StepStore {
     }
 
     fn changes_now(&self, _: Cursor, _: NonZeroUsize) -> Option<Result<Changes, ChangesError>> {
-        // It would look at the store between two steps.
+        // An answer here would read the store between two steps.
         None
     }
 }

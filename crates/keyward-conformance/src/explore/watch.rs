@@ -1,6 +1,6 @@
-//! What must hold of a store while managers race over it, told by the rows alone.
+//! The invariants of a store during a race, checked by its rows alone.
 //!
-//! Re-derives what it checks from the records: it calls none of the rules that it watches.
+//! The checks are derived from the records and call none of the rules under test.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -19,19 +19,19 @@ use keyward::store::Revision;
 use keyward::store::{Change, Cursor, KeyStore, Row, RowKey};
 use keyward::{KeyRecord, KeyState};
 
-const PAGE: NonZeroUsize = NonZeroUsize::new(3).expect("3 is not zero");
+const PAGE: NonZeroUsize = NonZeroUsize::new(3).expect("the page size is not zero");
 
 pub(super) type Rows = BTreeMap<RowKey, Change>;
 
-/// Where commands landed.
+/// The landing of each command.
 pub(super) type Landings = BTreeMap<CommandId, Landing>;
 
-/// What a command left in the audit trail.
+/// The traces of a command in the audit trail.
 #[derive(Debug, Default)]
 pub(super) struct Landing {
-    /// The commits that hold its entries.
+    /// The commits that contain the command's entries.
     pub(super) commits: BTreeSet<Revision>,
-    /// The keys that came with a tenant or a resource because of it.
+    /// The number of keys that the command provisioned for a tenant or a resource.
     pub(super) provisioned: usize,
 }
 
@@ -40,7 +40,7 @@ pub(super) struct Watch {
     store: Arc<dyn KeyStore>,
     policy: Policy,
     now: Timestamp,
-    /// Where a follower could have stood, and what it knew there.
+    /// Each head that a follower could have stopped at, with the rows at that head.
     seen: Vec<(Cursor, Rows)>,
     ended: BTreeSet<KeyId>,
 }
@@ -72,7 +72,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Everything that is there, tombstones left aside.
+    /// Reads all rows, without tombstones.
     pub(super) fn read(&self) -> Result<(Cursor, Rows), String> {
         let mut rows = Rows::new();
         let mut after = None;
@@ -177,7 +177,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Reads every tenant's trail and checks its chain; tells where each command landed.
+    /// Reads every tenant's trail and verifies its chain. Returns the landing of each command.
     pub(super) fn audit(
         &self,
         tenants: &BTreeSet<TenantId>,
@@ -209,7 +209,7 @@ impl Watch {
     }
 }
 
-/// Whether a tenant with these keys keeps its cap at `now`.
+/// Checks that a tenant with these keys keeps its cap at `now`.
 pub(crate) fn check_cap(
     policy: &Policy,
     now: Timestamp,

@@ -1,9 +1,10 @@
-//! The reference model: the rules told a second time, naively, and what must agree with them.
+//! The reference model: a second, naive implementation of the rules, and its comparison with a
+//! system.
 //!
-//! [`Model`] keeps plain structs and loops over all of them; it calls none of the rules. For every
-//! command it tells for which reasons it may be refused, and afterwards which of all secrets ever
-//! handed out work, and for what. [`run`] plays [`Step`]s on a [`System`] and on the model, and
-//! reports where they part, by the invariant that is broken (numbered as in the design).
+//! [`Model`] keeps plain structs and loops over all of them; it calls none of the rules. For each
+//! command it returns the reasons for which the command may be refused. Afterwards it knows which
+//! secrets work, and for which scopes. [`run`] plays [`Step`]s on a [`System`] and on the model. It
+//! reports the first difference, with the invariant that is broken (numbered as in the design).
 
 mod rules;
 mod system;
@@ -15,10 +16,11 @@ use std::time::Duration;
 pub use self::rules::{Model, Why};
 pub use self::system::{Asker, Facade, Given, Listed, System, policy};
 
-/// The tenants of the model. Two are above and below each other; two share a beginning only.
+/// The tenants of the model. `acme/web` is below `acme`; `acme-two` only shares the beginning of
+/// its name.
 pub const TENANTS: [&str; 4] = ["acme", "acme/web", "other", "acme-two"];
 
-/// Who asks.
+/// The asker of a command.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Who {
     /// Administers `acme` and below.
@@ -35,34 +37,34 @@ pub enum Who {
     Eve,
     /// Administers `acme` with a credential that reads reports for 30 days.
     Narrow,
-    /// Whoever holds this key, as far as it works.
+    /// The holder of the key with this number, if the key works.
     Holder(usize),
 }
 
-/// How long a key is to live.
+/// The lifetime that is requested for a key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Life {
-    /// As its class says: for ever.
+    /// The default of the key's class: no expiry.
     Class,
-    /// For so long.
+    /// A lifetime.
     For(Duration),
-    /// For ever.
+    /// No expiry.
     Ever,
 }
 
-/// How a key is replaced.
+/// The mode of a rotation.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Mode {
-    /// The old key ends at once.
+    /// The old key ends immediately.
     Now,
-    /// It works for so long.
+    /// The old key works for this grace.
     Grace(Duration),
-    /// It works until the successor is first used, and for so long after that.
+    /// The old key works until the successor's first use, and for this grace after that.
     FirstUse(Duration),
 }
 
-/// What is asked. Keys are told by number, modulo how many there are; tenants by their place in
-/// [`TENANTS`].
+/// A command of the model. A key is given by number, modulo the number of keys; a tenant by its
+/// position in [`TENANTS`].
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[expect(missing_docs, reason = "each is the command of its name")]
 pub enum Ask {
@@ -122,7 +124,7 @@ pub enum Ask {
 }
 
 impl Ask {
-    /// The key it is about, if it is about one.
+    /// Returns the number of the key that the command is about, if there is one.
     #[must_use]
     pub const fn key(&self) -> Option<usize> {
         match self {
@@ -138,7 +140,7 @@ impl Ask {
         }
     }
 
-    /// The same about the key of this number.
+    /// Returns the same command about another key.
     #[must_use]
     pub fn about(mut self, number: usize) -> Self {
         match &mut self {
@@ -156,29 +158,30 @@ impl Ask {
     }
 }
 
-/// One thing that happens.
+/// One step of a run.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Step {
-    /// Somebody asks for something.
+    /// An asker gives a command.
     Ask(Who, Ask),
-    /// An earlier command is given again, by its number among those that landed.
+    /// A command that landed earlier is repeated. The number is its position among those that
+    /// landed.
     Again(usize),
-    /// A key is used, and what that leaves to do is done.
+    /// A key is used, and the maintenance after it runs.
     Use(usize),
     /// Time passes.
     Wait(Duration),
-    /// Time passes until this key ends, less so many microseconds.
+    /// Time passes until so many microseconds before this key expires.
     WaitForEnd(usize, u8),
     /// The wall clock jumps back.
     JumpBack(Duration),
 }
 
-/// Where system and model part.
+/// A difference between system and model.
 #[derive(Clone, Debug)]
 pub struct Violation {
-    /// The invariant that is broken, as the design numbers them; zero for none in particular.
+    /// The invariant that is broken, as numbered in the design; zero for no particular one.
     pub invariant: u8,
-    /// What happened.
+    /// The difference.
     pub message: String,
 }
 
@@ -194,7 +197,7 @@ fn broken(invariant: u8, message: String) -> Violation {
     Violation { invariant, message }
 }
 
-/// Plays `steps` on `system` and on a model with the same cap, and compares them after each.
+/// Plays `steps` on `system` and on a model with the same cap, and compares them after each step.
 ///
 /// # Errors
 ///
@@ -203,7 +206,7 @@ pub fn run(system: &mut dyn System, cap: usize, steps: &[Step]) -> Result<(), Vi
     let mut model = Model::new(cap, system.clock());
     let mut landed: Vec<(Asker, String, Ask)> = Vec::new();
     for (number, step) in steps.iter().enumerate() {
-        // Every step has an instant of its own, unless the wall clock stands behind.
+        // Each step has an instant of its own, unless the wall clock was set back.
         system.wait(Duration::from_millis(1));
         model.clock = system.clock();
         play(system, &mut model, &mut landed, number, step)
@@ -246,14 +249,14 @@ fn play(
         Step::Again(which) => {
             let (asker, id, ask) = &landed[which % landed.len()];
             let given = system.ask(model, asker, id, ask);
-            let told = given.as_ref().map(|_| ()).map_err(|why| *why);
+            let answer = given.as_ref().map(|_| ()).map_err(|why| *why);
             let wanted = match ask {
-                // What landed has landed, whatever became of the asker.
+                // A command that landed stays landed, even if its asker has lost its authority.
                 Ask::Create { .. } | Ask::Import { .. } | Ask::Rotate { .. } => Err(Why::Already),
                 _ => Ok(()),
             };
-            if told != wanted {
-                let message = format!("{ask:?} again was {told:?}, not {wanted:?}");
+            if answer != wanted {
+                let message = format!("{ask:?} again was {answer:?}, not {wanted:?}");
                 return Err(broken(0, message));
             }
         }
@@ -283,7 +286,7 @@ fn answer(
     ask: Ask,
 ) -> Result<(), Violation> {
     if model.parts_below(&asker, &ask) {
-        // What happens below the tenant depends on each place; left to the rules' own tests.
+        // The outcome in a descendant tenant differs for each key; the tests of the rules cover it.
         return Ok(());
     }
     let reasons: BTreeSet<Why> = model.refusals(&asker, &ask);
@@ -308,7 +311,8 @@ fn answer(
 }
 
 impl Ask {
-    /// Whether giving it again is to change nothing. Commands over many keys go on instead.
+    /// Returns whether repeating the command must change nothing. A repeated bulk command continues
+    /// instead.
     const fn repeats(&self) -> bool {
         !matches!(
             self,
@@ -352,7 +356,8 @@ fn compare(system: &mut dyn System, model: &Model) -> Result<(), Violation> {
             return Err(broken(1, message));
         }
         let legacy = live.iter().filter(|key| key.legacy).count();
-        // Below a closed tenant its row refuses the keys, ended or not.
+        // In a tenant below a closed one, the closed tenant's row refuses the keys, whether they
+        // were ended or not.
         if !model.is_closed(number) && legacy != usize::from(model.is_open(number)) {
             return Err(broken(3, format!("{tenant} has {legacy} legacy keys")));
         }

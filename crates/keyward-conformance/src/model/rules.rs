@@ -1,4 +1,4 @@
-//! The rules once more, from the words of the design alone. Slow and plain on purpose.
+//! A second implementation of the rules, derived from the design alone. Slow and plain on purpose.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -8,15 +8,15 @@ use super::{Ask, Life, Mode, TENANTS, Who};
 use keyward::KeyId;
 use keyward::{Timestamp, days};
 
-/// What is allowed, one bit for each pair of three resources and three actions; the third of each
-/// stands for all others.
+/// A set of permissions: one bit for each pair of three resources and three actions. The third of
+/// each stands for all others.
 pub(super) type Mask = u16;
 
 pub(super) const RESOURCES: [&str; 3] = ["reports", "users", "zzz"];
 pub(super) const ACTIONS: [&str; 3] = ["read", "write", "zzz"];
 const ALL: Mask = 0b1_1111_1111;
 
-/// For how long a key waits for its successor's first use.
+/// 30 days: the longest time for which a key waits for its successor's first use.
 const FIRST_USE_WAIT: Duration = days(30);
 
 pub(super) fn mask<'a>(scopes: impl IntoIterator<Item = &'a str>) -> Mask {
@@ -43,11 +43,11 @@ fn ceiling(role: &str) -> Mask {
     }
 }
 
-/// The permissions that all of some roles have. No roles have none.
+/// The permissions that all of some roles share. An empty set of roles has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct May {
     ceiling: Mask,
-    /// Create, look at, change, rotate and revoke keys.
+    /// The permission to create, read, change, rotate and revoke keys.
     manage: bool,
     administer: bool,
     support: bool,
@@ -78,17 +78,17 @@ fn may(roles: &BTreeSet<&'static str>) -> May {
 /// The authority of an asker in a tenant.
 struct Authority {
     manages: bool,
-    /// By the role that the host states alone.
+    /// The permissions of the role that the host states, alone.
     narrowing: May,
     may: May,
     scopes: Mask,
-    /// The roles of whoever receives a secret by it.
+    /// The roles of the recipient of a secret.
     receives: BTreeSet<&'static str>,
     person: Option<&'static str>,
     drift: Option<Why>,
 }
 
-/// Why a command may be refused.
+/// The reason for which a command may be refused.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 #[expect(missing_docs, reason = "each is the refusal of its name")]
 pub enum Why {
@@ -115,7 +115,7 @@ pub enum Why {
 }
 
 impl Why {
-    /// The invariant that says so.
+    /// Returns the invariant that requires the refusal.
     pub(super) const fn invariant(self) -> u8 {
         match self {
             Self::Cap => 1,
@@ -130,7 +130,7 @@ impl Why {
     }
 }
 
-/// A key as the model knows it.
+/// A key of the model.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Key {
     pub(super) id: KeyId,
@@ -138,7 +138,7 @@ pub(super) struct Key {
     pub(super) tenant: usize,
     pub(super) owner: Option<&'static str>,
     pub(super) scopes: Mask,
-    /// The scopes as they were named, where that is known: other words for the same are a change.
+    /// The scopes as written, if known. Another spelling of the same scopes is a change.
     pub(super) named: Option<BTreeSet<&'static str>>,
     pub(super) created: Timestamp,
     pub(super) expires: Option<Timestamp>,
@@ -146,13 +146,13 @@ pub(super) struct Key {
     pub(super) deleted: bool,
     pub(super) disabled: bool,
     pub(super) legacy: bool,
-    /// The roles that limited whoever received the secret.
+    /// The roles that limited the recipient of the secret.
     bound: BTreeSet<&'static str>,
-    /// Whether it reached all that its roles allowed when its secret was received.
+    /// Whether the key reached everything its roles allowed when its secret was issued.
     manages: bool,
-    /// The first keys of the chains whose keys made it.
+    /// The first keys of the rotation chains whose keys made this key.
     makers: BTreeSet<usize>,
-    /// The first key of its own chain.
+    /// The first key of this key's own rotation chain.
     lineage: usize,
     imported: bool,
     replaces: Option<usize>,
@@ -174,14 +174,14 @@ struct Row {
     removed: Option<Timestamp>,
 }
 
-/// Everything that ever was, in plain structs.
+/// The complete history, in plain structs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Model {
     pub(super) cap: usize,
     pub(super) clock: Timestamp,
     pub(super) keys: Vec<Key>,
     start: Timestamp,
-    /// The time by which the wall clock was set back: own time goes on without it.
+    /// The time by which the wall clock was set back. The nodes' own time does not go back.
     pub(super) behind: Duration,
     known: BTreeSet<usize>,
     closed: BTreeSet<usize>,
@@ -204,7 +204,7 @@ impl Model {
         }
     }
 
-    /// The own time of every node.
+    /// Returns the nodes' own time.
     pub(super) fn now(&self) -> Timestamp {
         self.clock.saturating_add(self.behind)
     }
@@ -213,7 +213,7 @@ impl Model {
         self.known.contains(&tenant) && !self.is_closed(tenant)
     }
 
-    /// The tenant and those above it.
+    /// Returns the tenant and its ancestors.
     fn path(tenant: usize) -> &'static [usize] {
         if TENANTS[tenant] == "acme/web" {
             &[1, 0]
@@ -239,7 +239,7 @@ impl Model {
             .any(|row| row.role.is_none() || row.removed.is_some_and(|at| created <= at))
     }
 
-    /// The roles that the rows along the path of `tenant` give to `owner`.
+    /// Returns the roles that the rows along the path of `tenant` give to `owner`.
     fn live_roles(&self, tenant: usize, owner: Option<&'static str>) -> BTreeSet<&'static str> {
         let rows = Self::path(tenant)
             .iter()
@@ -247,7 +247,7 @@ impl Model {
         rows.filter_map(|row| row.role).collect()
     }
 
-    /// The most that a key reaches, whatever role its owner has.
+    /// Returns the scopes that a key reaches at most, with any role of its owner.
     fn bounded(key: &Key) -> Mask {
         key.bound
             .iter()
@@ -263,7 +263,7 @@ impl Model {
             .fold(Self::bounded(key), |mask, role| mask & ceiling(role))
     }
 
-    /// The roles that a key acts with.
+    /// Returns the roles that a key acts with.
     fn roles_of(&self, key: &Key) -> BTreeSet<&'static str> {
         let live = self.live_roles(key.tenant, key.owner);
         if key.owner.is_none() || live.is_empty() {
@@ -272,13 +272,13 @@ impl Model {
         &live | &key.bound
     }
 
-    /// Returns whether a key reaches all that its roles allow, and something.
+    /// Returns whether a key reaches everything that its roles allow, and something at all.
     fn is_whole(&self, key: &Key) -> bool {
         let (roles, reach) = (self.roles_of(key), self.reach(key));
         !roles.is_empty() && reach != 0 && may(&roles).ceiling & !reach == 0
     }
 
-    /// Returns the authority of `asker` in `tenant`, as everything stands.
+    /// Returns the current authority of `asker` in `tenant`.
     fn authority(&self, asker: &Asker, tenant: usize) -> Authority {
         if let Some(number) = asker.key {
             let key = &self.keys[number];
@@ -323,7 +323,7 @@ impl Model {
         !key.revoked && !key.deleted && !self.expired(key)
     }
 
-    /// What a key may do now; `None` if it does not verify.
+    /// Returns the current permissions of a key; `None` if it does not verify.
     pub(super) fn sees(&self, number: usize) -> Option<Mask> {
         let key = &self.keys[number];
         let refused = !self.live(key)
@@ -350,7 +350,8 @@ impl Model {
             .collect()
     }
 
-    /// Who `who` is to a host; `None` if it is the holder of a key that does not work.
+    /// Returns the asker that a host sees for `who`; `None` if it is the holder of a key that does
+    /// not work.
     pub(super) fn asker(&self, who: Who) -> Option<Asker> {
         let person = |principal, role, tenant| Asker {
             principal: Some(principal),
@@ -391,7 +392,8 @@ impl Model {
         })
     }
 
-    /// Returns whether the command may be carried out where it is given and refused below.
+    /// Returns whether the command may be carried out in its own tenant and refused in a
+    /// descendant.
     pub(super) fn parts_below(&self, asker: &Asker, ask: &Ask) -> bool {
         let Ask::ChangeRole {
             tenant: 0,
@@ -411,7 +413,8 @@ impl Model {
         follows && !self.refusals(asker, &below).is_empty()
     }
 
-    /// Every reason for which the command may be refused; none if it must be accepted.
+    /// Returns every reason for which the command may be refused. The command must be accepted if
+    /// there is none.
     pub(super) fn refusals(&self, asker: &Asker, ask: &Ask) -> BTreeSet<Why> {
         let tenant = match (ask, ask.key()) {
             (_, Some(key)) => self.keys[key].tenant,
@@ -426,7 +429,7 @@ impl Model {
             ) => *tenant,
             _ => 0,
         };
-        // Whoever does not reach the tenant learns nothing but that.
+        // An asker that does not reach the tenant learns no other reason.
         let reached = asker.tenant == tenant || (asker.below && (asker.tenant, tenant) == (0, 1));
         if !reached {
             let hidden = ask.key().map_or(Why::TenantNotFound, |_| Why::NotFound);
@@ -446,7 +449,7 @@ impl Model {
         why
     }
 
-    /// Why `by` may not do what those may do for whom `has` holds.
+    /// Adds the reasons for which `by` may not do something that requires the permission `has`.
     fn refuse_access(
         by: &Authority,
         (widens, owns): (bool, bool),
@@ -514,7 +517,8 @@ impl Model {
                 let narrows = match (row, before) {
                     (_, Some(old)) => after.within(may(&BTreeSet::from([old]))),
                     (Some(_), None) => false,
-                    // One more row beside those above, and within one of them: that may be raised one day.
+                    // A new row below existing rows only narrows if it is within one of them,
+                    // because that one may be raised later.
                     (None, None) => {
                         let mut rows = Self::path(tenant).iter();
                         let removed = rows.any(|above| {
@@ -537,7 +541,8 @@ impl Model {
         }
     }
 
-    /// The chains whose keys have a part in what `asker` makes of a key with `before`.
+    /// Returns the rotation chains that take part in making a key, if `asker` makes it from a key
+    /// with `before`.
     fn makers(
         &self,
         asker: &Asker,
@@ -640,7 +645,7 @@ impl Model {
 
     fn refuse_rotation(&self, asker: &Asker, ask: &Ask, number: usize, why: &mut BTreeSet<Why>) {
         let key = &self.keys[number];
-        // The legacy key has no other way on.
+        // A legacy key can be replaced in no other way.
         if key.disabled && !key.legacy {
             why.insert(Why::Disabled);
         }
@@ -650,7 +655,7 @@ impl Model {
         if key.imported {
             why.insert(Why::Imported);
         }
-        // No key of this policy rotates itself, or another key of its own chain.
+        // Under this policy, no key rotates itself or another key of its own chain.
         if asker
             .key
             .is_some_and(|own| self.keys[own].lineage == key.lineage)
@@ -687,7 +692,7 @@ impl Model {
         }
     }
 
-    /// Why `asker` may not hand out what `key` reaches until `end`.
+    /// Adds the reasons for which `asker` may not hand out the reach of `key` until `end`.
     fn refuse_handing_out(
         &self,
         asker: &Asker,
@@ -696,7 +701,8 @@ impl Model {
         why: &mut BTreeSet<Why>,
     ) {
         let by = self.authority(asker, key.tenant);
-        // A stranger is handed all that the key may ever reach, and what its owner may manage.
+        // An asker other than the owner receives the most that the key may ever reach, and the
+        // management rights of the key's owner.
         let own = by.person.is_some() && by.person == key.owner;
         let scopes = if own {
             self.reach(key)
@@ -712,7 +718,8 @@ impl Model {
         }
     }
 
-    /// The roles that limited whoever receives the secret of a key of `owner` from `asker`.
+    /// Returns the roles that limit the recipient of a secret: the secret of a key of `owner`,
+    /// received from `asker`.
     fn bound_at_receipt(
         &self,
         asker: &Asker,
@@ -741,7 +748,7 @@ impl Model {
         lifetime.map(|lifetime| self.now().saturating_add(lifetime))
     }
 
-    /// Does what an accepted command does; tells whether that changed anything.
+    /// Applies an accepted command. Returns whether it changed anything.
     pub(super) fn apply(&mut self, asker: &Asker, ask: &Ask, given: Given) -> bool {
         let before = self.clone();
         let Given { made, provisioned } = given;
@@ -864,7 +871,7 @@ impl Model {
                 }
             }
             Ask::RemoveOwner { tenant, owner } => {
-                // One row, where it was asked for, holds for all below.
+                // One row, in the tenant of the command, applies to all descendants.
                 let row = self.owners.entry((*tenant, owner)).or_insert(Row {
                     role: Some(""),
                     removed: None,
@@ -890,7 +897,7 @@ impl Model {
         *self != before
     }
 
-    /// Notes that a key was used, if it works.
+    /// Records a use of a key, if the key works.
     pub(super) fn used(&mut self, number: usize) {
         let unused = self.keys[number]
             .replaces
@@ -935,7 +942,8 @@ impl Model {
         }
     }
 
-    /// The tenant, and those below it that the asker reaches and that have live keys concerned.
+    /// Returns the tenant, and its descendants that the asker reaches and that have live keys
+    /// concerned.
     fn with_below(&self, asker: &Asker, tenant: usize, owner: Option<&'static str>) -> Vec<usize> {
         let concerned = |key: &Key| {
             key.tenant == 1 && self.live(key) && (owner.is_none() || key.owner == owner)
@@ -947,8 +955,8 @@ impl Model {
         }
     }
 
-    /// Ends keys in the order in which they are listed, by id. A wall clock that stands behind gives the
-    /// newer of two keys the lesser id.
+    /// Ends keys in the order of the list, by id. After the wall clock was set back, the newer of
+    /// two keys has the smaller id.
     fn end_all(&mut self, tenant: usize, concerned: impl Fn(&Key) -> bool) {
         let mut live = self.live_in(tenant);
         live.sort_by_key(|number| self.keys[*number].id);
@@ -966,7 +974,7 @@ impl Model {
         }
     }
 
-    /// An unused successor that ends gives its place back.
+    /// Restores the predecessor of an unused successor that ends.
     fn release(&mut self, number: usize) {
         let Some(old) = self.keys[number]
             .replaces
@@ -1051,7 +1059,8 @@ impl Model {
             Mode::FirstUse(_) => self.end_within(number, FIRST_USE_WAIT),
         }
         if let Some(before) = old.replaces {
-            // Rotating a successor says that somebody holds it.
+            // A holder who rotates a successor has received it, so the rotation counts as its first
+            // use.
             self.begin_grace(before, number);
         }
         if bound {
@@ -1072,7 +1081,7 @@ impl Model {
         }
     }
 
-    /// Ends the oldest grace while more than twice the cap are live.
+    /// Ends the oldest grace while more keys are live than twice the cap.
     fn bound_live(&mut self, tenant: usize) {
         loop {
             let live = self.live_in(tenant);

@@ -1,4 +1,4 @@
-//! What the model is compared with: anything that manages keys, the facade first of all.
+//! The systems that the model is compared with, above all the facade.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -26,22 +26,22 @@ use keyward::{Pepper, PepperRing};
 use keyward::{Reason, Status};
 use keyward::{Scope, ScopeSet};
 
-/// Who asks, as the host knows it.
+/// The asker of a command, as the host describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Asker {
     /// The principal; `None` for a key that belongs to its tenant.
     pub principal: Option<&'static str>,
-    /// The role that the host states for it; none for a key.
+    /// The role that the host states; `None` for a key.
     pub role: Option<&'static str>,
-    /// The tenant it is bound to, by its place in [`TENANTS`].
+    /// The tenant that the asker is bound to, by its position in [`TENANTS`].
     pub tenant: usize,
-    /// Whether it reaches what is below that.
+    /// Whether the asker reaches descendant tenants.
     pub below: bool,
-    /// What it may hand out before its role narrows it.
+    /// The permissions that the asker may hand out, before its role narrows them.
     pub(super) reach: Mask,
-    /// When its own credential ends.
+    /// The expiry of the asker's own credential.
     pub expires: Option<Timestamp>,
-    /// The key that it presents, if it is no person.
+    /// The key that the asker presents; `None` for a person.
     pub key: Option<usize>,
 }
 
@@ -51,48 +51,50 @@ impl Asker {
     }
 }
 
-/// What an accepted command returned.
+/// The result of an accepted command.
 #[derive(Clone, Debug, Default)]
 pub struct Given {
-    /// The key that came into being, with what its holder presents.
+    /// The key that was created, with its secret.
     pub made: Option<(KeyId, String)>,
-    /// Keys that came with the tenant.
+    /// The keys that were provisioned with the tenant, with their secrets.
     pub provisioned: Vec<(KeyId, String)>,
 }
 
 /// A key in a list.
 #[derive(Clone, Copy, Debug)]
 pub struct Listed {
-    /// Neither revoked nor expired.
+    /// Whether the key is neither revoked nor expired.
     pub live: bool,
-    /// Being replaced.
+    /// Whether the key is being replaced.
     pub retiring: bool,
-    /// The legacy key.
+    /// Whether the key is the legacy key.
     pub legacy: bool,
 }
 
-/// Anything that manages keys, with a clock that only tests move.
+/// A system that manages keys, with a clock that only tests move.
 pub trait System {
-    /// Carries out a command under this id. `model` tells ids and secrets of keys by number.
+    /// Carries out a command under this id. `model` resolves the number of a key to its id and
+    /// secret.
     ///
     /// # Errors
     ///
-    /// [`Why`] it was refused.
+    /// The reason, a [`Why`], for which the command was refused.
     fn ask(&mut self, model: &Model, by: &Asker, id: &str, ask: &Ask) -> Result<Given, Why>;
 
-    /// Presents a key, and does what that leaves to do.
+    /// Presents a key, and runs the maintenance after it.
     fn use_key(&mut self, secret: &str);
 
-    /// What another node that is up to date lets the key do; `None` if it is refused.
+    /// Returns the permissions of the key on another, synced node; `None` if that node refuses the
+    /// key.
     fn sees(&mut self, secret: &str) -> Option<u16>;
 
-    /// Whether the node that carries out commands accepts the key.
+    /// Returns whether the node that carries out commands accepts the key.
     fn accepts_here(&mut self, secret: &str) -> bool;
 
-    /// The keys of a tenant.
+    /// Returns the keys of a tenant.
     fn list(&mut self, tenant: &str) -> Vec<Listed>;
 
-    /// The wall clock.
+    /// Returns the time of the wall clock.
     fn clock(&self) -> Timestamp;
 
     /// Lets time pass.
@@ -102,8 +104,8 @@ pub trait System {
     fn jump_back(&mut self, by: Duration);
 }
 
-/// The policy of the model: one class, up to `cap` active keys, a legacy key; developers reach
-/// reports and users, members read, support reaches nothing.
+/// Returns the policy of the model: one class, up to `cap` active keys, a legacy key. Developers
+/// reach reports and users, members read, and support reaches nothing.
 ///
 /// # Panics
 ///
@@ -117,14 +119,14 @@ pub fn policy(cap: usize) -> Policy {
             .retain(|environment, _| environment.as_str() == "live");
     }
     let scopes = |text: &[&'static str]| {
-        ScopeSet::parse(text.iter().copied()).expect("literals of this module")
+        ScopeSet::parse(text.iter().copied()).expect("valid scope literals")
     };
     let developer = scopes(&["reports:*", "users:*"]);
     spec.roles.insert(Role::DEVELOPER, developer);
     let limit = u32::try_from(cap).ok().and_then(NonZeroU32::new);
     let legacy = LegacyRule::One {
         class: spec.default_class.clone(),
-        name: "legacy".try_into().expect("a literal"),
+        name: "legacy".try_into().expect("a valid name literal"),
         scopes: scopes(&["reports:read"]),
     };
     Policy::new(PolicySpec {
@@ -135,10 +137,10 @@ pub fn policy(cap: usize) -> Policy {
         legacy,
         ..spec
     })
-    .expect("the standard policy with a legacy key holds no contradiction")
+    .expect("the standard policy with a legacy key is consistent")
 }
 
-/// The real thing: [`Keyward`] over a store, with a second node that only verifies.
+/// The system under test: [`Keyward`] over a store, with a second node that only verifies.
 #[derive(Debug)]
 pub struct Facade {
     keys: Keyward,
@@ -147,12 +149,12 @@ pub struct Facade {
 }
 
 impl Facade {
-    /// The own time of its nodes.
+    /// Returns the nodes' own time.
     pub fn time(&self) -> Timestamp {
         self.keys.now()
     }
 
-    /// A facade over `store`, ruled by `policy`.
+    /// Creates a facade over `store` under `policy`.
     ///
     /// # Panics
     ///
@@ -161,8 +163,9 @@ impl Facade {
         let start = Timestamp::from_unix_seconds(1_800_000_000).unwrap_or(Timestamp::MAX);
         let clock = Arc::new(ManualClock::at(start));
         let node = |seed| {
-            let id = "model".try_into().expect("a literal");
-            let pepper = Pepper::new(id, &[7; Pepper::MIN_LEN]).expect("as long as it must be");
+            let id = "model".try_into().expect("a valid pepper id literal");
+            let pepper =
+                Pepper::new(id, &[7; Pepper::MIN_LEN]).expect("a pepper of the minimum length");
             let builder = Keyward::builder(store.clone(), PepperRing::new(pepper))
                 .policy(policy.clone())
                 .clock(clock.clone())
@@ -366,14 +369,14 @@ impl System for Facade {
     }
 
     fn jump_back(&mut self, by: Duration) {
-        // Every node has seen the time as it was.
+        // Both nodes read the time before it goes back.
         let _seen = (self.keys.now(), self.other.now());
         self.clock.set_wall(self.clock.now().saturating_sub(by));
     }
 }
 
 fn tenant(place: usize) -> TenantId {
-    TenantId::new(TENANTS[place % TENANTS.len()]).expect("a literal")
+    TenantId::new(TENANTS[place % TENANTS.len()]).expect("a valid tenant literal")
 }
 
 fn draft(place: usize, scopes: &[&'static str], life: Life) -> NewKey {

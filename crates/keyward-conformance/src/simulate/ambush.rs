@@ -1,4 +1,4 @@
-//! What chance alone brings about too rarely: changes at the worst moment for a protocol of leases.
+//! Faults that chance alone produces too rarely: changes at the worst moment for a lease protocol.
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use keyward::Reason;
 use keyward::store::RowKey;
 use keyward::{Command, DeleteKey};
 
-/// A key is revoked just after a node was told of everything, and the node hears of nothing more: it
-/// may go on until its lease ends, and not an instant longer.
+/// Revokes a key just after a node has synced, and then cuts the node off. The node may accept the
+/// key until its lease ends, and not an instant longer.
 pub(super) async fn at_the_edge(run: Arc<Run>, place: usize, held: Held) {
     let Some(asked_at) = served(&run, place).await else {
         return;
@@ -21,7 +21,7 @@ pub(super) async fn at_the_edge(run: Arc<Run>, place: usize, held: Held) {
         let mut state = run.world.state();
         let bound = state.ledger.bound();
         let until = state.now + 2 * bound;
-        state.tell(|| format!("node {place} hears of nothing more until {until}"));
+        state.log(|| format!("node {place} hears of nothing more until {until}"));
         state.places[place].cut_off = until;
         let elsewhere = other(run.setup.nodes, place, state.dice.next());
         (elsewhere, bound)
@@ -44,8 +44,8 @@ pub(super) async fn at_the_edge(run: Arc<Run>, place: usize, held: Held) {
     }
 }
 
-/// A key is read through the store, and before the reply is there it is removed, its tombstone is
-/// forgotten, and the reader has started over.
+/// Removes a key while a node is reading it through the store. Before the reply arrives, the store
+/// compacts the tombstone and the node starts over.
 pub(super) async fn late_reply(run: Arc<Run>, place: usize, held: Held) {
     let elsewhere = {
         let mut state = run.world.state();
@@ -56,7 +56,7 @@ pub(super) async fn late_reply(run: Arc<Run>, place: usize, held: Held) {
         };
         other(run.setup.nodes, place, state.dice.next())
     };
-    // Changes nothing, and has the node tell itself what it loaded.
+    // This command changes nothing, but the node notifies itself of the rows it loaded.
     change(&run, place, &held, |key| Command::Enable { key });
     for _ in 0..3 {
         let verify = run
@@ -73,11 +73,11 @@ pub(super) async fn late_reply(run: Arc<Run>, place: usize, held: Held) {
     let soon = run.world.state().dice.between(10 * MILLI, 100 * MILLI);
     run.world.sleep(soon).await;
     run.world
-        .tell(|| "the store forgets, as a reply is late".to_owned());
+        .log(|| "the store forgets, as a reply is late".to_owned());
     (run.setup.ground.compact)();
 }
 
-/// A key is ended while a node has much to catch up with, and is changed again before it has.
+/// Ends a key while a node has a backlog, and changes the key again before the node has caught up.
 pub(super) async fn twice(run: Arc<Run>, place: usize, held: Held) {
     let (elsewhere, bound) = {
         let mut state = run.world.state();
@@ -107,7 +107,8 @@ pub(super) async fn twice(run: Arc<Run>, place: usize, held: Held) {
     }
 }
 
-/// Waits until the store has told a node what has changed, and tells when it was asked.
+/// Waits until the store has answered a node's request for changes. Returns the send time of that
+/// request.
 async fn served(run: &Arc<Run>, place: usize) -> Option<Instant> {
     let before = run.world.state().places[place].served;
     for _ in 0..400 {
@@ -123,7 +124,7 @@ async fn served(run: &Arc<Run>, place: usize) -> Option<Instant> {
     None
 }
 
-/// Has another node change a key.
+/// Makes another node change a key.
 fn change(run: &Arc<Run>, place: usize, held: &Held, command: impl FnOnce(KeyId) -> Command) {
     let Some(key) = held.id else {
         return;
@@ -135,7 +136,7 @@ fn change(run: &Arc<Run>, place: usize, held: &Held, command: impl FnOnce(KeyId)
     }
 }
 
-/// Any node but one.
+/// Returns a node other than `than`.
 fn other(nodes: usize, than: usize, draw: u64) -> usize {
     let step = 1 + usize::try_from(draw % (nodes as u64 - 1)).unwrap_or_default();
     (than + step) % nodes

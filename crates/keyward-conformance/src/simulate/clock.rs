@@ -9,31 +9,32 @@ use keyward::Timestamp;
 use keyward::rules::CheckedTime;
 use keyward::{Clock, Reading};
 
-/// When runs begin, in seconds since the epoch. Any instant would do.
+/// The start of every run, in seconds since the epoch. Any instant works.
 const START: i64 = 1_800_000_000;
 
-/// What is wrong with a node's clock.
+/// A fault of a node's clock.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Fault {
-    /// Wall time is taken for monotonic time.
+    /// The monotonic clock reports wall time.
     Wall,
     /// The monotonic clock stops while the machine is suspended.
     Stops,
 }
 
-/// Where a machine's clocks stand.
+/// The state of a machine's clocks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Hands {
-    /// By how many millionths the monotonic clock is fast.
+    /// The rate error of the monotonic clock, in millionths. Positive if the clock is fast.
     rate: i64,
-    /// When that was last changed, and what the clock showed then, in nanoseconds.
+    /// The instant of the last change of the rate, and the clock's value at that instant, in
+    /// nanoseconds.
     since: Instant,
     shown: u64,
-    /// By how many microseconds the wall clock is ahead.
+    /// The offset of the wall clock, in microseconds.
     ahead: i64,
-    /// For how long the machine was suspended so far, in nanoseconds of its own.
+    /// The total time in suspend before `nap`, in nanoseconds of the machine's clock.
     suspended: u64,
-    /// When it was suspended last, and until when.
+    /// The start and the end of the last suspend.
     nap: (Instant, Instant),
 }
 
@@ -53,7 +54,7 @@ impl Hands {
         Duration::from_nanos(self.shown + self.elapsed(self.since, now))
     }
 
-    /// The monotonic clock, as one with this fault shows it.
+    /// Returns the monotonic clock's value, as a clock with this fault shows it.
     fn shown_by(&self, fault: Option<Fault>, now: Instant) -> Duration {
         match fault {
             None => self.monotonic(now),
@@ -80,7 +81,7 @@ impl Hands {
         self.ahead = self.ahead.saturating_add(by);
     }
 
-    /// The machine is suspended until an instant.
+    /// Suspends the machine until an instant.
     pub(super) fn suspend(&mut self, now: Instant, until: Instant) {
         self.suspended = self.asleep(now);
         self.nap = (now, until);
@@ -92,22 +93,22 @@ impl Hands {
         self.suspended + self.elapsed(from, end)
     }
 
-    /// Nanoseconds of its own.
+    /// Returns the elapsed nanoseconds of the machine's clock.
     fn elapsed(&self, from: Instant, to: Instant) -> u64 {
         let micros = to.saturating_sub(from);
         micros * 1_000_000_u64.saturating_add_signed(self.rate) / 1_000
     }
 }
 
-/// The own time of a node, by the rule's words: over all readings since it was started.
+/// A node's own time, as the rule defines it: derived from all readings since the node's start.
 #[derive(Clone, Debug, Default)]
 pub(super) struct OwnTime {
     /// The fault of the node's clock, if it has one.
     fault: Option<Fault>,
-    /// The most microseconds by which the wall clock was ahead of the monotonic one, steps left out that did
-    /// not hold.
+    /// The highest offset of the wall clock from the monotonic clock, in microseconds. Forward
+    /// steps that did not last are left out.
     anchor: Option<i64>,
-    /// The readings since the wall clock stepped forward, each `(offset, monotonic)`.
+    /// The readings since the wall clock stepped forward, each as `(offset, monotonic)`.
     held: Vec<(i64, i64)>,
 }
 
@@ -130,7 +131,7 @@ impl OwnTime {
         }
     }
 
-    /// The own time while the machine's clocks stand there.
+    /// Returns the node's own time at `now`.
     pub(super) fn at(&self, hands: &Hands, now: Instant) -> Timestamp {
         let (wall, monotonic) = (hands.wall(now), hands.shown_by(self.fault, now));
         let anchored = |anchor: i64| Timestamp::clamped(anchor + micros(monotonic));
@@ -143,7 +144,7 @@ fn micros(monotonic: Duration) -> i64 {
     i64::try_from(monotonic.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// A machine's clocks, as its node reads them.
+/// A machine's clocks, as the machine's node reads them.
 #[derive(Clone)]
 pub(super) struct PlaceClock {
     world: Arc<World>,
@@ -158,7 +159,7 @@ impl fmt::Debug for PlaceClock {
 }
 
 impl PlaceClock {
-    /// The clocks of a machine on which a node starts.
+    /// Creates the clocks of a machine on which a node starts.
     pub(super) fn new(world: Arc<World>, place: usize, fault: Option<Fault>) -> Self {
         world.state().places[place].own_time = OwnTime {
             fault,
@@ -190,8 +191,8 @@ impl Clock for PlaceClock {
             .shown_by(self.fault, state.now)
     }
 
-    /// Verifications alone read both, after they have looked the key up: a thread may be interrupted
-    /// just before.
+    /// Only verification calls this, after the lookup. The simulation may preempt the thread just
+    /// before it.
     fn read(&self) -> Reading {
         self.world.interrupt(self.place);
         Reading {

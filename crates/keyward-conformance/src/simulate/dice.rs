@@ -1,4 +1,4 @@
-//! What decides everything that is left to chance: one seed, one sequence.
+//! The source of randomness: one seed, one sequence.
 
 /// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): small, fast, and good enough to choose faults.
 #[derive(Clone, Debug)]
@@ -14,7 +14,7 @@ impl Dice {
         mix(self.0)
     }
 
-    /// A number from `low` up to, and not including, `high`; `low` if there is none between.
+    /// Returns a number in `low..high`, or `low` if the range is empty.
     pub(super) const fn between(&mut self, low: u64, high: u64) -> u64 {
         let wide = high.saturating_sub(low);
         let draw = self.next();
@@ -22,12 +22,12 @@ impl Dice {
         if wide == 0 { low } else { low + draw % wide }
     }
 
-    /// True so many times in a thousand.
+    /// Returns true with a probability of `per_mille` / 1000.
     pub(super) const fn chance(&mut self, per_mille: u64) -> bool {
         self.between(0, 1000) < per_mille
     }
 
-    /// An index into something of this length.
+    /// Returns an index into a slice of this length.
     pub(super) fn index(&mut self, len: usize) -> usize {
         usize::try_from(self.between(0, len as u64)).unwrap_or_default()
     }
@@ -37,7 +37,8 @@ impl Dice {
         &from[index]
     }
 
-    /// About `base`, and now and then many times that, up to `most`: half as often for each doubling.
+    /// Returns about `base`, and occasionally a multiple of it, up to `most`. Each doubling is half
+    /// as likely.
     pub(super) fn tail(&mut self, base: u64, most: u64) -> u64 {
         let doublings = (self.next() | 1 << 20).trailing_zeros();
         let about = base << doublings.min(20);

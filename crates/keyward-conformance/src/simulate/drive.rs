@@ -1,4 +1,4 @@
-//! A run: what befalls nodes, what is commanded, what is presented, and the end.
+//! The course of a run: boot, faults and load, recovery, and the final checks.
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -26,61 +26,61 @@ use keyward::store::Revision;
 use keyward::store::RowKey;
 use keyward::{Pepper, PepperRing};
 
-/// What a run is made with.
+/// The parameters of a run.
 pub(super) struct Setup {
     pub(super) options: Options,
     pub(super) ground: Ground,
     pub(super) policy: Policy,
     pub(super) peppers: PepperRing,
-    /// How many nodes there are.
+    /// The number of nodes.
     pub(super) nodes: usize,
-    /// How long a node waits between two polls, for a whole one, and for a call.
+    /// A node's time between two polls, its timeout for a sync, and its timeout for a call.
     poll: u64,
     sync_patience: u64,
     pub(super) patience: u64,
     page: NonZeroUsize,
-    /// How much is presented and commanded: the mean time between two, for each.
+    /// The mean time between two presentations, and between two commands.
     pub(super) between: (u64, u64),
-    /// When things stop going wrong.
+    /// The instant at which faults end.
     pub(super) healed: Instant,
 }
 
-/// A run while it is on.
+/// A run in progress.
 pub(super) struct Run {
     pub(super) world: Arc<World>,
     pub(super) setup: Setup,
     book: Mutex<Book>,
 }
 
-/// What whoever presents keys knows.
+/// The knowledge of the clients that present keys.
 #[derive(Default)]
 pub(super) struct Book {
     pub(super) held: Vec<Held>,
-    /// How many verifications and returns there were: what came first.
+    /// A counter of verifications and returned commands, which gives them an order.
     ticks: u64,
-    /// Of each life of a node, what it changed itself: from which tick on which version holds.
+    /// Changes by each life of a node: the versions of a row that it made, each with its tick.
     own: BTreeMap<(usize, u32, RowKey), Vec<(u64, usize)>>,
-    /// And which keys it said were revoked, first.
+    /// Keys that each life of a node refused as revoked, with the tick of the first refusal.
     refused: BTreeMap<(usize, u32, KeyId), u64>,
 }
 
-/// A key whose text is known.
+/// A key with a known token.
 #[derive(Clone, Debug)]
 pub(super) struct Held {
     pub(super) token: String,
-    /// Its id, where it is told by its text alone.
+    /// The key's id; `None` while only the token is known.
     pub(super) id: Option<KeyId>,
 }
 
 pub(super) const READ: &str = "reports:read";
 pub(super) const WRITE: &str = "reports:write";
 
-pub(super) fn run(seed: u64, options: &Options, tell: bool) -> Result<Report, Violation> {
+pub(super) fn run(seed: u64, options: &Options, traced: bool) -> Result<Report, Violation> {
     let mut dice = Dice::new(seed);
     let setup = Setup::new(&mut dice, options);
     let ledger = Ledger::new(setup.policy.clone(), setup.peppers.clone());
     let places = (0..setup.nodes).map(|_| place(&mut dice)).collect();
-    let world = World::new(dice, places, ledger, tell);
+    let world = World::new(dice, places, ledger, traced);
     let run = Arc::new(Run {
         world: world.clone(),
         setup,
@@ -107,7 +107,7 @@ pub(super) fn run(seed: u64, options: &Options, tell: bool) -> Result<Report, Vi
             seed,
             step: state.report.events,
             what,
-            trace: state.told(),
+            trace: state.take_trace(),
         }),
     }
 }
@@ -156,8 +156,8 @@ fn policy(bound: Duration, limit: NonZeroU32) -> Policy {
 }
 
 fn peppers() -> PepperRing {
-    let id = "simulated".try_into().expect("a literal");
-    PepperRing::new(Pepper::new(id, &[7; Pepper::MIN_LEN]).expect("as long as it must be"))
+    let id = "simulated".try_into().expect("a valid pepper id literal");
+    PepperRing::new(Pepper::new(id, &[7; Pepper::MIN_LEN]).expect("a pepper of the minimum length"))
 }
 
 fn place(dice: &mut Dice) -> Place {
@@ -176,7 +176,7 @@ fn place(dice: &mut Dice) -> Place {
     }
 }
 
-/// A rate error in millionths, within what is stated.
+/// Draws a rate error in millionths, within the stated limit.
 pub(super) fn any_rate(dice: &mut Dice) -> i64 {
     let most = i64::from(Propagation::CLOCK_RATE_ERROR_PER_MILLE) * 1000;
     match dice.between(0, 4) {
@@ -186,7 +186,7 @@ pub(super) fn any_rate(dice: &mut Dice) -> i64 {
     }
 }
 
-/// Draws the microseconds by which a wall clock is set: seconds, hours or years, either way.
+/// Draws an offset for a wall clock in microseconds: seconds, hours or years, in either direction.
 pub(super) fn any_jump(dice: &mut Dice) -> i64 {
     let days = 24 * 3600 * SECOND;
     let far = *dice.pick(&[SECOND, 10 * SECOND, 3600 * SECOND, 40 * days, 3650 * days]);
@@ -209,7 +209,7 @@ pub(super) fn any_weather(dice: &mut Dice) -> Weather {
     }
 }
 
-/// A good day.
+/// A reliable network.
 const FAIR: Weather = Weather {
     usual: 2 * MILLI,
     most: 500 * MILLI,
@@ -217,7 +217,7 @@ const FAIR: Weather = Weather {
 };
 
 impl Run {
-    /// Starts the node of a machine, and keeps it following.
+    /// Starts the node of a machine, and keeps it synced.
     pub(super) fn boot(self: &Arc<Self>, place: usize) {
         let (run, world) = (self.clone(), self.world.clone());
         let life = world.state().places[place].life;
@@ -233,13 +233,12 @@ impl Run {
             };
             {
                 let mut state = run.world.state();
-                state.tell(|| format!("node {place} is up, life {life}"));
+                state.log(|| format!("node {place} is up, life {life}"));
                 state.places[place].node = Some(node.clone());
             }
             loop {
                 let synced = run.world.within(run.setup.sync_patience, node.sync()).await;
-                run.world
-                    .tell(|| format!("node {place} synced: {synced:?}"));
+                run.world.log(|| format!("node {place} synced: {synced:?}"));
                 let poll = {
                     let mut state = run.world.state();
                     state.dice.between(run.setup.poll / 2, run.setup.poll)
@@ -273,14 +272,15 @@ impl Run {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A node that is up, with its life.
+    /// Returns a running node and the number of its current life.
     pub(super) fn node(&self, place: usize) -> Option<(Arc<dyn Node>, u32)> {
         let state = self.world.state();
         let place = &state.places[place];
         Some((place.node.clone()?, place.life))
     }
 
-    /// Notes that a command returned on a node: what it did to `row` holds there from now on.
+    /// Records that a command returned on a node. From this tick on, the node must respect the
+    /// command's effect on `row`.
     pub(super) fn returned(
         &self,
         place: usize,
@@ -317,12 +317,12 @@ impl Run {
         let verdict = node.verify(&held.token, &need, way).await;
         let mut state = self.world.state();
         if state.places[place].life != life || state.found.is_some() {
-            // Nobody is left to have accepted anything.
+            // The node was restarted, so its verdict no longer counts.
             return;
         }
         self.judge(
             &mut state,
-            Told {
+            Answered {
                 place,
                 life,
                 held: &held,
@@ -335,8 +335,8 @@ impl Run {
         );
     }
 
-    fn judge(&self, state: &mut State, told: Told<'_>) {
-        let Told {
+    fn judge(&self, state: &mut State, answered: Answered<'_>) {
+        let Answered {
             place,
             life,
             held,
@@ -345,10 +345,10 @@ impl Run {
             called,
             tick,
             verdict,
-        } = told;
+        } = answered;
         let now = state.now;
         state.report.verifications += 1;
-        state.tell(|| {
+        state.log(|| {
             let key = held.id.map(|id| id.to_string()).unwrap_or_default();
             let since = now - called;
             format!("node {place} {way:?} {key} for {needs:?} took {since}: {verdict:?}")
@@ -364,8 +364,8 @@ impl Run {
         match verdict {
             Ok(key) => {
                 state.report.acceptances += 1;
-                // What a node knows is as old as the bound at most; what it asks for is as new as the
-                // question, and as old.
+                // A node's own knowledge may be as old as the bound. A read through the store is as
+                // new as its request, and as old.
                 let oldest = now.saturating_sub(bound);
                 let since = match (way, self.setup.options.reads_within_bound) {
                     (Way::Known, _) | (Way::OrFetch, true) => oldest,
@@ -424,12 +424,12 @@ impl Run {
         }
     }
 
-    /// All is well again.
+    /// Ends all faults.
     fn heal(&self) {
         let mut state = self.world.state();
         let now = state.now;
         state.calm = true;
-        state.tell(|| "all is well again".to_owned());
+        state.log(|| "all is well again".to_owned());
         for place in &mut state.places {
             place.weather = Weather {
                 most: 20 * MILLI,
@@ -441,7 +441,7 @@ impl Run {
         }
     }
 
-    /// Lets what is still on its way arrive, and every node follow.
+    /// Runs until messages in flight have arrived and every node has synced.
     fn settle(&self) {
         let quiet = 4 * SECOND + 3 * (self.setup.poll + self.setup.sync_patience);
         for _ in 0..20 {
@@ -456,7 +456,7 @@ impl Run {
         self.world.state().find(Invariant::Progress, what);
     }
 
-    /// What must hold at the end.
+    /// Checks the invariants that hold at the end.
     fn finish(self: &Arc<Self>) {
         if self.world.state().found.is_some() {
             return;
@@ -467,7 +467,7 @@ impl Run {
         }
     }
 
-    /// Every node knows what the store knows.
+    /// Checks that every node knows what the store contains.
     fn compare(self: &Arc<Self>) -> Result<(), (Invariant, String)> {
         let held = self.book().held.clone();
         for place in 0..self.setup.nodes {
@@ -477,8 +477,8 @@ impl Run {
             };
             for key in &held {
                 for needs in [READ, WRITE] {
-                    let told = Arc::new(Mutex::new(None));
-                    let (node, token, own) = (node.clone(), key.token.clone(), told.clone());
+                    let verdict = Arc::new(Mutex::new(None));
+                    let (node, token, own) = (node.clone(), key.token.clone(), verdict.clone());
                     self.world.spawn(Some(place), async move {
                         let need = Need::scope(needs);
                         let verdict = node.verify(&token, &need, Way::Known).await;
@@ -486,7 +486,10 @@ impl Run {
                     });
                     let now = self.world.state().now;
                     self.world.run_until(now);
-                    let told = told.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    let verdict = verdict
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .take();
                     let state = self.world.state();
                     let id = key
                         .id
@@ -497,9 +500,9 @@ impl Run {
                         let at = state.ledger.instant_for(id, time);
                         state.ledger.is_good(id, Some(needs), at)
                     });
-                    if told.as_ref().map(Result::is_ok) != Some(good) {
+                    if verdict.as_ref().map(Result::is_ok) != Some(good) {
                         let what = format!(
-                            "node {place} says {told:?} of {id:?} for {needs}, good is {good}"
+                            "node {place} says {verdict:?} of {id:?} for {needs}, good is {good}"
                         );
                         return Err((Invariant::FreshOnceHealed, what));
                     }
@@ -509,7 +512,7 @@ impl Run {
         Ok(())
     }
 
-    /// The store's trails are those that were written.
+    /// Checks that the store's trails are the ones that were written.
     fn check_trails(&self) -> Result<(), (Invariant, String)> {
         let state = self.world.state();
         let failed = |what: String| (Invariant::TrailIntact, what);
@@ -536,8 +539,8 @@ impl Run {
     }
 }
 
-/// A verdict, with all that it is judged by.
-struct Told<'a> {
+/// A verdict, with the data to judge it by.
+struct Answered<'a> {
     place: usize,
     life: u32,
     held: &'a Held,
@@ -554,7 +557,7 @@ impl Book {
         self.ticks
     }
 
-    /// The version of a row that a node itself had brought about before a tick.
+    /// Returns the newest version of a row that the node itself made before `tick`.
     fn own(&self, place: usize, life: u32, row: &RowKey, tick: u64) -> Option<usize> {
         let own = self.own.get(&(place, life, row.clone()))?;
         let before = own.iter().filter(|(from, _)| *from < tick);

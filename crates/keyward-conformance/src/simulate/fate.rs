@@ -1,4 +1,4 @@
-//! What befalls nodes, what is commanded and what is presented, as the seed decides.
+//! Random faults, commands and presentations.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,10 +18,10 @@ use keyward::{Command, DeleteKey, ImportKey, KeyUpdate, NewKey, Outcome, Replace
 use keyward::{CommandId, PrincipalId, Role};
 use keyward::{Digest, Secret};
 
-/// How often a command is given again, under its own id, if nobody knows what became of it.
+/// 3 attempts at a command, all under its own id, while its outcome is unknown.
 const MOST_ATTEMPTS: usize = 3;
 
-/// Things go wrong until all is well again.
+/// Injects faults until they end.
 pub(super) async fn befall(run: Arc<Run>) {
     loop {
         let gap = {
@@ -38,7 +38,7 @@ pub(super) async fn befall(run: Arc<Run>) {
     }
 }
 
-/// Something goes wrong.
+/// Injects one fault.
 fn strike(run: &Arc<Run>) {
     let mut state = run.world.state();
     let place = state.dice.index(run.setup.nodes);
@@ -46,7 +46,7 @@ fn strike(run: &Arc<Run>) {
         0..6 => {
             let until = lasting(&mut state);
             state.report.partitions += 1;
-            state.tell(|| format!("node {place} is cut off until {until}"));
+            state.log(|| format!("node {place} is cut off until {until}"));
             state.places[place].cut_off = until;
         }
         6..10 => {
@@ -54,7 +54,7 @@ fn strike(run: &Arc<Run>) {
             let now = state.now;
             let suspended = state.dice.chance(500);
             state.report.pauses += 1;
-            state.tell(|| format!("node {place} stops until {until}, suspended: {suspended}"));
+            state.log(|| format!("node {place} stops until {until}, suspended: {suspended}"));
             state.places[place].paused = until;
             if suspended {
                 state.places[place].hands.suspend(now, until);
@@ -62,7 +62,7 @@ fn strike(run: &Arc<Run>) {
         }
         10..12 => {
             state.report.restarts += 1;
-            state.tell(|| format!("node {place} is started anew"));
+            state.log(|| format!("node {place} is started anew"));
             drop(state);
             run.world.kill(place);
             run.boot(place);
@@ -70,7 +70,7 @@ fn strike(run: &Arc<Run>) {
         12..15 => {
             let by = any_jump(&mut state.dice);
             state.report.jumps += 1;
-            state.tell(|| format!("wall clock of {place} jumps by {by}"));
+            state.log(|| format!("wall clock of {place} jumps by {by}"));
             state.places[place].hands.jump(by);
         }
         15 => {
@@ -80,12 +80,12 @@ fn strike(run: &Arc<Run>) {
         }
         16..18 => {
             let weather = any_weather(&mut state.dice);
-            state.tell(|| format!("node {place} has {weather:?}"));
+            state.log(|| format!("node {place} has {weather:?}"));
             state.places[place].weather = weather;
         }
         18 => {
             state.report.compactions += 1;
-            state.tell(|| "the store forgets".to_owned());
+            state.log(|| "the store forgets".to_owned());
             drop(state);
             (run.setup.ground.compact)();
         }
@@ -93,7 +93,7 @@ fn strike(run: &Arc<Run>) {
     }
 }
 
-/// Now and then.
+/// Starts an ambush, at random.
 fn ambush_somebody(run: &Arc<Run>) {
     let held = run.book().held.clone();
     let mut state = run.world.state();
@@ -114,13 +114,13 @@ fn ambush_somebody(run: &Arc<Run>) {
     }
 }
 
-/// Until when something lasts: often longer than the bound.
+/// Draws the end of a fault: often later than the bound.
 fn lasting(state: &mut State) -> Instant {
     let bound = state.ledger.bound();
     state.now + state.dice.between(bound / 10, 3 * bound)
 }
 
-/// Keys are presented until all is well again.
+/// Presents keys until the faults end.
 pub(super) async fn present(run: Arc<Run>) {
     loop {
         let gap = {
@@ -137,7 +137,7 @@ pub(super) async fn present(run: Arc<Run>) {
             continue;
         }
         let place = state.dice.index(run.setup.nodes);
-        // The newest more often: they are what changes.
+        // Newest keys are more likely, because they are the ones that change.
         let newest = held.len().min(4);
         let among = if state.dice.chance(600) {
             newest
@@ -164,7 +164,7 @@ pub(super) async fn present(run: Arc<Run>) {
     }
 }
 
-/// Presents a key everywhere about when a change must have arrived, and later.
+/// Presents a key to every node, around the instant at which a change must have arrived and later.
 fn probe(run: &Arc<Run>, held: &Held) {
     for place in 0..run.setup.nodes {
         let mut state = run.world.state();
@@ -187,7 +187,7 @@ fn probe(run: &Arc<Run>, held: &Held) {
     }
 }
 
-/// Commands are given until all is well again.
+/// Gives commands until the faults end.
 pub(super) async fn command(run: Arc<Run>) {
     loop {
         let gap = {
@@ -198,7 +198,7 @@ pub(super) async fn command(run: Arc<Run>) {
         if run.world.state().calm {
             return;
         }
-        // Names and drafts of this file are well-formed.
+        // Never fails: names and drafts of this file are well-formed.
         let Ok(asked) = ask(&run) else {
             continue;
         };
@@ -218,14 +218,14 @@ pub(super) async fn command(run: Arc<Run>) {
     }
 }
 
-/// A command to be given, and what it concerns.
+/// A command to give, with its row and its key.
 pub(super) struct Asked {
     request: Request,
-    /// The row that it changes, unless it makes one.
+    /// The row that the command changes; `None` if it creates one.
     row: Option<RowKey>,
-    /// The key to present once it returned.
+    /// The key to present after the command has returned.
     about: Option<Held>,
-    /// The text of a key that is imported.
+    /// The token of an imported key.
     imports: Option<String>,
 }
 
@@ -237,7 +237,7 @@ fn ask(run: &Arc<Run>) -> Result<Asked, Invalid> {
     state.asked += 1;
     let number = state.asked;
     let dice = &mut state.dice;
-    // Mostly what can still be changed.
+    // Mostly a key that can still be changed.
     let held = if dice.chance(900) { live } else { ended };
     let acme = TenantId::new("acme")?;
     let below = TenantId::new("acme/web")?;
@@ -313,7 +313,7 @@ fn ask(run: &Arc<Run>) -> Result<Asked, Invalid> {
             }
         }
     };
-    // What exists is where it is.
+    // An existing key stays in its tenant.
     let place = match (&row, &command) {
         (Some(RowKey::Key(key)), _) => state.ledger.tenant_of(*key).unwrap_or(tenant),
         (_, Command::CloseTenant { .. }) => below,
@@ -335,7 +335,7 @@ fn admin() -> Result<Actor, Invalid> {
 }
 
 impl Asked {
-    /// A command about a key that there is.
+    /// Creates a command about an existing key.
     pub(super) fn about(
         run: &Arc<Run>,
         row: RowKey,
@@ -374,7 +374,7 @@ pub(super) async fn give(run: Arc<Run>, place: usize, asked: Asked) {
         imports,
     } = asked;
     if let Some(token) = &imports {
-        // It may be presented before it is imported, as any text may.
+        // A client may present the token before it is imported.
         run.book().held.push(Held {
             token: token.clone(),
             id: None,
@@ -387,7 +387,7 @@ pub(super) async fn give(run: Arc<Run>, place: usize, asked: Asked) {
         let patience = {
             let mut state = run.world.state();
             state.report.commands += 1;
-            state.tell(|| {
+            state.log(|| {
                 format!(
                     "node {place} is asked {}: {:?}",
                     request.id, request.command
@@ -400,7 +400,7 @@ pub(super) async fn give(run: Arc<Run>, place: usize, asked: Asked) {
         run.world.state().places[place].busy = false;
         let calm = {
             let mut state = run.world.state();
-            state.tell(|| format!("node {place} answers {}: {done:?}", request.id));
+            state.log(|| format!("node {place} answers {}: {done:?}", request.id));
             if state.places[place].life != life {
                 return;
             }
@@ -427,7 +427,7 @@ pub(super) async fn give(run: Arc<Run>, place: usize, asked: Asked) {
 }
 
 impl Run {
-    /// Takes down the keys whose text is told now, and presents them elsewhere at once.
+    /// Records the tokens that the command returned, and immediately presents them to another node.
     fn made(self: &Arc<Self>, outcome: Outcome, imported: Option<&str>) {
         let keys = match outcome {
             Outcome::Issued { key, provisioned } => key.into_iter().chain(provisioned).collect(),

@@ -1,4 +1,5 @@
-//! The ledger: what landed when, kept apart from every node, and what follows for who may accept what.
+//! The ledger: every commit that landed, kept apart from every node. It decides which acceptances
+//! are right.
 //!
 //! Naive on purpose: it keeps every version of every row with the real time at which it landed, and
 //! calls none of the rules that verification follows.
@@ -21,7 +22,7 @@ use keyward::store::{Commit, Row, RowKey};
 use keyward::{CommandId, Role};
 use keyward::{KeyRecord, KeyState};
 
-/// A row as one commit left it.
+/// A row after one commit.
 struct Version {
     landed: Instant,
     revision: Revision,
@@ -31,7 +32,8 @@ struct Version {
 pub(super) struct Ledger {
     policy: Policy,
     peppers: PepperRing,
-    /// For how long after it landed a change may not have reached a verifier, in microseconds.
+    /// The longest time after its commit at which a change may not have reached a verifier, in
+    /// microseconds.
     bound: u64,
     rows: BTreeMap<RowKey, Vec<Version>>,
     keys: BTreeMap<TenantId, Vec<KeyId>>,
@@ -39,21 +41,21 @@ pub(super) struct Ledger {
     /// The newest instant of each tenant.
     newest: BTreeMap<TenantId, Timestamp>,
     revision: Revision,
-    /// The rows that each command left behind, with the tenant of its commit, oldest first.
+    /// The rows that each command wrote, with the tenant of its commit, oldest first.
     commands: BTreeMap<CommandId, Vec<(TenantId, RowKey, Revision)>>,
 }
 
-/// A node took a key for good.
+/// The acceptance of a key by a node.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Acceptance<'a> {
     pub(super) key: KeyId,
-    /// The scope that was needed; none for any.
+    /// The required scope; `None` for any.
     pub(super) needs: Option<&'a str>,
-    /// What it went by must have been so at some instant from here on …
+    /// The start of the span in which the decision's facts must have been current.
     pub(super) since: Instant,
-    /// … until here, when it was decided.
+    /// The end of that span: the instant of the decision.
     pub(super) until: Instant,
-    /// The node's wall clock then.
+    /// The node's wall clock at the decision.
     pub(super) wall: Timestamp,
 }
 
@@ -62,7 +64,8 @@ type Found = (Invariant, String);
 impl Ledger {
     pub(super) fn new(policy: Policy, peppers: PepperRing) -> Self {
         let worst = policy.spec().propagation.worst_case();
-        // Instants are whole microseconds, and clocks show whole nanoseconds.
+        // Plus 2 µs for rounding: instants are whole microseconds, and clocks show whole
+        // nanoseconds.
         let bound = u64::try_from(worst.as_micros()).unwrap_or(u64::MAX) + 2;
         Self {
             policy,
@@ -81,8 +84,8 @@ impl Ledger {
         self.bound
     }
 
-    /// The instant by which a key is good or not on a node with this time: its own tenant's newest commit
-    /// counts, and no other's.
+    /// Returns the instant at which a node with this time judges a key. Only the newest commit of
+    /// the key's own tenant can move that instant forward.
     pub(super) fn instant_for(&self, key: KeyId, time: Timestamp) -> Timestamp {
         let first = self.rows.get(&RowKey::Key(key)).and_then(|v| v.first());
         let tenant = first.and_then(|version| Some(version.row.written_at()?.0));
@@ -94,12 +97,12 @@ impl Ledger {
         &self.peppers
     }
 
-    /// Where each tenant's trail ends.
+    /// Returns the head of each tenant's trail.
     pub(super) const fn heads(&self) -> &BTreeMap<TenantId, AuditHead> {
         &self.heads
     }
 
-    /// Takes a commit down, and checks what no commit may do.
+    /// Records a commit, and checks the rules that every commit must obey.
     pub(super) fn landed(
         &mut self,
         commit: &Commit,
@@ -170,8 +173,8 @@ impl Ledger {
         .collect()
     }
 
-    /// Which version of a row a command left behind: as it landed, or if it did not change the row, as
-    /// it found it.
+    /// Returns the version of a row after a command: the version it wrote, or the version it read
+    /// if it did not change the row.
     pub(super) fn version_of(
         &self,
         row: &RowKey,
@@ -181,7 +184,8 @@ impl Ledger {
         let revision = match self.commands.get(command) {
             Some(left) => {
                 let wrote = left.iter().rfind(|(_, own, _)| own == row);
-                // Its first commit in the row's tenant, which landed where it had read the row.
+                // The first commit in the row's tenant landed at the revision at which the command
+                // had read the row.
                 let read = || left.iter().find(|(tenant, ..)| self.is_of(row, tenant));
                 wrote.or_else(read)?.2
             }
@@ -193,7 +197,7 @@ impl Ledger {
             .rposition(|version| version.revision <= revision)
     }
 
-    /// Whether a row belongs to a tenant.
+    /// Returns whether a row belongs to a tenant.
     fn is_of(&self, row: &RowKey, tenant: &TenantId) -> bool {
         match row {
             RowKey::Tenant(own) | RowKey::Owner(own, _) => own == tenant,
@@ -201,7 +205,7 @@ impl Ledger {
         }
     }
 
-    /// The key that was imported with a digest, if one was.
+    /// Returns the key that was imported with a digest.
     pub(super) fn imported(&self, digest: &Digest) -> Option<KeyId> {
         self.rows
             .values()
@@ -211,7 +215,7 @@ impl Ledger {
             })
     }
 
-    /// The tenant of a key.
+    /// Returns the tenant of a key.
     pub(super) fn tenant_of(&self, key: KeyId) -> Option<TenantId> {
         match &self.rows.get(&RowKey::Key(key))?.first()?.row {
             Row::Key(record) => Some(record.tenant.clone()),
@@ -219,7 +223,7 @@ impl Ledger {
         }
     }
 
-    /// Whether a key was there at an instant, and is there to this day.
+    /// Returns whether a key existed at an instant, and still exists.
     pub(super) fn is_there(&self, key: KeyId, since: Instant) -> bool {
         let versions = self.rows.get(&RowKey::Key(key));
         let there = |version: &Version| version.landed <= since;
@@ -229,19 +233,19 @@ impl Ledger {
         })
     }
 
-    /// Whether a key is revoked or removed.
+    /// Returns whether a key is revoked or removed.
     pub(super) fn is_ended(&self, key: KeyId) -> bool {
         let versions = self.rows.get(&RowKey::Key(key));
         versions.is_some_and(|versions| versions.last().is_some_and(|last| is_ended(&last.row)))
     }
 
-    /// Whether a key was ever revoked or removed.
+    /// Returns whether a key was ever revoked or removed.
     pub(super) fn was_revoked(&self, key: KeyId) -> bool {
         let versions = self.rows.get(&RowKey::Key(key));
         versions.is_some_and(|versions| versions.iter().any(|version| is_ended(&version.row)))
     }
 
-    /// Whether a key that nobody has changed for long is good now, and what speaks against it.
+    /// Returns whether a key is valid now. The key must not have changed recently.
     pub(super) fn is_good(&self, key: KeyId, needs: Option<&str>, now: Timestamp) -> bool {
         let record = self.rows.get(&RowKey::Key(key)).and_then(|v| v.last());
         let Some(Version {
@@ -257,9 +261,9 @@ impl Ledger {
         })
     }
 
-    /// Checks an acceptance: of every row that has a say in it, some version admitted it that was
-    /// the newest at some instant it may go by, and none is older than what the node itself had
-    /// changed.
+    /// Checks an acceptance against every row that can end the key. Some version of the row must
+    /// have admitted the key and have been the newest at some instant of the span. It must not be
+    /// older than the node's own change.
     pub(super) fn check(
         &self,
         acceptance: Acceptance<'_>,
@@ -286,11 +290,11 @@ impl Ledger {
             let Some(versions) = self.rows.get(&gate) else {
                 continue;
             };
-            // The newest at the first instant, and all that landed later.
+            // The newest version at the first instant, and all that landed later.
             let oldest = versions.iter().rposition(|version| version.landed <= since);
             let floor = own(&gate);
             let good = |from: Option<usize>| {
-                // Before the first version of an owner's or tenant's row nothing spoke against it.
+                // No row of an owner or tenant existed yet, so none could end the key.
                 if from.is_none() && gate != row {
                     return true;
                 }
@@ -314,7 +318,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// For how long no version of a row has admitted a key.
+    /// Returns the time since the last version of a row that admitted a key was replaced.
     fn ended_since(
         &self,
         gate: &RowKey,
@@ -332,7 +336,7 @@ impl Ledger {
     }
 }
 
-/// The rows that have a say in a key.
+/// Returns the rows that can end a key.
 fn gates(record: &KeyRecord) -> Vec<RowKey> {
     let mut gates = vec![RowKey::Key(record.id)];
     for tenant in record.tenant.lineage() {
@@ -344,7 +348,7 @@ fn gates(record: &KeyRecord) -> Vec<RowKey> {
     gates
 }
 
-/// Whether a row lets a key be accepted.
+/// Returns whether a row lets a key be accepted.
 fn admits(row: &Row, about: &KeyRecord, needs: Option<&str>, now: Timestamp) -> bool {
     let reads = needs.is_none_or(|scope| scope.ends_with(":read"));
     let reaches = |role: &Role| *role != Role::MEMBER || reads;
@@ -354,7 +358,8 @@ fn admits(row: &Row, about: &KeyRecord, needs: Option<&str>, now: Timestamp) -> 
             record.state == KeyState::Enabled
                 && record.expires_at.is_none_or(|end| now < end)
                 && needs.is_none_or(has)
-                // Whoever received the secret bounds it, whatever its owner becomes.
+                // The roles at receipt of the secret limit the key permanently, whatever role its
+                // owner gets later.
                 && record.bound.iter().all(reaches)
         }
         Row::Owner(owner) => {

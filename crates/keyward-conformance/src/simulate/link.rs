@@ -1,6 +1,6 @@
-//! A node's way to the store: requests and replies take time, and get lost.
+//! A node's connection to the store: requests and replies take time, and may be lost.
 //!
-//! A request that has left is carried out when it arrives, whatever has become of who sent it.
+//! A request that was sent is carried out when it arrives, even if its sender has stopped.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -21,23 +21,23 @@ use keyward::store::{
 };
 use keyward::store::{Revision, Select, TenantView};
 
-/// A store as one node sees it.
+/// The store, through one node's connection.
 #[derive(Clone)]
 pub(super) struct Link {
     world: Arc<World>,
     place: usize,
     store: Arc<dyn KeyStore>,
-    /// How long a reply is waited for, in microseconds.
+    /// The timeout of a call, in microseconds.
     patience: u64,
-    /// How many rows a page holds.
+    /// The number of rows per page.
     page: NonZeroUsize,
 }
 
-/// Why there is no answer.
+/// The reason for a missing answer.
 enum Lost {
-    /// The request did not leave.
+    /// The request was not sent.
     Refused,
-    /// Nobody can tell.
+    /// The outcome is unknown.
     Silent,
 }
 
@@ -89,7 +89,7 @@ impl Link {
                     }
                     let takes = state.message(place);
                     let now = state.now;
-                    state.tell(|| match takes {
+                    state.log(|| match takes {
                         Some(takes) => format!("store does {call:?} of {place}, reply in {takes}"),
                         None => format!("store does {call:?} of {place}, reply lost"),
                     });
@@ -159,7 +159,7 @@ impl KeyStore for Link {
                 let now = state.now;
                 state.last_commit = now;
                 state.report.commits += 1;
-                state.tell(|| {
+                state.log(|| {
                     let rows: Vec<_> = commit.rows().map(|row| row.key()).collect();
                     format!("commit {revision} of {place}: {rows:?}")
                 });
@@ -167,7 +167,7 @@ impl KeyStore for Link {
                     state.find(invariant, what);
                 }
                 for other in 0..state.places.len() {
-                    // A notification, which may be lost as anything may.
+                    // A notification of other nodes, which may be lost like any message.
                     if state.message(other).is_some() {
                         state.places[other].hinted = true;
                     }
@@ -215,13 +215,13 @@ impl KeyStore for Link {
         self.read(Call::Audit, "reading the trail", audit).await?
     }
 
-    /// Never resolves: nodes are told to look in another way, or not.
+    /// Never resolves: the simulation notifies nodes in another way, or not at all.
     async fn wait_past(&self, _: Cursor) -> Result<(), StoreError> {
         std::future::pending().await
     }
 
     fn changes_now(&self, _: Cursor, _: NonZeroUsize) -> Option<Result<Changes, ChangesError>> {
-        // It would confirm at the moment of use, and nothing would propagate.
+        // An answer here would confirm at every use, so that nothing would have to propagate.
         None
     }
 }

@@ -1,15 +1,20 @@
-//! Runs several nodes over one store that is far away, in a time of its own, and watches that what is
-//! promised of propagation holds at every step.
+//! Runs several nodes over one remote store in simulated time, and checks the propagation guarantee
+//! at every step.
 //!
-//! One seed decides everything: how long messages take and which are lost, when a node is cut off,
-//! stopped, suspended or started anew, how its wall clock jumps and its monotonic clock drifts, what
-//! is commanded, and when which key is presented where. The same seed is the same run.
+//! One seed decides everything:
 //!
-//! The promise: **a key whose revocation returned at real time t is refused by every verifier from
+//! - the latency of each message, and which messages are lost;
+//! - when a node is cut off, stopped, suspended or restarted;
+//! - how its wall clock jumps and its monotonic clock drifts;
+//! - which commands are given, and when each key is presented to which node.
+//!
+//! The same seed produces the same run.
+//!
+//! The guarantee: **a key whose revocation returned at real time t is refused by every verifier from
 //! t + B on**, B = L / (1 - ρ), where L is the staleness bound and ρ the rate error of a node's
-//! monotonic clock. The watch is stricter: it counts from when the change landed.
+//! monotonic clock. The check is stricter: it counts from the instant at which the change landed.
 //!
-//! That the watch sees what it should is shown with nodes that are broken on purpose: see
+//! The checks are themselves tested with nodes that are broken on purpose: see
 //! [`Defect`].
 //!
 //! # Examples
@@ -45,50 +50,54 @@ use std::time::Duration;
 pub use self::sketch::Defect;
 use keyward::store::{KeyStore, MemoryStore};
 
-/// What is watched.
+/// A property that a simulation checks.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum Invariant {
-    /// Nothing is accepted later than the bound after it was ended or narrowed.
+    /// No node accepts a key later than the bound after the key was ended or narrowed.
     NeverPastBound,
-    /// A change holds at once on the node that made it.
+    /// A change applies immediately on the node that made it.
     AtOnceWhereApplied,
-    /// Reading through the store sees what landed before the call.
+    /// A read through the store sees every commit that landed before the call.
     FreshWhenAsked,
-    /// No tenant has more active keys than its cap, whoever creates them.
+    /// No tenant has more active keys than its cap, on whatever nodes they are created.
     CapKept,
-    /// What was revoked or removed never comes back, in the store or on a node that knew.
+    /// A key that was revoked or removed never comes back, in the store or on a node that knew its
+    /// end.
     TombstonesStick,
     /// Every tenant's audit trail is one sealed chain.
     TrailIntact,
-    /// A key that was created is known to whoever asks the store for it.
+    /// A node that asks the store for a created key finds it.
     NewKeysAtOnce,
-    /// No key is refused as revoked that was not.
+    /// No node refuses a key as revoked unless it was revoked.
     RefusedForAReason,
-    /// Once all is well again, every node confirms, and knows exactly what the store knows.
+    /// After the faults end, every node confirms, and knows exactly what the store contains.
     FreshOnceHealed,
-    /// The run itself goes on, and revisions do.
+    /// The run makes progress, and revisions increase.
     Progress,
 }
 
-/// Which nodes are run.
+/// The nodes that a simulation runs.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum Subject {
     /// The crate's own [`Keyward`](crate::Keyward).
     #[default]
     Keyward,
-    /// The same on a clock that takes wall time for monotonic time: to be found.
+    /// [`Keyward`](crate::Keyward) on a clock that reports wall time as monotonic time. The
+    /// simulation must find it.
     KeywardWithWallClock,
-    /// The same on a clock that stands still in suspend: to be found.
+    /// [`Keyward`](crate::Keyward) on a monotonic clock that stops in suspend. The simulation must
+    /// find it.
     KeywardWithSleepyClock,
     /// A second, naive node.
     Sketch,
-    /// That node with a defect: to be found.
+    /// The naive node with a defect. The simulation must find it.
     Broken(Defect),
 }
 
-/// A store for one run, and how it is made to forget the tombstones of removed keys, if it does.
+/// A store for one run, and a function that compacts the tombstones of removed keys, if the store
+/// can.
 #[derive(Clone)]
 pub struct Ground {
     store: Arc<dyn KeyStore>,
@@ -102,14 +111,14 @@ impl fmt::Debug for Ground {
 }
 
 impl Ground {
-    /// A store that never forgets.
+    /// Wraps a store that never compacts.
     #[must_use]
     pub fn new(store: Arc<dyn KeyStore>) -> Self {
         let compact = Arc::new(|| {});
         Self { store, compact }
     }
 
-    /// Tells how it is made to forget; called now and then.
+    /// Sets the function that compacts the store; the run calls it at random times.
     #[must_use]
     pub fn compacted_by(mut self, compact: impl Fn() + Send + Sync + 'static) -> Self {
         self.compact = Arc::new(compact);
@@ -118,14 +127,14 @@ impl Ground {
 }
 
 impl Default for Ground {
-    /// A [`MemoryStore`].
+    /// Returns a [`MemoryStore`].
     fn default() -> Self {
         let store = MemoryStore::new();
         Self::new(Arc::new(store.clone())).compacted_by(move || store.compact())
     }
 }
 
-/// What is run, and over what.
+/// The nodes of a run, their store, and the run's length.
 #[derive(Clone)]
 pub struct Options {
     subject: Subject,
@@ -159,21 +168,21 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Sets which nodes are run. Defaults to [`Subject::Keyward`].
+    /// Sets the nodes to run. Defaults to [`Subject::Keyward`].
     #[must_use]
     pub const fn of(mut self, subject: Subject) -> Self {
         self.subject = subject;
         self
     }
 
-    /// Sets over which store: a fresh one for each run. Defaults to [`MemoryStore`].
+    /// Sets the source of stores; each run gets a fresh one. Defaults to [`MemoryStore`].
     #[must_use]
     pub fn over(mut self, ground: impl Fn() -> Ground + Send + Sync + 'static) -> Self {
         self.ground = Arc::new(ground);
         self
     }
 
-    /// Lets the store answer with all rows at once. Defaults to pages of one row or a few in most
+    /// Makes the store return all rows on one page. Defaults to pages of one row or a few in most
     /// runs.
     #[must_use]
     pub const fn whole_pages(mut self) -> Self {
@@ -181,16 +190,16 @@ impl Options {
         self
     }
 
-    /// Holds what is read through the store to the bound as well, counted to when it was accepted.
-    /// Defaults to counting from when the store was asked, since such a read has no lease.
+    /// Applies the bound to reads through the store too, measured up to their acceptance. By
+    /// default it is measured up to the request to the store, since such a read has no lease.
     #[must_use]
     pub const fn reads_within_bound(mut self) -> Self {
         self.reads_within_bound = true;
         self
     }
 
-    /// Sets for how long things go wrong, on average, before all is well again: a run lasts from half
-    /// of it to one and a half. Defaults to 30 simulated seconds.
+    /// Sets the mean time during which faults happen. A run lasts from half of it to one and a half
+    /// times as long. Defaults to 30 simulated seconds.
     #[must_use]
     pub const fn span(mut self, span: Duration) -> Self {
         self.span = span;
@@ -205,43 +214,43 @@ pub struct Simulation {
     options: Options,
 }
 
-/// What runs did. Reports add up.
+/// Counts of one run or several. Reports can be added.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Report {
-    /// How many runs.
+    /// Runs.
     pub runs: u64,
-    /// How long they took in their own time.
+    /// Simulated time.
     pub simulated: Duration,
-    /// How many things happened.
+    /// Events.
     pub events: u64,
-    /// How many calls to the store were carried out.
+    /// Calls that the store carried out.
     pub calls: u64,
-    /// How many commits landed.
+    /// Commits that landed.
     pub commits: u64,
-    /// How many commands were given.
+    /// Commands that were given.
     pub commands: u64,
-    /// How many of them returned as done.
+    /// Commands that returned as done.
     pub returned: u64,
-    /// How many keys were presented.
+    /// Keys that were presented.
     pub verifications: u64,
-    /// How many of them were accepted.
+    /// Presented keys that were accepted.
     pub acceptances: u64,
-    /// How many were refused because the node had not confirmed for too long.
+    /// Presented keys that were refused because the node had not confirmed within its bound.
     pub stale: u64,
-    /// How many were refused because the store did not answer.
+    /// Presented keys that were refused because the store did not answer.
     pub unavailable: u64,
-    /// How often a node was cut off.
+    /// Times that a node was cut off.
     pub partitions: u64,
-    /// How often a node was stopped or suspended.
+    /// Times that a node was stopped or suspended.
     pub pauses: u64,
-    /// How often a node was started anew.
+    /// Times that a node was restarted.
     pub restarts: u64,
-    /// How often a clock was set or changed its pace.
+    /// Times that a clock was set or changed its rate.
     pub jumps: u64,
-    /// How often the store forgot tombstones.
+    /// Times that the store compacted its tombstones.
     pub compactions: u64,
-    /// A mark of everything that happened, in its order: the same for the same seeds.
+    /// A hash of all events in their order: equal for equal seeds.
     pub mark: u64,
 }
 
@@ -282,23 +291,23 @@ impl AddAssign for Report {
         self.restarts += restarts;
         self.jumps += jumps;
         self.compactions += compactions;
-        // In any order, so that threads may add theirs as they come.
+        // Addition is commutative, so threads may add their reports in any order.
         self.mark = self.mark.wrapping_add(mark);
     }
 }
 
-/// Something that must not be.
+/// A broken invariant.
 #[derive(Clone, Debug)]
 pub struct Violation {
-    /// What was broken.
+    /// The invariant.
     pub invariant: Invariant,
-    /// The run that broke it.
+    /// The seed of the run.
     pub seed: u64,
-    /// How many things had happened.
+    /// The number of events before the violation.
     pub step: u64,
-    /// What happened, in words.
+    /// A description of the violation.
     pub what: String,
-    /// What happened before, oldest first.
+    /// The last events before the violation, oldest first.
     pub trace: Vec<String>,
 }
 
@@ -319,25 +328,26 @@ impl fmt::Display for Violation {
 impl std::error::Error for Violation {}
 
 impl Simulation {
-    /// The run of a seed.
+    /// Creates the run of a seed.
     #[must_use]
     pub const fn new(seed: u64, options: Options) -> Self {
         Self { seed, options }
     }
 
-    /// Runs it.
+    /// Runs the simulation.
     ///
     /// # Errors
     ///
-    /// [`Violation`]: the first thing that must not be, with what led to it.
+    /// [`Violation`]: the first broken invariant, with the events that led to it.
     pub fn run(&self) -> Result<Report, Violation> {
-        // Nothing is told at first, which is faster: the same run tells it again.
+        // The first run keeps no trace, which is faster. The same seed reproduces a violation with
+        // its trace.
         let found = match drive::run(self.seed, &self.options, false) {
             Ok(report) => return Ok(report),
             Err(found) => found,
         };
         match drive::run(self.seed, &self.options, true) {
-            Err(told) if told.step == found.step => Err(told),
+            Err(traced) if traced.step == found.step => Err(traced),
             _ => Err(found),
         }
     }

@@ -1,4 +1,4 @@
-//! A node, as the world sees it: it follows, takes commands, and verifies.
+//! The interface of a node in the simulation: it syncs, takes commands, and verifies.
 
 use std::sync::Arc;
 
@@ -19,34 +19,35 @@ use keyward::{Error, KeyManager, Landed};
 
 use super::clock::{Fault, PlaceClock};
 
-/// How a key is presented.
+/// The way in which a key is presented.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Way {
-    /// To what the node knows.
+    /// Verified by the node's own knowledge.
     Known,
-    /// And to the store, where the node does not know it.
+    /// Verified by the node's own knowledge, and read through the store if the node does not know
+    /// the key.
     OrFetch,
-    /// To the store.
+    /// Read through the store.
     Fresh,
 }
 
-/// Anything that may be run in a world.
+/// A node that can run in a simulation.
 #[async_trait]
 pub(super) trait Node: Send + Sync {
     /// Catches up with the store.
     async fn sync(&self) -> Result<(), StoreError>;
 
-    /// Carries out a command, over many keys or not.
+    /// Carries out a command, bulk commands included.
     async fn give(&self, request: Request) -> Result<Landed, Error>;
 
-    /// Verifies, and tells which key it was.
+    /// Verifies a token, and returns its key.
     async fn verify(&self, presented: &str, need: &Need, way: Way) -> Result<KeyId, Rejection>;
 
-    /// Does what verifications left to do.
+    /// Runs the maintenance after verifications.
     async fn upkeep(&self);
 }
 
-/// What a node is made of.
+/// The dependencies of a node.
 pub(super) struct Parts {
     pub(super) world: Arc<World>,
     pub(super) place: usize,
@@ -62,7 +63,7 @@ impl Parts {
     }
 }
 
-/// The crate's own.
+/// The crate's own node.
 pub(super) struct Real(Keyward);
 
 impl Real {
@@ -96,7 +97,7 @@ impl Node for Real {
     }
 
     async fn upkeep(&self) {
-        // What fails is left to do again.
+        // A later call retries what failed.
         let _ = self.0.run_upkeep().await;
     }
 }
@@ -114,7 +115,7 @@ pub(super) async fn give(manager: &KeyManager, request: Request) -> Result<Lande
     Ok(Landed { outcome, receipt })
 }
 
-/// Starts a node of the kind that is asked for.
+/// Starts a node of the requested kind.
 pub(super) async fn start(
     parts: Parts,
     subject: super::Subject,
@@ -131,7 +132,7 @@ pub(super) async fn start(
 }
 
 impl Defect {
-    /// What is wrong with its clock, if that is it.
+    /// Returns the fault of the node's clock, if the defect is one.
     pub(super) fn clock(self) -> Option<Fault> {
         match self {
             Self::UsesWallTime => Some(Fault::Wall),

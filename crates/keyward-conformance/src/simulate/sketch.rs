@@ -1,7 +1,7 @@
-//! A sketch of a node: the protocol and nothing else, each of its steps on its own, so that it can be
-//! broken in one place.
+//! A minimal node: the protocol and nothing else. Each of its steps is separate, so that a defect
+//! can break one of them.
 //!
-//! It shares the manager with the real node, and none of the replica, the index or the verifier.
+//! It shares the manager with the real node, but not the replica, the index or the verifier.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -35,50 +35,50 @@ use keyward::store::{Revision, Select};
 use keyward::token;
 use keyward::{Error, KeyManager, Landed};
 
-/// What is wrong with a node, for a simulation that must find it.
+/// A defect of a node, which a simulation must find.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum Defect {
-    /// It applies what it reads without comparing revisions.
+    /// Applies changes without comparing revisions.
     AppliesAnything,
-    /// It confirms before it has applied what it read.
+    /// Confirms before it has applied the rows it read.
     ConfirmsFirst,
-    /// It measures its lease by the wall clock.
+    /// Measures its lease on the wall clock.
     UsesWallTime,
-    /// It remembers that it did not know a key.
+    /// Caches that it did not know a key.
     CachesRefusals,
-    /// It counts the lease from when the answer came.
+    /// Starts the lease at the answer, not at the request.
     LeaseFromAnswer,
-    /// It reads the clock before it loads the confirmation and looks the key up.
+    /// Reads the clock before it loads the confirmation and looks the key up.
     ReadsClockFirst,
-    /// Its monotonic clock stands still while the machine is suspended.
+    /// Runs on a monotonic clock that stops while the machine is suspended.
     ClockStopsInSuspend,
-    /// It takes being connected for being up to date.
+    /// Counts as fresh while it is connected.
     ConnectedIsFresh,
-    /// It looks the key up before it loads the confirmation.
+    /// Looks the key up before it loads the confirmation.
     LooksUpFirst,
-    /// It confirms with the first of several pages.
+    /// Confirms with the first of several pages.
     ConfirmsFirstPage,
-    /// It confirms once it has come to where the first of several pages said that the store stood: a
-    /// row that changed again meanwhile stands further on.
+    /// Confirms at the head of the first of several pages. A row that changes between two pages
+    /// moves behind that head, so its earlier change is missed.
     ConfirmsFirstHead,
-    /// It goes on to the head when a page was lost.
+    /// Skips to the head when a page was lost.
     SkipsLostPage,
-    /// It forgets a removed key instead of keeping its tombstone.
+    /// Drops a removed key instead of keeping its tombstone.
     ForgetsTombstones,
-    /// What it commits itself while it reads everything again is missing afterwards.
+    /// Loses its own commits during a resync.
     ForgetsOwnCommits,
-    /// It puts what it commits itself beside a scan that is not over yet, so that a key which was
-    /// removed meanwhile, tombstone and all, stays.
+    /// Applies its own commits to a scan that has not ended. A key that was removed during the
+    /// scan, and its tombstone compacted, then stays.
     TellsScanTooSoon,
-    /// It never starts over once its place in the history is gone.
+    /// Never starts over after its position in the history was compacted.
     NeverStartsOver,
-    /// It takes no notice of owners' rows.
+    /// Ignores the rows of owners.
     IgnoresOwners,
 }
 
 impl Defect {
-    /// All of them.
+    /// Every defect.
     pub const ALL: [Self; 17] = [
         Self::AppliesAnything,
         Self::ConfirmsFirst,
@@ -100,7 +100,7 @@ impl Defect {
     ];
 }
 
-const PAGE: NonZeroUsize = NonZeroUsize::new(1000).expect("1000 is not zero");
+const PAGE: NonZeroUsize = NonZeroUsize::new(1000).expect("the page size is not zero");
 
 pub(super) struct Sketch {
     world: Arc<World>,
@@ -113,12 +113,12 @@ pub(super) struct Sketch {
     defect: Option<Defect>,
 }
 
-/// Rows, and where the store stood when they were scanned.
+/// Rows, and the store's revision when they were scanned.
 #[derive(Clone, Default)]
 struct Rows {
     rows: BTreeMap<RowKey, Change>,
     base: Revision,
-    /// The scan is over.
+    /// True once the scan has ended.
     filled: bool,
 }
 
@@ -126,18 +126,18 @@ struct Rows {
 struct Known {
     live: Rows,
     building: Option<Rows>,
-    /// What it committed while it read everything again. Kept until the scan is over, which tells
-    /// which keys had been removed by then.
+    /// The node's own commits during a scan. They are applied after the scan, which shows the keys
+    /// removed by then.
     meanwhile: Vec<Change>,
     cursor: Option<Cursor>,
     confirmed: Option<Duration>,
     newest: BTreeMap<TenantId, Timestamp>,
-    /// Tokens that were refused as unknown, for who remembers that.
+    /// Tokens that were refused as unknown; only used by the defect that caches them.
     refused: BTreeSet<String>,
 }
 
 impl Known {
-    /// Takes over the instant of a row: it counts for its tenant alone.
+    /// Records when a row was written, for the row's own tenant alone.
     fn saw(&mut self, row: &Row) {
         if let Some((tenant, at)) = row.written_at() {
             let newest = self.newest.entry(tenant.clone()).or_insert(at);
@@ -150,7 +150,7 @@ impl Rows {
     fn apply(&mut self, change: Change, defect: Option<Defect>) {
         let key = change.row.key();
         let before = self.rows.get(&key).map(|own| own.revision);
-        // What is not here and no newer than the scan was removed before it.
+        // A row that is absent, with a change no newer than the scan, was removed before the scan.
         let newer = change.revision > before.unwrap_or(self.base);
         if newer || defect == Some(Defect::AppliesAnything) {
             let removed = matches!(change.row, Row::Removed { .. });
@@ -354,7 +354,7 @@ impl Sketch {
         Ok(())
     }
 
-    /// What the sketch says of a key that it knows.
+    /// Judges a key by the node's own knowledge.
     async fn judge(&self, presented: &str, need: &Need) -> Result<KeyId, Rejection> {
         let bound = self.policy.spec().propagation.bound;
         let mut read = None;
@@ -407,7 +407,7 @@ impl Sketch {
             standing.removed_at = None;
             standing.roles = vec![Role::ADMIN];
         }
-        // The world presents nothing but what it was given.
+        // The simulation presents only tokens that the manager returned.
         let (Credential::Peppered { digest, .. } | Credential::Imported { digest, .. }) =
             &record.credential;
         let prefix = record.prefix.as_ref().map(token::TokenPrefix::as_str);
@@ -462,7 +462,7 @@ impl Sketch {
         self.decide(&record, standing, need)
     }
 
-    /// Whether anybody is there, which tells nothing of what has changed.
+    /// Asks whether the store answers, which reveals nothing about changes.
     async fn ping(&self) -> Result<(), StoreError> {
         let sent = self.clock.monotonic();
         let anybody = TenantId::new("anybody")
@@ -480,8 +480,8 @@ impl Node for Sketch {
         if let Some(cursor) = cursor {
             if self.has(Defect::ConnectedIsFresh) {
                 self.ping().await?;
-                let told = std::mem::take(&mut self.world.state().places[self.place].hinted);
-                if !told {
+                let hinted = std::mem::take(&mut self.world.state().places[self.place].hinted);
+                if !hinted {
                     return Ok(());
                 }
             }

@@ -1,4 +1,5 @@
-//! The world: real time that only events move, tasks that run one at a time, and what befalls nodes.
+//! The world: real time that only events advance, tasks that run one at a time, and the faults of
+//! nodes.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -21,29 +22,29 @@ pub(super) type Instant = u64;
 pub(super) const MILLI: u64 = 1_000;
 pub(super) const SECOND: u64 = 1_000_000;
 
-/// How many events a run may take: far more than any does, so that a loop shows.
+/// 5 million events, far more than any run takes. A run that takes more is in a loop.
 const MOST_EVENTS: u64 = 5_000_000;
 
-/// How many of the last events a violation tells.
+/// 120 events, the last ones, in the trace of a violation.
 const TRACE: usize = 120;
 
-/// How deep events may happen within a verification that was interrupted.
+/// 2 levels of events within an interrupted verification.
 const MOST_NESTED: usize = 2;
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 type Job = Box<dyn FnOnce(&Arc<World>) + Send>;
 type TaskId = u64;
 
-/// What happens at an instant.
+/// An event at an instant.
 enum Event {
-    /// A task has something to go on with, perhaps.
+    /// A task may be able to continue.
     Wake(TaskId),
     /// A request has reached the store.
     Serve(Job),
 }
 
 struct Scheduled {
-    /// When, then in an order that the seed decides.
+    /// The instant; then an order that the seed decides.
     order: (Instant, u32, u64),
     event: Event,
 }
@@ -69,44 +70,44 @@ impl Ord for Scheduled {
 }
 
 struct Slot {
-    /// On which node it runs, and in which life of it; the world's own tasks run on none.
+    /// The node and its life; `None` for the world's own tasks.
     place: Option<(usize, u32)>,
     /// `None` while it runs.
     task: Option<Task>,
-    /// Something happened while it ran that it may not have seen.
+    /// Whether an event woke the task while it ran, so that it must run again.
     again: bool,
     waker: Waker,
 }
 
-/// How a node's way to the store is.
+/// The quality of a node's connection to the store.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Weather {
-    /// What most messages take, in microseconds.
+    /// The usual latency of a message, in microseconds.
     pub(super) usual: u64,
-    /// What a message takes at most.
+    /// The highest latency of a message.
     pub(super) most: u64,
-    /// How many of a thousand messages are lost.
+    /// The number of lost messages per thousand.
     pub(super) loss: u64,
 }
 
 /// A machine with a node on it.
 pub(super) struct Place {
     pub(super) hands: Hands,
-    /// The own time of the node that runs there.
+    /// The own time of the node on the machine.
     pub(super) own_time: OwnTime,
     pub(super) weather: Weather,
-    /// Until when nothing gets through.
+    /// The end of a network partition.
     pub(super) cut_off: Instant,
-    /// Until when nothing runs.
+    /// The end of a pause of the machine.
     pub(super) paused: Instant,
-    /// How often the node was started.
+    /// The number of restarts of the node.
     pub(super) life: u32,
-    /// Where the node is told by others to look, if it listens.
+    /// Whether a notification of a commit has arrived, for nodes that listen.
     pub(super) hinted: bool,
-    /// A command is being carried out: the next one waits, since whoever waits for a lock is served in
-    /// an order that depends on the machine's own clock.
+    /// Whether a command is being carried out. The next one waits, since the order in which a lock
+    /// serves its waiters depends on the real clock.
     pub(super) busy: bool,
-    /// When the store was last asked what has changed, of what it has told since.
+    /// The send time of the last request for changes that the store has answered.
     pub(super) served: Option<Instant>,
     pub(super) node: Option<Arc<dyn Node>>,
 }
@@ -114,14 +115,14 @@ pub(super) struct Place {
 pub(super) struct State {
     pub(super) now: Instant,
     pub(super) dice: Dice,
-    /// Nothing befalls anybody any more.
+    /// Whether the faults have ended.
     pub(super) calm: bool,
     pub(super) places: Vec<Place>,
     pub(super) ledger: Ledger,
     pub(super) report: Report,
     pub(super) found: Option<(Invariant, String)>,
     pub(super) last_commit: Instant,
-    /// How many commands were made.
+    /// The number of commands created so far.
     pub(super) asked: u64,
     queue: BinaryHeap<Reverse<Scheduled>>,
     tasks: BTreeMap<TaskId, Slot>,
@@ -131,7 +132,7 @@ pub(super) struct State {
     trace: Option<VecDeque<String>>,
 }
 
-/// All there is.
+/// The simulated world.
 pub(super) struct World {
     state: Mutex<State>,
     ready: Arc<Mutex<Vec<TaskId>>>,
@@ -155,7 +156,7 @@ impl Wake for Ready {
 }
 
 impl World {
-    pub(super) fn new(dice: Dice, places: Vec<Place>, ledger: Ledger, tell: bool) -> Arc<Self> {
+    pub(super) fn new(dice: Dice, places: Vec<Place>, ledger: Ledger, traced: bool) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
                 now: 0,
@@ -172,7 +173,7 @@ impl World {
                 running: Vec::new(),
                 scheduled: 0,
                 spawned: 0,
-                trace: tell.then(VecDeque::new),
+                trace: traced.then(VecDeque::new),
             }),
             ready: Arc::default(),
         })
@@ -182,7 +183,7 @@ impl World {
         lock(&self.state)
     }
 
-    /// Starts a task, on a node as it lives now, or on none.
+    /// Starts a task on the current life of a node, or on no node.
     pub(super) fn spawn(
         &self,
         place: Option<usize>,
@@ -203,7 +204,7 @@ impl World {
         state.schedule(now, Event::Wake(id));
     }
 
-    /// Ends a node's life: nothing of it goes on, what it asked of the store does.
+    /// Ends a node's life. Its tasks stop; requests that it has sent are still carried out.
     pub(super) fn kill(&self, place: usize) {
         let mut state = self.state();
         state.places[place].life += 1;
@@ -215,11 +216,11 @@ impl World {
             tasks.into_iter().partition(|(_, slot)| on_it(slot));
         state.tasks = kept;
         drop(state);
-        // Out of the lock: whatever is dropped may wake others.
+        // Dropped without the lock, because a drop may wake other tasks.
         drop((gone, node));
     }
 
-    /// Lets things happen until `limit`, or until something was found.
+    /// Runs events until `limit`, or until an invariant is broken.
     pub(super) fn run_until(self: &Arc<Self>, limit: Instant) {
         loop {
             let mut state = self.state();
@@ -292,7 +293,7 @@ impl World {
                 return;
             }
             (Some(_), Poll::Ready(())) => state.tasks.remove(&id),
-            // Its node was killed while it ran.
+            // The task's node was killed while the task ran.
             (None, _) => None,
         };
         drop(state);
@@ -315,13 +316,13 @@ impl World {
         .await;
     }
 
-    /// Waits so many microseconds.
+    /// Waits for so many microseconds.
     pub(super) async fn sleep(&self, micros: u64) {
         let at = self.state().now + micros;
         self.until(at).await;
     }
 
-    /// Waits so many microseconds, or until the node was told to look.
+    /// Waits for so many microseconds, or until the node is notified.
     pub(super) async fn sleep_or_hint(&self, place: usize, micros: u64) {
         let at = self.state().now + micros;
         let mut asked = false;
@@ -333,7 +334,7 @@ impl World {
             }
             if !std::mem::replace(&mut asked, true) {
                 state.wake_at(at);
-                // Coarse, which is a latency like any other.
+                // Polls only a few times, which acts as the latency of the notification.
                 for step in 1..4 {
                     let between = state.now + step * micros / 4;
                     state.wake_at(between);
@@ -344,7 +345,7 @@ impl World {
         .await;
     }
 
-    /// Waits for a future, for so long; `None` if it takes longer. It is dropped then.
+    /// Waits for a future with a timeout. Returns `None` and drops the future if it takes longer.
     pub(super) async fn within<T>(
         &self,
         micros: u64,
@@ -369,7 +370,7 @@ impl World {
         .await
     }
 
-    /// A step that a thread may be interrupted before, for a task of a node.
+    /// Marks a point where a node's task may be preempted.
     pub(super) async fn linger(&self) {
         let for_long = self.state().interruption();
         if let Some(micros) = for_long {
@@ -377,7 +378,7 @@ impl World {
         }
     }
 
-    /// The same for what cannot wait: others go on meanwhile.
+    /// Marks a point where synchronous code may be preempted. Other events run in the meantime.
     pub(super) fn interrupt(self: &Arc<Self>, place: usize) {
         let mut state = self.state();
         if state.running.len() > MOST_NESTED {
@@ -391,7 +392,7 @@ impl World {
         loop {
             self.run_until(until);
             let state = self.state();
-            // The machine may have been stopped meanwhile.
+            // The machine may have been paused in the meantime.
             if state.found.is_some() || state.places[place].paused <= state.now {
                 return;
             }
@@ -406,12 +407,12 @@ impl World {
         }
     }
 
-    /// Tells what happens, for a run that is told.
-    pub(super) fn tell(&self, what: impl FnOnce() -> String) {
-        self.state().tell(what);
+    /// Adds a line to the trace, if the run keeps one.
+    pub(super) fn log(&self, what: impl FnOnce() -> String) {
+        self.state().log(what);
     }
 
-    /// Ends everything, so that nothing keeps itself.
+    /// Drops all tasks and nodes, to break reference cycles.
     pub(super) fn end(&self) {
         let mut state = self.state();
         let tasks = std::mem::take(&mut state.tasks);
@@ -434,19 +435,19 @@ impl State {
         self.queue.push(Reverse(Scheduled { order, event }));
     }
 
-    /// Has the task that runs now go on at an instant.
+    /// Wakes the running task at an instant.
     pub(super) fn wake_at(&mut self, at: Instant) {
         if let Some(&id) = self.running.last() {
             self.schedule(at, Event::Wake(id));
         }
     }
 
-    /// The task that runs now.
+    /// Returns the running task.
     pub(super) fn running(&self) -> Option<TaskId> {
         self.running.last().copied()
     }
 
-    /// Has a task go on at an instant.
+    /// Wakes a task at an instant.
     pub(super) fn wake_task(&mut self, id: Option<TaskId>, at: Instant) {
         id.into_iter()
             .for_each(|id| self.schedule(at, Event::Wake(id)));
@@ -462,7 +463,7 @@ impl State {
         happens.then(|| self.dice.tail(20 * MILLI, most))
     }
 
-    /// How long a message of a node takes; `None` if it is lost.
+    /// Draws the latency of a message to or from a node; `None` if the message is lost.
     pub(super) fn message(&mut self, place: usize) -> Option<u64> {
         let Weather { usual, most, loss } = self.places[place].weather;
         let lost = self.places[place].cut_off > self.now || self.dice.chance(loss);
@@ -471,11 +472,11 @@ impl State {
     }
 
     pub(super) fn find(&mut self, invariant: Invariant, what: String) {
-        self.tell(|| format!("VIOLATION: {what}"));
+        self.log(|| format!("VIOLATION: {what}"));
         self.found.get_or_insert((invariant, what));
     }
 
-    pub(super) fn tell(&mut self, what: impl FnOnce() -> String) {
+    pub(super) fn log(&mut self, what: impl FnOnce() -> String) {
         let now = self.now;
         if let Some(trace) = &mut self.trace {
             if trace.len() == TRACE {
@@ -486,18 +487,18 @@ impl State {
         }
     }
 
-    pub(super) fn told(&mut self) -> Vec<String> {
+    pub(super) fn take_trace(&mut self) -> Vec<String> {
         self.trace.take().map(Vec::from).unwrap_or_default()
     }
 
-    /// Notes what happened in the run's mark, by which two runs are compared.
+    /// Mixes an event into the hash by which two runs are compared.
     pub(super) fn mark(&mut self, what: u64) {
         let now = self.now;
         let mark = &mut self.report.mark;
         *mark = mix(*mark ^ mix(now) ^ what);
     }
 
-    /// Notes that a call to the store was answered.
+    /// Counts an answered call, and mixes it into the hash.
     pub(super) fn mark_call(&mut self, place: usize, call: Call) {
         self.report.calls += 1;
         self.mark((place as u64) << 8 | call as u64);

@@ -8,7 +8,7 @@ use super::super::under_loom::{content, explore_within};
 use super::*;
 
 fn is_whole(write: fn(&Row, Content), changes: u32, reads: usize) {
-    // More of the one or the other takes minutes without a bound.
+    // More changes or more reads take minutes without a bound on the turns.
     let turns = (changes + reads as u32 > 2).then_some(1);
     explore_within(turns, move || {
         let row = Arc::new(Row::default());
@@ -47,7 +47,7 @@ fn a_row_that_is_written_twice_is_never_read_half_written() {
     is_whole(Row::write, 2, 1);
 }
 
-/// As [`Row::write`], but for one of its steps.
+/// [`Row::write`] with one of its steps left out or weakened.
 fn write(row: &Row, content: Content, marks: bool, fences: bool, last: Ordering) {
     let (state, ends) = words(content.key);
     if marks {

@@ -5,10 +5,11 @@ use loom::thread;
 use super::super::under_loom::{KEY, explore, find, half, lead, table};
 use super::*;
 
-/// Another beginning of a hash: in the other half of a segment that is split.
+/// A hash whose first bits differ: it falls into the other half of a split segment.
 const OTHER: Hash = Hash(0x4000_0001);
 
-/// A writer that changes `keys` keys, and a reader that was there before.
+/// Runs a writer that changes a table of `keys` keys, concurrently with a reader that took its
+/// directory before.
 fn beside(keys: u32, write: fn(&mut Table), read: fn(&Directory)) {
     explore(move || {
         let mut table = table(keys);
@@ -64,7 +65,7 @@ fn a_key_whose_digest_is_replaced_twice_is_found_by_one_of_three() {
     );
 }
 
-/// Takes the old slot away first.
+/// Broken: removes the old slot before it inserts the new one.
 fn clear_and_replace(table: &mut Table) {
     let slot = table.slot(KEY, 1).unwrap();
     slot.name.store(GONE, Ordering::Release);
@@ -83,7 +84,7 @@ fn a_digest_that_is_taken_away_first_leaves_no_name() {
     beside(1, clear_and_replace, is_named);
 }
 
-/// Does not say that the new slot was there before the old one was gone.
+/// Broken: the new slot does not happen-before the removal of the old one.
 #[test]
 #[should_panic(expected = "neither")]
 fn a_slot_that_goes_without_release_leaves_neither() {
@@ -142,7 +143,7 @@ fn all_keys_are_found_while_a_segment_is_split() {
 }
 
 #[test]
-fn all_keys_are_found_while_a_segment_grows_and_what_it_grew_to_is_split() {
+fn all_keys_are_found_while_a_segment_grows_and_its_successor_is_split() {
     beside(
         3,
         |table| {
@@ -172,7 +173,7 @@ fn a_segment_that_is_led_to_before_it_is_filled_loses_keys() {
     );
 }
 
-/// Whoever finds [`OTHER`] by its name.
+/// Checks that a reader that finds [`OTHER`] by its name sees the whole slot.
 fn sees_all_of_it(directory: &Directory) {
     for found in directory.probe(OTHER).named() {
         assert!([lead(9), lead(10)].contains(&found.lead), "half-made");
@@ -188,7 +189,7 @@ fn sees_all_of_it(directory: &Directory) {
 }
 
 #[test]
-fn whoever_finds_a_name_sees_its_half_and_its_lead() {
+fn a_reader_that_finds_a_name_sees_its_half_and_its_lead() {
     beside(
         1,
         |table| {
@@ -200,7 +201,7 @@ fn whoever_finds_a_name_sees_its_half_and_its_lead() {
 }
 
 #[test]
-fn whoever_finds_a_name_in_a_segment_that_grew_sees_its_half_and_its_lead() {
+fn a_reader_that_finds_a_name_in_a_grown_segment_sees_its_half_and_its_lead() {
     beside(
         3,
         |table| {

@@ -1,4 +1,4 @@
-//! A tally, in every order in which those who count may meet.
+//! A tally, in every order in which the counting threads may meet.
 
 use std::sync::Arc;
 

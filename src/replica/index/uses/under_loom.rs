@@ -1,4 +1,5 @@
-//! Counting, in every order in which two threads that share a place and one that takes may meet.
+//! Counting, in every order in which two threads that share a place may meet a third that takes the
+//! counts.
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use super::*;
 
 type Count = fn(&Share, u32) -> Option<Counted>;
 
-/// How often each of two rows was used, as told.
+/// Adds a displaced count to the sum of its row.
 fn add(sum: &mut [u32; 2], counted: Option<Counted>) {
     if let Some(Counted { row, uses, .. }) = counted {
         sum[row as usize - 1] += uses;
@@ -29,20 +30,20 @@ fn adds_up(count: Count, one: &'static [u32], other: &'static [u32]) {
             })
         };
         let threads = [use_all(one), use_all(other)];
-        let mut told = [0; 2];
+        let mut total = [0; 2];
         let mut expected = [0; 2];
         uses.take()
-            .for_each(|counted| add(&mut told, Some(counted)));
+            .for_each(|counted| add(&mut total, Some(counted)));
         for thread in threads {
             let own = thread.join().unwrap();
-            told = [told[0] + own[0], told[1] + own[1]];
+            total = [total[0] + own[0], total[1] + own[1]];
         }
         uses.take()
-            .for_each(|counted| add(&mut told, Some(counted)));
+            .for_each(|counted| add(&mut total, Some(counted)));
         for row in one.iter().chain(other) {
             expected[*row as usize - 1] += 1;
         }
-        assert_eq!(told, expected, "lost or counted twice");
+        assert_eq!(total, expected, "lost or counted twice");
         assert_eq!(uses.take().count(), 0);
     });
 }
@@ -61,7 +62,7 @@ fn no_use_of_two_keys_in_one_place_is_lost_or_counted_twice() {
     adds_up(count, &[1, 1], &[2, 1]);
 }
 
-/// Without a comparison: what came between is written over.
+/// Broken: does not compare before it stores, so it overwrites a concurrent count.
 fn count_blindly(share: &Share, row: u32) -> Option<Counted> {
     let known = share.counts[0].load(Ordering::Relaxed);
     if row_of(known) == row {
@@ -74,7 +75,7 @@ fn count_blindly(share: &Share, row: u32) -> Option<Counted> {
     )
 }
 
-/// What is displaced is read before it is replaced.
+/// Broken: reads the displaced count before it replaces it, so it misses a concurrent count.
 fn displace_blindly(share: &Share, row: u32) -> Option<Counted> {
     let known = share.counts[0].load(Ordering::Relaxed);
     share.counts[0].store(u64::from(row) << 32 | 1, Ordering::Relaxed);
