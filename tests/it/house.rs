@@ -263,3 +263,41 @@ fn every_trap_has_a_test_or_names_what_it_waits_for() {
         );
     }
 }
+
+#[test]
+fn every_test_that_the_guarantees_name_exists() {
+    let docs = root().join("../docs");
+    let guarantees = fs::read_to_string(docs.join("guarantees.md")).unwrap();
+    let named = Regex::new(r"\[`([a-z0-9_]+)`\]\(([^)]+)\)").unwrap();
+    let missing: Vec<_> = named
+        .captures_iter(&guarantees)
+        .filter(|found| {
+            let file = fs::read_to_string(docs.join(&found[2])).unwrap_or_default();
+            !file.contains(&format!("fn {}(", &found[1]))
+        })
+        .map(|found| found[0].to_owned())
+        .collect();
+    assert_eq!(missing, Vec::<String>::new());
+    assert!(named.find_iter(&guarantees).count() > 50);
+}
+
+#[test]
+fn every_link_of_the_documents_leads_to_a_file() {
+    let top = root().join("..");
+    let mut pages: Vec<_> = ["README", "CONTRIBUTING", "SECURITY", "examples/README"]
+        .map(|page| top.join(page).with_extension("md"))
+        .into();
+    let docs = fs::read_dir(top.join("docs")).unwrap();
+    let docs = docs.map(|entry| entry.unwrap().path());
+    pages.extend(docs.filter(|page| page.extension().is_some_and(|kind| kind == "md")));
+    let link = Regex::new(r"\]\(([^)#\s]+)").unwrap();
+    for page in pages {
+        let text = fs::read_to_string(&page).unwrap();
+        let targets = link.captures_iter(&text).map(|found| found[1].to_owned());
+        let here = targets.filter(|to| !to.contains("://"));
+        for target in here {
+            let file = page.parent().unwrap().join(&target);
+            assert!(file.exists(), "{} links to {target}", page.display());
+        }
+    }
+}
