@@ -79,7 +79,7 @@ async fn main() -> Fallible<()> {
         .await?;
 
     let keyed = KeywardLayer::new(keys.clone())
-        .require(Need::scope("health:read"))
+        .require(Need::scope("health:read")?)
         .peer_from(peer);
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = format!("http://{}", listener.local_addr()?);

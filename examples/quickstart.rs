@@ -52,7 +52,7 @@ async fn story() -> Fallible<()> {
     );
 
     println!("A request comes in with it.");
-    let reading = Need::scope("reports:read");
+    let reading = Need::scope("reports:read")?;
     let grant = keys.verify(first.secret.expose(), &reading)?;
     println!(
         "  accepted: key {} of {}, may do {}",
@@ -60,7 +60,7 @@ async fn story() -> Fallible<()> {
         grant.tenant(),
         grant.scopes()
     );
-    let refusal = keys.verify(first.secret.expose(), &Need::scope("billing:write"));
+    let refusal = keys.verify(first.secret.expose(), &Need::scope("billing:write")?);
     println!("  asked for more:   {}", refused(&refusal)?);
     let mistyped = first.secret.expose().to_lowercase();
     println!(

@@ -13,7 +13,7 @@
 //! let created = keys.create(&admin, export).await?;
 //! println!("{}", created.secret.expose()); // the only time it is shown
 //!
-//! let grant = keys.verify(created.secret.expose(), &Need::scope("reports:read"))?; // no I/O
+//! let grant = keys.verify(created.secret.expose(), &Need::scope("reports:read")?)?; // no I/O
 //! println!("{} for {}", grant.key_id(), grant.tenant());
 //!
 //! keys.revoke(&admin, created.id, Reason::Lost).await?; // refused here from now on
@@ -242,7 +242,7 @@ pub use crate::manager::{BulkReceipt, Error, KeyManager, Landed, LandedListener,
 #[cfg(unix)]
 pub use crate::pepper_file::{PepperFile, PepperFileError};
 pub use crate::replica::{Confirmations, Freshness, Lag, NodeAnswer, NodeConfirmation, Replica};
-pub use crate::verifier::{Grant, PastBound, ReadThrough, Uses, Verifier};
+pub use crate::verifier::{Credentials, Grant, PastBound, ReadThrough, Uses, Verifier};
 pub use async_trait::async_trait;
 
 /// The rules as plain functions over plain data, for those who bring their own machinery and for

@@ -170,7 +170,7 @@ async fn serve(made: Keys, count: u64) -> SocketAddr {
         .build()
         .await
         .unwrap();
-    let keyed = KeywardLayer::new(keys.clone()).require(Need::scope(SCOPE));
+    let keyed = KeywardLayer::new(keys.clone()).require(Need::scope(SCOPE).unwrap());
     let app: Router = Router::new()
         .route(PLAIN, get(health))
         .route(LAYERED, get(health).layer(Identity::new()))

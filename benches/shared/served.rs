@@ -91,7 +91,7 @@ impl Served {
 
 /// Returns the need of every measured verification.
 pub fn need() -> Need {
-    Need::scope(SCOPE)
+    Need::scope(SCOPE).unwrap()
 }
 
 /// The kinds of presented tokens, by the verdict they get.

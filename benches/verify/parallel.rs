@@ -108,7 +108,7 @@ fn assert_arrived(served: &Served) {
         unreachable!("the feed holds only keys")
     };
     let token = served.keys.token(Keys::number(record.id));
-    let grant = served.verifier.verify(token, &need()).unwrap();
+    let grant = served.verifier.verify(&token, &need()).unwrap();
     assert_eq!(
         grant.expires_at(),
         record.expires_at,

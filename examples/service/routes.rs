@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::management;
 
+const KEYS_MANAGE: Scope = Scope::from_static("keys:manage");
+
 /// Returns all routes. Each requires a key, except `/health`.
 pub(crate) fn router(keys: &Keyward) -> Router {
     let keyed = KeywardLayer::new(keys.clone());
@@ -22,8 +24,8 @@ pub(crate) fn router(keys: &Keyward) -> Router {
         .with_state(Reports::default())
         .route_layer(keyed.clone());
     // Here the layer requires one scope for all routes.
-    let managing = Need::scope("keys:manage");
-    let management = management::router(keys).route_layer(keyed.require(managing));
+    let managing = keyed.require(Need::from(KEYS_MANAGE));
+    let management = management::router(keys).route_layer(managing);
     Router::new()
         .route("/health", get(health))
         .merge(reports)

@@ -20,7 +20,7 @@ use super::time::Timestamp;
 /// other.
 ///
 /// An actor made from a key ([`Grant::actor`](crate::Grant::actor)) carries the key's id. Each
-/// command reads that key and its owner's rows again, and is judged by how they stand at the commit.
+/// command reads that key and its owner's rows again, and is judged by their state at the commit.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Actor {
     identity: Identity,
@@ -38,7 +38,7 @@ pub(crate) enum Identity {
     Key(ActingKey),
 }
 
-/// The key that an actor stands for.
+/// The key that an actor acts with.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct ActingKey {
     pub(crate) id: KeyId,
@@ -73,7 +73,7 @@ impl Actor {
         }
     }
 
-    /// The application, going on with a command that reaches the tenants below only if `descendants`.
+    /// The application, finishing a command that covers descendants only if `descendants`.
     pub(crate) fn finishing(tenant: TenantId, descendants: bool) -> Self {
         Self {
             descendants,
@@ -103,15 +103,15 @@ impl Actor {
         self
     }
 
-    /// Sets the end of the actor's own credential: nothing it hands out may outlive it. For a key, the
-    /// key's own end counts too.
+    /// Sets the end of the actor's own credential, which no key that the actor hands out may
+    /// outlive. For a key, the key's own end counts too.
     #[must_use]
     pub fn with_expiry(mut self, expires_at: Timestamp) -> Self {
         self.expires_at = Some(expires_at);
         self
     }
 
-    /// Names the command to come, so that repeating the call changes nothing.
+    /// Sets the idempotency key of the next command, with which a retry changes nothing.
     #[must_use]
     pub fn with_command_id(&self, id: CommandId) -> Invocation<'_> {
         Invocation {
@@ -131,7 +131,8 @@ impl Actor {
         }
     }
 
-    /// Returns the role that the application states for a person; `None` for everybody else.
+    /// Returns the role that the application states for a person; `None` for the application and
+    /// for a key.
     #[must_use]
     pub const fn role(&self) -> Option<&Role> {
         match &self.identity {
@@ -140,7 +141,7 @@ impl Actor {
         }
     }
 
-    /// Returns the key that acts, if one does.
+    /// Returns the acting key, if there is one.
     #[must_use]
     pub const fn key_id(&self) -> Option<KeyId> {
         match &self.identity {
@@ -184,7 +185,7 @@ impl Actor {
         self.is_application() || self.entitlements.contains(entitlement)
     }
 
-    /// Returns when the actor's own credential ends, if it does.
+    /// Returns the time at which the actor's own credential expires, if it does.
     #[must_use]
     pub const fn expires_at(&self) -> Option<Timestamp> {
         self.expires_at
@@ -211,7 +212,7 @@ impl Actor {
     }
 }
 
-/// An actor together with the id of its command, if the caller chose one.
+/// An actor together with the idempotency key of its command, if the caller chose one.
 #[derive(Clone, Debug)]
 pub struct Invocation<'a> {
     pub(crate) actor: &'a Actor,

@@ -1,8 +1,9 @@
-//! Authority: what an actor may do in one tenant, as everything that it rests on stands now.
+//! Authority: the limits of an actor in one tenant, by the current state of everything from which
+//! they are derived.
 //!
-//! Pure. An actor made from a key is a snapshot; what counts is how that key and its owner stand when
-//! a command is decided. The manager guards the rows that were read for this, so that they stand the
-//! same when the command commits.
+//! Pure. An actor made from a key is a snapshot, so the state of the key and its owner counts at
+//! the moment of the decision. The manager guards the rows that were read here, so that they are
+//! unchanged when the command commits.
 
 use std::collections::BTreeSet;
 
@@ -36,24 +37,27 @@ pub(crate) enum Caller {
 /// The limits of a person or a key.
 #[derive(Debug)]
 pub(crate) struct Limits {
-    /// The most that it may hand out.
+    /// The most that the caller may hand out.
     pub(crate) reach: Reach,
-    /// The roles that must all allow what it issues, widens or looks at: of a person the stated role
-    /// and the live ones, of a key its bound and its owner's live ones.
+    /// The roles that must all allow a key that the caller issues, widens or looks at: of a person
+    /// the stated role and the live ones, of a key its bound and its owner's live ones.
     roles: BTreeSet<Role>,
-    /// The roles that must all allow what it narrows: of a person the stated one alone.
+    /// The roles that must all allow a key that the caller narrows: of a person only the stated
+    /// one.
     narrowing_roles: BTreeSet<Role>,
-    /// Whether it manages by its roles. A key does only if it reaches all that they do.
+    /// Whether the caller manages by its roles. A key does only if it reaches everything that they
+    /// do.
     manages: bool,
     /// The person, who may be allowed more on keys of its own.
     person: Option<PrincipalId>,
-    /// Why it may issue and widen nothing, if its stated role exceeds what is stored.
+    /// The refusal of every command that issues or widens, if the stated role exceeds the stored
+    /// one.
     drift: Option<Denied>,
-    /// The key that acts.
+    /// The acting key.
     pub(crate) key: Option<ActingRecord>,
 }
 
-/// The key that acts, as it stands.
+/// The acting key in its current state.
 #[derive(Debug)]
 pub(crate) struct ActingRecord {
     pub(crate) id: KeyId,
@@ -62,12 +66,12 @@ pub(crate) struct ActingRecord {
     makers: Vec<Maker>,
 }
 
-/// The effect of a command on what is reached. It decides which roles have to allow the command.
+/// The effect of a command on the reach of keys. It decides which roles have to allow the command.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Effect {
-    /// Issues a key, or widens what one or many reach.
+    /// Issues a key, or widens the reach of keys.
     Widens,
-    /// Narrows or ends.
+    /// Narrows or ends keys.
     Narrows,
     /// Changes nothing.
     Looks,
@@ -76,15 +80,15 @@ pub(crate) enum Effect {
 /// The keys that a caller may look at, before each is judged by its class.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Sight {
-    /// Those of some classes.
+    /// The keys of some classes.
     Some,
-    /// Those of this owner at most.
+    /// The keys of this owner at most.
     Own(PrincipalId),
 }
 
 const LOOK: &str = "look at keys";
 
-/// The rows that authority rests on: those of the tenant, and those of the tenants above it.
+/// The rows from which authority is derived: those of the tenant, and those of its ancestors.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<'a> {
     pub(crate) view: &'a TenantView,
@@ -92,7 +96,7 @@ pub(crate) struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Returns how an owner stands in `tenant`.
+    /// Returns the standing of an owner in `tenant`.
     pub(crate) fn standing(&self, tenant: &TenantId, owner: &Owner) -> Standing {
         Standing::resolve(
             tenant,
@@ -114,8 +118,8 @@ impl Rows<'_> {
 }
 
 impl Caller {
-    /// Works out what `actor` may do in `tenant` at `now`. `policy` rules that tenant, `home` the tenant
-    /// that the actor is bound to.
+    /// Derives the authority of `actor` in `tenant` at `now`. `policy` is the policy of that
+    /// tenant, `home` that of the actor's own tenant.
     ///
     /// # Errors
     ///
@@ -151,14 +155,14 @@ impl Caller {
         self.limits().is_none()
     }
 
-    /// Returns whether it is the person of this id.
+    /// Returns whether the caller is the person with this id.
     pub(crate) fn is_person(&self, principal: Option<&PrincipalId>) -> bool {
         let person = self.limits().and_then(|limits| limits.person.as_ref());
         person.is_some() && person == principal
     }
 
-    /// Refuses unless the caller is among those who have access. `owner` is whose key it would be used
-    /// on, if it is used on one.
+    /// Checks that the caller is among those who have access. `owner` is the owner of the key that
+    /// the command is about, if there is one.
     pub(crate) fn permit(
         &self,
         access: &Access,
@@ -200,8 +204,8 @@ impl Caller {
         })
     }
 
-    /// Returns whether the caller may look at keys of `class` that belong to `owner`. Keys of a class that the
-    /// policy no longer has are for administrators to look at.
+    /// Returns whether the caller may look at keys of `class` that belong to `owner`. Only
+    /// administrators look at keys of a class that the policy no longer has.
     pub(crate) fn sees(&self, policy: &Policy, class: &ClassName, owner: &Owner) -> bool {
         let administrators = || Access::roles(policy.spec().administrators.iter().cloned());
         let access = policy.class(class).map(|class| class.look.clone());
@@ -210,11 +214,12 @@ impl Caller {
         seen.is_ok() || hole::is_open("anybody looks")
     }
 
-    /// Returns which keys the caller may look at, as far as one question to a store can say so.
+    /// Returns the keys that the caller may look at, as far as one query to a store can express
+    /// them.
     ///
     /// # Errors
     ///
-    /// [`Denied::Forbidden`] if it may look at none.
+    /// [`Denied::Forbidden`] if the caller may look at no keys.
     pub(crate) fn sight(&self, policy: &Policy) -> Result<Sight, Denied> {
         if hole::is_open("anybody looks") {
             return Ok(Sight::Some);
@@ -231,14 +236,14 @@ impl Caller {
         }
     }
 
-    /// Returns whether the caller may look at everything, keys that cannot be read among it.
+    /// Returns whether the caller may look at everything, including keys that cannot be decoded.
     pub(crate) fn sees_all(&self, policy: &Policy) -> bool {
         let administrators = policy.spec().administrators.iter().cloned();
         let access = Access::roles(administrators);
         self.permit(&access, None, LOOK, Effect::Looks).is_ok()
     }
 
-    /// Refuses unless the caller reads the audit trail.
+    /// Checks that the caller may read the audit trail.
     pub(crate) fn permit_audit(&self, policy: &Policy) -> Result<(), Denied> {
         let spec = policy.spec();
         let roles = spec.administrators.iter().chain(&spec.auditors).cloned();
@@ -250,7 +255,7 @@ impl Caller {
         )
     }
 
-    /// Refuses unless `reach` is within what the caller may hand out.
+    /// Checks that `reach` is within the limits of what the caller may hand out.
     pub(crate) fn check_within(&self, reach: &Reach) -> Result<(), Denied> {
         let Some(limits) = self.limits() else {
             return Ok(());
@@ -264,25 +269,26 @@ impl Caller {
         }
     }
 
-    /// The roles of whoever receives a secret from this command: the caller's own.
+    /// Returns the roles of the recipient of a secret from this command: the caller's own.
     pub(crate) fn roles(&self) -> BTreeSet<Role> {
         let roles = self.limits().into_iter().flat_map(|limits| &limits.roles);
         roles.chain(self.key_bound()).cloned().collect()
     }
 
-    /// The bound of the key that acts.
+    /// Returns the bound of the acting key.
     pub(crate) fn key_bound(&self) -> impl Iterator<Item = &Role> {
         let key = self.limits().and_then(|limits| limits.key.as_ref());
         key.into_iter().flat_map(|key| &key.bound)
     }
 
-    /// The role that the application states for the caller, if it is the person of this id.
+    /// Returns the role that the application states for the caller, if the caller is the person
+    /// with this id.
     pub(crate) fn stated_role(&self, principal: Option<&PrincipalId>) -> Option<&Role> {
         let limits = self.limits().filter(|_| self.is_person(principal))?;
         limits.narrowing_roles.first()
     }
 
-    /// The keys that have a part in what the caller makes: the key that acts, and those that made it.
+    /// Returns the makers of a key that the caller makes: the acting key, and the makers of that.
     pub(crate) fn makers(&self) -> Vec<Maker> {
         let Some(key) = self.limits().and_then(|limits| limits.key.as_ref()) else {
             return Vec::new();
@@ -346,7 +352,7 @@ impl Limits {
             why: Box::new(why),
         };
         let record = rows.acting_key(key, actor.tenant()).map_err(refused)?;
-        // As it stands in the tenant it reaches into, whose rows are below its own.
+        // The standing in the tenant that the key reaches into, whose rows are below its own.
         let mut standing = rows.standing(tenant, &record.owner);
         if !record.bound.is_empty() {
             let all = rows.view.owners.iter().chain(&rows.ancestry.owners);
@@ -376,7 +382,7 @@ impl Limits {
         let roles = reach::roles_of(&record.owner, &record.bound, &standing);
         let role = RoleReach::of(&roles, policy);
         let own = reach::scopes(Bounds::of_record(record), home, class, &standing);
-        // Roles may mean less in the tenant that is reached into.
+        // A role may mean less in the tenant that is reached into.
         let here = (roles.iter().chain(&record.bound)).fold(own, |scopes: ScopeSet, role| {
             scopes.intersection(&policy.role_ceiling(role))
         });
@@ -389,7 +395,7 @@ impl Limits {
             scopes,
             role,
             until: earlier(record.expires_at, actor.expires_at()),
-            // An end that the application set for the actor alone is not renewed.
+            // An end that the application set for the actor alone cannot be renewed.
             renewable_until: match actor.expires_at() == record.expires_at {
                 true => reach::renewable_until(class, record.expires_at, record.lineage.since),
                 false => earlier(record.expires_at, actor.expires_at()),
@@ -419,12 +425,13 @@ impl Limits {
     }
 }
 
-/// Returns whether `scopes` are all that roles allow, and something.
+/// Returns whether `scopes` are not empty, and all that roles allow.
 pub(crate) fn is_whole(scopes: &ScopeSet, role: &RoleReach) -> bool {
     !scopes.is_empty() && scopes.contains(role.ceiling())
 }
 
-/// Why a person issues and widens nothing: it was removed, or its stated role exceeds a live one.
+/// Returns the reason why a person may issue and widen nothing: the person was removed, or its
+/// stated role exceeds a live one.
 fn drift(
     principal: &PrincipalId,
     stated: &Role,
@@ -446,7 +453,7 @@ fn drift(
     })
 }
 
-/// Returns the earlier of two ends; `None` stands for never.
+/// Returns the earlier of two ends; `None` means never.
 pub(crate) fn earlier(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),

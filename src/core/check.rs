@@ -1,8 +1,7 @@
-//! Checking: whether a key that was presented may do what it is needed for.
+//! The check of a presented key against a need.
 //!
-//! Pure. There is one such function, and every way of verifying goes through it (trap 20). The
-//! secret is compared first; whatever else there is to say about a key is told only to someone who
-//! holds its secret (trap 5).
+//! Pure. Every way of verifying goes through one function (trap 20). It compares the secret first,
+//! and reveals the rest only to a holder of the secret (trap 5).
 
 use std::num::NonZeroU64;
 
@@ -20,20 +19,20 @@ use super::secret::Digest;
 use super::subject::{Course, Holder, Life, Shape, Subject};
 use super::time::Timestamp;
 
-/// What was presented, after hashing: its digest, and the prefix of its token.
+/// A presented key after hashing: its digest, and the prefix of its token.
 #[derive(Clone, Copy, Debug)]
 pub struct Presented<'a> {
-    /// The digest of what was presented, made as the record's credential says.
+    /// The digest of the presented text, made in the way of the record's credential.
     pub digest: &'a Digest,
-    /// The prefix of the token; `None` for what is no token of ours.
+    /// The prefix of the token; `None` for text that is not a token.
     pub prefix: Option<&'a str>,
 }
 
-/// Whether the key of `record` was presented, works at `now`, and meets `need`.
+/// Checks that the key of `record` was presented, works at `now`, and meets `need`.
 ///
 /// # Errors
 ///
-/// [`Rejection`]: [`WrongSecret`](Rejection::WrongSecret) before anything else is looked at.
+/// [`Rejection`]; [`WrongSecret`](Rejection::WrongSecret) precedes every other reason.
 pub fn check(
     record: &KeyRecord,
     presented: Presented<'_>,
@@ -58,12 +57,11 @@ pub fn check(
     check_subject(subject, (same, prefix), policy, (standing, None), need, now)
 }
 
-/// The one way in which a key is judged: whether its secret was presented, with the prefix that it
-/// was presented with, then what the key is at `now`, then whether it meets `need`. Allocates
-/// nothing unless it refuses.
+/// Checks that a key's secret and prefix were presented, then the key's state at `now`, then
+/// `need`. The only function that judges a key. Allocates only to refuse it.
 ///
-/// `kind` stands for the policy, the shape, the standing and whether the key is a person's: what met
-/// a need once meets it again.
+/// `kind` identifies the policy, the shape, the standing and whether a person owns the key. A kind
+/// that met a need meets it again.
 pub(crate) fn check_subject(
     subject: Subject<'_>,
     (same, prefix): (Choice, Option<&[u8]>),
@@ -91,7 +89,7 @@ pub(crate) fn check_subject(
     Ok(())
 }
 
-/// Whether a key works at `now`, whatever it is needed for.
+/// Checks that a key works at `now`, for any need.
 pub(crate) fn check_alive(
     key: KeyId,
     course: &Course,
@@ -117,13 +115,10 @@ pub(crate) fn check_alive(
     Ok(())
 }
 
-/// What a need asks of all keys of a kind.
+/// Checks the conditions that all keys of a kind meet or fail alike.
 fn check_kind(subject: Subject<'_>, policy: &Policy, need: &Need) -> Result<(), Rejection> {
     let (key, shape) = (subject.id, subject.shape);
     let needed = need.conditions();
-    if let Some(invalid) = &needed.invalid {
-        return Err(Rejection::Need(invalid.clone()));
-    }
     class_of(shape, policy)?;
     if shape.visibility == Visibility::Publishable && !needed.publishable {
         return Err(Rejection::Publishable { key });
@@ -146,7 +141,7 @@ fn check_kind(subject: Subject<'_>, policy: &Policy, need: &Need) -> Result<(), 
     Ok(())
 }
 
-/// What a need asks of one request.
+/// Checks the conditions on the single request.
 fn check_request(subject: Subject<'_>, policy: &Policy, need: &Need) -> Result<(), Rejection> {
     let Subject {
         id: key,
@@ -166,7 +161,7 @@ fn check_request(subject: Subject<'_>, policy: &Policy, need: &Need) -> Result<(
     Ok(())
 }
 
-/// Whether a key reaches the scopes that a need names.
+/// Checks that a key reaches the scopes of a need.
 fn check_reach(
     subject: Subject<'_>,
     policy: &Policy,

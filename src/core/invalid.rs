@@ -7,7 +7,7 @@ use std::convert::Infallible;
 
 /// A value that was refused while it was parsed: which field, and what would be right.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{field}: {problem}")]
+#[error("{field} {problem}")]
 pub struct Invalid {
     /// The field, in the words of the documentation ("key name", "scope").
     pub field: &'static str,

@@ -1,4 +1,4 @@
-//! What a key is needed for.
+//! Needs: the conditions on a key that a request requires.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,28 +6,38 @@ use std::num::NonZeroU64;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::invalid::Invalid;
+use super::invalid::{Invalid, Problem};
 use super::scope::{Scope, ScopeSet};
 use super::tenant::TenantId;
 use super::text::{ClassName, Environment};
 
-/// What a key is needed for: every condition that is named must hold.
+/// The conditions on a key that a request requires. All of them must be met.
 ///
 /// # Examples
 ///
 /// ```
 /// use keyward::{Environment, Need};
 ///
-/// let need = Need::scope("reports:read").in_environment(Environment::LIVE);
+/// let need = Need::scope("reports:read")?.in_environment(Environment::LIVE);
+/// # Ok::<(), keyward::Invalid>(())
 /// ```
 ///
-/// Made once and used for many verifications it is cheapest: it remembers of which keys' kinds it is
-/// known to be met.
+/// A constant is checked when it is compiled, and needs no `?`:
+///
+/// ```
+/// use keyward::{Need, Scope};
+///
+/// const REPORTS_READ: Scope = Scope::from_static("reports:read");
+///
+/// let need = Need::from(REPORTS_READ);
+/// ```
+///
+/// Make one need and use it for many verifications: it remembers the kinds of keys that met it.
 #[derive(Clone, Default)]
 #[must_use = "a need checks nothing by itself"]
 pub struct Need {
     conditions: Conditions,
-    /// Holds for these conditions: whoever changes them begins anew.
+    /// Valid for these conditions only: a change of conditions starts an empty memory.
     met: Met,
 }
 
@@ -41,20 +51,20 @@ pub(super) struct Conditions {
     pub(super) tenant: Option<TenantId>,
     pub(super) address: Option<IpAddr>,
     pub(super) publishable: bool,
-    pub(super) invalid: Option<Invalid>,
 }
 
-/// How many kinds of keys a need remembers, as a power of two. A judgement: 2 KiB, and as many
-/// combinations of scopes, class and role as most services give out.
+/// 256 kinds of keys, as a power of two. A judgement: 2 KiB, and as many combinations of scopes,
+/// class and role as most services issue.
 const REMEMBERED_BITS: u32 = 8;
 const REMEMBERED: usize = 1 << REMEMBERED_BITS;
 
-/// A memory of what met a need: whatever it has is so, and it may have forgotten anything.
+/// A memory of the kinds of keys that met a need. Every kind in it met the need; any kind may be
+/// forgotten.
 #[derive(Default)]
 pub(crate) struct Met {
-    /// The first, so that a need which is used once costs no more.
+    /// The first kind, held inline so that a need used once allocates nothing.
     first: AtomicU64,
-    /// Made when there is a second.
+    /// Allocated for the second kind.
     more: OnceLock<Box<[AtomicU64; REMEMBERED]>>,
 }
 
@@ -82,12 +92,12 @@ impl Met {
 
 #[inline]
 fn place(more: &[AtomicU64; REMEMBERED], kind: NonZeroU64) -> &AtomicU64 {
-    // Neighbours go to different places (Knuth, volume 3, section 6.4).
+    // Neighbouring kinds go to different places (Knuth, volume 3, section 6.4).
     let mixed = kind.get().wrapping_mul(0x9e37_79b9_7f4a_7c15);
     &more[(mixed >> (u64::BITS - REMEMBERED_BITS)) as usize]
 }
 
-/// Knows what the other knew of the first kind: most copies are changed and used once.
+/// Keeps only the first kind, because most clones are changed and used once.
 impl Clone for Met {
     fn clone(&self) -> Self {
         Self {
@@ -104,61 +114,59 @@ impl fmt::Debug for Need {
 }
 
 impl Need {
-    /// Nothing but a secret key that verifies. Says nothing of what the key may do: ask
+    /// Any secret key that verifies. Says nothing about what the key may do: call
     /// [`Grant::allows`](crate::Grant::allows) before acting.
     pub fn any() -> Self {
         Self::default()
     }
 
-    /// This scope. A malformed scope is kept as it is and makes every verification fail.
-    pub fn scope<S>(scope: S) -> Self
-    where
-        S: TryInto<Scope>,
-        S::Error: Into<Invalid>,
-    {
+    /// A key that reaches this scope.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] for a malformed scope.
+    pub fn scope(scope: impl TryInto<Scope, Error: Into<Invalid>>) -> Result<Self, Invalid> {
         Self::any().and_scope(scope)
     }
 
-    /// This scope too.
-    pub fn and_scope<S>(mut self, scope: S) -> Self
-    where
-        S: TryInto<Scope>,
-        S::Error: Into<Invalid>,
-    {
+    /// A key that reaches this scope too.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] for a malformed scope, or beyond [`ScopeSet::MAX`] scopes.
+    pub fn and_scope(
+        mut self,
+        scope: impl TryInto<Scope, Error: Into<Invalid>>,
+    ) -> Result<Self, Invalid> {
+        let scope = scope.try_into().map_err(Into::into)?;
         let conditions = self.change();
-        match scope.try_into() {
-            Ok(scope) => {
-                let all = conditions.scopes.iter().cloned().chain([scope]);
-                match ScopeSet::new(all) {
-                    Ok(all) => conditions.scopes = all,
-                    Err(invalid) => conditions.invalid = Some(invalid),
-                }
-            }
-            Err(invalid) => conditions.invalid = Some(invalid.into()),
-        }
-        self
+        let scopes = conditions.scopes.iter().cloned().chain([scope]);
+        conditions.scopes = ScopeSet::new(scopes)?;
+        Ok(self)
     }
 
-    /// At least one of these scopes. An empty set can never be met.
-    pub fn any_scope_of(mut self, scopes: ScopeSet) -> Self {
-        let conditions = self.change();
+    /// A key that reaches at least one of these scopes.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] for an empty set, which no key could meet.
+    pub fn any_scope_of(mut self, scopes: ScopeSet) -> Result<Self, Invalid> {
         if scopes.is_empty() {
-            let expected = "at least one scope";
-            let problem = super::invalid::Problem::Form { expected };
-            conditions.invalid = Some(Invalid::new("needed scopes", problem));
+            return Err(Invalid::new("set of needed scopes", Problem::Empty));
         }
-        conditions.any_of = scopes;
-        self
+        self.change().any_of = scopes;
+        Ok(self)
     }
 
-    /// A key of this class, or of any other that is named (rule A2-31).
+    /// A key of this class, or of another class named by a further call (rule A2-31).
     pub fn of_class(mut self, class: ClassName) -> Self {
         self.change().classes.push(class);
         self
     }
 
-    /// In a pair, a publishable key of this class beside the secret one, or of any other that is
-    /// named. Without any, every publishable key of the same tenant and environment will do.
+    /// In a pair, a publishable key of this class beside the secret one, or of another class named
+    /// by a further call. Without a class, every publishable key of the same tenant and environment
+    /// is accepted.
     pub fn beside_class(mut self, class: ClassName) -> Self {
         self.change().beside.push(class);
         self
@@ -170,27 +178,28 @@ impl Need {
         self
     }
 
-    /// A key that reaches this tenant: its own, or one below it if its class reaches that far.
+    /// A key that reaches this tenant: the tenant's own key, or a key of an ancestor whose class
+    /// reaches descendants.
     pub fn for_tenant(mut self, tenant: TenantId) -> Self {
-        // Looked at for every key: what is known of their kinds stays so.
+        // Checked for every key, so the remembered kinds stay valid.
         self.conditions.tenant = Some(tenant);
         self
     }
 
     /// A request from this address, as the host knows it from the socket or a trusted proxy.
     pub fn from_address(mut self, address: IpAddr) -> Self {
-        // As with the tenant.
+        // Checked for every key, as the tenant is.
         self.conditions.address = Some(address);
         self
     }
 
-    /// Lets publishable keys pass as well, which anybody may hold.
+    /// Accepts publishable keys as well, which anybody may hold.
     pub fn or_publishable(mut self) -> Self {
         self.change().publishable = true;
         self
     }
 
-    /// What the publishable half of a pair must meet, where the secret half must meet this.
+    /// Returns the need of a pair's publishable half, if this is the need of the secret half.
     pub(crate) fn of_publishable_half(&self) -> Self {
         let conditions = Conditions {
             classes: self.conditions.beside.clone(),
@@ -204,18 +213,18 @@ impl Need {
         }
     }
 
-    /// The conditions, to be changed: what is known of those before is forgotten.
+    /// Returns the conditions to change them, and forgets the kinds that met them.
     fn change(&mut self) -> &mut Conditions {
         self.met = Met::default();
         &mut self.conditions
     }
 
-    /// The tenant that the key must reach.
+    /// Returns the tenant that the key must reach.
     pub(crate) const fn tenant(&self) -> Option<&TenantId> {
         self.conditions.tenant.as_ref()
     }
 
-    /// The address that the request came from, if it is known.
+    /// Returns the address of the request, if it is known.
     pub(crate) const fn address(&self) -> Option<IpAddr> {
         self.conditions.address
     }
@@ -224,16 +233,18 @@ impl Need {
         &self.conditions
     }
 
-    /// Of which keys' kinds it is known that they meet all conditions but those on the tenant and
-    /// the address.
+    /// Returns the memory of the kinds of keys that meet all conditions except those on the tenant
+    /// and the address.
     pub(crate) const fn met(&self) -> &Met {
         &self.met
     }
+}
 
-    /// What is wrong with the need itself, if anything.
-    #[must_use]
-    pub const fn invalid(&self) -> Option<&Invalid> {
-        self.conditions.invalid.as_ref()
+impl From<Scope> for Need {
+    fn from(scope: Scope) -> Self {
+        let mut need = Self::any();
+        need.conditions.scopes = scope.into();
+        need
     }
 }
 
@@ -249,8 +260,8 @@ mod tests {
     fn what_a_need_remembers_ends_where_it_is_changed() {
         type Change = fn(Need) -> Need;
         let changes: [Change; 6] = [
-            |need| need.and_scope("reports:read"),
-            |need| need.any_scope_of(ScopeSet::all()),
+            |need| need.and_scope("reports:read").unwrap(),
+            |need| need.any_scope_of(ScopeSet::all()).unwrap(),
             |need| need.of_class("secret".parse().unwrap()),
             |need| need.beside_class("public".parse().unwrap()),
             |need| need.in_environment(Environment::LIVE),
@@ -274,6 +285,17 @@ mod tests {
         let of_request = need.clone().for_tenant("acme".parse().unwrap());
         let of_request = of_request.from_address([192, 0, 2, 1].into());
         assert!(of_request.met().has(kind(7)));
+    }
+
+    #[test]
+    fn a_need_that_no_key_could_meet_is_an_error_where_it_is_written() {
+        assert!(Need::scope("reports read").is_err());
+        assert!(Need::any().and_scope("").is_err());
+        assert!(Need::any().any_scope_of(ScopeSet::none()).is_err());
+        let scopes = (0..=ScopeSet::MAX).map(|number| format!("reports:{number}"));
+        let all = scopes.map(|scope| Scope::new(scope).unwrap());
+        let need = all.into_iter().try_fold(Need::any(), Need::and_scope);
+        assert_eq!(need.unwrap_err().field, "scope set");
     }
 
     #[test]

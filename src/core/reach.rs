@@ -1,10 +1,10 @@
-//! Reach: what a key may do, as whom, for how long, where and from where, and the one order in which
-//! two reaches are compared.
+//! Reach: the limits of a key in every dimension, and the one order in which two reaches are
+//! compared.
 //!
-//! Pure. Management and verification both ask here; there is no second copy of the rule. Invariant:
-//! whatever a command issues or widens lies within its actor's reach on every [`Dimension`]. A new
-//! dimension is a new field of [`Reach`], and [`Reach::excess`] does not compile until it compares
-//! that field. `docs/authority.md` states the order in words.
+//! Pure. Management and verification share this rule. Invariant: whatever a command issues or
+//! widens lies within its actor's reach on every [`Dimension`]. A new dimension is a new field of
+//! [`Reach`], and [`Reach::excess`] does not compile until it compares that field.
+//! `docs/authority.md` states the order in words.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -22,13 +22,13 @@ use super::tenant::TenantId;
 use super::text::{ClassName, Environment, Role};
 use super::time::Timestamp;
 
-/// What bounds a key by itself.
+/// The bounds of a key itself.
 #[derive(Clone, Copy)]
 pub(crate) struct Bounds<'a> {
     pub(crate) scopes: &'a ScopeSet,
-    /// Whether a person owns it, and not the tenant itself.
+    /// Whether a person owns the key, rather than the tenant.
     pub(crate) persons: bool,
-    /// The roles that limited whoever received the secret; all of them must allow.
+    /// The roles that limited the recipient of the secret; all of them must allow.
     pub(crate) bound: &'a BTreeSet<Role>,
 }
 
@@ -58,7 +58,7 @@ impl<'a> Bounds<'a> {
     }
 }
 
-/// Whether a key reaches `scope`. Allocates nothing.
+/// Returns whether a key reaches `scope`. Allocates nothing.
 pub(crate) fn reaches(
     bounds: Bounds<'_>,
     policy: &Policy,
@@ -73,7 +73,8 @@ pub(crate) fn reaches(
             .is_some_and(|mut roles| roles.all(|role| policy.role_allows(role, scope)))
 }
 
-/// Everything that a key reaches: `scopes ∩ class ceiling ∩ bound ∩ its owner's live roles`.
+/// Returns everything that a key reaches: `scopes ∩ class ceiling ∩ bound ∩ its owner's live
+/// roles`.
 pub(crate) fn scopes(
     bounds: Bounds<'_>,
     policy: &Policy,
@@ -89,8 +90,8 @@ pub(crate) fn scopes(
     })
 }
 
-/// The roles that a key acts with: its bound, and its owner's live roles. Empty for a key that acts
-/// with none, because it belongs to its tenant or its owner has no role.
+/// Returns the roles that a key acts with: its bound, and its owner's live roles. Empty for a key
+/// of its tenant, and for a key whose owner has no role.
 pub(crate) fn roles_of(
     owner: &Owner,
     bound: &BTreeSet<Role>,
@@ -102,7 +103,7 @@ pub(crate) fn roles_of(
     bound.iter().chain(&standing.roles).cloned().collect()
 }
 
-/// One of the dimensions that make a reach.
+/// A dimension of a reach.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 #[non_exhaustive]
 pub enum Dimension {
@@ -110,7 +111,7 @@ pub enum Dimension {
     Scopes,
     /// The permits and the ceilings of the owner's roles.
     Role,
-    /// The end.
+    /// The time of expiry.
     Lifetime,
     /// The tenants.
     Tenants,
@@ -118,13 +119,13 @@ pub enum Dimension {
     Environment,
     /// The resource.
     Resource,
-    /// The networks it may be used from.
+    /// The networks from which the key may be used.
     Addresses,
     /// Secret or publishable.
     KeyType,
     /// The classes of keys.
     Class,
-    /// The time until its revocation holds everywhere.
+    /// The time until a revocation takes effect everywhere.
     Propagation,
 }
 
@@ -151,7 +152,7 @@ impl fmt::Display for Dimension {
     }
 }
 
-/// One thing that a policy lets roles do, beside what their ceilings allow.
+/// A right that a policy gives to roles, beside their ceilings.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Permit {
     Administer,
@@ -164,8 +165,8 @@ pub(crate) enum Permit {
     Revoke(ClassName),
 }
 
-/// The reach of roles under a policy: the permits that all of them have, and what all of their
-/// ceilings allow. No roles may do nothing.
+/// The reach of several roles under a policy: the permits that all of them have, within all of
+/// their ceilings. No roles may do nothing.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct RoleReach {
     permits: BTreeSet<Permit>,
@@ -237,7 +238,7 @@ impl RoleReach {
         }
     }
 
-    /// Returns whether all that this may do, `limit` may do.
+    /// Returns whether `limit` may do everything that this reach may do.
     pub(crate) fn is_within(&self, limit: &Self) -> bool {
         let Self { permits, ceiling } = self;
         permits.is_subset(&limit.permits) && limit.ceiling.contains(ceiling)
@@ -279,7 +280,7 @@ impl Tenants {
     }
 }
 
-/// The classes of keys that may come of something.
+/// The classes of keys that can descend from a key or an actor.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Classes {
     All,
@@ -287,7 +288,8 @@ pub(crate) enum Classes {
 }
 
 impl Classes {
-    /// Of a key of `class`: its own, and those that it issues.
+    /// Returns the classes that can descend from a key of `class`: its own, and those that it
+    /// issues.
     pub(crate) fn of(name: &ClassName, class: &KeyClass) -> Self {
         Self::These(class.issues.iter().chain([name]).cloned().collect())
     }
@@ -301,15 +303,15 @@ impl Classes {
     }
 }
 
-/// Everything that a reach consists of: of a key, or of an actor.
+/// The whole reach of a key or of an actor.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Reach {
     pub(crate) scopes: ScopeSet,
-    /// The reach of the roles that stand behind it.
+    /// The reach of the roles from which it was derived.
     pub(crate) role: RoleReach,
-    /// The first instant at which it has ended; `None` for never.
+    /// The instant at which it ends; `None` for never.
     pub(crate) until: Option<Timestamp>,
-    /// The latest end that it can come to by rotating itself; `None` for never.
+    /// The latest end that can be reached by self-rotation; `None` for never.
     pub(crate) renewable_until: Option<Timestamp>,
     pub(crate) tenants: Tenants,
     /// `None` for all.
@@ -325,7 +327,8 @@ pub(crate) struct Reach {
 }
 
 impl Reach {
-    /// Everything in `tenant` and its descendants, but for what roles allow.
+    /// Returns the reach of everything in `tenant` and its descendants, except for the permits of
+    /// roles.
     pub(crate) fn unlimited(tenant: &TenantId) -> Self {
         Self {
             scopes: ScopeSet::all(),
@@ -345,8 +348,8 @@ impl Reach {
         }
     }
 
-    /// The first dimension in which this is not within `limit`; `None` if it is within `limit`. The
-    /// relation "has no excess" is a partial order.
+    /// Returns the first dimension in which this reach exceeds `limit`; `None` if it is within
+    /// `limit`. The relation "has no excess" is a partial order.
     pub(crate) fn excess(&self, limit: &Self) -> Option<Dimension> {
         let Self {
             scopes,
@@ -391,13 +394,13 @@ impl Reach {
     }
 }
 
-/// `None` stands for never.
+/// `None` means never.
 fn is_no_later(end: Option<Timestamp>, limit: Option<Timestamp>) -> bool {
     limit.is_none_or(|limit| end.is_some_and(|end| end <= limit))
 }
 
-/// Returns the latest end that a key of `class` can come to, which ends at `end` and whose chain began at
-/// `since`.
+/// Returns the latest end that a key of `class` can reach, if it ends at `end` and its chain began
+/// at `since`.
 pub(crate) fn renewable_until(
     class: &KeyClass,
     end: Option<Timestamp>,
@@ -409,7 +412,7 @@ pub(crate) fn renewable_until(
     }
 }
 
-/// `None` stands for all values.
+/// `None` means all values.
 fn is_one_of<T: PartialEq>(own: Option<&T>, limit: Option<&T>) -> bool {
     limit.is_none() || own == limit
 }

@@ -1,51 +1,51 @@
-//! Why a presented key was refused, and who may be told.
+//! Rejections: the reasons for refusing a presented key, and the part that a client may see.
 
 use std::time::Duration;
 
 use super::id::KeyId;
-use super::invalid::Invalid;
 use super::record::Reason;
 use super::scope::Scope;
 use super::text::{ClassName, Environment, PepperId};
 use super::time::Timestamp;
 use super::token::TokenError;
 
-/// Why a presented key was refused.
+/// The reason why a presented key was refused.
 ///
-/// [`Display`](std::fmt::Display) is for the host's own logs; what a client may be told is
+/// [`Display`](std::fmt::Display) is for the host's own logs. Show a client only
 /// [`public_message`](Self::public_message).
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Rejection {
-    /// It is no key of ours. Found before anything was hashed or looked up.
-    #[error("malformed key: {0}")]
+    /// The text is not a token of this crate. Found before anything is hashed or looked up.
+    #[error(transparent)]
     Malformed(#[from] TokenError),
-    /// No key has this id here; [`verify_or_fetch`](crate::Keyward::verify_or_fetch) asks the store.
+    /// No known key has this id; [`verify_or_fetch`](crate::Keyward::verify_or_fetch) reads the
+    /// store.
     #[error("unknown key")]
     Unknown,
-    /// The secret is not this key's.
+    /// The secret does not match the key.
     #[error("wrong secret")]
     WrongSecret,
     /// The key was revoked.
     #[error("key was revoked at {at}: {reason}")]
     Revoked {
-        /// Which key.
+        /// The key.
         key: KeyId,
-        /// When.
+        /// The time of the revocation.
         at: Timestamp,
-        /// Why.
+        /// The reason of the revocation.
         reason: Reason,
     },
     /// The key has expired.
     #[error("key expired at {at}")]
     Expired {
-        /// Which key.
+        /// The key.
         key: KeyId,
-        /// When.
+        /// The time at which the key expired.
         at: Timestamp,
     },
-    /// The key's tenant has a commit from the future by which the key has ended, and no other clock decides
-    /// whether that commit or this process's clock is wrong.
+    /// By a commit from the future, the key has expired. No other clock decides whether that commit
+    /// or this process's clock is wrong.
     #[error("clock says {now}, and the key's tenant has a commit of {floor}")]
     ClockUnsure {
         /// The key.
@@ -58,70 +58,70 @@ pub enum Rejection {
     /// The key is disabled.
     #[error("key is disabled")]
     Disabled {
-        /// Which key.
+        /// The key.
         key: KeyId,
     },
     /// The key's owner was removed.
     #[error("owner of the key was removed")]
     OwnerRemoved {
-        /// Which key.
+        /// The key.
         key: KeyId,
     },
-    /// The key's tenant, or one above it, was closed.
+    /// The key's tenant, or an ancestor of it, was closed.
     #[error("tenant of the key was closed")]
     TenantClosed {
-        /// Which key.
+        /// The key.
         key: KeyId,
     },
-    /// A publishable key was presented where a secret one is needed.
+    /// A publishable key was presented where a secret key is needed.
     #[error("publishable key where a secret one is needed")]
     Publishable {
-        /// Which key.
+        /// The key.
         key: KeyId,
     },
-    /// The key is of another kind.
+    /// The key is of another class.
     #[error("key of class {class} where another is needed")]
     WrongClass {
-        /// Which key.
+        /// The key.
         key: KeyId,
-        /// Its class.
+        /// The key's class.
         class: ClassName,
     },
     /// The key is for another environment.
     #[error("key for environment {environment} where another is needed")]
     WrongEnvironment {
-        /// Which key.
+        /// The key.
         key: KeyId,
-        /// Its environment.
+        /// The key's environment.
         environment: Environment,
     },
     /// The key does not reach the tenant.
     #[error("key does not reach the tenant")]
     WrongTenant {
-        /// Which key.
+        /// The key.
         key: KeyId,
     },
-    /// The key may not be used from the request's address, or the address is not known.
+    /// The key may not be used from the request's address, or the address is unknown.
     #[error("key may not be used from this address")]
     AddressNotAllowed {
-        /// Which key.
+        /// The key.
         key: KeyId,
     },
     /// The key lacks a scope.
     #[error("key lacks scope {scope}")]
     MissingScope {
-        /// Which key.
+        /// The key.
         key: KeyId,
-        /// The scope; of several that would do, the first.
+        /// The missing scope; the first one if any of several would suffice.
         scope: Scope,
     },
-    /// The two halves of a pair do not belong together (rule A2-15).
+    /// The halves of a pair do not belong together (rule A2-15).
     #[error("the two keys do not belong together")]
     PairMismatch,
-    /// The verifier could not confirm for too long that it is up to date. An outage, not a bad key.
+    /// The verifier has not synced within its staleness bound. An outage, not a bad key.
     #[error("not confirmed for {age:?}, at most {bound:?} is allowed")]
     Stale {
-        /// How long ago the verifier last confirmed.
+        /// The time since the last confirmation.
         age: Duration,
         /// The staleness bound.
         bound: Duration,
@@ -130,16 +130,16 @@ pub enum Rejection {
     /// [`verify_fresh`](crate::Keyward::verify_fresh).
     #[error("keys of this class are verified against the store")]
     NeedsFresh,
-    /// The store did not answer, or too many ask it at once. An outage, not a bad key.
+    /// The store did not answer, or too many reads are in flight. An outage, not a bad key.
     #[error("store is unavailable")]
     StoreUnavailable,
-    /// The key's digest stands under a pepper that the ring does not have: an operator's fault.
+    /// The key's digest was made under a pepper that the ring lacks, which is an operator's fault.
     #[error("pepper {pepper} is not in the ring")]
     UnknownPepper {
         /// The pepper's id.
         pepper: PepperId,
     },
-    /// The policy has no such class: an operator's fault.
+    /// The policy has no such class, which is an operator's fault.
     #[error("policy has no class {class}")]
     UnknownClass {
         /// The class.
@@ -148,27 +148,24 @@ pub enum Rejection {
     /// The stored bytes of the key, or of its owner's or tenant's row, failed their checksum.
     #[error("stored bytes about key {key} are corrupt")]
     Corrupt {
-        /// Which key.
+        /// The key.
         key: KeyId,
     },
-    /// What is needed is malformed: a fault in the calling code.
-    #[error("malformed need: {0}")]
-    Need(Invalid),
 }
 
-/// What a rejection means to the client, as far as it may know.
+/// The meaning of a rejection for the client.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum RejectionKind {
     /// The key does not authenticate: 401.
     Invalid,
-    /// The key authenticates and may not do this: 403.
+    /// The key authenticates, and may not be used for this request: 403.
     Forbidden,
-    /// The service cannot tell now: 503. Never the key's fault.
+    /// The service cannot decide now: 503. Never the key's fault.
     Unavailable,
 }
 
 impl Rejection {
-    /// What it means to the client.
+    /// Returns the meaning for the client.
     #[must_use]
     pub const fn kind(&self) -> RejectionKind {
         match self {
@@ -193,12 +190,11 @@ impl Rejection {
             | Self::StoreUnavailable
             | Self::UnknownPepper { .. }
             | Self::UnknownClass { .. }
-            | Self::Corrupt { .. }
-            | Self::Need(_) => RejectionKind::Unavailable,
+            | Self::Corrupt { .. } => RejectionKind::Unavailable,
         }
     }
 
-    /// The key, if its secret was presented: only then is one named.
+    /// Returns the key, if its secret was presented. Otherwise a rejection names no key.
     #[must_use]
     pub const fn key(&self) -> Option<KeyId> {
         match self {
@@ -218,7 +214,7 @@ impl Rejection {
         }
     }
 
-    /// What a client may be told: one text for all keys that do not authenticate.
+    /// Returns a message that a client may see: one text for all keys that do not authenticate.
     #[must_use]
     pub fn public_message(&self) -> String {
         match self.kind() {

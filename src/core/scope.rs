@@ -233,7 +233,7 @@ impl ScopeSet {
                 max: Self::MAX,
                 actual: set.len(),
             };
-            return Err(Invalid::new("scopes", problem));
+            return Err(Invalid::new("scope set", problem));
         }
         Ok(Self(set))
     }

@@ -1,6 +1,6 @@
 //! Secrets, their digests and their fingerprints.
 //!
-//! Pure. Invariant: a secret leaves its type through [`Secret::expose`] alone; nothing here prints
+//! Pure. Invariant: a secret leaves its type only through [`Secret::expose`]. Nothing here prints
 //! one, copies one or compares one with `==`.
 
 use std::fmt;
@@ -27,7 +27,7 @@ impl Secret {
         Self(text)
     }
 
-    /// The text, to hand to the key's owner.
+    /// Returns the text, to hand to the key's owner.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
@@ -40,34 +40,34 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What a store keeps of a key's secret half: 32 bytes that do not lead back to it.
+/// The stored digest of a key's secret: 32 bytes from which the secret cannot be derived.
 ///
-/// Equality takes the same time wherever the bytes differ.
+/// Comparing two digests takes the same time wherever their bytes differ.
 #[derive(Clone, Copy)]
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    /// A digest from its bytes.
+    /// Returns a digest from its bytes.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// The SHA-256 of a whole token, as hosts store it that import keys.
+    /// Returns the SHA-256 of a whole token, the form in which hosts import keys.
     #[must_use]
     pub fn sha256(token: impl AsRef<[u8]>) -> Self {
         Self(Sha256::digest(token.as_ref()).into())
     }
 
-    /// The bytes, for a store to keep.
+    /// Returns the bytes, for a store to keep.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 }
 
-/// A keyed mark of an imported digest: HMAC-SHA-256 under a pepper. It stands in the audit trail, and
-/// reveals nothing of the digest to a reader who lacks the pepper.
+/// A keyed mark of an imported digest: HMAC-SHA-256 under a pepper. The audit trail holds the mark,
+/// which reveals nothing of the digest without the pepper.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct DigestMark([u8; 32]);
 
@@ -78,7 +78,7 @@ impl DigestMark {
         Self(bytes)
     }
 
-    /// The mark in the place of a digest, for a store to keep taken.
+    /// Returns the mark as a digest, for a store to keep as taken.
     pub(crate) const fn as_digest(&self) -> Digest {
         Digest::from_bytes(self.0)
     }
@@ -124,20 +124,21 @@ impl FromStr for Digest {
     }
 }
 
-/// A short one-way mark by which a key is found and recognised: 64 bits of the SHA-256 of its token.
+/// A short one-way mark by which a key is found and recognised: the first 64 bits of the SHA-256 of
+/// its token.
 ///
 /// Taken at creation, and unchanged by a change of pepper. It authenticates nothing (rule G-09).
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Fingerprint([u8; 8]);
 
 impl Fingerprint {
-    /// The fingerprint of a whole token.
+    /// Returns the fingerprint of a whole token.
     #[must_use]
     pub fn of_token(token: impl AsRef<[u8]>) -> Self {
         Self::of_sha256(&Digest::sha256(token))
     }
 
-    /// The fingerprint of a token of which only the SHA-256 is known.
+    /// Returns the fingerprint of a token by its SHA-256.
     #[must_use]
     pub fn of_sha256(digest: &Digest) -> Self {
         let mut short = [0; 8];
@@ -207,7 +208,7 @@ fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(bytes)
 }
 
-/// The random part of one key to come: its id and its secret half. Wiped on drop.
+/// The random part of a new key: its id and its secret half. Wiped on drop.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct KeyMaterial {
     #[zeroize(skip)]
@@ -216,14 +217,14 @@ pub struct KeyMaterial {
 }
 
 impl KeyMaterial {
-    /// How many base62 characters a secret half has: 32, which is 190 bits.
+    /// 32 base62 characters, the length of a secret half, which is 190 bits.
     pub const SECRET_LEN: usize = 32;
 
-    /// Makes material from the time and a source of random bytes.
+    /// Draws material from the time and a source of random bytes.
     ///
     /// # Errors
     ///
-    /// Whatever `fill` fails with.
+    /// The error of `fill`.
     pub fn draw<E>(
         now: Timestamp,
         mut fill: impl FnMut(&mut [u8]) -> Result<(), E>,
@@ -248,7 +249,7 @@ impl KeyMaterial {
         })
     }
 
-    /// The id that the key will have.
+    /// Returns the id of the new key.
     #[must_use]
     pub const fn id(&self) -> KeyId {
         self.id

@@ -329,7 +329,7 @@ mod tests {
         let error = KeyName::new("x".repeat(201)).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "key name: is 201 bytes long, at most 200 are allowed"
+            "key name is 201 bytes long, at most 200 are allowed"
         );
         let error = KeyName::new("sk_live\u{7}abc").unwrap_err();
         assert_eq!(

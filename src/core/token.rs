@@ -16,7 +16,7 @@ use super::invalid::{Invalid, Problem};
 use super::secret::KeyMaterial;
 use super::text::{self, Hint, Text};
 
-/// The most bytes of a presented string that are looked at (trap 16).
+/// 512 bytes, the most of a presented string that is read (trap 16).
 pub const MAX_PRESENTED_LEN: usize = 512;
 
 const CHECKSUM_LEN: usize = 6;
@@ -24,22 +24,22 @@ const ID_AND_SECRET_LEN: usize = KeyId::LEN + KeyMaterial::SECRET_LEN;
 const BODY_LEN: usize = ID_AND_SECRET_LEN + CHECKSUM_LEN;
 const HINT_TAIL: usize = 4;
 
-/// What a class's tokens begin with, separator included: `sk_live_`, `client-`.
+/// The first part of a class's tokens, separator included: `sk_live_`, `client-`.
 ///
 /// 2 to 32 bytes of `A-Z a-z 0-9 _ - .` that begin with a letter and end with one of `_ - .`, so
-/// that a person and a scanner see where the prefix ends.
+/// that people and scanners see the end of the prefix.
 #[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct TokenPrefix(Text);
 
 impl TokenPrefix {
-    /// The most bytes a prefix may have.
+    /// 32 bytes, the most that a prefix may have.
     pub const MAX_LEN: usize = 32;
 
     /// Parses a prefix.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] says which form a prefix has.
+    /// [`Invalid`] for a malformed prefix.
     pub fn new(text: impl AsRef<str>) -> Result<Self, Invalid> {
         let text = text.as_ref();
         if text.len() > Self::MAX_LEN {
@@ -56,14 +56,14 @@ impl TokenPrefix {
         Err(Invalid::new("prefix", Problem::Form { expected }))
     }
 
-    /// The prefix as text.
+    /// Returns the prefix as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// What a byte may be in a prefix.
+/// The classes of bytes in a prefix.
 const WITHIN: u8 = 1;
 const AT_ITS_START: u8 = 2;
 const AT_ITS_END: u8 = 4;
@@ -127,56 +127,56 @@ impl<'de> Deserialize<'de> for TokenPrefix {
     }
 }
 
-/// Why a presented string is no token of ours. Found without hashing or looking anything up.
+/// The reason why a presented string is not a token. Found without hashing or looking anything up.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenError {
-    /// Nothing, or only white space.
+    /// An empty string, or only white space.
     #[error("no key was presented")]
     Empty,
-    /// More bytes than any key has.
-    #[error("is {actual} bytes long, at most {max} are looked at", max = MAX_PRESENTED_LEN)]
+    /// More bytes than any token has.
+    #[error("key is {actual} bytes long, at most {max} are read", max = MAX_PRESENTED_LEN)]
     TooLong {
-        /// How many bytes were presented.
+        /// The number of bytes presented.
         actual: usize,
     },
     /// Too few or too many characters for a token.
-    #[error("is {actual} characters long, a key has {min} to {max}", min = MIN_LEN, max = MAX_LEN)]
+    #[error("key is {actual} characters long, allowed are {min} to {max}", min = MIN_LEN, max = MAX_LEN)]
     Length {
-        /// How many characters were presented.
+        /// The number of characters presented.
         actual: usize,
     },
     /// A byte that no token has.
-    #[error("has a character at byte {position} that no key has")]
+    #[error("key has a character at byte {position} that is not allowed")]
     Character {
-        /// Its offset in what was presented, after trimming.
+        /// The byte's offset in the presented string, after trimming.
         position: usize,
     },
-    /// The part before the id is no prefix.
-    #[error("does not begin with a prefix")]
+    /// The part before the id is not a prefix.
+    #[error("key does not begin with a prefix")]
     Prefix,
-    /// The checksum does not match: a typing error, a changed case, or not a key at all.
-    #[error("checksum does not match")]
+    /// The checksum does not match: a typing error, a changed case, or no key at all.
+    #[error("checksum of the key does not match")]
     Checksum,
     /// The id is beyond 128 bits.
-    #[error("id is out of range")]
+    #[error("id in the key is out of range")]
     Id,
 }
 
 const MIN_LEN: usize = BODY_LEN + 2;
 const MAX_LEN: usize = BODY_LEN + TokenPrefix::MAX_LEN;
 
-/// A well-formed token, borrowed from what was presented. Nothing is known of its secret yet.
+/// A well-formed token, borrowed from the presented text. Its secret is not verified.
 #[derive(Clone, Copy)]
 pub struct Token<'a> {
-    /// In visible ASCII, as all of it.
+    /// In visible ASCII, as the whole token.
     prefix: &'a [u8],
     body: &'a [u8; BODY_LEN],
     id: KeyId,
 }
 
 impl<'a> Token<'a> {
-    /// The prefix, separator included.
+    /// Returns the prefix, separator included.
     #[must_use]
     pub fn prefix(&self) -> &'a str {
         std::str::from_utf8(self.prefix).unwrap_or_default()
@@ -186,7 +186,7 @@ impl<'a> Token<'a> {
         self.prefix
     }
 
-    /// The key id that the token names.
+    /// Returns the key id in the token.
     #[must_use]
     pub const fn id(&self) -> KeyId {
         self.id
@@ -199,7 +199,7 @@ impl<'a> Token<'a> {
     }
 }
 
-/// The parts of a body: what is digested, and the checksum.
+/// Splits a body into the part that is digested and the checksum.
 #[inline]
 fn sealed(body: &[u8; BODY_LEN]) -> (&[u8; ID_AND_SECRET_LEN], &[u8; CHECKSUM_LEN]) {
     let parts = body.split_first_chunk::<ID_AND_SECRET_LEN>();
@@ -216,7 +216,7 @@ impl fmt::Debug for Token<'_> {
     }
 }
 
-/// The presented text without the ASCII space around it, if it is short enough to be looked at.
+/// Returns the presented text without surrounding ASCII space, if it is short enough.
 ///
 /// # Errors
 ///
@@ -229,7 +229,7 @@ pub fn trim(presented: &[u8]) -> Result<&str, TokenError> {
     })
 }
 
-/// The same as bytes, all of them visible ASCII.
+/// Returns the trimmed bytes, all of them visible ASCII.
 fn trimmed(presented: &[u8]) -> Result<&[u8], TokenError> {
     if presented.len() > MAX_PRESENTED_LEN {
         return Err(TokenError::TooLong {
@@ -247,11 +247,11 @@ fn trimmed(presented: &[u8]) -> Result<&[u8], TokenError> {
     }
 }
 
-/// Reads a token from what was presented.
+/// Parses a token.
 ///
 /// # Errors
 ///
-/// [`TokenError`] says what is wrong with it, and never repeats it.
+/// [`TokenError`], which never repeats the presented text.
 ///
 /// # Examples
 ///
@@ -262,12 +262,12 @@ fn trimmed(presented: &[u8]) -> Result<&[u8], TokenError> {
 /// ```
 #[inline]
 pub fn parse(presented: &[u8]) -> Result<Token<'_>, TokenError> {
-    // Of more than this nothing is looked at (trap 16).
+    // Longer text is not read at all (trap 16).
     let text = match presented.len() {
         0..=MAX_PRESENTED_LEN => presented.trim_ascii(),
         _ => return Err(fault(presented)),
     };
-    // What is well formed is visible ASCII throughout: why anything else is not, `fault` says.
+    // A well-formed token is visible ASCII throughout. `fault` finds the reason for anything else.
     let parts = text.split_last_chunk::<BODY_LEN>();
     let well_formed =
         |(prefix, body): &(&[u8], &[u8; BODY_LEN])| base62::is_digits(body) & is_prefix(prefix);
@@ -284,7 +284,7 @@ pub fn parse(presented: &[u8]) -> Result<Token<'_>, TokenError> {
     Ok(Token { prefix, body, id })
 }
 
-/// What is wrong with a string that is no token.
+/// Returns the reason why a string is not a token.
 #[inline(never)]
 fn fault(presented: &[u8]) -> TokenError {
     let text = match trimmed(presented) {
@@ -304,7 +304,7 @@ fn fault(presented: &[u8]) -> TokenError {
     }
 }
 
-/// The regular expression by which a secret scanner finds the tokens of `prefix`.
+/// Returns the regular expression by which a secret scanner finds the tokens of `prefix`.
 ///
 /// Written for the syntax that RE2, Rust's `regex` and PCRE share. A scanner that can compute
 /// CRC-32 drops false positives: the last six characters are the CRC-32 (IEEE) of all before them,
@@ -315,8 +315,8 @@ pub fn scanner_pattern(prefix: &TokenPrefix) -> String {
     format!(r"\b{escaped}[0-9A-Za-z]{{{BODY_LEN}}}\b")
 }
 
-/// The checksum that ends a token which begins with `before`: by it a scanner tells a key from what
-/// only looks like one. It protects against typing errors, not against forgery.
+/// Returns the checksum of a token that begins with `before`. By it, a scanner distinguishes a key from
+/// text that only looks like one. It protects against typing errors, not against forgery.
 ///
 /// # Examples
 ///
@@ -333,9 +333,9 @@ pub fn checksum(before: &str) -> String {
         .collect()
 }
 
-/// Writes the token of a key to come.
+/// Writes the token of a new key.
 pub(crate) fn compose(prefix: &TokenPrefix, material: &KeyMaterial) -> Zeroizing<String> {
-    // Its full size at once: a string that grew would leave copies of the secret behind.
+    // Allocated at full size: a string that grows would leave copies of the secret in memory.
     let mut token = Zeroizing::new(String::with_capacity(prefix.as_str().len() + BODY_LEN));
     token.push_str(prefix.as_str());
     let digits = |bytes: &mut Zeroizing<String>, part: &[u8]| {
@@ -348,7 +348,7 @@ pub(crate) fn compose(prefix: &TokenPrefix, material: &KeyMaterial) -> Zeroizing
     token
 }
 
-/// The slice of a composed token that is digested.
+/// Returns the slice of a composed token that is digested.
 pub(crate) fn id_and_secret(token: &str) -> &[u8; ID_AND_SECRET_LEN] {
     let body = token.as_bytes().last_chunk();
     sealed(body.expect("a composed token has a body")).0
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_case_is_told_as_a_checksum() {
+    fn a_changed_case_fails_the_checksum() {
         let text = compose_with("sk_live_", 3).to_ascii_lowercase();
         assert_eq!(parse(text.as_bytes()).unwrap_err(), TokenError::Checksum);
     }

@@ -1,10 +1,11 @@
-//! The decision about one request: which key it carries, whether it does for the request, and what
-//! becomes of it.
+//! The decision about one request: find its key, verify the key, and forward or refuse the request.
 //!
-//! Whatever is asked of a key goes through [`Need`] and the verifier; here is only what is HTTP's own.
+//! Every condition on a key goes through [`Need`] and the verifier. This module holds only the
+//! parts that belong to HTTP.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use http::header::{
     ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, Entry, HeaderMap, HeaderName, ORIGIN,
@@ -12,9 +13,9 @@ use http::header::{
 use http::request::Parts;
 use http::{Extensions, Method};
 
-use super::layer::KeywardLayer;
 use super::refusal::Refusal;
-use super::sources::{self, Credentials, Found};
+use super::settings::Settings;
+use super::sources::{self, Carried};
 use crate::core::id::KeyId;
 use crate::core::need::Need;
 use crate::core::rejection::Rejection;
@@ -22,221 +23,182 @@ use crate::core::tenant::TenantId;
 use crate::observe;
 use crate::verifier::Grant;
 
-/// The address from which a request came, as the socket tells it: to be put into the extensions of a
-/// request by whoever accepts connections.
+/// The address of the socket's peer. The code that accepts connections puts it into the extensions
+/// of each request.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct PeerAddr(pub IpAddr);
 
-/// The tenant that the path or [`KeywardLayer::tenant_from`] named and that the key was found to
-/// reach. In the extensions of a request that got through: act on this one, so that nothing reads the
-/// path in another way.
+/// The tenant that the path or [`KeywardLayer::tenant_from`](super::KeywardLayer::tenant_from)
+/// named and that the key reaches. A request that passed carries it in its extensions. Act on this
+/// value rather than reading the path again, so that no second reader interprets the path
+/// differently.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct RequestTenant(pub TenantId);
 
-impl KeywardLayer {
-    /// Verifies as far as the store need not be asked.
-    pub(super) fn begin(&self, request: &Parts) -> Begun {
-        let settings = &*self.settings;
-        if settings.preflights_pass && is_preflight(request) {
-            return Begun::Settled(Ok(None));
-        }
-        let found = sources::find(&settings.sources, &request.headers, request.uri.query());
-        let Found {
-            credentials,
-            in_query,
-        } = match found {
-            Ok(Some(found)) => found,
-            Ok(None) if settings.optional => return Begun::Settled(Ok(None)),
-            Ok(None) => return Begun::Settled(Err(Refusal::Missing)),
-            Err(unclear) => return Begun::Settled(Err(unclear.into())),
-        };
-        let tenant = match &settings.tenant {
-            Some(find) => Tenant::of(find(request)),
-            None => Tenant::Any,
-        };
-        let need = match &tenant {
-            Tenant::Named(tenant) => Cow::Owned(settings.need.clone().for_tenant(tenant.clone())),
-            Tenant::Any | Tenant::Unknown => Cow::Borrowed(&settings.need),
-        };
-        let asking = |credentials: Credentials<'_>, need: Cow<'_, Need>, tenant| {
-            let (credentials, need) = (credentials.into_owned(), need.into_owned());
-            Begun::Asking(Box::new(Asking {
-                credentials,
-                need,
-                tenant,
-                in_query,
-            }))
-        };
-        let verdict = match self.verify(&credentials, &need) {
-            // Few keys care, so that the address is looked for only then.
-            Some(Err(Rejection::AddressNotAllowed { key })) => match self.client(request) {
-                None => Some(Err(Rejection::AddressNotAllowed { key })),
-                Some(client) => {
-                    let need = need.clone().into_owned().from_address(client);
-                    let verdict = self.verify(&credentials, &need);
-                    if verdict.is_none() {
-                        return asking(credentials, Cow::Owned(need), tenant);
-                    }
-                    verdict
-                }
-            },
-            None => {
-                let need = match self.client(request) {
-                    Some(client) => Cow::Owned(need.into_owned().from_address(client)),
-                    None => need,
-                };
-                return asking(credentials, need, tenant);
-            }
-            settled => settled,
-        };
-        match verdict {
-            Some(verdict) => Begun::Settled(tenant.pass(verdict, in_query)),
-            None => asking(credentials, need, tenant),
+/// Verifies a request as far as the store need not be read.
+pub(super) fn decide(settings: &Settings, request: &Parts) -> Admission {
+    if settings.preflights_pass && is_preflight(request) {
+        return Admission::Done(Ok(None));
+    }
+    let found = sources::find(&settings.sources, &request.headers, request.uri.query());
+    let carried = match found {
+        Ok(Some(carried)) => carried,
+        Ok(None) if settings.optional => return Admission::Done(Ok(None)),
+        Ok(None) => return Admission::Done(Err(Refusal::Missing)),
+        Err(unclear) => return Admission::Done(Err(unclear.into())),
+    };
+    let tenant = match &settings.tenant {
+        Some(find) => Tenant::of(find(request)),
+        None => Tenant::Any,
+    };
+    let mut need = match &tenant {
+        Tenant::Named(tenant) => Cow::Owned(settings.need.clone().for_tenant(tenant.clone())),
+        Tenant::Any | Tenant::Unknown => Cow::Borrowed(&settings.need),
+    };
+    let verifier = settings.keys.verifier();
+    let mut verdict = verifier.verify_unasked(carried.credentials(), &need);
+    // Few keys depend on the client's address, so that only these pay for it.
+    if let None | Some(Err(Rejection::AddressNotAllowed { .. })) = &verdict
+        && let Some(client) = client(settings, request)
+    {
+        need = Cow::Owned(need.into_owned().from_address(client));
+        if verdict.is_some() {
+            verdict = verifier.verify_unasked(carried.credentials(), &need);
         }
     }
-
-    /// Puts what a request that passes carries into its extensions, and tells how it ended.
-    pub(super) fn admit(&self, verdict: Verdict, request: &mut Parts) -> Result<Admitted, Refusal> {
-        let admitted = verdict.and_then(|passed| self.accept(passed, request));
-        admitted.inspect_err(report)
-    }
-
-    fn accept(&self, passed: Option<Passed>, request: &mut Parts) -> Result<Admitted, Refusal> {
-        let settings = &*self.settings;
-        if settings.sources.bearer || settings.sources.basic {
-            mark_sensitive(&mut request.headers, &AUTHORIZATION);
-        }
-        if let Some(name) = &settings.sources.header {
-            mark_sensitive(&mut request.headers, name);
-        }
-        #[cfg(feature = "axum")]
-        request.extensions.insert(Around(self.clone()));
-        let Some(passed) = passed else {
-            observe::http_request("anonymous");
-            return Ok(Admitted {
-                span: tracing::Span::none(),
-                in_query: false,
-            });
-        };
-        let Passed {
-            grant,
+    match verdict {
+        Some(verdict) => Admission::Done(tenant.authorize(verdict, carried.in_query)),
+        None => Admission::NeedsStore(Box::new(PendingVerification {
+            carried: carried.into_owned(),
+            need: need.into_owned(),
             tenant,
-            in_query,
-        } = passed;
-        if let Some(tenant) = tenant {
-            request.extensions.insert(RequestTenant(tenant));
-        }
-        if let Some(limit) = &settings.limit
-            && let Err(reached) = limit(&grant, request)
-        {
-            // It is there for what gets through.
-            request.extensions.remove::<RequestTenant>();
-            return Err(Refusal::LimitReached {
-                key: grant.key_id(),
-                retry_after: reached.retry_after(),
-            });
-        }
-        observe::http_request("accepted");
-        let span = tracing::info_span!(
-            "api_key",
-            key_id = %grant.key_id(),
-            tenant = %grant.tenant(),
-        );
-        request.extensions.insert(grant);
-        Ok(Admitted { span, in_query })
-    }
-
-    fn verify(
-        &self,
-        credentials: &Credentials<'_>,
-        need: &Need,
-    ) -> Option<Result<Grant, Rejection>> {
-        let verifier = self.settings.keys.verifier();
-        match credentials {
-            Credentials::Key(key) => verifier.verify_unasked(key.as_ref(), need),
-            Credentials::Pair { other, secret } => {
-                verifier.verify_pair_unasked(other.as_ref(), secret.as_ref(), need)
-            }
-        }
-    }
-
-    /// The client's address, as far as it can be told.
-    fn client(&self, request: &Parts) -> Option<IpAddr> {
-        let settings = &*self.settings;
-        let peer = match &settings.peer {
-            Some(find) => find(&request.extensions),
-            None => peer(&request.extensions),
-        }?;
-        match &settings.proxies {
-            Some(proxies) => proxies.client(peer, &request.headers),
-            None => Some(peer.to_canonical()),
-        }
+        })),
     }
 }
 
-/// The layer that a request passed: for extractors, which answer as it does.
+/// Puts what an authorized request carries into its extensions, and reports how the request ended.
+pub(super) fn admit(
+    settings: &Arc<Settings>,
+    verdict: Verdict,
+    request: &mut Parts,
+) -> Result<Forward, Refusal> {
+    let forward = verdict.and_then(|authorized| forward(settings, authorized, request));
+    forward.inspect_err(report)
+}
+
+fn forward(
+    settings: &Arc<Settings>,
+    authorized: Option<Authorized>,
+    request: &mut Parts,
+) -> Result<Forward, Refusal> {
+    if settings.sources.bearer || settings.sources.basic {
+        mark_sensitive(&mut request.headers, &AUTHORIZATION);
+    }
+    if let Some(name) = &settings.sources.header {
+        mark_sensitive(&mut request.headers, name);
+    }
+    #[cfg(feature = "axum")]
+    request.extensions.insert(Around(settings.clone()));
+    let Some(authorized) = authorized else {
+        observe::http_request("anonymous");
+        return Ok(Forward {
+            span: tracing::Span::none(),
+            in_query: false,
+        });
+    };
+    let Authorized {
+        grant,
+        tenant,
+        in_query,
+    } = authorized;
+    if let Some(tenant) = tenant {
+        request.extensions.insert(RequestTenant(tenant));
+    }
+    if let Some(limit) = &settings.limit
+        && let Err(reached) = limit(&grant, request)
+    {
+        // Only a request that passes carries the tenant.
+        request.extensions.remove::<RequestTenant>();
+        return Err(Refusal::LimitReached {
+            key: grant.key_id(),
+            retry_after: reached.retry_after(),
+        });
+    }
+    observe::http_request("accepted");
+    let span = tracing::info_span!(
+        "api_key",
+        key_id = %grant.key_id(),
+        tenant = %grant.tenant(),
+    );
+    request.extensions.insert(grant);
+    Ok(Forward { span, in_query })
+}
+
+/// Returns the client's address, if it can be known.
+fn client(settings: &Settings, request: &Parts) -> Option<IpAddr> {
+    let peer = match &settings.peer {
+        Some(find) => find(&request.extensions),
+        None => peer(&request.extensions),
+    }?;
+    match &settings.proxies {
+        Some(proxies) => proxies.client(peer, &request.headers),
+        None => Some(peer.to_canonical()),
+    }
+}
+
+/// The settings of the layer that a request passed, for extractors to answer as the layer does.
+#[cfg(feature = "axum")]
 #[derive(Clone)]
-#[cfg_attr(
-    not(feature = "axum"),
-    expect(dead_code, reason = "only extractors ask")
-)]
-pub(super) struct Around(pub(super) KeywardLayer);
+pub(super) struct Around(pub(super) Arc<Settings>);
 
-/// Whether a request may pass, and with what; `None` without a key.
-pub(super) type Verdict = Result<Option<Passed>, Refusal>;
+/// The decision about a request; `None` if it passes without a key.
+pub(super) type Verdict = Result<Option<Authorized>, Refusal>;
 
-/// What a request passes with.
-pub(super) struct Passed {
+/// A verified key that may be used for the request.
+pub(super) struct Authorized {
     pub(super) grant: Grant,
     tenant: Option<TenantId>,
     in_query: bool,
 }
 
-/// What is left to do for a request that passed.
-pub(super) struct Admitted {
+/// The way to forward a request to the inner service.
+pub(super) struct Forward {
     pub(super) span: tracing::Span,
     pub(super) in_query: bool,
 }
 
-/// How far a verification got without the store.
-pub(super) enum Begun {
-    Settled(Verdict),
-    Asking(Box<Asking>),
+/// The result of a verification without the store.
+pub(super) enum Admission {
+    Done(Verdict),
+    NeedsStore(Box<PendingVerification>),
 }
 
-/// A verification that needs the store. Borrows nothing of the request.
-pub(super) struct Asking {
-    credentials: Credentials<'static>,
+/// A verification that has to read the store. Borrows nothing of the request.
+pub(super) struct PendingVerification {
+    carried: Carried<'static>,
     need: Need,
     tenant: Tenant,
-    in_query: bool,
 }
 
-impl Asking {
-    pub(super) async fn verdict(self: Box<Self>, layer: &KeywardLayer) -> Verdict {
+impl PendingVerification {
+    pub(super) async fn verdict(self: Box<Self>, settings: &Settings) -> Verdict {
         let Self {
-            credentials,
+            carried,
             need,
             tenant,
-            in_query,
         } = *self;
-        let keys = &layer.settings.keys;
-        let verdict = match &credentials {
-            Credentials::Key(key) => keys.verify_or_fetch(key, &need).await,
-            Credentials::Pair { other, secret } => {
-                keys.verify_pair_or_fetch(other, secret, &need).await
-            }
-        };
-        tenant.pass(verdict, in_query)
+        let keys = &settings.keys;
+        let verdict = keys.verify_or_fetch(carried.credentials(), &need).await;
+        tenant.authorize(verdict, carried.in_query)
     }
 }
 
 /// The tenant that a request is for.
 enum Tenant {
-    /// It is not asked for.
+    /// The layer looks for no tenant.
     Any,
     Named(TenantId),
-    /// It is asked for, and the request names none.
+    /// The layer looks for a tenant, and the request names none.
     Unknown,
 }
 
@@ -245,7 +207,7 @@ impl Tenant {
         found.map_or(Self::Unknown, Self::Named)
     }
 
-    fn pass(self, verdict: Result<Grant, Rejection>, in_query: bool) -> Verdict {
+    fn authorize(self, verdict: Result<Grant, Rejection>, in_query: bool) -> Verdict {
         let grant = verdict?;
         let tenant = match self {
             Self::Any => None,
@@ -255,7 +217,7 @@ impl Tenant {
                 return Err(Refusal::NoTenant { key });
             }
         };
-        Ok(Some(Passed {
+        Ok(Some(Authorized {
             grant,
             tenant,
             in_query,
@@ -263,7 +225,7 @@ impl Tenant {
     }
 }
 
-/// A request that asks what a browser may send (Fetch, "CORS-preflight request").
+/// Returns whether a browser asks which requests it may send (Fetch, "CORS-preflight request").
 fn is_preflight(request: &Parts) -> bool {
     request.method == Method::OPTIONS
         && request.headers.contains_key(ORIGIN)
@@ -292,8 +254,9 @@ fn peer(extensions: &Extensions) -> Option<IpAddr> {
     own
 }
 
-/// Tells the log and the counters of a refusal. An outage and what happens to a key whose secret was
-/// presented are rare. The rest anybody can cause as often as they like; a limit, whoever has a key.
+/// Logs and counts a refusal. An outage is a warning. A refusal of a key whose secret was presented
+/// is rare, and is logged as information. Anybody can cause the others as often as they like, and
+/// any key holder a limit: they are logged for debugging only.
 pub(super) fn report(refusal: &Refusal) {
     observe::http_request(refusal.code());
     let (code, key) = (refusal.code(), refusal.key());

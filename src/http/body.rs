@@ -1,4 +1,4 @@
-//! The body of a response that is either the inner service's or a refusal's.
+//! The body of a response: the inner service's, or that of a refusal.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -38,7 +38,8 @@ impl<B> ResponseBody<B> {
     }
 }
 
-/// Empty: layers around this one make it to answer by themselves, such as `tower_http`'s `CorsLayer`.
+/// An empty body, with which outer layers answer requests of their own, such as `tower_http`'s
+/// `CorsLayer`.
 impl<B> Default for ResponseBody<B> {
     fn default() -> Self {
         Self::refusal(Bytes::new())

@@ -1,4 +1,5 @@
-//! Extractors for axum. They read what the layer put into the request, and refuse as it does.
+//! Extractors for axum. They read the extensions that the layer inserted, and refuse as the layer
+//! does.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -16,7 +17,7 @@ use super::sources::Sources;
 use crate::core::scope::Scope;
 use crate::verifier::Grant;
 
-/// A scope as a type, for [`Scoped`]. A malformed one does not compile.
+/// A scope as a type, for [`Scoped`]. A malformed scope does not compile.
 ///
 /// # Examples
 ///
@@ -35,8 +36,8 @@ pub trait RequiredScope {
     const SCOPE: Scope;
 }
 
-/// The grant of a key that reaches a scope: the handler's signature says what it needs, whatever the
-/// layer around it asked for.
+/// The grant of a key that reaches a scope. The handler's signature states the scope, independently
+/// of the layer around it.
 ///
 /// ```
 /// use keyward::http::Scoped;
@@ -86,7 +87,7 @@ impl<R> fmt::Debug for Scoped<R> {
     }
 }
 
-/// What an extractor answers instead: the same as the layer around it does.
+/// The response of an extractor that refuses a request, the same as the layer's.
 #[derive(Debug)]
 pub struct Refused(Response<bytes::Bytes>);
 
@@ -96,7 +97,8 @@ impl IntoResponse for Refused {
     }
 }
 
-/// Needs a key: without one, where the layer is optional, 401. Without a layer, 500.
+/// Requires a key. Refuses with 401 if an optional layer let the request through without one, and
+/// with 500 if there is no layer.
 impl<S: Sync> FromRequestParts<S> for Grant {
     type Rejection = Refused;
 
@@ -105,8 +107,8 @@ impl<S: Sync> FromRequestParts<S> for Grant {
     }
 }
 
-/// `None` for a request without a key, which a layer lets through that is optional. Without a layer,
-/// 500.
+/// Extracts `None` if an optional layer let the request through without a key. Refuses with 500 if
+/// there is no layer.
 impl<S: Sync> OptionalFromRequestParts<S> for Grant {
     type Rejection = Refused;
 
@@ -119,7 +121,7 @@ impl<S: Sync> OptionalFromRequestParts<S> for Grant {
     }
 }
 
-/// As [`Grant`], and 403 for a key that does not reach the scope.
+/// Extracts as [`Grant`] does, and refuses with 403 if the key does not reach the scope.
 impl<R: RequiredScope, S: Sync> FromRequestParts<S> for Scoped<R> {
     type Rejection = Refused;
 
@@ -134,15 +136,15 @@ impl<R: RequiredScope, S: Sync> FromRequestParts<S> for Scoped<R> {
     }
 }
 
-/// The tenant that the layer found in the request and that the key reaches. Without a layer that
-/// looks for one, 500.
+/// Extracts the tenant that the layer found in the request and that the key reaches. Refuses with
+/// 500 if no layer looks for a tenant.
 impl<S: Sync> FromRequestParts<S> for RequestTenant {
     type Rejection = Refused;
 
     async fn from_request_parts(request: &mut Parts, _: &S) -> Result<Self, Refused> {
         let found = request.extensions.get::<Self>().cloned();
         found.ok_or_else(|| {
-            // An optional layer lets requests through without having looked.
+            // An optional layer lets a request without a key through, and then looks for no tenant.
             let refusal = match grant(request) {
                 Err(refusal) => refusal,
                 Ok(_) => Refusal::NoLayer,
@@ -163,7 +165,7 @@ fn grant(request: &Parts) -> Result<Grant, Refusal> {
 fn refused(refusal: &Refusal, request: &Parts) -> Refused {
     report(refusal);
     Refused(match request.extensions.get::<Around>() {
-        Some(Around(layer)) => layer.respond(refusal, request),
+        Some(Around(settings)) => settings.respond(refusal, request),
         None => {
             let (manner, sources) = (Manner::default(), Sources::default());
             let answer = refusal::answer(refusal, (&manner, &sources), request);

@@ -1,4 +1,4 @@
-//! HTTP: the layer that a service adds in one line (feature `http`), and extractors for axum (feature
+//! HTTP: a tower layer that verifies API keys (feature `http`), and extractors for axum (feature
 //! `axum`).
 //!
 //! ```
@@ -15,24 +15,23 @@
 //!     format!("reports of {}", grant.tenant())
 //! }
 //!
-//! let keyed = KeywardLayer::new(keys).require(Need::scope("reports:read"));
+//! let keyed = KeywardLayer::new(keys).require(Need::scope("reports:read")?);
 //! let app: Router = Router::new().route("/reports", get(reports)).layer(keyed);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! # })?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The layer is a [`tower_layer::Layer`] over `http` types: axum, tonic and hyper take it as it is.
-//! What a request needs is a [`Need`](crate::Need), and a route that needs something else gets a
-//! clone of the layer with [`require`](KeywardLayer::require). Where keys are read from say
-//! [`Sources`], who the client is behind proxies [`TrustedProxies`], and which tenant a path names
-//! [`TenantPath`]. A limiter of the service's own is asked through [`limit`](KeywardLayer::limit). A
-//! framework without tower calls the layer's two halves,
-//! [`authenticate`](KeywardLayer::authenticate) and [`respond`](KeywardLayer::respond), as the
-//! repository's `examples/actix` does.
+//! The layer is a [`tower_layer::Layer`] over `http` types, which axum, tonic and hyper use
+//! directly. A [`Need`](crate::Need) states the conditions on a key. A route with other conditions
+//! gets a clone of the layer with its own [`require`](KeywardLayer::require). [`Sources`] are the
+//! places of a key, [`TrustedProxies`] determine the client's address, and [`TenantPath`] reads the
+//! tenant from the path. [`limit`](KeywardLayer::limit) calls the service's own rate limiter. A
+//! framework without tower calls [`authenticate`](KeywardLayer::authenticate) and
+//! [`respond`](KeywardLayer::respond), as the repository's `examples/actix` does.
 //!
-//! Refusals are problem details (RFC 9457) with the challenges of RFC 6750, or a gRPC status if the
-//! request is a gRPC call; the repository's `docs/http.md` lists them.
+//! Refusals are problem details (RFC 9457) with the challenges of RFC 6750. A gRPC call gets a gRPC
+//! status instead. The repository's `docs/http.md` lists all refusals.
 
 mod admission;
 mod body;
@@ -42,6 +41,7 @@ mod layer;
 mod proxies;
 mod refusal;
 mod service;
+mod settings;
 mod sources;
 mod tenant_path;
 

@@ -1,7 +1,7 @@
-//! Who the client is, behind proxies.
+//! The client's address behind proxies.
 //!
-//! Pure. A header says what its writer likes: it is believed as far as trusted proxies wrote it, from
-//! the right (trap 23). What cannot be read ends the walk, and the client is unknown.
+//! Pure. The writer of a header can claim anything, so only entries of trusted proxies count, from
+//! the right (trap 23). An entry that cannot be parsed ends the walk, and the client is unknown.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
@@ -9,14 +9,14 @@ use std::net::{IpAddr, SocketAddr};
 use http::header::{FORWARDED, HeaderMap, HeaderName};
 use ipnet::IpNet;
 
-/// Proxies whose word on the client's address is taken, and the header in which they give it.
+/// The proxies whose word on the client's address is trusted, and the header in which they give it.
 ///
-/// The walk begins at the peer of the socket. As long as it stands at a trusted proxy it goes on to
-/// the address that this proxy wrote, the rightmost that is left; where it stops is the client. Name
-/// every proxy on the way and nobody else: whoever is trusted can say anything.
+/// The walk begins at the peer of the socket. From each trusted proxy it continues to the rightmost
+/// remaining entry, which that proxy wrote. The first address that is not trusted is the client.
+/// Name every proxy on the way and no other host: a trusted host can claim any client address.
 ///
-/// Only one header is read, since a proxy passes on what it does not know: one that writes
-/// `X-Forwarded-For` hands through any `Forwarded` that a client made up.
+/// Only one header is read, because a proxy passes on headers that it does not know. A proxy that
+/// writes `X-Forwarded-For` would pass on a forged `Forwarded`.
 ///
 /// # Examples
 ///
@@ -45,12 +45,12 @@ enum Header {
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 impl TrustedProxies {
-    /// Proxies that write `Forwarded` (RFC 7239).
+    /// Trusts proxies that write `Forwarded` (RFC 7239).
     pub fn forwarded(networks: impl IntoIterator<Item = IpNet>) -> Self {
         Self::new(networks, Header::Forwarded)
     }
 
-    /// Proxies that write `X-Forwarded-For`.
+    /// Trusts proxies that write `X-Forwarded-For`.
     pub fn x_forwarded_for(networks: impl IntoIterator<Item = IpNet>) -> Self {
         Self::new(networks, Header::XForwardedFor)
     }
@@ -60,8 +60,8 @@ impl TrustedProxies {
         Self { networks, header }
     }
 
-    /// The client of a request that came from `peer`; `None` if it cannot be told. A client that the
-    /// proxies say nothing about is the outermost of them.
+    /// Returns the client of a request that came from `peer`; `None` if it is unknown. If the
+    /// entries end at a trusted proxy, that proxy is the client.
     #[must_use]
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
         let mut client = peer.to_canonical();
@@ -73,11 +73,11 @@ impl TrustedProxies {
             if !self.trusts(client) {
                 break;
             }
-            // A line that is not text cannot be read at all.
+            // A line that is not text cannot be parsed.
             let line = line.to_str().ok()?;
             match self.header {
                 Header::Forwarded => {
-                    // Quotes pair up from the left, so that a line is read as a whole.
+                    // Quotes pair up from the left, so the whole line is parsed first.
                     let elements = elements(line)?;
                     let nodes = elements.into_iter().rev().map(|element| node(&element?));
                     client = self.walk(client, nodes)?;
@@ -88,7 +88,7 @@ impl TrustedProxies {
         Some(client)
     }
 
-    /// Goes on from `client` while it is trusted.
+    /// Continues from `client` as long as it is trusted.
     fn walk(
         &self,
         mut client: IpAddr,
@@ -110,8 +110,8 @@ impl TrustedProxies {
     }
 }
 
-/// An address with or without a port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`,
-/// `[2001:db8::1]:80`.
+/// Parses an address with or without a port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`,
+/// `[2001:db8::1]`, `[2001:db8::1]:80`.
 fn node(text: &str) -> Option<IpAddr> {
     let text = text.trim_matches([' ', '\t']);
     let bracketed = || text.strip_prefix('[')?.strip_suffix(']');
@@ -122,20 +122,20 @@ fn node(text: &str) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// What each element of a `Forwarded` header says of the client (`for`), from left to right: `None`
-/// where it says nothing or says it twice. `None` if the header has another form than RFC 7239,
-/// section 4, gives it.
+/// Returns the client (`for`) in each element of a `Forwarded` header, from left to right; `None`
+/// for an element with no client or several. Returns `None` if the header is malformed (RFC 7239,
+/// section 4).
 fn elements(line: &str) -> Option<Vec<Option<Cow<'_, str>>>> {
     let mut rest = line;
     let mut elements = Vec::new();
     loop {
-        let (mut node, mut told) = (None, 0);
+        let (mut node, mut times) = (None, 0);
         loop {
             rest = rest.trim_start_matches([' ', '\t']);
             let (name, value, after) = pair(rest)?;
             if name.eq_ignore_ascii_case("for") {
                 node = Some(value);
-                told += 1;
+                times += 1;
             }
             rest = after.trim_start_matches([' ', '\t']);
             match rest.strip_prefix(';') {
@@ -143,7 +143,7 @@ fn elements(line: &str) -> Option<Vec<Option<Cow<'_, str>>>> {
                 None => break,
             }
         }
-        elements.push(node.filter(|_| told == 1));
+        elements.push(node.filter(|_| times == 1));
         match rest.strip_prefix(',') {
             Some(after) => rest = after,
             None => return rest.is_empty().then_some(elements),
@@ -151,14 +151,14 @@ fn elements(line: &str) -> Option<Vec<Option<Cow<'_, str>>>> {
     }
 }
 
-/// `token=value` at the beginning of `text`, and what comes after.
+/// Parses `token=value` at the beginning of `text`, and returns the remainder too.
 fn pair(text: &str) -> Option<(&str, Cow<'_, str>, &str)> {
     let (name, rest) = token(text)?;
     let rest = rest.strip_prefix('=')?;
     match rest.strip_prefix('"') {
         Some(rest) => quoted(rest).map(|(value, rest)| (name, value, rest)),
         None => {
-            // Many leave out the quotes that an address in brackets or with a port needs.
+            // Many proxies omit the quotes that an address in brackets or with a port needs.
             let bare = |b: u8| is_token(b) || matches!(b, b'[' | b']' | b':');
             let (value, rest) = split(rest, bare)?;
             Some((name, Cow::Borrowed(value), rest))
@@ -166,7 +166,7 @@ fn pair(text: &str) -> Option<(&str, Cow<'_, str>, &str)> {
     }
 }
 
-/// The rest of a quoted string (RFC 9110, section 5.6.4), and what comes after.
+/// Parses the rest of a quoted string (RFC 9110, section 5.6.4), and returns the remainder too.
 fn quoted(text: &str) -> Option<(Cow<'_, str>, &str)> {
     let mut value = String::new();
     let mut characters = text.char_indices();
@@ -183,7 +183,7 @@ fn token(text: &str) -> Option<(&str, &str)> {
     split(text, is_token)
 }
 
-/// As many bytes as `fits` takes, at least one, and the rest.
+/// Splits off the bytes that `fits` accepts, at least one.
 fn split(text: &str, fits: impl Fn(u8) -> bool) -> Option<(&str, &str)> {
     let end = text.bytes().position(|b| !fits(b)).unwrap_or(text.len());
     (end > 0).then(|| text.split_at_checked(end)).flatten()
@@ -232,14 +232,14 @@ mod tests {
     const TRUSTED: &[&str] = &["10.0.0.0/8", "fd00::/8"];
     const PROXY: &str = "10.0.0.1";
 
-    /// Who the client is by `X-Forwarded-For`, for a request from a trusted proxy.
+    /// Returns the client by `X-Forwarded-For`, for a request from a trusted proxy.
     fn by_list(lines: &[&str]) -> Option<String> {
         let proxies = TrustedProxies::x_forwarded_for(networks(TRUSTED));
         let client = proxies.client(PROXY.parse().unwrap(), &headers("x-forwarded-for", lines));
         client.map(|client| client.to_string())
     }
 
-    /// The same by `Forwarded`.
+    /// Returns the client by `Forwarded`, for a request from a trusted proxy.
     fn by_standard(lines: &[&str]) -> Option<String> {
         let proxies = TrustedProxies::forwarded(networks(TRUSTED));
         let client = proxies.client(PROXY.parse().unwrap(), &headers("forwarded", lines));
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_ends_the_walk_without_a_client() {
+    fn an_entry_that_cannot_be_parsed_ends_the_walk_without_a_client() {
         for junk in [
             "unknown",
             "_hidden",
@@ -344,7 +344,7 @@ mod tests {
                 "{junk:?}"
             );
             assert_eq!(by_standard(&["for=203.0.113.7", junk]), None, "{junk:?}");
-            // A line of its own that is not reached does not matter.
+            // A malformed line that the walk does not reach does not matter.
             assert_eq!(
                 by_standard(&[junk, "for=203.0.113.7"]),
                 some("203.0.113.7"),
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quote_that_a_client_leaves_open_swallows_what_a_proxy_wrote_and_so_tells_nothing() {
+    fn an_open_quote_swallows_the_entries_after_it_and_leaves_the_client_unknown() {
         for line in [
             "for=10.1.1.1;x=\", for=203.0.113.7",
             "for=10.1.1.1;x=\", for=\"[2001:db8::7]\"",
@@ -362,7 +362,7 @@ mod tests {
         ] {
             assert_eq!(by_standard(&[line]), None, "{line}");
         }
-        // A comma in quotes parts nothing.
+        // A comma in quotes separates nothing.
         let line = "for=192.0.2.1;x=\"a, for=10.1.1.1\", for=203.0.113.7";
         assert_eq!(by_standard(&[line]), some("203.0.113.7"));
     }
@@ -375,7 +375,7 @@ mod tests {
         assert_eq!(client, Some([203, 0, 113, 7].into()));
     }
 
-    /// An entry as it is written, and what it says.
+    /// An entry as it is written, and the address in it.
     type Written = (&'static str, Option<&'static str>);
 
     const LIST: &[Written] = &[
@@ -399,10 +399,10 @@ mod tests {
         ("proto=https", None),
     ];
 
-    /// The naive way: all hops in one list, the peer last, looked at one by one.
+    /// The naive way: all hops in one list with the peer last, checked one by one.
     fn naive(entries: &[Vec<Written>], trusted: &[IpNet]) -> Option<IpAddr> {
-        let told = entries.iter().flatten().map(|(_, told)| *told);
-        let mut hops: Vec<_> = told.chain([Some(PROXY)]).collect();
+        let written = entries.iter().flatten().map(|(_, written)| *written);
+        let mut hops: Vec<_> = written.chain([Some(PROXY)]).collect();
         loop {
             let client: IpAddr = hops.pop()??.parse().unwrap();
             let is_trusted = trusted.iter().any(|network| network.contains(&client));

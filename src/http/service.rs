@@ -1,8 +1,9 @@
-//! The service that the layer makes of another.
+//! The service that the layer makes of an inner service.
 
 use std::fmt;
 use std::mem;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -14,23 +15,23 @@ use http::{Request, Response};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use super::admission::{Admitted, Begun, Verdict};
+use super::admission::{Admission, Forward, Verdict, admit, decide};
 use super::body::ResponseBody;
-use super::layer::KeywardLayer;
+use super::settings::Settings;
 
-/// A service that only requests with a fitting API key reach.
+/// A service that forwards only requests with a fitting API key.
 ///
-/// Of a request's body nothing is read here. A key that this node knows is verified without waiting
-/// and without a box; the store is asked where it cannot tell.
+/// Never reads the request body. Keys in the local index are verified synchronously and without
+/// boxing a future; for other keys the service reads the store.
 #[derive(Clone, Debug)]
 pub struct KeywardService<S> {
-    layer: KeywardLayer,
+    settings: Arc<Settings>,
     inner: S,
 }
 
 impl<S> KeywardService<S> {
-    pub(super) const fn new(layer: KeywardLayer, inner: S) -> Self {
-        Self { layer, inner }
+    pub(super) const fn new(settings: Arc<Settings>, inner: S) -> Self {
+        Self { settings, inner }
     }
 
     /// The inner service.
@@ -40,8 +41,8 @@ impl<S> KeywardService<S> {
 }
 
 impl<S: Clone> KeywardService<S> {
-    /// The inner service that was made ready; a fresh one takes its place. What it holds for the call
-    /// (a permit, a place in a queue) goes with it.
+    /// Returns the inner service that was made ready, and leaves a fresh clone in its place. The
+    /// call uses up what the ready service reserved, such as a permit or a place in a queue.
     fn take_ready(&mut self) -> S {
         let fresh = self.inner.clone();
         mem::replace(&mut self.inner, fresh)
@@ -62,20 +63,20 @@ where
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture<S, B> {
         let (parts, body) = request.into_parts();
-        let state = match self.layer.begin(&parts) {
-            Begun::Settled(verdict) => {
-                let state = pass(&self.layer, verdict, (parts, body), &mut self.inner);
+        let state = match decide(&self.settings, &parts) {
+            Admission::Done(verdict) => {
+                let state = pass(&self.settings, verdict, (parts, body), &mut self.inner);
                 if matches!(state, State::Refused { .. }) {
-                    // It was made ready for a call that does not come.
+                    // The refused request uses up no reservation of the inner service.
                     drop(self.take_ready());
                 }
                 state
             }
-            Begun::Asking(asking) => {
-                let layer = self.layer.clone();
-                let verdict = async move { asking.verdict(&layer).await }.boxed();
+            Admission::NeedsStore(pending) => {
+                let settings = self.settings.clone();
+                let verdict = async move { pending.verdict(&settings).await }.boxed();
                 let inner = self.take_ready();
-                let waiting = Some((self.layer.clone(), inner, parts, body));
+                let waiting = Some((self.settings.clone(), inner, parts, body));
                 State::Asking { verdict, waiting }
             }
         };
@@ -83,9 +84,9 @@ where
     }
 }
 
-/// Hands a request on if it passes, and answers it if not.
+/// Forwards an authorized request, and answers a refused one.
 fn pass<S, B>(
-    layer: &KeywardLayer,
+    settings: &Arc<Settings>,
     verdict: Verdict,
     (mut parts, body): (Parts, B),
     inner: &mut S,
@@ -93,22 +94,22 @@ fn pass<S, B>(
 where
     S: Service<Request<B>>,
 {
-    match layer.admit(verdict, &mut parts) {
-        Ok(Admitted { span, in_query }) => {
+    match admit(settings, verdict, &mut parts) {
+        Ok(Forward { span, in_query }) => {
             let request = Request::from_parts(parts, body);
             let future = span.in_scope(|| inner.call(request));
-            let dress = Dress {
-                vary: layer.vary().cloned(),
+            let headers = CacheHeaders {
+                vary: settings.vary.clone(),
                 in_query,
             };
             State::Inner {
                 future,
                 span,
-                dress,
+                headers,
             }
         }
         Err(refusal) => {
-            let answer = Some(layer.respond(&refusal, &parts));
+            let answer = Some(settings.respond(&refusal, &parts));
             State::Refused { answer }
         }
     }
@@ -131,16 +132,16 @@ pin_project! {
     where
         S: Service<Request<B>>,
     {
-        // The store is asked, while the request and the service that was made ready wait.
+        // The store is read, while the request and the service that was made ready wait.
         Asking {
             verdict: BoxFuture<'static, Verdict>,
-            waiting: Option<(KeywardLayer, S, Parts, B)>,
+            waiting: Option<(Arc<Settings>, S, Parts, B)>,
         },
         Inner {
             #[pin]
             future: S::Future,
             span: tracing::Span,
-            dress: Dress,
+            headers: CacheHeaders,
         },
         Refused {
             answer: Option<Response<Bytes>>,
@@ -160,22 +161,25 @@ where
             let next = match this.state.as_mut().project() {
                 StateOf::Asking { verdict, waiting } => {
                     let verdict = ready!(verdict.poll_unpin(context));
-                    let (layer, mut inner, parts, body) =
-                        waiting.take().expect("polled no more once it is ready");
-                    pass(&layer, verdict, (parts, body), &mut inner)
+                    let (settings, mut inner, parts, body) = waiting
+                        .take()
+                        .expect("a waiting request is taken once, by the poll that ends the wait");
+                    pass(&settings, verdict, (parts, body), &mut inner)
                 }
                 StateOf::Inner {
                     future,
                     span,
-                    dress,
+                    headers,
                 } => {
                     let _entered = span.enter();
                     let mut response = ready!(future.poll(context))?;
-                    dress.put_on(&mut response);
+                    headers.add_to(&mut response);
                     return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                 }
                 StateOf::Refused { answer } => {
-                    let answer = answer.take().expect("polled no more once it is ready");
+                    let answer = answer
+                        .take()
+                        .expect("a future is not polled again once it is ready");
                     return Poll::Ready(Ok(answer.map(ResponseBody::refusal)));
                 }
             };
@@ -184,16 +188,16 @@ where
     }
 }
 
-/// Tells caches what the answer depends on: a shared one keeps what was asked for with
-/// `Authorization` to itself, and knows nothing of other headers (RFC 9111, section 3.5). What was
-/// asked for with a key in the query no shared cache may keep (RFC 6750, section 2.3).
-struct Dress {
+/// The headers that keep an answer out of shared caches. By itself, a shared cache knows only of
+/// `Authorization` (RFC 9111, section 3.5). No shared cache may keep the answer to a request with a
+/// key in its query (RFC 6750, section 2.3).
+struct CacheHeaders {
     vary: Option<HeaderValue>,
     in_query: bool,
 }
 
-impl Dress {
-    fn put_on<B>(&mut self, response: &mut Response<B>) {
+impl CacheHeaders {
+    fn add_to<B>(&mut self, response: &mut Response<B>) {
         let headers = response.headers_mut();
         if let Some(vary) = self.vary.take() {
             headers.append(VARY, vary);

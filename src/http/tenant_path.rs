@@ -1,6 +1,6 @@
-//! Which tenant a request is for, as its path says.
+//! The tenant in a request's path.
 //!
-//! Pure. A path that cannot be read names no tenant, and the request is refused.
+//! Pure. A path that does not match names no tenant, and the request is refused.
 
 use std::str::FromStr;
 
@@ -9,12 +9,12 @@ use percent_encoding::percent_decode_str;
 use crate::core::invalid::{Invalid, Problem};
 use crate::core::tenant::TenantId;
 
-/// How a path begins, and where in it the tenant stands: `/v1/projects/{project}`.
+/// A template for the beginning of a path that contains the tenant: `/v1/projects/{project}`.
 ///
-/// A segment in braces is a part of the tenant; several are joined in their order, so that
-/// `/orgs/{org}/projects/{project}` names `acme/web` for `/orgs/acme/projects/web/keys`. A last
-/// segment `{*rest}` takes all that is left. The path may go on after the template. Escapes (`%2F`)
-/// are decoded once, as routers do.
+/// A segment in braces is a part of the tenant. Several parts are joined in their order: with
+/// `/orgs/{org}/projects/{project}`, the path `/orgs/acme/projects/web/keys` names `acme/web`. A
+/// last segment `{*rest}` takes all remaining segments. The path may continue after the template.
+/// Escapes (`%2F`) are decoded once, as routers do.
 ///
 /// # Examples
 ///
@@ -37,8 +37,8 @@ enum Segment {
 }
 
 impl TenantPath {
-    /// The tenant that `path` names; `None` if it does not begin as the template does, or names none
-    /// that could exist.
+    /// Returns the tenant that `path` names; `None` if `path` does not match the template, or its
+    /// parts are no valid tenant.
     #[must_use]
     pub fn tenant(&self, path: &str) -> Option<TenantId> {
         let mut segments = path.strip_prefix('/')?.split('/');
@@ -176,7 +176,7 @@ mod tests {
             escaped in any::<bool>(),
             more in "(/[a-z]{0,3}){0,2}",
         ) {
-            // Dots alone are no segment, escaped or not.
+            // A segment of dots alone is invalid, escaped or not.
             let named = segments.iter().all(|segment| segment != "." && segment != "..");
             let joined = segments.join("/");
             let escape = |text: &str| {

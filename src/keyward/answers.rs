@@ -1,4 +1,4 @@
-//! What the facade answers.
+//! The results of the facade's commands and queries.
 
 use crate::core::command::{IssuedKey, Outcome};
 use crate::core::id::KeyId;
@@ -10,28 +10,29 @@ use crate::core::text::{ClassName, Hint};
 use crate::core::time::Timestamp;
 use crate::manager::{Landed, Receipt};
 
-/// A key that was created, with its secret: the only time it is shown.
+/// A created key, with its secret. The secret is shown only this once.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Created {
-    /// Its public id.
+    /// The key's public id.
     pub id: KeyId,
-    /// Its whole text. Hand it to the key's owner; it cannot be had again.
+    /// The key's whole text. Hand it to the key's owner; it cannot be shown again.
     pub secret: Secret,
-    /// Its kind.
+    /// The key's class.
     pub class: ClassName,
-    /// What a person sees of it later.
+    /// The part of the key's text that people see later.
     pub hint: Hint,
-    /// The mark that finds it.
+    /// The fingerprint by which the key can be found.
     pub fingerprint: Fingerprint,
-    /// When it ends; `None` for never.
+    /// The time at which the key expires; `None` for never.
     pub expires_at: Option<Timestamp>,
-    /// The scopes that it effectively reaches: less than its own where a role, its bound or its class allows
-    /// less.
+    /// The scopes that the key effectively reaches: fewer than its own if a role, its bound or its
+    /// class allows fewer.
     pub reach: ScopeSet,
-    /// Keys that came with the tenant, because this was its first command.
+    /// The keys that the policy provisioned with the tenant, because this was the tenant's first
+    /// command.
     pub provisioned: Vec<IssuedKey>,
-    /// Where and when it landed.
+    /// The place and time of the commit.
     pub receipt: Receipt,
 }
 
@@ -56,23 +57,24 @@ impl TimeRepaired {
     }
 }
 
-/// A key that was taken over as a digest.
+/// A key that was imported as a digest.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Imported {
-    /// Its public id here.
+    /// The key's public id in this store.
     pub id: KeyId,
-    /// The mark that finds it.
+    /// The fingerprint by which the key can be found.
     pub fingerprint: Fingerprint,
-    /// The scopes that it effectively reaches.
+    /// The scopes that the key effectively reaches.
     pub reach: ScopeSet,
-    /// Keys that came with the tenant, because this was its first command.
+    /// The keys that the policy provisioned with the tenant, because this was the tenant's first
+    /// command.
     pub provisioned: Vec<IssuedKey>,
-    /// Where and when it landed.
+    /// The place and time of the commit.
     pub receipt: Receipt,
 }
 
-/// A successor that was created, with its secret: the only time it is shown.
+/// The created successor of a rotation, with its secret. The secret is shown only this once.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Rotated {
@@ -80,7 +82,7 @@ pub struct Rotated {
     pub id: KeyId,
     /// The successor's whole text.
     pub secret: Secret,
-    /// When the successor ends; `None` for never.
+    /// The time at which the successor expires; `None` for never.
     pub expires_at: Option<Timestamp>,
     /// The scopes that the successor effectively reaches.
     pub reach: ScopeSet,
@@ -88,19 +90,19 @@ pub struct Rotated {
     pub predecessor: KeyId,
     /// The end of the old key; the latest one, if it counts from the successor's first use.
     pub until: Timestamp,
-    /// Where and when it landed.
+    /// The place and time of the commit.
     pub receipt: Receipt,
 }
 
-/// What came of a leak report.
+/// The result of a leak report.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct LeakReport {
-    /// Which key was found.
+    /// The leaked key.
     pub key: KeyId,
-    /// Whether that revoked it; publishable and legacy keys are only recorded.
+    /// Whether the report revoked the key; publishable and legacy keys are only recorded.
     pub revoked: bool,
-    /// Where and when it landed.
+    /// The place and time of the commit.
     pub receipt: Receipt,
 }
 
@@ -112,7 +114,7 @@ pub struct KeyList {
     pub keys: Vec<KeyInfo>,
     /// Keys whose stored bytes failed their checksum.
     pub corrupt: Vec<KeyId>,
-    /// Where the next page goes on; `None` if this is the last one.
+    /// The start of the next page; `None` if this is the last one.
     pub next: Option<KeyPosition>,
 }
 

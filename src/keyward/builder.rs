@@ -1,4 +1,4 @@
-//! How a [`Keyward`] is put together.
+//! The builder of a [`Keyward`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::store::{KeyStore, NodeRegistry, StoreError};
 use crate::timekeeper::Timekeeper;
 use crate::verifier::{PastBound, ReadThrough, Verifier};
 
-/// Puts a [`Keyward`] together.
+/// Builds a [`Keyward`].
 #[derive(Debug)]
 #[must_use = "a builder does nothing until it builds"]
 pub struct Builder {
@@ -49,64 +49,65 @@ impl Builder {
     }
 
     /// Sets the policy, or the policies of several tenants. Defaults to
-    /// [`standard`](crate::profiles::standard) for everybody.
+    /// [`standard`](crate::profiles::standard) for every tenant.
     pub fn policy(mut self, policies: impl Into<Policies>) -> Self {
         self.policies = policies.into();
         self
     }
 
-    /// Sets the clocks. Defaults to the machine's own.
+    /// Sets the clocks. Defaults to the machine's clocks.
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.clock = Arc::new(clock);
         self
     }
 
-    /// Sets the randomness. Defaults to the operating system's.
+    /// Sets the source of randomness. Defaults to the operating system's.
     pub fn entropy(mut self, entropy: impl Entropy) -> Self {
         self.entropy = Arc::new(entropy);
         self
     }
 
-    /// Registers this node, so that the receipts of others can tell whether it has confirmed a
-    /// change: see [`Keyward::confirmations`]. All nodes over one store must take the same registry,
-    /// or those without it are not waited for. Every shipped store is one as well. Defaults to none: a
-    /// receipt knows the bound alone then.
+    /// Registers this node, so that a receipt on another node can report whether this node has
+    /// confirmed a change: see [`Keyward::confirmations`]. All nodes over one store must use the
+    /// same registry; receipts do not wait for a node without it. Every shipped store is also a
+    /// registry. Defaults to none: receipts then rely on the staleness bound alone.
     ///
-    /// The node reports whenever [`sync`](Keyward::sync) finds something new, and every ten seconds or
-    /// so. Once its reports have failed for a minute, nothing is confirmed until one succeeds.
+    /// The node reports whenever [`sync`](Keyward::sync) finds changes, and about every ten
+    /// seconds. Once its reports have failed for a minute, it confirms nothing until one succeeds.
     pub fn registry(mut self, registry: impl NodeRegistry) -> Self {
         self.registry = Some(Arc::new(registry));
         self
     }
 
-    /// Sets what people call this node in a registry: a host name, say. Defaults to nothing.
+    /// Sets the name by which people know this node in a registry, such as its host name. Defaults
+    /// to none.
     pub fn node_label(mut self, label: NodeLabel) -> Self {
         self.label = Some(label);
         self
     }
 
-    /// Sets how many keys are read through the store. Defaults to [`ReadThrough::default`].
+    /// Sets the limits for reads through the store. Defaults to [`ReadThrough::default`].
     pub const fn read_through(mut self, bounds: ReadThrough) -> Self {
         self.read_through = bounds;
         self
     }
 
-    /// Sets what [`verify_or_fetch`](Keyward::verify_or_fetch) does once the staleness bound of a
-    /// key's class is passed without a confirmation. Defaults to [`PastBound::Refuse`].
+    /// Sets the way [`verify_or_fetch`](Keyward::verify_or_fetch) treats a key once the staleness
+    /// bound of its class is passed. Defaults to [`PastBound::Refuse`].
     pub const fn past_bound(mut self, past_bound: PastBound) -> Self {
         self.past_bound = past_bound;
         self
     }
 
-    /// Sets by how much clocks may differ before one is doubted: two minutes at least. Defaults to five
-    /// minutes. A node whose clock differs by more from that of the database server, or from those of most
-    /// other nodes of a [registry](Self::registry), issues and prolongs nothing; see `docs/time.md`.
+    /// Sets the difference up to which clocks are trusted, at least two minutes. Defaults to five
+    /// minutes. A node whose clock differs by more from the database server's, or from most other
+    /// nodes of a [registry](Self::registry), refuses to issue or prolong keys; see `docs/time.md`.
     pub const fn clock_allowance(mut self, allowance: Duration) -> Self {
         self.clock_allowance = allowance;
         self
     }
 
-    /// Reads the store's keys and starts.
+    /// Builds the facade, and reads the store's keys into its index.
     ///
     /// # Errors
     ///

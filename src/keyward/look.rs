@@ -1,4 +1,4 @@
-//! Looking at keys: lists, details, rotations, the audit trail.
+//! Queries: lists, details, rotations, the audit trail.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -26,14 +26,14 @@ use crate::manager::{Error, lineage_of, load_ancestry};
 use crate::store::{Locator, Row, StoreError};
 use crate::verifier::Grant;
 
-/// Why an audit trail could not be shown to be intact.
+/// The reason why an audit trail could not be verified.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuditError {
-    /// It is not what was written.
+    /// The trail is not what was written.
     #[error(transparent)]
     Chain(#[from] ChainError),
-    /// It could not be read.
+    /// The trail could not be read.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The tenant is outside the actor's reach.
@@ -41,32 +41,34 @@ pub enum AuditError {
     Denied(#[from] Denied),
 }
 
-/// What an actor sees is bound to its tenant, as what it changes is.
+/// An actor sees only its own tenant and the tenants it reaches, as with changes.
 impl Keyward {
-    /// The time of this process, for which statuses are derived: the wall clock's, which does not go back.
+    /// Returns the time of this process, by which statuses are derived: the wall clock's, which
+    /// never goes back.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.inner.time.now()
     }
 
-    /// The tenants whose newest commit lies in the future, each with its instant: a clock was wrong when it
-    /// was decided, or this process's clock is behind. [`repair_time`](Self::repair_time) sets it back.
+    /// Returns the tenants whose newest commit lies in the future, each with the commit's instant.
+    /// Either a clock was wrong at the commit, or this process's clock is behind.
+    /// [`repair_time`](Self::repair_time) sets the instant back.
     #[must_use]
     pub fn tenants_ahead(&self) -> Vec<(TenantId, Timestamp)> {
         self.inner.replica.tenants_ahead()
     }
 
-    /// A query for the keys of `tenant` as they are now, without those of the tenants below; set
-    /// `below` for these.
+    /// Returns a query for the current keys of `tenant`, without its descendants; set `below` to
+    /// include them.
     pub fn query(&self, tenant: &TenantId) -> KeyQuery {
         KeyQuery::tenant(tenant.clone(), self.now())
     }
 
-    /// Lists the keys that the actor may look at, filtered, sorted and paged. A query that names no
-    /// tenant is about the actor's own and all below it.
+    /// Lists the keys that the actor may look at, filtered, sorted and paged. A query without a
+    /// tenant covers the actor's own tenant and its descendants.
     ///
-    /// A class says who may look at its keys
-    /// ([`KeyClass::look`](crate::policy::KeyClass::look)); other keys are left out.
+    /// A class decides who may look at its keys
+    /// ([`KeyClass::look`](crate::policy::KeyClass::look)). Other keys are left out.
     ///
     /// # Errors
     ///
@@ -78,13 +80,13 @@ impl Keyward {
             query.below = true;
             actor.tenant().clone()
         });
-        // An actor bound to one tenant sees nothing below it, whatever it asks for.
+        // An actor bound to one tenant sees no descendants, whatever the query asks for.
         query.below &= actor.reaches_descendants();
         query.made_by = self.with_lineage(query.made_by).await?;
         let policies = self.inner.policies.get();
         let root = self.seat(actor, &tenant, BTreeSet::new()).await?;
         let mut list = KeyList::default();
-        // Further down it may not be so.
+        // In a descendant the actor may see less.
         let sees_all = !query.below && root.caller.sees_all(policies.of(&tenant));
         let sees_all = sees_all || actor.is_application();
         match root.caller.sight(policies.of(&tenant))? {
@@ -96,7 +98,8 @@ impl Keyward {
         }
         query.tenant = Some(tenant);
         let limit = query.limit.get();
-        // What the actor may not look at is left out here, so that a page may take several questions.
+        // Keys that the actor may not look at are left out here, so that a page may take several
+        // reads.
         while list.keys.len() < limit {
             let page = self.inner.store.list(&query).await?;
             list.corrupt
@@ -120,16 +123,16 @@ impl Keyward {
         Ok(list)
     }
 
-    /// Lists the keys that `key` made, or another key of its chain of rotations, directly or through
-    /// the keys that it made: what else to look at when it is in the wrong hands. As many of them as
-    /// the actor may look at, those that have ended included.
+    /// Lists the keys that were made by `key` or by another key of its chain of rotations, directly
+    /// or through keys that those made. When `key` has leaked, these are the other keys to look at.
+    /// Includes ended keys, and leaves out keys that the actor may not look at.
     ///
     /// [`revoke_many`](Self::revoke_many) with [`BulkFilter::made_by`](crate::BulkFilter::made_by)
     /// revokes them.
     ///
     /// # Errors
     ///
-    /// As [`list`](Self::list).
+    /// The errors of [`list`](Self::list).
     pub async fn made_by(
         &self,
         actor: &Actor,
@@ -153,11 +156,11 @@ impl Keyward {
         }
     }
 
-    /// Everything that people see of one key, read from the store.
+    /// Returns everything that people see of one key, read from the store.
     ///
     /// # Errors
     ///
-    /// [`Denied::NotFound`] if there is none that the actor reaches and may look at.
+    /// [`Denied::NotFound`] if the actor reaches no such key, or may not look at it.
     pub async fn key(&self, actor: &Actor, id: KeyId) -> Result<KeyInfo, Error> {
         let (record, seat) = self.record(actor, id).await?;
         let policies = self.inner.policies.get();
@@ -166,24 +169,23 @@ impl Keyward {
         info.ok_or_else(|| Denied::NotFound.into())
     }
 
-    /// Everything that people see of a key that was verified, read from the store: what its holder
-    /// may know of it.
+    /// Returns everything that the holder of a verified key may see of it, read from the store.
     ///
     /// # Errors
     ///
-    /// [`Denied::NotFound`] if it was removed since.
+    /// [`Denied::NotFound`] if the key was removed since.
     pub async fn info(&self, grant: &Grant) -> Result<KeyInfo, Error> {
-        // Its holder is who asks, so that nobody else's authority counts.
+        // The key's holder asks, so the authority of an owner does not count.
         let holder = Actor::application(grant.tenant().clone());
         self.key(&holder, grant.key_id()).await
     }
 
-    /// Where the rotation of a key stands; `None` if it is not being replaced. `old_last_seen` is
-    /// when the old key was last presented, if the host keeps count.
+    /// Returns the progress of a key's rotation; `None` if the key is not being replaced.
+    /// `old_last_seen` is the time at which the old key was last presented, if the host records it.
     ///
     /// # Errors
     ///
-    /// [`Denied::NotFound`] if there is no such key that the actor reaches and may look at.
+    /// [`Denied::NotFound`] if the actor reaches no such key, or may not look at it.
     pub async fn rotation(
         &self,
         actor: &Actor,
@@ -203,8 +205,8 @@ impl Keyward {
         ))
     }
 
-    /// Reads the audit trail, oldest first. A query that names no tenant is about the actor's own. For
-    /// administrators and [auditors](crate::policy::PolicySpec::auditors).
+    /// Reads the audit trail, oldest first. A query without a tenant reads that of the actor's own.
+    /// For administrators and [auditors](crate::policy::PolicySpec::auditors).
     ///
     /// # Errors
     ///
@@ -224,12 +226,12 @@ impl Keyward {
         Ok(self.inner.store.audit(&query).await?)
     }
 
-    /// Checks that a tenant's audit trail is exactly what was written, and returns where it ends.
-    /// `seen` is an end that was noted elsewhere before: it shows a trail that was cut short.
+    /// Verifies that a tenant's audit trail is exactly what was written, and returns its head.
+    /// `seen` is a head that was recorded elsewhere before: it reveals a truncated trail.
     ///
     /// # Errors
     ///
-    /// [`AuditError`] names the first entry that is not what was written.
+    /// [`AuditError`], with the first entry that is not what was written.
     pub async fn verify_audit(
         &self,
         actor: &Actor,
@@ -239,8 +241,7 @@ impl Keyward {
         let seat = self.seat(actor, tenant, BTreeSet::new()).await?;
         let policies = self.inner.policies.get();
         seat.caller.permit_audit(policies.of(tenant))?;
-        // The chain must lead to where the store says that it ends, or nothing would show an end
-        // that is missing.
+        // The chain must lead to the head that the store has, or a truncated trail would pass.
         let stands = self
             .inner
             .store
@@ -272,8 +273,8 @@ impl Keyward {
         Ok(head)
     }
 
-    /// Events of the whole store, with notices for `windows` before the end of keys. For the host
-    /// itself: it tells across tenants.
+    /// Returns the events of the whole store, with notices for `windows` before keys expire. For
+    /// the host itself, since it reports on all tenants.
     pub fn events(&self, windows: ExpiryWindows) -> Events {
         let (store, clock) = (self.inner.store.clone(), self.inner.time.clone());
         Events::new(store, clock, windows)
@@ -297,7 +298,8 @@ impl Keyward {
         }
     }
 
-    /// Returns the authority of `actor` in `tenant`, as the store has it now, with the rows of `owners`.
+    /// Returns the authority of `actor` in `tenant`, by the store's current state, with the rows of
+    /// `owners`.
     async fn seat(
         &self,
         actor: &Actor,
@@ -331,7 +333,7 @@ impl Keyward {
         })
     }
 
-    /// The same for each tenant of `records`, with the rows of their owners.
+    /// Returns the authority of `actor` in each tenant of `records`, with the rows of their owners.
     async fn seats(
         &self,
         actor: &Actor,
@@ -345,7 +347,8 @@ impl Keyward {
         let seats = owners.into_iter().map(async |(tenant, owners)| {
             match self.seat(actor, tenant, owners).await {
                 Ok(seat) => Ok(Some((tenant.clone(), seat))),
-                // The key that acts has no say further down, say because that tenant was closed.
+                // The acting key has no authority in this descendant, for example because the
+                // tenant was closed.
                 Err(SeatError::Denied(denied)) => {
                     tracing::debug!(%tenant, %denied, "keys are left out of a list");
                     Ok(None)
@@ -366,7 +369,7 @@ impl Keyward {
     }
 }
 
-/// The authority of an actor in a tenant, with the rows that it rests on.
+/// The authority of an actor in a tenant, with the rows from which it was derived.
 struct Seat {
     caller: Caller,
     view: TenantView,
@@ -374,7 +377,8 @@ struct Seat {
 }
 
 impl Seat {
-    /// Returns what the caller sees of a key of the tenant; `None` if it may not look at the key.
+    /// Returns the part of a key that the caller may see; `None` if the caller may not look at the
+    /// key.
     fn info(&self, record: KeyRecord, policy: &Policy, at: Timestamp) -> Option<KeyInfo> {
         if !self.caller.sees(policy, &record.class, &record.owner) {
             return None;
@@ -388,7 +392,7 @@ impl Seat {
     }
 }
 
-/// Why nothing can be said of what an actor may do.
+/// The reason why an actor's authority could not be derived.
 enum SeatError {
     Denied(Denied),
     Store(StoreError),

@@ -1,4 +1,4 @@
-//! Changing keys: every command in one call.
+//! Commands: every change of keys in one call.
 
 use std::time::Duration;
 
@@ -21,20 +21,19 @@ use crate::core::view::Select;
 use crate::manager::{BulkReceipt, Error, Landed, Receipt};
 use crate::store::{Locator, Row, RowKey, StoreErrorKind};
 
-/// One minute: how long a command over many keys is left to its caller before maintenance goes on with
-/// it. A judgement: a page of a thousand keys takes well under a second. Both going on at once does no
-/// harm.
+/// One minute, after which maintenance continues a command over many keys in place of its caller. A
+/// judgement: a page of a thousand keys takes well under a second. Both may run concurrently
+/// without harm.
 const SWEEP_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Every call takes an [`Actor`], or an actor with a command id of the caller's own
-/// ([`Actor::with_command_id`]), whose repetition changes nothing. A call whose future is dropped
-/// may or may not land.
+/// Every call takes an [`Actor`], or an actor with an idempotency key ([`Actor::with_command_id`]),
+/// with which a retry changes nothing. A call whose future is dropped may or may not commit.
 impl Keyward {
     /// Creates a key.
     ///
     /// # Errors
     ///
-    /// [`Error`]; [`Denied::AlreadyCreated`] if a command of this id created one before.
+    /// [`Error`]; [`Denied::AlreadyCreated`] if a command with this id has already created one.
     pub async fn create(
         &self,
         by: impl Into<Invocation<'_>>,
@@ -45,7 +44,7 @@ impl Keyward {
         Created::from_landed(landed).ok_or(Error::Denied(Denied::NotFound))
     }
 
-    /// Takes over a key that exists elsewhere, as a digest. Its holder goes on using it.
+    /// Imports a key of another system as a digest. Its holder keeps using it.
     ///
     /// # Errors
     ///
@@ -60,7 +59,7 @@ impl Keyward {
         Imported::from_landed(landed).ok_or(Error::Denied(Denied::NotFound))
     }
 
-    /// Changes what a key is called, may do, or how long it lives.
+    /// Changes a key's name, attributes, permissions or lifetime.
     ///
     /// # Errors
     ///
@@ -78,7 +77,7 @@ impl Keyward {
             .receipt)
     }
 
-    /// Refuses a key until it is enabled again.
+    /// Disables a key until it is enabled again.
     ///
     /// # Errors
     ///
@@ -91,7 +90,7 @@ impl Keyward {
         Ok(self.give_about(by, Command::Disable { key }).await?.receipt)
     }
 
-    /// Lets a disabled key work again.
+    /// Enables a disabled key.
     ///
     /// # Errors
     ///
@@ -104,12 +103,12 @@ impl Keyward {
         Ok(self.give_about(by, Command::Enable { key }).await?.receipt)
     }
 
-    /// Refuses a key for ever. This process refuses it when the call returns, every other one by
-    /// [`Receipt::no_later_than`].
+    /// Revokes a key permanently. This process refuses the key when the call returns, every other
+    /// process by [`Receipt::no_later_than`].
     ///
     /// # Errors
     ///
-    /// [`Error`]; [`Denied::ConfirmationRequired`] where the class asks for it: pass
+    /// [`Error`]; [`Denied::ConfirmationRequired`] if the class asks for confirmation: pass
     /// `reason.confirmed()`.
     pub async fn revoke(
         &self,
@@ -124,7 +123,7 @@ impl Keyward {
             .receipt)
     }
 
-    /// Removes a key for ever.
+    /// Removes a key permanently.
     ///
     /// # Errors
     ///
@@ -145,7 +144,7 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Error`]; [`Denied::AlreadyCreated`] if a command of this id created one before.
+    /// [`Error`]; [`Denied::AlreadyCreated`] if a command with this id has already created one.
     pub async fn rotate(
         &self,
         by: impl Into<Invocation<'_>>,
@@ -157,7 +156,7 @@ impl Keyward {
         Rotated::from_landed(landed).ok_or(Error::Denied(Denied::NotFound))
     }
 
-    /// Ends the old key of a rotation now.
+    /// Ends the old key of a rotation immediately.
     ///
     /// # Errors
     ///
@@ -173,7 +172,7 @@ impl Keyward {
             .receipt)
     }
 
-    /// Calls a rotation off: revokes the unused successor, and lets the old key work as before.
+    /// Cancels a rotation: revokes the unused successor, and lets the old key work as before.
     ///
     /// # Errors
     ///
@@ -189,12 +188,12 @@ impl Keyward {
             .receipt)
     }
 
-    /// Gives a key a new secret because the answer that held the first one was lost.
+    /// Gives a key a new secret because the response with the first one was lost.
     ///
     /// # Errors
     ///
-    /// [`Error`]; [`Denied::NotReplaceable`] later than an hour after creation, or for anyone but
-    /// its creator.
+    /// [`Error`]; [`Denied::NotReplaceable`] more than an hour after creation, or for any actor but
+    /// the creator.
     pub async fn replace_lost(
         &self,
         by: impl Into<Invocation<'_>>,
@@ -204,13 +203,13 @@ impl Keyward {
         Created::from_landed(landed).ok_or(Error::Denied(Denied::NotFound))
     }
 
-    /// Sets the newest instant of a tenant back to the time, if a clock that was wrong left it in the future.
-    /// Only the application does so. What was decided for instants that have not come stays as it is: look
-    /// at when the tenant's keys were created and when they end.
+    /// Sets the newest instant of a tenant back to the current time, if a wrong clock left it in
+    /// the future. Only the application may do so. Keys keep the times that the wrong clock gave
+    /// them: check when the tenant's keys were created and when they expire.
     ///
     /// # Errors
     ///
-    /// [`Error`]; [`Denied::TenantNotFound`] for a tenant that is not known.
+    /// [`Error`]; [`Denied::TenantNotFound`] for an unknown tenant.
     pub async fn repair_time(
         &self,
         by: impl Into<Invocation<'_>>,
@@ -222,8 +221,8 @@ impl Keyward {
         Ok(TimeRepaired::from_landed(landed))
     }
 
-    /// Makes a tenant known, and returns the keys that its policy says come with it. Returns none
-    /// if it is known.
+    /// Makes a tenant known, and returns the keys that its policy provisions. Returns none if the
+    /// tenant is already known.
     ///
     /// # Errors
     ///
@@ -239,11 +238,11 @@ impl Keyward {
         Ok(provisioned(landed))
     }
 
-    /// Makes the keys that the policy says come with a resource.
+    /// Creates the keys that the policy provisions with a resource.
     ///
     /// # Errors
     ///
-    /// [`Error`]; [`Denied::UnknownResource`] if none do.
+    /// [`Error`]; [`Denied::UnknownResource`] if the policy provisions none.
     pub async fn provision_resource(
         &self,
         by: impl Into<Invocation<'_>>,
@@ -256,8 +255,8 @@ impl Keyward {
         ))
     }
 
-    /// Ends every key of a tenant and of all below it, for ever. Interrupted, the same call goes on
-    /// where it stopped; the keys are refused from its first commit on.
+    /// Ends every key of a tenant and of its descendants permanently. Their keys are refused from
+    /// the first commit on. If interrupted, call it again: it continues where it stopped.
     ///
     /// # Errors
     ///
@@ -272,8 +271,8 @@ impl Keyward {
             .await
     }
 
-    /// Refuses all keys of a principal from now on, in `tenant` and all below it, and revokes them.
-    /// Interrupted, the same call goes on where it stopped.
+    /// Refuses all keys of a principal from now on, in `tenant` and its descendants, and revokes
+    /// them. If interrupted, call it again: it continues where it stopped.
     ///
     /// # Errors
     ///
@@ -289,13 +288,14 @@ impl Keyward {
             .await
     }
 
-    /// Stores the role that the application has for an owner wherever another role is stored for it: in
-    /// the tenants above `tenant` that the actor reaches, in `tenant`, and wherever below it has live
-    /// keys. The answer to [`Denied::RoleDrift`](crate::Denied::RoleDrift). For the application itself.
+    /// Stores the role that the application has for an owner wherever another role is stored: in
+    /// the ancestors of `tenant` that the actor reaches, in `tenant`, and in descendants with live
+    /// keys of the owner. It resolves [`Denied::RoleDrift`](crate::Denied::RoleDrift). For the
+    /// application itself.
     ///
     /// # Errors
     ///
-    /// [`Error`]; [`Denied::HostOnly`] for anybody else.
+    /// [`Error`]; [`Denied::HostOnly`] for any other actor.
     pub async fn sync_role(
         &self,
         by: impl Into<Invocation<'_>>,
@@ -315,9 +315,9 @@ impl Keyward {
         Ok(self.give_bulk(by, tenant, command).await?.receipt)
     }
 
-    /// Sets the role of a principal who owns keys, in `tenant` and wherever below it has live ones: narrows
-    /// or widens every key of a class with a live ceiling at once. What the principal itself may do
-    /// is the host's to say, with the role of the [`Actor`] it makes.
+    /// Sets the role of a principal who owns keys, in `tenant` and in descendants with live keys of
+    /// the principal. Every key of a class with a live ceiling narrows or widens immediately. The
+    /// role of the principal itself is the one in the [`Actor`] that the host makes.
     ///
     /// # Errors
     ///
@@ -333,10 +333,12 @@ impl Keyward {
         Ok(self.give_bulk(by, tenant, command).await?.receipt)
     }
 
-    /// Revokes all keys of `tenant` that match, legacy keys excepted, in commits of at most
-    /// [`SWEEP_MAX`](crate::rules::SWEEP_MAX). [`BulkFilter::made_by`] looks into the tenants below too.
+    /// Revokes all matching keys of `tenant`, except legacy keys, in commits of at most
+    /// [`SWEEP_MAX`](crate::rules::SWEEP_MAX). [`BulkFilter::made_by`] includes the descendants
+    /// too.
     ///
-    /// To see first what it would revoke, list with [`Keyward::made_by`](crate::Keyward::made_by).
+    /// Call [`Keyward::made_by`](crate::Keyward::made_by) first to list the keys that it would
+    /// revoke.
     ///
     /// # Errors
     ///
@@ -361,8 +363,8 @@ impl Keyward {
         .await
     }
 
-    /// Removes revoked and expired keys of `tenant` whose time to be kept is over. For the host
-    /// itself, from time to time.
+    /// Removes revoked and expired keys of `tenant` whose retention is over. For the host itself,
+    /// from time to time.
     ///
     /// # Errors
     ///
@@ -376,19 +378,20 @@ impl Keyward {
             .await
     }
 
-    /// Notes that a key was found in the open, by its whole text: whoever has that may end the key.
-    /// A secret key is revoked at once (rule G-35), a publishable one only recorded (rule A2-14).
+    /// Reports that a key was found in public, by its whole text. A caller with that text may end
+    /// the key. A secret key is revoked immediately (rule G-35), a publishable key only recorded
+    /// (rule A2-14).
     ///
     /// # Errors
     ///
-    /// [`Error`]; [`Denied::NotFound`] for what is no key here.
+    /// [`Error`]; [`Denied::NotFound`] if the text is not a key of this store.
     pub async fn report_leaked_token(
         &self,
         token: impl AsRef<[u8]> + Send,
         source: LeakSource,
     ) -> Result<LeakReport, Error> {
         let key = match self
-            .verify_fresh(token, &Need::any().or_publishable())
+            .verify_fresh(token.as_ref(), &Need::any().or_publishable())
             .await
         {
             Ok(grant) => grant.key_id(),
@@ -396,7 +399,7 @@ impl Keyward {
                 let kind = crate::store::StoreErrorKind::Unavailable;
                 return Err(crate::store::StoreError::new(kind, "looking up a leaked key").into());
             }
-            // A refusal that names its key comes after the secret was compared.
+            // A rejection names its key only after the secret was compared.
             Err(rejection) => rejection.key().ok_or(Error::Denied(Denied::NotFound))?,
         };
         let tenant = match self.inner.store.find(&Locator::Id(key)).await? {
@@ -407,11 +410,11 @@ impl Keyward {
         self.report_leak(&host, key, source).await
     }
 
-    /// Notes that a key was found in the open, by its fingerprint, within the actor's reach.
+    /// Reports that a key was found in public, by its fingerprint, within the actor's reach.
     ///
     /// # Errors
     ///
-    /// [`Error`]; [`Denied::NotFound`] if no key has it.
+    /// [`Error`]; [`Denied::NotFound`] if no key has this fingerprint.
     pub async fn report_leaked_fingerprint(
         &self,
         by: impl Into<Invocation<'_>>,
@@ -447,14 +450,14 @@ impl Keyward {
         })
     }
 
-    /// Does what verifications left to do: records first uses of successors, renews digests under the
-    /// current pepper. Returns how much was done. Call it from time to time: a grace period that counts
-    /// from a first use begins only once that is recorded. A first use stays counted in this process until
-    /// a commit has recorded it.
+    /// Does the work that verifications left behind: records first uses of successors, and stores
+    /// digests under the current pepper. Returns the number of completed tasks. Call it from time
+    /// to time: a grace period that counts from a first use begins only once the use is recorded. A
+    /// first use stays counted in this process until a commit records it.
     ///
     /// # Errors
     ///
-    /// [`Error`] of the store; a chore that is refused is passed over.
+    /// [`Error`] of the store. A refused task is skipped.
     pub async fn run_upkeep(&self) -> Result<usize, Error> {
         let mut done = self.record_first_uses().await?;
         while let Some(chore) = self.inner.verifier.next_chore() {
@@ -465,11 +468,11 @@ impl Keyward {
         Ok(done)
     }
 
-    /// Records the first uses of successors that were counted here.
+    /// Records the first uses of successors that this process counted.
     ///
     /// # Errors
     ///
-    /// [`Error`] of the store. A tenant that cannot be read holds up no other.
+    /// [`Error`] of the store. A tenant that cannot be read delays no other.
     pub(super) async fn record_first_uses(&self) -> Result<usize, Error> {
         let (mut done, mut damaged) = (0, None);
         for (tenant, key) in self.inner.replica.first_uses() {
@@ -485,7 +488,7 @@ impl Keyward {
         damaged.map_or(Ok(done), |error| Err(error.into()))
     }
 
-    /// Returns how many commands landed: none if it is refused.
+    /// Returns the number of commands that committed: zero if the command is refused.
     async fn do_chore(&self, host: &Actor, command: Command) -> Result<usize, Error> {
         match self.give_about(host, command).await {
             Ok(_) => Ok(1),
@@ -497,17 +500,17 @@ impl Keyward {
         }
     }
 
-    /// Finishes the commands over many keys that were begun a while ago, by whichever process.
+    /// Finishes commands over many keys that any process began a while ago.
     async fn finish_sweeps(&self) -> Result<usize, Error> {
         let mut done = 0;
         if self.inner.time.check().reference.is_some() {
-            // What came later is not known while the clock is contradicted.
+            // While other clocks contradict this one, the age of a command is unknown.
             return Ok(done);
         }
         for tenant in self.inner.replica.unfinished() {
             let view = self.inner.store.load(&tenant, &Select::none()).await?;
             for pending in view.tenant.map(|row| row.sweeps).unwrap_or_default() {
-                // One from the future waits for the repair of its tenant, which sets it back.
+                // A command from the future waits until the repair of its tenant sets it back.
                 if self.now() < pending.began_at.saturating_add(SWEEP_PATIENCE) {
                     continue;
                 }
@@ -523,7 +526,7 @@ impl Keyward {
         Ok(done)
     }
 
-    /// Gives a command about a key that exists: its tenant is the key's own.
+    /// Gives a command about an existing key, in the key's own tenant.
     async fn give_about(
         &self,
         by: impl Into<Invocation<'_>>,
@@ -544,7 +547,7 @@ impl Keyward {
         command: Command,
     ) -> Result<Landed, Error> {
         let request = self.request(by.into(), tenant, command)?;
-        // Before the commit: what is found to be the history afterwards was so all along, then.
+        // Read before the commit: a history that is unchanged afterwards was unchanged during it.
         let epoch = self.inner.replica.epoch();
         let mut landed = self.inner.manager.execute(request).await?;
         landed.receipt = landed.receipt.within(epoch);
@@ -579,7 +582,7 @@ impl Keyward {
         Ok(Request::new(id, actor, tenant, command))
     }
 
-    /// A key's tenant never changes, so that whoever knows it need not ask again.
+    /// Returns a key's tenant, which never changes and may therefore be cached.
     async fn tenant_of(&self, by: &Actor, key: KeyId) -> Result<TenantId, Error> {
         if let Some(tenant) = self.inner.replica.tenant_of(key) {
             return Ok(tenant);
@@ -587,7 +590,7 @@ impl Keyward {
         let found = self.inner.store.find(&Locator::Id(key)).await?;
         let row = found.map(|found| found.change.row);
         match &row {
-            // Whose it was cannot be read, so that only the host may hear of it.
+            // The row's tenant cannot be read, so only the host may see the key.
             Some(Row::Corrupt(RowKey::Key(key))) if by.is_application() => {
                 Err(Denied::CorruptRecord { key: *key }.into())
             }

@@ -24,9 +24,9 @@ use crate::manager::KeyManager;
 use crate::replica::{Freshness, Replica};
 use crate::store::{KeyStore, StoreError};
 use crate::timekeeper::Timekeeper;
-use crate::verifier::{Grant, Uses, Verifier};
+use crate::verifier::{Credentials, Grant, Uses, Verifier};
 
-/// API keys over a store: created, verified, rotated, revoked and audited. Cheap to clone.
+/// API keys over a store: create, verify, rotate, revoke and audit them. Cheap to clone.
 ///
 /// # Examples
 ///
@@ -42,7 +42,7 @@ use crate::verifier::{Grant, Uses, Verifier};
 ///     .create(&admin, NewKey::new("nightly export").scope("reports:read").expires_in(days(90)))
 ///     .await?;
 ///
-/// let grant = keys.verify(created.secret.expose(), &Need::scope("reports:read"))?;
+/// let grant = keys.verify(created.secret.expose(), &Need::scope("reports:read")?)?;
 /// assert_eq!(grant.key_id(), created.id);
 ///
 /// keys.revoke(&admin, created.id, Reason::Lost).await?;
@@ -69,24 +69,28 @@ struct Inner {
 }
 
 impl Keyward {
-    /// Starts from a store and the peppers. Everything else has a default: the
+    /// Returns a builder over a store and the peppers. Everything else has a default: the
     /// [`standard`](crate::profiles::standard) policy, the machine's clocks and its randomness.
     pub fn builder(store: impl KeyStore, peppers: PepperRing) -> Builder {
         Builder::new(Arc::new(store), peppers)
     }
 
-    /// Verifies what was presented. No I/O, no waiting.
+    /// Verifies a key, or a pair. Does no I/O and never waits.
     ///
     /// # Errors
     ///
-    /// [`Rejection`] says why not; [`Rejection::public_message`] is what a client may be told.
-    pub fn verify(&self, presented: impl AsRef<[u8]>, need: &Need) -> Result<Grant, Rejection> {
-        self.inner.verifier.verify(presented, need)
+    /// [`Rejection`]; show the client only [`Rejection::public_message`].
+    pub fn verify<'a>(
+        &self,
+        credentials: impl Into<Credentials<'a>>,
+        need: &Need,
+    ) -> Result<Grant, Rejection> {
+        self.inner.verifier.verify(credentials, need)
     }
 
-    /// Verifies several keys for the same need, and answers in their order: each as
-    /// [`verify`](Self::verify) would. Among a million keys a batch takes less time than its keys one
-    /// by one.
+    /// Verifies several keys for the same need. Returns a verdict for each, in order, the same as
+    /// [`verify`](Self::verify) would. Among a million keys a batch is faster than its keys one by
+    /// one.
     #[must_use]
     pub fn verify_many<P: AsRef<[u8]>>(
         &self,
@@ -96,120 +100,88 @@ impl Keyward {
         self.inner.verifier.verify_many(presented, need)
     }
 
-    /// Verifies a secret key together with what goes with it: its own key id, or a publishable key
-    /// of the same tenant and environment (rules A2-15, I-02).
+    /// Verifies against the store's latest state. Every command that returned before this call
+    /// began is seen. Concurrent callers with the same key share a read that began after all of
+    /// their calls.
     ///
     /// # Errors
     ///
-    /// [`Rejection`], about the secret key first; about the other half only to a holder of the
-    /// secret.
-    pub fn verify_pair(
+    /// [`Rejection`]; [`StoreUnavailable`](Rejection::StoreUnavailable) if the store did not
+    /// answer, or if reads for keys not known to be held exceed
+    /// [`ReadThrough`](crate::ReadThrough).
+    pub async fn verify_fresh<'a>(
         &self,
-        other: impl AsRef<[u8]>,
-        secret: impl AsRef<[u8]>,
+        credentials: impl Into<Credentials<'a>> + Send,
         need: &Need,
     ) -> Result<Grant, Rejection> {
-        self.inner.verifier.verify_pair(other, secret, need)
+        self.inner.verifier.verify_fresh(credentials, need).await
     }
 
-    /// Verifies against the store's latest state: whatever returned before this call began is seen.
-    /// Callers who ask for the same key at once share a read that began after all of their calls.
+    /// Verifies, and reads the store if this node cannot decide: for a key that it does not know
+    /// yet (rule A1-25), for classes that must see the latest state, and past the staleness bound
+    /// if [`PastBound`](crate::PastBound) says so.
     ///
     /// # Errors
     ///
-    /// [`Rejection`]; [`StoreUnavailable`](Rejection::StoreUnavailable) if the store did not answer,
-    /// or if more than [`ReadThrough`](crate::ReadThrough) allows ask for keys that they do not hold,
-    /// as far as is known here.
-    pub async fn verify_fresh(
+    /// [`Rejection`]. A refusal is never cached. Beyond the limits of
+    /// [`ReadThrough`](crate::ReadThrough) it is [`StoreUnavailable`](Rejection::StoreUnavailable).
+    pub async fn verify_or_fetch<'a>(
         &self,
-        presented: impl AsRef<[u8]> + Send,
+        credentials: impl Into<Credentials<'a>> + Send,
         need: &Need,
     ) -> Result<Grant, Rejection> {
-        self.inner.verifier.verify_fresh(presented, need).await
+        self.inner.verifier.verify_or_fetch(credentials, need).await
     }
 
-    /// Verifies, and asks the store where this node cannot tell: for a key that it does not know
-    /// yet (rule A1-25), for classes that must see the latest state, and past the bound if
-    /// [`PastBound`](crate::PastBound) says so.
-    ///
-    /// # Errors
-    ///
-    /// [`Rejection`]. A refusal is never remembered. Beyond the bounds of
-    /// [`ReadThrough`](crate::ReadThrough) it is
-    /// [`StoreUnavailable`](Rejection::StoreUnavailable).
-    pub async fn verify_or_fetch(
-        &self,
-        presented: impl AsRef<[u8]> + Send,
-        need: &Need,
-    ) -> Result<Grant, Rejection> {
-        self.inner.verifier.verify_or_fetch(presented, need).await
-    }
-
-    /// Verifies a pair as [`verify_pair`](Self::verify_pair) does, and asks the store where this node
-    /// cannot tell, as [`verify_or_fetch`](Self::verify_or_fetch) does.
-    ///
-    /// # Errors
-    ///
-    /// As those two.
-    pub async fn verify_pair_or_fetch(
-        &self,
-        other: impl AsRef<[u8]> + Send,
-        secret: impl AsRef<[u8]> + Send,
-        need: &Need,
-    ) -> Result<Grant, Rejection> {
-        let verifier = &self.inner.verifier;
-        verifier.verify_pair_or_fetch(other, secret, need).await
-    }
-
-    /// The verifier, for who needs to know whether the store must be asked.
+    /// Returns the verifier, which can report whether the store has to be read.
     #[cfg(feature = "http")]
     pub(crate) fn verifier(&self) -> &Verifier {
         &self.inner.verifier
     }
 
-    /// How often this process accepted a key since it started, and when last; `None` if it does not
-    /// know the key. Counted in memory alone.
+    /// Returns how often this process accepted a key since it started, and when last; `None` if it
+    /// does not know the key. Counted in memory only.
     #[must_use]
     pub fn uses(&self, key: KeyId) -> Option<Uses> {
         self.inner.verifier.uses(key)
     }
 
-    /// Catches up with the store. A service whose store is shared with other processes calls this
-    /// at least as often as its staleness bound asks for, or starts a follower that does
-    /// (`Keyward::follow`, feature `tokio`); one whose store lives in the process need not.
+    /// Catches up with the store. Call it within every staleness bound, or start a follower that
+    /// does (`Keyward::follow`, feature `tokio`). A service whose store lives in the process need
+    /// not.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] of the store, or of the registry if this node could not register; verification
-    /// goes on until the bound is passed, and then refuses.
+    /// [`StoreError`] of the store, or of the registry if this node could not register.
+    /// Verification continues until the staleness bound is passed, and then fails closed.
     pub async fn sync(&self) -> Result<(), StoreError> {
         let synced = self.inner.replica.sync().await;
-        self.inner.verifier.refresh();
+        self.inner.verifier.drop_stale_snapshot();
         synced
     }
 
-    /// How far this node is behind, at most.
+    /// Returns an upper bound on how far this node is behind.
     #[must_use]
     pub fn freshness(&self) -> Freshness {
         self.inner.replica.freshness()
     }
 
-    /// Puts other policies in force, for decisions and verifications that begin after the call. If
-    /// they allow for a longer staleness than any before, a node with a
-    /// [registry](Builder::registry) refuses as stale until its next [`sync`](Self::sync) has told it.
+    /// Replaces the policies, for decisions and verifications that begin after the call. If they
+    /// allow a longer staleness than any before, a node with a [registry](Builder::registry)
+    /// refuses keys as stale until its next [`sync`](Self::sync) has reported the new bound.
     pub fn set_policies(&self, policies: impl Into<Policies>) {
         let policies = policies.into();
         self.inner.replica.widen(policies.longest_bound());
         self.inner.policies.set(policies);
     }
 
-    /// The shortest staleness bound in force that is not zero.
+    /// Returns the shortest staleness bound in force that is not zero.
     #[cfg(feature = "tokio")]
     pub(crate) fn shortest_bound(&self) -> Option<std::time::Duration> {
         self.inner.policies.shortest_bound()
     }
 
-    /// Resolves when the store may have more than is known here. A hint: see
+    /// Resolves when the store may have changes that are unknown here. A hint: see
     /// [`KeyStore::wait_past`].
     #[cfg(feature = "tokio")]
     pub(crate) async fn hint(&self) -> Result<(), StoreError> {
@@ -219,22 +191,22 @@ impl Keyward {
         }
     }
 
-    /// How often the store answered so far: while a sync goes on, ever more often.
+    /// Returns the number of the store's answers so far, which grows while a sync is in progress.
     #[cfg(feature = "tokio")]
     pub(crate) fn answers(&self) -> u64 {
         self.inner.replica.answers()
     }
 
-    /// Any number, to pace by.
+    /// Returns a random number for pacing.
     #[cfg(feature = "tokio")]
     pub(crate) fn random(&self) -> u64 {
         let mut bytes = [0; 8];
-        // Without randomness nodes are paced alike, which is no reason to stop.
+        // Without randomness all nodes have the same pace, which is no reason to stop.
         let _ = self.inner.entropy.fill(&mut bytes);
         u64::from_le_bytes(bytes)
     }
 
-    /// The manager, to give commands as data.
+    /// Returns the manager, which takes commands as data.
     #[must_use]
     pub fn manager(&self) -> &KeyManager {
         &self.inner.manager

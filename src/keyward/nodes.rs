@@ -1,4 +1,4 @@
-//! Which nodes have a change: what a receipt can be asked.
+//! The confirmations of a receipt by nodes.
 
 use std::time::Duration;
 
@@ -8,31 +8,31 @@ use crate::manager::Receipt;
 use crate::replica::{Awaited, Confirmations};
 use crate::store::{NodeId, StoreError};
 
-/// How long nodes are given between two questions. A judgement: followers poll about as often.
+/// 250 ms between two reads of the registry. A judgement: followers poll about as often.
 const ASK_EVERY: Duration = Duration::from_millis(250);
 
-/// What nodes say of themselves; see [`Builder::registry`](crate::Builder::registry).
+/// Reports of nodes; see [`Builder::registry`](crate::Builder::registry).
 impl Keyward {
-    /// Asks once which nodes act on a change, and which may still act on the state before. Without a
-    /// registry nobody can be asked, and only the [bound](Receipt::bound) tells.
+    /// Reads once which nodes act on a change, and which may still act on the state before it.
+    /// Without a registry only the [bound](Receipt::bound) decides.
     ///
-    /// What a node began before it said that it has the change may still end after that. As for
-    /// [`no_later_than`](Receipt::no_later_than), all nodes are taken to have this one's policies. The
-    /// receipt must be one of this process.
+    /// A verification that a node began before it reported the change may still end afterwards. As
+    /// in [`no_later_than`](Receipt::no_later_than), all nodes are assumed to have this node's
+    /// policies. The receipt must be from this process.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] if the store or the registry did not answer. Never once the bound has passed:
-    /// nobody needs to answer then.
+    /// [`StoreError`] if the store or the registry did not answer. Never once the bound has passed,
+    /// because no answer is needed then.
     pub async fn confirmations(&self, receipt: &Receipt) -> Result<Confirmations, StoreError> {
         let asked = self.inner.replica.confirmations(&awaited(receipt)).await;
-        self.inner.verifier.refresh();
+        self.inner.verifier.drop_stale_snapshot();
         asked
     }
 
-    /// Resolves when nobody can act on the state before a change any more: all nodes have it, or
-    /// those that have not are past the bound, which the answer tells. `pause` waits for as long as
-    /// it is told, by whatever timer the host has. Dropped, it can be called again.
+    /// Resolves when no node can act on the state before a change: every node has the change, or is
+    /// past the staleness bound. The result says which. `pause` sleeps for the given time, by the
+    /// host's own timer. A dropped call can be repeated.
     ///
     /// # Examples
     ///
@@ -72,24 +72,25 @@ impl Keyward {
                     awaited(receipt).left(self.inner.time.monotonic())
                 }
             };
-            // Never nothing, or a clock that stands still would be asked for ever.
+            // At least a microsecond, or a stopped clock would be polled without end.
             pause(at_most.clamp(Duration::from_micros(1), ASK_EVERY)).await;
         }
     }
 
-    /// Which node this is; `None` without a registry.
+    /// Returns the id of this node; `None` without a registry.
     #[must_use]
     pub fn node(&self) -> Option<NodeId> {
         self.inner.replica.node()
     }
 
-    /// Stops being a node, before a clean end: records the first uses that were counted, and has the registry
-    /// forget the node, so that no receipt waits for it. Keys are refused as stale from here on, unless the
-    /// store lives in this process. A later [`sync`](Self::sync) registers it anew.
+    /// Deregisters this node before a clean shutdown. Records the counted first uses, and removes
+    /// the node from the registry, so that no receipt waits for it. Keys are refused as stale from
+    /// here on, unless the store lives in this process. A later [`sync`](Self::sync) registers the
+    /// node again.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] of the registry. The entry lapses by itself then.
+    /// [`StoreError`] of the registry. The node's lease then expires by itself.
     pub async fn leave(&self) -> Result<(), StoreError> {
         if let Err(error) = self.record_first_uses().await {
             tracing::warn!(%error, "cannot record at the end which keys were used");

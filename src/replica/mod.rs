@@ -226,7 +226,7 @@ impl Replica {
     }
 
     /// Hands over a view that is no longer read; the next sync frees it.
-    pub(crate) fn leave_behind(&self, view: Arc<View>) {
+    pub(crate) fn retire(&self, view: Arc<View>) {
         self.replaced().push(view);
     }
 

@@ -1,4 +1,4 @@
-//! Verifying several keys in one call.
+//! Verification of several keys in one call.
 
 use std::array;
 use std::sync::Arc;
@@ -10,14 +10,13 @@ use crate::core::need::Need;
 use crate::core::rejection::Rejection;
 use crate::core::token;
 
-/// How many keys are looked for at a time. A judgement: about as many reads of memory as a processor
-/// keeps under way.
+/// 16 lookups at a time. A judgement: about as many memory reads as a processor keeps in flight.
 const AT_ONCE: usize = 16;
 
 impl Verifier {
-    /// Verifies several keys for the same need, and answers in their order: each as
-    /// [`verify`](Self::verify) would. Their memory comes at the same time, so that among a million
-    /// keys a batch takes less time than its keys one by one.
+    /// Verifies several keys for the same need. Returns a verdict for each, in order, the same as
+    /// [`verify`](Self::verify) would. Their memory reads overlap, so that among a million keys a
+    /// batch is faster than its keys one by one.
     #[must_use]
     pub fn verify_many<P: AsRef<[u8]>>(
         &self,
@@ -31,8 +30,8 @@ impl Verifier {
         verdicts
     }
 
-    /// At most [`AT_ONCE`]. The order is that of a single verification: `confirmed` is loaded, all
-    /// keys are looked up, and only then the clock is read.
+    /// Verifies at most [`AT_ONCE`] keys in the order of a single verification: load `confirmed`,
+    /// look up all keys, then read the clock.
     fn verify_some<P: AsRef<[u8]>>(
         &self,
         presented: &[P],
@@ -40,9 +39,9 @@ impl Verifier {
         verdicts: &mut Vec<Result<Grant, Rejection>>,
     ) {
         let confirmed = Confirmation::Sent(self.replica.confirmed_at());
-        // A reference of its own: each grant shares it.
-        let pinned = Guard::into_inner(self.pinned());
-        let view = &*pinned.view;
+        // An owned reference, which every grant shares.
+        let snapshot = Guard::into_inner(self.snapshot());
+        let view = &*snapshot.view;
         let tokens: [_; AT_ONCE] = array::from_fn(|at| {
             let token = token::parse(presented.get(at)?.as_ref()).ok()?;
             Some((token, view.begin(token.id())))
@@ -56,20 +55,20 @@ impl Verifier {
         let each = presented.iter().zip(tokens).zip(seen);
         verdicts.extend(each.map(|((presented, token), seen)| {
             let (Some((token, _)), Some(seen)) = (token, seen) else {
-                return self.verify(presented, need);
+                return self.verify(presented.as_ref(), need);
             };
             let conclude = |seen| {
                 let times = (confirmed, reading);
-                self.conclude(&pinned, Some(&token), seen, times, need)
+                self.conclude(&snapshot, Some(&token), seen, times, need)
             };
             match seen.and_then(conclude) {
                 Ok(accepted) => {
-                    let shared = Guard::from_inner(Arc::clone(&pinned));
+                    let shared = Guard::from_inner(Arc::clone(&snapshot));
                     Ok(Grant::of_index(shared, accepted))
                 }
-                // A store that lives in this process may confirm now.
+                // A store in this process may confirm the index now.
                 Err(Rejection::Stale { .. } | Rejection::NeedsFresh) => {
-                    self.verify(presented, need)
+                    self.verify(presented.as_ref(), need)
                 }
                 Err(rejection) => Err(rejection),
             }

@@ -1,4 +1,4 @@
-//! What a verified key stands for.
+//! The grant: what a verified key may do.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arc_swap::Guard;
 
-use super::Pinned;
+use super::Snapshot;
 use crate::core::actor::{ActingKey, Actor};
 use crate::core::id::KeyId;
 use crate::core::owner::Standing;
@@ -22,46 +22,47 @@ use crate::core::text::{ClassName, Environment};
 use crate::core::time::Timestamp;
 use crate::replica::{Facts, HolderAt, Kept, Parts};
 
-/// A key that was verified, as it stood at that moment. Holds no secret.
+/// A verified key, as it was at that moment. Holds no secret.
 ///
-/// For one request. It holds on to what it was verified against: keep what you need of it, not the
-/// grant, for longer than that. What only people read (name, metadata, description) is not in it:
-/// [`Keyward::info`](crate::Keyward::info) reads that from the store.
+/// Meant for one request. A grant keeps the index that it was verified against in memory, so copy
+/// what you need for longer. The name, metadata and description are not in it:
+/// [`Keyward::info`](crate::Keyward::info) reads them from the store.
 pub struct Grant {
     id: KeyId,
     at: Timestamp,
-    /// The address it was verified from, if that was known.
+    /// The address that the key was verified for, if known.
     address: Option<IpAddr>,
     of: Of,
 }
 
-/// Where the rest stands.
+/// The place of the key's other attributes.
 enum Of {
-    /// In the index that was read.
+    /// In the snapshot that was read.
     Index {
-        pinned: Guard<Arc<Pinned>>,
+        snapshot: Guard<Arc<Snapshot>>,
         row: u32,
         parts: Parts,
         standing: u32,
     },
-    /// Here: it was read from the store.
+    /// Here, since the key was read from the store.
     Record(Arc<Taken>),
 }
 
-/// Where in an index a key stands that was accepted.
+/// The place of an accepted key in an index.
 pub(super) struct Accepted {
     pub(super) id: KeyId,
     pub(super) row: u32,
     pub(super) parts: Parts,
-    /// How its holder stood.
+    /// The standing of its holder.
     pub(super) standing: u32,
     pub(super) at: Timestamp,
     pub(super) address: Option<IpAddr>,
-    /// The standing of its holder in the tenant that the key reached into, if not as at home.
+    /// The standing of its holder in the tenant that the key reached into, if it differs from the
+    /// standing at home.
     pub(super) reached: Option<Box<Standing>>,
 }
 
-/// What decides, of a record from the store.
+/// The parts of a stored record that decide what a key may do.
 pub(super) struct Taken {
     pub(super) shape: Shape,
     pub(super) holder: Holder,
@@ -74,12 +75,12 @@ impl Clone for Grant {
     fn clone(&self) -> Self {
         let of = match &self.of {
             Of::Index {
-                pinned,
+                snapshot,
                 row,
                 parts,
                 standing,
             } => Of::Index {
-                pinned: Guard::from_inner(Arc::clone(pinned)),
+                snapshot: Guard::from_inner(Arc::clone(snapshot)),
                 row: *row,
                 parts: *parts,
                 standing: *standing,
@@ -111,7 +112,7 @@ impl fmt::Debug for Grant {
 
 impl Grant {
     #[inline]
-    pub(super) fn of_index(pinned: Guard<Arc<Pinned>>, accepted: Accepted) -> Self {
+    pub(super) fn of_index(snapshot: Guard<Arc<Snapshot>>, accepted: Accepted) -> Self {
         let Accepted {
             id,
             row,
@@ -122,7 +123,7 @@ impl Grant {
             reached,
         } = accepted;
         let of = Of::Index {
-            pinned,
+            snapshot,
             row,
             parts,
             standing,
@@ -139,15 +140,16 @@ impl Grant {
         }
     }
 
-    /// The same key, whose holder stands otherwise where it reached than at home.
+    /// Returns the same key with the standing that its holder has in the tenant that it reached
+    /// into.
     #[cold]
     fn standing_as(self, standing: Standing) -> Self {
-        let Of::Index { pinned, row, .. } = &self.of else {
+        let Of::Index { snapshot, row, .. } = &self.of else {
             return self;
         };
-        let course = match pinned.view.kept(*row) {
+        let course = match snapshot.view.kept(*row) {
             Kept::Known(course) => course,
-            // It was removed since, or cannot be read any more: it ends now.
+            // The key was removed since, or its row became unreadable: it ends now.
             Kept::Removed | Kept::Corrupt => Course {
                 life: Life::Disabled,
                 created_at: self.at,
@@ -160,7 +162,7 @@ impl Grant {
             holder: self.holder().clone(),
             course,
             standing,
-            policies: pinned.policies.clone(),
+            policies: snapshot.policies.clone(),
         };
         let of = Of::Record(Arc::new(taken));
         Self { of, ..self }
@@ -184,13 +186,13 @@ impl Grant {
     fn facts(&self) -> Facts<'_> {
         match &self.of {
             Of::Index {
-                pinned,
+                snapshot,
                 parts,
                 standing,
                 ..
             } => {
-                let facts = pinned.view.facts_with(*parts, *standing);
-                facts.expect("an index keeps what it told for as long as it is")
+                let facts = snapshot.view.facts_with(*parts, *standing);
+                facts.expect("a snapshot owns every shape and holder that it hands out")
             }
             Of::Record(taken) => Facts {
                 shape: &taken.shape,
@@ -212,70 +214,70 @@ impl Grant {
 
     fn policy(&self) -> &Policy {
         let policies = match &self.of {
-            Of::Index { pinned, .. } => &pinned.policies,
+            Of::Index { snapshot, .. } => &snapshot.policies,
             Of::Record(taken) => &taken.policies,
         };
         policies.of_whose(|| &self.holder().tenant)
     }
 
-    /// The key's public id: fit for logs.
+    /// Returns the key's public id, which may be logged.
     #[must_use]
     pub fn key_id(&self) -> KeyId {
         self.id
     }
 
-    /// The tenant that the key belongs to. Act on this one, never on one that the request names,
-    /// unless [`Need::for_tenant`](crate::Need::for_tenant) was checked.
+    /// Returns the key's tenant. Act on this tenant, never on one that the request names, unless
+    /// [`Need::for_tenant`](crate::Need::for_tenant) was checked.
     #[must_use]
     pub fn tenant(&self) -> &TenantId {
         &self.holder().tenant
     }
 
-    /// The key's kind.
+    /// Returns the key's class.
     #[must_use]
     pub fn class(&self) -> &ClassName {
         &self.shape().class
     }
 
-    /// Whether it authenticates or only identifies.
+    /// Returns whether the key authenticates or only identifies.
     #[must_use]
     pub fn visibility(&self) -> Visibility {
         self.shape().visibility
     }
 
-    /// Where it may be used.
+    /// Returns the environment in which the key may be used.
     #[must_use]
     pub fn environment(&self) -> &Environment {
         &self.shape().environment
     }
 
-    /// To whom it is linked.
+    /// Returns the key's owner.
     #[must_use]
     pub fn owner(&self) -> &Owner {
         &self.holder().owner
     }
 
-    /// What it belongs to in the host's world.
+    /// Returns the host's resource that the key belongs to.
     #[must_use]
     pub fn resource(&self) -> Option<&Resource> {
         self.shape().resource.as_ref()
     }
 
-    /// When it ends, as far as is known now; `None` for never.
+    /// Returns the time at which the key expires, as far as is known now; `None` for never.
     #[must_use]
     pub fn expires_at(&self) -> Option<Timestamp> {
         let kept = match &self.of {
-            Of::Index { pinned, row, .. } => pinned.view.kept(*row),
+            Of::Index { snapshot, row, .. } => snapshot.view.kept(*row),
             Of::Record(taken) => Kept::Known(taken.course),
         };
         match kept {
             Kept::Known(course) => course.expires_at,
-            // It was removed since, or cannot be read any more.
+            // The key was removed since, or its row became unreadable.
             Kept::Removed | Kept::Corrupt => Some(self.at),
         }
     }
 
-    /// Whether it reaches `scope`, within its class and its owner's role.
+    /// Returns whether the key reaches `scope`, within its class and its owner's role.
     #[must_use]
     pub fn allows(&self, scope: &Scope) -> bool {
         let (facts, policy) = (self.facts(), self.policy());
@@ -285,7 +287,7 @@ impl Grant {
             .is_some_and(|class| reach::reaches(bounds, policy, class, facts.standing, scope))
     }
 
-    /// Refuses if it does not reach `scope`.
+    /// Checks that the key reaches `scope`.
     ///
     /// # Errors
     ///
@@ -300,7 +302,7 @@ impl Grant {
         })
     }
 
-    /// Everything that it reaches.
+    /// Returns every scope that the key reaches.
     #[must_use]
     pub fn scopes(&self) -> ScopeSet {
         let (facts, policy) = (self.facts(), self.policy());
@@ -313,14 +315,14 @@ impl Grant {
 
     /// Returns the actor that manages keys with this key.
     ///
-    /// It names the key, and every command that it gives is judged by how that key and its owner stand
-    /// when the command commits: a key that was revoked, disabled, narrowed or expired since does
-    /// nothing, and so does one whose owner was removed. What comes of a command is within the key on
-    /// every [`Dimension`](crate::Dimension).
+    /// The actor names the key. A command is judged by the state of the key and its owner at the
+    /// moment of commit. A key that was revoked, disabled, narrowed or expired since then can do
+    /// nothing, nor can a key whose owner was removed. The effect of a command stays within the key
+    /// on every [`Dimension`](crate::Dimension).
     ///
-    /// A key manages by the roles of its owner and of whoever received its secret, and only if it
-    /// reaches all that these roles do: a key that was narrowed to reading reports does not close a
-    /// tenant, though its owner may. A key that belongs to its tenant, and a publishable key, manage
+    /// A key manages keys by the roles of its owner and of the recipient of its secret, and only if
+    /// the key reaches everything that these roles do. A key narrowed to reading reports cannot
+    /// close a tenant, even if its owner may. A tenant-owned key and a publishable key manage
     /// nothing.
     #[must_use]
     pub fn actor(&self) -> Actor {

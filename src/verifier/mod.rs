@@ -1,10 +1,11 @@
 //! The verifier: parse, look up, compare, check.
 //!
-//! [`Verifier::verify`] does no I/O and waits for nobody. Its order matters: the instant of the last
-//! confirmation is loaded first, then the key is looked up, and only then the clock is read; any
-//! other order accepts revoked keys past the bound.
+//! [`Verifier::verify`] does no I/O and never waits. Its order matters: it loads the instant of the
+//! last confirmation first, then looks the key up, and reads the clock last. Any other order
+//! accepts revoked keys past the staleness bound.
 
 mod batch;
+mod credentials;
 mod fetch;
 mod grant;
 mod upkeep;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, Guard};
 use subtle::Choice;
 
+pub use self::credentials::Credentials;
 use self::fetch::Flights;
 pub use self::fetch::{PastBound, ReadThrough};
 use self::grant::Accepted;
@@ -42,32 +44,32 @@ use crate::replica::{Answer, Facts, Half, Hit, Kept, Parts, Replica, Sought, Vie
 use crate::store::KeyStore;
 use crate::timekeeper::Timekeeper;
 
-/// Verifies presented keys against a replica.
+/// Verifies keys against a replica.
 ///
-/// Stands alone, or inside [`Keyward`](crate::Keyward).
+/// Usable alone, or inside [`Keyward`](crate::Keyward).
 pub struct Verifier {
     replica: Arc<Replica>,
     store: Arc<dyn KeyStore>,
     policies: Arc<LivePolicies>,
     peppers: Arc<PepperRing>,
     clock: Arc<Timekeeper>,
-    pinned: ArcSwap<Pinned>,
+    snapshot: ArcSwap<Snapshot>,
     upkeep: Upkeep,
     flights: Flights,
     past_bound: PastBound,
 }
 
-/// All that a verification reads, so that one look at a shared place is enough.
-struct Pinned {
+/// Everything that a verification reads, behind one atomic pointer.
+struct Snapshot {
     view: Arc<View>,
     policies: Arc<Policies>,
-    /// Of which view and which policies.
+    /// The versions of the view and of the policies.
     versions: (u64, u64),
-    /// No two of a process have the same; `None` once there are no more of them.
+    /// Unique within the process; `None` once the numbers are used up.
     generation: Option<NonZeroU64>,
 }
 
-/// How a kind of key is told in one word: a third of its bits for each of the numbers that make it.
+/// The layout of a key's kind in one word: 18 bits of shape, 24 of standing and 22 of generation.
 const SHAPE_BITS: u32 = 18;
 const STANDING_BITS: u32 = 24;
 const GENERATION_BITS: u32 = 22;
@@ -81,44 +83,46 @@ impl fmt::Debug for Verifier {
     }
 }
 
-/// What was presented, once it is known to be worth hashing.
+/// Presented text that may be a key and is worth hashing.
 enum Claim<'a> {
-    /// A token of ours. It is found by its id alone: a key that was deleted does not come back by an
-    /// import of its digest, even where its tombstone is gone (invariant 2).
+    /// A well-formed token. It is found by its id alone: the import of a deleted key's digest does
+    /// not bring that key back, even after its tombstone is gone (invariant 2).
     Token(Token<'a>),
-    /// What may be a key that was imported, by its digest, and why it is no token of ours.
+    /// The digest of text that is not a token and may be an imported key, and why it is not a
+    /// token.
     Foreign(Digest, TokenError),
 }
 
-/// What the index says of a key that was presented.
+/// The index's answer about a presented key.
 struct Seen<'v> {
-    /// `None` if the secret is not the key's.
+    /// `None` if the secret does not match.
     hit: Option<Hit>,
     facts: Facts<'v>,
-    /// Whether its digest was made under an older pepper.
+    /// Whether the digest was made under an older pepper.
     under_older: bool,
 }
 
-/// How often a key was accepted, and when last.
+/// The use of a key in this process.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Uses {
-    /// How often.
+    /// The number of times that the key was accepted.
     pub count: u64,
-    /// When last, or up to 64 seconds before that; `None` if it was not.
+    /// The time of the last use, at most 64 seconds early; `None` if there was none.
     pub last: Option<Timestamp>,
 }
 
-/// How far the index can be trusted at the moment of use.
+/// The evidence that the index was current at the moment of use.
 #[derive(Clone, Copy)]
 enum Confirmation {
-    /// The read that confirmed it was sent then, if ever.
+    /// The instant at which the confirming read was sent, if there was one.
     Sent(Option<Reading>),
-    /// It was confirmed after the call began.
+    /// The index was confirmed after the call began.
     DuringCall,
 }
 
 impl Verifier {
-    /// Returns a verifier that reads `replica` and its clock, and reads keys through `store` where it must.
+    /// Returns a verifier over `replica` and its clock. It reads keys through `store` that the
+    /// replica cannot decide.
     pub fn new(
         replica: Arc<Replica>,
         store: Arc<dyn KeyStore>,
@@ -126,42 +130,50 @@ impl Verifier {
         peppers: Arc<PepperRing>,
     ) -> Self {
         let clock = replica.time().clone();
-        let pinned = ArcSwap::from_pointee(Pinned::of(&replica, &policies));
+        let snapshot = ArcSwap::from_pointee(Snapshot::of(&replica, &policies));
         Self {
             replica,
             store,
             policies,
             peppers,
             clock,
-            pinned,
+            snapshot,
             upkeep: Upkeep::default(),
             flights: Flights::new(ReadThrough::default()),
             past_bound: PastBound::default(),
         }
     }
 
-    /// Sets how many keys it reads through the store. Defaults to [`ReadThrough::default`].
+    /// Sets the limits for reads through the store. Defaults to [`ReadThrough::default`].
     #[must_use]
     pub fn with_read_through(mut self, bounds: ReadThrough) -> Self {
         self.flights = Flights::new(bounds);
         self
     }
 
-    /// Sets what it does with a key once its bound is passed. Defaults to [`PastBound::Refuse`].
+    /// Sets what happens to a key once its staleness bound is passed. Defaults to
+    /// [`PastBound::Refuse`].
     #[must_use]
     pub const fn with_past_bound(mut self, past_bound: PastBound) -> Self {
         self.past_bound = past_bound;
         self
     }
 
-    /// Verifies what was presented. No I/O, no waiting, and no allocation unless it refuses, but for
-    /// what a [`Need`] remembers once of the kinds of keys that meet it.
+    /// Verifies a key, or a pair. Does no I/O and never waits. Allocates only to refuse a key, and
+    /// once in a [`Need`] that remembers the kinds of keys that met it.
     ///
     /// # Errors
     ///
-    /// [`Rejection`] says why not; [`Rejection::public_message`] is what a client may be told.
-    pub fn verify(&self, presented: impl AsRef<[u8]>, need: &Need) -> Result<Grant, Rejection> {
-        let presented = presented.as_ref();
+    /// [`Rejection`]; show the client only [`Rejection::public_message`].
+    pub fn verify<'a>(
+        &self,
+        credentials: impl Into<Credentials<'a>>,
+        need: &Need,
+    ) -> Result<Grant, Rejection> {
+        let presented = match credentials.into() {
+            Credentials::Key(key) => key,
+            Credentials::Pair { public, secret } => return self.verify_pair(public, secret, need),
+        };
         let token = match token::parse(presented) {
             Ok(token) => token,
             Err(error) => return self.verify_foreign(presented, error, need),
@@ -179,7 +191,7 @@ impl Verifier {
         self.verify_token(token, need, Confirmation::DuringCall)
     }
 
-    /// Verifies what is no token of ours: it may be a key that was imported.
+    /// Verifies text that is not a token, which may be an imported key.
     #[inline(never)]
     fn verify_foreign(
         &self,
@@ -199,8 +211,8 @@ impl Verifier {
         verdict
     }
 
-    /// Whether it was refused for want of a confirmation that a store in this process gave since, at
-    /// the moment of use.
+    /// Returns whether the key was refused for lack of a confirmation, and a store in this process
+    /// has confirmed the index since.
     #[inline]
     fn may_confirm(&self, verdict: &Result<Grant, Rejection>) -> bool {
         matches!(
@@ -209,54 +221,43 @@ impl Verifier {
         ) && self.replica.confirm_now()
     }
 
-    /// Verifies a secret key together with what goes with it: its own key id, or a publishable key
-    /// of the same tenant and environment (rules A2-15, I-02). The grant is the secret key's.
-    ///
-    /// # Errors
-    ///
-    /// [`Rejection`], about the secret key first; about the other half only to a holder of the
-    /// secret.
-    pub fn verify_pair(
-        &self,
-        other: impl AsRef<[u8]>,
-        secret: impl AsRef<[u8]>,
-        need: &Need,
-    ) -> Result<Grant, Rejection> {
+    #[inline(never)]
+    fn verify_pair(&self, public: &[u8], secret: &[u8], need: &Need) -> Result<Grant, Rejection> {
         let grant = self.verify(secret, need)?;
-        match publishable_half(&grant, other.as_ref())? {
+        match publishable_half(&grant, Some(public))? {
             None => Ok(grant),
-            Some(text) => together(grant, self.verify(text, &need.of_publishable_half())),
+            Some(key) => together(grant, self.verify(key, &need.of_publishable_half())),
         }
     }
 
-    /// What verifications read, as it is now.
+    /// Returns the current snapshot.
     #[inline]
-    fn pinned(&self) -> Guard<Arc<Pinned>> {
-        let pinned = self.pinned.load();
-        if pinned.versions == (self.replica.version(), self.policies.version()) {
-            return pinned;
+    fn snapshot(&self) -> Guard<Arc<Snapshot>> {
+        let snapshot = self.snapshot.load();
+        if snapshot.versions == (self.replica.version(), self.policies.version()) {
+            return snapshot;
         }
-        self.pin()
+        self.refresh()
     }
 
     #[cold]
-    fn pin(&self) -> Guard<Arc<Pinned>> {
-        let pinned = Pinned::of(&self.replica, &self.policies);
-        // Of two that do so at once the older may win: the next call sees its number.
-        let old = self.pinned.swap(Arc::new(pinned));
-        let now = self.pinned.load();
+    fn refresh(&self) -> Guard<Arc<Snapshot>> {
+        let snapshot = Snapshot::of(&self.replica, &self.policies);
+        // Of two concurrent refreshes the older may win. The next call notices its version.
+        let old = self.snapshot.swap(Arc::new(snapshot));
+        let now = self.snapshot.load();
         if !Arc::ptr_eq(&old.view, &now.view) {
-            // Freed by whoever syncs next, and not in the middle of a request: it may be a lot.
-            self.replica.leave_behind(old.view.clone());
+            // The next sync frees the view, rather than a request: freeing it may take long.
+            self.replica.retire(old.view.clone());
         }
         if now.versions == (self.replica.version(), self.policies.version()) {
             return now;
         }
-        Guard::from_inner(Arc::new(Pinned::of(&self.replica, &self.policies)))
+        Guard::from_inner(Arc::new(Snapshot::of(&self.replica, &self.policies)))
     }
 
-    /// The order matters: the caller loaded `confirmed` first; the key is looked up here; only then
-    /// is the clock read.
+    /// Verifies a token. The order matters: the caller loaded `confirmed` first, the key is looked
+    /// up here, and the clock is read last.
     #[inline(always)]
     fn verify_token(
         &self,
@@ -264,18 +265,18 @@ impl Verifier {
         need: &Need,
         confirmed: Confirmation,
     ) -> Result<Grant, Rejection> {
-        let pinned = self.pinned();
-        let view = &*pinned.view;
-        // Its memory comes while the token is digested.
+        let snapshot = self.snapshot();
+        let view = &*snapshot.view;
+        // The slot's memory is fetched while the token is digested.
         let begun = view.begin(token.id());
         let (answer, under_older) = self.look_up(view, token, begun);
         let seen = see(view, answer, under_older);
         let times = (confirmed, self.clock.judged());
-        let accepted = self.conclude(&pinned, Some(token), seen?, times, need)?;
-        Ok(Grant::of_index(pinned, accepted))
+        let accepted = self.conclude(&snapshot, Some(token), seen?, times, need)?;
+        Ok(Grant::of_index(snapshot, accepted))
     }
 
-    /// The same for what may be a key that was imported.
+    /// Verifies the digest of a key that may be imported, in the same order.
     fn verify_digest(
         &self,
         digest: &Digest,
@@ -283,41 +284,42 @@ impl Verifier {
         need: &Need,
         confirmed: Confirmation,
     ) -> Result<Grant, Rejection> {
-        let pinned = self.pinned();
-        let view = &*pinned.view;
+        let snapshot = self.snapshot();
+        let view = &*snapshot.view;
         if !view.index().has_imported() {
             return Err(error.into());
         }
         let seen = see(view, view.imported(digest), false);
         let times = (confirmed, self.clock.judged());
-        let accepted = self.conclude(&pinned, None, seen?, times, need)?;
-        Ok(Grant::of_index(pinned, accepted))
+        let accepted = self.conclude(&snapshot, None, seen?, times, need)?;
+        Ok(Grant::of_index(snapshot, accepted))
     }
 
-    /// Judges what was seen of a key before the clock was read.
+    /// Judges a key that was looked up before the clock was read.
     #[inline(always)]
     fn conclude(
         &self,
-        pinned: &Pinned,
+        snapshot: &Snapshot,
         token: Option<&Token<'_>>,
         seen: Seen<'_>,
         (confirmed, (reading, now)): (Confirmation, (Reading, Timestamp)),
         need: &Need,
     ) -> Result<Accepted, Rejection> {
-        let view = &*pinned.view;
+        let view = &*snapshot.view;
         let Seen {
             hit,
             facts,
             under_older,
         } = seen;
-        let policy = pinned.policies.of_whose(|| &facts.holder.get().tenant);
+        let policy = snapshot.policies.of_whose(|| &facts.holder.get().tenant);
         let newest = view.index().newest();
         check_fresh(policy, facts.shape, confirmed, reading)?;
         let Some(hit) = hit else {
             return Err(self.wrong_secret(view, token, &facts));
         };
-        let own = (facts.standing, pinned.kind(hit.parts, &facts));
-        // What a key reaches into has a say: it may be closed, or the owner removed or lowered there.
+        let own = (facts.standing, snapshot.kind(hit.parts, &facts));
+        // The tenant that a key reaches into has a say: it may be closed, or have removed or
+        // lowered the owner.
         let reached = need
             .tenant()
             .and_then(|tenant| view.standing_in(&facts, tenant));
@@ -347,7 +349,7 @@ impl Verifier {
         };
         check::check_subject(
             subject,
-            // Whoever holds half of the digest holds the secret: it was compared in constant time.
+            // The index compared half of the digest in constant time, which proves the secret.
             (Choice::from(1), token.map(Token::prefix_bytes)),
             policy,
             standing,
@@ -373,9 +375,9 @@ impl Verifier {
         })
     }
 
-    /// Judges a key that ends between the time and the newest commit of the store: some tenant claims that
-    /// its end has come. `floor` is the newest instant of the key's own tenant. Returns the instant at which the key
-    /// is to be judged.
+    /// Judges a key that expires between the current time and the newest commit of the store, when
+    /// some tenant's commit claims that it has expired. `floor` is the newest instant of the key's
+    /// own tenant. Returns the instant at which to judge the key.
     #[cold]
     fn judge_end(
         &self,
@@ -395,8 +397,8 @@ impl Verifier {
         }
     }
 
-    /// Looks a token's key up by its id, and compares its secret. Tells whether it was digested under
-    /// an older pepper.
+    /// Looks a token's key up by its id, and compares its secret. Returns whether the digest was
+    /// made under an older pepper.
     #[inline]
     fn look_up(&self, view: &View, token: &Token<'_>, begun: Sought) -> (Answer, bool) {
         let half = half_of(self.peppers.current(), token);
@@ -410,8 +412,8 @@ impl Verifier {
         }
     }
 
-    /// While there are older peppers: whatever the answer, one of them is tried, so that the time
-    /// tells nothing about the key (trap 6).
+    /// Looks a token's key up under an older pepper. One older pepper is tried whatever the answer,
+    /// so that the time reveals nothing about the key (trap 6).
     #[inline(never)]
     fn look_up_under_older(
         &self,
@@ -423,7 +425,8 @@ impl Verifier {
         let Some(any) = self.peppers.retired().first() else {
             return answer;
         };
-        // Of the id's own row: the slot that was found first may be another key's of the same hash.
+        // The row of the id itself: the slot that was found first may belong to another key with
+        // the same hash.
         let facts = view.facts_of(token.id());
         let own = facts.and_then(|facts| facts.shape.pepper.as_ref());
         let own = own.and_then(|id| {
@@ -442,18 +445,18 @@ impl Verifier {
         };
         match answer {
             Answer::Hit(_) | Answer::Corrupt(_) => answer,
-            // Meanwhile the key may have come under the current one, and is good all along.
+            // The key may have moved to the current pepper in the meantime.
             _ => view.end(token.id(), begun, current),
         }
     }
 
-    /// A secret that nothing is known of: the key's pepper may be missing.
+    /// Returns the rejection of a secret that does not match: the key's pepper may be missing.
     fn wrong_secret(&self, view: &View, token: Option<&Token<'_>>, facts: &Facts<'_>) -> Rejection {
         let missing = |facts: &Facts<'_>| {
             let pepper = facts.shape.pepper.as_ref()?;
             self.peppers.live(pepper).is_none().then(|| pepper.clone())
         };
-        // Seldom, and only then is it asked whether the key is the one that was meant.
+        // Rare, so the index is searched for the id only then.
         let pepper = missing(facts).and_then(|_| missing(&view.facts_of(token?.id())?));
         match pepper {
             Some(pepper) => {
@@ -465,8 +468,8 @@ impl Verifier {
         }
     }
 
-    /// Has the digest of a key stored anew later, if its pepper is not the current one: nothing of it is
-    /// done here (trap 24).
+    /// Queues the key's digest to be stored under the current pepper, if it was made under an older
+    /// one. Nothing is written here (trap 24).
     #[cold]
     fn notice_pepper(&self, token: &Token<'_>, subject: Subject<'_>) {
         let Subject {
@@ -485,39 +488,46 @@ impl Verifier {
         }
     }
 
-    /// How often this verifier's process accepted a key since it started, and when last, to
-    /// about a minute; `None` if it does not know the key. Counted in memory alone.
+    /// Returns how often this process accepted a key since it started, and when last, to about a
+    /// minute; `None` if the verifier does not know the key. Counted in memory only.
     #[must_use]
     pub fn uses(&self, key: KeyId) -> Option<Uses> {
-        let (count, last) = self.pinned().view.uses(key)?;
+        let (count, last) = self.snapshot().view.uses(key)?;
         let last = (count > 0).then(|| Timestamp::from_unix_seconds(last.into()).ok());
         let last = last.flatten();
         Some(Uses { count, last })
     }
 
-    /// Lets go of what later verifications will not read. A verification does so by itself; where
-    /// none comes, memory would be kept.
-    pub(crate) fn refresh(&self) {
-        drop(self.pinned());
+    /// Drops a snapshot that is no longer current. A verification does so too; without
+    /// verifications the memory would be kept.
+    pub(crate) fn drop_stale_snapshot(&self) {
+        drop(self.snapshot());
     }
 
-    /// Takes the next thing that verifications left to do.
+    /// Takes the next task that a verification left behind.
     pub(crate) fn next_chore(&self) -> Option<Chore> {
         self.upkeep.pop()
     }
 }
 
-/// What else was presented with a key, if it is not the key's own id: it has to be a publishable key.
-fn publishable_half<'a>(grant: &Grant, other: &'a [u8]) -> Result<Option<&'a str>, Rejection> {
-    let text = token::trim(other)?;
-    match text.parse::<KeyId>() {
+/// Returns the publishable key that has to be verified too; `None` for a key by itself, and for one
+/// that came with its own id.
+fn publishable_half<'a>(
+    grant: &Grant,
+    public: Option<&'a [u8]>,
+) -> Result<Option<&'a [u8]>, Rejection> {
+    let Some(public) = public else {
+        return Ok(None);
+    };
+    match token::trim(public)?.parse::<KeyId>() {
         Ok(id) if id == grant.key_id() => Ok(None),
         Ok(_) => Err(Rejection::PairMismatch),
-        Err(_) => Ok(Some(text)),
+        Err(_) => Ok(Some(public)),
     }
 }
 
-/// The grant of a pair's secret half, if what became of the other half belongs to it.
+/// Returns the grant of a pair's secret half, if the publishable half belongs to the same tenant and
+/// environment.
 fn together(grant: Grant, other: Result<Grant, Rejection>) -> Result<Grant, Rejection> {
     let identity = match other {
         Err(Rejection::WrongClass { .. }) => return Err(Rejection::PairMismatch),
@@ -533,7 +543,7 @@ fn together(grant: Grant, other: Result<Grant, Rejection>) -> Result<Grant, Reje
     }
 }
 
-/// Refuses if the index was not confirmed within the bound of the key's class.
+/// Checks that the index was confirmed within the bound of the key's class.
 #[inline(always)]
 fn check_fresh(
     policy: &Policy,
@@ -560,10 +570,10 @@ fn half_of(pepper: &Pepper, token: &Token<'_>) -> Half {
     Half::of(pepper.digest(token.id_and_secret()).as_bytes())
 }
 
-impl Pinned {
+impl Snapshot {
     fn of(replica: &Replica, policies: &LivePolicies) -> Self {
         let (version, view) = replica.view();
-        // First: the policies may be newer than their number, and never older.
+        // Loaded first: the policies may be newer than this version, and never older.
         let policies_version = policies.version();
         Self {
             view,
@@ -576,8 +586,9 @@ impl Pinned {
         }
     }
 
-    /// What a key has in common with all that meet a need as it does: the same policy, shape and
-    /// standing (which differs for keys of a person and of a tenant). `None` where that cannot be told in one word.
+    /// Returns the key's kind: keys of one kind have the same policy, shape and standing, and meet
+    /// a need alike. (The standing differs for keys of a person and of a tenant.) `None` if the
+    /// kind does not fit in one word.
     #[inline]
     fn kind(&self, parts: Parts, facts: &Facts<'_>) -> Option<NonZeroU64> {
         let (shape, standing) = (parts.shape, facts.standing_id);
@@ -592,7 +603,7 @@ impl Pinned {
 }
 
 impl<'a> Claim<'a> {
-    /// What was presented, whether it may be known here or not.
+    /// Parses presented text, whether or not the key is known here.
     fn of(presented: &'a [u8]) -> Result<Self, TokenError> {
         match token::parse(presented) {
             Ok(token) => Ok(Self::Token(token)),
@@ -611,7 +622,7 @@ impl<'a> Claim<'a> {
     }
 }
 
-/// What the answer of an index means, and what the key shares with others as it stands.
+/// Interprets an answer of the index, and resolves the attributes that the key shares with others.
 #[inline(always)]
 fn see(view: &View, answer: Answer, under_older: bool) -> Result<Seen<'_>, Rejection> {
     let (hit, facts) = match answer {

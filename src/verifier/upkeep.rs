@@ -1,5 +1,5 @@
-//! Digests that verifications leave to be stored anew: noted without waiting, done later, and lost
-//! without harm. First uses are not: the index counts them.
+//! Digests that verifications queue to be stored again: queued without waiting, stored later, and
+//! lost without harm. First uses are not queued, because the index counts them.
 
 use crossbeam_queue::ArrayQueue;
 
@@ -9,7 +9,7 @@ use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
 use crate::core::text::PepperId;
 
-/// How many chores wait at most; the next use of the key brings a dropped one back.
+/// 1024 tasks. A dropped task returns with the key's next use.
 const CAPACITY: usize = 1024;
 
 #[derive(Debug)]
@@ -23,7 +23,7 @@ impl Default for Upkeep {
 
 impl Upkeep {
     pub(super) fn push(&self, chore: Chore) {
-        // Full: dropped, and brought back by the key's next use.
+        // A full queue drops the task, and the key's next use queues it again.
         let _ = self.0.push(chore);
     }
 
@@ -32,7 +32,7 @@ impl Upkeep {
     }
 }
 
-/// A command that the host itself gives once a key was used.
+/// A command that the host itself gives after a key was used.
 #[derive(Debug)]
 pub(crate) struct Chore {
     pub(crate) tenant: TenantId,

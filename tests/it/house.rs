@@ -220,6 +220,36 @@ fn a_runtime_is_named_only_where_it_is_needed() {
     }
 }
 
+/// Errors of `text` whose own message repeats the error that they return as their source.
+fn repeats_its_source(text: &str) -> Vec<&str> {
+    let of_thiserror =
+        Regex::new(r"(?s)#\[error\((.*?)\)\]\n(.*?)(?:\n *#\[error\(|\n\}|$)").unwrap();
+    let has_source = Regex::new(r"#\[(from|source)\]|\bsource:").unwrap();
+    let prints_source = Regex::new(r"\{(0|source)[:}]").unwrap();
+    let mut repeats = Vec::new();
+    let mut rest = text;
+    while let Some(found) = of_thiserror.captures(rest) {
+        let (message, variant) = (found.get(1).unwrap(), found.get(2).unwrap());
+        if has_source.is_match(variant.as_str()) && prints_source.is_match(message.as_str()) {
+            repeats.push(message.as_str());
+        }
+        rest = &rest[variant.end()..];
+    }
+    repeats
+}
+
+#[test]
+fn no_error_repeats_its_source() {
+    let twice = "#[error(\"failed: {0}\")]\nStore(#[from] StoreError),\n#[error(\"b\")]\nB,\n}";
+    assert_eq!(repeats_its_source(twice), ["\"failed: {0}\""]);
+    let once = "#[error(\"a {0}\")]\nA(u8),\n#[error(transparent)]\nStore(#[from] StoreError),\n}";
+    assert_eq!(repeats_its_source(once), [""; 0]);
+    for path in all_sources() {
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(repeats_its_source(&text), [""; 0], "{}", path.display());
+    }
+}
+
 #[test]
 fn every_public_item_is_documented() {
     // `missing_docs` warns in every build, and CI denies warnings.

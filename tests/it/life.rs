@@ -3,8 +3,8 @@
 use keyward::policy::{Deletion, KeyClass, Revocation, Rotation};
 use keyward::token::TokenPrefix;
 use keyward::{
-    BulkFilter, Created, DeleteKey, Denied, KeyUpdate, Keyward, Need, PepperId, Problem, Reason,
-    Rejection, Replacement, days, hours, profiles,
+    BulkFilter, Created, Credentials, DeleteKey, Denied, KeyUpdate, Keyward, Need, PepperId,
+    Problem, Reason, Rejection, Replacement, days, hours, profiles,
 };
 use support::*;
 
@@ -24,13 +24,13 @@ fn a_bad_value_is_refused_naming_field_bound_and_size() {
     );
     assert_eq!(
         long.to_string(),
-        "key name: is 201 bytes long, at most 200 are allowed"
+        "key name is 201 bytes long, at most 200 are allowed"
     );
     let metadata = reader("m").metadata([("k", "v".repeat(17_000))]);
     let message = denied(world.create(&admin(), metadata)).to_string();
     assert_eq!(
         message,
-        "metadata: is 17001 bytes long, at most 16384 are allowed"
+        "metadata is 17001 bytes long, at most 16384 are allowed"
     );
     let update = KeyUpdate::new().scopes(["no-colon"]);
     let refused = denied(wait(world.keys.update(
@@ -41,7 +41,7 @@ fn a_bad_value_is_refused_naming_field_bound_and_size() {
     assert!(
         refused
             .to_string()
-            .starts_with("scope: must be resource:action"),
+            .starts_with("scope must be resource:action"),
         "{refused}"
     );
 }
@@ -215,11 +215,11 @@ fn a_need_can_restrict_the_class_of_the_public_half_of_a_pair() {
     let public = |name| world.create(&admin(), reader(name).class(name)).unwrap();
     let (expected, tag) = (public("publishable"), public("tag"));
     let pair = |other: &Created, need: &Need| {
-        let (other, secret) = (other.secret.expose(), secret.secret.expose());
-        world
-            .keys
-            .verify_pair(other, secret, need)
-            .map(|grant| grant.key_id())
+        let pair = Credentials::Pair {
+            public: other.secret.expose().as_bytes(),
+            secret: secret.secret.expose().as_bytes(),
+        };
+        world.keys.verify(pair, need).map(|grant| grant.key_id())
     };
     assert_eq!(pair(&tag, &reading()), Ok(secret.id));
     let need = reading().beside_class(class("publishable"));

@@ -28,8 +28,11 @@ async fn create(keys: &Keyward) -> Created {
 }
 
 fn works(keys: &Keyward, created: &Created) -> bool {
-    keys.verify(created.secret.expose(), &Need::scope("reports:read"))
-        .is_ok()
+    keys.verify(
+        created.secret.expose(),
+        &Need::scope("reports:read").unwrap(),
+    )
+    .is_ok()
 }
 
 #[pollster::test]
@@ -93,7 +96,7 @@ async fn a_key_that_was_read_through_keeps_its_owners_reach() {
     let store = FaultyStore::new(MemoryStore::new());
     let (here, there) = (node(store.clone()).await, node(store.clone()).await);
     let created = create(&there).await;
-    let need = Need::scope("reports:read");
+    let need = Need::scope("reports:read").unwrap();
     let read_through = here.verify_or_fetch(created.secret.expose(), &need).await;
     assert!(read_through.is_ok());
     assert_eq!(here.verify(created.secret.expose(), &need).err(), None);

@@ -273,7 +273,7 @@ fn a_lowered_role_and_a_removed_owner_take_effect_on_a_fresh_read_and_after_a_sy
     let bob = actor("acme", "bob", Role::ADMIN);
     let key = wait(here.create(&bob, reader("a").scope("reports:write"))).unwrap();
     world.sync();
-    let writing = Need::scope("reports:write");
+    let writing = Need::scope("reports:write").unwrap();
     there.verify(key.secret.expose(), &writing).unwrap();
     let acme = tenant("acme");
     wait(here.change_owner_role(&admin(), &acme, who("bob"), Role::MEMBER)).unwrap();

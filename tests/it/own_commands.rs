@@ -68,7 +68,7 @@ fn a_key_works_where_it_was_created_although_another_node_raised_its_owner() {
     set(&two.b, Role::DEVELOPER);
     let key = reader("writes").scope("reports:write");
     let key = create(&two.a, &bob(Role::DEVELOPER), key);
-    let writing = keyward::Need::scope("reports:write");
+    let writing = keyward::Need::scope("reports:write").unwrap();
     let verdict = two.a.verify(key.secret.expose(), &writing);
     assert!(verdict.is_ok(), "{verdict:?}");
 }

@@ -91,13 +91,13 @@ impl Nodes {
     fn fetch(&self, key: &Created) -> Calling {
         let keys = self.here.clone();
         let token = key.secret.expose().to_owned();
-        Calling::new(async move { keys.verify_or_fetch(token, &reading()).await })
+        Calling::new(async move { keys.verify_or_fetch(&token, &reading()).await })
     }
 
     fn fresh(&self, key: &Created) -> Calling {
         let keys = self.here.clone();
         let token = key.secret.expose().to_owned();
-        Calling::new(async move { keys.verify_fresh(token, &reading()).await })
+        Calling::new(async move { keys.verify_fresh(&token, &reading()).await })
     }
 
     fn finds(&self) -> usize {
@@ -203,8 +203,8 @@ fn strings_that_are_not_tokens_share_the_limits_of_tokens() {
     for (n, token) in tokens.iter().enumerate() {
         let foreign = format!("not-a-token-{n}");
         let calls = [
-            wait(world.here.verify_or_fetch(foreign.clone(), &reading())),
-            wait(world.here.verify_fresh(foreign, &reading())),
+            wait(world.here.verify_or_fetch(&foreign, &reading())),
+            wait(world.here.verify_fresh(&foreign, &reading())),
             wait(world.here.verify_fresh(token, &reading())),
         ];
         assert!(calls.iter().all(Result::is_err));
@@ -273,7 +273,7 @@ fn each_caller_of_a_shared_read_gets_its_own_verdict() {
     let first = world.fetch(&key).begun();
     let keys = world.here.clone();
     let forger =
-        Calling::new(async move { keys.verify_or_fetch(forged, &reading()).await }).begun();
+        Calling::new(async move { keys.verify_or_fetch(&forged, &reading()).await }).begun();
     gate.open();
     first.end().unwrap();
     assert_eq!(forger.end().unwrap_err(), Rejection::WrongSecret);
@@ -429,7 +429,7 @@ fn a_flood_does_not_lock_out_holders_of_known_keys() {
     assert_eq!(world.finds(), burst + 2);
     // Knowing the id of a key is not holding the key.
     let forged = with_other_secret(key.secret.expose());
-    let refused = wait(world.here.verify_or_fetch(forged, &reading()));
+    let refused = wait(world.here.verify_or_fetch(&forged, &reading()));
     assert_eq!(refused.unwrap_err(), Rejection::StoreUnavailable);
     assert_eq!(world.finds(), burst + 2);
 }

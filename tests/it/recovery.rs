@@ -281,7 +281,7 @@ fn a_replay_repeats_every_change_that_ended_or_narrowed_a_key() {
     assert_eq!(end(&restored, shortened.id), end(keys, shortened.id));
     assert_eq!(end(&restored, draining.id), end(keys, draining.id));
     assert_eq!(end(&restored, waiting.id), end(keys, waiting.id));
-    let writing = Need::scope("reports:write");
+    let writing = Need::scope("reports:write").unwrap();
     assert!(restored.verify(of_carol.secret.expose(), &writing).is_err());
 
     // The key's current reach lies outside its former reach in every part.
@@ -573,7 +573,7 @@ fn reach(keys: &Keyward, secret: &str) -> Vec<&'static str> {
         "users:write",
         "other:other",
     ];
-    let allowed = |scope: &&str| keys.verify(secret, &Need::scope(*scope)).is_ok();
+    let allowed = |scope: &&str| keys.verify(secret, &Need::scope(*scope).unwrap()).is_ok();
     let bare = keys.verify(secret, &Need::any()).is_ok();
     let mut reach: Vec<_> = scopes.into_iter().filter(allowed).collect();
     reach.extend(bare.then_some("any"));

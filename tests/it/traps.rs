@@ -6,8 +6,8 @@ use keyward::audit::Action;
 use keyward::policy::KeyClass;
 use keyward::store::{AuditQuery, KeyStore, Select};
 use keyward::{
-    Denied, Digest, Dimension, Expiry, ImportKey, KeyUpdate, Keyward, Need, NewKey, PepperRing,
-    Reason, Rejection, Replacement, Role, Status, days, hours, profiles, token,
+    Credentials, Denied, Digest, Dimension, Expiry, ImportKey, KeyUpdate, Keyward, Need, NewKey,
+    PepperRing, Reason, Rejection, Replacement, Role, Status, days, hours, profiles, token,
 };
 use support::*;
 
@@ -83,7 +83,7 @@ fn trap_05_only_holders_of_a_secret_learn_the_state_of_its_key() {
     world.clock.advance(hours(2));
     for key in [&revoked, &disabled, &expired] {
         let guess = with_other_secret(key.secret.expose());
-        let refusal = world.keys.verify(guess, &reading()).unwrap_err();
+        let refusal = world.keys.verify(&guess, &reading()).unwrap_err();
         assert_eq!(refusal, Rejection::WrongSecret);
         assert_eq!(refusal.key(), None);
         let refused = world
@@ -104,7 +104,7 @@ fn trap_06_an_unknown_id_and_a_wrong_secret_look_the_same_to_a_client() {
         .keys
         .verify(stranger.secret.expose(), &reading())
         .unwrap_err();
-    let wrong = world.keys.verify(guess, &reading()).unwrap_err();
+    let wrong = world.keys.verify(&guess, &reading()).unwrap_err();
     assert_eq!(
         (&unknown, &wrong),
         (&Rejection::Unknown, &Rejection::WrongSecret)
@@ -518,17 +518,21 @@ fn trap_20_every_way_of_verifying_makes_the_same_checks() {
         office.clone().in_environment(environment("test")),
         office.clone().of_class(class("publishable")),
         office.clone().for_tenant(tenant("other")),
-        office.clone().and_scope("billing:write"),
-        Need::scope("no scope"),
+        office.clone().and_scope("billing:write").unwrap(),
     ];
     let compare = || {
         for need in &needs {
             let verdict = world.keys.verify(secret, need).map(|grant| grant.key_id());
             let id = key.id.to_string();
+            let pair = Credentials::Pair {
+                public: id.as_bytes(),
+                secret: secret.as_bytes(),
+            };
             let paths = [
                 wait(world.keys.verify_fresh(secret, need)),
                 wait(world.keys.verify_or_fetch(secret, need)),
-                world.keys.verify_pair(&id, secret, need),
+                world.keys.verify(pair, need),
+                wait(world.keys.verify_fresh(pair, need)),
             ];
             for path in paths {
                 assert_eq!(path.map(|grant| grant.key_id()), verdict, "{need:?}");
@@ -599,7 +603,7 @@ fn trap_24_verifying_writes_nothing() {
         let _ = wait(world.keys.verify_or_fetch(key.secret.expose(), &reading()));
         let _ = world
             .keys
-            .verify(with_other_secret(key.secret.expose()), &reading());
+            .verify(&with_other_secret(key.secret.expose()), &reading());
         world.clock.advance(hours(hour));
     }
     assert_eq!(revision(), before);

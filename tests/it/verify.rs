@@ -73,7 +73,7 @@ fn a_cached_need_still_checks_tenant_and_address() {
         matches!(wrong, Some(Rejection::WrongTenant { .. })),
         "{wrong:?}"
     );
-    let narrowed = need.and_scope("billing:write");
+    let narrowed = need.and_scope("billing:write").unwrap();
     let missing = refused(&world, key.secret.expose(), &narrowed);
     assert!(
         matches!(missing, Some(Rejection::MissingScope { .. })),
@@ -92,11 +92,11 @@ fn only_accepted_uses_are_counted() {
     let last = world.keys.now();
     world.clock.advance(hours(1));
     let wrong = with_other_secret(used.secret.expose());
-    assert!(world.keys.verify(wrong, &reading()).is_err());
+    assert!(world.keys.verify(&wrong, &reading()).is_err());
     assert!(
         world
             .keys
-            .verify(used.secret.expose(), &Need::scope("no:such"))
+            .verify(used.secret.expose(), &Need::scope("no:such").unwrap())
             .is_err()
     );
 

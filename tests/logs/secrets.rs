@@ -100,7 +100,7 @@ fn live_through_everything(world: &World, witness: &mut Witness) {
     ] {
         for need in [
             reading(),
-            Need::scope("billing:write"),
+            Need::scope("billing:write").unwrap(),
             Need::any().for_tenant(tenant("x")),
         ] {
             match keys.verify(presented, &need) {

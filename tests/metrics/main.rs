@@ -9,7 +9,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use keyward::store::MemoryStore;
-use keyward::{DeleteKey, ManualClock, Rejection, profiles};
+use keyward::{DeleteKey, Keyward, ManualClock, Rejection, profiles};
 use keyward_conformance::{Call, Fault};
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use support::gated::Gated;
@@ -163,14 +163,19 @@ fn requests_over_http_are_counted_by_outcome() {
         ask(&layer, Some("garbage"));
         ask(&layer, Some(""));
         ask(&layer.clone().optional(), None);
-        let writing = layer.clone().require(keyward::Need::scope("reports:write"));
+        let writing = layer
+            .clone()
+            .require(keyward::Need::scope("reports:write").unwrap());
         ask(&writing, Some(narrow.secret.expose()));
         let full = layer
             .clone()
             .limit(|_, _| Err(LimitReached::new(Duration::ZERO)));
         ask(&full, Some(key.secret.expose()));
-        let malformed = layer.require(keyward::Need::scope("malformed"));
-        ask(&malformed, Some(key.secret.expose()));
+        let other_peppers = keyward::PepperRing::new(pepper("p2", 2));
+        let without_pepper =
+            Keyward::builder(world.store.clone(), other_peppers).clock(world.clock.clone());
+        let without_pepper = KeywardLayer::new(wait(without_pepper.build()).unwrap());
+        ask(&without_pepper, Some(key.secret.expose()));
     });
     for outcome in [
         "accepted",

@@ -153,7 +153,7 @@ pub fn reader(name: &str) -> NewKey {
 }
 
 pub fn reading() -> Need {
-    Need::scope("reports:read")
+    Need::scope("reports:read").unwrap()
 }
 
 /// Returns the standard profile with a cap on active keys.

@@ -11,13 +11,15 @@ use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, Responder, web};
 use keyward::http::KeywardLayer;
 use keyward::store::MemoryStore;
-use keyward::{Actor, Grant, Keyward, Need, NewKey, PepperRing, Role, days};
+use keyward::{Actor, Grant, Keyward, Need, NewKey, PepperRing, Role, Scope, days};
 
 use crate::keyed::keyed;
 
+const REPORTS_READ: Scope = Scope::from_static("reports:read");
+
 /// Registers the routes, each with the scope a request needs.
 fn routes(config: &mut web::ServiceConfig, keys: &Keyward) {
-    let reading = KeywardLayer::new(keys.clone()).require(Need::scope("reports:read"));
+    let reading = KeywardLayer::new(keys.clone()).require(Need::from(REPORTS_READ));
     let reports = web::resource("/reports")
         .route(web::get().to(reports))
         .route(web::head().to(reports))

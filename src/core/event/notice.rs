@@ -57,7 +57,7 @@ impl ExpiryWindows {
             if checked.len() > Self::MAX {
                 let (max, actual) = (Self::MAX, checked.len());
                 let problem = Problem::TooMany { max, actual };
-                return Err(Invalid::new("expiry windows", problem));
+                return Err(Invalid::new("set of expiry windows", problem));
             }
         }
         Ok(Self(checked))

@@ -10,7 +10,7 @@ fn policy() -> Policy {
     let mut spec = standard();
     let role = |name: &str| Role::new(name).unwrap();
     let set = |scopes: &[&'static str]| ScopeSet::parse(scopes.iter().copied()).unwrap();
-    // Two that neither contains the other, and one that is below both.
+    // Two roles that do not contain each other, and one that is below both.
     spec.roles.insert(role("reader"), set(&["*:read"]));
     spec.roles.insert(role("reporter"), set(&["reports:*"]));
     spec.roles.insert(role("clerk"), set(&["reports:read"]));
@@ -105,7 +105,7 @@ fn reaches() -> impl Strategy<Value = Reach> {
     })
 }
 
-/// A reach and one like it but for one dimension: two that are drawn apart are seldom comparable.
+/// Three reaches that share many dimensions: independent draws are rarely comparable.
 fn neighbours() -> impl Strategy<Value = (Reach, Reach, Reach)> {
     (
         reaches(),
@@ -163,7 +163,7 @@ proptest! {
         }
     }
 
-    /// Two that are within each other are one in every comparison, whatever words they are in.
+    /// Two reaches within each other are equal in every comparison, however they are written.
     #[test]
     fn two_that_are_within_each_other_compare_alike((a, b, c) in neighbours()) {
         if within(&a, &b) && within(&b, &a) {
@@ -172,7 +172,7 @@ proptest! {
         }
     }
 
-    /// Whatever more roles have to allow, the result is no more.
+    /// Requiring more roles never allows more.
     #[test]
     fn more_roles_in_a_bound_never_allow_more(fewer in roles(), more in roles()) {
         prop_assume!(!fewer.is_empty());
@@ -181,7 +181,7 @@ proptest! {
         prop_assert!(RoleReach::of(&all, &policy).is_within(&RoleReach::of(&fewer, &policy)));
     }
 
-    /// The rule of a key's scopes is one, asked scope by scope or as a set.
+    /// One rule decides a key's scopes, whether asked scope by scope or as a set.
     #[test]
     fn a_key_reaches_a_scope_if_its_scopes_say_so(
         own in scope_sets(),
@@ -202,7 +202,7 @@ proptest! {
     }
 }
 
-/// A reach that is the least in every dimension, and what exceeds it in one.
+/// The least reach in every dimension, and one that exceeds it in one dimension.
 #[test]
 fn each_dimension_is_compared_by_itself() {
     let policy = policy();

@@ -34,7 +34,7 @@ use self::ledger::{Ledger, Shared};
 pub(crate) use self::rows::Kept;
 use self::rows::{Content, Row};
 pub(crate) use self::table::Half;
-use self::table::{Directory, Found, Hash, Lead, Search, Table};
+use self::table::{Directory, Found, Hash, Search, SlotValue, Table};
 use self::tally::Tally;
 use self::uses::{Counted, Uses};
 use crate::core::id::KeyId;
@@ -160,8 +160,8 @@ impl View {
     pub(crate) fn end(&self, id: KeyId, Sought(hash): Sought, half: Half) -> Answer {
         match self.directory.probe(hash).search(half) {
             Search::Match(found) => self.hit(found, Some(id)),
-            Search::NoMatch(Found { lead, .. }) if lead != Lead::ROW => {
-                Answer::WrongSecret(lead.parts)
+            Search::NoMatch(Found { value, .. }) if value != SlotValue::ROW => {
+                Answer::WrongSecret(value.parts)
             }
             Search::NoMatch(_) => match self.content(id) {
                 Some(Content { key, parts, .. }) => match key {
@@ -373,17 +373,17 @@ impl View {
     /// Returns the key that a slot leads to. `id` is set if the slot was found by id.
     #[inline]
     fn hit(&self, found: Found, id: Option<KeyId>) -> Answer {
-        let Found { row, lead } = found;
-        if let Some(id) = id.filter(|_| lead.until != Lead::ASK) {
+        let Found { row, value } = found;
+        if let Some(id) = id.filter(|_| value.until != SlotValue::ASK) {
             return Answer::Hit(Hit {
                 id,
                 row,
-                parts: lead.parts,
+                parts: value.parts,
                 course: Course {
                     life: Life::Enabled,
                     // Only a reader of the row asks for the time of creation.
                     created_at: Timestamp::MAX,
-                    expires_at: lead.end(),
+                    expires_at: value.end(),
                     awaits_first_use: false,
                 },
                 exact: false,
@@ -426,7 +426,7 @@ impl Hit {
     }
 }
 
-impl Lead {
+impl SlotValue {
     /// Returns the conclusions that the slot alone permits.
     fn of(course: &Course, imported: bool, parts: Parts) -> Self {
         let plain = course.life == Life::Enabled && !course.awaits_first_use && !imported;
@@ -551,7 +551,7 @@ impl Index {
             Credential::Imported { digest, .. } => (Half::NONE, Some(*digest)),
         };
         let parts = writer.ledger.parts(&self.shared, record);
-        let lead = Lead::of(&course, imported.is_some(), parts);
+        let value = SlotValue::of(&course, imported.is_some(), parts);
         let content = Content {
             revision,
             key: Kept::Known(course),
@@ -563,16 +563,16 @@ impl Index {
                 let place = self.rows.at(row);
                 if writer.table.has(hash, row, half) {
                     place.write(content);
-                    writer.table.lead(hash, row, lead);
+                    writer.table.set_value(hash, row, value);
                 } else {
                     // The row is written after the new slot exists: a reader that finds the new
                     // pepper in the row finds the key under it.
                     let publish = || place.write(content);
-                    writer.table.replace(hash, row, half, lead, publish);
+                    writer.table.replace(hash, row, half, value, publish);
                 }
                 row
             }
-            None => self.add(writer, hash, id, content, (half, lead)),
+            None => self.add(writer, hash, id, content, (half, value)),
         };
         if awaits {
             writer.unused.insert(row);
@@ -583,7 +583,7 @@ impl Index {
             let half = half_of_import(&digest);
             let hash = self.hash_of_half(half);
             if !writer.table.has(hash, row, half) {
-                writer.table.insert(hash, row, half, lead);
+                writer.table.insert(hash, row, half, value);
                 self.imported.fetch_add(1, Ordering::AcqRel);
             }
         }
@@ -606,20 +606,20 @@ impl Index {
         if !is_news && self.is_stale(known, revision, base) {
             return;
         }
-        let lead = Lead::ROW;
+        let value = SlotValue::ROW;
         let content = Content {
             revision,
             key,
-            parts: lead.parts,
+            parts: value.parts,
         };
         match known {
             Some(row) => {
                 self.rows.at(row).write(content);
-                writer.table.lead(hash, row, lead);
+                writer.table.set_value(hash, row, value);
                 writer.unused.remove(&row);
             }
             None => {
-                self.add(writer, hash, id, content, (Half::NONE, lead));
+                self.add(writer, hash, id, content, (Half::NONE, value));
             }
         }
     }
@@ -630,7 +630,7 @@ impl Index {
         hash: Hash,
         id: KeyId,
         content: Content,
-        (half, lead): (Half, Lead),
+        (half, value): (Half, SlotValue),
     ) -> u32 {
         // Numbers start at 1: row 0 means no row.
         writer.rows += 1;
@@ -639,7 +639,7 @@ impl Index {
         let row = self.rows.at(writer.rows);
         row.name(id);
         row.write(content);
-        writer.table.insert(hash, writer.rows, half, lead);
+        writer.table.insert(hash, writer.rows, half, value);
         writer.rows
     }
 

@@ -2,7 +2,7 @@
 //!
 //! One writer, any number of readers, no lock. Invariants:
 //!
-//! - A visible slot keeps its hash, row and digest half until it is marked [`GONE`]. Its lead is
+//! - A visible slot keeps its hash, row and digest half until it is marked [`GONE`]. Its value is
 //!   one word, so no reader sees half a change.
 //! - A segment that has a successor is never written again, and readers follow the successor. A
 //!   reader that is already inside the old segment sees its final state, which is later than the
@@ -100,18 +100,18 @@ struct Slot {
     /// The row's number and the hash, or [`EMPTY`], or [`GONE`].
     name: AtomicU64,
     half: [AtomicU64; 2],
-    lead: AtomicU64,
+    value: AtomicU64,
 }
 
-/// The layout of a lead: 67 million holders, 262,144 shapes, and hours until the year 2106.
+/// The layout of a value: 67 million holders, 262,144 shapes, and hours until the year 2106.
 const UNTIL_BITS: u32 = 20;
 const HOLDER_BITS: u32 = 26;
 const SHAPE_BITS: u32 = 18;
 
-/// The word a slot leads with: the hour until which the row need not be read, and the parts that
+/// The value of a slot: the hour until which the row need not be read, and the parts that
 /// the key shares.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Lead {
+pub(super) struct SlotValue {
     /// The key works without a look at the row until this hour since the epoch (one hour is 4096
     /// seconds). It is enabled, does not await its first use, and does not expire earlier.
     /// [`ASK`](Self::ASK) and [`NEVER`](Self::NEVER) are not hours.
@@ -119,7 +119,7 @@ pub(super) struct Lead {
     pub(super) parts: Parts,
 }
 
-impl Lead {
+impl SlotValue {
     /// Only the row decides whether the key works.
     pub(super) const ASK: u32 = 0;
     /// The key works until a change to it.
@@ -136,7 +136,7 @@ impl Lead {
     /// The length of an hour: 4096 seconds, a power of two.
     pub(super) const HOUR: i64 = 4096;
 
-    /// Packs the lead into a word. If the numbers of the parts do not fit, the row is read instead.
+    /// Packs the value into a word. If the numbers of the parts do not fit, the row is read instead.
     const fn to_word(self) -> u64 {
         let Parts { holder, shape } = self.parts;
         if holder >> HOLDER_BITS != 0 || shape >> SHAPE_BITS != 0 {
@@ -184,7 +184,7 @@ pub(crate) struct Directory {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Found {
     pub(super) row: u32,
-    pub(super) lead: Lead,
+    pub(super) value: SlotValue,
 }
 
 /// The outcome of a search.
@@ -254,7 +254,7 @@ impl Segment {
     }
 
     /// Takes a free slot. One always exists: the writer makes room before it inserts.
-    fn insert(&self, name: u64, half: Half, lead: u64) {
+    fn insert(&self, name: u64, half: Half, value: u64) {
         let hash = Hash::of_name(name);
         let home = hash.home(self.depth, self.slots.len());
         let (before, from) = self.slots.split_at(home);
@@ -263,7 +263,7 @@ impl Segment {
         if let Some(slot) = free {
             slot.half[0].store(half.0[0], Ordering::Relaxed);
             slot.half[1].store(half.0[1], Ordering::Relaxed);
-            slot.lead.store(lead, Ordering::Relaxed);
+            slot.value.store(value, Ordering::Relaxed);
             // The name is stored last, with Release. It pairs with the Acquire load in `run`: a
             // reader that sees the name sees the whole slot.
             slot.name.store(name, Ordering::Release);
@@ -283,7 +283,7 @@ impl Slot {
     fn found(&self, name: u64) -> Found {
         Found {
             row: row_of(name),
-            lead: Lead::from_word(self.lead.load(Ordering::Acquire)),
+            value: SlotValue::from_word(self.value.load(Ordering::Acquire)),
         }
     }
 }
@@ -384,20 +384,20 @@ impl Table {
         self.segment(hash).run(hash).any(own)
     }
 
-    /// Changes the lead of the slot of this hash and row.
-    pub(super) fn lead(&self, hash: Hash, row: u32, lead: Lead) {
+    /// Changes the value of the slot of this hash and row.
+    pub(super) fn set_value(&self, hash: Hash, row: u32, value: SlotValue) {
         if let Some(slot) = self.slot(hash, row) {
-            slot.lead.store(lead.to_word(), Ordering::Release);
+            slot.value.store(value.to_word(), Ordering::Release);
         }
     }
 
     /// Adds a slot.
-    pub(super) fn insert(&mut self, hash: Hash, row: u32, half: Half, lead: Lead) {
+    pub(super) fn insert(&mut self, hash: Hash, row: u32, half: Half, value: SlotValue) {
         while self.segment(hash).is_full() {
             self.make_room(hash);
         }
         let segment = self.segment(hash);
-        segment.insert(hash.name(row), half, lead.to_word());
+        segment.insert(hash.name(row), half, value.to_word());
     }
 
     /// Makes `half` the half of this hash and row. Calls `publish` while the old and the new slot
@@ -407,13 +407,13 @@ impl Table {
         hash: Hash,
         row: u32,
         half: Half,
-        lead: Lead,
+        value: SlotValue,
         publish: impl FnOnce(),
     ) {
         let old = self.slot(hash, row).map(Slot::half);
         // The new slot comes first. In the other order, a reader between the two steps would find
         // neither, and reject a key that keeps its secret.
-        self.insert(hash, row, half, lead);
+        self.insert(hash, row, half, value);
         publish();
         let Some(old) = old else { return };
         let segment = self.segment(hash);
@@ -482,7 +482,7 @@ impl Segment {
         let count = self.slots.iter().filter(moves).count();
         let copy = Self::new(depth, (count * 5 / 3).next_multiple_of(4).max(FIRST));
         for slot in self.slots.iter().filter(moves) {
-            copy.insert(name(slot), slot.half(), slot.lead.load(Ordering::Relaxed));
+            copy.insert(name(slot), slot.half(), slot.value.load(Ordering::Relaxed));
         }
         Arc::new(copy)
     }

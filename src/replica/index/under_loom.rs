@@ -9,7 +9,7 @@ use loom::thread;
 
 use super::rows::{Content, Kept, Row};
 use super::sync::{AtomicU64, OnceLock, Ordering};
-use super::table::{Found, Hash, Lead, Search, Table};
+use super::table::{Found, Hash, Search, SlotValue, Table};
 use super::{Directory, Half, Parts};
 use crate::core::subject::{Course, Life};
 use crate::core::time::Timestamp;
@@ -50,9 +50,9 @@ pub(super) fn half(number: u8) -> Half {
     Half::of(&[number; 32])
 }
 
-pub(super) fn lead(number: u32) -> Lead {
-    Lead {
-        until: Lead::NEVER,
+pub(super) fn value(number: u32) -> SlotValue {
+    SlotValue {
+        until: SlotValue::NEVER,
         parts: parts(number),
     }
 }
@@ -89,9 +89,9 @@ pub(super) fn find(directory: &Directory, hash: Hash, half: Half) -> Option<Foun
 /// Returns a table of `keys` keys, of which [`KEY`] is the first, with room for three.
 pub(super) fn table(keys: u32) -> Table {
     let mut table = Table::default();
-    table.insert(KEY, 1, half(1), lead(1));
+    table.insert(KEY, 1, half(1), value(1));
     for row in 2..=keys {
-        table.insert(Hash(row << 29), row, half(row as u8), lead(row));
+        table.insert(Hash(row << 29), row, half(row as u8), value(row));
     }
     table
 }
@@ -128,10 +128,13 @@ fn leads_elsewhere(order: Ordering) {
     confirmed(
         1,
         order,
-        |table, _| table.lead(KEY, 1, lead(2)),
+        |table, _| table.set_value(KEY, 1, value(2)),
         |seen, directory, _| {
-            let led = find(directory, KEY, half(1)).unwrap().lead;
-            assert!(led == lead(2) || (!seen && led == lead(1)), "an old lead");
+            let led = find(directory, KEY, half(1)).unwrap().value;
+            assert!(
+                led == value(2) || (!seen && led == value(1)),
+                "an old value"
+            );
         },
     );
 }
@@ -142,7 +145,7 @@ fn a_lead_that_was_confirmed_is_the_one_that_is_seen() {
 }
 
 #[test]
-#[should_panic(expected = "an old lead")]
+#[should_panic(expected = "an old value")]
 fn a_flag_that_does_not_release_shows_an_old_lead() {
     leads_elsewhere(Ordering::Relaxed);
 }
@@ -153,12 +156,12 @@ fn a_lead_that_was_confirmed_is_seen_from_a_segment_that_was_replaced() {
         3,
         Ordering::Release,
         |table, _| {
-            table.insert(Hash(7), 9, half(9), lead(9));
-            table.lead(KEY, 1, lead(2));
+            table.insert(Hash(7), 9, half(9), value(9));
+            table.set_value(KEY, 1, value(2));
         },
         |seen, directory, _| {
-            let led = find(directory, KEY, half(1)).unwrap().lead;
-            assert!(led == lead(2) || (!seen && led == lead(1)));
+            let led = find(directory, KEY, half(1)).unwrap().value;
+            assert!(led == value(2) || (!seen && led == value(1)));
             assert!(!seen || find(directory, Hash(7), half(9)).is_some());
         },
     );
@@ -169,7 +172,7 @@ fn a_digest_that_was_replaced_and_confirmed_is_not_found() {
     confirmed(
         1,
         Ordering::Release,
-        |table, _| table.replace(KEY, 1, half(2), lead(2), || {}),
+        |table, _| table.replace(KEY, 1, half(2), value(2), || {}),
         |seen, directory, _| {
             assert!(!seen || find(directory, KEY, half(1)).is_none());
             assert!(!seen || find(directory, KEY, half(2)).is_some());
@@ -179,9 +182,9 @@ fn a_digest_that_was_replaced_and_confirmed_is_not_found() {
 
 fn withdrawn(change: fn(&mut Table, &Row)) {
     confirmed(1, Ordering::Release, change, |seen, directory, row| {
-        let led = find(directory, KEY, half(1)).unwrap().lead;
-        assert!(!seen || led == Lead::ROW);
-        if led == Lead::ROW {
+        let led = find(directory, KEY, half(1)).unwrap().value;
+        assert!(!seen || led == SlotValue::ROW);
+        if led == SlotValue::ROW {
             assert_eq!(row.read(), content(2), "an old row");
         }
     });
@@ -191,7 +194,7 @@ fn withdrawn(change: fn(&mut Table, &Row)) {
 fn a_reader_led_to_the_row_finds_the_current_key() {
     withdrawn(|table, row| {
         row.write(content(2));
-        table.lead(KEY, 1, Lead::ROW);
+        table.set_value(KEY, 1, SlotValue::ROW);
     });
 }
 
@@ -199,7 +202,7 @@ fn a_reader_led_to_the_row_finds_the_current_key() {
 #[should_panic(expected = "an old row")]
 fn a_lead_to_the_row_before_the_row_shows_an_old_row() {
     withdrawn(|table, row| {
-        table.lead(KEY, 1, Lead::ROW);
+        table.set_value(KEY, 1, SlotValue::ROW);
         row.write(content(2));
     });
 }
@@ -214,8 +217,8 @@ fn shared(change: fn(&mut Table, &OnceLock<u32>)) {
         let reader = thread::spawn({
             let entry = entry.clone();
             move || {
-                let led = find(&directory, KEY, half(1)).unwrap().lead;
-                assert!(led == lead(1) || entry.get().is_some(), "led to nothing");
+                let led = find(&directory, KEY, half(1)).unwrap().value;
+                assert!(led == value(1) || entry.get().is_some(), "led to nothing");
             }
         });
         change(&mut table, &entry);
@@ -227,7 +230,7 @@ fn shared(change: fn(&mut Table, &OnceLock<u32>)) {
 fn a_reader_led_to_a_shared_entry_finds_it() {
     shared(|table, entry| {
         let _ = entry.set(2);
-        table.lead(KEY, 1, lead(2));
+        table.set_value(KEY, 1, value(2));
     });
 }
 
@@ -235,7 +238,7 @@ fn a_reader_led_to_a_shared_entry_finds_it() {
 #[should_panic(expected = "led to nothing")]
 fn a_lead_to_an_unpublished_entry_leads_to_nothing() {
     shared(|table, entry| {
-        table.lead(KEY, 1, lead(2));
+        table.set_value(KEY, 1, value(2));
         let _ = entry.set(2);
     });
 }
@@ -271,7 +274,7 @@ fn with_new_digest(looks_again: bool, change: fn(&mut Table, &Row)) {
 #[test]
 fn a_key_that_gets_a_new_digest_is_found_at_any_instant() {
     with_new_digest(true, |table, row| {
-        table.replace(KEY, 1, half(2), lead(2), || row.write(content(2)));
+        table.replace(KEY, 1, half(2), value(2), || row.write(content(2)));
     });
 }
 
@@ -279,7 +282,7 @@ fn a_key_that_gets_a_new_digest_is_found_at_any_instant() {
 #[should_panic(expected = "a good key was not found")]
 fn a_reader_that_does_not_search_again_misses_a_key_that_gets_a_new_digest() {
     with_new_digest(false, |table, row| {
-        table.replace(KEY, 1, half(2), lead(2), || row.write(content(2)));
+        table.replace(KEY, 1, half(2), value(2), || row.write(content(2)));
     });
 }
 
@@ -288,6 +291,6 @@ fn a_reader_that_does_not_search_again_misses_a_key_that_gets_a_new_digest() {
 fn a_row_that_names_a_digest_before_its_slot_exists_hides_the_key() {
     with_new_digest(true, |table, row| {
         row.write(content(2));
-        table.replace(KEY, 1, half(2), lead(2), || {});
+        table.replace(KEY, 1, half(2), value(2), || {});
     });
 }

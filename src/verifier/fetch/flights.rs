@@ -1,9 +1,9 @@
-//! Reads through the store that several callers share.
+//! Shared reads through the store.
 //!
-//! Invariants: of one key at most one read that anybody still joins is on its way; whoever joins can
-//! tell whether it began after its own call; any one of those who wait keeps it going, so that nobody
-//! hangs when another is dropped, or is kept and never polled again; it ends when nobody waits for
-//! it. Nothing of a read that has ended is told to anyone who comes later.
+//! Invariants. For each key at most one read in flight can be joined. A caller knows whether the
+//! read began after its own call. Every waiting caller drives the read, so no caller hangs when
+//! another is dropped or never polled again. A read ends when no caller waits for it. Results of a
+//! finished read never reach later callers.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,37 +21,37 @@ use crate::replica::Replica;
 use crate::store::{KeyStore, Locator, StoreError};
 use crate::timekeeper::Timekeeper;
 
-/// For how long after it began a read is joined: whoever comes later begins one beside it, so that an
-/// answer that never comes holds up only those who came soon. A judgement, the same as for a sync.
+/// 1 s, the same as for a sync; a judgement. A later caller begins a read of its own, so that an
+/// answer that never comes delays only the callers of that second.
 const JOINED_FOR: Duration = Duration::from_secs(1);
 
-/// A place in the order in which calls and reads begin.
+/// A logical timestamp of a call or a read.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct Turn(u64);
 
-/// What a read through the store found.
+/// The result of a read through the store.
 #[derive(Debug)]
 pub(super) struct Fetched {
-    /// When it began, in the order of calls and reads.
+    /// The logical time at which the read began.
     pub(super) turn: Turn,
     /// The instant at which it began.
     pub(super) sent: Reading,
     pub(super) found: Result<Found, StoreError>,
 }
 
-/// A read, which whoever awaits it drives.
+/// A read that every caller awaiting it drives.
 type Read = Shared<BoxFuture<'static, Arc<Fetched>>>;
 
-/// The read that those share whom another one did not serve.
+/// The read shared by callers whom the previous read did not serve.
 type Next = Arc<Mutex<Option<Read>>>;
 
-/// A read that was joined.
+/// A read that a caller joined.
 pub(super) struct Flight {
     read: Read,
     next: Next,
 }
 
-/// All reads on their way.
+/// All reads in flight.
 #[derive(Debug)]
 pub(crate) struct Flights {
     gate: Gate,
@@ -69,14 +69,14 @@ struct OnItsWay {
     next: Next,
 }
 
-/// Where and with what is read.
+/// The parts that a read needs.
 pub(super) struct Source<'a> {
     pub(super) store: &'a Arc<dyn KeyStore>,
     pub(super) replica: &'a Arc<Replica>,
     pub(super) clock: &'a Arc<Timekeeper>,
 }
 
-/// Takes a read off the list when it ends or is given up, and gives its leave back.
+/// Unlists a read when it ends or is dropped, and releases its permit.
 struct Listed {
     by_key: Arc<ByKey>,
     locator: Locator,
@@ -93,14 +93,14 @@ impl Flights {
         }
     }
 
-    /// The next turn. What happened before a call that drew an earlier one happened before whatever
-    /// the drawer of a later one does next.
+    /// Returns the next logical timestamp. If `a < b`, everything the caller that drew `a` did
+    /// before drawing it happens-before the next step of the caller that drew `b`.
     pub(super) fn turn(&self) -> Turn {
         Turn(self.turns.fetch_add(1, Ordering::AcqRel))
     }
 
-    /// The read of this key that is on its way, or a new one; `None` if there may be no more. A
-    /// holder of a known key needs no leave.
+    /// Joins the read of this key that is in flight, or begins one; `None` beyond the limits. The
+    /// holder of a known key needs no permit.
     pub(super) fn join(
         &self,
         locator: Locator,
@@ -108,7 +108,7 @@ impl Flights {
         holder: bool,
     ) -> Option<Flight> {
         let mut by_key = lock(&self.by_key);
-        // Read under the lock: the later of two who are here reads no earlier instant.
+        // Read under the lock: of two callers, the later one reads no earlier instant.
         let now = source.clock.raw();
         let own = by_key.get(&locator);
         let young = own.filter(|own| now.since(own.sent) <= JOINED_FOR);
@@ -141,20 +141,20 @@ impl Flights {
             by_key.insert(locator, own)
         });
         drop(by_key);
-        // What it lets go of may take itself off the list.
+        // Dropped after the lock: a dropped read takes the lock to unlist itself.
         drop(replaced);
         Some(Flight { read, next })
     }
 }
 
 impl Flight {
-    /// What the read found.
+    /// Waits for the read, and returns its result.
     pub(super) async fn end(&self) -> Arc<Fetched> {
         self.read.clone().await
     }
 
-    /// What another read finds, which began after all calls that joined this one, now that this has
-    /// ended; `begin` joins or begins it, for the first who asks.
+    /// Returns the result of the next read, which begins after all calls that joined this one. The
+    /// first caller begins or joins that read with `begin`.
     pub(super) async fn next(&self, begin: impl FnOnce() -> Option<Self>) -> Option<Arc<Fetched>> {
         let read = {
             let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
@@ -170,7 +170,7 @@ impl Flight {
     }
 }
 
-/// Reads, and is off the list as soon as it has.
+/// Reads a key, and unlists the read as soon as it has ended.
 fn fetch(
     source: &Source<'_>,
     listed: Listed,
@@ -194,7 +194,7 @@ fn fetch(
 impl Drop for Listed {
     fn drop(&mut self) {
         let mut by_key = lock(&self.by_key);
-        // Another may have taken the place of one that was too old to be joined.
+        // A newer read may have replaced one that was too old to join.
         let own = by_key.get(&self.locator).map(|own| own.turn) == Some(self.turn);
         let removed = own.then(|| by_key.remove(&self.locator));
         drop(by_key);

@@ -1,4 +1,5 @@
-//! How many reads go through to the store: so many at once, and so many a second over all keys.
+//! Limits on reads through the store: how many are in flight, and how many begin in a second, over
+//! all keys.
 //!
 //! [`next`] is pure; the gate holds its state in one word, and reads the injected clock.
 
@@ -9,27 +10,28 @@ use std::time::Duration;
 
 use async_lock::{Semaphore, SemaphoreGuardArc};
 
-/// How many keys a verifier may read through the store: a flood of unknown ids must not become a
-/// flood of reads. Beyond it a key is refused as
+/// The limits on a verifier's reads through the store, so that a flood of unknown ids does not
+/// become a flood of reads. Beyond them a key is refused as
 /// [`StoreUnavailable`](crate::Rejection::StoreUnavailable), never as a bad key.
 ///
-/// What is asked for by a holder of a key that is known here does not count: a flood keeps nobody
-/// out who holds a key of a class that is always verified against the store.
+/// Reads for the holder of a known key do not count. A flood therefore never locks out holders of
+/// keys whose class is always verified against the store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ReadThrough {
-    /// How many reads are on their way at once. Defaults to 16, a judgement.
+    /// The number of reads in flight. Defaults to 16, a judgement.
     pub at_once: NonZeroU32,
-    /// How many begin in a second, in the long run. Defaults to 1000, a judgement: many times what
-    /// creating keys asks for, and a fraction of what a store can do.
+    /// The number of reads that begin in a second, in the long run. Defaults to 1000, a judgement:
+    /// many times what the creation of keys needs, and a fraction of a store's capacity.
     pub per_second: NonZeroU32,
-    /// How many may begin together after a quiet time. Defaults to 100, a judgement.
+    /// The number of reads that may begin together after a quiet time. Defaults to 100, a
+    /// judgement.
     pub burst: NonZeroU32,
 }
 
 impl Default for ReadThrough {
     fn default() -> Self {
         const fn count(count: u32) -> NonZeroU32 {
-            NonZeroU32::new(count).expect("no count here is zero")
+            NonZeroU32::new(count).expect("every default limit is above zero")
         }
         Self {
             at_once: const { count(16) },
@@ -39,19 +41,19 @@ impl Default for ReadThrough {
     }
 }
 
-/// Lets reads through, within its bounds.
+/// A rate limiter for reads.
 #[derive(Debug)]
 pub(super) struct Gate {
     at_once: Arc<Semaphore>,
     /// Nanoseconds from one read to the next, in the long run.
     interval: u64,
-    /// How many nanoseconds of intervals may be spent in advance.
+    /// Nanoseconds of intervals that may be spent in advance.
     ahead: u64,
-    /// When the bucket is full again, in nanoseconds of the monotonic clock.
+    /// The time at which the bucket is full again, in nanoseconds of the monotonic clock.
     full_at: AtomicU64,
 }
 
-/// Leave to read, until it is dropped.
+/// Permission to read, until it is dropped.
 pub(super) type Permit = SemaphoreGuardArc;
 
 impl Gate {
@@ -61,7 +63,7 @@ impl Gate {
             per_second,
             burst,
         } = bounds;
-        // Rounded up, so that a second never holds more; 10⁹ a second are as good as any number.
+        // Rounded up, so that no second exceeds the limit. Beyond 10⁹ a second there is no limit.
         let interval = 1_000_000_000_u64.div_ceil(u64::from(per_second.get()));
         Self {
             at_once: Arc::new(Semaphore::new(at_once.get() as usize)),
@@ -71,9 +73,9 @@ impl Gate {
         }
     }
 
-    /// Leave for one read, if there is any now.
+    /// Returns a permit for one read, if the limits allow one now.
     pub(super) fn admit(&self, now: Duration) -> Option<Permit> {
-        // First: what cannot begin costs nothing of the rate.
+        // Acquired first: a read that cannot begin uses up nothing of the rate.
         let permit = self.at_once.try_acquire_arc()?;
         let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         let spend = |full_at| next(full_at, now, self.interval, self.ahead);
@@ -84,8 +86,8 @@ impl Gate {
     }
 }
 
-/// When the bucket is full again if a read begins `now`; `None` if it may not. The generic cell rate
-/// algorithm (ITU-T I.371), as virtual scheduling.
+/// Returns the time at which the bucket is full again if a read begins `now`; `None` if it may not
+/// begin. The generic cell rate algorithm (ITU-T I.371), as virtual scheduling.
 fn next(full_at: u64, now: u64, interval: u64, ahead: u64) -> Option<u64> {
     let from = full_at.max(now);
     (from - now <= ahead).then(|| from.saturating_add(interval))
@@ -131,7 +133,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_lets_through_what_a_bucket_of_tokens_does(
+        fn the_rate_limiter_admits_the_reads_that_a_token_bucket_admits(
             interval in 1..1000_u64,
             size in 1..20_u64,
             steps in prop::collection::vec(0..3000_u64, 1..200),
@@ -162,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_for_being_too_many_at_once_costs_nothing_of_the_rate() {
+    fn a_read_refused_for_too_many_in_flight_uses_up_nothing_of_the_rate() {
         let one = ReadThrough {
             at_once: count(1),
             ..bounds(1, 2)

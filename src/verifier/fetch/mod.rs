@@ -1,9 +1,10 @@
-//! Verifying against the store: for keys that must see the latest state, keys not known here, and,
-//! where a deployment chose so, keys whose replica is past its bound.
+//! Verification against the store, for three kinds of keys: those that must see the latest state,
+//! those unknown here, and, if the deployment chose so, those whose replica is past its staleness
+//! bound.
 //!
-//! Callers who ask for the same key at once share a read. A grant may come from a read that began
-//! before the call, if that is no longer ago than the bound of the key's class; a refusal never: the
-//! key may have been created in between. No refusal is remembered.
+//! Concurrent callers with the same key share a read. A grant may come from a read that began
+//! before the call, if it is within the staleness bound of the key's class. A refusal may not: the
+//! key may have been created in between. No refusal is cached.
 
 mod flights;
 mod gate;
@@ -18,7 +19,9 @@ use self::flights::{Fetched, Source};
 pub use self::gate::ReadThrough;
 use self::read::Found;
 use super::grant::Taken;
-use super::{Claim, Confirmation, Grant, Verifier, check_fresh, publishable_half, together};
+use super::{
+    Claim, Confirmation, Credentials, Grant, Verifier, check_fresh, publishable_half, together,
+};
 use crate::core::check;
 use crate::core::need::Need;
 use crate::core::owner::Standing;
@@ -32,144 +35,125 @@ use crate::observe;
 use crate::replica::{Answer, Known};
 use crate::store::Locator;
 
-/// What [`verify_or_fetch`](crate::Keyward::verify_or_fetch) does with a key that is known here once
-/// the bound of its class is passed without a confirmation. `verify` refuses in any case.
+/// The way [`verify_or_fetch`](crate::Keyward::verify_or_fetch) treats a known key once the
+/// staleness bound of its class is passed. `verify` refuses it in any case.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum PastBound {
-    /// Refuses it as [`Stale`](Rejection::Stale).
+    /// Refuses the key as [`Stale`](Rejection::Stale).
     #[default]
     Refuse,
-    /// Reads it through the store, within the bounds of [`ReadThrough`]: for a store whose keys can
-    /// still be read while its feed cannot. A busy service needs a rate that fits all of its
+    /// Reads the key through the store, within the limits of [`ReadThrough`], for a store whose
+    /// keys can be read while its feed cannot. A busy service needs a rate that covers all of its
     /// verifications.
     ReadThrough,
 }
 
-/// Which reads may grant a key.
+/// The reads that may grant a key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Sight {
-    /// One that began before the call, too.
+    /// Reads that began before the call, too.
     WithinBound,
-    /// Only one that began after it.
+    /// Only reads that began after the call.
     AfterCall,
 }
 
-/// How far a verification gets without the store.
+/// The result of a verification without the store.
 enum Here {
     Settled(Result<Grant, Rejection>),
-    /// By which reads the store may answer, and whether a holder of a known key asks.
+    /// The store has to be read: which reads may answer, and whether the caller holds a known key.
     Ask(Sight, bool),
 }
 
 impl Verifier {
-    /// Verifies against the store's latest state: whatever returned before this call began is seen.
-    /// Callers who ask for the same key at once share a read that began after all of their calls.
+    /// Verifies against the store's latest state. Every command that returned before this call
+    /// began is seen. Concurrent callers with the same key share a read that began after all of
+    /// their calls.
     ///
     /// # Errors
     ///
-    /// [`Rejection`]; [`StoreUnavailable`](Rejection::StoreUnavailable) if the store did not answer,
-    /// or if more than [`ReadThrough`] allows ask for keys that they do not hold, as far as is known
-    /// here.
-    pub async fn verify_fresh(
+    /// [`Rejection`]; [`StoreUnavailable`](Rejection::StoreUnavailable) if the store did not
+    /// answer, or if reads for keys not known to be held exceed [`ReadThrough`].
+    pub async fn verify_fresh<'a>(
         &self,
-        presented: impl AsRef<[u8]> + Send,
+        credentials: impl Into<Credentials<'a>> + Send,
         need: &Need,
     ) -> Result<Grant, Rejection> {
-        let presented = presented.as_ref();
-        let holder = self.is_held(presented);
-        self.read_through(presented, need, Sight::AfterCall, holder)
-            .await
+        let here = |key: &[u8], _: &Need| Here::Ask(Sight::AfterCall, self.is_held(key));
+        self.verify_through(credentials.into(), need, here).await
     }
 
-    /// Verifies, and asks the store where the replica cannot tell: for a key that it does not know
-    /// yet (rule A1-25), for classes that must see the latest state, and past the bound if
-    /// [`PastBound`] says so.
+    /// Verifies, and reads the store if the replica cannot decide: for a key that it does not know
+    /// yet (rule A1-25), for classes that must see the latest state, and past the staleness bound
+    /// if [`PastBound`] says so.
     ///
-    /// Two things wait for the next sync: what is no token of ours is refused by a node that has never
-    /// heard of an imported key, and so is a secret that replaced a lost one under the same id.
+    /// Two changes become visible only with the next sync: the first imported key of a node that
+    /// knows none, and a secret that replaced a lost one under the same id.
     ///
     /// # Errors
     ///
-    /// [`Rejection`]. A refusal is never remembered. Beyond the bounds of [`ReadThrough`] it is
+    /// [`Rejection`]. A refusal is never cached. Beyond the limits of [`ReadThrough`] it is
     /// [`StoreUnavailable`](Rejection::StoreUnavailable).
-    pub async fn verify_or_fetch(
+    pub async fn verify_or_fetch<'a>(
         &self,
-        presented: impl AsRef<[u8]> + Send,
+        credentials: impl Into<Credentials<'a>> + Send,
         need: &Need,
     ) -> Result<Grant, Rejection> {
-        let presented = presented.as_ref();
-        match self.verify_here(presented, need) {
-            Here::Settled(verdict) => verdict,
-            Here::Ask(sight, holder) => self.read_through(presented, need, sight, holder).await,
-        }
+        let here = |key: &[u8], need: &Need| self.verify_here(key, need);
+        self.verify_through(credentials.into(), need, here).await
     }
 
-    /// Verifies a pair as [`verify_pair`](Self::verify_pair) does, and asks the store where this
-    /// node cannot tell, as [`verify_or_fetch`](Self::verify_or_fetch) does.
-    ///
-    /// # Errors
-    ///
-    /// As those two.
-    pub async fn verify_pair_or_fetch(
-        &self,
-        other: impl AsRef<[u8]> + Send,
-        secret: impl AsRef<[u8]> + Send,
-        need: &Need,
-    ) -> Result<Grant, Rejection> {
-        let (other, secret) = (other.as_ref(), secret.as_ref());
-        let grant = self.verify_or_fetch(secret, need).await?;
-        match publishable_half(&grant, other)? {
-            None => Ok(grant),
-            Some(text) => {
-                let need = need.of_publishable_half();
-                together(grant, self.verify_or_fetch(text, &need).await)
-            }
-        }
-    }
-
-    /// What [`verify_or_fetch`](Self::verify_or_fetch) answers if it need not ask the store.
+    /// Returns the verdict of [`verify_or_fetch`](Self::verify_or_fetch); `None` if it has to read
+    /// the store.
     #[cfg(feature = "http")]
     pub(crate) fn verify_unasked(
         &self,
-        presented: &[u8],
+        credentials: Credentials<'_>,
         need: &Need,
     ) -> Option<Result<Grant, Rejection>> {
-        match self.verify_here(presented, need) {
+        let unasked = |key: &[u8], need: &Need| match self.verify_here(key, need) {
             Here::Settled(verdict) => Some(verdict),
             Here::Ask(..) => None,
-        }
-    }
-
-    /// What [`verify_pair_or_fetch`](Self::verify_pair_or_fetch) answers if it need not ask the store.
-    #[cfg(feature = "http")]
-    pub(crate) fn verify_pair_unasked(
-        &self,
-        other: &[u8],
-        secret: &[u8],
-        need: &Need,
-    ) -> Option<Result<Grant, Rejection>> {
-        let grant = match self.verify_unasked(secret, need)? {
+        };
+        let (key, public) = credentials.halves();
+        let grant = match unasked(key, need)? {
             Ok(grant) => grant,
             refused => return Some(refused),
         };
-        Some(match publishable_half(&grant, other) {
+        Some(match publishable_half(&grant, public) {
             Ok(None) => Ok(grant),
-            Ok(Some(text)) => {
-                let need = need.of_publishable_half();
-                together(grant, self.verify_unasked(text.as_bytes(), &need)?)
-            }
+            Ok(Some(key)) => together(grant, unasked(key, &need.of_publishable_half())?),
             Err(rejection) => Err(rejection),
         })
     }
 
-    /// Verifies as far as no store is needed, and tells what is left to ask it.
+    /// Verifies each half with `here`, and reads the store if `here` cannot decide.
+    async fn verify_through(
+        &self,
+        credentials: Credentials<'_>,
+        need: &Need,
+        here: impl Fn(&[u8], &Need) -> Here + Send + Sync,
+    ) -> Result<Grant, Rejection> {
+        let verify = async |key: &[u8], need: &Need| match here(key, need) {
+            Here::Settled(verdict) => verdict,
+            Here::Ask(sight, holder) => self.read_through(key, need, sight, holder).await,
+        };
+        let (key, public) = credentials.halves();
+        let grant = verify(key, need).await?;
+        match publishable_half(&grant, public)? {
+            None => Ok(grant),
+            Some(key) => together(grant, verify(key, &need.of_publishable_half()).await),
+        }
+    }
+
+    /// Verifies without the store, or returns how the store has to be read.
     fn verify_here(&self, presented: &[u8], need: &Need) -> Here {
         match self.verify(presented, need) {
-            // A removed key never comes back: there is nothing to ask for.
+            // A removed key never comes back, so a read is pointless.
             Err(Rejection::Unknown) if self.known(presented) == Some(Known::Removed) => {
                 Here::Settled(Err(Rejection::Unknown))
             }
-            // The index tells keys apart by 32 bits of a hash until a secret matches: here it matters.
+            // The index identifies a key by 32 bits of a hash until a secret matches, so the id
+            // itself is checked here.
             Err(Rejection::WrongSecret) if self.known(presented).is_some() => {
                 Here::Settled(Err(Rejection::WrongSecret))
             }
@@ -192,7 +176,7 @@ impl Verifier {
         holder: bool,
     ) -> Result<Grant, Rejection> {
         let began = self.flights.turn();
-        // The store may hold imported keys that nobody here has heard of.
+        // The store may hold imported keys that this node does not know.
         let claim = Claim::of(presented)?;
         let locator = match &claim {
             Claim::Token(token) => Locator::Id(token.id()),
@@ -230,7 +214,7 @@ impl Verifier {
             Ok(Found::Key(record, standing, floor)) => {
                 let confirmed = Confirmation::Sent(Some(fetched.sent));
                 let same = self.compare(claim, &record.credential)?;
-                // Only for a holder of the secret: it asks the store once more.
+                // Only for a holder of the secret, because it costs another read.
                 let reached = match need.tenant() {
                     Some(tenant) if bool::from(same) => {
                         read::standing_in(&*self.store, record, standing, tenant).await
@@ -249,7 +233,7 @@ impl Verifier {
         }
     }
 
-    /// Judges a key by its record.
+    /// Judges a key by its stored record.
     fn judge_record(
         &self,
         claim: &Claim<'_>,
@@ -260,11 +244,11 @@ impl Verifier {
     ) -> Result<Grant, Rejection> {
         let (id, course) = (record.id, Course::of(&record));
         let (shape, holder) = (Shape::of(&record), Holder::of(&record));
-        let pinned = self.pinned();
-        let policy = pinned.policies.of(&holder.tenant);
+        let snapshot = self.snapshot();
+        let policy = snapshot.policies.of(&holder.tenant);
         let (reading, now) = self.clock.judged();
-        let newest = pinned.view.index().newest().max(floor.unwrap_or(now));
-        // An answer that was long on its way is as old as its question.
+        let newest = snapshot.view.index().newest().max(floor.unwrap_or(now));
+        // An answer is as old as its question, however long it took.
         match check_fresh(policy, &shape, confirmed, reading) {
             Err(Rejection::NeedsFresh) if sight == Sight::AfterCall => {}
             verdict => verdict?,
@@ -282,7 +266,7 @@ impl Verifier {
             .expires_at
             .is_some_and(|end| now < end && end <= newest)
         {
-            let known = pinned.view.index().floor(&holder.tenant).max(floor);
+            let known = snapshot.view.index().floor(&holder.tenant).max(floor);
             judged = self.judge_end((id, &course), known, (now, reading));
         }
         let at = *judged.as_ref().unwrap_or(&now);
@@ -291,21 +275,21 @@ impl Verifier {
         if let Some(token) = claim.token() {
             self.notice_pepper(token, subject);
         }
-        pinned.view.count_id(id, now);
+        snapshot.view.count_id(id, now);
         if course.awaits_first_use {
-            pinned.view.note_first_use();
+            snapshot.view.note_first_use();
         }
         let taken = Taken {
             shape,
             holder,
             course,
             standing: standing.clone(),
-            policies: pinned.policies.clone(),
+            policies: snapshot.policies.clone(),
         };
         Ok(Grant::of_record(id, taken, now, need.address()))
     }
 
-    /// Digests what was presented in the way that `credential` was made, and compares.
+    /// Digests the claim in the way of `credential`, and compares.
     fn compare(&self, claim: &Claim<'_>, credential: &Credential) -> Result<Choice, Rejection> {
         Ok(match (credential, claim) {
             (Credential::Imported { digest, .. }, Claim::Foreign(presented, _)) => {
@@ -325,7 +309,7 @@ impl Verifier {
         })
     }
 
-    /// What an unknown key is told, after the same work as for a known one (trap 6).
+    /// Returns the rejection of an unknown key, after the same work as for a known one (trap 6).
     fn unknown(&self, claim: &Claim<'_>) -> Rejection {
         match claim {
             Claim::Token(token) => {
@@ -333,24 +317,24 @@ impl Verifier {
                 black_box(digest.ct_eq(&Digest::from_bytes([0; 32])));
                 Rejection::Unknown
             }
-            // Where there are imported keys, it may be one that was not heard of here yet.
-            Claim::Foreign(..) if self.pinned().view.index().has_imported() => Rejection::Unknown,
+            // Where there are imported keys, it may be one that is not known here yet.
+            Claim::Foreign(..) if self.snapshot().view.index().has_imported() => Rejection::Unknown,
             Claim::Foreign(_, error) => (*error).into(),
         }
     }
 
-    /// What is known here of the key that may have been presented. Compares no secret.
+    /// Returns what is known here about the presented key. Compares no secret.
     fn known(&self, presented: &[u8]) -> Option<Known> {
-        let view = &self.pinned().view;
+        let view = &self.snapshot().view;
         match Claim::of(presented).ok()? {
             Claim::Token(token) => view.known(token.id()),
             Claim::Foreign(digest, _) => view.known_import(&digest),
         }
     }
 
-    /// Whether it is the secret of a key that is known here, whatever became of that since.
+    /// Returns whether the presented secret belongs to a known key, in whatever state that key is.
     fn is_held(&self, presented: &[u8]) -> bool {
-        let view = &self.pinned().view;
+        let view = &self.snapshot().view;
         let answer = match Claim::of(presented) {
             Ok(Claim::Token(token)) => {
                 let begun = view.begin(token.id());
@@ -363,7 +347,7 @@ impl Verifier {
     }
 }
 
-/// The bounds of [`ReadThrough`] are reached.
+/// Counts a read beyond the limits of [`ReadThrough`], and returns its rejection.
 fn too_many() -> Rejection {
     observe::read_through("refused");
     Rejection::StoreUnavailable

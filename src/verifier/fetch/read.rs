@@ -1,4 +1,4 @@
-//! One read of one key through the store, with all that judging it asks for.
+//! One read of one key through the store, with the rows that its judgement needs.
 
 use crate::core::id::KeyId;
 use crate::core::owner::{self, Standing};
@@ -9,18 +9,18 @@ use crate::core::view::Select;
 use crate::replica::Replica;
 use crate::store::{Change, KeyStore, Locator, Row, RowKey, StoreError};
 
-/// What the store has of a key.
+/// The store's answer about a key.
 #[derive(Debug)]
 pub(super) enum Found {
     /// No key, or one that was removed.
     Nothing,
-    /// A record that cannot be read.
+    /// A record that cannot be decoded.
     Corrupt(KeyId),
-    /// A key, what the rows along its path say about it, and the newest instant of its tenant.
+    /// A key, the standing by the rows along its path, and the newest instant of its tenant.
     Key(Box<KeyRecord>, Standing, Option<Timestamp>),
 }
 
-/// Reads a key, and lets the replica take over what was read.
+/// Reads a key, and gives the rows to the replica.
 pub(super) async fn read(
     store: &dyn KeyStore,
     replica: &Replica,
@@ -53,8 +53,8 @@ async fn find(
     Ok(Found::Key(record.clone(), standing, floor))
 }
 
-/// Returns how the owner of `record` stands in `tenant`, if that is further down than the record's own, where it
-/// stands as `own` says. `None` if it stands the same.
+/// Returns the standing in `tenant` of the owner of `record`, if `tenant` is a descendant of the
+/// record's own and the standing differs from `own` there.
 pub(super) async fn standing_in(
     store: &dyn KeyStore,
     record: &KeyRecord,
@@ -83,7 +83,8 @@ pub(super) async fn standing_in(
     Ok(own.and_further(&further))
 }
 
-/// Reads what the rows along a key's path say about it, with the newest instant of its tenant and the rows.
+/// Reads the standing by the rows along a key's path, with the newest instant of its tenant and the
+/// rows.
 async fn standing(
     store: &dyn KeyStore,
     record: &KeyRecord,

@@ -184,7 +184,7 @@ fn a_lock_held_too_long_stops_writers_and_not_readers() {
         other => panic!("{other:?}"),
     }
     wait(keys.sync()).unwrap();
-    wait(keys.verify_fresh(made.secret.expose(), &Need::scope("reports:read"))).unwrap();
+    wait(keys.verify_fresh(made.secret.expose(), &Need::scope("reports:read").unwrap())).unwrap();
     let another = service(open(&path), NO_CAP);
     wait(another.sync()).unwrap();
     wait(another.key(&admin, made.id)).unwrap();

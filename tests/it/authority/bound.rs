@@ -342,7 +342,7 @@ fn a_bound_by_a_role_missing_from_the_policy_allows_nothing() {
         .keys
         .set_policies(keyward::policy::Policy::new(spec).unwrap());
     assert!(reach(&world, &created).is_empty());
-    let need = Need::scope("reports:read");
+    let need = Need::scope("reports:read").unwrap();
     assert!(world.keys.verify(created.secret.expose(), &need).is_err());
 }
 
@@ -407,7 +407,9 @@ fn held_by_another(world: &World, delivered: bool) -> keyward::Created {
 
 #[test]
 fn a_promotion_below_does_not_widen_secrets_received_by_others() {
-    let there = Need::scope("reports:write").for_tenant(tenant("acme/web"));
+    let there = Need::scope("reports:write")
+        .unwrap()
+        .for_tenant(tenant("acme/web"));
     let rules = || keyward::policy::Policy::new(super::policy()).unwrap();
     for delivered in [false, true] {
         let world = super::world();
@@ -428,7 +430,7 @@ fn a_promotion_below_does_not_widen_secrets_received_by_others() {
             assert!(!writes(&world.another_node(rules())));
         }
         // In acme itself nothing changed.
-        let here = Need::scope("reports:write");
+        let here = Need::scope("reports:write").unwrap();
         assert!(world.keys.verify(key.secret.expose(), &here).is_ok());
     }
 }
@@ -440,7 +442,9 @@ fn a_promotion_below_widens_a_secret_received_by_the_owner() {
     set_role(&world, &host(), ("acme/web", "bob"), Role::MEMBER).unwrap();
     let bob = actor("acme", "bob", Role::DEVELOPER);
     let key = world.create(&bob, whole("wide")).unwrap();
-    let there = Need::scope("reports:write").for_tenant(tenant("acme/web"));
+    let there = Need::scope("reports:write")
+        .unwrap()
+        .for_tenant(tenant("acme/web"));
     let writes = || world.keys.verify(key.secret.expose(), &there).is_ok();
     assert!(!writes());
     set_role(&world, &host(), ("acme/web", "bob"), Role::DEVELOPER).unwrap();
@@ -461,13 +465,13 @@ fn an_owner_restored_below_gets_no_old_key_back_there() {
     world.clock.advance(std::time::Duration::from_secs(1));
     set_role(&world, &host(), ("acme/web", "bob"), Role::DEVELOPER).unwrap();
     let verify = |need| world.keys.verify(key.secret.expose(), &need).map(drop);
-    let there = Need::scope("reports:read").for_tenant(place);
+    let there = Need::scope("reports:read").unwrap().for_tenant(place);
     let refused = verify(there).unwrap_err();
     assert!(
         matches!(refused, keyward::Rejection::OwnerRemoved { .. }),
         "{refused}"
     );
-    verify(Need::scope("reports:read")).unwrap();
+    verify(Need::scope("reports:read").unwrap()).unwrap();
 }
 
 #[test]
@@ -481,6 +485,6 @@ fn an_owner_restored_below_starts_without_the_old_bound() {
     set_role(&world, &host(), ("acme/web", "bob"), Role::DEVELOPER).unwrap();
     let key = whole("wide").owned_by(who("bob"), Role::DEVELOPER);
     let key = world.create(&super::developer(), key).unwrap();
-    let there = Need::scope("reports:write").for_tenant(place);
+    let there = Need::scope("reports:write").unwrap().for_tenant(place);
     assert!(world.keys.verify(key.secret.expose(), &there).is_ok());
 }

@@ -35,7 +35,9 @@ fn wide(world: &World) -> keyward::Created {
 }
 
 fn at(path: &str) -> Need {
-    Need::scope("reports:read").for_tenant(tenant(path))
+    Need::scope("reports:read")
+        .unwrap()
+        .for_tenant(tenant(path))
 }
 
 /// Verifies by the index, by the store, and on another node.
@@ -84,7 +86,9 @@ fn an_owner_removed_or_demoted_below_is_restricted_there() {
     let host = Actor::application(below.clone());
     let lowered = set_role(&world, &host, (below.as_str(), "alice"), Role::MEMBER);
     lowered.unwrap();
-    let writing = Need::scope("reports:write").for_tenant(below.clone());
+    let writing = Need::scope("reports:write")
+        .unwrap()
+        .for_tenant(below.clone());
     for verdict in everywhere(&world, secret, &writing) {
         assert!(
             matches!(verdict, Err(Rejection::MissingScope { .. })),
@@ -222,7 +226,9 @@ fn roles_are_also_compared_under_the_rules_of_tenants_above() {
     let world = two_rules(above, below);
     let key = world.create(&admin(), super::whole("wide")).unwrap();
     super::set_role(&world, &host(), ("acme/web", "alice"), role("low")).unwrap();
-    let there = Need::scope("reports:write").for_tenant(tenant("acme/web"));
+    let there = Need::scope("reports:write")
+        .unwrap()
+        .for_tenant(tenant("acme/web"));
     assert!(world.keys.verify(key.secret.expose(), &there).is_err());
     let steward = actor("acme/web", "mallory", role("steward"));
     let raised = super::set_role(&world, &steward, ("acme/web", "alice"), role("high"));

@@ -133,14 +133,13 @@ fn each_route_can_have_its_own_need() {
     let world = World::new();
     let key = world.some_key();
     let layer = KeywardLayer::new(world.keys.clone());
-    let need = |scope| layer.clone().require(Need::scope(scope));
+    let need = |scope| layer.clone().require(Need::scope(scope).unwrap());
     let app = Router::new()
         .route("/read", get(required).layer(need("reports:read")))
         .route("/write", get(required).layer(need("reports:write")))
-        .route("/malformed", get(required).layer(need("reports write")))
         .route("/open", get(|| async { "open" }));
     let server = Server::start(app);
     let ask = |path: &str| server.bearer(path, key.secret.expose()).status;
-    let statuses = ["/read", "/write", "/malformed", "/open"].map(ask);
-    assert_eq!(statuses, [200, 403, 503, 200]);
+    let statuses = ["/read", "/write", "/open"].map(ask);
+    assert_eq!(statuses, [200, 403, 200]);
 }

@@ -168,7 +168,10 @@ fn all_keys_that_do_not_authenticate_get_the_same_answer() {
 fn a_refusal_names_the_missing_scope() {
     let world = World::new();
     let key = world.some_key();
-    let need = Need::scope("reports:read").and_scope("reports:write");
+    let need = Need::scope("reports:read")
+        .unwrap()
+        .and_scope("reports:write")
+        .unwrap();
     let server = Server::with(KeywardLayer::new(world.keys.clone()).require(need));
     let challenge = "Bearer error=\"insufficient_scope\", scope=\"reports:write\"";
     let answer = server.bearer("/", key.secret.expose());
@@ -181,7 +184,8 @@ fn a_refusal_names_the_missing_scope() {
     assert_eq!(problem, expected);
 
     let any = keyward::ScopeSet::parse(["exports:read", "reports:read"]).unwrap();
-    let layer = KeywardLayer::new(world.keys.clone()).require(Need::any().any_scope_of(any));
+    let layer =
+        KeywardLayer::new(world.keys.clone()).require(Need::any().any_scope_of(any).unwrap());
     assert_eq!(
         Server::with(layer).bearer("/", key.secret.expose()).status,
         200

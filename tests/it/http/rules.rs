@@ -34,7 +34,7 @@ fn demote_bob(world: &World) {
 
 /// Returns status and challenge of a request that requires a scope.
 fn asked(layer: &KeywardLayer, scope: &str, key: &str) -> (u16, String) {
-    let server = Server::with(layer.clone().require(Need::scope(scope)));
+    let server = Server::with(layer.clone().require(Need::scope(scope).unwrap()));
     let answer = server.bearer("/", key);
     (answer.status, answer.header("www-authenticate"))
 }
@@ -138,10 +138,10 @@ fn a2_10_analytics_keys_act_only_in_their_project() {
     let [api_key, secret_key] = project(&world, "acme/web");
     project(&world, "acme/shop");
     let layer = layer.tenant_in_path("/orgs/{org}/projects/{project}".parse().unwrap());
-    let ingest = Need::scope("ingest:write").or_publishable();
+    let ingest = Need::scope("ingest:write").unwrap().or_publishable();
     for (key, need) in [
         (&api_key, ingest),
-        (&secret_key, Need::scope("project:write")),
+        (&secret_key, Need::scope("project:write").unwrap()),
     ] {
         let server = Server::with(layer.clone().require(need));
         let home = server.bearer("/orgs/acme/projects/web/events", text(key));
@@ -169,7 +169,7 @@ fn a2_10_analytics_keys_act_only_in_their_project() {
 #[test]
 fn a2_11_a_project_api_key_identifies_the_project_of_a_request() {
     let (world, layer) = amplitude();
-    let server = Server::with(layer.require(Need::scope("ingest:write").or_publishable()));
+    let server = Server::with(layer.require(Need::scope("ingest:write").unwrap().or_publishable()));
     for path in ["acme/web", "acme/shop"] {
         let [api_key, _] = project(&world, path);
         let answer = server.get("/events", &[("x-api-key", text(&api_key))]);
@@ -183,7 +183,7 @@ fn a2_15_a_secret_key_pairs_only_with_the_api_key_of_its_project() {
     let [api_key, secret] = project(&world, "acme/web");
     let [others_api_key, others_secret] = project(&world, "acme/shop");
     let layer = layer.sources(Sources::none().with_basic());
-    let server = Server::with(layer.require(Need::scope("project:write")));
+    let server = Server::with(layer.require(Need::scope("project:write").unwrap()));
     let with = |user: &str, password: &str| {
         let answer = server.get("/", &[("authorization", &basic(user, password))]);
         let code = (answer.status != 200).then(|| answer.code());

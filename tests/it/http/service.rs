@@ -210,7 +210,7 @@ fn a_request_passes_unchanged_except_for_its_grant_and_its_sensitive_key() {
 fn cloning_a_layer_copies_only_a_reference() {
     let world = World::new();
     let layer = KeywardLayer::new(world.keys.clone())
-        .require(reading().and_scope("reports:write"))
+        .require(reading().and_scope("reports:write").unwrap())
         .sources(Sources::default().with_query("key"))
         .realm("Acme")
         .unwrap();

@@ -5,10 +5,10 @@
 use keyward::audit::Action;
 use keyward::store::KeyQuery;
 use keyward::{
-    Actor, Created, DeleteKey, Denied, Entitlement, Error, IssuedKey, KeyId, KeyInfo, KeyUpdate,
-    LeakSource, Need, NewKey, Owner, Reason, Receipt, Rejection, RejectionKind, Replacement,
-    Resource, ResourceId, ResourceKind, Role, Rotated, RotationReason, Status, TenantId,
-    Visibility, days, profiles,
+    Actor, Created, Credentials, DeleteKey, Denied, Entitlement, Error, IssuedKey, KeyId, KeyInfo,
+    KeyUpdate, LeakSource, Need, NewKey, Owner, Reason, Receipt, Rejection, RejectionKind,
+    Replacement, Resource, ResourceId, ResourceKind, Role, Rotated, RotationReason, Status,
+    TenantId, Visibility, days, profiles,
 };
 
 use support::*;
@@ -121,8 +121,10 @@ impl Company {
         Ok(grant.key_id())
     }
 
-    fn pair(&self, other: &str, secret: &str, need: &Need) -> Result<KeyId, Rejection> {
-        let grant = self.world.keys.verify_pair(other, secret, need)?;
+    fn pair(&self, public: &str, secret: &str, need: &Need) -> Result<KeyId, Rejection> {
+        let (public, secret) = (public.as_bytes(), secret.as_bytes());
+        let pair = Credentials::Pair { public, secret };
+        let grant = self.world.keys.verify(pair, need)?;
         Ok(grant.key_id())
     }
 
@@ -185,23 +187,27 @@ fn only_support_may(action: &'static str) -> Denied {
 }
 
 fn ingest() -> Need {
-    Need::scope("ingest:write").or_publishable()
+    Need::scope("ingest:write").unwrap().or_publishable()
 }
 
 fn project_work() -> Need {
-    Need::scope("project:write")
+    Need::scope("project:write").unwrap()
 }
 
 fn fetch() -> Need {
-    Need::scope("variants:read")
+    Need::scope("variants:read").unwrap()
 }
 
 fn manage() -> Need {
-    Need::scope("flags:write").of_class(class("management-api-key"))
+    Need::scope("flags:write")
+        .unwrap()
+        .of_class(class("management-api-key"))
 }
 
 fn scim() -> Need {
-    Need::scope("users:write").of_class(class("scim-key"))
+    Need::scope("users:write")
+        .unwrap()
+        .of_class(class("scim-key"))
 }
 
 #[test]
@@ -264,7 +270,7 @@ fn a2_06_a_data_token_is_private_and_rotated_by_its_owner() {
     let company = company();
     let key = company.token_of(&member(), "flags:read").id;
     assert_eq!(company.info(key).visibility, Visibility::Secret);
-    company.rotates(&member(), key, &Need::scope("flags:read"));
+    company.rotates(&member(), key, &Need::scope("flags:read").unwrap());
 }
 
 #[test]
@@ -376,7 +382,7 @@ fn a2_12_a_project_api_key_may_be_embedded_in_browsers_and_apps() {
         assert_eq!(company.verify(text(key), &need).unwrap(), key.id);
     }
     // Holding the key proves nothing.
-    let refusal = company.verify(text(key), &Need::scope("ingest:write"));
+    let refusal = company.verify(text(key), &Need::scope("ingest:write").unwrap());
     assert_eq!(refusal.unwrap_err(), Rejection::Publishable { key: key.id });
 }
 
@@ -386,7 +392,7 @@ fn a2_13_a_project_api_key_only_ingests() {
     let (world, key) = (&company.world, &company.web.api_key);
     company.verify(text(key), &ingest()).unwrap();
     for more in ["ingest:read", "project:read", "flags:read", "*:*"] {
-        let need = Need::scope(more).or_publishable();
+        let need = Need::scope(more).unwrap().or_publishable();
         let refusal = company.verify(text(key), &need).unwrap_err();
         let missing = Rejection::MissingScope {
             key: key.id,
@@ -469,7 +475,7 @@ fn a2_16_only_support_replaces_a_compromised_secret_key() {
 fn a2_17_a_data_token_authenticates_alone() {
     let company = company();
     let token = company.token_of(&member(), "data:read");
-    let need = Need::scope("data:read");
+    let need = Need::scope("data:read").unwrap();
     let presented = token.secret.expose();
     let grant = company.world.keys.verify(presented, &need).unwrap();
     assert_eq!(grant.key_id(), token.id);
@@ -484,7 +490,7 @@ fn a2_18_a_data_token_has_the_role_of_its_user() {
     let bob = actor("acme", "bob", Role::ADMIN);
     let token = company.token_of(&bob, "*:*");
     let may = |scope: &str| {
-        let verdict = company.verify(token.secret.expose(), &Need::scope(scope));
+        let verdict = company.verify(token.secret.expose(), &Need::scope(scope).unwrap());
         verdict.is_ok()
     };
     let scopes = ["flags:read", "flags:write", "users:write"];
@@ -525,7 +531,7 @@ fn a2_19_a_data_token_is_private_and_valid_for_the_whole_account() {
         (Visibility::Secret, None)
     );
     let reaches = |path: &str| {
-        let need = Need::scope("data:read").for_tenant(tenant(path));
+        let need = Need::scope("data:read").unwrap().for_tenant(tenant(path));
         company.verify(token.secret.expose(), &need)
     };
     for path in ["acme", "acme/web", "acme/shop", "acme/of-tomorrow"] {
@@ -541,7 +547,7 @@ fn a2_20_users_create_and_revoke_their_own_tokens() {
     for by in [admin(), developer(), member()] {
         for _ in 0..3 {
             let token = company.token_of(&by, "flags:read");
-            let need = Need::scope("flags:read");
+            let need = Need::scope("flags:read").unwrap();
             company.verify(token.secret.expose(), &need).unwrap();
             let max = actor("acme", "max", Role::MEMBER);
             let refusal = denied(company.revoke(&max, token.id, Reason::Unused));
@@ -757,7 +763,9 @@ fn a2_30_management_keys_manage_flags_and_experiments_only() {
     let key = company.management_key();
     let presented = key.secret.expose();
     for managed in ["flags:read", "flags:write", "experiments:write"] {
-        company.verify(presented, &Need::scope(managed)).unwrap();
+        company
+            .verify(presented, &Need::scope(managed).unwrap())
+            .unwrap();
     }
     for other in [
         "variants:read",
@@ -769,7 +777,7 @@ fn a2_30_management_keys_manage_flags_and_experiments_only() {
             key: key.id,
             scope: scope(other),
         };
-        let verdict = company.verify(presented, &Need::scope(other));
+        let verdict = company.verify(presented, &Need::scope(other).unwrap());
         assert_eq!(verdict, Err(missing));
         let wider = NewKey::new("wider")
             .class("management-api-key")
@@ -858,7 +866,9 @@ fn a2_34_organisation_calls_need_both_keys() {
     let company = company();
     let (api_key, secret_key) = company.organisation_pair();
     let (api_key_text, secret) = (api_key.secret.expose(), secret_key.secret.expose());
-    let need = Need::scope("exports:read").of_class(class("org-secret-key"));
+    let need = Need::scope("exports:read")
+        .unwrap()
+        .of_class(class("org-secret-key"));
     let with = |other: &str| company.pair(other, secret, &need);
     assert_eq!(with(api_key_text), Ok(secret_key.id));
     assert!(matches!(with(""), Err(Rejection::Malformed(_))));
@@ -900,8 +910,12 @@ fn a2_36_organisation_keys_reach_every_project_and_no_other_organisation() {
     let company = company();
     let (api_key, secret_key) = company.organisation_pair();
     let reaches = |path: &str| {
-        let need = Need::scope("project:write").for_tenant(tenant(path));
-        let identify = Need::scope("organization:identify").or_publishable();
+        let need = Need::scope("project:write")
+            .unwrap()
+            .for_tenant(tenant(path));
+        let identify = Need::scope("organization:identify")
+            .unwrap()
+            .or_publishable();
         let secret = secret_key.secret.expose();
         [
             company.verify(secret, &need),
@@ -935,7 +949,9 @@ fn a2_38_a_scim_key_works_only_for_scim() {
     let key = company.scim_key();
     let presented = key.secret.expose();
     assert_eq!(company.verify(presented, &scim()), Ok(key.id));
-    let elsewhere = Need::scope("users:write").of_class(class("data-api-token"));
+    let elsewhere = Need::scope("users:write")
+        .unwrap()
+        .of_class(class("data-api-token"));
     let wrong = |key: &Created| {
         let (key, class) = (key.id, key.class.clone());
         Err(Rejection::WrongClass { key, class })
@@ -979,7 +995,7 @@ fn a2_40_a_scim_key_is_private_and_manages_all_users_of_the_account() {
     );
     assert!(!dump(&company.world.store).contains(secret_part(key.secret.expose())));
     let reaches = |scope: &str, path: &str| {
-        let need = Need::scope(scope).for_tenant(tenant(path));
+        let need = Need::scope(scope).unwrap().for_tenant(tenant(path));
         company.verify(key.secret.expose(), &need)
     };
     for path in ["acme", "acme/web", "acme/shop"] {

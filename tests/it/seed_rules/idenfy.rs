@@ -4,8 +4,8 @@ use std::num::NonZeroU32;
 
 use keyward::policy::Policy;
 use keyward::{
-    Created, DeleteKey, Denied, Digest, Error, ImportKey, KeyUpdate, Keyward, Need, NewKey, Reason,
-    Rejection, Replacement, days, hours, profiles,
+    Created, Credentials, DeleteKey, Denied, Digest, Error, ImportKey, KeyUpdate, Keyward, Need,
+    NewKey, Reason, Rejection, Replacement, days, hours, profiles,
 };
 
 use support::*;
@@ -19,7 +19,7 @@ fn draft(name: &str) -> NewKey {
 }
 
 fn verifying() -> Need {
-    Need::scope("verifications:write")
+    Need::scope("verifications:write").unwrap()
 }
 
 fn deleted(world: &World) -> Created {
@@ -43,13 +43,15 @@ fn i_02_a_key_id_and_its_secret_are_a_pair() {
     for (own, other) in [(&first, &second), (&second, &first)] {
         let pair = |id: &Created| {
             let id = id.id.to_string();
-            world
-                .keys
-                .verify_pair(&id, own.secret.expose(), &verifying())
+            let pair = Credentials::Pair {
+                public: id.as_bytes(),
+                secret: own.secret.expose().as_bytes(),
+            };
+            world.keys.verify(pair, &verifying())
         };
         assert_eq!(pair(own).unwrap().key_id(), own.id);
         assert_eq!(pair(other).unwrap_err(), Rejection::PairMismatch);
-        let id_alone = world.keys.verify(own.id.to_string(), &verifying());
+        let id_alone = world.keys.verify(&own.id.to_string(), &verifying());
         assert!(matches!(id_alone, Err(Rejection::Malformed(_))));
     }
 }
@@ -155,9 +157,13 @@ fn i_09_a_deleted_key_never_works_again() {
         let node = world.another_node(Policy::new(profiles::idenfy()).unwrap());
         for keys in [&world.keys, &node] {
             let id = key.id.to_string();
+            let pair = Credentials::Pair {
+                public: id.as_bytes(),
+                secret: text.as_bytes(),
+            };
             let verdicts = [
                 keys.verify(text, &verifying()),
-                keys.verify_pair(&id, text, &verifying()),
+                keys.verify(pair, &verifying()),
                 wait(keys.verify_fresh(text, &verifying())),
                 wait(keys.verify_or_fetch(text, &verifying())),
             ];

@@ -38,7 +38,7 @@ fn draft(name: &str) -> NewKey {
 }
 
 fn clusters() -> Need {
-    Need::scope("clusters:write")
+    Need::scope("clusters:write").unwrap()
 }
 
 /// Returns another admin of acme.
@@ -93,6 +93,7 @@ fn y_03_admins_create_keys_for_their_account() {
         .unwrap();
     let need = clusters()
         .and_scope("users:write")
+        .unwrap()
         .for_tenant(tenant("acme"));
     let grant = world.keys.verify(key.secret.expose(), &need).unwrap();
     assert_eq!((grant.key_id(), grant.tenant()), (key.id, &tenant("acme")));
@@ -456,8 +457,11 @@ fn y_25_the_key_of_a_creator_who_became_a_developer_has_developer_access() {
     let alices = world
         .create(&admin(), NewKey::new("alice's").scope("*:*"))
         .unwrap();
-    let verify =
-        |key: &Created, scope: &str| world.keys.verify(key.secret.expose(), &Need::scope(scope));
+    let verify = |key: &Created, scope: &str| {
+        world
+            .keys
+            .verify(key.secret.expose(), &Need::scope(scope).unwrap())
+    };
     for key in &keys {
         verify(key, "account:write").unwrap();
     }
@@ -470,7 +474,7 @@ fn y_25_the_key_of_a_creator_who_became_a_developer_has_developer_access() {
         };
         assert_eq!(refusal, missing);
         assert_eq!(refusal.kind(), RejectionKind::Forbidden);
-        let need = Need::scope("account:write");
+        let need = Need::scope("account:write").unwrap();
         assert_eq!(
             wait(world.keys.verify_fresh(key.secret.expose(), &need)).unwrap_err(),
             missing
@@ -492,7 +496,7 @@ fn y_26_a_developers_key_reaches_nothing_that_requires_an_admin() {
         for needed in ADMIN_SCOPES {
             let verdict = world
                 .keys
-                .verify(key.secret.expose(), &Need::scope(*needed));
+                .verify(key.secret.expose(), &Need::scope(*needed).unwrap());
             let missing = Rejection::MissingScope {
                 key: key.id,
                 scope: scope(needed),

@@ -48,7 +48,7 @@ impl Bench {
     pub fn actor(&self, token: impl AsRef<[u8]>) -> Result<Actor, Rejection> {
         let verifier = self.nodes.verifier(self.store.clone());
         let verifier = verifier.map_err(|_| Rejection::StoreUnavailable)?;
-        Ok(verifier.verify(token, &Need::any())?.actor())
+        Ok(verifier.verify(token.as_ref(), &Need::any())?.actor())
     }
 
     /// Returns the store before the race, for reading.

@@ -18,6 +18,7 @@ use keyward::Digest;
 use keyward::KeyId;
 use keyward::Need;
 use keyward::Rejection;
+use keyward::Scope;
 use keyward::audit::verify_chain;
 use keyward::policy::{ActiveKeyCap, Policy, PolicySpec, Propagation};
 use keyward::profiles::standard;
@@ -313,7 +314,7 @@ impl Run {
         };
         let called = self.world.state().now;
         let tick = self.book().tick();
-        let need = needs.map_or_else(Need::any, Need::scope);
+        let need = needs.map_or_else(Need::any, |needed| Scope::from_static(needed).into());
         let verdict = node.verify(&held.token, &need, way).await;
         let mut state = self.world.state();
         if state.places[place].life != life || state.found.is_some() {
@@ -480,7 +481,7 @@ impl Run {
                     let verdict = Arc::new(Mutex::new(None));
                     let (node, token, own) = (node.clone(), key.token.clone(), verdict.clone());
                     self.world.spawn(Some(place), async move {
-                        let need = Need::scope(needs);
+                        let need = Need::from(Scope::from_static(needs));
                         let verdict = node.verify(&token, &need, Way::Known).await;
                         *own.lock().unwrap_or_else(PoisonError::into_inner) = Some(verdict);
                     });

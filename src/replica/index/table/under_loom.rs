@@ -2,7 +2,7 @@
 
 use loom::thread;
 
-use super::super::under_loom::{KEY, explore, find, half, lead, table};
+use super::super::under_loom::{KEY, explore, find, half, table, value};
 use super::*;
 
 /// A hash whose first bits differ: it falls into the other half of a split segment.
@@ -31,7 +31,7 @@ fn is_named(directory: &Directory) {
 }
 
 fn replace(table: &mut Table) {
-    table.replace(KEY, 1, half(2), lead(2), || {});
+    table.replace(KEY, 1, half(2), value(2), || {});
 }
 
 #[test]
@@ -55,8 +55,8 @@ fn a_key_whose_digest_is_replaced_twice_is_found_by_one_of_three() {
     beside(
         1,
         |table| {
-            table.replace(KEY, 1, half(2), lead(2), || {});
-            table.replace(KEY, 1, half(3), lead(3), || {});
+            table.replace(KEY, 1, half(2), value(2), || {});
+            table.replace(KEY, 1, half(3), value(3), || {});
         },
         |directory| {
             let mut found = (1..=3).map(|own| find(directory, KEY, half(own)));
@@ -69,7 +69,7 @@ fn a_key_whose_digest_is_replaced_twice_is_found_by_one_of_three() {
 fn clear_and_replace(table: &mut Table) {
     let slot = table.slot(KEY, 1).unwrap();
     slot.name.store(GONE, Ordering::Release);
-    table.insert(KEY, 1, half(2), lead(2));
+    table.insert(KEY, 1, half(2), value(2));
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn a_slot_that_goes_without_release_leaves_neither() {
     beside(
         1,
         |table| {
-            table.insert(KEY, 1, half(2), lead(2));
+            table.insert(KEY, 1, half(2), value(2));
             let slot = table.slot(KEY, 1).unwrap();
             slot.name.store(GONE, Ordering::Relaxed);
         },
@@ -110,7 +110,7 @@ fn finds_rows(directory: &Directory, keys: &[(Hash, u32)]) {
     for &(hash, row) in keys {
         let expected = Some(Found {
             row,
-            lead: lead(row),
+            value: value(row),
         });
         assert_eq!(find(directory, hash, half(row as u8)), expected, "lost");
     }
@@ -120,7 +120,7 @@ fn finds_rows(directory: &Directory, keys: &[(Hash, u32)]) {
 fn all_keys_are_found_while_a_segment_grows() {
     beside(
         3,
-        |table| table.insert(OTHER, 9, half(9), lead(9)),
+        |table| table.insert(OTHER, 9, half(9), value(9)),
         finds_all_three,
     );
 }
@@ -130,7 +130,7 @@ fn all_keys_are_found_while_a_segment_is_split() {
     beside(
         6,
         |table| {
-            table.insert(OTHER, 9, half(9), lead(9));
+            table.insert(OTHER, 9, half(9), value(9));
             assert_eq!(table.segments(), 2);
         },
         |directory| {
@@ -148,7 +148,7 @@ fn all_keys_are_found_while_a_segment_grows_and_its_successor_is_split() {
         3,
         |table| {
             for row in 9..13 {
-                table.insert(Hash(row << 28), row, half(row as u8), lead(row));
+                table.insert(Hash(row << 28), row, half(row as u8), value(row));
             }
             assert_eq!(table.segments(), 2);
         },
@@ -166,7 +166,7 @@ fn a_segment_that_is_led_to_before_it_is_filled_loses_keys() {
             let larger = Arc::new(Segment::new(0, 8));
             let _ = full.next.set(Next::Larger(larger.clone()));
             for (slot, name) in full.run(KEY) {
-                larger.insert(name, slot.half(), slot.lead.load(Ordering::Relaxed));
+                larger.insert(name, slot.half(), slot.value.load(Ordering::Relaxed));
             }
         },
         finds_all_three,
@@ -176,12 +176,12 @@ fn a_segment_that_is_led_to_before_it_is_filled_loses_keys() {
 /// Checks that a reader that finds [`OTHER`] by its name sees the whole slot.
 fn sees_all_of_it(directory: &Directory) {
     for found in directory.probe(OTHER).named() {
-        assert!([lead(9), lead(10)].contains(&found.lead), "half-made");
+        assert!([value(9), value(10)].contains(&found.value), "half-made");
     }
     match directory.probe(OTHER).search(half(9)) {
         Search::Match(found) => {
             assert_eq!(found.row, 9);
-            assert!([lead(9), lead(10)].contains(&found.lead), "half-made");
+            assert!([value(9), value(10)].contains(&found.value), "half-made");
         }
         Search::NoMatch(_) => panic!("half-made"),
         Search::Nothing => {}
@@ -193,8 +193,8 @@ fn a_reader_that_finds_a_name_sees_its_half_and_its_lead() {
     beside(
         1,
         |table| {
-            table.insert(OTHER, 9, half(9), lead(9));
-            table.lead(OTHER, 9, lead(10));
+            table.insert(OTHER, 9, half(9), value(9));
+            table.set_value(OTHER, 9, value(10));
         },
         sees_all_of_it,
     );
@@ -205,8 +205,8 @@ fn a_reader_that_finds_a_name_in_a_grown_segment_sees_its_half_and_its_lead() {
     beside(
         3,
         |table| {
-            table.insert(OTHER, 9, half(9), lead(9));
-            table.lead(OTHER, 9, lead(10));
+            table.insert(OTHER, 9, half(9), value(9));
+            table.set_value(OTHER, 9, value(10));
         },
         sees_all_of_it,
     );
@@ -222,7 +222,7 @@ fn fill(slot: &Slot) {
     let Half(half) = half(9);
     slot.half[0].store(half[0], Ordering::Relaxed);
     slot.half[1].store(half[1], Ordering::Relaxed);
-    slot.lead.store(lead(9).to_word(), Ordering::Relaxed);
+    slot.value.store(value(9).to_word(), Ordering::Relaxed);
 }
 
 #[test]

@@ -1,0 +1,78 @@
+//! The settings of a layer, which its services and extractors share.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::HeaderValue;
+use http::request::Parts;
+use http::{Extensions, Response};
+
+use super::proxies::TrustedProxies;
+use super::refusal::{self, LimitReached, Manner, Refusal};
+use super::sources::Sources;
+use crate::core::need::Need;
+use crate::core::tenant::TenantId;
+use crate::keyward::Keyward;
+use crate::verifier::Grant;
+
+type TenantFrom = Arc<dyn Fn(&Parts) -> Option<TenantId> + Send + Sync>;
+type PeerFrom = Arc<dyn Fn(&Extensions) -> Option<IpAddr> + Send + Sync>;
+type Limit = Arc<dyn Fn(&Grant, &Parts) -> Result<(), LimitReached> + Send + Sync>;
+type OnRefusal = Arc<dyn Fn(&Refusal, &Parts, Response<Bytes>) -> Response<Bytes> + Send + Sync>;
+
+#[derive(Clone)]
+pub(super) struct Settings {
+    pub(super) keys: Keyward,
+    pub(super) need: Need,
+    pub(super) sources: Sources,
+    pub(super) vary: Option<HeaderValue>,
+    pub(super) tenant: Option<TenantFrom>,
+    pub(super) peer: Option<PeerFrom>,
+    pub(super) proxies: Option<TrustedProxies>,
+    pub(super) optional: bool,
+    pub(super) preflights_pass: bool,
+    pub(super) limit: Option<Limit>,
+    pub(super) manner: Manner,
+    pub(super) on_refusal: Option<OnRefusal>,
+}
+
+impl Settings {
+    pub(super) fn new(keys: Keyward, sources: Sources) -> Self {
+        Self {
+            keys,
+            need: Need::any(),
+            vary: refusal::vary(&sources),
+            sources,
+            tenant: None,
+            peer: None,
+            proxies: None,
+            optional: false,
+            preflights_pass: false,
+            limit: None,
+            manner: Manner::default(),
+            on_refusal: None,
+        }
+    }
+
+    /// Returns the answer to a refused request.
+    pub(super) fn respond(&self, refusal: &Refusal, request: &Parts) -> Response<Bytes> {
+        let how = (&self.manner, &self.sources);
+        let mut answer = refusal::answer(refusal, how, request);
+        if let Some(change) = &self.on_refusal {
+            answer = change(refusal, request, answer);
+        }
+        refusal::without_body_for_head(request, answer)
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("need", &self.need)
+            .field("sources", &self.sources)
+            .field("optional", &self.optional)
+            .finish_non_exhaustive()
+    }
+}

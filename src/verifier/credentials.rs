@@ -1,0 +1,62 @@
+//! The credentials that a client presents.
+
+use std::fmt;
+
+/// The credentials that a client presents: a key, or a secret key with its public half.
+///
+/// A reference to text or bytes converts into [`Key`](Self::Key).
+///
+/// # Examples
+///
+/// ```
+/// # use keyward::{Credentials, Grant, Keyward, Need, Rejection};
+/// # fn example(keys: &Keyward, user: &str, password: &str) -> Result<Grant, Rejection> {
+/// keys.verify(password, &Need::any())?;
+///
+/// let pair = Credentials::Pair { public: user.as_bytes(), secret: password.as_bytes() };
+/// keys.verify(pair, &Need::any())
+/// # }
+/// ```
+#[derive(Clone, Copy)]
+#[non_exhaustive]
+pub enum Credentials<'a> {
+    /// A key by itself.
+    Key(&'a [u8]),
+    /// A secret key with its public half (rules A2-15, I-02). The grant is the secret key's.
+    ///
+    /// A rejection concerns the secret key first. Only a holder of the secret learns anything about
+    /// the public half.
+    Pair {
+        /// The id of the secret key, or a publishable key of the same tenant and environment.
+        public: &'a [u8],
+        /// The secret key.
+        secret: &'a [u8],
+    },
+}
+
+impl<'a> Credentials<'a> {
+    /// Returns the key to grant, and the public half of a pair.
+    pub(super) const fn halves(self) -> (&'a [u8], Option<&'a [u8]>) {
+        match self {
+            Self::Key(key) => (key, None),
+            Self::Pair { public, secret } => (secret, Some(public)),
+        }
+    }
+}
+
+impl<'a, T: AsRef<[u8]> + ?Sized> From<&'a T> for Credentials<'a> {
+    #[inline]
+    fn from(key: &'a T) -> Self {
+        Self::Key(key.as_ref())
+    }
+}
+
+/// Shows no byte of the credentials.
+impl fmt::Debug for Credentials<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Key(_) => "Key(..)",
+            Self::Pair { .. } => "Pair { .. }",
+        })
+    }
+}
