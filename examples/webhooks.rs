@@ -45,7 +45,7 @@ impl Sender {
         for batches in 1.. {
             let batch = match self.events.next_batch(&self.cursor()?, AT_ONCE).await {
                 Ok(batch) => batch,
-                Err(EventsError::OtherHistory { resume }) => {
+                Err(EventsError::HistoryReplaced { resume }) => {
                     // A real service alerts an operator here: the store was restored from a backup.
                     self.keep(&resume)?;
                     continue;

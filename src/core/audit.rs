@@ -1,20 +1,25 @@
-//! The audit trail: who did what to which key, as one hash chain per tenant.
+//! The audit trail: every change with its author, as one hash chain per tenant.
 //!
-//! Pure. Entries are sealed with a key derived from a pepper, so that whoever can write to the
-//! database can still not rewrite them; each names the hash of the one before, so that none can be
-//! left out; and a head seen elsewhere shows a chain that was cut short.
+//! Pure. Entries are sealed with a key derived from a pepper, so that write access to the database does not
+//! suffice to rewrite them. Each entry contains the hash of the entry before, so that no entry can be left
+//! out. A head that was noted elsewhere reveals a chain that was cut short.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::address::AddressAllowlist;
 use super::id::KeyId;
 use super::pepper::PepperRing;
 use super::principal::{Author, Owner};
 use super::record::{ImportScheme, Reason, RotationReason};
+use super::scope::ScopeSet;
 use super::secret::DigestMark;
+use super::tagged::tagged;
 use super::tenant::TenantId;
-use super::text::{ClassName, CommandId, LeakSource, PepperId, PrincipalId, ResourceId, Role};
+use super::text::{
+    ClassName, CommandId, KeyName, LeakSource, PepperId, PrincipalId, ResourceId, Role,
+};
 use super::time::Timestamp;
 
 /// The seal of an audit entry: HMAC-SHA-256 over the entry and the seal before it.
@@ -22,16 +27,16 @@ use super::time::Timestamp;
 pub struct AuditHash([u8; 32]);
 
 impl AuditHash {
-    /// What the first entry of a chain follows.
+    /// The hash that the first entry of a chain follows.
     pub const GENESIS: Self = Self([0; 32]);
 
-    /// A hash from its bytes.
+    /// Creates a hash from its bytes.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// The bytes, for a store to keep.
+    /// Returns the bytes, for a store to keep.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
@@ -50,12 +55,12 @@ impl fmt::Debug for AuditHash {
     }
 }
 
-/// Where a tenant's chain ends: the number and the hash of its newest entry.
+/// The head of a tenant's audit chain: the number and the hash of its newest entry.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct AuditHead {
     /// The number of the newest entry; zero before the first.
     pub sequence: u64,
-    /// Its hash.
+    /// The hash of the newest entry.
     pub hash: AuditHash,
 }
 
@@ -73,189 +78,259 @@ impl Default for AuditHead {
     }
 }
 
-/// One change of one field, as people read it. Long and free text is told by its length alone.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct FieldChange {
-    /// Which field.
-    pub field: String,
-    /// What it was.
-    pub before: String,
-    /// What it is now.
-    pub after: String,
+tagged! {
+    tag = "field";
+
+    /// A changed field of a key, with its value before and after.
+    ///
+    /// Descriptions, purposes and metadata may hold text that does not belong in a log: their entries record
+    /// only sizes.
+    #[derive(Clone, Debug, Eq, PartialEq)]
+    #[non_exhaustive]
+    pub enum FieldChange {
+        /// The name.
+        Name {
+            /// The old name.
+            before: KeyName,
+            /// The new name.
+            after: KeyName,
+        },
+        /// The description.
+        Description {
+            /// The length of the old description in bytes; `None` if the key had none.
+            bytes_before: Option<u32>,
+            /// The length of the new description in bytes; `None` if the key has none.
+            bytes_after: Option<u32>,
+        },
+        /// The purpose.
+        Purpose {
+            /// The length of the old purpose in bytes; `None` if the key had none.
+            bytes_before: Option<u32>,
+            /// The length of the new purpose in bytes; `None` if the key has none.
+            bytes_after: Option<u32>,
+        },
+        /// The metadata.
+        Metadata {
+            /// The old number of pairs.
+            pairs_before: u32,
+            /// The new number of pairs.
+            pairs_after: u32,
+        },
+        /// The scopes.
+        Scopes {
+            /// The old scopes.
+            before: ScopeSet,
+            /// The new scopes.
+            after: ScopeSet,
+        },
+        /// The networks from which the key may be used.
+        Allowlist {
+            /// The old networks; empty for any.
+            before: AddressAllowlist,
+            /// The new networks; empty for any.
+            after: AddressAllowlist,
+        },
+        /// The instant at which the key ends.
+        ExpiresAt {
+            /// The old end; `None` for never.
+            before: Option<Timestamp>,
+            /// The new end; `None` for never.
+            after: Option<Timestamp>,
+        },
+    }
 }
 
-impl FieldChange {
-    pub(crate) const SCOPES: &str = "scopes";
-    pub(crate) const ADDRESSES: &str = "addresses";
-    pub(crate) const EXPIRES: &str = "expires";
-    /// The end of a key that has none.
-    pub(crate) const NEVER: &str = "never";
+tagged! {
+    tag = "type", content = "data";
+
+    /// A change that a command or the passing of time made. [`AuditEntry::key`] names the key that changed.
+    ///
+    /// Events show an action to others: it holds nothing that a receiver must not see.
+    #[derive(Clone, Debug, Eq, PartialEq)]
+    #[non_exhaustive]
+    pub enum Action {
+        /// The tenant became known.
+        TenantProvisioned,
+        /// The tenant was closed. Its keys are refused from then on.
+        TenantClosed,
+        /// A resource's keys were created.
+        ResourceProvisioned {
+            /// The host's id of the resource.
+            resource: ResourceId,
+        },
+        /// The key was created.
+        KeyCreated {
+            /// The key's class.
+            class: ClassName,
+        },
+        /// The key was created together with its tenant or resource.
+        KeyProvisioned {
+            /// The key's class.
+            class: ClassName,
+        },
+        /// The key was imported as a digest. The entry's [`Evidence`] marks the digest.
+        KeyImported {
+            /// The key's class.
+            class: ClassName,
+            /// The algorithm that made the digest.
+            scheme: ImportScheme,
+        },
+        /// Fields of the key changed.
+        KeyUpdated {
+            /// The changes, one for each field.
+            changes: Vec<FieldChange>,
+        },
+        /// The key is refused until it is enabled again.
+        KeyDisabled,
+        /// The key works again.
+        KeyEnabled,
+        /// The key is permanently refused. Finishing a rotation gives the reason [`Reason::Rotated`],
+        /// cancelling one gives [`Reason::RotationCancelled`].
+        KeyRevoked {
+            /// The reason.
+            reason: Reason,
+        },
+        /// The key was permanently removed.
+        KeyDeleted,
+        /// The revoked or expired key was removed at the end of its retention.
+        KeyPurged,
+        /// A successor was created. Its creation has an entry of its own.
+        KeyRotated {
+            /// The successor.
+            successor: KeyId,
+            /// The reason.
+            reason: RotationReason,
+            /// The end of the old key. If its grace starts with the successor's first use, the latest end.
+            old_key_ends: Timestamp,
+        },
+        /// The rotation was cancelled, and the key works as before.
+        RotationCancelled {
+            /// The successor that was revoked.
+            successor: KeyId,
+        },
+        /// The first use of a successor was recorded.
+        SuccessorFirstUsed,
+        /// The grace of an old key began with its successor's first use.
+        GraceBegan {
+            /// The end of the old key.
+            old_key_ends: Timestamp,
+        },
+        /// The secret was replaced because the response that held it was lost.
+        SecretReplaced,
+        /// The key was reported as leaked.
+        KeyLeaked {
+            /// The place of the leak.
+            source: LeakSource,
+            /// Whether the report revoked the key, which has an entry of its own. Publishable and legacy keys
+            /// are not revoked.
+            revoked: bool,
+        },
+        /// The digest was renewed under another pepper.
+        KeyRedigested {
+            /// The new pepper.
+            pepper: PepperId,
+        },
+        /// A principal owns keys here from now on.
+        OwnerAdded {
+            /// The principal.
+            owner: PrincipalId,
+            /// The principal's role.
+            role: Role,
+        },
+        /// A principal's role changed, and the reach of its keys with it.
+        OwnerRoleChanged {
+            /// The principal.
+            owner: PrincipalId,
+            /// The old role; `None` if the principal was removed before.
+            before: Option<Role>,
+            /// The new role.
+            after: Role,
+        },
+        /// A principal was removed. Its keys are refused from then on.
+        OwnerRemoved {
+            /// The principal.
+            owner: PrincipalId,
+        },
+        /// A revocation of all keys that match a filter and were created before now began. Each key that it
+        /// revokes has an entry of its own.
+        BulkRevocationBegan {
+            /// The reason.
+            reason: Reason,
+        },
+        /// A command over many keys ended.
+        BulkCommandEnded,
+        /// Digests that the restored backup lacked can never be imported again. The entry's [`Evidence`]
+        /// lists their marks.
+        DigestsBlocked {
+            /// The number of digests.
+            count: u32,
+        },
+        /// The tenant's newest instant was set back, because a clock had been wrong.
+        TimeRepaired {
+            /// The newest instant before.
+            from: Timestamp,
+            /// The newest instant from then on.
+            to: Timestamp,
+        },
+    }
 }
 
-/// What was done. The key it was done to stands beside it in the entry.
+/// Facts about digests that a recovery needs from an entry. Events leave them out.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Action {
-    /// The tenant became known.
-    TenantProvisioned,
-    /// The tenant was closed; its keys are refused from then on.
-    TenantClosed,
-    /// A resource's keys were created.
-    ResourceProvisioned {
-        /// The host's id of the resource.
-        resource: ResourceId,
-    },
-    /// The key was created.
-    KeyCreated {
-        /// Its class.
-        class: ClassName,
-    },
-    /// The key came with its tenant or resource.
-    KeyProvisioned {
-        /// Its class.
-        class: ClassName,
-    },
-    /// The key was imported as a digest.
-    KeyImported {
-        /// Its class.
-        class: ClassName,
-        /// How the digest was made.
-        scheme: ImportScheme,
-        /// A keyed mark of the digest, by which a recovery knows it again.
+#[non_exhaustive]
+pub enum Evidence {
+    /// An imported digest, with [`Action::KeyImported`].
+    Imported {
+        /// A keyed mark of the digest.
         mark: DigestMark,
-        /// Its owner.
+        /// The key's owner.
         owner: Owner,
-        /// Its end, as it was imported.
+        /// The key's end at its import.
         expires_at: Option<Timestamp>,
     },
-    /// Fields of the key changed.
-    KeyUpdated {
-        /// Which, and how.
-        changes: Vec<FieldChange>,
-    },
-    /// The key is refused until it is enabled again.
-    KeyDisabled,
-    /// The key works again.
-    KeyEnabled,
-    /// The key is refused for ever.
-    KeyRevoked {
-        /// Why.
-        reason: Reason,
-    },
-    /// The key is gone for ever.
-    KeyDeleted,
-    /// The revoked or expired key was removed when the time to keep it was over.
-    KeyPurged,
-    /// A successor was created.
-    KeyRotated {
-        /// The successor.
-        successor: KeyId,
-        /// Why.
-        reason: RotationReason,
-        /// The end of the old key; the latest one, if it counts from the successor's first use.
-        until: Timestamp,
-    },
-    /// The rotation was called off, and the key works as before.
-    RotationCancelled {
-        /// The successor that was revoked.
-        successor: KeyId,
-    },
-    /// The first use of a successor was noticed.
-    FirstUsed,
-    /// The grace of an old key began with its successor's first use.
-    GraceBegan {
-        /// When the old key ends.
-        until: Timestamp,
-    },
-    /// The secret was replaced because the answer that held it was lost.
-    SecretReplaced,
-    /// The key was found in the open.
-    LeakReported {
-        /// Where.
-        source: LeakSource,
-        /// Whether that revoked it; publishable and legacy keys are only recorded.
-        revoked: bool,
-    },
-    /// The digest was renewed.
-    KeyRedigested {
-        /// Under which pepper.
-        pepper: PepperId,
-    },
-    /// A principal owns keys here from now on.
-    OwnerAdded {
-        /// Who.
-        owner: PrincipalId,
-        /// With which role.
-        role: Role,
-    },
-    /// A principal's role changed, and the reach of its keys with it.
-    OwnerRoleChanged {
-        /// Who.
-        owner: PrincipalId,
-        /// The role before; `None` if it was removed.
-        before: Option<Role>,
-        /// The role now.
-        after: Role,
-    },
-    /// A principal was removed; its keys are refused from then on.
-    OwnerRemoved {
-        /// Who.
-        owner: PrincipalId,
-    },
-    /// Keys that match a filter are revoked from here on, those created until now.
-    BulkRevocationBegan {
-        /// Why.
-        reason: Reason,
-    },
-    /// A command over many keys came to its end.
-    BulkCommandEnded,
-    /// Digests that a backup had forgotten can never be imported again.
-    DigestsBlocked {
+    /// Blocked digests, with [`Action::DigestsBlocked`].
+    Blocked {
         /// Keyed marks of the digests, each with the key that had the digest.
         marks: Vec<(DigestMark, KeyId)>,
     },
-    /// The tenant's newest instant was set back, because a clock had been wrong.
-    TimeRepaired {
-        /// The newest instant before.
-        from: Timestamp,
-        /// The newest instant from then on.
-        to: Timestamp,
-    },
 }
 
-/// One entry of a tenant's audit trail, written in the same commit as the change it tells of.
+/// An entry of a tenant's audit trail, written in the same commit as the change that it records.
 ///
 /// Exhaustive on purpose, for stores to construct and destructure.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct AuditEntry {
-    /// The tenant whose chain this belongs to.
+    /// The tenant whose chain contains the entry.
     pub tenant: TenantId,
-    /// Its number in that chain, from 1.
+    /// The entry's number in that chain, starting at 1.
     pub sequence: u64,
-    /// When it was decided.
+    /// The instant at which the command was decided.
     pub at: Timestamp,
-    /// The author, with the key that acted if one did.
+    /// The author, including the key if a key acted.
     pub actor: Author,
-    /// The role that the application stated for a person.
+    /// The role that the application stated for a principal.
     pub role: Option<Role>,
     /// The id of the command.
     pub command: CommandId,
-    /// A mark of what the command asked for, by which a reused id is noticed.
+    /// A mark of the command's content, which reveals a reused command id.
     pub command_mark: [u8; 8],
-    /// What was done.
+    /// The change.
     pub action: Action,
-    /// To which key.
+    /// Facts about digests that a recovery needs.
+    pub evidence: Option<Evidence>,
+    /// The key that changed.
     pub key: Option<KeyId>,
     /// The pepper whose audit key seals the entry.
     pub pepper: PepperId,
     /// The hash of the entry before.
     pub previous: AuditHash,
-    /// The seal over all of the above.
+    /// The seal over all fields above.
     pub hash: AuditHash,
 }
 
 impl AuditEntry {
-    /// Where the chain ends if this is its newest entry.
+    /// Returns the head of a chain whose newest entry is this one.
     #[must_use]
     pub const fn head(&self) -> AuditHead {
         AuditHead {
@@ -279,12 +354,13 @@ impl AuditEntry {
             command,
             command_mark,
             action,
+            evidence,
             key,
             pepper,
             previous,
             hash: _,
         } = self;
-        let told = (
+        let fields = (
             tenant,
             sequence,
             at,
@@ -293,63 +369,64 @@ impl AuditEntry {
             command,
             command_mark,
             action,
+            evidence,
             key,
             pepper,
         );
-        let body = postcard::to_allocvec(&told).ok()?;
+        let body = postcard::to_allocvec(&fields).ok()?;
         Some(AuditHash(peppers.any(pepper)?.seal(&[&previous.0, &body])))
     }
 }
 
-/// Why a chain of audit entries is not what was written.
+/// The first fault in a chain of audit entries.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChainError {
-    /// An entry is missing, or stands twice, or stands out of order.
+    /// An entry is missing, duplicated or out of order.
     #[error("entry {expected} should follow, found {found}")]
     Gap {
-        /// The number that should have come.
+        /// The number that should follow.
         expected: u64,
-        /// The number that came.
+        /// The number that follows.
         found: u64,
     },
-    /// An entry of another tenant stands in the chain.
+    /// The chain contains an entry of another tenant.
     #[error("entry {sequence} belongs to another tenant")]
     Foreign {
-        /// Its number.
+        /// The entry's number.
         sequence: u64,
     },
     /// An entry was changed, or does not follow the one before it.
     #[error("entry {sequence} was altered")]
     Altered {
-        /// Its number.
+        /// The entry's number.
         sequence: u64,
     },
     /// The ring does not have the pepper that sealed an entry.
     #[error("entry {sequence} was sealed under pepper {pepper}, which the ring does not have")]
     UnknownPepper {
-        /// Its number.
+        /// The entry's number.
         sequence: u64,
         /// The pepper's id.
         pepper: PepperId,
     },
-    /// The chain ends before an entry that was seen elsewhere, or has another in its place.
+    /// The chain lacks an entry that was noted elsewhere, or has a different one in its place.
     #[error("entry {expected} was seen elsewhere, the chain does not lead to it")]
     Truncated {
-        /// The number of the entry that was seen.
+        /// The number of the entry that was noted.
         expected: u64,
     },
 }
 
-/// Checks one tenant's entries, oldest first, from `start` on. Needs no store: only the entries
-/// and the peppers, those kept with [`PepperRing::with_audit_only`] included.
+/// Checks one tenant's entries, oldest first, starting after `start`. Needs no store, only the entries and
+/// the peppers, including those kept with [`PepperRing::with_audit_only`].
 ///
-/// `seen` is a head that was noted elsewhere (a log, a receipt): the chain must pass through it, so
-/// that a trail cut short shows.
+/// `seen` is a head that was noted elsewhere, such as in a log or a receipt. The chain must pass through it,
+/// which reveals a trail that was cut short.
 ///
 /// # Errors
 ///
-/// [`ChainError`] names the first entry that is not what was written.
+/// [`ChainError`] names the first entry that differs from what was written.
 pub fn verify_chain<'a>(
     tenant: &TenantId,
     start: AuditHead,
@@ -413,6 +490,7 @@ mod tests {
                 command: CommandId::new(format!("c{sequence}")).unwrap(),
                 command_mark: [0; 8],
                 action: Action::KeyDisabled,
+                evidence: None,
                 key: Some(KeyId::from_u128(9)),
                 pepper: PepperId::new("p1").unwrap(),
                 previous: head.hash,
@@ -431,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn an_intact_chain_passes_and_tells_its_head() {
+    fn an_intact_chain_passes_and_returns_its_head() {
         let entries = chain(3);
         assert_eq!(verify(&entries, None), Ok(entries[2].head()));
         assert_eq!(
@@ -441,8 +519,8 @@ mod tests {
     }
 
     #[test]
-    fn any_altered_field_shows() {
-        let alter: [fn(&mut AuditEntry); 8] = [
+    fn an_alteration_of_any_field_is_detected() {
+        let alter: [fn(&mut AuditEntry); 9] = [
             |e| e.at = Timestamp::MAX,
             |e| e.actor = Author::Principal(PrincipalId::new("mallory").unwrap()),
             |e| {
@@ -453,6 +531,7 @@ mod tests {
             },
             |e| e.role = Some(Role::ADMIN),
             |e| e.action = Action::KeyEnabled,
+            |e| e.evidence = Some(Evidence::Blocked { marks: Vec::new() }),
             |e| e.key = None,
             |e| e.command = CommandId::new("other").unwrap(),
             |e| e.command_mark = [1; 8],
@@ -468,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_entry_shows() {
+    fn a_removed_entry_is_detected() {
         let mut entries = chain(3);
         entries.remove(1);
         assert_eq!(
@@ -481,7 +560,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_cut_short_shows_against_a_head_seen_elsewhere() {
+    fn a_head_noted_elsewhere_reveals_a_chain_that_was_cut_short() {
         let entries = chain(3);
         let seen = Some(entries[2].head());
         assert_eq!(
@@ -491,12 +570,12 @@ mod tests {
         assert_eq!(
             verify(&entries[..2], None),
             Ok(entries[1].head()),
-            "without it, it cannot show"
+            "without the head the cut goes unnoticed"
         );
     }
 
     #[test]
-    fn a_chain_resealed_without_the_pepper_shows() {
+    fn a_chain_resealed_without_the_pepper_is_detected() {
         let mallory = PepperRing::new(Pepper::new(PepperId::new("p1").unwrap(), &[8; 32]).unwrap());
         let mut entries = chain(2);
         entries[1].action = Action::KeyEnabled;
@@ -508,7 +587,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pepper_that_is_gone_is_named() {
+    fn a_missing_pepper_is_named() {
         let pepper = PepperId::new("p1").unwrap();
         let other = Pepper::new(PepperId::new("p2").unwrap(), &[7; 32]).unwrap();
         let tenant = TenantId::new("acme").unwrap();

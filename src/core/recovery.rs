@@ -1,15 +1,14 @@
-//! The events after a backup, as the audit entries have them, and the commands that repeat them on the
-//! restored keys.
+//! Recovery: derives the commands that repeat on a restored store what the audit entries after the backup
+//! record.
 //!
-//! Pure. Invariant: a key that the later entries ended or narrowed accepts nothing afterwards that
-//! it was refused before the loss (invariant 2). A widening is not repeated. A key is disabled if its
-//! entries hold too little to repeat a change exactly.
+//! Pure. Invariant: after a recovery, a key that later entries ended or narrowed accepts nothing that it
+//! refused before the loss (invariant 2). A widening is not repeated. If the entries do not suffice to repeat
+//! a change exactly, the key is disabled.
 
 use std::collections::BTreeMap;
 
-use super::address::AddressAllowlist;
 use super::audit::{
-    Action, AuditEntry, AuditHash, AuditHead, ChainError, FieldChange, verify_chain,
+    Action, AuditEntry, AuditHash, AuditHead, ChainError, Evidence, FieldChange, verify_chain,
 };
 use super::command::{Command, DeleteKey, Expiry, RevokeKey, UpdateSpec};
 use super::id::KeyId;
@@ -18,19 +17,17 @@ use super::pepper::PepperRing;
 use super::policy::{Deletion, Policy, SelfRotation};
 use super::principal::Owner;
 use super::record::{KeyRecord, KeyState, Reason};
-use super::scope::ScopeSet;
 use super::secret::DigestMark;
 use super::sweep::{BulkFilter, Sweep};
 use super::tenant::TenantId;
 use super::text::{CommandId, LeakSource, PrincipalId, Role};
 use super::time::Timestamp;
 
-/// Those of `given` that tell what is not `stored`. Both are of one tenant, `given` oldest first.
+/// Returns the entries of `given` that are not `stored`. Both are of one tenant, `given` oldest first.
 ///
-/// Checked first: they must be exactly what was written, and follow an entry that the store has.
-/// The store may itself have gone on from there since, by a recovery that was interrupted first of
-/// all: from the first entry that differs they tell the history that was lost, and their seals show
-/// that it was one.
+/// The entries must be exactly those that were written, and follow an entry in the store. The store may have
+/// newer entries of its own, such as those of an interrupted recovery. From the first entry that differs, the
+/// given entries are the lost history; their seals prove that it existed.
 pub(crate) fn later<'a>(
     tenant: &TenantId,
     stored: &BTreeMap<u64, AuditHead>,
@@ -41,7 +38,7 @@ pub(crate) fn later<'a>(
         .first()
         .map_or(0, |entry| entry.sequence.saturating_sub(1));
     let newest = stored.last_key_value();
-    // If the store does not have the entry before, what comes after its newest one is missing.
+    // If the store lacks the entry before the first given one, the entries in between are missing.
     let start = stored.get(&before).or(newest.map(|(_, head)| head));
     let start = start.copied().filter(|_| before > 0);
     verify_chain(
@@ -56,48 +53,48 @@ pub(crate) fn later<'a>(
     Ok(given.get(known..).unwrap_or_default())
 }
 
-/// What later entries say became of one tenant.
+/// The changes of one tenant in later entries. Each hash names the entry of a change.
 #[derive(Debug, Default)]
 pub(crate) struct Later {
-    /// It was closed.
+    /// The closing of the tenant.
     pub(crate) closed: Option<AuditHash>,
     /// Digests that an earlier recovery blocked.
     pub(crate) blocked: Vec<(Vec<(DigestMark, KeyId)>, AuditHash)>,
-    /// What became of its owners.
+    /// The changes of owners.
     pub(crate) owners: BTreeMap<PrincipalId, LaterOwner>,
-    /// What became of its keys.
+    /// The changes of keys.
     pub(crate) keys: BTreeMap<KeyId, LaterKey>,
 }
 
-/// What later entries say became of an owner.
+/// The changes of an owner in later entries.
 #[derive(Debug, Default)]
 pub(crate) struct LaterOwner {
-    /// It was removed, and when: its keys stay refused even if it came back.
+    /// The owner's last removal and its instant. Its keys stay refused even if the owner was added again.
     pub(crate) removed: Option<(AuditHash, Timestamp)>,
-    /// The role it was last given, unless it was removed after that.
+    /// The owner's last role, unless the owner was removed after that.
     pub(crate) role: Option<(Role, AuditHash)>,
 }
 
-/// What later entries say became of a key.
+/// The changes of a key in later entries.
 #[derive(Debug, Default)]
 pub(crate) struct LaterKey {
-    /// It came into being.
+    /// Whether the key was created or imported.
     pub(crate) created: bool,
     imported: Option<Imported>,
     removed: Option<AuditHash>,
     revoked: Option<(Reason, AuditHash)>,
-    /// It came to an end that is told by no revocation of its own.
+    /// The key's end, if no revocation of its own records it.
     gone: Option<(Reason, AuditHash)>,
-    changed: Option<(Reach, AuditHash)>,
+    changed: Option<(Changes, AuditHash)>,
     retired: Option<(Timestamp, AuditHash)>,
     disabled: Option<AuditHash>,
-    /// It was found in the open, and not revoked for that.
+    /// A reported leak that did not revoke the key.
     exposed: Option<(LeakSource, AuditHash)>,
-    /// The newest entry about it.
+    /// The newest entry about the key.
     newest: Option<AuditHash>,
 }
 
-/// The key of an import, as its entry describes it.
+/// The import of a key, from its entry.
 #[derive(Debug)]
 struct Imported {
     mark: DigestMark,
@@ -106,28 +103,26 @@ struct Imported {
     expires_at: Option<Timestamp>,
 }
 
-/// The changes of a key's scopes, networks and end, in the words of the entries, oldest first.
-#[derive(Clone, Debug, Default)]
-struct Reach {
-    scopes: Vec<String>,
-    addresses: Vec<String>,
-    expires: Vec<String>,
-    /// True if some change took something from the key.
+/// The changes of a key's scopes, networks and end, oldest first.
+#[derive(Debug, Default)]
+struct Changes {
+    list: Vec<FieldChange>,
+    /// Whether at least one change took something from the key.
     narrowed: bool,
 }
 
-/// One thing to be repeated on a key: the first of `ways` that is not refused. Named after the entry
-/// that tells of it, so that it is done once, however often it is asked for.
+/// A change to be repeated on a key, by the first of `ways` that is not denied. The ids of its commands are
+/// derived from the change's entry, so that a repeated recovery makes the change once.
 #[derive(Debug)]
-pub(crate) struct Step {
-    /// The commands, the one that is nearest to what happened first.
+pub(crate) struct RecoveryStep {
+    /// The commands, starting with the one closest to the recorded change.
     pub(crate) ways: Vec<(CommandId, Command)>,
-    /// Whether disabling the key is what happened, rather than the nearest to it.
+    /// Whether the recorded change was to disable the key. If not, disabling is a substitute.
     pub(crate) was_disabled: bool,
 }
 
 impl Later {
-    /// Reads the entries of one tenant, oldest first.
+    /// Collects the changes of one tenant from its entries, oldest first.
     pub(crate) fn new<'a>(entries: impl IntoIterator<Item = &'a AuditEntry>) -> Self {
         let mut later = Self::default();
         for entry in entries {
@@ -149,8 +144,10 @@ impl Later {
             Action::OwnerRoleChanged { owner, after, .. } => {
                 self.owners.entry(owner.clone()).or_default().role = Some((after.clone(), hash));
             }
-            Action::DigestsBlocked { marks } => self.blocked.push((marks.clone(), hash)),
             _ => {}
+        }
+        if let Some(Evidence::Blocked { marks }) = &entry.evidence {
+            self.blocked.push((marks.clone(), hash));
         }
         if let Some(key) = entry.key {
             self.keys.entry(key).or_default().add(entry);
@@ -159,7 +156,8 @@ impl Later {
 }
 
 impl Later {
-    /// Returns whether a row of the tenant ended a key that was imported, though no entry about the key says so.
+    /// Returns whether a change of the tenant or of an owner ended an imported key. No entry about the key
+    /// itself records such an end.
     fn refuses(&self, imported: &Imported) -> bool {
         let owner = imported.owner.principal();
         let owner = owner.and_then(|owner| self.owners.get(owner));
@@ -172,22 +170,23 @@ impl LaterKey {
     fn add(&mut self, entry: &AuditEntry) {
         let hash = entry.hash;
         self.newest = Some(hash);
+        if let Some(Evidence::Imported {
+            mark,
+            owner,
+            expires_at,
+        }) = &entry.evidence
+        {
+            self.imported = Some(Imported {
+                mark: *mark,
+                owner: owner.clone(),
+                at: entry.at,
+                expires_at: *expires_at,
+            });
+        }
         match &entry.action {
-            Action::KeyCreated { .. } | Action::KeyProvisioned { .. } => self.created = true,
-            Action::KeyImported {
-                mark,
-                owner,
-                expires_at,
-                ..
-            } => {
-                self.created = true;
-                self.imported = Some(Imported {
-                    mark: *mark,
-                    owner: owner.clone(),
-                    at: entry.at,
-                    expires_at: *expires_at,
-                });
-            }
+            Action::KeyCreated { .. }
+            | Action::KeyProvisioned { .. }
+            | Action::KeyImported { .. } => self.created = true,
             Action::KeyUpdated { changes } => self.change(changes, hash),
             Action::KeyDisabled => self.disabled = Some(hash),
             Action::KeyEnabled => self.disabled = None,
@@ -197,21 +196,21 @@ impl LaterKey {
                 Some(_) => self.go(Reason::Rotated, hash),
                 None => self.go(Reason::NoLongerNeeded, hash),
             },
-            // The secret that the backup knows is not the key's any more.
+            // The secret in the backup is no longer the key's.
             Action::SecretReplaced => self.go(Reason::Lost, hash),
-            Action::LeakReported { revoked: true, .. } => self.go(Reason::Leaked, hash),
-            Action::KeyRotated { until, .. } if *until <= entry.at => {
+            Action::KeyLeaked { revoked: true, .. } => self.go(Reason::Leaked, hash),
+            Action::KeyRotated { old_key_ends, .. } if *old_key_ends <= entry.at => {
                 self.go(Reason::Rotated, hash)
             }
-            Action::KeyRotated { until, .. } | Action::GraceBegan { until } => {
-                self.retired = Some((*until, hash));
+            Action::KeyRotated { old_key_ends, .. } | Action::GraceBegan { old_key_ends } => {
+                self.retired = Some((*old_key_ends, hash));
             }
             Action::RotationCancelled { .. } => self.retired = None,
-            Action::LeakReported {
+            Action::KeyLeaked {
                 revoked: false,
                 source,
             } => self.exposed = Some((source.clone(), hash)),
-            Action::FirstUsed
+            Action::SuccessorFirstUsed
             | Action::KeyRedigested { .. }
             | Action::TenantProvisioned
             | Action::TenantClosed
@@ -232,33 +231,26 @@ impl LaterKey {
 
     fn change(&mut self, changes: &[FieldChange], hash: AuditHash) {
         for change in changes {
-            let FieldChange {
-                field,
-                before,
-                after,
-            } = change;
-            // An unreadable change may have narrowed the key.
-            let narrows = match field.as_str() {
-                FieldChange::SCOPES => both(scopes_of, before, after, |b, a| !a.contains(b)),
-                FieldChange::ADDRESSES => both(networks_of, before, after, |b, a| !b.is_within(a)),
-                FieldChange::EXPIRES => both(end_of, before, after, |b, a| ends_before(*a, *b)),
-                _ => continue,
+            let narrows = match change {
+                FieldChange::Scopes { before, after } => !after.contains(before),
+                FieldChange::Allowlist { before, after } => !before.is_within(after),
+                FieldChange::ExpiresAt { before, after } => ends_before(*after, *before),
+                FieldChange::Name { .. }
+                | FieldChange::Description { .. }
+                | FieldChange::Purpose { .. }
+                | FieldChange::Metadata { .. } => continue,
             };
-            let known = self.changed.take().map(|(reach, _)| reach);
-            let mut reach = known.unwrap_or_default();
-            match field.as_str() {
-                FieldChange::SCOPES => reach.scopes.push(after.clone()),
-                FieldChange::ADDRESSES => reach.addresses.push(after.clone()),
-                _ => reach.expires.push(after.clone()),
-            }
-            reach.narrowed |= narrows.unwrap_or(true);
-            self.changed = Some((reach, hash));
+            let known = self.changed.take().map(|(changes, _)| changes);
+            let mut known = known.unwrap_or_default();
+            known.list.push(change.clone());
+            known.narrowed |= narrows;
+            self.changed = Some((known, hash));
         }
     }
 
-    /// The mark of its imported digest, if the digest must not be imported again, with the command that
-    /// sees to it: what the key was refused before the loss, an import of the same digest would accept.
-    /// `path` is what became of its tenant and of those above.
+    /// Returns the mark of the key's imported digest if the digest must not be imported again, with the id of
+    /// the command that blocks it. A new import of the digest would accept what the key refused before the
+    /// loss. `path` has the changes of the key's tenant and of the tenants above.
     pub(crate) fn mark_to_block(
         &self,
         path: &[&Later],
@@ -270,7 +262,7 @@ impl LaterKey {
         let changed = self
             .changed
             .as_ref()
-            .is_some_and(|(reach, _)| reach.narrowed);
+            .is_some_and(|(changes, _)| changes.narrowed);
         let narrowed = changed || self.retired.is_some() || self.disabled.is_some();
         let refused = path.iter().any(|later| later.refuses(imported));
         let expired = imported.expires_at.is_some_and(|end| end <= now);
@@ -281,18 +273,18 @@ impl LaterKey {
         Ok(Some((imported.mark, command_id(newest, "digest")?)))
     }
 
-    /// Whether it is gone for ever, so that nobody misses it in a backup.
+    /// Returns whether the key ended permanently, so that its absence from a backup is no loss.
     pub(crate) fn ended(&self) -> bool {
         self.removed.is_some() || self.revoked.is_some() || self.gone.is_some()
     }
 
-    /// What is to be repeated on the restored `record`.
+    /// Returns the steps to be repeated on the restored `record`.
     pub(crate) fn steps(
         &self,
         record: &KeyRecord,
         policy: &Policy,
         now: Timestamp,
-    ) -> Result<Vec<Step>, Invalid> {
+    ) -> Result<Vec<RecoveryStep>, Invalid> {
         let is_revoked = matches!(record.state, KeyState::Revoked { .. });
         let live = record.is_live(now);
         let mut steps = Vec::new();
@@ -305,7 +297,7 @@ impl LaterKey {
             }
             steps.push(self.step(hash, "end", ways)?);
         } else if let Some((reason, hash)) = revoked {
-            // Purged only: it had expired, as it has here.
+            // A purge without a revocation: the key had expired, and in the backup it has expired too.
             let purged = self.revoked.is_none() && !live;
             if !is_revoked && !purged {
                 steps.push(self.step(hash, "end", revoke(record, reason))?);
@@ -316,14 +308,14 @@ impl LaterKey {
         Ok(steps)
     }
 
-    /// What the entry of this hash tells. However many of them end in disabling the key, it is
-    /// disabled once, so that whoever enables it is not overruled by a repetition.
+    /// Returns the step for the entry of this hash. Several steps may disable the key; they share one command
+    /// id, so that a repeated recovery does not disable a key that an administrator has enabled since.
     fn step(
         &self,
         hash: AuditHash,
         what: &str,
         ways: impl IntoIterator<Item = Command>,
-    ) -> Result<Step, Invalid> {
+    ) -> Result<RecoveryStep, Invalid> {
         let named = |(way, command)| {
             let id = match command {
                 Command::DisableMany { .. } => command_id(self.newest.unwrap_or(hash), DISABLED)?,
@@ -332,7 +324,7 @@ impl LaterKey {
             Ok((id, command))
         };
         let ways = ways.into_iter().enumerate().map(named);
-        Ok(Step {
+        Ok(RecoveryStep {
             ways: ways.collect::<Result<_, Invalid>>()?,
             was_disabled: what == DISABLED,
         })
@@ -343,11 +335,11 @@ impl LaterKey {
         record: &KeyRecord,
         policy: &Policy,
         now: Timestamp,
-    ) -> Result<Vec<Step>, Invalid> {
+    ) -> Result<Vec<RecoveryStep>, Invalid> {
         let key = record.id;
         let mut steps = Vec::new();
-        if let Some((reach, hash)) = &self.changed {
-            let change = reach.narrowing(record);
+        if let Some((changes, hash)) = &self.changed {
+            let change = changes.narrowing(record);
             if change != Some(UpdateSpec::default()) {
                 let update = change.map(|change| Command::Update { key, change });
                 let ways = update.into_iter().chain([disable(key)]);
@@ -375,9 +367,9 @@ impl LaterKey {
                     expiry: Some(Expiry::At(until)),
                     ..UpdateSpec::default()
                 };
-                // The legacy key is given no earlier end, and a key that was being replaced when the
-                // backup was taken has its end from that rotation: both are disabled. So is one that
-                // would rotate itself, not knowing that it was replaced.
+                // Three kinds of keys are disabled instead: the legacy key, which accepts no earlier end; a
+                // key that was in a rotation at the backup, whose end that rotation set; and a key that would
+                // rotate itself, since its record does not contain the later rotation.
                 let update = Command::Update { key, change };
                 let update = Some(update).filter(|_| !rotates_itself);
                 let ways = update.into_iter().chain([disable(key)]);
@@ -392,29 +384,23 @@ impl LaterKey {
     }
 }
 
-impl Reach {
-    /// Returns the part of the changes that narrows `record`; `None` if the changes do not split into parts. A
-    /// widening is not repeated, because the entries do not name its author's bound. A narrowing is
-    /// repeated, even if a later change undid it.
+impl Changes {
+    /// Returns the part of the changes that narrows `record`, or `None` if a change neither narrows nor
+    /// widens. A widening is not repeated, because its entry does not record the bound of its author. A
+    /// narrowing is repeated even if a later change undid it.
     fn narrowing(&self, record: &KeyRecord) -> Option<UpdateSpec> {
         let mut scopes = record.scopes.clone();
-        for after in &self.scopes {
-            scopes = scopes.intersection(&scopes_of(after)?);
-        }
         let mut allowlist = record.allowlist.clone();
-        for after in &self.addresses {
-            let after = networks_of(after)?;
-            if after.is_within(&allowlist) {
-                allowlist = after;
-            } else if !allowlist.is_within(&after) {
-                return None;
-            }
-        }
         let mut end = record.expires_at;
-        for after in &self.expires {
-            let after = end_of(after)?;
-            if ends_before(after, end) {
-                end = after;
+        for change in &self.list {
+            match change {
+                FieldChange::Scopes { after, .. } => scopes = scopes.intersection(after),
+                FieldChange::Allowlist { after, .. } if after.is_within(&allowlist) => {
+                    allowlist = after.clone();
+                }
+                FieldChange::Allowlist { after, .. } if !allowlist.is_within(after) => return None,
+                FieldChange::ExpiresAt { after, .. } if ends_before(*after, end) => end = *after,
+                _ => {}
             }
         }
         if scopes.is_empty() {
@@ -430,46 +416,20 @@ impl Reach {
     }
 }
 
-fn scopes_of(text: &str) -> Option<ScopeSet> {
-    ScopeSet::parse(text.split_whitespace()).ok()
-}
-
-fn networks_of(text: &str) -> Option<AddressAllowlist> {
-    AddressAllowlist::parse(text.split_whitespace()).ok()
-}
-
-/// `Some(None)` for never.
-fn end_of(text: &str) -> Option<Option<Timestamp>> {
-    match text {
-        FieldChange::NEVER => Some(None),
-        text => text.parse().ok().map(Some),
-    }
-}
-
-/// Returns whether `a` ends before `b`; `None` stands for never.
+/// Returns whether `a` ends before `b`; `None` means never.
 fn ends_before(a: Option<Timestamp>, b: Option<Timestamp>) -> bool {
     a.is_some_and(|a| b.is_none_or(|b| a < b))
 }
 
-/// Compares two values of a field; `None` if one cannot be read.
-fn both<T>(
-    read: impl Fn(&str) -> Option<T>,
-    before: &str,
-    after: &str,
-    compare: impl Fn(&T, &T) -> bool,
-) -> Option<bool> {
-    Some(compare(&read(before)?, &read(after)?))
-}
-
 const DISABLED: &str = "disable";
 
-/// The id of the command that repeats what the entry of this hash tells.
+/// Returns the id of the command that repeats the change in the entry of this hash.
 pub(crate) fn command_id(hash: AuditHash, what: &str) -> Result<CommandId, Invalid> {
     CommandId::new(format!("recovery:{hash}:{what}"))
 }
 
 fn delete(record: &KeyRecord, policy: &Policy) -> Command {
-    // It was deleted once: whatever the class asked for was given then.
+    // The class's conditions for a deletion were met when the key was deleted before the loss.
     let class = policy.class(&record.class);
     let typed = class.and_then(|class| match &class.deletion {
         Deletion::Typed(text) => Some(text.clone()),
@@ -484,8 +444,8 @@ fn delete(record: &KeyRecord, policy: &Policy) -> Command {
     }
 }
 
-/// By itself, or in bulk, which asks no class. The legacy key cannot be revoked, whatever it stands
-/// for by now, so that it is disabled.
+/// Returns the commands that revoke a key: by itself, or else in bulk, which no class restricts. The legacy
+/// key cannot be revoked, so it is disabled.
 fn revoke(record: &KeyRecord, reason: Reason) -> Vec<Command> {
     let key = record.id;
     if record.legacy {

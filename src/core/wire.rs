@@ -78,7 +78,7 @@ stored! {
     AuditEntry;
 }
 
-pub(super) fn seal(value: &impl Serialize) -> Vec<u8> {
+pub(crate) fn seal(value: &impl Serialize) -> Vec<u8> {
     // Most records fit, so that writing one does not move what was written before.
     let mut start = Vec::with_capacity(512);
     start.push(VERSION);
@@ -89,7 +89,7 @@ pub(super) fn seal(value: &impl Serialize) -> Vec<u8> {
     bytes
 }
 
-pub(super) fn open<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, DecodeError> {
+pub(crate) fn open<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, DecodeError> {
     let body_len = bytes
         .len()
         .checked_sub(CHECKSUM_LEN)

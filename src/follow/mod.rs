@@ -1,10 +1,9 @@
-//! A task that keeps a node up to date by itself (feature `tokio`, and the only place that needs a
-//! runtime).
+//! A task that keeps a node up to date (feature `tokio`; no other module needs a runtime).
 //!
-//! It drives [`Keyward::sync`]: woken by the store's hints, by a poll in any case, and after a
-//! failure with pauses that grow. Its timers only pace it. Whether a key may be accepted is judged by
-//! the injected clock and by what a sync confirmed, so that a follower that hangs, fails or is gone
-//! makes keys be refused, never accepted for longer.
+//! The task drives [`Keyward::sync`]. The store's hints wake it, and a poll wakes it without a hint. After a
+//! failure it pauses, longer after each failure in a row. Its timers only pace it: the injected clock and
+//! the last confirmed sync decide whether a key may be accepted. If the follower hangs, fails or ends, keys
+//! are refused once the staleness bound has passed.
 
 mod pace;
 mod task;
@@ -19,7 +18,7 @@ use crate::keyward::Keyward;
 use crate::replica::{Freshness, Lag};
 use crate::store::StoreError;
 
-/// How a [`Follower`] goes about its work. The default fits most services.
+/// The pace of a [`Follower`]. The default fits most services.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[must_use]
 pub struct FollowOptions {
@@ -41,78 +40,78 @@ impl Default for FollowOptions {
 }
 
 impl FollowOptions {
-    /// 250 ms: a fortieth of the default staleness bound, and four cheap reads a second. A judgement.
+    /// 250 ms, a fortieth of the default staleness bound: four cheap reads a second. A judgement.
     pub const DEFAULT_POLL: Duration = Duration::from_millis(250);
 
-    /// 1 s: many times what a store that works takes for a page. A judgement.
+    /// 1 s, many times what a healthy store takes for a page. A judgement.
     pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
 
-    /// 2 s: a fifth of the default staleness bound. A judgement.
+    /// 2 s, a fifth of the default staleness bound. A judgement.
     pub const DEFAULT_BACKOFF: Duration = Duration::from_secs(2);
 
-    /// 1 s. A judgement: so much later than a successor's first use may a grace begin.
+    /// 1 s, the longest delay between a successor's first use and the start of the grace. A judgement.
     pub const DEFAULT_UPKEEP: Duration = Duration::from_secs(1);
 
-    /// Sets after how long it asks the store, though no hint came. Defaults to
-    /// [`DEFAULT_POLL`](Self::DEFAULT_POLL). At most a quarter of the shortest staleness bound in
-    /// force that is not zero is used, and at least 10 ms.
+    /// Sets the interval at which the follower polls the store without a hint. Defaults to
+    /// [`DEFAULT_POLL`](Self::DEFAULT_POLL). The follower uses at most a quarter of the shortest nonzero
+    /// staleness bound in force, and at least 10 ms.
     pub const fn with_poll(mut self, poll: Duration) -> Self {
         self.poll = poll;
         self
     }
 
-    /// Sets for how long nothing may come from the store before a sync is given up. Defaults to
-    /// [`DEFAULT_TIMEOUT`](Self::DEFAULT_TIMEOUT). Each page that comes starts it anew, so that
-    /// reading everything may take as long as it does. At most half of the shortest bound is used,
-    /// and at least 10 ms.
+    /// Sets the longest wait for a page before a sync times out. Defaults to
+    /// [`DEFAULT_TIMEOUT`](Self::DEFAULT_TIMEOUT). Each page restarts the wait, so a sync that reads many
+    /// pages may take longer. The follower uses at most half of the shortest bound, and at least 10 ms.
     pub const fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Sets the longest pause after failures in a row; they begin with 50 ms, double, and are drawn
-    /// at random up to that. Defaults to [`DEFAULT_BACKOFF`](Self::DEFAULT_BACKOFF). At most a
-    /// quarter of the shortest bound is used, and at least 10 ms.
+    /// Sets the longest pause after failures in a row. The limit of the pause starts at 50 ms and doubles
+    /// with each failure; the pause itself is random, up to the limit. Defaults to
+    /// [`DEFAULT_BACKOFF`](Self::DEFAULT_BACKOFF). The follower uses at most a quarter of the shortest bound,
+    /// and at least 10 ms.
     pub const fn with_backoff(mut self, backoff: Duration) -> Self {
         self.backoff = backoff;
         self
     }
 
-    /// Sets how often [`Keyward::run_upkeep`] is called; `None` leaves it to the host. Defaults to
-    /// [`DEFAULT_UPKEEP`](Self::DEFAULT_UPKEEP). At least 10 ms.
+    /// Sets the interval between calls of [`Keyward::run_upkeep`]; with `None`, the host makes these calls.
+    /// Defaults to [`DEFAULT_UPKEEP`](Self::DEFAULT_UPKEEP). The follower waits at least 10 ms.
     pub const fn with_upkeep(mut self, every: Option<Duration>) -> Self {
         self.upkeep = every;
         self
     }
 }
 
-/// How a follower is doing.
+/// The state of a follower.
 #[derive(Clone, Debug)]
 pub struct FollowStatus {
-    /// How far the node is.
+    /// The node's position in the store, and its age.
     pub freshness: Freshness,
-    /// How many steps failed since the last one that confirmed.
+    /// The number of failed steps since the last confirmed one.
     pub failures: u32,
-    /// Why a step failed last. It stays when later ones confirm.
+    /// The error of the last failed step. Later confirmed steps keep it.
     pub last_error: Option<FollowError>,
 }
 
 impl FollowStatus {
-    /// How far the node is behind its store.
+    /// Returns the distance between the node and its store.
     #[must_use]
     pub fn lag(&self) -> Lag {
         self.freshness.lag()
     }
 }
 
-/// Why a step of a follower failed.
+/// The error of a follower's failed step.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FollowError {
-    /// Nothing came from the store for too long, and the step was given up.
+    /// The store returned nothing within the timeout, and the step was cancelled.
     #[error("store did not answer within {after:?}")]
     TimedOut {
-        /// How long.
+        /// The timeout.
         after: Duration,
     },
     /// The store failed.
@@ -120,12 +119,12 @@ pub enum FollowError {
     Store(#[from] StoreError),
 }
 
-/// A task was to be started where no tokio runtime runs.
+/// The error of [`Keyward::follow`] outside a tokio runtime.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("no tokio runtime to follow the store on")]
 pub struct NoRuntime;
 
-/// A task that keeps a [`Keyward`] up to date. It ends when this is stopped or dropped.
+/// A handle of the task that keeps a [`Keyward`] up to date. Stopping or dropping the handle ends the task.
 ///
 /// # Examples
 ///
@@ -149,33 +148,33 @@ pub struct NoRuntime;
 #[must_use = "a follower stops when it is dropped"]
 pub struct Follower {
     keys: Keyward,
-    told: watch::Receiver<FollowStatus>,
+    status: watch::Receiver<FollowStatus>,
     upkeep: bool,
     runtime: Handle,
     task: JoinHandle<()>,
 }
 
 impl Keyward {
-    /// Starts a task on the current tokio runtime, whose timers must be enabled, that follows the
-    /// store and does the upkeep. Its first step begins at once.
+    /// Starts a task that follows the store and does the upkeep. It runs on the current tokio runtime, whose
+    /// timers must be enabled. Its first step starts immediately.
     ///
-    /// One is enough. [`sync`](Self::sync) and [`run_upkeep`](Self::run_upkeep) may be called beside
-    /// it.
+    /// One follower is enough. Calling [`sync`](Self::sync) and [`run_upkeep`](Self::run_upkeep) concurrently
+    /// is safe.
     ///
     /// # Errors
     ///
-    /// [`NoRuntime`] where no tokio runtime runs.
+    /// [`NoRuntime`] outside a tokio runtime.
     pub fn follow(&self, options: FollowOptions) -> Result<Follower, NoRuntime> {
         let runtime = Handle::try_current().map_err(|_| NoRuntime)?;
-        let (tell, told) = watch::channel(FollowStatus {
+        let (publish, status) = watch::channel(FollowStatus {
             freshness: self.freshness(),
             failures: 0,
             last_error: None,
         });
-        let task = runtime.spawn(task::run(self.clone(), options, tell));
+        let task = runtime.spawn(task::run(self.clone(), options, publish));
         Ok(Follower {
             keys: self.clone(),
-            told,
+            status,
             upkeep: options.upkeep.is_some(),
             runtime,
             task,
@@ -184,41 +183,43 @@ impl Keyward {
 }
 
 impl Follower {
-    /// How it is doing: the freshness is that of now, the rest as the last step left it.
+    /// Returns the state of the follower: the current freshness, and the rest as of the last step.
     #[must_use]
     pub fn status(&self) -> FollowStatus {
         FollowStatus {
             freshness: self.keys.freshness(),
-            ..self.told.borrow().clone()
+            ..self.status.borrow().clone()
         }
     }
 
-    /// Tells of every step that ends, with how it is doing then. It is closed when the task has
-    /// ended.
+    /// Returns a channel on which the follower publishes its state at the end of each step. The channel
+    /// closes when the task ends.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<FollowStatus> {
-        let mut told = self.told.clone();
-        // Only what comes from now on is news.
-        told.mark_unchanged();
-        told
+        let mut status = self.status.clone();
+        // The receiver must not see the state before this call as a change.
+        status.mark_unchanged();
+        status
     }
 
-    /// Whether the task runs. It ends by itself only if the store panics, or the runtime is shut
-    /// down.
+    /// Returns whether the task runs. It ends without [`stop`](Self::stop) only if the store panics or the
+    /// runtime shuts down.
     #[must_use]
     pub fn is_running(&self) -> bool {
         !self.task.is_finished()
     }
 
-    /// Stops it: the step on its way is given up, and when this returns the task has ended. If it did the
-    /// upkeep, it does so once more, for 30 seconds at most: no first use that was counted is lost. A chore that was being done
-    /// may or may not have landed.
+    /// Stops the task: cancels the step in flight and waits until the task has ended. A cancelled upkeep task
+    /// may or may not have committed.
+    ///
+    /// If the follower did the upkeep, it then does the upkeep once more, for at most 30 seconds, so that no
+    /// counted first use is lost.
     pub async fn stop(mut self) {
         self.task.abort();
-        // Whether it was stopped or had ended before, it has ended.
+        // The result does not matter: an aborted task and a finished task have both ended.
         let _ = (&mut self.task).await;
         if self.upkeep {
-            // On the runtime, whose timers it needs, wherever this is awaited.
+            // The upkeep needs the runtime's timers, and the caller may await `stop` outside the runtime.
             let keys = self.keys.clone();
             let last = self
                 .runtime

@@ -1,39 +1,39 @@
-//! When the next step is due. Pure: what happened, what was chosen and randomness come in as values.
+//! The pauses between steps. Pure: the outcome, the options and the randomness are arguments.
 
 use std::time::Duration;
 
 use super::FollowOptions;
 
-/// The least time from one step to the next, whatever hints come and whatever fails: a hundred steps
-/// a second. A judgement.
+/// 10 ms, at most a hundred steps a second: the shortest pause between two steps, even if hints keep coming
+/// or steps keep failing. A judgement.
 pub(super) const FLOOR: Duration = Duration::from_millis(10);
 
-/// The longest pause after a first failure; each one in a row doubles it. A judgement.
+/// 50 ms, the longest pause after a first failure. Each further failure in a row doubles it. A judgement.
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 
-/// How a step ended.
+/// The outcome of a step.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Ended {
-    /// It confirmed.
+    /// The step confirmed the node's state.
     Confirmed,
-    /// It failed, or was given up.
+    /// The step failed or timed out.
     Failed,
 }
 
-/// Options, fitted to the shortest staleness bound that is in force.
+/// The options, limited by the shortest staleness bound in force.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Pace {
-    /// How long a pause a step that confirmed is followed by, unless a hint comes.
+    /// The pause after a confirmed step, unless a hint comes.
     pub(super) poll: Duration,
-    /// For how long nothing may come from the store before a step is given up.
+    /// The longest wait for a page before a step times out.
     pub(super) timeout: Duration,
     /// The longest pause after a failure.
     pub(super) backoff: Duration,
 }
 
 impl Pace {
-    /// A quarter of the bound passes at most between two steps, and half of it in one that hangs, so
-    /// that one of them that fails does not make keys be refused.
+    /// Limits the options by the bound. A pause takes at most a quarter of the bound and a step that hangs at
+    /// most half of it, so that a single failed step does not make the node refuse keys.
     pub(super) fn of(options: &FollowOptions, bound: Option<Duration>) -> Self {
         let bound = bound.unwrap_or(Duration::MAX);
         let within = |chosen: Duration, most: Duration| chosen.min(most).max(FLOOR);
@@ -45,9 +45,8 @@ impl Pace {
     }
 }
 
-/// The pause after a step that ended so, the last of `failures` failures in a row. A failure is
-/// followed by a random share of a pause that doubles each time, so that nodes which failed together
-/// do not come back together.
+/// Returns the pause after a step, given the number of failures in a row. After a failure the pause is a
+/// random share of a limit that doubles each time, so that nodes which failed together do not retry together.
 pub(super) fn pause(ended: Ended, failures: u32, pace: &Pace, random: u64) -> Duration {
     match ended {
         Ended::Confirmed => pace.poll,
@@ -61,7 +60,7 @@ pub(super) fn pause(ended: Ended, failures: u32, pace: &Pace, random: u64) -> Du
     }
 }
 
-/// The share of `whole` that `random` is of all that it might be.
+/// Returns `whole` multiplied by `random` / 2^64.
 fn share(whole: Duration, random: u64) -> Duration {
     let nanos = (whole.as_nanos() * u128::from(random)) >> u64::BITS;
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
@@ -82,13 +81,13 @@ mod tests {
     }
 
     #[test]
-    fn a_step_that_confirmed_is_followed_by_the_poll_interval() {
+    fn a_confirmed_step_is_followed_by_the_poll_interval() {
         let pause = pause(Ended::Confirmed, 0, &pace(None), u64::MAX);
         assert_eq!(pause, ms(250));
     }
 
     #[test]
-    fn the_longest_pause_doubles_with_every_failure_up_to_its_most() {
+    fn the_longest_pause_doubles_with_each_failure_up_to_the_limit() {
         let ten_seconds = pace(Some(ms(10_000)));
         let longest = |failures| pause(Ended::Failed, failures, &ten_seconds, u64::MAX);
         let expected = [50, 100, 200, 400, 800, 1600, 2000, 2000];
@@ -102,10 +101,10 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_after_a_failure_takes_any_length_evenly() {
+    fn pauses_after_a_failure_are_evenly_distributed() {
         let eighth = u64::MAX / 8;
         let at = |eighths: u64| pause(Ended::Failed, 3, &pace(None), eighths * eighth);
-        assert_eq!(at(0), FLOOR, "and is never too short");
+        assert_eq!(at(0), FLOOR, "a pause is never shorter than the floor");
         let expected = FLOOR + (ms(200) - FLOOR) / 2;
         assert!(expected - at(4) < Duration::from_micros(1));
     }

@@ -1,4 +1,4 @@
-//! The loop of a follower. It is thin: what is due when is said by [`pace`](super::pace).
+//! The loop of a follower. [`pace`](super::pace) computes its pauses.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -10,21 +10,24 @@ use super::pace::{Ended, FLOOR, Pace, pause};
 use super::{FollowError, FollowOptions, FollowStatus};
 use crate::keyward::Keyward;
 
-/// For how long a round of upkeep may take before it is given up: the next round does what is left. A
-/// judgement.
+/// 30 s, after which a round of upkeep is cancelled. The next round does the rest. A judgement.
 const UPKEEP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Follows the store and does the upkeep, until it is dropped.
-pub(super) async fn run(keys: Keyward, options: FollowOptions, tell: watch::Sender<FollowStatus>) {
-    // Beside each other: a chore that hangs must hold up no confirmation.
+/// Follows the store and does the upkeep, until the future is dropped.
+pub(super) async fn run(
+    keys: Keyward,
+    options: FollowOptions,
+    publish: watch::Sender<FollowStatus>,
+) {
+    // Concurrently: an upkeep task that hangs must not delay a confirmation.
     let both = futures_util::future::join(
-        follow(&keys, &options, &tell),
+        follow(&keys, &options, &publish),
         upkeep(&keys, options.upkeep),
     );
     both.await;
 }
 
-async fn follow(keys: &Keyward, options: &FollowOptions, tell: &watch::Sender<FollowStatus>) {
+async fn follow(keys: &Keyward, options: &FollowOptions, publish: &watch::Sender<FollowStatus>) {
     let mut failures = 0_u32;
     loop {
         let pace = Pace::of(options, keys.shortest_bound());
@@ -40,11 +43,11 @@ async fn follow(keys: &Keyward, options: &FollowOptions, tell: &watch::Sender<Fo
                 failures = failures.saturating_add(1);
                 let age = keys.freshness().age;
                 tracing::warn!(%error, failures, ?age, "could not follow the store");
-                tell.send_modify(|status| status.last_error = Some(error));
+                publish.send_modify(|status| status.last_error = Some(error));
                 Ended::Failed
             }
         };
-        tell.send_modify(|status| {
+        publish.send_modify(|status| {
             status.freshness = keys.freshness();
             status.failures = failures;
         });
@@ -56,7 +59,8 @@ async fn follow(keys: &Keyward, options: &FollowOptions, tell: &watch::Sender<Fo
     }
 }
 
-/// One sync, given up if nothing comes for `limit`: what goes on may take longer.
+/// Runs one sync. It times out if no page arrives for `limit`; a sync whose pages keep arriving may take
+/// longer.
 async fn step(keys: &Keyward, limit: Duration) -> Result<(), FollowError> {
     let mut sync = pin!(keys.sync());
     let mut answers = keys.answers();
@@ -71,8 +75,8 @@ async fn step(keys: &Keyward, limit: Duration) -> Result<(), FollowError> {
     }
 }
 
-/// Waits for a hint of the store, for at most `pause` and no less than the floor: hints may come for
-/// nothing, and fail.
+/// Waits for a hint from the store, for at most `pause`. Waits at least for the floor, because hints may be
+/// spurious or fail.
 async fn hint_within(keys: &Keyward, pause: Duration) {
     sleep(FLOOR).await;
     let hint = async {
@@ -80,7 +84,7 @@ async fn hint_within(keys: &Keyward, pause: Duration) {
             std::future::pending::<()>().await;
         }
     };
-    // Either way it is only a reason to ask.
+    // A hint and a timeout both lead to the next sync.
     let _ = timeout(pause.saturating_sub(FLOOR), hint).await;
 }
 

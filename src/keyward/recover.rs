@@ -1,4 +1,4 @@
-//! Recovering: what a store that was restored from a backup must not accept again.
+//! Recovery of a store that was restored from a backup, which would accept keys again that ended since.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::num::NonZeroUsize;
@@ -12,7 +12,7 @@ use crate::core::id::KeyId;
 use crate::core::principal::Author;
 use crate::core::query::{AuditQuery, KeyQuery};
 use crate::core::record::{KeyRecord, Status};
-use crate::core::recovery::{self, Later, LaterKey, LaterOwner, Step};
+use crate::core::recovery::{self, Later, LaterKey, LaterOwner, RecoveryStep};
 use crate::core::sweep::Sweep;
 use crate::core::tenant::TenantId;
 use crate::core::text::{CommandId, PrincipalId};
@@ -20,32 +20,32 @@ use crate::core::view::Select;
 use crate::manager::{BulkReceipt, Error};
 use crate::store::StoreError;
 
-/// What to do about what happened after the backup was taken.
+/// The treatment of changes that were made after the backup was taken.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum Recovery {
-    /// Disable every key that could verify, publishable and legacy ones included. Enable those that
-    /// are known to be good one by one, or rotate them: among them may be keys that were revoked.
+    /// Disables every key that could verify, including publishable and legacy keys. Afterwards enable or
+    /// rotate known good keys one by one: the disabled keys may include keys that were revoked.
     #[default]
     DisableAll,
-    /// Repeat what ended or narrowed keys since, as told by audit entries that were kept elsewhere:
-    /// an exported trail, an event log. What they do not tell is not repeated, so that a trail that
-    /// lags behind is no reason to trust the rest.
+    /// Repeats the changes that ended or narrowed keys since, from audit entries that were kept elsewhere,
+    /// such as an exported trail. Changes after the last of these entries are not repeated: if the export
+    /// lags behind, the keys that it does not mention are not safe.
     Replay(Vec<AuditEntry>),
-    /// Trust the backup as it is: the host knows that nothing was ended or narrowed since.
+    /// Trusts the backup as it is: the host knows that no key was ended or narrowed since.
     TrustBackup,
 }
 
-/// What a recovery did. Numbers are of this call alone; one that goes on after an interrupted one
-/// counts what was left. Lists are whole each time.
+/// The result of a recovery. Numbers count the changes of this call only: a call that continues an
+/// interrupted recovery counts the rest. Lists are always complete.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct RecoveryReport {
-    /// Tenants that had keys to disable, or of which later entries were given.
+    /// Tenants that had keys to disable, or later entries.
     pub tenants: usize,
     /// Tenants that were closed again.
     pub closed: usize,
-    /// Owners that were removed or given a role again.
+    /// Owners that were removed again or got a role again.
     pub owners: usize,
     /// Keys that were disabled.
     pub disabled: usize,
@@ -53,36 +53,36 @@ pub struct RecoveryReport {
     pub revoked: usize,
     /// Keys that were removed.
     pub removed: usize,
-    /// Keys whose scopes, networks or end were set again.
+    /// Keys whose scopes, networks or end were narrowed again.
     pub changed: usize,
-    /// Legacy keys that are disabled now: rotate them, or enable those whose secret was not replaced
-    /// since the backup.
+    /// Legacy keys that are now disabled. Rotate them, or enable a key if its secret was not replaced since
+    /// the backup.
     pub legacy: Vec<KeyId>,
-    /// Keys that are disabled because what was done to them could not be repeated exactly, say a
-    /// rotation whose successor is lost. Look at them one by one.
+    /// Keys that are disabled because a change could not be repeated exactly, such as a rotation whose
+    /// successor is lost. Review them one by one.
     pub to_review: Vec<KeyId>,
-    /// Keys that were created since and are not in the backup. Their holders need new ones.
+    /// Keys that were created since the backup and are lost. Their holders need new keys.
     pub lost: Vec<KeyId>,
-    /// Keys that later entries name and that are neither in the backup nor created since.
+    /// Keys that later entries name, but that neither the backup nor a later creation contains.
     pub unknown: Vec<KeyId>,
-    /// Keys whose stored bytes failed their checksum. They are refused as they are.
+    /// Keys whose stored bytes failed their checksum. They are refused in any case.
     pub corrupt: Vec<KeyId>,
 }
 
-/// Why a recovery did not happen, or not to its end.
+/// The error of a recovery that did not complete.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecoveryError {
-    /// The entries are not what was written, or do not follow those in the backup. Nothing was
+    /// The entries are not those that were written, or do not follow the entries in the backup. Nothing was
     /// changed.
     #[error("entries of tenant {tenant} cannot be replayed: {error}")]
     Chain {
-        /// Whose entries.
+        /// The tenant of the entries.
         tenant: TenantId,
-        /// What is wrong with them.
+        /// The fault in its chain.
         error: ChainError,
     },
-    /// It was interrupted. What landed stays; the same call goes on from there.
+    /// The recovery was interrupted. Committed changes stay, and the same call continues after them.
     #[error(transparent)]
     Interrupted(#[from] Error),
 }
@@ -94,19 +94,17 @@ impl From<StoreError> for RecoveryError {
 }
 
 impl Keyward {
-    /// Puts a store right that was restored from a backup, before it serves: keys that were revoked,
-    /// deleted, disabled, narrowed or rotated after the backup was taken would verify again.
+    /// Recovers a store that was restored from a backup. Call it before the store serves: keys that were
+    /// revoked, deleted, disabled, narrowed or rotated after the backup was taken would verify again.
     ///
-    /// For the host itself, over the whole store, whatever its kind. Every change is a command with
-    /// its audit entry, as everywhere, in commits of at most [`SWEEP_MAX`](crate::rules::SWEEP_MAX)
-    /// keys. Interrupted, the same call goes on where it stopped. A replay that is repeated does
-    /// nothing twice: what it disabled and somebody enabled since stays enabled.
-    /// [`Recovery::DisableAll`] disables that again.
+    /// Works on the whole store, of any backend, and is for the host itself. Every change is a command with
+    /// its audit entry, in commits of at most [`SWEEP_MAX`](crate::rules::SWEEP_MAX) keys. After an
+    /// interruption the same call continues. A repeated replay makes no change twice: a key that it disabled
+    /// and an administrator enabled since stays enabled. [`Recovery::DisableAll`] disables such a key again.
     ///
     /// # Errors
     ///
-    /// [`RecoveryError::Chain`] if entries were altered or are missing or foreign: nothing was
-    /// changed.
+    /// [`RecoveryError::Chain`] if entries are altered, missing or foreign. Nothing was changed then.
     pub async fn recover(&self, recovery: Recovery) -> Result<RecoveryReport, RecoveryError> {
         let mut report = RecoveryReport::default();
         match recovery {
@@ -162,7 +160,7 @@ impl Keyward {
         let mut tenants = BTreeMap::new();
         for (tenant, mut given) in chains {
             given.sort_by_key(|entry| entry.sequence);
-            // Exports overlap: an entry may be given twice, but not in two versions.
+            // Exports may overlap: two copies of an entry are fine, two versions of it are not.
             given.dedup();
             let stored = self.stored_heads(&tenant, &given).await?;
             let later = recovery::later(&tenant, &stored, &given, &self.inner.peppers);
@@ -174,7 +172,7 @@ impl Keyward {
                 Err(error) => return Err(RecoveryError::Chain { tenant, error }),
             }
         }
-        // All of them are sound: only now is anything changed. Tenants come before those below them.
+        // All chains are sound, so the changes start here. A tenant precedes its descendants.
         report.tenants = tenants.len();
         for (tenant, later) in &tenants {
             let path = tenant.paths().filter_map(|path| tenants.get(path));
@@ -184,7 +182,7 @@ impl Keyward {
         Ok(())
     }
 
-    /// The store's own entries from the one before the first that was given.
+    /// Returns the heads of the store's own entries, starting one entry before the first given entry.
     async fn stored_heads(
         &self,
         tenant: &TenantId,
@@ -222,7 +220,7 @@ impl Keyward {
     ) -> Result<(), RecoveryError> {
         for (marks, hash) in &later.blocked {
             for (number, (mark, key)) in marks.iter().enumerate() {
-                // Each by itself: one that was imported again before this recovery stops no other.
+                // One command for each digest: a digest that was imported again does not stop the others.
                 let id = recovery::command_id(*hash, &format!("digest-{number}"));
                 let id = id.map_err(Error::from)?;
                 let marks = vec![(*mark, *key)];
@@ -302,13 +300,13 @@ impl Keyward {
         let mut planned = Vec::new();
         for (id, became) in keys {
             let Some(record) = view.record(**id) else {
-                let told = match () {
+                let list = match () {
                     () if view.corrupt.contains(id) => &mut report.corrupt,
                     () if became.ended() => continue,
                     () if became.created => &mut report.lost,
                     () => &mut report.unknown,
                 };
-                told.push(**id);
+                list.push(**id);
                 continue;
             };
             let steps = became.steps(record, &policy, now).map_err(Error::from)?;
@@ -322,7 +320,7 @@ impl Keyward {
         Ok(())
     }
 
-    /// Keeps the digests of imported keys that were ended or narrowed since from being imported again.
+    /// Blocks another import of the digests of imported keys that were ended or narrowed since.
     async fn block_digests(
         &self,
         tenant: &TenantId,
@@ -335,7 +333,7 @@ impl Keyward {
             let Some((mark, id)) = mark else {
                 continue;
             };
-            // Each by itself: one that was imported again before this recovery stops no other.
+            // One command for each digest: a digest that was imported again does not stop the others.
             let key = **key;
             let marks = vec![(mark, key)];
             let blocked = self.repeat(tenant, id, Command::BlockDigests { marks });
@@ -349,7 +347,7 @@ impl Keyward {
     async fn replay_step(
         &self,
         record: &KeyRecord,
-        step: Step,
+        step: RecoveryStep,
         landed: &HashSet<CommandId>,
         report: &mut RecoveryReport,
     ) -> Result<(), RecoveryError> {
@@ -369,14 +367,14 @@ impl Keyward {
                 Command::ReportLeak { .. } => {}
                 _ => {
                     report.disabled += done;
-                    let told = match step.was_disabled {
+                    let list = match step.was_disabled {
                         _ if record.legacy => Some(&mut report.legacy),
                         false => Some(&mut report.to_review),
                         true => None,
                     };
-                    // Several things may have been done to one key.
-                    if let Some(told) = told.filter(|told| told.last() != Some(&record.id)) {
-                        told.push(record.id);
+                    // Several steps may be about one key.
+                    if let Some(list) = list.filter(|list| list.last() != Some(&record.id)) {
+                        list.push(record.id);
                     }
                 }
             }
@@ -385,7 +383,7 @@ impl Keyward {
         Ok(())
     }
 
-    /// Which of these commands landed in an earlier call.
+    /// Returns the ids of those commands that an earlier call committed.
     async fn landed(
         &self,
         tenant: &TenantId,
@@ -400,14 +398,14 @@ impl Keyward {
             };
             let view = self.inner.store.load(tenant, &select).await?;
             let applied = view.applied.into_iter();
-            // Nobody else's command counts, whatever its id.
+            // Only the host's own commands count: another author may have used the same id.
             let own = applied.filter(|entry| entry.actor == Author::Application);
             landed.extend(own.map(|entry| entry.command));
         }
         Ok(landed)
     }
 
-    /// Gives a command as the host itself. `None` if the rules refuse it.
+    /// Executes a command as the host itself. Returns `None` if the rules deny it.
     async fn repeat(
         &self,
         tenant: &TenantId,
@@ -418,7 +416,7 @@ impl Keyward {
         accepted(self.inner.manager.execute(request).await.map(|l| l.outcome))
     }
 
-    /// The same for a command over many keys.
+    /// Executes a command over many keys as the host itself. Returns `None` if the rules deny it.
     async fn repeat_bulk(
         &self,
         tenant: &TenantId,
@@ -430,16 +428,16 @@ impl Keyward {
     }
 }
 
-/// As many rows at a time as a commit holds keys.
-const PAGE: NonZeroUsize = NonZeroUsize::new(SWEEP_MAX).expect("a sweep is not empty");
+/// [`SWEEP_MAX`] rows per page, as many as a commit holds keys.
+const PAGE: NonZeroUsize = NonZeroUsize::new(SWEEP_MAX).expect("`SWEEP_MAX` is greater than zero");
 
 fn as_host(tenant: &TenantId, id: CommandId, command: Command) -> Request {
     let actor = Actor::application(tenant.clone());
     Request::new(id, actor, tenant.clone(), command)
 }
 
-/// A refusal is an answer here: in a closed tenant nothing verifies anyway, and what the rules do not
-/// let be repeated is done in another way.
+/// Turns a denial into `None`. In a closed tenant no key verifies anyway, and the caller repeats a denied
+/// change in another way.
 fn accepted<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
     match result {
         Ok(done) => Ok(Some(done)),

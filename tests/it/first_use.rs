@@ -95,8 +95,12 @@ fn a_first_use_recorded_by_a_command_is_attributed_to_the_application() {
     let trail = AuditQuery::tenant(tenant("acme"));
     let rows = wait(world.keys.audit(&host(), &trail)).unwrap().rows;
     let noticed = rows.into_iter().map(|row| row.entry);
-    let noticed = noticed
-        .filter(|entry| matches!(entry.action, Action::FirstUsed | Action::GraceBegan { .. }));
+    let noticed = noticed.filter(|entry| {
+        matches!(
+            entry.action,
+            Action::SuccessorFirstUsed | Action::GraceBegan { .. }
+        )
+    });
     let noticed: Vec<_> = noticed.map(|entry| (entry.actor, entry.role)).collect();
     assert_eq!(noticed, vec![(Author::Application, None); 2]);
 }
@@ -169,7 +173,9 @@ fn tenants_take_turns_when_first_uses_are_recorded() {
     let trail = AuditQuery::tenant(tenant("zebra"));
     let host = Actor::application(tenant("zebra"));
     let rows = wait(keys.audit(&host, &trail)).unwrap().rows;
-    let noticed = rows.iter().any(|row| row.entry.action == Action::FirstUsed);
+    let noticed = rows
+        .iter()
+        .any(|row| row.entry.action == Action::SuccessorFirstUsed);
     assert!(
         noticed,
         "of two that were recorded, one is the other tenant's"

@@ -7,14 +7,14 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
-use keyward::audit::{Action, AuditEntry, AuditHash};
+use keyward::audit::{Action, AuditEntry, AuditHash, Evidence, FieldChange};
 use keyward::store::DecodeError;
 use keyward::{
-    AddressAllowlist, Author, BulkFilter, Credential, Description, Digest, Fingerprint, Hint,
-    ImportScheme, KeyId, KeyName, KeyRecord, KeyState, LastAction, Lineage, MadeBy, Maker,
-    Metadata, Owner, OwnerRecord, PendingSweep, PepperId, Predecessor, PrincipalId, Purpose,
-    Reason, Resource, ResourceId, ResourceKind, Role, RotationReason, ScopeSet, Stamp, Succession,
-    SweepKind, TenantRecord, Visibility, hours, token::TokenPrefix,
+    AddressAllowlist, Author, BulkFilter, Credential, Description, Digest, DigestMark, Fingerprint,
+    Hint, ImportScheme, KeyId, KeyName, KeyRecord, KeyState, LastAction, LeakSource, Lineage,
+    MadeBy, Maker, Metadata, Owner, OwnerRecord, PendingSweep, PepperId, Predecessor, PrincipalId,
+    Purpose, Reason, Resource, ResourceId, ResourceKind, Role, RotationReason, ScopeSet, Stamp,
+    Succession, SweepKind, TenantRecord, Visibility, hours, token::TokenPrefix,
 };
 use support::*;
 
@@ -200,15 +200,129 @@ fn entry() -> AuditEntry {
         action: Action::KeyImported {
             class: class("secret"),
             scheme: ImportScheme::Sha256,
-            mark: serde_json::from_value(vec![7; 32].into()).unwrap(),
+        },
+        evidence: Some(Evidence::Imported {
+            mark: mark(),
             owner: Owner::Principal(PrincipalId::new("ann").unwrap()),
             expires_at: None,
-        },
+        }),
         key: Some(KeyId::from_u128(5)),
         pepper: PepperId::new("p1").unwrap(),
         previous: AuditHash::from_bytes([1; 32]),
         hash: AuditHash::from_bytes([2; 32]),
     }
+}
+
+fn mark() -> DigestMark {
+    serde_json::from_value(vec![7; 32].into()).unwrap()
+}
+
+/// One entry for each action, and for each kind of change and evidence. A line's number pins the action's
+/// index in the stored format: new actions go to the end.
+fn entries() -> Vec<AuditEntry> {
+    let class = class("secret");
+    let (owner, role, reason) = (who("ann"), Role::MEMBER, Reason::Leaked);
+    let (other, instant) = (KeyId::from_u128(6), at("2026-01-03T00:00:00Z"));
+    let changes = vec![
+        FieldChange::Name {
+            before: KeyName::new("one").unwrap(),
+            after: KeyName::new("two").unwrap(),
+        },
+        FieldChange::Description {
+            bytes_before: None,
+            bytes_after: Some(300),
+        },
+        FieldChange::Purpose {
+            bytes_before: Some(3),
+            bytes_after: None,
+        },
+        FieldChange::Metadata {
+            pairs_before: 0,
+            pairs_after: 2,
+        },
+        FieldChange::Scopes {
+            before: full().scopes,
+            after: ScopeSet::none(),
+        },
+        FieldChange::Allowlist {
+            before: AddressAllowlist::default(),
+            after: full().allowlist,
+        },
+        FieldChange::ExpiresAt {
+            before: None,
+            after: Some(instant),
+        },
+    ];
+    let actions = [
+        Action::TenantProvisioned,
+        Action::TenantClosed,
+        Action::ResourceProvisioned {
+            resource: ResourceId::new("d-1").unwrap(),
+        },
+        Action::KeyCreated {
+            class: class.clone(),
+        },
+        Action::KeyProvisioned {
+            class: class.clone(),
+        },
+        Action::KeyImported {
+            class,
+            scheme: ImportScheme::Sha256,
+        },
+        Action::KeyUpdated { changes },
+        Action::KeyDisabled,
+        Action::KeyEnabled,
+        Action::KeyRevoked { reason },
+        Action::KeyDeleted,
+        Action::KeyPurged,
+        Action::KeyRotated {
+            successor: other,
+            reason: RotationReason::Incident,
+            old_key_ends: instant,
+        },
+        Action::RotationCancelled { successor: other },
+        Action::SuccessorFirstUsed,
+        Action::GraceBegan {
+            old_key_ends: instant,
+        },
+        Action::SecretReplaced,
+        Action::KeyLeaked {
+            source: LeakSource::new("a scanner").unwrap(),
+            revoked: true,
+        },
+        Action::KeyRedigested {
+            pepper: PepperId::new("p2").unwrap(),
+        },
+        Action::OwnerAdded {
+            owner: owner.clone(),
+            role: role.clone(),
+        },
+        Action::OwnerRoleChanged {
+            owner: owner.clone(),
+            before: None,
+            after: role,
+        },
+        Action::OwnerRemoved { owner },
+        Action::BulkRevocationBegan { reason },
+        Action::BulkCommandEnded,
+        Action::DigestsBlocked { count: 1 },
+        Action::TimeRepaired {
+            from: instant,
+            to: instant,
+        },
+    ];
+    let with = |action| AuditEntry {
+        evidence: match action {
+            Action::KeyImported { .. } => entry().evidence,
+            Action::DigestsBlocked { .. } => Some(Evidence::Blocked {
+                marks: vec![(mark(), other)],
+            }),
+            _ => None,
+        },
+        action,
+        ..entry()
+    };
+    actions.into_iter().map(with).collect()
 }
 
 /// Returns the bytes written by an older version.
@@ -235,6 +349,23 @@ fn records_of_version_1_are_read_and_written_byte_for_byte() {
     assert_eq!(TenantRecord::from_bytes(&bytes), Ok(closed_tenant()));
     let bytes = golden("audit.v1", &entry().to_bytes());
     assert_eq!(AuditEntry::from_bytes(&bytes), Ok(entry()));
+}
+
+#[test]
+fn every_action_of_version_1_is_read_and_written_to_the_byte() {
+    let hex = |entry: &AuditEntry| -> String {
+        let bytes = entry.to_bytes();
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    let entries = entries();
+    let lines: Vec<_> = entries.iter().map(hex).collect();
+    let golden = golden("actions.v1", lines.join("\n").as_bytes());
+    let golden: Vec<_> = golden.split(|byte| *byte == b'\n').collect();
+    assert_eq!(golden.len(), lines.len());
+    for ((entry, line), golden) in entries.iter().zip(&lines).zip(golden) {
+        assert_eq!(line.as_bytes(), golden, "{entry:?}");
+        assert_eq!(AuditEntry::from_bytes(&entry.to_bytes()), Ok(entry.clone()));
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Keys that end: disabled for a while, revoked for ever, deleted, purged, leaked.
 
 use super::Work;
-use crate::core::audit::Action;
+use crate::core::audit::{Action, Evidence};
 use crate::core::authority::Effect;
 use crate::core::command::{DeleteKey, Denied, Outcome, RevokeKey};
 use crate::core::id::KeyId;
@@ -114,7 +114,7 @@ impl Work<'_> {
             |access: &Access| self.permit(access, Some(&record), "report leaks", Effect::Narrows);
         by(&Access::support_only()).or_else(|_| by(&access))?;
         let revoked = record.visibility == Visibility::Secret && !record.legacy;
-        let noted = Action::LeakReported {
+        let noted = Action::KeyLeaked {
             source: source.clone(),
             revoked,
         };
@@ -203,8 +203,10 @@ impl Work<'_> {
                 digests: digests.collect(),
                 ..Effects::default()
             });
+            let count = u32::try_from(marks.len()).unwrap_or(u32::MAX);
             let marks = marks.to_vec();
-            self.log(Action::DigestsBlocked { marks }, None);
+            let evidence = Some(Evidence::Blocked { marks });
+            self.log_with(Action::DigestsBlocked { count }, None, evidence);
         }
         Ok(Outcome::Done)
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Work, issued};
 use crate::core::actor::Identity;
-use crate::core::audit::Action;
+use crate::core::audit::{Action, Evidence};
 use crate::core::authority::Effect;
 use crate::core::command::{Denied, Expiry, IssuedKey, KeySpec, Outcome, OwnerSpec};
 use crate::core::hole;
@@ -101,6 +101,8 @@ impl<'a> Work<'a> {
         let imported = Action::KeyImported {
             class: class.clone(),
             scheme,
+        };
+        let evidence = Evidence::Imported {
             mark: self.peppers.current().mark(&digest),
             owner: record.owner.clone(),
             expires_at: record.expires_at,
@@ -111,7 +113,7 @@ impl<'a> Work<'a> {
             digests: marks.map(|mark| (mark.as_digest(), id)).collect(),
             ..Effects::default()
         });
-        self.put(record, LastAction::Imported, imported);
+        self.put_with(record, LastAction::Imported, imported, Some(evidence));
         self.bound_live(&class);
         Ok(Outcome::Issued {
             key: Some(key),

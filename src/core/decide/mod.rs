@@ -21,7 +21,7 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 
 pub use self::select::{links, select};
-use super::audit::{Action, AuditEntry, AuditHash};
+use super::audit::{Action, AuditEntry, AuditHash, Evidence};
 use super::authority::{self as core_authority, Caller};
 use super::checked_time::CheckedTime;
 use super::command::{Command, Denied, IssuedKey, Outcome, Request};
@@ -257,7 +257,7 @@ impl<'a> Work<'a> {
                 Action::KeyCreated { .. } | Action::KeyImported { .. } => entry.key,
                 Action::SecretReplaced => entry.key,
                 Action::KeyRotated { successor, .. } => Some(successor),
-                Action::LeakReported { revoked, .. } => {
+                Action::KeyLeaked { revoked, .. } => {
                     return Ok(Some(Outcome::LeakNoted { revoked }));
                 }
                 _ => None,
@@ -373,7 +373,17 @@ impl<'a> Work<'a> {
     }
 
     /// Takes a changed record over, with its stamp and its audit entry.
-    fn put(&mut self, mut record: KeyRecord, did: LastAction, action: Action) {
+    fn put(&mut self, record: KeyRecord, did: LastAction, action: Action) {
+        self.put_with(record, did, action, None);
+    }
+
+    fn put_with(
+        &mut self,
+        mut record: KeyRecord,
+        did: LastAction,
+        action: Action,
+        evidence: Option<Evidence>,
+    ) {
         record.updated = self.stamp();
         record.last_action = did;
         let key = Some(record.id);
@@ -381,7 +391,7 @@ impl<'a> Work<'a> {
             puts: vec![record],
             ..Effects::default()
         });
-        self.log(action, key);
+        self.log_with(action, key, evidence);
     }
 
     fn change(&mut self, mut effects: Effects) {
@@ -393,6 +403,10 @@ impl<'a> Work<'a> {
     }
 
     fn log(&mut self, action: Action, key: Option<KeyId>) {
+        self.log_with(action, key, None);
+    }
+
+    fn log_with(&mut self, action: Action, key: Option<KeyId>, evidence: Option<Evidence>) {
         let head = self.view.audit_head;
         let stated = self.request.actor.role();
         let by_caller = self.request.continues.is_none() && self.author == self.request.author();
@@ -405,6 +419,7 @@ impl<'a> Work<'a> {
             command: self.command.clone(),
             command_mark: self.mark,
             action,
+            evidence,
             key,
             pepper: self.peppers.current().id().clone(),
             previous: head.hash,

@@ -93,7 +93,7 @@ impl<'a> Work<'a> {
         let rotated = Action::KeyRotated {
             successor,
             reason,
-            until,
+            old_key_ends: until,
         };
         self.begin_grace_before(&old);
         self.put(old, LastAction::Rotated, rotated);
@@ -208,7 +208,7 @@ impl<'a> Work<'a> {
         };
         link.first_used_at = Some(self.now);
         let old = link.key;
-        self.put(successor, LastAction::FirstUsed, Action::FirstUsed);
+        self.put(successor, LastAction::FirstUsed, Action::SuccessorFirstUsed);
         self.begin_grace(old, id);
     }
 
@@ -223,8 +223,9 @@ impl<'a> Work<'a> {
             .and_then(|succession| succession.grace_from_first_use.take());
         if let Some(grace) = waiting {
             self.retire(&mut old, Retirement::After(grace));
-            let until = self.end_of(&old);
-            self.put(old, LastAction::FirstUsed, Action::GraceBegan { until });
+            let old_key_ends = self.end_of(&old);
+            let began = Action::GraceBegan { old_key_ends };
+            self.put(old, LastAction::FirstUsed, began);
         }
     }
 

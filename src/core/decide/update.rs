@@ -1,4 +1,4 @@
-//! Keys that change: what they are called, may do, how long they live, under which pepper they stand.
+//! Updates of a key's fields, and the renewal of its digest under another pepper.
 
 use super::Work;
 use super::issue::check_ceiling;
@@ -37,7 +37,7 @@ impl Work<'_> {
         after.allowlist = allowlist.unwrap_or(after.allowlist);
         if let Some(expiry) = expiry {
             if let Some(succession) = &before.succession {
-                // Its end is the rotation's to say; a later one would lengthen the old key's life.
+                // The rotation sets the old key's end; a later end would extend its life.
                 return Err(Denied::BeingRotated {
                     successor: succession.successor,
                 });
@@ -47,7 +47,7 @@ impl Work<'_> {
         let narrowed =
             !after.scopes.contains(&before.scopes) || after.allowlist != before.allowlist;
         if before.legacy && narrowed {
-            // Without scopes, or without a network, it would be as good as disabled.
+            // Without scopes or without a network the legacy key would be as good as disabled.
             return Err(Denied::LegacyKey { action: "narrowed" });
         }
         let shortened = match (after.expires_at, before.expires_at) {
@@ -65,13 +65,13 @@ impl Work<'_> {
         if more_scopes {
             check_ceiling(&after.class, class, &after.scopes)?;
         }
-        // Whatever is within the key as it was narrows it; all else is handed out.
+        // An update within the key's old reach narrows the key. Every other update widens it.
         let widened = self.reach_of(&after)?.excess(&self.reach_of(&before)?);
         if more_scopes || widened.is_some() {
             self.check_time()?;
             self.permit(&class.update, Some(&before), action, Effect::Widens)?;
             let reach = self.reach_of(&after)?;
-            // What is not allowed today is refused, not kept for a better day.
+            // Scopes that the reach does not allow today are denied, not kept for later.
             let scopes = match more_scopes {
                 true => after.scopes.clone(),
                 false => reach.scopes.clone(),
@@ -81,7 +81,8 @@ impl Work<'_> {
                 reach.role = limits.reach.role.clone();
             }
             self.caller.check_within(&reach)?;
-            // Whoever widens a key may hold its secret: what bounds them bounds it from now on.
+            // The caller may hold the secret of the key that it widens. From now on the caller's bounds limit
+            // the key too.
             let received = self.bound_at_receipt(&after.owner, None)?;
             let received = received.into_iter();
             let received = received.filter(|_| !hole::is_open("update"));
@@ -127,74 +128,48 @@ impl Work<'_> {
     }
 }
 
-/// What changed, as people read it. Free text may hold what does not belong in a log, so that only
-/// its length is told.
+/// Returns a change for each field that differs.
 fn changes(before: &KeyRecord, after: &KeyRecord) -> Vec<FieldChange> {
-    let length =
-        |text: Option<&str>| text.map_or("none".to_owned(), |t| format!("{} bytes", t.len()));
-    let expiry = |record: &KeyRecord| {
-        record
-            .expires_at
-            .map_or(FieldChange::NEVER.to_owned(), |end| end.to_string())
+    let description = |key: &KeyRecord| {
+        key.description
+            .as_ref()
+            .map(|text| count(text.as_str().len()))
     };
-    let metadata = |record: &KeyRecord| format!("{} pairs", record.metadata.iter().len());
-    let networks = |record: &KeyRecord| {
-        let networks: Vec<_> = record.allowlist.iter().map(ToString::to_string).collect();
-        networks.join(" ")
-    };
-    let description =
-        |record: &KeyRecord| length(record.description.as_ref().map(|text| text.as_str()));
-    let purpose = |record: &KeyRecord| length(record.purpose.as_ref().map(|text| text.as_str()));
-    let told = [
-        (
-            "name",
-            before.name != after.name,
-            before.name.to_string(),
-            after.name.to_string(),
-        ),
-        (
-            "description",
-            before.description != after.description,
-            description(before),
-            description(after),
-        ),
-        (
-            "purpose",
-            before.purpose != after.purpose,
-            purpose(before),
-            purpose(after),
-        ),
-        (
-            "metadata",
-            before.metadata != after.metadata,
-            metadata(before),
-            metadata(after),
-        ),
-        (
-            FieldChange::SCOPES,
-            before.scopes != after.scopes,
-            before.scopes.to_string(),
-            after.scopes.to_string(),
-        ),
-        (
-            FieldChange::ADDRESSES,
-            before.allowlist != after.allowlist,
-            networks(before),
-            networks(after),
-        ),
-        (
-            FieldChange::EXPIRES,
-            before.expires_at != after.expires_at,
-            expiry(before),
-            expiry(after),
-        ),
+    let purpose = |key: &KeyRecord| key.purpose.as_ref().map(|text| count(text.as_str().len()));
+    let changes = [
+        (before.name != after.name).then(|| FieldChange::Name {
+            before: before.name.clone(),
+            after: after.name.clone(),
+        }),
+        (before.description != after.description).then(|| FieldChange::Description {
+            bytes_before: description(before),
+            bytes_after: description(after),
+        }),
+        (before.purpose != after.purpose).then(|| FieldChange::Purpose {
+            bytes_before: purpose(before),
+            bytes_after: purpose(after),
+        }),
+        (before.metadata != after.metadata).then(|| FieldChange::Metadata {
+            pairs_before: count(before.metadata.iter().len()),
+            pairs_after: count(after.metadata.iter().len()),
+        }),
+        (before.scopes != after.scopes).then(|| FieldChange::Scopes {
+            before: before.scopes.clone(),
+            after: after.scopes.clone(),
+        }),
+        (before.allowlist != after.allowlist).then(|| FieldChange::Allowlist {
+            before: before.allowlist.clone(),
+            after: after.allowlist.clone(),
+        }),
+        (before.expires_at != after.expires_at).then_some(FieldChange::ExpiresAt {
+            before: before.expires_at,
+            after: after.expires_at,
+        }),
     ];
-    let changed = told.into_iter().filter(|(_, changed, ..)| *changed);
-    changed
-        .map(|(field, _, before, after)| FieldChange {
-            field: field.to_owned(),
-            before,
-            after,
-        })
-        .collect()
+    changes.into_iter().flatten().collect()
+}
+
+/// Converts the length of a purpose, a description or metadata, which have far lower limits.
+fn count(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
 }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use keyward::audit::Action;
 use keyward::events::{Event, EventCursor, EventKind, Events, EventsError};
 use keyward::policy::Policy;
 use keyward::store::{DecodeError, MemoryStore};
@@ -53,7 +54,7 @@ fn fresh(bend: Bend) -> Desk {
 /// Returns the cursor to resume from, as given in the refusal.
 fn refused(events: &Events, cursor: &EventCursor) -> EventCursor {
     match wait(events.next_batch(cursor, limit(10))) {
-        Err(EventsError::OtherHistory { resume }) => *resume,
+        Err(EventsError::HistoryReplaced { resume }) => *resume,
         other => panic!("{other:?}"),
     }
 }
@@ -177,7 +178,7 @@ fn dropping_tombstones_does_not_change_the_history() {
     .unwrap();
     desk.store.inner.compact();
     let received = drain(&desk.events, &mut cursor);
-    assert_eq!(received[0].kind, EventKind::KeyDeleted);
+    assert_eq!(received[0].kind, EventKind::Change(Action::KeyDeleted));
 }
 
 #[test]

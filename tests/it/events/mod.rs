@@ -45,8 +45,8 @@ pub(crate) fn drain(events: &Events, cursor: &mut EventCursor) -> Vec<Event> {
 pub(crate) fn notice(event: &Event) -> Option<(keyward::KeyId, Timestamp, u64)> {
     let key = event.key?;
     match event.kind {
-        EventKind::KeyExpired { expires_at, .. } => Some((key, expires_at, 0)),
-        EventKind::KeyExpiringSoon {
+        EventKind::Expired { expires_at, .. } => Some((key, expires_at, 0)),
+        EventKind::ExpiringSoon {
             expires_at, within, ..
         } => Some((key, expires_at, within.as_secs())),
         _ => None,

@@ -6,7 +6,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward::events::{Event, EventBatch, EventCursor, EventKind, Events};
+use keyward::audit::Action;
+use keyward::events::{Event, EventBatch, EventCursor, Events};
 use keyward::policy::Policy;
 use keyward::store::{AuditQuery, AuditRow, KeyStore, MemoryStore};
 use keyward::{
@@ -419,8 +420,8 @@ impl Host {
         let mut set = HashMap::<KeyId, usize>::new();
         for row in self.trail() {
             let sets = !matches!(
-                Event::of(&row).kind,
-                EventKind::KeyRevoked { .. } | EventKind::KeyDisabled | EventKind::KeyEnabled
+                row.entry.action,
+                Action::KeyRevoked { .. } | Action::KeyDisabled | Action::KeyEnabled
             );
             if let Some(key) = row.entry.key.filter(|_| sets) {
                 *set.entry(key).or_default() += 1;

@@ -36,7 +36,7 @@ fn a_key_gets_a_notice_in_each_window_and_at_its_end() {
     assert_eq!(when, due);
     let last = sent.last().unwrap();
     assert_eq!((last.key, last.actor.as_ref()), (Some(key.id), None));
-    let EventKind::KeyExpired { owner, .. } = &last.kind else {
+    let EventKind::Expired { owner, .. } = &last.kind else {
         panic!("{last:?}");
     };
     assert_eq!(owner.as_ref(), admin().principal());
@@ -94,7 +94,7 @@ fn a_replaced_key_gets_a_notice_when_it_ends_and_not_before() {
     assert_eq!(noticed(&sent), [], "its successor is in somebody's hands");
     world.clock.advance(hours(20));
     let sent = drain(&events, &mut cursor);
-    let EventKind::KeyExpired { successor: by, .. } = sent[0].kind else {
+    let EventKind::Expired { successor: by, .. } = sent[0].kind else {
         panic!("{sent:?}");
     };
     assert_eq!((sent[0].key, by), (Some(old.id), Some(successor.id)));

@@ -428,7 +428,7 @@ fn leak_is_only_recorded(company: &Company, key: &IssuedKey, need: &Need) {
     let keys = &company.world.keys;
     let report = wait(keys.report_leaked_token(text(key), source.clone())).unwrap();
     assert_eq!((report.key, report.revoked), (key.id, false));
-    let noted = Action::LeakReported {
+    let noted = Action::KeyLeaked {
         source,
         revoked: false,
     };

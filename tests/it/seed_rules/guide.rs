@@ -728,7 +728,7 @@ fn g_34_a_key_that_is_not_rotated_in_time_raises_one_event() {
         world.clock.advance(days(1));
     }
     let due = received.iter().filter_map(|event| match &event.kind {
-        EventKind::KeyExpiringSoon { owner, .. } => Some((event.at, event.key, owner.clone())),
+        EventKind::ExpiringSoon { owner, .. } => Some((event.at, event.key, owner.clone())),
         _ => None,
     });
     let day_83 = at(START).saturating_add(days(83));

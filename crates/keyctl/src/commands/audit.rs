@@ -88,13 +88,11 @@ async fn page(desk: &Desk, query: &AuditQuery) -> Answer<AuditPage> {
 
 fn cells(row: &AuditRow) -> Vec<String> {
     let entry = &row.entry;
-    let action = match serde_json::to_value(&entry.action) {
-        Ok(Value::String(name)) => name,
-        Ok(Value::Object(named)) => {
-            let pair = |(name, details): (&String, &Value)| format!("{name} {details}");
-            named.iter().map(pair).collect()
-        }
-        _ => "?".to_owned(),
+    let action = serde_json::to_value(&entry.action).unwrap_or_default();
+    let kind = action["type"].as_str().unwrap_or("?");
+    let action = match &action["data"] {
+        Value::Null => kind.to_owned(),
+        data => format!("{kind} {data}"),
     };
     vec![
         entry.sequence.to_string(),

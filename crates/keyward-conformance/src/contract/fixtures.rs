@@ -220,6 +220,7 @@ impl Batch {
             command: text(&format!("command-{:x}", self.commit.tag.0)),
             command_mark: sequence.to_be_bytes(),
             action,
+            evidence: None,
             key,
             pepper: text("p1"),
             previous: self.head.hash,

@@ -11,7 +11,7 @@ use keyward::KeyId;
 use keyward::Metadata;
 use keyward::ScopeSet;
 use keyward::Timestamp;
-use keyward::audit::{Action, FieldChange};
+use keyward::audit::{Action, Evidence, FieldChange};
 use keyward::store::{KeyStore, Locator, Revision, Row, Select};
 use keyward::token::TokenPrefix;
 use keyward::{Author, Owner};
@@ -84,6 +84,9 @@ pub async fn other_rows_come_back_as_they_were_written<S: KeyStore>(
     let mut batch = actions()
         .into_iter()
         .fold(batch, |batch, action| batch.entry(action, None));
+    for entry in &mut batch.commit.effects.audit {
+        entry.evidence = evidence_of(&entry.action);
+    }
     let tenant = batch.commit.tenant.clone();
     batch.commit.effects.tenant = Some(TenantRecord {
         tenant,
@@ -282,13 +285,28 @@ fn sweeps() -> Vec<PendingSweep> {
     kinds.into_iter().map(pending).collect()
 }
 
+/// Returns evidence of every kind, each with the action that has it.
+fn evidence_of(action: &Action) -> Option<Evidence> {
+    let mark = DigestMark::from_bytes([7; 32]);
+    match action {
+        Action::KeyImported { .. } => Some(Evidence::Imported {
+            mark,
+            owner: Owner::Principal(text("ann")),
+            expires_at: Some(stamp(9).at),
+        }),
+        Action::DigestsBlocked { .. } => Some(Evidence::Blocked {
+            marks: vec![(mark, id(8)), (mark, id(9))],
+        }),
+        _ => None,
+    }
+}
+
 /// Returns one of every action.
 fn actions() -> Vec<Action> {
     let class = || text::<ClassName>("server");
-    let changes = vec![FieldChange {
-        field: "name".to_owned(),
-        before: String::new(),
-        after: "Ünïcode 🔑\n".to_owned(),
+    let changes = vec![FieldChange::Name {
+        before: text("a"),
+        after: text("Ünïcode 🔑"),
     }];
     vec![
         Action::TenantClosed,
@@ -299,9 +317,6 @@ fn actions() -> Vec<Action> {
         Action::KeyImported {
             class: class(),
             scheme: ImportScheme::Sha256,
-            mark: DigestMark::from_bytes([7; 32]),
-            owner: Owner::Principal(text("ann")),
-            expires_at: Some(stamp(9).at),
         },
         Action::KeyUpdated { changes },
         Action::KeyDisabled,
@@ -314,13 +329,15 @@ fn actions() -> Vec<Action> {
         Action::KeyRotated {
             successor: id(9),
             reason: RotationReason::ExpiryNear,
-            until: stamp(9).at,
+            old_key_ends: stamp(9).at,
         },
         Action::RotationCancelled { successor: id(9) },
-        Action::FirstUsed,
-        Action::GraceBegan { until: stamp(9).at },
+        Action::SuccessorFirstUsed,
+        Action::GraceBegan {
+            old_key_ends: stamp(9).at,
+        },
         Action::SecretReplaced,
-        Action::LeakReported {
+        Action::KeyLeaked {
             source: text("https://example.com/a?b=c"),
             revoked: true,
         },
@@ -331,6 +348,7 @@ fn actions() -> Vec<Action> {
             after: Role::MEMBER,
         },
         Action::OwnerRemoved { owner: text("ann") },
+        Action::DigestsBlocked { count: 2 },
         Action::TimeRepaired {
             from: stamp(9).at,
             to: stamp(8).at,

@@ -1,9 +1,9 @@
-//! Notices: that a key expires soon, and that it has expired. Nobody commits these, so that no audit
-//! entry tells of them; they follow from records and the time.
+//! Notices of keys that expire soon or have expired. No commit causes a notice, so no audit entry records
+//! it: it is derived from a key's record and the time.
 //!
-//! Pure. Invariant: at any instant at most one notice is true of a key, that of the narrowest window
-//! which it is in. Notices have an order of their own, by the instant at which they fall due, so that
-//! one place in it says which were told.
+//! Pure. Invariant: at any instant at most one notice is true of a key, the notice of the narrowest window
+//! that the key is in. Notices have an order of their own, by the instant at which they fall due, so a single
+//! position in that order separates the emitted notices from the rest.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -18,20 +18,20 @@ use crate::core::record::{KeyRecord, KeyState, Status};
 use crate::core::text::KeyName;
 use crate::core::time::{Timestamp, days};
 
-/// How long before the end of a key its host is told, once for each of these.
+/// The windows before a key's end. A key causes one notice as it enters each window.
 ///
-/// A key that comes to stand in several at once is told of in the narrowest alone: a key made for two
-/// hours does not expire "within 30 days". The default is 30 days, 7 days and 1 day.
+/// A key that enters several windows at the same instant causes only the notice of the narrowest: a key
+/// created for two hours does not expire "within 30 days". The default is 30 days, 7 days and 1 day.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ExpiryWindows(BTreeSet<Duration>);
 
 impl ExpiryWindows {
-    /// How many windows there may be: each is a question to the store. A judgement.
+    /// 8 windows at most, because each is a query to the store. A judgement.
     pub const MAX: usize = 8;
-    /// The widest window: ten years of 365 days. A judgement.
+    /// 3,650 days, ten years of 365 days: the widest window. A judgement.
     pub const WIDEST: Duration = days(3650);
 
-    /// Windows of whole seconds, in any order.
+    /// Collects windows of whole seconds, in any order.
     ///
     /// # Errors
     ///
@@ -63,26 +63,26 @@ impl ExpiryWindows {
         Ok(Self(checked))
     }
 
-    /// No windows: that a key expired is told, that it soon will is not.
+    /// No windows: a key causes a notice at its end only.
     #[must_use]
     pub const fn none() -> Self {
         Self(BTreeSet::new())
     }
 
-    /// The windows, narrowest first.
+    /// Returns the windows, narrowest first.
     pub fn iter(&self) -> impl Iterator<Item = Duration> + '_ {
         self.0.iter().copied()
     }
 
-    /// The notice that is true of `record` at `now`: the last one to fall due of those that have,
-    /// which is its end, or else the narrowest window.
-    pub(crate) fn reached(&self, record: &KeyRecord, now: Timestamp) -> Option<Due> {
+    /// Returns the notice that is true of `record` at `now`: the notice of its end, or else of the narrowest
+    /// window that it has entered.
+    pub(super) fn reached(&self, record: &KeyRecord, now: Timestamp) -> Option<Due> {
         let ends = match record.state {
             KeyState::Revoked { .. } => return None,
             KeyState::Enabled | KeyState::Disabled(_) => record.expires_at?,
         };
-        // Whoever holds the successor need not be told that the old key ends; whoever may not hold
-        // it yet must be.
+        // A host that holds the successor needs no notice of the old key's end. Until the successor's first
+        // use nobody is known to hold it.
         let replaced = (record.succession.as_ref())
             .is_some_and(|succession| succession.grace_from_first_use.is_none());
         let windows = self.iter().filter(|_| !replaced);
@@ -92,16 +92,16 @@ impl ExpiryWindows {
         notices.find(|due| due.at <= now.as_micros())
     }
 
-    /// The questions to a store that find every key of which a notice came true after `swept` and
-    /// until `now`, each with its window; zero for keys that have expired. No key is found twice.
-    pub(crate) fn listings(
+    /// Returns the queries that find every key with a notice that fell due after `swept` and until `now`.
+    /// Each comes with its window; zero for expired keys. No key is found twice.
+    pub(super) fn listings(
         &self,
         swept: Option<Due>,
         now: Timestamp,
         limit: NonZeroUsize,
     ) -> Vec<(Duration, KeyQuery)> {
         let mut listings = Vec::new();
-        // Keys that end until here are told of in a narrower window.
+        // Keys that end until here are in a narrower window.
         let mut narrower = None;
         for within in std::iter::once(Duration::ZERO).chain(self.iter()) {
             let last = now.as_micros().saturating_add(micros(within));
@@ -119,8 +119,8 @@ impl Default for ExpiryWindows {
     }
 }
 
-/// Keys that end after the first instant of `between` and until the second, as far as their notices
-/// fall due after `swept`; `None` if no key can.
+/// Returns the query for keys that end after the first instant of `between` and until the second, and whose
+/// notices fall due after `swept`. `None` if no such key is possible.
 fn listing(
     swept: Option<Due>,
     within: Duration,
@@ -157,7 +157,7 @@ fn listing(
             Status::Expired,
         ]),
         expires_from: Some(Timestamp::from_micros(from).ok()?),
-        // No key ends after the last instant there is, but those that never end.
+        // After the last instant no bound is needed: only keys that never end are beyond it.
         expires_before: Timestamp::from_micros(last.saturating_add(1)).ok(),
         sort: KeySort::Expiry,
         after: place,
@@ -166,12 +166,12 @@ fn listing(
     })
 }
 
-/// A notice about one key, as a place in the order in which notices fall due. Those of one instant
-/// order by window, then by key.
+/// A notice about one key, as a position in the order in which notices fall due. Notices of one instant are
+/// ordered by window, then by key.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
-pub(crate) struct Due {
-    /// When it falls due, in microseconds since the Unix epoch; negative for a wide window around
-    /// an end in the seventies, so that no two windows fall together there.
+pub(super) struct Due {
+    /// The instant at which it falls due, in microseconds since the Unix epoch. Negative for a wide window
+    /// before an end in the 1970s, so that its windows stay distinct.
     at: i64,
     /// The window, in seconds; zero for the end itself.
     within: u64,
@@ -179,8 +179,8 @@ pub(crate) struct Due {
 }
 
 impl Due {
-    /// The notice that `key` ends at `ends`, `within` before that.
-    pub(crate) fn new(ends: Timestamp, within: Duration, key: KeyId) -> Self {
+    /// Returns the notice due `within` before `ends`, the end of `key`.
+    pub(super) fn new(ends: Timestamp, within: Duration, key: KeyId) -> Self {
         Self {
             at: ends.as_micros().saturating_sub(micros(within)),
             within: within.as_secs(),
@@ -188,8 +188,8 @@ impl Due {
         }
     }
 
-    /// After every notice that falls due until `instant`.
-    pub(crate) const fn until(instant: Timestamp) -> Self {
+    /// Returns a position after every notice that falls due until `instant`.
+    pub(super) const fn until(instant: Timestamp) -> Self {
         Self {
             at: instant.as_micros(),
             within: u64::MAX,
@@ -197,8 +197,8 @@ impl Due {
         }
     }
 
-    /// The window; zero for the end itself.
-    pub(crate) const fn within(self) -> Duration {
+    /// Returns the window; zero for the end itself.
+    pub(super) const fn within(self) -> Duration {
         Duration::from_secs(self.within)
     }
 }

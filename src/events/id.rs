@@ -1,7 +1,7 @@
-//! Names of events, by which a receiver knows what it has handled.
+//! Ids of events, by which a receiver recognizes the events that it has handled.
 //!
-//! Pure. Invariant: one event has one id, whenever and however often it is told; and an event of
-//! another history of the store has another, even at the same revision.
+//! Pure. Invariant: an event keeps its id, however often it is emitted. An event of another history of the
+//! store has another id, even at the same revision.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,27 +15,27 @@ use crate::core::query::{AuditPosition, AuditRow};
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 
-/// Names an event. Prints as letters, digits and `-`, at most 80 of them, and parses again.
+/// The id of an event. Displays as at most 80 letters, digits and `-`, and parses from that text.
 ///
-/// It is made of the audit entry's place and seal, or of the key, its end and the window: a key whose
-/// end moved is told of under another id.
+/// The id of a change consists of its audit entry's position and seal. The id of a notice consists of the
+/// key, its end and the window, so that a key whose end moved causes notices with other ids.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub struct EventId(Source);
+pub struct EventId(IdFields);
 
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-enum Source {
+enum IdFields {
     Entry(AuditPosition, EntryMark),
     Unreadable(AuditPosition),
     Expiring(KeyId, Timestamp, u64),
     Expired(KeyId, Timestamp),
 }
 
-/// The first bytes of an entry's seal: no two entries share them, in whatever histories.
+/// The first 8 bytes of an entry's seal. No two entries share a mark, in any history.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
-pub(crate) struct EntryMark(u64);
+pub(super) struct EntryMark(u64);
 
 impl EntryMark {
-    pub(crate) fn of(row: &AuditRow) -> Self {
+    pub(super) fn of(row: &AuditRow) -> Self {
         let [a, b, c, d, e, f, g, h, ..] = *row.entry.hash.as_bytes();
         Self(u64::from_be_bytes([a, b, c, d, e, f, g, h]))
     }
@@ -43,17 +43,17 @@ impl EntryMark {
 
 impl EventId {
     pub(super) fn entry(row: &AuditRow) -> Self {
-        Self(Source::Entry(row.position(), EntryMark::of(row)))
+        Self(IdFields::Entry(row.position(), EntryMark::of(row)))
     }
 
     pub(super) const fn unreadable(position: AuditPosition) -> Self {
-        Self(Source::Unreadable(position))
+        Self(IdFields::Unreadable(position))
     }
 
     pub(super) const fn notice(key: KeyId, expires_at: Timestamp, within: Duration) -> Self {
         Self(match within.as_secs() {
-            0 => Source::Expired(key, expires_at),
-            within => Source::Expiring(key, expires_at, within),
+            0 => IdFields::Expired(key, expires_at),
+            within => IdFields::Expiring(key, expires_at, within),
         })
     }
 }
@@ -61,16 +61,16 @@ impl EventId {
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            Source::Entry(AuditPosition { revision, sequence }, EntryMark(mark)) => {
+            IdFields::Entry(AuditPosition { revision, sequence }, EntryMark(mark)) => {
                 write!(f, "entry-{revision}-{sequence}-{mark:016x}")
             }
-            Source::Unreadable(AuditPosition { revision, sequence }) => {
+            IdFields::Unreadable(AuditPosition { revision, sequence }) => {
                 write!(f, "unreadable-{revision}-{sequence}")
             }
-            Source::Expiring(key, ends, within) => {
+            IdFields::Expiring(key, ends, within) => {
                 write!(f, "expiring-{key}-{}-{within}", ends.as_micros())
             }
-            Source::Expired(key, ends) => write!(f, "expired-{key}-{}", ends.as_micros()),
+            IdFields::Expired(key, ends) => write!(f, "expired-{key}-{}", ends.as_micros()),
         }
     }
 }
@@ -94,21 +94,21 @@ impl FromStr for EventId {
             };
             Some(match parts[..] {
                 ["entry", revision, sequence, mark] => {
-                    Source::Entry(position(revision, sequence)?, self::mark(mark)?)
+                    IdFields::Entry(position(revision, sequence)?, self::mark(mark)?)
                 }
                 ["unreadable", revision, sequence] => {
-                    Source::Unreadable(position(revision, sequence)?)
+                    IdFields::Unreadable(position(revision, sequence)?)
                 }
                 ["expiring", key, micros, within] => {
-                    Source::Expiring(key.parse().ok()?, ends(micros)?, number(within)?)
+                    IdFields::Expiring(key.parse().ok()?, ends(micros)?, number(within)?)
                 }
-                ["expired", key, micros] => Source::Expired(key.parse().ok()?, ends(micros)?),
+                ["expired", key, micros] => IdFields::Expired(key.parse().ok()?, ends(micros)?),
                 _ => return None,
             })
         };
         let invalid = Invalid::new("event id", Problem::Form { expected });
         let id = Self(read().ok_or(invalid.clone())?);
-        // One event has one id: no leading zeros, no capitals.
+        // An id has one text: no leading zeros, no capitals.
         if id.to_string() == text {
             Ok(id)
         } else {

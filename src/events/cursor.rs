@@ -1,8 +1,7 @@
-//! Where a reader of events stands: in the audit trail, and in the order of notices.
+//! The position of a reader of events: in the audit trail, and in the order of notices.
 //!
-//! Pure. Invariant: a cursor is answered only by the history that it was made in. It remembers the
-//! seal of the last entry told, so that a store which went back in time shows even after it has
-//! overtaken the cursor.
+//! Pure. Invariant: a cursor reads only from the history that it was created in. It contains the seal of the
+//! last entry passed, so a restored store is detected even after its head has overtaken the cursor.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,60 +17,55 @@ use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::core::wire::{self, DecodeError};
 
-/// Where a reader of events stands. Keep it, as text, wherever is durable enough for you: events go
-/// on from there.
+/// The position of a reader of events. Store it as text, as durably as you need: the next batch continues
+/// from it.
 ///
-/// Prints as letters and digits, about 150 of them, with a checksum; what they say may change from
-/// version to version, and older ones stay readable. Holds no secret.
+/// Displays as about 150 letters and digits, with a checksum. Their content may change between versions;
+/// older cursors stay readable. Holds no secret.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct EventCursor(Place);
+pub struct EventCursor(CursorFields);
 
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-struct Place {
+struct CursorFields {
     /// The store's epoch; `None` before the first read.
     epoch: Option<u128>,
-    /// Entries up to here were told: revision and sequence.
+    /// The revision and sequence of the last entry passed.
     after: (u64, u64),
-    /// The last of them that could be read.
+    /// The last readable entry passed.
     anchor: Option<(u64, u64, EntryMark)>,
-    /// Notices up to here were told, about keys as the entries so far have left them.
+    /// The last notice passed. Notices up to it were emitted, for keys in the state that the entries passed
+    /// so far gave them.
     swept: Option<Due>,
 }
 
-/// The store has another history than the cursor: where to go on in it.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct OtherHistory {
-    pub(crate) resume: Box<EventCursor>,
-}
-
-/// Entries that follow a cursor, oldest first.
+/// The entries that follow a cursor, oldest first.
 #[derive(Debug)]
-pub(crate) struct Found {
-    /// Each with its place; `None` for one that cannot be read.
-    pub(crate) entries: Vec<(AuditPosition, Option<AuditRow>)>,
-    /// Whether the trail ends with them, for now.
-    pub(crate) complete: bool,
+pub(super) struct NextEntries {
+    /// Each entry with its position; `None` for a damaged entry.
+    pub(super) entries: Vec<(AuditPosition, Option<AuditRow>)>,
+    /// Whether these are the last entries of the trail.
+    pub(super) complete: bool,
 }
 
 impl EventCursor {
-    /// Before everything: the whole audit trail is told, then every key that has expired and is
-    /// still known, then those that soon will.
-    pub const BEGINNING: Self = Self(Place {
+    /// The beginning. Reading from it returns the whole audit trail, then a notice for each known key that
+    /// has expired, then one for each key that soon will.
+    pub const BEGINNING: Self = Self(CursorFields {
         epoch: None,
         after: (0, 0),
         anchor: None,
         swept: None,
     });
 
-    /// Where nothing that happened until commit `revision` and the instant `now` is told. `newest`
-    /// is the last entry of that commit.
-    pub(crate) fn end(
+    /// Returns a cursor that skips everything until commit `revision` and the instant `now`. `newest` is the
+    /// last entry of that commit.
+    pub(super) fn end(
         epoch: u128,
         revision: Revision,
         newest: Option<&AuditRow>,
         now: Timestamp,
     ) -> Self {
-        let mut cursor = Self(Place {
+        let mut cursor = Self(CursorFields {
             epoch: Some(epoch),
             after: (revision.0, 0),
             anchor: None,
@@ -83,22 +77,22 @@ impl EventCursor {
         cursor
     }
 
-    /// The last entry told.
-    pub(crate) const fn position(&self) -> AuditPosition {
+    /// Returns the position of the last entry passed.
+    pub(super) const fn position(&self) -> AuditPosition {
         position(self.0.after)
     }
 
-    pub(crate) const fn swept(&self) -> Option<Due> {
+    pub(super) const fn swept(&self) -> Option<Due> {
         self.0.swept
     }
 
-    pub(crate) const fn sweep_to(&mut self, swept: Due) {
+    pub(super) const fn sweep_to(&mut self, swept: Due) {
         self.0.swept = Some(swept);
     }
 
-    /// What to ask the audit trail for: the entries that follow, after the last one told, which
-    /// shows whether this is still the same trail.
-    pub(crate) fn query(&self, limit: NonZeroUsize) -> AuditQuery {
+    /// Returns the query for the entries that follow. It includes the last entry passed, which shows whether
+    /// the trail is still the same.
+    pub(super) fn query(&self, limit: NonZeroUsize) -> AuditQuery {
         let after = match self.0.anchor {
             Some((revision, sequence, _)) => (revision, sequence.saturating_sub(1)),
             None => self.0.after,
@@ -110,14 +104,19 @@ impl EventCursor {
         }
     }
 
-    /// Takes the answer apart, which a store gave that stands at `head` of history `epoch`.
-    pub(crate) fn read(
+    /// Returns the entries of `page` that follow the cursor. The store that returned `page` is at `head` of
+    /// the history `epoch`.
+    ///
+    /// # Errors
+    ///
+    /// The cursor to continue from, if the store's history is not the cursor's.
+    pub(super) fn read(
         &self,
         page: AuditPage,
         epoch: u128,
         head: Revision,
         limit: NonZeroUsize,
-    ) -> Result<Found, OtherHistory> {
+    ) -> Result<NextEntries, Box<Self>> {
         let AuditPage {
             rows,
             corrupt,
@@ -126,7 +125,7 @@ impl EventCursor {
         let anchored = self.0.anchor.is_none_or(|(revision, sequence, mark)| {
             let place = position((revision, sequence));
             let same = |row: &AuditRow| row.position() == place && EntryMark::of(row) == mark;
-            // Damage is no other history: the entry stands where it stood.
+            // A damaged entry is no sign of another history: its position is unchanged.
             rows.iter().any(same) || corrupt.contains(&place)
         });
         let there = anchored && head >= self.position().revision;
@@ -134,29 +133,28 @@ impl EventCursor {
             let place = if there {
                 self.0.clone()
             } else {
-                Place::default()
+                CursorFields::default()
             };
             let epoch = Some(epoch);
-            let resume = Box::new(Self(Place { epoch, ..place }));
-            return Err(OtherHistory { resume });
+            return Err(Box::new(Self(CursorFields { epoch, ..place })));
         }
         let last = rows.last().map(AuditRow::position);
         let mut entries: BTreeMap<_, _> = corrupt.into_iter().map(|place| (place, None)).collect();
         entries.extend(rows.into_iter().map(|row| (row.position(), Some(row))));
-        // What lies beyond the page's last entry comes again with the next page. To pass it now
-        // would lose what comes before it, if its place is damaged as well.
+        // Damaged entries beyond the page's last entry come again with the next page. Passing them now would
+        // skip entries before them if their positions are damaged too.
         entries.retain(|place, _| {
             *place > self.position() && (next.is_none() || Some(*place) <= last)
         });
         let complete = next.is_none() && entries.len() <= limit.get();
-        Ok(Found {
+        Ok(NextEntries {
             entries: entries.into_iter().take(limit.get()).collect(),
             complete,
         })
     }
 
-    /// Takes the cursor beyond an entry.
-    pub(crate) fn pass(&mut self, place: AuditPosition, row: Option<&AuditRow>) {
+    /// Moves the cursor past an entry.
+    pub(super) fn pass(&mut self, place: AuditPosition, row: Option<&AuditRow>) {
         let AuditPosition { revision, sequence } = place;
         self.0.after = (revision.0, sequence);
         if let Some(row) = row {
@@ -164,10 +162,10 @@ impl EventCursor {
         }
     }
 
-    /// Ties the cursor to the history that it is read in, and takes it back to `now` if the clock
-    /// was set back: what was told before its time has to be told again, and a key that comes to end
-    /// between the two would be missed.
-    pub(crate) fn enter(&mut self, epoch: u128, now: Timestamp) {
+    /// Binds the cursor to the history that it reads from. If the clock was set back, moves the cursor's
+    /// notices back to `now`: notices that were emitted too early are emitted again when they fall due, and a
+    /// key whose end is set between the two instants is not missed.
+    pub(super) fn enter(&mut self, epoch: u128, now: Timestamp) {
         self.0.epoch = Some(epoch);
         self.0.swept = self.0.swept.map(|swept| swept.min(Due::until(now)));
     }

@@ -1,0 +1,254 @@
+//! The reader of events: the only file here that calls the store and the clock.
+
+use std::collections::{BTreeSet, HashMap};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use super::cursor::{EventCursor, NextEntries};
+use super::event::{Event, may_set_end};
+use super::notice::{Due, ExpiryWindows};
+use crate::clock::Clock;
+use crate::core::id::KeyId;
+use crate::core::query::{AuditQuery, AuditRow, KeyPosition};
+use crate::core::record::KeyRecord;
+use crate::core::time::Timestamp;
+use crate::store::{AuditPage, AuditPosition, KeyStore, Locator, Row, ScanPage, StoreError};
+
+/// Reads events from a store. Has no state of its own, so any process can continue from a cursor. Let one
+/// process read at a time.
+#[derive(Clone, Debug)]
+pub struct Events {
+    store: Arc<dyn KeyStore>,
+    clock: Arc<dyn Clock>,
+    windows: ExpiryWindows,
+}
+
+/// Events, and the cursor that continues after them.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+#[must_use = "keep the cursor, or the same events come again"]
+pub struct EventBatch {
+    /// The events, oldest first. May be empty even if more follow.
+    pub events: Vec<Event>,
+    /// The start of the next batch. Store it once the events are handled.
+    pub cursor: EventCursor,
+    /// Whether more events are ready. If not, ask again after a pause.
+    pub more: bool,
+    /// Keys in this batch whose stored bytes failed their checksum, so that their ends are unknown.
+    pub corrupt: Vec<KeyId>,
+}
+
+/// The error of a failed read. The cursor stays valid.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EventsError {
+    /// The store's history is not the one that the cursor was created in: the store was restored from a
+    /// backup, or is another store. Events that were emitted may be missing from the new history, and the
+    /// changes between the backup and the loss are unknown.
+    #[error("the store has another history than the cursor: it was restored from a backup")]
+    HistoryReplaced {
+        /// The cursor to continue from, once an operator knows. It keeps its position if the backup is later
+        /// than that, and else is at the beginning. Repeated events keep their ids, so a receiver that
+        /// remembers ids finds the new events.
+        resume: Box<EventCursor>,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Events {
+    /// Creates a reader of `store` that reads the time from `clock` and emits notices for `windows`.
+    #[must_use]
+    pub fn new(store: Arc<dyn KeyStore>, clock: Arc<dyn Clock>, windows: ExpiryWindows) -> Self {
+        Self {
+            store,
+            clock,
+            windows,
+        }
+    }
+
+    /// Returns a cursor at the current end, from which only new events follow. Windows that a key has already
+    /// entered cause no notice; later windows do.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn end(&self) -> Result<EventCursor, StoreError> {
+        let (top, now) = self.look().await?;
+        let revision = top.head.revision;
+        let mut query = AuditQuery::everything();
+        query.after = Some(AuditPosition {
+            revision,
+            sequence: 0,
+        });
+        let mut newest = None;
+        loop {
+            let page = self.store.audit(&query).await?;
+            let of_head = |row: &AuditRow| row.revision == revision;
+            newest = page.rows.into_iter().rfind(of_head).or(newest);
+            match page.next {
+                Some(next) if next.revision == revision => query.after = Some(next),
+                _ => break,
+            }
+        }
+        let epoch = top.head.epoch.0;
+        Ok(EventCursor::end(epoch, revision, newest.as_ref(), now))
+    }
+
+    /// Reads the events that follow `cursor`: about `limit` events, at most twice as many.
+    ///
+    /// # Errors
+    ///
+    /// [`EventsError`]. Reading again from the same cursor is safe.
+    pub async fn next_batch(
+        &self,
+        cursor: &EventCursor,
+        limit: NonZeroUsize,
+    ) -> Result<EventBatch, EventsError> {
+        let (top, now) = self.look().await?;
+        let page = self.trail(cursor.query(limit)).await?;
+        let found = cursor.read(page, top.head.epoch.0, top.head.revision, limit);
+        let found = found.map_err(|resume| EventsError::HistoryReplaced { resume })?;
+        let mut batch = EventBatch {
+            events: Vec::new(),
+            cursor: cursor.clone(),
+            more: !found.complete,
+            corrupt: Vec::new(),
+        };
+        batch.cursor.enter(top.head.epoch.0, now);
+        self.emit_entries(found, now, &mut batch).await?;
+        // The sweep starts only after every entry was emitted. If a key gets an end that the sweep has
+        // passed, its entry then still follows, and causes the notice.
+        if !batch.more {
+            self.sweep(now, limit, &mut batch).await?;
+        }
+        Ok(batch)
+    }
+
+    /// Returns the store's first page, which contains its head, and the time.
+    async fn look(&self) -> Result<(ScanPage, Timestamp), StoreError> {
+        let top = self.store.scan(None, NonZeroUsize::MIN).await?;
+        Ok((top, self.clock.now()))
+    }
+
+    /// Reads a full page from a store whose pages may be shorter than the limit.
+    async fn trail(&self, mut query: AuditQuery) -> Result<AuditPage, StoreError> {
+        let limit = query.limit;
+        let mut page = self.store.audit(&query).await?;
+        loop {
+            let missing = NonZeroUsize::new(limit.get().saturating_sub(page.rows.len()));
+            let (Some(missing), Some(next)) = (missing, page.next) else {
+                return Ok(page);
+            };
+            (query.after, query.limit) = (Some(next), missing);
+            let AuditPage {
+                rows,
+                corrupt,
+                next,
+            } = self.store.audit(&query).await?;
+            page.rows.extend(rows);
+            page.corrupt.extend(corrupt);
+            page.next = next;
+        }
+    }
+
+    async fn emit_entries(
+        &self,
+        found: NextEntries,
+        now: Timestamp,
+        batch: &mut EventBatch,
+    ) -> Result<(), StoreError> {
+        let swept = batch.cursor.swept();
+        let ends = |row: &Option<AuditRow>| may_set_end(&row.as_ref()?.entry);
+        // Only the last entry about a key describes its end.
+        let last: HashMap<KeyId, AuditPosition> = (found.entries.iter())
+            .filter_map(|(place, row)| Some((ends(row)?, *place)))
+            .collect();
+        for (place, row) in found.entries {
+            batch.events.push(match &row {
+                Some(row) => Event::of(row),
+                None => Event::unreadable(place, now),
+            });
+            batch.cursor.pass(place, row.as_ref());
+            let key = ends(&row).filter(|key| last.get(key) == Some(&place));
+            if let (Some(key), Some(swept)) = (key, swept) {
+                self.emit_passed(key, swept, now, batch).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Emits the notice of a key whose new end the sweep has passed, since the sweep does not go back.
+    async fn emit_passed(
+        &self,
+        key: KeyId,
+        swept: Due,
+        now: Timestamp,
+        batch: &mut EventBatch,
+    ) -> Result<(), StoreError> {
+        let found = self.store.find(&Locator::Id(key)).await?;
+        let record = match found.map(|found| found.change.row) {
+            Some(Row::Key(record)) => record,
+            Some(Row::Corrupt(_)) => {
+                batch.corrupt.push(key);
+                return Ok(());
+            }
+            _ => return Ok(()),
+        };
+        if let Some(due) = (self.windows.reached(&record, now)).filter(|due| *due <= swept) {
+            batch.events.extend(notice(&record, due));
+        }
+        Ok(())
+    }
+
+    /// Emits the notices that fell due since the last sweep.
+    async fn sweep(
+        &self,
+        now: Timestamp,
+        limit: NonZeroUsize,
+        batch: &mut EventBatch,
+    ) -> Result<(), StoreError> {
+        let swept = batch.cursor.swept();
+        let Some(limit) = NonZeroUsize::new(limit.get().saturating_sub(batch.events.len())) else {
+            batch.more = true;
+            return Ok(());
+        };
+        let mut found = Vec::new();
+        // The position up to which every listing was read.
+        let mut upto = Due::until(now);
+        let mut corrupt = BTreeSet::new();
+        for (within, query) in self.windows.listings(swept, now, limit) {
+            let page = self.store.list(&query).await?;
+            corrupt.extend(page.corrupt);
+            let due = |ends: Option<Timestamp>, id| Some(Due::new(ends?, within, id));
+            let keys = page.keys.into_iter();
+            found.extend(keys.filter_map(|key| Some((due(key.expires_at, key.id)?, key))));
+            let stopped = page.next.and_then(|next| {
+                let KeyPosition { expires_at, id, .. } = next;
+                due(expires_at, id)
+            });
+            upto = stopped.map_or(upto, |stopped| stopped.min(upto));
+        }
+        found.sort_by_key(|(due, _)| *due);
+        if let Some((last, _)) = found.get(limit.get() - 1) {
+            upto = upto.min(*last);
+        }
+        let reached = found.iter().take_while(|(due, _)| *due <= upto);
+        let still = |(due, record): &&(Due, KeyRecord)| {
+            self.windows.reached(record, now).as_ref() == Some(due)
+        };
+        let notices = reached.filter(still);
+        batch
+            .events
+            .extend(notices.filter_map(|(due, record)| notice(record, *due)));
+        batch.corrupt.extend(corrupt);
+        batch.more = upto < Due::until(now);
+        batch.cursor.sweep_to(upto);
+        Ok(())
+    }
+}
+
+fn notice(record: &KeyRecord, due: Due) -> Option<Event> {
+    Some(Event::notice(record, record.expires_at?, due.within()))
+}
