@@ -528,10 +528,8 @@ fn point(store: &SqliteStore, size: &Size, maker: &mut Maker, table: &mut Table)
     let mut ids: HashMap<_, Vec<_>> = HashMap::new();
     ids.insert(0, few.effects.puts.iter().map(|key| key.id).collect());
     block_on(store.commit(few)).unwrap();
-    let many = KeyQuery {
-        limit: NonZeroUsize::new(1000).unwrap(),
-        ..KeyQuery::tenant(large.clone(), SystemClock.now())
-    };
+    let many = KeyQuery::tenant(large.clone(), SystemClock.now())
+        .with(|query| query.limit = NonZeroUsize::new(1000).unwrap());
     let many = block_on(store.list(&many)).unwrap().keys;
     ids.insert(1, many.iter().map(|key| key.id).collect());
 

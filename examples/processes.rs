@@ -130,10 +130,9 @@ async fn story() -> Fallible<()> {
 async fn open(folder: &Path, label: &str) -> Fallible<Keyward> {
     let store = SqliteStore::open(folder.join("keys.db")).await?;
     let peppers = PepperFile::open_or_create(folder.join("pepper"))?;
-    let policy = Policy::new(PolicySpec {
-        propagation: Propagation { bound: BOUND },
-        ..profiles::standard()
-    })?;
+    let policy = Policy::new(
+        profiles::standard().with(|spec| spec.propagation = Propagation { bound: BOUND }),
+    )?;
     Ok(Keyward::builder(store.clone(), peppers)
         .policy(policy)
         .registry(store)

@@ -26,10 +26,7 @@ async fn story() -> Fallible<()> {
         limit: NonZeroU32::new(2).ok_or("two is not zero")?,
         classes: Default::default(),
     };
-    let policy = Policy::new(PolicySpec {
-        active_keys: at_most_two,
-        ..profiles::standard()
-    })?;
+    let policy = Policy::new(profiles::standard().with(|spec| spec.active_keys = at_most_two))?;
     let keys = Keyward::builder(store, peppers)
         .policy(policy)
         .clock(clock.clone())

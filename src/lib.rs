@@ -201,11 +201,11 @@ pub use crate::clock::{Clock, ManualClock, Reading, SystemClock};
 pub use crate::core::actor::{Actor, Invocation};
 pub use crate::core::address::AddressAllowlist;
 pub use crate::core::command::{
-    Command, DeleteKey, Denied, Expiry, ImportKey, IssuedKey, KeySpec, KeyUpdate, NewKey, Outcome,
-    OwnerSpec, Recipient, Replacement, Request, RevokeKey, RotationMode, UpdateSpec,
+    Command, DeleteKey, Denied, Expiry, ImportKey, IssuedKey, KeyUpdate, NewKey, Outcome,
+    Replacement, Request, RevokeKey, RotationMode,
 };
 pub use crate::core::id::KeyId;
-pub use crate::core::info::KeyInfo;
+pub use crate::core::info::{KeyInfo, KeyRevocation};
 pub use crate::core::invalid::{Invalid, Problem};
 pub use crate::core::metadata::Metadata;
 pub use crate::core::need::Need;
@@ -214,14 +214,14 @@ pub use crate::core::pepper::{Pepper, PepperRing};
 pub use crate::core::principal::{Author, Owner};
 pub use crate::core::reach::Dimension;
 pub use crate::core::record::{
-    Credential, ImportScheme, KeyRecord, KeyState, LastAction, Lineage, Maker, Predecessor, Reason,
-    Resource, RotationReason, Status, Succession, Visibility,
+    Credential, ImportScheme, KeyFacts, KeyRecord, KeyState, LastAction, Lineage, Maker,
+    Predecessor, Reason, Resource, RotationReason, Status, Succession, Visibility,
 };
 pub use crate::core::rejection::{Rejection, RejectionKind};
 pub use crate::core::scope::{Scope, ScopeSet};
 pub use crate::core::secret::{Digest, DigestMark, Fingerprint, KeyMaterial, Secret};
 pub use crate::core::stamp::Stamp;
-pub use crate::core::sweep::{BulkFilter, MadeBy, PendingSweep, Sweep, SweepKind};
+pub use crate::core::sweep::{BulkFilter, MadeBy, PendingSweep, SweepKind};
 pub use crate::core::tenant::TenantId;
 pub use crate::core::text::{
     ClassName, CommandId, Description, Entitlement, Environment, Hint, KeyName, LeakSource,

@@ -8,9 +8,9 @@ use keyward::store::{Change, Revision, Row};
 use keyward::token::{self, TokenPrefix};
 use keyward::{
     AddressAllowlist, Author, ClassName, Credential, Description, Digest, Environment, Fingerprint,
-    Hint, ImportScheme, KeyId, KeyName, KeyRecord, KeyState, LastAction, Lineage, Metadata, Owner,
-    OwnerRecord, Pepper, PepperId, PepperRing, PrincipalId, Role, ScopeSet, Stamp, TenantId,
-    Timestamp, Visibility, days,
+    Hint, ImportScheme, KeyFacts, KeyId, KeyName, KeyRecord, KeyState, LastAction, Lineage,
+    Metadata, Owner, OwnerRecord, Pepper, PepperId, PepperRing, PrincipalId, Role, ScopeSet, Stamp,
+    TenantId, Timestamp, Visibility, days,
 };
 use sha2::Sha256;
 
@@ -187,53 +187,57 @@ impl Keys {
         };
         let peppered = self.kind != Kind::Imported;
         let public = self.kind == Kind::Publishable;
+        let credential = self.credential(&token);
+        let lineage = Lineage {
+            first: self.id(number),
+            since: created.at,
+            created_by: None,
+        };
         KeyRecord {
-            id: self.id(number),
-            tenant: self.tenant(number % self.tenants),
-            class: self.class.clone(),
-            visibility: if public {
-                Visibility::Publishable
-            } else {
-                Visibility::Secret
+            facts: KeyFacts {
+                id: self.id(number),
+                tenant: self.tenant(number % self.tenants),
+                class: self.class.clone(),
+                visibility: if public {
+                    Visibility::Publishable
+                } else {
+                    Visibility::Secret
+                },
+                environment: Environment::LIVE,
+                name: KeyName::new(format!("nightly export {number}")).unwrap(),
+                description: Some(
+                    Description::new("Reads last night's reports for the warehouse").unwrap(),
+                ),
+                purpose: None,
+                metadata: Metadata::new(metadata).unwrap(),
+                owner: Owner::Principal(self.owner_of(number)),
+                bound: BTreeSet::new(),
+                manages: false,
+                scopes: ScopeSet::parse(scopes).unwrap(),
+                allowlist: self.allowlist.clone(),
+                resource: None,
+                exposed_at: None,
+                updated: created.clone(),
+                // The expiry shows whether the newest change has arrived.
+                expires_at: Some(
+                    created
+                        .at
+                        .saturating_add(days(10_000) + Duration::from_secs(changes)),
+                ),
+                created,
+                last_action: LastAction::Created,
+                legacy: false,
+                predecessor: None,
+                succession: None,
+                hint: Hint::new(format!("{}…{}", self.prefix, &token[token.len() - 4..])).unwrap(),
+                fingerprint: Fingerprint::of_token(&token),
+                published: public.then_some(token),
             },
-            environment: Environment::LIVE,
             prefix: peppered.then(|| self.prefix.clone()),
-            name: KeyName::new(format!("nightly export {number}")).unwrap(),
-            description: Some(
-                Description::new("Reads last night's reports for the warehouse").unwrap(),
-            ),
-            purpose: None,
-            metadata: Metadata::new(metadata).unwrap(),
-            owner: Owner::Principal(self.owner_of(number)),
-            bound: BTreeSet::new(),
-            manages: false,
             makers: Vec::new(),
-            lineage: Lineage {
-                first: self.id(number),
-                since: created.at,
-                created_by: None,
-            },
-            scopes: ScopeSet::parse(scopes).unwrap(),
-            allowlist: self.allowlist.clone(),
-            resource: None,
-            exposed_at: None,
-            updated: created.clone(),
-            // The expiry shows whether the newest change has arrived.
-            expires_at: Some(
-                created
-                    .at
-                    .saturating_add(days(10_000) + Duration::from_secs(changes)),
-            ),
-            created,
-            last_action: LastAction::Created,
+            lineage,
             state: KeyState::Enabled,
-            legacy: false,
-            predecessor: None,
-            succession: None,
-            hint: Hint::new(format!("{}…{}", self.prefix, &token[token.len() - 4..])).unwrap(),
-            fingerprint: Fingerprint::of_token(&token),
-            credential: self.credential(&token),
-            published: public.then_some(token),
+            credential,
         }
     }
 

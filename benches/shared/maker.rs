@@ -73,14 +73,13 @@ impl Maker {
         let later = Duration::from_millis(self.made / 10);
         let at = self.record.created.at.saturating_add(later);
         let digest = Digest::from_bytes(self.bytes());
-        let mut record = KeyRecord {
-            id: KeyId::from_parts(at, self.bytes()),
-            tenant: tenant.clone(),
-            name: format!("key {}", self.made).parse().unwrap(),
-            owner: Owner::Principal(principal(self.made % 10)),
-            fingerprint: Fingerprint::of_sha256(&digest),
-            ..self.record.clone()
-        };
+        let mut record = self.record.clone().with(|key| {
+            key.id = KeyId::from_parts(at, self.bytes());
+            key.tenant = tenant.clone();
+            key.name = format!("key {}", self.made).parse().unwrap();
+            key.owner = Owner::Principal(principal(self.made % 10));
+            key.fingerprint = Fingerprint::of_sha256(&digest);
+        });
         record.created.at = at;
         record.updated.at = at;
         if let Credential::Peppered { digest: own, .. } = &mut record.credential {

@@ -110,7 +110,7 @@ async fn list(
     let mut query = keys.query(actor.tenant());
     if let Some(id) = after {
         let last = keys.key(&actor, id).await?;
-        let (name, expires_at) = (last.name, last.expires_at);
+        let (name, expires_at) = (last.name.clone(), last.expires_at);
         query.after = Some(KeyPosition {
             name,
             expires_at,

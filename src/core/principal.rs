@@ -4,14 +4,16 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::id::KeyId;
 use super::text::PrincipalId;
 
 /// To whom a key is linked. Set at creation, immutable (rule Y-23).
-#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
-#[serde(rename_all = "snake_case")]
+///
+/// Stored as a plain enum; in JSON and other formats for people, an object: `{"type": "tenant"}` or
+/// `{"type": "principal", "id": "alice"}`.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Owner {
     /// The tenant itself: keys that came with it, the legacy key among them.
     Tenant,
@@ -31,8 +33,10 @@ impl Owner {
 }
 
 /// The author of a change. Each kind is a variant, so that no name can stand for another kind.
-#[derive(Clone, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
+///
+/// Stored as a plain enum; in JSON and other formats for people, an object: `{"type": "application"}`,
+/// `{"type": "principal", "id": "alice"}` or `{"type": "key", "id": "…", "owner": {…}}`.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub enum Author {
     /// The application itself.
     Application,
@@ -79,5 +83,82 @@ impl fmt::Display for Author {
                 None => write!(f, "key {key}"),
             },
         }
+    }
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(remote = "Owner")]
+enum StoredOwner {
+    Tenant,
+    Principal(PrincipalId),
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(remote = "Owner", tag = "type", rename_all = "snake_case")]
+enum ReadableOwner {
+    Tenant,
+    Principal(#[serde(with = "as_id")] PrincipalId),
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(remote = "Author")]
+enum StoredAuthor {
+    Application,
+    Principal(PrincipalId),
+    Key { key: KeyId, owner: Owner },
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(remote = "Author", tag = "type", rename_all = "snake_case")]
+enum ReadableAuthor {
+    Application,
+    Principal(#[serde(with = "as_id")] PrincipalId),
+    Key {
+        #[serde(rename = "id")]
+        key: KeyId,
+        owner: Owner,
+    },
+}
+
+macro_rules! two_forms {
+    ($type:ident, $stored:ident, $readable:ident) => {
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                match to.is_human_readable() {
+                    true => $readable::serialize(self, to),
+                    false => $stored::serialize(self, to),
+                }
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                match from.is_human_readable() {
+                    true => $readable::deserialize(from),
+                    false => $stored::deserialize(from),
+                }
+            }
+        }
+    };
+}
+
+two_forms!(Owner, StoredOwner, ReadableOwner);
+two_forms!(Author, StoredAuthor, ReadableAuthor);
+
+/// A principal as an object with an `id`, to which the enclosing enum adds its `type`.
+mod as_id {
+    use super::{Deserialize, Deserializer, PrincipalId, Serialize, Serializer};
+
+    #[derive(Deserialize, Serialize)]
+    struct Id<T> {
+        id: T,
+    }
+
+    pub(super) fn serialize<S: Serializer>(id: &PrincipalId, to: S) -> Result<S::Ok, S::Error> {
+        Id { id }.serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PrincipalId, D::Error> {
+        Id::deserialize(from).map(|Id { id }| id)
     }
 }

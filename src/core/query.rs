@@ -23,6 +23,7 @@ const DEFAULT_LIMIT: NonZeroUsize = NonZeroUsize::new(100).expect("100 is not ze
 /// Which keys to list, in which order. Conditions combine; none named: all.
 #[derive(Clone, Debug)]
 #[must_use = "a query lists nothing by itself"]
+#[non_exhaustive]
 pub struct KeyQuery {
     /// Keys of this tenant; `None` for the whole store.
     pub tenant: Option<TenantId>,
@@ -62,6 +63,7 @@ pub struct KeyQuery {
 
 /// The order of a list. Equal keys order by id.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
 pub enum KeySort {
     /// Oldest first: by id.
     #[default]
@@ -152,6 +154,12 @@ impl KeyQuery {
             after: None,
             limit: DEFAULT_LIMIT,
         }
+    }
+
+    /// Returns the query after `change`.
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
     }
 
     /// Keys that could still verify: active, retiring or disabled.
@@ -253,6 +261,7 @@ impl KeyQuery {
 /// Which audit entries to read, oldest first. Conditions combine; none named: all.
 #[derive(Clone, Debug)]
 #[must_use = "a query reads nothing by itself"]
+#[non_exhaustive]
 pub struct AuditQuery {
     /// Entries of this tenant's chain; `None` for the whole store.
     pub tenant: Option<TenantId>,
@@ -335,6 +344,12 @@ impl AuditQuery {
             after: None,
             limit: DEFAULT_LIMIT,
         }
+    }
+
+    /// Returns the query after `change`.
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
     }
 
     /// Narrows to entries about one key.

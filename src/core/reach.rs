@@ -43,9 +43,9 @@ impl<'a> Bounds<'a> {
 
     pub(crate) const fn of_record(record: &'a KeyRecord) -> Self {
         Self {
-            scopes: &record.scopes,
-            persons: record.owner.principal().is_some(),
-            bound: &record.bound,
+            scopes: &record.facts.scopes,
+            persons: record.facts.owner.principal().is_some(),
+            bound: &record.facts.bound,
         }
     }
 

@@ -5,9 +5,10 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::address::AddressAllowlist;
 use super::id::KeyId;
@@ -37,6 +38,7 @@ pub enum Visibility {
 /// Why a key was revoked.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Reason {
     /// Its holder no longer has it (rule Y-05).
     Lost,
@@ -91,6 +93,7 @@ pub enum RotationReason {
 
 /// What a command did to a key, for `enabled`, `disabled` and `revoked` keys.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
 pub enum KeyState {
     /// Works, as long as it has not expired.
     Enabled,
@@ -108,6 +111,7 @@ pub enum KeyState {
 /// How a digest was made of what its holder presents.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum ImportScheme {
     /// SHA-256 of the whole token.
     Sha256,
@@ -115,6 +119,7 @@ pub enum ImportScheme {
 
 /// What a presented secret is compared with.
 #[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
 pub enum Credential {
     /// HMAC-SHA-256 of `id ‖ secret` under a pepper.
     Peppered {
@@ -133,6 +138,14 @@ pub enum Credential {
 }
 
 impl Credential {
+    /// The digest that a presented secret is compared with.
+    #[must_use]
+    pub const fn digest(&self) -> &Digest {
+        match self {
+            Self::Peppered { digest, .. } | Self::Imported { digest, .. } => digest,
+        }
+    }
+
     /// The digest of an imported key, by which it is found.
     #[must_use]
     pub const fn imported(&self) -> Option<&Digest> {
@@ -163,8 +176,18 @@ pub struct Succession {
     pub reason: RotationReason,
     /// The old key's own expiry before the rotation, to which a cancelled rotation returns.
     pub own_expiry: Option<Timestamp>,
-    /// `Some` while the old key waits for the successor's first use: how long it works after that.
+    /// The time that the old key works after the successor's first use. `None` unless the old key waits for
+    /// that use.
+    #[serde(serialize_with = "in_seconds", rename = "grace_from_first_use_seconds")]
     pub grace_from_first_use: Option<Duration>,
+}
+
+/// Writes whole seconds in formats for people. Stored bytes keep the fraction.
+fn in_seconds<S: Serializer>(grace: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+    match to.is_human_readable() {
+        true => grace.map(|grace| grace.as_secs()).serialize(to),
+        false => grace.serialize(to),
+    }
 }
 
 /// On a key that took another's place: which one, and whether it was used yet.
@@ -226,82 +249,106 @@ pub enum LastAction {
     Redigested,
 }
 
-/// A key as it is stored: everything but its secret.
+/// What the record of a key and its public view have in common: nothing in it is secret.
+///
+/// Exhaustive on purpose, for stores to construct and destructure.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct KeyFacts {
+    /// The public id.
+    pub id: KeyId,
+    /// The tenant that the key belongs to.
+    pub tenant: TenantId,
+    /// The class, in the words of the tenant's policy.
+    pub class: ClassName,
+    /// Whether the key authenticates or identifies.
+    pub visibility: Visibility,
+    /// The environment that the key works in.
+    pub environment: Environment,
+    /// The name for people.
+    pub name: KeyName,
+    /// A longer text for people.
+    pub description: Option<Description>,
+    /// The purpose.
+    pub purpose: Option<Purpose>,
+    /// The host's own name-value pairs.
+    pub metadata: Metadata,
+    /// The owner.
+    pub owner: Owner,
+    /// The roles that limited the recipient of the secret: all of them must allow what the key does,
+    /// beside its owner's live role. Empty if the owner received the secret in person, or if the key
+    /// belongs to its tenant and the application made it.
+    pub bound: BTreeSet<Role>,
+    /// Whether the key reached all that its roles allowed when its secret was received, so that it may
+    /// manage keys by them. A key that was narrow then never does, however little its roles allow later.
+    pub manages: bool,
+    /// The scopes, before class, bound and owner narrow them.
+    pub scopes: ScopeSet,
+    /// The networks that the key works from. Empty for anywhere.
+    pub allowlist: AddressAllowlist,
+    /// The resource that the key belongs to, in the host's world.
+    pub resource: Option<Resource>,
+    /// The instant at which the key was first reported as found in the open. Never cleared.
+    pub exposed_at: Option<Timestamp>,
+    /// The instant and the author of the creation.
+    pub created: Stamp,
+    /// The instant and the author of the last change.
+    pub updated: Stamp,
+    /// The kind of the last change (rule A1-05).
+    pub last_action: LastAction,
+    /// The first instant at which the key no longer works. `None` for never.
+    pub expires_at: Option<Timestamp>,
+    /// Whether the key is the tenant's legacy key.
+    pub legacy: bool,
+    /// The key that this key replaces.
+    pub predecessor: Option<Predecessor>,
+    /// The key that replaces this key.
+    pub succession: Option<Succession>,
+    /// The part of the token that people see.
+    pub hint: Hint,
+    /// The one-way mark that finds the key.
+    pub fingerprint: Fingerprint,
+    /// The whole token of a publishable key, to be shown again. `None` for secret keys.
+    pub published: Option<String>,
+}
+
+/// A key as it is stored: everything but its secret. Reads as its [`KeyFacts`].
 ///
 /// Exhaustive on purpose, for stores to construct and destructure.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct KeyRecord {
-    /// The public id.
-    pub id: KeyId,
-    /// The tenant it belongs to.
-    pub tenant: TenantId,
-    /// Its kind, in the words of the tenant's policy.
-    pub class: ClassName,
-    /// Whether it authenticates or identifies.
-    pub visibility: Visibility,
-    /// Where it may be used.
-    pub environment: Environment,
-    /// What its token begins with; `None` if it was imported.
+    /// The facts that people may see.
+    pub facts: KeyFacts,
+    /// The prefix of the token. `None` for an imported key.
     pub prefix: Option<TokenPrefix>,
-    /// What people call it.
-    pub name: KeyName,
-    /// Longer words about it.
-    pub description: Option<Description>,
-    /// What it is for.
-    pub purpose: Option<Purpose>,
-    /// The host's own words.
-    pub metadata: Metadata,
-    /// To whom it is linked.
-    pub owner: Owner,
-    /// The roles that limited whoever received the secret: all of them must allow what the key does,
-    /// beside its owner's live role. Empty if the owner received it in person, or if it belongs to its
-    /// tenant and the application made it.
-    pub bound: BTreeSet<Role>,
-    /// Whether it reached all that its roles allowed when its secret was received, so that it may manage
-    /// keys by them. A key that was narrow then never does, however little its roles allow later.
-    pub manages: bool,
-    /// The keys that made it, rotated it, widened it or enabled it, with the keys that made those. At
-    /// most [`MAKERS_MAX`](Self::MAKERS_MAX), one for each lineage.
+    /// The keys that made this key, rotated it, widened it or enabled it, with the keys that made those.
+    /// At most [`MAKERS_MAX`](Self::MAKERS_MAX), one for each lineage.
     pub makers: Vec<Maker>,
-    /// The chain of rotations that it belongs to.
+    /// The chain of rotations that the key belongs to.
     pub lineage: Lineage,
-    /// What it may do, before class and owner narrow it.
-    pub scopes: ScopeSet,
-    /// From where it may be used.
-    pub allowlist: AddressAllowlist,
-    /// What it belongs to in the host's world.
-    pub resource: Option<Resource>,
-    /// The instant at which it was first reported as found in the open. Never cleared.
-    pub exposed_at: Option<Timestamp>,
-    /// When and by whom it was created.
-    pub created: Stamp,
-    /// When and by whom it was last changed.
-    pub updated: Stamp,
-    /// What that change was.
-    pub last_action: LastAction,
-    /// The first instant at which it no longer works; `None` for never.
-    pub expires_at: Option<Timestamp>,
     /// Enabled, disabled or revoked.
     pub state: KeyState,
-    /// Whether it is the tenant's legacy key.
-    pub legacy: bool,
-    /// The key that it replaces.
-    pub predecessor: Option<Predecessor>,
-    /// The key that replaces it.
-    pub succession: Option<Succession>,
-    /// What a person sees of it.
-    pub hint: Hint,
-    /// A one-way mark that finds it.
-    pub fingerprint: Fingerprint,
-    /// What a presented secret is compared with.
+    /// The digest that a presented secret is compared with.
     pub credential: Credential,
-    /// The whole token of a publishable key, to be shown again; `None` for secret keys.
-    pub published: Option<String>,
+}
+
+impl Deref for KeyRecord {
+    type Target = KeyFacts;
+
+    fn deref(&self) -> &KeyFacts {
+        &self.facts
+    }
+}
+
+impl DerefMut for KeyRecord {
+    fn deref_mut(&mut self) -> &mut KeyFacts {
+        &mut self.facts
+    }
 }
 
 /// What a key is at an instant.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Status {
     /// Works.
     Active,
@@ -331,6 +378,13 @@ impl KeyRecord {
     /// The most makers that a record names: 8. A judgement: a key that a key made, eight times over, is
     /// no longer something that a person can follow.
     pub const MAKERS_MAX: usize = 8;
+
+    /// Returns the record after `change`.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
 
     /// The key that created it, if a key did; for a successor, the one that created the first key of its
     /// chain.

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use super::audit::{
     Action, AuditEntry, AuditHash, AuditHead, ChainError, Evidence, FieldChange, verify_chain,
 };
-use super::command::{Command, DeleteKey, Expiry, RevokeKey, UpdateSpec};
+use super::command::{Command, DeleteKey, Expiry, KeyUpdate, RevokeKey};
 use super::id::KeyId;
 use super::invalid::Invalid;
 use super::pepper::PepperRing;
@@ -18,7 +18,7 @@ use super::policy::{Deletion, Policy, SelfRotation};
 use super::principal::Owner;
 use super::record::{KeyRecord, KeyState, Reason};
 use super::secret::DigestMark;
-use super::sweep::{BulkFilter, Sweep};
+use super::sweep::BulkFilter;
 use super::tenant::TenantId;
 use super::text::{CommandId, LeakSource, PrincipalId, Role};
 use super::time::Timestamp;
@@ -318,7 +318,7 @@ impl LaterKey {
     ) -> Result<RecoveryStep, Invalid> {
         let named = |(way, command)| {
             let id = match command {
-                Command::DisableMany { .. } => command_id(self.newest.unwrap_or(hash), DISABLED)?,
+                Command::DisableMany => command_id(self.newest.unwrap_or(hash), DISABLED)?,
                 _ => command_id(hash, &format!("{what}-{way}"))?,
             };
             Ok((id, command))
@@ -340,9 +340,9 @@ impl LaterKey {
         let mut steps = Vec::new();
         if let Some((changes, hash)) = &self.changed {
             let change = changes.narrowing(record);
-            if change != Some(UpdateSpec::default()) {
+            if change != Some(KeyUpdate::default()) {
                 let update = change.map(|change| Command::Update { key, change });
-                let ways = update.into_iter().chain([disable(key)]);
+                let ways = update.into_iter().chain([Command::DisableMany]);
                 steps.push(self.step(*hash, "change", ways)?);
             }
         }
@@ -350,7 +350,7 @@ impl LaterKey {
             && record.exposed_at.is_none()
         {
             let source = source.clone();
-            let ways = [Command::ReportLeak { key, source }, disable(key)];
+            let ways = [Command::ReportLeak { key, source }, Command::DisableMany];
             steps.push(self.step(*hash, "leak", ways)?);
         }
         let class = policy.class(&record.class);
@@ -363,22 +363,22 @@ impl LaterKey {
                 if record.expires_at.is_none_or(|end| until < end)
                     || (rotates_itself && record.succession.is_none()) =>
             {
-                let change = UpdateSpec {
+                let change = KeyUpdate {
                     expiry: Some(Expiry::At(until)),
-                    ..UpdateSpec::default()
+                    ..KeyUpdate::default()
                 };
                 // Three kinds of keys are disabled instead: the legacy key, which accepts no earlier end; a
                 // key that was in a rotation at the backup, whose end that rotation set; and a key that would
                 // rotate itself, since its record does not contain the later rotation.
                 let update = Command::Update { key, change };
                 let update = Some(update).filter(|_| !rotates_itself);
-                let ways = update.into_iter().chain([disable(key)]);
+                let ways = update.into_iter().chain([Command::DisableMany]);
                 steps.push(self.step(hash, "retire", ways)?);
             }
             Some(_) | None => {}
         }
         if let Some(hash) = self.disabled {
-            steps.push(self.step(hash, DISABLED, [disable(key)])?);
+            steps.push(self.step(hash, DISABLED, [Command::DisableMany])?);
         }
         Ok(steps)
     }
@@ -388,7 +388,7 @@ impl Changes {
     /// Returns the part of the changes that narrows `record`, or `None` if a change neither narrows nor
     /// widens. A widening is not repeated, because its entry does not record the bound of its author. A
     /// narrowing is repeated even if a later change undid it.
-    fn narrowing(&self, record: &KeyRecord) -> Option<UpdateSpec> {
+    fn narrowing(&self, record: &KeyRecord) -> Option<KeyUpdate> {
         let mut scopes = record.scopes.clone();
         let mut allowlist = record.allowlist.clone();
         let mut end = record.expires_at;
@@ -407,11 +407,11 @@ impl Changes {
             return None;
         }
         let shorter = end.filter(|_| end != record.expires_at);
-        Some(UpdateSpec {
+        Some(KeyUpdate {
             scopes: (!scopes.contains(&record.scopes)).then_some(scopes),
             allowlist: (allowlist != record.allowlist).then_some(allowlist),
             expiry: shorter.map(Expiry::At),
-            ..UpdateSpec::default()
+            ..KeyUpdate::default()
         })
     }
 }
@@ -449,23 +449,15 @@ fn delete(record: &KeyRecord, policy: &Policy) -> Command {
 fn revoke(record: &KeyRecord, reason: Reason) -> Vec<Command> {
     let key = record.id;
     if record.legacy {
-        return vec![disable(key)];
+        return vec![Command::DisableMany];
     }
     let revocation = RevokeKey {
         reason,
         confirmed: true,
     };
-    let (filter, sweep) = (BulkFilter::all(), Sweep::from(vec![key]));
+    let filter = BulkFilter::all();
     vec![
         Command::Revoke { key, revocation },
-        Command::RevokeMany {
-            filter,
-            reason,
-            sweep,
-        },
+        Command::RevokeMany { filter, reason },
     ]
-}
-
-fn disable(key: KeyId) -> Command {
-    Command::DisableMany { sweep: vec![key] }
 }

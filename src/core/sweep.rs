@@ -11,19 +11,32 @@ use super::record::{Credential, KeyRecord, Reason};
 use super::text::{ClassName, CommandId, PepperId, PrincipalId};
 use super::time::Timestamp;
 
-/// Which keys a bulk command is about: those that meet every condition named. None named: all.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+/// The keys that a bulk command applies to: those that meet every condition named.
+///
+/// Begins with [`all`](Self::all). There is no `Default`, and a missing condition does not deserialize, so
+/// that no blank value matches every key:
+///
+/// ```compile_fail
+/// let filter = keyward::BulkFilter::default();
+/// ```
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[must_use = "a filter revokes nothing by itself"]
+#[non_exhaustive]
 pub struct BulkFilter {
     /// Keys of this owner.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub owner: Option<PrincipalId>,
     /// Keys of this class.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub class: Option<ClassName>,
     /// Keys created before this instant.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub created_before: Option<Timestamp>,
-    /// Keys whose digest stands under this pepper.
+    /// Keys whose digest was made with this pepper.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub pepper: Option<PepperId>,
     /// Keys that this key made, directly or through other keys.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub made_by: Option<MadeBy>,
 }
 
@@ -38,9 +51,15 @@ pub struct MadeBy {
 }
 
 impl BulkFilter {
-    /// All keys.
-    pub fn all() -> Self {
-        Self::default()
+    /// Returns the filter that matches every key.
+    pub const fn all() -> Self {
+        Self {
+            owner: None,
+            class: None,
+            created_before: None,
+            pepper: None,
+            made_by: None,
+        }
     }
 
     /// Narrows to keys of this owner.
@@ -103,11 +122,11 @@ impl BulkFilter {
 
 /// The part of a command over many keys that one commit does.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Sweep {
+pub(crate) struct Sweep {
     /// The keys to look at in this commit.
-    pub keys: Vec<KeyId>,
+    pub(crate) keys: Vec<KeyId>,
     /// Whether nothing of the command is left to do after this commit.
-    pub last: bool,
+    pub(crate) last: bool,
 }
 
 impl From<Vec<KeyId>> for Sweep {
@@ -141,4 +160,27 @@ pub enum SweepKind {
     RemoveOwner(PrincipalId),
     /// Revokes the keys that match.
     Revoke(BulkFilter, Reason),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_without_conditions_is_written_as_such_and_never_read_from_a_blank() {
+        let all = serde_json::to_value(BulkFilter::all()).unwrap();
+        assert_eq!(
+            serde_json::from_value::<BulkFilter>(all.clone()).unwrap(),
+            BulkFilter::all()
+        );
+        assert!(serde_json::from_str::<BulkFilter>("{}").is_err());
+        for condition in all.as_object().unwrap().keys() {
+            let mut blank = all.clone();
+            blank.as_object_mut().unwrap().remove(condition);
+            assert!(
+                serde_json::from_value::<BulkFilter>(blank).is_err(),
+                "{condition}"
+            );
+        }
+    }
 }

@@ -1,29 +1,16 @@
 //! Records and audit entries as bytes, for stores: versioned, checksummed, one form for one value.
 //!
 //! Pure. `[version][postcard body][CRC-32 of both, little endian]`. Golden files under `tests/golden`
-//! keep every released version readable. The structs below mirror the public ones field by field, so
-//! that a new field fails to compile here instead of changing the format unnoticed.
-
-use std::collections::BTreeSet;
+//! keep every released version readable, and fail if a new field changes the format. [`Credential`] has no
+//! serde form of its own: a digest leaves through this module alone.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::address::AddressAllowlist;
 use super::audit::AuditEntry;
-use super::id::KeyId;
-use super::metadata::Metadata;
 use super::owner::{OwnerRecord, TenantRecord};
-use super::principal::Owner;
-use super::record::{
-    Credential, ImportScheme, KeyRecord, KeyState, LastAction, Lineage, Maker, Predecessor,
-    Resource, Succession, Visibility,
-};
-use super::scope::ScopeSet;
-use super::secret::{Digest, Fingerprint};
-use super::stamp::Stamp;
-use super::tenant::TenantId;
-use super::text::{ClassName, Description, Environment, Hint, KeyName, PepperId, Purpose, Role};
-use super::time::Timestamp;
+use super::record::{Credential, ImportScheme, KeyFacts, KeyRecord, KeyState, Lineage, Maker};
+use super::secret::Digest;
+use super::text::PepperId;
 use super::token::TokenPrefix;
 
 const VERSION: u8 = 1;
@@ -147,38 +134,13 @@ impl<'de> Deserialize<'de> for Decode<KeyRecord> {
 #[derive(Deserialize, Serialize)]
 #[serde(remote = "KeyRecord")]
 struct RecordV1 {
-    id: KeyId,
-    tenant: TenantId,
-    class: ClassName,
-    visibility: Visibility,
-    environment: Environment,
+    facts: KeyFacts,
     prefix: Option<TokenPrefix>,
-    name: KeyName,
-    description: Option<Description>,
-    purpose: Option<Purpose>,
-    metadata: Metadata,
-    owner: Owner,
-    bound: BTreeSet<Role>,
-    manages: bool,
     makers: Vec<Maker>,
     lineage: Lineage,
-    scopes: ScopeSet,
-    allowlist: AddressAllowlist,
-    resource: Option<Resource>,
-    exposed_at: Option<Timestamp>,
-    created: Stamp,
-    updated: Stamp,
-    last_action: LastAction,
-    expires_at: Option<Timestamp>,
     state: KeyState,
-    legacy: bool,
-    predecessor: Option<Predecessor>,
-    succession: Option<Succession>,
-    hint: Hint,
-    fingerprint: Fingerprint,
     #[serde(with = "CredentialV1")]
     credential: Credential,
-    published: Option<String>,
 }
 
 #[derive(Deserialize, Serialize)]

@@ -14,7 +14,7 @@ use crate::core::query::KeyQuery;
 use crate::core::record::{Reason, Resource};
 use crate::core::rejection::Rejection;
 use crate::core::secret::Fingerprint;
-use crate::core::sweep::{BulkFilter, Sweep};
+use crate::core::sweep::BulkFilter;
 use crate::core::tenant::TenantId;
 use crate::core::text::{LeakSource, PrincipalId, Role};
 use crate::core::view::Select;
@@ -70,11 +70,8 @@ impl Keyward {
         key: KeyId,
         change: KeyUpdate,
     ) -> Result<Receipt, Error> {
-        let change = change.into_spec()?;
-        Ok(self
-            .give_about(by, Command::Update { key, change })
-            .await?
-            .receipt)
+        let command = change.into_command(key)?;
+        Ok(self.give_about(by, command).await?.receipt)
     }
 
     /// Disables a key until it is enabled again.
@@ -266,9 +263,7 @@ impl Keyward {
         by: impl Into<Invocation<'_>>,
         tenant: &TenantId,
     ) -> Result<BulkReceipt, Error> {
-        let sweep = Sweep::default();
-        self.give_bulk(by, tenant, Command::CloseTenant { sweep })
-            .await
+        self.give_bulk(by, tenant, Command::CloseTenant).await
     }
 
     /// Refuses all keys of a principal from now on, in `tenant` and its descendants, and revokes
@@ -283,8 +278,7 @@ impl Keyward {
         tenant: &TenantId,
         owner: PrincipalId,
     ) -> Result<BulkReceipt, Error> {
-        let sweep = Sweep::default();
-        self.give_bulk(by, tenant, Command::RemoveOwner { owner, sweep })
+        self.give_bulk(by, tenant, Command::RemoveOwner { owner })
             .await
     }
 
@@ -350,17 +344,8 @@ impl Keyward {
         filter: BulkFilter,
         reason: Reason,
     ) -> Result<BulkReceipt, Error> {
-        let sweep = Sweep::default();
-        self.give_bulk(
-            by,
-            tenant,
-            Command::RevokeMany {
-                filter,
-                reason,
-                sweep,
-            },
-        )
-        .await
+        self.give_bulk(by, tenant, Command::RevokeMany { filter, reason })
+            .await
     }
 
     /// Removes revoked and expired keys of `tenant` whose retention is over. For the host itself,
@@ -374,8 +359,7 @@ impl Keyward {
         by: impl Into<Invocation<'_>>,
         tenant: &TenantId,
     ) -> Result<BulkReceipt, Error> {
-        self.give_bulk(by, tenant, Command::Purge { sweep: Vec::new() })
-            .await
+        self.give_bulk(by, tenant, Command::Purge).await
     }
 
     /// Reports that a key was found in public, by its whole text. A caller with that text may end

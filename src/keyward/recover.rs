@@ -13,7 +13,6 @@ use crate::core::principal::Author;
 use crate::core::query::{AuditQuery, KeyQuery};
 use crate::core::record::{KeyRecord, Status};
 use crate::core::recovery::{self, Later, LaterKey, LaterOwner, RecoveryStep};
-use crate::core::sweep::Sweep;
 use crate::core::tenant::TenantId;
 use crate::core::text::{CommandId, PrincipalId};
 use crate::core::view::Select;
@@ -129,7 +128,7 @@ impl Keyward {
                     report.legacy.push(record.id);
                 }
                 if record.status(query.at) != Status::Disabled {
-                    tenants.insert(record.tenant);
+                    tenants.insert(record.facts.tenant);
                 }
             }
             match page.next {
@@ -140,7 +139,7 @@ impl Keyward {
         report.tenants = tenants.len();
         let id = self.inner.manager.command_id().map_err(Error::from)?;
         for tenant in tenants {
-            let command = Command::DisableMany { sweep: Vec::new() };
+            let command = Command::DisableMany;
             if let Some(done) = self.repeat_bulk(&tenant, id.clone(), command).await? {
                 report.disabled += done.ended;
             }
@@ -232,10 +231,8 @@ impl Keyward {
         }
         if let Some(hash) = later.closed {
             let id = recovery::command_id(hash, "close").map_err(Error::from)?;
-            let command = Command::CloseTenant {
-                sweep: Sweep::default(),
-            };
             let landed = self.landed(tenant, [id.clone()]).await?;
+            let command = Command::CloseTenant;
             if let Some(done) = self.repeat_bulk(tenant, id.clone(), command).await? {
                 report.closed += usize::from(!landed.contains(&id));
                 report.revoked += done.ended;
@@ -262,8 +259,8 @@ impl Keyward {
         let mut set_again = false;
         if let Some((hash, _)) = removed {
             let id = recovery::command_id(*hash, "remove").map_err(Error::from)?;
-            let (owner, sweep) = (owner.clone(), Sweep::default());
-            let command = Command::RemoveOwner { owner, sweep };
+            let owner = owner.clone();
+            let command = Command::RemoveOwner { owner };
             let landed = self.landed(tenant, [id.clone()]).await?;
             if let Some(done) = self.repeat_bulk(tenant, id.clone(), command).await? {
                 set_again |= !landed.contains(&id);
@@ -354,7 +351,9 @@ impl Keyward {
         for (id, command) in step.ways {
             let mut done = 0;
             if !landed.contains(&id) {
-                done = match self.repeat(&record.tenant, id, command.clone()).await? {
+                let request = as_host(&record.tenant, id, command.clone());
+                let request = request.with_sweep(vec![record.id]);
+                done = match self.execute_accepted(request).await? {
                     Some(Outcome::Swept { ended, .. }) => ended,
                     Some(_) => 1,
                     None => continue,
@@ -412,7 +411,10 @@ impl Keyward {
         id: CommandId,
         command: Command,
     ) -> Result<Option<Outcome>, Error> {
-        let request = as_host(tenant, id, command);
+        self.execute_accepted(as_host(tenant, id, command)).await
+    }
+
+    async fn execute_accepted(&self, request: Request) -> Result<Option<Outcome>, Error> {
         accepted(self.inner.manager.execute(request).await.map(|l| l.outcome))
     }
 

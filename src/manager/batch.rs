@@ -229,10 +229,13 @@ impl KeyManager {
             .filter(|(_, denied)| denied.is_none());
         let gone = done.flat_map(|(pending, _)| {
             let Request {
-                tenant, command, ..
+                tenant,
+                command,
+                sweep,
+                ..
             } = &pending.request;
             let purged: &[KeyId] = match command {
-                Command::Purge { sweep } => sweep,
+                Command::Purge => &sweep.keys,
                 _ => &[],
             };
             let asked = command.key().into_iter().chain(purged.iter().copied());

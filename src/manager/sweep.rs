@@ -97,15 +97,10 @@ impl KeyManager {
             descendants,
             kind,
         } = pending;
-        let sweep = Sweep::default();
         let command = match kind {
-            SweepKind::CloseTenant => Command::CloseTenant { sweep },
-            SweepKind::RemoveOwner(owner) => Command::RemoveOwner { owner, sweep },
-            SweepKind::Revoke(filter, reason) => Command::RevokeMany {
-                filter,
-                reason,
-                sweep,
-            },
+            SweepKind::CloseTenant => Command::CloseTenant,
+            SweepKind::RemoveOwner(owner) => Command::RemoveOwner { owner },
+            SweepKind::Revoke(filter, reason) => Command::RevokeMany { filter, reason },
         };
         let actor = Actor::finishing(tenant.clone(), descendants);
         let request = Request {
@@ -145,7 +140,7 @@ impl KeyManager {
         ) {
             return Ok(below);
         }
-        let Command::RemoveOwner { owner, .. } = &request.command else {
+        let Command::RemoveOwner { owner } = &request.command else {
             return Ok(Request { continues, ..below });
         };
         let select = Select::owner(owner.clone());
@@ -159,7 +154,6 @@ impl KeyManager {
         let command = Command::RevokeMany {
             filter,
             reason: Reason::OwnerRemoved,
-            sweep: Sweep::default(),
         };
         Ok(Request {
             command,
@@ -188,7 +182,7 @@ impl KeyManager {
     async fn end_sweep(&self, request: &Request) -> Result<(), Error> {
         if matches!(
             request.command,
-            Command::CloseTenant { .. } | Command::RemoveOwner { .. } | Command::RevokeMany { .. }
+            Command::CloseTenant | Command::RemoveOwner { .. } | Command::RevokeMany { .. }
         ) {
             let last = Sweep {
                 keys: Vec::new(),
@@ -234,13 +228,11 @@ impl KeyManager {
         request: &Request,
         sweep: Sweep,
     ) -> Result<(Outcome, Receipt), Error> {
-        let command = with_sweep(&request.command, sweep);
-        let landed = self
-            .execute(Request {
-                command,
-                ..request.clone()
-            })
-            .await?;
+        let request = Request {
+            sweep,
+            ..request.clone()
+        };
+        let landed = self.execute(request).await?;
         Ok((landed.outcome, landed.receipt))
     }
 
@@ -253,8 +245,8 @@ impl KeyManager {
             ..KeyQuery::tenant(request.tenant.clone(), self.time.check().earliest())
         };
         match &request.command {
-            Command::CloseTenant { .. } => Some(all.live()),
-            Command::RemoveOwner { owner, .. } => Some(KeyQuery {
+            Command::CloseTenant => Some(all.live()),
+            Command::RemoveOwner { owner } => Some(KeyQuery {
                 owner: Some(owner.clone()),
                 ..all.live()
             }),
@@ -266,11 +258,11 @@ impl KeyManager {
                     ..all.live()
                 })
             }
-            Command::DisableMany { .. } => {
+            Command::DisableMany => {
                 let statuses = BTreeSet::from([Status::Active, Status::Retiring]);
                 Some(KeyQuery { statuses, ..all })
             }
-            Command::Purge { .. } => {
+            Command::Purge => {
                 let statuses = BTreeSet::from([Status::Revoked, Status::Expired]);
                 Some(KeyQuery { statuses, ..all })
             }
@@ -282,7 +274,7 @@ impl KeyManager {
     async fn tenants_below(&self, request: &Request) -> Result<BTreeSet<TenantId>, Error> {
         let follows = matches!(
             request.command,
-            Command::CloseTenant { .. }
+            Command::CloseTenant
                 | Command::RemoveOwner { .. }
                 | Command::ChangeOwnerRole { .. }
                 | Command::SyncOwnerRole { .. }
@@ -295,7 +287,7 @@ impl KeyManager {
             below: true,
             ..KeyQuery::tenant(tenant, self.time.check().earliest()).live()
         };
-        if let Command::RemoveOwner { owner, .. }
+        if let Command::RemoveOwner { owner }
         | Command::ChangeOwnerRole { owner, .. }
         | Command::SyncOwnerRole { owner, .. } = &request.command
         {
@@ -304,7 +296,7 @@ impl KeyManager {
         let mut below = BTreeSet::new();
         loop {
             let page = self.store.list(&query).await?;
-            below.extend(page.keys.into_iter().map(|record| record.tenant));
+            below.extend(page.keys.into_iter().map(|record| record.facts.tenant));
             match page.next {
                 Some(next) => query.after = Some(next),
                 None => break,
@@ -357,17 +349,4 @@ async fn predecessor_of(store: &dyn KeyStore, key: KeyId) -> Result<Option<KeyId
             (None, None) => return Ok(None),
         }
     }
-}
-
-/// Returns the same command with a page of keys, if it is a bulk command.
-fn with_sweep(command: &Command, part: Sweep) -> Command {
-    let mut command = command.clone();
-    match &mut command {
-        Command::CloseTenant { sweep }
-        | Command::RevokeMany { sweep, .. }
-        | Command::RemoveOwner { sweep, .. } => *sweep = part,
-        Command::DisableMany { sweep } | Command::Purge { sweep } => *sweep = part.keys,
-        _ => {}
-    }
-    command
 }

@@ -6,6 +6,7 @@ use crate::store::Cursor;
 
 /// A replica's position in the store's history, and the age of its last confirmation.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
 pub struct Freshness {
     /// The time since the read was sent that last confirmed the replica; `None` before the first
     /// confirmation.
@@ -18,6 +19,7 @@ pub struct Freshness {
 
 /// The distance of a replica from its store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
 pub struct Lag {
     /// The replica reflects every commit that returned longer ago than this. `None` before the
     /// first confirmation.

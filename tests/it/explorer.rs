@@ -14,7 +14,7 @@ use keyward::store::{
 };
 use keyward::{
     Actor, Command, CommandId, DeleteKey, Digest, Error, ImportKey, KeyId, NewKey, Outcome,
-    PrincipalId, Reason, Replacement, Request, Role, ScopeSet, Sweep, TenantId, async_trait, hours,
+    PrincipalId, Reason, Replacement, Request, Role, ScopeSet, TenantId, async_trait, hours,
 };
 use keyward_conformance::broken::{BrokenStore, Defect};
 use keyward_conformance::explore::{Bench, Explorer, Race, Report, World, block_on, step};
@@ -69,18 +69,17 @@ fn policy(cap: u32) -> Policy {
     secret
         .prefixes
         .retain(|environment, _| environment.as_str() == "live");
-    Policy::new(PolicySpec {
-        active_keys: ActiveKeyCap::Limited {
+    Policy::new(spec.with(|spec| {
+        spec.active_keys = ActiveKeyCap::Limited {
             limit: NonZeroU32::new(cap).unwrap(),
             classes: Default::default(),
-        },
-        legacy: LegacyRule::One {
+        };
+        spec.legacy = LegacyRule::One {
             class: "secret".try_into().unwrap(),
             name: "legacy".try_into().unwrap(),
             scopes: ScopeSet::parse(["reports:read"]).unwrap(),
-        },
-        ..spec
-    })
+        };
+    }))
     .unwrap()
 }
 
@@ -180,13 +179,7 @@ fn a_create_that_races_with_the_removal_of_its_owner_does_not_escape_it() {
         let creator = Actor::new(tenant("acme"), bob.clone(), Role::DEVELOPER);
         Ok(vec![
             by(creator, "create", key("late").into_command()?),
-            ask(
-                "remove",
-                Command::RemoveOwner {
-                    owner: bob,
-                    sweep: Sweep::default(),
-                },
-            ),
+            ask("remove", Command::RemoveOwner { owner: bob }),
         ])
     }));
 }
@@ -195,10 +188,7 @@ fn a_create_that_races_with_the_removal_of_its_owner_does_not_escape_it() {
 fn a_create_that_races_with_the_closing_of_its_tenant_does_not_escape_it() {
     holds(&race(5, |bench| {
         bench.land(create("before"))?;
-        let close = Command::CloseTenant {
-            sweep: Sweep::default(),
-        };
-        Ok(vec![create("create"), ask("close", close)])
+        Ok(vec![create("create"), ask("close", Command::CloseTenant)])
     }));
 }
 
@@ -302,13 +292,11 @@ fn owner_removed(_: KeyId) -> Command {
 }
 
 fn closed(_: KeyId) -> Command {
-    let sweep = Sweep::default();
-    Command::CloseTenant { sweep }
+    Command::CloseTenant
 }
 
 fn remove(owner: PrincipalId) -> Command {
-    let sweep = Sweep::default();
-    Command::RemoveOwner { owner, sweep }
+    Command::RemoveOwner { owner }
 }
 
 /// Commands in the tenant of the key itself.

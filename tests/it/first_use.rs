@@ -122,10 +122,9 @@ fn a_refused_command_leaves_a_first_use_counted() {
 
 #[test]
 fn trap_33_the_uses_of_one_tenant_displace_no_other_tenants_uses() {
-    let world = World::with_policy(PolicySpec {
-        active_keys: ActiveKeyCap::Unlimited,
-        ..profiles::standard()
-    });
+    let world = World::with_policy(
+        profiles::standard().with(|spec| spec.active_keys = ActiveKeyCap::Unlimited),
+    );
     let rotated = |path: &str, count: usize| -> Vec<_> {
         let by = actor(path, "alice", Role::ADMIN);
         let one = |number: usize| {
@@ -238,10 +237,7 @@ fn a_node_that_leaves_records_its_counted_first_uses() {
 #[test]
 fn an_old_key_ends_although_its_successor_is_never_used() {
     let policy = Duration::from_secs(77);
-    let spec = PolicySpec {
-        first_use_wait: policy,
-        ..profiles::standard()
-    };
+    let spec = profiles::standard().with(|spec| spec.first_use_wait = policy);
     let named = Replacement::on_first_use(GRACE).no_later_than(days(3));
     let ways = [
         (
@@ -307,10 +303,7 @@ fn a_wait_is_valid_only_for_a_rotation_on_first_use() {
     let refused = denied(rotate(&world, &old, long));
     assert_eq!(refused, Denied::FirstUseWait { max, actual });
     for wait in [Duration::ZERO, max + hours(1)] {
-        let spec = PolicySpec {
-            first_use_wait: wait,
-            ..profiles::standard()
-        };
+        let spec = profiles::standard().with(|spec| spec.first_use_wait = wait);
         let wrong = PolicyError::FirstUseWait { max, actual: wait };
         assert_eq!(Policy::new(spec).unwrap_err(), wrong);
     }
@@ -424,10 +417,9 @@ fn a_repeated_command_is_recognized_although_many_first_uses_were_recorded_with_
 /// use.
 #[test]
 fn a_first_use_is_recorded_only_together_with_the_grace_it_starts() {
-    let world = World::with_policy(PolicySpec {
-        active_keys: ActiveKeyCap::Unlimited,
-        ..profiles::standard()
-    });
+    let world = World::with_policy(
+        profiles::standard().with(|spec| spec.active_keys = ActiveKeyCap::Unlimited),
+    );
     let key = NewKey::new("key").environment("live").scope("*:*");
     let old = world.create(&admin(), key).unwrap();
     let other = world.create(&admin(), reader("other")).unwrap();

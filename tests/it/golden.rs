@@ -8,13 +8,16 @@ use std::fs;
 use std::path::PathBuf;
 
 use keyward::audit::{Action, AuditEntry, AuditHash, Evidence, FieldChange};
+use keyward::policy::Policy;
+use keyward::rules::Standing;
 use keyward::store::DecodeError;
 use keyward::{
     AddressAllowlist, Author, BulkFilter, Credential, Description, Digest, DigestMark, Fingerprint,
-    Hint, ImportScheme, KeyId, KeyName, KeyRecord, KeyState, LastAction, LeakSource, Lineage,
-    MadeBy, Maker, Metadata, Owner, OwnerRecord, PendingSweep, PepperId, Predecessor, PrincipalId,
-    Purpose, Reason, Resource, ResourceId, ResourceKind, Role, RotationReason, ScopeSet, Stamp,
-    Succession, SweepKind, TenantRecord, Visibility, hours, token::TokenPrefix,
+    Hint, ImportScheme, KeyFacts, KeyId, KeyInfo, KeyName, KeyRecord, KeyState, LastAction,
+    LeakSource, Lineage, MadeBy, Maker, Metadata, Owner, OwnerRecord, PendingSweep, PepperId,
+    Predecessor, PrincipalId, Purpose, Reason, Resource, ResourceId, ResourceKind, Role,
+    RotationReason, ScopeSet, Stamp, Succession, SweepKind, TenantRecord, Visibility, hours,
+    token::TokenPrefix,
 };
 use support::*;
 
@@ -35,97 +38,92 @@ fn maker(number: u128) -> Maker {
 /// Returns a key with every field set.
 fn full() -> KeyRecord {
     KeyRecord {
-        id: KeyId::from_u128(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef),
-        tenant: tenant("acme/web"),
-        class: class("secret"),
-        visibility: Visibility::Secret,
-        environment: environment("live"),
+        facts: KeyFacts {
+            id: KeyId::from_u128(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef),
+            tenant: tenant("acme/web"),
+            class: class("secret"),
+            visibility: Visibility::Secret,
+            environment: environment("live"),
+            name: KeyName::new("nightly export").unwrap(),
+            description: Some(Description::new("two\nlines").unwrap()),
+            purpose: Some(Purpose::new("exports").unwrap()),
+            metadata: Metadata::new([("team", "data"), ("cost", "42")]).unwrap(),
+            owner: Owner::Principal(who("alice")),
+            bound: BTreeSet::from([Role::ADMIN, Role::DEVELOPER]),
+            manages: true,
+            scopes: ScopeSet::parse(["reports:read", "exports:*"]).unwrap(),
+            allowlist: AddressAllowlist::parse(["192.0.2.0/24", "2001:db8::1"]).unwrap(),
+            resource: Some(Resource {
+                kind: ResourceKind::new("deployment.server").unwrap(),
+                id: ResourceId::new("d-1").unwrap(),
+            }),
+            exposed_at: Some(at("2026-01-03T00:00:00Z")),
+            created: stamp(1, "alice"),
+            updated: stamp(3, "bob"),
+            last_action: LastAction::Revoked,
+            expires_at: Some(at("2027-01-01T00:00:00Z")),
+            legacy: true,
+            predecessor: Some(Predecessor {
+                key: KeyId::from_u128(1),
+                first_used_at: Some(at("2026-01-02T00:00:00Z")),
+            }),
+            succession: Some(Succession {
+                successor: KeyId::from_u128(2),
+                since: at("2026-01-02T00:00:00Z"),
+                reason: RotationReason::Incident,
+                own_expiry: None,
+                grace_from_first_use: Some(hours(24)),
+            }),
+            hint: Hint::new("sk_live_…abcd").unwrap(),
+            fingerprint: "0123456789abcdef".parse::<Fingerprint>().unwrap(),
+            published: Some("pk_live_example".to_owned()),
+        },
         prefix: Some(TokenPrefix::new("sk_live_").unwrap()),
-        name: KeyName::new("nightly export").unwrap(),
-        description: Some(Description::new("two\nlines").unwrap()),
-        purpose: Some(Purpose::new("exports").unwrap()),
-        metadata: Metadata::new([("team", "data"), ("cost", "42")]).unwrap(),
-        owner: Owner::Principal(who("alice")),
-        bound: BTreeSet::from([Role::ADMIN, Role::DEVELOPER]),
-        manages: true,
         makers: [3, 4].map(maker).to_vec(),
         lineage: Lineage {
             first: KeyId::from_u128(1),
             since: at("2025-12-01T00:00:00Z"),
             created_by: Some(KeyId::from_u128(3)),
         },
-        scopes: ScopeSet::parse(["reports:read", "exports:*"]).unwrap(),
-        allowlist: AddressAllowlist::parse(["192.0.2.0/24", "2001:db8::1"]).unwrap(),
-        resource: Some(Resource {
-            kind: ResourceKind::new("deployment.server").unwrap(),
-            id: ResourceId::new("d-1").unwrap(),
-        }),
-        exposed_at: Some(at("2026-01-03T00:00:00Z")),
-        created: stamp(1, "alice"),
-        updated: stamp(3, "bob"),
-        last_action: LastAction::Revoked,
-        expires_at: Some(at("2027-01-01T00:00:00Z")),
         state: KeyState::Revoked {
             stamp: stamp(3, "bob"),
             reason: Reason::Leaked,
         },
-        legacy: true,
-        predecessor: Some(Predecessor {
-            key: KeyId::from_u128(1),
-            first_used_at: Some(at("2026-01-02T00:00:00Z")),
-        }),
-        succession: Some(Succession {
-            successor: KeyId::from_u128(2),
-            since: at("2026-01-02T00:00:00Z"),
-            reason: RotationReason::Incident,
-            own_expiry: None,
-            grace_from_first_use: Some(hours(24)),
-        }),
-        hint: Hint::new("sk_live_…abcd").unwrap(),
-        fingerprint: "0123456789abcdef".parse::<Fingerprint>().unwrap(),
         credential: Credential::Peppered {
             pepper: PepperId::new("p1").unwrap(),
             digest: Digest::from_bytes([7; 32]),
         },
-        published: Some("pk_live_example".to_owned()),
     }
 }
 
 /// Returns a key with as few fields set as possible.
 fn bare() -> KeyRecord {
-    KeyRecord {
-        prefix: None,
-        description: None,
-        purpose: None,
-        metadata: Metadata::default(),
-        owner: Owner::Tenant,
-        bound: BTreeSet::new(),
-        manages: false,
-        makers: Vec::new(),
-        lineage: Lineage {
-            created_by: None,
-            ..full().lineage
-        },
-        scopes: ScopeSet::none(),
-        allowlist: AddressAllowlist::default(),
-        resource: None,
-        exposed_at: None,
-        created: Stamp {
-            by: Author::Application,
-            ..full().created
-        },
-        expires_at: None,
-        state: KeyState::Enabled,
-        legacy: false,
-        predecessor: None,
-        succession: None,
-        credential: Credential::Imported {
+    full().with(|key| {
+        key.prefix = None;
+        key.description = None;
+        key.purpose = None;
+        key.metadata = Metadata::default();
+        key.owner = Owner::Tenant;
+        key.bound = BTreeSet::new();
+        key.manages = false;
+        key.makers = Vec::new();
+        key.lineage.created_by = None;
+        key.scopes = ScopeSet::none();
+        key.allowlist = AddressAllowlist::default();
+        key.resource = None;
+        key.exposed_at = None;
+        key.created.by = Author::Application;
+        key.expires_at = None;
+        key.state = KeyState::Enabled;
+        key.legacy = false;
+        key.predecessor = None;
+        key.succession = None;
+        key.credential = Credential::Imported {
             scheme: ImportScheme::Sha256,
             digest: Digest::from_bytes([9; 32]),
-        },
-        published: None,
-        ..full()
-    }
+        };
+        key.published = None;
+    })
 }
 
 fn owner() -> OwnerRecord {
@@ -156,16 +154,15 @@ fn closed_tenant() -> TenantRecord {
 
 /// Returns one command over many keys of each kind, each by another kind of author.
 fn sweeps() -> Vec<PendingSweep> {
-    let filter = BulkFilter {
-        owner: Some(who("alice")),
-        class: Some(class("secret")),
-        created_before: Some(at("2026-01-04T00:00:00Z")),
-        pepper: Some(PepperId::new("p1").unwrap()),
-        made_by: Some(MadeBy {
-            key: KeyId::from_u128(3),
-            lineage: Some(KeyId::from_u128(13)),
-        }),
-    };
+    let mut filter = BulkFilter::all()
+        .owner(who("alice"))
+        .class(class("secret"))
+        .created_before(at("2026-01-04T00:00:00Z"))
+        .pepper(PepperId::new("p1").unwrap());
+    filter.made_by = Some(MadeBy {
+        key: KeyId::from_u128(3),
+        lineage: Some(KeyId::from_u128(13)),
+    });
     let kinds = [
         (Author::Application, SweepKind::CloseTenant),
         (author("bob"), SweepKind::RemoveOwner(who("alice"))),
@@ -366,6 +363,16 @@ fn every_action_of_version_1_is_read_and_written_to_the_byte() {
         assert_eq!(line.as_bytes(), golden, "{entry:?}");
         assert_eq!(AuditEntry::from_bytes(&entry.to_bytes()), Ok(entry.clone()));
     }
+}
+
+#[test]
+fn the_view_of_a_key_is_served_in_the_designed_form() {
+    let policy = Policy::new(keyward::profiles::standard()).unwrap();
+    let now = at("2026-01-04T00:00:00Z");
+    let views = [full(), bare()].map(|key| KeyInfo::new(key, &policy, &Standing::default(), now));
+    let json = serde_json::to_string_pretty(&views).unwrap() + "\n";
+    let stored = golden("key-info.json", json.as_bytes());
+    assert_eq!(json, String::from_utf8(stored).unwrap());
 }
 
 #[test]

@@ -160,7 +160,7 @@ fn deleting_revoking_and_rotating_follow_the_class() {
     )
     .unwrap();
     let info = wait(world.keys.key(&admin(), key.id)).unwrap();
-    assert_eq!(info.revoked.map(|(_, reason)| reason), Some(Reason::Lost));
+    assert_eq!(info.revocation.map(|own| own.reason), Some(Reason::Lost));
     wait(
         world
             .keys
@@ -209,7 +209,7 @@ fn a_need_can_restrict_the_class_of_the_public_half_of_a_pair() {
     let other = spec.classes["publishable"].clone();
     let prefixes = [(environment("live"), TokenPrefix::new("tag_").unwrap())].into();
     spec.classes
-        .insert(class("tag"), KeyClass { prefixes, ..other });
+        .insert(class("tag"), other.with(|class| class.prefixes = prefixes));
     let world = World::with_policy(spec);
     let secret = world.some_key();
     let public = |name| world.create(&admin(), reader(name).class(name)).unwrap();

@@ -321,10 +321,7 @@ fn revives_by_role_change() -> Box<dyn System> {
                     && commit.effects.puts.iter().all(|put| put.id != key.id)
             });
             let revived: Vec<_> = revived
-                .map(|key| keyward::KeyRecord {
-                    state: keyward::KeyState::Enabled,
-                    ..key
-                })
+                .map(|key| key.with(|key| key.state = keyward::KeyState::Enabled))
                 .collect();
             commit.effects.puts.extend(revived);
         },

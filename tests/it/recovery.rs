@@ -71,10 +71,7 @@ fn backup(of: &MemoryStore) -> MemoryStore {
 
 /// Returns every audit entry, oldest first.
 fn trail(store: &MemoryStore) -> Vec<AuditEntry> {
-    let query = AuditQuery {
-        limit: ALL,
-        ..AuditQuery::everything()
-    };
+    let query = AuditQuery::everything().with(|query| query.limit = ALL);
     let page = wait(store.audit(&query)).unwrap();
     page.rows.into_iter().map(|row| row.entry).collect()
 }

@@ -290,7 +290,7 @@ fn a_server_contradicts_a_clock_that_is_ahead() {
     wait(keys.provision_tenant(&admin(), &tenant("acme"))).unwrap();
     wait(keys.revoke(&admin(), spare.id, Reason::Lost)).unwrap();
     // A key that has expired only by this clock is revoked for other nodes too.
-    let everything = BulkFilter::default();
+    let everything = BulkFilter::all();
     wait(keys.revoke_many(&admin(), &tenant("acme"), everything, Reason::Lost)).unwrap();
     assert!(matches!(refused(&keys, &key), Rejection::Revoked { .. }));
 }
@@ -523,7 +523,7 @@ fn a_command_from_the_future_does_not_affect_keys_created_after_the_repair() {
     let b = node(faulty.clone(), &wrong, policy());
     faulty.next(Call::Commit, [Fault::None, Fault::Unavailable]);
     let place = tenant("globex");
-    let began = wait(b.revoke_many(&globex(), &place, BulkFilter::default(), Reason::Lost));
+    let began = wait(b.revoke_many(&globex(), &place, BulkFilter::all(), Reason::Lost));
     assert!(began.is_err());
     wait(a.sync()).unwrap();
     let host = Actor::application(place.clone());
@@ -546,7 +546,7 @@ fn every_tenant_can_be_repaired() {
     let b = node(store, &wrong, policy());
     let initech = actor("initech", "ian", Role::ADMIN);
     let (unknown, closed) = (tenant("initech"), tenant("globex"));
-    wait(b.revoke_many(&initech, &unknown, BulkFilter::default(), Reason::Lost)).unwrap();
+    wait(b.revoke_many(&initech, &unknown, BulkFilter::all(), Reason::Lost)).unwrap();
     wait(b.close_tenant(&globex(), &closed)).unwrap();
     wait(a.sync()).unwrap();
     assert_eq!(a.tenants_ahead().len(), 2);
@@ -572,7 +572,7 @@ fn a_wrong_reading_hides_no_key_from_narrowing_commands() {
     step(&clock, days(300));
     wait(keys.disable(&admin(), disabled.id)).unwrap();
     wait(keys.finish_rotation(&admin(), old.id)).unwrap();
-    let filter = BulkFilter::default();
+    let filter = BulkFilter::all();
     wait(keys.revoke_many(&admin(), &place, filter, Reason::Lost)).unwrap();
     step_back(&clock, days(300));
     let ended = |key: &Created| matches!(refused(&keys, key), Rejection::Revoked { .. });

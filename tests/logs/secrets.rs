@@ -174,10 +174,11 @@ fn look_everywhere(world: &World, witness: &mut Witness) {
     }
     witness.hear(scanned);
     witness.hear(wait(world.store.list(&KeyQuery::everything(at(START)))).unwrap());
-    let audit = wait(world.store.audit(&AuditQuery {
-        limit,
-        ..AuditQuery::everything()
-    }))
+    let audit = wait(
+        world
+            .store
+            .audit(&AuditQuery::everything().with(|query| query.limit = limit)),
+    )
     .unwrap();
     for row in &audit.rows {
         witness.said += &String::from_utf8_lossy(&row.entry.to_bytes());

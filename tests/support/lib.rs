@@ -163,10 +163,7 @@ pub fn capped(limit: u32) -> PolicySpec {
         limit,
         classes: Default::default(),
     };
-    PolicySpec {
-        active_keys,
-        ..profiles::standard()
-    }
+    profiles::standard().with(|spec| spec.active_keys = active_keys)
 }
 
 /// Returns the reason of a denied call.
@@ -193,10 +190,7 @@ pub fn dump(store: &MemoryStore) -> String {
 
     let limit = std::num::NonZeroUsize::new(10_000).unwrap();
     let rows = wait(store.scan(None, limit)).unwrap().rows;
-    let query = AuditQuery {
-        limit,
-        ..AuditQuery::everything()
-    };
+    let query = AuditQuery::everything().with(|query| query.limit = limit);
     let trail = wait(store.audit(&query)).unwrap().rows;
     let mut dump = format!("{store:?}\n{rows:?}\n{trail:?}\n");
     for change in &rows {

@@ -331,7 +331,7 @@ impl<S: KeyStore> BrokenStore<S> {
                     Some(Change {
                         revision,
                         row: Row::Key(record),
-                    }) => (Some(record.tenant), revision),
+                    }) => (Some(record.facts.tenant), revision),
                     _ => (None, Revision::ZERO),
                 });
             }
@@ -456,7 +456,7 @@ impl<S: KeyStore> BrokenStore<S> {
             Defect::MergesRecords => {
                 for record in puts {
                     if let Some(Row::Key(old)) = self.stored(record.id).await? {
-                        record.description = record.description.take().or(old.description);
+                        record.description = record.description.take().or(old.facts.description);
                     }
                 }
             }
@@ -910,16 +910,10 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
-        let everything = || KeyQuery {
-            limit: NonZeroUsize::MAX,
-            ..query.clone()
-        };
+        let everything = || query.clone().with(|query| query.limit = NonZeroUsize::MAX);
         match self.defect {
             Defect::ListComparesPathsByText if query.below => {
-                let all = KeyQuery {
-                    tenant: None,
-                    ..query.clone()
-                };
+                let all = query.clone().with(|query| query.tenant = None);
                 let mut page = self.inner.list(&all).await?;
                 let above = query.tenant.as_ref().map_or("", TenantId::as_str);
                 page.keys
@@ -927,10 +921,9 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
                 return Ok(page);
             }
             Defect::ListTakesTheEndIn => {
-                let later = KeyQuery {
-                    expires_before: query.expires_before.map(just_after),
-                    ..query.clone()
-                };
+                let later = query
+                    .clone()
+                    .with(|query| query.expires_before = query.expires_before.map(just_after));
                 return self.inner.list(&later).await;
             }
             Defect::ListPutsEndlessKeysFirst if query.sort == KeySort::Expiry => {

@@ -1,13 +1,14 @@
-//! What callers write: drafts of commands, from plain text and numbers.
+//! Builders of commands that carry more than a key's id.
 //!
-//! A draft keeps the first value it could not parse, and refuses as a whole when it is used, so that
-//! chains of calls need no `?`.
+//! Pure. A setter parses its argument. The builder keeps the first error, and `into_command` returns
+//! that error, so that a chain of calls needs no `?` and a [`Command`] holds parsed values only.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::super::address::AddressAllowlist;
+use super::super::id::KeyId;
 use super::super::invalid::Invalid;
 use super::super::metadata::Metadata;
 use super::super::record::{ImportScheme, Reason, Resource, RotationReason};
@@ -18,7 +19,8 @@ use super::super::text::{
     ClassName, Description, Environment, Hint, KeyName, PrincipalId, Purpose, Role,
 };
 use super::super::time::Timestamp;
-use super::{Command, Expiry, KeySpec, OwnerSpec, Recipient, RotationMode, UpdateSpec};
+use super::super::wire::digest as digest_bytes;
+use super::{Command, Expiry, RotationMode};
 
 /// A key to be created.
 ///
@@ -29,192 +31,187 @@ use super::{Command, Expiry, KeySpec, OwnerSpec, Recipient, RotationMode, Update
 ///
 /// let draft = NewKey::new("nightly export").scope("reports:read").expires_in(days(90));
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, Serialize)]
 #[must_use = "a draft creates nothing by itself"]
 pub struct NewKey {
+    /// Part of the request, not of the command.
+    #[serde(skip)]
     tenant: Option<TenantId>,
-    name: Option<KeyName>,
-    scopes: Vec<Scope>,
-    spec: Optional,
+    pub(crate) class: Option<ClassName>,
+    pub(crate) environment: Option<Environment>,
+    /// `None` only next to an error.
+    pub(crate) name: Option<KeyName>,
+    pub(crate) description: Option<Description>,
+    pub(crate) purpose: Option<Purpose>,
+    pub(crate) metadata: Metadata,
+    pub(crate) owner: NewOwner,
+    pub(crate) scopes: ScopeSet,
+    pub(crate) allowlist: AddressAllowlist,
+    pub(crate) resource: Option<Resource>,
+    pub(crate) expiry: Expiry,
+    pub(crate) recipient: Option<Recipient>,
+    #[serde(skip)]
     invalid: Option<Invalid>,
 }
 
-#[derive(Clone, Debug, Default)]
-struct Optional {
-    class: Option<ClassName>,
-    environment: Option<Environment>,
-    description: Option<Description>,
-    purpose: Option<Purpose>,
-    metadata: Metadata,
-    owner: OwnerSpec,
-    allowlist: AddressAllowlist,
-    resource: Option<Resource>,
-    expiry: Expiry,
-    recipient: Option<Recipient>,
+/// The owner of a new key.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+pub(crate) enum NewOwner {
+    /// The caller that creates it.
+    #[default]
+    Creator,
+    /// The tenant itself.
+    Tenant,
+    /// A principal, with the role to store if the tenant has none for it.
+    Principal(PrincipalId, Role),
 }
 
-fn parse<T, V>(value: V, invalid: &mut Option<Invalid>) -> Option<T>
-where
-    V: TryInto<T>,
-    V::Error: Into<Invalid>,
-{
-    match value.try_into() {
-        Ok(value) => Some(value),
-        Err(error) => {
-            invalid.get_or_insert(error.into());
-            None
-        }
-    }
+/// The recipient of a secret, with the role that the application states for it.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub(crate) struct Recipient {
+    pub(crate) principal: PrincipalId,
+    pub(crate) role: Role,
 }
 
-fn keep<T>(result: Result<T, Invalid>, invalid: &mut Option<Invalid>) -> Option<T> {
-    result.map_err(|error| invalid.get_or_insert(error)).ok()
+/// Unwraps a parsed value, or keeps its error if it is the builder's first.
+fn parsed<T>(result: Result<T, impl Into<Invalid>>, first: &mut Option<Invalid>) -> Option<T> {
+    let note = |error: _| {
+        first.get_or_insert_with(|| Into::into(error));
+    };
+    result.map_err(note).ok()
+}
+
+fn parsed_scopes<S: TryInto<Scope, Error: Into<Invalid>>>(
+    before: &ScopeSet,
+    scopes: impl IntoIterator<Item = S>,
+    first: &mut Option<Invalid>,
+) -> Option<ScopeSet> {
+    let scopes = scopes.into_iter().map(TryInto::try_into);
+    let scopes: Vec<_> = scopes.filter_map(|scope| parsed(scope, first)).collect();
+    parsed(ScopeSet::new(before.iter().cloned().chain(scopes)), first)
 }
 
 impl NewKey {
-    /// A key of this name, in the actor's own tenant, with no scopes, owned by its creator, with
-    /// the lifetime that its class says.
-    pub fn new<N>(name: N) -> Self
-    where
-        N: TryInto<KeyName>,
-        N::Error: Into<Invalid>,
-    {
-        let mut invalid = None;
-        let name = parse(name, &mut invalid);
-        Self {
-            tenant: None,
-            name,
-            scopes: Vec::new(),
-            spec: Optional::default(),
-            invalid,
-        }
+    /// Returns a key of this name in the actor's own tenant. The key has no scopes, belongs to its
+    /// creator, and lives as long as its class says.
+    pub fn new(name: impl TryInto<KeyName, Error: Into<Invalid>>) -> Self {
+        let mut key = Self::default();
+        key.name = parsed(name.try_into(), &mut key.invalid);
+        key
     }
 
-    /// Puts the key in a tenant below the actor's own.
+    /// Creates the key in a tenant below the actor's own.
     pub fn in_tenant(mut self, tenant: TenantId) -> Self {
         self.tenant = Some(tenant);
         self
     }
 
-    /// Sets its kind. Defaults to the policy's default class.
-    pub fn class<C>(mut self, class: C) -> Self
-    where
-        C: TryInto<ClassName>,
-        C::Error: Into<Invalid>,
-    {
-        self.spec.class = parse(class, &mut self.invalid);
+    /// Sets the key's class. Defaults to the policy's default class.
+    pub fn class(mut self, class: impl TryInto<ClassName, Error: Into<Invalid>>) -> Self {
+        self.class = parsed(class.try_into(), &mut self.invalid);
         self
     }
 
-    /// Sets where it may be used. Defaults to the environment of the key that creates it, if one does,
-    /// or to the class's only environment, or else to `live`.
-    pub fn environment<E>(mut self, environment: E) -> Self
-    where
-        E: TryInto<Environment>,
-        E::Error: Into<Invalid>,
-    {
-        self.spec.environment = parse(environment, &mut self.invalid);
+    /// Sets the environment. Defaults to the environment of the key that acts, if a key does, then to
+    /// the class's only environment, then to `live`.
+    pub fn environment(
+        mut self,
+        environment: impl TryInto<Environment, Error: Into<Invalid>>,
+    ) -> Self {
+        self.environment = parsed(environment.try_into(), &mut self.invalid);
         self
     }
 
-    /// Adds a scope. Without any, the key may do nothing.
-    pub fn scope<S>(mut self, scope: S) -> Self
-    where
-        S: TryInto<Scope>,
-        S::Error: Into<Invalid>,
-    {
-        self.scopes.extend(parse(scope, &mut self.invalid));
-        self
+    /// Adds a scope. A key without scopes may do nothing.
+    pub fn scope(self, scope: impl TryInto<Scope, Error: Into<Invalid>>) -> Self {
+        self.scopes([scope])
     }
 
     /// Adds scopes.
-    pub fn scopes<S>(self, scopes: impl IntoIterator<Item = S>) -> Self
-    where
-        S: TryInto<Scope>,
-        S::Error: Into<Invalid>,
-    {
-        scopes.into_iter().fold(self, Self::scope)
-    }
-
-    /// Adds longer words.
-    pub fn description<D>(mut self, description: D) -> Self
-    where
-        D: TryInto<Description>,
-        D::Error: Into<Invalid>,
-    {
-        self.spec.description = parse(description, &mut self.invalid);
+    pub fn scopes<S: TryInto<Scope, Error: Into<Invalid>>>(
+        mut self,
+        scopes: impl IntoIterator<Item = S>,
+    ) -> Self {
+        let scopes = parsed_scopes(&self.scopes, scopes, &mut self.invalid);
+        self.scopes = scopes.unwrap_or_default();
         self
     }
 
-    /// Says what it is for.
-    pub fn purpose<P>(mut self, purpose: P) -> Self
-    where
-        P: TryInto<Purpose>,
-        P::Error: Into<Invalid>,
-    {
-        self.spec.purpose = parse(purpose, &mut self.invalid);
+    /// Sets a longer text about the key.
+    pub fn description(
+        mut self,
+        description: impl TryInto<Description, Error: Into<Invalid>>,
+    ) -> Self {
+        self.description = parsed(description.try_into(), &mut self.invalid);
         self
     }
 
-    /// Sets the host's own words.
-    pub fn metadata<N, V>(mut self, pairs: impl IntoIterator<Item = (N, V)>) -> Self
-    where
-        N: Into<String>,
-        V: Into<String>,
-    {
-        self.spec.metadata = keep(Metadata::new(pairs), &mut self.invalid).unwrap_or_default();
+    /// Sets the purpose, which a policy may require.
+    pub fn purpose(mut self, purpose: impl TryInto<Purpose, Error: Into<Invalid>>) -> Self {
+        self.purpose = parsed(purpose.try_into(), &mut self.invalid);
         self
     }
 
-    /// Links it to another principal, with the role it has if the tenant does not know it yet. Nobody
-    /// creates keys for those whose role may do more than their own.
+    /// Sets the host's own name-value pairs.
+    pub fn metadata<N: Into<String>, V: Into<String>>(
+        mut self,
+        pairs: impl IntoIterator<Item = (N, V)>,
+    ) -> Self {
+        self.metadata = parsed(Metadata::new(pairs), &mut self.invalid).unwrap_or_default();
+        self
+    }
+
+    /// Links the key to another principal. `role` is stored if the tenant has no role for that
+    /// principal yet. Nobody creates keys for a principal whose role allows more than their own.
     pub fn owned_by(mut self, owner: PrincipalId, role: Role) -> Self {
-        self.spec.owner = OwnerSpec::Principal(owner, role);
+        self.owner = NewOwner::Principal(owner, role);
         self
     }
 
-    /// Says who receives the secret, and with which role: the key never reaches more than that role and
-    /// the owner's role at this moment do. Only the application says so. Defaults to the owner in
-    /// person, whose key follows its live role.
+    /// Names the recipient of the secret and the recipient's role: the key never reaches more than that
+    /// role and the owner's role at this moment do. Only the application may name one. Defaults to the
+    /// owner in person, whose key follows the owner's live role.
     pub fn delivered_to(mut self, principal: PrincipalId, role: Role) -> Self {
-        self.spec.recipient = Some(Recipient { principal, role });
+        self.recipient = Some(Recipient { principal, role });
         self
     }
 
-    /// Links it to the tenant itself and to no person. Only administrators create such keys.
+    /// Links the key to the tenant itself and to no person. Only administrators create such keys.
     pub fn owned_by_tenant(mut self) -> Self {
-        self.spec.owner = OwnerSpec::Tenant;
+        self.owner = NewOwner::Tenant;
         self
     }
 
-    /// Sets from where it may be used, as networks or addresses. Defaults to anywhere.
+    /// Sets the networks and addresses that the key works from. Defaults to anywhere.
     pub fn allow_addresses<'a>(mut self, entries: impl IntoIterator<Item = &'a str>) -> Self {
-        let parsed = AddressAllowlist::parse(entries);
-        self.spec.allowlist = keep(parsed, &mut self.invalid).unwrap_or_default();
+        let allowlist = parsed(AddressAllowlist::parse(entries), &mut self.invalid);
+        self.allowlist = allowlist.unwrap_or_default();
         self
     }
 
-    /// Links it to something in the host's world.
+    /// Links the key to something in the host's world.
     pub fn resource(mut self, resource: Resource) -> Self {
-        self.spec.resource = Some(resource);
+        self.resource = Some(resource);
         self
     }
 
-    /// Ends it after `lifetime`, from the moment it is created.
-    pub fn expires_in(mut self, lifetime: Duration) -> Self {
-        self.spec.expiry = Expiry::In(lifetime);
-        self
+    /// Ends the key after `lifetime`, counted from the instant at which it is created.
+    pub fn expires_in(self, lifetime: Duration) -> Self {
+        self.expiry(Expiry::In(lifetime))
     }
 
-    /// Ends it at `instant`.
-    pub fn expires_at(mut self, instant: Timestamp) -> Self {
-        self.spec.expiry = Expiry::At(instant);
-        self
+    /// Ends the key at `instant`.
+    pub fn expires_at(self, instant: Timestamp) -> Self {
+        self.expiry(Expiry::At(instant))
     }
 
-    /// Lets it live for ever, if its class has no maximum.
-    pub fn never_expires(mut self) -> Self {
-        self.spec.expiry = Expiry::Never;
+    /// Lets the key live without end, if its class has no maximum.
+    pub fn never_expires(self) -> Self {
+        self.expiry(Expiry::Never)
+    }
+
+    fn expiry(mut self, expiry: Expiry) -> Self {
+        self.expiry = expiry;
         self
     }
 
@@ -224,80 +221,44 @@ impl NewKey {
         self.tenant.as_ref()
     }
 
-    /// The checked command.
+    /// Returns the command that creates the key.
     ///
     /// # Errors
     ///
     /// The first value that could not be parsed.
     pub fn into_command(self) -> Result<Command, Invalid> {
-        self.into_spec().map(Command::Create)
+        self.checked().map(Command::Create)
     }
 
-    fn into_spec(self) -> Result<KeySpec, Invalid> {
-        let Self {
-            tenant: _,
-            name,
-            scopes,
-            spec,
-            invalid,
-        } = self;
-        let Optional {
-            class,
-            environment,
-            description,
-            purpose,
-            metadata,
-            owner,
-            allowlist,
-            resource,
-            expiry,
-            recipient,
-        } = spec;
-        match (invalid, name) {
-            (None, Some(name)) => Ok(KeySpec {
-                class,
-                environment,
-                name,
-                description,
-                purpose,
-                metadata,
-                owner,
-                scopes: ScopeSet::new(scopes)?,
-                allowlist,
-                resource,
-                expiry,
-                recipient,
-            }),
-            (Some(invalid), _) => Err(invalid),
-            (None, None) => Err(Invalid::new(
-                "key name",
-                super::super::invalid::Problem::Empty,
-            )),
-        }
+    fn checked(mut self) -> Result<Self, Invalid> {
+        self.invalid.take().map_or(Ok(self), Err)
     }
 }
 
-/// A key that exists elsewhere, to be taken over as a digest.
-#[derive(Clone, Debug)]
+/// A key that exists elsewhere, to be imported as a digest.
+#[derive(Clone, Debug, Serialize)]
 #[must_use = "a draft imports nothing by itself"]
 pub struct ImportKey {
-    key: NewKey,
-    digest: Digest,
-    hint: Option<Hint>,
+    pub(crate) key: NewKey,
+    pub(crate) scheme: ImportScheme,
+    #[serde(with = "digest_bytes")]
+    pub(crate) digest: Digest,
+    pub(crate) hint: Option<Hint>,
 }
 
 impl ImportKey {
-    /// A key whose holder presents a token with this SHA-256. A token in the form of this crate's
-    /// own is never taken for an imported one: move its record instead.
+    /// Returns an import of a token with this SHA-256. A token in this crate's own form is never taken
+    /// for an imported one: move its record instead.
     pub const fn sha256(digest: Digest, key: NewKey) -> Self {
         Self {
             key,
+            scheme: ImportScheme::Sha256,
             digest,
             hint: None,
         }
     }
 
-    /// Sets what a person is to see of it. Defaults to the start of its digest.
+    /// Sets the part of the token that people see. Defaults to the start of its digest.
     pub fn hint(mut self, hint: Hint) -> Self {
         self.hint = Some(hint);
         self
@@ -309,131 +270,121 @@ impl ImportKey {
         self.key.tenant()
     }
 
-    /// The checked command.
+    /// Returns the command that imports the key.
     ///
     /// # Errors
     ///
     /// The first value that could not be parsed.
-    pub fn into_command(self) -> Result<Command, Invalid> {
-        let Self { key, digest, hint } = self;
-        let spec = key.into_spec()?;
-        Ok(Command::Import {
-            spec,
-            scheme: ImportScheme::Sha256,
-            digest,
-            hint,
-        })
+    pub fn into_command(mut self) -> Result<Command, Invalid> {
+        self.key = self.key.checked()?;
+        Ok(Command::Import(self))
     }
 }
 
-/// Changes to a key; what is not named stays.
-#[derive(Clone, Debug, Default)]
+/// Changes to a key. Everything that is not set stays as it is.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 #[must_use = "a draft changes nothing by itself"]
 pub struct KeyUpdate {
-    spec: UpdateSpec,
-    invalid: Option<Invalid>,
+    pub(crate) name: Option<KeyName>,
+    /// `Some(None)` removes the description.
+    pub(crate) description: Option<Option<Description>>,
+    /// `Some(None)` removes the purpose.
+    pub(crate) purpose: Option<Option<Purpose>>,
+    pub(crate) metadata: Option<Metadata>,
+    pub(crate) scopes: Option<ScopeSet>,
+    pub(crate) allowlist: Option<AddressAllowlist>,
+    /// [`Expiry::Class`] counts the class's default from the key's creation.
+    pub(crate) expiry: Option<Expiry>,
+    #[serde(skip)]
+    pub(crate) invalid: Option<Invalid>,
 }
 
 impl KeyUpdate {
-    /// No change yet.
+    /// Returns an update without changes.
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Sets a new name.
-    pub fn name<N>(mut self, name: N) -> Self
-    where
-        N: TryInto<KeyName>,
-        N::Error: Into<Invalid>,
-    {
-        self.spec.name = parse(name, &mut self.invalid);
+    pub fn name(mut self, name: impl TryInto<KeyName, Error: Into<Invalid>>) -> Self {
+        self.name = parsed(name.try_into(), &mut self.invalid);
         self
     }
 
     /// Sets a new description.
-    pub fn description<D>(mut self, description: D) -> Self
-    where
-        D: TryInto<Description>,
-        D::Error: Into<Invalid>,
-    {
-        self.spec.description = parse(description, &mut self.invalid).map(Some);
+    pub fn description(
+        mut self,
+        description: impl TryInto<Description, Error: Into<Invalid>>,
+    ) -> Self {
+        self.description = parsed(description.try_into(), &mut self.invalid).map(Some);
         self
     }
 
     /// Removes the description.
     pub fn no_description(mut self) -> Self {
-        self.spec.description = Some(None);
+        self.description = Some(None);
         self
     }
 
     /// Sets a new purpose.
-    pub fn purpose<P>(mut self, purpose: P) -> Self
-    where
-        P: TryInto<Purpose>,
-        P::Error: Into<Invalid>,
-    {
-        self.spec.purpose = parse(purpose, &mut self.invalid).map(Some);
+    pub fn purpose(mut self, purpose: impl TryInto<Purpose, Error: Into<Invalid>>) -> Self {
+        self.purpose = parsed(purpose.try_into(), &mut self.invalid).map(Some);
         self
     }
 
     /// Removes the purpose, unless the policy requires one.
     pub fn no_purpose(mut self) -> Self {
-        self.spec.purpose = Some(None);
+        self.purpose = Some(None);
         self
     }
 
-    /// Sets metadata in place of all there is.
-    pub fn metadata<N, V>(mut self, pairs: impl IntoIterator<Item = (N, V)>) -> Self
-    where
-        N: Into<String>,
-        V: Into<String>,
-    {
-        self.spec.metadata = keep(Metadata::new(pairs), &mut self.invalid);
+    /// Replaces all metadata.
+    pub fn metadata<N: Into<String>, V: Into<String>>(
+        mut self,
+        pairs: impl IntoIterator<Item = (N, V)>,
+    ) -> Self {
+        self.metadata = parsed(Metadata::new(pairs), &mut self.invalid);
         self
     }
 
-    /// Sets scopes in place of all there are.
-    pub fn scopes<S>(mut self, scopes: impl IntoIterator<Item = S>) -> Self
-    where
-        S: TryInto<Scope>,
-        S::Error: Into<Invalid>,
-    {
-        let parsed: Vec<_> = scopes
-            .into_iter()
-            .filter_map(|scope| parse(scope, &mut self.invalid))
-            .collect();
-        self.spec.scopes = keep(ScopeSet::new(parsed), &mut self.invalid);
+    /// Replaces all scopes.
+    pub fn scopes<S: TryInto<Scope, Error: Into<Invalid>>>(
+        mut self,
+        scopes: impl IntoIterator<Item = S>,
+    ) -> Self {
+        self.scopes = parsed_scopes(&ScopeSet::none(), scopes, &mut self.invalid);
         self
     }
 
-    /// Sets networks in place of all there are.
+    /// Replaces all networks and addresses that the key works from.
     pub fn allow_addresses<'a>(mut self, entries: impl IntoIterator<Item = &'a str>) -> Self {
-        self.spec.allowlist = keep(AddressAllowlist::parse(entries), &mut self.invalid);
+        self.allowlist = parsed(AddressAllowlist::parse(entries), &mut self.invalid);
         self
     }
 
     /// Sets a new expiry.
     pub fn expiry(mut self, expiry: Expiry) -> Self {
-        self.spec.expiry = Some(expiry);
+        self.expiry = Some(expiry);
         self
     }
 
-    /// The checked changes.
+    /// Returns the command that changes `key`.
     ///
     /// # Errors
     ///
     /// The first value that could not be parsed.
-    pub fn into_spec(self) -> Result<UpdateSpec, Invalid> {
-        self.invalid.map_or(Ok(self.spec), Err)
+    pub fn into_command(mut self, key: KeyId) -> Result<Command, Invalid> {
+        let change = self.invalid.take().map_or(Ok(self), Err)?;
+        Ok(Command::Update { key, change })
     }
 }
 
-/// Why a key is revoked, and whether the person who asked confirmed it.
+/// The reason of a revocation, and whether a person confirmed it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 pub struct RevokeKey {
-    /// Why.
+    /// The reason.
     pub reason: Reason,
-    /// Whether it was confirmed; a class may ask for that (rules A1-15, G-20).
+    /// Whether it was confirmed. A class may ask for a confirmation (rules A1-15, G-20).
     pub confirmed: bool,
 }
 
@@ -447,7 +398,7 @@ impl From<Reason> for RevokeKey {
 }
 
 impl Reason {
-    /// The same, confirmed by the person who asked.
+    /// Returns a revocation for this reason that a person confirmed.
     #[must_use]
     pub const fn confirmed(self) -> RevokeKey {
         RevokeKey {
@@ -457,23 +408,24 @@ impl Reason {
     }
 }
 
-/// What a class may ask for before a key is deleted.
+/// The answers to what a class may ask before a key is deleted.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 pub struct DeleteKey {
-    /// What was typed to confirm (rule A1-22).
+    /// The text that was typed to confirm (rule A1-22).
     pub typed: Option<String>,
-    /// How many things still refer to the key, as the host says; `None` if it did not look.
+    /// The number of things that still refer to the key, as counted by the host. `None` if the host did
+    /// not count them.
     pub references: Option<u32>,
 }
 
 impl DeleteKey {
-    /// Nothing said.
+    /// Returns a deletion without answers.
     #[must_use]
     pub fn plain() -> Self {
         Self::default()
     }
 
-    /// This was typed to confirm.
+    /// Returns a deletion that was confirmed with this text.
     #[must_use]
     pub fn typed(text: impl Into<String>) -> Self {
         Self {
@@ -482,7 +434,7 @@ impl DeleteKey {
         }
     }
 
-    /// So many things still refer to the key.
+    /// Sets the number of things that still refer to the key.
     #[must_use]
     pub const fn with_references(mut self, references: u32) -> Self {
         self.references = Some(references);
@@ -490,74 +442,55 @@ impl DeleteKey {
     }
 }
 
-/// How and why a key is replaced.
+/// The mode and the reason of a rotation.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 pub struct Replacement {
-    /// How.
-    pub mode: RotationMode,
-    /// Why.
-    pub reason: RotationReason,
-    /// The longest time from the rotation to the end of the old key, if the successor is not used. For
-    /// [`RotationMode::OnFirstUse`] alone. Defaults to what the policy says
-    /// ([`first_use_wait`](crate::policy::PolicySpec::first_use_wait)); a compromised key has no default.
-    pub no_later_than: Option<Duration>,
-    /// Who receives the successor's secret; only the application says so. Defaults to the owner in
-    /// person.
-    pub recipient: Option<Recipient>,
+    pub(crate) mode: RotationMode,
+    pub(crate) reason: RotationReason,
+    pub(crate) no_later_than: Option<Duration>,
+    pub(crate) recipient: Option<Recipient>,
 }
 
 impl Replacement {
-    /// The old key ends at once.
+    /// Ends the old key immediately.
     #[must_use]
-    pub const fn immediate() -> Self {
-        Self {
-            mode: RotationMode::Immediate,
-            reason: RotationReason::Routine,
-            no_later_than: None,
-            recipient: None,
-        }
+    pub fn immediate() -> Self {
+        RotationMode::Immediate.into()
     }
 
-    /// The old key works for `grace`, at most to its own end.
+    /// Lets the old key work for `grace`, at most to its own end.
     #[must_use]
-    pub const fn grace(grace: Duration) -> Self {
-        Self {
-            mode: RotationMode::Grace(grace),
-            reason: RotationReason::Routine,
-            no_later_than: None,
-            recipient: None,
-        }
+    pub fn grace(grace: Duration) -> Self {
+        RotationMode::Grace(grace).into()
     }
 
-    /// The old key works until the successor is first used, and for `grace` after that.
+    /// Lets the old key work until the successor is first used, and for `grace` after that.
     #[must_use]
-    pub const fn on_first_use(grace: Duration) -> Self {
-        Self {
-            mode: RotationMode::OnFirstUse(grace),
-            reason: RotationReason::Routine,
-            no_later_than: None,
-            recipient: None,
-        }
+    pub fn on_first_use(grace: Duration) -> Self {
+        RotationMode::OnFirstUse(grace).into()
     }
 
-    /// Ends the old key at the latest this long after the rotation, even if the successor is not used. From
-    /// one second to [`MAX_GRACE`](crate::policy::Rotation::MAX_GRACE), or to
-    /// [`MAX_COMPROMISED_WAIT`](crate::policy::Rotation::MAX_COMPROMISED_WAIT) for a compromised key. Only for
-    /// [`on_first_use`](Self::on_first_use); other modes are refused with it.
+    /// Sets the latest end of the old key, counted from the rotation, for a successor that is never used.
+    /// From one second to [`MAX_GRACE`](crate::policy::Rotation::MAX_GRACE), or to
+    /// [`MAX_COMPROMISED_WAIT`](crate::policy::Rotation::MAX_COMPROMISED_WAIT) for a compromised key.
+    ///
+    /// Defaults to the policy's [`first_use_wait`](crate::policy::PolicySpec::first_use_wait). A compromised
+    /// key has no default. Only [`on_first_use`](Self::on_first_use) takes one; other modes are refused
+    /// with it.
     #[must_use]
     pub const fn no_later_than(mut self, wait: Duration) -> Self {
         self.no_later_than = Some(wait);
         self
     }
 
-    /// Says why.
+    /// Sets the reason.
     #[must_use]
     pub const fn because(mut self, reason: RotationReason) -> Self {
         self.reason = reason;
         self
     }
 
-    /// Says who receives the successor's secret, and with which role, as
+    /// Names the recipient of the successor's secret and the recipient's role, as
     /// [`NewKey::delivered_to`] does.
     #[must_use]
     pub fn delivered_to(mut self, principal: PrincipalId, role: Role) -> Self {
@@ -572,5 +505,11 @@ impl From<RotationMode> for Replacement {
             mode,
             ..Self::default()
         }
+    }
+}
+
+impl From<RotationReason> for Replacement {
+    fn from(reason: RotationReason) -> Self {
+        Self::default().because(reason)
     }
 }

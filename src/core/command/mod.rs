@@ -11,22 +11,17 @@ use serde::Serialize;
 
 pub use self::denied::Denied;
 pub use self::draft::{DeleteKey, ImportKey, KeyUpdate, NewKey, Replacement, RevokeKey};
+pub(crate) use self::draft::{NewOwner, Recipient};
 use super::actor::Actor;
-use super::address::AddressAllowlist;
 use super::id::KeyId;
-use super::metadata::Metadata;
 use super::principal::Author;
-use super::record::{ImportScheme, Reason, Resource, RotationReason};
+use super::record::{Reason, Resource};
 use super::scope::ScopeSet;
 use super::secret::{Digest, DigestMark, Fingerprint, Secret};
 use super::sweep::{BulkFilter, Sweep};
 use super::tenant::TenantId;
-use super::text::{
-    ClassName, CommandId, Description, Environment, Hint, KeyName, LeakSource, PepperId,
-    PrincipalId, Purpose, Role,
-};
+use super::text::{ClassName, CommandId, Hint, LeakSource, PepperId, PrincipalId, Role};
 use super::time::Timestamp;
-use super::wire::digest as digest_bytes;
 
 /// One command with everything that a decision needs to know about who asks.
 #[derive(Clone, Debug)]
@@ -40,6 +35,8 @@ pub struct Request {
     pub tenant: TenantId,
     /// What is asked.
     pub command: Command,
+    /// The part of a command over many keys that this commit does. Empty for the first commit.
+    pub(crate) sweep: Sweep,
     /// The caller that began the command, where maintenance or a later commit goes on: it was authorised
     /// then, and what is left only narrows.
     pub(crate) continues: Option<(Author, Timestamp)>,
@@ -54,8 +51,20 @@ impl Request {
             actor,
             tenant,
             command,
+            sweep: Sweep {
+                keys: Vec::new(),
+                last: false,
+            },
             continues: None,
         }
+    }
+
+    /// Sets the keys that a command over many keys looks at in this commit. Keys that it does not apply to
+    /// are passed over.
+    #[must_use]
+    pub fn with_sweep(mut self, keys: Vec<KeyId>) -> Self {
+        self.sweep = keys.into();
+        self
     }
 
     /// Returns the author that the audit trail names.
@@ -68,6 +77,7 @@ impl Request {
 /// What can be asked. Variants are only added at the end: the mark by which a reused command id is
 /// noticed counts them.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub enum Command {
     /// Make the tenant known, with the keys that its policy says come with it. Does nothing if it
     /// is known.
@@ -75,31 +85,20 @@ pub enum Command {
     /// Make the keys that the policy says come with this resource.
     ProvisionResource(Resource),
     /// End every key of the tenant, for ever. Does nothing if it is closed.
-    CloseTenant {
-        /// Keys to revoke in this commit; those left are refused by the tenant's row already.
-        #[serde(skip)]
-        sweep: Sweep,
-    },
-    /// Create a key.
-    Create(KeySpec),
-    /// Take over a key that exists elsewhere, as a digest.
-    Import {
-        /// What the key is to be here.
-        spec: KeySpec,
-        /// How the digest was made.
-        scheme: ImportScheme,
-        /// The digest.
-        #[serde(with = "digest_bytes")]
-        digest: Digest,
-        /// What a person is to see of it.
-        hint: Option<Hint>,
-    },
-    /// Change what a key is called, may do, or how long it lives.
+    CloseTenant,
+    /// Create a key. Made by [`NewKey::into_command`].
+    #[non_exhaustive]
+    Create(NewKey),
+    /// Import a key that exists elsewhere, as a digest. Made by [`ImportKey::into_command`].
+    #[non_exhaustive]
+    Import(ImportKey),
+    /// Change a key's name, scopes, expiry or other settings. Made by [`KeyUpdate::into_command`].
+    #[non_exhaustive]
     Update {
-        /// Which key.
+        /// The key.
         key: KeyId,
         /// The changes.
-        change: UpdateSpec,
+        change: KeyUpdate,
     },
     /// Refuse a key until it is enabled again. Does nothing if it is disabled.
     Disable {
@@ -181,16 +180,9 @@ pub enum Command {
         filter: BulkFilter,
         /// Why.
         reason: Reason,
-        /// The keys to look at in this commit: those that match are revoked, the others passed over.
-        #[serde(skip)]
-        sweep: Sweep,
     },
     /// Remove revoked and expired keys whose time to be kept is over.
-    Purge {
-        /// The keys to look at in this commit.
-        #[serde(skip)]
-        sweep: Vec<KeyId>,
-    },
+    Purge,
     /// Set the role of a principal who owns keys. Brings back a removed one, but not its keys.
     ChangeOwnerRole {
         /// Whose.
@@ -202,18 +194,11 @@ pub enum Command {
     RemoveOwner {
         /// Whose.
         owner: PrincipalId,
-        /// Keys to revoke in this commit; those left are refused by the owner's row already.
-        #[serde(skip)]
-        sweep: Sweep,
     },
     /// Refuse keys until they are enabled again, the legacy key included: after a backup was
     /// restored it may stand for a secret that was rotated away since. Only the host itself gives
     /// this command.
-    DisableMany {
-        /// The keys to disable in this commit; those that are not enabled are passed over.
-        #[serde(skip)]
-        sweep: Vec<KeyId>,
-    },
+    DisableMany,
     /// Set the stored role of an owner to the one that the application has for it. Does nothing for an
     /// owner who has no role stored. Only the application gives this command.
     SyncOwnerRole {
@@ -238,7 +223,7 @@ impl Command {
     /// none before its time. Of an update the part that widens is decided apart.
     pub(crate) const fn bears_wrong_time(&self) -> bool {
         match self {
-            Self::CloseTenant { .. }
+            Self::CloseTenant
             | Self::Update { .. }
             | Self::Disable { .. }
             | Self::Revoke { .. }
@@ -250,19 +235,19 @@ impl Command {
             | Self::ChangeOwnerRole { .. }
             | Self::SyncOwnerRole { .. }
             | Self::RemoveOwner { .. }
-            | Self::DisableMany { .. }
+            | Self::DisableMany
             | Self::BlockDigests { .. }
             | Self::RepairTime => true,
             Self::ProvisionTenant
             | Self::ProvisionResource(_)
             | Self::Create(_)
-            | Self::Import { .. }
+            | Self::Import(_)
             | Self::Enable { .. }
             | Self::Rotate { .. }
             | Self::CancelRotation { .. }
             | Self::ReplaceLost { .. }
             | Self::Redigest { .. }
-            | Self::Purge { .. } => false,
+            | Self::Purge => false,
         }
     }
 
@@ -271,11 +256,11 @@ impl Command {
     pub const fn is_bulk(&self) -> bool {
         matches!(
             self,
-            Self::CloseTenant { .. }
+            Self::CloseTenant
                 | Self::RemoveOwner { .. }
                 | Self::RevokeMany { .. }
-                | Self::DisableMany { .. }
-                | Self::Purge { .. }
+                | Self::DisableMany
+                | Self::Purge
         )
     }
 
@@ -297,12 +282,12 @@ impl Command {
             | Self::Redigest { key, .. } => Some(*key),
             Self::ProvisionTenant
             | Self::ProvisionResource(_)
-            | Self::CloseTenant { .. }
+            | Self::CloseTenant
             | Self::Create(_)
-            | Self::Import { .. }
+            | Self::Import(_)
             | Self::RevokeMany { .. }
-            | Self::DisableMany { .. }
-            | Self::Purge { .. }
+            | Self::DisableMany
+            | Self::Purge
             | Self::ChangeOwnerRole { .. }
             | Self::RemoveOwner { .. }
             | Self::SyncOwnerRole { .. }
@@ -312,59 +297,9 @@ impl Command {
     }
 }
 
-/// What a key to come is to be. Made by [`NewKey`].
-#[derive(Clone, Debug, Serialize)]
-pub struct KeySpec {
-    /// Its kind; the policy's default class if none is named.
-    pub class: Option<ClassName>,
-    /// Where it may be used; if none is named, the environment of the key that acts, the class's only
-    /// one, or else `live`.
-    pub environment: Option<Environment>,
-    /// What people call it.
-    pub name: KeyName,
-    /// Longer words about it.
-    pub description: Option<Description>,
-    /// What it is for.
-    pub purpose: Option<Purpose>,
-    /// The host's own words.
-    pub metadata: Metadata,
-    /// To whom it is linked.
-    pub owner: OwnerSpec,
-    /// What it may do.
-    pub scopes: ScopeSet,
-    /// From where it may be used.
-    pub allowlist: AddressAllowlist,
-    /// What it belongs to in the host's world.
-    pub resource: Option<Resource>,
-    /// How long it lives.
-    pub expiry: Expiry,
-    /// The recipient of the secret; only the application says so. Defaults to the owner in person.
-    pub recipient: Option<Recipient>,
-}
-
-/// The recipient of a secret, where the application says so.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
-pub struct Recipient {
-    /// Who.
-    pub principal: PrincipalId,
-    /// The role that the recipient has.
-    pub role: Role,
-}
-
-/// To whom a key to come is linked.
-#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
-pub enum OwnerSpec {
-    /// Whoever creates it.
-    #[default]
-    Creator,
-    /// The tenant itself; only administrators create such keys.
-    Tenant,
-    /// A principal, with the role that it has if the tenant does not know it yet.
-    Principal(PrincipalId, Role),
-}
-
 /// How long a key is to live.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
 pub enum Expiry {
     /// As its class says.
     #[default]
@@ -377,27 +312,9 @@ pub enum Expiry {
     In(Duration),
 }
 
-/// Changes to a key. What is `None` stays. Made by [`KeyUpdate`].
-#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
-pub struct UpdateSpec {
-    /// A new name.
-    pub name: Option<KeyName>,
-    /// A new description, or none.
-    pub description: Option<Option<Description>>,
-    /// A new purpose, or none.
-    pub purpose: Option<Option<Purpose>>,
-    /// New metadata, in place of all there is.
-    pub metadata: Option<Metadata>,
-    /// New scopes.
-    pub scopes: Option<ScopeSet>,
-    /// New networks.
-    pub allowlist: Option<AddressAllowlist>,
-    /// A new expiry; [`Expiry::Class`] counts the class's default from the key's creation.
-    pub expiry: Option<Expiry>,
-}
-
 /// How a key is replaced.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
 pub enum RotationMode {
     /// With the grace that the class names.
     #[default]
@@ -473,14 +390,4 @@ pub struct IssuedKey {
     /// Its whole text, shown now and, unless it is publishable, never again. An imported key has
     /// none: its holder has it.
     pub token: Option<Secret>,
-}
-
-/// Why a key is replaced, for the common case.
-impl From<RotationReason> for Replacement {
-    fn from(reason: RotationReason) -> Self {
-        Self {
-            reason,
-            ..Self::default()
-        }
-    }
 }

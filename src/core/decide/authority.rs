@@ -56,8 +56,8 @@ impl<'a> Work<'a> {
     pub(super) fn check_open(&self) -> Result<(), Denied> {
         if matches!(
             self.request.command,
-            Command::CloseTenant { .. }
-                | Command::Purge { .. }
+            Command::CloseTenant
+                | Command::Purge
                 | Command::BlockDigests { .. }
                 | Command::NoteFirstUse { .. }
                 | Command::RepairTime

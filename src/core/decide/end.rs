@@ -8,11 +8,11 @@ use crate::core::id::KeyId;
 use crate::core::policy::{Access, Deletion, Revocation};
 use crate::core::record::{KeyRecord, KeyState, LastAction, Reason, Status, Visibility};
 use crate::core::secret::DigestMark;
-use crate::core::sweep::{BulkFilter, PendingSweep, Sweep, SweepKind};
+use crate::core::sweep::{BulkFilter, PendingSweep, SweepKind};
 use crate::core::text::LeakSource;
 use crate::core::view::Effects;
 
-impl Work<'_> {
+impl<'a> Work<'a> {
     pub(super) fn disable(&mut self, id: KeyId) -> Result<Outcome, Denied> {
         let mut record = self.record(id)?;
         self.permit(
@@ -60,7 +60,7 @@ impl Work<'_> {
         match rule {
             Some(Revocation::None) => {
                 return Err(Denied::NotRevocable {
-                    class: record.class,
+                    class: record.facts.class,
                 });
             }
             Some(Revocation::Allowed { confirm: true, .. }) if !how.confirmed => {
@@ -80,7 +80,7 @@ impl Work<'_> {
         match &class.deletion {
             Deletion::None => {
                 return Err(Denied::NotDeletable {
-                    class: record.class,
+                    class: record.facts.class,
                 });
             }
             Deletion::Plain => {}
@@ -131,7 +131,6 @@ impl Work<'_> {
         &mut self,
         filter: &BulkFilter,
         reason: Reason,
-        sweep: &Sweep,
     ) -> Result<Outcome, Denied> {
         self.permit_administrator("revoke keys in bulk", Effect::Narrows)?;
         if !self.began() {
@@ -148,10 +147,10 @@ impl Work<'_> {
             // Of a removal above. The instant at which that began says the same, of keys from the future too.
             filter.created_before = None;
         }
-        let outcome = self.sweep(&sweep.keys, reason, |record| {
+        let outcome = self.sweep(reason, |record| {
             filter.matches(record) && !came_later(record)
         });
-        self.end_sweep(sweep);
+        self.end_sweep();
         Ok(outcome)
     }
 
@@ -175,8 +174,9 @@ impl Work<'_> {
     }
 
     /// Notes that the command came to its end, if it did.
-    pub(super) fn end_sweep(&mut self, sweep: &Sweep) {
-        let Some(mut row) = self.view.tenant.clone().filter(|_| sweep.last) else {
+    pub(super) fn end_sweep(&mut self) {
+        let last = self.request.sweep.last;
+        let Some(mut row) = self.view.tenant.clone().filter(|_| last) else {
             return;
         };
         let pending = row.sweeps.len();
@@ -213,10 +213,10 @@ impl Work<'_> {
 
     /// Whatever the class says, and whoever owns them: what a restored backup holds is not to verify
     /// until somebody looked at it.
-    pub(super) fn disable_many(&mut self, sweep: &[KeyId]) -> Result<Outcome, Denied> {
+    pub(super) fn disable_many(&mut self) -> Result<Outcome, Denied> {
         self.permit_application("disable keys in bulk")?;
         let mut ended = 0;
-        for id in sweep.iter().take(super::SWEEP_MAX) {
+        for id in self.swept() {
             let usable = |record: &&KeyRecord| {
                 record.state == KeyState::Enabled && record.is_live(self.alive_at())
             };
@@ -233,10 +233,10 @@ impl Work<'_> {
         })
     }
 
-    pub(super) fn purge(&mut self, sweep: &[KeyId]) -> Result<Outcome, Denied> {
+    pub(super) fn purge(&mut self) -> Result<Outcome, Denied> {
         self.permit_application("purge keys")?;
         let mut ended = 0;
-        for id in sweep {
+        for id in &self.request.sweep.keys {
             let Some(record) = self.view.record(*id) else {
                 continue;
             };
@@ -276,16 +276,20 @@ impl Work<'_> {
         !record.legacy && ended.is_some_and(|ended| self.now >= ended.saturating_add(keep))
     }
 
-    /// Revokes those of `sweep` that match, legacy keys excepted.
+    /// Returns the keys to look at in this commit.
+    fn swept(&self) -> impl Iterator<Item = &'a KeyId> + use<'a> {
+        self.request.sweep.keys.iter().take(super::SWEEP_MAX)
+    }
+
+    /// Revokes the swept keys that match, except legacy keys.
     pub(super) fn sweep(
         &mut self,
-        sweep: &[KeyId],
         reason: Reason,
         matches: impl Fn(&KeyRecord) -> bool,
     ) -> Outcome {
         let mut skipped = Vec::new();
         let mut ended = 0;
-        for id in sweep.iter().take(super::SWEEP_MAX) {
+        for id in self.swept() {
             let Some(record) = self.view.record(*id).filter(|record| matches(record)) else {
                 continue;
             };
@@ -299,10 +303,10 @@ impl Work<'_> {
         Outcome::Swept { ended, skipped }
     }
 
-    /// Revokes all of `sweep`, legacy keys included: their tenant is closed.
-    pub(super) fn sweep_all(&mut self, sweep: &[KeyId], reason: Reason) -> Outcome {
+    /// Revokes all swept keys, legacy keys included: their tenant is closed.
+    pub(super) fn sweep_all(&mut self, reason: Reason) -> Outcome {
         let mut ended = 0;
-        for id in sweep.iter().take(super::SWEEP_MAX) {
+        for id in self.swept() {
             let Some(record) = self.view.record(*id).cloned() else {
                 continue;
             };

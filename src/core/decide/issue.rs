@@ -7,21 +7,19 @@ use super::{Work, issued};
 use crate::core::actor::Identity;
 use crate::core::audit::{Action, Evidence};
 use crate::core::authority::Effect;
-use crate::core::command::{Denied, Expiry, IssuedKey, KeySpec, Outcome, OwnerSpec};
+use crate::core::command::{Denied, Expiry, ImportKey, IssuedKey, NewKey, NewOwner, Outcome};
 use crate::core::hole;
 use crate::core::id::KeyId;
 use crate::core::invalid::{Invalid, Problem};
 use crate::core::owner::{OwnerRecord, TenantRecord};
 use crate::core::policy::{KeyClass, LegacyRule, Trigger};
 use crate::core::principal::Owner;
-use crate::core::reach::{self, Classes, Reach, RoleReach, Tenants};
 use crate::core::record::{
-    Credential, ImportScheme, KeyRecord, KeyState, LastAction, Lineage, Maker, Predecessor,
-    Resource, Visibility,
+    Credential, KeyFacts, KeyRecord, KeyState, LastAction, Lineage, Resource, Visibility,
 };
 use crate::core::scope::ScopeSet;
-use crate::core::secret::{Digest, Fingerprint, KeyMaterial, Secret};
-use crate::core::text::{ClassName, Environment, Hint, KeyName, Role};
+use crate::core::secret::{Fingerprint, KeyMaterial, Secret};
+use crate::core::text::{ClassName, Environment, Hint, KeyName};
 use crate::core::time::{self, Timestamp};
 use crate::core::token::{self, TokenPrefix};
 use crate::core::view::Effects;
@@ -30,91 +28,64 @@ use crate::core::view::Effects;
 /// outage, too short to stand in for a rotation that the policy forbids.
 const REPLACE_LOST_WITHIN: Duration = time::hours(1);
 
-/// A key to come, with everything resolved but its token.
-pub(super) struct Plan {
-    pub(super) class: ClassName,
-    pub(super) environment: Environment,
-    pub(super) prefix: TokenPrefix,
-    pub(super) spec: KeySpec,
-    pub(super) owner: Owner,
-    pub(super) bound: BTreeSet<Role>,
-    /// Whether it may come to manage. A successor does only if its predecessor did.
-    pub(super) manages: bool,
-    pub(super) makers: Vec<Maker>,
-    /// `None` for the first key of a chain.
-    pub(super) lineage: Option<Lineage>,
-    pub(super) expires_at: Option<Timestamp>,
-    pub(super) legacy: bool,
-    pub(super) predecessor: Option<Predecessor>,
+/// The parts of a key that derive from its token, or from the digest that was imported.
+pub(super) struct Minted {
+    pub(super) id: KeyId,
+    /// `None` for an imported key.
+    pub(super) prefix: Option<TokenPrefix>,
+    pub(super) hint: Hint,
+    pub(super) fingerprint: Fingerprint,
+    pub(super) credential: Credential,
+    /// `None` for an imported key.
+    pub(super) token: Option<Secret>,
 }
 
 impl<'a> Work<'a> {
-    pub(super) fn create(&mut self, spec: &KeySpec) -> Result<Outcome, Denied> {
-        let (name, class) = self.named_class(spec.class.as_ref())?;
-        self.permit(&class.create, None, "create keys", Effect::Widens)?;
+    pub(super) fn create(&mut self, key: &NewKey) -> Result<Outcome, Denied> {
+        let (name, rules) = self.named_class(key.class.as_ref())?;
+        self.permit(&rules.create, None, "create keys", Effect::Widens)?;
         let provisioned = self.ensure_provisioned()?;
-        let plan = self.plan(name, class, spec)?;
-        self.check_room(&plan.class)?;
-        let class = plan.class.clone();
-        let key = self.issue(plan, LastAction::Created, Action::KeyCreated { class })?;
+        let (record, token) = self.resolve(name, rules, key, None)?;
+        self.check_room(name)?;
+        let action = Action::KeyCreated {
+            class: name.clone(),
+        };
+        let key = self.issue(record, token, action);
         Ok(Outcome::Issued {
             key: Some(key),
             provisioned,
         })
     }
 
-    pub(super) fn import(
-        &mut self,
-        spec: &KeySpec,
-        scheme: ImportScheme,
-        digest: Digest,
-        hint: Option<&Hint>,
-    ) -> Result<Outcome, Denied> {
-        let (name, class) = self.named_class(spec.class.as_ref())?;
-        // Whoever imports chooses the secret.
+    pub(super) fn import(&mut self, import: &ImportKey) -> Result<Outcome, Denied> {
+        let (name, rules) = self.named_class(import.key.class.as_ref())?;
+        // The caller of an import chooses the secret.
         self.permit_administrator("import keys", Effect::Widens)?;
-        self.permit(&class.create, None, "import keys", Effect::Widens)?;
-        if class.visibility == Visibility::Publishable {
+        self.permit(&rules.create, None, "import keys", Effect::Widens)?;
+        if rules.visibility == Visibility::Publishable {
             let expected = "a class of secret keys: a digest cannot be shown again";
             return Err(Invalid::new("class", Problem::Form { expected }).into());
         }
         let provisioned = self.ensure_provisioned()?;
-        let plan = self.plan(name, class, spec)?;
-        self.check_room(&plan.class)?;
-        let id = self.draw()?.id();
-        let fingerprint = Fingerprint::of_sha256(&digest);
-        let hint = match hint {
-            Some(hint) => hint.clone(),
-            None => Hint::new(format!("{fingerprint}…"))?,
-        };
-        let credential = Credential::Imported { scheme, digest };
-        let class = plan.class.clone();
-        let record = KeyRecord {
-            prefix: None,
-            ..self.assemble(plan, id, hint, fingerprint, credential)
-        };
-        let record = KeyRecord {
-            manages: self.is_whole(&record),
-            ..record
-        };
-        let key = issued(&record, self.scopes_of(&record), None);
+        let (record, token) = self.resolve(name, rules, &import.key, Some(import))?;
+        self.check_room(name)?;
         let imported = Action::KeyImported {
-            class: class.clone(),
-            scheme,
+            class: name.clone(),
+            scheme: import.scheme,
         };
         let evidence = Evidence::Imported {
-            mark: self.peppers.current().mark(&digest),
+            mark: self.peppers.current().mark(&import.digest),
             owner: record.owner.clone(),
             expires_at: record.expires_at,
         };
-        // Taken under every pepper, so that a mark which a recovery laid is met.
-        let marks = self.peppers.all().map(|pepper| pepper.mark(&digest));
+        // The marks under every pepper are taken: a recovery may have blocked any of them.
+        let marks = self.peppers.all().map(|pepper| pepper.mark(&import.digest));
         self.change(Effects {
-            digests: marks.map(|mark| (mark.as_digest(), id)).collect(),
+            digests: marks.map(|mark| (mark.as_digest(), record.id)).collect(),
             ..Effects::default()
         });
-        self.put_with(record, LastAction::Imported, imported, Some(evidence));
-        self.bound_live(&class);
+        let (did, evidence) = (LastAction::Imported, Some(evidence));
+        let key = self.issue_with(record, token, did, imported, evidence);
         Ok(Outcome::Issued {
             key: Some(key),
             provisioned,
@@ -183,11 +154,11 @@ impl<'a> Work<'a> {
             id,
             secret: self.draw()?.secret,
         };
-        let (text, credential) = self.seal_token(&prefix, &material);
-        record.hint = token::hint_of(&prefix, &text)?;
-        record.fingerprint = Fingerprint::of_token(text.as_bytes());
-        record.credential = credential;
-        let key = issued(&record, self.scopes_of(&record), Some(Secret::new(text)));
+        let minted = self.mint(&prefix, &material)?;
+        record.hint = minted.hint;
+        record.fingerprint = minted.fingerprint;
+        record.credential = minted.credential;
+        let key = issued(&record, self.scopes_of(&record), minted.token);
         self.put(record, LastAction::Replaced, Action::SecretReplaced);
         Ok(Outcome::Issued {
             key: Some(key),
@@ -195,79 +166,60 @@ impl<'a> Work<'a> {
         })
     }
 
-    /// Resolves what a caller asked for against its class, its owner and the caller's own reach.
-    fn plan(
+    /// Resolves a key that a caller asked for against its class, its owner and the caller's own reach.
+    fn resolve(
         &mut self,
         class: &ClassName,
-        rules: &'a KeyClass,
-        spec: &KeySpec,
-    ) -> Result<Plan, Denied> {
+        rules: &KeyClass,
+        key: &NewKey,
+        import: Option<&ImportKey>,
+    ) -> Result<(KeyRecord, Option<Secret>), Denied> {
         if let Some(needed) = &rules.entitlement
             && !self.request.actor.is_entitled(needed)
         {
             let (class, entitlement) = (class.clone(), needed.clone());
             return Err(Denied::NotEntitled { class, entitlement });
         }
-        if self.policy.spec().purpose_required && spec.purpose.is_none() {
+        if self.policy.spec().purpose_required && key.purpose.is_none() {
             return Err(Denied::PurposeRequired);
         }
-        check_ceiling(class, rules, &spec.scopes)?;
+        check_ceiling(class, rules, &key.scopes)?;
         // A key makes keys for its own environment, unless another one is named.
         let acting = self.caller.limits();
         let own = acting.and_then(|limits| limits.reach.environment.as_ref());
         let own = own.filter(|own| rules.prefixes.contains_key(*own));
-        let asked = spec.environment.as_ref().or(own);
+        let asked = key.environment.as_ref().or(own);
         let (environment, prefix) = environment(class, rules, asked)?;
-        let expires_at = self.expiry(rules, spec.expiry, self.now)?;
-        let owner = self.resolve_owner(&spec.owner)?;
-        let mut bound = self.bound_at_receipt(&owner, spec.recipient.as_ref())?;
-        if let OwnerSpec::Principal(_, stated) = &spec.owner {
-            // Another role is stored for the owner: both must allow.
-            let stored = self.standing(&owner).roles;
-            let differs = stored.iter().any(|role| role != stated);
-            bound.extend(differs.then(|| stated.clone()));
-        }
-        let plan = Plan {
-            class: class.clone(),
-            environment,
-            prefix,
-            spec: spec.clone(),
-            owner,
-            bound,
-            manages: true,
-            makers: self.makers(&[])?,
-            lineage: None,
-            expires_at,
-            legacy: false,
-            predecessor: None,
+        let owner = self.resolve_owner(&key.owner)?;
+        let minted = match import {
+            Some(import) => self.mint_import(import)?,
+            None => {
+                let material = self.draw()?;
+                self.mint(&prefix, material)?
+            }
         };
-        self.check_plan_within(&plan, rules)?;
-        Ok(plan)
+        let (mut record, token) = self.assemble((class, rules), key, environment, owner, minted)?;
+        if let NewOwner::Principal(_, stated) = &key.owner {
+            // Another role is stored for the owner: both must allow.
+            let stored = self.standing(&record.owner).roles;
+            let differs = stored.iter().any(|role| role != stated);
+            record.bound.extend(differs.then(|| stated.clone()));
+        }
+        self.check_new_within(&record)?;
+        Ok((record, token))
     }
 
-    /// Refuses a key to come that would reach more than the caller. Scopes count as they are asked for,
+    /// Refuses a new key that would reach more than the caller. Scopes count as they are asked for,
     /// whatever narrows them today. Another owner counts as it stands, within what bounds the key that
     /// acts; the caller's own principal is bounded by all that bounds the caller.
-    fn check_plan_within(&self, plan: &Plan, rules: &KeyClass) -> Result<(), Denied> {
-        let mut roles: BTreeSet<_> = self.standing(&plan.owner).roles.into_iter().collect();
-        match plan.owner.principal() {
+    fn check_new_within(&self, record: &KeyRecord) -> Result<(), Denied> {
+        let mut roles: BTreeSet<_> = self.standing(&record.owner).roles.into_iter().collect();
+        match record.owner.principal() {
             None => roles.clear(),
             owner if owner == self.request.actor.principal() => roles.extend(self.caller.roles()),
             Some(_) => roles.extend(self.caller.key_bound().cloned()),
         }
-        let reach = Reach {
-            scopes: plan.spec.scopes.clone(),
-            role: RoleReach::of(&roles, self.policy),
-            until: plan.expires_at,
-            renewable_until: reach::renewable_until(rules, plan.expires_at, self.chain_began()),
-            tenants: Tenants::of(self.request.tenant.clone(), rules),
-            environment: Some(plan.environment.clone()),
-            resource: plan.spec.resource.clone(),
-            addresses: plan.spec.allowlist.clone(),
-            key_type: rules.visibility,
-            classes: Classes::of(&plan.class, rules),
-            propagation: self.policy.propagation(&plan.class).bound,
-        };
+        let reach = self.reach_with(record, record.scopes.clone(), &roles)?;
         self.caller.check_within(&reach)
     }
 
@@ -306,7 +258,7 @@ impl<'a> Work<'a> {
         Ok(keys)
     }
 
-    /// Makes a key that comes by itself and belongs to the tenant.
+    /// Makes a key that the policy provisions and that belongs to the tenant.
     fn give(
         &mut self,
         (class, name, scopes): (&ClassName, &KeyName, &ScopeSet),
@@ -315,167 +267,148 @@ impl<'a> Work<'a> {
     ) -> Result<IssuedKey, Denied> {
         let (class, rules) = self.named_class(Some(class))?;
         let (environment, prefix) = environment(class, rules, None)?;
-        let expires_at = self.expiry(rules, Expiry::Class, self.now)?;
         self.check_room(class)?;
-        let spec = KeySpec {
-            class: None,
-            environment: None,
-            name: name.clone(),
-            description: None,
-            purpose: None,
-            metadata: Default::default(),
-            owner: OwnerSpec::Tenant,
-            scopes: scopes.clone(),
-            allowlist: Default::default(),
-            resource: resource.cloned(),
-            expiry: Expiry::Class,
-            recipient: None,
-        };
-        let plan = Plan {
-            class: class.clone(),
-            environment,
-            prefix,
-            spec,
-            owner: Owner::Tenant,
-            bound: self.bound_at_receipt(&Owner::Tenant, None)?,
-            manages: true,
-            makers: self.makers(&[])?,
-            lineage: None,
-            expires_at,
-            legacy,
-            predecessor: None,
-        };
-        // Its secret goes to whoever asked, so they may not get more by it than they have.
-        self.check_plan_within(&plan, rules)?;
+        let mut key = NewKey::new(name.clone()).owned_by_tenant();
+        key.scopes = scopes.clone();
+        key.resource = resource.cloned();
+        let material = self.draw()?;
+        let minted = self.mint(&prefix, material)?;
+        let of = (class, rules);
+        let (mut record, token) = self.assemble(of, &key, environment, Owner::Tenant, minted)?;
+        record.legacy = legacy;
+        // The caller receives the secret, so that the key must be within the caller's reach.
+        self.check_new_within(&record)?;
         let action = Action::KeyProvisioned {
             class: class.clone(),
         };
-        self.issue(plan, LastAction::Created, action)
+        Ok(self.issue(record, token, action))
     }
 
-    /// Makes the key of `plan`: token, digest, record, audit entry.
+    /// Adds a new key: record, audit entry, and the bound on live keys.
     pub(super) fn issue(
         &mut self,
-        plan: Plan,
-        did: LastAction,
+        record: KeyRecord,
+        token: Option<Secret>,
         action: Action,
-    ) -> Result<IssuedKey, Denied> {
-        let material = self.draw()?;
-        let (text, credential) = self.seal_token(&plan.prefix, material);
-        let hint = token::hint_of(&plan.prefix, &text)?;
-        let fingerprint = Fingerprint::of_token(text.as_bytes());
-        let mut record = self.assemble(plan, material.id(), hint, fingerprint, credential);
-        record.manages &= self.is_whole(&record);
-        if record.visibility == Visibility::Publishable {
-            record.published = Some(text.to_string());
-        }
-        let key = issued(&record, self.scopes_of(&record), Some(Secret::new(text)));
-        let class = record.class.clone();
-        self.put(record, did, action);
-        self.bound_live(&class);
-        Ok(key)
+    ) -> IssuedKey {
+        self.issue_with(record, token, LastAction::Created, action, None)
     }
 
-    fn seal_token(
+    fn issue_with(
+        &mut self,
+        mut record: KeyRecord,
+        token: Option<Secret>,
+        did: LastAction,
+        action: Action,
+        evidence: Option<Evidence>,
+    ) -> IssuedKey {
+        record.manages &= self.is_whole(&record);
+        let key = issued(&record, self.scopes_of(&record), token);
+        let class = record.class.clone();
+        self.put_with(record, did, action, evidence);
+        self.bound_live(&class);
+        key
+    }
+
+    /// Makes the token of `material`, and what the record keeps of it.
+    pub(super) fn mint(
         &self,
         prefix: &TokenPrefix,
         material: &KeyMaterial,
-    ) -> (zeroize::Zeroizing<String>, Credential) {
+    ) -> Result<Minted, Denied> {
         let text = token::compose(prefix, material);
         let pepper = self.peppers.current();
-        let digest = pepper.digest(token::id_and_secret(&text));
-        (
-            text,
-            Credential::Peppered {
+        Ok(Minted {
+            id: material.id(),
+            prefix: Some(prefix.clone()),
+            hint: token::hint_of(prefix, &text)?,
+            fingerprint: Fingerprint::of_token(text.as_bytes()),
+            credential: Credential::Peppered {
                 pepper: pepper.id().clone(),
-                digest,
+                digest: pepper.digest(token::id_and_secret(&text)),
             },
-        )
+            token: Some(Secret::new(text)),
+        })
     }
 
+    fn mint_import(&mut self, import: &ImportKey) -> Result<Minted, Denied> {
+        let fingerprint = Fingerprint::of_sha256(&import.digest);
+        let hint = match &import.hint {
+            Some(hint) => hint.clone(),
+            None => Hint::new(format!("{fingerprint}…"))?,
+        };
+        Ok(Minted {
+            id: self.draw()?.id(),
+            prefix: None,
+            hint,
+            fingerprint,
+            credential: Credential::Imported {
+                scheme: import.scheme,
+                digest: import.digest,
+            },
+            token: None,
+        })
+    }
+
+    /// Returns the record of a new key, and its token.
     fn assemble(
         &self,
-        plan: Plan,
-        id: KeyId,
-        hint: Hint,
-        fingerprint: Fingerprint,
-        credential: Credential,
-    ) -> KeyRecord {
-        let Plan {
-            class,
-            environment,
-            prefix,
-            spec,
-            owner,
-            bound,
-            manages,
-            makers,
-            lineage,
-            expires_at,
-            legacy,
-            predecessor,
-        } = plan;
-        let created_by = self
-            .caller
-            .limits()
-            .and_then(|limits| Some(limits.key.as_ref()?.id));
-        let since = self.chain_began();
-        let lineage = lineage.unwrap_or(Lineage {
-            first: id,
-            since,
-            created_by,
-        });
-        let KeySpec {
-            class: _,
-            environment: _,
-            name,
-            description,
-            purpose,
-            metadata,
-            owner: _,
-            scopes,
-            allowlist,
-            resource,
-            expiry: _,
-            recipient: _,
-        } = spec;
-        let visibility = self
-            .policy
-            .class(&class)
-            .map_or(Visibility::Secret, |c| c.visibility);
-        KeyRecord {
+        (class, rules): (&ClassName, &KeyClass),
+        key: &NewKey,
+        environment: Environment,
+        owner: Owner,
+        minted: Minted,
+    ) -> Result<(KeyRecord, Option<Secret>), Denied> {
+        let Minted {
             id,
-            tenant: self.request.tenant.clone(),
-            class,
-            visibility,
-            environment,
-            prefix: Some(prefix),
-            name,
-            description,
-            purpose,
-            metadata,
-            owner,
-            bound,
-            manages,
-            makers,
-            lineage,
-            scopes,
-            allowlist,
-            resource,
-            exposed_at: None,
-            created: self.stamp(),
-            updated: self.stamp(),
-            last_action: LastAction::Created,
-            expires_at,
-            state: KeyState::Enabled,
-            legacy,
-            predecessor,
-            succession: None,
+            prefix,
             hint,
             fingerprint,
             credential,
-            published: None,
-        }
+            token,
+        } = minted;
+        let acting = self.caller.limits().and_then(|limits| limits.key.as_ref());
+        let unnamed = Invalid::new("key name", Problem::Empty);
+        let record = KeyRecord {
+            facts: KeyFacts {
+                id,
+                tenant: self.request.tenant.clone(),
+                class: class.clone(),
+                visibility: rules.visibility,
+                environment,
+                name: key.name.clone().ok_or(unnamed)?,
+                description: key.description.clone(),
+                purpose: key.purpose.clone(),
+                metadata: key.metadata.clone(),
+                bound: self.bound_at_receipt(&owner, key.recipient.as_ref())?,
+                owner,
+                manages: true,
+                scopes: key.scopes.clone(),
+                allowlist: key.allowlist.clone(),
+                resource: key.resource.clone(),
+                exposed_at: None,
+                created: self.stamp(),
+                updated: self.stamp(),
+                last_action: LastAction::Created,
+                expires_at: self.expiry(rules, key.expiry, self.now)?,
+                legacy: false,
+                predecessor: None,
+                succession: None,
+                hint,
+                fingerprint,
+                published: published(rules, token.as_ref()),
+            },
+            prefix,
+            makers: self.makers(&[])?,
+            lineage: Lineage {
+                first: id,
+                since: self.chain_began(),
+                created_by: acting.map(|key| key.id),
+            },
+            state: KeyState::Enabled,
+            credential,
+        };
+        Ok((record, token))
     }
 
     /// Returns when the chain of a new key begins. A key that a key made is as old as that one's chain, so
@@ -499,17 +432,17 @@ impl<'a> Work<'a> {
 
     /// Finds the owner of a new key. An owner who has no role along the path yet is given one here, so
     /// that its keys can be narrowed by one row.
-    fn resolve_owner(&mut self, spec: &OwnerSpec) -> Result<Owner, Denied> {
+    fn resolve_owner(&mut self, spec: &NewOwner) -> Result<Owner, Denied> {
         let (principal, stated) = match (spec, self.request.actor.identity()) {
-            (OwnerSpec::Tenant, _) => {
+            (NewOwner::Tenant, _) => {
                 let action = "create keys that belong to the tenant";
                 self.permit_administrator(action, Effect::Widens)?;
                 return Ok(Owner::Tenant);
             }
-            (OwnerSpec::Principal(principal, role), _) => (principal, Some(role)),
-            (OwnerSpec::Creator, Identity::Application) => return Ok(Owner::Tenant),
-            (OwnerSpec::Creator, Identity::Person { principal, role }) => (principal, Some(role)),
-            (OwnerSpec::Creator, Identity::Key(key)) => match key.owner.principal() {
+            (NewOwner::Principal(principal, role), _) => (principal, Some(role)),
+            (NewOwner::Creator, Identity::Application) => return Ok(Owner::Tenant),
+            (NewOwner::Creator, Identity::Person { principal, role }) => (principal, Some(role)),
+            (NewOwner::Creator, Identity::Key(key)) => match key.owner.principal() {
                 Some(principal) => (principal, None),
                 None => {
                     let action = "own keys";
@@ -578,6 +511,12 @@ impl<'a> Work<'a> {
         }
         Ok(end)
     }
+}
+
+/// The token to keep, which is that of a publishable key.
+pub(super) fn published(rules: &KeyClass, token: Option<&Secret>) -> Option<String> {
+    let shown = token.filter(|_| rules.visibility == Visibility::Publishable);
+    shown.map(|token| token.expose().to_owned())
 }
 
 pub(super) fn check_ceiling(

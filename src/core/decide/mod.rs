@@ -82,8 +82,7 @@ pub struct Decision {
 pub fn keys_needed(command: &Command, policy: &Policy) -> usize {
     let with_tenant = policy.spec().provision.len() + 1;
     match command {
-        Command::Create(_) => with_tenant + 1,
-        Command::Import { .. } => with_tenant + 1,
+        Command::Create(_) | Command::Import(_) => with_tenant + 1,
         Command::ProvisionTenant => with_tenant,
         Command::ProvisionResource(_) => with_tenant + policy.spec().provision.len(),
         Command::Rotate { .. } | Command::ReplaceLost { .. } => 1,
@@ -202,14 +201,9 @@ impl<'a> Work<'a> {
         match &self.request.command {
             Command::ProvisionTenant => self.provision_tenant(),
             Command::ProvisionResource(resource) => self.provision_resource(resource),
-            Command::CloseTenant { sweep } => self.close_tenant(sweep),
-            Command::Create(spec) => self.create(spec),
-            Command::Import {
-                spec,
-                scheme,
-                digest,
-                hint,
-            } => self.import(spec, *scheme, *digest, hint.as_ref()),
+            Command::CloseTenant => self.close_tenant(),
+            Command::Create(key) => self.create(key),
+            Command::Import(import) => self.import(import),
             Command::Update { key, change } => self.update(*key, change),
             Command::Disable { key } => self.disable(*key),
             Command::Enable { key } => self.enable(*key),
@@ -228,15 +222,11 @@ impl<'a> Work<'a> {
                 replaces,
                 digest,
             } => self.redigest(*key, from, to, (*replaces, *digest)),
-            Command::RevokeMany {
-                filter,
-                reason,
-                sweep,
-            } => self.revoke_many(filter, *reason, sweep),
-            Command::DisableMany { sweep } => self.disable_many(sweep),
-            Command::Purge { sweep } => self.purge(sweep),
+            Command::RevokeMany { filter, reason } => self.revoke_many(filter, *reason),
+            Command::DisableMany => self.disable_many(),
+            Command::Purge => self.purge(),
             Command::ChangeOwnerRole { owner, role } => self.change_owner_role(owner, role),
-            Command::RemoveOwner { owner, sweep } => self.remove_owner(owner, sweep),
+            Command::RemoveOwner { owner } => self.remove_owner(owner),
             Command::SyncOwnerRole { owner, role } => self.sync_owner_role(owner, role),
             Command::BlockDigests { marks } => self.block_digests(marks),
             Command::RepairTime => self.repair_time(),
@@ -291,7 +281,7 @@ impl<'a> Work<'a> {
         };
         match self.request.command {
             // The application repeats these as often as it likes.
-            Command::DisableMany { .. } | Command::Purge { .. } => self.began(),
+            Command::DisableMany | Command::Purge => self.began(),
             // A tenant that is not known has nothing to end, and nowhere to say so.
             _ => self.began() && self.view.tenant.as_ref().is_none_or(named),
         }
@@ -454,6 +444,7 @@ fn mark_of(request: &Request) -> [u8; 8] {
         actor: _,
         tenant,
         command,
+        sweep: _,
         continues: _,
     } = request;
     let author = request.author();

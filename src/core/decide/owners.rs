@@ -9,7 +9,7 @@ use crate::core::command::{Denied, Outcome};
 use crate::core::owner::{OwnerRecord, TenantRecord};
 use crate::core::principal::Owner;
 use crate::core::record::Reason;
-use crate::core::sweep::{Sweep, SweepKind};
+use crate::core::sweep::SweepKind;
 use crate::core::text::{PrincipalId, Role};
 use crate::core::view::Effects;
 
@@ -100,11 +100,7 @@ impl Work<'_> {
         );
     }
 
-    pub(super) fn remove_owner(
-        &mut self,
-        owner: &PrincipalId,
-        sweep: &Sweep,
-    ) -> Result<Outcome, Denied> {
+    pub(super) fn remove_owner(&mut self, owner: &PrincipalId) -> Result<Outcome, Denied> {
         self.permit_administrator("remove owners", Effect::Narrows)?;
         let removal = |entry: &&crate::core::audit::AuditEntry| {
             matches!(entry.action, Action::OwnerRemoved { .. })
@@ -141,14 +137,14 @@ impl Work<'_> {
             }
         };
         let came_later = self.came_later(removed_at);
-        let outcome = self.sweep(&sweep.keys, Reason::OwnerRemoved, |record| {
+        let outcome = self.sweep(Reason::OwnerRemoved, |record| {
             record.owner.principal() == Some(owner) && !came_later(record)
         });
-        self.end_sweep(sweep);
+        self.end_sweep();
         Ok(outcome)
     }
 
-    pub(super) fn close_tenant(&mut self, sweep: &Sweep) -> Result<Outcome, Denied> {
+    pub(super) fn close_tenant(&mut self) -> Result<Outcome, Denied> {
         self.permit_administrator("close tenants", Effect::Narrows)?;
         let known = self.view.tenant.clone();
         if known.as_ref().is_none_or(|row| row.closed.is_none()) {
@@ -165,8 +161,8 @@ impl Work<'_> {
             self.log(Action::TenantClosed, None);
             self.begin_sweep(SweepKind::CloseTenant);
         }
-        let outcome = self.sweep_all(&sweep.keys, Reason::TenantClosed);
-        self.end_sweep(sweep);
+        let outcome = self.sweep_all(Reason::TenantClosed);
+        self.end_sweep();
         Ok(outcome)
     }
 }

@@ -6,14 +6,13 @@
 
 use std::time::Duration;
 
-use super::issue::{Plan, environment};
+use super::issue::{Minted, environment, published};
 use super::{Work, mark_of};
 use crate::core::actor::Actor;
 use crate::core::audit::Action;
 use crate::core::authority::{Effect, earlier};
 use crate::core::command::{
-    Command, Denied, Expiry, KeySpec, Outcome, OwnerSpec, Recipient, Replacement, Request,
-    RotationMode,
+    Command, Denied, Expiry, Outcome, Recipient, Replacement, Request, RotationMode,
 };
 use crate::core::hole;
 use crate::core::id::KeyId;
@@ -22,8 +21,10 @@ use crate::core::policy::{Access, KeyClass, Rotation, SelfRotation};
 use crate::core::principal::Author;
 use crate::core::reach::{self, Reach};
 use crate::core::record::{
-    Credential, KeyRecord, KeyState, LastAction, Predecessor, Reason, RotationReason, Succession,
+    Credential, KeyFacts, KeyRecord, KeyState, LastAction, Predecessor, Reason, RotationReason,
+    Succession,
 };
+use crate::core::secret::Secret;
 use crate::core::text::CommandId;
 use crate::core::time::Timestamp;
 
@@ -60,15 +61,15 @@ impl<'a> Work<'a> {
             _ => how.reason,
         };
         let mut old = self.without_unused_successor(record)?;
-        let mut plan = self.successor_of(&old, class, how.recipient.as_ref())?;
+        let (mut new, token) = self.successor_of(&old, class, how.recipient.as_ref())?;
         if by_itself {
-            plan.expires_at = self.end_of_self_rotated(&old, class, plan.expires_at)?;
+            new.expires_at = self.end_of_self_rotated(&old, class, new.expires_at)?;
         }
         // The successor reaches what the old key does, from now to an end of its own.
         let since = old.lineage.since;
         let mut reach = Reach {
-            until: plan.expires_at,
-            renewable_until: reach::renewable_until(class, plan.expires_at, since),
+            until: new.expires_at,
+            renewable_until: reach::renewable_until(class, new.expires_at, since),
             ..self.reach_of(&old)?
         };
         if by_itself {
@@ -76,7 +77,7 @@ impl<'a> Work<'a> {
         }
         self.caller.check_within(&reach)?;
 
-        let successor = self.next_id()?;
+        let successor = new.id;
         old.legacy = false;
         old.succession = Some(Succession {
             successor,
@@ -100,7 +101,7 @@ impl<'a> Work<'a> {
         let created = Action::KeyCreated {
             class: name.clone(),
         };
-        let successor = self.issue(plan, LastAction::Created, created)?;
+        let successor = self.issue(new, token, created);
         self.check_not_raised(&name, before)?;
         Ok(Outcome::Rotated {
             successor,
@@ -408,53 +409,58 @@ impl<'a> Work<'a> {
         Ok(old)
     }
 
-    /// The successor inherits the rules of the old key and the length of its life, not its end.
+    /// Returns the successor of `old` and its token. The successor inherits the rules of the old key and the
+    /// length of its life, not its end.
     fn successor_of(
-        &self,
+        &mut self,
         old: &KeyRecord,
         class: &KeyClass,
         recipient: Option<&Recipient>,
-    ) -> Result<Plan, Denied> {
+    ) -> Result<(KeyRecord, Option<Secret>), Denied> {
         // A rotation never raises: what bounds the old key bounds the new one too.
         let received = self.bound_at_receipt(&old.owner, recipient)?;
-        let bound = old.bound.iter().cloned().chain(received).collect();
         let lifetime = old.expires_at.map(|end| end.since(old.created.at));
         let lifetime = match (lifetime, class.lifetime.max) {
             (Some(own), Some(max)) => Some(own.min(max)),
             (own, max) => own.or(max),
         };
         let (environment, prefix) = environment(&old.class, class, Some(&old.environment))?;
-        let spec = KeySpec {
-            class: None,
-            environment: None,
-            name: old.name.clone(),
-            description: old.description.clone(),
-            purpose: old.purpose.clone(),
-            metadata: old.metadata.clone(),
-            owner: OwnerSpec::Creator,
-            scopes: old.scopes.clone(),
-            allowlist: old.allowlist.clone(),
-            resource: old.resource.clone(),
-            expiry: Expiry::Class,
-            recipient: None,
-        };
-        Ok(Plan {
-            class: old.class.clone(),
-            environment,
+        let makers = self.makers(&old.makers)?;
+        let material = self.draw()?;
+        let Minted {
+            id,
             prefix,
-            spec,
-            owner: old.owner.clone(),
-            bound,
-            manages: old.manages,
-            makers: self.makers(&old.makers)?,
-            lineage: Some(old.lineage),
-            expires_at: lifetime.map(|lifetime| self.now.saturating_add(lifetime)),
-            legacy: old.legacy,
-            predecessor: Some(Predecessor {
-                key: old.id,
-                first_used_at: None,
-            }),
-        })
+            hint,
+            fingerprint,
+            credential,
+            token,
+        } = self.mint(&prefix, material)?;
+        let record = KeyRecord {
+            facts: KeyFacts {
+                id,
+                visibility: class.visibility,
+                environment,
+                bound: old.bound.iter().cloned().chain(received).collect(),
+                exposed_at: None,
+                created: self.stamp(),
+                expires_at: lifetime.map(|lifetime| self.now.saturating_add(lifetime)),
+                predecessor: Some(Predecessor {
+                    key: old.id,
+                    first_used_at: None,
+                }),
+                succession: None,
+                hint,
+                fingerprint,
+                published: published(class, token.as_ref()),
+                ..old.facts.clone()
+            },
+            prefix,
+            makers,
+            state: KeyState::Enabled,
+            credential,
+            ..old.clone()
+        };
+        Ok((record, token))
     }
 
     /// Sets the old key's end, never later than its own.
@@ -484,16 +490,6 @@ impl<'a> Work<'a> {
     fn end_of(&self, old: &KeyRecord) -> Timestamp {
         let end = old.expires_at.filter(|_| old.is_live(self.alive_at()));
         end.unwrap_or(self.now)
-    }
-
-    fn next_id(&self) -> Result<KeyId, Denied> {
-        let expected = "as much as keys_needed says";
-        let missing = Invalid::new("key material", Problem::Form { expected });
-        self.material
-            .as_slice()
-            .first()
-            .map(|material| material.id())
-            .ok_or(missing.into())
     }
 }
 

@@ -1,6 +1,6 @@
 //! What has to be loaded before a command can be decided.
 
-use crate::core::command::{Command, OwnerSpec, Request};
+use crate::core::command::{Command, ImportKey, NewOwner, Request};
 use crate::core::id::KeyId;
 use crate::core::policy::{ActiveKeyCap, Policy};
 use crate::core::text::PrincipalId;
@@ -15,6 +15,7 @@ pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> Select {
         ..Select::none()
     };
     select.keys.extend(request.command.key());
+    select.keys.extend(&request.sweep.keys);
     // How the actor stands, too.
     select.owners.extend(request.actor.principal().cloned());
     if *request.actor.tenant() == request.tenant {
@@ -23,7 +24,7 @@ pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> Select {
     select.owners.extend(owner_named(&request.command));
     match &request.command {
         Command::Create(_)
-        | Command::Import { .. }
+        | Command::Import(_)
         | Command::ProvisionTenant
         | Command::ProvisionResource(_)
         | Command::Rotate { .. }
@@ -31,10 +32,6 @@ pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> Select {
             let capped = policy.spec().active_keys != ActiveKeyCap::Unlimited;
             select.live_at = capped.then_some(now);
         }
-        Command::CloseTenant { sweep }
-        | Command::RevokeMany { sweep, .. }
-        | Command::RemoveOwner { sweep, .. } => select.keys.extend(&sweep.keys),
-        Command::DisableMany { sweep } | Command::Purge { sweep } => select.keys.extend(sweep),
         _ => {}
     }
     select
@@ -45,9 +42,9 @@ pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> Select {
 #[must_use]
 pub fn links(view: &TenantView, request: &Request) -> Vec<KeyId> {
     let swept: &[KeyId] = match &request.command {
-        Command::CloseTenant { sweep }
-        | Command::RevokeMany { sweep, .. }
-        | Command::RemoveOwner { sweep, .. } => &sweep.keys,
+        Command::CloseTenant | Command::RevokeMany { .. } | Command::RemoveOwner { .. } => {
+            &request.sweep.keys
+        }
         _ => &[],
     };
     let asked = swept.iter().copied().chain(request.command.key());
@@ -62,9 +59,9 @@ pub fn links(view: &TenantView, request: &Request) -> Vec<KeyId> {
 /// The owner that the command names, if it names one beside the actor.
 fn owner_named(command: &Command) -> Option<PrincipalId> {
     match command {
-        Command::Create(spec) | Command::Import { spec, .. } => match &spec.owner {
-            OwnerSpec::Creator | OwnerSpec::Tenant => None,
-            OwnerSpec::Principal(owner, _) => Some(owner.clone()),
+        Command::Create(key) | Command::Import(ImportKey { key, .. }) => match &key.owner {
+            NewOwner::Creator | NewOwner::Tenant => None,
+            NewOwner::Principal(owner, _) => Some(owner.clone()),
         },
         Command::ChangeOwnerRole { owner, .. }
         | Command::RemoveOwner { owner, .. }

@@ -4,7 +4,7 @@ use super::Work;
 use super::issue::check_ceiling;
 use crate::core::audit::{Action, FieldChange};
 use crate::core::authority::Effect;
-use crate::core::command::{Denied, Outcome, UpdateSpec};
+use crate::core::command::{Denied, KeyUpdate, Outcome};
 use crate::core::hole;
 use crate::core::id::KeyId;
 use crate::core::reach::Reach;
@@ -13,13 +13,13 @@ use crate::core::secret::Digest;
 use crate::core::text::PepperId;
 
 impl Work<'_> {
-    pub(super) fn update(&mut self, id: KeyId, change: &UpdateSpec) -> Result<Outcome, Denied> {
+    pub(super) fn update(&mut self, id: KeyId, change: &KeyUpdate) -> Result<Outcome, Denied> {
         let before = self.record(id)?;
         let (action, narrows) = ("update keys", Effect::Narrows);
         let class = self.permit_class(&before, |class| &class.update, action, narrows)?;
         self.check_live(&before)?;
 
-        let UpdateSpec {
+        let KeyUpdate {
             name,
             description,
             purpose,
@@ -27,14 +27,15 @@ impl Work<'_> {
             scopes,
             allowlist,
             expiry,
+            invalid: _,
         } = change.clone();
         let mut after = before.clone();
-        after.name = name.unwrap_or(after.name);
-        after.description = description.unwrap_or(after.description);
-        after.purpose = purpose.unwrap_or(after.purpose);
-        after.metadata = metadata.unwrap_or(after.metadata);
-        after.scopes = scopes.unwrap_or(after.scopes);
-        after.allowlist = allowlist.unwrap_or(after.allowlist);
+        after.facts.name = name.unwrap_or(after.facts.name);
+        after.facts.description = description.unwrap_or(after.facts.description);
+        after.facts.purpose = purpose.unwrap_or(after.facts.purpose);
+        after.facts.metadata = metadata.unwrap_or(after.facts.metadata);
+        after.facts.scopes = scopes.unwrap_or(after.facts.scopes);
+        after.facts.allowlist = allowlist.unwrap_or(after.facts.allowlist);
         if let Some(expiry) = expiry {
             if let Some(succession) = &before.succession {
                 // The rotation sets the old key's end; a later end would extend its life.

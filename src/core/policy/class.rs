@@ -17,6 +17,7 @@ use crate::core::token::TokenPrefix;
 /// Start from [`KeyClass::secret`] or [`KeyClass::publishable`] and change fields.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct KeyClass {
     /// Whether its keys authenticate or identify.
     pub visibility: Visibility,
@@ -68,6 +69,13 @@ pub struct KeyClass {
 }
 
 impl KeyClass {
+    /// Returns the class after `change`.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
+
     /// A class of secret keys for the environment `live`: self-service rotation with a grace of
     /// 24 hours, revocation with records kept for ever, plain deletion, managed and looked at by
     /// `roles` and by each key's owner.
@@ -184,6 +192,7 @@ impl Default for Rotation {
 /// Whether and how keys are revoked. Leaks, removed owners and closed tenants revoke in any case.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Revocation {
     /// They are not; they are deleted instead (rule I-08).
     None,
@@ -215,6 +224,7 @@ impl Default for Revocation {
 /// Whether and how keys are deleted. A deleted key is gone, its id and digest stay taken.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Deletion {
     /// They are not; they are revoked and kept.
     None,

@@ -34,6 +34,7 @@ pub const DEFAULT_STALENESS_BOUND: Duration = Duration::from_secs(10);
 /// What a policy says, before it was checked.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct PolicySpec {
     /// What people call it.
     pub name: PolicyName,
@@ -187,6 +188,15 @@ pub struct Policy {
     spec: PolicySpec,
     /// Whether a class has a propagation of its own.
     own_propagations: bool,
+}
+
+impl PolicySpec {
+    /// Returns the specification after `change`.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
 }
 
 impl Policy {

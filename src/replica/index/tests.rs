@@ -10,7 +10,7 @@ use crate::core::metadata::Metadata;
 use crate::core::owner::{OwnerRecord, Standing, TenantRecord};
 use crate::core::principal::{Author, Owner};
 use crate::core::record::{
-    KeyState, LastAction, Lineage, Predecessor, Reason, Resource, Visibility,
+    KeyFacts, KeyState, LastAction, Lineage, Predecessor, Reason, Resource, Visibility,
 };
 use crate::core::scope::ScopeSet;
 use crate::core::secret::Fingerprint;
@@ -72,41 +72,43 @@ fn record(id: u16, [whose, what, when]: [u8; 3]) -> KeyRecord {
         first_used_at: None,
     });
     KeyRecord {
-        id: KeyId::from_u128(id.into()),
-        tenant: tenant(whose >> 2),
-        class: "secret".parse().unwrap(),
-        visibility: Visibility::Secret,
-        environment: "live".parse().unwrap(),
+        facts: KeyFacts {
+            id: KeyId::from_u128(id.into()),
+            tenant: tenant(whose >> 2),
+            class: "secret".parse().unwrap(),
+            visibility: Visibility::Secret,
+            environment: "live".parse().unwrap(),
+            name: "key".parse().unwrap(),
+            description: None,
+            purpose: None,
+            metadata: Metadata::default(),
+            owner,
+            bound: BTreeSet::new(),
+            manages: true,
+            scopes: ScopeSet::parse([["a:b", "c:d"][usize::from(whose) % 2]]).unwrap(),
+            allowlist: AddressAllowlist::default(),
+            resource: None,
+            exposed_at: None,
+            created: stamp(when.into()),
+            updated: stamp(when.into()),
+            last_action: LastAction::Created,
+            expires_at: (when % 3 != 0).then(|| at(i64::from(when) * 2)),
+            legacy: false,
+            predecessor,
+            succession: None,
+            hint: "h".parse().unwrap(),
+            fingerprint: Fingerprint::of_token("t"),
+            published: None,
+        },
         prefix: None,
-        name: "key".parse().unwrap(),
-        description: None,
-        purpose: None,
-        metadata: Metadata::default(),
-        owner,
-        bound: BTreeSet::new(),
-        manages: true,
         makers: Vec::new(),
         lineage: Lineage {
             first: KeyId::from_u128(id.into()),
             since: at(when.into()),
             created_by: None,
         },
-        scopes: ScopeSet::parse([["a:b", "c:d"][usize::from(whose) % 2]]).unwrap(),
-        allowlist: AddressAllowlist::default(),
-        resource: None,
-        exposed_at: None,
-        created: stamp(when.into()),
-        updated: stamp(when.into()),
-        last_action: LastAction::Created,
-        expires_at: (when % 3 != 0).then(|| at(i64::from(when) * 2)),
         state,
-        legacy: false,
-        predecessor,
-        succession: None,
-        hint: "h".parse().unwrap(),
-        fingerprint: Fingerprint::of_token("t"),
         credential,
-        published: None,
     }
 }
 

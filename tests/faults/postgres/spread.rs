@@ -41,10 +41,8 @@ fn now() -> Duration {
 }
 
 fn service(store: impl KeyStore, bound: Duration) -> Keyward {
-    let policy = Policy::new(PolicySpec {
-        propagation: Propagation { bound },
-        ..profiles::standard()
-    });
+    let policy =
+        Policy::new(profiles::standard().with(|spec| spec.propagation = Propagation { bound }));
     let builder = Keyward::builder(store, peppers()).policy(policy.unwrap());
     wait(builder.build()).unwrap()
 }

@@ -196,7 +196,7 @@ fn trail_and_record_name_the_acting_key_and_its_owner() {
     };
     let info = wait(world.keys.key(&admin(), child.id)).unwrap();
     assert_eq!(
-        (info.created.by, info.created_by_key),
+        (info.created.by.clone(), info.created_by_key),
         (expected.clone(), Some(created.id))
     );
     let query = keyward::store::AuditQuery::tenant(tenant("acme")).about(child.id);

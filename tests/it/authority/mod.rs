@@ -30,30 +30,19 @@ fn policy() -> PolicySpec {
         let managers = [Role::ADMIN, Role::DEVELOPER];
         KeyClass::secret(prefix(text), ScopeSet::all(), managers)
     };
-    let wide = KeyClass {
-        tenant_reach: TenantReach::Below,
-        ..kind("wide_")
-    };
-    let slow = KeyClass {
-        propagation: Some(Propagation {
+    let wide = kind("wide_").with(|kind| kind.tenant_reach = TenantReach::Below);
+    let slow = kind("slow_").with(|kind| {
+        kind.propagation = Some(Propagation {
             bound: Duration::from_secs(60),
-        }),
-        ..kind("slow_")
-    };
-    let issuing = KeyClass {
-        issues: BTreeSet::from([class("plain")]),
-        ..kind("issuing_")
-    };
-    let renewing = KeyClass {
-        self_rotation: SelfRotation::Renews {
+        })
+    });
+    let issuing = kind("issuing_").with(|kind| kind.issues = BTreeSet::from([class("plain")]));
+    let renewing = kind("renewing_").with(|kind| {
+        kind.self_rotation = SelfRotation::Renews {
             until_age: days(100),
-        },
-        ..kind("renewing_")
-    };
-    let within = KeyClass {
-        self_rotation: SelfRotation::WithinLife,
-        ..kind("within_")
-    };
+        }
+    });
+    let within = kind("within_").with(|kind| kind.self_rotation = SelfRotation::WithinLife);
     spec.classes.extend([
         (class("plain"), kind("plain_")),
         (class("wide"), wide),

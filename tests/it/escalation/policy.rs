@@ -95,36 +95,34 @@ pub(crate) fn draw(dice: &mut ChaCha12Rng) -> Policy {
         let propagation = (name == "renewing").then_some(Propagation {
             bound: std::time::Duration::from_secs(60),
         });
-        let kind = KeyClass {
-            prefixes: BTreeMap::from([(Environment::LIVE, own), (Environment::TEST, test)]),
-            create,
-            look,
-            update,
-            rotate,
-            revoke,
-            revocation: Revocation::default(),
-            self_rotation,
-            issues,
-            tenant_reach,
-            propagation,
-            ..kind
-        };
+        let kind = kind.with(|rules| {
+            rules.prefixes = BTreeMap::from([(Environment::LIVE, own), (Environment::TEST, test)]);
+            rules.create = create;
+            rules.look = look;
+            rules.update = update;
+            rules.rotate = rotate;
+            rules.revoke = revoke;
+            rules.revocation = Revocation::default();
+            rules.self_rotation = self_rotation;
+            rules.issues = issues;
+            rules.tenant_reach = tenant_reach;
+            rules.propagation = propagation;
+        });
         classes.insert(class(name), kind);
     }
     let mut administrators = BTreeSet::from([role("admin")]);
     administrators.extend(chance(dice, 20).then(|| role("ops")));
-    Policy::new(PolicySpec {
-        classes,
-        default_class: class("plain"),
-        roles,
-        administrators,
-        auditors: BTreeSet::new(),
-        active_keys: keyward::policy::ActiveKeyCap::Unlimited,
-        legacy: LegacyRule::None,
-        provision: Vec::new(),
-        purpose_required: false,
-        ..profiles::standard()
-    })
+    Policy::new(profiles::standard().with(|spec| {
+        spec.classes = classes;
+        spec.default_class = class("plain");
+        spec.roles = roles;
+        spec.administrators = administrators;
+        spec.auditors = BTreeSet::new();
+        spec.active_keys = keyward::policy::ActiveKeyCap::Unlimited;
+        spec.legacy = LegacyRule::None;
+        spec.provision = Vec::new();
+        spec.purpose_required = false;
+    }))
     .unwrap()
 }
 

@@ -171,7 +171,7 @@ fn the_form_of_every_action_is_stable() {
             "at": START,
             "tenant": "acme/web",
             "key": "0000000000000000000005",
-            "actor": {"principal": "alice"},
+            "actor": {"type": "principal", "id": "alice"},
         });
         if !data.is_null() {
             form["data"] = data;
@@ -247,15 +247,18 @@ fn every_author_has_its_form() {
     let of_key = |owner| Author::Key { key, owner };
     let id = "0000000000000000000006";
     let forms = [
-        (Author::Application, json!("application")),
-        (author("application"), json!({"principal": "application"})),
+        (Author::Application, json!({"type": "application"})),
+        (
+            author("application"),
+            json!({"type": "principal", "id": "application"}),
+        ),
         (
             of_key(Owner::Principal(who("bob"))),
-            json!({"key": {"key": id, "owner": {"principal": "bob"}}}),
+            json!({"type": "key", "id": id, "owner": {"type": "principal", "id": "bob"}}),
         ),
         (
             of_key(Owner::Tenant),
-            json!({"key": {"key": id, "owner": "tenant"}}),
+            json!({"type": "key", "id": id, "owner": {"type": "tenant"}}),
         ),
     ];
     for (author, form) in forms {

@@ -261,10 +261,7 @@ impl Host {
     }
 
     fn trail(&self) -> Vec<AuditRow> {
-        let query = AuditQuery {
-            limit: limit(100_000),
-            ..AuditQuery::everything()
-        };
+        let query = AuditQuery::everything().with(|query| query.limit = limit(100_000));
         wait(self.bent.inner.audit(&query)).unwrap().rows
     }
 

@@ -738,10 +738,9 @@ fn a2_29_deployment_keys_are_managed_per_deployment() {
         company.deployment("client", "dep-2"),
     );
     let of_deployment = |id: &str| {
-        let query = KeyQuery {
-            resource: Some(ResourceId::new(id).unwrap()),
-            ..keys.query(&company.web.tenant)
-        };
+        let query = keys
+            .query(&company.web.tenant)
+            .with(|query| query.resource = Some(ResourceId::new(id).unwrap()));
         let listed = wait(keys.list(&developer(), &query)).unwrap().keys;
         listed.iter().map(|key| key.id).collect::<Vec<_>>()
     };
@@ -846,10 +845,9 @@ fn a2_33_management_keys_are_listed_separately() {
     company.world.clock.advance(days(1));
     let second = company.management_key();
     let keys = &company.world.keys;
-    let query = KeyQuery {
-        class: Some(class("management-api-key")),
-        ..keys.query(&company.web.tenant)
-    };
+    let query = keys
+        .query(&company.web.tenant)
+        .with(|query| query.class = Some(class("management-api-key")));
     let of_kind = || {
         let listed = wait(keys.list(&developer(), &query)).unwrap().keys;
         listed.iter().map(|key| key.id).collect::<Vec<_>>()

@@ -127,8 +127,11 @@ fn y_05_lost_and_compromised_keys_are_revoked_with_the_reason() {
         };
         let verdict = world.keys.verify(key.secret.expose(), &clusters());
         assert_eq!(verdict.unwrap_err(), refused);
-        let (stamp, recorded) = details(&world, &key).revoked.unwrap();
-        assert_eq!((stamp.by, recorded), (author("alice"), reason));
+        let revocation = details(&world, &key).revocation.unwrap();
+        assert_eq!(
+            (revocation.by, revocation.reason),
+            (author("alice"), reason)
+        );
         let actions = recorded_actions(&world, &tenant("acme"), key.id);
         assert_eq!(actions.last(), Some(&Action::KeyRevoked { reason }));
     }
@@ -425,7 +428,7 @@ fn y_24_the_keys_of_a_removed_user_are_revoked_and_each_is_in_the_audit_trail() 
     for key in &bobs {
         let info = details(&world, key);
         assert_eq!(info.status, Status::Revoked);
-        assert_eq!(info.revoked.map(|(_, reason)| reason), Some(reason));
+        assert_eq!(info.revocation.as_ref().map(|own| own.reason), Some(reason));
         let actions = recorded_actions(&world, &info.tenant, key.id);
         let revocations = actions
             .iter()

@@ -170,10 +170,7 @@ fn intact_rows(store: &SqliteStore) -> Option<BTreeMap<RowKey, Change>> {
 }
 
 fn trail(store: &SqliteStore) -> Option<Vec<keyward::store::AuditRow>> {
-    let query = AuditQuery {
-        limit: ALL,
-        ..AuditQuery::everything()
-    };
+    let query = AuditQuery::everything().with(|query| query.limit = ALL);
     Some(wait(store.audit(&query)).ok()?.rows)
 }
 

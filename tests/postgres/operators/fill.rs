@@ -122,10 +122,7 @@ pub(crate) struct Seen {
 
 pub(crate) fn seen(store: &dyn KeyStore) -> Seen {
     let scan = wait(store.scan(None, ALL)).unwrap();
-    let trail = AuditQuery {
-        limit: ALL,
-        ..AuditQuery::everything()
-    };
+    let trail = AuditQuery::everything().with(|query| query.limit = ALL);
     let trail = wait(store.audit(&trail)).unwrap().rows;
     let view = |tenant: &TenantId| -> (u64, AuditHead, String) {
         let view: TenantView = wait(store.load(tenant, &keyward::store::Select::none())).unwrap();

@@ -108,7 +108,9 @@ pub(crate) async fn rotate(desk: &Desk, asked: &Rotate, output: &Output) -> Answ
         _ => RotationMode::Class,
     };
     let mut how = Replacement::from(mode).because(asked.reason.into());
-    how.no_later_than = asked.no_later_than;
+    if let Some(wait) = asked.no_later_than {
+        how = how.no_later_than(wait);
+    }
     let rotated = desk
         .keys
         .rotate(invocation(&actor, &asked.named)?, old, how)

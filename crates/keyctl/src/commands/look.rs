@@ -82,7 +82,7 @@ async fn place(desk: &Desk, key: &str) -> Answer<KeyPosition> {
     let id = key_id(key)?;
     let info = desk.keys.key(&desk.actor_for(id).await?, id).await?;
     Ok(KeyPosition {
-        name: info.name,
+        name: info.name.clone(),
         expires_at: info.expires_at,
         id,
     })
@@ -107,7 +107,7 @@ async fn page(desk: &Desk, query: &KeyQuery) -> Answer<Page> {
     let page = desk.store.list(query).await?;
     let mut keys = Vec::new();
     for record in page.keys {
-        let host = Actor::application(record.tenant);
+        let host = Actor::application(record.tenant.clone());
         match desk.keys.key(&host, record.id).await {
             Ok(info) => keys.push(info),
             // Deleted since the page was read.

@@ -52,8 +52,8 @@ async fn later(
         let page = desk.store.list(&query).await?;
         later.extend(page.keys.into_iter().filter_map(|record| {
             let ended = match &record.state {
-                KeyState::Enabled => None,
                 KeyState::Disabled(stamp) | KeyState::Revoked { stamp, .. } => Some(stamp.at),
+                _ => None,
             };
             let at = record
                 .created

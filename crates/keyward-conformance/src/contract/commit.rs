@@ -4,9 +4,9 @@ use super::Violation;
 use super::fixtures::{
     Checked, Desk, Running, STEPS, digest, id, imported, key, owner, tenant, text,
 };
+use keyward::Credential;
 use keyward::audit::Action;
 use keyward::store::{CommitError, Epoch, KeyStore, Locator, Revision, Row, Select};
-use keyward::{Credential, KeyRecord};
 
 /// A commit is applied only if the tenant is at exactly the expected revision.
 pub async fn a_commit_on_another_revision_is_a_conflict<S: KeyStore>(
@@ -144,10 +144,9 @@ pub async fn ids_are_unique_across_tenants<S: KeyStore>(
             .await?;
     }
     desk.agrees("after the refusals").await?;
-    let again = desk.batch("acme").put(KeyRecord {
-        name: text("renamed"),
-        ..key(1)
-    });
+    let again = desk
+        .batch("acme")
+        .put(key(1).with(|key| key.name = text("renamed")));
     desk.land(again).await?;
     desk.agrees("after the tenant changed its own key").await
 }
@@ -208,17 +207,13 @@ pub async fn imported_digests_are_unique_across_tenants<S: KeyStore>(
     }
     desk.agrees("after the refusals").await?;
     // A peppered digest does not count as imported, even if its bytes are the same.
-    let same_bytes = KeyRecord {
-        credential: Credential::Peppered {
+    let same_bytes = key(4).with(|key| {
+        key.credential = Credential::Peppered {
             pepper: text("p1"),
             digest: digest("one"),
-        },
-        ..key(4)
-    };
-    let renamed = KeyRecord {
-        name: text("renamed"),
-        ..imported(1, "one")
-    };
+        }
+    });
+    let renamed = imported(1, "one").with(|key| key.name = text("renamed"));
     let batch = desk.batch("acme").put(renamed).put(same_bytes);
     desk.land(batch).await?;
     desk.agrees("after the key itself was changed").await
@@ -279,10 +274,7 @@ pub async fn a_digest_beside_its_key_stays_taken<S: KeyStore>(
     let taken = ["mark of one", "blocked", "one"];
     claims_are_refused(&mut desk, &taken).await?;
     // A key keeps its claims, and may get more.
-    let renamed = KeyRecord {
-        name: text("renamed"),
-        ..imported(1, "one")
-    };
+    let renamed = imported(1, "one").with(|key| key.name = text("renamed"));
     let batch = desk.batch("acme").put(renamed);
     let batch = batch.claim("mark of one", id(1)).claim("another", id(1));
     desk.land(batch).await?;

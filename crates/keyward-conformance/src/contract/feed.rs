@@ -59,10 +59,7 @@ async fn history<S: KeyStore>(desk: &mut Desk<S>) -> Checked {
 const ALL: usize = 40;
 
 fn renamed(n: u64) -> KeyRecord {
-    KeyRecord {
-        name: text("renamed"),
-        ..key(n)
-    }
+    key(n).with(|key| key.name = text("renamed"))
 }
 
 /// Changes come by revision, oldest first, within a page and from page to page.

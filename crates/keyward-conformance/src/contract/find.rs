@@ -2,7 +2,6 @@
 
 use super::Violation;
 use super::fixtures::{Desk, digest, id, imported, key, tenant, text};
-use keyward::KeyRecord;
 use keyward::store::{Change, KeyStore, Locator, Row};
 
 /// A key is found by its id, with the commit that wrote it. An unknown id is not found.
@@ -65,10 +64,7 @@ pub async fn find_reflects_every_commit_that_returned<S: KeyStore>(
 ) -> Result<(), Violation> {
     let mut desk = Desk::new(make, "find_reflects_every_commit_that_returned");
     for name in ["first", "second", "third"] {
-        let record = KeyRecord {
-            name: text(name),
-            ..imported(1, "old token")
-        };
+        let record = imported(1, "old token").with(|key| key.name = text(name));
         let batch = desk.batch("acme").put(record);
         let revision = desk.land(batch).await?;
         for locator in [Locator::Id(id(1)), Locator::Imported(digest("old token"))] {

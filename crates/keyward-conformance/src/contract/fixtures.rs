@@ -24,7 +24,8 @@ use keyward::store::{
 use keyward::{Author, Owner};
 use keyward::{CommandId, Environment, Role};
 use keyward::{
-    Credential, ImportScheme, KeyRecord, KeyState, LastAction, Lineage, Reason, Visibility,
+    Credential, ImportScheme, KeyFacts, KeyRecord, KeyState, LastAction, Lineage, Reason,
+    Visibility,
 };
 use keyward::{Digest, Fingerprint};
 use keyward::{OwnerRecord, TenantRecord};
@@ -77,77 +78,76 @@ pub(super) fn digest(of: &str) -> Digest {
 /// Returns a plain key. A batch sets its tenant.
 pub(super) fn key(n: u64) -> KeyRecord {
     KeyRecord {
-        id: id(n),
-        tenant: tenant("nobody"),
-        class: text("server"),
-        visibility: Visibility::Secret,
-        environment: Environment::LIVE,
+        facts: KeyFacts {
+            id: id(n),
+            tenant: tenant("nobody"),
+            class: text("server"),
+            visibility: Visibility::Secret,
+            environment: Environment::LIVE,
+            name: text(&format!("key {n}")),
+            description: None,
+            purpose: None,
+            metadata: Default::default(),
+            owner: Owner::Tenant,
+            bound: BTreeSet::new(),
+            manages: false,
+            scopes: ScopeSet::none(),
+            allowlist: Default::default(),
+            resource: None,
+            exposed_at: None,
+            created: stamp(n),
+            updated: stamp(n),
+            last_action: LastAction::Created,
+            expires_at: None,
+            legacy: false,
+            predecessor: None,
+            succession: None,
+            hint: text(&format!("sk_live_…{n:04}")),
+            fingerprint: Fingerprint::of_token(format!("token {n}")),
+            published: None,
+        },
         prefix: Some(text("sk_live_")),
-        name: text(&format!("key {n}")),
-        description: None,
-        purpose: None,
-        metadata: Default::default(),
-        owner: Owner::Tenant,
-        bound: BTreeSet::new(),
-        manages: false,
         makers: Vec::new(),
         lineage: Lineage {
             first: id(n),
             since: at(n),
             created_by: None,
         },
-        scopes: ScopeSet::none(),
-        allowlist: Default::default(),
-        resource: None,
-        exposed_at: None,
-        created: stamp(n),
-        updated: stamp(n),
-        last_action: LastAction::Created,
-        expires_at: None,
         state: KeyState::Enabled,
-        legacy: false,
-        predecessor: None,
-        succession: None,
-        hint: text(&format!("sk_live_…{n:04}")),
-        fingerprint: Fingerprint::of_token(format!("token {n}")),
         credential: Credential::Peppered {
             pepper: text("p1"),
             digest: digest(&format!("peppered {n}")),
         },
-        published: None,
     }
 }
 
 /// Returns an imported key, with the digest of `of`.
 pub(super) fn imported(n: u64, of: &str) -> KeyRecord {
-    KeyRecord {
-        prefix: None,
-        last_action: LastAction::Imported,
-        credential: Credential::Imported {
+    key(n).with(|key| {
+        key.prefix = None;
+        key.last_action = LastAction::Imported;
+        key.credential = Credential::Imported {
             scheme: ImportScheme::Sha256,
             digest: digest(of),
-        },
-        ..key(n)
-    }
+        };
+    })
 }
 
 pub(super) fn owned_by(owner: &str, record: KeyRecord) -> KeyRecord {
-    KeyRecord {
-        owner: Owner::Principal(text(owner)),
-        bound: BTreeSet::from([Role::ADMIN]),
-        ..record
-    }
+    record.with(|key| {
+        key.owner = Owner::Principal(text(owner));
+        key.bound = BTreeSet::from([Role::ADMIN]);
+    })
 }
 
 pub(super) fn revoked(record: KeyRecord) -> KeyRecord {
-    KeyRecord {
-        state: KeyState::Revoked {
+    record.with(|key| {
+        key.state = KeyState::Revoked {
             stamp: stamp(5),
             reason: Reason::Lost,
-        },
-        last_action: LastAction::Revoked,
-        ..record
-    }
+        };
+        key.last_action = LastAction::Revoked;
+    })
 }
 
 /// Returns an owner's row. A batch sets its tenant.
@@ -176,7 +176,7 @@ impl Batch {
         self.commit
             .effects
             .puts
-            .push(KeyRecord { tenant, ..record });
+            .push(record.with(|key| key.tenant = tenant));
         self.entry(Action::KeyCreated { class }, Some(key))
     }
 

@@ -269,8 +269,5 @@ async fn acme<S: KeyStore>(desk: &mut Desk<S>) -> Result<Revision, Violation> {
 }
 
 fn renamed(n: u64) -> KeyRecord {
-    KeyRecord {
-        name: text("renamed"),
-        ..key(n)
-    }
+    key(n).with(|key| key.name = text("renamed"))
 }

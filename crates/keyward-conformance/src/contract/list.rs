@@ -22,39 +22,33 @@ const SORTS: [KeySort; 4] = [
 
 /// Writes keys of six tenants in every status. Names and paths resemble each other.
 async fn shelf<S: KeyStore>(desk: &mut Desk<S>) -> Checked {
-    let named = |name: &str, record| KeyRecord {
-        name: text(name),
-        ..record
+    let named = |name: &str, record: KeyRecord| record.with(|key| key.name = text(name));
+    let ends = |at, record: KeyRecord| record.with(|key| key.expires_at = Some(at));
+    let of = |kind: &str, id: &str, record: KeyRecord| {
+        record.with(|key| {
+            key.resource = Some(Resource {
+                kind: text(kind),
+                id: text(id),
+            })
+        })
     };
-    let ends = |at, record| KeyRecord {
-        expires_at: Some(at),
-        ..record
+    let disabled = |record: KeyRecord| record.with(|key| key.state = KeyState::Disabled(stamp(5)));
+    let retiring = |record: KeyRecord| {
+        record.with(|key| {
+            key.succession = Some(Succession {
+                successor: id(1),
+                since: at(3),
+                reason: RotationReason::Routine,
+                own_expiry: None,
+                grace_from_first_use: None,
+            })
+        })
     };
-    let of = |kind: &str, id: &str, record| KeyRecord {
-        resource: Some(Resource {
-            kind: text(kind),
-            id: text(id),
-        }),
-        ..record
-    };
-    let disabled = |record| KeyRecord {
-        state: KeyState::Disabled(stamp(5)),
-        ..record
-    };
-    let retiring = |record| KeyRecord {
-        succession: Some(Succession {
-            successor: id(1),
-            since: at(3),
-            reason: RotationReason::Routine,
-            own_expiry: None,
-            grace_from_first_use: None,
-        }),
-        ..record
-    };
-    let test = |record| KeyRecord {
-        environment: Environment::TEST,
-        class: text("client"),
-        ..record
+    let test = |record: KeyRecord| {
+        record.with(|key| {
+            key.environment = Environment::TEST;
+            key.class = text("client");
+        })
     };
     let batch = desk.batch("acme");
     let batch = batch
@@ -139,24 +133,19 @@ pub async fn a_list_holds_exactly_what_matches<S: KeyStore>(
 /// Returns queries for keys that are not revoked, or expire within a span, as a search for expiring
 /// keys asks.
 fn ending() -> [KeyQuery; 3] {
-    let unrevoked = KeyQuery {
-        statuses: BTreeSet::from([
+    let unrevoked = all().with(|query| {
+        query.statuses = BTreeSet::from([
             Status::Active,
             Status::Retiring,
             Status::Disabled,
             Status::Expired,
-        ]),
-        ..all()
-    };
-    let span = KeyQuery {
-        expires_from: Some(at(100)),
-        expires_before: Some(at(301)),
-        ..unrevoked.clone()
-    };
-    let with_revoked = KeyQuery {
-        statuses: BTreeSet::new(),
-        ..span.clone()
-    };
+        ])
+    });
+    let span = unrevoked.clone().with(|query| {
+        query.expires_from = Some(at(100));
+        query.expires_before = Some(at(301));
+    });
+    let with_revoked = span.clone().with(|query| query.statuses = BTreeSet::new());
     [unrevoked, span, with_revoked]
 }
 
@@ -170,7 +159,7 @@ fn queries<S: KeyStore>(desk: &Desk<S>) -> Vec<KeyQuery> {
         .flat_map(|path| [(path, false), (path, true)])
     {
         let query = KeyQuery::tenant(text(path), at(150));
-        queries.push(KeyQuery { below, ..query });
+        queries.push(query.with(|query| query.below = below));
     }
     let statuses = [
         Status::Active,
@@ -181,75 +170,45 @@ fn queries<S: KeyStore>(desk: &Desk<S>) -> Vec<KeyQuery> {
     ];
     // Including the exact instants at which keys expire.
     for instant in [at(0), at(99), at(100), at(200), at(300), Timestamp::MAX] {
-        queries.extend(statuses.map(|status| KeyQuery {
-            statuses: BTreeSet::from([status]),
-            ..KeyQuery::everything(instant)
+        queries.extend(statuses.map(|status| {
+            KeyQuery::everything(instant).with(|query| query.statuses = BTreeSet::from([status]))
         }));
         queries.push(KeyQuery::everything(instant).live());
         let (from, before) = (Some(instant), Some(at(201)));
-        queries.push(KeyQuery {
-            expires_from: from,
-            ..all()
-        });
-        queries.push(KeyQuery {
-            expires_before: from,
-            ..all()
-        });
-        queries.push(KeyQuery {
-            expires_from: from,
-            expires_before: before,
-            ..all()
-        });
+        queries.push(all().with(|query| query.expires_from = from));
+        queries.push(all().with(|query| query.expires_before = from));
+        queries.push(all().with(|query| {
+            query.expires_from = from;
+            query.expires_before = before;
+        }));
     }
     let names = [
         "export", "EXPORT", "100%", "a_b", "äRGER", "key 1", "\\", "'", "once", " ",
     ];
-    queries.extend(names.map(|name| KeyQuery {
-        name: Some(name.to_owned()),
-        ..all()
-    }));
+    queries.extend(names.map(|name| all().with(|query| query.name = Some(name.to_owned()))));
     let hints = ["0001", "sk_live_…", "SK", "%", "_live", "__"];
-    queries.extend(hints.map(|hint| KeyQuery {
-        hint: Some(hint.to_owned()),
-        ..all()
-    }));
+    queries.extend(hints.map(|hint| all().with(|query| query.hint = Some(hint.to_owned()))));
     let owners = ["ann", "ANN", "annette", "nobody"];
-    queries.extend(owners.map(|owner| KeyQuery {
-        owner: Some(text(owner)),
-        ..all()
-    }));
+    queries.extend(owners.map(|owner| all().with(|query| query.owner = Some(text(owner)))));
     let classes = ["server", "client", "serve"];
-    queries.extend(classes.map(|class| KeyQuery {
-        class: Some(text(class)),
-        ..all()
-    }));
+    queries.extend(classes.map(|class| all().with(|query| query.class = Some(text(class)))));
     let environments = [Environment::LIVE, Environment::TEST];
-    queries.extend(environments.map(|one| KeyQuery {
-        environment: Some(one),
-        ..all()
-    }));
+    queries.extend(environments.map(|one| all().with(|query| query.environment = Some(one))));
     let resources = ["dep/7", "dep/70", "dep"];
-    queries.extend(resources.map(|one| KeyQuery {
-        resource: Some(text(one)),
-        ..all()
-    }));
+    queries.extend(resources.map(|one| all().with(|query| query.resource = Some(text(one)))));
     let marks = desk
         .truth
         .records()
         .take(2)
         .map(|record| record.fingerprint);
-    queries.extend(marks.map(|mark| KeyQuery {
-        fingerprint: Some(mark),
-        ..all()
-    }));
-    let together = KeyQuery {
-        below: true,
-        name: Some("E".to_owned()),
-        expires_before: Some(at(500)),
-        statuses: BTreeSet::from([Status::Expired, Status::Revoked]),
-        class: Some(text("server")),
-        ..KeyQuery::tenant(text("acme"), at(150))
-    };
+    queries.extend(marks.map(|mark| all().with(|query| query.fingerprint = Some(mark))));
+    let together = KeyQuery::tenant(text("acme"), at(150)).with(|query| {
+        query.below = true;
+        query.name = Some("E".to_owned());
+        query.expires_before = Some(at(500));
+        query.statuses = BTreeSet::from([Status::Expired, Status::Revoked]);
+        query.class = Some(text("server"));
+    });
     queries.push(together);
     queries
 }
@@ -263,7 +222,7 @@ pub async fn a_list_comes_in_the_querys_order<S: KeyStore>(
     for sort in SORTS {
         let some = [all(), all().live(), KeyQuery::tenant(text("acme"), at(150))];
         for query in some.into_iter().chain(ending()) {
-            let query = KeyQuery { sort, ..query };
+            let query = query.with(|query| query.sort = sort);
             let listed: Vec<_> = desk
                 .list(&query)
                 .await?
@@ -292,11 +251,10 @@ pub async fn pages_of_a_list_neither_repeat_nor_skip<S: KeyStore>(
     for (sort, query) in queries.flat_map(|query| SORTS.map(|sort| (sort, query.clone()))) {
         let matching = oracle(&desk, &query).len();
         for limit in [1, 2, 3, matching - 1, matching, matching + 1] {
-            let query = KeyQuery {
-                sort,
-                limit: count(limit),
-                ..query.clone()
-            };
+            let query = query.clone().with(|query| {
+                query.sort = sort;
+                query.limit = count(limit);
+            });
             let listed = desk.list_all(query.clone()).await?;
             let listed: Vec<_> = listed.into_iter().map(|record| record.id).collect();
             let want = oracle(&desk, &query)
@@ -322,11 +280,10 @@ pub async fn a_list_goes_on_after_a_key_that_is_gone<S: KeyStore>(
         desk.land(batch).await?;
     }
     for sort in SORTS {
-        let query = KeyQuery {
-            sort,
-            limit: count(3),
-            ..KeyQuery::tenant(text("acme"), at(150))
-        };
+        let query = KeyQuery::tenant(text("acme"), at(150)).with(|query| {
+            query.sort = sort;
+            query.limit = count(3);
+        });
         let page = desk.list(&query).await?;
         let Some(last) = page.keys.last() else {
             return Err(desk.fail("a list of keys is empty"));
@@ -338,11 +295,10 @@ pub async fn a_list_goes_on_after_a_key_that_is_gone<S: KeyStore>(
             .collect();
         let batch = desk.batch("acme").remove(last.id);
         desk.land(batch).await?;
-        let query = KeyQuery {
-            after: Some(KeyPosition::of(last)),
-            limit: count(100),
-            ..query
-        };
+        let query = query.with(|query| {
+            query.after = Some(KeyPosition::of(last));
+            query.limit = count(100);
+        });
         let listed: Vec<_> = desk
             .list(&query)
             .await?
@@ -365,10 +321,7 @@ pub async fn a_list_reflects_every_commit_that_returned<S: KeyStore>(
 ) -> Result<(), Violation> {
     let mut desk = Desk::new(make, "a_list_reflects_every_commit_that_returned");
     for name in ["first", "second"] {
-        let record = KeyRecord {
-            name: text(name),
-            ..key(1)
-        };
+        let record = key(1).with(|key| key.name = text(name));
         let batch = desk.batch("acme").put(record);
         desk.land(batch).await?;
         let names: Vec<_> = desk
@@ -376,7 +329,7 @@ pub async fn a_list_reflects_every_commit_that_returned<S: KeyStore>(
             .await?
             .keys
             .into_iter()
-            .map(|k| k.name)
+            .map(|k| k.facts.name)
             .collect();
         desk.same("names after a commit", names, vec![text(name)])?;
     }
@@ -472,16 +425,15 @@ fn status(record: &KeyRecord, now: Timestamp) -> Status {
 }
 
 fn precedes(a: &KeyRecord, b: &KeyRecord, sort: KeySort) -> bool {
-    let first = match sort {
-        KeySort::Created => Ordering::Equal,
-        KeySort::Newest => return a.id > b.id,
-        KeySort::Name => a.name.as_str().as_bytes().cmp(b.name.as_str().as_bytes()),
-        KeySort::Expiry => match (a.expires_at, b.expires_at) {
-            (Some(a), Some(b)) => a.cmp(&b),
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (None, None) => Ordering::Equal,
-        },
+    if sort == KeySort::Newest {
+        return a.id > b.id;
+    }
+    let first = match (sort, a.expires_at, b.expires_at) {
+        (KeySort::Name, ..) => a.name.as_str().as_bytes().cmp(b.name.as_str().as_bytes()),
+        (KeySort::Expiry, Some(a), Some(b)) => a.cmp(&b),
+        (KeySort::Expiry, Some(_), None) => Ordering::Less,
+        (KeySort::Expiry, None, Some(_)) => Ordering::Greater,
+        _ => Ordering::Equal,
     };
     first.then(a.id.cmp(&b.id)).is_lt()
 }

@@ -64,10 +64,7 @@ pub async fn load_reflects_every_commit_that_returned<S: KeyStore>(
 ) -> Result<(), Violation> {
     let mut desk = Desk::new(make, "load_reflects_every_commit_that_returned");
     for name in ["first", "second", "third"] {
-        let record = KeyRecord {
-            name: text(name),
-            ..key(1)
-        };
+        let record = key(1).with(|key| key.name = text(name));
         let batch = desk.batch("acme").put(record);
         let revision = desk.land(batch).await?;
         let view = desk.load("acme", Select::key(id(1))).await?;
@@ -84,10 +81,7 @@ pub async fn load_reflects_every_commit_that_returned<S: KeyStore>(
 /// Keys requested by id are loaded in any state. Unknown ids are skipped.
 pub async fn load_returns_keys_by_id<S: KeyStore>(make: &impl Fn() -> S) -> Result<(), Violation> {
     let mut desk = Desk::new(make, "load_returns_keys_by_id");
-    let ended = KeyRecord {
-        expires_at: Some(at(1)),
-        ..key(3)
-    };
+    let ended = key(3).with(|key| key.expires_at = Some(at(1)));
     let batch = desk
         .batch("acme")
         .put(key(1))
@@ -110,24 +104,17 @@ pub async fn load_returns_keys_live_at_an_instant<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
     let mut desk = Desk::new(make, "load_returns_keys_live_at_an_instant");
-    let ends = |n, at| KeyRecord {
-        expires_at: Some(at),
-        ..key(n)
-    };
-    let disabled = KeyRecord {
-        state: KeyState::Disabled(stamp(5)),
-        ..key(2)
-    };
-    let retiring = KeyRecord {
-        succession: Some(Succession {
+    let ends = |n, at| key(n).with(|key| key.expires_at = Some(at));
+    let disabled = key(2).with(|key| key.state = KeyState::Disabled(stamp(5)));
+    let retiring = key(3).with(|key| {
+        key.succession = Some(Succession {
             successor: id(1),
             since: at(3),
             reason: RotationReason::Routine,
             own_expiry: None,
             grace_from_first_use: None,
-        }),
-        ..key(3)
-    };
+        })
+    });
     let now = at(100);
     let soon = Timestamp::from_micros(now.as_micros() + 1).unwrap_or(now);
     let batch = desk.batch("acme").put(key(1)).put(disabled).put(retiring);
@@ -156,10 +143,7 @@ pub async fn load_returns_the_legacy_key<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
     let mut desk = Desk::new(make, "load_returns_the_legacy_key");
-    let legacy = |record| KeyRecord {
-        legacy: true,
-        ..record
-    };
+    let legacy = |record: KeyRecord| record.with(|key| key.legacy = true);
     for (path, record, other) in [
         ("acme", legacy(key(1)), key(2)),
         ("globex", legacy(revoked(key(3))), key(4)),
@@ -287,10 +271,7 @@ pub async fn load_stays_within_the_tenant<S: KeyStore>(
     let mut desk = Desk::new(make, "load_stays_within_the_tenant");
     for (n, path) in (1..).zip(["acme", "globex", "acme/web"]) {
         let batch = desk.batch(path).provision().owner(owner("ann"));
-        let legacy = KeyRecord {
-            legacy: true,
-            ..owned_by("ann", imported(n + 10, path))
-        };
+        let legacy = owned_by("ann", imported(n + 10, path)).with(|key| key.legacy = true);
         desk.land(batch.put(owned_by("ann", key(n))).put(legacy))
             .await?;
     }

@@ -138,58 +138,57 @@ pub async fn a_put_replaces_the_whole_record<S: KeyStore>(
 
 /// Returns a record with every optional field set.
 fn full(n: u64) -> KeyRecord {
-    KeyRecord {
-        visibility: Visibility::Publishable,
-        environment: Environment::TEST,
-        description: Some(text(
+    key(n).with(|key| {
+        key.visibility = Visibility::Publishable;
+        key.environment = Environment::TEST;
+        key.description = Some(text(
             "First line.\n\tSecond line: „quotes“, it's 100% \\ fine; 🔑",
-        )),
-        purpose: Some(text("nightly export")),
-        metadata: pairs(&[
+        ));
+        key.purpose = Some(text("nightly export"));
+        key.metadata = pairs(&[
             ("team", "core"),
             ("empty", ""),
             ("NULL", "null"),
             ("é", "\0\u{7}"),
-        ]),
-        owner: Owner::Principal(text("user:42@example.com")),
-        bound: BTreeSet::from([Role::ADMIN, Role::DEVELOPER]),
-        manages: true,
-        makers: (91..=98).map(maker).collect(),
-        lineage: Lineage {
+        ]);
+        key.owner = Owner::Principal(text("user:42@example.com"));
+        key.bound = BTreeSet::from([Role::ADMIN, Role::DEVELOPER]);
+        key.manages = true;
+        key.makers = (91..=98).map(maker).collect();
+        key.lineage = Lineage {
             first: id(90),
             since: stamp(4).at,
             created_by: Some(id(98)),
-        },
-        exposed_at: Some(stamp(8).at),
-        scopes: scopes(&["reports:read", "reports:*", "*:write"]),
-        allowlist: networks(&[
+        };
+        key.exposed_at = Some(stamp(8).at);
+        key.scopes = scopes(&["reports:read", "reports:*", "*:write"]);
+        key.allowlist = networks(&[
             "192.0.2.0/24",
             "2001:db8::/32",
             "198.51.100.7",
             "192.0.2.0/24",
-        ]),
-        resource: Some(Resource {
+        ]);
+        key.resource = Some(Resource {
             kind: text("deployment.client"),
             id: text("dep/7"),
-        }),
-        last_action: LastAction::FirstUsed,
-        expires_at: Some(Timestamp::MAX),
-        state: KeyState::Disabled(stamp(3)),
-        legacy: true,
-        predecessor: Some(Predecessor {
+        });
+        key.last_action = LastAction::FirstUsed;
+        key.expires_at = Some(Timestamp::MAX);
+        key.state = KeyState::Disabled(stamp(3));
+        key.legacy = true;
+        key.predecessor = Some(Predecessor {
             key: id(90),
             first_used_at: Some(stamp(4).at),
-        }),
-        succession: Some(Succession {
+        });
+        key.succession = Some(Succession {
             successor: KeyId::from_u128(u128::MAX),
             since: stamp(5).at,
             reason: RotationReason::Compromise,
             own_expiry: Some(stamp(6).at),
             grace_from_first_use: Some(Duration::new(86_400, 999_999_999)),
-        }),
-        published: Some("pk_live_000000000000000000000000".to_owned()),
-        ..key(n)
-    }
+        });
+        key.published = Some("pk_live_000000000000000000000000".to_owned());
+    })
 }
 
 /// Returns a record with texts of maximal length, in multi-byte characters where those are allowed.
@@ -197,51 +196,49 @@ fn longest(n: u64) -> KeyRecord {
     let long = |max: usize| "x".repeat(max);
     let wide = |max: usize| "é".repeat(max / 2);
     let big = [("k".to_owned(), "ü".repeat((Metadata::MAX_LEN - 1) / 2))];
-    KeyRecord {
-        id: KeyId::from_u128(u128::MAX - u128::from(n)),
-        class: text(&long(ClassName::MAX_LEN)),
-        environment: text(&long(Environment::MAX_LEN)),
-        prefix: Some(text(&(long(TokenPrefix::MAX_LEN - 1) + "_"))),
-        name: text(&wide(KeyName::MAX_LEN)),
-        description: Some(text(&wide(Description::MAX_LEN))),
-        purpose: Some(text(&wide(Purpose::MAX_LEN))),
-        metadata: Metadata::new(big).unwrap_or_default(),
-        owner: Owner::Principal(text(&long(PrincipalId::MAX_LEN))),
-        bound: BTreeSet::from([text(&long(Role::MAX_LEN))]),
-        resource: Some(Resource {
+    key(n).with(|key| {
+        key.id = KeyId::from_u128(u128::MAX - u128::from(n));
+        key.class = text(&long(ClassName::MAX_LEN));
+        key.environment = text(&long(Environment::MAX_LEN));
+        key.prefix = Some(text(&(long(TokenPrefix::MAX_LEN - 1) + "_")));
+        key.name = text(&wide(KeyName::MAX_LEN));
+        key.description = Some(text(&wide(Description::MAX_LEN)));
+        key.purpose = Some(text(&wide(Purpose::MAX_LEN)));
+        key.metadata = Metadata::new(big).unwrap_or_default();
+        key.owner = Owner::Principal(text(&long(PrincipalId::MAX_LEN)));
+        key.bound = BTreeSet::from([text(&long(Role::MAX_LEN))]);
+        key.resource = Some(Resource {
             kind: text(&long(ResourceKind::MAX_LEN)),
             id: text(&long(ResourceId::MAX_LEN)),
-        }),
-        state: KeyState::Revoked {
+        });
+        key.state = KeyState::Revoked {
             stamp: stamp(3),
             reason: Reason::RotationCancelled,
-        },
-        hint: text(&wide(Hint::MAX_LEN)),
-        credential: Credential::Peppered {
+        };
+        key.hint = text(&wide(Hint::MAX_LEN));
+        key.credential = Credential::Peppered {
             pepper: text(&long(PepperId::MAX_LEN)),
             digest: digest("the longest"),
-        },
-        ..key(n)
-    }
+        };
+    })
 }
 
 /// Returns a record of minimal values: the first instant, one-letter texts, zero bytes.
 fn least(n: u64) -> KeyRecord {
-    KeyRecord {
-        id: KeyId::from_u128(0),
-        class: text("c"),
-        environment: text("e"),
-        prefix: None,
-        name: text("'"),
-        expires_at: Some(Timestamp::UNIX_EPOCH),
-        hint: text("%"),
-        credential: Credential::Peppered {
+    key(n).with(|key| {
+        key.id = KeyId::from_u128(0);
+        key.class = text("c");
+        key.environment = text("e");
+        key.prefix = None;
+        key.name = text("'");
+        key.expires_at = Some(Timestamp::UNIX_EPOCH);
+        key.hint = text("%");
+        key.credential = Credential::Peppered {
             pepper: text("p"),
             digest: keyward::Digest::from_bytes([0; 32]),
-        },
-        published: Some(String::new()),
-        ..key(n)
-    }
+        };
+        key.published = Some(String::new());
+    })
 }
 
 fn pairs(pairs: &[(&str, &str)]) -> Metadata {

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use super::Violation;
 use super::fixtures::{Batch, Desk, Running, STEPS, count, id, imported, key, owner, text};
 use keyward::KeyId;
-use keyward::KeyRecord;
 use keyward::audit::Action;
 use keyward::store::{Change, KeyStore, Row, RowKey, StoreError, StoreErrorKind};
 
@@ -18,10 +17,7 @@ pub async fn a_scan_tells_every_row_in_order<S: KeyStore>(
     desk.same("rows of an empty store", rows, Vec::new())?;
     // Ids with the highest bit set come last. A store that keeps ids as signed numbers orders them
     // differently.
-    let edge = |id| KeyRecord {
-        id: KeyId::from_u128(id),
-        ..key(1)
-    };
+    let edge = |id| key(1).with(|key| key.id = KeyId::from_u128(id));
     let batch = desk
         .batch("globex")
         .owner(owner("zoe"))
@@ -64,10 +60,7 @@ pub async fn a_scan_and_its_changes_lead_to_the_store<S: KeyStore>(
     let keys = (1..=9).map(|n| key(n * 2));
     let batch = desk.batch("acme").owner(owner("bob"));
     desk.land(keys.fold(batch, Batch::put)).await?;
-    let renamed = KeyRecord {
-        name: text("renamed"),
-        ..key(18)
-    };
+    let renamed = key(18).with(|key| key.name = text("renamed"));
     let mut rows = BTreeMap::new();
     let mut page = desk.scan(None, 1).await?;
     let first = page.head;

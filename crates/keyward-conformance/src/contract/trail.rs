@@ -75,34 +75,23 @@ pub async fn the_audit_trail_holds_exactly_what_matches<S: KeyStore>(
     queries.extend(tenants.map(|path| AuditQuery::tenant(text(path))));
     queries.extend((1..=6).map(|n| all().about(id(n))));
     let actors = ["ann", "bob", "annette", "nobody"];
-    queries.extend(actors.map(|actor| AuditQuery {
-        actor: Some(text(actor)),
-        ..all()
-    }));
+    queries.extend(actors.map(|actor| all().with(|query| query.actor = Some(text(actor)))));
     let commands = ["setup", "setup-2", "tidy", "set"];
-    queries.extend(commands.map(|command| AuditQuery {
-        command: Some(text(command)),
-        ..all()
-    }));
+    queries.extend(commands.map(|command| all().with(|query| query.command = Some(text(command)))));
     for instant in [90, 91, 110, 120, 121, 131] {
         let from = Some(at(instant));
-        queries.push(AuditQuery { from, ..all() });
-        queries.push(AuditQuery {
-            before: from,
-            ..all()
-        });
-        queries.push(AuditQuery {
-            from,
-            before: Some(at(120)),
-            ..all()
-        });
+        queries.push(all().with(|query| query.from = from));
+        queries.push(all().with(|query| query.before = from));
+        queries.push(all().with(|query| {
+            query.from = from;
+            query.before = Some(at(120));
+        }));
     }
     let tenant = AuditQuery::tenant(text("acme"));
-    queries.push(AuditQuery {
-        actor: Some(text("ann")),
-        from: Some(at(101)),
-        ..tenant
-    });
+    queries.push(tenant.with(|query| {
+        query.actor = Some(text("ann"));
+        query.from = Some(at(101));
+    }));
     for query in queries {
         let page = desk.audit(&query).await?;
         desk.same(
@@ -123,17 +112,11 @@ pub async fn pages_of_the_audit_trail_neither_repeat_nor_skip<S: KeyStore>(
     let mut desk = Desk::new(make, "pages_of_the_audit_trail_neither_repeat_nor_skip");
     trail(&mut desk).await?;
     let tenant = AuditQuery::tenant(text("acme"));
-    let ann = AuditQuery {
-        actor: Some(text("ann")),
-        ..AuditQuery::everything()
-    };
+    let ann = AuditQuery::everything().with(|query| query.actor = Some(text("ann")));
     for query in [AuditQuery::everything(), tenant, ann] {
         let want = oracle(&desk, &query);
         for limit in 1..=want.len() + 1 {
-            let query = AuditQuery {
-                limit: count(limit),
-                ..query.clone()
-            };
+            let query = query.clone().with(|query| query.limit = count(limit));
             let rows = desk.audit_all(query.clone()).await?;
             desk.same(&format!("pages of {limit} of {query:?}"), &rows, &want)?;
             let more = desk.audit(&query).await?.next.is_some();
@@ -142,10 +125,7 @@ pub async fn pages_of_the_audit_trail_neither_repeat_nor_skip<S: KeyStore>(
         }
         let places = desk.truth.audit.iter().map(AuditRow::position);
         for place in places.chain([AuditPosition::default()]) {
-            let query = AuditQuery {
-                after: Some(place),
-                ..query.clone()
-            };
+            let query = query.clone().with(|query| query.after = Some(place));
             let page = desk.audit(&query).await?;
             desk.same(
                 &format!("entries after {place:?}"),

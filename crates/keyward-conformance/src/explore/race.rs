@@ -309,7 +309,7 @@ fn check_order(requests: &[&Request], landings: &Landings, policy: &Policy) -> R
 
 /// Returns whether `making` makes a key, and its actor may not do so once `taking` has landed.
 fn takes_authority(taking: &Request, making: &Request, policy: &Policy) -> bool {
-    let makes = matches!(making.command, Command::Create(_) | Command::Import { .. });
+    let makes = matches!(making.command, Command::Create { .. } | Command::Import { .. });
     let actor = &making.actor;
     let above = taking.tenant.contains(&making.tenant);
     makes
@@ -323,7 +323,7 @@ fn takes_authority(taking: &Request, making: &Request, policy: &Policy) -> bool 
                 let creates = classes.any(|class| class.create.roles.contains(role));
                 above && actor.principal() == Some(owner) && !creates
             }
-            Command::CloseTenant { .. } => above,
+            Command::CloseTenant => above,
             _ => false,
         }
 }
@@ -359,7 +359,7 @@ fn check_ended(request: &Request, rows: &Rows) -> Result<(), String> {
         let concerned = match &request.command {
             Command::Revoke { key, .. } | Command::Delete { key, .. } => here && record.id == *key,
             Command::RemoveOwner { owner, .. } => below && record.owner.principal() == Some(owner),
-            Command::CloseTenant { .. } => below,
+            Command::CloseTenant => below,
             _ => false,
         };
         if concerned && !matches!(record.state, KeyState::Revoked { .. }) {

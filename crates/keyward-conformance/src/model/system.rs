@@ -16,7 +16,7 @@ use keyward::Need;
 use keyward::SeededEntropy;
 use keyward::TenantId;
 use keyward::Timestamp;
-use keyward::policy::{ActiveKeyCap, LegacyRule, Policy, PolicySpec};
+use keyward::policy::{ActiveKeyCap, LegacyRule, Policy};
 use keyward::profiles::standard;
 use keyward::store::KeyStore;
 use keyward::{Clock, ManualClock};
@@ -129,14 +129,13 @@ pub fn policy(cap: usize) -> Policy {
         name: "legacy".try_into().expect("a valid name literal"),
         scopes: scopes(&["reports:read"]),
     };
-    Policy::new(PolicySpec {
-        active_keys: ActiveKeyCap::Limited {
+    Policy::new(spec.with(|spec| {
+        spec.active_keys = ActiveKeyCap::Limited {
             limit: limit.expect("a cap is at least one"),
             classes: Default::default(),
-        },
-        legacy,
-        ..spec
-    })
+        };
+        spec.legacy = legacy;
+    }))
     .expect("the standard policy with a legacy key is consistent")
 }
 

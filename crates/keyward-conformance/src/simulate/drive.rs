@@ -20,7 +20,7 @@ use keyward::Need;
 use keyward::Rejection;
 use keyward::Scope;
 use keyward::audit::verify_chain;
-use keyward::policy::{ActiveKeyCap, Policy, PolicySpec, Propagation};
+use keyward::policy::{ActiveKeyCap, Policy, Propagation};
 use keyward::profiles::standard;
 use keyward::store::AuditQuery;
 use keyward::store::Revision;
@@ -148,11 +148,10 @@ fn policy(bound: Duration, limit: NonZeroU32) -> Policy {
         classes: Default::default(),
     };
     let propagation = Propagation { bound };
-    Policy::new(PolicySpec {
-        active_keys,
-        propagation,
-        ..standard()
-    })
+    Policy::new(standard().with(|spec| {
+        spec.active_keys = active_keys;
+        spec.propagation = propagation;
+    }))
     .unwrap_or_default()
 }
 

@@ -11,7 +11,6 @@ use keyward::Actor;
 use keyward::Error;
 use keyward::Invalid;
 use keyward::Reason;
-use keyward::Sweep;
 use keyward::TenantId;
 use keyward::store::{RowKey, StoreErrorKind};
 use keyward::{Command, DeleteKey, ImportKey, KeyUpdate, NewKey, Outcome, Replacement, Request};
@@ -276,23 +275,18 @@ fn ask(run: &Arc<Run>) -> Result<Asked, Invalid> {
         },
         (80..82, Some(key)) => Command::FinishRotation { key },
         (82..84, Some(key)) => Command::CancelRotation { key },
-        (84..87, Some(key)) => Command::Update {
-            key,
-            change: KeyUpdate::new().scopes([READ]).into_spec()?,
-        },
+        (84..87, Some(key)) => KeyUpdate::new().scopes([READ]).into_command(key)?,
         (87..95, _) => {
             row = Some(RowKey::Owner(tenant.clone(), owner.clone()));
             Command::ChangeOwnerRole { owner, role }
         }
         (95..98, _) => {
             row = Some(RowKey::Owner(tenant.clone(), owner.clone()));
-            let sweep = Sweep::default();
-            Command::RemoveOwner { owner, sweep }
+            Command::RemoveOwner { owner }
         }
         (98, _) if number > 30 => {
             row = Some(RowKey::Tenant(below.clone()));
-            let sweep = Sweep::default();
-            Command::CloseTenant { sweep }
+            Command::CloseTenant
         }
         (_, _) => {
             row = None;
@@ -316,7 +310,7 @@ fn ask(run: &Arc<Run>) -> Result<Asked, Invalid> {
     // An existing key stays in its tenant.
     let place = match (&row, &command) {
         (Some(RowKey::Key(key)), _) => state.ledger.tenant_of(*key).unwrap_or(tenant),
-        (_, Command::CloseTenant { .. }) => below,
+        (_, Command::CloseTenant) => below,
         _ => tenant,
     };
     let id = CommandId::new(format!("c{number}"))?;

@@ -105,7 +105,7 @@ impl Node for Real {
 pub(super) async fn give(manager: &KeyManager, request: Request) -> Result<Landed, Error> {
     let bulk = matches!(
         request.command,
-        Command::ChangeOwnerRole { .. } | Command::RemoveOwner { .. } | Command::CloseTenant { .. }
+        Command::ChangeOwnerRole { .. } | Command::RemoveOwner { .. } | Command::CloseTenant
     );
     if !bulk {
         return manager.execute(request).await;

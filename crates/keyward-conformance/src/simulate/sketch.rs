@@ -399,7 +399,6 @@ impl Sketch {
         mut standing: Standing,
         need: &Need,
     ) -> Result<KeyId, Rejection> {
-        use keyward::Credential;
         use keyward::rules::{Presented, check};
 
         if self.has(Defect::IgnoresOwners) {
@@ -408,8 +407,7 @@ impl Sketch {
             standing.roles = vec![Role::ADMIN];
         }
         // The simulation presents only tokens that the manager returned.
-        let (Credential::Peppered { digest, .. } | Credential::Imported { digest, .. }) =
-            &record.credential;
+        let digest = record.credential.digest();
         let prefix = record.prefix.as_ref().map(token::TokenPrefix::as_str);
         let newest = self.known().newest.get(&record.tenant).copied();
         let now = self.clock.now();
