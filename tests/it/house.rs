@@ -1,6 +1,6 @@
 //! House rules that the compiler does not check: the direction of imports, and the places for `unsafe`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -339,4 +339,214 @@ fn every_link_of_the_documents_leads_to_a_file() {
             assert!(file.exists(), "{} links to {target}", page.display());
         }
     }
+}
+
+/// The doc comments that may begin with a question word: fields that are true or false, with "Whether".
+const SUMMARIES_THAT_ASK: usize = 40;
+
+/// The Rust sources of the whole workspace.
+fn workspace_sources() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for folder in ["src", "crates", "tests", "examples", "benches"] {
+        sources(&root().join("..").join(folder), &mut found);
+    }
+    found
+}
+
+/// The first line of every doc comment.
+fn summaries(text: &str) -> Vec<&str> {
+    let mut inside = false;
+    let mut found = Vec::new();
+    for line in text.lines().map(str::trim) {
+        let doc = line.strip_prefix("///").or(line.strip_prefix("//!"));
+        if let Some(doc) = doc.filter(|doc| !inside && !doc.is_empty()) {
+            found.push(doc.trim());
+        }
+        inside = doc.is_some();
+    }
+    found
+}
+
+/// Returns whether a summary begins with a question word, as `What is stored` does.
+fn asks(summary: &str) -> bool {
+    let word = summary.split(|c: char| !c.is_alphabetic()).next().unwrap();
+    let questions = [
+        "What", "How", "Whether", "Which", "Where", "When", "Who", "Whose", "That",
+    ];
+    questions.contains(&word)
+}
+
+#[test]
+fn doc_comments_begin_with_what_the_item_is_or_does() {
+    let texts: Vec<_> = workspace_sources()
+        .iter()
+        .map(|path| fs::read_to_string(path).unwrap())
+        .collect();
+    let all: Vec<_> = texts.iter().flat_map(|text| summaries(text)).collect();
+    let asking: Vec<_> = all.iter().filter(|summary| asks(summary)).collect();
+    assert!(all.len() > 4000, "{}", all.len());
+    // A field that is true or false may say "Whether". The count only ever falls.
+    let most = SUMMARIES_THAT_ASK;
+    assert!(
+        asking.len() <= most,
+        "{} of at most {most}: {asking:#?}",
+        asking.len()
+    );
+}
+
+/// Says one word in each of these parts of a name.
+fn words(name: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    for (at, letter) in name.char_indices() {
+        let ends = letter == '_' || letter.is_uppercase() && at > 0;
+        if ends {
+            words.push(String::new());
+        }
+        if letter != '_' {
+            words.last_mut().unwrap().extend(letter.to_lowercase());
+        }
+    }
+    words
+}
+
+#[test]
+fn nothing_tells_and_nothing_is_told() {
+    let name = Regex::new(r"[A-Za-z_][A-Za-z0-9_]*").unwrap();
+    let banned = ["tell", "tells", "told", "telling"];
+    let mut found = Vec::new();
+    for path in workspace_sources() {
+        // This file has to name the words.
+        if path.ends_with("it/house.rs") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        for (number, line) in text.lines().enumerate() {
+            let mut names = name.find_iter(line).map(|name| name.as_str());
+            if names.any(|name| words(name).iter().any(|word| banned.contains(&&**word))) {
+                found.push(format!(
+                    "{}:{}: {}",
+                    path.display(),
+                    number + 1,
+                    line.trim()
+                ));
+            }
+        }
+    }
+    assert_eq!(found, Vec::<String>::new());
+}
+
+/// The module of a file, as a path of names below the crate's root.
+fn module(path: &Path) -> Vec<String> {
+    let below = path.strip_prefix(root()).unwrap().with_extension("");
+    let parts = below.components();
+    let parts = parts.map(|part| part.as_os_str().to_str().unwrap().to_owned());
+    parts
+        .filter(|part| part != "mod" && part != "lib")
+        .collect()
+}
+
+/// The paths below `crate`, `self` and `super` that a module's code names, resolved to the crate's root.
+/// Braces of an import are expanded one level, which is as deep as imports here go.
+fn named_paths(own: &[String], code: &str) -> Vec<Vec<String>> {
+    let path = Regex::new(r"\b(crate|self|super)((?:::\w+)*)(?:::\{([^{}]*)\})?").unwrap();
+    let mut found = Vec::new();
+    for named in path.captures_iter(code) {
+        let parts = named[2].split("::").filter(|part| !part.is_empty());
+        let mut base = match &named[1] {
+            "crate" => Vec::new(),
+            "self" => own.to_vec(),
+            _ => own[..own.len().saturating_sub(1)].to_vec(),
+        };
+        for part in parts {
+            if part == "super" {
+                base.pop();
+            } else {
+                base.push(part.to_owned());
+            }
+        }
+        match named.get(3) {
+            None => found.push(base),
+            Some(braces) => found.extend(braces.as_str().split(',').map(|one| {
+                let tail = one.split("::").map(|part| part.trim().to_owned());
+                base.iter().cloned().chain(tail).collect()
+            })),
+        }
+    }
+    found
+}
+
+/// The files that each file imports from. A folder's `mod.rs` names its files to show them on; that is not
+/// an import, and neither is what they take from it.
+fn imported_files() -> BTreeMap<String, BTreeSet<String>> {
+    let files = all_sources();
+    let leaves = files
+        .iter()
+        .filter(|path| !path.ends_with("mod.rs") && !path.ends_with("lib.rs"));
+    let modules: BTreeMap<_, _> = leaves.map(|path| (module(path), path.clone())).collect();
+    let imports = |(own, path): (&Vec<String>, &PathBuf)| {
+        let code = code(&fs::read_to_string(path).unwrap());
+        let owner = |named: Vec<String>| {
+            let lengths = (1..=named.len()).rev();
+            lengths
+                .map(|length| named[..length].to_vec())
+                .find(|module| modules.contains_key(module))
+        };
+        let paths = named_paths(own, &code).into_iter();
+        let others = paths.filter_map(owner).filter(|module| module != own);
+        (
+            own.join("::"),
+            others.map(|module| module.join("::")).collect(),
+        )
+    };
+    modules.iter().map(imports).collect()
+}
+
+/// The modules that lie on a cycle: each imports, by way of others, itself.
+fn cyclic(imports: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<String> {
+    let reaches_itself = |start: &&String| {
+        let (mut seen, mut next) = (BTreeSet::new(), vec![*start]);
+        while let Some(module) = next.pop() {
+            for other in imports.get(module).into_iter().flatten() {
+                if other == *start {
+                    return true;
+                }
+                if seen.insert(other) {
+                    next.push(other);
+                }
+            }
+        }
+        false
+    };
+    imports.keys().filter(reaches_itself).cloned().collect()
+}
+
+#[test]
+fn no_files_of_the_library_import_each_other_in_a_cycle() {
+    let imports = imported_files();
+    let arrows: usize = imports.values().map(BTreeSet::len).sum();
+    assert!(arrows > 500, "{arrows} imports were found");
+    assert_eq!(cyclic(&imports), BTreeSet::new());
+}
+
+#[test]
+fn a_cycle_of_imports_is_found() {
+    let own = ["http".to_owned(), "layer".to_owned()];
+    let code = "use super::service::{Service, respond};\nuse crate::core::id;";
+    let named: Vec<_> = named_paths(&own, code)
+        .iter()
+        .map(|path| path.join("::"))
+        .collect();
+    let expected = [
+        "http::service::Service",
+        "http::service::respond",
+        "core::id",
+    ];
+    assert_eq!(named, expected);
+    let arrow = |from: &str, to: &[&str]| {
+        let to = to.iter().map(|to| (*to).to_owned()).collect();
+        (from.to_owned(), to)
+    };
+    let imports = BTreeMap::from([arrow("a", &["b"]), arrow("b", &["c"]), arrow("c", &["b"])]);
+    let found = BTreeSet::from(["b".to_owned(), "c".to_owned()]);
+    assert_eq!(cyclic(&imports), found);
 }

@@ -309,7 +309,10 @@ fn check_order(requests: &[&Request], landings: &Landings, policy: &Policy) -> R
 
 /// Returns whether `making` makes a key, and its actor may not do so once `taking` has landed.
 fn takes_authority(taking: &Request, making: &Request, policy: &Policy) -> bool {
-    let makes = matches!(making.command, Command::Create { .. } | Command::Import { .. });
+    let makes = matches!(
+        making.command,
+        Command::Create { .. } | Command::Import { .. }
+    );
     let actor = &making.actor;
     let above = taking.tenant.contains(&making.tenant);
     makes
