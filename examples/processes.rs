@@ -129,7 +129,7 @@ async fn story() -> Fallible<()> {
 /// Opens a node over the file, in this process and in the three it starts.
 async fn open(folder: &Path, label: &str) -> Fallible<Keyward> {
     let store = SqliteStore::open(folder.join("keys.db")).await?;
-    let peppers = PepperFile::open_or_create(folder.join("pepper"))?;
+    let peppers = PepperFile::open_or_create(folder.join("pepper"))?.ring();
     let policy = Policy::new(
         profiles::standard().with(|spec| spec.propagation = Propagation { bound: BOUND }),
     )?;

@@ -20,7 +20,7 @@ async fn story() -> Fallible<()> {
     println!("A service sets keyward up: where keys are kept, and the pepper that protects them.");
     let folder = tempfile::tempdir()?; // a real service uses a permanent folder
     let store = SqliteStore::open(folder.path().join("keys.db")).await?;
-    let peppers = PepperFile::open_or_create(folder.path().join("pepper"))?;
+    let peppers = PepperFile::open_or_create(folder.path().join("pepper"))?.ring();
     let clock = Arc::new(ManualClock::at("2026-01-01T09:00:00Z".parse()?));
     let at_most_two = ActiveKeyCap::Limited {
         limit: NonZeroU32::new(2).ok_or("two is not zero")?,

@@ -1,7 +1,7 @@
-//! Time: what the rules are told, and from where.
+//! Clocks: the sources of time.
 //!
-//! Two clocks, never mixed: wall time decides expiry and grace; monotonic time decides how long a
-//! replica has gone without confirming that it is up to date, and counts while a machine sleeps.
+//! Two clocks that are never mixed. Wall time decides expiry and grace. Monotonic time measures the staleness
+//! of a replica, and advances while the machine is suspended.
 
 use std::fmt;
 use std::sync::Mutex;
@@ -10,17 +10,18 @@ use std::time::Duration;
 
 use crate::core::time::Timestamp;
 
-/// Where time comes from.
+/// A source of wall and monotonic time.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
-    /// The wall clock. May jump either way: a jump back does not show in a process, and a jump forward is held
-    /// against other clocks where there are any (`docs/time.md`).
+    /// Returns the time of the wall clock. It may jump: a process ignores a jump back, and compares a jump
+    /// forward with other clocks if there are any (`docs/time.md`).
     fn now(&self) -> Timestamp;
 
-    /// Time since a fixed instant that never goes back and counts while the machine is suspended.
+    /// Returns the time since a fixed instant. It never goes back and advances while the machine is
+    /// suspended.
     fn monotonic(&self) -> Duration;
 
-    /// Both at once, which may be cheaper: each verification reads it once. If one is read after the other, the
-    /// wall clock comes first.
+    /// Reads both clocks, which may be cheaper than two calls: each verification calls this once. An
+    /// implementation that reads one after the other reads the wall clock first.
     fn read(&self) -> Reading {
         Reading {
             wall: self.now(),
@@ -29,7 +30,7 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
     }
 }
 
-/// What both clocks said at one instant.
+/// The times of both clocks at one instant.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Reading {
     /// See [`Clock::now`].
@@ -57,8 +58,8 @@ impl Reading {
         monotonic.max(self.wall.since(earlier.wall))
     }
 
-    /// Returns whether [`since`](Self::since) is at most `bound`: each verification asks, so the longer of the
-    /// two differences is not made.
+    /// Returns whether [`since`](Self::since) is at most `bound`: each verification asks, so the longer of
+    /// the two differences is not made.
     #[inline]
     pub(crate) fn is_within(self, bound: Duration, earlier: Self) -> bool {
         self.monotonic.saturating_sub(earlier.monotonic) <= bound
@@ -66,17 +67,16 @@ impl Reading {
     }
 }
 
-/// How much later than the wall clock was compared with the monotonic one it is told from that. A
-/// judgement: a hundred comparisons a second cost nothing, and a clock that was set is noticed
-/// before anyone looks.
+/// The time for which a comparison of the clocks is reused: 10 ms. A judgement: a hundred comparisons a
+/// second cost nothing, and nobody notices that a set clock shows 10 ms late.
 const COMPARE_EVERY: Duration = Duration::from_millis(10);
 
-/// By how many microseconds the wall clock is ahead of the monotonic one, and when it was found so.
-/// The machine has one of each, so that there is one of these.
+/// The microseconds by which the wall clock is ahead of the monotonic one, and the monotonic time of that
+/// comparison. Static, because the machine has one of each clock.
 static AHEAD: AtomicI64 = AtomicI64::new(0);
 static COMPARED: AtomicU64 = AtomicU64::new(NEVER);
 
-/// No instant since a machine's start.
+/// The value of [`COMPARED`] before the first comparison.
 const NEVER: u64 = u64::MAX;
 
 /// The machine's own clocks.
@@ -95,11 +95,11 @@ impl Clock for SystemClock {
         Timestamp::UNIX_EPOCH.saturating_add(since)
     }
 
-    /// Reads the monotonic clock, and tells the wall clock from it: that was compared less than 10 ms
-    /// ago.
+    /// Reads the monotonic clock, and derives the wall time from it if the clocks were compared less than 10
+    /// ms ago.
     fn read(&self) -> Reading {
         let monotonic = self.monotonic();
-        // Not `as_micros`, which computes with 128 bits: 584,000 years fit.
+        // Cheaper than `as_micros`, which computes with 128 bits; 64 bits are enough for 584,000 years.
         let micros = monotonic
             .as_secs()
             .saturating_mul(1_000_000)
@@ -107,17 +107,17 @@ impl Clock for SystemClock {
         let compared = COMPARED.load(Ordering::Acquire);
         let since = micros.checked_sub(compared).map(Duration::from_micros);
         let known = compared != NEVER && since.is_some_and(|since| since < COMPARE_EVERY);
-        let told = known.then(|| {
+        let derived = known.then(|| {
             let ahead = AHEAD.load(Ordering::Relaxed);
             Timestamp::from_micros(micros.cast_signed().saturating_add(ahead)).ok()
         });
-        if let Some(wall) = told.flatten() {
+        if let Some(wall) = derived.flatten() {
             return Reading { wall, monotonic };
         }
         let wall = self.now();
         let after = self.monotonic();
-        // Whoever was interrupted between the two clocks has compared nothing. Interrupted between
-        // the two stores it may use an older difference once more: for 10 ms at most.
+        // A thread that was interrupted between the two reads has no valid comparison. If two threads
+        // interleave their stores, an older difference may be reused for at most another 10 ms.
         if after.saturating_sub(monotonic) < Duration::from_millis(1) {
             let ahead = wall.as_micros().saturating_sub(micros.cast_signed());
             AHEAD.store(ahead, Ordering::Relaxed);
@@ -150,7 +150,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that moves only when it is told to, for tests and demonstrations.
+/// A clock that moves only when a test or demonstration moves it.
 ///
 /// # Examples
 ///
@@ -173,17 +173,17 @@ struct Hands {
 }
 
 impl ManualClock {
-    /// A clock that stands at `wall`.
+    /// Creates a clock that shows `wall`.
     #[must_use]
     pub const fn at(wall: Timestamp) -> Self {
-        // Not zero: a lease counted from zero would look as if it had never been given.
+        // Not zero, because a lease that starts at zero counts as absent.
         Self(Mutex::new(Hands {
             wall,
             monotonic: Duration::from_secs(1),
         }))
     }
 
-    /// Lets time pass on both clocks.
+    /// Advances both clocks.
     pub fn advance(&self, by: Duration) {
         self.move_hands(|hands| {
             hands.wall = hands.wall.saturating_add(by);
@@ -191,7 +191,7 @@ impl ManualClock {
         });
     }
 
-    /// Moves the wall clock alone, as an operator or a time server might; backwards too.
+    /// Sets the wall clock alone, forwards or backwards, like an operator or a time server.
     pub fn set_wall(&self, to: Timestamp) {
         self.move_hands(|hands| hands.wall = to);
     }
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_passed_is_the_longer_of_what_the_clocks_say() {
+    fn the_time_passed_is_the_longer_of_the_two_differences() {
         let second = Duration::from_secs;
         let at = |wall, monotonic| Reading {
             wall: Timestamp::UNIX_EPOCH.saturating_add(second(wall)),

@@ -1,4 +1,4 @@
-//! Randomness: from where ids and secrets come.
+//! Randomness, the source of ids and secrets.
 
 use std::fmt;
 
@@ -9,17 +9,17 @@ use crate::core::invalid::Invalid;
 use crate::core::pepper::{Pepper, PepperRing};
 use crate::core::text::PepperId;
 
-/// A source of random bytes that nobody can predict.
+/// A source of unpredictable random bytes.
 pub trait Entropy: fmt::Debug + Send + Sync + 'static {
     /// Fills `out`.
     ///
     /// # Errors
     ///
-    /// [`EntropyError`] if there is no randomness to be had; nothing is created then.
+    /// [`EntropyError`] if the source has no randomness; then no key is created.
     fn fill(&self, out: &mut [u8]) -> Result<(), EntropyError>;
 }
 
-/// There was no randomness to be had.
+/// The error of a source without randomness.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("no randomness to be had")]
 pub struct EntropyError;
@@ -42,13 +42,13 @@ impl<E: Entropy + ?Sized> Entropy for std::sync::Arc<E> {
     }
 }
 
-/// Bytes that a seed repeats, for tests only: whoever knows the seed knows every key.
+/// Bytes that a seed repeats, for tests only: anyone with the seed can derive every key.
 #[cfg(feature = "testing")]
 pub struct SeededEntropy(std::sync::Mutex<rand::rngs::ChaCha12Rng>);
 
 #[cfg(feature = "testing")]
 impl SeededEntropy {
-    /// A source that gives the same bytes for the same seed.
+    /// Creates a source that returns the same bytes for the same seed.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         use rand::SeedableRng;
@@ -77,8 +77,8 @@ impl Entropy for SeededEntropy {
 }
 
 impl Pepper {
-    /// A pepper of 32 bytes from the operating system. Lost when the process ends, so fit for stores
-    /// that are as well; others keep theirs outside the store, and load it.
+    /// Generates a pepper of 32 bytes from the operating system. It is lost when the process ends, so it is
+    /// only fit for a store in memory. For other stores keep a pepper outside the store, and load it.
     ///
     /// # Errors
     ///
@@ -91,7 +91,7 @@ impl Pepper {
 }
 
 impl PepperRing {
-    /// A ring of one [generated](Pepper::generate) pepper.
+    /// Creates a ring of one [generated](Pepper::generate) pepper.
     ///
     /// # Errors
     ///

@@ -23,27 +23,27 @@
 //!
 //! # The parts
 //!
-//! - [`Keyward`] is the facade: every command and every question in one call. It wires a
-//!   [`KeyManager`] (changes), a [`Replica`] (follows the store) and a [`Verifier`] (no I/O); each
-//!   also stands alone.
+//! - [`Keyward`] is the facade: one method for every command and every query. It combines a
+//!   [`KeyManager`] (changes), a [`Replica`] (follows the store) and a [`Verifier`] (no I/O), which can also
+//!   be used alone.
 //! - [`store`] is the contract for storage, with [`MemoryStore`](store::MemoryStore) and, behind a
 //!   feature, a store in a file.
-//! - [`policy`] holds the rules of a tenant's keys as data; [`profiles`] are ready ones.
+//! - [`policy`] holds the rules of a tenant's keys as data; [`profiles`] are ready policies.
 //! - [`rules`] are the same rules as plain functions: no async, no I/O, no clock.
-//! - [`audit`] and [`rotation`] tell what happened, and where a rotation stands.
-//! - [`events`] hands on what happened, and which keys end soon, to webhooks and mails.
+//! - [`audit`] is the trail of all changes, and [`rotation`] reports the progress of a rotation.
+//! - [`events`] publishes changes, and keys that end soon, to webhooks and mails.
 //!
-//! # Who asks
+//! # Actors
 //!
-//! Every change is asked for by an [`Actor`]: who it is, with which role, bound to which tenant. All
-//! of that comes from your own login, never from a request body. A key outside the actor's tenant is
-//! [`NotFound`](Denied::NotFound), and nobody hands out more than they have. A verified key makes an
-//! actor too: [`Grant::actor`].
+//! An [`Actor`] requests every change: a principal with a role, bound to a tenant. All three come from your
+//! own login, never from a request body. A key outside the actor's tenant is
+//! [`NotFound`](Denied::NotFound), and no actor creates a key with more reach than its own. A verified key
+//! is an actor too: [`Grant::actor`].
 //!
 //! # Verifying
 //!
-//! [`Keyward::verify`] takes what was presented and a [`Need`], and gives a [`Grant`] or a
-//! [`Rejection`]. Log the rejection, and tell the client its
+//! [`Keyward::verify`] checks a presented token against a [`Need`], and returns a [`Grant`] or a
+//! [`Rejection`]. Log the rejection, and send the client its
 //! [`public_message`](Rejection::public_message) with the status of its [`kind`](Rejection::kind):
 //!
 //! ```
@@ -59,20 +59,19 @@
 //! # assert_eq!(status(&Rejection::Unknown), 401);
 //! ```
 //!
-//! [`Keyward::verify_or_fetch`] asks the store for a key that this node has not heard of yet, and for
-//! classes whose bound is zero. Callers who ask for the same key at once share a read, and
-//! [`ReadThrough`] bounds how many there are, so that a flood of made-up keys is no flood of reads; no
-//! refusal is remembered.
+//! [`Keyward::verify_or_fetch`] reads a key through the store if this node does not know it yet, or if the
+//! bound of its class is zero. Concurrent callers with the same key share one read. [`ReadThrough`] bounds
+//! the reads, so that a flood of invented keys causes no flood of reads. Refusals are not cached.
 //!
 //! # HTTP
 //!
-//! Feature `http` is a tower layer that does all of this for requests, and feature `axum` has extractors
-//! for what it found: see `keyward::http`.
+//! Feature `http` is a tower layer that verifies the key of each request, and feature `axum` adds extractors
+//! of the grant: see `keyward::http`.
 //!
 //! # Following
 //!
-//! A node whose store is shared with other processes follows it, with [`Keyward::sync`] from a timer
-//! of yours or, on tokio, with a task of the crate's own (feature `tokio`):
+//! A node that shares its store with other processes follows the store: call [`Keyward::sync`] from your own
+//! timer or, on tokio, start a task of this crate (feature `tokio`):
 //!
 //! ```
 //! # #[cfg(feature = "tokio")]
@@ -87,38 +86,38 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Once a node could not confirm for longer than the bound of a key's class
-//! ([`Propagation`](policy::Propagation)) that it is up to date, it refuses the key, as
-//! [`Stale`](Rejection::Stale); or it reads the key through the store, where the deployment chose
-//! [`PastBound::ReadThrough`]. [`Keyward::freshness`] tells how far it is.
+//! A node that has not confirmed within the bound of a key's class ([`Propagation`](policy::Propagation))
+//! that it is up to date fails closed: it refuses the key as [`Stale`](Rejection::Stale). With
+//! [`PastBound::ReadThrough`] it reads the key through the store instead. [`Keyward::freshness`] returns the
+//! staleness of the node.
 //!
 //! # Watching
 //!
-//! Events go to [`tracing`]: each sync at debug, a follower's failures at warn with how many there
-//! were in a row, its recovery at info. Feature `metrics` tells the facade of that name:
+//! Log events go to [`tracing`]: each sync at debug, a follower's failures at warn with the number of
+//! consecutive failures, its recovery at info. Feature `metrics` exports these through the `metrics` crate:
 //!
-//! | Metric | What it tells |
+//! | Metric | Meaning |
 //! |---|---|
-//! | `keyward_freshness_age_seconds` | how long ago the node was confirmed, as of when a sync last began or ended; infinite if it never was |
-//! | `keyward_clock_offset_seconds` | by how much the node's clock is ahead of the one that differs most: the database server's, or another node's |
-//! | `keyward_index_keys` | how many keys it knows, removed ones included |
+//! | `keyward_freshness_age_seconds` | the time since the node was last confirmed, measured when a sync begins and ends; infinite before the first confirmation |
+//! | `keyward_clock_offset_seconds` | the seconds by which the node's clock is ahead of the clock that differs most: the database server's, or another node's |
+//! | `keyward_index_keys` | the keys in the node's index, including removed ones |
 //! | `keyward_syncs_total` | syncs, with `outcome`: `confirmed`, `failed`, `abandoned` (dropped before it ended) |
-//! | `keyward_resyncs_total` | how often everything was read again, since the store's history was lost |
+//! | `keyward_resyncs_total` | the times that the node read everything again because the store's history was lost |
 //! | `keyward_read_throughs_total` | reads of one key, with `outcome`: `found`, `missing`, `corrupt`, `failed`; and calls that were `joined` to one or `refused` for being too many |
 //! | `keyward_http_requests_total` | requests at the layer (feature `http`), with `outcome`: `accepted`, `anonymous` (passed without a key), or the code of the refusal, such as `invalid-key` |
 //!
-//! The age stands still where nothing syncs any more: watch that `keyward_syncs_total` grows.
+//! The age is only updated by syncs: also alert if `keyward_syncs_total` stops growing.
 //!
-//! # Who has a change
+//! # Confirmations
 //!
-//! A [`Receipt`] tells until when a change may not have reached every node. With
-//! [`Builder::registry`] nodes say what they have applied, and [`Keyward::confirmations`] tells who
-//! has a change and who may still act without it; [`Keyward::confirmed`] waits until nobody does. A
-//! node that died or is cut off refuses by itself, so that no receipt waits longer than its bound.
+//! A [`Receipt`] holds the time by which a change has reached every node. With [`Builder::registry`]
+//! nodes report the changes that they have applied. [`Keyward::confirmations`] returns the nodes that have
+//! applied a change, and those that may still act without it; [`Keyward::confirmed`] waits until there are
+//! none. A node that died or is cut off fails closed, so no receipt waits longer than its bound.
 //!
 //! # Time and tests
 //!
-//! Time is injected. In tests, [`ManualClock`] stands still until it is moved:
+//! Time is injected. In tests, [`ManualClock`] does not move until the test moves it:
 //!
 //! ```
 //! # pollster::block_on(async {
@@ -141,42 +140,42 @@
 //!
 //! # Upkeep
 //!
-//! Verification writes nothing. What it notices (the first use of a successor, a digest under an old
-//! pepper) waits until [`Keyward::run_upkeep`] is called, from a timer of yours or by a follower.
+//! Verification writes nothing. It queues what it notices (the first use of a successor, a digest under an
+//! old pepper) until your own timer or a follower calls [`Keyward::run_upkeep`].
 //!
 //! # Peppers
 //!
-//! Secrets are stored as HMAC-SHA-256 digests under a [`Pepper`], a key of the service's own that
-//! must not live where the records do. To replace it, [`rotate`](PepperRing::rotate) the ring: old
-//! secrets go on verifying, and move to the new pepper when they are next used. Keys that are never
-//! used never move; end them with [`BulkFilter::pepper`] before dropping the old pepper, and keep it
-//! as [`audit_only`](PepperRing::with_audit_only) for the audit entries it sealed. `PepperFile` keeps
-//! a ring in a file that only its owner may read.
+//! Secrets are stored as HMAC-SHA-256 digests under a [`Pepper`], a key of the service that must be stored
+//! separately from the records. To replace it, [`rotate`](PepperRing::rotate) the ring: old secrets still
+//! verify, and move to the new pepper at their next use. Keys that are never used never move. Before you
+//! drop the old pepper, end them with [`BulkFilter::pepper`], and keep the pepper as
+//! [`audit_only`](PepperRing::with_audit_only) for the audit entries that it sealed. `PepperFile` stores a
+//! ring in a file that only its owner may read.
 //!
 //! # Restoring
 //!
-//! A store that was restored from a backup has gone back in time: keys that were revoked since would
-//! verify again. Before it serves, call [`Keyward::recover`]: it disables every key, or repeats what
-//! ended or narrowed keys since, from audit entries that were kept elsewhere. See [`Recovery`].
+//! In a store that was restored from a backup, keys that were revoked after the backup would verify again.
+//! Before the store serves, call [`Keyward::recover`]. It disables every key, or repeats the commands that
+//! ended or narrowed keys after the backup, from audit entries that were kept elsewhere. See [`Recovery`].
 //!
 //! # References
 //!
-//! "Rule A1-15" and the like name rules of the documents that the crate was measured against; the
-//! repository lists them in `tests/seed_rules/rules`, and its `docs/design.md` numbers the traps and
-//! the invariants.
+//! References such as "rule A1-15" name rules of the documents that the crate is tested against. The
+//! repository lists them in `tests/seed_rules/rules`; its `docs/design.md` numbers the traps and the
+//! invariants.
 //!
 //! # Features
 //!
-//! None is on by default, and none changes what the others do.
+//! No feature is on by default, and no feature changes the behaviour of another one.
 //!
 //! | Feature | Adds |
 //! |---|---|
 //! | `sqlite` | [`SqliteStore`](store::SqliteStore): keys in a file that several processes share |
 //! | `postgres` | [`PostgresStore`](store::PostgresStore): keys in a database that any number of nodes share |
-//! | `tokio` | [`Keyward::follow`]: a task that keeps a node up to date by itself |
-//! | `metrics` | gauges and counters through the `metrics` facade |
-//! | `http` | `keyward::http`: a tower layer that lets only requests with a fitting key through |
-//! | `axum` | extractors for axum, beside that layer |
+//! | `tokio` | [`Keyward::follow`]: a task that keeps a node up to date |
+//! | `metrics` | gauges and counters through the `metrics` crate |
+//! | `http` | `keyward::http`: a tower layer that passes only requests with a suitable key |
+//! | `axum` | extractors for axum, in addition to that layer |
 //! | `testing` | [`SeededEntropy`]: key material that a seed repeats |
 
 mod clock;
@@ -245,8 +244,8 @@ pub use crate::replica::{Confirmations, Freshness, Lag, NodeAnswer, NodeConfirma
 pub use crate::verifier::{Credentials, Grant, PastBound, ReadThrough, Uses, Verifier};
 pub use async_trait::async_trait;
 
-/// The rules as plain functions over plain data, for those who bring their own machinery and for
-/// property tests. The manager and the verifier call nothing else.
+/// The rules as plain functions over plain data, for property tests and for hosts with their own machinery.
+/// The manager and the verifier call these functions and no other rules.
 pub mod rules {
     pub use crate::core::check::{Presented, check};
     pub use crate::core::checked_time::CheckedTime;

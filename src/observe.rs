@@ -1,34 +1,34 @@
-//! What can be watched from outside: gauges and counters through the `metrics` facade (feature
-//! `metrics`); without the feature, nothing.
+//! Gauges and counters through the `metrics` crate (feature `metrics`). Without the feature every function is
+//! empty.
 //!
-//! No name or label holds anything that was presented or stored.
+//! No name or label holds data that was presented or stored.
 
 use std::time::Duration;
 
-/// A sync that ended, and how.
+/// Counts a sync, by its outcome.
 pub(crate) fn synced(outcome: &'static str) {
     count("keyward_syncs_total", Some(outcome));
 }
 
-/// Everything is read again, since the store's history was lost.
+/// Counts a resync: the replica reads everything again, because the store's history was lost.
 pub(crate) fn resynced() {
     count("keyward_resyncs_total", None);
 }
 
-/// A read through the store for one key, and how it ended.
+/// Counts a read through the store for one key, by its outcome.
 pub(crate) fn read_through(outcome: &'static str) {
     count("keyward_read_throughs_total", Some(outcome));
 }
 
-/// A request that came to the HTTP layer, and how it ended.
+/// Counts a request at the HTTP layer, by its outcome.
 #[cfg(feature = "http")]
 pub(crate) fn http_request(outcome: &'static str) {
     count("keyward_http_requests_total", Some(outcome));
 }
 
-/// How old what is known is, and how many rows of keys the index has.
+/// Sets the age of the replica and the number of key rows in its index.
 pub(crate) fn replica(age: Option<Duration>, keys: u32) {
-    // A gauge has to say something where nothing was ever confirmed: for ever.
+    // A gauge needs a value before the first confirmation: infinity.
     gauge(
         "keyward_freshness_age_seconds",
         age.map_or(f64::INFINITY, |age| age.as_secs_f64()),
@@ -36,7 +36,7 @@ pub(crate) fn replica(age: Option<Duration>, keys: u32) {
     gauge("keyward_index_keys", keys.into());
 }
 
-/// The seconds by which the own clock is ahead of the one that differs most.
+/// Sets the seconds by which the own clock is ahead of the one that differs most.
 pub(crate) fn clock_offset(seconds: f64) {
     gauge("keyward_clock_offset_seconds", seconds);
 }

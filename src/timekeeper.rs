@@ -1,9 +1,8 @@
-//! The time of this process: its wall clock without excursions, held against other clocks.
+//! The time of this process: its wall clock without excursions, compared with other clocks.
 //!
-//! Two rules. A step back never shows: from the moment at which the wall clock was furthest ahead of the
-//! monotonic one, the monotonic one counts on. A step forward beyond the allowance shows for as long as the
-//! wall clock says so; it is taken over for good once it has held for the allowance, or another clock
-//! agrees.
+//! Two rules. A step back never shows: own time continues on the monotonic clock from the moment at which the
+//! wall clock was furthest ahead of it. A step forward beyond the allowance shows only while the wall clock
+//! shows it. It becomes permanent after it has lasted for the allowance, or when another clock agrees.
 
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -15,15 +14,15 @@ use crate::core::checked_time::{CheckedTime, contradiction};
 use crate::core::time::Timestamp;
 use crate::observe;
 
-/// No offset, and no instant.
+/// The absence of an offset or an instant.
 const NONE: i64 = i64::MIN;
 
-/// The distance that the own clock may move, against the monotonic one, before it is held against the references
-/// again: a second, in microseconds. A judgement: allowances are minutes.
+/// The change of the own offset after which it is compared with the references again: a second, in
+/// microseconds. A judgement: allowances are minutes.
 const JUDGE_AGAIN: u64 = 1_000_000;
 
-/// The least allowance. Nodes report every ten seconds, and their reports are read every minute: by so much
-/// what they say of their clocks may be late.
+/// The least allowance: 2 minutes. Nodes report every ten seconds, and their reports are read every minute,
+/// so a report of a clock may be that late.
 pub(crate) const LEAST_ALLOWANCE: Duration = Duration::from_secs(2 * 60);
 
 /// Keeps the time of a process. Offsets are microseconds by which a wall clock is ahead of the monotonic one.
@@ -32,12 +31,13 @@ pub struct Timekeeper {
     allowance: Duration,
     /// The offset that own time does not fall behind.
     anchor: AtomicI64,
-    /// While the wall clock is ahead of that beyond the allowance: since when, and the least offset meanwhile.
+    /// The start of an excursion, during which the wall clock is ahead of the anchor beyond the allowance,
+    /// and the least offset during it.
     ahead_since: AtomicI64,
     least_ahead: AtomicI64,
-    /// The offset by the references where they contradict the own one, or [`NONE`].
+    /// The offset of the references if they contradict the own one, or else [`NONE`].
     contradicting: AtomicI64,
-    /// The own offset for which that was found.
+    /// The own offset that was compared with the references.
     judged_for: AtomicI64,
     references: Mutex<References>,
 }
@@ -47,7 +47,7 @@ pub struct Timekeeper {
 struct References {
     server: Option<i64>,
     nodes: Vec<i64>,
-    /// True if it was logged that one of them is far from the own clock.
+    /// True if a log line reported that one of them is far from the own clock.
     warned: bool,
 }
 
@@ -66,7 +66,7 @@ impl fmt::Debug for Timekeeper {
     }
 }
 
-/// The wall clock is the process's own time: whatever of the process reads a clock reads this one.
+/// The wall clock is the process's own time. Every part of the process reads this clock.
 impl Clock for Timekeeper {
     fn now(&self) -> Timestamp {
         self.own(Reading::of(&*self.clock)).wall
@@ -83,7 +83,8 @@ impl Clock for Timekeeper {
 }
 
 impl Timekeeper {
-    /// Keeps time by `clock`. Other clocks may differ from it by `allowance`, and by two minutes at least.
+    /// Creates a timekeeper over `clock`. Other clocks may differ from it by `allowance`, at least two
+    /// minutes.
     #[must_use]
     pub fn new(clock: Arc<dyn Clock>, allowance: Duration) -> Self {
         Self {
@@ -102,15 +103,15 @@ impl Timekeeper {
         self.allowance
     }
 
-    /// Reads the clocks as they are. Freshness goes by these: a step of the wall clock shows in them.
+    /// Reads the clocks as they are, including steps of the wall clock. Freshness relies on these.
     pub(crate) fn raw(&self) -> Reading {
         let reading = Reading::of(&*self.clock);
         self.own(reading);
         reading
     }
 
-    /// Reads the clocks for a verification: as they are, and the time by which a key is judged. That is the
-    /// own time, or that of the references if they contradict it.
+    /// Reads the clocks for a verification. Returns them as they are, and the time to judge a key by: the own
+    /// time, or that of the references if they contradict it.
     #[inline]
     pub(crate) fn judged(&self) -> (Reading, Timestamp) {
         let reading = self.clock.read();
@@ -126,7 +127,7 @@ impl Timekeeper {
         (reading, instant(offset, monotonic))
     }
 
-    /// Returns what was read with the own time in the place of the wall clock.
+    /// Returns the reading with the own time in the place of the wall clock.
     #[inline]
     fn own(&self, Reading { wall, monotonic }: Reading) -> Reading {
         let micros = micros(monotonic);
@@ -136,8 +137,8 @@ impl Timekeeper {
         }
     }
 
-    /// Returns whether another clock agrees with `now`, read beside `monotonic`. Where the references contradict
-    /// the own clock, `now` is theirs already: one more has to agree.
+    /// Returns whether another clock agrees with `now`, which was read with `monotonic`. If the references
+    /// contradict the own clock, `now` comes from them, and one more of them must agree.
     #[cold]
     pub(crate) fn confirms(&self, now: Timestamp, monotonic: Duration) -> bool {
         let offset = now.as_micros().saturating_sub(micros(monotonic));
@@ -168,8 +169,8 @@ impl Timekeeper {
         }
     }
 
-    /// Takes note of what the store's server said the time is, in answer to what was sent at `sent` by the
-    /// monotonic clock. An answer that took long is as late as that, and says nothing.
+    /// Records the time of the store's server, from a response to a request sent at `sent` by the monotonic
+    /// clock. Ignores a slow response, because the time in it may be as late as the response.
     pub(crate) fn saw_server(&self, said: Option<Timestamp>, sent: Duration) {
         let answered = self.clock.monotonic();
         let soon = answered.saturating_sub(sent) <= self.allowance / 4;
@@ -179,8 +180,7 @@ impl Timekeeper {
         }
     }
 
-    /// Takes note of what other live nodes said, each with this process's monotonic clock when that was
-    /// read.
+    /// Records the times of other live nodes, each with this process's monotonic time when it was read.
     pub(crate) fn saw_nodes(&self, said: impl IntoIterator<Item = (Timestamp, Duration)>) {
         let offset = |(said, at): (Timestamp, Duration)| said.as_micros() - micros(at);
         let nodes: Vec<_> = said.into_iter().map(offset).collect();
@@ -196,7 +196,7 @@ impl Timekeeper {
             self.judge(own, &references);
             let furthest = references.all().max_by_key(|other| other.abs_diff(own));
             let ahead = furthest.map_or(0, |other| own.saturating_sub(other));
-            // Less close than far, so that one that stands in between is logged once.
+            // Hysteresis: a clock that moves around one threshold is logged once.
             let parts = if references.warned { 4 } else { 2 };
             let far = ahead.unsigned_abs() > self.allowed().unsigned_abs() / parts;
             let warned = std::mem::replace(&mut references.warned, far);
@@ -216,7 +216,7 @@ impl Timekeeper {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The allowance in microseconds.
+    /// Returns the allowance in microseconds.
     fn allowed(&self) -> i64 {
         i64::try_from(self.allowance.as_micros()).unwrap_or(i64::MAX)
     }
@@ -233,7 +233,8 @@ impl Timekeeper {
         offset.max(anchor)
     }
 
-    /// Moves the anchor, if the wall clock has earned it.
+    /// Moves the anchor if the wall clock is within the allowance, or its excursion has lasted or is
+    /// confirmed.
     #[cold]
     fn follow(&self, offset: i64, monotonic: i64) {
         let anchor = self.anchor.load(Ordering::Relaxed);
@@ -253,7 +254,7 @@ impl Timekeeper {
             self.ahead_since.store(monotonic, Ordering::Relaxed);
         }
         let held = began != NONE && monotonic.saturating_sub(began) >= self.allowed();
-        // Without waiting: whoever holds the lock judges anew.
+        // Does not wait for the lock: its holder judges the own clock again.
         let agrees = |other: i64| other.abs_diff(offset) <= self.allowed().unsigned_abs();
         let confirmed = || {
             self.references
@@ -274,7 +275,8 @@ impl Timekeeper {
     fn judge(&self, own: i64, references: &References) -> Option<i64> {
         let others = (references.server, &*references.nodes);
         let contradicting = contradiction(own, others, self.allowed());
-        // First: whoever finds it judged finds this.
+        // Happens-before the store of `judged_for` (release), so a thread that loads that value (acquire)
+        // also reads this one.
         self.contradicting
             .store(contradicting.unwrap_or(NONE), Ordering::Relaxed);
         self.judged_for.store(own, Ordering::Release);
@@ -318,7 +320,7 @@ mod tests {
         }
     }
 
-    /// Own time by the rule's words: over all readings so far, each `(wall, monotonic)`.
+    /// Returns own time by a literal reading of the rule, from all readings so far, each `(wall, monotonic)`.
     fn by_the_rule(readings: &[(i64, i64)]) -> i64 {
         let mut anchor = None;
         let mut held: Vec<(i64, i64)> = Vec::new();
@@ -350,7 +352,7 @@ mod tests {
             let mut readings = Vec::new();
             for (passes, jumps) in steps {
                 monotonic += passes;
-                // Most of the time nothing jumps.
+                // Two of three steps do not jump.
                 let jumps = if jumps % 3 == 0 { jumps } else { 0 };
                 wall += passes + jumps;
                 readings.push((wall, monotonic));
@@ -378,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interruption_between_two_clocks_puts_nobody_ahead() {
+    fn an_interruption_between_two_clocks_puts_no_reading_ahead() {
         let clock = Arc::new(Interrupted(ManualClock::at(Timestamp::UNIX_EPOCH)));
         let keeper = Timekeeper::new(clock.clone(), CheckedTime::ALLOWANCE);
         for _ in 0..5 {
@@ -388,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_that_a_reference_confirms_is_taken_over_at_once() {
+    fn a_step_that_a_reference_confirms_is_permanent_immediately() {
         let hour = 60 * MINUTE;
         let start = 1_000_000 * MINUTE;
         for (server, kept) in [(start + hour, true), (start, false)] {

@@ -149,10 +149,10 @@ where
     let pepper = data.join("pepper");
     // A new pepper in place of a lost one would verify no key.
     let peppers = match known {
-        true => PepperFile::read(pepper)?,
+        true => PepperFile::open(pepper)?,
         false => PepperFile::open_or_create(pepper)?,
     };
-    let keys = Keyward::builder(store.clone(), peppers).registry(store);
+    let keys = Keyward::builder(store.clone(), peppers.ring()).registry(store);
     Ok(keys.build().await?)
 }
 

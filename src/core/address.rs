@@ -1,6 +1,6 @@
-//! From where a key may be used.
+//! The networks from which a key may be used.
 //!
-//! Pure. Who the client is, the host says: from the socket, or through proxies that it trusts.
+//! Pure. The host supplies the client's address: from the socket, or through proxies that it trusts.
 
 use std::net::IpAddr;
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::invalid::{Invalid, Problem};
 
-/// Networks from which a key may be used. Empty means from anywhere.
+/// The networks from which a key may be used. An empty list allows every address.
 ///
 /// An IPv4 address that arrives in its IPv6-mapped form (`::ffff:192.0.2.1`) counts as IPv4.
 #[derive(Clone, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
@@ -17,7 +17,7 @@ use super::invalid::{Invalid, Problem};
 pub struct AddressAllowlist(Vec<IpNet>);
 
 impl AddressAllowlist {
-    /// The most networks a list may hold.
+    /// The most networks that a list may hold.
     pub const MAX: usize = 64;
 
     /// Collects networks.
@@ -60,7 +60,7 @@ impl AddressAllowlist {
         )
     }
 
-    /// Whether a client at `address` may use the key. An unknown address passes an empty list only.
+    /// Returns whether a client at `address` may use the key. An unknown address passes an empty list only.
     #[must_use]
     pub fn allows(&self, address: Option<IpAddr>) -> bool {
         self.0.is_empty()
@@ -69,20 +69,20 @@ impl AddressAllowlist {
                 .is_some_and(|address| self.0.iter().any(|network| network.contains(&address)))
     }
 
-    /// Returns whether every address that this list allows is in one of the networks of `limit`. A network that
-    /// only several of them cover together is not within them.
+    /// Returns whether `limit` allows every address that this list allows. Each network of this list must be
+    /// within a single network of `limit`. An empty list allows every address.
     pub(crate) fn is_within(&self, limit: &Self) -> bool {
         let covered = |own: &IpNet| limit.iter().any(|network| network.contains(own));
         limit.is_empty() || (!self.is_empty() && self.iter().all(covered))
     }
 
-    /// Whether the key may be used from anywhere.
+    /// Returns whether the key may be used from any address.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The networks.
+    /// Returns the networks.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &IpNet> {
         self.0.iter()
     }

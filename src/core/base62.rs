@@ -1,10 +1,10 @@
-//! Base62 with the digits in ASCII order, so that text orders as the numbers do.
+//! Base62 with the digits in ASCII order, so that text orders like the numbers.
 //!
 //! Pure.
 
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const NOT_A_DIGIT: u8 = 0xff;
-/// How many digits surely fit 64 bits.
+/// Ten digits, the most that always fit 64 bits.
 const WORD: usize = 10;
 const WORD_BASE: u128 = 62u128.pow(10);
 
@@ -18,13 +18,13 @@ const VALUE: [u8; 256] = {
     table
 };
 
-/// Whether every byte is a digit. Looks at all of them whatever it finds.
+/// Returns whether every byte is a digit. Reads all of them in any case.
 #[inline]
 pub(crate) fn is_digits<const N: usize>(bytes: &[u8; N]) -> bool {
     all(bytes, is_digit)
 }
 
-/// Where the first byte is that is no digit.
+/// Returns the position of the first byte that is not a digit.
 pub(crate) fn first_other(bytes: &[u8]) -> Option<usize> {
     first_other_than(bytes, is_digit)
 }
@@ -36,11 +36,11 @@ fn is_digit(b: u8) -> bool {
     letter | digit
 }
 
-/// How many bytes most processors look at at once.
+/// 16 bytes, the vector width of most processors.
 const LANES: usize = 16;
 
-/// Whether all bytes are so. Looks at all of them whatever it finds, in a form that a compiler does
-/// for many at once if `is` has no branch.
+/// Returns whether `is` accepts all bytes. Reads all of them in any case, so that a compiler vectorizes the
+/// loop if `is` has no branch.
 #[inline]
 fn all(bytes: &[u8], is: impl Fn(u8) -> bool) -> bool {
     let (whole, _) = bytes.as_chunks::<LANES>();
@@ -48,7 +48,7 @@ fn all(bytes: &[u8], is: impl Fn(u8) -> bool) -> bool {
         return bytes.iter().fold(true, |all, &b| all & is(b));
     };
     let mut marks = [0; LANES];
-    // The last ones overlap those before, so that none is left over to be looked at one by one.
+    // The last chunk overlaps the one before, so that no rest remains to be read byte by byte.
     for part in whole.iter().chain([last]) {
         for (mark, &b) in marks.iter_mut().zip(part) {
             *mark |= u8::from(!is(b));
@@ -57,7 +57,7 @@ fn all(bytes: &[u8], is: impl Fn(u8) -> bool) -> bool {
     u128::from_ne_bytes(marks) == 0
 }
 
-/// Where the first byte is that is not so.
+/// Returns the position of the first byte that `is` rejects.
 #[inline]
 pub(crate) fn first_other_than(bytes: &[u8], is: impl Fn(u8) -> bool) -> Option<usize> {
     if all(bytes, &is) {
@@ -73,18 +73,18 @@ pub(crate) fn first_other_than(bytes: &[u8], is: impl Fn(u8) -> bool) -> Option<
     bytes.iter().position(|&b| !is(b))
 }
 
-/// Writes `value` into all of `out`, most significant digit first, filled up with zeros.
+/// Writes `value` into all of `out`, most significant digit first, padded with zeros.
 pub(crate) fn encode(mut value: u128, out: &mut [u8]) {
     for digits in out.rchunks_mut(WORD) {
         let base = 62u128.pow(u32::try_from(digits.len()).unwrap_or_default());
-        // Divided once for all ten digits: dividing 128 bits is slow.
+        // One division for ten digits, because a 128-bit division is slow.
         encode_word((value % base) as u64, digits);
         value /= base;
     }
     debug_assert_eq!(value, 0, "the field is wide enough for its type");
 }
 
-/// The same for a number of 64 bits.
+/// Writes a 64-bit `value` into all of `out`, padded with zeros.
 pub(crate) fn encode_word(mut value: u64, out: &mut [u8]) {
     for slot in out.iter_mut().rev() {
         *slot = ALPHABET[(value % 62) as usize];
@@ -92,7 +92,7 @@ pub(crate) fn encode_word(mut value: u64, out: &mut [u8]) {
     }
 }
 
-/// Reads at most ten bytes, which must be digits.
+/// Parses at most ten bytes, which must be digits.
 #[inline]
 pub(crate) fn decode_word<const N: usize>(digits: &[u8; N]) -> u64 {
     const { assert!(N <= WORD, "more might not fit") };
@@ -102,7 +102,7 @@ pub(crate) fn decode_word<const N: usize>(digits: &[u8; N]) -> u64 {
     })
 }
 
-/// Reads 22 bytes, which must be digits; `None` for a number beyond 128 bits.
+/// Parses 22 bytes, which must be digits. Returns `None` for a number beyond 128 bits.
 #[inline]
 pub(crate) fn decode(digits: &[u8; 22]) -> Option<u128> {
     let (high, low) = digits.split_first_chunk::<2>()?;
@@ -113,9 +113,9 @@ pub(crate) fn decode(digits: &[u8; 22]) -> Option<u128> {
     high.checked_mul(WORD_BASE * WORD_BASE)?.checked_add(rest)
 }
 
-/// Turns random bytes into digits without bias; `None` for a byte that has to be drawn again.
+/// Converts a random byte to a digit without bias. Returns `None` for a byte to be drawn again.
 ///
-/// 248 is the largest multiple of 62 in a byte: taking more would favour the first digits.
+/// 248 is the largest multiple of 62 in a byte: accepting more bytes would favour the first digits.
 pub(crate) fn unbiased(random: u8) -> Option<u8> {
     (random < 248).then(|| ALPHABET[(random % 62) as usize])
 }

@@ -1,28 +1,28 @@
-//! Checked time: a process's own time, held against other clocks where there are any.
+//! Checked time: a process's own time, compared with other clocks if there are any.
 //!
-//! Pure. Clocks are compared as offsets: by how many microseconds a wall clock is ahead of this process's
+//! Pure. Clocks are compared as offsets: the microseconds by which a wall clock is ahead of this process's
 //! monotonic clock.
 
 use std::time::Duration;
 
 use super::time::Timestamp;
 
-/// The time that a decision is taken with.
+/// The time of a decision.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct CheckedTime {
     /// The process's own time: its wall clock, which does not go back.
     pub own: Timestamp,
-    /// The same without a step forward that has not held for as long as clocks may differ.
+    /// The own time without a step forward that is more recent than the allowance.
     pub held: Timestamp,
     /// The time by other clocks, if they contradict the own one.
     pub reference: Option<Timestamp>,
-    /// The difference that clocks may have.
+    /// The allowance: the difference that clocks may have.
     pub allowance: Duration,
 }
 
 impl CheckedTime {
-    /// The default difference that clocks may have. A judgement: clocks that are synchronised differ by less than
-    /// a second, and nothing here ends within minutes.
+    /// The default allowance: 5 minutes. A judgement: synchronised clocks differ by less than a second, and
+    /// no key or grace here ends within minutes.
     pub const ALLOWANCE: Duration = Duration::from_secs(5 * 60);
 
     /// Returns the best guess at the time: that of other clocks if they contradict the own one.
@@ -31,14 +31,14 @@ impl CheckedTime {
         self.reference.unwrap_or(self.own)
     }
 
-    /// Returns the earliest time of those in question.
+    /// Returns the earliest of the three times.
     #[must_use]
     pub fn earliest(&self) -> Timestamp {
         let own = self.own.min(self.held);
         self.reference.map_or(own, |other| other.min(own))
     }
 
-    /// Returns whether `at` is later than the own time by more than clocks may differ.
+    /// Returns whether `at` is later than the own time by more than the allowance.
     #[must_use]
     pub fn is_ahead(&self, at: Timestamp) -> bool {
         at > self.own.saturating_add(self.allowance)
@@ -62,18 +62,18 @@ pub(crate) fn contradiction(
         return None;
     }
     all.sort_unstable();
-    // Of two the later one: keys rather end too early than too late.
+    // The later one of two: a key had better end too early than too late.
     all.get(all.len() / 2).copied()
 }
 
 /// The state of a key that ends between the time of a verification and the newest commit of the store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Ending {
-    /// It works: only other tenants claim that its end has come.
+    /// The key works: its own tenant has no commit after its end, or another clock confirms the time.
     Alive,
-    /// Its own tenant has seen its end.
+    /// The key has ended: its own tenant has a commit after its end.
     Ended,
-    /// Its own tenant has a commit from the far future, or this clock is far behind.
+    /// Unknown: the key's own tenant has a commit from the far future, or this clock is far behind.
     Unsure,
 }
 

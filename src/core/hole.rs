@@ -1,7 +1,7 @@
-//! Holes: faults that were found in these rules, each to be put back one at a time.
+//! Holes: faults that were found in these rules, and can be opened again one at a time.
 //!
-//! The escalation search (`tests/escalation`) has to find each of them, or it shows nothing. Without
-//! `--cfg keyward_hole`, which the long tier of the tests alone sets, none can be open.
+//! The escalation search (`tests/escalation`) must find each of them, which proves the search. Only the long
+//! tier of the tests sets `--cfg keyward_hole`; without it no hole can be open.
 
 #[cfg(keyward_hole)]
 use std::cell::Cell;
@@ -11,7 +11,7 @@ thread_local! {
     static OPEN: Cell<Option<&'static str>> = const { Cell::new(None) };
 }
 
-/// Opens the hole of this name, on this thread alone; `None` closes it.
+/// Opens the hole of this name on this thread only. `None` closes the open hole.
 #[cfg(keyward_hole)]
 #[doc(hidden)]
 pub fn open(name: Option<&'static str>) {

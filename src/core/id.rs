@@ -11,7 +11,7 @@ use super::base62;
 use super::invalid::{Invalid, Problem};
 use super::time::Timestamp;
 
-/// The public id of a key: what people see in lists, logs and URLs. It authenticates nothing.
+/// The public id of a key, shown in lists, logs and URLs. It authenticates nothing.
 ///
 /// 48 bits of milliseconds since the Unix epoch, then 80 random bits: ids order by creation, and
 /// print as 22 base62 characters that order the same way.
@@ -19,10 +19,10 @@ use super::time::Timestamp;
 pub struct KeyId(u128);
 
 impl KeyId {
-    /// How many characters an id prints as.
+    /// The characters of a printed id: 22.
     pub const LEN: usize = 22;
 
-    /// Makes an id from the time of creation and ten random bytes.
+    /// Creates an id from the time of creation and ten random bytes.
     #[must_use]
     pub fn from_parts(created: Timestamp, random: [u8; 10]) -> Self {
         let mut low = [0; 16];
@@ -31,13 +31,13 @@ impl KeyId {
         Self(millis << 80 | u128::from_be_bytes(low))
     }
 
-    /// The id as a number.
+    /// Returns the id as a number.
     #[must_use]
     pub const fn to_u128(self) -> u128 {
         self.0
     }
 
-    /// The id that a store kept as a number.
+    /// Returns the id that a store holds as a number.
     #[must_use]
     pub const fn from_u128(value: u128) -> Self {
         Self(value)
@@ -49,7 +49,7 @@ impl KeyId {
         digits
     }
 
-    /// The id that these print, which must be digits; `None` beyond 128 bits.
+    /// Returns the id of these base62 digits; `None` beyond 128 bits.
     #[inline]
     pub(crate) fn from_digits(digits: &[u8; Self::LEN]) -> Option<Self> {
         base62::decode(digits).map(Self)

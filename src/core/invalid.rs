@@ -1,17 +1,17 @@
-//! What was wrong with a value that could not be parsed.
+//! The error of a value that could not be parsed.
 //!
-//! Pure. Invariant: an [`Invalid`] never holds the refused value, only its size and the place of
-//! the fault, because people paste secrets into the wrong field.
+//! Pure. Invariant: an [`Invalid`] never holds the refused value, only its size and the position of the
+//! fault, because people paste secrets into the wrong field.
 
 use std::convert::Infallible;
 
-/// A value that was refused while it was parsed: which field, and what would be right.
+/// The error of a value that was refused while it was parsed: the field, and its requirement.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{field} {problem}")]
 pub struct Invalid {
     /// The field, in the words of the documentation ("key name", "scope").
     pub field: &'static str,
-    /// What was wrong with it.
+    /// The problem of its value.
     pub problem: Problem,
 }
 
@@ -27,11 +27,11 @@ impl From<Infallible> for Invalid {
     }
 }
 
-/// What was wrong with a refused value.
+/// The problem of a refused value.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Problem {
-    /// Nothing was given where something is needed.
+    /// An empty value, which the field does not take.
     #[error("is empty")]
     Empty,
     /// More bytes than the field takes.
@@ -47,7 +47,7 @@ pub enum Problem {
     TooMany {
         /// The bound, in entries.
         max: usize,
-        /// How many were given.
+        /// The number of entries given.
         actual: usize,
     },
     /// A number outside its range.
@@ -65,7 +65,7 @@ pub enum Problem {
     Character {
         /// Byte offset of the first refused character.
         position: usize,
-        /// What the field takes, in words.
+        /// The characters that the field takes, in words.
         allowed: &'static str,
     },
     /// The value does not have the form that the field takes.

@@ -1,4 +1,4 @@
-//! The host's own words about a key, as pairs of text.
+//! The host's own data about a key, as pairs of text.
 //!
 //! Pure.
 
@@ -22,11 +22,11 @@ impl Metadata {
     /// The most bytes of one pair's name.
     pub const MAX_NAME_LEN: usize = 128;
 
-    /// Collects pairs; of two with one name, the later one stays.
+    /// Collects pairs. Of two pairs with one name, the later one wins.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] names the bound that was passed and by how much.
+    /// [`Invalid`] names the bound that was exceeded, and the actual size.
     pub fn new<N, V>(pairs: impl IntoIterator<Item = (N, V)>) -> Result<Self, Invalid>
     where
         N: Into<String>,
@@ -37,9 +37,9 @@ impl Metadata {
     }
 
     fn of(mut pairs: Vec<(Text, Text)>) -> Result<Self, Invalid> {
-        // Those that were stored are in order.
+        // Stored pairs are in order already.
         if !pairs.is_sorted_by(|(one, _), (next, _)| one < next) {
-            // Stable, so that the last of one name comes first.
+            // A stable sort of the reversed pairs puts the last pair of a name first.
             pairs.reverse();
             pairs.sort_by(|(one, _), (other, _)| one.cmp(other));
             pairs.dedup_by(|(later, _), (first, _)| later == first);
@@ -80,7 +80,7 @@ impl Metadata {
         Ok(Self(pairs))
     }
 
-    /// The value kept under `name`.
+    /// Returns the value of `name`.
     #[must_use]
     pub fn value(&self, name: &str) -> Option<&str> {
         let own = |(own, _): &(Text, Text)| (**own).cmp(name);
@@ -88,12 +88,12 @@ impl Metadata {
         self.0.get(at).map(|(_, value)| &**value)
     }
 
-    /// The pairs, in order of their names.
+    /// Returns the pairs, in order of their names.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (&**name, &**value))
     }
 
-    /// Whether there is no pair.
+    /// Returns whether there is no pair.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -137,7 +137,7 @@ impl<'de> Deserialize<'de> for Metadata {
     }
 }
 
-/// Text read where it lies.
+/// Text of a pair, checked in place and copied once.
 struct Plain(Text);
 
 impl<'de> Deserialize<'de> for Plain {

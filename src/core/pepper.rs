@@ -1,31 +1,33 @@
 //! Peppers: the service-wide keys that digest secrets and seal audit entries.
 //!
-//! Pure. Invariant: a pepper's bytes leave this module only as MACs.
+//! Pure. Invariant: the bytes of a pepper leave this module only as MACs.
 
 use std::fmt;
 
-use zeroize::Zeroize;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use zeroize::Zeroizing;
 
 use super::invalid::{Invalid, Problem};
-use super::mac::MacKey;
+use super::mac::ShortMacKey;
 use super::secret::{Digest, DigestMark};
 use super::text::PepperId;
 
 const AUDIT_LABEL: &[u8] = b"keyward audit chain, version 1";
 
-/// One service-wide HMAC-SHA-256 key, with the id by which records name it.
+/// One service-wide HMAC-SHA-256 key, with the id that records hold.
 #[derive(Clone)]
 pub struct Pepper {
     id: PepperId,
-    digests: MacKey,
-    audit: MacKey,
+    digests: ShortMacKey,
+    audit: Hmac<Sha256>,
 }
 
 impl Pepper {
-    /// The bytes a pepper has at least; fewer would be weaker than the secrets it protects.
+    /// The fewest bytes of a pepper: 32. A shorter one would be weaker than the secrets that it protects.
     pub const MIN_LEN: usize = 32;
 
-    /// Makes a pepper of at least 32 random bytes, kept outside the store that holds the records.
+    /// Creates a pepper of at least 32 random bytes. Keep them outside the store that holds the records.
     ///
     /// # Errors
     ///
@@ -35,35 +37,44 @@ impl Pepper {
             let expected = "at least 32 random bytes";
             return Err(Invalid::new("pepper", Problem::Form { expected }));
         }
-        let digests = MacKey::new(key);
-        // A key of its own for the audit chain: what seals entries can never pass for a digest.
-        let mut derived = digests.mac(AUDIT_LABEL);
-        let audit = MacKey::new(&derived);
-        derived.zeroize();
+        let digests = ShortMacKey::new(key);
+        // The audit chain has a derived key, so that no seal can pass for a digest.
+        let derived = Zeroizing::new(mac(keyed(key), &[AUDIT_LABEL]));
+        let audit = keyed(&*derived);
         Ok(Self { id, digests, audit })
     }
 
-    /// The id under which records name this pepper.
+    /// Returns the id of this pepper in records.
     #[must_use]
     pub const fn id(&self) -> &PepperId {
         &self.id
     }
 
-    /// The digest of `id ‖ secret` (at most 55 bytes, so one compression each way).
+    /// Returns the digest of `id ‖ secret`, at most 55 bytes.
     #[inline]
     #[must_use]
     pub(crate) fn digest<const N: usize>(&self, id_and_secret: &[u8; N]) -> Digest {
-        Digest::from_bytes(self.digests.short_mac(id_and_secret))
+        Digest::from_bytes(self.digests.mac(id_and_secret))
     }
 
-    /// The mark of an imported digest. No audit entry is sealed over bytes that begin like this.
+    /// Returns the mark of an imported digest. No sealed audit entry begins with the same bytes.
     pub(crate) fn mark(&self, digest: &Digest) -> DigestMark {
         DigestMark::from_bytes(self.seal(&[b"keyward imported digest", digest.as_bytes()]))
     }
 
     pub(crate) fn seal(&self, parts: &[&[u8]]) -> [u8; 32] {
-        self.audit.mac(&parts.concat())
+        mac(self.audit.clone(), parts)
     }
+}
+
+fn keyed(key: &[u8]) -> Hmac<Sha256> {
+    Hmac::new_from_slice(key).expect("HMAC accepts keys of any length")
+}
+
+/// Returns the MAC of the parts, one after the other.
+fn mac(mut keyed: Hmac<Sha256>, parts: &[&[u8]]) -> [u8; 32] {
+    parts.iter().for_each(|part| keyed.update(part));
+    keyed.finalize().into_bytes().into()
 }
 
 impl fmt::Debug for Pepper {
@@ -74,9 +85,9 @@ impl fmt::Debug for Pepper {
     }
 }
 
-/// The live peppers: one digests new secrets, older ones still verify the secrets they digested.
+/// The peppers of a service: one digests new secrets, older ones verify the secrets that they digested.
 ///
-/// Debug output names the ids and nothing else.
+/// Debug output holds the ids only.
 #[derive(Clone)]
 pub struct PepperRing {
     current: Pepper,
@@ -85,7 +96,7 @@ pub struct PepperRing {
 }
 
 impl PepperRing {
-    /// A ring of one pepper.
+    /// Creates a ring of one pepper.
     #[must_use]
     pub const fn new(current: Pepper) -> Self {
         Self {
@@ -95,7 +106,7 @@ impl PepperRing {
         }
     }
 
-    /// Adds an older pepper, under which existing secrets go on verifying.
+    /// Adds an older pepper, under which existing secrets still verify.
     ///
     /// # Errors
     ///
@@ -106,7 +117,7 @@ impl PepperRing {
         Ok(self)
     }
 
-    /// Adds a pepper that verifies no secret any more, and still proves the audit entries it sealed.
+    /// Adds a pepper that verifies no secrets and only proves the audit entries that it sealed.
     ///
     /// # Errors
     ///
@@ -129,13 +140,13 @@ impl PepperRing {
         Ok(self)
     }
 
-    /// The pepper that digests new secrets.
+    /// Returns the pepper that digests new secrets.
     #[must_use]
     pub const fn current(&self) -> &Pepper {
         &self.current
     }
 
-    /// The pepper of this id, if secrets may verify under it.
+    /// Returns the pepper of this id, if secrets may verify under it.
     #[must_use]
     pub fn live(&self, id: &PepperId) -> Option<&Pepper> {
         std::iter::once(&self.current)
@@ -147,7 +158,7 @@ impl PepperRing {
         &self.retired
     }
 
-    /// Every pepper, those that only seal the audit trail included.
+    /// Returns every pepper, including those that only prove audit entries.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Pepper> {
         let current = std::iter::once(&self.current);
         current.chain(&self.retired).chain(&self.audit_only)
@@ -189,9 +200,8 @@ mod tests {
     }
 
     #[test]
-    fn digests_match_rfc_4231_test_case_2_extended_to_a_full_key() {
-        // RFC 4231 section 4.4: a key of 20 bytes 0xaa repeated is below MIN_LEN, so case 4.7's
-        // 131-byte key is used.
+    fn digests_match_rfc_4231() {
+        // The 131-byte key of section 4.7: all shorter keys of the RFC are below MIN_LEN.
         let pepper = Pepper::new(PepperId::new("p").unwrap(), &[0xaa; 131]).unwrap();
         let expected = "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54";
         let digest = pepper.digest(b"Test Using Larger Than Block-Size Key - Hash Key First");
@@ -204,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_stands_in_a_ring_once() {
+    fn a_ring_holds_an_id_once() {
         let ring = PepperRing::new(pepper("a", 1));
         assert!(ring.clone().with_retired(pepper("a", 2)).is_err());
         assert!(ring.rotate(pepper("a", 2)).is_err());

@@ -1,4 +1,4 @@
-//! Owners and authors: whose a key is, and who made a change.
+//! Owners of keys and authors of changes.
 //!
 //! Pure. Each kind is a variant, so that no name that a person may have can stand for another kind.
 
@@ -9,20 +9,20 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::id::KeyId;
 use super::text::PrincipalId;
 
-/// To whom a key is linked. Set at creation, immutable (rule Y-23).
+/// The owner of a key. Set at creation, immutable (rule Y-23).
 ///
 /// Stored as a plain enum; in JSON and other formats for people, an object: `{"type": "tenant"}` or
 /// `{"type": "principal", "id": "alice"}`.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Owner {
-    /// The tenant itself: keys that came with it, the legacy key among them.
+    /// The tenant itself, for keys that came with it, such as the legacy key.
     Tenant,
     /// A principal of the host.
     Principal(PrincipalId),
 }
 
 impl Owner {
-    /// The principal, unless the tenant itself owns the key.
+    /// Returns the principal, unless the tenant itself owns the key.
     #[must_use]
     pub const fn principal(&self) -> Option<&PrincipalId> {
         match self {
@@ -44,7 +44,7 @@ pub enum Author {
     Principal(PrincipalId),
     /// A key.
     Key {
-        /// Which key.
+        /// The id of the key.
         key: KeyId,
         /// The key's owner.
         owner: Owner,
@@ -72,7 +72,8 @@ impl Author {
     }
 }
 
-/// For people: a principal that is called "the application" prints the same. Compare authors instead.
+/// For display only: a principal called "the application" prints like the application. Compare authors
+/// instead.
 impl fmt::Display for Author {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,7 +1,7 @@
-//! Questions people ask of keys and of the audit trail, and their answers in pages.
+//! Queries for keys and for the audit trail, and their results in pages.
 //!
-//! Pure. What matches and in which order is defined here once; a store may answer with its own
-//! indexes, and one that keeps its rows in memory calls [`KeyQuery::page`] and [`AuditQuery::page`].
+//! Pure. Defines once which rows match, and their order. A store may answer from its own indexes; a store
+//! that holds its rows in memory calls [`KeyQuery::page`] and [`AuditQuery::page`].
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -20,20 +20,20 @@ use super::view::Revision;
 /// 100 rows: a screen or two. A judgement.
 const DEFAULT_LIMIT: NonZeroUsize = NonZeroUsize::new(100).expect("100 is not zero");
 
-/// Which keys to list, in which order. Conditions combine; none named: all.
+/// A query for keys. A key must meet every condition that is set; without conditions every key matches.
 #[derive(Clone, Debug)]
 #[must_use = "a query lists nothing by itself"]
 #[non_exhaustive]
 pub struct KeyQuery {
     /// Keys of this tenant; `None` for the whole store.
     pub tenant: Option<TenantId>,
-    /// Also the keys of the tenants below.
+    /// Also the keys of the tenant's descendants.
     pub below: bool,
     /// The instant for which statuses are derived.
     pub at: Timestamp,
     /// Keys that have one of these statuses at that instant; empty for any.
     pub statuses: BTreeSet<Status>,
-    /// Keys whose name contains this, whatever its case.
+    /// Keys whose name contains this text, in upper or lower case.
     pub name: Option<String>,
     /// Keys of this class.
     pub class: Option<ClassName>,
@@ -43,21 +43,21 @@ pub struct KeyQuery {
     pub environment: Option<Environment>,
     /// Keys of this resource.
     pub resource: Option<ResourceId>,
-    /// Keys whose hint contains this.
+    /// Keys whose hint contains this text.
     pub hint: Option<String>,
     /// The key of this fingerprint.
     pub fingerprint: Option<Fingerprint>,
-    /// Keys that this key made, directly or through other keys.
+    /// Keys that this key created, directly or through other keys.
     pub made_by: Option<MadeBy>,
     /// Keys that end at or after this instant.
     pub expires_from: Option<Timestamp>,
-    /// Keys that end before this instant; those that never end are left out.
+    /// Keys that end before this instant. Excludes keys that never end.
     pub expires_before: Option<Timestamp>,
-    /// The order.
+    /// The order of the page.
     pub sort: KeySort,
     /// Keys after this place in the order.
     pub after: Option<KeyPosition>,
-    /// How many at most.
+    /// The most rows of a page.
     pub limit: NonZeroUsize,
 }
 
@@ -72,23 +72,23 @@ pub enum KeySort {
     Newest,
     /// By name, byte by byte.
     Name,
-    /// Those that end first come first; those that never end come last.
+    /// By end, earliest first. Keys that never end come last.
     Expiry,
 }
 
-/// A place in an order, from which the next page goes on.
+/// A place in an order, after which the next page starts.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct KeyPosition {
     /// The name of the last key seen.
     pub name: KeyName,
-    /// Its end.
+    /// The end of that key.
     pub expires_at: Option<Timestamp>,
-    /// Its id.
+    /// The id of that key.
     pub id: KeyId,
 }
 
 impl KeyPosition {
-    /// The place of a record.
+    /// Returns the place of a record.
     #[must_use]
     pub fn of(record: &KeyRecord) -> Self {
         Self {
@@ -98,10 +98,10 @@ impl KeyPosition {
         }
     }
 
-    /// Which of two places comes first in an order.
+    /// Compares two places in an order.
     #[must_use]
     pub fn cmp(&self, other: &Self, sort: KeySort) -> Ordering {
-        // A key that ends at the last instant there is still comes before those that never end.
+        // A key that ends at the last possible instant still comes before keys that never end.
         let end = |place: &Self| (place.expires_at.is_none(), place.expires_at);
         match sort {
             KeySort::Created => self.id.cmp(&other.id),
@@ -117,15 +117,15 @@ impl KeyPosition {
 pub struct KeyPage {
     /// The records, in order.
     pub keys: Vec<KeyRecord>,
-    /// Keys that came up while the page was read and whose stored bytes failed their checksum, so
-    /// that it is not known whether they match.
+    /// Keys within the page whose stored bytes failed their checksum, so that it is unknown whether they
+    /// match.
     pub corrupt: Vec<KeyId>,
-    /// Where the next page goes on; `None` if this is the last one.
+    /// The place after which the next page starts; `None` if this is the last page.
     pub next: Option<KeyPosition>,
 }
 
 impl KeyQuery {
-    /// Keys of `tenant` alone, oldest first, with their statuses at the instant `at`.
+    /// Queries the keys of `tenant` alone, oldest first, with their statuses at the instant `at`.
     pub fn tenant(tenant: TenantId, at: Timestamp) -> Self {
         Self {
             tenant: Some(tenant),
@@ -133,7 +133,7 @@ impl KeyQuery {
         }
     }
 
-    /// Keys of the whole store. For the host itself: it answers across tenants.
+    /// Queries the keys of the whole store. For the host itself, because it answers across tenants.
     pub fn everything(at: Timestamp) -> Self {
         Self {
             tenant: None,
@@ -162,13 +162,13 @@ impl KeyQuery {
         self
     }
 
-    /// Keys that could still verify: active, retiring or disabled.
+    /// Narrows to keys that could still verify: active, retiring or disabled.
     pub fn live(mut self) -> Self {
         self.statuses = BTreeSet::from([Status::Active, Status::Retiring, Status::Disabled]);
         self
     }
 
-    /// Whether `record` meets every condition, its place in the order left aside.
+    /// Returns whether `record` meets every condition, apart from its place in the order.
     #[must_use]
     pub fn matches(&self, record: &KeyRecord) -> bool {
         let Self {
@@ -226,7 +226,7 @@ impl KeyQuery {
             && expires_before.is_none_or(|before| record.expires_at.is_some_and(|end| end < before))
     }
 
-    /// Whether `place` comes after where the page begins.
+    /// Returns whether `place` is after the start of the page.
     #[must_use]
     pub fn reaches(&self, place: &KeyPosition) -> bool {
         self.after
@@ -234,7 +234,7 @@ impl KeyQuery {
             .is_none_or(|after| place.cmp(after, self.sort).is_gt())
     }
 
-    /// The page of this query over all records of a store that keeps them in memory.
+    /// Returns the page of this query over all records of a store that holds them in memory.
     pub fn page<'a>(&self, records: impl IntoIterator<Item = &'a KeyRecord>) -> KeyPage {
         let after = |place: &KeyPosition| self.reaches(place);
         let matching = records.into_iter().filter(|record| self.matches(record));
@@ -258,7 +258,8 @@ impl KeyQuery {
     }
 }
 
-/// Which audit entries to read, oldest first. Conditions combine; none named: all.
+/// A query for audit entries, oldest first. An entry must meet every condition that is set; without
+/// conditions every entry matches.
 #[derive(Clone, Debug)]
 #[must_use = "a query reads nothing by itself"]
 #[non_exhaustive]
@@ -267,7 +268,7 @@ pub struct AuditQuery {
     pub tenant: Option<TenantId>,
     /// Entries about this key.
     pub key: Option<KeyId>,
-    /// Entries of what this principal did, itself or by a key of its own.
+    /// Entries of commands by this principal, itself or through a key of its own.
     pub actor: Option<PrincipalId>,
     /// Entries of this command.
     pub command: Option<CommandId>,
@@ -277,7 +278,7 @@ pub struct AuditQuery {
     pub before: Option<Timestamp>,
     /// Entries after this place.
     pub after: Option<AuditPosition>,
-    /// How many at most.
+    /// The most rows of a page.
     pub limit: NonZeroUsize,
 }
 
@@ -286,7 +287,7 @@ pub struct AuditQuery {
 pub struct AuditPosition {
     /// The commit that wrote the entry.
     pub revision: Revision,
-    /// The entry's number in its tenant's chain. A commit is about one tenant, so that the two
+    /// The entry's number in its tenant's chain. A commit concerns one tenant, so revision and number
     /// together order all entries.
     pub sequence: u64,
 }
@@ -301,7 +302,7 @@ pub struct AuditRow {
 }
 
 impl AuditRow {
-    /// Its place in the store-wide order.
+    /// Returns its place in the store-wide order.
     #[must_use]
     pub const fn position(&self) -> AuditPosition {
         AuditPosition {
@@ -316,15 +317,15 @@ impl AuditRow {
 pub struct AuditPage {
     /// The entries, oldest first.
     pub rows: Vec<AuditRow>,
-    /// Entries within the page whose stored bytes failed their checksum, so that it is not known
-    /// whether they match.
+    /// Entries within the page whose stored bytes failed their checksum, so that it is unknown whether they
+    /// match.
     pub corrupt: Vec<AuditPosition>,
-    /// Where the next page goes on; `None` if this is the last one for now.
+    /// The place after which the next page starts; `None` if this is the last page for now.
     pub next: Option<AuditPosition>,
 }
 
 impl AuditQuery {
-    /// The chain of one tenant.
+    /// Queries the chain of one tenant.
     pub fn tenant(tenant: TenantId) -> Self {
         Self {
             tenant: Some(tenant),
@@ -332,7 +333,7 @@ impl AuditQuery {
         }
     }
 
-    /// Entries of the whole store. For the host itself: it answers across tenants.
+    /// Queries the entries of the whole store. For the host itself, because it answers across tenants.
     pub const fn everything() -> Self {
         Self {
             tenant: None,
@@ -358,7 +359,7 @@ impl AuditQuery {
         self
     }
 
-    /// Whether `row` meets every condition, its place included.
+    /// Returns whether `row` meets every condition, including its place.
     #[must_use]
     pub fn matches(&self, row: &AuditRow) -> bool {
         let Self {
@@ -383,7 +384,7 @@ impl AuditQuery {
             && after.is_none_or(|after| row.position() > after)
     }
 
-    /// The page of this query over rows in the store-wide order.
+    /// Returns the page of this query over rows in the store-wide order.
     pub fn page<'a>(&self, rows: impl IntoIterator<Item = &'a AuditRow>) -> AuditPage {
         let mut matching = rows.into_iter().filter(|row| self.matches(row));
         let rows: Vec<_> = matching.by_ref().take(self.limit.get()).cloned().collect();

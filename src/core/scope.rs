@@ -1,6 +1,7 @@
-//! Scopes: what a key may do, as `resource:action`.
+//! Scopes: the permissions of a key, as `resource:action`.
 //!
-//! Pure. Invariant: an empty set allows nothing (trap 14); a scope never widens when two sets meet.
+//! Pure. Invariant: an empty set allows nothing (trap 14); an intersection allows nothing that either set
+//! does not.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -13,11 +14,11 @@ use super::text::{self, Text};
 
 const SEGMENT_MAX: usize = 64;
 
-/// One permission, `resource:action`; either side may be `*`, which stands for any.
+/// One permission, `resource:action`. Either side may be `*`, for any.
 #[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Scope {
     text: Text,
-    /// Where the colon is, so that comparing need not look for it.
+    /// The position of the colon, so that a comparison does not search for it.
     colon: u8,
 }
 
@@ -47,7 +48,7 @@ impl Scope {
         Err(Invalid::new("scope", Problem::Form { expected }))
     }
 
-    /// A scope that stands in the source, for constants: one that is malformed does not compile.
+    /// Creates a scope for a constant; a malformed one does not compile.
     ///
     /// ```
     /// use keyward::Scope;
@@ -63,7 +64,7 @@ impl Scope {
     ///
     /// # Panics
     ///
-    /// Outside a constant, if `text` is no scope: [`new`](Self::new) is for all other text.
+    /// Outside a constant, if `text` is malformed. Use [`new`](Self::new) for text of run time.
     #[must_use]
     pub const fn from_static(text: &'static str) -> Self {
         let bytes = text.as_bytes();
@@ -83,30 +84,30 @@ impl Scope {
         }
     }
 
-    /// The scope as text.
+    /// Returns the scope as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The side before the colon.
+    /// Returns the side before the colon.
     #[must_use]
     pub fn resource(&self) -> &str {
         self.sides().0
     }
 
-    /// The side after the colon.
+    /// Returns the side after the colon.
     #[must_use]
     pub fn action(&self) -> &str {
         self.sides().1
     }
 
-    /// Whether everything that `other` allows is allowed by this scope.
+    /// Returns whether this scope allows everything that `other` allows.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
         let ((resource, action), (their_resource, their_action)) = (self.sides(), other.sides());
         let side = |own: &str, theirs: &str| {
-            // Most differ at once: a call is dearer than a look.
+            // Most scopes differ in their first byte, and comparing that is cheaper than a call.
             let begins = own.as_bytes().first() == theirs.as_bytes().first();
             own == "*" || (own.len() == theirs.len() && begins && own == theirs)
         };
@@ -134,7 +135,7 @@ const fn is_segment(text: &str) -> bool {
     is_side(text.as_bytes(), 0, text.len())
 }
 
-/// Whether the bytes from `start` to `end` are a side of a scope.
+/// Returns whether the bytes from `start` to `end` are a valid side of a scope.
 const fn is_side(bytes: &[u8], start: usize, end: usize) -> bool {
     if end - start == 1 && bytes[start] == b'*' {
         return true;
@@ -195,22 +196,22 @@ impl<'de> Deserialize<'de> for Scope {
     }
 }
 
-/// A set of scopes, each once and in order: what is allowed is what any of them covers. Empty allows
-/// nothing.
+/// A sorted set of scopes without duplicates. Allows everything that any of them covers; an empty set
+/// allows nothing.
 #[derive(Clone, Default, Eq, Hash, PartialEq)]
 pub struct ScopeSet(Vec<Scope>);
 
 impl ScopeSet {
-    /// The most scopes a set may hold.
+    /// The most scopes that a set may hold.
     pub const MAX: usize = 64;
 
-    /// The empty set, which allows nothing.
+    /// Returns the empty set, which allows nothing.
     #[must_use]
     pub const fn none() -> Self {
         Self(Vec::new())
     }
 
-    /// The set that allows everything.
+    /// Returns the set that allows everything.
     #[must_use]
     pub fn all() -> Self {
         Self(vec![Scope::ALL])
@@ -223,7 +224,7 @@ impl ScopeSet {
     /// [`Invalid`] beyond [`MAX`](Self::MAX) scopes.
     pub fn new(scopes: impl IntoIterator<Item = Scope>) -> Result<Self, Invalid> {
         let mut set: Vec<_> = scopes.into_iter().collect();
-        // Those that were stored are in order.
+        // Stored sets are in order already.
         if !set.is_sorted_by(|one, next| one < next) {
             set.sort_unstable();
             set.dedup();
@@ -252,19 +253,20 @@ impl ScopeSet {
         )
     }
 
-    /// Whether `scope` is allowed.
+    /// Returns whether the set allows `scope`.
     #[must_use]
     pub fn allows(&self, scope: &Scope) -> bool {
         self.0.iter().any(|own| own.covers(scope))
     }
 
-    /// Whether everything that `other` allows is allowed here.
+    /// Returns whether the set allows everything that `other` allows.
     #[must_use]
     pub fn contains(&self, other: &Self) -> bool {
         other.0.iter().all(|scope| self.allows(scope))
     }
 
-    /// What both sets allow. May hold more than [`MAX`](Self::MAX) scopes, since it is never stored.
+    /// Returns the set of everything that both sets allow. May hold more than [`MAX`](Self::MAX) scopes,
+    /// because an intersection is never stored.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         let mut met: BTreeSet<_> = self
@@ -280,13 +282,13 @@ impl ScopeSet {
         Self(met.into_iter().collect())
     }
 
-    /// Whether nothing is allowed.
+    /// Returns whether the set allows nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The scopes, in order.
+    /// Returns the scopes, in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Scope> {
         self.0.iter()
     }

@@ -1,7 +1,7 @@
-//! A key as verification sees it: what decides, without what only people read.
+//! A key as verification sees it: the fields that decide, without those that only people read.
 //!
-//! Pure. One form for a record from the store and for an entry of the index, so that every way of
-//! verifying asks the same questions (trap 20).
+//! Pure. A record from the store and an entry of the index have this one form, so every way of verifying
+//! applies the same checks (trap 20).
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ use super::text::{ClassName, Environment, PepperId, Role};
 use super::time::Timestamp;
 use super::token::TokenPrefix;
 
-/// What a key has in common with others that were made alike: shared by all of them in an index.
+/// The fields that a key has in common with keys of the same kind, which share them in an index.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct Shape {
     pub(crate) class: ClassName,
@@ -26,18 +26,18 @@ pub(crate) struct Shape {
     pub(crate) scopes: ScopeSet,
     pub(crate) allowlist: AddressAllowlist,
     pub(crate) resource: Option<Resource>,
-    /// Under which pepper its digest stands; `None` if it was imported.
+    /// The pepper of its digest; `None` if the key was imported.
     pub(crate) pepper: Option<PepperId>,
 }
 
-/// Whose a key is.
+/// The tenant and the owner of a key.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct Holder {
     pub(crate) tenant: TenantId,
     pub(crate) owner: Owner,
 }
 
-/// Leads to whose a key is: most verifications need not know, and the way may be long.
+/// A lazy source of a key's owner: most verifications do not need it, and looking it up may be slow.
 pub(crate) trait Whose {
     fn holder(&self) -> &Holder;
 }
@@ -48,7 +48,7 @@ impl Whose for Holder {
     }
 }
 
-/// Whether a key works, before its end is looked at.
+/// The state of a key, apart from its end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Life {
     Enabled,
@@ -56,14 +56,14 @@ pub(crate) enum Life {
     Revoked { at: Timestamp, reason: Reason },
 }
 
-/// What does not change how a key is found: what it is at an instant follows from it.
+/// The part of a key that does not affect how it is found. Its status at an instant is derived from it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Course {
     pub(crate) life: Life,
     pub(crate) created_at: Timestamp,
-    /// The first instant at which it no longer works; `None` for never.
+    /// The first instant at which the key no longer works; `None` if it never ends.
     pub(crate) expires_at: Option<Timestamp>,
-    /// Whether it is a successor that was never used.
+    /// Whether the key is a successor that was never used.
     pub(crate) awaits_first_use: bool,
 }
 
@@ -72,7 +72,7 @@ pub(crate) struct Course {
 pub(crate) struct Subject<'a> {
     pub(crate) id: KeyId,
     pub(crate) whose: &'a dyn Whose,
-    /// Whether a person owns it, and not the tenant itself.
+    /// Whether a principal owns the key, and not the tenant itself.
     pub(crate) persons: bool,
     pub(crate) shape: &'a Shape,
     pub(crate) course: Course,
@@ -124,7 +124,7 @@ impl Shape {
         }
     }
 
-    /// Whether it is the shape of `record`: most keys are like the one before.
+    /// Returns whether this is the shape of `record`: most keys are like the one before.
     pub(crate) fn is_of(&self, record: &KeyRecord) -> bool {
         let Self {
             class,

@@ -13,13 +13,13 @@ use super::text::{self, SEGMENT, Text};
 
 /// The unit that owns keys and within which invariants hold: a project, account or organization.
 ///
-/// One to eight segments of `A-Z a-z 0-9 _ - .`, each up to 64 bytes, joined by `/`. `.` and `..` are
-/// no segments: a URL or a file path that holds them names another place.
+/// One to eight segments of `A-Z a-z 0-9 _ - .`, each up to 64 bytes, joined by `/`. The segments `.` and
+/// `..` are refused, because URLs and file paths resolve them to another place.
 #[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct TenantId(Text);
 
 impl TenantId {
-    /// The most segments a path may have. A judgement: deeper trees belong to the host.
+    /// The most segments that a path may have: 8. A judgement: deeper trees belong to the host.
     pub const MAX_DEPTH: usize = 8;
 
     /// Parses a path.
@@ -42,13 +42,13 @@ impl TenantId {
         Ok(Self(path.into()))
     }
 
-    /// The path as text.
+    /// Returns the path as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether `other` is this tenant or below it.
+    /// Returns whether `other` is this tenant or a descendant.
     #[must_use]
     pub fn contains(&self, other: &Self) -> bool {
         other
@@ -57,7 +57,7 @@ impl TenantId {
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
-    /// The paths of this tenant and of those above it, nearest first. Allocates nothing.
+    /// Returns the paths of this tenant and its ancestors, nearest first, without allocating.
     pub(crate) fn paths(&self) -> impl Iterator<Item = &str> {
         let above = self.0.rmatch_indices('/').map(|(end, _)| &self.0[..end]);
         std::iter::once(&*self.0).chain(above)
@@ -68,7 +68,7 @@ impl TenantId {
         std::iter::once(self.clone()).chain(self.ancestors())
     }
 
-    /// The tenants above this one, nearest first.
+    /// Returns the ancestors of this tenant, nearest first.
     pub fn ancestors(&self) -> impl Iterator<Item = Self> + '_ {
         self.0
             .rmatch_indices('/')
@@ -111,7 +111,7 @@ impl TryFrom<String> for TenantId {
     }
 }
 
-/// Orders, compares and hashes as its text does.
+/// Orders, compares and hashes like its text.
 impl Borrow<str> for TenantId {
     fn borrow(&self) -> &str {
         &self.0
@@ -179,7 +179,7 @@ mod tests {
         }
     }
 
-    /// A proxy or a file system reads them as another place.
+    /// Proxies and file systems resolve `.` and `..` to another place.
     #[test]
     fn dots_alone_are_no_segment_anywhere_in_a_path() {
         for path in [

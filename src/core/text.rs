@@ -1,6 +1,6 @@
 //! Bounded, checked text: names that people type and identifiers that hosts supply.
 //!
-//! Pure. A value that exists is valid, so nothing downstream checks it again. Cloning is cheap.
+//! Pure. A value that exists is valid, so no other code checks it again. Cloning is cheap.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -10,10 +10,10 @@ use serde::de::Visitor;
 
 use super::invalid::{Invalid, Problem};
 
-/// Text that is short as a rule: up to 23 bytes lie in place, more are shared, constants are neither.
+/// Text that is usually short: up to 23 bytes are stored inline, longer text is shared, constants are static.
 pub(crate) use smol_str::SmolStr as Text;
 
-/// What a kind of text takes.
+/// The field, the length and the characters of a kind of text.
 #[derive(Clone, Copy)]
 pub(crate) struct Rule {
     pub(crate) field: &'static str,
@@ -24,8 +24,8 @@ pub(crate) struct Rule {
 impl Rule {
     #[inline]
     pub(crate) fn check(&self, text: &str) -> Result<(), Invalid> {
-        // Nearly all text is ASCII and begins with what can be seen, and all that is stored is checked
-        // when a node starts.
+        // The fast path: nearly all text is ASCII and begins with a visible character, and a node checks all
+        // stored text when it starts.
         let seen = text.as_bytes().first().is_some_and(u8::is_ascii_graphic);
         let plain = |byte: u8| self.accepts.plain(byte) == Some(true);
         if seen && text.len() <= self.max && text.bytes().all(plain) {
@@ -49,7 +49,7 @@ impl Rule {
         match self.accepts.first_other(text) {
             Some(position) => refuse(Problem::Character {
                 position,
-                allowed: self.accepts.told,
+                allowed: self.accepts.words,
             }),
             None => Ok(()),
         }
@@ -59,15 +59,15 @@ impl Rule {
 /// A set of characters.
 #[derive(Clone, Copy)]
 pub(crate) struct Characters {
-    /// Which of ASCII belong to it.
+    /// For each ASCII character, whether it is in the set.
     ascii: [bool; 128],
-    /// Whether all others belong to it that control nothing.
+    /// Whether all other characters except control characters are in the set.
     beyond: bool,
-    told: &'static str,
+    words: &'static str,
 }
 
 impl Characters {
-    const fn ascii(told: &'static str, from: u8, to: u8, more: &[u8]) -> Self {
+    const fn ascii(words: &'static str, from: u8, to: u8, more: &[u8]) -> Self {
         let mut ascii = [false; 128];
         let mut at = from;
         while at <= to {
@@ -82,7 +82,7 @@ impl Characters {
         Self {
             ascii,
             beyond: false,
-            told,
+            words,
         }
     }
 
@@ -93,13 +93,13 @@ impl Characters {
         }
     }
 
-    /// Whether a character of ASCII belongs to it; `None` for what is none.
+    /// Returns whether an ASCII character is in the set; `None` for a byte that is not ASCII.
     #[inline]
     fn plain(&self, byte: u8) -> Option<bool> {
         self.ascii.get(usize::from(byte)).copied()
     }
 
-    /// Where the first stands that does not belong to it.
+    /// Returns the position of the first character that is not in the set.
     fn first_other(&self, text: &str) -> Option<usize> {
         let mut others = text.char_indices().filter(|&(_, c)| {
             let plain = u8::try_from(c).ok().and_then(|byte| self.plain(byte));
@@ -133,7 +133,7 @@ pub(crate) const SEGMENT: Rule = Rule {
     accepts: IDENTIFIER,
 };
 
-/// Reads text where it lies, so that a start copies none of it twice.
+/// Deserializes text from a borrowed string, so that loading at start copies it once.
 #[inline]
 pub(crate) fn read<'de, D: Deserializer<'de>, T>(
     from: D,
@@ -165,7 +165,7 @@ macro_rules! text_types {
         pub struct $name(Text);
 
         impl $name {
-            /// The most bytes a value may have.
+            /// The most bytes that a value may have.
             pub const MAX_LEN: usize = $max;
 
             const RULE: Rule =
@@ -183,7 +183,7 @@ macro_rules! text_types {
                 Ok(Self(text.into()))
             }
 
-            /// The text.
+            /// Returns the text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -259,23 +259,23 @@ macro_rules! text_types {
 }
 
 text_types! {
-    /// What people call a key: one line, up to 200 bytes.
+    /// The name of a key, for people: one line, up to 200 bytes.
     KeyName: "key name", 200, ONE_LINE;
     /// Longer words about a key, up to 2,000 bytes; line feeds allowed.
     Description: "description", 2000, PROSE;
-    /// What a key is for, up to 500 bytes; a policy may require it (rule G-38).
+    /// The purpose of a key, up to 500 bytes; a policy may require it (rule G-38).
     Purpose: "purpose", 500, PROSE;
-    /// Who acts or owns: the host's own id of a user or service, up to 200 bytes of visible ASCII.
+    /// An actor or owner: the host's own id of a user or service, up to 200 bytes of visible ASCII.
     PrincipalId: "principal", 200, VISIBLE;
-    /// What a principal may do, in the words of a [`Policy`](crate::policy::Policy).
+    /// A role of a principal, defined by a [`Policy`](crate::policy::Policy).
     Role: "role", 64, LOWER;
     /// The name of a kind of key in a [`Policy`](crate::policy::Policy).
     ClassName: "class", 64, LOWER;
     /// The name of a [`Policy`](crate::policy::Policy).
     PolicyName: "policy name", 64, LOWER;
-    /// Where a key may be used: `live`, `test`, or a name of the host's own (rule G-36).
+    /// The environment of a key: `live`, `test`, or a name of the host's own (rule G-36).
     Environment: "environment", 32, LOWER;
-    /// A plan or feature that the host says an actor has (rule A2-39).
+    /// A plan or feature that the host grants an actor (rule A2-39).
     Entitlement: "entitlement", 64, LOWER;
     /// The label of a class that is not final yet, such as `beta` (rule A1-28).
     Stage: "stage", 32, LOWER;
@@ -283,15 +283,15 @@ text_types! {
     ResourceKind: "resource kind", 64, LOWER;
     /// The host's own id of a resource.
     ResourceId: "resource", 200, VISIBLE;
-    /// Names a command, so that its retry changes nothing: the caller's idempotency key, or random.
+    /// The idempotency key of a command, from the caller or random: a retry under it changes nothing.
     CommandId: "command id", 128, VISIBLE;
-    /// Names a pepper in a [`PepperRing`](crate::PepperRing); it stands in records, in the open.
+    /// The id of a pepper in a [`PepperRing`](crate::PepperRing). Records hold it in clear text.
     PepperId: "pepper id", 32, LOWER;
-    /// Where a leaked key was found: a scanner's name, a URL.
+    /// The place where a leaked key was found: a scanner's name, a URL.
     LeakSource: "leak source", 500, ONE_LINE;
-    /// What a person sees of a key after its creation: its prefix and its last characters.
+    /// The visible part of a key after its creation: its prefix and its last characters.
     Hint: "hint", 80, ONE_LINE;
-    /// What people call a node: a host name, say.
+    /// The name of a node, for people: for example a host name.
     NodeLabel: "node label", 128, ONE_LINE;
 }
 
@@ -300,11 +300,11 @@ impl Role {
     pub const ADMIN: Self = Self(Text::new_static("admin"));
     /// Manages keys in the `amplitude` profile (rule A1-01).
     pub const MANAGER: Self = Self(Text::new_static("manager"));
-    /// Builds against the host's API; how much that is, a policy says (rule Y-25).
+    /// Builds against the host's API, within the reach that a policy gives the role (rule Y-25).
     pub const DEVELOPER: Self = Self(Text::new_static("developer"));
     /// Belongs to a tenant, with the least rights.
     pub const MEMBER: Self = Self(Text::new_static("member"));
-    /// The host's support staff: the only role to which `SupportOnly` rules answer (rule A2-02).
+    /// The host's support staff: the only role that may use `SupportOnly` rules (rule A2-02).
     pub const SUPPORT: Self = Self(Text::new_static("support"));
 }
 
@@ -316,7 +316,7 @@ impl Environment {
 }
 
 impl KeyName {
-    /// Stands for the name in a place in an order that asks for none.
+    /// The name in a place of an order that does not sort by name.
     pub(crate) const UNNAMED: Self = Self(Text::new_static("-"));
 }
 
@@ -325,7 +325,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refused_name_is_told_its_bound_and_size_and_never_repeated() {
+    fn the_error_of_a_refused_name_has_its_bound_and_size_and_never_the_name() {
         let error = KeyName::new("x".repeat(201)).unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -336,7 +336,7 @@ mod tests {
             error.problem,
             Problem::Character {
                 position: 7,
-                allowed: ONE_LINE.told
+                allowed: ONE_LINE.words
             }
         );
         assert!(!error.to_string().contains("sk_live"));
@@ -347,7 +347,7 @@ mod tests {
         assert_eq!(KeyName::new("  ").unwrap_err().problem, Problem::Empty);
     }
 
-    /// The same said in other words, one character at a time.
+    /// Checks every character against an independent definition of the sets.
     #[test]
     fn every_character_is_accepted_where_it_should_be() {
         let identifier = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);

@@ -1,6 +1,6 @@
 //! Instants of wall-clock time, in microseconds.
 //!
-//! Pure: an instant is a number; who reads a clock is `clock`.
+//! Pure: an instant is a number. Only the module `clock` reads clocks.
 
 use std::fmt;
 use std::str::FromStr;
@@ -24,7 +24,7 @@ impl Timestamp {
     /// The last instant of the year 9999.
     pub const MAX: Self = Self(253_402_300_799_999_999);
 
-    /// An instant from whole seconds since the Unix epoch.
+    /// Returns the instant of whole seconds since the Unix epoch.
     ///
     /// # Errors
     ///
@@ -44,7 +44,7 @@ impl Timestamp {
         ))
     }
 
-    /// An instant from microseconds since the Unix epoch.
+    /// Returns the instant of microseconds since the Unix epoch.
     ///
     /// # Errors
     ///
@@ -61,34 +61,34 @@ impl Timestamp {
         Err(Invalid::new("time", problem))
     }
 
-    /// An instant from microseconds since the Unix epoch, or the first or last one there is.
+    /// Returns the instant of microseconds since the Unix epoch, clamped to the years 1970 to 9999.
     #[inline]
     #[must_use]
     pub fn clamped(micros: i64) -> Self {
         Self(micros.clamp(0, Self::MAX.0))
     }
 
-    /// Microseconds since the Unix epoch.
+    /// Returns the microseconds since the Unix epoch.
     #[must_use]
     pub const fn as_micros(self) -> i64 {
         self.0
     }
 
-    /// The instant `by` later, or the last one there is.
+    /// Returns the instant `by` later, at most [`MAX`](Self::MAX).
     #[must_use]
     pub fn saturating_add(self, by: Duration) -> Self {
         let by = i64::try_from(by.as_micros()).unwrap_or(i64::MAX);
         Self(self.0.saturating_add(by).min(Self::MAX.0))
     }
 
-    /// The instant `by` earlier, or the first one there is.
+    /// Returns the instant `by` earlier, at least [`UNIX_EPOCH`](Self::UNIX_EPOCH).
     #[must_use]
     pub fn saturating_sub(self, by: Duration) -> Self {
         let by = i64::try_from(by.as_micros()).unwrap_or(i64::MAX);
         Self(self.0.saturating_sub(by).max(0))
     }
 
-    /// How long after `earlier` this instant is; zero if it is not.
+    /// Returns the time from `earlier` to this instant; zero if `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(u64::try_from(self.0 - earlier.0).unwrap_or(0))
@@ -165,20 +165,20 @@ impl<'de> Deserialize<'de> for Timestamp {
     }
 }
 
-/// A duration of whole days. Days are 24 hours; nothing here knows a calendar.
+/// Returns a duration of whole days of 24 hours, without regard to a calendar.
 #[must_use]
 pub const fn days(days: u32) -> Duration {
     Duration::from_secs(days as u64 * 24 * 60 * 60)
 }
 
-/// A duration of whole hours.
+/// Returns a duration of whole hours.
 #[must_use]
 pub const fn hours(hours: u32) -> Duration {
     Duration::from_secs(hours as u64 * 60 * 60)
 }
 
-/// Durations as whole seconds, for policies in files. A fraction is refused, since it would come
-/// back as something else: half a second as none.
+/// Durations as whole seconds, for policies in files. Refuses a fraction, because it would be read as another
+/// duration: half a second as none.
 pub(crate) mod seconds {
     use serde::ser::Error as _;
 

@@ -1,6 +1,6 @@
-//! A file that keeps the peppers of a service, for those without a secret manager.
+//! A file of peppers, for a service without a secret manager.
 
-mod text;
+mod document;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -12,43 +12,47 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, OFlags};
 use zeroize::Zeroizing;
 
-use self::text::{Fault, Peppers};
-use crate::core::pepper::{Pepper, PepperRing};
+use self::document::{Document, Key, MAX_LEN, TOO_LONG};
+use crate::core::pepper::PepperRing;
 use crate::core::text::PepperId;
 use crate::entropy::{Entropy, EntropyError, SystemEntropy};
 
-/// Some hundred peppers. A judgement: whatever is longer is another file.
-const MAX_LEN: usize = 64 * 1024;
-
-/// A file of peppers, readable by its owner alone. Only on Unix, whose file modes it relies on.
+/// A file of peppers, readable by its owner alone. Only on Unix, because it relies on file modes.
 ///
-/// Keep it where a copy of the store does not take it along: whoever has both can try out secrets.
-/// Whoever loses it loses every key, so keep a copy of it too, elsewhere.
+/// Store the file separately from the store and from the store's backups: with a pepper and a copy of the
+/// store an attacker can try out secrets. Without the file every key is lost, so keep a copy in another
+/// place.
 ///
-/// The text is one line for the version, and one for each pepper:
+/// The file is a JSON document:
 ///
-/// ```text
-/// keyward-pepper v1
-/// current p81c… <64 hexadecimal digits>
-/// live p5a0… <64 hexadecimal digits>
-/// audit p317… <64 hexadecimal digits>
+/// ```json
+/// {
+///   "keyward_pepper_file": 1,
+///   "peppers": [
+///     { "state": "current", "id": "p81c…", "key": "<64 hexadecimal digits>" },
+///     { "state": "live", "id": "p5a0…", "key": "<64 hexadecimal digits>" },
+///     { "state": "audit", "id": "p317…", "key": "<64 hexadecimal digits>" }
+///   ]
+/// }
 /// ```
 ///
-/// `current` digests new secrets, `live` verifies those it digested, `audit` only proves the audit
-/// entries it sealed. To take a pepper out of service, change its `live` to `audit`.
+/// The `current` pepper digests new secrets. A `live` pepper verifies the secrets that it digested, and an
+/// `audit` pepper only proves the audit entries that it sealed. To take a pepper out of service, change its
+/// `live` to `audit`.
 ///
 /// # Rotation
 ///
-/// A process goes on with the peppers that it read: nothing reads the file again by itself. To take
-/// up what changed, start the process again, or let it build another [`Keyward`](crate::Keyward) over
-/// the same store with what [`read`](Self::read) returns now, and use that one from then on, once
+/// A process keeps the peppers that it read: nothing reads the file again by itself. To load a change,
+/// restart the process. Or build another [`Keyward`](crate::Keyward) over the same store with the
+/// [`ring`](Self::ring) of the file opened again, and use that one as soon as
 /// [`run_upkeep`](crate::Keyward::run_upkeep) of the one before has returned.
 ///
-/// A process that has not done so refuses, as [`UnknownPepper`](crate::Rejection::UnknownPepper),
-/// every key that another one created under the new pepper or moved to it. So that no key is refused
-/// on the way, rotate in two steps, and let every process take up the file after each:
-/// [`prepare`](Self::prepare), which lets all verify under the new pepper, then
-/// [`rotate`](Self::rotate), which puts it to use.
+/// A process that has not loaded a new pepper refuses every key that another process created under it or
+/// moved to it, as [`UnknownPepper`](crate::Rejection::UnknownPepper). To refuse no key, rotate in two steps,
+/// and let every process load the file after each step:
+///
+/// 1. [`prepare`](Self::prepare) adds a pepper under which all processes verify.
+/// 2. [`rotate`](Self::rotate) makes it the current one.
 ///
 /// # Examples
 ///
@@ -57,88 +61,75 @@ const MAX_LEN: usize = 64 * 1024;
 /// # let path = folder.path().join("pepper");
 /// use keyward::PepperFile;
 ///
-/// let first = PepperFile::open_or_create(&path)?;
-/// let again = PepperFile::open_or_create(&path)?;
-/// assert_eq!(first.current().id(), again.current().id());
+/// let created = PepperFile::open_or_create(&path)?.ring();
+/// let mut file = PepperFile::open(&path)?;
+/// assert_eq!(file.ring().current().id(), created.current().id());
+///
+/// file.prepare()?; // now every process loads the file
+/// file.rotate()?; // and again
+/// assert_ne!(file.ring().current().id(), created.current().id());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug)]
-pub enum PepperFile {}
+#[derive(Debug)]
+pub struct PepperFile {
+    path: PathBuf,
+    ring: PepperRing,
+}
 
-/// Why a pepper file was not read or written. Never holds what is in the file.
+/// The reason why a pepper file was not read or written. Never holds content of the file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PepperFileError {
-    /// There is no such file.
+    /// The file does not exist.
     #[error("there is no pepper file {}", path.display())]
     Missing {
-        /// Where it was looked for.
+        /// The path that was opened.
         path: PathBuf,
     },
-    /// There is a file already; it was left as it is.
+    /// A file of this name exists; it was left as it is.
     #[error("{} exists already, and was left as it is", path.display())]
     Exists {
-        /// Where.
+        /// The path of the file.
         path: PathBuf,
     },
-    /// Others than the file's owner may use it.
+    /// The file is open to its group or to others.
     #[error(
         "pepper file {} has mode {mode:04o}, open to others than its owner; run: chmod 600 {}",
         path.display(), path.display()
     )]
     OpenToOthers {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
     },
-    /// It is something else than a file.
+    /// The path leads to something else than a file.
     #[error("{} is {what}; name the pepper file itself", path.display())]
     NotAFile {
-        /// Where.
+        /// The path that was opened.
         path: PathBuf,
-        /// What is there, in words.
+        /// The thing that is there, in words.
         what: &'static str,
     },
-    /// There is nothing in it.
-    #[error("pepper file {} is empty; put a copy of it back", path.display())]
-    Empty {
-        /// Which file.
+    /// The content is not that of a pepper file.
+    #[error("pepper file {}: {problem}", path.display())]
+    Malformed {
+        /// The path of the file.
         path: PathBuf,
+        /// The problem and its place, in words.
+        problem: String,
     },
-    /// It is no pepper file.
-    #[error("{} is no pepper file: it must begin with \"keyward-pepper v1\"", path.display())]
-    Foreign {
-        /// Which file.
-        path: PathBuf,
-    },
-    /// It has a version that is not known here.
-    #[error("pepper file {} has another version than v1, the only one known here", path.display())]
-    Version {
-        /// Which file.
-        path: PathBuf,
-    },
-    /// A line of it is not what it should be.
-    #[error("pepper file {}, line {line}: must be {expected}", path.display())]
-    Line {
-        /// Which file.
-        path: PathBuf,
-        /// Which line, from 1.
-        line: usize,
-        /// What would be right, in words.
-        expected: &'static str,
-    },
-    /// The file system refused.
+    /// A file system call failed.
     #[error("{doing} {} failed", path.display())]
     Io {
-        /// What was being done, in words.
+        /// The action that failed, in words.
         doing: &'static str,
-        /// To which file.
+        /// The path of the file.
         path: PathBuf,
-        /// Why it failed.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// There is no randomness for a new pepper.
+    /// The operating system gave no randomness for a new pepper.
     #[error(transparent)]
     Entropy(#[from] EntropyError),
 }
@@ -146,122 +137,131 @@ pub enum PepperFileError {
 type Answer<T> = Result<T, PepperFileError>;
 
 impl PepperFile {
-    /// Reads the file, or creates it with one new pepper if there is none. Of several that create it
-    /// at once one wins, and all return that one's pepper.
+    /// Opens the file, or creates it with one new pepper if it is missing. If several processes create it
+    /// concurrently, one wins, and all return its pepper.
     ///
-    /// For setting a service up. One that has keys already calls [`read`](Self::read): a new pepper
+    /// For the first start of a service. A service that has keys calls [`open`](Self::open): a new pepper
     /// in place of a lost one verifies none of them.
     ///
     /// # Errors
     ///
     /// [`PepperFileError`].
-    pub fn open_or_create(path: impl AsRef<Path>) -> Answer<PepperRing> {
+    pub fn open_or_create(path: impl AsRef<Path>) -> Answer<Self> {
         let path = path.as_ref();
-        match Self::read(path) {
+        match Self::open(path) {
             Err(PepperFileError::Missing { .. }) => match Self::create(path) {
-                Err(PepperFileError::Exists { .. }) => Self::read(path),
+                Err(PepperFileError::Exists { .. }) => Self::open(path),
                 created => created,
             },
-            read => {
+            opened => {
                 clear_drafts(path);
-                read
+                opened
             }
         }
     }
 
-    /// Reads the file.
+    /// Opens the file and reads its peppers.
     ///
     /// # Errors
     ///
-    /// [`PepperFileError`]; [`Missing`](PepperFileError::Missing) if there is none,
+    /// [`PepperFileError`]; [`Missing`](PepperFileError::Missing) if there is no file,
     /// [`OpenToOthers`](PepperFileError::OpenToOthers) if group or others may use it.
-    pub fn read(path: impl AsRef<Path>) -> Answer<PepperRing> {
+    pub fn open(path: impl AsRef<Path>) -> Answer<Self> {
         let path = path.as_ref();
-        let peppers = peppers(&mut open(path)?, path)?;
-        peppers.ring().map_err(|fault| at_fault(fault, path))
+        let (_, ring) = read(&mut open(path)?, path)?;
+        let path = path.into();
+        Ok(Self { path, ring })
     }
 
     /// Creates the file with one new pepper, whole or not at all.
     ///
     /// # Errors
     ///
-    /// [`PepperFileError`]; [`Exists`](PepperFileError::Exists) if there is anything of this name.
-    pub fn create(path: impl AsRef<Path>) -> Answer<PepperRing> {
+    /// [`PepperFileError`]; [`Exists`](PepperFileError::Exists) if the path leads to anything.
+    pub fn create(path: impl AsRef<Path>) -> Answer<Self> {
         let path = path.as_ref();
         let (id, key) = draw()?;
-        let peppers = Peppers::one(id, key);
-        let ring = peppers.ring().map_err(|fault| at_fault(fault, path))?;
-        let written = Draft::write(path, &peppers)?;
-        // A link, unlike a rename, never takes the place of another file.
+        let document = Document::new(id, key);
+        let ring = document.ring().map_err(malformed(path))?;
+        let written = Draft::write(path, &document)?;
+        // A link, unlike a rename, never replaces another file.
         fs::hard_link(&written.path, path).map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => PepperFileError::Exists { path: path.into() },
             _ => failed("creating pepper file", path)(error),
         })?;
         drop(written);
         sync_folder(path)?;
-        Ok(ring)
+        let path = path.into();
+        Ok(Self { path, ring })
+    }
+
+    /// Returns the peppers of the file, as of the last call that read or changed it.
+    #[must_use]
+    pub fn ring(&self) -> PepperRing {
+        self.ring.clone()
     }
 
     /// Adds a new pepper, under which secrets verify and which the next [`rotate`](Self::rotate) makes
-    /// the current one. Where there is such a pepper already, nothing changes.
+    /// the current one. Changes nothing if the file has such a pepper.
     ///
     /// # Errors
     ///
-    /// [`PepperFileError`]; the file is as it was then, or prepared, and never in between.
-    pub fn prepare(path: impl AsRef<Path>) -> Answer<PepperRing> {
-        Self::change(path.as_ref(), |_| ())
+    /// [`PepperFileError`]; the file is then unchanged or prepared, never partly written.
+    pub fn prepare(&mut self) -> Answer<()> {
+        self.change(|_| ())
     }
 
-    /// Makes the prepared pepper, or else a new one, the current one; the one before stays live. The
-    /// file is replaced as a whole, and rotations wait for each other.
+    /// Makes the prepared pepper, or else a new one, the current one; the one before stays live.
+    /// Replaces the file as a whole. Concurrent rotations wait for each other.
     ///
-    /// A process goes on with the peppers that it read: see [Rotation](Self#rotation). Where nothing
-    /// was [prepared](Self::prepare), restart all of a service's processes together.
+    /// A process keeps the peppers that it read: see [Rotation](Self#rotation). After a rotation that was
+    /// not [prepared](Self::prepare), restart all processes of the service together.
     ///
     /// # Errors
     ///
-    /// [`PepperFileError`]; the file is as it was then, or rotated, and never in between.
-    pub fn rotate(path: impl AsRef<Path>) -> Answer<PepperRing> {
-        Self::change(path.as_ref(), Peppers::rotate)
+    /// [`PepperFileError`]; the file is then unchanged or rotated, never partly written.
+    pub fn rotate(&mut self) -> Answer<()> {
+        self.change(Document::rotate)
     }
 
-    /// Changes peppers that have a next one.
-    fn change(path: &Path, change: impl FnOnce(&mut Peppers)) -> Answer<PepperRing> {
+    /// Reads the file again, adds a next pepper if it has none, and applies `change`.
+    fn change(&mut self, change: impl FnOnce(&mut Document)) -> Answer<()> {
+        let path = self.path.as_path();
         let mut locked = lock(path)?;
-        let mut peppers = peppers(&mut locked, path)?;
-        peppers.ring().map_err(|fault| at_fault(fault, path))?;
-        if !peppers.has_next() {
+        let (mut document, _) = read(&mut locked, path)?;
+        if !document.has_next() {
             let (id, key) = draw()?;
-            peppers.add_next(id, key);
+            document.add_next(id, key);
         }
-        change(&mut peppers);
-        let ring = peppers.ring().map_err(|fault| at_fault(fault, path))?;
-        let written = Draft::write(path, &peppers)?;
+        change(&mut document);
+        let ring = document.ring().map_err(malformed(path))?;
+        let written = Draft::write(path, &document)?;
         fs::rename(&written.path, path).map_err(failed("replacing pepper file", path))?;
         sync_folder(path)?;
-        Ok(ring)
+        self.ring = ring;
+        Ok(())
     }
 }
 
-/// A new pepper under an id of its own.
-fn draw() -> Answer<(PepperId, Zeroizing<Vec<u8>>)> {
+/// Draws a pepper.
+fn draw() -> Answer<(PepperId, Key)> {
     let mut mark = [0; 8];
     SystemEntropy.fill(&mut mark)?;
-    let id =
-        PepperId::new(format!("p{:016x}", u64::from_be_bytes(mark))).map_err(|_| EntropyError)?;
-    let mut key = Zeroizing::new(vec![0; Pepper::MIN_LEN]);
-    SystemEntropy.fill(&mut key)?;
+    let id = format!("p{:016x}", u64::from_be_bytes(mark));
+    let id = PepperId::new(id).expect("p and 16 hexadecimal digits are an id");
+    let mut key = Key::default();
+    SystemEntropy.fill(&mut **key.0)?;
     Ok((id, key))
 }
 
-/// Opens a file that only its owner may use. What is checked is what was opened, so that nothing can
-/// take its place in between.
+/// Opens a file that only its owner may use. Checks the open file and not the path, so that no other file
+/// can take its place between the check and the read.
 fn open(path: &Path) -> Answer<File> {
     let not_a_file = |what| PepperFileError::NotAFile {
         path: path.into(),
         what,
     };
-    // Without NONBLOCK a pipe of this name would have to be written to first.
+    // Without NONBLOCK, opening a pipe of this name waits for a writer.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = OpenOptions::new()
         .read(true)
@@ -293,7 +293,7 @@ fn open(path: &Path) -> Answer<File> {
     Ok(file)
 }
 
-/// Opens the file for a rotation that no other runs beside.
+/// Opens the file and locks it, so that one process at a time changes it.
 fn lock(path: &Path) -> Answer<File> {
     let failed = || failed("locking pepper file", path);
     loop {
@@ -305,15 +305,15 @@ fn lock(path: &Path) -> Answer<File> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             found => found.map_err(failed())?,
         };
-        // The rotation that had the lock before put another file in this one's place.
+        // Unequal if the holder of the lock before replaced the file while this call waited.
         if (own.dev(), own.ino()) == (now.dev(), now.ino()) {
             return Ok(file);
         }
     }
 }
 
-fn peppers(file: &mut File, path: &Path) -> Answer<Peppers> {
-    // Of one size from the start: growing would leave copies behind.
+fn read(file: &mut File, path: &Path) -> Answer<(Document, PepperRing)> {
+    // Allocated at its full size: growing would leave copies behind.
     let mut bytes = Zeroizing::new(vec![0; MAX_LEN + 1]);
     let mut len = 0;
     loop {
@@ -325,22 +325,17 @@ fn peppers(file: &mut File, path: &Path) -> Answer<Peppers> {
         }
     }
     if len > MAX_LEN {
-        return Err(at_fault(Fault::Foreign, path));
+        return Err(malformed(path)(TOO_LONG.to_owned()));
     }
-    Peppers::parse(&bytes[..len]).map_err(|fault| at_fault(fault, path))
+    let document = Document::parse(&bytes[..len]).map_err(malformed(path))?;
+    let ring = document.ring().map_err(malformed(path))?;
+    Ok((document, ring))
 }
 
-fn at_fault(fault: Fault, path: &Path) -> PepperFileError {
-    let path = path.into();
-    match fault {
-        Fault::Empty => PepperFileError::Empty { path },
-        Fault::Foreign => PepperFileError::Foreign { path },
-        Fault::Version => PepperFileError::Version { path },
-        Fault::Line { line, expected } => PepperFileError::Line {
-            path,
-            line,
-            expected,
-        },
+fn malformed(path: &Path) -> impl FnOnce(String) -> PepperFileError {
+    move |problem| PepperFileError::Malformed {
+        path: path.into(),
+        problem,
     }
 }
 
@@ -352,16 +347,16 @@ fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PepperF
     }
 }
 
-/// A complete file beside the one to be, under a name that nobody reads. Removed when dropped, and
-/// if the process was killed before that, by the next to write or create the file.
+/// A complete file next to the pepper file, under a name that no process reads. Removed on drop. If the
+/// process is killed before that, the next process that writes the pepper file removes it.
 struct Draft {
     path: PathBuf,
-    /// Locked, which says that the draft is somebody's.
+    /// Locked for as long as the draft is in use.
     file: File,
 }
 
 impl Draft {
-    fn write(beside: &Path, peppers: &Peppers) -> Answer<Self> {
+    fn write(beside: &Path, document: &Document) -> Answer<Self> {
         let Some(name) = beside.file_name() else {
             let what = "a folder";
             return Err(PepperFileError::NotAFile {
@@ -369,6 +364,7 @@ impl Draft {
                 what,
             });
         };
+        let text = document.text().map_err(malformed(beside))?;
         clear_drafts(beside);
         let failed = || failed("writing pepper file", beside);
         loop {
@@ -386,13 +382,12 @@ impl Draft {
                 .map_err(failed())?;
             let taken = matches!(file.try_lock(), Err(TryLockError::WouldBlock));
             if taken || !path.exists() {
-                // Cleared away before it was locked.
+                // Another process removed the draft before it was locked.
                 continue;
             }
             let mut draft = Self { path, file };
             let file = &mut draft.file;
-            file.write_all(peppers.text().as_bytes())
-                .map_err(failed())?;
+            file.write_all(&text).map_err(failed())?;
             file.sync_all().map_err(failed())?;
             return Ok(draft);
         }
@@ -406,8 +401,8 @@ fn draft_prefix(name: &OsStr) -> OsString {
     prefix
 }
 
-/// Removes drafts of `path` whose processes were killed: they hold peppers. Whatever stands in the way
-/// is left for the next to try.
+/// Removes drafts of `path` whose processes were killed, because they hold peppers. Ignores failures: the
+/// next call tries again.
 fn clear_drafts(path: &Path) {
     let Some(name) = path.file_name() else { return };
     let prefix = draft_prefix(name);
@@ -422,7 +417,7 @@ fn clear_drafts(path: &Path) {
         if !named {
             continue;
         }
-        // Locked for as long as its process lives.
+        // A live process keeps its draft locked.
         if let Ok(file) = open(&entry.path())
             && file.try_lock().is_ok()
         {
@@ -433,12 +428,12 @@ fn clear_drafts(path: &Path) {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        // After a rename there is nothing left, which is as it should be.
+        // Fails after a rename, which left nothing to remove.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Makes a new name last through a loss of power.
+/// Makes a new name durable: fsyncs its folder.
 fn sync_folder(path: &Path) -> Answer<()> {
     let synced = File::open(folder_of(path)).and_then(|folder| folder.sync_all());
     synced.map_err(failed("making durable pepper file", path))

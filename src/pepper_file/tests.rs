@@ -5,6 +5,7 @@ use std::thread;
 use tempfile::TempDir;
 
 use super::*;
+use crate::core::pepper::Pepper;
 
 struct Folder(TempDir);
 
@@ -45,8 +46,32 @@ fn same(a: &Pepper, b: &Pepper) -> bool {
     a.id() == b.id() && a.digest(b"x") == b.digest(b"x")
 }
 
-/// Everything an error tells, its causes included.
-fn told(error: &PepperFileError) -> String {
+fn read(path: impl AsRef<Path>) -> Answer<PepperRing> {
+    Ok(PepperFile::open(path)?.ring())
+}
+
+fn create(path: impl AsRef<Path>) -> Answer<PepperRing> {
+    Ok(PepperFile::create(path)?.ring())
+}
+
+fn open_or_create(path: impl AsRef<Path>) -> Answer<PepperRing> {
+    Ok(PepperFile::open_or_create(path)?.ring())
+}
+
+fn prepare(path: impl AsRef<Path>) -> Answer<PepperRing> {
+    let mut file = PepperFile::open(path)?;
+    file.prepare()?;
+    Ok(file.ring())
+}
+
+fn rotate(path: impl AsRef<Path>) -> Answer<PepperRing> {
+    let mut file = PepperFile::open(path)?;
+    file.rotate()?;
+    Ok(file.ring())
+}
+
+/// All text of an error, its source included.
+fn text_of(error: &PepperFileError) -> String {
     let cause = std::error::Error::source(error).map(ToString::to_string);
     format!("{error} {error:?} {cause:?}")
 }
@@ -54,21 +79,21 @@ fn told(error: &PepperFileError) -> String {
 #[test]
 fn a_new_file_is_its_owners_alone_and_read_again() {
     let folder = Folder::new();
-    let created = PepperFile::create(folder.pepper()).unwrap();
+    let created = create(folder.pepper()).unwrap();
     let mode = fs::metadata(folder.pepper()).unwrap().mode();
     assert_eq!(mode & 0o7777, 0o600);
     assert_eq!(folder.names(), ["pepper"], "nothing else is left behind");
-    let read = PepperFile::read(folder.pepper()).unwrap();
+    let read = read(folder.pepper()).unwrap();
     assert!(same(created.current(), read.current()));
-    let opened = PepperFile::open_or_create(folder.pepper()).unwrap();
+    let opened = open_or_create(folder.pepper()).unwrap();
     assert!(same(created.current(), opened.current()));
 }
 
 #[test]
 fn peppers_do_not_repeat() {
     let (one, other) = (Folder::new(), Folder::new());
-    let one = PepperFile::create(one.pepper()).unwrap();
-    let other = PepperFile::create(other.pepper()).unwrap();
+    let one = create(one.pepper()).unwrap();
+    let other = create(other.pepper()).unwrap();
     assert_ne!(one.current().id(), other.current().id());
     assert_ne!(one.current().digest(b"x"), other.current().digest(b"x"));
 }
@@ -76,41 +101,38 @@ fn peppers_do_not_repeat() {
 #[test]
 fn a_file_that_exists_is_left_as_it_is() {
     let folder = Folder::with("something else");
-    let error = PepperFile::create(folder.pepper()).unwrap_err();
+    let error = create(folder.pepper()).unwrap_err();
     assert!(matches!(error, PepperFileError::Exists { .. }), "{error:?}");
-    assert!(PepperFile::open_or_create(folder.pepper()).is_err());
-    assert!(PepperFile::rotate(folder.pepper()).is_err());
+    assert!(open_or_create(folder.pepper()).is_err());
+    assert!(rotate(folder.pepper()).is_err());
     assert_eq!(folder.text(), "something else");
     assert_eq!(folder.names(), ["pepper"]);
 }
 
 #[test]
-fn a_file_that_is_missing_is_named() {
+fn a_missing_file_is_named() {
     let folder = Folder::new();
-    for result in [
-        PepperFile::read(folder.pepper()),
-        PepperFile::rotate(folder.pepper()),
-    ] {
+    for result in [read(folder.pepper()), rotate(folder.pepper())] {
         let error = result.unwrap_err();
         assert!(matches!(&error, PepperFileError::Missing { path } if *path == folder.pepper()));
     }
     assert!(folder.names().is_empty());
     let nowhere = folder.0.path().join("none").join("pepper");
-    let error = PepperFile::open_or_create(nowhere).unwrap_err();
+    let error = open_or_create(nowhere).unwrap_err();
     assert!(matches!(error, PepperFileError::Io { .. }), "{error:?}");
 }
 
 #[test]
 fn a_file_open_to_others_is_refused_with_the_command_that_helps() {
     let folder = Folder::new();
-    PepperFile::create(folder.pepper()).unwrap();
+    create(folder.pepper()).unwrap();
     let text = folder.text();
     for mode in [0o640, 0o620, 0o604, 0o602, 0o610, 0o601, 0o666] {
         folder.chmod(mode);
         for result in [
-            PepperFile::read(folder.pepper()),
-            PepperFile::open_or_create(folder.pepper()),
-            PepperFile::rotate(folder.pepper()),
+            read(folder.pepper()),
+            open_or_create(folder.pepper()),
+            rotate(folder.pepper()),
         ] {
             let error = result.unwrap_err();
             let helps = format!("chmod 600 {}", folder.pepper().display());
@@ -121,19 +143,15 @@ fn a_file_open_to_others_is_refused_with_the_command_that_helps() {
     assert_eq!(folder.text(), text);
     for mode in [0o600, 0o400] {
         folder.chmod(mode);
-        PepperFile::read(folder.pepper()).unwrap();
+        read(folder.pepper()).unwrap();
     }
 }
 
 #[test]
-fn what_is_no_file_is_named() {
+fn a_path_to_something_else_is_refused_by_name() {
     let folder = Folder::new();
     let not_a_file = |path: &Path, words: &str| {
-        for result in [
-            PepperFile::read(path),
-            PepperFile::open_or_create(path),
-            PepperFile::rotate(path),
-        ] {
+        for result in [read(path), open_or_create(path), rotate(path)] {
             match result {
                 Err(PepperFileError::NotAFile { what, .. }) => assert_eq!(what, words),
                 other => panic!("{other:?}"),
@@ -141,14 +159,14 @@ fn what_is_no_file_is_named() {
         }
     };
     not_a_file(folder.0.path(), "a folder");
-    PepperFile::create(folder.pepper()).unwrap();
+    create(folder.pepper()).unwrap();
     let link = folder.0.path().join("link");
     symlink(folder.pepper(), &link).unwrap();
     not_a_file(&link, "a symbolic link");
     let dangling = folder.0.path().join("dangling");
     symlink(folder.0.path().join("none"), &dangling).unwrap();
     not_a_file(&dangling, "a symbolic link");
-    let error = PepperFile::create(&dangling).unwrap_err();
+    let error = create(&dangling).unwrap_err();
     assert!(matches!(error, PepperFileError::Exists { .. }));
     assert!(!folder.0.path().join("none").exists());
     let pipe = folder.0.path().join("pipe");
@@ -158,53 +176,61 @@ fn what_is_no_file_is_named() {
 }
 
 #[test]
-fn no_error_tells_what_is_in_the_file() {
+fn no_error_holds_content_of_the_file() {
     let secret = "c0ffee".repeat(11);
-    let header = "keyward-pepper v1\n";
-    type Fits = fn(&PepperFileError) -> bool;
-    let cases: [(String, Fits); 5] = [
-        (String::new(), |e| {
-            matches!(e, PepperFileError::Empty { .. })
-        }),
-        (secret.clone(), |e| {
-            matches!(e, PepperFileError::Foreign { .. })
-        }),
-        (format!("keyward-pepper {secret}\n"), |e| {
-            matches!(e, PepperFileError::Version { .. })
-        }),
-        (format!("{header}{secret} {secret} {secret}\n"), |e| {
-            matches!(e, PepperFileError::Line { line: 2, .. })
-        }),
-        (format!("{header}current {secret}\n"), |e| {
-            matches!(e, PepperFileError::Line { line: 2, .. })
-        }),
-    ];
-    for (text, fits) in cases {
+    let pepper =
+        |pepper: String| format!("{{\"keyward_pepper_file\": 1,\n\"peppers\": [\n{pepper}\n]}}\n");
+    let entry = |state: &str, id: &str, key: &str| {
+        pepper(format!(
+            "{{\"state\": \"{state}\", \"id\": \"{id}\", \"key\": \"{key}\"}}"
+        ))
+    };
+    for text in [
+        secret.clone(),
+        format!("\"{secret}\""),
+        format!("{{\"keyward_pepper_file\": \"{secret}\"}}"),
+        pepper(format!("\"{secret}\"")),
+        pepper(format!("{{\"{secret}\": \"{secret}\"}}")),
+        pepper(format!("{{\"id\": [\"{secret}\"]}}")),
+        pepper(format!("{{\"key\": \"\\u0063{secret}")),
+        entry(&secret, "p", &secret),
+        entry("c0ffee", "p", &secret),
+        entry("current", &secret, &secret),
+        entry("current", "c0ffee", &secret),
+        entry("current", "c0ffee", &secret[..64]).replacen('1', "2", 1),
+        entry("live", "c0ffee", &secret[..64]),
+    ] {
         let folder = Folder::with(&text);
-        let error = PepperFile::read(folder.pepper()).unwrap_err();
-        assert!(fits(&error), "{error:?}");
-        assert!(!told(&error).contains("c0ffee"), "{error:?}");
+        let error = read(folder.pepper()).unwrap_err();
+        assert!(
+            matches!(error, PepperFileError::Malformed { .. }),
+            "{error:?}"
+        );
+        assert!(!text_of(&error).contains("c0ffee"), "{error:?}");
     }
 }
 
 #[test]
 fn a_file_too_long_to_be_one_is_refused() {
-    let key = "ab".repeat(32);
-    let line = |at| format!("live p{at} {key}\n");
-    let many: String = (0..MAX_LEN / 70).map(line).collect();
-    let folder = Folder::with(&format!("keyward-pepper v1\ncurrent c {key}\n{many}"));
-    let error = PepperFile::read(folder.pepper()).unwrap_err();
-    assert!(matches!(error, PepperFileError::Foreign { .. }));
+    let folder = Folder::new();
+    create(folder.pepper()).unwrap();
+    let padded = format!("{}{}", folder.text(), " ".repeat(MAX_LEN));
+    let folder = Folder::with(&padded);
+    let error = read(folder.pepper()).unwrap_err();
+    assert!(
+        matches!(error, PepperFileError::Malformed { .. }),
+        "{error:?}"
+    );
 }
 
 #[test]
 fn a_rotation_adds_a_pepper_and_loses_none() {
     let folder = Folder::new();
-    let first = PepperFile::create(folder.pepper()).unwrap();
+    let first = create(folder.pepper()).unwrap();
     let before = fs::metadata(folder.pepper()).unwrap().ino();
-    let second = PepperFile::rotate(folder.pepper()).unwrap();
+    let second = rotate(folder.pepper()).unwrap();
     assert_ne!(first.current().id(), second.current().id());
-    let read = PepperFile::read(folder.pepper()).unwrap();
+    let read = read(folder.pepper()).unwrap();
     assert!(same(read.current(), second.current()));
     let old = read.live(first.current().id()).unwrap();
     assert!(same(old, first.current()));
@@ -217,14 +243,14 @@ fn a_rotation_adds_a_pepper_and_loses_none() {
 #[test]
 fn a_prepared_pepper_verifies_and_becomes_the_current_one() {
     let folder = Folder::new();
-    let first = PepperFile::create(folder.pepper()).unwrap();
-    let prepared = PepperFile::prepare(folder.pepper()).unwrap();
+    let first = create(folder.pepper()).unwrap();
+    let prepared = prepare(folder.pepper()).unwrap();
     assert!(same(prepared.current(), first.current()));
     let text = folder.text();
-    let again = PepperFile::prepare(folder.pepper()).unwrap();
+    let again = prepare(folder.pepper()).unwrap();
     assert_eq!(folder.text(), text, "preparing again changes nothing");
     assert!(same(again.current(), first.current()));
-    let rotated = PepperFile::rotate(folder.pepper()).unwrap();
+    let rotated = rotate(folder.pepper()).unwrap();
     assert!(!same(rotated.current(), first.current()));
     let known = prepared.live(rotated.current().id()).unwrap();
     assert!(same(known, rotated.current()), "as it was prepared");
@@ -232,15 +258,12 @@ fn a_prepared_pepper_verifies_and_becomes_the_current_one() {
         rotated.live(first.current().id()).unwrap(),
         first.current()
     ));
-    let next = PepperFile::rotate(folder.pepper()).unwrap();
+    let next = rotate(folder.pepper()).unwrap();
     assert!(prepared.live(next.current().id()).is_none(), "a new one");
-    let words: Vec<_> = folder
-        .text()
-        .lines()
-        .skip(1)
-        .map(|line| line[..4].to_owned())
-        .collect();
-    assert_eq!(words, ["curr", "live", "live"]);
+    let document: serde_json::Value = serde_json::from_str(&folder.text()).unwrap();
+    let peppers = document["peppers"].as_array().unwrap().iter();
+    let states: Vec<_> = peppers.map(|pepper| &pepper["state"]).collect();
+    assert_eq!(states, ["current", "live", "live"]);
 }
 
 #[test]
@@ -253,13 +276,7 @@ fn drafts_of_killed_processes_are_cleared_away_and_no_others() {
         options.open(path).unwrap()
     };
     let left = ".pepper.00112233445566aa";
-    type Write = fn(PathBuf) -> Answer<PepperRing>;
-    let writes: [Write; 4] = [
-        |path| PepperFile::create(path),
-        |path| PepperFile::open_or_create(path),
-        |path| PepperFile::prepare(path),
-        |path| PepperFile::rotate(path),
-    ];
+    let writes: [fn(PathBuf) -> Answer<PepperRing>; 4] = [create, open_or_create, prepare, rotate];
     let under_way = draft(".pepper.0000000000000001");
     under_way.lock().unwrap();
     let others = [
@@ -276,24 +293,24 @@ fn drafts_of_killed_processes_are_cleared_away_and_no_others() {
         assert_eq!(names.len(), 1 + 1 + others.len(), "{names:?}");
     }
     drop(under_way);
-    PepperFile::rotate(folder.pepper()).unwrap();
+    rotate(folder.pepper()).unwrap();
     assert_eq!(folder.names().len(), 1 + others.len());
 }
 
 #[test]
-fn rotations_at_once_lose_no_pepper() {
+fn concurrent_rotations_lose_no_pepper() {
     let folder = Folder::new();
-    PepperFile::create(folder.pepper()).unwrap();
+    create(folder.pepper()).unwrap();
     let together = Barrier::new(8);
     let rings: Vec<_> = thread::scope(|scope| {
         let rotate = || {
             together.wait();
-            PepperFile::rotate(folder.pepper()).unwrap()
+            rotate(folder.pepper()).unwrap()
         };
         let running: Vec<_> = (0..8).map(|_| scope.spawn(rotate)).collect();
         running.into_iter().map(|one| one.join().unwrap()).collect()
     });
-    let read = PepperFile::read(folder.pepper()).unwrap();
+    let read = read(folder.pepper()).unwrap();
     for ring in rings {
         let kept = read.live(ring.current().id()).unwrap();
         assert!(same(kept, ring.current()));
@@ -302,7 +319,7 @@ fn rotations_at_once_lose_no_pepper() {
 }
 
 #[test]
-fn of_many_that_create_at_once_one_wins_and_all_have_its_pepper() {
+fn of_many_that_create_concurrently_one_wins_and_all_have_its_pepper() {
     for _ in 0..8 {
         let folder = Folder::new();
         let together = Barrier::new(8);
@@ -312,12 +329,12 @@ fn of_many_that_create_at_once_one_wins_and_all_have_its_pepper() {
                 scope.spawn(move || {
                     together.wait();
                     if at.is_multiple_of(2) {
-                        return (false, PepperFile::open_or_create(folder.pepper()).unwrap());
+                        return (false, open_or_create(folder.pepper()).unwrap());
                     }
-                    match PepperFile::create(folder.pepper()) {
+                    match create(folder.pepper()) {
                         Ok(ring) => (true, ring),
                         Err(PepperFileError::Exists { .. }) => {
-                            (false, PepperFile::read(folder.pepper()).unwrap())
+                            (false, read(folder.pepper()).unwrap())
                         }
                         Err(other) => panic!("{other:?}"),
                     }

@@ -84,12 +84,12 @@ fn processes_that_adopt_a_pepper_rotation_one_by_one_refuse_no_key() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("pepper");
     // A process adopts the file by restarting over the same store.
-    let start = |peppers| {
-        let builder = Keyward::builder(world.store.clone(), peppers);
+    let start = |file: &PepperFile| {
+        let builder = Keyward::builder(world.store.clone(), file.ring());
         wait(builder.clock(world.clock.clone()).build()).unwrap()
     };
-    let first = PepperFile::create(&file).unwrap();
-    let (late, mut one) = (start(first.clone()), start(first));
+    let mut peppers = PepperFile::create(&file).unwrap();
+    let (late, mut one) = (start(&peppers), start(&peppers));
     let created = |node: &Keyward| wait(node.create(&admin(), reader("key"))).unwrap();
     let mut keys = vec![created(&one)];
     let all_verify = |node: &Keyward, keys: &[Created]| {
@@ -98,14 +98,16 @@ fn processes_that_adopt_a_pepper_rotation_one_by_one_refuse_no_key() {
             node.verify(key.secret.expose(), &reading()).unwrap();
         }
     };
-    let mut other = start(PepperFile::prepare(&file).unwrap());
+    peppers.prepare().unwrap();
+    let mut other = start(&peppers);
     keys.push(created(&other));
     all_verify(&one, &keys);
-    one = start(PepperFile::read(&file).unwrap());
+    one = start(&PepperFile::open(&file).unwrap());
 
     other = {
         all_verify(&other, &keys);
-        start(PepperFile::rotate(&file).unwrap())
+        peppers.rotate().unwrap();
+        start(&peppers)
     };
     keys.push(created(&other));
     // Keys that it verifies move to the new pepper.
@@ -117,7 +119,7 @@ fn processes_that_adopt_a_pepper_rotation_one_by_one_refuse_no_key() {
     wait(late.sync()).unwrap();
     let refused = late.verify(keys[2].secret.expose(), &reading());
     assert!(matches!(refused, Err(Rejection::UnknownPepper { .. })));
-    let late = start(PepperFile::read(&file).unwrap());
+    let late = start(&PepperFile::open(&file).unwrap());
     all_verify(&late, &keys);
 }
 

@@ -101,7 +101,9 @@ impl Shop {
     fn verifies(&self, token: &str) -> bool {
         pollster::block_on(async {
             let store = SqliteStore::open(self.path("keys.db")).await.unwrap();
-            let peppers = PepperFile::read(self.path("keys.db.pepper")).unwrap();
+            let peppers = PepperFile::open(self.path("keys.db.pepper"))
+                .unwrap()
+                .ring();
             let keys = Keyward::builder(store, peppers).build().await.unwrap();
             keys.verify(token, &Need::any()).is_ok()
         })
@@ -803,7 +805,9 @@ fn the_effects_of_a_clock_that_was_ahead_are_listed_and_repaired() {
     let later = SystemClock.now().saturating_add(keyward::days(3650));
     pollster::block_on(async {
         let store = SqliteStore::open(shop.path("keys.db")).await.unwrap();
-        let peppers = PepperFile::read(shop.path("keys.db.pepper")).unwrap();
+        let peppers = PepperFile::open(shop.path("keys.db.pepper"))
+            .unwrap()
+            .ring();
         let keys = Keyward::builder(store, peppers).clock(ManualClock::at(later));
         let keys = keys.build().await.unwrap();
         let host = Actor::application("acme".try_into().unwrap());
@@ -856,7 +860,9 @@ fn revoking_a_compromised_key_lists_what_it_made() {
     let (id, secret) = shop.key("acme", "stolen", &whole);
     let made = pollster::block_on(async {
         let store = SqliteStore::open(shop.path("keys.db")).await.unwrap();
-        let peppers = PepperFile::read(shop.path("keys.db.pepper")).unwrap();
+        let peppers = PepperFile::open(shop.path("keys.db.pepper"))
+            .unwrap()
+            .ring();
         let keys = Keyward::builder(store, peppers).build().await.unwrap();
         let thief = keys.verify(&secret, &Need::any()).unwrap().actor();
         let key = NewKey::new("child").environment("live").scope("*:*");

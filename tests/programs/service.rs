@@ -207,7 +207,7 @@ fn a_test_key_makes_only_test_keys_and_rotates_no_live_key() {
     let data = folder.path().join("data");
     let key = pollster::block_on(async {
         let store = SqliteStore::open(data.join("keys.db")).await.unwrap();
-        let peppers = PepperFile::read(data.join("pepper")).unwrap();
+        let peppers = PepperFile::open(data.join("pepper")).unwrap().ring();
         let keys = Keyward::builder(store, peppers).build().await.unwrap();
         let acme = TenantId::new("acme").unwrap();
         let alice = Actor::new(acme, "alice".try_into().unwrap(), Role::ADMIN);

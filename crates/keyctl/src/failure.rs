@@ -178,7 +178,7 @@ impl From<PepperFileError> for Failure {
         let kind = match &error {
             PepperFileError::Missing { .. } => Kind::NotFound,
             PepperFileError::Io { .. } | PepperFileError::Entropy(_) => Kind::Unavailable,
-            PepperFileError::Empty { .. } | PepperFileError::Line { .. } => Kind::Corrupt,
+            PepperFileError::Malformed { .. } => Kind::Corrupt,
             _ => Kind::Refused,
         };
         Self::of(kind, &error)

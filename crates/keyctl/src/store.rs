@@ -272,17 +272,17 @@ pub(crate) async fn set_up(common: &Common) -> Answer<(Store, PepperRing)> {
         Place::File(_) => {
             // Creates the pepper first: if the command is interrupted afterwards, the same command completes
             // the set-up.
-            let peppers = PepperFile::open_or_create(pepper)?;
+            let peppers = PepperFile::open_or_create(pepper)?.ring();
             Ok((open(common, Expected::New).await?, peppers))
         }
         Place::Database(_) | Place::Unset => {
             // The tables may exist already; keys may not.
             let store = open(common, Expected::New).await?;
-            Ok((store, PepperFile::open_or_create(pepper)?))
+            Ok((store, PepperFile::open_or_create(pepper)?.ring()))
         }
     }
 }
 
 pub(crate) fn peppers(common: &Common) -> Answer<PepperRing> {
-    Ok(PepperFile::read(pepper_path(common)?)?)
+    Ok(PepperFile::open(pepper_path(common)?)?.ring())
 }

@@ -1,4 +1,4 @@
-//! Which policy rules which tenant.
+//! The policies of all tenants.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,18 +7,17 @@ use std::time::Duration;
 use super::{Policy, TenantReach};
 use crate::core::tenant::TenantId;
 
-/// The policies of all tenants: one for everybody, and others for tenants (and all below them) on
-/// another plan.
+/// The policies of all tenants: a default, and policies of single tenants and their descendants.
 #[derive(Clone, Debug)]
 pub struct Policies {
     default: Arc<Policy>,
     tenants: BTreeMap<TenantId, Arc<Policy>>,
-    /// The shortest bound of them all that is not zero.
+    /// The shortest staleness bound of all policies, except zero.
     shortest_bound: Option<Duration>,
 }
 
 impl Policies {
-    /// One policy for everybody.
+    /// Creates policies with one default for every tenant.
     #[must_use]
     pub fn new(default: Policy) -> Self {
         Self {
@@ -28,25 +27,25 @@ impl Policies {
         }
     }
 
-    /// Another policy for `tenant` and all below it.
+    /// Sets another policy for `tenant` and its descendants.
     #[must_use]
     pub fn with_tenant(mut self, tenant: TenantId, policy: Policy) -> Self {
-        // Kept where a policy takes the place of one with a shorter bound: to confirm more often than
-        // need be does no harm.
+        // Not raised if the policy replaces one with a shorter bound: confirming more often than necessary is
+        // harmless.
         self.shortest_bound = self.shortest_bound.into_iter().chain(policy.bounds()).min();
         self.tenants.insert(tenant, Arc::new(policy));
         self
     }
 
-    /// The shortest staleness bound of any class that is not zero, if there is one: whoever confirms
-    /// more often than that is fresh for all of them.
+    /// Returns the shortest staleness bound of any class, except zero; `None` if all are zero. A node that
+    /// confirms more often is fresh for every class.
     #[must_use]
     pub const fn shortest_bound(&self) -> Option<Duration> {
         self.shortest_bound
     }
 
-    /// The policies beside the tenant's own under which a role that is set in it counts: those of the
-    /// tenants below that have one, and those of the tenants above whose keys reach down.
+    /// Returns the other policies under which a role of `tenant` matters: the policies of its descendants,
+    /// and those of ancestors whose keys reach descendants.
     pub(crate) fn elsewhere(&self, tenant: &TenantId) -> Vec<Arc<Policy>> {
         let below = self.tenants.iter();
         let below = below.filter(|(other, _)| *other != tenant && tenant.contains(other));
@@ -65,19 +64,20 @@ impl Policies {
         below.chain(above).cloned().collect()
     }
 
-    /// Whether one policy rules all.
+    /// Returns whether all tenants have the default policy.
     pub(crate) fn is_one(&self) -> bool {
         self.tenants.is_empty()
     }
 
-    /// The longest for which any key may be accepted without a confirmation.
+    /// Returns the longest time for which any key may be accepted without a confirmation.
     pub(crate) fn longest_bound(&self) -> Duration {
         let all = self.tenants.values().chain([&self.default]);
         let bounds = all.map(|policy| policy.longest_bound().max(policy.spec().propagation.bound));
         bounds.max().unwrap_or_default()
     }
 
-    /// The longest for which any key of `tenant` or of a tenant below it may be.
+    /// Returns the longest time for which any key of `tenant` or of a descendant may be accepted without a
+    /// confirmation.
     pub(crate) fn longest_bound_at(&self, tenant: &TenantId) -> Duration {
         let below = self
             .tenants
@@ -89,13 +89,13 @@ impl Policies {
             .unwrap_or_default()
     }
 
-    /// The policy of `tenant`: its own, or that of the nearest tenant above it which has one.
+    /// Returns the policy of `tenant`: its own, or else that of the nearest ancestor that has one.
     #[must_use]
     pub fn of(&self, tenant: &TenantId) -> &Arc<Policy> {
         self.of_whose(|| tenant)
     }
 
-    /// The same, for a tenant that is only asked for if it matters.
+    /// Returns the policy of a tenant, and computes the tenant only if policies differ.
     pub(crate) fn of_whose<'a>(&self, tenant: impl FnOnce() -> &'a TenantId) -> &Arc<Policy> {
         if self.tenants.is_empty() {
             return &self.default;
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn with_one_policy_everybody_has_it() {
+    fn a_single_policy_is_the_policy_of_every_tenant() {
         let policies = Policies::from(Policy::default());
         assert_eq!(
             policies.of(&tenant("acme/web")).spec().name.as_str(),

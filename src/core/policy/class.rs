@@ -1,4 +1,4 @@
-//! A kind of key: what its keys look like, how long they live, and who may do what to them.
+//! Classes of keys: their prefixes, their lifetimes, and the access to them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,58 +12,59 @@ use crate::core::text::{ClassName, Entitlement, Environment, Role, Stage};
 use crate::core::time;
 use crate::core::token::TokenPrefix;
 
-/// A kind of key.
+/// A class of keys.
 ///
 /// Start from [`KeyClass::secret`] or [`KeyClass::publishable`] and change fields.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct KeyClass {
-    /// Whether its keys authenticate or identify.
+    /// The visibility of its keys: secret keys authenticate, publishable keys identify.
     pub visibility: Visibility,
-    /// What tokens begin with, by environment. A key whose creator names no environment is made for
-    /// the only one, or else for `live`.
+    /// The prefixes of tokens, by environment. A key without a named environment is created for the only
+    /// one, or else for `live`.
+    #[serde(deserialize_with = "super::unique::deserialize")]
     pub prefixes: BTreeMap<Environment, TokenPrefix>,
     /// A label for a class that is not final yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<Stage>,
-    /// How long its keys live.
+    /// The lifetime of its keys.
     #[serde(default)]
     pub lifetime: Lifetime,
-    /// Whether and how its keys are rotated.
+    /// The rotation of its keys.
     #[serde(default)]
     pub rotation: Rotation,
-    /// Whether a key of this class may rotate itself.
+    /// The rotation of a key by itself.
     #[serde(default)]
     pub self_rotation: SelfRotation,
-    /// Whether and how its keys are revoked.
+    /// The revocation of its keys.
     #[serde(default)]
     pub revocation: Revocation,
-    /// Whether and how its keys are deleted.
+    /// The deletion of its keys.
     #[serde(default)]
     pub deletion: Deletion,
-    /// Who may create its keys.
+    /// The access to create its keys.
     pub create: Access,
     /// The access to look at its keys: list them and see their details.
     pub look: Access,
-    /// Who may update, disable and enable its keys.
+    /// The access to update, disable and enable its keys.
     pub update: Access,
-    /// Who may rotate its keys.
+    /// The access to rotate its keys.
     pub rotate: Access,
-    /// Who may revoke and delete its keys.
+    /// The access to revoke and delete its keys.
     pub revoke: Access,
-    /// The most that a key of this class can reach, whatever its scopes say.
+    /// The most that a key of this class can reach, whatever its own scopes.
     pub ceiling: ScopeSet,
-    /// The other classes whose keys a key of this class may issue, beside its own. None by default.
+    /// The other classes whose keys a key of this class may issue, besides its own. None by default.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub issues: BTreeSet<ClassName>,
-    /// Whether its keys reach the tenants below their own.
+    /// The tenants that its keys reach.
     #[serde(default)]
     pub tenant_reach: TenantReach,
     /// A plan or feature without which its keys cannot be created (rule A2-39).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entitlement: Option<Entitlement>,
-    /// How soon a revocation of its keys holds everywhere; the policy's own bound if none is named.
+    /// The time until a revocation of its keys holds everywhere. `None` for the bound of the policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub propagation: Option<Propagation>,
 }
@@ -76,9 +77,9 @@ impl KeyClass {
         self
     }
 
-    /// A class of secret keys for the environment `live`: self-service rotation with a grace of
-    /// 24 hours, revocation with records kept for ever, plain deletion, managed and looked at by
-    /// `roles` and by each key's owner.
+    /// Creates a class of secret keys for the environment `live`: self-service rotation with a grace of
+    /// 24 hours, revocation without a purge, and plain deletion. `roles` create its keys; `roles` and each
+    /// key's owner look at and manage them.
     #[must_use]
     pub fn secret(
         prefix: TokenPrefix,
@@ -109,7 +110,7 @@ impl KeyClass {
         }
     }
 
-    /// The environment of a key whose creator names none: the only one, or else `live`.
+    /// Returns the environment of a key whose creator names none: the only one, or else `live`.
     #[must_use]
     pub fn default_environment(&self) -> Option<(&Environment, &TokenPrefix)> {
         match self.prefixes.len() {
@@ -118,7 +119,8 @@ impl KeyClass {
         }
     }
 
-    /// The same with keys that identify, and may be shown again.
+    /// Creates a class like [`secret`](Self::secret) of publishable keys, which identify and may be shown
+    /// again.
     #[must_use]
     pub fn publishable(
         prefix: TokenPrefix,
@@ -132,11 +134,11 @@ impl KeyClass {
     }
 }
 
-/// How long keys live, counted from their creation.
+/// The lifetime of keys, counted from their creation.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lifetime {
-    /// The lifetime of a key whose creator names none; `None` for the longest one, or for no end.
+    /// The lifetime of a key whose creator names none; `None` for the maximum, or else for no end.
     #[serde(
         default,
         with = "time::seconds::option",
@@ -144,7 +146,7 @@ pub struct Lifetime {
         skip_serializing_if = "Option::is_none"
     )]
     pub default: Option<Duration>,
-    /// The longest lifetime; `None` for any, and for keys that never expire.
+    /// The longest lifetime; `None` allows any, and keys that never expire.
     #[serde(
         default,
         with = "time::seconds::option",
@@ -154,32 +156,32 @@ pub struct Lifetime {
     pub max: Option<Duration>,
 }
 
-/// Whether and how keys are rotated.
+/// The rotation of keys.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rotation {
-    /// They are not (rule A2-01).
+    /// Keys are not rotated (rule A2-01).
     None,
-    /// Only the host's support staff rotates them (rule A2-02).
+    /// Only the host's support staff rotates keys (rule A2-02). The grace is as in
+    /// [`SelfService`](Self::SelfService).
     SupportOnly(#[serde(with = "time::seconds")] Duration),
-    /// Those who have access rotate them. The grace is how long the old key keeps working if the
-    /// command names no other; zero retires it at once.
+    /// Actors with access rotate keys. The old key keeps working for this grace unless the command names
+    /// another; zero retires it immediately.
     SelfService(#[serde(with = "time::seconds")] Duration),
 }
 
 impl Rotation {
-    /// 24 hours: one daily deploy cycle. A judgement, not a standard.
+    /// The default grace: 24 hours, one daily deploy cycle. A judgement, not a standard.
     pub const DEFAULT_GRACE: Duration = time::hours(24);
-    /// 90 days: the longest grace that a command may ask for. A judgement: an old key that works
-    /// for longer was not rotated.
+    /// The longest grace that a command may ask for: 90 days. A judgement: an old key that works for longer
+    /// was not rotated.
     pub const MAX_GRACE: Duration = time::days(90);
 
-    /// For how long a key waits for its successor's first use, unless a policy or a command says
-    /// otherwise: 30 days. A judgement: a holder who has not used a new secret by then is not about to.
+    /// The default wait for the first use of a successor: 30 days. A judgement: a holder who has not used a
+    /// new secret by then will not use it.
     pub const DEFAULT_WAIT: Duration = time::days(30);
 
-    /// The longest for which a compromised key waits for its successor's first use: 24 hours, one daily
-    /// job.
+    /// The longest wait of a compromised key for the first use of its successor: 24 hours, one daily job.
     pub const MAX_COMPROMISED_WAIT: Duration = time::hours(24);
 }
 
@@ -189,19 +191,18 @@ impl Default for Rotation {
     }
 }
 
-/// Whether and how keys are revoked. Leaks, removed owners and closed tenants revoke in any case.
+/// The revocation of keys. Leaks, removed owners and closed tenants revoke keys in any case.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Revocation {
-    /// They are not; they are deleted instead (rule I-08).
+    /// Keys are deleted instead (rule I-08).
     None,
-    /// They are.
+    /// Keys are revoked.
     Allowed {
-        /// Whether the command must say that it was confirmed (rules A1-15, G-20).
+        /// Whether the command must be confirmed (rules A1-15, G-20).
         confirm: bool,
-        /// How long revoked and expired keys are kept before a purge removes them; `None` for ever
-        /// (rule A1-17).
+        /// The time until a purge removes revoked and expired keys; `None` keeps them forever (rule A1-17).
         #[serde(
             default,
             with = "time::seconds::option",
@@ -221,47 +222,47 @@ impl Default for Revocation {
     }
 }
 
-/// Whether and how keys are deleted. A deleted key is gone, its id and digest stay taken.
+/// The deletion of keys. A deleted key is gone; its id and digest are never used again.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Deletion {
-    /// They are not; they are revoked and kept.
+    /// Keys are revoked and kept instead.
     None,
-    /// They are.
+    /// Keys are deleted.
     #[default]
     Plain,
-    /// They are, once this text was typed exactly (rule A1-22).
+    /// Keys are deleted after this exact text was typed (rule A1-22).
     Typed(String),
-    /// They are, once the host says that nothing refers to them any more (rule A2-28).
+    /// Keys are deleted after the host reports that nothing refers to them (rule A2-28).
     Unreferenced,
 }
 
-/// Who may do something. The host itself always may.
+/// The actors with access to an operation. The host itself always has access.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Access {
-    /// These roles.
+    /// The roles with access.
     pub roles: BTreeSet<Role>,
-    /// The key's owner too, whatever its role.
+    /// Whether the key's owner has access too, whatever its role.
     #[serde(default)]
     pub owner: bool,
 }
 
 impl Access {
-    /// Nobody but the host.
+    /// Gives access to the host only.
     #[must_use]
     pub fn host_only() -> Self {
         Self::default()
     }
 
-    /// Only the host's support staff (rule A2-35).
+    /// Gives access to the host's support staff only (rule A2-35).
     #[must_use]
     pub fn support_only() -> Self {
         Self::roles([Role::SUPPORT])
     }
 
-    /// These roles.
+    /// Gives access to these roles.
     #[must_use]
     pub fn roles(roles: impl IntoIterator<Item = Role>) -> Self {
         Self {
@@ -270,7 +271,7 @@ impl Access {
         }
     }
 
-    /// The key's owner too.
+    /// Gives access to the key's owner too.
     #[must_use]
     pub fn or_owner(mut self) -> Self {
         self.owner = true;
@@ -282,33 +283,33 @@ impl Access {
     }
 }
 
-/// Whether a key may rotate itself: the one case in which a key hands out something that outlives it.
+/// The rotation of a key by itself, the only case in which a key creates something that outlives it.
 ///
-/// A key never rotates itself while it is retiring, once it was exposed, or if it is publishable, and
-/// always with grace or on first use.
+/// A key never rotates itself while it is retiring, after it was exposed, or if it is publishable. It always
+/// rotates with grace or on first use.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum SelfRotation {
-    /// It may not.
+    /// A key does not rotate itself.
     #[default]
     Never,
-    /// It may; the successor ends when the key does.
+    /// A key rotates itself, and its successor ends when the key does.
     WithinLife,
-    /// It may; the successor lives as long as its class says.
+    /// A key rotates itself, and its successor has the lifetime of the class.
     Renews {
-        /// No successor ends later than this after the first key of the chain was created.
+        /// The longest time from the creation of the first key of the chain to the end of a successor.
         #[serde(with = "time::seconds", rename = "until_age_seconds")]
         until_age: Duration,
     },
 }
 
-/// Whether keys reach the tenants below their own.
+/// The tenants that keys reach.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TenantReach {
-    /// Only their own (rule A2-10).
+    /// Only their own tenant (rule A2-10).
     #[default]
     Own,
-    /// Their own and all below it (rule A2-36).
+    /// Their own tenant and its descendants (rule A2-36).
     Below,
 }

@@ -1,4 +1,4 @@
-//! Policies in use, which may be changed at any time.
+//! Policies in use, which a host may replace at any time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +8,7 @@ use arc_swap::{ArcSwap, Guard};
 
 use super::Policies;
 
-/// The policies that managers and verifiers go by: changed in one place, seen by all that share it.
+/// The policies in use, shared by managers and verifiers: a change is visible to all of them.
 #[derive(Debug)]
 pub struct LivePolicies {
     current: ArcSwap<Policies>,
@@ -16,7 +16,7 @@ pub struct LivePolicies {
 }
 
 impl LivePolicies {
-    /// Begins with these policies.
+    /// Creates the shared policies.
     pub fn new(policies: impl Into<Policies>) -> Self {
         Self {
             current: ArcSwap::from_pointee(policies.into()),
@@ -24,19 +24,19 @@ impl LivePolicies {
         }
     }
 
-    /// Has these policies hold from now on.
+    /// Replaces the policies.
     pub fn set(&self, policies: impl Into<Policies>) {
         self.current.store(Arc::new(policies.into()));
         self.version.fetch_add(1, Ordering::Release);
     }
 
-    /// The policies that hold now.
+    /// Returns the current policies.
     #[must_use]
     pub fn get(&self) -> Arc<Policies> {
         self.current.load_full()
     }
 
-    /// The shortest staleness bound that is not zero, if there is one.
+    /// Returns the shortest staleness bound, except zero; `None` if all are zero.
     #[must_use]
     pub fn shortest_bound(&self) -> Option<Duration> {
         self.current.load().shortest_bound()
@@ -46,7 +46,7 @@ impl LivePolicies {
         self.current.load()
     }
 
-    /// How often they were changed.
+    /// Returns the number of changes so far.
     #[inline]
     pub(crate) fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)

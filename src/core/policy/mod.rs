@@ -1,11 +1,12 @@
 //! Policies: the rules of a tenant's keys, as data.
 //!
-//! Pure. A [`Policy`] is a [`PolicySpec`] that was found free of contradictions; a host keeps the
-//! spec in a config file (serde both ways) and may give each tenant its own.
+//! Pure. A [`Policy`] is a [`PolicySpec`] without contradictions. A host reads the spec from a policy file,
+//! and may give each tenant another one.
 
 mod book;
 mod class;
 mod live;
+mod unique;
 mod validate;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,33 +25,36 @@ use super::scope::ScopeSet;
 use super::text::{ClassName, KeyName, PolicyName, ResourceKind, Role};
 use super::time;
 
-/// The longest time that a verifier may go on without having confirmed that it is up to date,
-/// unless a policy says otherwise.
+/// The default staleness bound: 10 seconds. A verifier that has not confirmed within its bound that it is up
+/// to date fails closed.
 ///
-/// 10 seconds: in a simulation of a harsh network, 0.07 % of verifications found their replica
-/// past this bound, against 5 % at 2 seconds.
+/// In a simulation of a harsh network, 0.07 % of verifications found their replica past this bound, against
+/// 5 % at 2 seconds.
 pub const DEFAULT_STALENESS_BOUND: Duration = Duration::from_secs(10);
 
-/// What a policy says, before it was checked.
+/// The rules of a policy, before they are checked. The documents of the [profiles](crate::profiles) are
+/// examples of policy files.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct PolicySpec {
-    /// What people call it.
+    /// The name of the policy, for people.
     pub name: PolicyName,
-    /// The kinds of key.
+    /// The classes of keys.
+    #[serde(deserialize_with = "unique::deserialize")]
     pub classes: BTreeMap<ClassName, KeyClass>,
     /// The class of a key whose creator names none.
     pub default_class: ClassName,
-    /// What each role may reach, through its owner's keys and as an actor. A role that is not here
+    /// The reach of each role, as an actor and through keys of its owners. A role that is missing here
     /// reaches nothing.
+    #[serde(deserialize_with = "unique::deserialize")]
     pub roles: BTreeMap<Role, ScopeSet>,
     /// The roles that provision and close tenants, change and remove owners, and revoke in bulk.
     pub administrators: BTreeSet<Role>,
-    /// The roles that read the audit trail, beside the administrators.
+    /// The roles that read the audit trail, besides the administrators.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub auditors: BTreeSet<Role>,
-    /// How many active keys a tenant may have.
+    /// The cap on active keys of a tenant.
     #[serde(default)]
     pub active_keys: ActiveKeyCap,
     /// The key that every tenant has and cannot end.
@@ -59,15 +63,19 @@ pub struct PolicySpec {
     /// Keys that come with a tenant or with a resource.
     #[serde(default)]
     pub provision: Vec<ProvisionRule>,
-    /// How soon a revocation holds everywhere.
+    /// The time until a revocation holds everywhere.
     #[serde(default)]
     pub propagation: Propagation,
-    /// For how long a key that is rotated on first use of its successor waits for that use at most, if
-    /// the command does not say: 30 days by default, at most [`Rotation::MAX_GRACE`].
-    #[serde(default = "first_use_wait", with = "time::seconds")]
+    /// The longest wait for the first use of a successor if the command names none. 30 days by default, at
+    /// most [`Rotation::MAX_GRACE`].
+    #[serde(
+        default = "first_use_wait",
+        with = "time::seconds",
+        rename = "first_use_wait_seconds"
+    )]
     pub first_use_wait: Duration,
-    /// Whether every key must say what it is for (rule G-38). Keys that come by themselves have a
-    /// name that says so; whoever updates one gives it a purpose.
+    /// Whether every key must state its purpose (rule G-38). Legacy and provisioned keys need none until they
+    /// are updated.
     #[serde(default)]
     pub purpose_required: bool,
 }
@@ -76,35 +84,35 @@ const fn first_use_wait() -> Duration {
     Rotation::DEFAULT_WAIT
 }
 
-/// How many active keys a tenant may have.
+/// The cap on active keys of a tenant.
 ///
-/// Active and disabled keys count, and so does a key whose record cannot be read. A key that is
-/// retiring after a rotation does not: its successor does.
+/// Active and disabled keys count, and so does a key with an unreadable record. A key that is retiring after
+/// a rotation does not count, because its successor does.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum ActiveKeyCap {
-    /// Any number.
+    /// No cap.
     #[default]
     Unlimited,
-    /// So many.
+    /// A cap.
     Limited {
-        /// How many.
+        /// The most active keys.
         limit: NonZeroU32,
-        /// The classes that count; all of them if none are named.
+        /// The classes that count; all classes if the set is empty.
         #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
         classes: BTreeSet<ClassName>,
     },
 }
 
-/// Whether every tenant has a legacy key: one that came with it, belongs to no person, can be
-/// rotated and cannot be disabled, revoked or deleted (rules A1-09 to A1-12).
+/// The legacy key of every tenant: it comes with the tenant, belongs to no person, can be rotated, and cannot
+/// be disabled, revoked or deleted (rules A1-09 to A1-12).
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum LegacyRule {
-    /// There is none.
+    /// Tenants have no legacy key.
     #[default]
     None,
-    /// There is exactly one.
+    /// Every tenant has exactly one.
     One {
         /// Its class.
         class: ClassName,
@@ -115,13 +123,13 @@ pub enum LegacyRule {
     },
 }
 
-/// With what a key comes.
+/// The event that provisions a key.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Trigger {
-    /// With every tenant, when it is provisioned (rule A2-09).
+    /// The provisioning of a tenant (rule A2-09).
     Tenant,
-    /// With every resource of this kind (rule A2-21).
+    /// The provisioning of a resource of this kind (rule A2-21).
     Resource(ResourceKind),
 }
 
@@ -129,7 +137,7 @@ pub enum Trigger {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProvisionRule {
-    /// With what it comes.
+    /// The event that provisions it.
     pub on: Trigger,
     /// Its class.
     pub class: ClassName,
@@ -139,13 +147,13 @@ pub struct ProvisionRule {
     pub scopes: ScopeSet,
 }
 
-/// How soon a revocation holds everywhere: a verifier that could not confirm for this long that it
-/// is up to date refuses.
+/// The time until a revocation holds everywhere: a verifier that has not confirmed within this bound that it
+/// is up to date fails closed.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Propagation {
-    /// The staleness bound, in whole seconds when serialized. Zero means immediate: every
-    /// verification sees the latest state.
+    /// The staleness bound, in whole seconds when serialized. With a bound of zero every verification reads
+    /// the latest state.
     #[serde(with = "time::seconds", rename = "bound_seconds")]
     pub bound: Duration,
 }
@@ -159,29 +167,29 @@ impl Default for Propagation {
 }
 
 impl Propagation {
-    /// Every verification sees the latest state.
+    /// A bound of zero: every verification reads the latest state.
     pub const IMMEDIATE: Self = Self {
         bound: Duration::ZERO,
     };
 
-    /// How far a node's monotonic clock may be off, in parts per thousand: generous for any
-    /// quartz, so that no bound rests on clocks that agree.
+    /// The rate error ρ of a node's monotonic clock: at most 1 ‰, which is generous for any quartz, so that
+    /// no bound relies on clocks that agree.
     pub const CLOCK_RATE_ERROR_PER_MILLE: u32 = 1;
 
-    /// The longest time from the return of a revocation to the last verification that can still
+    /// Returns the longest time from the return of a revocation to the last verification that can still
     /// accept the key: `bound / (1 - ρ)`, where ρ is the clock's rate error.
     #[must_use]
     pub fn worst_case(self) -> Duration {
         Self::by_any_clock(self.bound)
     }
 
-    /// How much a clock may count, or another one, while one counts `time`: `time / (1 - ρ)`.
+    /// Returns the most that one clock may count while another one counts `time`: `time / (1 - ρ)`.
     pub(crate) fn by_any_clock(time: Duration) -> Duration {
         time.saturating_mul(1000) / (1000 - Self::CLOCK_RATE_ERROR_PER_MILLE)
     }
 }
 
-/// The rules of a tenant's keys: a [`PolicySpec`] that holds no contradiction.
+/// The rules of a tenant's keys: a [`PolicySpec`] without contradictions.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(try_from = "PolicySpec", into = "PolicySpec")]
 pub struct Policy {
@@ -214,19 +222,19 @@ impl Policy {
         })
     }
 
-    /// What it says.
+    /// Returns its rules.
     #[must_use]
     pub const fn spec(&self) -> &PolicySpec {
         &self.spec
     }
 
-    /// The class of this name.
+    /// Returns the class of this name.
     #[must_use]
     pub fn class(&self, name: &ClassName) -> Option<&KeyClass> {
         self.spec.classes.get(name)
     }
 
-    /// What `role` may reach. A role that the policy does not name reaches nothing.
+    /// Returns the reach of `role`. A role that the policy does not name reaches nothing.
     #[must_use]
     pub fn role_ceiling(&self, role: &Role) -> ScopeSet {
         self.spec.roles.get(role).cloned().unwrap_or_default()
@@ -237,7 +245,7 @@ impl Policy {
         own.is_some_and(|own| own.allows(scope))
     }
 
-    /// How soon a revocation of a key of this class holds everywhere.
+    /// Returns the time until a revocation of a key of this class holds everywhere.
     #[must_use]
     pub fn propagation(&self, class: &ClassName) -> Propagation {
         let own = self.own_propagations.then(|| self.class(class)).flatten();
@@ -245,14 +253,14 @@ impl Policy {
             .unwrap_or(self.spec.propagation)
     }
 
-    /// The longest staleness bound of any of its classes.
+    /// Returns the longest staleness bound of its classes.
     pub(crate) fn longest_bound(&self) -> Duration {
         let classes = self.spec.classes.keys();
         let bounds = classes.map(|class| self.propagation(class).bound);
         bounds.max().unwrap_or_default()
     }
 
-    /// The staleness bounds of its classes that are not zero.
+    /// Returns the staleness bounds of its classes, except zero.
     pub(crate) fn bounds(&self) -> impl Iterator<Item = Duration> {
         let bounds = self
             .spec
@@ -262,7 +270,7 @@ impl Policy {
         bounds.filter(|bound| !bound.is_zero())
     }
 
-    /// Whether keys of this class count towards the cap, and the cap.
+    /// Returns the cap that keys of this class count towards, if any.
     #[must_use]
     pub fn cap(&self, class: &ClassName) -> Option<NonZeroU32> {
         match &self.spec.active_keys {
@@ -353,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_absent_is_not_written() {
+    fn an_absent_field_is_not_written() {
         let text = serde_json::to_string(&standard()).unwrap();
         assert!(
             !text.contains("null"),
@@ -416,6 +424,23 @@ mod tests {
                 .insert("keeep".to_owned(), json!(1));
             let error = read(file).unwrap_err();
             assert!(error.contains("unknown field `keeep`"), "{place}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_role_class_or_environment_that_is_defined_twice_is_refused_by_name() {
+        let text = serde_json::to_string(&standard()).unwrap();
+        let class = serde_json::to_string(&standard().classes["secret"]).unwrap();
+        for (map, name, value) in [
+            ("roles", "admin", r#"["a:b"]"#),
+            ("classes", "secret", &class),
+            ("prefixes", "live", r#""sk_old_""#),
+        ] {
+            let once = format!("\"{map}\":{{");
+            let twice = text.replacen(&once, &format!("{once}\"{name}\":{value},"), 1);
+            let error = serde_json::from_str::<PolicySpec>(&twice).unwrap_err();
+            let expected = format!("`{name}` is defined twice at line 1 ");
+            assert!(error.to_string().starts_with(&expected), "{error}");
         }
     }
 

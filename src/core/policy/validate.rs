@@ -1,4 +1,4 @@
-//! What makes a policy contradict itself.
+//! The checks that find contradictions in a policy.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
@@ -12,15 +12,14 @@ use crate::core::text::{ClassName, Environment, Role};
 use crate::core::time;
 use crate::core::token::TokenPrefix;
 
-/// The longest lifetime, grace, retention or bound that a policy may name: 100 years, so that no
-/// instant ever overflows.
+/// The longest lifetime, retention or bound of a policy: 100 years, so that no instant overflows.
 const LONGEST: Duration = time::days(36_525);
 
-/// The most rules for keys that come by themselves: fewer than the audit entries that are loaded of
-/// one command, so that a repeated create is always recognised.
+/// The most rules for provisioned keys: 12, fewer than the audit entries that are loaded for one command, so
+/// that a retried command is always recognised.
 const PROVISION_MAX: usize = 12;
 
-/// Why a policy was refused: it contradicts itself.
+/// The contradiction for which a policy was refused.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PolicyError {
@@ -32,30 +31,29 @@ pub enum PolicyError {
         /// The class it names.
         class: ClassName,
     },
-    /// A class has no environment, so that no key of it can be made.
+    /// A class has no environment, so no key of it can be created.
     #[error("class {class} has no prefix for any environment")]
     NoEnvironment {
         /// The class.
         class: ClassName,
     },
-    /// Two classes, or two environments of one, share a prefix, so that a token does not tell them
-    /// apart.
+    /// Two classes, or two environments of one class, share a prefix, so a token would be ambiguous.
     #[error("prefix {prefix} stands for class {first} and for class {second}")]
     SharedPrefix {
         /// The prefix.
         prefix: TokenPrefix,
         /// A class that has it.
         first: ClassName,
-        /// Another, or the same with another environment.
+        /// Another class, or the same class in another environment.
         second: ClassName,
     },
-    /// A class has no ceiling, so that its keys reach nothing.
+    /// A class has no ceiling, so its keys reach nothing.
     #[error("class {class} has an empty ceiling, so that its keys could reach nothing")]
     EmptyCeiling {
         /// The class.
         class: ClassName,
     },
-    /// A default lifetime beyond the longest one, or a lifetime of nothing.
+    /// A default lifetime is longer than the maximum, or a lifetime is zero.
     #[error("class {class} has a default lifetime of {default:?} and a maximum of {max:?}")]
     Lifetime {
         /// The class.
@@ -65,10 +63,10 @@ pub enum PolicyError {
         /// The maximum.
         max: Option<Duration>,
     },
-    /// A duration beyond what a policy may name.
+    /// A duration is longer than a policy allows.
     #[error("{rule} of class {class} is {actual:?}, at most {max:?} is allowed")]
     TooLong {
-        /// Which duration, in words.
+        /// The duration at fault, in words.
         rule: &'static str,
         /// The class.
         class: ClassName,
@@ -77,32 +75,31 @@ pub enum PolicyError {
         /// The duration named.
         actual: Duration,
     },
-    /// A class whose keys can be neither revoked nor deleted.
+    /// The keys of a class can be neither revoked nor deleted.
     #[error("keys of class {class} could be neither revoked nor deleted")]
     Endless {
         /// The class.
         class: ClassName,
     },
-    /// A deletion that asks for an empty or blank text to be typed.
+    /// A deletion asks for a blank text to be typed.
     #[error("deletion of class {class} asks for an empty text to be typed")]
     EmptyConfirmation {
         /// The class.
         class: ClassName,
     },
-    /// The legacy key could not be replaced, though it can be ended in no other way.
+    /// The legacy key could not be rotated, though nothing else replaces it.
     #[error("legacy key has class {class}, whose keys are not rotated")]
     LegacyNotRotated {
         /// The class.
         class: ClassName,
     },
-    /// The legacy key would expire, though nothing may end it but its rotation.
+    /// The legacy key would expire, though only a rotation may end it.
     #[error("legacy key has class {class}, whose keys expire by themselves")]
     LegacyExpires {
         /// The class.
         class: ClassName,
     },
-    /// A key that comes by itself has a class that needs an entitlement, which nobody is asked for
-    /// then.
+    /// A legacy or provisioned key has a class that needs an entitlement, which provisioning does not check.
     #[error("{rule} names class {class}, which needs an entitlement")]
     Entitled {
         /// The rule, in words.
@@ -110,30 +107,28 @@ pub enum PolicyError {
         /// The class.
         class: ClassName,
     },
-    /// A role may create or rotate keys of a class and reaches nothing of what the class allows, so
-    /// that it could never do so.
+    /// A role may create or rotate keys of a class but reaches nothing that the class allows, so it never
+    /// could.
     #[error("role {role} may {action} keys of class {class}, and reaches nothing that they do")]
     Powerless {
         /// The class.
         class: ClassName,
         /// The role.
         role: Role,
-        /// What it may do in vain, in words.
+        /// The action that it may and cannot take, in words.
         action: &'static str,
     },
-    /// A key that comes with a tenant or resource has a class with more than one environment, so
-    /// that it is not said where it is used.
+    /// A legacy or provisioned key has a class with more than one environment, so its own is ambiguous.
     #[error("{rule} names class {class}, which has {environments} environments and needs one")]
     AmbiguousEnvironment {
         /// The rule, in words.
         rule: &'static str,
         /// The class.
         class: ClassName,
-        /// How many environments it has.
+        /// The number of its environments.
         environments: usize,
     },
-    /// A key that comes with a tenant or resource asks for more than its class allows, or for
-    /// nothing.
+    /// A legacy or provisioned key has scopes that its class does not allow, or no scopes.
     #[error("{rule} gives scopes that class {class} does not allow, or none")]
     Scopes {
         /// The rule, in words.
@@ -141,15 +136,15 @@ pub enum PolicyError {
         /// The class.
         class: ClassName,
     },
-    /// More keys come with every tenant than the cap allows.
+    /// The keys that come with every tenant exceed the cap.
     #[error("{count} keys come with every tenant, the cap is {limit}")]
     CapTooLow {
-        /// How many come with a tenant and count.
+        /// The number of keys that come with a tenant and count.
         count: usize,
         /// The cap.
         limit: NonZeroU32,
     },
-    /// A wait for first uses that is zero, or longer than a policy may name.
+    /// The wait for first uses is less than a second, or longer than a policy allows.
     #[error("policy waits {actual:?} for a first use, from 1 s to {max:?} is allowed")]
     FirstUseWait {
         /// The longest allowed.
@@ -157,26 +152,25 @@ pub enum PolicyError {
         /// The wait named.
         actual: Duration,
     },
-    /// More rules for keys that come by themselves than a policy may have.
+    /// The policy has too many rules for provisioned keys.
     #[error("{count} rules for keys that come by themselves, at most {max} are allowed")]
     TooManyProvisioned {
-        /// How many rules there are.
+        /// The number of rules.
         count: usize,
         /// The bound.
         max: usize,
     },
-    /// A class whose keys cannot act issues keys or rotates itself, or one that is not rotated by those
-    /// who have access rotates itself.
+    /// A class lets its keys issue keys or rotate themselves although they cannot.
     #[error("keys of class {class} cannot {action}: {reason}")]
     KeyCannot {
         /// The class.
         class: ClassName,
-        /// The action that the class allows its keys in vain.
+        /// The action that the class allows.
         action: &'static str,
-        /// Why they cannot.
+        /// The reason why its keys cannot take it.
         reason: &'static str,
     },
-    /// No class at all.
+    /// The policy has no class.
     #[error("policy has no class")]
     NoClass,
 }
@@ -275,7 +269,7 @@ fn validate_class(name: &ClassName, class: &KeyClass) -> Result<(), PolicyError>
     by_itself(name, class)
 }
 
-/// Checks what keys of a class do by themselves.
+/// Checks the actions of a class's keys: issuing keys and rotating themselves.
 fn by_itself(name: &ClassName, class: &KeyClass) -> Result<(), PolicyError> {
     let cannot = |action, reason| {
         let class = name.clone();
@@ -315,8 +309,9 @@ fn by_itself(name: &ClassName, class: &KeyClass) -> Result<(), PolicyError> {
     Ok(())
 }
 
-/// Nobody hands out more than they have, so a role that has nothing in common with a class can make
-/// no key of it. A role that only updates, revokes or deletes may reach nothing.
+/// Checks that every role that creates or rotates keys of a class reaches some of its ceiling: no actor
+/// creates a key with more reach than its own. A role that only updates, revokes or deletes may reach
+/// nothing.
 fn powerful(spec: &PolicySpec, name: &ClassName, class: &KeyClass) -> Result<(), PolicyError> {
     let support = BTreeSet::from([Role::SUPPORT]);
     let nobody = BTreeSet::new();
@@ -386,7 +381,7 @@ fn prefixes(spec: &PolicySpec) -> Result<(), PolicyError> {
     Ok(())
 }
 
-/// What is checked of every key that comes by itself.
+/// Checks a legacy or provisioned key.
 fn given(
     spec: &PolicySpec,
     rule: &'static str,
@@ -455,19 +450,19 @@ mod tests {
         ScopeSet::parse(scopes.iter().copied()).unwrap()
     }
 
-    /// What is said of the standard policy after `change`.
+    /// Returns the error of the standard policy after `change`.
     fn refusal(change: impl FnOnce(&mut PolicySpec)) -> PolicyError {
         let mut spec = standard();
         change(&mut spec);
         Policy::new(spec).unwrap_err()
     }
 
-    /// The same after a change of class `secret`, which is the default class.
+    /// Returns the error after a change of class `secret`, the default class.
     fn refusal_of_class(change: impl FnOnce(&mut KeyClass)) -> PolicyError {
         refusal(|spec| change(spec.classes.get_mut("secret").unwrap()))
     }
 
-    /// Leaves class `secret` only one environment, as keys need that come by themselves.
+    /// Reduces class `secret` to one environment, as legacy and provisioned keys require.
     fn one_environment(spec: &mut PolicySpec) -> &mut KeyClass {
         let class = spec.classes.get_mut("secret").unwrap();
         class.prefixes.remove(&Environment::TEST);

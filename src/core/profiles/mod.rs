@@ -1,389 +1,160 @@
-//! Ready policies: one for each of the systems this project studied, and one to start from.
+//! Ready policies: one to start from, and one for each of the systems that this project studied.
 //!
-//! Each is a profile of its own, never merged with another: they contradict each other on purpose.
-//! All are [`PolicySpec`](crate::policy::PolicySpec)s: change what you like, then check the result
-//! with [`Policy::new`](crate::policy::Policy::new).
+//! Each is a JSON document in this folder, in the format of any policy file, so it is an example too. The
+//! profiles are never merged: they contradict each other on purpose. To change one, edit the returned
+//! [`PolicySpec`] or a copy of its document, then check the result with [`Policy::new`].
 
-mod amplitude;
-mod amplitude_products;
-mod guide;
-mod idenfy;
-mod standard;
-mod yugabytedb;
-
-pub use self::amplitude::amplitude;
-pub use self::amplitude_products::amplitude_products;
-pub use self::guide::guide;
-pub use self::idenfy::idenfy;
-pub use self::standard::standard;
-pub use self::yugabytedb::yugabytedb;
-use super::policy::Policy;
-use super::scope::ScopeSet;
-use super::text::{ClassName, Entitlement, KeyName, PolicyName, ResourceKind, Stage};
-use super::token::TokenPrefix;
+use super::policy::{Policy, PolicySpec};
 
 impl Default for Policy {
     /// The [`standard`] profile.
     fn default() -> Self {
-        Self::new(standard()).expect("the shipped profile holds no contradiction; a test shows it")
+        Self::new(standard()).expect("the standard profile is a valid policy")
     }
 }
 
-fn policy_name(name: &'static str) -> PolicyName {
-    PolicyName::new(name).expect("a literal of this module")
+/// Returns the policy to start from: secret keys (class `secret`: `sk_live_`, `sk_test_`) and publishable
+/// keys (class `publishable`: `pk_live_`, `pk_test_`), each in the environments `live` and `test`.
+///
+/// Admins and developers create keys; they, and each key's owner, rotate and revoke them. A tenant has up
+/// to 100 active keys and no legacy key. Revoked keys are never purged. A revocation holds everywhere
+/// within 10 seconds. Roles: `admin` and `developer` reach everything, `member` reads (`*:read`). Only
+/// admins administer tenants and owners.
+#[must_use]
+pub fn standard() -> PolicySpec {
+    shipped(include_str!("standard.json"))
 }
 
-fn class_name(name: &'static str) -> ClassName {
-    ClassName::new(name).expect("a literal of this module")
+/// Returns the policy of a self-service page for a project's API keys and secret keys (seed 000), managed
+/// by managers and admins. The tenant is the project.
+///
+/// - `api-key` (`api_`, publishable) names the project that data is sent to, and does nothing else
+///   (`ingest:write`; A1-08, A1-14). It is revoked after a confirmation, never purged and never deleted
+///   (A1-15 to A1-17). A rotation has no grace, so the old value ends within the bound (A1-12).
+/// - `secret-key` (`secret_`, stage `beta`: A1-28) reads and changes the project (`project:*`; A1-18). It is
+///   deleted after `DELETE` was typed (A1-22, A1-23), and ends in no easier way. It is not rotated: the
+///   document replaces a key by generating another one and deleting the first.
+///
+/// The document lets people "create, revoke, or delete both" kinds (A1-01) and then gives each kind one way
+/// to end. So does this policy, because a second way would bypass what the first one keeps or asks for.
+///
+/// Only managers and admins look at, create, change, rotate and end keys, including those of another owner
+/// (A1-01). Every project has a legacy key of class `api-key` (A1-09 to A1-12). A project has up to 50
+/// active keys over both classes, including the legacy key (A1-24). A revocation holds everywhere within 6
+/// hours (A1-26, A1-27): the bound of 21,578 seconds is the longest one whose
+/// [worst case](crate::policy::Propagation::worst_case) keeps that promise on a slow clock. Roles: `admin`
+/// and `manager` reach everything, `member` reads (`project:read`). Only admins administer tenants and
+/// owners: a project is provisioned before its managers create keys.
+#[must_use]
+pub fn amplitude() -> PolicySpec {
+    shipped(include_str!("amplitude.json"))
 }
 
-fn key_name(name: &'static str) -> KeyName {
-    KeyName::new(name).expect("a literal of this module")
+/// Returns the policy for the keys of several products of one organisation (seed 001). A tenant is a
+/// project, and an organisation is the tenant above its projects. Keys for a whole organisation or account
+/// are created there.
+///
+/// | Class | Prefix | Public | Rotated | Ends by | Reaches |
+/// |---|---|---|---|---|---|
+/// | `project-api-key` | `project_` | yes | no | support | `ingest:write` |
+/// | `project-secret-key` | `secret_` | no | support | support | `project:*` |
+/// | `deployment-client` | `client-` | yes | yes | deletion | `variants:read` |
+/// | `deployment-server` | `server-` | no | yes | deletion, if unreferenced | `variants:read` |
+/// | `management-api-key` | `management_` | no | yes | deletion | `flags:*`, `experiments:*` |
+/// | `data-api-token` | `data_` | no | yes | revocation | what its owner may do, all projects |
+/// | `scim-key` | `scim_` | no | yes | revocation | `users:*`, all projects |
+/// | `org-api-key` | `org_api_` | see below | support | support | `organization:identify` |
+/// | `org-secret-key` | `org_secret_` | no | support | support | everything, all projects |
+///
+/// - Both project keys come with each tenant, belong to it, and are created in no other way (A2-09 to
+///   A2-16). The actor that provisions must reach `project:*`, because it sees the secret: use the host or
+///   an admin. The organisation gets both keys as well; they work in no project.
+/// - A deployment's key comes with the deployment (A2-21, A2-22): name the resource `deployment.client` or
+///   `deployment.server`. More can be created by hand (A2-23 to A2-29). An old server key keeps working for
+///   90 days after a rotation, because deleting it ends the change over (A2-28). Neither these keys nor
+///   management keys are revoked: a revocation would bypass the references.
+/// - A token for the data product does what its owner may do at that moment, in every project (A2-17 to
+///   A2-20). Each of the roles creates its own.
+/// - SCIM keys need the entitlement `enterprise` (A2-38 to A2-41).
+/// - Organisation keys are a pair, created, rotated and ended by support only (A2-34 to A2-37). The table of
+///   the document has one row for both, which makes a ninth class here. The pair is verified together and
+///   the secret key's scopes apply. The API key is publishable, because it identifies and never
+///   authenticates: alone it reaches only `organization:identify`. The row calls the pair private (A2-08):
+///   the half that gives access is, and customers are asked not to publish the other half.
+///
+/// Roles: `admin` and `support` reach everything, `developer` everything but users and the organisation,
+/// `member` reads the same. Admins and support administer tenants and owners, so that keys created by
+/// support can belong to the organisation and not to a person who leaves. No cap; no legacy key; a
+/// revocation holds everywhere within 10 seconds.
+#[must_use]
+pub fn amplitude_products() -> PolicySpec {
+    shipped(include_str!("amplitude_products.json"))
 }
 
-fn entitlement(name: &'static str) -> Entitlement {
-    Entitlement::new(name).expect("a literal of this module")
+/// Returns the advice of a vendor-neutral guide to API keys (seed 002), as rules: secret keys (class
+/// `api-key`) in the environments `live` (`key_live_`) and `test` (`key_test_`), so that neither passes for
+/// the other (G-36).
+///
+/// - A revocation must be confirmed, holds everywhere immediately, and is final. The key stays in the list
+///   and is never deleted (G-03, G-20 to G-24). Verify with
+///   [`verify_or_fetch`](crate::Keyward::verify_or_fetch), which asks a remote store each time.
+/// - An actor that manages a key rotates it. The old key works beside the new one for 7 days unless the
+///   command names another grace, and ends earlier if the rotation is finished (G-12 to G-19). 7 days is a
+///   judgement: the guide says "gradually".
+/// - Keys live for 90 days unless their creator names another end, so that rotation is a habit and an end
+///   to check exists (G-07, G-34). 90 days is a judgement; there is no maximum.
+/// - Every key states its purpose (G-38): the guide advises it, this profile requires it. Set
+///   `purpose_required` to false to advise only.
+/// - A key has only the scopes that it is given (G-37); the class allows any.
+///
+/// Admins and developers create keys; they, and each key's owner, rotate and revoke them. Roles: `admin`
+/// and `developer` reach everything, `member` reads (`*:read`). Only admins administer tenants and owners,
+/// and remove unused keys in bulk (G-33). No cap; no legacy key.
+#[must_use]
+pub fn guide() -> PolicySpec {
+    shipped(include_str!("guide.json"))
 }
 
-fn resource_kind(name: &'static str) -> ResourceKind {
-    ResourceKind::new(name).expect("a literal of this module")
+/// Returns the policy of an account's API keys, at most two at the same time (seed 003). Each is a key id
+/// and a secret that is shown once (class `api-key`, `key_`; I-02, I-04): verify the two as a pair, or the
+/// secret alone.
+///
+/// Up to 2 active keys at the same time, and any number over time (I-05 to I-07). Keys are deleted for good,
+/// by a click; they are not revoked (I-08 to I-10). They are not rotated either: the document has creation
+/// and deletion only, and a third key in its grace would break "only 2 at the same time".
+///
+/// Where the document is silent, this profile is like [`standard`]: admins and developers create keys; they,
+/// and each key's owner, delete them; both roles reach everything; only admins administer tenants and
+/// owners; a deletion holds everywhere within 10 seconds.
+#[must_use]
+pub fn idenfy() -> PolicySpec {
+    shipped(include_str!("idenfy.json"))
 }
 
-fn stage(name: &'static str) -> Stage {
-    Stage::new(name).expect("a literal of this module")
+/// Returns the policy of an account's API keys (class `api-key`, `yb_`; seed 004), bearer tokens that do
+/// what their creator may do.
+///
+/// Only admins create, change and revoke keys; a key's creator who is no longer an admin does not (Y-03,
+/// Y-07, Y-08). A key expires when its creator says, or never, which is the default (Y-16, Y-17). Revoked
+/// keys stay in the list and are never deleted. A lost or compromised key is revoked and another one
+/// created (Y-05, Y-20), so there is no rotation.
+///
+/// A key does what its creator may do at that moment (Y-23 to Y-26). Roles: `admin` reaches everything.
+/// `developer` reaches `backups:*`, `clusters:*`, `databases:*` and `networks:*`. Scopes only add, so all
+/// other scopes need an admin, by convention `account:*`, `billing:*`, `keys:*` and `users:*`. Name the
+/// scopes of your own API likewise.
+///
+/// The document is silent about the rest: no cap, no legacy key, no confirmation, and a revocation holds
+/// everywhere within 10 seconds. Only admins administer tenants and owners.
+#[must_use]
+pub fn yugabytedb() -> PolicySpec {
+    shipped(include_str!("yugabytedb.json"))
 }
 
-fn prefix(text: &'static str) -> TokenPrefix {
-    TokenPrefix::new(text).expect("a literal of this module")
-}
-
-fn scopes(scopes: &[&'static str]) -> ScopeSet {
-    ScopeSet::parse(scopes.iter().copied()).expect("literals of this module")
+/// Reads a document of this folder, as a host reads its own policy file.
+fn shipped(document: &'static str) -> PolicySpec {
+    serde_json::from_str(document).expect("every document of this folder is a policy file")
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
-    use std::time::Duration;
-
-    use super::*;
-    use crate::core::policy::{
-        ActiveKeyCap, Deletion, KeyClass, LegacyRule, PolicySpec, Propagation, Revocation,
-        Rotation, TenantReach, Trigger,
-    };
-    use crate::core::record::Visibility;
-    use crate::core::scope::Scope;
-    use crate::core::text::{Environment, Role};
-    use crate::core::time;
-
-    fn shipped() -> [PolicySpec; 6] {
-        [
-            standard(),
-            amplitude(),
-            amplitude_products(),
-            guide(),
-            idenfy(),
-            yugabytedb(),
-        ]
-    }
-
-    fn class(spec: &PolicySpec, name: &str) -> KeyClass {
-        spec.classes.get(name).expect(name).clone()
-    }
-
-    fn cap(spec: &PolicySpec) -> Option<u32> {
-        match &spec.active_keys {
-            ActiveKeyCap::Unlimited => None,
-            ActiveKeyCap::Limited { limit, classes } => {
-                assert!(classes.is_empty(), "every class counts");
-                Some(limit.get())
-            }
-        }
-    }
-
-    fn reaches(spec: PolicySpec, role: &Role, scope: &str) -> bool {
-        let policy = Policy::new(spec).unwrap();
-        policy.role_allows(role, &Scope::new(scope).unwrap())
-    }
-
-    #[test]
-    fn no_shipped_profile_contradicts_itself() {
-        for spec in shipped() {
-            let name = spec.name.clone();
-            assert_eq!(Policy::new(spec).map(drop), Ok(()), "{name}");
-        }
-    }
-
-    #[test]
-    fn every_shipped_profile_has_a_name_of_its_own() {
-        let names: BTreeSet<_> = shipped().into_iter().map(|spec| spec.name).collect();
-        assert_eq!(names.len(), shipped().len());
-    }
-
-    #[test]
-    fn every_shipped_profile_survives_a_config_file() {
-        for spec in shipped() {
-            let file = serde_json::to_string_pretty(&spec).unwrap();
-            assert_eq!(serde_json::from_str::<PolicySpec>(&file).unwrap(), spec);
-            let policy = Policy::new(spec).unwrap();
-            let file = serde_json::to_string(&policy).unwrap();
-            assert_eq!(serde_json::from_str::<Policy>(&file).unwrap(), policy);
-        }
-    }
-
-    #[test]
-    fn every_class_whose_keys_rotate_has_somebody_who_rotates_them() {
-        for spec in shipped() {
-            for (name, class) in &spec.classes {
-                let by_role = !class.rotate.roles.is_empty();
-                let rotates = class.rotation != Rotation::None;
-                assert!(!rotates || by_role, "{} {name}", spec.name);
-            }
-        }
-    }
-
-    #[test]
-    fn in_amplitude_only_managers_and_admins_manage_keys_even_those_they_do_not_own() {
-        for class in amplitude().classes.into_values() {
-            for access in [class.create, class.update, class.rotate, class.revoke] {
-                assert_eq!(access.roles, BTreeSet::from([Role::ADMIN, Role::MANAGER]));
-                assert!(!access.owner);
-            }
-        }
-    }
-
-    #[test]
-    fn in_amplitude_an_api_key_only_ingests_and_a_secret_key_never_does() {
-        let api_key = class(&amplitude(), "api-key");
-        assert_eq!(api_key.visibility, Visibility::Publishable);
-        assert_eq!(api_key.ceiling, scopes(&["ingest:write"]));
-        let secret_key = class(&amplitude(), "secret-key");
-        assert_eq!(secret_key.visibility, Visibility::Secret);
-        assert_eq!(secret_key.ceiling, scopes(&["project:*"]));
-        assert_eq!(secret_key.stage, Some(stage("beta")));
-    }
-
-    #[test]
-    fn in_amplitude_api_keys_are_revoked_and_kept_and_secret_keys_deleted_once_delete_was_typed() {
-        let api_key = class(&amplitude(), "api-key");
-        let kept = Revocation::Allowed {
-            confirm: true,
-            keep: None,
-        };
-        assert_eq!(api_key.revocation, kept);
-        assert_eq!(api_key.deletion, Deletion::None);
-        let secret_key = class(&amplitude(), "secret-key");
-        assert_eq!(secret_key.revocation, Revocation::None);
-        assert_eq!(secret_key.deletion, Deletion::Typed("DELETE".to_owned()));
-        assert_eq!(secret_key.rotation, Rotation::None);
-    }
-
-    #[test]
-    fn in_amplitude_the_legacy_key_is_an_api_key_that_rotates_without_grace() {
-        let LegacyRule::One { class: name, .. } = amplitude().legacy else {
-            panic!("there is a legacy key");
-        };
-        assert_eq!(name, class_name("api-key"));
-        let rotation = class(&amplitude(), "api-key").rotation;
-        assert_eq!(rotation, Rotation::SelfService(Duration::ZERO));
-    }
-
-    #[test]
-    fn in_amplitude_the_cap_is_50_over_both_classes_and_the_bound_6_hours() {
-        assert_eq!(cap(&amplitude()), Some(50));
-        let promised = amplitude().propagation.worst_case();
-        let second = Duration::from_secs(1);
-        assert!(promised <= time::hours(6) && promised > time::hours(6) - second);
-    }
-
-    #[test]
-    fn in_amplitude_products_each_kind_is_public_and_rotated_as_the_table_says() {
-        let table = [
-            ("project-api-key", Visibility::Publishable, "no"),
-            ("project-secret-key", Visibility::Secret, "support"),
-            ("deployment-client", Visibility::Publishable, "yes"),
-            ("deployment-server", Visibility::Secret, "yes"),
-            ("management-api-key", Visibility::Secret, "yes"),
-            ("data-api-token", Visibility::Secret, "yes"),
-            ("scim-key", Visibility::Secret, "yes"),
-            ("org-api-key", Visibility::Publishable, "support"),
-            ("org-secret-key", Visibility::Secret, "support"),
-        ];
-        let spec = amplitude_products();
-        assert_eq!(spec.classes.len(), table.len());
-        for (name, visibility, rotated) in table {
-            let class = class(&spec, name);
-            let told = match class.rotation {
-                Rotation::None => "no",
-                Rotation::SupportOnly(_) => "support",
-                Rotation::SelfService(_) => "yes",
-            };
-            assert_eq!((class.visibility, told), (visibility, rotated), "{name}");
-        }
-    }
-
-    #[test]
-    fn in_amplitude_products_public_keys_reach_the_bare_minimum() {
-        let reach = |name| class(&amplitude_products(), name).ceiling;
-        assert_eq!(reach("project-api-key"), scopes(&["ingest:write"]));
-        assert_eq!(reach("deployment-client"), scopes(&["variants:read"]));
-        assert_eq!(reach("org-api-key"), scopes(&["organization:identify"]));
-    }
-
-    #[test]
-    fn in_amplitude_products_analytics_keys_come_with_each_tenant_and_in_no_other_way() {
-        let policy = Policy::new(amplitude_products()).unwrap();
-        let given: Vec<_> = policy
-            .provisioned(&Trigger::Tenant)
-            .map(|rule| rule.class.as_str())
-            .collect();
-        assert_eq!(given, ["project-api-key", "project-secret-key"]);
-        for name in given {
-            let class = class(policy.spec(), name);
-            assert_eq!(class.create, crate::core::policy::Access::host_only());
-            assert_eq!(class.tenant_reach, TenantReach::Own);
-        }
-    }
-
-    #[test]
-    fn in_amplitude_products_the_side_of_a_deployment_decides_the_class_of_its_key() {
-        let policy = Policy::new(amplitude_products()).unwrap();
-        for (side, prefix_text) in [("client", "client-"), ("server", "server-")] {
-            let on = Trigger::Resource(ResourceKind::new(format!("deployment.{side}")).unwrap());
-            let rules: Vec<_> = policy.provisioned(&on).collect();
-            let [rule] = rules.as_slice() else {
-                panic!("one key comes with a deployment");
-            };
-            assert_eq!(rule.class.as_str(), format!("deployment-{side}"));
-            let prefixes = policy.class(&rule.class).unwrap().prefixes.values();
-            assert!(prefixes.eq([&prefix(prefix_text)]));
-        }
-    }
-
-    #[test]
-    fn in_amplitude_products_a_server_key_is_ended_only_once_nothing_refers_to_it() {
-        let server = class(&amplitude_products(), "deployment-server");
-        assert_eq!(server.deletion, Deletion::Unreferenced);
-        assert_eq!(server.revocation, Revocation::None);
-    }
-
-    #[test]
-    fn in_amplitude_products_only_account_wide_kinds_reach_below_their_tenant() {
-        let wide: Vec<_> = amplitude_products()
-            .classes
-            .into_iter()
-            .filter(|(_, class)| class.tenant_reach == TenantReach::Below)
-            .map(|(name, _)| name.to_string())
-            .collect();
-        let expected = [
-            "data-api-token",
-            "org-api-key",
-            "org-secret-key",
-            "scim-key",
-        ];
-        assert_eq!(wide, expected);
-    }
-
-    #[test]
-    fn in_amplitude_products_only_support_makes_organisation_keys_and_can_give_them_reach() {
-        for name in ["org-api-key", "org-secret-key"] {
-            assert!(class(&amplitude_products(), name).create.is_support_only());
-        }
-        assert!(reaches(amplitude_products(), &Role::SUPPORT, "a:b"));
-    }
-
-    #[test]
-    fn in_amplitude_products_a_scim_key_needs_the_enterprise_plan() {
-        let scim = class(&amplitude_products(), "scim-key");
-        assert_eq!(scim.entitlement, Some(entitlement("enterprise")));
-        assert_eq!(scim.ceiling, scopes(&["users:*"]));
-    }
-
-    #[test]
-    fn in_amplitude_products_everybody_makes_data_tokens_and_revokes_their_own() {
-        let token = class(&amplitude_products(), "data-api-token");
-        assert!(token.create.roles.contains(&Role::MEMBER));
-        assert!(token.revoke.owner);
-    }
-
-    #[test]
-    fn in_the_guide_environments_have_prefixes_of_their_own() {
-        let expected = BTreeMap::from([
-            (Environment::LIVE, prefix("key_live_")),
-            (Environment::TEST, prefix("key_test_")),
-        ]);
-        assert_eq!(class(&guide(), "api-key").prefixes, expected);
-    }
-
-    #[test]
-    fn in_the_guide_a_revocation_is_confirmed_immediate_and_kept() {
-        assert_eq!(guide().propagation, Propagation::IMMEDIATE);
-        let class = class(&guide(), "api-key");
-        let kept = Revocation::Allowed {
-            confirm: true,
-            keep: None,
-        };
-        assert_eq!((class.revocation, class.deletion), (kept, Deletion::None));
-    }
-
-    #[test]
-    fn in_the_guide_keys_rotate_with_a_grace_expire_and_say_what_they_are_for() {
-        let class = class(&guide(), "api-key");
-        assert_eq!(class.rotation, Rotation::SelfService(time::days(7)));
-        assert_eq!(class.lifetime.default, Some(time::days(90)));
-        assert_eq!(class.lifetime.max, None);
-        assert!(guide().purpose_required);
-    }
-
-    #[test]
-    fn in_idenfy_two_keys_exist_at_a_time_and_are_deleted_not_revoked_or_rotated() {
-        assert_eq!(cap(&idenfy()), Some(2));
-        let class = class(&idenfy(), "api-key");
-        assert_eq!(class.visibility, Visibility::Secret);
-        assert_eq!(class.deletion, Deletion::Plain);
-        assert_eq!(class.revocation, Revocation::None);
-        assert_eq!(class.rotation, Rotation::None);
-    }
-
-    #[test]
-    fn in_yugabytedb_only_admins_manage_keys_not_even_their_owner() {
-        let class = class(&yugabytedb(), "api-key");
-        for access in [class.create, class.update, class.rotate, class.revoke] {
-            assert_eq!(access.roles, BTreeSet::from([Role::ADMIN]));
-            assert!(!access.owner);
-        }
-    }
-
-    #[test]
-    fn in_yugabytedb_keys_may_live_for_ever_and_are_revoked_and_kept() {
-        let class = class(&yugabytedb(), "api-key");
-        assert_eq!(class.lifetime, crate::core::policy::Lifetime::default());
-        let kept = Revocation::Allowed {
-            confirm: false,
-            keep: None,
-        };
-        assert_eq!((class.revocation, class.deletion), (kept, Deletion::None));
-    }
-
-    #[test]
-    fn in_yugabytedb_a_developer_reaches_nothing_of_an_admin() {
-        for scope in [
-            "clusters:write",
-            "networks:read",
-            "backups:create",
-            "databases:read",
-        ] {
-            assert!(reaches(yugabytedb(), &Role::DEVELOPER, scope), "{scope}");
-        }
-        for scope in [
-            "account:read",
-            "users:write",
-            "billing:read",
-            "keys:create",
-            "*:*",
-        ] {
-            assert!(!reaches(yugabytedb(), &Role::DEVELOPER, scope), "{scope}");
-            assert!(reaches(yugabytedb(), &Role::ADMIN, scope), "{scope}");
-        }
-    }
-}
+mod tests;

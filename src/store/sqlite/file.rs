@@ -44,7 +44,7 @@ impl JournalMode {
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     pub(super) path: PathBuf,
-    pub(super) others_may_read: bool,
+    pub(super) group_access: bool,
     /// Whether a restored file may be used before it was recovered.
     pub(super) unrecovered: bool,
     /// Whether a file may be connected to into which another store is being copied.
@@ -86,7 +86,7 @@ impl Place {
         use std::os::unix::fs::MetadataExt;
 
         let mode = meta.mode() & 0o777;
-        if mode & 0o077 != 0 && !self.others_may_read {
+        if mode & 0o077 != 0 && !self.group_access {
             return Err(OpenError::ReadableByOthers {
                 path: self.path.clone(),
                 mode,

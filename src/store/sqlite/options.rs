@@ -45,7 +45,7 @@ impl SqliteOptions {
         Self {
             place: Place {
                 path,
-                others_may_read: false,
+                group_access: false,
                 unrecovered: false,
                 copy_target: false,
                 busy: BUSY,
@@ -71,9 +71,9 @@ impl SqliteOptions {
         self
     }
 
-    /// Accepts a file that others may read or change.
-    pub const fn allow_readable_by_others(mut self) -> Self {
-        self.place.others_may_read = true;
+    /// Accepts a file whose mode lets its group, or others, read or change it.
+    pub const fn allow_group_access(mut self) -> Self {
+        self.place.group_access = true;
         self
     }
 

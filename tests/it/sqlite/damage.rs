@@ -191,7 +191,7 @@ fn a_flipped_bit_never_produces_a_wrong_answer() {
         let mut bytes = whole.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
         fs::write(flipped.path(), bytes).unwrap();
-        let options = SqliteStore::options(flipped.path()).allow_readable_by_others();
+        let options = SqliteStore::options(flipped.path()).allow_group_access();
         let Ok(store) = wait(options.open()) else {
             seen += 1;
             continue;

@@ -45,7 +45,7 @@ fn a_file_readable_by_others_opens_only_if_allowed() {
     assert!(error.to_string().contains("chmod 600"), "{error}");
     wait(
         SqliteStore::options(desk.path())
-            .allow_readable_by_others()
+            .allow_group_access()
             .open(),
     )
     .unwrap();

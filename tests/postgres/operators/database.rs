@@ -119,7 +119,9 @@ impl Shop {
 
     fn verifies(&self, token: &str) -> bool {
         let store = self.place.connect();
-        let peppers = PepperFile::read(self.folder.path().join("pepper")).unwrap();
+        let peppers = PepperFile::open(self.folder.path().join("pepper"))
+            .unwrap()
+            .ring();
         let keys = wait(Keyward::builder(store, peppers).build()).unwrap();
         keys.verify(token, &Need::any()).is_ok()
     }

@@ -1,0 +1,396 @@
+//! The JSON of a pepper file: parsed, changed and written without I/O.
+//!
+//! Invariants: no error holds content of the file, because the content is secret. And no copy of a key is left
+//! in memory: [`check_strings`] refuses every text of which serde_json would make one.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::error::Category;
+use zeroize::Zeroizing;
+
+use crate::core::invalid::{Invalid, Problem};
+use crate::core::pepper::{Pepper, PepperRing};
+use crate::core::text::{self, PepperId};
+
+/// 64 KiB, some hundred peppers. A judgement: a longer file is not a pepper file.
+pub(super) const MAX_LEN: usize = 64 * 1024;
+
+pub(super) const TOO_LONG: &str = "must be at most 64 KiB long";
+
+const VERSION: u32 = 1;
+
+/// The whole file.
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Document {
+    keyward_pepper_file: u32,
+    peppers: Vec<StoredPepper>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct StoredPepper {
+    state: PepperState,
+    id: PepperId,
+    key: Key,
+}
+
+/// The key of a pepper, in hexadecimal in the text. On the heap, so that moving it leaves no copy behind.
+#[derive(Default)]
+pub(super) struct Key(pub(super) Box<Zeroizing<[u8; Pepper::MIN_LEN]>>);
+
+impl Serialize for Key {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        // Allocated at its full size: growing would leave copies behind.
+        let mut text = Zeroizing::new(String::with_capacity(2 * Pepper::MIN_LEN));
+        let digits = self.0.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        text.extend(digits.filter_map(|digit| char::from_digit(digit.into(), 16)));
+        to.serialize_str(&text)
+    }
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let expected = "64 hexadecimal digits";
+        text::read(from, |text| {
+            Self::parse(text).ok_or(Invalid::new("key", Problem::Form { expected }))
+        })
+    }
+}
+
+impl Key {
+    fn parse(text: &str) -> Option<Self> {
+        let mut key = Self::default();
+        if text.len() != 2 * Pepper::MIN_LEN {
+            return None;
+        }
+        let digit = |byte| char::from(byte).to_digit(16);
+        for (byte, &[high, low]) in key.0.iter_mut().zip(text.as_bytes().as_chunks().0) {
+            *byte = u8::try_from(digit(high)? << 4 | digit(low)?).ok()?;
+        }
+        Some(key)
+    }
+}
+
+/// The use of a pepper.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum PepperState {
+    /// Digests new secrets.
+    Current,
+    /// Becomes the current one at the next rotation. Verifies until then, for processes that read the
+    /// rotated file earlier than this one.
+    Next,
+    /// Verifies the secrets that it digested.
+    Live,
+    /// Proves the audit entries that it sealed.
+    Audit,
+}
+
+impl Document {
+    /// Creates a document of one pepper.
+    pub(super) fn new(id: PepperId, key: Key) -> Self {
+        let state = PepperState::Current;
+        Self {
+            keyward_pepper_file: VERSION,
+            peppers: vec![StoredPepper { state, id, key }],
+        }
+    }
+
+    /// Parses a file. The error is the problem of the file, in words.
+    pub(super) fn parse(text: &[u8]) -> Result<Self, String> {
+        check_strings(text)?;
+        let document: Self = serde_json::from_slice(text).map_err(|error| {
+            let problem = match error.classify() {
+                Category::Eof => "the text ends too early; put a copy of the file back",
+                Category::Syntax | Category::Io => "not JSON",
+                Category::Data => "a missing or unknown field, or a malformed value",
+            };
+            format!(
+                "line {}, column {}: {problem}",
+                error.line(),
+                error.column()
+            )
+        })?;
+        match document.keyward_pepper_file {
+            VERSION => Ok(document),
+            _ => Err(format!(
+                "its version is not {VERSION}, the only one known here"
+            )),
+        }
+    }
+
+    /// Returns whether the file has the pepper that the next rotation makes current.
+    pub(super) fn has_next(&self) -> bool {
+        self.in_state(PepperState::Next).next().is_some()
+    }
+
+    pub(super) fn add_next(&mut self, id: PepperId, key: Key) {
+        let state = PepperState::Next;
+        self.peppers.push(StoredPepper { state, id, key });
+    }
+
+    /// Makes the next pepper the current one; the one before stays live.
+    pub(super) fn rotate(&mut self) {
+        for stored in &mut self.peppers {
+            stored.state = match stored.state {
+                PepperState::Next => PepperState::Current,
+                PepperState::Current | PepperState::Live => PepperState::Live,
+                PepperState::Audit => PepperState::Audit,
+            };
+        }
+        // The current pepper comes first in the file.
+        self.peppers
+            .sort_by_key(|stored| stored.state != PepperState::Current);
+    }
+
+    /// Returns the peppers. The error is the problem of the file, in words.
+    pub(super) fn ring(&self) -> Result<PepperRing, String> {
+        let mut current = self.in_state(PepperState::Current);
+        let (Some(first), None) = (current.next(), current.next()) else {
+            return Err("must have exactly one current pepper".to_owned());
+        };
+        if self.in_state(PepperState::Next).count() > 1 {
+            return Err("must have at most one next pepper".to_owned());
+        }
+        let mut ring = PepperRing::new(first.pepper());
+        for stored in &self.peppers {
+            let added = match stored.state {
+                PepperState::Current => Ok(ring),
+                PepperState::Next | PepperState::Live => ring.with_retired(stored.pepper()),
+                PepperState::Audit => ring.with_audit_only(stored.pepper()),
+            };
+            ring = added.map_err(|_| "must have another id for each pepper".to_owned())?;
+        }
+        Ok(ring)
+    }
+
+    /// Returns the text in a buffer of fixed size: growing would leave copies of the keys behind.
+    pub(super) fn text(&self) -> Result<Zeroizing<Vec<u8>>, String> {
+        let mut text = Zeroizing::new(vec![b'\n'; MAX_LEN]);
+        let mut room = &mut text[..MAX_LEN - 1];
+        serde_json::to_writer_pretty(&mut room, self).map_err(|_| TOO_LONG.to_owned())?;
+        let len = MAX_LEN - room.len();
+        text.truncate(len);
+        Ok(text)
+    }
+
+    fn in_state(&self, state: PepperState) -> impl Iterator<Item = &StoredPepper> {
+        let peppers = self.peppers.iter();
+        peppers.filter(move |stored| stored.state == state)
+    }
+}
+
+impl StoredPepper {
+    fn pepper(&self) -> Pepper {
+        let key: &[u8; Pepper::MIN_LEN] = &self.key.0;
+        Pepper::new(self.id.clone(), key).expect("a key of MIN_LEN bytes is long enough")
+    }
+}
+
+/// Refuses strings that serde_json would copy: to decode an escape, or to quote a misplaced key in an error.
+fn check_strings(text: &[u8]) -> Result<(), String> {
+    // Without escapes every quote delimits a string, so every other part is one.
+    let parts: Vec<_> = text.split(|byte| *byte == b'"').collect();
+    let is_misplaced_key = |at: usize| {
+        let is_key = at > 2 && parts[at - 2] == b"key" && parts[at - 1].trim_ascii() == b":";
+        parts[at].len() > PepperId::MAX_LEN && !is_key
+    };
+    if text.contains(&b'\\') {
+        return Err("must have no backslash".to_owned());
+    }
+    if (1..parts.len()).step_by(2).any(is_misplaced_key) {
+        return Err("only a key may be longer than 32 characters".to_owned());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+
+    fn file(peppers: &[(&str, &str, &str)]) -> String {
+        let entry = |(state, id, key): &(&str, &str, &str)| {
+            format!(r#"{{"state": "{state}", "id": "{id}", "key": "{key}"}}"#)
+        };
+        let entries: Vec<_> = peppers.iter().map(entry).collect();
+        let entries = entries.join(",\n");
+        format!("{{\"keyward_pepper_file\": 1, \"peppers\": [\n{entries}\n]}}\n")
+    }
+
+    fn ring(text: &str) -> Result<PepperRing, String> {
+        Document::parse(text.as_bytes())?.ring()
+    }
+
+    fn problem(text: impl AsRef<str>) -> String {
+        ring(text.as_ref()).expect_err("the text has a problem")
+    }
+
+    fn written(peppers: &Document) -> String {
+        String::from_utf8(peppers.text().unwrap().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_written_file_is_read_as_the_same_peppers() {
+        let other = KEY.replace("00", "0f");
+        let text = file(&[
+            ("current", "c", KEY),
+            ("live", "b", &other),
+            ("audit", "a", &other),
+        ]);
+        let peppers = Document::parse(text.as_bytes()).unwrap();
+        let shown = r#"PepperRing { current: "c", retired: ["b"], audit_only: ["a"] }"#;
+        assert_eq!(format!("{:?}", peppers.ring().unwrap()), shown);
+        let first = written(&peppers);
+        let again = Document::parse(first.as_bytes()).unwrap();
+        assert_eq!(written(&again), first);
+        let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+        assert_eq!(value(&first), value(&text));
+    }
+
+    #[test]
+    fn the_bytes_of_a_key_are_its_digits() {
+        let ring = ring(&file(&[("current", "p", KEY)])).unwrap();
+        let mut key = [0; 32];
+        for (at, byte) in key.iter_mut().enumerate() {
+            *byte = u8::try_from(at % 16 * 0x11).unwrap();
+        }
+        let same = Pepper::new(PepperId::new("p").unwrap(), &key).unwrap();
+        assert_eq!(ring.current().digest(b"x"), same.digest(b"x"));
+    }
+
+    #[test]
+    fn the_current_pepper_may_come_anywhere_and_only_once() {
+        let ring = ring(&file(&[("live", "a", KEY), ("current", "b", KEY)])).unwrap();
+        assert_eq!(ring.current().id().as_str(), "b");
+        let expected = "must have exactly one current pepper";
+        for peppers in [
+            &[("current", "a", KEY), ("current", "b", KEY)][..],
+            &[("live", "a", KEY)],
+            &[],
+        ] {
+            assert_eq!(problem(file(peppers)), expected);
+        }
+    }
+
+    #[test]
+    fn a_file_has_one_next_pepper_at_most_and_one_pepper_for_each_id() {
+        let next = [
+            ("current", "a", KEY),
+            ("next", "b", KEY),
+            ("next", "d", KEY),
+        ];
+        assert_eq!(problem(file(&next)), "must have at most one next pepper");
+        let twice = [
+            ("current", "c", KEY),
+            ("live", "a", KEY),
+            ("audit", "a", KEY),
+        ];
+        let expected = "must have another id for each pepper";
+        assert_eq!(problem(file(&twice)), expected);
+    }
+
+    #[test]
+    fn a_rotation_keeps_the_peppers_of_the_file() {
+        let text = file(&[("current", "b", KEY), ("audit", "a", KEY)]);
+        let mut peppers = Document::parse(text.as_bytes()).unwrap();
+        let new = "ab".repeat(32);
+        peppers.add_next(PepperId::new("c").unwrap(), Key::parse(&new).unwrap());
+        peppers.rotate();
+        let expected = file(&[
+            ("current", "c", &new),
+            ("live", "b", KEY),
+            ("audit", "a", KEY),
+        ]);
+        let expected = Document::parse(expected.as_bytes()).unwrap();
+        assert_eq!(written(&peppers), written(&expected));
+    }
+
+    #[test]
+    fn a_file_that_would_be_too_long_to_read_is_not_written() {
+        let id = |id: String| PepperId::new(id).unwrap();
+        let mut document = Document::new(id("c".to_owned()), Key::default());
+        for at in 0..MAX_LEN / 100 {
+            document.add_next(id(format!("p{at}")), Key::default());
+        }
+        assert_eq!(document.text().unwrap_err(), TOO_LONG);
+    }
+
+    #[test]
+    fn other_files_and_other_versions_are_refused() {
+        for empty in ["", " \n\n"] {
+            assert!(problem(empty).contains("ends too early"));
+        }
+        for foreign in ["SQLite format 3\0", "{}", "[]", "1", "\"text\""] {
+            assert!(problem(foreign).starts_with("line 1, column "));
+        }
+        assert!(Document::parse(&[0xff, 0xfe]).is_err());
+        let later = file(&[("current", "a", KEY)]).replacen(": 1", ": 2", 1);
+        assert!(problem(later).contains("version"));
+    }
+
+    #[test]
+    fn a_malformed_pepper_is_named_by_its_line() {
+        let accent = KEY.replacen("00", "é", 1);
+        let sign = KEY.replacen("00", "+0", 1);
+        for bad in [
+            ("live", "p", &KEY[..62]),
+            ("live", "p", &format!("{KEY}00")),
+            ("live", "p", &KEY.replace("ff", "fg")),
+            ("live", "p", &accent),
+            ("live", "p", &sign),
+            ("live", "P", KEY),
+            ("live", "", KEY),
+            ("present", "p", KEY),
+            ("", "p", KEY),
+        ] {
+            let problem = problem(file(&[("current", "a", KEY), bad]));
+            assert!(problem.starts_with("line 3, column "), "{bad:?}: {problem}");
+        }
+    }
+
+    #[test]
+    fn a_string_that_the_parser_would_copy_is_refused() {
+        let long = "p".repeat(PepperId::MAX_LEN + 1);
+        for entry in [
+            format!(r#"{{"id": "{long}"}}"#),
+            format!(r#"{{"{long}": 1}}"#),
+            format!(r#"{{"key": ["{long}"]}}"#),
+            format!(r#"{{"key" "{long}"}}"#),
+            format!(r#""{long}""#),
+        ] {
+            let text = format!(r#"{{"keyward_pepper_file": 1, "peppers": [{entry}]}}"#);
+            assert!(problem(&text).starts_with("only a key"), "{text}");
+        }
+        let escaped = file(&[("current", "\\u0061", KEY)]);
+        assert_eq!(problem(escaped), "must have no backslash");
+    }
+
+    #[test]
+    fn a_document_of_another_shape_is_refused_with_its_line() {
+        let good = file(&[("current", "a", KEY)]);
+        assert!(ring(&good).is_ok());
+        for (from, to) in [
+            ("\"id\"", "\"more\": 1, \"id\""),
+            ("\"id\"", "\"id\": \"b\", \"id\""),
+            ("\"id\": \"a\",", ""),
+            ("\"a\"", "1"),
+            ("\"a\"", "null"),
+            ("\"}", "\"},"),
+            ("\"}", "\"}}"),
+            ("\"}\n]}\n", "\""),
+        ] {
+            let bad = good.replacen(from, to, 1);
+            assert_ne!(bad, good);
+            let problem = problem(&bad);
+            let place = ["line 2, column ", "line 3, column "];
+            assert!(
+                place.iter().any(|place| problem.starts_with(place)),
+                "{bad}: {problem}"
+            );
+        }
+        let problem = problem(good.replacen("1, ", "1, \"more\": 1, ", 1));
+        assert!(problem.starts_with("line 1, column "), "{problem}");
+    }
+}
