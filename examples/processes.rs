@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
-use keyward::policy::{Policy, PolicySpec, Propagation};
+use keyward::policy::{Policy, Propagation};
 use keyward::store::SqliteStore;
 use keyward::{
     Actor, Entropy, FollowOptions, Grant, KeyId, Keyward, Need, NewKey, NodeConfirmation,

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use keyward::policy::{ActiveKeyCap, Policy, PolicySpec};
+use keyward::policy::{ActiveKeyCap, Policy};
 use keyward::store::{AuditQuery, SqliteStore};
 use keyward::{
     Actor, Denied, Error, Keyward, ManualClock, Need, NewKey, PepperFile, Reason, Rejection,

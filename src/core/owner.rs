@@ -1,7 +1,7 @@
-//! Owners and tenants as rows of their own, and what they do to every key at once.
+//! Rows of owners and tenants, and their effect on keys.
 //!
-//! Pure. Invariant: lowering a role, removing an owner or closing a tenant is one row, and narrows
-//! every key below that row from the moment it is seen.
+//! Pure. Invariant: lowering a role, removing an owner or closing a tenant writes one row. A reader that
+//! sees the row applies it to every key below.
 
 use std::collections::BTreeSet;
 
@@ -16,48 +16,48 @@ use super::tenant::TenantId;
 use super::text::{PrincipalId, Role};
 use super::time::Timestamp;
 
-/// What a tenant knows about a principal who owns keys in it or below it.
+/// The row of a principal who owns keys in a tenant or below it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct OwnerRecord {
-    /// Where the row applies: this tenant and all below it.
+    /// The tenant. The row applies to it and to its descendants.
     pub tenant: TenantId,
-    /// Whom it is about.
+    /// The principal.
     pub owner: PrincipalId,
-    /// Its role now; `None` once it was removed.
+    /// The current role. `None` for a removed principal.
     pub role: Option<Role>,
-    /// When it was last removed. Keys created until then stay refused, even if it comes back.
+    /// The last removal. Keys created until then stay refused, even if the principal is restored.
     pub removed_at: Option<Timestamp>,
-    /// The roles that the row was raised from since the owner was last removed. They go on to limit
-    /// keys of the tenants above that reach down here and that their owner did not receive in person.
+    /// The former roles that the row was raised from since the last removal. They keep limiting keys of
+    /// ancestor tenants that reach down here, unless their owner received the secret in person.
     pub raised_from: BTreeSet<Role>,
     /// The last change of the row.
     pub updated: Stamp,
 }
 
-/// What is known about a tenant as a whole.
+/// The row of a tenant.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct TenantRecord {
-    /// Which tenant.
+    /// The tenant.
     pub tenant: TenantId,
-    /// The stamp of its provisioning; `None` if it was not provisioned, and the row is there for another reason.
+    /// The provisioning. `None` if the tenant was not provisioned and the row exists for another reason.
     pub provisioned: Option<Stamp>,
-    /// When it was closed, and by whom. Closing ends every key in it and below it, for ever.
+    /// The closing. A closed tenant ends every key in it and below it permanently.
     pub closed: Option<Stamp>,
-    /// Commands over many keys that were authorised and have not come to their end.
+    /// Commands over many keys that are authorised and unfinished.
     pub sweeps: Vec<PendingSweep>,
     /// The last change of the row. Each commit of a tenant leaves its instant in a row that stays: in this
-    /// one, if it writes no key and no owner.
+    /// row, if the commit writes no key and no owner.
     pub updated: Stamp,
-    /// The last time that the tenant's newest instant was set back.
+    /// The last repair of the tenant's newest instant.
     pub time_repair: Option<TimeRepair>,
 }
 
-/// The newest instant of a tenant was set back, because a clock had been wrong.
+/// A repair of a tenant's newest instant, which a wrong clock had left in the future.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct TimeRepair {
-    /// The newest instant from then on.
+    /// The newest instant after the repair.
     pub to: Timestamp,
-    /// Instants of rows that were written until this commit say nothing about the time.
+    /// The last commit whose rows have instants that do not count as the tenant's time.
     pub through: Revision,
 }
 
@@ -80,24 +80,25 @@ impl TenantRecord {
     }
 }
 
-/// What the rows along a tenant's path say about one owner's keys: the input to
+/// The effect of the rows along a tenant's path on one owner's keys: the input to
 /// [`check`](crate::rules::check).
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Standing {
-    /// The owner's role in each row along the path; the key's reach is within all of them.
+    /// The owner's role in each row along the path. The key's reach is within all of them.
     pub roles: Vec<Role>,
-    /// The owner is removed now, somewhere along the path.
+    /// Whether the owner is removed now, somewhere along the path.
     pub removed: bool,
-    /// Keys created until here are refused, because the owner was removed then.
+    /// The last removal of the owner. Keys created until then are refused.
     pub removed_at: Option<Timestamp>,
-    /// A tenant along the path is closed.
+    /// Whether a tenant along the path is closed.
     pub closed: bool,
-    /// A row along the path cannot be read, so that it is not known what it says: refuse.
+    /// Whether a row along the path cannot be read. Its keys fail closed.
     pub unreadable: bool,
 }
 
-/// The roles that a secret does not rise from, of a key of `home` that reaches down to `tenant`: what rows
-/// below `home` gave its owner before. A secret that its owner received in person has no such roles.
+/// Returns the roles that rows below `home` gave `owner` before they were raised, along the path to
+/// `tenant`. They limit a key of `home` that reaches down to `tenant`, unless its owner received the secret
+/// in person.
 pub(crate) fn raised_from<'a>(
     rows: impl IntoIterator<Item = &'a OwnerRecord>,
     owner: &Owner,
@@ -114,8 +115,8 @@ pub(crate) fn raised_from<'a>(
 }
 
 impl Standing {
-    /// Puts together what the rows along the path of `tenant` say about the keys of `owner`.
-    /// Rows of other tenants and owners may be among them and are passed over.
+    /// Combines the rows along the path of `tenant` into their effect on the keys of `owner`. Ignores rows
+    /// of other tenants and owners.
     #[must_use]
     pub fn resolve<'a>(
         tenant: &TenantId,
@@ -133,7 +134,7 @@ impl Standing {
         Self::of(above.map(|row| (row.role.as_ref(), row.removed_at)), closed)
     }
 
-    /// Puts together what the rows of one owner along a path say, role and removal of each.
+    /// Combines the rows of one owner along a path, given as role and removal.
     pub(crate) fn of<'a>(
         rows: impl IntoIterator<Item = (Option<&'a Role>, Option<Timestamp>)>,
         closed: bool,
@@ -150,7 +151,7 @@ impl Standing {
         standing
     }
 
-    /// This together with what rows further down a path say; `None` if they say nothing.
+    /// Combines this standing with rows further down a path. `None` if those rows change nothing.
     pub(crate) fn and_further(&self, further: &Self) -> Option<Self> {
         let Self {
             roles,
@@ -169,7 +170,7 @@ impl Standing {
         (both != *self && !hole::is_open("a tenant below has no say")).then_some(both)
     }
 
-    /// Whether a key created at `created` is refused because its owner was removed.
+    /// Returns whether a key created at `created` is refused because its owner was removed.
     #[must_use]
     pub fn refuses_owner(&self, created: Timestamp) -> bool {
         self.removed || self.removed_at.is_some_and(|removed| created <= removed)

@@ -1,6 +1,6 @@
-//! A key as it is stored, and what it is at an instant.
+//! The stored record of a key, and its status at an instant.
 //!
-//! Pure. Invariant: a status is derived from the record and the instant, so it is never stale; and
+//! Pure. Invariant: a status is derived from the record and the instant, so it is never stale. The rule for
 //! expiry is `now >= expires_at`, here and nowhere else (trap 19).
 
 use std::collections::BTreeSet;
@@ -25,38 +25,38 @@ use super::text::{
 use super::time::Timestamp;
 use super::token::TokenPrefix;
 
-/// Whether a key authenticates or only identifies.
+/// The type of a key: it authenticates, or it only identifies.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Visibility {
-    /// Authenticates; shown once.
+    /// Authenticates. Shown once.
     Secret,
-    /// Identifies; may be shown again, and shipped to browsers and apps (rule A2-12).
+    /// Identifies. May be shown again, and shipped to browsers and apps (rule A2-12).
     Publishable,
 }
 
-/// Why a key was revoked.
+/// The reason of a revocation.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Reason {
-    /// Its holder no longer has it (rule Y-05).
+    /// The holder no longer has the key (rule Y-05).
     Lost,
-    /// Somebody else may have it (rule Y-05).
+    /// Another party may have the key (rule Y-05).
     Compromised,
-    /// It was found in the open.
+    /// The key was found in the open.
     Leaked,
-    /// Nobody used it.
+    /// Nobody used the key.
     Unused,
-    /// What it was for is over.
+    /// The key is not needed any more.
     NoLongerNeeded,
-    /// A successor took its place.
+    /// A successor replaced the key.
     Rotated,
-    /// It was an unused successor, and the rotation was called off.
+    /// The key was an unused successor, and the rotation was cancelled.
     RotationCancelled,
-    /// Its owner was removed (rule Y-24).
+    /// The owner of the key was removed (rule Y-24).
     OwnerRemoved,
-    /// Its tenant was closed.
+    /// The tenant of the key was closed.
     TenantClosed,
 }
 
@@ -76,39 +76,39 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Why a key is replaced (rule G-13).
+/// The reason of a rotation (rule G-13).
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RotationReason {
     /// Regular practice.
     #[default]
     Routine,
-    /// Somebody else may have the old key.
+    /// Another party may have the old key.
     Compromise,
     /// The old key ends soon.
     ExpiryNear,
-    /// Something happened, and keys are renewed to be safe.
+    /// An incident: keys are replaced as a precaution.
     Incident,
 }
 
-/// What a command did to a key, for `enabled`, `disabled` and `revoked` keys.
+/// The state of a key, which commands change.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub enum KeyState {
-    /// Works, as long as it has not expired.
+    /// Works until it expires.
     Enabled,
     /// Refused until it is enabled again.
     Disabled(Stamp),
-    /// Refused for ever.
+    /// Refused permanently.
     Revoked {
-        /// When and by whom.
+        /// The instant and the author.
         stamp: Stamp,
-        /// Why.
+        /// The reason.
         reason: Reason,
     },
 }
 
-/// How a digest was made of what its holder presents.
+/// The algorithm that made a digest from the presented token.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -117,22 +117,22 @@ pub enum ImportScheme {
     Sha256,
 }
 
-/// What a presented secret is compared with.
+/// The digest that a presented secret is compared with.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Credential {
     /// HMAC-SHA-256 of `id ‖ secret` under a pepper.
     Peppered {
-        /// Which pepper.
+        /// The pepper.
         pepper: PepperId,
         /// The digest.
         digest: Digest,
     },
-    /// A digest that came from elsewhere.
+    /// A digest that was imported.
     Imported {
-        /// How it was made.
+        /// The algorithm.
         scheme: ImportScheme,
-        /// The digest. Unique across tenants, deleted keys included.
+        /// The digest. Unique across tenants, including deleted keys.
         digest: Digest,
     },
 }
@@ -156,25 +156,25 @@ impl Credential {
     }
 }
 
-/// What a key belongs to in the host's world (rule A2-21).
+/// A thing in the host's world that a key belongs to (rule A2-21).
 #[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct Resource {
-    /// Its kind, from which the policy derives the class of its key.
+    /// The kind, from which the policy derives the class of the key.
     pub kind: ResourceKind,
-    /// The host's id of it.
+    /// The host's id.
     pub id: ResourceId,
 }
 
-/// On a key that is being replaced: by which key, and since when.
+/// The rotation of a key that is being replaced.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Succession {
-    /// The key that takes its place.
+    /// The key that replaces this key.
     pub successor: KeyId,
-    /// When the rotation began.
+    /// The beginning of the rotation.
     pub since: Timestamp,
-    /// Why.
+    /// The reason.
     pub reason: RotationReason,
-    /// The old key's own expiry before the rotation, to which a cancelled rotation returns.
+    /// The old key's expiry before the rotation, which a cancelled rotation restores.
     pub own_expiry: Option<Timestamp>,
     /// The time that the old key works after the successor's first use. `None` unless the old key waits for
     /// that use.
@@ -190,36 +190,36 @@ fn in_seconds<S: Serializer>(grace: &Option<Duration>, to: S) -> Result<S::Ok, S
     }
 }
 
-/// On a key that took another's place: which one, and whether it was used yet.
+/// The link from a successor to the key that it replaces.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Predecessor {
-    /// The key it replaces.
+    /// The old key.
     pub key: KeyId,
-    /// When this key was first used, once that was noticed.
+    /// The first use of the successor. `None` until it is recorded.
     pub first_used_at: Option<Timestamp>,
 }
 
-/// A key that made another one, or received its secret by rotating it.
+/// A key that made another key, or received its secret by rotating it.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct Maker {
-    /// The key that acted.
+    /// The acting key.
     pub key: KeyId,
-    /// The first key of its chain of rotations.
+    /// The first key of the acting key's chain of rotations.
     pub lineage: KeyId,
 }
 
 /// A chain of rotations.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub struct Lineage {
-    /// The id of its first key.
+    /// The id of the first key.
     pub first: KeyId,
-    /// The instant at which that key was created; if a key made it, the beginning of that one's chain.
+    /// The creation of the first key. If another key made that key, the beginning of that key's chain.
     pub since: Timestamp,
-    /// The key that created that key, if a key did.
+    /// The key that created the first key, if a key did.
     pub created_by: Option<KeyId>,
 }
 
-/// What was last done to a key.
+/// The last action on a key.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LastAction {
@@ -237,15 +237,15 @@ pub enum LastAction {
     Revoked,
     /// A successor was created.
     Rotated,
-    /// Its rotation was called off.
+    /// The rotation was cancelled.
     RotationCancelled,
-    /// Its first use was noticed, or its successor's.
+    /// The first use of the key or of its successor was recorded.
     FirstUsed,
-    /// Its secret was replaced because the answer that held it was lost.
+    /// The secret was replaced because the response with the first one was lost.
     Replaced,
-    /// It was reported as leaked, and only recorded.
+    /// The key was reported as leaked. The report was only recorded.
     LeakReported,
-    /// Its digest was renewed under the current pepper.
+    /// The digest was replaced by one under the current pepper.
     Redigested,
 }
 
@@ -345,20 +345,20 @@ impl DerefMut for KeyRecord {
     }
 }
 
-/// What a key is at an instant.
+/// The status of a key at an instant.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Status {
     /// Works.
     Active,
-    /// Works, beside the successor that replaces it.
+    /// Works, next to the successor that replaces it.
     Retiring,
     /// Refused until it is enabled again.
     Disabled,
-    /// Refused because its time has passed.
+    /// Refused because it has expired.
     Expired,
-    /// Refused for ever.
+    /// Refused permanently.
     Revoked,
 }
 
@@ -375,8 +375,8 @@ impl fmt::Display for Status {
 }
 
 impl KeyRecord {
-    /// The most makers that a record names: 8. A judgement: a key that a key made, eight times over, is
-    /// no longer something that a person can follow.
+    /// 8, the largest number of makers that a record names. A judgement: a person cannot follow a longer
+    /// chain of keys that made keys.
     pub const MAKERS_MAX: usize = 8;
 
     /// Returns the record after `change`.
@@ -386,24 +386,25 @@ impl KeyRecord {
         self
     }
 
-    /// The key that created it, if a key did; for a successor, the one that created the first key of its
-    /// chain.
+    /// Returns the key that created this key, if a key did. For a successor, the key that created the first
+    /// key of its chain.
     #[must_use]
     pub const fn created_by_key(&self) -> Option<KeyId> {
         self.lineage.created_by
     }
 
-    /// Returns whether `key` made it, or a key of the lineage `lineage` did, directly or through other keys.
+    /// Returns whether `key`, or any key of the chain `lineage`, made this key, directly or through other
+    /// keys.
     #[must_use]
     pub fn was_made_by(&self, key: KeyId, lineage: Option<KeyId>) -> bool {
-        // The id of a lineage is its first key's, which may be deleted and so not known any more.
+        // A chain has the id of its first key, which may be deleted and so not known any more.
         let is = |maker: &Maker| {
             maker.key == key || maker.lineage == key || lineage == Some(maker.lineage)
         };
         self.makers.iter().any(is)
     }
 
-    /// What the key is at `now`. Owners and tenants may refuse it all the same; see
+    /// Returns the status at `now`. The rows of owners and tenants may refuse an active key, see
     /// [`Standing`](crate::rules::Standing).
     #[must_use]
     pub fn status(&self, now: Timestamp) -> Status {
@@ -416,19 +417,19 @@ impl KeyRecord {
         }
     }
 
-    /// Whether its time has passed: `now >= expires_at`.
+    /// Returns whether the key has expired: `now >= expires_at`.
     #[must_use]
     pub fn is_expired(&self, now: Timestamp) -> bool {
         self.expires_at.is_some_and(|end| now >= end)
     }
 
-    /// Whether it could still verify, now or after being enabled: neither revoked nor expired.
+    /// Returns whether the key could still verify, now or after being enabled: neither revoked nor expired.
     #[must_use]
     pub fn is_live(&self, now: Timestamp) -> bool {
         !matches!(self.status(now), Status::Revoked | Status::Expired)
     }
 
-    /// Whether its secret is in the hands of a holder who never used it: an unused successor.
+    /// Returns whether the key is an unused successor: its holder has the secret and never used it.
     #[must_use]
     pub fn awaits_first_use(&self) -> bool {
         self.predecessor

@@ -1,4 +1,4 @@
-//! Where a rotation stands, and whether it is safe to finish.
+//! The progress of a rotation, and whether it is safe to finish.
 //!
 //! Pure.
 
@@ -8,42 +8,42 @@ use super::id::KeyId;
 use super::record::KeyRecord;
 use super::time::{self, Timestamp};
 
-/// How long an old key must have been silent before finishing counts as safe: 24 hours, one daily
-/// job. A judgement, not a standard.
+/// 24 hours, one run of a daily job: the silence of an old key after which finishing counts as safe. A
+/// judgement, not a standard.
 pub const QUIET: Duration = time::hours(24);
 
 /// The steps of a rotation, in order (rule G-14).
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum RotationStep {
-    /// The successor exists; nobody used it yet.
+    /// The successor exists and is unused.
     SuccessorCreated,
-    /// The successor is used; the old key may be as well.
+    /// The successor is used. The old key may be used too.
     SuccessorInUse,
     /// The successor is used, and the old key has been silent for [`QUIET`].
     OldKeySilent,
     /// The old key has ended.
     OldKeyEnded,
-    /// The old key has ended, and somebody still tries it.
+    /// The old key has ended, and a client still tries it.
     OldKeyStillTried,
 }
 
-/// Where a rotation stands.
+/// The progress of a rotation.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct RotationProgress {
-    /// The key that takes the place.
+    /// The successor.
     pub successor: KeyId,
     /// The step reached.
     pub step: RotationStep,
-    /// The end of the old key; the latest one, if it counts from the successor's first use.
+    /// The end of the old key, or its latest end if it counts from the successor's first use.
     pub old_key_ends: Timestamp,
-    /// Whether ending the old key now cuts nobody off, as far as can be told.
+    /// Whether ending the old key now interrupts no client, as far as is known.
     pub safe_to_finish: bool,
 }
 
-/// Where the rotation of `old` stands; `None` if it is not being replaced.
+/// Returns the progress of the rotation of `old`. `None` if `old` has no successor.
 ///
-/// `old_last_seen` is when the old key was last presented, accepted or not, as far as the host
-/// knows; without it the old key never counts as silent.
+/// `old_last_seen` is the last time that the old key was presented, accepted or not, as far as the host
+/// knows. Without it the old key never counts as silent.
 #[must_use]
 pub fn progress(
     old: &KeyRecord,

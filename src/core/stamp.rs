@@ -1,4 +1,4 @@
-//! When something was done, and by whom.
+//! The instant and the author of a change.
 //!
 //! Pure.
 
@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 use super::principal::Author;
 use super::time::Timestamp;
 
-/// When something was done, and by whom.
+/// The instant and the author of a change.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Stamp {
-    /// When.
+    /// The instant.
     pub at: Timestamp,
-    /// By whom.
+    /// The author.
     pub by: Author,
 }

@@ -1,7 +1,7 @@
-//! Commands over many keys: which keys they are about, and what is left of them to do.
+//! Commands over many keys: their filters and their progress.
 //!
-//! Pure. Such a command is authorised by its first commit. The tenant's row names it until its last
-//! commit, so that maintenance can finish what a caller who is gone began.
+//! Pure. The first commit authorises such a command. The tenant's row names the command until its last
+//! commit, so that maintenance can finish it after its caller is gone.
 
 use serde::{Deserialize, Serialize};
 
@@ -40,13 +40,13 @@ pub struct BulkFilter {
     pub made_by: Option<MadeBy>,
 }
 
-/// A key whose makings a filter asks for.
+/// A filter for the keys that a key made.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct MadeBy {
     /// The key.
     pub key: KeyId,
-    /// The first key of its chain of rotations, once it was looked up: what any key of that chain made
-    /// counts too.
+    /// The first key of that key's chain of rotations, once it is looked up. Keys that any key of the chain
+    /// made match too.
     pub lineage: Option<KeyId>,
 }
 
@@ -80,16 +80,16 @@ impl BulkFilter {
         self
     }
 
-    /// Narrows to keys whose digest stands under this pepper: those that were never used since it
+    /// Narrows to keys whose digest was made with this pepper: those that were not used since the pepper
     /// was replaced.
     pub fn pepper(mut self, pepper: PepperId) -> Self {
         self.pepper = Some(pepper);
         self
     }
 
-    /// Narrows to keys that `key` made, or another key of its chain of rotations, directly or through
-    /// the keys that it made. A key that was rotated by another one counts as made by that one too,
-    /// since its holder received the secret.
+    /// Narrows to keys that `key` or another key of its chain of rotations made, directly or through other
+    /// keys. A key that another key rotated counts as made by that key too, because its holder received the
+    /// secret.
     pub fn made_by(mut self, key: KeyId) -> Self {
         let lineage = None;
         self.made_by = Some(MadeBy { key, lineage });
@@ -125,7 +125,7 @@ impl BulkFilter {
 pub(crate) struct Sweep {
     /// The keys to look at in this commit.
     pub(crate) keys: Vec<KeyId>,
-    /// Whether nothing of the command is left to do after this commit.
+    /// Whether the command is finished with this commit.
     pub(crate) last: bool,
 }
 
@@ -136,18 +136,18 @@ impl From<Vec<KeyId>> for Sweep {
     }
 }
 
-/// A command over many keys that was authorised and has not come to its end.
+/// A command over many keys that is authorised and unfinished.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct PendingSweep {
     /// The command.
     pub command: CommandId,
-    /// Its author.
+    /// The author.
     pub by: Author,
-    /// The instant for which its first commit was decided.
+    /// The instant of its first commit.
     pub began_at: Timestamp,
-    /// Whether it reaches the tenants below.
+    /// Whether the command reaches descendant tenants.
     pub descendants: bool,
-    /// Its kind.
+    /// The kind.
     pub kind: SweepKind,
 }
 

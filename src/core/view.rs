@@ -1,4 +1,4 @@
-//! What a decision is taken on, and what it changes.
+//! The input of a decision, and its changes.
 //!
 //! Pure.
 
@@ -15,30 +15,30 @@ use super::tenant::TenantId;
 use super::text::{CommandId, PrincipalId};
 use super::time::Timestamp;
 
-/// Names a row, and orders rows for a scan: tenants, then owners, then keys.
+/// The name of a row. Orders rows for a scan: tenants, then owners, then keys.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum RowKey {
     /// A tenant.
     Tenant(TenantId),
     /// An owner in a tenant.
     Owner(TenantId, PrincipalId),
-    /// A key, removed ones included.
+    /// A key, including a removed one.
     Key(KeyId),
 }
 
-/// A row of another tenant that a decision rested on, at the revision at which it was read.
+/// A row of another tenant that a decision depends on, at the revision at which the row was read.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Guard {
     /// The row.
     pub row: RowKey,
-    /// The commit that wrote the row; [`Revision::ZERO`] if there was none.
+    /// The commit that wrote the row. [`Revision::ZERO`] if the row did not exist.
     pub revision: Revision,
 }
 
-/// The part of a tenant that a decision needs. Parts combine: what any of them names is loaded.
+/// The part of a tenant that a decision needs. Selections combine: the store loads what any of them names.
 ///
-/// A store may return more than asked, never less. The tenant's own row, its revision and its audit
-/// head are always loaded.
+/// A store may return more than the selection, never less. It always loads the tenant's own row, its
+/// revision and its audit head.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Select {
     /// Keys by id.
@@ -47,23 +47,23 @@ pub struct Select {
     pub live_at: Option<Timestamp>,
     /// The legacy key.
     pub legacy: bool,
-    /// The rows of these owners. The rows of the owners of loaded keys are loaded in any case.
+    /// The rows of these owners. The rows of the owners of loaded keys are always loaded.
     pub owners: Vec<PrincipalId>,
-    /// What these commands did: the first [`APPLIED_MAX`](Self::APPLIED_MAX) entries of each.
+    /// The audit entries of these commands: the first [`APPLIED_MAX`](Self::APPLIED_MAX) of each.
     pub commands: Vec<CommandId>,
 }
 
 impl Select {
-    /// How many entries of one command are loaded at most. Enough to recognise it by.
+    /// 16, the largest number of entries loaded of one command. Enough to recognise the command.
     pub const APPLIED_MAX: usize = 16;
 
-    /// Nothing but what is always loaded.
+    /// Selects nothing beyond what is always loaded.
     #[must_use]
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// One key.
+    /// Selects one key.
     #[must_use]
     pub fn key(id: KeyId) -> Self {
         Self {
@@ -72,7 +72,7 @@ impl Select {
         }
     }
 
-    /// The row of one owner.
+    /// Selects the row of one owner.
     #[must_use]
     pub fn owner(owner: PrincipalId) -> Self {
         Self {
@@ -81,7 +81,7 @@ impl Select {
         }
     }
 
-    /// Adds what `other` names.
+    /// Adds the selection `other`.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
         let Self {
@@ -92,7 +92,7 @@ impl Select {
             commands,
         } = other;
         self.keys.extend(keys);
-        // Live at the earlier instant includes live at the later one.
+        // A key that is live at the later instant is live at the earlier instant too.
         self.live_at = match (self.live_at, live_at) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -103,7 +103,7 @@ impl Select {
         self
     }
 
-    /// Whether `record` is among the keys that are asked for.
+    /// Returns whether `record` is selected.
     #[must_use]
     pub fn matches(&self, record: &KeyRecord) -> bool {
         self.keys.contains(&record.id)
@@ -112,63 +112,63 @@ impl Select {
     }
 }
 
-/// One history of a store. A store gets a new epoch when it is restored from a backup.
+/// The epoch of a store: one history. A store gets a new epoch when it is restored from a backup.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Epoch(pub u128);
 
-/// What a decision is taken on: the tenant's revision, its rows, the records asked for.
+/// The input of a decision: the tenant's revision, its rows and the selected records.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct TenantView {
-    /// The store's history; of an unknown tenant too.
+    /// The epoch of the store, for an unknown tenant too.
     pub epoch: Epoch,
-    /// The revision of the tenant's last commit; zero if it never had one.
+    /// The revision of the tenant's last commit. Zero if it never had one.
     pub revision: Revision,
-    /// The latest instant for which a commit of the tenant was decided. It goes back in a commit alone
-    /// that repairs the tenant's time.
+    /// The latest instant of a decision that the tenant committed. Only a commit that repairs the tenant's
+    /// time sets it back.
     pub decided_at: Option<Timestamp>,
-    /// The time by the store's server when this was read; `None` where there is none.
+    /// The time of the store's server at the read. `None` if there is no server.
     pub server_time: Option<Timestamp>,
-    /// Where its audit chain ends.
+    /// The head of the tenant's audit chain.
     pub audit_head: AuditHead,
     /// The tenant's own row.
     pub tenant: Option<TenantRecord>,
-    /// Rows of owners.
+    /// The selected rows of owners.
     pub owners: Vec<OwnerRecord>,
-    /// The keys asked for.
+    /// The selected keys.
     pub records: Vec<KeyRecord>,
     /// The commit that wrote each of the rows above.
     pub revisions: BTreeMap<RowKey, Revision>,
-    /// Keys asked for whose stored bytes failed their checksum: refused, counted towards the cap.
+    /// Selected keys whose stored bytes failed their checksum. They are refused, and count towards the cap.
     pub corrupt: Vec<KeyId>,
-    /// What the commands asked for did.
+    /// The entries of the selected commands.
     pub applied: Vec<AuditEntry>,
 }
 
 impl TenantView {
-    /// Returns the commit that wrote a row: the tenant's last one where that is not known.
+    /// Returns the commit that wrote a row. The tenant's last commit if that is not known.
     pub(crate) fn revision_of(&self, row: &RowKey) -> Revision {
         self.revisions.get(row).copied().unwrap_or(self.revision)
     }
 
-    /// The loaded key of this id.
+    /// Returns the loaded key of this id.
     #[must_use]
     pub fn record(&self, id: KeyId) -> Option<&KeyRecord> {
         self.records.iter().find(|record| record.id == id)
     }
 
-    /// Whether the key of this id was loaded, readable or not.
+    /// Returns whether the key of this id was loaded, readable or not.
     #[must_use]
     pub fn knows(&self, id: KeyId) -> bool {
         self.record(id).is_some() || self.corrupt.contains(&id)
     }
 
-    /// The loaded row of this owner.
+    /// Returns the loaded row of this owner.
     #[must_use]
     pub fn owner(&self, owner: &PrincipalId) -> Option<&OwnerRecord> {
         self.owners.iter().find(|row| row.owner == *owner)
     }
 
-    /// The part of this view that `select` asks for, for stores that keep whole tenants in memory.
+    /// Returns the part of this view that `select` names, for stores that keep whole tenants in memory.
     #[must_use]
     pub fn narrowed(&self, select: &Select) -> Self {
         let heads = Self {
@@ -196,9 +196,9 @@ impl TenantView {
         )
     }
 
-    /// Adds what `select` asks for, for stores that have it at hand: `records` and `trail` are the
-    /// tenant's own, or as many of them as may be asked for; `owner` returns an owner's row. Rows come
-    /// with the commit that wrote them, `trail` comes oldest first.
+    /// Adds what `select` names. `records` and `trail` are the tenant's own, or those of them that `select`
+    /// may name. `owner` returns an owner's row. Rows come with the commit that wrote them, and `trail`
+    /// comes oldest first.
     #[must_use]
     pub fn with_selected<'a>(
         mut self,
@@ -234,7 +234,7 @@ impl TenantView {
         self
     }
 
-    /// Takes over what a decision changes, so that the next one can be taken on the result.
+    /// Applies the changes of a decision, so that the next decision can be taken on the result.
     pub fn apply(&mut self, effects: &Effects) {
         let Effects {
             puts,
@@ -271,28 +271,28 @@ pub(crate) fn repairs_time(audit: &[AuditEntry]) -> bool {
     audit.iter().any(repairs)
 }
 
-/// Rows of the tenants above a tenant that a decision in it rests on.
+/// The rows of ancestor tenants that a decision depends on.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Ancestry {
-    /// Rows of owners in the tenants above.
+    /// Rows of owners in the ancestor tenants.
     pub owners: Vec<OwnerRecord>,
-    /// The rows of the tenants above.
+    /// The rows of the ancestor tenants.
     pub tenants: Vec<TenantRecord>,
-    /// Keys of the tenants above that act.
+    /// Acting keys of the ancestor tenants.
     pub keys: Vec<KeyRecord>,
-    /// Keys of the tenants above that act and whose stored bytes failed their checksum.
+    /// Acting keys of the ancestor tenants whose stored bytes failed their checksum.
     pub corrupt: Vec<KeyId>,
-    /// The rows of tenants and owners that were asked for, absent ones included, and the keys that act,
-    /// each at the revision at which it was read.
+    /// The selected rows of tenants and owners, including absent ones, and the acting keys, each at the
+    /// revision at which it was read.
     pub guards: BTreeSet<Guard>,
-    /// The latest instants for which commits of the tenants above were decided.
+    /// The latest instants of the ancestor tenants' commits.
     pub decided_at: BTreeMap<TenantId, Timestamp>,
-    /// The histories of the store in which they were read: more than one if it was replaced meanwhile.
+    /// The epochs of the store at the reads. More than one if the store was replaced between them.
     pub epochs: BTreeSet<Epoch>,
 }
 
 impl Ancestry {
-    /// Adds what `view` holds of the tenant `above`, of which `select` was asked for.
+    /// Adds `view`, the part `select` of the tenant `above`.
     pub(crate) fn add(&mut self, above: &TenantId, select: &Select, view: TenantView) {
         let TenantView {
             epoch,
@@ -308,7 +308,7 @@ impl Ancestry {
         self.decided_at
             .extend(decided_at.map(|at| (above.clone(), at)));
         let named = (select.owners.iter()).map(|owner| RowKey::Owner(above.clone(), owner.clone()));
-        // Nothing is decided for a key that was not found.
+        // A command by a key that was not found is refused, so that there is no row to guard.
         let keys = records.iter().map(|record| RowKey::Key(record.id));
         let own = std::iter::once(RowKey::Tenant(above.clone()));
         let guarded = own.chain(named).chain(keys);
@@ -325,26 +325,26 @@ impl Ancestry {
     }
 }
 
-/// What a decision changes: the body of a commit.
+/// The changes of a decision: the body of a commit.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Effects {
     /// Keys to write, whole.
     pub puts: Vec<KeyRecord>,
-    /// Keys to remove. Their ids and imported digests stay taken for ever.
+    /// Keys to remove. Their ids and imported digests stay taken permanently.
     pub removes: Vec<KeyId>,
     /// Rows of owners to write.
     pub owners: Vec<OwnerRecord>,
     /// The tenant's row to write.
     pub tenant: Option<TenantRecord>,
-    /// Imported digests, or marks of them, that are a key's from now on, beside the digests of `puts`.
-    /// They stay taken for ever, whatever becomes of the key.
+    /// Imported digests, or marks of them, that belong to a key from now on, beside the digests of `puts`.
+    /// They stay taken permanently, whatever becomes of the key.
     pub digests: Vec<(Digest, KeyId)>,
-    /// What to add to the audit trail.
+    /// The entries to add to the audit trail.
     pub audit: Vec<AuditEntry>,
 }
 
 impl Effects {
-    /// Whether there is nothing to commit.
+    /// Returns whether there is nothing to commit.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let Self {
@@ -363,7 +363,7 @@ impl Effects {
             && audit.is_empty()
     }
 
-    /// Adds what a later decision changes.
+    /// Adds the changes of a later decision.
     pub fn extend(&mut self, later: Self) {
         let Self {
             puts,
@@ -386,7 +386,7 @@ impl Effects {
         self.audit.extend(audit);
     }
 
-    /// How many rows a store writes for this, audit entries included.
+    /// Returns the number of rows that a store writes, including audit entries.
     #[must_use]
     pub fn rows(&self) -> usize {
         let Self {

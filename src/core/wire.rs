@@ -1,4 +1,4 @@
-//! Records and audit entries as bytes, for stores: versioned, checksummed, one form for one value.
+//! The stored form of records and audit entries: versioned, checksummed, one form for one value.
 //!
 //! Pure. `[version][postcard body][CRC-32 of both, little endian]`. Golden files under `tests/golden`
 //! keep every released version readable, and fail if a new field changes the format. [`Credential`] has no
@@ -16,7 +16,7 @@ use super::token::TokenPrefix;
 const VERSION: u8 = 1;
 const CHECKSUM_LEN: usize = 4;
 
-/// Why stored bytes are not a record.
+/// The reason for which stored bytes are no record.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
@@ -31,7 +31,7 @@ pub enum DecodeError {
         /// The newest version that this build reads.
         supported: u8,
     },
-    /// The bytes are intact and say something that no record can hold.
+    /// The bytes are intact and hold no valid value.
     #[error("bytes are no valid record")]
     Malformed,
 }
@@ -40,13 +40,13 @@ macro_rules! stored {
     ($($(#[$doc:meta])* $type:ty;)*) => {$(
         $(#[$doc])*
         impl $type {
-            /// The bytes for a store to keep: versioned and checksummed.
+            /// Returns the bytes for a store to keep: versioned and checksummed.
             #[must_use]
             pub fn to_bytes(&self) -> Vec<u8> {
                 seal(&Encode(self))
             }
 
-            /// Reads what [`to_bytes`](Self::to_bytes) wrote, in this version or an older one.
+            /// Reads the bytes of [`to_bytes`](Self::to_bytes), in this version or an older one.
             ///
             /// # Errors
             ///
@@ -66,7 +66,7 @@ stored! {
 }
 
 pub(crate) fn seal(value: &impl Serialize) -> Vec<u8> {
-    // Most records fit, so that writing one does not move what was written before.
+    // Most records fit, so that writing one does not move the buffer.
     let mut start = Vec::with_capacity(512);
     start.push(VERSION);
     // Writing to memory cannot fail, and no type here refuses to be written.

@@ -215,7 +215,7 @@ impl KeyManager {
     ///
     /// # Errors
     ///
-    /// [`Error`] says whether the command was refused, or could not be carried out.
+    /// [`Error`] if the command was refused, or could not be carried out.
     pub async fn execute(&self, request: Request) -> Result<Landed, Error> {
         let tenant = request.tenant.clone();
         let policy = self.policy(&tenant);

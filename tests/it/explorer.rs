@@ -5,7 +5,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use keyward::policy::{ActiveKeyCap, LegacyRule, Policy, PolicySpec, TenantReach};
+use keyward::policy::{ActiveKeyCap, LegacyRule, Policy, TenantReach};
 use keyward::profiles::standard;
 use keyward::store::{
     AuditPage, AuditQuery, Change, Changes, ChangesError, Commit, CommitError, CommitTag, Cursor,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyward::audit::Action;
-use keyward::policy::{ActiveKeyCap, Policy, PolicyError, PolicySpec, Rotation};
+use keyward::policy::{ActiveKeyCap, Policy, PolicyError, Rotation};
 use keyward::store::{AuditQuery, MemoryStore};
 use keyward::{
     Actor, Author, BulkFilter, Clock, Created, DeleteKey, Denied, Error, KeyId, Keyward,

@@ -238,12 +238,12 @@ fn entries() -> Vec<AuditEntry> {
             pairs_after: 2,
         },
         FieldChange::Scopes {
-            before: full().scopes,
+            before: full().facts.scopes,
             after: ScopeSet::none(),
         },
         FieldChange::Allowlist {
             before: AddressAllowlist::default(),
-            after: full().allowlist,
+            after: full().facts.allowlist,
         },
         FieldChange::ExpiresAt {
             before: None,

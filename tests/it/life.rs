@@ -1,6 +1,6 @@
 //! A key's life cycle through the public API: accepted and refused values, and the messages.
 
-use keyward::policy::{Deletion, KeyClass, Revocation, Rotation};
+use keyward::policy::{Deletion, Revocation, Rotation};
 use keyward::token::TokenPrefix;
 use keyward::{
     BulkFilter, Created, Credentials, DeleteKey, Denied, KeyUpdate, Keyward, Need, PepperId,

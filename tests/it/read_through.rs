@@ -221,10 +221,7 @@ fn strings_that_are_not_tokens_share_the_limits_of_tokens() {
 
 #[test]
 fn the_number_of_reads_in_flight_is_limited() {
-    let bounds = ReadThrough {
-        at_once: count(3),
-        ..ReadThrough::default()
-    };
+    let bounds = ReadThrough::default().with(|bounds| bounds.at_once = count(3));
     let world = Nodes::with(Propagation::default(), |builder| {
         builder.read_through(bounds)
     });
@@ -349,10 +346,7 @@ fn no_caller_hangs_when_the_first_caller_of_a_read_is_gone() {
 
 #[test]
 fn a_read_without_waiting_callers_is_cancelled() {
-    let one = ReadThrough {
-        at_once: count(1),
-        ..ReadThrough::default()
-    };
+    let one = ReadThrough::default().with(|bounds| bounds.at_once = count(1));
     let world = Nodes::with(Propagation::default(), |builder| builder.read_through(one));
     let (key, other) = (world.new_key(), world.new_key());
     let _closed = world.link.hold(Call::Find);
@@ -524,10 +518,7 @@ fn past_the_bound_only_a_read_that_began_after_the_call_grants() {
 #[test]
 fn past_the_bound_reads_have_the_same_limits() {
     let world = Nodes::with(Propagation::default(), |builder| {
-        let bounds = ReadThrough {
-            burst: count(2),
-            ..ReadThrough::default()
-        };
+        let bounds = ReadThrough::default().with(|bounds| bounds.burst = count(2));
         let builder = builder.past_bound(PastBound::ReadThrough);
         builder.read_through(bounds)
     });
@@ -667,7 +658,10 @@ proptest! {
     fn no_order_of_reads_grants_too_late_or_refuses_too_early(
         steps in prop::collection::vec(step(), 1..60),
     ) {
-        let most = ReadThrough { at_once: count(1000), burst: count(1000), ..ReadThrough::default() };
+        let most = ReadThrough::default().with(|bounds| {
+            bounds.at_once = count(1000);
+            bounds.burst = count(1000);
+        });
         let world = Nodes::with(Propagation::default(), |builder| builder.read_through(most));
         let key = Nodes::new().predicted_key();
         let (mut now, mut synced) = (Duration::ZERO, Duration::ZERO);

@@ -260,9 +260,9 @@ fn a_replay_repeats_every_change_that_ended_or_narrowed_a_key() {
     let reason = |key: &Created| {
         wait(restored.key(&host(), key.id))
             .unwrap()
-            .revoked
+            .revocation
             .unwrap()
-            .1
+            .reason
     };
     assert_eq!(reason(&revoked), Reason::Compromised);
     assert_eq!(reason(&purged), Reason::Compromised);

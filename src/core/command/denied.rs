@@ -1,4 +1,4 @@
-//! Why a command was refused.
+//! The reasons to refuse a command.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use super::super::tenant::TenantId;
 use super::super::text::{ClassName, Entitlement, Environment, PepperId, PrincipalId, Role};
 use super::super::time::Timestamp;
 
-/// Why a management command was refused. Nothing was written.
+/// The reason to refuse a command. Nothing was written.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Denied {
     /// A value in the command is malformed.
     #[error(transparent)]
     Invalid(#[from] Invalid),
-    /// No such key within the actor's reach. Also the answer for a key outside it.
+    /// The key does not exist, or is outside the actor's reach.
     #[error("no such key")]
     NotFound,
     /// The tenant is outside the actor's reach.
@@ -28,26 +28,26 @@ pub enum Denied {
     /// The actor's own credential has ended.
     #[error("the actor's own credential has ended")]
     ActorExpired,
-    /// The actor's role may not do this.
+    /// The actor's role does not allow the action.
     #[error("{} may not {action}", who(role.as_ref()))]
     Forbidden {
-        /// What was asked, in words.
+        /// The action, in words.
         action: &'static str,
-        /// The role that the application stated; `None` for a key.
+        /// The role that the application stated. `None` for a key.
         role: Option<Role>,
     },
-    /// Only the host's support staff may do this (rules A2-02, A2-35).
+    /// Only the host's support staff may take the action (rules A2-02, A2-35).
     #[error("only support may {action}")]
     SupportOnly {
-        /// What was asked, in words.
+        /// The action, in words.
         action: &'static str,
     },
-    /// A plan or feature is needed (rule A2-39).
+    /// The class needs a plan or feature (rule A2-39).
     #[error("class {class} needs {entitlement}")]
     NotEntitled {
         /// The class.
         class: ClassName,
-        /// What is needed.
+        /// The plan or feature.
         entitlement: Entitlement,
     },
     /// Creating the key would exceed the tenant's active-key cap.
@@ -62,218 +62,217 @@ pub enum Denied {
         /// The class.
         class: ClassName,
     },
-    /// The class has no such environment, or several and none was named.
+    /// The class does not have the environment, or it has several and the command named none.
     #[error("class {class} {}", environment_problem(asked.as_ref(), offered))]
     Environment {
         /// The class.
         class: ClassName,
-        /// The environment that was asked for, if any.
+        /// The environment that the command named, if any.
         asked: Option<Environment>,
-        /// Those that the class has.
+        /// The environments of the class.
         offered: Vec<Environment>,
     },
-    /// The policy has no keys that come with a resource of this kind.
+    /// The policy provisions no keys with a resource of this kind.
     #[error("no keys come with such a resource")]
     UnknownResource,
-    /// The policy wants every key to say what it is for (rule G-38).
+    /// The policy requires a purpose of every key (rule G-38).
     #[error("a purpose is required")]
     PurposeRequired,
-    /// A scope that the class does not allow (rule A2-13).
+    /// The class does not allow a scope (rule A2-13).
     #[error("class {class} does not allow scope {scope}")]
     ScopeNotAllowed {
         /// The class.
         class: ClassName,
-        /// The first scope that is not allowed.
+        /// The first scope that the class does not allow.
         scope: Scope,
     },
-    /// An end in the past, or beyond what the class allows.
+    /// The expiry lies in the past, or beyond the class's maximum.
     #[error("expiry must lie after {after}{}", before(*max))]
     Expiry {
         /// The instant of the decision.
         after: Timestamp,
-        /// The last instant that the class allows; `None` for any.
+        /// The last instant that the class allows. `None` for any.
         max: Option<Timestamp>,
     },
-    /// The command would hand out more than the actor has itself (invariant 5).
+    /// The command would grant more than the actor itself has (invariant 5).
     #[error("actor cannot hand out more than its own {dimension}")]
     ExceedsActor {
-        /// More of what.
+        /// The dimension in which the command exceeds the actor.
         dimension: Dimension,
-        /// The scopes that the actor may hand out.
+        /// The scopes that the actor may grant.
         reach: ScopeSet,
     },
-    /// The key that acts does not work any more, or not for this.
+    /// The acting key no longer verifies, or does not verify for this action.
     #[error("acting key {key} is refused: {why}")]
     ActingKey {
-        /// Which key.
+        /// The key.
         key: KeyId,
-        /// Why a verification would refuse it.
+        /// The reason for which a verification would refuse the key.
         why: Box<Rejection>,
     },
-    /// The application states a role for the actor that exceeds the one that is stored. The application
-    /// settles it with [`Keyward::sync_role`](crate::Keyward::sync_role).
+    /// The application stated a role for the actor that exceeds the stored role. The application stores the
+    /// new role with [`Keyward::sync_role`](crate::Keyward::sync_role).
     #[error(
         "role {stated} was stated, and {stored} is stored; the application has to sync the role"
     )]
     RoleDrift {
-        /// The role that the application states.
+        /// The role that the application stated.
         stated: Role,
-        /// A role that is stored and allows less.
+        /// A stored role that allows less.
         stored: Role,
     },
-    /// A key may not rotate itself, or not in this way.
+    /// The key may not rotate itself, or not in this mode.
     #[error("key cannot rotate itself: {reason}")]
     SelfRotation {
-        /// Why not.
+        /// The reason, in words.
         reason: &'static str,
     },
-    /// This process's clock is contradicted by others (the store's server, other nodes): nothing is issued
-    /// or prolonged by it.
+    /// Other clocks (the store's server, other nodes) contradict this process's clock. This process neither
+    /// issues nor prolongs keys until they agree.
     #[error("clock says {own}, and others say {reference}")]
     ClockRefused {
         /// The time of this process.
         own: Timestamp,
-        /// The time by the other clocks.
+        /// The time according to the other clocks.
         reference: Timestamp,
     },
-    /// The newest commit of a tenant lies in the future: a clock was wrong when it was decided, or this
-    /// process's clock is behind. `keyctl time repair` sets it back.
+    /// The newest commit of a tenant lies in the future: a clock was wrong when the commit was decided, or
+    /// this process's clock is behind. `keyctl time repair` sets the tenant's newest instant back.
     #[error("newest commit of tenant {tenant} is of {floor}, and the clock says {own}")]
     TenantAhead {
-        /// The tenant of the command, or that of the key that acts.
+        /// The tenant of the command, or the tenant of the acting key.
         tenant: TenantId,
         /// The instant of the tenant's newest commit.
         floor: Timestamp,
         /// The time of this process.
         own: Timestamp,
     },
-    /// A rotation on first use names no latest end for a compromised key, or one that is out of bounds.
+    /// A rotation on first use has a latest end that is out of bounds, or none for a compromised key.
     #[error("no_later_than of a rotation on first use must be from 1 s to {max:?} for this key")]
     FirstUseWait {
-        /// The longest allowed.
+        /// The longest wait allowed.
         max: Duration,
-        /// The wait named; `None` if none was.
+        /// The wait that the command named, if any.
         actual: Option<Duration>,
     },
-    /// Too many keys have a part in the key to come.
+    /// Too many keys took part in making the new key.
     #[error("more than {limit} keys made one another")]
     TooManyMakers {
-        /// The most that may.
+        /// The largest number allowed.
         limit: usize,
     },
-    /// The command needs to be confirmed (rules A1-15, G-20).
+    /// The command needs a confirmation (rules A1-15, G-20).
     #[error("needs to be confirmed")]
     ConfirmationRequired,
-    /// The exact text must be typed (rule A1-22).
+    /// The deletion needs the exact text as its confirmation (rule A1-22).
     #[error("type {text} to confirm")]
     TypedConfirmationRequired {
-        /// What must be typed.
+        /// The text.
         text: String,
     },
-    /// Something still refers to the key (rule A2-28).
+    /// Things still refer to the key (rule A2-28).
     #[error("{references} references to the key remain")]
     StillReferenced {
-        /// How many, as the host said.
+        /// The number of references, as counted by the host.
         references: u32,
     },
-    /// The host must say how many things refer to the key (rule A2-28).
+    /// The deletion needs the number of things that refer to the key (rule A2-28).
     #[error("say how many references to the key remain")]
     ReferencesUnknown,
-    /// The legacy key cannot be disabled, revoked or deleted (rule A1-11); only a recovery disables
-    /// it.
+    /// The legacy key cannot be disabled, revoked or deleted (rule A1-11). Only a recovery disables it.
     #[error("the legacy key cannot be {action}, only rotated")]
     LegacyKey {
-        /// What was asked, in words.
+        /// The action, in words.
         action: &'static str,
     },
-    /// Keys of this class are not revoked; delete them.
+    /// Keys of the class are not revoked. Delete the key instead.
     #[error("keys of class {class} are deleted, not revoked")]
     NotRevocable {
         /// The class.
         class: ClassName,
     },
-    /// Keys of this class are not deleted; revoke them.
+    /// Keys of the class are not deleted. Revoke the key instead.
     #[error("keys of class {class} are revoked, not deleted")]
     NotDeletable {
         /// The class.
         class: ClassName,
     },
-    /// Keys of this class are not rotated (rule A2-01).
+    /// Keys of the class are not rotated (rule A2-01).
     #[error("keys of class {class} are not rotated")]
     NotRotatable {
         /// The class.
         class: ClassName,
     },
-    /// An imported key has no form of its own to be made again in.
+    /// An imported key cannot be rotated: its token format belongs to another system.
     #[error("imported keys have no successor; create a key and revoke the imported one")]
     Imported,
-    /// The key is revoked, for ever (rule G-24).
+    /// The key is revoked permanently (rule G-24).
     #[error("key is revoked")]
     Revoked,
     /// The key has expired.
     #[error("key has expired")]
     Expired,
-    /// The key is disabled; enable it first.
+    /// The key is disabled. Enable it first.
     #[error("key is disabled")]
     Disabled,
-    /// The key is being replaced already.
+    /// The key already has a successor.
     #[error("key is being replaced by {successor}")]
     BeingRotated {
-        /// By which key.
+        /// The successor.
         successor: KeyId,
     },
-    /// The key is not being replaced.
+    /// The key has no successor.
     #[error("key is not being replaced")]
     NotRotating,
-    /// The successor was used, so that the rotation can only be finished.
+    /// The successor was used, so that the rotation can only be finished, not cancelled.
     #[error("successor {successor} was used; finish the rotation, or rotate the successor")]
     SuccessorInUse {
-        /// Which key.
+        /// The successor.
         successor: KeyId,
     },
-    /// The secret cannot be replaced as lost; rotate the key.
+    /// The secret cannot be replaced as lost. Rotate the key instead.
     #[error("only its creator can replace a lost secret, within an hour of creation")]
     NotReplaceable,
     /// The owner was removed.
     #[error("owner {owner} was removed")]
     OwnerRemoved {
-        /// Who.
+        /// The owner.
         owner: PrincipalId,
     },
     /// The tenant was closed.
     #[error("tenant {tenant} was closed")]
     TenantClosed {
-        /// Which tenant.
+        /// The tenant.
         tenant: TenantId,
     },
     /// The key's stored bytes failed their checksum.
     #[error("record of key {key} is corrupt")]
     CorruptRecord {
-        /// Which key.
+        /// The key.
         key: KeyId,
     },
-    /// The digest belongs to another key, or to one that was deleted.
+    /// The digest belongs to another key, perhaps to a deleted one.
     #[error("digest is taken")]
     DigestTaken,
-    /// The digest to renew is not the one that is stored, or the pepper is not the current one.
+    /// The digest to replace is not the stored digest, or the pepper is not the current pepper.
     #[error("pepper {pepper} is not current, or the digest changed meanwhile")]
     StaleRedigest {
         /// The pepper of the new digest.
         pepper: PepperId,
     },
-    /// This command landed before; its secret cannot be shown again.
+    /// This command was committed before, and its secret cannot be shown again.
     #[error("command already created key {id}; its secret cannot be shown again")]
     AlreadyCreated {
-        /// The key that it created.
+        /// The key that the command created.
         id: KeyId,
     },
-    /// Another command has this id.
+    /// Another command has the same id.
     #[error("command id was used for another command")]
     CommandIdReused,
-    /// A command that only the host itself gives.
+    /// Only the application itself gives the command.
     #[error("only the host itself may {action}")]
     HostOnly {
-        /// What was asked, in words.
+        /// The action, in words.
         action: &'static str,
     },
 }

@@ -1,4 +1,4 @@
-//! Commands: everything that can be asked of a tenant's keys, as data, with its refusals.
+//! Commands: every change to a tenant's keys, as data, and the reasons to refuse one.
 //!
 //! Pure.
 
@@ -23,22 +23,22 @@ use super::tenant::TenantId;
 use super::text::{ClassName, CommandId, Hint, LeakSource, PepperId, PrincipalId, Role};
 use super::time::Timestamp;
 
-/// One command with everything that a decision needs to know about who asks.
+/// A command with its id, its actor and its tenant.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Names the command: the caller's idempotency key, or random. Deciding again a command that
-    /// landed changes nothing.
+    /// The idempotency key: the caller's own, or random. A command that was committed under this id changes
+    /// nothing when it is decided again.
     pub id: CommandId,
-    /// Who asks.
+    /// The actor.
     pub actor: Actor,
-    /// The tenant whose keys it is about.
+    /// The tenant of the keys.
     pub tenant: TenantId,
-    /// What is asked.
+    /// The command.
     pub command: Command,
     /// The part of a command over many keys that this commit does. Empty for the first commit.
     pub(crate) sweep: Sweep,
-    /// The caller that began the command, where maintenance or a later commit goes on: it was authorised
-    /// then, and what is left only narrows.
+    /// The caller that began the command, and when, if maintenance or a later commit continues it. The
+    /// command was authorised then, and its remaining part only narrows.
     pub(crate) continues: Option<(Author, Timestamp)>,
 }
 
@@ -74,17 +74,18 @@ impl Request {
     }
 }
 
-/// What can be asked. Variants are only added at the end: the mark by which a reused command id is
-/// noticed counts them.
+/// A change to a tenant's keys.
+///
+/// New variants are added at the end: the mark that reveals a reused command id depends on their order.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub enum Command {
-    /// Make the tenant known, with the keys that its policy says come with it. Does nothing if it
-    /// is known.
+    /// Register the tenant and create the keys that its policy provisions. Does nothing if the tenant is
+    /// registered.
     ProvisionTenant,
-    /// Make the keys that the policy says come with this resource.
+    /// Create the keys that the policy provisions with this resource.
     ProvisionResource(Resource),
-    /// End every key of the tenant, for ever. Does nothing if it is closed.
+    /// End every key of the tenant permanently. Does nothing if the tenant is closed.
     CloseTenant,
     /// Create a key. Made by [`NewKey::into_command`].
     #[non_exhaustive]
@@ -100,74 +101,74 @@ pub enum Command {
         /// The changes.
         change: KeyUpdate,
     },
-    /// Refuse a key until it is enabled again. Does nothing if it is disabled.
+    /// Refuse a key until it is enabled again. Does nothing if the key is disabled.
     Disable {
-        /// Which key.
+        /// The key.
         key: KeyId,
     },
-    /// Let a disabled key work again. Does nothing if it is enabled.
+    /// Let a disabled key work again. Does nothing if the key is enabled.
     Enable {
-        /// Which key.
+        /// The key.
         key: KeyId,
     },
-    /// Refuse a key for ever. Does nothing if it is revoked.
+    /// Refuse a key permanently. Does nothing if the key is revoked.
     Revoke {
-        /// Which key.
+        /// The key.
         key: KeyId,
-        /// Why, and whether that was confirmed.
+        /// The reason and its confirmation.
         revocation: RevokeKey,
     },
-    /// Remove a key for ever.
+    /// Remove a key permanently.
     Delete {
-        /// Which key.
+        /// The key.
         key: KeyId,
-        /// What the class may ask for.
+        /// The answers to what the class may ask.
         deletion: DeleteKey,
     },
     /// Replace a key by a successor.
     Rotate {
-        /// Which key.
+        /// The key.
         key: KeyId,
-        /// How.
+        /// The mode and the reason.
         how: Replacement,
     },
-    /// End the old key of a rotation now.
+    /// End the old key of a rotation immediately.
     FinishRotation {
         /// The old key.
         key: KeyId,
     },
-    /// Call a rotation off: revoke the unused successor, and let the old key work as before.
+    /// Cancel a rotation: revoke the unused successor and let the old key work as before.
     CancelRotation {
         /// The old key.
         key: KeyId,
     },
-    /// Note that a successor was used for the first time, from when the old key's grace counts.
+    /// Record the first use of a successor. The grace of the old key begins with it.
     NoteFirstUse {
         /// The successor.
         key: KeyId,
     },
-    /// Give a key a new secret because the answer that held the first one was lost. Open for an
-    /// hour after creation, to whoever created it.
+    /// Give a key a new secret because the response with the first one was lost. Allowed for an hour after
+    /// creation, to the key's creator and to the application.
     ReplaceLost {
-        /// Which key.
+        /// The key.
         key: KeyId,
     },
-    /// Note that a key was found in the open: a secret key is revoked at once.
+    /// Record that a key was found in the open. A secret key is revoked immediately.
     ReportLeak {
-        /// Which key.
+        /// The key.
         key: KeyId,
-        /// Where it was found.
+        /// The place where the key was found.
         source: LeakSource,
     },
-    /// Store the digest of a live key under the current pepper.
+    /// Replace the digest of a live key by one under the current pepper.
     Redigest {
-        /// Which key.
+        /// The key.
         key: KeyId,
-        /// The pepper under which the digest stands now.
+        /// The pepper of the stored digest.
         from: PepperId,
-        /// The pepper of the new digest; it must be the current one.
+        /// The pepper of the new digest, which must be the current pepper.
         to: PepperId,
-        /// The digest that stands now.
+        /// The stored digest.
         #[serde(skip)]
         replaces: Digest,
         /// The new digest.
@@ -176,51 +177,50 @@ pub enum Command {
     },
     /// Revoke all keys that match.
     RevokeMany {
-        /// Which keys.
+        /// The keys.
         filter: BulkFilter,
-        /// Why.
+        /// The reason.
         reason: Reason,
     },
-    /// Remove revoked and expired keys whose time to be kept is over.
+    /// Remove revoked and expired keys at the end of their retention.
     Purge,
-    /// Set the role of a principal who owns keys. Brings back a removed one, but not its keys.
+    /// Set the stored role of a principal who owns keys. Restores a removed principal, but not its keys.
     ChangeOwnerRole {
-        /// Whose.
+        /// The principal.
         owner: PrincipalId,
-        /// The role from now on.
+        /// The new role.
         role: Role,
     },
-    /// Refuse all keys of a principal from now on, and revoke them.
+    /// Refuse all keys of a principal immediately, and revoke them.
     RemoveOwner {
-        /// Whose.
+        /// The principal.
         owner: PrincipalId,
     },
-    /// Refuse keys until they are enabled again, the legacy key included: after a backup was
-    /// restored it may stand for a secret that was rotated away since. Only the host itself gives
-    /// this command.
+    /// Refuse keys until they are enabled again, including the legacy key: in a restored backup its secret
+    /// may be one that was rotated away since. Only the application gives this command.
     DisableMany,
-    /// Set the stored role of an owner to the one that the application has for it. Does nothing for an
-    /// owner who has no role stored. Only the application gives this command.
+    /// Set the stored role of an owner to the application's role for that owner. Does nothing for an owner
+    /// without a stored role. Only the application gives this command.
     SyncOwnerRole {
-        /// Whose.
+        /// The principal.
         owner: PrincipalId,
-        /// The role that it has.
+        /// The role.
         role: Role,
     },
-    /// Keep digests from ever being imported again, by their marks. Only the application gives this
+    /// Prevent the digests with these marks from ever being imported again. Only the application gives this
     /// command, after a backup was restored.
     BlockDigests {
-        /// The marks, each with the key that had the digest.
+        /// The marks, each with the former key of its digest.
         marks: Vec<(DigestMark, KeyId)>,
     },
-    /// Set the tenant's newest instant back to the time, if a clock that was wrong left it in the future.
-    /// Only the application gives this command.
+    /// Set the tenant's newest instant back to the current time, if a wrong clock left it in the future. Only
+    /// the application gives this command.
     RepairTime,
 }
 
 impl Command {
-    /// Returns whether the time may be wrong when it is decided: it makes no key, prolongs none, and forgets
-    /// none before its time. Of an update the part that widens is decided apart.
+    /// Returns whether the command may be decided while the time is in doubt: it creates no key, prolongs
+    /// none and removes none early. The widening part of an update is checked separately.
     pub(crate) const fn bears_wrong_time(&self) -> bool {
         match self {
             Self::CloseTenant
@@ -251,7 +251,7 @@ impl Command {
         }
     }
 
-    /// Returns whether it is about many keys, in more than one commit if need be.
+    /// Returns whether the command applies to many keys and may need several commits.
     #[must_use]
     pub const fn is_bulk(&self) -> bool {
         matches!(
@@ -264,7 +264,7 @@ impl Command {
         )
     }
 
-    /// The key that the command is about, if it is about one that exists.
+    /// The existing key that the command applies to, if it applies to one.
     #[must_use]
     pub const fn key(&self) -> Option<KeyId> {
         match self {
@@ -297,97 +297,97 @@ impl Command {
     }
 }
 
-/// How long a key is to live.
+/// The end of a new key's life.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub enum Expiry {
-    /// As its class says.
+    /// The default of the key's class.
     #[default]
     Class,
-    /// For ever, if the class has no maximum (rule Y-17).
+    /// No end, if the class has no maximum (rule Y-17).
     Never,
-    /// Until this instant.
+    /// At this instant.
     At(Timestamp),
-    /// For so long, from the moment the command is decided.
+    /// This long after the command is decided.
     In(Duration),
 }
 
-/// How a key is replaced.
+/// The fate of the old key in a rotation.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub enum RotationMode {
-    /// With the grace that the class names.
+    /// The old key works for the grace of its class.
     #[default]
     Class,
-    /// The old key ends at once.
+    /// The old key ends immediately.
     Immediate,
-    /// The old key works for so long.
+    /// The old key works for this long.
     Grace(Duration),
-    /// The old key works until the successor is first used, and for so long after that: a lost
-    /// answer loses no access. It ends in any case when [`Replacement::no_later_than`] says.
+    /// The old key works until the successor is first used, and for this long after that: a lost response
+    /// loses no access. [`Replacement::no_later_than`] sets its latest end.
     OnFirstUse(Duration),
 }
 
-/// What a decided command did.
+/// The result of a command.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// Keys that came into being, with the text of each that can be shown now.
+    /// Keys were created. Each holds its token if the token can be shown.
     Issued {
-        /// The key that was asked for; for [`Command::ProvisionTenant`] and
-        /// [`Command::ProvisionResource`] there may be none.
+        /// The key that the command creates. `None` for [`Command::ProvisionTenant`] and
+        /// [`Command::ProvisionResource`].
         key: Option<IssuedKey>,
-        /// Keys that came with the tenant, because this command was its first.
+        /// The keys that the policy provisions with the tenant or the resource.
         provisioned: Vec<IssuedKey>,
     },
-    /// A successor came into being.
+    /// A successor was created.
     Rotated {
         /// The successor.
         successor: IssuedKey,
-        /// The key that it replaces.
+        /// The key that the successor replaces.
         predecessor: KeyId,
-        /// The end of the old key; the latest one, if it counts from the successor's first use.
+        /// The end of the old key, or its latest end if it counts from the successor's first use.
         until: Timestamp,
     },
-    /// The key is as asked for, whether that was a change or not.
+    /// The command holds, whether it changed anything or not.
     Done,
     /// The tenant's newest instant was set back.
     TimeRepaired {
-        /// The newest instant before.
+        /// The newest instant before the repair.
         from: Timestamp,
-        /// The newest instant from then on.
+        /// The newest instant after the repair.
         to: Timestamp,
     },
-    /// A leak was noted.
+    /// A leak was recorded.
     LeakNoted {
-        /// Whether that revoked the key.
+        /// Whether the report revoked the key.
         revoked: bool,
     },
     /// Keys were ended or disabled in bulk.
     Swept {
-        /// How many were ended or disabled in this commit.
+        /// The number of keys that this commit ended or disabled.
         ended: usize,
-        /// Legacy keys that matched, and stay.
+        /// Legacy keys that matched and were left alone.
         skipped: Vec<KeyId>,
     },
 }
 
-/// A key that just came into being.
+/// A key that was just created.
 #[derive(Debug)]
 pub struct IssuedKey {
-    /// Its public id.
+    /// The public id.
     pub id: KeyId,
-    /// Its kind.
+    /// The class.
     pub class: ClassName,
-    /// What a person sees of it later.
+    /// The part of the token that people see later.
     pub hint: Hint,
-    /// The mark that finds it.
+    /// The one-way mark that finds the key.
     pub fingerprint: Fingerprint,
-    /// When it ends; `None` for never.
+    /// The end. `None` for never.
     pub expires_at: Option<Timestamp>,
-    /// The scopes that it effectively reaches now.
+    /// The scopes that the key effectively reaches now.
     pub reach: ScopeSet,
-    /// Its whole text, shown now and, unless it is publishable, never again. An imported key has
-    /// none: its holder has it.
+    /// The whole token. It is shown now, and again only if the key is publishable. `None` for an imported
+    /// key, whose holder has the token.
     pub token: Option<Secret>,
 }

@@ -1,4 +1,4 @@
-//! Who may do what, and that nobody hands out more than they have.
+//! Permissions: which actor may give a command, and that no actor grants more than it has.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -22,8 +22,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Works out who gives the command. What goes on with a command that was authorised only narrows,
-    /// and is authorised by its first commit, whatever became of its caller since.
+    /// Resolves the caller of the command. A later commit of a command over many keys only narrows. Its first
+    /// commit authorised it, whatever became of the caller since.
     pub(super) fn resolve_caller(&self) -> Result<Caller, Denied> {
         let request = self.request;
         if request.continues.is_some() || (request.command.is_bulk() && self.goes_on()) {
@@ -39,7 +39,7 @@ impl<'a> Work<'a> {
         )
     }
 
-    /// An actor who does not reach the tenant learns nothing of it.
+    /// Refuses an actor that does not reach the tenant, without revealing anything about the tenant.
     pub(super) fn check_reach(&self) -> Result<(), Denied> {
         let actor = &self.request.actor;
         if actor.reaches(&self.request.tenant) {
@@ -52,7 +52,7 @@ impl<'a> Work<'a> {
         })
     }
 
-    /// A closed tenant only goes on being closed, and forgets what it need not keep.
+    /// Refuses commands in a closed tenant, except those that close it further, clean up, or repair its time.
     pub(super) fn check_open(&self) -> Result<(), Denied> {
         if matches!(
             self.request.command,
@@ -73,7 +73,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Whether the actor is among those who have access. `key` is what it would be used on.
+    /// Refuses an actor without `access`. `key` is the key that the command applies to.
     pub(super) fn permit(
         &self,
         access: &Access,
@@ -85,8 +85,8 @@ impl<'a> Work<'a> {
         self.caller.permit(access, owner, action, effect)
     }
 
-    /// The class of a key, for whoever is among those who have access to keys of it. Of a class that the
-    /// policy no longer has, administrators alone learn.
+    /// Returns the class of a key to an actor with access to keys of that class. If the policy no longer
+    /// has the class, only administrators get that answer.
     pub(super) fn permit_class(
         &self,
         key: &KeyRecord,
@@ -122,8 +122,7 @@ impl<'a> Work<'a> {
         Err(Denied::HostOnly { action })
     }
 
-    /// Returns the reach of `record`, as far as the caller could have a say in it: with these scopes, and as
-    /// whoever has these roles.
+    /// Returns the reach of `record` with these scopes and these roles.
     pub(super) fn reach_with(
         &self,
         record: &KeyRecord,
@@ -146,14 +145,14 @@ impl<'a> Work<'a> {
         })
     }
 
-    /// Returns the most that a key that exists reaches. An owner in person is judged by what the key reaches
-    /// now; for everybody else a role that narrows its owner today may be raised tomorrow, and the
+    /// Returns the largest reach of an existing key. For an owner in person this is the key's reach now.
+    /// For any other caller the owner's role does not narrow it: the role may be raised later, and the
     /// secret stays.
     pub(super) fn reach_of(&self, record: &KeyRecord) -> Result<Reach, Denied> {
         let class = self.class_of(record)?;
         let standing = self.standing(&record.owner);
         let mut bounds = Bounds::of_record(record);
-        // A session of few scopes hands out no more than those, whatever the key's owner may have one day.
+        // A session with few scopes grants no more than those, whatever roles the key's owner gets later.
         bounds.persons &= self.caller.is_person(record.owner.principal())
             && self.request.actor.scopes().contains(bounds.scopes);
         let scopes = reach::scopes(bounds, self.policy, class, &standing);
@@ -161,7 +160,7 @@ impl<'a> Work<'a> {
         self.reach_with(record, scopes, &roles)
     }
 
-    /// Refuses to hand out `record` as it stands to an actor that has less itself.
+    /// Refuses to grant `record` to an actor that itself has less.
     pub(super) fn check_key_within(&self, record: &KeyRecord) -> Result<(), Denied> {
         self.caller.check_within(&self.reach_of(record)?)?;
         if self.class_of(record)?.tenant_reach == TenantReach::Own {
@@ -171,8 +170,8 @@ impl<'a> Work<'a> {
         self.check_roles_within(&reach::roles_of(&record.owner, &record.bound, &standing))
     }
 
-    /// Refuses to hand out roles that exceed the actor's own under the rules of other tenants that they
-    /// count in.
+    /// Refuses to grant roles that exceed the actor's own under the policies of other tenants in which the
+    /// roles count.
     fn check_roles_within<'r>(
         &self,
         roles: impl IntoIterator<Item = &'r Role> + Clone,
@@ -193,9 +192,9 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Refuses to hand out `role` if it exceeds the actor's own reach. A role has no end, no class, no
-    /// environment and no network, so that a key never hands one out. A role counts in the tenants below
-    /// too, and for keys of the tenants above that reach down, whatever the rules there make of it.
+    /// Refuses to grant `role` if the role exceeds the actor's own reach. A role has no end, no class, no
+    /// environment and no network, so that a key never grants one. A role also counts in descendant
+    /// tenants, and for keys of ancestor tenants that reach down, under the policies there.
     pub(super) fn check_role_within(&self, role: &Role) -> Result<(), Denied> {
         let own = RoleReach::of([role], self.policy);
         let reach = Reach {
@@ -207,8 +206,8 @@ impl<'a> Work<'a> {
         self.check_roles_within([role])
     }
 
-    /// Returns whether whoever has the role `after` may do no more than with `before`, here and wherever else
-    /// it counts.
+    /// Returns whether the role `after` allows no more than `before`, here and in every other tenant in
+    /// which the role counts.
     pub(super) fn lowers(&self, before: &Role, after: &Role) -> bool {
         let policies = self.elsewhere.iter().map(|policy| &**policy);
         let mut policies = policies.chain([self.policy]);
@@ -217,8 +216,8 @@ impl<'a> Work<'a> {
         })
     }
 
-    /// The roles that limited whoever receives a secret of `owner`'s key from this command: empty if
-    /// that is the owner in person.
+    /// Returns the roles that limit the recipient of the secret of `owner`'s key. Empty if the owner
+    /// receives it in person.
     pub(super) fn bound_at_receipt(
         &self,
         owner: &Owner,
@@ -249,7 +248,7 @@ impl<'a> Work<'a> {
         Ok(roles.into_iter().chain(live).collect())
     }
 
-    /// The makers of a key that comes of this command, whose predecessor had `before`.
+    /// Returns the makers of a key that this command makes: those `before`, and the makers of the caller.
     pub(super) fn makers(&self, before: &[Maker]) -> Result<Vec<Maker>, Denied> {
         let mut makers = before.to_vec();
         for maker in self.caller.makers() {

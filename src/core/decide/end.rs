@@ -1,4 +1,4 @@
-//! Keys that end: disabled for a while, revoked for ever, deleted, purged, leaked.
+//! Keys that end: disabled, revoked, deleted, purged, leaked.
 
 use super::Work;
 use crate::core::audit::{Action, Evidence};
@@ -134,17 +134,18 @@ impl<'a> Work<'a> {
     ) -> Result<Outcome, Denied> {
         self.permit_administrator("revoke keys in bulk", Effect::Narrows)?;
         if !self.began() {
-            // Marks the instant: a repetition is not about keys that were created since.
+            // The entry marks the instant: a repetition does not apply to keys created since.
             self.log(Action::BulkRevocationBegan { reason }, None);
             self.begin_sweep(SweepKind::Revoke(filter.clone(), reason));
         }
-        // Keys that came later are none of its business, in tenants below neither.
+        // The command does not apply to keys created later, in descendant tenants neither.
         let continued = self.request.continues.as_ref().map(|(_, at)| *at);
         let began = continued.unwrap_or_else(|| self.began_at());
         let came_later = self.came_later(began);
         let mut filter = filter.clone();
         if continued.is_some() {
-            // Of a removal above. The instant at which that began says the same, of keys from the future too.
+            // The filter comes from a removal above. The instant at which that removal began says the same,
+            // and also excludes keys with a creation in the future.
             filter.created_before = None;
         }
         let outcome = self.sweep(reason, |record| {
@@ -154,10 +155,10 @@ impl<'a> Work<'a> {
         Ok(outcome)
     }
 
-    /// Notes in the tenant's row that the command goes on, until its last commit.
+    /// Records in the tenant's row that the command is unfinished, until its last commit.
     pub(super) fn begin_sweep(&mut self, kind: SweepKind) {
         let Some(mut row) = self.view.tenant.clone() else {
-            // A tenant that is not known has no keys.
+            // A tenant that is not registered has no keys.
             return;
         };
         row.sweeps.push(PendingSweep {
@@ -173,7 +174,7 @@ impl<'a> Work<'a> {
         });
     }
 
-    /// Notes that the command came to its end, if it did.
+    /// Records the end of the command, if this commit is its last.
     pub(super) fn end_sweep(&mut self) {
         let last = self.request.sweep.last;
         let Some(mut row) = self.view.tenant.clone().filter(|_| last) else {
@@ -191,7 +192,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Whatever key had these digests: none has them again.
+    /// Prevents these digests from ever being imported again.
     pub(super) fn block_digests(
         &mut self,
         marks: &[(DigestMark, KeyId)],
@@ -211,8 +212,8 @@ impl<'a> Work<'a> {
         Ok(Outcome::Done)
     }
 
-    /// Whatever the class says, and whoever owns them: what a restored backup holds is not to verify
-    /// until somebody looked at it.
+    /// Disables keys of any class and any owner: a key of a restored backup must not verify before a person
+    /// has looked at it.
     pub(super) fn disable_many(&mut self) -> Result<Outcome, Denied> {
         self.permit_application("disable keys in bulk")?;
         let mut ended = 0;
@@ -321,7 +322,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Revokes a key for ever. Does nothing if it is revoked: the first reason stays.
+    /// Revokes a key permanently. Does nothing if the key is revoked: the first reason stays.
     pub(super) fn end(&mut self, mut record: KeyRecord, reason: Reason) {
         if matches!(record.state, KeyState::Revoked { .. }) {
             return;
@@ -334,7 +335,7 @@ impl<'a> Work<'a> {
         self.put(record, LastAction::Revoked, Action::KeyRevoked { reason });
     }
 
-    /// Who may end a key; administrators if the policy no longer has its class.
+    /// Returns who may end a key. Administrators may if the policy no longer has the key's class.
     fn access<'p>(
         &'p self,
         record: &KeyRecord,
@@ -346,7 +347,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Refuses for a key that is revoked or has expired.
+    /// Refuses a key that is revoked or has expired.
     pub(super) fn check_live(&self, record: &KeyRecord) -> Result<(), Denied> {
         match record.status(self.alive_at()) {
             Status::Revoked => Err(Denied::Revoked),
@@ -355,7 +356,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Refuses for a key that does not verify now, whatever the reason in itself or its owner.
+    /// Refuses a key that does not verify now, because of its own state or its owner's.
     pub(super) fn check_usable(&self, record: &KeyRecord) -> Result<(), Denied> {
         self.check_live(record)?;
         if record.status(self.alive_at()) == Status::Disabled {

@@ -1,4 +1,4 @@
-//! Keys that come into being: created, imported, provisioned, replaced when lost.
+//! New keys: created, imported, provisioned, or with a new secret in place of a lost one.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -24,8 +24,8 @@ use crate::core::time::{self, Timestamp};
 use crate::core::token::{self, TokenPrefix};
 use crate::core::view::Effects;
 
-/// How long a lost secret can be replaced: an hour. A judgement: long enough for a retry after an
-/// outage, too short to stand in for a rotation that the policy forbids.
+/// One hour, the time within which a lost secret can be replaced. A judgement: long enough for a retry
+/// after an outage, too short to stand in for a rotation that the policy forbids.
 const REPLACE_LOST_WITHIN: Duration = time::hours(1);
 
 /// The parts of a key that derive from its token, or from the digest that was imported.
@@ -133,7 +133,8 @@ impl<'a> Work<'a> {
             self.permit_class(&record, |class| &class.create, action, effect)?;
         }
         self.check_usable(&record)?;
-        // The very one: another key of the same owner did not receive the first secret.
+        // Only the very key that created this one: another key of the same owner did not receive the first
+        // secret.
         let by_creator = record.created.by == self.author;
         let in_time = self.now.since(record.created.at) <= REPLACE_LOST_WITHIN;
         let unused = record.predecessor.is_none() || record.awaits_first_use();
@@ -184,7 +185,7 @@ impl<'a> Work<'a> {
             return Err(Denied::PurposeRequired);
         }
         check_ceiling(class, rules, &key.scopes)?;
-        // A key makes keys for its own environment, unless another one is named.
+        // An acting key creates keys for its own environment, unless the command names another one.
         let acting = self.caller.limits();
         let own = acting.and_then(|limits| limits.reach.environment.as_ref());
         let own = own.filter(|own| rules.prefixes.contains_key(*own));
@@ -209,9 +210,9 @@ impl<'a> Work<'a> {
         Ok((record, token))
     }
 
-    /// Refuses a new key that would reach more than the caller. Scopes count as they are asked for,
-    /// whatever narrows them today. Another owner counts as it stands, within what bounds the key that
-    /// acts; the caller's own principal is bounded by all that bounds the caller.
+    /// Refuses a new key that would reach more than the caller. Its scopes count as requested, whatever
+    /// narrows them today. For another owner, the stored roles and the bound of the acting key count. For
+    /// the caller's own principal, all of the caller's roles count too.
     fn check_new_within(&self, record: &KeyRecord) -> Result<(), Denied> {
         let mut roles: BTreeSet<_> = self.standing(&record.owner).roles.into_iter().collect();
         match record.owner.principal() {
@@ -223,7 +224,8 @@ impl<'a> Work<'a> {
         self.caller.check_within(&reach)
     }
 
-    /// Makes the tenant known, with the keys that come with it, unless it is known.
+    /// Registers the tenant and creates the keys that its policy provisions, unless the tenant is
+    /// registered.
     fn ensure_provisioned(&mut self) -> Result<Vec<IssuedKey>, Denied> {
         let known = self.view.tenant.clone();
         if known.as_ref().is_some_and(TenantRecord::is_provisioned) {
@@ -310,7 +312,7 @@ impl<'a> Work<'a> {
         key
     }
 
-    /// Makes the token of `material`, and what the record keeps of it.
+    /// Makes the token of `material`, and the parts of the record that derive from it.
     pub(super) fn mint(
         &self,
         prefix: &TokenPrefix,
@@ -411,8 +413,8 @@ impl<'a> Work<'a> {
         Ok((record, token))
     }
 
-    /// Returns when the chain of a new key begins. A key that a key made is as old as that one's chain, so
-    /// that keys do not renew one another for ever.
+    /// Returns the instant at which the chain of a new key begins. A key that another key made inherits the
+    /// beginning of that key's chain, so that keys cannot renew one another without end.
     fn chain_began(&self) -> Timestamp {
         let acting = self.caller.limits().and_then(|limits| limits.key.as_ref());
         acting.map_or(self.now, |key| key.lineage.since)
@@ -430,8 +432,8 @@ impl<'a> Work<'a> {
         spec.classes.get_key_value(name).ok_or_else(unknown)
     }
 
-    /// Finds the owner of a new key. An owner who has no role along the path yet is given one here, so
-    /// that its keys can be narrowed by one row.
+    /// Resolves the owner of a new key. Stores a role for an owner that has none along the path, so that
+    /// one row can narrow the owner's keys.
     fn resolve_owner(&mut self, spec: &NewOwner) -> Result<Owner, Denied> {
         let (principal, stated) = match (spec, self.request.actor.identity()) {
             (NewOwner::Tenant, _) => {
@@ -456,7 +458,7 @@ impl<'a> Work<'a> {
             let owner = principal.clone();
             return Err(Denied::OwnerRemoved { owner });
         }
-        // What a person states of itself is the application's to say.
+        // The application states the role of a person for the person itself.
         let stated = match self.request.actor.role() {
             Some(own) if self.request.actor.principal() == Some(principal) => Some(own),
             _ => stated,
@@ -485,7 +487,7 @@ impl<'a> Work<'a> {
         Ok(owner)
     }
 
-    /// When a key ends that is to live as `expiry` says, counted from `from`.
+    /// Returns the end of a key with this `expiry`, counted from `from`.
     pub(super) fn expiry(
         &self,
         class: &KeyClass,
@@ -501,7 +503,8 @@ impl<'a> Work<'a> {
                 .map(|default| from.saturating_add(default)),
             Expiry::Never => None,
             Expiry::At(end) => Some(end),
-            // From the later instant: in doubt it prolongs, which is refused, rather than ends a key.
+            // Counted from the later instant: while the time is in doubt the command then prolongs the key,
+            // and is refused, rather than ends it.
             Expiry::In(lifetime) => Some(self.now.saturating_add(lifetime)),
         };
         let in_past = end.is_some_and(|end| end <= now);
@@ -513,7 +516,7 @@ impl<'a> Work<'a> {
     }
 }
 
-/// The token to keep, which is that of a publishable key.
+/// Returns the token if the record may keep it: only that of a publishable key.
 pub(super) fn published(rules: &KeyClass, token: Option<&Secret>) -> Option<String> {
     let shown = token.filter(|_| rules.visibility == Visibility::Publishable);
     shown.map(|token| token.expose().to_owned())

@@ -11,11 +11,11 @@ use crate::core::text::ClassName;
 use crate::core::time::Timestamp;
 use crate::core::view::TenantView;
 
-/// How many of the loaded keys are active in the sense of the cap: enabled or disabled, not
-/// expired, not retiring. A key whose record is unreadable counts.
+/// Counts the loaded keys that are active in the sense of the cap: enabled or disabled, not expired, not
+/// retiring. A key with an unreadable record counts.
 ///
-/// A key that waits for its successor's first use is active again once that successor has ended
-/// unused: one of the two always counts.
+/// During a rotation on first use exactly one of the two keys counts: the successor, or the old key if the
+/// successor ended unused.
 #[must_use]
 pub(crate) fn active(view: &TenantView, policy: &Policy, now: Timestamp) -> usize {
     let counts = |record: &&KeyRecord| {
@@ -29,7 +29,7 @@ pub(crate) fn active(view: &TenantView, policy: &Policy, now: Timestamp) -> usiz
     view.records.iter().filter(counts).count() + view.corrupt.len()
 }
 
-/// How many of the loaded keys can verify or be enabled, retiring ones included.
+/// Counts the loaded keys that can verify or be enabled, including retiring ones.
 #[must_use]
 pub(crate) fn live(view: &TenantView, policy: &Policy, now: Timestamp) -> usize {
     let counts = |record: &&KeyRecord| record.is_live(now) && policy.cap(&record.class).is_some();
@@ -45,7 +45,7 @@ impl Work<'_> {
         }
     }
 
-    /// Refuses a state with more active keys than both the cap and what there were `before`.
+    /// Refuses a state with more active keys than the cap and than there were `before`.
     pub(super) fn check_not_raised(&self, class: &ClassName, before: usize) -> Result<(), Denied> {
         match self.policy.cap(class) {
             Some(limit) if self.active() > limit_of(limit).max(before) => {
@@ -59,12 +59,12 @@ impl Work<'_> {
         active(&self.view, self.policy, self.now)
     }
 
-    /// Ends the oldest grace periods while more than twice the cap of keys are live.
+    /// Ends the oldest grace periods while more keys are live than twice the cap.
     pub(super) fn bound_live(&mut self, class: &ClassName) {
         let Some(limit) = self.policy.cap(class) else {
             return;
         };
-        // A cap that was lowered ends no key, so what is active anyway sets the bound.
+        // Lowering the cap ends no key, so that the number of active keys may set the bound.
         let bound = limit_of(limit).max(self.active()).saturating_mul(2);
         while live(&self.view, self.policy, self.now) > bound {
             let Some(mut oldest) = self.oldest_grace() else {
@@ -85,7 +85,7 @@ impl Work<'_> {
                 record.is_live(self.now) && self.policy.cap(&record.class).is_some()
             });
         let since = |record: &&KeyRecord| {
-            // Keys whose successor nobody used yet go last: they may be all that their holder has.
+            // Keys with an unused successor go last: the old key may be the only one that its holder has.
             record
                 .succession
                 .as_ref()

@@ -1,9 +1,9 @@
-//! Deciding: what a command changes, or why it is refused.
+//! Decisions: the changes of a command, or the reason to refuse it.
 //!
 //! Pure. Time, key material and peppers arrive as arguments; nothing here reads a clock or an RNG.
 //!
-//! Invariants kept here: the cap (1), revoked is for ever (2), the legacy key (3), nobody hands out
-//! more than they have (5), and an audit entry for every change (6). DESIGN numbers them.
+//! Invariants kept here: the cap (1), revocation is permanent (2), the legacy key (3), no actor grants more
+//! than it has (5), and an audit entry for every change (6). DESIGN numbers them.
 
 mod authority;
 mod end;
@@ -40,44 +40,44 @@ use super::text::CommandId;
 use super::time::Timestamp;
 use super::view::{Ancestry, Effects, TenantView};
 
-/// How many keys one commit of a bulk command ends at most. The manager goes on with the next.
+/// 1000, the largest number of keys that one commit of a bulk command ends. The manager continues with the
+/// next commit.
 pub const SWEEP_MAX: usize = 1000;
 
-/// What a decision is taken with, beside the tenant's own view.
+/// The input of a decision, beside the tenant's own view.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
-    /// The tenant's rules.
+    /// The tenant's policy.
     pub policy: &'a Policy,
-    /// The rules of the tenant that the actor is bound to. A key that acts is judged by them.
+    /// The policy of the tenant that the actor is bound to. An acting key is judged by it.
     pub home: &'a Policy,
-    /// The peppers: the current one digests new secrets, and seals audit entries.
+    /// The peppers. The current one digests new secrets and seals audit entries.
     pub peppers: &'a PepperRing,
-    /// The time. Decisions are for the later of the own time and the tenant's newest commit.
+    /// The time. A decision is for the later of the process's own time and the tenant's newest commit.
     pub time: CheckedTime,
-    /// Random parts of keys to come, as many as [`keys_needed`].
+    /// The random parts of new keys, as many as [`keys_needed`].
     pub material: &'a [KeyMaterial],
-    /// What the tenants above say.
+    /// The rows of the ancestor tenants.
     pub ancestry: &'a Ancestry,
-    /// The other rules under which roles that are set here count as well: those of the tenants below, and of
-    /// the tenants above whose keys reach down.
+    /// The other policies under which roles that are set here count too: those of descendant tenants, and
+    /// those of ancestor tenants whose keys reach down.
     pub elsewhere: &'a [Arc<Policy>],
-    /// The successors that this process saw in use; their records may not say so yet.
+    /// The successors that this process saw in use. Their records may not show it yet.
     pub used: &'a BTreeSet<KeyId>,
 }
 
-/// What a command changes, and what its caller is told.
+/// The changes of a command, and its result for the caller.
 #[derive(Debug)]
 pub struct Decision {
-    /// What is to be committed, conditional on the revision that was loaded. Empty if the command
-    /// changes nothing.
+    /// The changes to commit, conditional on the loaded revision. Empty if the command changes nothing.
     pub effects: Effects,
-    /// What the caller is told once that landed.
+    /// The result for the caller once the changes are committed.
     pub outcome: Outcome,
-    /// The instant for which it was decided.
+    /// The instant of the decision.
     pub at: Timestamp,
 }
 
-/// How many keys a command may make at most.
+/// Returns the largest number of keys that a command may create.
 #[must_use]
 pub fn keys_needed(command: &Command, policy: &Policy) -> usize {
     let with_tenant = policy.spec().provision.len() + 1;
@@ -92,11 +92,11 @@ pub fn keys_needed(command: &Command, policy: &Policy) -> usize {
 
 /// Decides one command on what was loaded of its tenant.
 ///
-/// Deciding again a command that landed returns what it did and changes nothing.
+/// Deciding a committed command again returns its result and changes nothing.
 ///
 /// # Errors
 ///
-/// [`Denied`] says why the command is refused; nothing is to be written then.
+/// [`Denied`] with the reason to refuse the command. Nothing may be written then.
 pub fn decide(
     view: &TenantView,
     request: &Request,
@@ -111,10 +111,10 @@ pub fn decide(
     })
 }
 
-/// A decision in the making: the view as it will be, and what leads there.
+/// A decision in progress: the view after the changes so far, and the changes.
 struct Work<'a> {
     request: &'a Request,
-    /// The caller of the command; the application until that is known.
+    /// The caller of the command. The application until the caller is resolved.
     caller: Caller,
     author: Author,
     policy: &'a Policy,
@@ -125,7 +125,7 @@ struct Work<'a> {
     used: &'a BTreeSet<KeyId>,
     material: std::slice::Iter<'a, KeyMaterial>,
     time: CheckedTime,
-    /// The instant for which it is decided.
+    /// The instant of the decision.
     now: Timestamp,
     /// The id and the mark of the command that entries are written for.
     command: CommandId,
@@ -174,14 +174,14 @@ impl<'a> Work<'a> {
 
     fn run(&mut self) -> Result<Outcome, Denied> {
         self.check_reach()?;
-        // First: what landed has landed, whatever became of the actor since.
+        // This check comes first: a committed command stays committed, whatever became of the actor since.
         if let Some(outcome) = self.replay()? {
             return Ok(outcome);
         }
         self.caller = self.resolve_caller()?;
         let first = self.applied().next().map(|entry| entry.actor.clone());
         if let Some(first) = first.filter(|_| self.goes_on()) {
-            // Another key of the same principal may go on with it.
+            // Another key of the same principal may continue the command.
             self.author = first;
         }
         self.check_open()?;
@@ -233,7 +233,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// What this command did if it landed before; `None` if it did not, or goes on.
+    /// Returns the result of a command that was committed before. `None` if it was not, or if it is
+    /// unfinished.
     fn replay(&self) -> Result<Option<Outcome>, Denied> {
         let applied: Vec<_> = self.applied().collect();
         let Some(first) = applied.first() else {
@@ -261,7 +262,7 @@ impl<'a> Work<'a> {
                 key: None,
                 provisioned: Vec::new(),
             }),
-            // Commands over many keys go on where they stopped; each step is harmless to repeat.
+            // A command over many keys continues where it stopped. Repeating a step is harmless.
             ref bulk if bulk.is_bulk() && self.goes_on() => None,
             ref bulk if bulk.is_bulk() => Some(Outcome::Swept {
                 ended: 0,
@@ -271,7 +272,7 @@ impl<'a> Work<'a> {
         })
     }
 
-    /// Whether a command over many keys that landed has not come to its end.
+    /// Returns whether a command over many keys was committed and is unfinished.
     fn goes_on(&self) -> bool {
         let id = &self.request.id;
         let author = self.applied().next().map(|first| &first.actor);
@@ -280,15 +281,15 @@ impl<'a> Work<'a> {
             sweeps.any(|own| own.command == *id && Some(&own.by) == author)
         };
         match self.request.command {
-            // The application repeats these as often as it likes.
+            // The application may repeat these commands any number of times.
             Command::DisableMany | Command::Purge => self.began(),
-            // A tenant that is not known has nothing to end, and nowhere to say so.
+            // A tenant that is not registered has no keys to end, and no row to record it in.
             _ => self.began() && self.view.tenant.as_ref().is_none_or(named),
         }
     }
 
-    /// The entries that this command wrote before. What was authorised above goes on below, even where
-    /// somebody took its id there for a command of their own.
+    /// Returns the entries that this command wrote before. A command authorised above continues below, even
+    /// if another caller used its id there.
     fn applied(&self) -> impl Iterator<Item = &AuditEntry> {
         let goes_on = self.request.continues.is_some();
         self.view.applied.iter().filter(move |entry| {
@@ -300,10 +301,11 @@ impl<'a> Work<'a> {
         self.applied().next().is_some()
     }
 
-    /// When this command first landed, or now: what came later is none of its business.
+    /// Returns the instant of the command's first commit, or now. The command does not apply to keys
+    /// created later.
     fn began_at(&self) -> Timestamp {
         let landed = self.applied().next().map_or(self.now, |entry| entry.at);
-        // Before a repair of the time it was later than it is.
+        // A repair of the time since may have set the time back.
         landed.min(self.now)
     }
 
@@ -338,7 +340,7 @@ impl<'a> Work<'a> {
         self.rows().standing(&self.request.tenant, owner)
     }
 
-    /// Returns whether a key reaches all that its roles allow, as it stands.
+    /// Returns whether a key reaches all that its roles allow now.
     fn is_whole(&self, record: &KeyRecord) -> bool {
         let standing = self.standing(&record.owner);
         let roles = reach::roles_of(&record.owner, &record.bound, &standing);
@@ -346,7 +348,7 @@ impl<'a> Work<'a> {
         !roles.is_empty() && core_authority::is_whole(&self.scopes_of(record), &role)
     }
 
-    /// Returns the scopes that a key effectively reaches as it stands.
+    /// Returns the scopes that a key effectively reaches now.
     fn scopes_of(&self, record: &KeyRecord) -> ScopeSet {
         let standing = self.standing(&record.owner);
         let bounds = Bounds::of_record(record);
@@ -435,9 +437,9 @@ fn issued(record: &KeyRecord, reach: ScopeSet, token: Option<super::secret::Secr
     }
 }
 
-/// A mark of who asked for what, so that a command id that is used twice for different things is
-/// noticed. Names the principal, not the key that acted for it, so that its next key may repeat a
-/// command. Holds no secret: no command does.
+/// Returns a mark of actor, tenant and command. It reveals a command id that is used for two different
+/// commands. It covers the principal, not the acting key, so that the principal's next key may repeat a
+/// command. No command holds a secret, and neither does the mark.
 fn mark_of(request: &Request) -> [u8; 8] {
     let Request {
         id: _,
@@ -454,7 +456,7 @@ fn mark_of(request: &Request) -> [u8; 8] {
     if let Command::RevokeMany { filter, .. } = &mut command
         && let Some(made_by) = &mut filter.made_by
     {
-        // Found out on the way.
+        // The lineage is looked up while the command runs.
         made_by.lineage = None;
     }
     let request = postcard::to_allocvec(&(who, tenant, command)).unwrap_or_default();

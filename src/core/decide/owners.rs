@@ -24,8 +24,8 @@ impl Work<'_> {
         let narrows = match (&before, &known) {
             (Some(before), _) => self.lowers(before, role),
             (None, Some(_)) => false,
-            // A row below a row only narrows. Its role must be within the one above, because that one may be
-            // raised one day.
+            // A row below another row only narrows. Its role must be within the role above, because that
+            // role may be raised later.
             (None, None) => {
                 let standing = self.standing(&Owner::Principal(owner.clone()));
                 let mut above = standing.roles.iter();
@@ -48,7 +48,7 @@ impl Work<'_> {
         Ok(Outcome::Done)
     }
 
-    /// Follows what the application says of an owner who has a role here.
+    /// Stores the role that the application states for an owner with a role here.
     pub(super) fn sync_owner_role(
         &mut self,
         owner: &PrincipalId,
@@ -69,7 +69,7 @@ impl Work<'_> {
         let raised_from_now = raised_from.get_or_insert_default();
         let raises = |before: &&Role| !self.lowers(before, role);
         if let Some(before) = before.as_ref().filter(raises) {
-            // One that is within it limits as much.
+            // A role within the former one limits as much.
             if !raised_from_now
                 .iter()
                 .any(|lower| self.lowers(before, lower))
@@ -106,8 +106,8 @@ impl Work<'_> {
             matches!(entry.action, Action::OwnerRemoved { .. })
         };
         let landed = self.applied().find(removal).map(|entry| entry.at);
-        // A repeated command goes on with the keys of its own time: an owner who came back since
-        // keeps the keys created since.
+        // A repeated command continues with the keys of its own time: an owner who was restored since keeps
+        // the keys created since.
         let removed_at = match landed {
             Some(removed_at) => removed_at,
             None => {
@@ -117,7 +117,8 @@ impl Work<'_> {
                     tenant: self.request.tenant.clone(),
                     owner: owner.clone(),
                     role: None,
-                    // One that is removed stays removed since then; its keys that are left are ended.
+                    // An owner who is removed stays removed since then, and this command ends the remaining
+                    // keys.
                     removed_at: removed.and_then(|row| row.removed_at).or(Some(self.now)),
                     raised_from: BTreeSet::new(),
                     updated: self.stamp(),

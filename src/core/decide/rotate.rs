@@ -1,8 +1,8 @@
 //! Rotation: replacing a live key while its predecessor drains.
 //!
-//! A retiring key is not active, so rotation succeeds at the cap. The old key's end is never later
-//! than it was before (trap 7), and a cancelled rotation returns to exactly that end. A rotated key
-//! always ends: one that waits for a first use has a latest end.
+//! A retiring key is not active, so rotation succeeds at the cap. The old key's end is never later than it
+//! was before (trap 7), and a cancelled rotation restores exactly that end. A rotated key always ends: a
+//! key that waits for a first use has a latest end.
 
 use std::time::Duration;
 
@@ -45,8 +45,8 @@ impl<'a> Work<'a> {
             return Err(Denied::SelfRotation { reason });
         }
         match self.check_usable(&record) {
-            // Nobody disables the legacy key but a recovery, and the way on from there is a
-            // successor: the old key stays disabled.
+            // Only a recovery disables the legacy key, and a successor is the way to continue. The old key
+            // stays disabled.
             Err(Denied::Disabled) if record.legacy => {}
             usable => usable?,
         }
@@ -65,7 +65,7 @@ impl<'a> Work<'a> {
         if by_itself {
             new.expires_at = self.end_of_self_rotated(&old, class, new.expires_at)?;
         }
-        // The successor reaches what the old key does, from now to an end of its own.
+        // The successor reaches what the old key reaches, until an end of its own.
         let since = old.lineage.since;
         let mut reach = Reach {
             until: new.expires_at,
@@ -87,7 +87,7 @@ impl<'a> Work<'a> {
             grace_from_first_use: None,
         });
         self.retire(&mut old, mode);
-        // Another rotation gives a compromised key no more time than the one before it did.
+        // Another rotation gives a compromised key no more time than the rotation before.
         old.expires_at = earlier(old.expires_at, latest);
         let until = self.end_of(&old);
         let name = old.class.clone();
@@ -169,10 +169,10 @@ impl<'a> Work<'a> {
         Ok(Outcome::Done)
     }
 
-    /// Records the first uses that this process counted of the keys that were loaded, before anything is
-    /// decided about them: a successor that was used is not ended as if it had not been.
+    /// Records the first uses that this process counted of the loaded keys, before the decision, so that a
+    /// used successor does not end as an unused one.
     pub(super) fn note_counted_uses(&mut self) {
-        // Not without the key that waits for it: its grace would not begin.
+        // The waiting old key must be loaded too. Otherwise its grace would not begin.
         let waits = |record: &&KeyRecord| {
             let before = record.predecessor.as_ref();
             before.is_some_and(|old| self.view.knows(old.key))
@@ -181,7 +181,8 @@ impl<'a> Work<'a> {
         let counted = counted.filter(|record| self.used.contains(&record.id));
         let counted: Vec<_> = counted.filter(waits).cloned().collect();
         for successor in counted {
-            // A command of the application's own: nothing of it counts as done by the caller's.
+            // The application is the author of this command, so that nothing in it counts as done by the
+            // caller.
             let key = successor.id;
             let Ok(id) = CommandId::new(format!("first-use:{key}")) else {
                 continue;
@@ -200,7 +201,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Records the first use of a successor, and begins the grace of the key that waits for it.
+    /// Records the first use of a successor, and begins the grace of the waiting old key.
     fn note_use_of(&mut self, mut successor: KeyRecord) {
         let id = successor.id;
         let unused = |link: &&mut Predecessor| link.first_used_at.is_none();
@@ -230,8 +231,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// A key that ends before anyone used it gives its place back to the key it was to replace. A compromised
-    /// key stays on its way out: a use that another process counted and has not recorded must not revive it.
+    /// Restores the old key of a rotation if its successor ends before anyone used it. A compromised key is
+    /// not restored: another process may have counted a use that is not recorded yet.
     pub(super) fn release_predecessor(&mut self, ending: &KeyRecord) {
         let link = ending
             .predecessor
@@ -245,7 +246,7 @@ impl<'a> Work<'a> {
         let old = link
             .and_then(|link| self.view.record(link.key))
             .filter(|old| waits(old) && old.is_live(self.now) && !is_compromised(old))
-            // Nobody gets more time while it is in doubt.
+            // No key gets more time while the time is in doubt.
             .filter(|_| self.check_time().is_ok());
         if let Some(mut old) = old.cloned() {
             old.expires_at = old.succession.take().and_then(|own| own.own_expiry);
@@ -253,9 +254,9 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Rotating a successor says that somebody holds it: the key that waits for its first use waits
-    /// no longer. Otherwise it would wait on once the successor has drained unused, beside all later
-    /// ones, and the bound on live keys would not hold.
+    /// Begins the grace of the key that waits for the first use of `rotated`. Rotating a successor shows
+    /// that a client has it. Otherwise the old key would keep waiting after the successor drained unused,
+    /// beside all later keys, and the bound on live keys would break.
     fn begin_grace_before(&mut self, rotated: &KeyRecord) {
         if let Some(link) = &rotated.predecessor {
             self.begin_grace(link.key, rotated.id);
@@ -267,7 +268,7 @@ impl<'a> Work<'a> {
         self.put(old, LastAction::RotationCancelled, action);
     }
 
-    /// Who may rotate the key, and with which grace if none is named.
+    /// Refuses a caller that may not rotate the key. Returns the default grace.
     fn permit_rotation(
         &self,
         record: &KeyRecord,
@@ -286,7 +287,8 @@ impl<'a> Work<'a> {
         })
     }
 
-    /// The class of a key that is to be rotated. Only those who may rotate keys learn that there is none.
+    /// Returns the class of the key to rotate. Only callers that may rotate keys learn that the class does
+    /// not exist.
     fn rotated_class(&self, record: &KeyRecord, effect: Effect) -> Result<&'a KeyClass, Denied> {
         match self.policy.class(&record.class) {
             Some(class) => Ok(class),
@@ -294,8 +296,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Returns whether the key that acts made `record` by rotating itself, and may ask for its secret again: the
-    /// answer that held it was lost.
+    /// Returns whether the acting key created `record` by rotating itself. Such a key may ask for the
+    /// secret again, because the response that held it was lost.
     pub(super) fn made_by_itself(&self, record: &KeyRecord) -> bool {
         let acting = self.caller.limits().and_then(|limits| limits.key.as_ref());
         let before = record.predecessor.as_ref().map(|old| old.key);
@@ -305,9 +307,9 @@ impl<'a> Work<'a> {
             && acting.is_some_and(|key| before == Some(key.id))
     }
 
-    /// The reach of a successor that a key gets by rotating itself, as far as it is compared: the end is
-    /// the class's to say, and it reaches no more scopes than `record` does today, since today's roles
-    /// bound it.
+    /// Returns the reach of a successor for a key that rotates itself, for the comparison with that key.
+    /// The class decides the end, and the scopes are those that `record` reaches now, because today's roles
+    /// bound the successor.
     fn as_own_successor(&self, reach: Reach, record: &KeyRecord) -> Reach {
         let Some(limits) = self.caller.limits() else {
             return reach;
@@ -320,8 +322,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Refuses to hand the successor of a key to that key again, if it exceeds the key as it stands now. It
-    /// may only end later, as far as self-rotation allows.
+    /// Refuses to return the secret of a successor to its old key if the successor exceeds the old key as
+    /// it is now. The successor may only end later, as far as self-rotation allows.
     pub(super) fn check_own_successor_within(&self, successor: &KeyRecord) -> Result<(), Denied> {
         let class = self.class_of(successor)?;
         let reach = self.reach_of(successor)?;
@@ -337,8 +339,8 @@ impl<'a> Work<'a> {
         self.caller.check_within(&reach)
     }
 
-    /// Returns whether the key that acts rotates itself, which its class has to allow. A key never takes over
-    /// from another key of its own chain: whoever holds the old one would have the successor's place.
+    /// Returns whether the acting key rotates itself, which its class must allow. A key never rotates
+    /// another key of its own chain: the holder of the old key would get the successor's place.
     fn rotates_itself(&self, record: &KeyRecord, class: &KeyClass) -> Result<bool, Denied> {
         let acting = self.caller.limits().and_then(|limits| limits.key.as_ref());
         let Some(acting) = acting.filter(|key| key.lineage.first == record.lineage.first) else {
@@ -356,7 +358,7 @@ impl<'a> Work<'a> {
         Err(Denied::SelfRotation { reason })
     }
 
-    /// Returns the end of the successor of a key that rotates itself. By its class it would be `end`.
+    /// Returns the end of the successor of a key that rotates itself. By its class the end would be `end`.
     fn end_of_self_rotated(
         &self,
         old: &KeyRecord,
@@ -381,7 +383,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// A newer rotation cancels an unused successor; any other rotation has to be ended first.
+    /// Cancels an unused successor. Any other rotation must be finished first.
     fn without_unused_successor(&mut self, record: KeyRecord) -> Result<KeyRecord, Denied> {
         let Some(succession) = &record.succession else {
             return Ok(record);
@@ -402,22 +404,22 @@ impl<'a> Work<'a> {
         self.end(unused, Reason::RotationCancelled);
         let mut old = self.record(record.id)?;
         old.legacy = legacy;
-        // An unused successor that had ended by itself gave nothing back.
+        // An unused successor that expired restored nothing.
         if let Some(succession) = old.succession.take() {
             old.expires_at = succession.own_expiry;
         }
         Ok(old)
     }
 
-    /// Returns the successor of `old` and its token. The successor inherits the rules of the old key and the
-    /// length of its life, not its end.
+    /// Returns the successor of `old` and its token. The successor inherits the settings of the old key and
+    /// the length of its life, not its end.
     fn successor_of(
         &mut self,
         old: &KeyRecord,
         class: &KeyClass,
         recipient: Option<&Recipient>,
     ) -> Result<(KeyRecord, Option<Secret>), Denied> {
-        // A rotation never raises: what bounds the old key bounds the new one too.
+        // A rotation never raises: the bound of the old key applies to the new key too.
         let received = self.bound_at_receipt(&old.owner, recipient)?;
         let lifetime = old.expires_at.map(|end| end.since(old.created.at));
         let lifetime = match (lifetime, class.lifetime.max) {
@@ -486,14 +488,14 @@ impl<'a> Work<'a> {
         old.expires_at = Some(old.expires_at.map_or(end, |own| own.min(end)));
     }
 
-    /// Returns when a rotated key ends at the latest.
+    /// Returns the latest end of a rotated key.
     fn end_of(&self, old: &KeyRecord) -> Timestamp {
         let end = old.expires_at.filter(|_| old.is_live(self.alive_at()));
         end.unwrap_or(self.now)
     }
 }
 
-/// The latest end of the successor of a key that rotates itself; `None` for never.
+/// Returns the latest end of the successor of a key that rotates itself. `None` for never.
 fn latest_of_self_rotated(old: &KeyRecord, class: &KeyClass) -> Option<Timestamp> {
     match class.self_rotation {
         SelfRotation::Renews { .. } if hole::is_open("keys renew themselves for ever") => None,
@@ -502,17 +504,17 @@ fn latest_of_self_rotated(old: &KeyRecord, class: &KeyClass) -> Option<Timestamp
     }
 }
 
-/// Returns whether somebody else may have a key, as far as its record says.
+/// Returns whether the record shows that another party may have the key.
 fn is_compromised(record: &KeyRecord) -> bool {
     let reason = record.succession.as_ref().map(|own| own.reason);
     record.exposed_at.is_some() || reason == Some(RotationReason::Compromise)
 }
 
-/// How the old key of a rotation goes on.
+/// The end of the old key of a rotation.
 #[derive(Clone, Copy)]
 pub(super) enum Retirement {
     After(Duration),
-    /// For `grace` after the first use, and for `wait` in all.
+    /// `grace` after the first use, at most `wait` after the rotation.
     AfterFirstUse {
         grace: Duration,
         wait: Duration,
@@ -520,7 +522,7 @@ pub(super) enum Retirement {
 }
 
 impl Replacement {
-    /// `grace` and `wait` are what the policy says; a compromised key has no such wait.
+    /// Resolves the mode with the policy's `grace` and `wait`. A compromised key has no default wait.
     fn resolved(
         &self,
         grace: Duration,

@@ -1,4 +1,4 @@
-//! What has to be loaded before a command can be decided.
+//! The part of the store that a decision needs.
 
 use crate::core::command::{Command, ImportKey, NewOwner, Request};
 use crate::core::id::KeyId;
@@ -7,7 +7,7 @@ use crate::core::text::PrincipalId;
 use crate::core::time::Timestamp;
 use crate::core::view::{Select, TenantView};
 
-/// What has to be loaded of the tenant to decide `request`.
+/// Returns what to load of the tenant to decide `request`.
 #[must_use]
 pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> Select {
     let mut select = Select {
@@ -16,7 +16,7 @@ pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> Select {
     };
     select.keys.extend(request.command.key());
     select.keys.extend(&request.sweep.keys);
-    // How the actor stands, too.
+    // The actor's own standing counts too.
     select.owners.extend(request.actor.principal().cloned());
     if *request.actor.tenant() == request.tenant {
         select.keys.extend(request.actor.key_id());
@@ -37,8 +37,8 @@ pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> Select {
     select
 }
 
-/// The keys to which loaded ones are tied and which are not loaded yet; ask again with these added.
-/// Empty once everything is there.
+/// Returns the keys that are linked to loaded keys and not loaded yet. The caller loads them too and asks
+/// again, until the result is empty.
 #[must_use]
 pub fn links(view: &TenantView, request: &Request) -> Vec<KeyId> {
     let swept: &[KeyId] = match &request.command {
@@ -56,7 +56,7 @@ pub fn links(view: &TenantView, request: &Request) -> Vec<KeyId> {
     tied.filter(|id| !view.knows(*id)).collect()
 }
 
-/// The owner that the command names, if it names one beside the actor.
+/// Returns the owner that the command names beside the actor, if it names one.
 fn owner_named(command: &Command) -> Option<PrincipalId> {
     match command {
         Command::Create(key) | Command::Import(ImportKey { key, .. }) => match &key.owner {

@@ -1,4 +1,4 @@
-//! Time: what is refused while it is in doubt, and its repair.
+//! Commands while the time is in doubt, and the repair of a tenant's time.
 
 use super::Work;
 use crate::core::audit::Action;
@@ -9,7 +9,7 @@ use crate::core::time::Timestamp;
 use crate::core::view::Effects;
 
 impl Work<'_> {
-    /// Refuses what issues or prolongs while the time is in doubt.
+    /// Refuses commands that issue or prolong keys while the time is in doubt.
     pub(super) fn check_time(&self) -> Result<(), Denied> {
         let own = self.time.own;
         if let Some(reference) = self.time.reference {
@@ -28,8 +28,8 @@ impl Work<'_> {
         }
     }
 
-    /// The instant at which keys are alive or not. While the time is in doubt it is the earliest in question:
-    /// what only a wrong clock says has ended can still be narrowed, and is.
+    /// Returns the instant at which keys count as live or not. While the time is in doubt this is the
+    /// earliest possible instant, so that a key that expired only by a wrong clock can still be narrowed.
     pub(super) fn alive_at(&self) -> Timestamp {
         match self.is_doubtful() || self.time.is_ahead(self.now) {
             true => self.time.earliest(),
@@ -37,8 +37,8 @@ impl Work<'_> {
         }
     }
 
-    /// The instant at which the caller must not have ended. A key that acts from above is judged by the newest
-    /// commit of its own tenant.
+    /// Returns the instant at which the caller must not have ended. An acting key from a tenant above is
+    /// judged by the newest commit of its own tenant.
     pub(super) fn caller_alive_at(&self) -> Timestamp {
         let home = self.request.actor.tenant();
         let floor = match *home == self.request.tenant {
@@ -53,8 +53,8 @@ impl Work<'_> {
         }
     }
 
-    /// Returns a test for keys that came after what began at `began`. One from the future did not: a clock that
-    /// was wrong made it.
+    /// Returns a test for keys that were created after `began`. A key with a creation in the future does
+    /// not count as later: a wrong clock made it.
     pub(super) fn came_later(&self, began: Timestamp) -> impl Fn(&KeyRecord) -> bool + use<> {
         // Two clocks may each be wrong by the allowance.
         let possible = self.time.best().saturating_add(self.time.allowance * 2);
@@ -76,7 +76,7 @@ impl Work<'_> {
         };
         let through = self.view.revision;
         let mut row = self.tenant_row();
-        // What they are about ends with what is there now.
+        // The sweeps apply to the keys that exist now.
         (row.sweeps.iter_mut()).for_each(|own| own.began_at = own.began_at.min(to));
         self.change(Effects {
             tenant: Some(TenantRecord {
@@ -89,8 +89,8 @@ impl Work<'_> {
         Ok(Outcome::TimeRepaired { from, to })
     }
 
-    /// Leaves the instant of the decision in a row that stays, so that every reader of the rows knows the
-    /// tenant's newest one: a tombstone holds none, and is forgotten one day.
+    /// Stores the instant of the decision in a row that stays, so that every reader of the rows knows the
+    /// tenant's newest instant. A tombstone has no instant and is removed one day.
     pub(super) fn leave_instant(&mut self) {
         let Effects {
             puts,
@@ -110,7 +110,7 @@ impl Work<'_> {
         }
     }
 
-    /// The tenant's row, or one of a tenant that is not known yet.
+    /// Returns the tenant's row, or a new row for a tenant without one.
     fn tenant_row(&self) -> TenantRecord {
         let known = self.view.tenant.clone();
         known.unwrap_or_else(|| TenantRecord::new(self.request.tenant.clone(), self.stamp()))

@@ -17,6 +17,7 @@ use async_lock::{Semaphore, SemaphoreGuardArc};
 /// Reads for the holder of a known key do not count. A flood therefore never locks out holders of
 /// keys whose class is always verified against the store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
 pub struct ReadThrough {
     /// The number of reads in flight. Defaults to 16, a judgement.
     pub at_once: NonZeroU32,
@@ -26,6 +27,15 @@ pub struct ReadThrough {
     /// The number of reads that may begin together after a quiet time. Defaults to 100, a
     /// judgement.
     pub burst: NonZeroU32,
+}
+
+impl ReadThrough {
+    /// Returns the limits after `change`.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
 }
 
 impl Default for ReadThrough {

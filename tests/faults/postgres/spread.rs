@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use keyward::policy::{Policy, PolicySpec, Propagation};
+use keyward::policy::{Policy, Propagation};
 use keyward::store::{KeyStore, PostgresStore};
 use keyward::{Error, FollowOptions, Keyward, Need, Reason, Rejection, profiles};
 use rustix::process::{Pid, Signal, kill_process};

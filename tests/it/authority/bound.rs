@@ -45,7 +45,7 @@ fn trap_27_promoting_bob_does_not_widen_a_key_that_mallory_made_for_him() {
     assert_eq!(reach(&world, &by_mallory), reads());
     assert!(!manages(&grant(&world, &by_mallory), &world));
     let info = wait(world.keys.key(&admin(), by_mallory.id)).unwrap();
-    assert_eq!((info.reach, info.scopes), (reads(), ScopeSet::all()));
+    assert_eq!((info.reach, info.facts.scopes), (reads(), ScopeSet::all()));
 }
 
 #[test]
@@ -201,7 +201,7 @@ fn the_application_names_the_recipient_of_a_secret() {
     let to_bob = draft().delivered_to(who("bob"), Role::DEVELOPER);
     let to_bob = world.create(&host(), to_bob).unwrap();
     role_of(&world, "bob", Role::ADMIN);
-    let bound = |id| wait(world.keys.key(&admin(), id)).unwrap().bound;
+    let bound = |id| wait(world.keys.key(&admin(), id)).unwrap().facts.bound;
     assert!(bound(in_person.id).is_empty() && bound(to_bob.id).is_empty());
     assert_eq!(bound(to_mel.id), [Role::DEVELOPER, Role::MEMBER].into());
     assert_eq!(reach(&world, &to_mel), reads());

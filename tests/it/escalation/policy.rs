@@ -3,8 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use keyward::policy::{
-    Access, KeyClass, LegacyRule, Policy, PolicySpec, Propagation, Revocation, SelfRotation,
-    TenantReach,
+    Access, KeyClass, LegacyRule, Policy, Propagation, Revocation, SelfRotation, TenantReach,
 };
 use keyward::{ClassName, Environment, Owner, PrincipalId, Role, Scope, ScopeSet, days, profiles};
 use rand::RngExt;

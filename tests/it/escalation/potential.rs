@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 
 use keyward::policy::{Policy, SelfRotation};
 use keyward::{
-    ClassName, Environment, KeyId, KeyRecord, Owner, PrincipalId, Role, Scope, TenantId, Timestamp,
-    Visibility,
+    ClassName, Environment, KeyFacts, KeyId, KeyRecord, Owner, PrincipalId, Role, Scope, TenantId,
+    Timestamp, Visibility,
 };
 
 use super::policy::{Verb, administers, allows, lets_owner, on_list};
@@ -201,7 +201,8 @@ pub(crate) struct Acting {
 
 /// Formats a key in one line.
 pub(crate) fn brief(record: &KeyRecord) -> String {
-    let KeyRecord {
+    let KeyRecord { facts, state, .. } = record;
+    let KeyFacts {
         id,
         tenant,
         class,
@@ -212,9 +213,8 @@ pub(crate) fn brief(record: &KeyRecord) -> String {
         allowlist,
         created,
         expires_at,
-        state,
         ..
-    } = record;
+    } = facts;
     let networks: Vec<_> = allowlist.iter().map(ToString::to_string).collect();
     format!(
         "{id} {class} in {tenant} ({environment}) of {owner:?}, bound {bound:?}, {scopes:?}, \

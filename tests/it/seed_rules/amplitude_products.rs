@@ -3,7 +3,6 @@
 //! acme is an organisation with the projects acme/web and acme/shop; globex is another organisation.
 
 use keyward::audit::Action;
-use keyward::store::KeyQuery;
 use keyward::{
     Actor, Created, Credentials, DeleteKey, Denied, Entitlement, Error, IssuedKey, KeyId, KeyInfo,
     KeyUpdate, LeakSource, Need, NewKey, Owner, Reason, Receipt, Rejection, RejectionKind,
@@ -374,7 +373,7 @@ fn a2_12_a_project_api_key_may_be_embedded_in_browsers_and_apps() {
     let key = &company.web.api_key;
     assert_eq!(company.info(key.id).visibility, Visibility::Publishable);
     company.world.clock.advance(days(400));
-    let published = company.info(key.id).published;
+    let published = company.info(key.id).facts.published;
     assert_eq!(published.as_deref(), Some(text(key)), "it can be read");
     // From any address a browser may have.
     for address in ["203.0.113.9", "2001:db8::1"] {
@@ -527,7 +526,7 @@ fn a2_19_a_data_token_is_private_and_valid_for_the_whole_account() {
     let token = company.token_of(&member(), "data:read");
     let info = company.info(token.id);
     assert_eq!(
-        (info.visibility, info.published),
+        (info.visibility, info.facts.published),
         (Visibility::Secret, None)
     );
     let reaches = |path: &str| {
@@ -574,7 +573,7 @@ fn a2_21_a_deployment_comes_with_its_key() {
             let info = company.info(key.id);
             assert_eq!(info.resource, Some(deployed(&id, side)));
             assert_eq!(
-                (info.owner, info.tenant),
+                (info.facts.owner, info.facts.tenant),
                 (Owner::Tenant, tenant("acme/web"))
             );
             company
@@ -593,7 +592,7 @@ fn a2_22_the_side_of_a_deployment_decides_whether_its_key_is_public() {
     ] {
         let info = company.info(company.deployment(side, "dep-1").id);
         assert_eq!(
-            (info.class, info.visibility),
+            (info.facts.class, info.facts.visibility),
             (class(class_name), visibility)
         );
     }
@@ -988,7 +987,7 @@ fn a2_40_a_scim_key_is_private_and_manages_all_users_of_the_account() {
     let key = company.scim_key();
     let info = company.info(key.id);
     assert_eq!(
-        (info.visibility, info.published),
+        (info.visibility, info.facts.published),
         (Visibility::Secret, None)
     );
     assert!(!dump(&company.world.store).contains(secret_part(key.secret.expose())));

@@ -213,8 +213,14 @@ fn g_05_details_show_every_field_set_on_a_key() {
     let key = world.create(&developer(), key).unwrap();
     let details = info(&world, key.id);
     assert_eq!(details.name.as_str(), "export");
-    assert_eq!(details.description.unwrap().as_str(), "runs at three");
-    assert_eq!(details.purpose.unwrap().as_str(), "nightly reports");
+    assert_eq!(
+        details.description.as_ref().unwrap().as_str(),
+        "runs at three"
+    );
+    assert_eq!(
+        details.purpose.as_ref().unwrap().as_str(),
+        "nightly reports"
+    );
     assert_eq!(details.metadata.value("team"), Some("data"));
     assert_eq!(details.metadata.value("ticket"), Some("OPS-7"));
     assert_eq!(details.environment, environment("test"));
@@ -223,7 +229,7 @@ fn g_05_details_show_every_field_set_on_a_key() {
     assert_eq!(networks, ["192.0.2.0/24"]);
     assert_eq!(details.owner.principal(), Some(&who("dan")));
     assert_eq!(
-        (details.created.at, details.created.by),
+        (details.created.at, details.facts.created.by),
         (at(START), author("dan"))
     );
 
@@ -403,7 +409,7 @@ fn g_13_a_rotation_records_its_reason() {
         let old = create(&world, word);
         let how = Replacement::default().because(why);
         wait(world.keys.rotate(&developer(), old.id, how)).unwrap();
-        let kept = info(&world, old.id).succession.unwrap().reason;
+        let kept = info(&world, old.id).facts.succession.unwrap().reason;
         assert_eq!(kept, why);
         assert_eq!(serde_json::to_value(kept).unwrap(), word);
         let action = trail(&world, old.id).pop().unwrap().entry.action;
@@ -858,7 +864,7 @@ fn g_38_a_key_states_its_purpose() {
     assert_eq!(invalid.problem, Problem::Empty);
 
     let key = create(&world, "export");
-    let purpose = || info(&world, key.id).purpose.unwrap().to_string();
+    let purpose = || info(&world, key.id).facts.purpose.unwrap().to_string();
     assert_eq!(purpose(), "nightly reports");
     let removed = KeyUpdate::new().no_purpose();
     let refusal = wait(world.keys.update(&developer(), key.id, removed));

@@ -249,7 +249,7 @@ fn y_12_the_list_shows_who_created_a_key_and_when() {
     wait(world.keys.update(&bob(), alices.id, rename)).unwrap();
     let created: Vec<_> = listed(&world, &admin())
         .into_iter()
-        .map(|key| (key.created.by, key.created.at))
+        .map(|key| (key.facts.created.by, key.facts.created.at))
         .collect();
     let expected = [
         (author("alice"), at(START)),
@@ -380,7 +380,7 @@ fn y_23_a_key_is_linked_to_its_creator_permanently() {
     let key = world.create(&admin(), draft("alice's")).unwrap();
     let linked = || {
         // Read by the host, also after alice has left.
-        let owner = wait(world.keys.key(&host(), key.id)).unwrap().owner;
+        let owner = wait(world.keys.key(&host(), key.id)).unwrap().facts.owner;
         assert_eq!(owner, Owner::Principal(who("alice")));
     };
     linked();

@@ -181,7 +181,7 @@ fn tenant(row: Row) -> Option<TenantId> {
     match row {
         Row::Tenant(row) => Some(row.tenant),
         Row::Owner(row) => Some(row.tenant),
-        Row::Key(record) => Some(record.tenant),
+        Row::Key(record) => Some(record.facts.tenant),
         Row::Removed { tenant, .. } => Some(tenant),
         Row::Corrupt(RowKey::Tenant(tenant) | RowKey::Owner(tenant, _)) => Some(tenant),
         Row::Corrupt(RowKey::Key(_)) => None,
