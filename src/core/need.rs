@@ -202,7 +202,6 @@ impl Need {
     /// Returns the need of a pair's publishable half, if this is the need of the secret half.
     pub(crate) fn of_publishable_half(&self) -> Self {
         let conditions = Conditions {
-            classes: self.conditions.beside.clone(),
             address: self.conditions.address,
             publishable: true,
             ..Conditions::default()
@@ -211,6 +210,12 @@ impl Need {
             conditions,
             met: Met::default(),
         }
+    }
+
+    /// Returns whether a publishable key of `class` is accepted beside a secret one.
+    pub(crate) fn accepts_beside(&self, class: &ClassName) -> bool {
+        let beside = &self.conditions.beside;
+        beside.is_empty() || beside.contains(class)
     }
 
     /// Returns the conditions to change them, and forgets the kinds that met them.

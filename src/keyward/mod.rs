@@ -75,7 +75,8 @@ impl Keyward {
         Builder::new(Arc::new(store), peppers)
     }
 
-    /// Verifies a key, or a pair. Does no I/O and never waits.
+    /// Verifies a key (a `&str` or `&[u8]`), or a [pair](Credentials::Pair) of a secret key and its
+    /// public half. Does no I/O and never waits.
     ///
     /// # Errors
     ///

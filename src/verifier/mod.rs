@@ -159,8 +159,9 @@ impl Verifier {
         self
     }
 
-    /// Verifies a key, or a pair. Does no I/O and never waits. Allocates only to refuse a key, and
-    /// once in a [`Need`] that remembers the kinds of keys that met it.
+    /// Verifies a key (a `&str` or `&[u8]`), or a [pair](Credentials::Pair) of a secret key and its
+    /// public half. Does no I/O and never waits. Allocates only to refuse a key, and once in a
+    /// [`Need`] that remembers the kinds of keys that met it.
     ///
     /// # Errors
     ///
@@ -172,7 +173,7 @@ impl Verifier {
     ) -> Result<Grant, Rejection> {
         let presented = match credentials.into() {
             Credentials::Key(key) => key,
-            Credentials::Pair { public, secret } => return self.verify_pair(public, secret, need),
+            pair @ Credentials::Pair { .. } => return self.verify_pair(pair, need),
         };
         let token = match token::parse(presented) {
             Ok(token) => token,
@@ -222,12 +223,8 @@ impl Verifier {
     }
 
     #[inline(never)]
-    fn verify_pair(&self, public: &[u8], secret: &[u8], need: &Need) -> Result<Grant, Rejection> {
-        let grant = self.verify(secret, need)?;
-        match publishable_half(&grant, Some(public))? {
-            None => Ok(grant),
-            Some(key) => together(grant, self.verify(key, &need.of_publishable_half())),
-        }
+    fn verify_pair(&self, pair: Credentials<'_>, need: &Need) -> Result<Grant, Rejection> {
+        verify_halves(pair, need, |key, need| self.verify(key, need))
     }
 
     /// Returns the current snapshot.
@@ -510,6 +507,20 @@ impl Verifier {
     }
 }
 
+/// Verifies a key by itself, or each half of a pair, with `verify`.
+fn verify_halves<E: From<Rejection>>(
+    credentials: Credentials<'_>,
+    need: &Need,
+    verify: impl Fn(&[u8], &Need) -> Result<Grant, E>,
+) -> Result<Grant, E> {
+    let (key, public) = credentials.halves();
+    let grant = verify(key, need)?;
+    if let Some(key) = publishable_half(&grant, public)? {
+        check_pair(&grant, &verify(key, &need.of_publishable_half())?, need)?;
+    }
+    Ok(grant)
+}
+
 /// Returns the publishable key that has to be verified too; `None` for a key by itself, and for one
 /// that came with its own id.
 fn publishable_half<'a>(
@@ -526,18 +537,14 @@ fn publishable_half<'a>(
     }
 }
 
-/// Returns the grant of a pair's secret half, if the publishable half belongs to the same tenant and
-/// environment.
-fn together(grant: Grant, other: Result<Grant, Rejection>) -> Result<Grant, Rejection> {
-    let identity = match other {
-        Err(Rejection::WrongClass { .. }) => return Err(Rejection::PairMismatch),
-        verdict => verdict?,
-    };
-    let belongs = identity.visibility() == Visibility::Publishable
-        && identity.tenant() == grant.tenant()
-        && identity.environment() == grant.environment();
+/// Checks that the halves of a pair belong together (rule A2-15).
+fn check_pair(grant: &Grant, public: &Grant, need: &Need) -> Result<(), Rejection> {
+    let belongs = public.visibility() == Visibility::Publishable
+        && public.tenant() == grant.tenant()
+        && public.environment() == grant.environment()
+        && need.accepts_beside(public.class());
     if belongs {
-        Ok(grant)
+        Ok(())
     } else {
         Err(Rejection::PairMismatch)
     }

@@ -6,10 +6,12 @@ use std::time::Duration;
 use keyward::policy::{LivePolicies, Policy, Propagation};
 use keyward::store::MemoryStore;
 use keyward::{
-    Clock, DeleteKey, Grant, Keyward, ManualClock, Need, NewKey, Owner, Reading, Reason, Rejection,
-    Replica, Role, ScopeSet, Timestamp, Verifier, hours, profiles,
+    Clock, Created, Credentials, DeleteKey, Grant, Keyward, ManualClock, Need, NewKey, Owner,
+    Reading, Reason, Rejection, Replica, Role, ScopeSet, Timestamp, Verifier, hours, profiles,
 };
-use support::{World, admin, at, host, reader, reading, tenant, wait, who, with_other_secret};
+use support::{
+    World, actor, admin, at, host, reader, reading, tenant, wait, who, with_other_secret,
+};
 
 fn refused(world: &World, token: &str, need: &Need) -> Option<Rejection> {
     world.keys.verify(token, need).err()
@@ -110,6 +112,38 @@ fn only_accepted_uses_are_counted() {
     let uses = world.keys.uses(unused.id).unwrap();
     assert_eq!((uses.count, uses.last), (0, None));
     assert_eq!(world.keys.uses(keyward::KeyId::from_u128(7)), None);
+}
+
+#[test]
+fn every_way_of_verifying_takes_a_pair() {
+    let world = World::new();
+    let publishable = || reader("page").class("publishable");
+    let (key, public) = (world.some_key(), world.create(&admin(), publishable()));
+    let public = public.unwrap();
+    let gina = actor("globex", "gina", Role::ADMIN);
+    let foreign = world.create(&gina, publishable()).unwrap();
+    let verdicts = |public: &Created, secret: &Created| {
+        let pair = Credentials::Pair {
+            public: public.secret.expose().as_bytes(),
+            secret: secret.secret.expose().as_bytes(),
+        };
+        let all = [
+            world.keys.verify(pair, &reading()),
+            wait(world.keys.verify_or_fetch(pair, &reading())),
+            wait(world.keys.verify_fresh(pair, &reading())),
+        ];
+        all.map(|verdict| verdict.map(|grant| grant.key_id()))
+    };
+    for verdict in verdicts(&public, &key) {
+        assert_eq!(verdict, Ok(key.id));
+    }
+    for verdict in verdicts(&foreign, &key) {
+        assert_eq!(verdict, Err(Rejection::PairMismatch));
+    }
+    for verdict in verdicts(&key, &public) {
+        let refusal = Rejection::Publishable { key: public.id };
+        assert_eq!(verdict, Err(refusal), "the halves are swapped");
+    }
 }
 
 #[test]

@@ -20,7 +20,7 @@ pub use self::gate::ReadThrough;
 use self::read::Found;
 use super::grant::Taken;
 use super::{
-    Claim, Confirmation, Credentials, Grant, Verifier, check_fresh, publishable_half, together,
+    Claim, Confirmation, Credentials, Grant, Verifier, check_fresh, check_pair, publishable_half,
 };
 use crate::core::check;
 use crate::core::need::Need;
@@ -110,20 +110,13 @@ impl Verifier {
         credentials: Credentials<'_>,
         need: &Need,
     ) -> Option<Result<Grant, Rejection>> {
-        let unasked = |key: &[u8], need: &Need| match self.verify_here(key, need) {
-            Here::Settled(verdict) => Some(verdict),
-            Here::Ask(..) => None,
-        };
-        let (key, public) = credentials.halves();
-        let grant = match unasked(key, need)? {
-            Ok(grant) => grant,
-            refused => return Some(refused),
-        };
-        Some(match publishable_half(&grant, public) {
-            Ok(None) => Ok(grant),
-            Ok(Some(key)) => together(grant, unasked(key, &need.of_publishable_half())?),
-            Err(rejection) => Err(rejection),
-        })
+        let verdict = super::verify_halves(credentials, need, |key, need| {
+            match self.verify_here(key, need) {
+                Here::Settled(verdict) => verdict.map_err(Some),
+                Here::Ask(..) => Err(None),
+            }
+        });
+        verdict.map_or_else(|refused| refused.map(Err), |grant| Some(Ok(grant)))
     }
 
     /// Verifies each half with `here`, and reads the store if `here` cannot decide.
@@ -139,10 +132,11 @@ impl Verifier {
         };
         let (key, public) = credentials.halves();
         let grant = verify(key, need).await?;
-        match publishable_half(&grant, public)? {
-            None => Ok(grant),
-            Some(key) => together(grant, verify(key, &need.of_publishable_half()).await),
+        if let Some(key) = publishable_half(&grant, public)? {
+            let public = verify(key, &need.of_publishable_half()).await?;
+            check_pair(&grant, &public, need)?;
         }
+        Ok(grant)
     }
 
     /// Verifies without the store, or returns how the store has to be read.
