@@ -21,7 +21,7 @@ use rusqlite::{Connection, params};
 
 use shared::maker::{Maker, admin, keyward, new_key, principal, tenant};
 
-const SCHEMA: &str = include_str!("../src/store/sqlite/schema/1.sql");
+const SCHEMA: &str = include_str!("../src/store/sqlite/schema.sql");
 
 /// The store's columns; each table has only its primary key.
 const BARE: &str = "
@@ -181,8 +181,8 @@ impl Plain {
         let tenant = commit.tenant.as_str();
         let at = commit.decided_at.as_micros();
         self.run(
-            "INSERT INTO commits VALUES (?1, ?2, ?3, ?4)",
-            params![self.revision, commit.tag.0.to_be_bytes(), at, at],
+            "INSERT INTO commits VALUES (?1, ?2, ?3)",
+            params![self.revision, commit.tag.0.to_be_bytes(), at],
         );
         for (place, record) in (self.revision << 20..).zip(&commit.effects.puts) {
             let (id, body) = (record.id.to_u128().to_be_bytes(), record.to_bytes());

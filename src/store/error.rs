@@ -1,4 +1,4 @@
-//! What can go wrong in a store, and what the caller may do about it.
+//! The errors of a store, by what the caller may do about them.
 
 use std::error::Error;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::core::id::KeyId;
 
-/// What the caller may do about a [`StoreError`].
+/// The kind of a [`StoreError`], by what the caller may do about it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum StoreErrorKind {
@@ -18,7 +18,7 @@ pub enum StoreErrorKind {
     Unavailable,
 }
 
-/// A store could not do what it was asked for.
+/// The failure of a store.
 #[derive(Clone, Debug)]
 pub struct StoreError {
     kind: StoreErrorKind,
@@ -27,7 +27,7 @@ pub struct StoreError {
 }
 
 impl StoreError {
-    /// An error of `kind` while `doing` something, in words without a secret.
+    /// Creates an error of `kind` while `doing` something. The words must hold no secret.
     #[must_use]
     pub const fn new(kind: StoreErrorKind, doing: &'static str) -> Self {
         Self {
@@ -37,14 +37,14 @@ impl StoreError {
         }
     }
 
-    /// Adds what caused it. Its text must hold no secret.
+    /// Adds the cause. Its text must hold no secret.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         self.source = Some(Arc::from(source.into()));
         self
     }
 
-    /// What the caller may do about it.
+    /// Returns the kind, by what the caller may do about the error.
     #[must_use]
     pub const fn kind(&self) -> StoreErrorKind {
         self.kind
@@ -70,17 +70,17 @@ impl Error for StoreError {
     }
 }
 
-/// Why a commit was not applied, or may not have been.
+/// The reason why a commit was not applied, or may not have been.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CommitError {
-    /// The tenant is not at the expected revision any more. Nothing was written.
+    /// The tenant has another revision than expected, or a guarded row has. Nothing was written.
     #[error("tenant was changed meanwhile")]
     Conflict,
-    /// A key of this id exists, or did. Nothing was written.
+    /// A key of this id exists or existed. Nothing was written.
     #[error("key id {0} is taken")]
     IdTaken(KeyId),
-    /// A key with this imported digest exists, or did. Nothing was written.
+    /// A key with this imported digest exists or existed. Nothing was written.
     #[error("imported digest is taken")]
     DigestTaken,
     /// The store failed.
@@ -88,7 +88,7 @@ pub enum CommitError {
     Store(#[from] StoreError),
 }
 
-/// Why changes could not be read.
+/// The reason why changes could not be read.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ChangesError {
     /// The history after the cursor is gone, or the cursor is of another history: start over with a

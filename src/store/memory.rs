@@ -1,5 +1,5 @@
 //! The in-memory store: the reference implementation of the contract, for tests and for services
-//! whose keys may die with the process.
+//! that can lose their keys with the process.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::num::NonZeroUsize;
@@ -40,7 +40,7 @@ struct Shared {
 
 impl Default for Shared {
     fn default() -> Self {
-        // A store without a clock or randomness still tells its histories apart within a process.
+        // Histories differ within a process, although the store has no clock and no randomness.
         static NEXT_EPOCH: AtomicU64 = AtomicU64::new(1);
         let epoch = Epoch(u128::from(NEXT_EPOCH.fetch_add(1, Ordering::Relaxed)));
         let head = Cursor {
@@ -78,20 +78,20 @@ struct Tenant {
     decided_at: Option<Timestamp>,
     audit_head: AuditHead,
     keys: BTreeSet<KeyId>,
-    /// Places of this tenant's entries in the store-wide trail.
+    /// The places of this tenant's entries in the store-wide trail.
     audit: Vec<usize>,
 }
 
 impl MemoryStore {
-    /// An empty store.
+    /// Creates an empty store.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Forgets the tombstones of removed keys, as a store with bounded storage does: followers that
-    /// have not seen them are told `Compacted`, and need a [`sync`](crate::Keyward::sync), one over this
-    /// very store among them. Their ids and digests stay taken.
+    /// Drops the tombstones of removed keys, as a store with bounded storage does. Followers that have
+    /// not read them get `Compacted` and need a [`sync`](crate::Keyward::sync), a follower in the same
+    /// process included. The keys' ids and digests stay taken.
     pub fn compact(&self) {
         let mut state = self.state();
         let gone: Vec<_> = state
@@ -108,7 +108,7 @@ impl MemoryStore {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // A panic cannot leave a batch half applied: it is checked before anything is written.
+        // A panic cannot leave a batch half applied: a batch is checked before anything is written.
         self.shared
             .state
             .lock()
@@ -227,7 +227,7 @@ impl State {
         revision
     }
 
-    /// Takes a row out of the feed's order: it stands at a newer revision, or nowhere.
+    /// Removes a row from the feed's order: the row has a newer revision, or was dropped.
     fn forget(&mut self, revision: Revision, key: &RowKey) {
         if let Some(keys) = self.by_revision.get_mut(&revision) {
             keys.remove(key);

@@ -2,7 +2,7 @@
 //!
 //! A store holds no policy, reads no clock and draws no randomness. To write one, implement
 //! [`KeyStore`] and run the suite of the crate `keyward-conformance` against it. [`NodeRegistry`]
-//! is apart from it: where processes that share a store tell each other what they have applied.
+//! is separate: there the processes that share a store report the revision they have applied.
 
 mod error;
 mod memory;
@@ -10,13 +10,11 @@ mod nodes;
 mod pages;
 #[cfg(feature = "postgres")]
 pub mod postgres;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
-mod rows;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod sql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 pub mod transfer;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
-mod upkeep;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -31,10 +29,10 @@ pub use self::nodes::{NodeId, NodeRegistry, NodeReport};
 pub use self::pages::{TakePage, scan_by_pages};
 #[cfg(feature = "postgres")]
 pub use self::postgres::PostgresStore;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub use self::sql::{IntegrityReport, Stats};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteStore;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
-pub use self::upkeep::{IntegrityReport, Stats};
 use crate::core::id::KeyId;
 use crate::core::owner::{OwnerRecord, TenantRecord};
 pub use crate::core::query::{
@@ -48,45 +46,45 @@ use crate::core::view::repairs_time;
 pub use crate::core::view::{Effects, Epoch, Guard, Revision, RowKey, Select, TenantView};
 pub use crate::core::wire::DecodeError;
 
-/// A random mark of one commit, so that two histories are told apart even at the same revision.
+/// A random tag of one commit. It distinguishes two histories at the same revision.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct CommitTag(pub u128);
 
-/// A place in a store's history.
+/// A position in a store's history.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Cursor {
-    /// Which history.
+    /// The history.
     pub epoch: Epoch,
-    /// The last commit in it.
+    /// The last commit before the position.
     pub revision: Revision,
-    /// That commit's own mark; zero before the first commit.
+    /// The tag of that commit; zero before the first one.
     pub tag: CommitTag,
 }
 
-/// A change of one tenant, to be applied as a whole or not at all.
+/// A change of one tenant, applied as a whole or not at all.
 ///
-/// Who commits sees to it that records, owners, the tenant's row and audit entries are the tenant's
-/// own, that removed keys are its own, and that no row is named twice.
+/// The caller guarantees that all records, owners, audit entries and removed keys are the tenant's own,
+/// and that no row is named twice.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Commit {
-    /// Whose.
+    /// The tenant.
     pub tenant: TenantId,
-    /// The history in which the tenant was loaded; `None` if that does not matter.
+    /// The history in which the tenant was loaded. `None` accepts any history.
     pub epoch: Option<Epoch>,
     /// The revision at which the tenant was loaded.
     pub expected: Revision,
-    /// Rows of other tenants that the decision rested on: the key that acted, its owner's rows, the
-    /// tenants above.
+    /// Rows of other tenants that the decision used: the acting key, its owner's rows, the tenants
+    /// above.
     pub guards: Vec<Guard>,
-    /// A random mark of this commit.
+    /// A random tag of this commit.
     pub tag: CommitTag,
-    /// The instant for which it was decided.
+    /// The instant for which the change was decided.
     pub decided_at: Timestamp,
-    /// What changes.
+    /// The changes.
     pub effects: Effects,
 }
 
-/// One row, as the feed and the scan tell it.
+/// One row of the feed or of a scan.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Row {
     /// A tenant.
@@ -97,18 +95,18 @@ pub enum Row {
     Key(Box<KeyRecord>),
     /// A key that was removed: its tombstone.
     Removed {
-        /// Which key.
+        /// The key.
         key: KeyId,
-        /// Whose it was.
+        /// The tenant that had the key.
         tenant: TenantId,
     },
-    /// A row whose stored bytes failed their checksum: refuse the key, or every key that the owner
-    /// or tenant has a say in.
+    /// A row whose stored bytes failed their checksum. Refuse the key, or every key of the owner or
+    /// tenant.
     Corrupt(RowKey),
 }
 
 impl Row {
-    /// The row's name.
+    /// Returns the key of the row.
     #[must_use]
     pub fn key(&self) -> RowKey {
         match self {
@@ -120,7 +118,7 @@ impl Row {
         }
     }
 
-    /// Returns the tenant whose row it is and the instant for which it was written, if it holds one.
+    /// Returns the row's tenant and the instant for which the row was written, if it has one.
     #[must_use]
     pub fn written_at(&self) -> Option<(&TenantId, Timestamp)> {
         match self {
@@ -133,11 +131,13 @@ impl Row {
 }
 
 impl Commit {
-    /// Checks what must hold before the commit is applied, for stores that can tell at a time when
-    /// nothing else is written: the store's history is `epoch`, the tenant is `at` the expected revision, every guarded row stands at
-    /// its revision (`row_at` returns the commit that wrote a row, zero for a row that is not there),
-    /// every record's id is free or already the tenant's own key (`writable`), and every imported digest
-    /// is free or already the record's own (`holder` returns the key that has it, or had it).
+    /// Checks the conditions of the commit. To be called while no other commit is applied.
+    ///
+    /// - The store's history is `epoch`, and the tenant is `at` the expected revision.
+    /// - Every guarded row is at its revision. `row_at` returns the commit that wrote a row, zero for a
+    ///   row that does not exist.
+    /// - Every record's id is free, or the tenant's own key (`writable`).
+    /// - Every imported digest is free, or the record's own. `holder` returns the key that has or had it.
     ///
     /// # Errors
     ///
@@ -170,7 +170,7 @@ impl Commit {
         Ok(())
     }
 
-    /// Where a store stands that applied the commit at `revision`.
+    /// Returns the head of a store that applied the commit at `revision`.
     #[must_use]
     pub const fn cursor(&self, epoch: Epoch, revision: Revision) -> Cursor {
         let tag = self.tag;
@@ -181,15 +181,15 @@ impl Commit {
         }
     }
 
-    /// The imported digests that the commit writes, and marks of them, with the keys that have them.
+    /// Returns the imported digests that the commit writes, and marks of them, each with its key.
     pub fn imported(&self) -> impl Iterator<Item = (Digest, KeyId)> + '_ {
         let digest = |record: &KeyRecord| Some((*record.credential.imported()?, record.id));
         let of_puts = self.effects.puts.iter().filter_map(digest);
         of_puts.chain(self.effects.digests.iter().copied())
     }
 
-    /// Returns the newest instant of a tenant after this commit, of which it was `before`. It goes back in
-    /// a commit alone that repairs the tenant's time.
+    /// Returns the newest instant of a tenant after this commit, if it was `before`. Only a commit that
+    /// repairs the tenant's time moves it back.
     #[must_use]
     pub fn newest_after(&self, before: Option<Timestamp>) -> Timestamp {
         match before {
@@ -198,7 +198,7 @@ impl Commit {
         }
     }
 
-    /// The rows that the commit writes, tombstones included.
+    /// Returns the rows that the commit writes, tombstones included.
     pub fn rows(&self) -> impl Iterator<Item = Row> + '_ {
         let Effects {
             puts,
@@ -237,37 +237,37 @@ pub struct Change {
 pub struct Learnt {
     /// The store's history.
     pub epoch: Epoch,
-    /// The rows that the commit was decided on, then those that it wrote, each with the commit that wrote
-    /// it.
+    /// The rows that the decision used, then the rows that the commit wrote, each with the commit that
+    /// wrote it.
     pub changes: Vec<Change>,
 }
 
 /// A page of the feed: one linearizable snapshot.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Changes {
-    /// Changed rows by revision, oldest first. In a state-based feed a row stands at its newest
-    /// revision only; in any other it may stand at earlier ones as well.
+    /// Changed rows by revision, oldest first. A state-based feed has each row at its newest revision
+    /// only; another feed may have it at earlier ones as well.
     pub changes: Vec<Change>,
-    /// Where a follower stands that has applied them.
+    /// The position of a follower that has applied these changes.
     pub upto: Cursor,
-    /// Where the store stands.
+    /// The head of the store.
     pub head: Cursor,
-    /// The time by the store's server when this was read; `None` where there is none.
+    /// The time of the store's server at the read. `None` if the store has no server.
     pub server_time: Option<Timestamp>,
 }
 
 /// A page of a scan.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ScanPage {
-    /// Where the store stood before the rows were read.
+    /// The head of the store before the rows were read.
     pub head: Cursor,
     /// Rows in the order of [`RowKey`].
     pub rows: Vec<Change>,
-    /// The row after which the next page goes on; `None` if this is the last one.
+    /// The row after which the next page starts. `None` on the last page.
     pub next: Option<RowKey>,
 }
 
-/// By what one key is found.
+/// The property that identifies one key.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Locator {
     /// Its public id.
@@ -276,81 +276,80 @@ pub enum Locator {
     Imported(Digest),
 }
 
-/// One key's row, with where it stands in the store's history.
+/// One key's row, with its position in the store's history.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Versioned {
     /// The row, and the commit that wrote it. Never a tenant's or an owner's.
     pub change: Change,
-    /// Where the store stood when it was read, or before.
+    /// The head of the store at the read, or earlier.
     pub head: Cursor,
 }
 
-/// Durable storage for key records. Stores hold no policy and read no clock; they may retry by
-/// themselves only what provably rolled back.
+/// Durable storage for key records. A store holds no policy and reads no clock. It may retry on its own
+/// only what provably rolled back.
 ///
-/// Every method may be called at any time from any number of tasks. A future that is dropped leaves
-/// nothing half done.
+/// Every method may be called at any time from any number of tasks. A dropped future leaves nothing
+/// half done.
 #[async_trait]
 pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
-    /// Reads the part of a tenant that a decision needs. An unknown tenant is empty at revision
-    /// zero.
+    /// Reads the part of a tenant that a decision needs. An unknown tenant is empty, at revision zero.
     ///
     /// - The view's revision is read no later than its records, and reflects every commit that
     ///   returned before this call began.
-    /// - The view holds, for each of its rows, the revision of the commit that wrote it, and the store's
-    ///   epoch.
-    /// - `select` narrows what is loaded; see [`Select`]. A store may return more than asked, never
-    ///   less. A tenant with a million keys must not cost a million reads to revoke one.
+    /// - The view has the store's epoch, and for each row the revision of the commit that wrote it.
+    /// - `select` names the rows to load; see [`Select`]. A store may return more, never less. Revoking
+    ///   one key of a tenant with a million must not cost a million reads.
     ///
     /// # Errors
     ///
     /// [`StoreError`]; never `Indeterminate`.
     async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError>;
 
-    /// Reads one key by its public id or its imported digest, as fresh as [`load`](Self::load). A
-    /// removed key is found as its tombstone, for as long as the feed keeps it.
+    /// Reads one key by its public id or its imported digest, as fresh as [`load`](Self::load). A removed
+    /// key is found as its tombstone while the feed keeps the tombstone.
     ///
     /// # Errors
     ///
     /// [`StoreError`]; never `Indeterminate`.
     async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError>;
 
-    /// Applies a batch if the tenant is still at `commit.expected`, and every row that `commit.guards`
-    /// names still stands at the revision named beside it. If `commit.epoch` names a history it has to be
-    /// the store's: a decision on a file that was replaced by another since is a conflict.
+    /// Applies a batch if the tenant is at `commit.expected`, and every row in `commit.guards` at the
+    /// revision of its guard. If `commit.epoch` names a history, it must be the store's: a decision on a
+    /// file that was replaced since is a conflict.
     ///
-    /// - Guards are checked after the lock is taken that orders commits: no commit that returned before
-    ///   this call began is missed, and none changes a guarded row between the check and this commit.
+    /// - Guards are checked under the lock that orders commits. Every commit that returned before this call
+    ///   began happens-before the check, and no commit changes a guarded row between the check and this
+    ///   commit.
     /// - All or nothing, even if the future is dropped; audit entries are part of the batch.
-    /// - Ids and imported digests are unique across tenants, removed keys included; a record is
-    ///   never overwritten by another tenant's, and a removed one never comes back. A key may be
-    ///   removed that was never stored: its tombstone is all that is left of it.
-    /// - The new revision exceeds all earlier ones in commit order: once any reader has seen `n`,
-    ///   nothing at or below `n` may still appear. A sequence drawn before commit breaks this.
+    /// - Ids and imported digests are unique across tenants, removed keys included. A tenant never
+    ///   overwrites another tenant's record, and a removed record never returns. A key that was never
+    ///   stored may be removed: it leaves a tombstone.
+    /// - The new revision exceeds all earlier ones in commit order: after any reader has seen `n`, nothing
+    ///   at or below `n` may appear. A sequence number drawn before the commit breaks this.
     /// - On return the batch is as durable as the store documents.
     ///
     /// # Errors
     ///
-    /// [`CommitError`]. After `Indeterminate` the batch may or may not be there; after anything
-    /// else, nothing was written.
+    /// [`CommitError`]. After `Indeterminate` the batch may or may not have been written. After any other
+    /// error nothing was.
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError>;
 
     /// Reads changes after `after`, oldest first; `limit` is a target.
     ///
     /// - A revision's changes are never split across pages; nothing up to `upto` is missing.
-    /// - An empty page means caught up with every commit that returned before this call began.
-    /// - One linearizable snapshot: head and rows belong together. The feed may be state-based (the
-    ///   newest row per key, tombstones included): nothing needs replaying.
+    /// - After an empty page the follower has applied every commit that returned before this call began.
+    /// - Head and rows are from one linearizable snapshot. The feed may be state-based: the newest row of
+    ///   each key, tombstones included.
     ///
     /// # Errors
     ///
-    /// [`ChangesError::Compacted`] if that history is gone, or the cursor is ahead of the head or
-    /// of another history. Otherwise a [`StoreError`]; never `Indeterminate`.
+    /// [`ChangesError::Compacted`] if the history after the cursor is gone, or if the cursor is ahead of
+    /// the head or of another history. Otherwise a [`StoreError`]; never `Indeterminate`.
     async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError>;
 
-    /// Reads all rows in the order of [`RowKey`], for a follower that (re)starts; `limit` is a
-    /// target. `head` is read before the rows; pages need not share a snapshot, followers replay
-    /// changes from the first page's head. Removed keys may be left out.
+    /// Reads all rows in the order of [`RowKey`], for a follower that starts; `limit` is a target. `head`
+    /// is read before the rows. Pages need not share a snapshot: followers replay changes from the first
+    /// page's head. Removed keys may be left out.
     ///
     /// # Errors
     ///
@@ -361,30 +360,29 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
         limit: NonZeroUsize,
     ) -> Result<ScanPage, StoreError>;
 
-    /// Hands all rows to `take`, a page at a time, for a follower that (re)starts; `limit` is a target.
-    /// What a store that is far away does in one go. The default asks for one page of
-    /// [`scan`](Self::scan) after the other.
+    /// Hands all rows to `take` page by page, for a follower that starts; `limit` is a target. A remote
+    /// store streams them in one request. The default calls [`scan`](Self::scan) for each page.
     ///
-    /// - Rows come in any order, each once; a page's `next` says nothing here.
-    /// - There is at least one page. The head of the first is read before any row, that of any other
-    ///   no earlier: followers replay changes from the first page's head. Removed keys may be left out.
-    /// - It ends with the first error of `take`, and tells it.
+    /// - Rows come in any order, each once. A page's `next` has no meaning.
+    /// - There is at least one page. The head of the first is read before any row, and no head is older:
+    ///   followers replay changes from the first page's head. Removed keys may be left out.
+    /// - The first error of `take` ends the call and is returned.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; never `Indeterminate`. What was handed out before is of no use then.
+    /// [`StoreError`]; never `Indeterminate`. The caller must discard the pages it got before.
     async fn scan_all(&self, limit: NonZeroUsize, take: TakePage<'_>) -> Result<(), StoreError> {
         scan_by_pages(self, limit, take).await
     }
 
-    /// Exact, filtered, sorted, paged listing for people; see [`KeyQuery`].
+    /// Lists keys for people, filtered, sorted and paged; see [`KeyQuery`].
     ///
     /// # Errors
     ///
     /// [`StoreError`]; never `Indeterminate`.
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError>;
 
-    /// Audit entries, filtered and paged, oldest first; see [`AuditQuery`].
+    /// Lists audit entries, filtered and paged, oldest first; see [`AuditQuery`].
     ///
     /// # Errors
     ///
@@ -392,19 +390,19 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError>;
 
     /// Resolves when the head may have passed `after`: a hint, possibly spurious. The default never
-    /// resolves, which costs latency, not correctness, because followers also poll.
+    /// resolves. That costs latency, not correctness, since followers also poll.
     ///
     /// # Errors
     ///
-    /// [`StoreError`], after which the follower polls.
+    /// [`StoreError`]. The follower polls then.
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
         let _ = after;
         std::future::pending().await
     }
 
-    /// Answers [`changes`](Self::changes) at once, if the store lives in this process and can do
-    /// so without I/O and without waiting for anything but a short lock. A verifier uses it to
-    /// confirm at the moment of use that it is up to date. The default cannot.
+    /// Reads [`changes`](Self::changes) synchronously, if the store is in this process and needs no I/O
+    /// and no more than a short lock. A verifier uses it to confirm at the moment of use that it is
+    /// current. The default returns `None`.
     fn changes_now(
         &self,
         after: Cursor,

@@ -1,8 +1,8 @@
-//! The registry of nodes: which processes verify keys of a store, and how far each has come.
+//! The registry of nodes: the processes that verify keys of a store, and the revision each has applied.
 //!
-//! A registry holds what nodes say of themselves and judges nothing: whoever asks decides by a clock
-//! of its own who is still there. It stands beside [`KeyStore`](super::KeyStore), so that a store can
-//! be small; every shipped store is a registry as well.
+//! A registry stores the reports of nodes and judges nothing: the caller decides by its own clock which
+//! nodes are alive. It is separate from [`KeyStore`](super::KeyStore), so that a store can be small.
+//! Every shipped store is a registry as well.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,19 +14,18 @@ use super::{Cursor, StoreError};
 use crate::core::text::NodeLabel;
 use crate::core::time::Timestamp;
 
-/// A process that verifies keys, from its start to its end: random, so that a restarted one is
-/// another.
+/// The random id of a process that verifies keys. A restarted process has another id.
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct NodeId(u128);
 
 impl NodeId {
-    /// The node of this number.
+    /// Returns the node with this number.
     #[must_use]
     pub const fn from_u128(number: u128) -> Self {
         Self(number)
     }
 
-    /// Its number.
+    /// Returns the node's number.
     #[must_use]
     pub const fn to_u128(self) -> u128 {
         self.0
@@ -45,41 +44,41 @@ impl fmt::Debug for NodeId {
     }
 }
 
-/// What a node says of itself.
+/// The report of a node about itself.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NodeReport {
-    /// Which node.
+    /// The node.
     pub node: NodeId,
-    /// What people call it.
+    /// The name that people gave the node.
     pub label: Option<NodeLabel>,
-    /// Where it stood in the store's history when it sent this: no verification that it began since
-    /// acts on an earlier state. `None` before it has read anything.
+    /// The node's position in the store's history when it sent the report. No verification that it began
+    /// afterwards uses an earlier state. `None` before the node has read anything.
     pub applied: Option<Cursor>,
-    /// For how long after it sent this it may go on accepting keys without another report. Kept to
-    /// the microsecond.
+    /// The time after this report for which the node may accept keys without another one. Stored to the
+    /// microsecond.
     pub lease: Duration,
-    /// The node's own time when it sent this.
+    /// The node's own time when it sent the report.
     pub clock: Timestamp,
-    /// Grows with every report of the node; at most `i64::MAX`.
+    /// The number of the report, which grows with each; at most `i64::MAX`.
     pub beat: u64,
 }
 
-/// Where nodes say that they are there. Reads no clock and forgets nobody by itself: an entry that
-/// vanished would pass for a node that is gone.
+/// The store of node reports. It reads no clock and drops no report by itself: without its report a node
+/// would be taken for one that is gone.
 ///
-/// A future that is dropped leaves nothing half done.
+/// A dropped future leaves nothing half done.
 #[async_trait]
 pub trait NodeRegistry: fmt::Debug + Send + Sync + 'static {
-    /// Puts a report in the place of the node's earlier one. Tells whether it stands: `false` if the
-    /// registry holds one of the same node with the same or a later beat, which stays as it is.
+    /// Replaces the node's earlier report, and returns `true`. Returns `false` and changes nothing if the
+    /// registry holds a report of the node with the same or a later beat.
     ///
-    /// - Every [`nodes`](Self::nodes) that begins after the return tells of it.
-    /// - On return it is as durable as the store documents of commits.
-    /// - It is no commit: the store's head and feed stay as they are.
+    /// - Every [`nodes`](Self::nodes) that begins after the return includes the report.
+    /// - On return the report is as durable as a commit of the store.
+    /// - A report is no commit: the store's head and feed do not change.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; after `Indeterminate` the report may or may not stand.
+    /// [`StoreError`]. After `Indeterminate` the report may or may not have been written.
     async fn report(&self, report: NodeReport) -> Result<bool, StoreError>;
 
     /// Reads the latest report of every node, in any order.
@@ -89,11 +88,11 @@ pub trait NodeRegistry: fmt::Debug + Send + Sync + 'static {
     /// [`StoreError`]; never `Indeterminate`.
     async fn nodes(&self) -> Result<Vec<NodeReport>, StoreError>;
 
-    /// Forgets a node, unless it reported with a beat above `upto`. It may report again.
+    /// Removes a node's report, unless its beat is above `upto`. The node may report again.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; after `Indeterminate` it may or may not be forgotten.
+    /// [`StoreError`]. After `Indeterminate` the report may or may not have been removed.
     async fn forget(&self, node: NodeId, upto: u64) -> Result<(), StoreError>;
 }
 

@@ -1,4 +1,4 @@
-//! Reading everything, a page after the other.
+//! Reading a whole store page by page.
 
 use std::future::poll_fn;
 use std::num::NonZeroUsize;
@@ -7,12 +7,12 @@ use std::task::Poll;
 
 use super::{KeyStore, ScanPage, StoreError, StoreErrorKind};
 
-/// What takes the pages of [`KeyStore::scan_all`], each as soon as it is read. The next one may be on
-/// its way meanwhile; many more are not.
+/// The callback that takes the pages of [`KeyStore::scan_all`], each as soon as it is read. A few later
+/// pages may be in flight at that time.
 pub type TakePage<'a> = &'a mut (dyn FnMut(ScanPage) -> Result<(), StoreError> + Send);
 
-/// Hands out everything by calls of [`KeyStore::scan`]: the default of [`KeyStore::scan_all`], and
-/// what a store does that wraps another one and has a say in each page.
+/// Reads everything by calls of [`KeyStore::scan`]: the default of [`KeyStore::scan_all`], and the
+/// implementation for a store that wraps another one and inspects each page.
 ///
 /// # Errors
 ///
@@ -40,7 +40,7 @@ pub async fn scan_by_pages<S: KeyStore + ?Sized>(
     Ok(())
 }
 
-/// A future that was polled once, so that what it waits for goes on by itself.
+/// A future that was polled once, so that its work has started.
 enum Begun<F: Future> {
     Waiting(F),
     Ready(F::Output),

@@ -82,7 +82,7 @@ fn nodes_that_set_up_tables_concurrently_have_the_same_store() {
 }
 
 #[test]
-fn a_newer_schema_is_refused_unchanged() {
+fn a_schema_of_another_version_is_refused_unchanged() {
     let place = Place::new();
     drop(place.connect());
     place.run("UPDATE $s.schema_version SET version = 99; DROP TABLE $s.nodes");
@@ -90,7 +90,7 @@ fn a_newer_schema_is_refused_unchanged() {
     assert!(
         matches!(
             refused,
-            ConnectError::Newer {
+            ConnectError::SchemaVersion {
                 found: 99,
                 supported: 1
             }
@@ -119,20 +119,19 @@ fn a_schema_upgrade_stops_a_running_store() {
 }
 
 #[test]
-fn an_older_schema_is_migrated() {
+fn tables_are_set_up_whole_or_not_at_all() {
     let place = Place::new();
-    // The tables left by a node that stopped between its first two migration steps.
-    place.run(
-        "CREATE SCHEMA $s; \
-         CREATE TABLE $s.schema_version (one smallint PRIMARY KEY, version integer NOT NULL); \
-         INSERT INTO $s.schema_version VALUES (1, 0)",
-    );
+    // The last of the tables cannot be created.
+    place.run("CREATE SCHEMA $s; CREATE TABLE $s.nodes (theirs integer)");
+    let refused = open(place.options()).unwrap_err();
+    assert!(matches!(refused, ConnectError::Database(_)), "{refused:?}");
+    let tables = place.ask("SELECT tablename::text FROM pg_tables WHERE schemaname = '$s'");
+    assert_eq!(tables, ["nodes"]);
+    place.run("DROP TABLE $s.nodes");
     let store = place.connect();
     wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
-    assert_eq!(
-        place.ask("SELECT version::text FROM $s.schema_version"),
-        ["1"]
-    );
+    let version = place.ask("SELECT version::text FROM $s.schema_version");
+    assert_eq!(version, ["1"]);
 }
 
 #[test]

@@ -122,7 +122,6 @@ fn a_damaged_head_stops_every_follower() {
         "unrecovered = true",
         "revision = revision - 1",
         "tag = overlay(tag placing '\\x07' from 6)",
-        "newest = newest + 1",
     ] {
         let place = Place::new();
         filled(&place);

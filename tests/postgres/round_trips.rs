@@ -215,8 +215,8 @@ fn a_read_takes_one_round_trip() {
         let nodes = wait(store.nodes()).map(drop);
         nodes.map_err(|error| plainly(&error))
     });
-    // Counts the first batch of a commit: settings, two locks, and a check of the tables' version.
-    sent(5, &mut || {
+    // The bundle that a commit begins with: settings, two locks, and the version of the tables.
+    sent(4, &mut || {
         let commit = next(&tenant("acme"), at).1;
         at = wait(store.commit(commit)).map_err(|error| plainly(&error))?;
         Ok(())

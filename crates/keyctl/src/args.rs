@@ -132,18 +132,15 @@ pub(crate) enum Ask {
     /// Copy a store into another one, such as a file into a database, while nobody uses either
     MigrateStore(MigrateStore),
     /// Print the SQL that sets up --schema in a database, for migrations of your own
-    Schema {
-        /// The version the schema has now
-        #[arg(long, value_name = "VERSION", default_value = "0")]
-        from: i32,
-    },
+    Schema,
 }
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Stop all that use the store first. Interrupted, the same command goes on where it was. TO opens for
-nothing else until it holds everything and was compared with FROM, which stays as it is. It is a
-history of its own then: followers start over, and the audit trail goes on. The pepper is not copied.
+Stop everything that uses the store first. TO must be empty. The copy is one transaction, and is
+compared with FROM before it commits: interrupted, it leaves TO empty, and can be started again. FROM
+stays as it is. TO gets a history of its own: followers start over, and the audit trail goes on. The
+pepper is not copied.
 
 A password in an argument is seen by other users of the machine: env:NAME takes FROM or TO from the
 variable NAME.")]

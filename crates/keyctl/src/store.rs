@@ -156,7 +156,7 @@ pub(crate) async fn open_at(
             options = match expected {
                 Expected::Existing => options.must_exist(),
                 Expected::New => options.must_be_new(),
-                Expected::CopyTarget => options.copy_target(),
+                Expected::CopyTarget => options,
             };
             if common.allow_unrecovered {
                 options = options.allow_unrecovered();
@@ -169,7 +169,7 @@ pub(crate) async fn open_at(
             options = match expected {
                 Expected::Existing => options.must_exist(),
                 Expected::New => options,
-                Expected::CopyTarget => options.copy_target(),
+                Expected::CopyTarget => options,
             };
             if common.allow_unrecovered {
                 options = options.allow_unrecovered();
@@ -234,13 +234,13 @@ pub(crate) async fn begin_anew(common: &Common) -> Answer<()> {
     }
 }
 
-/// Returns the SQL that creates a database's tables.
-pub(crate) fn schema_sql(common: &Common, from: i32) -> Answer<String> {
+/// The SQL of a database's tables.
+pub(crate) fn schema_sql(common: &Common) -> Answer<String> {
     #[cfg(feature = "postgres")]
-    return Ok(PostgresStore::schema_sql(&common.schema, from)?);
+    return Ok(PostgresStore::schema_sql(&common.schema)?);
     #[cfg(not(feature = "postgres"))]
     {
-        let _ = (common, from);
+        let _ = common;
         Err(no_databases())
     }
 }

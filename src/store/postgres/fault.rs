@@ -1,36 +1,33 @@
-//! What can go wrong at the database, before it is told as a [`StoreError`] or a [`ConnectError`].
+//! The faults of the database, and the public errors that they become.
 
 use deadpool_postgres::{PoolError, TimeoutType};
 use tokio_postgres::error::SqlState;
 
-use super::schema::VERSION;
-use crate::store::rows::{RowFault, is_copy};
+use crate::store::sql::RowFault;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// A fault in the course of one transaction.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum Fault {
-    /// The server refused a statement. Its details may quote rows, so that they are left out.
+    /// The server refused a statement. Its details are left out, since they may quote rows.
     #[error("{message} ({})", code.code())]
     Server { code: SqlState, message: String },
-    /// The connection failed, or what came over it could not be read.
+    /// The connection failed, or an answer could not be decoded.
     #[error("connection failed: {0}")]
     Lost(String),
     #[error(transparent)]
     Exhausted(PoolExhausted),
     #[error("the server did not answer in time")]
     Late,
-    /// A commit went out, and what became of it is not known.
+    /// A commit was sent, and its outcome is unknown.
     #[error("{0}")]
     Unknown(Box<Fault>),
     #[error("{0}; check the tables, then restore a backup")]
     Corrupt(String),
     #[error("{0}")]
     Refused(&'static str),
-    #[error("the schema became version {found}, this build knows {VERSION}: update it")]
-    Version { found: i32 },
-    #[error("another store is being copied into the schema: copy again to finish that")]
-    Copying,
+    #[error("the schema has version {found}, this build knows version {supported}")]
+    Version { found: i32, supported: i32 },
     #[error("there are no tables")]
     Missing,
     #[error("the server is a standby: reads must go to the primary")]
@@ -88,12 +85,9 @@ impl Fault {
         Self::Corrupt(what.into())
     }
 
-    /// What a schema's version means that is not this build's.
-    pub(super) const fn version(found: i32) -> Self {
-        match is_copy(found) {
-            true => Self::Copying,
-            false => Self::Version { found },
-        }
+    /// Returns the fault of a schema whose version is not the `supported` one.
+    pub(super) const fn version(found: i32, supported: i32) -> Self {
+        Self::Version { found, supported }
     }
 
     pub(super) const fn code(&self) -> Option<&SqlState> {
@@ -103,7 +97,7 @@ impl Fault {
         }
     }
 
-    /// Whether the server rolled a transaction back because of another one: trying again may do.
+    /// Returns whether the server rolled a transaction back because of another one: a retry may succeed.
     pub(super) fn is_contention(&self) -> bool {
         let contention = [
             SqlState::T_R_SERIALIZATION_FAILURE,
@@ -112,17 +106,17 @@ impl Fault {
         self.code().is_some_and(|code| contention.contains(code))
     }
 
-    /// Whether a transaction whose `COMMIT` failed so was certainly rolled back. Anything else may
-    /// have happened while the server waited for a disk or for another server.
+    /// Returns whether a transaction whose `COMMIT` failed so was certainly rolled back. After another
+    /// failure it may have been committed: the server may have waited for a disk or for a standby.
     fn certainly_rolled_back(&self) -> bool {
-        // "40003": the server itself does not know.
+        // "40003": statement completion unknown.
         let known = |code: &SqlState| code.code() != "40003";
         self.code().is_some_and(|code| {
             known(code) && (code.code().starts_with("40") || code.code().starts_with("23"))
         })
     }
 
-    /// What a failed `COMMIT` means.
+    /// Returns the fault of a `COMMIT` that failed so.
     pub(super) fn of_commit(self) -> Self {
         match self.certainly_rolled_back() {
             true => self,
@@ -130,7 +124,7 @@ impl Fault {
         }
     }
 
-    /// Whether it lies in what was to be written: what came along with it may go through without it.
+    /// Returns whether the cause is one commit: the others of its group may succeed without it.
     pub(super) fn is_of_one_commit(&self) -> bool {
         match self {
             Self::Corrupt(_) | Self::Refused(_) => true,
@@ -146,7 +140,7 @@ impl Fault {
         matches!(self, Self::Corrupt(_)) || self.code().is_some_and(|code| damage.contains(code))
     }
 
-    pub(super) fn told(self, doing: &'static str) -> StoreError {
+    pub(super) fn into_error(self, doing: &'static str) -> StoreError {
         let kind = if self.is_corrupt() {
             StoreErrorKind::Corrupt
         } else if matches!(self, Self::Unknown(_)) {
@@ -162,73 +156,68 @@ impl Fault {
     }
 }
 
-/// All connections were in use for as long as a call waits for one: they are too few, or something holds
-/// them. The source of a [`StoreError`] that is `Unavailable`; nothing was written.
+/// All connections were in use until the connection timeout: there are too few, or one is held. The
+/// source of a [`StoreError`] that is `Unavailable`; nothing was written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("no connection became free in time")]
 #[non_exhaustive]
 pub struct PoolExhausted;
 
-/// Why a database could not be used as a store. Never holds the URL or a password.
+/// The reason why a database could not be used as a store. Never holds the URL or a password.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The URL or connection string cannot be read. What of it is left out, since it may be a password.
+    /// The URL or connection string cannot be parsed. The part at fault is left out, since it may be a
+    /// password.
     #[error("the connection URL cannot be read")]
     Url,
-    /// The connection is to be encrypted, and a server that is reached through a socket file does not
-    /// encrypt.
+    /// The connection must be encrypted, and there is no encryption over a socket file.
     #[error("the connection would not be encrypted: there is no TLS over a socket file")]
     Unencrypted,
-    /// The certificates to trust, or the one to show, cannot be used: a file cannot be read, say, or the
-    /// system trusts nobody.
+    /// The certificates to trust, or the one to show, cannot be used. For example, a file cannot be
+    /// read, or the system trusts no authority.
     #[error("the certificates to connect with cannot be used")]
     Certificates(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The name of the schema is not made of 1 to 48 lower-case letters, digits and underscores, the
-    /// first no digit.
+    /// The name of the schema is not 1 to 48 lower-case letters, digits and underscores, or starts with
+    /// a digit.
     #[error("a schema is named by 1 to 48 lower-case letters, digits and underscores")]
     Schema,
-    /// There is no tokio runtime here.
+    /// The caller is not in a tokio runtime.
     #[error("a PostgreSQL store needs a tokio runtime: connect within one")]
     NoRuntime,
-    /// A newer version of this crate made the schema. It is left as it is.
-    #[error("the schema has version {found}, this build knows up to {supported}: update it")]
-    Newer {
-        /// Its version.
+    /// Another version of this crate created the tables. They are left as they are.
+    #[error(
+        "the schema has version {found}, this build knows version {supported}: use a build that knows it"
+    )]
+    SchemaVersion {
+        /// The version of the tables.
         found: i32,
-        /// The newest version that this build knows.
+        /// The version that this build knows.
         supported: i32,
     },
-    /// The server is a standby. Reads must go to the primary, or they tell of the past.
+    /// The server is a standby. Reads must go to the primary, or they return the past.
     #[error("the server is a standby: connect to the primary")]
     Standby,
-    /// The tables were restored from a backup and not recovered yet: what was revoked since would work
-    /// again.
+    /// The tables were restored from a backup and not recovered yet: keys that were revoked since would
+    /// work again.
     #[error(
         "the store was restored from a backup: connect with `allow_unrecovered`, recover it, then call \
          `finish_recovery`"
     )]
     Unrecovered,
-    /// Strict mode needs a synchronous standby, and the server waits for none.
+    /// Strict mode needs a synchronous standby, and the server has none.
     #[error("strict mode needs a synchronous standby: `synchronous_standby_names` is empty")]
     NoStandby,
-    /// The server waits for a synchronous standby that does not answer in time: it may be down, or have
-    /// become the primary.
+    /// The synchronous standby did not answer in time: it may be down, or have become the primary.
     #[error("the synchronous standby did not acknowledge a heartbeat")]
     Unacknowledged,
-    /// Strict mode needs a URL to connect to: the server's warnings are not seen on connections of a pool
-    /// that was handed over.
+    /// Strict mode needs a URL: on connections of a host's pool the server's warnings are not visible.
     #[error("strict mode needs a URL, not a pool")]
     StrictPool,
-    /// Another store is being copied into the schema, or was until that was interrupted.
-    #[error(
-        "the schema holds an unfinished copy of another store: copy again to finish it, or drop the schema"
-    )]
-    Copying,
-    /// The schema holds no store, and none was to be set up.
+    /// The schema holds no store, and creating one was not allowed.
     #[error("the schema holds no store")]
     NotFound,
-    /// The database could not be reached, or refused.
+    /// The database could not be reached, or refused a statement.
     #[error("cannot use the database")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
@@ -236,14 +225,10 @@ pub enum ConnectError {
 impl From<Fault> for ConnectError {
     fn from(fault: Fault) -> Self {
         match fault {
-            Fault::Version { found } => Self::Newer {
-                found,
-                supported: VERSION,
-            },
+            Fault::Version { found, supported } => Self::SchemaVersion { found, supported },
             Fault::Standby => Self::Standby,
             Fault::NoStandby => Self::NoStandby,
             Fault::Unacknowledged => Self::Unacknowledged,
-            Fault::Copying => Self::Copying,
             Fault::Missing => Self::NotFound,
             fault => Self::Database(fault.into()),
         }

@@ -1,14 +1,13 @@
-//! Strict mode: heartbeats that commit only once the synchronous standby has them.
+//! Strict mode: heartbeats that commit only after the synchronous standby has them.
 //!
-//! A former primary whose standby was promoted goes on answering reads, and cannot tell. What it can
-//! not do is have a commit acknowledged. So whatever was read or written is told only when a heartbeat
-//! that began after it, on the same server, was acknowledged.
+//! A former primary whose standby was promoted answers reads, and cannot know. But no commit of it is
+//! acknowledged. So the result of a read or write is returned only after a heartbeat was acknowledged
+//! that began after that read or write, on the same server.
 //!
-//! Invariants: a heartbeat counts only if its `COMMIT` was answered to the task here, without a warning
-//! and with a synchronous standby set before and after. What others can see of it proves nothing, since
-//! a wait that was cancelled and a server that was restarted make it visible as well: hence it writes
-//! nothing that can be seen. Whoever waits is served by one that began after the call. See
-//! `docs/propagation.md`.
+//! Invariants: a heartbeat counts only if this task got the answer to its `COMMIT`, without a warning,
+//! and with a synchronous standby set before and after. Its visibility to others proves nothing: a
+//! cancelled wait or a restarted server make it visible as well. Hence it writes nothing visible. A
+//! caller is served by a heartbeat that began after its call. See `docs/propagation.md`.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -25,16 +24,17 @@ use tokio_postgres::{AsyncMessage, CancelToken, Client, Config, SimpleQueryMessa
 
 use super::fault::Fault;
 
-/// Tells one run of a server from every other server, copies of it included: when it began.
+/// Finds the start time of the server, which distinguishes this run from that of any other server,
+/// copies included.
 pub(super) const SERVER: &str = "SELECT extract(epoch FROM pg_postmaster_start_time())::text";
 
-/// Who waits for a heartbeat.
+/// The channel of a caller that waits for a heartbeat.
 type Call = oneshot::Sender<Result<Server, Fault>>;
 
-/// What [`SERVER`] tells.
-type Server = Arc<str>;
+/// The start time that [`SERVER`] finds.
+pub(super) type Server = Arc<str>;
 
-/// The way to the task that makes heartbeats. It ends when this is gone.
+/// The handle of the task that makes heartbeats, which ends when the handle is dropped.
 pub(super) struct Heartbeats {
     calls: mpsc::UnboundedSender<Call>,
 }
@@ -45,14 +45,14 @@ impl Heartbeats {
         let heart = Heart {
             reach,
             limit,
-            session: None,
+            connection: None,
         };
         drop(runtime.spawn(heart.serve(waiting)));
         Self { calls }
     }
 
-    /// Has what was read or written on `server` before this call proven by a heartbeat that begins
-    /// after it. One that is on its way serves nobody who comes later.
+    /// Waits for a heartbeat on `server` that begins after this call. It proves what was read or written
+    /// there before. A heartbeat in flight serves no later caller.
     pub(super) async fn prove(&self, server: &str) -> Result<(), Fault> {
         match &*self.next().await? == server {
             true => Ok(()),
@@ -60,7 +60,8 @@ impl Heartbeats {
         }
     }
 
-    /// The server of a heartbeat that begins after this call, once the standby has it.
+    /// Returns the server of a heartbeat that begins after this call, after the standby has acknowledged
+    /// it.
     async fn next(&self) -> Result<Server, Fault> {
         const ENDED: Fault = Fault::Refused("the task that makes heartbeats has ended");
         let (answer, answered) = oneshot::channel();
@@ -72,9 +73,9 @@ impl Heartbeats {
 /// The task.
 struct Heart {
     reach: Arc<dyn Reach>,
-    /// How long one heartbeat may take, a new connection included.
+    /// The time limit of one heartbeat, a new connection included.
     limit: Duration,
-    session: Option<Session>,
+    connection: Option<HeartbeatConnection>,
 }
 
 impl Heart {
@@ -100,7 +101,7 @@ impl Heart {
 
     async fn beat(&mut self) -> Result<Server, Fault> {
         let made = tokio::time::timeout(self.limit, self.try_beat()).await;
-        let late = || match self.session {
+        let late = || match self.connection {
             Some(_) => Fault::Unacknowledged,
             None => Fault::Late,
         };
@@ -112,24 +113,24 @@ impl Heart {
     }
 
     async fn try_beat(&mut self) -> Result<Server, Fault> {
-        let session = match &mut self.session {
-            Some(session) => session,
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
             None => {
                 let connected = self.reach.connect().await?;
-                // Kept before anything hangs, so that what hangs can be cancelled.
-                self.session.insert(connected)
+                // Stored before the heartbeat, so that one that hangs can be cancelled.
+                self.connection.insert(connected)
             }
         };
-        session.beat().await
+        connection.beat().await
     }
 
-    /// Lets go of a connection on which anything went wrong. What the server still does on it is
-    /// cancelled, or it would wait for the standby for ever.
+    /// Drops a connection after a failure. Its statement is cancelled, since the server could wait for
+    /// the standby without end.
     fn give_up(&mut self) {
-        if let Some(session) = self.session.take() {
-            let token = session.client.cancel_token();
+        if let Some(connection) = self.connection.take() {
+            let token = connection.client.cancel_token();
             let (reach, limit) = (self.reach.clone(), self.limit);
-            // Nobody waits for this. It is in vain if the server is out of reach.
+            // Not awaited. It has no effect if the server cannot be reached.
             drop(tokio::spawn(async move {
                 let _ = tokio::time::timeout(limit, reach.cancel(token)).await;
             }));
@@ -137,16 +138,16 @@ impl Heart {
     }
 }
 
-/// How the server is reached.
+/// A way to reach the server.
 #[async_trait]
 pub(super) trait Reach: Send + Sync {
-    async fn connect(&self) -> Result<Session, Fault>;
+    async fn connect(&self) -> Result<HeartbeatConnection, Fault>;
 
-    /// Has the server give up what it does on a connection.
+    /// Cancels the statement of a connection.
     async fn cancel(&self, token: CancelToken);
 }
 
-/// A server that is reached by connections of this module's own, whose warnings are seen.
+/// A server reached by connections of this module's own, whose warnings are counted.
 pub(super) struct Direct<T> {
     pub(super) config: Config,
     pub(super) tls: T,
@@ -160,11 +161,11 @@ where
     T::Stream: Send,
     <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
 {
-    async fn connect(&self) -> Result<Session, Fault> {
+    async fn connect(&self) -> Result<HeartbeatConnection, Fault> {
         let (client, mut connection) = self.config.connect(self.tls.clone()).await?;
         let warnings = Arc::new(AtomicU64::new(0));
         let counted = warnings.clone();
-        // Counted before the answer that comes after it is passed on.
+        // Counted before the answer that follows the warning is passed on.
         let driver = tokio::spawn(async move {
             while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await
             {
@@ -174,7 +175,7 @@ where
                 }
             }
         });
-        Ok(Session {
+        Ok(HeartbeatConnection {
             client,
             driver,
             warnings,
@@ -190,52 +191,52 @@ where
     }
 }
 
-/// A connection that heartbeats are made on, and nothing else.
-pub(super) struct Session {
+/// A connection for heartbeats alone.
+pub(super) struct HeartbeatConnection {
     client: Client,
     driver: JoinHandle<()>,
-    /// How many came so far.
+    /// The number of warnings so far.
     warnings: Arc<AtomicU64>,
-    /// As it was after the last heartbeat.
+    /// The settings after the last heartbeat.
     standing: Option<Standing>,
 }
 
-impl Drop for Session {
+impl Drop for HeartbeatConnection {
     fn drop(&mut self) {
         self.driver.abort();
     }
 }
 
-/// What decides whether a commit waits for a standby, and where.
+/// The settings that decide whether a commit waits for a standby, and the server.
 #[derive(Clone, Debug, Eq, PartialEq)]
 struct Standing {
-    /// `synchronous_standby_names`; empty where nobody is waited for.
+    /// `synchronous_standby_names`; empty if no commit waits.
     standbys: String,
-    /// When the server last read its settings. It lets go of who waits when they change.
+    /// The time at which the server last read its settings. A change of them ends all waits.
     read_at: String,
     server: Server,
 }
 
-/// What a [`Standing`] is made of.
+/// Finds the columns of a [`Standing`].
 const STANDING: &str = "SELECT current_setting('synchronous_standby_names'), \
      pg_conf_load_time()::text, extract(epoch FROM pg_postmaster_start_time())::text";
 
-/// A transaction that writes to the log and to no table. The role's own settings may hide warnings, or
-/// have commits wait for nobody.
+/// A transaction that writes to the log and to no table. It overrides the role's settings, which may
+/// hide warnings, or let commits return without waiting.
 const BEAT: &str = "BEGIN; SET LOCAL client_min_messages = warning; \
      SET LOCAL synchronous_commit = on; \
      SELECT pg_logical_emit_message(true, 'keyward', ''); COMMIT";
 
-impl Session {
+impl HeartbeatConnection {
     async fn beat(&mut self) -> Result<Server, Fault> {
         let before = match self.standing.take() {
             Some(standing) => standing,
             None => self.standing().await?,
         };
-        // Without one a commit is answered at once: nothing needs to be tried.
+        // Without a standby a commit returns immediately, and proves nothing.
         before.check()?;
         let warnings = self.warnings.load(Ordering::Acquire);
-        // Two messages, since settings that changed in the course of one are seen by the next.
+        // Two messages: settings that change during one are visible to the next.
         let (_, after) = try_join(self.ask(BEAT), self.standing()).await?;
         let warned = self.warnings.load(Ordering::Acquire) != warnings;
         acknowledged(&before, &after, warned)?;
@@ -254,11 +255,11 @@ impl Session {
                 read_at,
                 server: server.into(),
             }),
-            _ => Err(Fault::Refused("the server does not tell its settings")),
+            _ => Err(Fault::Refused("the server does not report its settings")),
         }
     }
 
-    /// Runs statements that are sent as one message. Tells what they found, as text.
+    /// Runs statements that are sent as one message. Returns the rows they found, as text.
     async fn ask(&self, sql: &str) -> Result<Vec<Vec<Option<String>>>, Fault> {
         let mut found = Vec::new();
         for message in self.client.simple_query(sql).await? {
@@ -280,8 +281,8 @@ impl Standing {
     }
 }
 
-/// Whether a commit that was answered between two looks at the settings was acknowledged by the
-/// standby. `warned` tells that the server warned meanwhile: it does when it stops to wait.
+/// Checks that the standby acknowledged a commit that returned between two reads of the settings.
+/// `warned` says that the server sent a warning in between: it does when it ends a wait.
 fn acknowledged(before: &Standing, after: &Standing, warned: bool) -> Result<(), Fault> {
     before.check()?;
     after.check()?;
@@ -315,7 +316,7 @@ mod tests {
         let none = standing(" ", "10:00");
         for (before, after, warned) in [
             (&set, &set, true),
-            // Read again: it may have been empty in between.
+            // Read again: the setting may have been empty in between.
             (&set, &later, false),
             (&set, &standing("a", "10:00"), false),
         ] {

@@ -1,4 +1,4 @@
-//! Telling other nodes of commits, and hearing of theirs on a connection of its own. Hints only: a
+//! Notifying other nodes of commits, and listening for theirs on a connection of its own. Hints only: a
 //! connection can be silent for many reasons, so that followers poll as well.
 
 use std::future::poll_fn;
@@ -13,19 +13,19 @@ use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{AsyncMessage, Config, Socket};
 
 use super::fault::Fault;
-use super::link::Link;
+use super::session::Database;
 
-/// How long a lost connection is left alone. A judgement.
+/// 1 second before a lost connection is opened again. A judgement.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How long an answer is waited for where connecting may take any time. A judgement.
+/// 5 seconds for an answer, if the configuration has no connect timeout. A judgement.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A task that has not begun. It ends once nobody holds the event any more.
+/// A task that has not started. It ends when the last handle of the event is dropped.
 pub(super) type Later = Box<dyn FnOnce(Weak<Event>, Arc<Event>) -> BoxFuture<'static, ()> + Send>;
 
-/// How to listen on `channel`: it passes on what comes to the first event, until the second tells it to
-/// stop.
+/// Returns a task that listens on `channel` and notifies the first event of each message, until the
+/// second event is notified.
 pub(super) fn later<T>(config: Config, tls: T, channel: String) -> Later
 where
     T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
@@ -44,11 +44,11 @@ where
                 match select(hear, stopped).await {
                     Either::Left((Ok(()), _)) => {}
                     Either::Left((Err(fault), _)) => {
-                        tracing::debug!(%fault, "not told of other nodes' commits for now");
+                        tracing::debug!(%fault, "lost the connection that listens for other nodes' commits; opening it again");
                     }
                     Either::Right(_) => return,
                 }
-                tell(&moved);
+                notify(&moved);
                 tokio::time::sleep(PAUSE).await;
             }
         };
@@ -56,19 +56,19 @@ where
     })
 }
 
-fn tell(moved: &Weak<Event>) {
+fn notify(moved: &Weak<Event>) {
     if let Some(moved) = moved.upgrade() {
         moved.notify(usize::MAX);
     }
 }
 
-/// Passes on what comes, until the connection ends.
+/// Notifies the event of each message, until the connection ends.
 async fn hear<T>(config: &Config, tls: T, channel: &str, moved: &Weak<Event>) -> Result<(), Fault>
 where
     T: MakeTlsConnect<Socket>,
 {
     let patience = config.get_connect_timeout().copied().unwrap_or(PATIENCE);
-    // The configured timeout is for one address, and does not cover what is said first.
+    // The configured timeout is for one address, and does not cover the handshake.
     let hosts = u32::try_from(config.get_hosts().len()).unwrap_or(u32::MAX);
     let longest = patience.saturating_mul(hosts.max(1).saturating_mul(4));
     let connect = tokio::time::timeout(longest, config.connect(tls));
@@ -76,18 +76,18 @@ where
     let messages = async {
         while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
             if let AsyncMessage::Notification(_) = message? {
-                tell(moved);
+                notify(moved);
             }
         }
         Ok(())
     };
     let listen = async {
         client.batch_execute(&format!("LISTEN {channel}")).await?;
-        // What was committed before is not told: whoever waits looks again.
-        tell(moved);
+        // Earlier commits were not notified: the waiters read the head again.
+        notify(moved);
         loop {
             tokio::time::sleep(patience).await;
-            // A connection that was lost without a word looks like one over which nothing comes.
+            // A connection that was lost silently looks like an idle one.
             let alive = tokio::time::timeout(patience, client.batch_execute("")).await;
             alive.map_err(|_| Fault::Late)??;
         }
@@ -97,35 +97,36 @@ where
     }
 }
 
-/// Starts a task that tells other nodes whenever it is told. It ends once nobody can tell it anything.
-pub(super) fn hints(link: Arc<Link>, runtime: &tokio::runtime::Handle) -> mpsc::Sender<()> {
-    let (told, mut to_tell) = mpsc::channel(1);
+/// Starts a task that notifies other nodes for each message it gets. It ends when the last sender is
+/// dropped.
+pub(super) fn hints(database: Arc<Database>, runtime: &tokio::runtime::Handle) -> mpsc::Sender<()> {
+    let (sender, mut hints) = mpsc::channel(1);
     let task = async move {
-        while let Some(()) = to_tell.recv().await {
-            hint(&link).await;
+        while let Some(()) = hints.recv().await {
+            hint(&database).await;
         }
     };
     drop(runtime.spawn(task));
-    told
+    sender
 }
 
-/// Tells other nodes that something was committed. A hint: nothing depends on its coming.
-async fn hint(link: &Link) {
+/// Notifies other nodes of a commit. A hint: nothing depends on its arrival.
+async fn hint(database: &Database) {
     let notify = async {
-        let mut conn = link.connection().await?;
-        // Nobody waits for the disk to have a hint.
-        let channel = link.schema.channel();
+        let mut conn = database.connection().await?;
+        // A hint need not be on disk.
+        let channel = database.schema.channel();
         let sql = format!(
             "BEGIN; {} SET LOCAL synchronous_commit = off; NOTIFY {channel}; COMMIT",
-            link.settings()
+            database.settings()
         );
         conn.object()?.batch_execute(&sql).await?;
         conn.give_back();
         Ok::<_, Fault>(())
     };
-    match tokio::time::timeout(link.timeouts.request, notify).await {
+    match tokio::time::timeout(database.timeouts.request, notify).await {
         Ok(Ok(())) => {}
-        Ok(Err(fault)) => tracing::debug!(%fault, "other nodes were not told of a commit"),
-        Err(_) => tracing::debug!("other nodes were not told of a commit in time"),
+        Ok(Err(fault)) => tracing::debug!(%fault, "could not notify other nodes of a commit"),
+        Err(_) => tracing::debug!("could not notify other nodes of a commit in time"),
     }
 }

@@ -1,89 +1,69 @@
-//! What tenants are decided on, each with what was asked for, within one snapshot.
+//! The parts of tenants that decisions need, each as it was asked for, within one snapshot.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use futures_util::future::{try_join, try_join5};
-use tokio_postgres::Row as Columns;
+use tokio_postgres::Row;
 
 use super::fault::Fault;
-use super::head::{self, Head, TENANTS};
-use super::link::{Bound, Tx};
-use super::rows;
-use crate::core::audit::AuditEntry;
-use crate::core::owner::{OwnerRecord, TenantRecord};
+use super::head::{self, TENANTS};
+use super::rows::Bound;
+use super::session::Session;
 use crate::core::tenant::TenantId;
-use crate::core::text::PrincipalId;
-use crate::core::view::{Revision, Select, TenantView};
-use crate::store::rows::{
-    AUDIT_COLUMNS, COLUMNS, Keys, OWNER, TENANT, TenantHead, damaged, id_bytes, id_of,
+use crate::core::view::{Select, TenantView};
+use crate::store::sql::{
+    AUDIT_COLUMNS, COLUMNS, Cells, Found, OWNER, RowFault, TENANT, TenantHead, change, entry,
+    id_bytes, id_of,
 };
-use crate::store::{Change, Row, RowKey};
 
-/// What was found of a tenant.
-struct Found<'a> {
-    tenant: &'a TenantId,
-    select: &'a Select,
-    head: Option<TenantHead>,
-    own: Option<(Revision, TenantRecord)>,
-    keys: Keys,
-    owners: HashMap<PrincipalId, (Revision, OwnerRecord)>,
-    trail: Vec<AuditEntry>,
-}
-
-/// What was found of tenants; of some that something of theirs cannot be read.
-struct AllFound<'a> {
-    found: Vec<Result<Found<'a>, Fault>>,
+/// The tenants that are loaded, with the rows found so far; an error for one with a damaged row.
+struct Loaded<'a> {
+    tenants: Vec<(&'a TenantId, &'a Select, Result<Found, RowFault>)>,
     places: HashMap<&'a str, usize>,
 }
 
-impl<'a> AllFound<'a> {
+impl<'a> Loaded<'a> {
     fn new(asked: &'a [(TenantId, Select)]) -> Self {
-        let found = |(tenant, select): &'a (TenantId, Select)| {
-            Ok(Found {
-                tenant,
-                select,
-                head: None,
-                own: None,
-                keys: Keys::default(),
-                owners: HashMap::new(),
-                trail: Vec::new(),
-            })
-        };
         let places = asked.iter().enumerate();
         let places = places.map(|(place, (tenant, _))| (tenant.as_str(), place));
+        let tenants = asked.iter();
+        let tenants = tenants.map(|(tenant, select)| (tenant, select, Ok(Found::new(None))));
         Self {
-            found: asked.iter().map(found).collect(),
+            tenants: tenants.collect(),
             places: places.collect(),
         }
     }
 
-    fn all(&self) -> impl Iterator<Item = &Found<'a>> {
-        self.found.iter().flatten()
-    }
-
-    /// Has the tenant of this name take something, or fail by it.
-    fn give(&mut self, tenant: &str, take: impl FnOnce(&mut Found<'a>) -> Result<(), Fault>) {
-        let place = self.places.get(tenant);
-        if let Some(place) = place.and_then(|place| self.found.get_mut(*place)) {
-            give(place, take);
+    /// Hands a row to the tenant whose name is in a column of it.
+    fn give(
+        &mut self,
+        row: &Row,
+        column: usize,
+        take: impl FnOnce(&mut Found, &'a TenantId) -> Result<(), RowFault>,
+    ) {
+        let name = row.text(column, "the name of a tenant");
+        let place = name.ok().and_then(|name| self.places.get(name));
+        if let Some((tenant, _, found)) = place.and_then(|place| self.tenants.get_mut(*place)) {
+            give(found, |found| take(found, tenant));
         }
     }
 }
 
-fn give<'a>(
-    place: &mut Result<Found<'a>, Fault>,
-    take: impl FnOnce(&mut Found<'a>) -> Result<(), Fault>,
+/// Hands a row to a tenant, which fails as a whole if the row is damaged.
+fn give(
+    tenant: &mut Result<Found, RowFault>,
+    take: impl FnOnce(&mut Found) -> Result<(), RowFault>,
 ) {
-    if let Ok(found) = place
+    if let Ok(found) = tenant
         && let Err(fault) = take(found)
     {
-        *place = Err(fault);
+        *tenant = Err(fault);
     }
 }
 
-/// What tenants are decided on, each of them once among those that are asked for.
+/// Loads tenants, each named once.
 pub(super) async fn load(
-    tx: &Tx<'_>,
+    session: &Session,
     asked: &[(TenantId, Select)],
 ) -> Result<Vec<Result<TenantView, Fault>>, Fault> {
     let names: Vec<&str> = asked.iter().map(|(tenant, _)| tenant.as_str()).collect();
@@ -104,16 +84,16 @@ pub(super) async fn load(
     let (commands_of, commands): (Vec<&str>, Vec<&str>) = commands.unzip();
 
     let of_all: [Bound<'_>; 1] = [&names];
-    let heads = try_join(Head::read(tx), tx.query(TENANTS, &of_all));
+    let heads = try_join(head::read(session), session.query(TENANTS, &of_all));
     let own = async {
         let sql = format!(
             "SELECT {COLUMNS} FROM $s.rows WHERE kind = {TENANT} AND tenant = ANY($1) AND name = ''"
         );
-        tx.query(&sql, &of_all).await
+        session.query(&sql, &of_all).await
     };
     let by_id = async {
         let sql = format!("SELECT {COLUMNS} FROM $s.rows WHERE id = ANY($1)");
-        unless(ids.is_empty(), tx, &sql, &[&ids]).await
+        unless(ids.is_empty(), session, &sql, &[&ids]).await
     };
     let live = async {
         // An offset keeps the server from reading the whole table to join it.
@@ -122,12 +102,12 @@ pub(super) async fn load(
              CROSS JOIN LATERAL (SELECT {COLUMNS} FROM $s.rows \
              WHERE tenant = of_tenant AND ends > at OFFSET 0) AS r"
         );
-        unless(live_of.is_empty(), tx, &sql, &[&live_of, &live_at]).await
+        unless(live_of.is_empty(), session, &sql, &[&live_of, &live_at]).await
     };
     let legacy = async {
         let sql =
             format!("SELECT {COLUMNS} FROM $s.rows WHERE tenant = ANY($1) AND legacy IS NOT NULL");
-        unless(legacy.is_empty(), tx, &sql, &[&legacy]).await
+        unless(legacy.is_empty(), session, &sql, &[&legacy]).await
     };
     let trail = async {
         let sql = format!(
@@ -137,151 +117,85 @@ pub(super) async fn load(
             Select::APPLIED_MAX
         );
         let nothing = commands.is_empty();
-        unless(nothing, tx, &sql, &[&commands_of, &commands]).await
+        unless(nothing, session, &sql, &[&commands_of, &commands]).await
     };
     let ((store, heads), (own, by_id, live, legacy, trail)) =
         try_join(heads, try_join5(own, by_id, live, legacy, trail)).await?;
 
-    let mut found = AllFound::new(asked);
+    let mut loaded = Loaded::new(asked);
     for row in &heads {
-        found.give(row.try_get(0)?, |found| {
-            found.head = Some(head::tenant(row)?.1);
+        loaded.give(row, 0, |found, _| {
+            found.head = Some(TenantHead::read(row)?.1);
             Ok(())
         });
     }
     for row in &own {
-        found.give(row.try_get(2)?, |found| match rows::change(row)? {
-            Change {
-                revision,
-                row: Row::Tenant(row),
-            } => {
-                found.own = Some((revision, row));
-                Ok(())
-            }
-            _ => Err(damaged(&RowKey::Tenant(found.tenant.clone())).into()),
-        });
+        loaded.give(row, 2, |found, _| found.take_tenant(change(row)?));
     }
     for row in &by_id {
-        let id = id_of(row.try_get(4)?);
-        for place in &mut found.found {
-            give(place, |found| {
-                if !id.is_some_and(|id| found.select.keys.contains(&id)) {
-                    return Ok(());
-                }
-                let change = rows::change(row)?;
-                let own = match &change.row {
-                    Row::Key(record) => record.tenant == *found.tenant,
-                    row => matches!(row, Row::Corrupt(_)),
-                };
-                found.keys.take(own.then_some(change));
-                Ok(())
-            });
+        let id = id_of(row.bytes(4, "the id of a key")?);
+        for (tenant, select, found) in &mut loaded.tenants {
+            if id.is_some_and(|id| select.keys.contains(&id)) {
+                give(found, |found| {
+                    found.take_named(tenant, change(row)?);
+                    Ok(())
+                });
+            }
         }
     }
     for row in live.iter().chain(&legacy) {
-        found.give(row.try_get(2)?, |found| {
-            found.keys.take([rows::change(row)?]);
+        loaded.give(row, 2, |found, _| {
+            found.take_key(change(row)?);
             Ok(())
         });
     }
     for row in &trail {
-        found.give(row.try_get(1)?, |found| {
-            let entry = rows::entry(row)?.map_err(|place| {
-                let (sequence, tenant) = (place.sequence, found.tenant);
-                Fault::corrupt(format!(
-                    "audit entry {sequence} of tenant {tenant} is damaged"
-                ))
-            })?;
-            found.trail.push(entry.entry);
-            Ok(())
+        loaded.give(row, 1, |found, tenant| {
+            found.take_entry(entry(row)?, tenant)
         });
     }
-    load_owners(tx, &mut found).await?;
-    let views = found.found.into_iter();
-    Ok(views.map(|found| Ok(found?.view(&store))).collect())
+    load_owners(session, &mut loaded).await?;
+    let epoch = (store.store.epoch, store.server_time);
+    let views = loaded.tenants.into_iter();
+    let views = views.map(|(tenant, select, found)| Ok(found?.view(tenant, select, epoch)));
+    Ok(views.collect())
 }
 
-impl Found<'_> {
-    fn view(self, store: &Head) -> TenantView {
-        let (epoch, server_time) = (store.cursor.epoch, Some(store.server_time));
-        let Some(head) = self.head else {
-            return TenantView {
-                epoch,
-                server_time,
-                ..TenantView::default()
-            };
-        };
-        let key = RowKey::Tenant(self.tenant.clone());
-        let (revisions, tenant) = match self.own {
-            Some((revision, row)) => (BTreeMap::from([(key, revision)]), Some(row)),
-            None => (BTreeMap::new(), None),
-        };
-        let view = TenantView {
-            epoch,
-            revision: head.revision,
-            decided_at: Some(head.decided_at),
-            server_time,
-            audit_head: head.audit,
-            tenant,
-            revisions,
-            corrupt: self.keys.corrupt,
-            ..TenantView::default()
-        };
-        let owner = |owner: &PrincipalId| {
-            let found = self.owners.get(owner);
-            found.map(|(revision, row)| (*revision, row))
-        };
-        let records = self.keys.records.values();
-        let records = records.map(|(revision, record)| (*revision, record));
-        view.with_selected(self.select, records, owner, &self.trail)
-    }
-}
-
-/// The rows of owners that were asked for, and of those whose keys were found.
-async fn load_owners(tx: &Tx<'_>, found: &mut AllFound<'_>) -> Result<(), Fault> {
+/// Loads the rows of the owners that were asked for, and of those whose keys were found.
+async fn load_owners(session: &Session, loaded: &mut Loaded<'_>) -> Result<(), Fault> {
     let mut wanted = BTreeSet::new();
-    for tenant in found.all().filter(|found| found.head.is_some()) {
-        let of_keys = tenant.keys.records.values();
-        let of_keys = of_keys.filter_map(|(_, record)| record.owner.principal());
-        let owners = tenant.select.owners.iter().chain(of_keys);
-        wanted.extend(owners.map(|owner| (tenant.tenant.clone(), owner.clone())));
+    for (tenant, select, found) in &loaded.tenants {
+        if let Ok(found) = found
+            && found.head.is_some()
+        {
+            let owners = found.owners(select);
+            wanted.extend(owners.map(|owner| (tenant.to_string(), owner.to_string())));
+        }
     }
     if wanted.is_empty() {
         return Ok(());
     }
-    let (tenants, owners): (Vec<&str>, Vec<&str>) = wanted
-        .iter()
-        .map(|(tenant, owner)| (tenant.as_str(), owner.as_str()))
-        .unzip();
+    let (tenants, owners): (Vec<String>, Vec<String>) = wanted.into_iter().unzip();
     let sql = format!(
         "SELECT {COLUMNS} FROM unnest($1::text[], $2::text[]) AS w (of_tenant, who) \
          CROSS JOIN LATERAL (SELECT {COLUMNS} FROM $s.rows \
          WHERE kind = {OWNER} AND tenant = of_tenant AND name = who OFFSET 0) AS r"
     );
-    for row in &tx.query(&sql, &[&tenants, &owners]).await? {
-        found.give(row.try_get(2)?, |found| match rows::change(row)? {
-            Change {
-                revision,
-                row: Row::Owner(row),
-            } => {
-                found.owners.insert(row.owner.clone(), (revision, row));
-                Ok(())
-            }
-            change => Err(damaged(&change.row.key()).into()),
-        });
+    for row in &session.query(&sql, &[&tenants, &owners]).await? {
+        loaded.give(row, 2, |found, _| found.take_owner(change(row)?));
     }
     Ok(())
 }
 
-/// Asks, unless there is nothing to ask for.
+/// Runs a statement, unless there is nothing to find.
 async fn unless(
     nothing: bool,
-    tx: &Tx<'_>,
+    session: &Session,
     sql: &str,
     with: &[Bound<'_>],
-) -> Result<Vec<Columns>, Fault> {
+) -> Result<Vec<Row>, Fault> {
     match nothing {
         true => Ok(Vec::new()),
-        false => tx.query(sql, with).await,
+        false => session.query(sql, with).await,
     }
 }

@@ -1,5 +1,5 @@
-//! Loads of tenants: those that wait at once are one transaction. Deciding on sixteen tenants then asks
-//! the server hardly more than deciding on one.
+//! Loads of tenants: those that wait concurrently share one transaction. Loading sixteen tenants costs
+//! the server little more than loading one.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,25 +9,24 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
-use super::calls::{Takes, Within};
 use super::fault::Fault;
-use super::link::Link;
 use super::load;
+use super::session::{Database, Mode, Takes, within};
 use crate::core::tenant::TenantId;
 use crate::core::view::{Select, TenantView};
 use crate::store::{StoreError, StoreErrorKind};
 
-/// How many tenants one transaction loads, at most. A judgement: what they ask for is kept until all of it
-/// came.
+/// 64 tenants in one transaction at most. A judgement: their rows are kept until all of them have
+/// arrived.
 const MOST: usize = 64;
 
-/// How many transactions load at the same time, so that a tenant of many keys does not keep all others
-/// waiting. A judgement: with more of them, fewer loads find company.
+/// 2 concurrent transactions, so that a tenant of many keys does not block all others. A judgement: with
+/// more of them, fewer loads share one.
 const AT_ONCE: usize = 2;
 
 const DOING: &str = "loading a tenant";
 
-/// A load on its way. Nobody may wait for it any more.
+/// A load in flight. Its caller may have stopped waiting.
 struct Order {
     asked: (TenantId, Select),
     until: Instant,
@@ -37,24 +36,24 @@ struct Order {
 #[derive(Default)]
 struct Orders {
     waiting: VecDeque<Order>,
-    /// How many tasks take of what waits.
+    /// The number of tasks that serve the queue.
     tasks: usize,
 }
 
-/// The way to those who load.
+/// The queue of loads.
 #[derive(Clone)]
 pub(super) struct Loader {
-    link: Arc<Link>,
+    database: Arc<Database>,
     orders: Arc<Mutex<Orders>>,
 }
 
 impl Loader {
-    pub(super) fn new(link: Arc<Link>) -> Self {
+    pub(super) fn new(database: Arc<Database>) -> Self {
         let orders = Arc::default();
-        Self { link, orders }
+        Self { database, orders }
     }
 
-    /// A tenant as it stands no earlier than now.
+    /// Loads a tenant. The view reflects every commit that returned before this call.
     pub(super) async fn load(
         &self,
         runtime: &Handle,
@@ -63,18 +62,18 @@ impl Loader {
         let (answer, answered) = oneshot::channel();
         let order = Order {
             asked,
-            until: Instant::now() + Takes::Moment.limit(&self.link),
+            until: Instant::now() + self.database.limit(Takes::Moment),
             answer,
         };
         if let Some(task) = self.enter(order) {
             drop(runtime.spawn(task.run()));
         }
-        // Each order that is taken gets its answer, unless the runtime comes to an end on the way.
+        // Each order gets its answer, unless the runtime ends before.
         let gone = |_| Err(StoreError::new(StoreErrorKind::Unavailable, DOING));
         answered.await.unwrap_or_else(gone)
     }
 
-    /// Has an order wait, and tells of the task that is to be started for it, if there are not enough.
+    /// Queues an order. Returns a task to start, if fewer than [`AT_ONCE`] are running.
     fn enter(&self, order: Order) -> Option<Task> {
         let mut orders = self.orders();
         orders.waiting.push_back(order);
@@ -91,7 +90,7 @@ impl Loader {
     }
 }
 
-/// Takes of what waits until nothing does.
+/// Serves the queue until it is empty.
 struct Task {
     loader: Loader,
     counted: bool,
@@ -100,7 +99,7 @@ struct Task {
 impl Task {
     async fn run(mut self) {
         while let Some(group) = self.next() {
-            let left = settle(&self.loader.link, group).await;
+            let left = settle(&self.loader.database, group).await;
             let mut orders = self.loader.orders();
             left.into_iter()
                 .rev()
@@ -108,7 +107,7 @@ impl Task {
         }
     }
 
-    /// What to load next. Once it is nothing, whatever comes starts another task.
+    /// Takes the next group from the queue. If the queue is empty, the next order starts another task.
     fn next(&mut self) -> Option<Vec<Order>> {
         let mut orders = self.loader.orders();
         let group = next_group(&mut orders.waiting);
@@ -126,7 +125,7 @@ impl Drop for Task {
         if !self.counted {
             return;
         }
-        // It did not come to its end, since the runtime did. Whoever waits for nobody is told by this.
+        // The runtime ended. If no task is left, dropping the orders answers their callers.
         let mut orders = self.loader.orders();
         orders.tasks -= 1;
         if orders.tasks == 0 {
@@ -135,12 +134,12 @@ impl Drop for Task {
     }
 }
 
-/// What can be loaded at once: of each tenant one, so that each is told of what it asked for alone. The
-/// rest stays, in its order. Empty if nothing waits.
+/// Takes the orders that can share a transaction: one per tenant, so that each gets the rows it
+/// selected. The rest keeps its order. Empty if no order waits.
 fn next_group(waiting: &mut VecDeque<Order>) -> Vec<Order> {
     let (mut group, mut tenants) = (Vec::new(), HashSet::new());
     for order in std::mem::take(waiting) {
-        // Whoever gave up was told nothing.
+        // The caller stopped waiting.
         if order.answer.is_closed() {
             continue;
         }
@@ -153,26 +152,25 @@ fn next_group(waiting: &mut VecDeque<Order>) -> Vec<Order> {
     group
 }
 
-/// Sees that each order gets its answer, but for those whose time is not over, though that of one which
-/// came along was: they are left.
-async fn settle(link: &Link, group: Vec<Order>) -> Vec<Order> {
-    match load_all(link, &group).await {
+/// Answers each order. If the time of one order ends, the orders with time left are returned instead.
+async fn settle(database: &Arc<Database>, group: Vec<Order>) -> Vec<Order> {
+    match load_all(database, &group).await {
         Some(Ok(views)) => {
             for (order, view) in group.into_iter().zip(views) {
-                tell(order, view);
+                answer(order, view);
             }
         }
-        // One tenant that cannot be loaded must not stop those that came along with it.
+        // A tenant that cannot be loaded must not fail the others of its group.
         Some(Err(Fault::Server { .. })) if group.len() > 1 => {
             for order in group {
-                let alone = load_all(link, std::slice::from_ref(&order)).await;
+                let alone = load_all(database, std::slice::from_ref(&order)).await;
                 let view = alone.unwrap_or(Err(Fault::Late));
                 let view = view.and_then(|mut views| views.pop().unwrap_or(Err(MISSING)));
-                tell(order, view);
+                answer(order, view);
             }
         }
         Some(Err(fault)) => {
-            let error = fault.told(DOING);
+            let error = fault.into_error(DOING);
             for order in group {
                 drop(order.answer.send(Err(error.clone())));
             }
@@ -180,34 +178,38 @@ async fn settle(link: &Link, group: Vec<Order>) -> Vec<Order> {
         None => {
             let (left, late) = still_in_time(group, Instant::now());
             late.into_iter()
-                .for_each(|order| tell(order, Err(Fault::Late)));
+                .for_each(|order| answer(order, Err(Fault::Late)));
             return left;
         }
     }
     Vec::new()
 }
 
-/// Those whose time is not over, and the others.
+/// Splits the orders into those with time left, and the others.
 fn still_in_time(group: Vec<Order>, now: Instant) -> (Vec<Order>, Vec<Order>) {
     group.into_iter().partition(|order| order.until > now)
 }
 
 const MISSING: Fault = Fault::Refused("a tenant was not answered");
 
-fn tell(order: Order, view: Result<TenantView, Fault>) {
-    // Whoever asked may have stopped waiting.
-    drop(order.answer.send(view.map_err(|fault| fault.told(DOING))));
+fn answer(order: Order, view: Result<TenantView, Fault>) {
+    // The caller may have stopped waiting.
+    drop(
+        order
+            .answer
+            .send(view.map_err(|fault| fault.into_error(DOING))),
+    );
 }
 
-/// Loads in one transaction. `None` once the time of one order is over.
+/// Loads in one transaction. `None` if the time of one order ends before.
 async fn load_all(
-    link: &Link,
+    database: &Arc<Database>,
     group: &[Order],
 ) -> Option<Result<Vec<Result<TenantView, Fault>>, Fault>> {
     let until = group.iter().map(|order| order.until).min()?;
     let asked: Vec<_> = group.iter().map(|order| order.asked.clone()).collect();
-    let run = Within::Snapshot.run(link, Takes::Moment, |tx| {
-        async move { load::load(tx, &asked).await }.boxed()
+    let run = within(database, Mode::Read, Takes::Moment, |session| {
+        async move { load::load(session, &asked).await }.boxed()
     });
     timeout_at(until, run).await.ok()
 }
@@ -236,7 +238,7 @@ mod tests {
         let waiting = ["a", "b", "a", "c", "b", "a"].map(order);
         let (waiting, mut answered): (VecDeque<_>, Vec<_>) = waiting.into_iter().unzip();
         let mut waiting = waiting;
-        // Nobody waits for "c" any more.
+        // The caller of "c" stopped waiting.
         drop(answered.remove(3));
         let group = next_group(&mut waiting);
         assert_eq!(names(&group), ["a", "b"]);

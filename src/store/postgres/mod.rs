@@ -1,12 +1,10 @@
 //! The database store: one schema of a PostgreSQL database that any number of nodes share.
 
-mod calls;
-mod check;
-mod exchange;
+mod admin;
+mod copy;
 mod fault;
 mod head;
 mod heartbeat;
-mod link;
 mod listen;
 mod load;
 mod loader;
@@ -15,10 +13,10 @@ mod options;
 mod read;
 mod rows;
 mod schema;
+mod session;
+mod setup;
 mod stream;
 mod tls;
-mod transfer;
-mod upkeep;
 mod url;
 mod write;
 mod writer;
@@ -31,17 +29,16 @@ use async_trait::async_trait;
 pub use deadpool_postgres;
 use deadpool_postgres::Pool;
 use event_listener::Event;
-use futures_util::future::FutureExt;
+use futures_util::future::{BoxFuture, FutureExt};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::unconstrained;
 
-use self::calls::{Takes, Within};
+use self::fault::Fault;
 pub use self::fault::{ConnectError, PoolExhausted};
-use self::head::Head;
-use self::link::Link;
 use self::loader::Loader;
 pub use self::options::PostgresOptions;
+use self::session::{Database, Mode, Session, Takes, within};
 use self::writer::Writer;
 use super::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, IntegrityReport,
@@ -53,32 +50,32 @@ use crate::core::tenant::TenantId;
 /// Keys in a schema of a PostgreSQL database that any number of nodes share. Clones share the
 /// connections.
 ///
-/// - **Durability.** A commit returns when the server says that it is on disk, and on the synchronous
-///   standbys that it is configured to wait for. `synchronous_commit` is turned on for commits where
-///   the database has it off. Commits of one node that wait together share one transaction.
-/// - **Order.** Every commit changes one row, the head, last locked and kept until it is done: the
-///   order of revisions is the order of commits. Neither sequences, notifications nor advisory locks
-///   decide anything.
-/// - **Freshness.** Reads go to the primary, each in a snapshot of its own; a server that is in
-///   recovery is refused. A former primary that was cut off and not fenced cannot be told from the
-///   real one: failover must fence, or the store be [`strict`](PostgresOptions::strict).
-/// - **Checksums.** Every row is sealed. One that fails is told as corrupt and harms no other.
+/// - **Durability.** A commit returns when the server reports it on disk, and on the synchronous
+///   standbys that the server waits for. Commits turn `synchronous_commit` on where the database has it
+///   off. Commits of one node that wait concurrently share one transaction.
+/// - **Order.** Every commit locks one row, the head, last, and keeps the lock until it ends: the order
+///   of revisions is the order of commits. No sequence, notification or advisory lock decides anything.
+/// - **Freshness.** Reads go to the primary, each in a snapshot of its own; a standby is refused. A
+///   former primary that was cut off and not fenced looks like the real one: failover must fence, or the
+///   store must be [`strict`](PostgresOptions::strict).
+/// - **Checksums.** Every row is sealed. A row whose seal does not fit is reported as corrupt, and
+///   affects no other row.
 /// - **Feed.** State-based, with tombstones until [`forget_removed`](Self::forget_removed).
 ///
-/// Calls may come from any executor; they are worked on by the tokio runtime in which the store was
-/// connected, which must keep running.
+/// Calls may come from any executor. They run on the tokio runtime in which the store was connected,
+/// which must stay running.
 #[derive(Clone)]
 pub struct PostgresStore {
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    link: Arc<Link>,
+    database: Arc<Database>,
     runtime: Handle,
     loader: Loader,
     writer: Writer,
     moved: Arc<Event>,
-    /// How to listen for other nodes' commits; gone once somebody does.
+    /// The task that listens for other nodes' commits. `None` after it was started.
     listen: Mutex<Option<listen::Later>>,
     /// Ends the task that listens.
     gone: Arc<Event>,
@@ -93,47 +90,47 @@ impl Drop for Shared {
 impl fmt::Debug for PostgresStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresStore")
-            .field("schema", &self.shared.link.schema.name())
+            .field("schema", &self.shared.database.schema.name())
             .finish_non_exhaustive()
     }
 }
 
 impl PostgresStore {
     /// Connects to the database at `url`, `postgres://user:password@host:port/database`, with the
-    /// defaults, and sets up its tables if there are none. What goes to another machine is encrypted, and
-    /// goes to nobody but that host: see [`PostgresOptions::connect`].
+    /// defaults, and creates missing tables. Connections to another machine are encrypted and
+    /// authenticated: see [`PostgresOptions::connect`].
     ///
     /// # Errors
     ///
-    /// [`ConnectError`] says what stands in the way. It never holds the URL.
+    /// [`ConnectError`] names the reason. It never holds the URL.
     pub async fn connect(url: impl Into<String>) -> Result<Self, ConnectError> {
         Self::options(url).connect().await
     }
 
-    /// Starts from the defaults: a schema named `keyward`.
+    /// Returns the default options: a schema named `keyward`.
     pub fn options(url: impl Into<String>) -> PostgresOptions {
         PostgresOptions::url(url.into())
     }
 
-    /// Starts from a pool of the host's own. Its connections must reach the primary, each as a session
-    /// of its own for as long as a transaction lasts. Of other nodes' commits such a store hears by
+    /// Returns options for a pool of the host's own. Its connections must reach the primary, and keep
+    /// one server session for the length of a transaction. Such a store detects other nodes' commits by
     /// polling alone.
     pub fn with_pool(pool: Pool) -> PostgresOptions {
         PostgresOptions::pool(pool)
     }
 
     fn start(
-        (link, writing): (Arc<Link>, Arc<Link>),
+        (database, writing): (Arc<Database>, Arc<Database>),
         listen: Option<listen::Later>,
         runtime: Handle,
     ) -> Self {
         let moved = Arc::new(Event::new());
-        let hints = listen::hints(link.clone(), &runtime);
-        let loader = Loader::new(link.clone());
+        let hints = listen::hints(database.clone(), &runtime);
+        let loader = Loader::new(database.clone());
         let writer = Writer::start(writing, &runtime, moved.clone(), hints);
         Self {
             shared: Arc::new(Shared {
-                link,
+                database,
                 runtime,
                 loader,
                 writer,
@@ -144,106 +141,144 @@ impl PostgresStore {
         }
     }
 
-    /// The schema that holds the store's tables.
+    /// Returns the name of the schema that holds the store's tables.
     #[must_use]
     pub fn schema(&self) -> &str {
-        self.shared.link.schema.name()
+        self.shared.database.schema.name()
     }
 
-    /// The SQL that sets up the tables of a store in a schema of this name, for those who run migrations
-    /// of their own: from a version of the schema on, zero where there is none, to that of this build. A
-    /// store that is connected to tables which were set up so migrates nothing, and begins its history.
+    /// Returns the SQL that creates a schema of this name and the tables of a store in it, for
+    /// deployments with migrations of their own. A store that connects to these tables creates none, and
+    /// begins its history.
     ///
     /// # Errors
     ///
-    /// [`ConnectError::Schema`] for a name that no schema has, [`ConnectError::Newer`] for a version that
-    /// this build does not know.
-    pub fn schema_sql(schema: &str, from: i32) -> Result<String, ConnectError> {
-        schema::sql(&schema::Schema::new(schema)?, from)
+    /// [`ConnectError::Schema`] for a name that no schema may have.
+    pub fn schema_sql(schema: &str) -> Result<String, ConnectError> {
+        Ok(schema::Schema::new(schema)?.script())
     }
 
-    /// Reads all tables and names what is broken in them, as of one instant. The store goes on meanwhile.
+    /// Reads all tables in one snapshot, and names what is broken in them. The store stays in use.
     ///
     /// # Errors
     ///
     /// [`StoreError`] if they cannot be read at all.
     pub async fn check_integrity(&self) -> Result<IntegrityReport, StoreError> {
         self.within(
-            Within::Snapshot,
+            Mode::Read,
             Takes::AsLongAsItNeeds,
             "checking integrity",
-            |tx| check::check(tx).boxed(),
+            |session| admin::check(session).boxed(),
         )
         .await
     }
 
-    /// How large the store is, and how it is kept. Counts rows, so that many take a moment.
+    /// Returns the size of the store and its engine. Counts rows, so that many take a moment.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
     pub async fn stats(&self) -> Result<Stats, StoreError> {
         self.within(
-            Within::Snapshot,
+            Mode::Read,
             Takes::AsLongAsItNeeds,
             "counting rows",
-            |tx| check::stats(tx).boxed(),
+            |session| admin::stats(session).boxed(),
         )
         .await
     }
 
-    /// Forgets the tombstones of keys removed at `upto` or before, and tells how many there were.
-    /// Followers that stand before `upto` read everything anew. The keys' ids and digests stay
-    /// taken.
+    /// Drops the tombstones of keys removed at `upto` or before, and returns their number. Followers
+    /// that are before `upto` read everything again. The keys' ids and digests stay taken.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]. After `Indeterminate` they may be forgotten or not.
+    /// [`StoreError`]. After `Indeterminate` they may or may not have been dropped.
     pub async fn forget_removed(&self, upto: Revision) -> Result<u64, StoreError> {
         self.within(
-            Within::Writing,
+            Mode::Write,
             Takes::Moment,
             "forgetting tombstones",
-            move |tx| upkeep::forget_removed(tx, upto).boxed(),
+            move |session| admin::forget_removed(session, upto).boxed(),
         )
         .await
     }
 
-    /// Begins a history of its own, on tables that were restored from a backup, before any node uses
-    /// them: followers of the lost one start over. From here on the store opens only to be recovered,
-    /// since what was revoked after the backup was taken would work again; see
+    /// Gives tables that were restored from a backup a history of their own, before any node uses them:
+    /// followers of the lost history start over. Afterwards the store opens only to be recovered, since
+    /// keys that were revoked after the backup would work again; see
     /// [`allow_unrecovered`](PostgresOptions::allow_unrecovered) and
     /// [`finish_recovery`](Self::finish_recovery).
     ///
     /// # Errors
     ///
-    /// [`StoreError`]. After `Indeterminate` it may be done or not.
+    /// [`StoreError`]. After `Indeterminate` it may or may not be done.
     pub async fn begin_anew(&self) -> Result<(), StoreError> {
         self.within(
-            Within::Writing,
+            Mode::Write,
             Takes::Moment,
             "beginning a history anew",
-            |tx| upkeep::begin_anew(tx).boxed(),
+            |session| admin::start_epoch(session).boxed(),
         )
         .await
     }
 
-    /// Lets a restored store open as any other from here on. To be called once it was recovered.
+    /// Marks a restored store as recovered, so that it opens as any other.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]. After `Indeterminate` it may be done or not.
+    /// [`StoreError`]. After `Indeterminate` it may or may not be done.
     pub async fn finish_recovery(&self) -> Result<(), StoreError> {
         self.within(
-            Within::Writing,
+            Mode::Write,
             Takes::Moment,
             "finishing a recovery",
-            |tx| upkeep::finish_recovery(tx).boxed(),
+            |session| admin::finish_recovery(session).boxed(),
         )
         .await
     }
 
-    /// Starts listening for other nodes' commits, if nobody did before.
+    /// Runs steps in a transaction, and returns their result after the transaction has ended.
+    async fn within<T, F>(
+        &self,
+        mode: Mode,
+        takes: Takes,
+        doing: &'static str,
+        steps: F,
+    ) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'s> FnOnce(&'s Session) -> BoxFuture<'s, Result<T, Fault>> + Send + 'static,
+    {
+        let database = self.shared.database.clone();
+        let run = async move { within(&database, mode, takes, steps).await };
+        let late = match mode.writes() {
+            true => Fault::Unknown(Box::new(Fault::Late)),
+            false => Fault::Late,
+        };
+        self.work(doing, takes, late, run).await
+    }
+
+    /// Works on the store's own runtime, so that a call neither needs the caller's runtime nor stops
+    /// half way when the caller does. Fails as `late` if the work takes too long.
+    async fn work<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        takes: Takes,
+        late: Fault,
+        work: impl Future<Output = Result<T, Fault>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let limit = self.shared.database.limit(takes);
+        let task = async move { tokio::time::timeout(limit, work).await };
+        let done = match self.shared.runtime.spawn(task).await {
+            Ok(Ok(done)) => done,
+            // The work took too long, it panicked, or the runtime is gone.
+            Ok(Err(_)) | Err(_) => Err(late),
+        };
+        done.map_err(|fault| fault.into_error(doing))
+    }
+
+    /// Starts listening for other nodes' commits, unless that was started before.
     fn listen(&self) {
         let Shared {
             runtime,
@@ -267,18 +302,17 @@ impl KeyStore for PostgresStore {
             loader, runtime, ..
         } = &*self.shared;
         let mut view = loader.load(runtime, asked).await?;
-        view.server_time = view.server_time.filter(|_| self.shared.link.server_clock);
+        view.server_time = view
+            .server_time
+            .filter(|_| self.shared.database.server_clock);
         Ok(view)
     }
 
     async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
         let locator = *locator;
-        self.within(
-            Within::Snapshot,
-            Takes::Moment,
-            "reading a key",
-            move |tx| async move { read::find(tx, &locator).await }.boxed(),
-        )
+        self.within(Mode::Read, Takes::Moment, "reading a key", move |session| {
+            async move { read::find(session, &locator).await }.boxed()
+        })
         .await
     }
 
@@ -289,14 +323,16 @@ impl KeyStore for PostgresStore {
     async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
         let page = self
             .within(
-                Within::Snapshot,
+                Mode::Read,
                 Takes::Moment,
                 "reading changes",
-                move |tx| async move { read::changes(tx, after, limit).await }.boxed(),
+                move |session| async move { read::changes(session, after, limit).await }.boxed(),
             )
             .await?;
         let mut page = page?;
-        page.server_time = page.server_time.filter(|_| self.shared.link.server_clock);
+        page.server_time = page
+            .server_time
+            .filter(|_| self.shared.database.server_clock);
         Ok(page)
     }
 
@@ -305,12 +341,9 @@ impl KeyStore for PostgresStore {
         after: Option<RowKey>,
         limit: NonZeroUsize,
     ) -> Result<ScanPage, StoreError> {
-        self.within(
-            Within::Snapshot,
-            Takes::Moment,
-            "scanning rows",
-            move |tx| async move { read::scan(tx, after.as_ref(), limit).await }.boxed(),
-        )
+        self.within(Mode::Read, Takes::Moment, "scanning rows", move |session| {
+            async move { read::scan(session, after.as_ref(), limit).await }.boxed()
+        })
         .await
     }
 
@@ -318,33 +351,34 @@ impl KeyStore for PostgresStore {
         let doing = "reading all rows";
         let gone = || StoreError::new(StoreErrorKind::Unavailable, doing);
         let (pages, mut coming) = mpsc::channel(stream::AHEAD);
-        let link = self.shared.link.clone();
-        let stream = async move { stream::everything(&link, limit, &pages).await };
-        // Rows are read there while those before them are taken here.
+        let database = self.shared.database.clone();
+        let stream = async move { stream::everything(&database, limit, &pages).await };
+        // The task reads rows while earlier ones are taken here.
         let stream = self.shared.runtime.spawn(stream);
-        // Without the runtime's own count of what a task did in one turn: it never lets a caller go on that
-        // blocks within one.
+        // Unconstrained: the runtime's budget would never let a caller continue that blocks within one
+        // task.
         while let Some(page) = unconstrained(coming.recv()).await {
             let page = unconstrained(page).await.map_err(|_| gone())?;
-            take(page.map_err(|fault| fault.told(doing))?)?;
+            take(page.map_err(|fault| fault.into_error(doing))?)?;
             stream::let_others_run().await;
         }
         let ended = unconstrained(stream).await.map_err(|_| gone())?;
-        ended.map_err(|fault| fault.told(doing))
+        ended.map_err(|fault| fault.into_error(doing))
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
         let query = query.clone();
-        self.look_through("listing keys", move |tx| {
-            async move { read::list(tx, &query).await }.boxed()
+        self.within(Mode::Read, Takes::While, "listing keys", move |session| {
+            async move { read::list(session, &query).await }.boxed()
         })
         .await
     }
 
     async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
         let query = query.clone();
-        self.look_through("reading the audit trail", move |tx| {
-            async move { read::audit(tx, &query).await }.boxed()
+        let doing = "reading the audit trail";
+        self.within(Mode::Read, Takes::While, doing, move |session| {
+            async move { read::audit(session, &query).await }.boxed()
         })
         .await
     }
@@ -353,10 +387,10 @@ impl KeyStore for PostgresStore {
         self.listen();
         loop {
             let moved = self.shared.moved.listen();
-            let head = self.within(Within::Glance, Takes::Moment, "reading the head", |tx| {
-                Head::read(tx).boxed()
+            let head = self.within(Mode::Hint, Takes::Moment, "reading the head", |session| {
+                head::read(session).boxed()
             });
-            if head.await?.cursor != after {
+            if head.await?.cursor() != after {
                 return Ok(());
             }
             moved.await;
@@ -364,32 +398,32 @@ impl KeyStore for PostgresStore {
     }
 }
 
-/// A report is as durable as a commit when it returns.
+/// A report is as durable as a commit when its call returns.
 #[async_trait]
 impl NodeRegistry for PostgresStore {
     async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {
         self.within(
-            Within::Writing,
+            Mode::Write,
             Takes::Moment,
             "noting a node's report",
-            move |tx| async move { nodes::report(tx, &report).await }.boxed(),
+            move |session| async move { nodes::report(session, &report).await }.boxed(),
         )
         .await
     }
 
     async fn nodes(&self) -> Result<Vec<NodeReport>, StoreError> {
-        self.within(Within::Snapshot, Takes::Moment, "reading nodes", |tx| {
-            nodes::all(tx).boxed()
+        self.within(Mode::Read, Takes::Moment, "reading nodes", |session| {
+            nodes::all(session).boxed()
         })
         .await
     }
 
     async fn forget(&self, node: NodeId, upto: u64) -> Result<(), StoreError> {
         self.within(
-            Within::Writing,
+            Mode::Write,
             Takes::Moment,
             "forgetting a node",
-            move |tx| async move { nodes::forget(tx, node, upto).await }.boxed(),
+            move |session| async move { nodes::forget(session, node, upto).await }.boxed(),
         )
         .await
     }

@@ -1,4 +1,4 @@
-//! How a database is connected to.
+//! The options for connecting to a database.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -6,24 +6,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use futures_util::future::FutureExt;
 use tokio::runtime::Handle;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{Config, NoTls, Socket};
 
 use super::PostgresStore;
 use super::fault::{ConnectError, Fault};
-use super::head::Head;
 use super::heartbeat::{Direct, Heartbeats, Reach};
-use super::link::{Link, Patience, Timeouts};
-use super::listen;
-use super::schema::{Schema, migrate};
+use super::schema::Schema;
+use super::session::{Database, Mode, Patience, Takes, Timeouts, within};
+use super::setup::set_up;
 use super::tls::Certificates;
 use super::url::{Encryption, Url};
+use super::{head, listen};
 
-/// How long setting up tables may take: others may be at it, with a lock on the version.
-const MIGRATION: Duration = Duration::from_secs(60);
+/// 60 seconds to set up the tables: another node may be creating them.
+const SET_UP: Duration = Duration::from_secs(60);
 
-/// How a database is connected to. See [`PostgresStore::options`].
+/// The options for connecting to a database. See [`PostgresStore::options`].
 #[derive(Clone)]
 #[must_use = "options connect to nothing by themselves"]
 pub struct PostgresOptions {
@@ -33,20 +34,19 @@ pub struct PostgresOptions {
     connections: usize,
     unrecovered: bool,
     must_exist: bool,
-    copy_target: bool,
     timeouts: Timeouts,
     strict: bool,
     server_clock: bool,
 }
 
-/// Where connections come from.
+/// The source of connections.
 #[derive(Clone)]
 enum Source {
     Url(String),
     Pool(Pool),
 }
 
-/// Tells neither the URL nor anything of it, which may be a password.
+/// Omits the URL and every part of it, which may be a password.
 impl fmt::Debug for PostgresOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresOptions")
@@ -59,7 +59,7 @@ impl fmt::Debug for PostgresOptions {
 }
 
 impl PostgresOptions {
-    /// How many connections a node reads with at most. A judgement: a server has some hundred for all.
+    /// 8 connections for reads at most. A judgement: a server has about a hundred for all clients.
     pub const DEFAULT_CONNECTIONS: usize = 8;
 
     fn new(source: Source) -> Self {
@@ -70,7 +70,6 @@ impl PostgresOptions {
             connections: Self::DEFAULT_CONNECTIONS,
             unrecovered: false,
             must_exist: false,
-            copy_target: false,
             timeouts: Timeouts {
                 statement: Duration::from_secs(5),
                 lock: Duration::from_secs(5),
@@ -91,34 +90,27 @@ impl PostgresOptions {
         Self::new(Source::Pool(pool))
     }
 
-    /// Sets the schema that holds the store's tables. It is created if there is none and the user may.
-    /// Defaults to `keyward`; 1 to 48 lower-case letters, digits and underscores.
+    /// Sets the schema that holds the store's tables. It is created if it does not exist and the user
+    /// may create it. Defaults to `keyward`; 1 to 48 lower-case letters, digits and underscores.
     pub fn schema(mut self, name: impl Into<String>) -> Self {
         self.schema = name.into();
         self
     }
 
-    /// Accepts a store that was restored from a backup and not recovered yet, in order to recover it; see
-    /// [`PostgresStore::begin_anew`].
+    /// Accepts a store that was restored from a backup and not recovered yet, in order to recover it.
+    /// See [`PostgresStore::begin_anew`].
     pub const fn allow_unrecovered(mut self) -> Self {
         self.unrecovered = true;
         self
     }
 
-    /// Refuses to set up tables where there are none.
+    /// Refuses to create tables.
     pub const fn must_exist(mut self) -> Self {
         self.must_exist = true;
         self
     }
 
-    /// Connects to a schema that another store is to be copied into, or was in part; see
-    /// [`transfer`](crate::store::transfer). Until the copy is done it serves nothing else.
-    pub const fn copy_target(mut self) -> Self {
-        self.copy_target = true;
-        self
-    }
-
-    /// Trusts the authorities whose certificates stand in `pem`, and no others, in place of those of the
+    /// Trusts the authorities whose certificates are in `pem`, and no others, instead of those of the
     /// system and of the URL's `sslrootcert`. Connections are encrypted then, unless the URL says
     /// `sslmode=disable`.
     pub fn root_certificates(mut self, pem: impl Into<Vec<u8>>) -> Self {
@@ -126,98 +118,97 @@ impl PostgresOptions {
         self
     }
 
-    /// Shows the server a certificate, in place of that of the URL's `sslcert` and `sslkey`: `pem` holds
-    /// it, followed by those that lead to its authority, and `key` its private key, both as PEM.
-    /// Connections are encrypted then, unless the URL says `sslmode=disable`.
+    /// Shows the server a certificate, instead of that of the URL's `sslcert` and `sslkey`. `pem` holds
+    /// the certificate and those up to its authority, `key` its private key, both as PEM. Connections
+    /// are encrypted then, unless the URL says `sslmode=disable`.
     pub fn client_certificate(mut self, pem: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         self.certificates.show(pem.into(), key.into());
         self
     }
 
-    /// Sets how many connections are opened at most to read with. There are two more: commits wait for
-    /// no reader and have one of their own, and one hears of other nodes' commits. Of no effect on a pool
-    /// that was handed over, which commits share with reads. Defaults to
-    /// [`DEFAULT_CONNECTIONS`](Self::DEFAULT_CONNECTIONS).
+    /// Sets the number of connections for reads. There are two more: one for commits, which never wait
+    /// for a read, and one that listens for other nodes' commits. No effect on a host's pool, which
+    /// commits share with reads. Defaults to [`DEFAULT_CONNECTIONS`](Self::DEFAULT_CONNECTIONS).
     pub const fn max_connections(mut self, connections: NonZeroUsize) -> Self {
         self.connections = connections.get();
         self
     }
 
-    /// Sets how long the server works on one statement before it gives up, at least a millisecond.
-    /// Defaults to five seconds.
+    /// Sets the time after which the server gives up on a statement, at least a millisecond. Defaults to
+    /// five seconds.
     pub const fn statement_timeout(mut self, timeout: Duration) -> Self {
         self.timeouts.statement = timeout;
         self
     }
 
-    /// Sets how long the server waits for a lock before it gives up, at least a millisecond. Defaults
-    /// to five seconds.
+    /// Sets the time after which the server gives up on a lock, at least a millisecond. Defaults to five
+    /// seconds.
     pub const fn lock_timeout(mut self, timeout: Duration) -> Self {
         self.timeouts.lock = timeout;
         self
     }
 
-    /// Sets how long the server keeps a transaction, and its locks, of a node that says nothing any
-    /// more; at least a millisecond. Defaults to ten seconds.
+    /// Sets the time for which the server keeps the transaction and the locks of a silent node, at least
+    /// a millisecond. Defaults to ten seconds.
     pub const fn idle_in_transaction_timeout(mut self, timeout: Duration) -> Self {
         self.timeouts.idle = timeout;
         self
     }
 
-    /// Sets how long a call waits for the server as a whole, and once more for the answer to its
-    /// commit. Listings may take six times as long; more than a day is a day. Defaults to ten seconds.
+    /// Sets the time that a call waits for the server as a whole, and once more for the answer to its
+    /// commit. Listings may take six times as long. At most a day. Defaults to ten seconds.
     pub const fn request_timeout(mut self, timeout: Duration) -> Self {
         self.timeouts.request = timeout;
         self
     }
 
-    /// Sets how long a call waits for a free connection, and once more for a new one to be made, before
-    /// it fails as unavailable. Where none became free, [`PoolExhausted`](super::PoolExhausted) is the
-    /// error's source. Defaults to five seconds.
+    /// Sets the time that a call waits for a free connection, and once more for a new one, before it
+    /// fails as unavailable. If none became free, [`PoolExhausted`](super::PoolExhausted) is the error's
+    /// source. Defaults to five seconds.
     pub const fn connection_timeout(mut self, timeout: Duration) -> Self {
         self.timeouts.connection = timeout;
         self
     }
 
-    /// Sets whether a node's clock is held against the server's: one that differs by more than the
-    /// [allowance](crate::Builder::clock_allowance) issues nothing. On by default; off for a server whose
-    /// clock is known to be wrong, and for tests that move a clock of their own.
+    /// Sets whether a node's clock is compared with the server's. A node whose clock differs by more
+    /// than the [allowance](crate::Builder::clock_allowance) issues nothing. On by default. Turn it off
+    /// for a server whose clock is known to be wrong, and for tests that move a clock of their own.
     pub const fn server_clock(mut self, counts: bool) -> Self {
         self.server_clock = counts;
         self
     }
 
-    /// Tells what was read or written only once the synchronous standby has acknowledged a heartbeat that
-    /// began after it. For clusters whose failover does not stop the former primary: cut off from the
-    /// others, that goes on answering reads, and keys that were revoked since would be accepted. Such a
-    /// server is unavailable here, so that its verifiers refuse keys once their bound is passed. Off by
-    /// default.
+    /// Returns the result of a read or write only after the synchronous standby has acknowledged a
+    /// heartbeat that began afterwards. For clusters whose failover does not stop the former primary:
+    /// cut off from the others, it would answer reads, and keys that were revoked since would be
+    /// accepted. In strict mode such a server is unavailable, and its verifiers fail closed at their
+    /// staleness bound. Off by default.
     ///
-    /// - `synchronous_standby_names` must name who may become the primary, and all of them must be waited
-    ///   for, so that nothing of a former primary is acknowledged once another took its place. While one
-    ///   of them does not answer, nothing is told, and no key stays fresh.
-    /// - Each call waits for a small commit after it, which calls that wait together share. It is made on
-    ///   one connection more, which must reach the server itself.
-    /// - It cannot be asked of a pool that was handed over.
+    /// - `synchronous_standby_names` must name every server that may become the primary, and commits
+    ///   must wait for all of them: then nothing of a former primary is acknowledged after another took
+    ///   its place. While one of them does not answer, no call returns, and no key stays fresh.
+    /// - Each call waits for a small commit after it, which concurrent calls share. The commit uses one
+    ///   more connection, which must reach the server itself.
+    /// - Strict mode does not work with a host's pool.
     ///
-    /// What this proves, and what is assumed, stands in `docs/propagation.md`.
+    /// `docs/propagation.md` states what strict mode proves and what it assumes.
     pub const fn strict(mut self) -> Self {
         self.strict = true;
         self
     }
 
-    /// Connects, and sets up the tables if there are none or older ones.
+    /// Connects, and creates the tables if there are none.
     ///
-    /// Where a connection is encrypted the server must show a certificate in the host's name, from an
-    /// authority that is trusted; `sslmode=require` and `verify-ca` mean the same as `verify-full`. It is
-    /// encrypted unless the URL says `sslmode=disable`, or the server is on this machine and neither the
-    /// URL nor certificates that were given ask for it: `allow` and `prefer` do not. Trusted is whom
-    /// [`root_certificates`](Self::root_certificates) names, or else the file that the URL names as
-    /// `sslrootcert`, or else whom the system trusts.
+    /// A connection is encrypted, unless the URL says `sslmode=disable`, or the server is on this machine
+    /// and neither the URL nor given certificates ask for encryption; `allow` and `prefer` do not ask for
+    /// it. On an encrypted connection the server must show a certificate in the host's name from a trusted
+    /// authority: `sslmode=require` and `verify-ca` mean the same as `verify-full`. The trusted authorities
+    /// are those of [`root_certificates`](Self::root_certificates), or else those in the URL's
+    /// `sslrootcert`, or else those of the system.
     ///
     /// # Errors
     ///
-    /// [`ConnectError`] says what stands in the way.
+    /// [`ConnectError`] names the reason.
     pub async fn connect(self) -> Result<PostgresStore, ConnectError> {
         let runtime = runtime()?;
         let url = match &self.source {
@@ -232,7 +223,7 @@ impl PostgresOptions {
         if !url.is_encrypted(certificates.are_given()) {
             return self.reach(url, None::<NoTls>, runtime).await;
         }
-        // Files are read.
+        // Reads files.
         let tls = runtime.spawn_blocking(move || certificates.connector());
         let tls = tls
             .await
@@ -240,13 +231,13 @@ impl PostgresOptions {
         self.reach(url, Some(tls), runtime).await
     }
 
-    /// Connects like [`connect`](Self::connect), encrypted by `tls`, which decides by itself what a
-    /// server must show. Connections are never unencrypted then, unless the URL says
-    /// `sslmode=disable`. Of no effect on a pool that was handed over.
+    /// Connects like [`connect`](Self::connect), encrypted by `tls`, which decides what a server must show.
+    /// Connections are always encrypted then, unless the URL says `sslmode=disable`. No effect on a host's
+    /// pool.
     ///
     /// # Errors
     ///
-    /// [`ConnectError`] says what stands in the way: certificates that were given by other means, too.
+    /// [`ConnectError`] names the reason. It is an error to give certificates by other means, too.
     pub async fn connect_tls<T>(self, tls: T) -> Result<PostgresStore, ConnectError>
     where
         T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
@@ -324,7 +315,7 @@ impl PostgresOptions {
         }
         let direct = direct.filter(|_| self.strict);
         let timeouts = self.timeouts;
-        let mut link = Link {
+        let mut database = Database {
             pool: reading,
             patience,
             schema: Schema::new(&self.schema)?,
@@ -332,55 +323,47 @@ impl PostgresOptions {
             heartbeats: None,
             server_clock: self.server_clock,
         };
-        let patient = Link {
+        let patient = Database {
             timeouts: Timeouts {
-                statement: MIGRATION,
-                lock: MIGRATION,
+                statement: SET_UP,
+                lock: SET_UP,
                 ..timeouts
             },
-            ..link.clone()
+            ..database.clone()
         };
-        let migrate = migrate(&patient, self.must_exist);
-        let migrated = tokio::time::timeout(MIGRATION * 2, migrate).await;
-        match migrated.unwrap_or(Err(Fault::Late)) {
-            // Nothing else can be read there.
-            Err(Fault::Copying) if self.copy_target => {
-                let writing = Link {
-                    pool: writing,
-                    ..link.clone()
-                };
-                let links = (Arc::new(link), Arc::new(writing));
-                return Ok(PostgresStore::start(links, listen, runtime));
-            }
-            migrated => migrated?,
-        }
+        let set_up = set_up(&patient, self.must_exist);
+        let ready = tokio::time::timeout(SET_UP * 2, set_up).await;
+        ready.unwrap_or(Err(Fault::Late))?;
         if let Some(direct) = direct {
-            // A little less than a call, so that the call tells what it waited for.
+            // Three quarters of a call, so that the call reports the failure of its heartbeat.
             let limit = timeouts.request / 4 * 3;
             let heartbeats = Heartbeats::start(direct, limit, &runtime);
-            link.heartbeats = Some(Arc::new(heartbeats));
+            database.heartbeats = Some(Arc::new(heartbeats));
         }
-        let writing = Link {
+        let writing = Arc::new(Database {
             pool: writing,
-            ..link.clone()
-        };
-        let head = tokio::time::timeout(timeouts.request, head(&link)).await;
-        if head.unwrap_or(Err(Fault::Late))?.unrecovered && !self.unrecovered {
+            ..database.clone()
+        });
+        let database = Arc::new(database);
+        let head = within(&database, Mode::Read, Takes::Moment, |session| {
+            head::read(session).boxed()
+        });
+        let head = tokio::time::timeout(timeouts.request, head).await;
+        if head.unwrap_or(Err(Fault::Late))?.store.unrecovered && !self.unrecovered {
             return Err(ConnectError::Unrecovered);
         }
-        tracing::info!(schema = link.schema.name(), "connected");
-        let links = (Arc::new(link), Arc::new(writing));
-        Ok(PostgresStore::start(links, listen, runtime))
+        tracing::info!(schema = database.schema.name(), "connected");
+        Ok(PostgresStore::start((database, writing), listen, runtime))
     }
 }
 
-/// The ways to a database.
+/// The pools and connectors of a database.
 struct Ways {
     reading: Pool,
     writing: Pool,
     patience: Patience,
     listen: Option<listen::Later>,
-    /// What heartbeats are made on.
+    /// The connector for heartbeats.
     direct: Option<Arc<dyn Reach>>,
 }
 
@@ -398,15 +381,6 @@ impl From<Pool> for Ways {
 
 fn runtime() -> Result<Handle, ConnectError> {
     Handle::try_current().map_err(|_| ConnectError::NoRuntime)
-}
-
-async fn head(link: &Link) -> Result<Head, Fault> {
-    let mut conn = link.connection().await?;
-    let tx = link.snapshot(&mut conn).await?;
-    let head = Head::read(&tx).await?;
-    tx.end().await?;
-    conn.give_back();
-    Ok(head)
 }
 
 fn own_pool<T>(

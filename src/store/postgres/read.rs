@@ -1,181 +1,126 @@
-//! What a follower and a listing read, each within one snapshot.
+//! Reads of followers and listings, each within one snapshot.
 
 use std::num::NonZeroUsize;
 
 use futures_util::future::{try_join, try_join3};
 
 use super::fault::Fault;
-use super::head::{HEAD, Head, stored_tag};
-use super::link::{Bound, Listing, Tx};
-use super::rows;
-use super::schema::Schema;
+use super::head::{self, stored_tag};
+use super::rows::{Bound, bound};
+use super::session::Session;
 use crate::core::id::KeyId;
 use crate::core::query::{AuditQuery, KeyQuery};
 use crate::core::secret::Digest;
-use crate::store::rows::{
-    AuditListing, COLUMNS, KEY, KeyListing, Marks, OWNER, TENANT, audit_entries, digest_holder,
-    first_after, id_bytes, key_candidates, page_end,
+use crate::store::sql::{
+    AuditListing, COLUMNS, DIGEST_COLUMNS, FeedPage, KeyListing, Scan, audit_entries, change,
+    entry, id_bytes, key_candidates, place_at, read_digest,
 };
 use crate::store::{
-    AuditPage, Change, Changes, ChangesError, Cursor, KeyPage, Locator, RowKey, ScanPage, Versioned,
+    AuditPage, Changes, ChangesError, Cursor, KeyPage, Locator, RowKey, ScanPage, Versioned,
 };
 
-/// How many rows come at a time where it is not known how many are needed. A judgement.
-const SOME: i32 = 512;
+/// 512 rows at a time where it is not known how many are needed. A judgement.
+const SOME: usize = 512;
 
-/// How many changes come at a time, at most. A judgement.
+/// 512 changes at a time at most. A judgement.
 const PAGE: usize = 512;
 
-pub(super) async fn find(tx: &Tx<'_>, locator: &Locator) -> Result<Option<Versioned>, Fault> {
+pub(super) async fn find(session: &Session, locator: &Locator) -> Result<Option<Versioned>, Fault> {
     let id = async {
         match locator {
             Locator::Id(id) => Ok(Some(*id)),
-            Locator::Imported(digest) => holder(tx, digest).await,
+            Locator::Imported(digest) => holder(session, digest).await,
         }
     };
     let row = async {
         let Some(id) = id.await? else { return Ok(None) };
         let sql = format!("SELECT {COLUMNS} FROM $s.rows WHERE id = $1");
-        let found = tx.query(&sql, &[&&id_bytes(id)[..]]).await?;
-        Ok::<_, Fault>(rows::changes(&found)?.pop())
+        let found = session.query(&sql, &[&&id_bytes(id)[..]]).await?;
+        Ok::<_, Fault>(found.first().map(change).transpose()?)
     };
-    let (head, change) = try_join(Head::read(tx), row).await?;
-    let head = head.cursor;
+    let (head, change) = try_join(head::read(session), row).await?;
+    let head = head.cursor();
     Ok(change.map(|change| Versioned { change, head }))
 }
 
-/// The key that has this imported digest, or had it.
-async fn holder(tx: &Tx<'_>, digest: &Digest) -> Result<Option<KeyId>, Fault> {
-    let sql = "SELECT id, seal FROM $s.digests WHERE digest = $1";
-    let found = tx.query(sql, &[&&digest.as_bytes()[..]]).await?;
-    let Some(row) = found.first() else {
-        return Ok(None);
-    };
-    let holder = digest_holder(digest, row.try_get(0)?, row.try_get(1)?)?;
-    Ok(Some(holder))
+/// Returns the key that has this imported digest, or had it.
+async fn holder(session: &Session, digest: &Digest) -> Result<Option<KeyId>, Fault> {
+    let sql = format!("SELECT {DIGEST_COLUMNS} FROM $s.digests WHERE digest = $1");
+    let found = session.query(&sql, &[&&digest.as_bytes()[..]]).await?;
+    let holder = found.first().map(read_digest).transpose()?;
+    Ok(holder.map(|(_, key)| key))
 }
 
 pub(super) async fn changes(
-    tx: &Tx<'_>,
+    session: &Session,
     after: Cursor,
     limit: NonZeroUsize,
 ) -> Result<Result<Changes, ChangesError>, Fault> {
-    let sql = format!("SELECT {COLUMNS} FROM $s.rows WHERE place >= $1 ORDER BY place LIMIT $2");
-    let page = limit.get().saturating_add(1).min(PAGE);
-    let some = i64::try_from(page).unwrap_or(i64::MAX);
-    let from = first_after(after.revision);
-    let with: [Bound<'_>; 2] = [&from, &some];
-    // All at once: the rows are of no use only where the follower has to start over.
+    let sql = format!("{} LIMIT $2", FeedPage::sql());
+    let some = limit.get().saturating_add(1).min(PAGE);
+    let most = i64::try_from(some).unwrap_or(i64::MAX);
+    let with: [Bound<'_>; 2] = [&FeedPage::from(after), &most];
+    // Concurrently: the rows are of no use only where the follower has to start over.
     let (head, tag, mut found) = try_join3(
-        Head::read(tx),
-        stored_tag(tx, after.revision),
-        tx.query(&sql, &with),
+        head::read(session),
+        stored_tag(session, after.revision),
+        session.query(&sql, &with),
     )
     .await?;
-    let same_history = after.epoch == head.cursor.epoch
-        && after.revision <= head.cursor.revision
-        && after.revision >= head.floor
-        && head.tag_at(after.revision, tag) == Some(after.tag);
-    if !same_history {
+    if !head.continues(after, tag) {
         return Ok(Err(ChangesError::Compacted));
     }
-    let mut changes: Vec<Change> = Vec::new();
-    let mut upto = head.cursor;
+    let mut page = FeedPage::new(limit);
+    let mut stored = None;
     'page: loop {
         for row in &found {
-            let change = rows::change(row)?;
-            if let Some(last) = page_end(&changes, limit, &change) {
-                let tag = stored_tag(tx, last).await?;
-                upto.revision = last;
-                upto.tag = head.tag_at(last, tag).ok_or_else(|| {
-                    Fault::corrupt(format!("commit {last} is missing, of which rows stand"))
-                })?;
+            if let Some(last) = page.add(change(row)?) {
+                stored = stored_tag(session, last).await?;
                 break 'page;
             }
-            changes.push(change);
         }
-        let last = found
-            .last()
-            .filter(|_| found.len() >= page)
-            .map(rows::place);
-        let Some(last) = last.transpose()? else { break };
-        found = tx.query(&sql, &[&last.saturating_add(1), &some]).await?;
+        let last = found.last().filter(|_| found.len() >= some);
+        let Some(last) = last.map(place_at).transpose()? else {
+            break;
+        };
+        found = session
+            .query(&sql, &[&last.saturating_add(1), &most])
+            .await?;
     }
-    Ok(Ok(Changes {
-        changes,
-        upto,
-        head: head.cursor,
-        server_time: Some(head.server_time),
-    }))
+    Ok(Ok(page.end(&head, stored)?))
 }
 
 pub(super) async fn scan(
-    tx: &Tx<'_>,
+    session: &Session,
     after: Option<&RowKey>,
     limit: NonZeroUsize,
 ) -> Result<ScanPage, Fault> {
-    let head = Head::of(&tx.query(HEAD, &[]).await?)?;
-    let wanted = limit.get().saturating_add(1);
-    let mut page = Vec::new();
-    let most = |page: &Vec<Change>| i64::try_from(wanted - page.len()).unwrap_or(i64::MAX);
-    for kind in [TENANT, OWNER] {
-        let (tenant, name) = match (kind, after) {
-            (TENANT, Some(RowKey::Tenant(tenant))) => (tenant.as_str(), ""),
-            (OWNER, None | Some(RowKey::Tenant(_))) | (TENANT, None) => ("", ""),
-            (OWNER, Some(RowKey::Owner(tenant, owner))) => (tenant.as_str(), owner.as_str()),
-            _ => continue,
-        };
-        let sql = format!(
-            "SELECT {COLUMNS} FROM $s.rows \
-             WHERE kind = {kind} AND (tenant, name) > ($1, $2) AND name IS NOT NULL \
-             ORDER BY tenant, name LIMIT $3"
-        );
-        let found = tx.query(&sql, &[&tenant, &name, &most(&page)]).await?;
-        page.extend(rows::changes(&found)?);
+    let head = head::read(session).await?;
+    let mut scan = Scan::new(after, limit);
+    while let Some(sql) = scan.next() {
+        for row in &session.query_of(&sql).await? {
+            scan.add(change(row)?);
+        }
     }
-    let last = match after {
-        Some(RowKey::Key(id)) => id_bytes(*id).to_vec(),
-        // No bytes come before every id.
-        _ => Vec::new(),
-    };
-    let sql = format!(
-        "SELECT {COLUMNS} FROM $s.rows WHERE id > $1 AND kind = {KEY} ORDER BY id LIMIT $2"
-    );
-    let found = tx.query(&sql, &[&last, &most(&page)]).await?;
-    page.extend(rows::changes(&found)?);
-    let more = page.len() > limit.get();
-    page.truncate(limit.get());
-    let next = page.last().filter(|_| more).map(|change| change.row.key());
-    Ok(ScanPage {
-        head: head.cursor,
-        rows: page,
-        next,
-    })
+    Ok(scan.end(&head))
 }
 
-pub(super) fn marks(schema: &Schema) -> Marks<'_> {
-    Marks {
-        bound: '$',
-        schema: schema.prefix(),
-    }
-}
-
-pub(super) async fn list(tx: &Listing<'_>, query: &KeyQuery) -> Result<KeyPage, Fault> {
-    let (sql, ordered) = key_candidates(query, marks(tx.schema()));
+pub(super) async fn list(session: &Session, query: &KeyQuery) -> Result<KeyPage, Fault> {
+    let (sql, ordered) = key_candidates(query);
     let mut listing = KeyListing::new(query, ordered);
-    tx.each(&sql.text, &rows::bound(&sql.with), SOME, |row| {
-        Ok(listing.add(rows::change(row)?))
-    })
-    .await?;
+    let look = |row: &tokio_postgres::Row| Ok(!listing.add(change(row)?));
+    session
+        .each(&sql.text, &bound(&sql.with), SOME, look)
+        .await?;
     Ok(listing.end())
 }
 
-pub(super) async fn audit(tx: &Listing<'_>, query: &AuditQuery) -> Result<AuditPage, Fault> {
-    let sql = audit_entries(query, marks(tx.schema()));
+pub(super) async fn audit(session: &Session, query: &AuditQuery) -> Result<AuditPage, Fault> {
+    let sql = audit_entries(query);
     let mut listing = AuditListing::new(query);
-    tx.each(&sql.text, &rows::bound(&sql.with), SOME, |row| {
-        Ok(listing.add(rows::entry(row)?))
-    })
-    .await?;
+    let look = |row: &tokio_postgres::Row| Ok(!listing.add(entry(row)?));
+    session
+        .each(&sql.text, &bound(&sql.with), SOME, look)
+        .await?;
     Ok(listing.page)
 }

@@ -1,72 +1,71 @@
-//! Everything at once, for a node that starts: one snapshot, read as it comes.
+//! All rows in one stream, for a node that starts: one snapshot, decoded while it arrives.
 
 use std::future::poll_fn;
 use std::num::NonZeroUsize;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::Poll;
 
 use futures_util::TryStreamExt;
-use futures_util::future::try_join;
+use futures_util::future::{FutureExt, poll_immediate, try_join};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::{Row, RowStream};
 
 use super::fault::Fault;
-use super::head::{HEAD, Head};
-use super::link::Link;
-use super::rows;
+use super::head;
+use super::rows::changes;
+use super::session::{Database, Mode, Session};
 use crate::store::ScanPage;
-use crate::store::rows::{COLUMNS, REMOVED};
+use crate::store::sql::{COLUMNS, Head, REMOVED};
 
-/// How many rows are made into records at a time. Few enough that the memory of one batch is still at
-/// hand for the next: records have many parts. A judgement.
+/// 256 rows are decoded at a time. Few enough that the memory of one batch is still in the cache for the
+/// next: records have many parts. A judgement.
 const BATCH: usize = 256;
 
-/// How many batches may be read before they are taken. A judgement: enough that neither side waits for
-/// the other.
+/// 16 batches may be read ahead. A judgement: enough that neither side waits for the other.
 pub(super) const AHEAD: usize = 16;
 
-/// Rows on their way to be records.
+/// A batch that is being decoded.
 pub(super) type Page = JoinHandle<Result<ScanPage, Fault>>;
 
-/// Makes records of rows as the server sent them, beside whoever reads and whoever takes them: that is
-/// the most part of the work. `head` is where the store stood before.
+/// Decodes rows in a task of its own, concurrently with reading and taking them: decoding is most of the
+/// work. `head` was read before the rows.
 fn page(head: Head, rows: Vec<Row>) -> Page {
     tokio::spawn(async move {
         Ok(ScanPage {
-            head: head.cursor,
-            rows: rows::changes(&rows)?,
+            head: head.cursor(),
+            rows: changes(&rows)?,
             next: None,
         })
     })
 }
 
-/// Sends all rows in the order in which the table has them. Ends early if nobody takes them any more.
+/// Sends all rows in the order of the table. Ends early if the receiver is dropped.
 ///
-/// `limit` rows at a time are a statement of their own to the server, within its timeout, however many
-/// there are in all. Where they are not taken, the server waits in between until it thinks the node
-/// idle.
+/// The server reads `limit` rows per statement, so that its timeout holds however many there are in all.
+/// If they are not taken, the server waits in between until its idle timeout.
 pub(super) async fn everything(
-    link: &Link,
+    database: &Arc<Database>,
     limit: NonZeroUsize,
     pages: &mpsc::Sender<Page>,
 ) -> Result<(), Fault> {
-    let patience = link.timeouts.request;
-    let mut conn = link.connection().await?;
+    let patience = database.timeouts.request;
     let begin = async {
-        let listing = link.listing(&mut conn).await?;
+        let session = Session::begin(database, Mode::Read).await?;
         let sql = format!("SELECT {COLUMNS} FROM $s.rows WHERE kind <> {REMOVED}");
-        let (head, portal) = try_join(listing.query(HEAD), listing.portal(&sql, &[])).await?;
-        Ok::<_, Fault>((listing, Head::of(&head)?, portal))
+        let (head, ()) = try_join(head::read(&session), session.open(&sql, &[])).await?;
+        let first = session.fetch(limit.get()).await?;
+        Ok::<_, Fault>((session, head, first))
     };
-    let (listing, head, portal) = timeout(patience, begin).await.map_err(|_| Fault::Late)??;
-    let asked = i32::try_from(limit.get()).unwrap_or(i32::MAX);
-    let mut coming = listing.go_on(&portal, asked).await?;
+    let begun = timeout(patience, begin).await.map_err(|_| Fault::Late)?;
+    let (session, head, mut coming) = begun?;
     let mut sent_any = false;
     loop {
-        // Asked for before these are read: the server does not wait to be asked.
-        let following = listing.go_on(&portal, asked).await?;
+        // Sent when first polled, before these rows are read: the server never waits for a request.
+        let mut following = session.fetch(limit.get()).boxed();
+        let early = poll_immediate(&mut following).await;
         let mut came = 0;
         let mut stream = pin!(coming);
         loop {
@@ -75,7 +74,7 @@ pub(super) async fn everything(
             let rows = rows.map_err(|_| Fault::Late)??;
             came += rows.len();
             let done = rows.len() < most;
-            // Where there is no row at all, that is told.
+            // An empty store is one empty page.
             if !rows.is_empty() || !sent_any {
                 sent_any = true;
                 if pages.send(page(head, rows)).await.is_err() {
@@ -89,15 +88,20 @@ pub(super) async fn everything(
         if came < limit.get() {
             break;
         }
-        coming = following;
+        let following = async {
+            match early {
+                Some(following) => following,
+                None => following.await,
+            }
+        };
+        let following = timeout(patience, following).await;
+        coming = following.map_err(|_| Fault::Late)??;
     }
-    // Whoever takes the rows concludes nothing from them before this call ends well.
-    listing.end().await?;
-    conn.give_back();
-    Ok(())
+    // The receiver must conclude nothing from the rows before this call succeeds.
+    session.end().await
 }
 
-/// The next rows, fewer than `most` at the end alone.
+/// Returns the next rows, fewer than `most` only at the end.
 async fn some(mut stream: Pin<&mut RowStream>, most: usize) -> Result<Vec<Row>, Fault> {
     let mut rows = Vec::with_capacity(most);
     while rows.len() < most
@@ -108,7 +112,7 @@ async fn some(mut stream: Pin<&mut RowStream>, most: usize) -> Result<Vec<Row>, 
     Ok(rows)
 }
 
-/// Gives way to other tasks once, whatever runs this one.
+/// Yields once to other tasks of whatever executor runs this one.
 pub(super) async fn let_others_run() {
     let mut gave_way = false;
     poll_fn(|cx| {

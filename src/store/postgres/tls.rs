@@ -1,5 +1,5 @@
-//! Whom an encrypted connection trusts: a server that shows a certificate in its name, from an
-//! authority that is trusted. Never less.
+//! The trust of an encrypted connection: the server must show a certificate in its name, from a trusted
+//! authority. Never less.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,17 +14,18 @@ use zeroize::Zeroizing;
 use super::fault::ConnectError;
 use super::url::Files;
 
-/// What `sslrootcert` calls the authorities that the system trusts.
+/// The value of `sslrootcert` for the authorities that the system trusts.
 const SYSTEM: &str = "system";
 
-/// What a connection is made with. Nothing given: trust whom the system trusts, and show nothing.
+/// The certificates of a connection. By default it trusts the system's authorities, and shows no
+/// certificate.
 #[derive(Clone, Default)]
 pub(super) struct Certificates {
     roots: Option<Pem>,
     client: Option<(Pem, Pem)>,
 }
 
-/// Text with certificates or a key, or where it stands.
+/// Certificates or a key, as text or as the path of a file.
 #[derive(Clone)]
 enum Pem {
     Text(Arc<Zeroizing<Vec<u8>>>),
@@ -40,7 +41,7 @@ impl Certificates {
         self.client = Some((Pem::new(certificate), Pem::new(key)));
     }
 
-    /// Adds what a URL names, where nothing was given.
+    /// Adds the files of a URL, where nothing was given.
     pub(super) fn or(self, files: Files) -> Result<Self, ConnectError> {
         let Files {
             roots,
@@ -62,12 +63,12 @@ impl Certificates {
         })
     }
 
-    /// Whether anything was given, which would be of no use to a connection that is not encrypted.
+    /// Returns whether anything was given, which only an encrypted connection can use.
     pub(super) const fn are_given(&self) -> bool {
         self.roots.is_some() || self.client.is_some()
     }
 
-    /// Reads what was named and sets up connections with it.
+    /// Reads the files, and returns a connector.
     pub(super) fn connector(&self) -> Result<MakeRustlsConnect, ConnectError> {
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
@@ -79,7 +80,7 @@ impl Certificates {
                 .with_client_auth_cert(certificates(certificate)?, private_key(key)?)
                 .map_err(unusable)?,
         };
-        // Servers that know the name of the protocol insist on it where TLS begins at once.
+        // Servers that know the protocol's name require it for direct TLS.
         config.alpn_protocols = vec![b"postgresql".to_vec()];
         Ok(MakeRustlsConnect::new(config))
     }
@@ -102,7 +103,7 @@ impl Certificates {
     }
 }
 
-/// Adds those that the system trusts. One that cannot be read harms no other.
+/// Adds the authorities that the system trusts, except those that cannot be read.
 fn add_system(trusted: &mut RootCertStore) {
     let found = rustls_native_certs::load_native_certs();
     for error in found.errors {
@@ -130,7 +131,7 @@ impl Pem {
 fn certificates(pem: &Pem) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
     let text = pem.text()?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-    // What is wrong with them is left out: it may be told with a part of what was given.
+    // The cause is left out, since it may quote a part of the key.
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
         _ => Err(unusable(

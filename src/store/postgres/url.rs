@@ -1,5 +1,4 @@
-//! What a connection URL says, the part that the driver does not read included: how much encryption is
-//! asked for, and with which certificates.
+//! Connection URLs, including the options that the driver does not read: encryption and certificates.
 
 use std::borrow::Cow;
 use std::iter::Peekable;
@@ -15,18 +14,18 @@ use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 use super::fault::ConnectError;
 
-/// How much encryption a URL asks for, in `sslmode`.
+/// The encryption that a URL asks for in `sslmode`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Encryption {
-    /// `disable`: none.
+    /// `disable`: no encryption.
     Off,
-    /// Nothing, or `allow` or `prefer`, which ask for nothing that somebody in between could not take away.
+    /// No `sslmode`, or `allow` or `prefer`, which an attacker on the way can downgrade.
     Unsaid,
-    /// `require`, `verify-ca` or `verify-full`. All mean the last.
+    /// `require`, `verify-ca` or `verify-full`. All mean `verify-full`.
     Demanded,
 }
 
-/// What a URL says.
+/// A parsed URL.
 #[derive(Clone)]
 pub(super) struct Url {
     pub(super) config: Config,
@@ -34,10 +33,10 @@ pub(super) struct Url {
     pub(super) files: Files,
 }
 
-/// The files that a URL names. An empty name is none.
+/// The files that a URL names. An empty name means no file.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(super) struct Files {
-    /// `sslrootcert`: the authorities to trust. `system` stands for those of the system.
+    /// `sslrootcert`: the authorities to trust. `system` means those of the system.
     pub(super) roots: Option<PathBuf>,
     /// `sslcert`
     pub(super) certificate: Option<PathBuf>,
@@ -46,7 +45,7 @@ pub(super) struct Files {
 }
 
 impl Url {
-    /// Reads `postgres://…`, or words like `host=… user=…`. What is unknown is refused.
+    /// Parses `postgres://…`, or words like `host=… user=…`. Unknown options are refused.
     pub(super) fn read(url: &str) -> Result<Self, ConnectError> {
         let mut encryption = Encryption::Unsaid;
         let mut files = Files::default();
@@ -78,7 +77,7 @@ impl Url {
         })
     }
 
-    /// Whether a connection is to be encrypted. Certificates that were given are of no use else.
+    /// Returns whether connections are encrypted. Given certificates require that.
     pub(super) fn is_encrypted(&self, certificates_given: bool) -> bool {
         match self.encryption {
             Encryption::Off => false,
@@ -94,14 +93,14 @@ impl Url {
             }
             Host::Unix(_) => true,
         };
-        // Where there are addresses, hosts are but names.
+        // If there are addresses, hosts are names only.
         match self.config.get_hostaddrs() {
             [] => self.config.get_hosts().iter().all(here),
             addresses => addresses.iter().all(IpAddr::is_loopback),
         }
     }
 
-    /// How to connect, each time within `limit` unless the URL says otherwise.
+    /// Returns the driver's configuration, with `limit` as the connect timeout unless the URL sets one.
     pub(super) fn config(self, encrypted: bool, limit: Duration) -> Result<Config, ConnectError> {
         let mut config = self.config;
         let file = |host: &Host| matches!(host, Host::Unix(_));
@@ -123,10 +122,11 @@ impl Url {
     }
 }
 
-/// Takes an option, and tells whether it did.
+/// Takes an option. Returns whether it is one of ours.
 type Take<'t> = &'t mut dyn FnMut(&str, &str) -> Result<bool, ConnectError>;
 
-/// Where the parameters of a URL begin, or its end; `None` if it is none. As the driver finds it.
+/// Returns the start of a URL's parameters, or its end, as the driver finds it. `None` if the text is no
+/// URL.
 fn query(url: &str) -> Option<usize> {
     let schemes = ["postgres://", "postgresql://"];
     let scheme = schemes.iter().find(|scheme| url.starts_with(**scheme))?;
@@ -170,17 +170,17 @@ fn without_words(words: &str, take: Take<'_>) -> Result<String, ConnectError> {
     Ok(rest)
 }
 
-/// Reads `option = value` and `option='value'`, where a backslash stands before what is meant as it is.
+/// Parses `option = value` and `option='value'`. A backslash escapes the next character.
 struct Words<'w> {
     words: &'w str,
     next: Peekable<CharIndices<'w>>,
 }
 
-/// An option, where it stands, and its value.
+/// An option, its range in the text, and its value.
 type Word<'w> = (Range<usize>, &'w str, String);
 
 impl<'w> Words<'w> {
-    /// The next option.
+    /// Returns the next option.
     fn word(&mut self) -> Result<Option<Word<'w>>, ConnectError> {
         self.skip_space();
         let start = self.at();
@@ -329,7 +329,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_the_driver_reads_without_it_is_read_the_same(url in ".*", mark in "[ ?&]") {
-            // Nothing of ours in it: the driver alone decides.
+            // It has no option of ours: the driver alone decides.
             prop_assume!(!url.contains("ssl") && !url.contains('%'));
             let expected = Config::from_str(&url);
             let found = Url::read(&url);

@@ -1,41 +1,40 @@
-//! Commits, applied within one transaction: checked against what it sees, and written at the next
-//! revisions if they pass.
+//! Commits applied within one transaction: checked against the rows that it sees, and written at the
+//! next revisions if they pass.
 //!
-//! Locks are taken in one order everywhere: the rows of tenants by name, then the head. From the lock
-//! of the head to the end of the transaction nobody else commits, so that what is checked there holds.
+//! Locks are taken in one order: the rows of tenants by name, then the head. From the lock of the head
+//! to the end of the transaction no other node commits, so that the checks stay true.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::exchange::{Bundle, Column, Exchange, array};
 use super::fault::Fault;
-use super::head::{self, HEAD, Head, TENANTS};
-use super::link::{STANDING, check_standing};
+use super::head::{self, HEAD, TENANTS};
+use super::session::{Bundle, Column, Session, VERSIONED, array, check_version};
 use crate::core::id::KeyId;
 use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
 use crate::core::text::PrincipalId;
 use crate::core::view::Revision;
-use crate::store::rows::{
-    self, AuditColumns, CommitRow, Fields, KEY, OWNER, TENANT, TenantHead, digest_holder,
-    digest_seal, id_bytes, id_of, revision_of, signed,
+use crate::store::sql::{
+    AuditColumns, CommitRow, DIGEST_COLUMNS, Head, KEY, OWNER, RowColumns, TENANT, TenantHead,
+    digest_seal, id_bytes, id_of, place, read_digest, revision_of, signed,
 };
 use crate::store::{Commit, CommitError, Row, RowKey};
 
-/// What became of a commit: its revision, or why it was refused, with nothing written.
+/// The revision of a commit, or the reason why it was refused, with nothing written.
 pub(super) type Verdict = Result<Revision, CommitError>;
 
-/// Who has a key's id.
+/// The holder of a key's id.
 enum Holder {
     Tenant(String),
-    /// Nobody any more, or what is no key.
+    /// A removed key, or a row that is no key.
     Gone,
 }
 
-/// Commits that go into one transaction: what it sees, with what it is about to write on top.
+/// The commits of one transaction: the rows that the transaction sees, and those that it will write.
 pub(super) struct Batch {
     head: Head,
     tenants: HashMap<TenantId, TenantHead>,
-    /// The keys of these commits that there were before.
+    /// The keys of these commits that had a row before.
     standing: HashSet<KeyId>,
     holders: HashMap<KeyId, Holder>,
     digests: HashMap<Digest, KeyId>,
@@ -44,7 +43,7 @@ pub(super) struct Batch {
     written: Written,
 }
 
-/// The rows that commits are guarded by.
+/// The rows that guard commits.
 struct Guards<'a> {
     /// Rows of tenants and owners: kind, tenant and name.
     named: BTreeSet<(i16, &'a TenantId, &'a str)>,
@@ -67,20 +66,22 @@ impl<'a> Guards<'a> {
     }
 }
 
-/// What goes into the tables.
+type OwnedRow = RowColumns<String, Vec<u8>>;
+
+/// The rows that go into the tables.
 #[derive(Default)]
 pub(super) struct Written {
     pub(super) commits: Vec<CommitRow>,
     pub(super) tenants: BTreeMap<TenantId, TenantHead>,
-    pub(super) rows: BTreeMap<RowKey, (i64, Fields)>,
+    pub(super) rows: BTreeMap<RowKey, (i64, OwnedRow)>,
     pub(super) audit: Vec<(i64, AuditColumns<String, Vec<u8>>)>,
     pub(super) digests: Vec<(Digest, KeyId)>,
-    /// Ids that stay taken without a tombstone. No commit writes any.
+    /// Ids that stay taken without a tombstone. A copy alone writes these.
     pub(super) gone: Vec<KeyId>,
 }
 
-/// Locks tenants, then the head, unless each of these tenants has moved on: one that is locked stays
-/// where it is, and the head need not wait for that.
+/// Returns the statements that lock tenants, then the head. The head is not locked if each of these
+/// tenants has a newer revision: a locked tenant does not move, so that all commits are outdated.
 fn locks() -> (String, String) {
     let tenants = format!("{TENANTS} ORDER BY tenant FOR UPDATE");
     let head = format!(
@@ -92,10 +93,10 @@ fn locks() -> (String, String) {
 }
 
 impl Batch {
-    /// Locks what the commits change, and reads what they may collide with after that. `None` if all of
-    /// them are outdated.
+    /// Locks the rows that the commits change, then reads the rows that they may collide with. `None` if
+    /// all commits are outdated.
     pub(super) async fn begin(
-        exchange: &Exchange<'_>,
+        session: &Session,
         commits: &[&Commit],
     ) -> Result<Option<Self>, Fault> {
         let names: BTreeSet<&str> = commits.iter().map(|one| one.tenant.as_str()).collect();
@@ -103,19 +104,19 @@ impl Batch {
         let fresh: BTreeSet<&str> = fresh.map(|one| one.tenant.as_str()).collect();
         let mut expected = Vec::new();
         for commit in commits {
-            // One that no table could hold is none that a tenant is at.
+            // No tenant is at a revision that no table can hold.
             let at = signed(commit.expected.0).unwrap_or(-1);
             expected.push((commit.tenant.to_string(), at));
         }
         let puts = commits.iter().flat_map(|commit| &commit.effects.puts);
         let ids: Vec<Vec<u8>> = puts.map(|record| id_bytes(record.id).to_vec()).collect();
-        let imported: HashMap<[u8; 32], Digest> = (commits.iter())
+        let imported: HashSet<Digest> = (commits.iter())
             .flat_map(|commit| commit.imported())
-            .map(|(digest, _)| (*digest.as_bytes(), digest))
+            .map(|(digest, _)| digest)
             .collect();
         let texts = |names: &BTreeSet<&str>| array(names.iter().map(|name| (*name).to_owned()));
         let (lock_tenants, lock_head) = locks();
-        // In this order: all but the first see what was committed before the head was locked.
+        // In this order: all but the first see every commit that returned before the head was locked.
         let mut bundle = Bundle::default();
         let locked = bundle.add(lock_tenants, vec![texts(&names)]);
         let both = vec![
@@ -123,8 +124,8 @@ impl Batch {
             array(expected.iter().map(|(_, at)| *at)),
         ];
         let head = bundle.add(lock_head, both);
-        let version = bundle.add(STANDING, Vec::new());
-        // One that was not there when tenants were locked may be there now.
+        let version = bundle.add(VERSIONED, Vec::new());
+        // A tenant that had no row when tenants were locked may have one now.
         let missing = (!fresh.is_empty()).then(|| bundle.add(TENANTS, vec![texts(&fresh)]));
         let standing = (!ids.is_empty()).then(|| {
             let sql = "SELECT id, kind, tenant FROM $s.rows WHERE id = ANY($1) \
@@ -132,8 +133,8 @@ impl Batch {
             bundle.add(sql, vec![array(ids.into_iter())])
         });
         let taken = (!imported.is_empty()).then(|| {
-            let sql = "SELECT digest, id, seal FROM $s.digests WHERE digest = ANY($1)";
-            let digests = imported.keys().map(|digest| digest.to_vec());
+            let sql = format!("SELECT {DIGEST_COLUMNS} FROM $s.digests WHERE digest = ANY($1)");
+            let digests = imported.iter().map(|digest| digest.as_bytes().to_vec());
             bundle.add(sql, vec![array(digests)])
         });
         let guards = Guards::of(commits);
@@ -152,16 +153,16 @@ impl Batch {
             let ids = guards.keys.iter().map(|id| id_bytes(*id).to_vec());
             bundle.add(sql, vec![array(ids)])
         });
-        let found = exchange.begin(bundle).await?;
+        let found = session.run(&bundle).await?;
         let answer = |place: Option<usize>| {
             let rows = place.and_then(|place| found.get(place));
             rows.map(Vec::as_slice).unwrap_or_default()
         };
-        // Tables are changed under the lock of the head: they may have been while it was waited for.
-        check_standing(answer(Some(version)))?;
+        // Checked under the lock of the head, since a migration takes it: one may just have committed.
+        check_version(answer(Some(version)))?;
         let mut tenants = HashMap::new();
         for row in answer(Some(locked)).iter().chain(answer(missing)) {
-            let (tenant, head) = head::tenant(row)?;
+            let (tenant, head) = TenantHead::read(row)?;
             tenants.insert(tenant, head);
         }
         let outdated = |commit: &&Commit| {
@@ -183,18 +184,14 @@ impl Batch {
         }
         let mut digests = HashMap::new();
         for row in answer(taken) {
-            let bytes: &[u8] = row.try_get(0)?;
-            let digest = <[u8; 32]>::try_from(bytes).ok();
-            if let Some(digest) = digest.and_then(|digest| imported.get(&digest)) {
-                let holder = digest_holder(digest, row.try_get(1)?, row.try_get(2)?)?;
-                digests.insert(*digest, holder);
-            }
+            let (digest, holder) = read_digest(row)?;
+            digests.insert(digest, holder);
         }
         let mut guarded = HashMap::new();
         for row in answer(named) {
             let (kind, tenant, name): (i16, &str, &str) =
                 (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            // What has no such name was not asked for.
+            // A row with a malformed name was not asked for.
             let key = TenantId::new(tenant)
                 .ok()
                 .and_then(|tenant| match i64::from(kind) {
@@ -208,7 +205,7 @@ impl Batch {
             guarded.extend(key.zip(Some(revision_of(row.try_get(1)?))));
         }
         Ok(Some(Self {
-            head: Head::of(head)?,
+            head: head::of(head)?,
             tenants,
             standing: holders.keys().copied().collect(),
             holders,
@@ -218,7 +215,7 @@ impl Batch {
         }))
     }
 
-    /// Takes a commit along, unless it is refused.
+    /// Adds a commit, unless it is refused.
     pub(super) fn add(&mut self, commit: &Commit) -> Result<Verdict, Fault> {
         let before = self.tenants.get(&commit.tenant).copied();
         let at = before.map_or(Revision::ZERO, |head| head.revision);
@@ -229,25 +226,26 @@ impl Batch {
             Some(Holder::Gone) => false,
         };
         let holder = |digest: &Digest| self.digests.get(digest).copied();
-        // Commits before this one in the same transaction count.
+        // Earlier commits of the same transaction count.
         let row_at = |row: &RowKey| match self.written.rows.get(row) {
             Some((place, _)) => revision_of(*place),
             None => self.guarded.get(row).copied().unwrap_or_default(),
         };
-        if let Err(refused) = commit.check((self.head.cursor.epoch, at), row_at, writable, holder) {
+        if let Err(refused) = commit.check((self.head.store.epoch, at), row_at, writable, holder) {
             return Ok(Err(refused));
         }
         let mut numbered = Vec::new();
-        let next = Revision(self.head.cursor.revision.0 + 1);
+        let next = Revision(self.head.last.revision.0 + 1);
         for (number, row) in commit.rows().enumerate() {
-            numbered.push((rows::place(next, number)?, Fields::of(&row)?, row));
+            numbered.push((place(next, number)?, RowColumns::of(&row)?, row));
         }
         let mut entries = Vec::new();
         for (number, entry) in commit.effects.audit.iter().enumerate() {
-            entries.push((rows::place(next, number)?, AuditColumns::of(entry)?));
+            entries.push((place(next, number)?, AuditColumns::of(entry)?));
         }
-        // Nothing of a commit that cannot be written is taken along.
-        let (revision, row) = self.head.advance(commit.tag, commit.decided_at)?;
+        // From here on nothing fails: no part is added of a commit that cannot be written.
+        let row = self.head.advance(commit.tag);
+        let revision = row.revision;
         self.written.commits.push(row);
         self.written.audit.extend(entries);
         for (place, fields, row) in numbered {
@@ -270,15 +268,13 @@ impl Batch {
         Ok(Ok(revision))
     }
 
-    /// Writes what was taken along, and makes it durable; see [`Exchange::commit`].
-    pub(super) async fn write(self, exchange: &Exchange<'_>) -> Result<(), Fault> {
-        let Some(last) = self.written.commits.last().copied() else {
-            return Ok(());
-        };
+    /// Writes the accepted commits, and makes them durable. See [`Session::commit_bundle`].
+    pub(super) async fn write(self, session: Session) -> Result<(), Fault> {
+        let last = self.written.commits.last().copied();
         let rows = &self.written.rows;
         let mut bundle = Bundle::default();
-        // Of keys that are removed it is not known whether they were there.
-        let replaced = |(key, (_, fields)): (&RowKey, &(i64, Fields))| match key {
+        // It is not known whether a removed key had a row.
+        let replaced = |(key, (_, fields)): (&RowKey, &(i64, OwnedRow))| match key {
             RowKey::Key(id) if fields.kind != KEY || self.standing.contains(id) => {
                 Some(id_bytes(*id).to_vec())
             }
@@ -289,7 +285,7 @@ impl Batch {
             let sql = "DELETE FROM $s.rows WHERE id = ANY($1)";
             bundle.add(sql, vec![array(replaced.into_iter())]);
         }
-        let named: Vec<(&Fields, &str)> = (rows.values())
+        let named: Vec<(&OwnedRow, &str)> = (rows.values())
             .filter_map(|(_, fields)| Some((fields, fields.name.as_deref()?)))
             .collect();
         if !named.is_empty() {
@@ -299,19 +295,19 @@ impl Batch {
                  WHERE r.kind = n.kind AND r.tenant = n.tenant AND r.name = n.name",
                 vec![
                     array(named.iter().map(|(fields, _)| small(fields.kind))),
-                    array(named.iter().map(|(fields, _)| fields.tenant.to_string())),
+                    array(named.iter().map(|(fields, _)| fields.tenant.clone())),
                     array(named.iter().map(|(_, name)| (*name).to_owned())),
                 ],
             );
         }
-        self.written.insert(&mut bundle, Some(last))?;
-        exchange.commit(bundle).await
+        self.written.insert(&mut bundle, last)?;
+        session.commit_bundle(bundle).await
     }
 }
 
 impl Written {
-    /// Adds what is written: rows that stand nowhere else, entries, commits, where tenants stand, and the
-    /// head if it moves.
+    /// Adds the statements that insert all of it, and move the head if there is a new one. The rows must
+    /// not be in the table.
     pub(super) fn insert(&self, bundle: &mut Bundle, head: Option<CommitRow>) -> Result<(), Fault> {
         let Self {
             commits,
@@ -329,8 +325,7 @@ impl Written {
             );
         }
         if !digests.is_empty() {
-            let seal =
-                |(digest, id): &(Digest, KeyId)| digest_seal(digest.as_bytes(), &id_bytes(*id));
+            let seal = |(digest, id): &(Digest, KeyId)| digest_seal(digest, *id);
             bundle.add(
                 "INSERT INTO $s.digests (digest, id, seal) \
                  SELECT * FROM unnest($1::bytea[], $2::bytea[], $3::bigint[]) \
@@ -344,15 +339,18 @@ impl Written {
         }
         let mut columns = Vec::new();
         for (tenant, head) in tenants {
-            let hash = head.audit.hash.as_bytes().to_vec();
-            columns.push((tenant.to_string(), head.columns(tenant)?, hash));
+            columns.push((tenant.to_string(), head.columns(tenant)?));
         }
+        let commits: Vec<_> = commits
+            .iter()
+            .map(CommitRow::columns)
+            .collect::<Result<_, _>>()?;
         let mut with = vec![
             array(rows.values().map(|(place, _)| *place)),
             array(rows.values().map(|(_, row)| small(row.kind))),
-            array(rows.values().map(|(_, row)| row.tenant.to_string())),
+            array(rows.values().map(|(_, row)| row.tenant.clone())),
             array(rows.values().map(|(_, row)| row.name.clone())),
-            array(rows.values().map(|(_, row)| row.id.map(|id| id.to_vec()))),
+            array(rows.values().map(|(_, row)| row.id.clone())),
             array(rows.values().map(|(_, row)| row.ends)),
             array(rows.values().map(|(_, row)| row.legacy.map(small))),
             array(rows.values().map(|(_, row)| row.fingerprint.clone())),
@@ -366,24 +364,20 @@ impl Written {
             array(audit.iter().map(|(_, entry)| entry.body.clone())),
             array(audit.iter().map(|(place, entry)| entry.seal(*place))),
             array(columns.iter().map(|(tenant, ..)| tenant.clone())),
-            array(columns.iter().map(|(_, numbers, _)| numbers.0)),
-            array(columns.iter().map(|(_, numbers, _)| numbers.1)),
-            array(columns.iter().map(|(_, numbers, _)| numbers.2)),
-            array(columns.iter().map(|(.., hash)| hash.clone())),
-            array(columns.iter().map(|(_, numbers, _)| numbers.3)),
-            array(commits.iter().map(|row| row.revision)),
-            array(commits.iter().map(|row| row.tag.to_vec())),
-            array(commits.iter().map(|row| row.newest)),
-            array(commits.iter().map(CommitRow::seal)),
+            array(columns.iter().map(|(_, head)| head.0)),
+            array(columns.iter().map(|(_, head)| head.1)),
+            array(columns.iter().map(|(_, head)| head.2)),
+            array(columns.iter().map(|(_, head)| head.3.to_vec())),
+            array(columns.iter().map(|(_, head)| head.4)),
+            array(commits.iter().map(|(revision, ..)| *revision)),
+            array(commits.iter().map(|(_, tag, _)| tag.to_vec())),
+            array(commits.iter().map(|(.., seal)| *seal)),
         ];
         match head {
             Some(last) => {
-                let moves: [Column; 4] = [
-                    Box::new(last.revision),
-                    Box::new(last.tag.to_vec()),
-                    Box::new(last.newest),
-                    Box::new(last.seal()),
-                ];
+                let (revision, tag, seal) = last.columns()?;
+                let moves: [Column; 3] =
+                    [Box::new(revision), Box::new(tag.to_vec()), Box::new(seal)];
                 with.extend(moves);
                 bundle.add(format!("{INSERT} {MOVE_HEAD}"), with);
             }
@@ -395,7 +389,7 @@ impl Written {
     }
 }
 
-/// Everything that a commit adds, in one statement: the server is kept less busy than by one a table.
+/// Inserts everything in one statement: that costs the server less than one statement per table.
 const INSERT: &str = "WITH r AS (INSERT INTO $s.rows \
      (place, kind, tenant, name, id, ends, legacy, fingerprint, body, seal) \
      SELECT * FROM unnest($1::bigint[], $2::smallint[], $3::text[], $4::text[], $5::bytea[], \
@@ -408,14 +402,14 @@ const INSERT: &str = "WITH r AS (INSERT INTO $s.rows \
      $23::bigint[]) ON CONFLICT (tenant) DO UPDATE SET revision = excluded.revision, \
      decided_at = excluded.decided_at, sequence = excluded.sequence, hash = excluded.hash, \
      seal = excluded.seal), \
-     c AS (INSERT INTO $s.commits (revision, tag, newest, seal) \
-     SELECT * FROM unnest($24::bigint[], $25::bytea[], $26::bigint[], $27::bigint[]))";
+     c AS (INSERT INTO $s.commits (revision, tag, seal) \
+     SELECT * FROM unnest($24::bigint[], $25::bytea[], $26::bigint[]))";
 
-/// What moves the head to the last of them.
+/// Moves the head to the last of the commits.
 const MOVE_HEAD: &str =
-    "UPDATE $s.head SET revision = $28, tag = $29, newest = $30, commit_seal = $31 WHERE one = 1";
+    "UPDATE $s.head SET revision = $27, tag = $28, commit_seal = $29 WHERE one = 1";
 
 fn small(number: i64) -> i16 {
-    // Kinds and marks are single digits.
+    // Kinds and flags are single digits.
     i16::try_from(number).unwrap_or(-1)
 }

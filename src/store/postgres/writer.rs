@@ -1,41 +1,39 @@
-//! The one writer of a node: a task that applies all commits that wait in one transaction, so that one
-//! wait for the disk serves them all. Each stays conditional, and each gets its own answer.
+//! The single writer of a node: a task that applies all waiting commits in one transaction, which costs
+//! one fsync. Each commit stays conditional, and gets its own answer.
 
 use std::sync::Arc;
 
 use event_listener::Event;
 use tokio::sync::{mpsc, oneshot};
 
-use super::exchange::Exchange;
 use super::fault::Fault;
-use super::link::Link;
+use super::session::{Database, Mode, Session};
 use super::write::{Batch, Verdict};
 use crate::store::{Commit, CommitError, StoreError, StoreErrorKind};
 
-/// How many rows one transaction takes along, if it is more than one commit. A judgement.
+/// 4,096 rows in one transaction, unless one commit alone has more. A judgement.
 const MAX_ROWS: usize = 4096;
 
-/// How often commits are tried again that the server rolled back because of others. A judgement.
+/// 8 attempts at commits that the server rolled back because of others. A judgement.
 const ATTEMPTS: usize = 8;
 
 const DOING: &str = "committing to the database";
 
-/// A commit on its way, and who waits for it. Nobody may wait any more.
+/// A commit in flight, and the channel of its caller, who may have stopped waiting.
 struct Order {
     commit: Commit,
     answer: oneshot::Sender<Verdict>,
 }
 
-/// The way to the writer. The task ends when this is gone and all that was sent is done.
+/// The handle of the task, which ends when the handle is dropped and all orders are answered.
 pub(super) struct Writer {
     orders: mpsc::UnboundedSender<Order>,
 }
 
 impl Writer {
-    /// Starts the task. `landed` hears of every commit that is durable, and so does whoever passes
-    /// on `hints`.
+    /// Starts the task. It notifies `landed` and sends a hint after every durable group.
     pub(super) fn start(
-        link: Arc<Link>,
+        database: Arc<Database>,
         runtime: &tokio::runtime::Handle,
         landed: Arc<Event>,
         hints: mpsc::Sender<()>,
@@ -43,12 +41,12 @@ impl Writer {
         let (orders, mut waiting) = mpsc::unbounded_channel();
         let task = async move {
             while let Some(group) = next_group(&mut waiting).await {
-                if settle(&link, group).await {
+                if settle(&database, group).await {
                     landed.notify(usize::MAX);
-                    // One that waits to be told stands for all that land meanwhile.
+                    // One hint in the channel covers all groups until it is received.
                     let _ = hints.try_send(());
                 }
-                // Those that were answered may have more: it comes along with what waits already.
+                // Callers that were answered may commit again: those commits join the next group.
                 tokio::task::yield_now().await;
             }
         };
@@ -62,14 +60,14 @@ impl Writer {
         self.orders
             .send(Order { commit, answer })
             .map_err(|_| gone(StoreErrorKind::Unavailable))?;
-        // The writer answers each order it takes, unless it came to an end on the way.
+        // The writer answers each order, unless its task ends before.
         let answer = answered.await;
         answer.unwrap_or_else(|_| Err(gone(StoreErrorKind::Indeterminate).into()))
     }
 }
 
-/// What waits, as much of it as fits into one transaction; `None` once there is nobody left who could
-/// send anything.
+/// Takes the waiting orders, as many as fit into one transaction. `None` if the handle was dropped and
+/// no order waits.
 async fn next_group(waiting: &mut mpsc::UnboundedReceiver<Order>) -> Option<Vec<Order>> {
     let size = |order: &Order| order.commit.effects.puts.len() + order.commit.effects.audit.len();
     let first = waiting.recv().await?;
@@ -81,135 +79,95 @@ async fn next_group(waiting: &mut mpsc::UnboundedReceiver<Order>) -> Option<Vec<
         rows += size(&order) + 1;
         group.push(order);
     }
-    // Whoever gave up was told nothing, and nothing of theirs was begun.
+    // The caller stopped waiting, and nothing of the order was started.
     group.retain(|order| !order.answer.is_closed());
     Some(group)
 }
 
-/// What became of a group.
-enum Group {
-    /// It is durable, each commit with its verdict.
-    Durable(Vec<Verdict>),
-    /// Nothing was written.
-    RolledBack(Fault),
-    /// It may or may not have been written.
-    Unknown(Fault),
-}
+/// The verdicts of a group that is durable, or the fault of one that was rolled back; after
+/// [`Fault::Unknown`] it may or may not have been written.
+type Outcome = Result<Vec<Verdict>, Fault>;
 
-/// Sees that each order gets its answer. Tells whether anything was written.
-async fn settle(link: &Link, group: Vec<Order>) -> bool {
+/// Writes a group and answers its orders. Returns whether anything may have been written.
+async fn settle(database: &Arc<Database>, group: Vec<Order>) -> bool {
     if group.is_empty() {
         return false;
     }
-    match persist(link, &group).await {
-        // One commit that cannot be written must not stop those that came along with it.
-        Group::RolledBack(fault) if fault.is_of_one_commit() && group.len() > 1 => {
+    match persist(database, &group).await {
+        // A commit that cannot be written must not fail the others of its group.
+        Err(fault) if fault.is_of_one_commit() && group.len() > 1 => {
             let mut landed = false;
             for order in group {
                 let alone = [order];
-                let became = persist(link, &alone).await;
-                landed |= tell(alone.into(), became);
+                let outcome = persist(database, &alone).await;
+                landed |= answer(alone.into(), outcome);
             }
             landed
         }
-        became => tell(group, became),
+        outcome => answer(group, outcome),
     }
 }
 
-fn tell(group: Vec<Order>, became: Group) -> bool {
-    let mut landed = false;
-    match became {
-        Group::Durable(verdicts) => {
-            for (order, verdict) in group.into_iter().zip(verdicts) {
-                landed |= verdict.is_ok();
-                // Whoever asked may have stopped waiting.
-                drop(order.answer.send(verdict));
-            }
+fn answer(group: Vec<Order>, outcome: Outcome) -> bool {
+    let mut landed = matches!(outcome, Err(Fault::Unknown(_)));
+    let verdicts = outcome.unwrap_or_else(|fault| {
+        let refused = match fault.is_contention() {
+            true => CommitError::Conflict,
+            false => fault.into_error(DOING).into(),
+        };
+        if landed {
+            tracing::error!(error = %refused, "commits may or may not be in the database");
         }
-        Group::RolledBack(fault) if fault.is_contention() => {
-            for order in group {
-                drop(order.answer.send(Err(CommitError::Conflict)));
-            }
-        }
-        Group::RolledBack(fault) => {
-            let error = fault.told(DOING);
-            for order in group {
-                drop(order.answer.send(Err(error.clone().into())));
-            }
-        }
-        Group::Unknown(fault) => {
-            landed = true;
-            let error = StoreError::new(StoreErrorKind::Indeterminate, DOING).with_source(fault);
-            tracing::error!(%error, "commits may or may not be in the database");
-            for order in group {
-                drop(order.answer.send(Err(error.clone().into())));
-            }
-        }
+        vec![Err(refused); group.len()]
+    });
+    for (order, verdict) in group.into_iter().zip(verdicts) {
+        landed |= verdict.is_ok();
+        // The caller may have stopped waiting.
+        drop(order.answer.send(verdict));
     }
     landed
 }
 
-/// Writes a group, again if the server rolled it back because of others.
-async fn persist(link: &Link, group: &[Order]) -> Group {
+/// Writes a group, and retries if the server rolled it back because of others.
+async fn persist(database: &Arc<Database>, group: &[Order]) -> Outcome {
     let commits: Vec<&Commit> = group.iter().map(|order| &order.commit).collect();
-    let mut became = once(link, &commits).await;
+    let mut outcome = once(database, &commits).await;
     for _ in 1..ATTEMPTS {
-        match became {
-            Group::RolledBack(fault) if fault.is_contention() => {
+        match outcome {
+            Err(fault) if fault.is_contention() => {
                 tracing::debug!(%fault, "trying again");
-                became = once(link, &commits).await;
+                outcome = once(database, &commits).await;
             }
-            became => return became,
+            outcome => return outcome,
         }
     }
-    became
+    outcome
 }
 
-async fn once(link: &Link, commits: &[&Commit]) -> Group {
+async fn once(database: &Arc<Database>, commits: &[&Commit]) -> Outcome {
+    let limit = database.timeouts.request;
     let judge = async {
-        let mut conn = link.connection().await?;
-        let exchange = Exchange::new(link, conn.object()?);
-        let Some(mut batch) = Batch::begin(&exchange, commits).await? else {
-            let server = exchange.server();
-            exchange.end();
-            conn.give_back();
-            link.prove(server.as_deref()).await?;
+        let session = Session::begin(database, Mode::Commit).await?;
+        let Some(mut batch) = Batch::begin(&session, commits).await? else {
+            session.end().await?;
             let outdated = |_: &&Commit| Err(CommitError::Conflict);
             return Ok((commits.iter().map(outdated).collect(), None));
         };
-        let server = exchange.server();
         let verdicts: Result<Vec<Verdict>, Fault> =
             commits.iter().map(|one| batch.add(one)).collect();
         let verdicts = verdicts?;
         if verdicts.iter().all(Result::is_err) {
-            exchange.end();
-            conn.give_back();
-            link.prove(server.as_deref()).await?;
+            session.end().await?;
             return Ok((verdicts, None));
         }
-        Ok::<_, Fault>((verdicts, Some((conn, batch, server))))
+        Ok::<_, Fault>((verdicts, Some((session, batch))))
     };
-    // Until this is over nothing can have been written, whatever becomes of the connection.
-    let (verdicts, accepted) = match tokio::time::timeout(link.timeouts.request, judge).await {
-        Ok(Ok(judged)) => judged,
-        Ok(Err(fault)) => return Group::RolledBack(fault),
-        Err(_) => return Group::RolledBack(Fault::Late),
-    };
-    let Some((mut conn, batch, server)) = accepted else {
-        return Group::Durable(verdicts);
-    };
-    let write = async {
-        batch.write(&Exchange::new(link, conn.object()?)).await?;
-        let proven = link.prove(server.as_deref()).await;
-        proven.map_err(|fault| Fault::Unknown(Box::new(fault)))
-    };
-    match tokio::time::timeout(link.timeouts.request, write).await {
-        Ok(Ok(())) => {
-            conn.give_back();
-            Group::Durable(verdicts)
-        }
-        Ok(Err(fault @ Fault::Unknown(_))) => Group::Unknown(fault),
-        Ok(Err(fault)) => Group::RolledBack(fault),
-        Err(_) => Group::Unknown(Fault::Late.of_commit()),
+    // Nothing is written before this ends, whatever becomes of the connection.
+    let judged = tokio::time::timeout(limit, judge).await;
+    let (verdicts, accepted) = judged.unwrap_or(Err(Fault::Late))?;
+    if let Some((session, batch)) = accepted {
+        let written = tokio::time::timeout(limit, batch.write(session)).await;
+        written.unwrap_or_else(|_| Err(Fault::Late.of_commit()))?;
     }
+    Ok(verdicts)
 }

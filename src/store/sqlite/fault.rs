@@ -1,12 +1,11 @@
-//! What can go wrong in the file, before it is told as a [`StoreError`] or an [`OpenError`].
+//! The faults of the file, and the public errors that they become.
 
 use std::io;
 use std::path::PathBuf;
 
 use rusqlite::ErrorCode;
 
-use super::schema::VERSION;
-use crate::store::rows::{RowFault, is_copy};
+use crate::store::sql::RowFault;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// A fault in the course of one transaction.
@@ -14,12 +13,13 @@ use crate::store::{StoreError, StoreErrorKind};
 pub(super) enum Fault {
     #[error(transparent)]
     Sql(#[from] rusqlite::Error),
+    /// A commit failed, and may or may not be on disk.
+    #[error("{0}")]
+    Unknown(Box<Fault>),
     #[error("{0}; run the integrity check, then restore a backup")]
     Corrupt(String),
-    #[error("the file's schema became version {found}, this build knows {VERSION}: update it")]
-    Version { found: i32 },
-    #[error("another store is being copied into the file: copy again to finish that")]
-    Copying,
+    #[error("the file's schema has version {found}, this build knows version {supported}")]
+    Version { found: i32, supported: i32 },
     #[error("{0}")]
     Refused(&'static str),
     #[error(transparent)]
@@ -44,16 +44,9 @@ impl From<RowFault> for Fault {
 }
 
 impl Fault {
-    pub(super) fn corrupt(what: impl Into<String>) -> Self {
-        Self::Corrupt(what.into())
-    }
-
-    /// What a schema's version means that is not this build's.
-    pub(super) const fn version(found: i32) -> Self {
-        match is_copy(found) {
-            true => Self::Copying,
-            false => Self::Version { found },
-        }
+    /// Returns the fault of a schema whose version is not the `supported` one.
+    pub(super) const fn version(found: i32, supported: i32) -> Self {
+        Self::Version { found, supported }
     }
 
     fn code(&self) -> Option<ErrorCode> {
@@ -84,49 +77,54 @@ impl Fault {
         self.code() == Some(ErrorCode::NotADatabase)
     }
 
-    /// Whether a transaction that failed to commit was certainly rolled back. After anything else the
-    /// log may hold all of it, not known to be on disk: what is found after a crash tells.
-    pub(super) fn certainly_rolled_back(&self) -> bool {
+    /// Returns the fault of a `COMMIT` that failed so. Some errors mean that it was certainly rolled back.
+    /// After any other the log may hold all of it, without a completed fsync: only recovery after a crash
+    /// decides.
+    pub(super) fn of_commit(error: rusqlite::Error) -> Self {
+        let fault = Self::from(error);
         let certain = [
             ErrorCode::DatabaseBusy,
             ErrorCode::DatabaseLocked,
             ErrorCode::DiskFull,
         ];
-        self.code().is_some_and(|code| certain.contains(&code))
+        match fault.code().is_some_and(|code| certain.contains(&code)) {
+            true => fault,
+            false => Self::Unknown(Box::new(fault)),
+        }
     }
 
-    pub(super) fn told(self, doing: &'static str) -> StoreError {
-        let kind = if self.is_corrupt() {
-            StoreErrorKind::Corrupt
-        } else {
-            StoreErrorKind::Unavailable
+    pub(super) fn into_error(self, doing: &'static str) -> StoreError {
+        let kind = match self {
+            Self::Unknown(_) => StoreErrorKind::Indeterminate,
+            _ if self.is_corrupt() => StoreErrorKind::Corrupt,
+            _ => StoreErrorKind::Unavailable,
         };
         StoreError::new(kind, doing).with_source(self)
     }
 }
 
-/// Why a file could not be opened as a store.
+/// The reason why a file could not be opened as a store.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// There is no such file, and it was not to be created.
+    /// The file does not exist, and creating it was not allowed.
     #[error("{} does not exist", path.display())]
     NotFound {
-        /// Which file.
+        /// The file.
         path: PathBuf,
     },
-    /// There is a file already, and a new one was to be created.
+    /// The file exists, and a new one was required.
     #[error("{} exists already", path.display())]
     Exists {
-        /// Which file.
+        /// The file.
         path: PathBuf,
     },
-    /// A directory, a symbolic link or a device stands where the file should.
+    /// The path is a directory, a symbolic link or a device.
     #[error("{} is {what}, not a file: name the file itself", path.display())]
     NotAFile {
-        /// Which path.
+        /// The path.
         path: PathBuf,
-        /// What it is.
+        /// The kind of file.
         what: &'static str,
     },
     /// Others may read or change the file.
@@ -135,89 +133,80 @@ pub enum OpenError {
         path.display()
     )]
     ReadableByOthers {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
     },
-    /// A journal lies beside a file that does not exist: it would be applied to the new one.
+    /// A journal is next to a path without a file: SQLite would apply it to the new file.
     #[error("{} is left from another store: move it away, or put its store back", path.display())]
     Leftover {
         /// The journal.
         path: PathBuf,
     },
-    /// The file is no store of ours.
+    /// The file is not a keyward store.
     #[error("{} is not a keyward store: {what}", path.display())]
     Foreign {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What it is instead.
+        /// The kind of file that it is.
         what: &'static str,
     },
     /// The file is damaged.
     #[error("{} is corrupt ({what}): restore a backup", path.display())]
     Corrupt {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What shows it.
+        /// The sign of the damage.
         what: String,
     },
-    /// A newer version of this crate made the file. It is left as it is.
+    /// Another version of this crate created the file. The file is left as it is.
     #[error(
-        "{} has schema version {found}, this build knows up to {supported}: update it",
+        "{} has schema version {found}, this build knows version {supported}: use a build that knows it",
         path.display()
     )]
-    Newer {
-        /// Which file.
+    SchemaVersion {
+        /// The file.
         path: PathBuf,
-        /// Its version.
+        /// The version of the file.
         found: i32,
-        /// The newest version that this build knows.
+        /// The version that this build knows.
         supported: i32,
     },
-    /// The linked SQLite must not share a file in WAL mode, and another process holds this one.
+    /// The linked SQLite must not share a file in WAL mode, and another process has this one open.
     #[error(
         "{} is in WAL mode and in use, and SQLite {linked} can corrupt such a file (fixed in 3.51.3): \
          close the other process, or link a newer SQLite",
         path.display()
     )]
     UnsafeWal {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// The linked SQLite.
         linked: &'static str,
     },
-    /// The file is a backup, or was restored from one: what was revoked since would work again.
+    /// The file is a backup, or was restored from one: keys that were revoked since would work again.
     #[error(
         "{} is a backup, or restored from one and not recovered yet: restore it, open it with \
          `allow_unrecovered`, recover it, then call `finish_recovery`",
         path.display()
     )]
     Unrecovered {
-        /// Which file.
+        /// The file.
         path: PathBuf,
     },
-    /// Another store is being copied into the file, or was until that was interrupted.
-    #[error(
-        "{} holds an unfinished copy of another store: copy again to finish it, or remove the file",
-        path.display()
-    )]
-    Copying {
-        /// Which file.
-        path: PathBuf,
-    },
-    /// Another process held the file for too long.
+    /// Another process held a lock for too long.
     #[error("{} is locked by another process", path.display())]
     Locked {
-        /// Which file.
+        /// The file.
         path: PathBuf,
     },
     /// The file could not be read or written.
     #[error("cannot open {}", path.display())]
     Io {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
@@ -237,12 +226,11 @@ impl OpenError {
         let path = path.into();
         match fault {
             Fault::Open(error) => *error,
-            Fault::Version { found } => Self::Newer {
+            Fault::Version { found, supported } => Self::SchemaVersion {
                 path,
                 found,
-                supported: VERSION,
+                supported,
             },
-            Fault::Copying => Self::Copying { path },
             fault if fault.is_corrupt() => Self::Corrupt {
                 path,
                 what: fault.to_string(),

@@ -1,4 +1,4 @@
-//! The file itself: who may read it, how it comes into being, how a connection is set up.
+//! The file: its permissions, its creation, and the setup of a connection.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -9,28 +9,27 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::fault::{Fault, OpenError};
-use super::schema;
-use crate::store::rows::is_copy;
+use super::{head, schema};
 
-/// The first SQLite without the fault by which a WAL that several connections share could corrupt
-/// the file (3.7.0 to 3.51.2).
+/// SQLite 3.51.3, the first version without the bug that could corrupt a file in WAL mode with several
+/// connections (3.7.0 to 3.51.2).
 const SAFE_WAL: i32 = 3_051_003;
 
-/// How much of a write-ahead log stays on disk between bursts.
+/// 64 MiB of the write-ahead log stay on disk between bursts.
 const WAL_KEPT: i64 = 64 << 20;
 
-/// How commits reach the disk. Both survive a power cut, since both wait for it.
+/// The way in which commits reach the disk. Both modes wait for the disk, and survive a power cut.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum JournalMode {
-    /// A write-ahead log with `synchronous=FULL`: readers and the writer do not wait for each other.
+    /// A write-ahead log with `synchronous=FULL`: readers and the writer do not block each other.
     Wal,
-    /// A rollback journal with `synchronous=EXTRA`, where the linked SQLite is too old for the other.
+    /// A rollback journal with `synchronous=EXTRA`, if the linked SQLite is too old for WAL mode.
     Truncate,
 }
 
 impl JournalMode {
-    /// Its name in SQLite.
+    /// Returns the mode's name in SQLite.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -40,24 +39,22 @@ impl JournalMode {
     }
 }
 
-/// Where a store lies and how to connect to it.
+/// The path of a store, and the options for connecting to it.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     pub(super) path: PathBuf,
     pub(super) group_access: bool,
     /// Whether a restored file may be used before it was recovered.
     pub(super) unrecovered: bool,
-    /// Whether a file may be connected to into which another store is being copied.
-    pub(super) copy_target: bool,
     pub(super) busy: Duration,
 }
 
-/// Which file a path leads to, so that a file put in its place is noticed.
+/// The identity of the file at a path, which reveals that the file was replaced.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Identity(u64, u64);
 
 impl Place {
-    /// Which file is there, if it is one that may be opened.
+    /// Returns the identity of the file, if there is one and it may be opened.
     pub(super) fn look(&self) -> Result<Option<Identity>, OpenError> {
         let path = &self.path;
         let meta = match fs::symlink_metadata(path) {
@@ -100,11 +97,10 @@ impl Place {
         Ok(Identity(0, 0))
     }
 
-    /// A connection to a file that is a store, of a version that this build knows. Nothing of it is
-    /// changed.
+    /// Connects to a file that is a store of a version that this build knows. The file is not changed.
     ///
-    /// The file is looked at through SQLite alone: closing a descriptor of one's own on it would drop
-    /// the locks that other connections of this process hold.
+    /// Only SQLite opens the file: closing another descriptor of this process on it would drop the locks
+    /// of all its connections.
     pub(super) fn open(&self) -> Result<Connection, OpenError> {
         let path = &self.path;
         let fail = |fault: Fault| OpenError::of(path, fault);
@@ -135,23 +131,20 @@ impl Place {
         if !ours {
             return Err(foreign("it is another program's SQLite file"));
         }
-        match schema::version(&conn).map_err(fail)? {
-            found if found <= schema::VERSION || self.copy_target && is_copy(found) => Ok(conn),
-            found => Err(fail(Fault::version(found))),
-        }
+        schema::check_version(&conn).map_err(fail)?;
+        Ok(conn)
     }
 
-    /// A connection to the file that stands there now, to read keys from and write them to. It may be
-    /// another one than was opened at first: restored, and not recovered yet.
+    /// Connects to the file that is at the path now, to read and write keys. It may have replaced the
+    /// file that was opened: restored, and not recovered yet.
     pub(super) fn serve(&self) -> Result<Connection, OpenError> {
-        let mut conn = self.open()?;
-        schema::migrate(&mut conn).map_err(|fault| OpenError::of(&self.path, fault))?;
+        let conn = self.open()?;
         self.check_recovered(&conn)?;
         Ok(conn)
     }
 
     pub(super) fn check_recovered(&self, conn: &Connection) -> Result<(), OpenError> {
-        let store = schema::store(conn).map_err(|fault| OpenError::of(&self.path, fault))?;
+        let store = head::store(conn).map_err(|fault| OpenError::of(&self.path, fault))?;
         if store.unrecovered && !self.unrecovered {
             return Err(OpenError::Unrecovered {
                 path: self.path.clone(),
@@ -160,7 +153,7 @@ impl Place {
         Ok(())
     }
 
-    /// A connection with everything set that does not change the file, whatever it is.
+    /// Connects with the settings that change no file, of whatever kind.
     fn connect(&self) -> Result<Connection, OpenError> {
         let fail = |fault: Fault| OpenError::of(&self.path, fault);
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -169,7 +162,7 @@ impl Place {
         let set_up = || -> Result<(), Fault> {
             conn.busy_timeout(self.busy)?;
             conn.set_prepared_statement_cache_capacity(64);
-            // Or SQLite parses some statements anew for every value that they are given.
+            // Otherwise SQLite would parse some statements again for each new parameter.
             conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
             conn.pragma_update(None, "trusted_schema", false)?;
             conn.pragma_update(None, "cell_size_check", true)?;
@@ -181,15 +174,15 @@ impl Place {
         Ok(conn)
     }
 
-    /// Makes commits of this connection as durable as promised, in the best journal mode that the
-    /// linked SQLite is safe in.
+    /// Makes commits of this connection durable, in the best journal mode that the linked SQLite can use
+    /// safely.
     pub(super) fn make_durable(&self, conn: &Connection) -> Result<JournalMode, OpenError> {
         let fail = |fault: Fault| OpenError::of(&self.path, fault);
         let now = journal(conn).map_err(fail)?;
         let wal_is_safe = rusqlite::version_number() >= SAFE_WAL;
         let mode = match (wal_is_safe, now.as_str()) {
             (true, "wal") => JournalMode::Wal,
-            // Another process that has the file open keeps the mode it has, which is safe as well.
+            // Another process that has the file open keeps its mode, which is safe as well.
             (true, _) => match set_journal(conn, "WAL") {
                 Ok(mode) if mode == "wal" => JournalMode::Wal,
                 _ => self.truncate(conn)?,
@@ -225,7 +218,7 @@ impl Place {
         }
     }
 
-    /// Creates the store, whole and durable, unless something stands there already.
+    /// Creates the store, complete and durable, unless something exists at the path.
     pub(super) fn create(&self) -> Result<(), OpenError> {
         let path = &self.path;
         refuse_leftovers(path)?;
@@ -238,13 +231,12 @@ impl Place {
         schema::create(&mut conn).map_err(|fault| OpenError::of(path, fault))?;
         drop(conn);
         draft.link(path)?;
-        // Should this fail, the file stays: another process may have opened it by now, and committed.
+        // If this fails the file stays: another process may have opened it and committed.
         sync_folder(path).map_err(|error| OpenError::io(path, error))
     }
 }
 
-/// Refuses a file that was put into WAL mode by another process while the linked SQLite is not safe
-/// in it.
+/// Refuses a file that another process put into WAL mode, if the linked SQLite is not safe in that mode.
 pub(super) fn check_journal(conn: &Connection) -> Result<(), Fault> {
     if rusqlite::version_number() < SAFE_WAL && journal(conn)? == "wal" {
         return Err(Fault::Refused(
@@ -262,8 +254,8 @@ fn set_journal(conn: &Connection, mode: &str) -> Result<String, Fault> {
     Ok(conn.pragma_update_and_check(None, "journal_mode", mode, |row| row.get(0))?)
 }
 
-/// Refuses a journal beside a file that is still to be made: SQLite would apply it. An empty one is
-/// what the truncating mode leaves behind, and says nothing.
+/// Refuses a journal next to a path without a file: SQLite would apply it to the new file. An empty
+/// journal is a remnant of the truncating mode and harmless.
 pub(super) fn refuse_leftovers(path: &Path) -> Result<(), OpenError> {
     for end in ["-wal", "-journal"] {
         let journal = with_end(path, end);
@@ -274,25 +266,24 @@ pub(super) fn refuse_leftovers(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// What the name of a draft has that no other name has: nobody would call a backup so.
+/// The part of a name that marks a draft. No one would name a backup so.
 const DRAFT: &str = ".keyward-draft-";
 
-/// What may stand in the folder of a draft.
+/// The files that the folder of a draft may contain.
 const PARTS: [&str; 4] = ["store", "store-wal", "store-shm", "store-journal"];
 
-/// A file in the making, in a folder of its own beside the place where it is to stand. Gone again
-/// when dropped; if the process is killed before that, the next to open a store beside it clears it
-/// away.
+/// A file that is not published yet, in a folder of its own next to its final path. Dropping it removes
+/// it. If its process is killed, the next process that opens a store next to it removes it.
 pub(super) struct Draft {
     pub(super) path: PathBuf,
     folder: PathBuf,
-    /// Says that the draft is somebody's. It lies on the folder: on the file, letting it go would drop
-    /// the locks that SQLite holds once the file is published.
+    /// The lock that marks the draft as in use. It is on the folder: releasing one on the file would
+    /// drop the locks that SQLite holds after the file is published.
     _alive: Option<File>,
 }
 
 impl Draft {
-    /// An empty file that only its owner can read.
+    /// Creates an empty file that only its owner can read.
     pub(super) fn beside(path: &Path) -> Result<Self, OpenError> {
         clear_drafts(path);
         let fail = |error: io::Error| OpenError::io(path, error);
@@ -303,11 +294,11 @@ impl Draft {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 Err(error) => return Err(fail(error)),
             }
-            // Where folders cannot be locked, nobody can lock them to clear them away either.
+            // Where folders cannot be locked, no process can lock one to remove it either.
             let alive = File::open(&folder).ok();
             let taken = alive.as_ref().map(File::try_lock);
             if matches!(taken, Some(Err(TryLockError::WouldBlock))) || !folder.exists() {
-                // Cleared away before it was locked.
+                // Another process removed the folder before it was locked.
                 continue;
             }
             let draft = Self {
@@ -325,11 +316,11 @@ impl Draft {
         Err(fail(io::ErrorKind::AlreadyExists.into()))
     }
 
-    /// Puts a file that nobody opens yet where it is to stand, durably, unless something stands there.
+    /// Publishes a file that no process has open, durably, unless something exists at the path.
     pub(super) fn publish(self, path: &Path) -> Result<(), OpenError> {
         self.link(path)?;
         sync_folder(path).map_err(|error| {
-            // Nobody is told of a file that may not be there after a power cut.
+            // A power cut could remove the file: it must not be reported as published.
             drop(fs::remove_file(path));
             OpenError::io(path, error)
         })
@@ -355,8 +346,8 @@ impl Drop for Draft {
     }
 }
 
-/// Removes the drafts that processes left beside `path` when they were killed. Whatever stands in the
-/// way is left for the next to try.
+/// Removes the drafts that killed processes left next to `path`. A draft that cannot be removed is left
+/// for a later attempt.
 pub(super) fn clear_drafts(path: &Path) {
     let Ok(entries) = fs::read_dir(folder_of(path)) else {
         return;
@@ -367,7 +358,7 @@ pub(super) fn clear_drafts(path: &Path) {
             continue;
         }
         let path = entry.path();
-        // Locked for as long as its process lives.
+        // A living process holds the lock.
         let Ok(lock) = File::open(&path) else {
             continue;
         };
@@ -385,7 +376,7 @@ fn is_draft(name: &str) -> bool {
         .is_some_and(|(process, attempt)| number(process) && number(attempt))
 }
 
-/// Removes what a draft may hold and nothing else.
+/// Removes the files that a draft may contain, and nothing else.
 fn remove_draft(folder: &Path) {
     for part in PARTS {
         drop(fs::remove_file(folder.join(part)));

@@ -1,112 +1,70 @@
-//! Where the store stands, and where a tenant stands in it.
+//! The head of the store, and the heads of its tenants.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, params};
 
 use super::fault::Fault;
-use super::schema;
+use super::rows::one;
 use crate::core::tenant::TenantId;
-use crate::core::time::Timestamp;
 use crate::core::view::Revision;
-use crate::store::rows::{CommitRow, StoreRow, TenantHead, signed};
-use crate::store::{CommitTag, Cursor, Epoch};
+use crate::store::CommitTag;
+use crate::store::sql::{CommitRow, Head, StoreRow, TENANT_COLUMNS, TenantHead, signed};
 
-/// The head of the store.
-#[derive(Clone, Copy)]
-pub(super) struct Head {
-    pub(super) cursor: Cursor,
-    pub(super) newest: Option<Timestamp>,
-    pub(super) floor: Revision,
+/// Reads the row about the store as a whole.
+pub(super) fn store(conn: &Connection) -> Result<StoreRow, Fault> {
+    let sql = "SELECT epoch, floor, unrecovered, seal FROM store WHERE one = 1";
+    let found = one(conn, sql, [], |row| Ok(StoreRow::read(row, 0)?))?;
+    Ok(found.ok_or_else(StoreRow::missing)?)
 }
 
-impl Head {
-    pub(super) fn read(conn: &Connection) -> Result<Self, Fault> {
-        let StoreRow { epoch, floor, .. } = schema::store(conn)?;
-        let sql = "SELECT revision, tag, newest, seal FROM commits ORDER BY revision DESC LIMIT 1";
-        let found = conn
-            .prepare_cached(sql)?
-            .query_row([], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-            })
-            .optional()?;
-        let mut head = Self {
-            cursor: Cursor {
-                epoch: Epoch(epoch),
-                ..Cursor::default()
-            },
-            newest: None,
-            floor: Revision(floor),
-        };
-        if let Some((revision, tag, newest, sealed)) = found {
-            let row = CommitRow {
-                revision,
-                tag,
-                newest,
-            };
-            let (revision, tag, newest) = row.sealed(sealed)?;
-            head.cursor.revision = revision;
-            head.cursor.tag = tag;
-            head.newest = Some(newest);
-        }
-        Ok(head)
-    }
-
-    /// Makes the next commit the head.
-    pub(super) fn advance(
-        &mut self,
-        conn: &Connection,
-        tag: CommitTag,
-        decided_at: Timestamp,
-    ) -> Result<Revision, Fault> {
-        let revision = Revision(self.cursor.revision.0 + 1);
-        let newest = self.newest.max(Some(decided_at)).unwrap_or(decided_at);
-        write_commit(conn, &CommitRow::new(revision, tag, newest)?)?;
-        self.cursor.revision = revision;
-        self.cursor.tag = tag;
-        self.newest = Some(newest);
-        Ok(revision)
-    }
-
-    /// The tag of an earlier commit; `None` if there was no such commit, or it was forgotten.
-    pub(super) fn tag_at(
-        self,
-        conn: &Connection,
-        revision: Revision,
-    ) -> Result<Option<CommitTag>, Fault> {
-        if revision == self.cursor.revision {
-            return Ok(Some(self.cursor.tag));
-        }
-        if revision == Revision::ZERO {
-            return Ok(Some(CommitTag::default()));
-        }
-        let found = conn
-            .prepare_cached("SELECT tag FROM commits WHERE revision = ?1")?
-            .query_row([signed(revision.0)?], |row| row.get::<_, [u8; 16]>(0))
-            .optional()?;
-        Ok(found.map(|tag| CommitTag(u128::from_be_bytes(tag))))
-    }
-}
-
-pub(super) fn write_commit(conn: &Connection, row: &CommitRow) -> Result<(), Fault> {
-    let sql = "INSERT INTO commits (revision, tag, newest, seal) VALUES (?1, ?2, ?3, ?4)";
-    let columns = params![row.revision, row.tag, row.newest, row.seal()];
-    conn.prepare_cached(sql)?.execute(columns)?;
+pub(super) fn write_store(conn: &Connection, store: &StoreRow) -> Result<(), Fault> {
+    let sql = "INSERT OR REPLACE INTO store (one, epoch, floor, unrecovered, seal) \
+               VALUES (1, ?1, ?2, ?3, ?4)";
+    let (epoch, floor, unrecovered, seal) = store.columns()?;
+    conn.execute(sql, params![epoch, floor, unrecovered, seal])?;
     Ok(())
 }
 
-/// The head of a tenant; `None` if it never had a commit.
-pub(super) fn tenant(conn: &Connection, tenant: &TenantId) -> Result<Option<TenantHead>, Fault> {
-    let sql = "SELECT revision, decided_at, sequence, hash, seal FROM tenants WHERE tenant = ?1";
-    let found = conn
-        .prepare_cached(sql)?
-        .query_row([tenant.as_str()], |row| {
-            let numbers = (row.get(0)?, row.get(1)?, row.get(2)?);
-            Ok((numbers, row.get::<_, [u8; 32]>(3)?, row.get(4)?))
-        })
-        .optional()?;
-    let read = |(numbers, hash, sealed): (_, [u8; 32], _)| {
-        TenantHead::sealed(tenant.as_str(), numbers, &hash, sealed)
+pub(super) fn read(conn: &Connection) -> Result<Head, Fault> {
+    let sql = "SELECT revision, tag, seal FROM commits ORDER BY revision DESC LIMIT 1";
+    let last = one(conn, sql, [], |row| Ok(CommitRow::read(row, 0)?))?;
+    Ok(Head {
+        store: store(conn)?,
+        last: last.unwrap_or(CommitRow::NONE),
+        server_time: None,
+    })
+}
+
+pub(super) fn write_commit(conn: &Connection, commit: CommitRow) -> Result<(), Fault> {
+    let sql = "INSERT INTO commits (revision, tag, seal) VALUES (?1, ?2, ?3)";
+    let (revision, tag, seal) = commit.columns()?;
+    conn.prepare_cached(sql)?
+        .execute(params![revision, tag, seal])?;
+    Ok(())
+}
+
+/// Reads the tag of a commit that has a row.
+pub(super) fn stored_tag(
+    conn: &Connection,
+    revision: Revision,
+) -> Result<Option<CommitTag>, Fault> {
+    let sql = "SELECT revision, tag, seal FROM commits WHERE revision = ?1";
+    let Ok(revision) = signed(revision.0) else {
+        return Ok(None);
     };
-    Ok(found.map(read).transpose()?)
+    one(
+        conn,
+        sql,
+        [revision],
+        |row| Ok(CommitRow::read(row, 0)?.tag),
+    )
+}
+
+/// Reads the head of a tenant. `None` if the tenant never had a commit.
+pub(super) fn tenant(conn: &Connection, tenant: &TenantId) -> Result<Option<TenantHead>, Fault> {
+    let sql = format!("SELECT {TENANT_COLUMNS} FROM tenants WHERE tenant = ?1");
+    one(conn, &sql, [tenant.as_str()], |row| {
+        Ok(TenantHead::read(row)?.1)
+    })
 }
 
 pub(super) fn write_tenant(
@@ -114,8 +72,7 @@ pub(super) fn write_tenant(
     tenant: &TenantId,
     head: &TenantHead,
 ) -> Result<(), Fault> {
-    let (revision, decided_at, sequence, seal) = head.columns(tenant)?;
-    let hash = head.audit.hash.as_bytes();
+    let (revision, decided_at, sequence, hash, seal) = head.columns(tenant)?;
     let sql = "INSERT OR REPLACE INTO tenants \
                (tenant, revision, decided_at, sequence, hash, seal) \
                VALUES (?1, ?2, ?3, ?4, ?5, ?6)";

@@ -1,18 +1,16 @@
 //! The file store: one SQLite file that several processes share.
 
+mod admin;
+mod copy;
 mod fault;
 mod file;
 mod head;
-mod list;
 mod nodes;
 mod options;
-mod pool;
 mod read;
 mod rows;
 mod schema;
-mod transfer;
-mod tx;
-mod upkeep;
+mod session;
 mod watch;
 mod write;
 mod writer;
@@ -33,7 +31,7 @@ pub use self::fault::OpenError;
 pub use self::file::JournalMode;
 use self::file::Place;
 pub use self::options::SqliteOptions;
-use self::pool::Pool;
+use self::session::Pool;
 use self::writer::Writer;
 use super::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, IntegrityReport,
@@ -42,34 +40,33 @@ use super::{
 };
 use crate::core::tenant::TenantId;
 
-/// How many reads run at once. A judgement: reads are short, and threads and descriptors are not
-/// free.
+/// 16 concurrent reads. A judgement: reads are short, and threads and descriptors are not free.
 const READERS: usize = 16;
-/// How many of those that keep nodes fresh, beside them.
+/// 4 more concurrent reads for those that keep nodes fresh.
 const FOLLOWERS: usize = 4;
 
-/// How many keys a decision may need at most to be read through the writer's connection, which
-/// commits wait for meanwhile. A judgement: a millisecond or less.
+/// 100 keys at most for a read through the writer's connection, which blocks commits. A judgement: a
+/// millisecond or less.
 const FEW: usize = 100;
 
-/// Keys in one SQLite file that several processes may share, an operator's command line among them.
+/// Keys in one SQLite file that several processes may share, including an operator's command line.
 /// Clones share the connection.
 ///
-/// - **Durability.** A commit returns when it is on disk (`synchronous=FULL` or stricter), and
-///   commits that wait together share one wait for the disk. See [`JournalMode`].
-/// - **Several processes.** Every call sees what any process committed before it.
-///   [`wait_past`](KeyStore::wait_past) notices other processes' commits within the
-///   [poll interval](SqliteOptions::poll_interval). A file that is put in the place of this one, a
-///   restored backup say, is read from the next call on, once it was recovered.
-/// - **Checksums.** SQLite returns flipped bits without a word; here every row is sealed. One that
-///   fails is told as corrupt and harms no other.
+/// - **Durability.** A commit returns when it is on disk (`synchronous=FULL` or stricter). Commits that
+///   wait concurrently share one fsync. See [`JournalMode`].
+/// - **Several processes.** Every call sees all earlier commits of any process.
+///   [`wait_past`](KeyStore::wait_past) detects commits of other processes within the [poll
+///   interval](SqliteOptions::poll_interval). If the file is replaced, by a restored backup for example,
+///   the next call reads the new file, once that was recovered.
+/// - **Checksums.** SQLite returns flipped bits without an error; here every row is sealed. A row whose
+///   seal does not fit is reported as corrupt, and affects no other row.
 /// - **Feed.** State-based, with tombstones until [`forget_removed`](Self::forget_removed).
-/// - **Limits.** A local file system whose locks work: not a network share. A process that has the
-///   store open must not open the file by itself: closing it again would drop SQLite's locks.
+/// - **Limits.** The file system must be local with working locks, not a network share. A process that
+///   has the store open must not open the file by other means: closing it would drop SQLite's locks.
 ///
-/// Commits run on a thread of their own, with the short reads that decisions need while none waits;
-/// other reads on the threads of the [`blocking`](https://docs.rs/blocking) pool. No runtime is
-/// needed, and none is held up.
+/// Commits run on a thread of their own, which also serves the short reads of decisions while no commit
+/// waits. Other reads run on the [`blocking`](https://docs.rs/blocking) pool. No runtime is needed, and
+/// none is blocked.
 ///
 /// # Examples
 ///
@@ -95,11 +92,11 @@ struct Shared {
     journal: JournalMode,
     poll: Duration,
     reads: async_lock::Semaphore,
-    /// For what keeps nodes fresh: it does not queue behind what people look at.
+    /// For reads that keep nodes fresh: they do not queue behind listings.
     follows: async_lock::Semaphore,
     writer: Writer,
     moved: Arc<Event>,
-    /// Held for as long as the watching thread is to run; `None` before anybody waited.
+    /// The handle that keeps the watching thread running. `None` before the first wait.
     watch: Mutex<Option<SyncSender<()>>>,
 }
 
@@ -113,16 +110,16 @@ impl fmt::Debug for SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens the store at `path`, and creates it if there is nothing.
+    /// Opens the store at `path`, and creates it if the file does not exist.
     ///
     /// # Errors
     ///
-    /// [`OpenError`] says what stands in the way; the file is as it was then.
+    /// [`OpenError`] names the reason. The file is unchanged then.
     pub async fn open(path: impl Into<PathBuf>) -> Result<Self, OpenError> {
         Self::options(path).open().await
     }
 
-    /// Starts from the defaults: created if missing, readable by its owner alone.
+    /// Returns the default options: created if missing, readable by its owner alone.
     pub fn options(path: impl Into<PathBuf>) -> SqliteOptions {
         SqliteOptions::new(path.into())
     }
@@ -147,88 +144,87 @@ impl SqliteStore {
         })
     }
 
-    /// Where the file is.
+    /// Returns the path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.shared.pool.place.path
     }
 
-    /// How commits reach the disk.
+    /// Returns the way in which commits reach the disk.
     #[must_use]
     pub fn journal_mode(&self) -> JournalMode {
         self.shared.journal
     }
 
-    /// Writes a backup to `to`, which must not exist: one file with the state of one instant,
-    /// readable by its owner alone. The store goes on meanwhile. Tells where the backup stands.
+    /// Writes a backup to `to`, which must not exist: one file with one snapshot, readable by its owner
+    /// alone. The store stays in use. Returns the head of the backup.
     ///
     /// # Errors
     ///
-    /// [`OpenError`]; there is no file at `to` then.
+    /// [`OpenError`]. There is no file at `to` then.
     pub async fn backup(&self, to: impl Into<PathBuf>) -> Result<Cursor, OpenError> {
         let (place, to) = (self.place(), to.into());
-        blocking::unblock(move || upkeep::backup(&place, &to)).await
+        blocking::unblock(move || admin::backup(&place, &to)).await
     }
 
-    /// Puts a backup at `to`, which must not exist, once it passed the integrity check. It gets a
-    /// history of its own, so that followers of the lost one start over; and it opens only to be
-    /// recovered, since what was revoked after the backup was taken would work again: see
+    /// Restores a backup to `to`, which must not exist, after an integrity check. The restored store has
+    /// a history of its own, so that followers of the lost one start over. It opens only to be
+    /// recovered, since keys that were revoked after the backup would work again: see
     /// [`allow_unrecovered`](SqliteOptions::allow_unrecovered) and
     /// [`finish_recovery`](Self::finish_recovery).
     ///
     /// # Errors
     ///
-    /// [`OpenError`]; there is no file at `to` then.
+    /// [`OpenError`]. There is no file at `to` then.
     pub async fn restore(
         backup: impl Into<PathBuf>,
         to: impl Into<PathBuf>,
     ) -> Result<(), OpenError> {
         let (backup, to) = (Self::options(backup), to.into());
-        blocking::unblock(move || upkeep::restore(&backup.into_place(), &to)).await
+        blocking::unblock(move || admin::restore(&backup.into_place(), &to)).await
     }
 
-    /// Lets a restored store open as any other from here on. To be called once it was recovered.
+    /// Marks a restored store as recovered, so that it opens as any other.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
     pub async fn finish_recovery(&self) -> Result<(), StoreError> {
         let place = self.place();
-        let done = blocking::unblock(move || upkeep::finish_recovery(&place)).await;
-        done.map_err(|fault| fault.told("finishing a recovery"))
+        let done = blocking::unblock(move || admin::finish_recovery(&place)).await;
+        done.map_err(|fault| fault.into_error("finishing a recovery"))
     }
 
-    /// Reads the whole file and names what is broken in it. The store goes on meanwhile.
+    /// Reads the whole file and names what is broken in it. The store stays in use.
     ///
     /// # Errors
     ///
     /// [`StoreError`] if the file cannot be read at all.
     pub async fn check_integrity(&self) -> Result<IntegrityReport, StoreError> {
-        self.read("checking integrity", upkeep::check).await
+        self.read("checking integrity", admin::check).await
     }
 
-    /// How large the store is, and how it is kept. Counts rows, so that a large file takes a moment.
+    /// Returns the size of the store and its engine. Counts rows, so that a large file takes a moment.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
     pub async fn stats(&self) -> Result<Stats, StoreError> {
         let journal = self.shared.journal.as_str();
-        self.read("counting rows", move |conn| upkeep::stats(conn, journal))
+        self.read("counting rows", move |conn| admin::stats(conn, journal))
             .await
     }
 
-    /// Forgets the tombstones of keys removed at `upto` or before, and tells how many there were.
-    /// Followers that stand before `upto` read everything anew. The keys' ids and digests stay
-    /// taken.
+    /// Drops the tombstones of keys removed at `upto` or before, and returns their number. Followers
+    /// that are before `upto` read everything again. The keys' ids and digests stay taken.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
     pub async fn forget_removed(&self, upto: Revision) -> Result<u64, StoreError> {
         let place = self.place();
-        let done = blocking::unblock(move || upkeep::forget_removed(&place, upto)).await;
-        done.map_err(|fault| fault.told("forgetting tombstones"))
+        let done = blocking::unblock(move || admin::forget_removed(&place, upto)).await;
+        done.map_err(|fault| fault.into_error("forgetting tombstones"))
     }
 
     fn place(&self) -> Place {
@@ -243,7 +239,7 @@ impl SqliteStore {
         self.read_among(&self.shared.reads, doing, read).await
     }
 
-    /// The same for followers and their registry.
+    /// Reads for followers and their registry.
     async fn follow<T: Send + 'static>(
         &self,
         doing: &'static str,
@@ -261,12 +257,12 @@ impl SqliteStore {
         let _one_of_few = few.acquire().await;
         let pool = self.shared.pool.clone();
         let answer = blocking::unblock(move || pool.read(read)).await;
-        answer.map_err(|fault| fault.told(doing))
+        answer.map_err(|fault| fault.into_error(doing))
     }
 
-    /// A read of few rows: through the writer's connection if that waits for work, since its pages
-    /// are still in memory, where other connections lose theirs with each commit. `read` tells
-    /// nothing if the rows turn out to be many.
+    /// Reads few rows, through the writer's connection if that is idle: its pages are in memory, and
+    /// other connections lose theirs with each commit. `read` returns `None` if the rows turn out to be
+    /// many.
     async fn read_few<T: Send + 'static>(
         &self,
         doing: &'static str,
@@ -280,10 +276,10 @@ impl SqliteStore {
         }
         let all = self.read(doing, move |conn| read(conn, usize::MAX));
         let endless = || Fault::Refused("a tenant has more keys than can be counted");
-        all.await?.ok_or_else(|| endless().told(doing))
+        all.await?.ok_or_else(|| endless().into_error(doing))
     }
 
-    /// Starts watching for other processes' commits, if nobody did before.
+    /// Starts watching for commits of other processes, unless that was started before.
     fn watch(&self) -> Result<(), StoreError> {
         let Shared {
             pool, moved, poll, ..
@@ -296,7 +292,7 @@ impl SqliteStore {
         if watch.is_none() {
             let (stays, alive) = sync_channel(0);
             watch::start(pool, Arc::downgrade(moved), *poll, alive)
-                .map_err(|error| Fault::from(error).told("watching the file"))?;
+                .map_err(|error| Fault::from(error).into_error("watching the file"))?;
             *watch = Some(stays);
         }
         Ok(())
@@ -343,14 +339,14 @@ impl KeyStore for SqliteStore {
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
         let query = query.clone();
-        self.read("listing keys", move |conn| list::keys(conn, &query))
+        self.read("listing keys", move |conn| read::list(conn, &query))
             .await
     }
 
     async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
         let query = query.clone();
         self.read("reading the audit trail", move |conn| {
-            list::audit(conn, &query)
+            read::audit(conn, &query)
         })
         .await
     }
@@ -367,7 +363,7 @@ impl KeyStore for SqliteStore {
     }
 }
 
-/// A report is on disk when it returns, as a commit is.
+/// A report is on disk when its call returns, as a commit is.
 #[async_trait]
 impl NodeRegistry for SqliteStore {
     async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {

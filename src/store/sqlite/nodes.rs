@@ -1,29 +1,14 @@
 //! The registry of nodes in the file.
 
-use rusqlite::{Connection, OptionalExtension, Row as Columns, params};
+use std::time::Duration;
+
+use rusqlite::{Connection, params};
 
 use super::fault::Fault;
+use super::rows::{dialect, each, one};
 use super::schema;
-use crate::store::rows::{NODE_COLUMNS as COLUMNS, NodeRow};
+use crate::store::sql::{LONGEST_LEASE, NODE_COLUMNS as COLUMNS, NodeRow, lease};
 use crate::store::{NodeId, NodeReport};
-
-/// The row, if it is what was written.
-fn read(row: &Columns<'_>) -> Result<Option<NodeRow>, rusqlite::Error> {
-    let applied = (row.get(4)?, row.get(5)?, row.get(6)?);
-    let read = NodeRow {
-        node: row.get(0)?,
-        beat: row.get(1)?,
-        lease: row.get(2)?,
-        label: row.get(3)?,
-        applied: match applied {
-            (Some(epoch), Some(revision), Some(tag)) => Some((epoch, revision, tag)),
-            _ => None,
-        },
-        clock: row.get(7)?,
-    };
-    let sealed: i64 = row.get(8)?;
-    Ok((read.seal() == sealed).then_some(read))
-}
 
 fn write(row: &NodeRow, conn: &Connection) -> Result<(), Fault> {
     let (epoch, revision, tag) = match row.applied {
@@ -47,78 +32,52 @@ fn write(row: &NodeRow, conn: &Connection) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The node's beat; `None` if it is not there, or damaged: a new report heals it.
+/// Returns the node's beat. `None` without a report, or if its row is damaged: a new report heals it.
 fn beat(conn: &Connection, node: NodeId) -> Result<Option<i64>, Fault> {
     let sql = format!("SELECT {COLUMNS} FROM nodes WHERE node = ?1");
-    let stands = conn
-        .prepare_cached(&sql)?
-        .query_row([node.to_u128().to_be_bytes()], read)
-        .optional()?;
-    Ok(stands.flatten().map(|row| row.beat))
+    let node = node.to_u128().to_be_bytes();
+    let beat = one(conn, &sql, [node], |row| {
+        Ok(NodeRow::read(row).ok().map(|row| row.beat))
+    })?;
+    Ok(beat.flatten())
 }
 
 pub(super) fn report(conn: &Connection, report: &NodeReport) -> Result<bool, Fault> {
     let row = NodeRow::of(report)?;
-    if beat(conn, report.node)?.is_some_and(|stands| stands >= row.beat) {
+    if beat(conn, report.node)?.is_some_and(|before| before >= row.beat) {
         return Ok(false);
     }
     write(&row, conn)?;
     Ok(true)
 }
 
+/// Reads all reports. A damaged one is an error: without it the node would be taken for one that is
+/// gone.
 pub(super) fn all(conn: &Connection) -> Result<Vec<NodeReport>, Fault> {
-    let mut statement = conn.prepare_cached(&format!("SELECT {COLUMNS} FROM nodes"))?;
-    let mut found = statement.query([])?;
     let mut reports = Vec::new();
-    while let Some(row) = found.next()? {
-        // Left out, it would pass for a node that is gone.
-        let stands = read(row)?.ok_or_else(|| Fault::corrupt("a node's row is damaged"))?;
-        reports.push(stands.report()?);
-    }
+    each(conn, &format!("SELECT {COLUMNS} FROM nodes"), [], |row| {
+        reports.push(NodeRow::read(row)?.report()?);
+        Ok(true)
+    })?;
     Ok(reports)
 }
 
 pub(super) fn forget(conn: &Connection, node: NodeId, upto: u64) -> Result<(), Fault> {
     let upto = i64::try_from(upto).unwrap_or(i64::MAX);
-    if beat(conn, node)?.is_none_or(|stands| stands <= upto) {
+    if beat(conn, node)?.is_none_or(|before| before <= upto) {
         conn.prepare_cached("DELETE FROM nodes WHERE node = ?1")?
             .execute([node.to_u128().to_be_bytes()])?;
     }
     Ok(())
 }
 
-/// Names the rows that are damaged.
-pub(super) fn check(conn: &Connection) -> Result<Vec<String>, Fault> {
-    let mut statement = conn.prepare(&format!("SELECT {COLUMNS} FROM nodes"))?;
-    let mut found = statement.query([])?;
-    let mut faults = Vec::new();
-    while let Some(row) = found.next()? {
-        let intact = match read(row).map_err(Fault::from) {
-            Ok(Some(stands)) => stands.report().is_ok(),
-            Ok(None) => false,
-            Err(fault) if fault.is_corrupt() => false,
-            Err(fault) => return Err(fault),
-        };
-        if !intact {
-            let node: Vec<u8> = row.get(0).unwrap_or_default();
-            let node = node.try_into().map(u128::from_be_bytes);
-            let node = NodeId::from_u128(node.unwrap_or_default());
-            faults.push(format!("node {node}: its row is damaged"));
-        }
-    }
-    Ok(faults)
+pub(super) fn longest_lease(conn: &Connection) -> Result<Duration, Fault> {
+    let longest = one(conn, &dialect(LONGEST_LEASE), [], |row| Ok(lease(row, 0)?))?;
+    Ok(longest.unwrap_or_default())
 }
 
-/// The longest lease of any node.
-pub(super) fn longest_lease(conn: &Connection) -> Result<Option<i64>, Fault> {
-    let leases = "SELECT max(lease) FROM nodes";
-    Ok(conn.query_row(leases, [], |row| row.get(0))?)
-}
-
-/// Puts one entry that stands for all nodes of a history that came to an end here, and never reports:
-/// they may go on for a while, and most of them are not known here. `longest` is the longest of their
-/// leases that is.
-pub(super) fn begin_anew(conn: &Connection, longest: Option<i64>) -> Result<(), Fault> {
+/// Replaces all reports by the entry of a history that ended here; see [`NodeRow::former`].
+pub(super) fn end_history(conn: &Connection, longest: Duration) -> Result<(), Fault> {
     conn.execute("DELETE FROM nodes", [])?;
     write(&NodeRow::former(schema::random(conn)?, longest)?, conn)
 }

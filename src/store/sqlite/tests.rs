@@ -1,4 +1,4 @@
-//! What only the inside can tell: which statements run, and how SQLite finds their rows.
+//! Tests of the inside: the statements that run, and the way SQLite finds their rows.
 
 use std::cell::RefCell;
 use std::num::NonZeroUsize;
@@ -15,13 +15,12 @@ use crate::core::secret::Digest;
 use crate::core::time::Timestamp;
 use crate::core::view::{Effects, Guard};
 use crate::store::CommitTag;
-use crate::store::sqlite::head::Head;
 
 thread_local! {
     static STATEMENTS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Notes every statement that the connection runs, with what it is bound to.
+/// Records every statement that the connection runs, with its parameters.
 fn listen(conn: &mut Connection) {
     let note = |event: TraceEvent<'_>| {
         if let TraceEvent::Stmt(statement, _) = event {
@@ -51,7 +50,7 @@ impl Bench {
         }
     }
 
-    /// How SQLite finds the rows of every statement that `run` runs.
+    /// Returns the plans of all statements that `run` runs.
     fn plans(&mut self, run: impl FnOnce(&Connection)) -> Vec<String> {
         STATEMENTS.take();
         run(&self.conn);
@@ -99,7 +98,7 @@ fn commit() -> Commit {
     }
 }
 
-/// One for each kind of row. None of these rows is there.
+/// One for each kind of row. None of these rows exists.
 fn guards() -> Vec<Guard> {
     let tenant: TenantId = "above".parse().unwrap();
     let rows = [
@@ -114,7 +113,7 @@ fn guards() -> Vec<Guard> {
     rows.into_iter().map(guard).collect()
 }
 
-/// No statement looks at rows that it does not tell.
+/// No statement reads rows that it does not return.
 #[track_caller]
 fn each_row_is_found(plans: &[String]) {
     assert!(!plans.is_empty(), "no statement was seen");
@@ -128,7 +127,7 @@ fn each_row_is_found(plans: &[String]) {
 fn changing_one_key_searches_and_never_scans() {
     let mut bench = Bench::new();
     let plans = bench.plans(|conn| {
-        let mut head = Head::read(conn).unwrap();
+        let mut head = head::read(conn).unwrap();
         write::apply(conn, &mut head, &commit()).unwrap().unwrap();
     });
     each_row_is_found(&plans);
@@ -137,7 +136,7 @@ fn changing_one_key_searches_and_never_scans() {
 #[test]
 fn loading_what_a_decision_needs_searches_and_never_scans() {
     let mut bench = Bench::new();
-    let mut head = Head::read(&bench.conn).unwrap();
+    let mut head = head::read(&bench.conn).unwrap();
     write::apply(&bench.conn, &mut head, &commit())
         .unwrap()
         .unwrap();
@@ -191,15 +190,15 @@ fn listings_by_id_and_fingerprint_and_trails_use_an_index_and_sort_nothing() {
                 sort,
                 ..of_tenant.clone()
             };
-            list::keys(conn, &query).unwrap();
+            read::list(conn, &query).unwrap();
         }
         let found = KeyQuery {
             fingerprint: Some(record.fingerprint),
             ..KeyQuery::everything(Timestamp::UNIX_EPOCH)
         };
-        list::keys(conn, &found).unwrap();
-        list::audit(conn, &AuditQuery::tenant(record.tenant.clone())).unwrap();
-        list::audit(conn, &AuditQuery::everything().about(record.id)).unwrap();
+        read::list(conn, &found).unwrap();
+        read::audit(conn, &AuditQuery::tenant(record.tenant.clone())).unwrap();
+        read::audit(conn, &AuditQuery::everything().about(record.id)).unwrap();
     });
     each_row_is_found(&plans);
 }
@@ -216,8 +215,8 @@ fn keys_of_all_tenants_by_their_end_are_one_range_and_sort_nothing() {
     };
     let later = page(Some(KeyPosition::of(&record())));
     let plans = bench.plans(|conn| {
-        list::keys(conn, &page(None)).unwrap();
-        list::keys(conn, &later).unwrap();
+        read::list(conn, &page(None)).unwrap();
+        read::list(conn, &later).unwrap();
         let after = AuditPosition {
             revision: Revision(7),
             sequence: 3,
@@ -226,7 +225,7 @@ fn keys_of_all_tenants_by_their_end_are_one_range_and_sort_nothing() {
             after: Some(after),
             ..AuditQuery::everything()
         };
-        list::audit(conn, &query).unwrap();
+        read::audit(conn, &query).unwrap();
     });
     each_row_is_found(&plans);
     let first = "rows_by_end_of_all (ends>? AND ends<?)";

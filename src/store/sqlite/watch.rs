@@ -1,5 +1,5 @@
-//! Noticing what other processes commit: SQLite keeps a counter that any commit moves, and a thread
-//! that looks at it now and then. A hint only; followers poll as well.
+//! Detecting commits of other processes: a thread polls the counter that SQLite moves with every commit.
+//! A hint only; followers poll as well.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Weak};
@@ -11,10 +11,10 @@ use rusqlite::Connection;
 
 use super::fault::Fault;
 use super::file::Identity;
-use super::pool::Pool;
 use super::schema;
+use super::session::Pool;
 
-/// Starts the thread. It ends when the other end of `alive` is gone.
+/// Starts the thread. It ends when the other end of `alive` is dropped.
 pub(super) fn start(
     pool: &Arc<Pool>,
     moved: Weak<Event>,
@@ -28,7 +28,7 @@ pub(super) fn start(
     };
     let run = move || {
         while alive.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
-            // Whoever waits hears of a failure too, and meets it when reading.
+            // A failure wakes the waiters too: their next read reports it.
             if watch.changed().unwrap_or(true) {
                 let Some(moved) = moved.upgrade() else { return };
                 moved.notify(usize::MAX);

@@ -1,8 +1,8 @@
-//! The one writer: a thread that applies all commits that wait in one transaction, so that one wait
-//! for the disk serves them all. Each stays conditional, and each gets its own answer.
+//! The single writer: a thread that applies all waiting commits in one transaction, which costs one
+//! fsync. Each commit stays conditional, and gets its own answer.
 //!
-//! While no commit waits, the thread reads what decisions need: its connection keeps pages in memory
-//! that every other one has to read again after each commit.
+//! While no commit waits, the thread serves the reads of decisions: its connection keeps pages in
+//! memory, and all others lose theirs with each commit.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -14,34 +14,33 @@ use rusqlite::Connection;
 
 use super::fault::Fault;
 use super::file::{Identity, check_journal};
-use super::head::Head;
-use super::pool::Pool;
-use super::tx::{Tx, snapshot};
-use super::{schema, write};
+use super::session::{Pool, Tx, snapshot};
+use super::{head, schema, write};
 use crate::core::view::Revision;
+use crate::store::sql::Head;
 use crate::store::{Commit, CommitError, StoreError, StoreErrorKind};
 
-/// How many commits one transaction takes along at most.
+/// 256 commits in one transaction at most.
 const MAX_GROUP: usize = 256;
 
 const DOING: &str = "committing to the file";
 
 type Answer = Result<Revision, CommitError>;
 
-/// The way to the writer. The thread ends when this is gone and all that was sent is done.
+/// The handle of the thread, which ends when the handle is dropped and all jobs are done.
 pub(super) struct Writer {
     jobs: Sender<Job>,
-    /// How many jobs have no answer yet.
+    /// The number of jobs without an answer.
     open: Arc<AtomicUsize>,
 }
 
 enum Job {
     Commit(Box<Order>),
-    /// Anything else that the thread does with its connection.
+    /// Any other work on the thread's connection.
     Own(Box<dyn FnOnce(&mut Thread) + Send>),
 }
 
-/// A commit on its way, and who waits for it. Nobody may wait any more.
+/// A commit in flight, and the channel of its caller, who may have stopped waiting.
 struct Order {
     commit: Commit,
     answer: async_channel::Sender<Answer>,
@@ -72,19 +71,19 @@ impl Writer {
         self.jobs
             .send(Job::Commit(Box::new(Order { commit, answer })))
             .map_err(|_| gone(StoreErrorKind::Unavailable))?;
-        // The writer answers each job it takes, unless it came to an end on the way.
+        // The writer answers each job, unless its thread ends before.
         let answer = answered.recv().await;
         answer.unwrap_or_else(|_| Err(gone(StoreErrorKind::Indeterminate).into()))
     }
 
-    /// Reads within one snapshot, like [`Pool::read`]. Tells nothing if another job is under way,
-    /// there is no connection to this file yet, or the read failed or told nothing: the pool is to be
-    /// asked then.
+    /// Reads within one snapshot, like [`Pool::read`]. Returns `None` if another job is in flight, if
+    /// there is no connection to this file yet, or if the read failed or found too much. The caller uses
+    /// the pool then.
     pub(super) async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Connection) -> Result<Option<T>, Fault> + Send + 'static,
     ) -> Option<T> {
-        // Never behind a commit, which may wait for the disk.
+        // A read never queues behind a commit, which may wait for the disk.
         let free = self
             .open
             .compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire);
@@ -95,14 +94,14 @@ impl Writer {
         let job = move |thread: &mut Thread| {
             let read = thread.read(read);
             thread.close();
-            // Whoever asked may have stopped waiting.
+            // The caller may have stopped waiting.
             drop(answer.try_send(read));
         };
         self.jobs.send(Job::Own(Box::new(job))).ok()?;
         answered.recv().await.ok()?
     }
 
-    /// Writes something that is no commit, in a transaction of its own.
+    /// Writes in a transaction of its own, other than a commit.
     pub(super) async fn write<T: Send + 'static>(
         &self,
         doing: &'static str,
@@ -121,32 +120,7 @@ impl Writer {
             .map_err(|_| gone(StoreErrorKind::Unavailable))?;
         let written = answered.recv().await;
         let written = written.map_err(|_| gone(StoreErrorKind::Indeterminate))?;
-        written.map_err(|failed| failed.told(doing))
-    }
-}
-
-/// Why something that is no commit may not have been written.
-enum Failed {
-    /// It was certainly not.
-    RolledBack(Fault),
-    /// It may have been.
-    Unknown(Fault),
-}
-
-impl Failed {
-    fn told(self, doing: &'static str) -> StoreError {
-        match self {
-            Self::RolledBack(fault) => fault.told(doing),
-            Self::Unknown(fault) => {
-                StoreError::new(StoreErrorKind::Indeterminate, doing).with_source(fault)
-            }
-        }
-    }
-}
-
-impl From<Fault> for Failed {
-    fn from(fault: Fault) -> Self {
-        Self::RolledBack(fault)
+        written.map_err(|fault| fault.into_error(doing))
     }
 }
 
@@ -159,21 +133,9 @@ struct Thread {
 struct Ready {
     conn: Connection,
     file: Identity,
-    /// Where the store stood after the last commit, with SQLite's mark of it: as long as that stays,
-    /// nobody else wrote to the file.
+    /// The head after the last commit, with SQLite's data version. As long as that version stays, no
+    /// other connection has written to the file.
     last: Option<(i64, Head)>,
-}
-
-/// What became of a group.
-enum Group {
-    /// It is durable, each commit with its verdict.
-    Durable(Vec<Answer>),
-    /// Nothing was written, whatever the commits were.
-    RolledBack(Fault),
-    /// Nothing was written, since one of the commits could not be.
-    Hindered(Fault),
-    /// It may or may not have been written.
-    Unknown(Fault),
 }
 
 impl Thread {
@@ -193,16 +155,16 @@ impl Thread {
         }
     }
 
-    /// A job has its answer.
+    /// Counts a job as answered.
     fn close(&self) {
         self.open.fetch_sub(1, Ordering::AcqRel);
     }
 
     fn read<T>(&mut self, read: impl FnOnce(&Connection) -> Result<Option<T>, Fault>) -> Option<T> {
         let file = self.pool.current().ok()?;
-        // Taken out: after a fault nothing is assumed of the connection.
+        // Taken: after a failure the connection is closed.
         let ready = self.ready.take().filter(|ready| ready.file == file)?;
-        // Commits go on, whatever becomes of a read.
+        // A read that panics must not end the writer.
         let read = catch_unwind(AssertUnwindSafe(|| snapshot(&ready.conn, read)));
         let read = read.ok()?.ok()?;
         self.ready = Some(ready);
@@ -212,90 +174,60 @@ impl Thread {
     fn write<T>(
         &mut self,
         write: impl FnOnce(&Connection) -> Result<T, Fault>,
-    ) -> Result<T, Failed> {
+    ) -> Result<T, Fault> {
         let ready = self.ready()?;
         let (tx, ..) = begin(&ready)?;
         let written = write(&ready.conn)?;
-        tx.commit().map_err(|error| {
-            let fault = Fault::from(error);
-            match fault.certainly_rolled_back() {
-                true => Failed::RolledBack(fault),
-                false => Failed::Unknown(fault),
-            }
-        })?;
+        tx.commit()?;
         self.ready = Some(ready);
         Ok(written)
     }
 
-    fn settle(&mut self, mut group: Vec<Order>) {
-        match self.group(&group) {
-            Group::Durable(answers) => {
-                for (order, answer) in group.iter().zip(answers) {
-                    self.tell(order, answer);
+    fn settle(&mut self, group: Vec<Order>) {
+        let answers = match self.group(&group) {
+            Ok(Ok(answers)) => answers,
+            // A commit that cannot be written must not fail the others of its group.
+            Ok(Err(_)) if group.len() > 1 => {
+                group.into_iter().for_each(|order| self.settle(vec![order]));
+                return;
+            }
+            Ok(Err(fault)) | Err(fault) => {
+                let error = fault.into_error(DOING);
+                if error.kind() == StoreErrorKind::Indeterminate {
+                    tracing::error!(%error, "commit may or may not be on disk");
                 }
+                vec![Err(error.into()); group.len()]
             }
-            // One commit that cannot be written must not stop those that came along with it.
-            Group::Hindered(_) if group.len() > 1 => {
-                for order in group.drain(..) {
-                    self.settle(vec![order]);
-                }
-            }
-            Group::RolledBack(fault) | Group::Hindered(fault) => {
-                let error = fault.told(DOING);
-                group
-                    .iter()
-                    .for_each(|order| self.tell(order, Err(error.clone().into())));
-            }
-            Group::Unknown(fault) => {
-                let kind = StoreErrorKind::Indeterminate;
-                let error = StoreError::new(kind, DOING).with_source(fault);
-                tracing::error!(%error, "commit may or may not be on disk");
-                group
-                    .iter()
-                    .for_each(|order| self.tell(order, Err(error.clone().into())));
-            }
+        };
+        for (order, answer) in group.iter().zip(answers) {
+            // Before the answer, since the caller may read next.
+            self.close();
+            // The caller may have stopped waiting.
+            drop(order.answer.try_send(answer));
         }
     }
 
-    fn tell(&self, order: &Order, answer: Answer) {
-        // First: whoever hears of it may go on to read.
-        self.close();
-        // Whoever asked may have stopped waiting.
-        drop(order.answer.try_send(answer));
-    }
-
-    fn group(&mut self, group: &[Order]) -> Group {
-        // Taken out: after a fault nothing is assumed of the connection.
-        let mut ready = match self.ready() {
-            Ok(ready) => ready,
-            Err(fault) => return Group::RolledBack(fault),
-        };
-        let (tx, version, mut head) = match begin(&ready) {
-            Ok(begun) => begun,
-            Err(fault) => return Group::RolledBack(fault),
-        };
+    /// Writes a group. The inner error is the fault of one of its commits, with nothing written.
+    fn group(&mut self, group: &[Order]) -> Result<Result<Vec<Answer>, Fault>, Fault> {
+        // Taken: after a failure the connection is closed.
+        let mut ready = self.ready()?;
+        let (tx, version, mut head) = begin(&ready)?;
         let apply = |order: &Order| write::apply(&ready.conn, &mut head, &order.commit);
         let answers: Vec<Answer> = match group.iter().map(apply).collect() {
             Ok(answers) => answers,
-            Err(fault) => return Group::Hindered(fault),
+            Err(fault) => return Ok(Err(fault)),
         };
-        let written = answers.iter().any(Result::is_ok);
-        let ended = if written { tx.commit() } else { tx.rollback() };
-        if let Err(error) = ended {
-            let fault = Fault::from(error);
-            return if !written || fault.certainly_rolled_back() {
-                Group::RolledBack(fault)
-            } else {
-                Group::Unknown(fault)
-            };
+        match answers.iter().any(Result::is_ok) {
+            true => tx.commit()?,
+            false => tx.rollback()?,
         }
-        tracing::trace!(revision = %head.cursor.revision, commits = group.len(), "durable");
+        tracing::trace!(revision = %head.last.revision, commits = group.len(), "durable");
         ready.last = Some((version, head));
         self.ready = Some(ready);
-        Group::Durable(answers)
+        Ok(Ok(answers))
     }
 
-    /// The connection to the file that stands at the path now.
+    /// Returns the connection to the file that is at the path now.
     fn ready(&mut self) -> Result<Ready, Fault> {
         let file = self.pool.current()?;
         if let Some(ready) = self.ready.take().filter(|ready| ready.file == file) {
@@ -308,7 +240,7 @@ impl Thread {
     }
 }
 
-/// Begins a transaction that nobody else can begin meanwhile, and tells where the store stands.
+/// Begins a transaction that excludes other writers, and returns the head of the store.
 fn begin(ready: &Ready) -> Result<(Tx<'_>, i64, Head), Fault> {
     let conn = &ready.conn;
     let tx = Tx::immediate(conn)?;
@@ -320,6 +252,6 @@ fn begin(ready: &Ready) -> Result<(Tx<'_>, i64, Head), Fault> {
     }
     check_journal(conn)?;
     schema::check_version(conn)?;
-    let head = Head::read(conn)?;
+    let head = head::read(conn)?;
     Ok((tx, version, head))
 }

@@ -1,14 +1,16 @@
-//! Copying a store as a whole into another one, of another kind most often: a file into a database, or
-//! back. For operators, while nobody uses either.
+//! Copying a store as a whole into another one, usually of another kind: a file into a database, or
+//! back. For operators, while no service uses either store.
 //!
-//! What is copied is every row at its revision and place, tombstones included, the mark of every
-//! commit, the audit trail with its chain, and what is taken for ever: imported digests, and ids whose
-//! tombstones were dropped. Nodes' reports are not: they are no part of the history.
+//! A copy is one transaction into an empty target. It is compared with its source before it commits. If
+//! it fails or is killed, the target stays empty, and the copy can be started again.
 //!
-//! The copy is a history of its own, with an epoch of its own, since both could be written to from then
-//! on: followers start over, and a receipt of the one is not confirmed by nodes of the other. The trail
-//! is the same one: [`verify_audit`](crate::Keyward::verify_audit) accepts the ends that were noted
-//! before.
+//! A copy contains every row at its revision and place, tombstones included, the tag of every commit,
+//! the audit trail with its chain, and everything that stays taken: imported digests, and ids whose
+//! tombstones were dropped. It does not contain reports of nodes, which are not part of the history.
+//!
+//! The copy has a history and an epoch of its own, since both stores could be written to afterwards.
+//! Followers start over, and nodes of the copy do not confirm a receipt of the source. The trail is the
+//! same: [`verify_audit`](crate::Keyward::verify_audit) accepts the trail ends noted before.
 //!
 //! # Examples
 //!
@@ -19,8 +21,7 @@
 //! use keyward::store::{SqliteStore, transfer};
 //!
 //! let from = SqliteStore::open(&old).await?;
-//! // Opens as any other store from the end of the copy on, and not before.
-//! let to = SqliteStore::options(&new).copy_target().open().await?;
+//! let to = SqliteStore::open(&new).await?;
 //! transfer::copy(&from, &to, transfer::PAGE, |progress| println!("{progress}")).await?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! # }).unwrap();
@@ -30,7 +31,6 @@ mod run;
 
 use std::fmt;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -43,13 +43,13 @@ use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
 
-/// How many items a page has, where nothing asks for another size. A judgement: about a megabyte.
+/// 2,000 items, the usual size of a page: about a megabyte. A judgement.
 pub const PAGE: NonZeroUsize = NonZeroUsize::new(2000).expect("2000 is not zero");
 
-/// What a store consists of, in the order in which it is copied.
+/// The parts of a store, in the order in which they are copied.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Part {
-    /// The marks of its commits.
+    /// The tags of its commits.
     Commits,
     /// The heads of its tenants.
     Tenants,
@@ -88,22 +88,20 @@ impl fmt::Display for Part {
     }
 }
 
-/// One thing of a [`Part`]. Items of a part are ordered by what names them: the first field, and the
-/// number where there is one.
+/// One item of a [`Part`]. Items of a part are ordered by their key: the first field, and the number if
+/// they have one.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Item {
     /// A commit.
     Commit {
         /// Its revision.
         revision: Revision,
-        /// Its mark.
+        /// Its tag.
         tag: CommitTag,
-        /// The latest instant decided until then.
-        newest: Timestamp,
     },
-    /// Where a tenant stands. Ordered by the bytes of its path.
+    /// The head of a tenant. Ordered by the bytes of its path.
     Tenant {
-        /// Which tenant.
+        /// The tenant.
         tenant: TenantId,
         /// Its last commit.
         revision: Revision,
@@ -114,34 +112,34 @@ pub enum Item {
     },
     /// An imported digest.
     Digest {
-        /// Which digest.
+        /// The digest.
         digest: Digest,
         /// The key that has it, or had it.
         key: KeyId,
     },
     /// The id of a removed key.
     Gone {
-        /// Which key.
+        /// The key.
         key: KeyId,
     },
     /// An audit entry.
     Audit {
         /// The entry, with its commit.
         row: AuditRow,
-        /// Which of its commit's it is, from zero.
+        /// Its number within its commit, from zero.
         number: u32,
     },
     /// A row.
     Row {
         /// The row, with its commit. Never a corrupt one.
         change: Change,
-        /// Which of its commit's it is, from zero.
+        /// Its number within its commit, from zero.
         number: u32,
     },
 }
 
 impl Item {
-    /// What it is a part of.
+    /// Returns the part that the item belongs to.
     #[must_use]
     pub const fn part(&self) -> Part {
         match self {
@@ -155,7 +153,7 @@ impl Item {
     }
 }
 
-/// Names it, without what it says.
+/// Names the item without its content.
 impl fmt::Display for Item {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -174,20 +172,20 @@ impl fmt::Display for Item {
     }
 }
 
-/// How many items a store has of each part.
+/// The number of items of each part.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Counts {
     by_part: [u64; Part::ALL.len()],
 }
 
 impl Counts {
-    /// Of this part.
+    /// Returns the number of items of a part.
     #[must_use]
     pub const fn of(&self, part: Part) -> u64 {
         self.by_part[part as usize]
     }
 
-    /// The same with another count of one part.
+    /// Returns these counts with another number for one part.
     #[must_use]
     pub const fn with(mut self, part: Part, count: u64) -> Self {
         self.by_part[part as usize] = count;
@@ -195,46 +193,44 @@ impl Counts {
     }
 }
 
-/// What is copied, as a whole.
+/// The source of a copy as a whole.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Origin {
-    /// Where it stands.
+    /// Its head.
     pub head: Cursor,
-    /// The latest instant for which any commit was decided.
-    pub newest: Option<Timestamp>,
     /// Tombstones of commits at or below this revision were dropped.
     pub floor: Revision,
-    /// Whether it was restored from a backup and not recovered yet. Neither is the copy then.
+    /// Whether it was restored from a backup and not recovered yet. Then the copy is unrecovered too.
     pub unrecovered: bool,
-    /// For how long nodes that use it may go on accepting keys on their own.
+    /// The longest time for which one of its nodes may accept keys without a new report.
     pub lease: Duration,
-    /// How much it holds.
+    /// The number of its items.
     pub counts: Counts,
 }
 
 impl Origin {
-    /// Whether both are the same state of the same store.
+    /// Returns whether the source is still at this head and floor.
     #[must_use]
     pub fn is_where(&self, head: Cursor, floor: Revision) -> bool {
         self.head == head && self.floor == floor
     }
 }
 
-/// Some items of one part, read at one instant.
+/// Some items of one part, from one snapshot.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Page {
-    /// Where the store stood.
+    /// The head of the store.
     pub head: Cursor,
     /// Tombstones of commits at or below this revision were dropped.
     pub floor: Revision,
-    /// The items in their order; none if there are no more.
+    /// The items in their order. Empty after the last one.
     pub items: Vec<Item>,
 }
 
 /// A store that can be read as a whole.
 #[async_trait]
 pub trait Export: fmt::Debug + Send + Sync {
-    /// Where it stands, and how much it holds.
+    /// Returns the head of the store and the number of its items.
     ///
     /// # Errors
     ///
@@ -254,53 +250,50 @@ pub trait Export: fmt::Debug + Send + Sync {
     ) -> Result<Page, StoreError>;
 }
 
-/// A store that a copy can be written into. From `begin` to `finish` it is no store to anybody else:
-/// whoever opens it is refused, and told why.
+/// A store that can be the target of a copy.
 #[async_trait]
 pub trait Import: fmt::Debug + Send + Sync {
-    /// Begins a copy of `origin`, or goes on with one. What was written of an earlier state of the
-    /// same store is cleared away. Tells how much is there already.
+    /// Begins the transaction of a copy of `origin`. Until the transaction ends no one else writes to
+    /// the store, and readers see an empty one.
     ///
     /// # Errors
     ///
-    /// [`CopyError`], with nothing changed: the target holds anything else.
-    async fn begin(&self, origin: &Origin) -> Result<Counts, CopyError>;
+    /// [`CopyError`], with nothing changed. The store must be empty, and not the source.
+    async fn begin(&self, origin: &Origin) -> Result<Box<dyn Importing>, CopyError>;
+}
 
-    /// The last item of a part that was written; a copy goes on after it.
+/// A copy in progress: one transaction. Dropped without [`commit`](Self::commit), or after any error,
+/// it rolls back, also if the process is killed.
+#[async_trait]
+pub trait Importing: fmt::Debug + Send {
+    /// Writes the next items of one part.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
-    async fn last(&self, part: Part) -> Result<Option<Item>, StoreError>;
+    async fn write(&mut self, items: Vec<Item>) -> Result<(), StoreError>;
 
-    /// Writes the next items of one part, all or none, durably.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
-    async fn write(&self, items: &[Item]) -> Result<(), StoreError>;
-
-    /// Reads back what was written, as [`Export::page`] does.
+    /// Reads back items within the transaction, as [`Export::page`] does.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
     async fn written(
-        &self,
+        &mut self,
         part: Part,
         after: Option<&Item>,
         limit: NonZeroUsize,
-    ) -> Result<Page, StoreError>;
+    ) -> Result<Vec<Item>, StoreError>;
 
-    /// Makes the copy of `origin` a store of its own, with a new epoch, and tells where it stands.
+    /// Gives the copy of `origin` an epoch of its own, and commits it. Returns the head of the copy.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
-    async fn finish(&self, origin: &Origin) -> Result<Cursor, StoreError>;
+    /// [`StoreError`]. After `Indeterminate` the target holds all of the copy or nothing.
+    async fn commit(self: Box<Self>, origin: &Origin) -> Result<Cursor, StoreError>;
 }
 
-/// What a copy is at.
+/// A phase of a copy.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Step {
     /// Items are written.
@@ -309,16 +302,16 @@ pub enum Step {
     Comparing,
 }
 
-/// How far a copy has come.
+/// The progress of a copy.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Progress {
-    /// What it is at.
+    /// The phase.
     pub step: Step,
-    /// With which part.
+    /// The part that is copied or compared.
     pub part: Part,
-    /// How many items of it are done, those of an earlier attempt included.
+    /// The number of its items that are done.
     pub done: u64,
-    /// How many there are.
+    /// The number of its items.
     pub total: u64,
 }
 
@@ -335,62 +328,36 @@ impl fmt::Display for Progress {
     }
 }
 
-/// A copy that is done and was compared with its source.
+/// A finished copy.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Copied {
-    /// Where the copy stands: at its source's revision, in a history of its own.
+    /// The head of the copy: its source's revision, in a history of its own.
     pub head: Cursor,
-    /// How much it holds.
+    /// The number of its items.
     pub counts: Counts,
-    /// Whether it is to be recovered, as its source was.
+    /// Whether it must be recovered before it opens, as its source must.
     pub unrecovered: bool,
 }
 
-/// Why a store was not copied, or not to the end. The source is as it was.
+/// The reason why a store was not copied. Neither store was changed, except as [`StoreError`] says.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CopyError {
-    /// The target holds keys, or the history of some. Nothing was changed.
+    /// The target holds keys, or the history of some.
     #[error("the target is not empty")]
     NotEmpty,
-    /// The target is the source. Nothing was changed.
+    /// The target is the source.
     #[error("source and target are the same store")]
     SameStore,
-    /// The target holds a part of another store's copy. Nothing was changed.
+    /// The source was written to during the copy.
     #[error(
-        "the target holds a part of another store's copy: finish that one, or clear the target"
+        "the source was changed during the copy: stop everything that uses it, then copy again"
     )]
-    OtherSource,
-    /// Another version of this crate began the copy. Nothing was changed.
-    #[error("another version began this copy: finish it with that one, or clear the target")]
-    OtherVersion,
-    /// No copy into the target is under way.
-    #[error("no copy is under way")]
-    NotBegun,
-    /// The source was written to meanwhile. The copy begins anew when it is tried again.
-    #[error("the source was changed during the copy: stop all that use it, then copy again")]
     SourceMoved,
-    /// What was written is not what was read. The target stays closed.
-    #[error("the copy differs from its source at {0}: clear the target and copy again")]
+    /// The items read back from the target are not those of the source.
+    #[error("the copy differs from its source at {0}, and was rolled back")]
     Differs(String),
-    /// One of the stores failed. The copy goes on when it is tried again.
+    /// One of the stores failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-#[async_trait]
-#[deny(clippy::missing_trait_methods)]
-impl<S: Export + ?Sized> Export for Arc<S> {
-    async fn origin(&self) -> Result<Origin, StoreError> {
-        (**self).origin().await
-    }
-
-    async fn page(
-        &self,
-        part: Part,
-        after: Option<&Item>,
-        limit: NonZeroUsize,
-    ) -> Result<Page, StoreError> {
-        (**self).page(part, after, limit).await
-    }
 }

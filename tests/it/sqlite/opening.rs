@@ -147,11 +147,11 @@ fn another_programs_database_is_refused_unchanged() {
 }
 
 #[test]
-fn a_newer_schema_is_refused_unchanged() {
+fn a_schema_of_another_version_is_refused_unchanged() {
     let desk = Desk::new();
     drop(desk.store());
     sql(&desk.path())
-        .pragma_update(None, "user_version", 3)
+        .pragma_update(None, "user_version", 2)
         .unwrap();
     checkpoint(&desk.path());
     let before = fs::read(desk.path()).unwrap();
@@ -159,9 +159,9 @@ fn a_newer_schema_is_refused_unchanged() {
     assert!(
         matches!(
             error,
-            OpenError::Newer {
-                found: 3,
-                supported: 2,
+            OpenError::SchemaVersion {
+                found: 2,
+                supported: 1,
                 ..
             }
         ),
@@ -176,12 +176,12 @@ fn a_schema_upgrade_stops_a_running_store() {
     let keys = desk.keys();
     let key = wait(keys.create(&admin(), reader("first"))).unwrap();
     sql(&desk.path())
-        .pragma_update(None, "user_version", 3)
+        .pragma_update(None, "user_version", 2)
         .unwrap();
     let refused = wait(keys.revoke(&admin(), key.id, keyward::Reason::Lost));
     let text = format!("{:?}", refused.unwrap_err());
     assert!(
-        text.contains("Unavailable") && text.contains("found: 3"),
+        text.contains("Unavailable") && text.contains("found: 2"),
         "{text}"
     );
     assert!(

@@ -42,10 +42,6 @@ impl File {
         wait(SqliteStore::open(self.path())).unwrap()
     }
 
-    pub(crate) fn target(&self) -> SqliteStore {
-        wait(SqliteStore::options(self.path()).copy_target().open()).unwrap()
-    }
-
     /// Changes the file behind the store's back.
     pub(crate) fn tamper(&self, sql: &str) {
         let file = rusqlite::Connection::open(self.path()).unwrap();
@@ -156,7 +152,16 @@ pub(crate) fn head(store: &dyn KeyStore) -> Cursor {
     wait(store.scan(None, FEW)).unwrap().head
 }
 
-/// Asserts that a copy behaves like its source.
+/// Whether a store holds nothing, not even the history of a commit.
+pub(crate) fn is_empty(store: &dyn KeyStore) -> bool {
+    let trail = wait(store.audit(&AuditQuery::everything())).unwrap();
+    let scan = wait(store.scan(None, ALL)).unwrap();
+    scan.head.revision == keyward::store::Revision::ZERO
+        && scan.rows.is_empty()
+        && trail.rows.is_empty()
+}
+
+/// Asserts that a copy does what its source would.
 pub(crate) fn works(store: impl KeyStore + Clone, filled: &Filled) {
     let keys = service(store.clone());
     keys.verify(filled.live.secret.expose(), &reading())

@@ -1,17 +1,16 @@
-//! An interrupted copy continues where it stopped. Until it is done, its target is not a store.
+//! A copy that is cut off leaves an empty target, and is started again.
 
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use keyward::async_trait;
-use keyward::store::postgres::ConnectError;
-use keyward::store::sqlite::OpenError;
-use keyward::store::transfer::{CopyError, Counts, Export, Import, Item, Origin, Page, Part};
+use keyward::store::transfer::{CopyError, Import, Importing, Item, Origin, Part};
 use keyward::store::{
     CommitError, Cursor, KeyStore, Revision, Select, SqliteStore, StoreError, StoreErrorKind,
 };
 
-use crate::operators::fill::{FEW, File, copy, fill, seen, service};
+use crate::operators::fill::{File, copy, fill, is_empty, seen, service};
 use support::postgres::{Place, open};
 use support::*;
 
@@ -19,229 +18,233 @@ use support::*;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Cut {
     Before,
-    /// The effect stays and the answer is lost.
+    /// The call did its work; the answer is lost.
     After,
 }
 
-/// A target that fails after a number of changes.
+/// A target of which so many calls succeed.
 #[derive(Debug)]
 struct Dying<'a> {
     inner: &'a dyn Import,
-    left: AtomicUsize,
+    left: usize,
     cut: Cut,
-    written: &'a AtomicU64,
-}
-
-impl Dying<'_> {
-    fn lives(&self) -> bool {
-        let left = |left: usize| left.checked_sub(1);
-        let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
-        self.left.fetch_update(set, get, left).is_ok()
-    }
-
-    fn dead() -> StoreError {
-        StoreError::new(StoreErrorKind::Unavailable, "being cut off")
-    }
 }
 
 #[async_trait]
 impl Import for Dying<'_> {
-    async fn begin(&self, origin: &Origin) -> Result<Counts, CopyError> {
-        self.inner.begin(origin).await
+    async fn begin(&self, origin: &Origin) -> Result<Box<dyn Importing>, CopyError> {
+        let inner = self.inner.begin(origin).await?;
+        let (left, cut) = (self.left, self.cut);
+        Ok(Box::new(DyingCopy { inner, left, cut }))
     }
-    async fn last(&self, part: Part) -> Result<Option<Item>, StoreError> {
-        self.inner.last(part).await
+}
+
+#[derive(Debug)]
+struct DyingCopy {
+    inner: Box<dyn Importing>,
+    left: usize,
+    cut: Cut,
+}
+
+impl DyingCopy {
+    fn lives(&mut self) -> bool {
+        let lives = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        lives
     }
-    async fn write(&self, items: &[Item]) -> Result<(), StoreError> {
+}
+
+fn dead() -> StoreError {
+    StoreError::new(StoreErrorKind::Unavailable, "being cut off")
+}
+
+#[async_trait]
+impl Importing for DyingCopy {
+    async fn write(&mut self, items: Vec<Item>) -> Result<(), StoreError> {
         let lives = self.lives();
         if lives || self.cut == Cut::After {
             self.inner.write(items).await?;
-            let items = u64::try_from(items.len()).unwrap();
-            self.written.fetch_add(items, Ordering::Relaxed);
         }
-        lives.then_some(()).ok_or_else(Self::dead)
+        lives.then_some(()).ok_or_else(dead)
     }
     async fn written(
-        &self,
+        &mut self,
         part: Part,
         after: Option<&Item>,
         limit: NonZeroUsize,
-    ) -> Result<Page, StoreError> {
-        self.inner.written(part, after, limit).await
+    ) -> Result<Vec<Item>, StoreError> {
+        let lives = self.lives();
+        let written = self.inner.written(part, after, limit).await?;
+        lives.then_some(written).ok_or_else(dead)
     }
-    async fn finish(&self, origin: &Origin) -> Result<Cursor, StoreError> {
+    async fn commit(mut self: Box<Self>, origin: &Origin) -> Result<Cursor, StoreError> {
         if !self.lives() {
-            return Err(Self::dead());
+            return Err(dead());
         }
-        self.inner.finish(origin).await
+        self.inner.commit(origin).await
     }
-}
-
-/// Copies with one change per attempt until the copy is done. Returns the number of attempts.
-fn bit_by_bit(
-    from: &dyn Export,
-    mut open: impl FnMut() -> Box<dyn Import>,
-    cut: Cut,
-    mut meanwhile: impl FnMut(),
-) -> usize {
-    let written = AtomicU64::new(0);
-    for attempt in 1..1000 {
-        let target = open();
-        let dying = Dying {
-            inner: &*target,
-            left: AtomicUsize::new(usize::from(cut == Cut::Before)),
-            cut,
-            written: &written,
-        };
-        // With `Cut::After` every page lands once although its answer is lost, and the copy is finished
-        // below.
-        match copy(from, &dying) {
-            Ok(_) => return attempt,
-            Err(CopyError::Store(error)) => assert_eq!(error.kind(), StoreErrorKind::Unavailable),
-            Err(other) => panic!("{other:?}"),
-        }
-        let counts = wait(from.origin()).unwrap().counts;
-        let total: u64 = Part::ALL.iter().map(|part| counts.of(*part)).sum();
-        let done = written.load(Ordering::Relaxed);
-        assert!(done <= total, "{done} items written of {total}: some twice");
-        meanwhile();
-        if cut == Cut::After && done == total {
-            copy(from, &*open()).unwrap();
-            return attempt;
-        }
-    }
-    panic!("it never ends")
 }
 
 #[test]
-fn a_copy_continues_where_it_was_interrupted() {
+fn a_copy_that_is_cut_off_anywhere_leaves_an_empty_store() {
     let file = File::new();
     let source = file.open();
     fill(&source);
-    let before = seen(&source);
     for cut in [Cut::Before, Cut::After] {
-        let other = File::new();
-        let target = || Box::new(other.target()) as Box<dyn Import>;
-        let attempts = bit_by_bit(&source, target, cut, || {
-            let refused = wait(SqliteStore::open(other.path())).unwrap_err();
-            assert!(matches!(refused, OpenError::Copying { .. }), "{refused:?}");
-            let options = SqliteStore::options(other.path()).allow_unrecovered();
-            wait(options.open()).unwrap_err();
-        });
-        assert!(attempts > 10, "{attempts}");
-        assert_eq!(seen(&other.open()), before);
-
-        let place = Place::new();
-        let target = || Box::new(open(place.options().copy_target()).unwrap()) as Box<dyn Import>;
-        let attempts = bit_by_bit(&source, target, cut, || {
-            let refused = open(place.options()).unwrap_err();
-            assert!(matches!(refused, ConnectError::Copying), "{refused:?}");
-            open(place.options().allow_unrecovered()).unwrap_err();
-        });
-        assert!(attempts > 10, "{attempts}");
-        assert_eq!(seen(&place.connect()), before);
+        let (other, place) = (File::new(), Place::new());
+        let (target, database) = (other.open(), place.connect());
+        let stores: [(&dyn KeyStore, &dyn Import); 2] =
+            [(&target, &target), (&database, &database)];
+        for (store, inner) in stores {
+            let mut cuts = 0;
+            loop {
+                let left = cuts;
+                match copy(&source, &Dying { inner, left, cut }) {
+                    Ok(_) => break,
+                    Err(CopyError::Store(error)) => {
+                        assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error:?}");
+                    }
+                    Err(refused) => panic!("{refused:?}"),
+                }
+                cuts += 1;
+                assert!(is_empty(store), "after {left} calls");
+            }
+            assert!(cuts > 20, "{cuts}");
+        }
+        assert_eq!(seen(&other.open()), seen(&source));
+        assert_eq!(seen(&place.connect()), seen(&source));
     }
 }
 
-/// Copies a few pages and stops.
-fn half(from: &dyn Export, to: &dyn Import) {
-    let dying = Dying {
-        inner: to,
-        left: AtomicUsize::new(6),
-        cut: Cut::Before,
-        written: &AtomicU64::new(0),
+/// A target in whose copy something happens before it commits.
+struct Watched<'a> {
+    inner: &'a dyn Import,
+    happens: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl std::fmt::Debug for Watched<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watched")
+    }
+}
+
+#[async_trait]
+impl Import for Watched<'_> {
+    async fn begin(&self, origin: &Origin) -> Result<Box<dyn Importing>, CopyError> {
+        let inner = self.inner.begin(origin).await?;
+        let happens = self.happens.clone();
+        Ok(Box::new(WatchedCopy { inner, happens }))
+    }
+}
+
+struct WatchedCopy {
+    inner: Box<dyn Importing>,
+    happens: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl std::fmt::Debug for WatchedCopy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("WatchedCopy")
+    }
+}
+
+#[async_trait]
+impl Importing for WatchedCopy {
+    async fn write(&mut self, items: Vec<Item>) -> Result<(), StoreError> {
+        self.inner.write(items).await
+    }
+    async fn written(
+        &mut self,
+        part: Part,
+        after: Option<&Item>,
+        limit: NonZeroUsize,
+    ) -> Result<Vec<Item>, StoreError> {
+        self.inner.written(part, after, limit).await
+    }
+    async fn commit(self: Box<Self>, origin: &Origin) -> Result<Cursor, StoreError> {
+        (self.happens)();
+        self.inner.commit(origin).await
+    }
+}
+
+fn commit() -> keyward::store::Commit {
+    let world = World::new();
+    let key = world.some_key();
+    let row = wait(world.store.find(&keyward::store::Locator::Id(key.id)));
+    let keyward::store::Row::Key(record) = row.unwrap().unwrap().change.row else {
+        panic!("a key was made")
     };
-    copy(from, &dying).unwrap_err();
+    keyward::store::Commit {
+        tenant: record.tenant.clone(),
+        epoch: None,
+        expected: Revision::ZERO,
+        guards: Vec::new(),
+        tag: keyward::store::CommitTag(9),
+        decided_at: at(START),
+        effects: keyward::store::Effects {
+            puts: vec![*record],
+            ..Default::default()
+        },
+    }
 }
 
 #[test]
-fn an_open_store_serves_nothing_while_it_is_copied_into() {
+fn while_a_store_is_copied_into_it_is_empty_for_readers_and_closed_for_writers() {
     let (file, other, place) = (File::new(), File::new(), Place::new());
     let source = file.open();
     fill(&source);
-    let stores: [(Box<dyn KeyStore>, Box<dyn Import>); 2] = [
-        (Box::new(other.open()), Box::new(other.target())),
-        (
-            Box::new(place.connect()),
-            Box::new(open(place.options().copy_target()).unwrap()),
-        ),
+    let soon = std::time::Duration::from_millis(50);
+    let impatient = SqliteStore::options(other.path()).busy_timeout(soon);
+    drop(other.open());
+    let impatient = wait(impatient.open()).unwrap();
+    let waits_short = open(place.options().lock_timeout(soon)).unwrap();
+    let stores: [(Arc<dyn KeyStore>, Box<dyn Import>); 2] = [
+        (Arc::new(impatient), Box::new(other.open())),
+        (Arc::new(waits_short), Box::new(place.connect())),
     ];
-    let commit = || {
-        let world = World::new();
-        let key = world.some_key();
-        let row = wait(world.store.find(&keyward::store::Locator::Id(key.id)));
-        let keyward::store::Row::Key(record) = row.unwrap().unwrap().change.row else {
-            panic!("a key was made")
+    for (before, target) in stores {
+        let seen_by = before.clone();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        let happens = move || {
+            assert!(is_empty(&*seen_by));
+            let view = wait(seen_by.load(&tenant("acme"), &Select::none())).unwrap();
+            assert_eq!(view.revision, Revision::ZERO);
+            let refused = wait(seen_by.commit(commit())).unwrap_err();
+            assert!(
+                matches!(&refused, CommitError::Store(error) if error.kind() == StoreErrorKind::Unavailable),
+                "{refused:?}"
+            );
+            count.fetch_add(1, Ordering::Relaxed);
         };
-        keyward::store::Commit {
-            tenant: record.tenant.clone(),
-            epoch: None,
-            expected: Revision::ZERO,
-            guards: Vec::new(),
-            tag: keyward::store::CommitTag(9),
-            decided_at: at(START),
-            effects: keyward::store::Effects {
-                puts: vec![*record],
-                ..Default::default()
-            },
-        }
-    };
-    for (before, target) in &stores {
-        half(&source, &**target);
-        let read = wait(before.load(&tenant("acme"), &Select::none())).unwrap_err();
-        assert_eq!(read.kind(), StoreErrorKind::Unavailable);
-        wait(before.scan(None, FEW)).unwrap_err();
-        let refused = wait(before.commit(commit())).unwrap_err();
-        assert!(
-            matches!(&refused, CommitError::Store(error) if error.kind() == StoreErrorKind::Unavailable),
-            "{refused:?}"
-        );
-        copy(&source, &**target).unwrap();
+        let happens = Arc::new(happens);
+        let inner = &*target;
+        copy(&source, &Watched { inner, happens }).unwrap();
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
         assert_eq!(
-            seen(&**before),
+            seen(&*before),
             seen(&source),
             "it serves the copy from here on"
         );
+        let refused = wait(before.commit(commit())).unwrap_err();
+        assert!(matches!(refused, CommitError::Conflict), "{refused:?}");
     }
 }
 
 #[test]
-fn a_half_copied_target_accepts_only_the_same_source() {
-    let (file, stranger, other, place) = (File::new(), File::new(), File::new(), Place::new());
-    fill(&file.open());
-    fill(&stranger.open());
-    let database = open(place.options().copy_target()).unwrap();
-    for target in [&other.target() as &dyn Import, &database] {
-        half(&file.open(), target);
-        let refused = copy(&stranger.open(), target);
-        assert!(
-            matches!(refused, Err(CopyError::OtherSource)),
-            "{refused:?}"
-        );
-        copy(&file.open(), target).unwrap();
-    }
-    assert_eq!(seen(&other.open()), seen(&file.open()));
-    assert_eq!(seen(&database), seen(&file.open()));
-}
-
-#[test]
-fn a_source_changed_between_two_attempts_is_copied_from_the_start() {
+fn a_source_that_was_changed_between_two_attempts_is_copied_as_it_is_now() {
     let (file, other, place) = (File::new(), File::new(), Place::new());
     let source = file.open();
     let filled = fill(&source);
-    let database = open(place.options().copy_target()).unwrap();
-    let target = other.target();
+    let (target, database) = (other.open(), place.connect());
     let targets = [&target as &dyn Import, &database];
-    targets.iter().for_each(|target| half(&source, *target));
+    let half = |inner| {
+        let (left, cut) = (6, Cut::Before);
+        copy(&source, &Dying { inner, left, cut }).unwrap_err();
+    };
+    targets.into_iter().for_each(half);
     let keys = service(source.clone());
     wait(keys.revoke(&admin(), filled.live.id, keyward::Reason::Lost)).unwrap();
-    targets.iter().for_each(|target| half(&source, *target));
-    let head = wait(source.scan(None, FEW)).unwrap().head.revision;
-    assert_eq!(
-        wait(source.forget_removed(head)).unwrap(),
-        1,
-        "without a commit"
-    );
     for target in targets {
         copy(&source, target).unwrap();
     }

@@ -28,7 +28,7 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Answer<()> {
             upkeep::begin_anew(&common, output).await
         }
         Ask::MigrateStore(asked) => migrate::run(&common, &asked, output).await,
-        Ask::Schema { from } => output.line(store::schema_sql(&common, from)?.trim_end()),
+        Ask::Schema => output.line(store::schema_sql(&common)?.trim_end()),
         Ask::Check => upkeep::check(&common, output).await,
         Ask::Stats => upkeep::stats(&common, output).await,
         Ask::Recover(asked) => {

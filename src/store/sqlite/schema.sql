@@ -11,7 +11,6 @@ CREATE TABLE store (
 CREATE TABLE commits (
   revision INTEGER PRIMARY KEY,
   tag      BLOB    NOT NULL,              -- 16 random bytes, the committer's own
-  newest   INTEGER NOT NULL,              -- the latest instant decided until here, in microseconds
   seal     INTEGER NOT NULL
 ) STRICT;
 
@@ -25,7 +24,7 @@ CREATE TABLE tenants (
   seal       INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- What the feed tells: each row once, where its newest commit put it.
+-- The rows of the feed: each once, at the place of its newest commit.
 CREATE TABLE rows (
   place       INTEGER PRIMARY KEY,        -- revision * 2^20 + number within the commit
   kind        INTEGER NOT NULL,           -- 0 tenant, 1 owner, 2 key, 3 removed key
@@ -42,6 +41,7 @@ CREATE UNIQUE INDEX rows_by_name ON rows (kind, tenant, name) WHERE name IS NOT 
 CREATE UNIQUE INDEX rows_by_id ON rows (id) WHERE id IS NOT NULL;
 CREATE INDEX rows_of_tenant ON rows (tenant, id) WHERE id IS NOT NULL;
 CREATE INDEX rows_by_end ON rows (tenant, ends) WHERE ends IS NOT NULL;
+CREATE INDEX rows_by_end_of_all ON rows (ends, id) WHERE ends IS NOT NULL;
 CREATE INDEX rows_legacy ON rows (tenant) WHERE legacy IS NOT NULL;
 CREATE INDEX rows_by_fingerprint ON rows (fingerprint) WHERE fingerprint IS NOT NULL;
 
@@ -66,3 +66,16 @@ CREATE TABLE audit (
 CREATE UNIQUE INDEX audit_of_tenant ON audit (tenant, sequence);
 CREATE INDEX audit_by_command ON audit (command, tenant);
 CREATE INDEX audit_by_key ON audit (key) WHERE key IS NOT NULL;
+
+-- The reports of nodes: no part of the history.
+CREATE TABLE nodes (
+  node     BLOB    PRIMARY KEY,           -- 16 random bytes
+  beat     INTEGER NOT NULL,              -- grows with every report
+  lease    INTEGER NOT NULL,              -- in microseconds, or 2^63-1
+  label    TEXT,
+  epoch    BLOB,                          -- what it has applied: all three or none
+  revision INTEGER,
+  tag      BLOB,
+  clock    INTEGER NOT NULL,              -- its own time, in microseconds
+  seal     INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;

@@ -1,15 +1,16 @@
-//! The columns of an audit entry.
+//! The columns of `audit`.
 
+use super::cells::Cells;
 use super::seal::Seal;
 use super::{RowFault, id_bytes, revision_of, signed};
 use crate::core::audit::AuditEntry;
 use crate::core::query::{AuditPosition, AuditRow};
 
-/// The columns of `audit`, in the order of [`AuditColumns`], between the entry's place and its seal.
+/// The columns of `audit`: the place, the fields of [`AuditColumns`] in their order, the seal.
 pub(in crate::store) const AUDIT_COLUMNS: &str =
     "place, tenant, sequence, command, key, body, seal";
 
-/// An entry's columns but its place and its seal.
+/// The columns of an entry, without its place and its seal.
 pub(in crate::store) struct AuditColumns<T, B> {
     pub(in crate::store) tenant: T,
     pub(in crate::store) sequence: i64,
@@ -43,22 +44,30 @@ impl<T: AsRef<str>, B: AsRef<[u8]>> AuditColumns<T, B> {
         let seal = seal.number(*sequence).bytes(command.as_ref());
         seal.maybe(key.as_ref()).bytes(body).end()
     }
+}
 
-    /// The entry as it stands at `place`; where it stands if its bytes changed since they were
-    /// `sealed`. No seal fits an entry of which a column is not what it should be.
-    pub(in crate::store) fn entry(
-        &self,
-        place: i64,
-        sealed: Option<i64>,
-    ) -> Result<AuditRow, AuditPosition> {
-        let intact = sealed == Some(self.seal(place));
-        let revision = revision_of(place);
-        match AuditEntry::from_bytes(self.body.as_ref()) {
-            Ok(entry) if intact => Ok(AuditRow { revision, entry }),
-            _ => Err(AuditPosition {
-                revision,
-                sequence: self.sequence.unsigned_abs(),
-            }),
-        }
-    }
+/// Decodes an entry of [`AUDIT_COLUMNS`]: its position if its bytes are not those that were sealed. A
+/// cell of another type is damage as well.
+pub(in crate::store) fn entry(
+    row: &impl Cells,
+) -> Result<Result<AuditRow, AuditPosition>, RowFault> {
+    let place = row.number(0, "the place of an audit entry")?;
+    let mut typed = true;
+    let columns = AuditColumns {
+        tenant: row.cell(1).text(&mut typed).unwrap_or_default(),
+        sequence: row.cell(2).number(&mut typed).unwrap_or_default(),
+        command: row.cell(3).text(&mut typed).unwrap_or_default(),
+        key: row.cell(4).bytes(&mut typed),
+        body: row.cell(5).bytes(&mut typed).unwrap_or_default(),
+    };
+    let sealed = row.cell(6).number(&mut typed);
+    let intact = typed && sealed == Some(columns.seal(place));
+    let revision = revision_of(place);
+    Ok(match AuditEntry::from_bytes(columns.body) {
+        Ok(entry) if intact => Ok(AuditRow { revision, entry }),
+        _ => Err(AuditPosition {
+            revision,
+            sequence: columns.sequence.unsigned_abs(),
+        }),
+    })
 }

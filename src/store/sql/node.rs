@@ -1,31 +1,32 @@
-//! What a node says of itself, as a row.
+//! The columns of `nodes`.
 
 use std::time::Duration;
 
+use super::cells::{Cells, is_damaged};
 use super::seal::Seal;
-use super::{RowFault, signed};
+use super::{Cell, RowFault, signed};
 use crate::core::text::NodeLabel;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::store::{CommitTag, Cursor, Epoch, NodeId, NodeReport};
 
-/// The columns of `nodes`, in the order of [`NodeRow`], with its seal last.
+/// The columns of `nodes`, in the order of [`NodeRow`], with the seal last.
 pub(in crate::store) const NODE_COLUMNS: &str =
     "node, beat, lease, label, epoch, revision, tag, clock, seal";
 
-/// For how long nodes of a history that a restore ended may go on, at least. A judgement: staleness
-/// bounds are shorter.
+/// One hour, the shortest lease assumed for nodes of a history that a restore ended. A judgement:
+/// staleness bounds are shorter.
 const FORMER_LEASE: Duration = Duration::from_secs(60 * 60);
 
-/// A node's row but its seal.
+/// The row of a node, without its seal.
 pub(in crate::store) struct NodeRow {
     pub(in crate::store) node: [u8; 16],
     pub(in crate::store) beat: i64,
     pub(in crate::store) lease: i64,
     pub(in crate::store) label: Option<String>,
-    /// What it has applied: epoch, revision and tag.
+    /// The epoch, the revision and the tag that the node has applied.
     pub(in crate::store) applied: Option<([u8; 16], i64, [u8; 16])>,
-    /// Its own time, in microseconds.
+    /// The node's own time, in microseconds.
     pub(in crate::store) clock: i64,
 }
 
@@ -58,6 +59,40 @@ impl NodeRow {
         })
     }
 
+    /// Decodes a row of [`NODE_COLUMNS`].
+    pub(in crate::store) fn read(row: &impl Cells) -> Result<Self, RowFault> {
+        let what = "a node's row";
+        let applied = match row.cell(5) {
+            Cell::Null => None,
+            _ => Some((
+                row.exactly(4, what)?,
+                row.number(5, what)?,
+                row.exactly(6, what)?,
+            )),
+        };
+        let read = Self {
+            node: row.exactly(0, what)?,
+            beat: row.number(1, what)?,
+            lease: row.number(2, what)?,
+            label: match row.cell(3) {
+                Cell::Null => None,
+                _ => Some(row.text(3, what)?.to_owned()),
+            },
+            applied,
+            clock: row.number(7, what)?,
+        };
+        match row.number(8, what)? == read.seal() {
+            true => Ok(read),
+            false => Err(is_damaged(what)),
+        }
+    }
+
+    /// Returns the id in a row of [`NODE_COLUMNS`] that may be damaged, zero if it cannot be read.
+    pub(super) fn id(row: &impl Cells) -> NodeId {
+        let node = row.exactly(0, "a node's row").map(u128::from_be_bytes);
+        NodeId::from_u128(node.unwrap_or_default())
+    }
+
     pub(in crate::store) fn seal(&self) -> i64 {
         let label = self.label.as_deref();
         let seal = Seal::default().bytes(self.node).number(self.beat);
@@ -73,7 +108,7 @@ impl NodeRow {
         let label = self.label.map(NodeLabel::new).transpose();
         Ok(NodeReport {
             node: NodeId::from_u128(u128::from_be_bytes(self.node)),
-            label: label.map_err(|_| RowFault::corrupt("a node's label is damaged"))?,
+            label: label.map_err(|_| is_damaged("a node's label"))?,
             applied: self.applied.map(|(epoch, revision, tag)| Cursor {
                 epoch: Epoch(u128::from_be_bytes(epoch)),
                 revision: Revision(revision.unsigned_abs()),
@@ -85,11 +120,10 @@ impl NodeRow {
         })
     }
 
-    /// One entry that stands for all nodes of a history that a restore ended, and never reports: they
-    /// may go on for a while, and most of them are not in the backup. `longest` is the longest lease
-    /// that the backup knows of.
-    pub(in crate::store) fn former(node: u128, longest: Option<i64>) -> Result<Self, RowFault> {
-        let longest = Duration::from_micros(longest.unwrap_or_default().unsigned_abs());
+    /// Returns the entry that represents all nodes of a history that ended here, and never reports.
+    /// Those nodes may accept keys for a while, and most of them are not in a backup. `longest` is the
+    /// longest lease on record.
+    pub(in crate::store) fn former(node: u128, longest: Duration) -> Result<Self, RowFault> {
         Self::of(&NodeReport {
             node: NodeId::from_u128(node),
             label: NodeLabel::new("all nodes before the restore").ok(),
@@ -99,4 +133,13 @@ impl NodeRow {
             beat: 1,
         })
     }
+}
+
+/// Finds the longest lease of any node.
+pub(in crate::store) const LONGEST_LEASE: &str = "SELECT coalesce(max(lease), 0) FROM $s.nodes";
+
+/// Decodes the lease that [`LONGEST_LEASE`] found.
+pub(in crate::store) fn lease(row: &impl Cells, column: usize) -> Result<Duration, RowFault> {
+    let micros = row.number(column, "the lease of a node")?;
+    Ok(Duration::from_micros(micros.unsigned_abs()))
 }

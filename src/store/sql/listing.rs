@@ -1,94 +1,21 @@
-//! Listings for people: an index narrows where one fits, the query itself decides.
+//! Listings for people. The statement narrows where an index fits; the query decides on each row.
 
-use super::{AUDIT_COLUMNS, COLUMNS, KEY, ends_at, id_bytes, place};
+use super::{AUDIT_COLUMNS, COLUMNS, KEY, Sql, ends_at, id_bytes, place};
 use crate::core::query::{
     AuditPage, AuditPosition, AuditQuery, AuditRow, KeyPage, KeyPosition, KeyQuery, KeySort,
 };
 use crate::core::record::{KeyRecord, Status};
-use crate::core::tenant::TenantId;
 use crate::store::{Change, Row, RowKey};
 
-/// What a statement is bound to.
-#[derive(Clone, Debug)]
-pub(in crate::store) enum Value {
-    Number(i64),
-    Text(String),
-    Bytes(Vec<u8>),
-}
-
-impl From<i64> for Value {
-    fn from(number: i64) -> Self {
-        Self::Number(number)
-    }
-}
-
-impl From<String> for Value {
-    fn from(text: String) -> Self {
-        Self::Text(text)
-    }
-}
-
-impl From<Vec<u8>> for Value {
-    fn from(bytes: Vec<u8>) -> Self {
-        Self::Bytes(bytes)
-    }
-}
-
-/// How a database writes a statement: before the number of what is bound, and before a table's name.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::store) struct Marks<'a> {
-    pub(in crate::store) bound: char,
-    pub(in crate::store) schema: &'a str,
-}
-
-/// A statement with what it is bound to.
-pub(in crate::store) struct Sql<'a> {
-    pub(in crate::store) text: String,
-    pub(in crate::store) with: Vec<Value>,
-    marks: Marks<'a>,
-}
-
-impl<'a> Sql<'a> {
-    pub(super) fn new(marks: Marks<'a>, columns: &str, table: &str) -> Self {
-        Self {
-            text: format!("SELECT {columns} FROM {}{table} WHERE ", marks.schema),
-            with: Vec::new(),
-            marks,
-        }
-    }
-
-    /// Binds a value, and tells by which name.
-    fn bind(&mut self, value: impl Into<Value>) -> String {
-        self.with.push(value.into());
-        format!("{}{}", self.marks.bound, self.with.len())
-    }
-
-    pub(super) fn and(&mut self, condition: &str, value: impl Into<Value>) {
-        let bound = self.bind(value);
-        self.text += &format!(" AND {condition} {bound}");
-    }
-
-    /// The tenants below `tenant` share its path and a slash; "0" follows the slash.
-    fn and_tenants(&mut self, tenant: &TenantId, below: bool) {
-        if below {
-            let path = tenant.as_str();
-            self.and("tenant >=", path.to_owned());
-            self.and("tenant <", format!("{path}0"));
-        } else {
-            self.and("tenant =", tenant.as_str().to_owned());
-        }
-    }
-}
-
-/// Which rows may match, in the query's order if the second half says so.
-pub(in crate::store) fn key_candidates<'a>(query: &KeyQuery, marks: Marks<'a>) -> (Sql<'a>, bool) {
-    let mut sql = Sql::new(marks, COLUMNS, "rows");
-    sql.text += &format!("kind = {KEY} AND id IS NOT NULL");
+/// Returns a statement that finds all rows that may match, and whether they come in the query's order.
+pub(in crate::store) fn key_candidates(query: &KeyQuery) -> (Sql, bool) {
+    let keys = format!("kind = {KEY} AND id IS NOT NULL");
+    let mut sql = Sql::select(COLUMNS, "rows", &keys);
     if let Some(tenant) = &query.tenant {
         sql.and_tenants(tenant, query.below);
     }
     if let Some(fingerprint) = query.fingerprint {
-        sql.and("fingerprint =", fingerprint.to_string());
+        sql.and("fingerprint =", &*fingerprint.to_string());
         return (sql, false);
     }
     let (beyond, order) = match query.sort {
@@ -97,13 +24,13 @@ pub(in crate::store) fn key_candidates<'a>(query: &KeyQuery, marks: Marks<'a>) -
         KeySort::Expiry if query.tenant.is_none() && leaves_out_revoked(query) => {
             return (by_end(sql, query), true);
         }
-        // No index tells these orders: all that match are looked at, and the page kept.
+        // No index has these orders: every match is read, and the best are kept.
         KeySort::Name | KeySort::Expiry => return (sql, false),
     };
     if let Some(after) = &query.after {
         sql.and(beyond, id_bytes(after.id).to_vec());
     }
-    // Across tenants the order would have to be made: only their own index, or that of all ids, has it.
+    // Descendants would have to be sorted: the order is in the index of one tenant, and in that of all ids.
     let ordered = query.tenant.is_none() || !query.below;
     if ordered {
         sql.text += order;
@@ -111,19 +38,19 @@ pub(in crate::store) fn key_candidates<'a>(query: &KeyQuery, marks: Marks<'a>) -
     (sql, ordered)
 }
 
-/// Revoked keys stand in no index by their end.
+/// Returns whether the query excludes revoked keys, which are in no index by their end.
 fn leaves_out_revoked(query: &KeyQuery) -> bool {
     !query.statuses.is_empty() && !query.statuses.contains(&Status::Revoked)
 }
 
-/// The keys of the whole store that end between the query's instants, by their end.
-fn by_end<'a>(mut sql: Sql<'a>, query: &KeyQuery) -> Sql<'a> {
+/// Finds the keys of the whole store that end between the query's instants, in that order.
+fn by_end(mut sql: Sql, query: &KeyQuery) -> Sql {
     sql.text += " AND ends IS NOT NULL";
     let from = query.expires_from.map(|from| ends_at(Some(from)));
     let after = query.after.as_ref();
     let after = after.map(|place| (ends_at(place.expires_at), place.id));
     match after {
-        // Both at once, so that a page begins where the last one ended however many keys end then.
+        // One condition, so that a page begins where the last one ended, however many keys end then.
         Some((ends, id)) if from.is_none_or(|from| from <= ends) => {
             let (ends, id) = (sql.bind(ends), sql.bind(id_bytes(id).to_vec()));
             sql.text += &format!(" AND (ends, id) > ({ends}, {id})");
@@ -137,7 +64,7 @@ fn by_end<'a>(mut sql: Sql<'a>, query: &KeyQuery) -> Sql<'a> {
     sql
 }
 
-/// A page of keys in the making: the best of what was seen, as many as it holds and one more.
+/// A page of keys under construction: the best rows so far, one more than fit.
 pub(in crate::store) struct KeyListing<'q> {
     query: &'q KeyQuery,
     ordered: bool,
@@ -147,7 +74,7 @@ pub(in crate::store) struct KeyListing<'q> {
 }
 
 impl<'q> KeyListing<'q> {
-    /// For rows that come in the query's order if they are `ordered`.
+    /// Expects rows in the query's order if they are `ordered`.
     pub(in crate::store) fn new(query: &'q KeyQuery, ordered: bool) -> Self {
         Self {
             query,
@@ -158,7 +85,7 @@ impl<'q> KeyListing<'q> {
         }
     }
 
-    /// Looks at a row. Tells whether the page is full.
+    /// Takes a row. Returns whether the page is complete.
     pub(in crate::store) fn add(&mut self, change: Change) -> bool {
         match change.row {
             Row::Key(record) => {
@@ -170,7 +97,7 @@ impl<'q> KeyListing<'q> {
             Row::Corrupt(RowKey::Key(id)) => self.page.corrupt.push(id),
             _ => {}
         }
-        // Sorting now and then keeps the memory bounded at a small cost a row.
+        // Sorting from time to time bounds the memory at a small cost per row.
         if self.found.len() > self.limit.saturating_mul(2).max(1024) {
             self.trim();
         }
@@ -200,18 +127,17 @@ impl<'q> KeyListing<'q> {
     }
 }
 
-/// Which entries may match, in the order of the trail.
-pub(in crate::store) fn audit_entries<'a>(query: &AuditQuery, marks: Marks<'a>) -> Sql<'a> {
-    let mut sql = Sql::new(marks, AUDIT_COLUMNS, "audit");
-    sql.text += "1 = 1";
+/// Returns a statement that finds all entries that may match, in the order of the trail.
+pub(in crate::store) fn audit_entries(query: &AuditQuery) -> Sql {
+    let mut sql = Sql::select(AUDIT_COLUMNS, "audit", "1 = 1");
     if let Some(key) = query.key {
         sql.and("key =", id_bytes(key).to_vec());
     }
     if let Some(command) = &query.command {
-        sql.and("command =", command.as_str().to_owned());
+        sql.and("command =", command.as_str());
     }
     if let Some(tenant) = &query.tenant {
-        sql.and("tenant =", tenant.as_str().to_owned());
+        sql.and("tenant =", tenant.as_str());
     }
     let mut order = "place";
     if let Some(AuditPosition { revision, sequence }) = query.after {
@@ -222,14 +148,14 @@ pub(in crate::store) fn audit_entries<'a>(query: &AuditQuery, marks: Marks<'a>) 
         }
     }
     if query.tenant.is_some() && query.key.is_none() && query.command.is_none() {
-        // Within a tenant that is the same order, and its index has it.
+        // The same order within a tenant, and the tenant's index has it.
         order = "sequence";
     }
     sql.text += &format!(" ORDER BY {order}");
     sql
 }
 
-/// A page of the trail in the making.
+/// A page of the trail under construction.
 pub(in crate::store) struct AuditListing<'q> {
     query: &'q AuditQuery,
     pub(in crate::store) page: AuditPage,
@@ -243,7 +169,7 @@ impl<'q> AuditListing<'q> {
         }
     }
 
-    /// Looks at an entry. Tells whether the page is full.
+    /// Takes an entry. Returns whether the page is complete.
     pub(in crate::store) fn add(&mut self, entry: Result<AuditRow, AuditPosition>) -> bool {
         let page = &mut self.page;
         match entry {

@@ -1,32 +1,40 @@
-//! Rows as the tables of an SQL store hold them, whatever the database: their columns, their order,
-//! the seal that tells bytes which changed since they were written, and how a listing is asked for.
+//! The tables that both SQL stores share: columns and their order, seals, statements, and the pure
+//! half of every read.
 //!
-//! Pure.
+//! Pure: the stores run the statements and hand in the rows. Each statement is written once, in
+//! PostgreSQL's dialect with `$s.` for the schema; [`Sql`] holds one with its parameters.
+//!
+//! Invariant: a row is decoded only if its seal fits. Anything else is reported as corrupt.
 
-mod copying;
+mod cells;
+mod columns;
+mod copy;
 mod entries;
+mod feed;
 mod heads;
+mod integrity;
 mod listing;
-mod nodes;
-mod pages;
-mod row;
+mod load;
+mod node;
 mod seal;
+mod statement;
 
-pub(in crate::store) use self::copying::{
-    COPYING, audit_item, is_copy, items_after, last_item, place_of, row_item, table, tenant_item,
-};
-pub(in crate::store) use self::entries::{AUDIT_COLUMNS, AuditColumns};
-pub(in crate::store) use self::heads::{
-    CommitRow, StoreRow, TenantHead, digest_holder, digest_seal,
-};
+pub(in crate::store) use self::cells::{Cell, Cells};
 #[cfg(feature = "postgres")]
-pub(in crate::store) use self::listing::Sql;
-pub(in crate::store) use self::listing::{
-    AuditListing, KeyListing, Marks, Value, audit_entries, key_candidates,
+pub(in crate::store) use self::columns::place_at;
+pub(in crate::store) use self::columns::{COLUMNS, RowColumns, change};
+pub(in crate::store) use self::copy::{ORIGIN, counts_of, item, items_after, origin_of, place_of};
+pub(in crate::store) use self::entries::{AUDIT_COLUMNS, AuditColumns, entry};
+pub(in crate::store) use self::feed::{FeedPage, Scan};
+pub(in crate::store) use self::heads::{
+    CommitRow, DIGEST_COLUMNS, Head, StoreRow, TENANT_COLUMNS, TenantHead, digest_seal, read_digest,
 };
-pub(in crate::store) use self::nodes::{NODE_COLUMNS, NodeRow};
-pub(in crate::store) use self::pages::{Keys, damaged, page_end};
-pub(in crate::store) use self::row::{COLUMNS, Columns, Fields};
+pub(in crate::store) use self::integrity::{COUNTS, Check, stats};
+pub use self::integrity::{IntegrityReport, Stats};
+pub(in crate::store) use self::listing::{AuditListing, KeyListing, audit_entries, key_candidates};
+pub(in crate::store) use self::load::Found;
+pub(in crate::store) use self::node::{LONGEST_LEASE, NODE_COLUMNS, NodeRow, lease};
+pub(in crate::store) use self::statement::{Sql, Value};
 use crate::core::id::KeyId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
@@ -36,19 +44,20 @@ pub(in crate::store) const OWNER: i64 = 1;
 pub(in crate::store) const KEY: i64 = 2;
 pub(in crate::store) const REMOVED: i64 = 3;
 
-/// What `ends` says of a key that never ends.
+/// The value of `ends` of a key that never ends: the latest number there is.
 const NEVER: i64 = i64::MAX;
 
-/// Rows of one commit stand at `revision * 2^20` and on, so that a follower's read is one range.
-pub(in crate::store) const PLACE_BITS: u32 = 20;
+/// 20 bits for the number of a row within its commit: the place of a row is `revision * 2^20 + number`,
+/// so that a follower reads one range.
+const PLACE_BITS: u32 = 20;
 
-/// What is wrong with a row, or with what should become one.
+/// The fault of a row that cannot be read or written.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(in crate::store) enum RowFault {
-    /// Stored bytes are not what was written.
+    /// The stored bytes are not those that were written.
     #[error("{0}")]
     Corrupt(String),
-    /// No table could hold it.
+    /// No table can hold the row.
     #[error("{0}")]
     Refused(&'static str),
 }
@@ -59,7 +68,7 @@ impl RowFault {
     }
 }
 
-/// Where the `number`th row of a commit stands.
+/// Returns the place of the `number`th row of a commit.
 pub(in crate::store) fn place(revision: Revision, number: usize) -> Result<i64, RowFault> {
     let number = u64::try_from(number).unwrap_or(u64::MAX);
     let fits = number < 1 << PLACE_BITS && revision.0 < 1 << (63 - PLACE_BITS);
@@ -70,7 +79,7 @@ pub(in crate::store) fn place(revision: Revision, number: usize) -> Result<i64, 
         .map_err(|_| RowFault::Refused("the revision is out of range"))
 }
 
-/// Where the first row stands that a commit after `revision` may have written.
+/// Returns the lowest place of any row of a commit after `revision`.
 pub(in crate::store) fn first_after(revision: Revision) -> i64 {
     place(Revision(revision.0.saturating_add(1)), 0).unwrap_or(i64::MAX)
 }
@@ -88,7 +97,7 @@ pub(in crate::store) fn id_of(bytes: &[u8]) -> Option<KeyId> {
     Some(KeyId::from_u128(u128::from_be_bytes(bytes)))
 }
 
-/// What `ends` says of a key that is not revoked and ends then.
+/// Returns the value of `ends` of a key that is not revoked.
 pub(in crate::store) fn ends_at(expires_at: Option<Timestamp>) -> i64 {
     expires_at.map_or(NEVER, Timestamp::as_micros)
 }

@@ -1,3 +1,9 @@
+-- The version of these tables: one row.
+CREATE TABLE schema_version (
+  one     smallint PRIMARY KEY CHECK (one = 1),
+  version integer  NOT NULL
+);
+
 -- The head: one row, changed by every commit and locked until it is done, so that the order of
 -- revisions is the order of commits. With what is known of the store as a whole.
 CREATE TABLE head (
@@ -8,7 +14,6 @@ CREATE TABLE head (
   store_seal  bigint   NOT NULL,          -- CRC-32 of the columns above, as everywhere
   revision    bigint   NOT NULL,          -- the last commit; zero if there was none
   tag         bytea    NOT NULL,          -- 16 random bytes, the committer's own
-  newest      bigint,                     -- the latest instant decided, in microseconds
   commit_seal bigint   NOT NULL
 );
 
@@ -16,7 +21,6 @@ CREATE TABLE head (
 CREATE TABLE commits (
   revision bigint PRIMARY KEY,
   tag      bytea  NOT NULL,
-  newest   bigint NOT NULL,
   seal     bigint NOT NULL
 );
 
@@ -30,7 +34,7 @@ CREATE TABLE tenants (
   seal       bigint NOT NULL
 );
 
--- What the feed tells: each row once, where its newest commit put it.
+-- The rows of the feed: each once, at the place of its newest commit.
 CREATE TABLE rows (
   place       bigint   PRIMARY KEY,       -- revision * 2^20 + number within the commit
   kind        smallint NOT NULL,          -- 0 tenant, 1 owner, 2 key, 3 removed key
@@ -73,7 +77,7 @@ CREATE UNIQUE INDEX audit_of_tenant ON audit (tenant, sequence);
 CREATE INDEX audit_by_command ON audit (command, tenant);
 CREATE INDEX audit_by_key ON audit (key) WHERE key IS NOT NULL;
 
--- What nodes say of themselves: no part of the history.
+-- The reports of nodes: no part of the history.
 CREATE TABLE nodes (
   node     bytea  PRIMARY KEY,            -- 16 random bytes
   beat     bigint NOT NULL,               -- grows with every report

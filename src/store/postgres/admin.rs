@@ -1,0 +1,99 @@
+//! Operations of an administrator: integrity check, statistics, dropping tombstones, recovery.
+
+use super::fault::Fault;
+use super::session::Session;
+use super::setup::{RANDOM, bits};
+use super::{head, nodes};
+use crate::core::view::Revision;
+use crate::store::sql::{self, COUNTS, Cells, Check, StoreRow, first_after, signed};
+use crate::store::{Epoch, IntegrityReport, Stats};
+
+/// 2,048 rows at a time. A judgement.
+const SOME: usize = 2048;
+
+/// Reads all tables, and names what is broken.
+pub(super) async fn check(session: &Session) -> Result<IntegrityReport, Fault> {
+    let mut report = IntegrityReport::default();
+    match head::read(session).await {
+        Ok(_) => {}
+        Err(Fault::Corrupt(damage)) => report.add(damage),
+        Err(fault) => return Err(fault),
+    }
+    for check in Check::ALL {
+        let look = |row: &tokio_postgres::Row| {
+            report.look(check, row);
+            Ok(true)
+        };
+        session.each(&check.sql(), &[], SOME, look).await?;
+    }
+    Ok(report)
+}
+
+pub(super) async fn stats(session: &Session) -> Result<Stats, Fault> {
+    let head = head::read(session).await?.cursor();
+    let size = "SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint, \
+                split_part(current_setting('server_version'), ' ', 1) \
+                FROM pg_catalog.pg_class AS c \
+                JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace \
+                WHERE n.nspname = $1 AND c.relkind = 'r'";
+    let size = session.query(size, &[&session.schema().name()]).await?;
+    let counts = session.query(COUNTS, &[]).await?;
+    let (Some(size), Some(counts)) = (size.first(), counts.first()) else {
+        return Err(Fault::Refused("nothing was counted"));
+    };
+    let bytes = size.number(0, "the size of the tables")?.unsigned_abs();
+    let engine = format!("PostgreSQL {}", size.text(1, "the version of the server")?);
+    Ok(sql::stats(counts, head, bytes, engine)?)
+}
+
+/// Drops the tombstones of commits at or below `upto`, and returns their number. The ids stay taken. To
+/// be committed.
+pub(super) async fn forget_removed(session: &Session, upto: Revision) -> Result<u64, Fault> {
+    let head = head::lock(session).await?;
+    let floor = upto.min(head.last.revision).max(head.store.floor);
+    let end = first_after(floor);
+    let keep = "INSERT INTO $s.gone (id) SELECT id FROM $s.rows WHERE kind = 3 AND place < $1 \
+                ON CONFLICT DO NOTHING";
+    session.execute(keep, &[&end]).await?;
+    let drop = "DELETE FROM $s.rows WHERE kind = 3 AND place < $1";
+    let dropped = session.execute(drop, &[&end]).await?;
+    // No cursor that is still served needs these commits.
+    let sql = "DELETE FROM $s.commits WHERE revision < $1";
+    session.execute(sql, &[&signed(floor.0)?]).await?;
+    let store = StoreRow {
+        floor,
+        ..head.store
+    };
+    head::write_store(session, &store).await?;
+    Ok(dropped)
+}
+
+/// Gives restored tables an epoch of their own, so that followers of the lost history start over,
+/// whatever their revisions. To be committed.
+pub(super) async fn start_epoch(session: &Session) -> Result<(), Fault> {
+    let head = head::lock(session).await?;
+    let store = StoreRow {
+        epoch: Epoch(random(session).await?),
+        floor: head.last.revision,
+        unrecovered: true,
+    };
+    head::write_store(session, &store).await?;
+    let longest = nodes::longest_lease(session).await?;
+    nodes::end_history(session, random(session).await?, longest).await
+}
+
+/// Marks restored tables as recovered. To be committed.
+pub(super) async fn finish_recovery(session: &Session) -> Result<(), Fault> {
+    let head = head::lock(session).await?;
+    let store = StoreRow {
+        unrecovered: false,
+        ..head.store
+    };
+    head::write_store(session, &store).await
+}
+
+pub(super) async fn random(session: &Session) -> Result<u128, Fault> {
+    let drawn = session.query(RANDOM, &[]).await?;
+    let drawn = drawn.first();
+    bits(drawn.ok_or(Fault::Refused("the server drew no random number"))?)
+}

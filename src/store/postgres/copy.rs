@@ -1,0 +1,234 @@
+//! The database as the source of a copy, and as its target.
+
+use std::num::NonZeroUsize;
+
+use async_trait::async_trait;
+use futures_util::future::{BoxFuture, FutureExt};
+
+use super::fault::Fault;
+use super::session::{Bundle, Mode, Session, Takes};
+use super::write::Written;
+use super::{PostgresStore, admin, head, nodes};
+use crate::store::sql::{
+    AuditColumns, CommitRow, ORIGIN, RowColumns, StoreRow, TenantHead, counts_of, item,
+    items_after, origin_of, place_of,
+};
+use crate::store::transfer::{
+    CopyError, Counts, Export, Import, Importing, Item, Origin, Page, Part,
+};
+use crate::store::{Cursor, Epoch, StoreError};
+
+const EXPORTING: &str = "reading a store to copy it";
+const IMPORTING: &str = "copying into a database";
+
+const COUNTED: Fault = Fault::Refused("nothing was counted");
+
+async fn origin(session: &Session) -> Result<Origin, Fault> {
+    let head = head::read(session).await?;
+    let found = session.query(ORIGIN, &[]).await?;
+    Ok(origin_of(found.first().ok_or(COUNTED)?, &head)?)
+}
+
+async fn page(
+    session: &Session,
+    part: Part,
+    after: Option<&Item>,
+    limit: NonZeroUsize,
+) -> Result<Page, Fault> {
+    let head = head::read(session).await?;
+    Ok(Page {
+        head: head.cursor(),
+        floor: head.store.floor,
+        items: items(session, part, after, limit).await?,
+    })
+}
+
+async fn items(
+    session: &Session,
+    part: Part,
+    after: Option<&Item>,
+    limit: NonZeroUsize,
+) -> Result<Vec<Item>, Fault> {
+    let sql = items_after(part, after, limit.get())?;
+    let found = session.query_of(&sql).await?;
+    found.iter().map(|row| Ok(item(part, row)?)).collect()
+}
+
+#[async_trait]
+impl Export for PostgresStore {
+    async fn origin(&self) -> Result<Origin, StoreError> {
+        let takes = Takes::AsLongAsItNeeds;
+        self.within(Mode::Read, takes, EXPORTING, |session| {
+            origin(session).boxed()
+        })
+        .await
+    }
+
+    async fn page(
+        &self,
+        part: Part,
+        after: Option<&Item>,
+        limit: NonZeroUsize,
+    ) -> Result<Page, StoreError> {
+        let after = after.cloned();
+        self.within(Mode::Read, Takes::While, EXPORTING, move |session| {
+            async move { page(session, part, after.as_ref(), limit).await }.boxed()
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Import for PostgresStore {
+    async fn begin(&self, origin: &Origin) -> Result<Box<dyn Importing>, CopyError> {
+        let source = origin.head.epoch;
+        let database = self.shared.database.clone();
+        let begin = async move {
+            let session = Session::begin(&database, Mode::Write).await?;
+            session.be_patient().await?;
+            // Locked until the end: from here on no one else commits.
+            let head = head::lock(&session).await?;
+            if head.store.epoch == source {
+                return Ok(Err(CopyError::SameStore));
+            }
+            let found = session.query(ORIGIN, &[]).await?;
+            match counts_of(found.first().ok_or(COUNTED)?)? == Counts::default() {
+                true => Ok(Ok(session)),
+                false => Ok(Err(CopyError::NotEmpty)),
+            }
+        };
+        let begun = self
+            .work(IMPORTING, Takes::While, Fault::Late, begin)
+            .await?;
+        begun.map(|session| -> Box<dyn Importing> {
+            Box::new(Copy {
+                store: self.clone(),
+                session: Some(session),
+            })
+        })
+    }
+}
+
+/// A copy in progress.
+struct Copy {
+    store: PostgresStore,
+    /// The transaction. `None` while a step runs, and after one that failed.
+    session: Option<Session>,
+}
+
+impl std::fmt::Debug for Copy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Copy").finish_non_exhaustive()
+    }
+}
+
+impl Copy {
+    /// Runs a step of the transaction.
+    async fn step<T, F>(&mut self, step: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'s> FnOnce(&'s Session) -> BoxFuture<'s, Result<T, Fault>> + Send + 'static,
+    {
+        let session = self.taken()?;
+        let step = async move {
+            let done = step(&session).await?;
+            Ok((session, done))
+        };
+        let done = self.store.work(IMPORTING, Takes::While, Fault::Late, step);
+        let (session, done) = done.await?;
+        self.session = Some(session);
+        Ok(done)
+    }
+
+    fn taken(&mut self) -> Result<Session, StoreError> {
+        let failed = || Fault::Refused("the copy has failed before").into_error(IMPORTING);
+        self.session.take().ok_or_else(failed)
+    }
+}
+
+#[async_trait]
+impl Importing for Copy {
+    async fn write(&mut self, items: Vec<Item>) -> Result<(), StoreError> {
+        self.step(move |session| async move { write(session, &items).await }.boxed())
+            .await
+    }
+
+    async fn written(
+        &mut self,
+        part: Part,
+        after: Option<&Item>,
+        limit: NonZeroUsize,
+    ) -> Result<Vec<Item>, StoreError> {
+        let after = after.cloned();
+        self.step(move |session| {
+            async move { items(session, part, after.as_ref(), limit).await }.boxed()
+        })
+        .await
+    }
+
+    async fn commit(mut self: Box<Self>, origin: &Origin) -> Result<Cursor, StoreError> {
+        let (session, origin) = (self.taken()?, origin.clone());
+        let finish = async move {
+            finish(&session, &origin).await?;
+            let head = head::read(&session).await?.cursor();
+            session.commit().await?;
+            Ok(head)
+        };
+        let late = Fault::Unknown(Box::new(Fault::Late));
+        self.store.work(IMPORTING, Takes::While, late, finish).await
+    }
+}
+
+async fn write(session: &Session, items: &[Item]) -> Result<(), Fault> {
+    let mut written = Written::default();
+    for item in items {
+        match item {
+            Item::Commit { revision, tag } => {
+                let (revision, tag) = (*revision, *tag);
+                written.commits.push(CommitRow { revision, tag });
+            }
+            Item::Tenant {
+                tenant,
+                revision,
+                decided_at,
+                audit,
+            } => {
+                let head = TenantHead {
+                    revision: *revision,
+                    decided_at: *decided_at,
+                    audit: *audit,
+                };
+                written.tenants.insert(tenant.clone(), head);
+            }
+            Item::Digest { digest, key } => written.digests.push((*digest, *key)),
+            Item::Gone { key } => written.gone.push(*key),
+            Item::Audit { row, number } => {
+                let place = place_of(row.revision, *number)?;
+                written.audit.push((place, AuditColumns::of(&row.entry)?));
+            }
+            Item::Row { change, number } => {
+                let place = place_of(change.revision, *number)?;
+                let columns = RowColumns::of(&change.row)?;
+                written.rows.insert(change.row.key(), (place, columns));
+            }
+        }
+    }
+    let mut bundle = Bundle::default();
+    written.insert(&mut bundle, None)?;
+    session.run(&bundle).await.map(drop)
+}
+
+async fn finish(session: &Session, origin: &Origin) -> Result<(), Fault> {
+    let store = StoreRow {
+        epoch: Epoch(admin::random(session).await?),
+        floor: origin.floor,
+        unrecovered: origin.unrecovered,
+    };
+    head::write_store(session, &store).await?;
+    let Cursor { revision, tag, .. } = origin.head;
+    let (revision, tag, seal) = CommitRow { revision, tag }.columns()?;
+    let sql = "UPDATE $s.head SET revision = $1, tag = $2, commit_seal = $3 WHERE one = 1";
+    session.execute(sql, &[&revision, &&tag[..], &seal]).await?;
+    let node = admin::random(session).await?;
+    nodes::end_history(session, node, origin.lease).await
+}

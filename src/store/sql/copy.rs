@@ -1,0 +1,137 @@
+//! The tables as the parts of a copy, and their rows as its items.
+
+use super::cells::{Cells, is_damaged};
+use super::{
+    AUDIT_COLUMNS, COLUMNS, CommitRow, DIGEST_COLUMNS, Head, PLACE_BITS, RowFault, Sql,
+    TENANT_COLUMNS, TenantHead, change, entry, id_bytes, id_of, lease, place, read_digest, signed,
+};
+use crate::core::query::AuditPosition;
+use crate::core::view::Revision;
+use crate::store::Row;
+use crate::store::transfer::{Counts, Item, Origin, Part};
+
+/// Returns the table of a part, its columns, and the column that orders its items.
+pub(in crate::store) const fn table(part: Part) -> (&'static str, &'static str, &'static str) {
+    match part {
+        Part::Commits => ("commits", "revision, tag, seal", "revision"),
+        Part::Tenants => ("tenants", TENANT_COLUMNS, "tenant"),
+        Part::Digests => ("digests", DIGEST_COLUMNS, "digest"),
+        Part::Gone => ("gone", "id", "id"),
+        Part::Audit => ("audit", AUDIT_COLUMNS, "place"),
+        Part::Rows => ("rows", COLUMNS, "place"),
+    }
+}
+
+/// Counts the items of each part, in their order, and finds the longest lease of any node.
+pub(in crate::store) const ORIGIN: &str = "SELECT (SELECT count(*) FROM $s.commits), \
+     (SELECT count(*) FROM $s.tenants), (SELECT count(*) FROM $s.digests), \
+     (SELECT count(*) FROM $s.gone), (SELECT count(*) FROM $s.audit), \
+     (SELECT count(*) FROM $s.rows), (SELECT coalesce(max(lease), 0) FROM $s.nodes)";
+
+/// Returns the counts in the row that [`ORIGIN`] found.
+pub(in crate::store) fn counts_of(row: &impl Cells) -> Result<Counts, RowFault> {
+    let mut counts = Counts::default();
+    for (column, part) in Part::ALL.into_iter().enumerate() {
+        counts = counts.with(part, row.number(column, "a count")?.unsigned_abs());
+    }
+    Ok(counts)
+}
+
+/// Returns the state of a store from the row that [`ORIGIN`] found.
+pub(in crate::store) fn origin_of(row: &impl Cells, head: &Head) -> Result<Origin, RowFault> {
+    Ok(Origin {
+        head: head.cursor(),
+        floor: head.store.floor,
+        unrecovered: head.store.unrecovered,
+        lease: lease(row, Part::ALL.len())?,
+        counts: counts_of(row)?,
+    })
+}
+
+/// Finds the first items of a part after one of them.
+pub(in crate::store) fn items_after(
+    part: Part,
+    after: Option<&Item>,
+    limit: usize,
+) -> Result<Sql, RowFault> {
+    let (table, columns, order) = table(part);
+    let mut sql = Sql::select(columns, table, "1 = 1");
+    let beyond = format!("{order} >");
+    if let Some(after) = after {
+        if after.part() != part {
+            return Err(RowFault::Refused(
+                "a page starts after an item of its own part",
+            ));
+        }
+        match after {
+            Item::Commit { revision, .. } => sql.and(&beyond, signed(revision.0)?),
+            Item::Tenant { tenant, .. } => sql.and(&beyond, tenant.as_str()),
+            Item::Digest { digest, .. } => sql.and(&beyond, digest.as_bytes().to_vec()),
+            Item::Gone { key } => sql.and(&beyond, id_bytes(*key).to_vec()),
+            Item::Audit { row, number } => sql.and(&beyond, place_of(row.revision, *number)?),
+            Item::Row { change, number } => sql.and(&beyond, place_of(change.revision, *number)?),
+        }
+    }
+    sql.text += &format!(" ORDER BY {order}");
+    sql.limit(limit);
+    Ok(sql)
+}
+
+pub(in crate::store) fn place_of(revision: Revision, number: u32) -> Result<i64, RowFault> {
+    place(revision, usize::try_from(number).unwrap_or(usize::MAX))
+}
+
+fn number_of(place: i64) -> u32 {
+    u32::try_from(place.unsigned_abs() & ((1 << PLACE_BITS) - 1)).unwrap_or(u32::MAX)
+}
+
+/// Decodes a row of a part. A damaged row is an error: damage is never copied.
+pub(in crate::store) fn item(part: Part, row: &impl Cells) -> Result<Item, RowFault> {
+    Ok(match part {
+        Part::Commits => {
+            let CommitRow { revision, tag } = CommitRow::read(row, 0)?;
+            Item::Commit { revision, tag }
+        }
+        Part::Tenants => {
+            let (tenant, head) = TenantHead::read(row)?;
+            let TenantHead {
+                revision,
+                decided_at,
+                audit,
+            } = head;
+            Item::Tenant {
+                tenant,
+                revision,
+                decided_at,
+                audit,
+            }
+        }
+        Part::Digests => {
+            let (digest, key) = read_digest(row)?;
+            Item::Digest { digest, key }
+        }
+        Part::Gone => {
+            let what = "the id of a removed key";
+            let key = id_of(row.bytes(0, what)?).ok_or_else(|| is_damaged(what))?;
+            Item::Gone { key }
+        }
+        Part::Audit => match entry(row)? {
+            Ok(found) => Item::Audit {
+                row: found,
+                number: number_of(row.number(0, "a place")?),
+            },
+            Err(AuditPosition { revision, sequence }) => {
+                let what = format!("audit entry {sequence} of revision {revision}");
+                return Err(is_damaged(&what));
+            }
+        },
+        Part::Rows => {
+            let change = change(row)?;
+            if let Row::Corrupt(key) = &change.row {
+                return Err(super::load::damaged(key));
+            }
+            let number = number_of(row.number(0, "a place")?);
+            Item::Row { change, number }
+        }
+    })
+}

@@ -1,0 +1,219 @@
+//! The head of the store, the heads of its tenants, and the holders of imported digests.
+
+use super::cells::{Cells, is_damaged};
+use super::seal::Seal;
+use super::{RowFault, id_bytes, id_of, instant, signed};
+use crate::core::audit::{AuditEntry, AuditHash, AuditHead};
+use crate::core::id::KeyId;
+use crate::core::secret::Digest;
+use crate::core::tenant::TenantId;
+use crate::core::time::Timestamp;
+use crate::core::view::Revision;
+use crate::store::{Commit, CommitTag, Cursor, Epoch};
+
+const STORE: &str = "the store's own row";
+
+/// The row about the store as a whole: epoch, floor, unrecovered, seal.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) struct StoreRow {
+    pub(in crate::store) epoch: Epoch,
+    /// Changes at or below this revision may be incomplete: their tombstones were dropped.
+    pub(in crate::store) floor: Revision,
+    /// Whether the store was restored from a backup and not recovered yet.
+    pub(in crate::store) unrecovered: bool,
+}
+
+impl StoreRow {
+    /// The fault of a store that has no such row.
+    pub(in crate::store) fn missing() -> RowFault {
+        RowFault::corrupt("the store's own row is missing")
+    }
+
+    /// Decodes the columns from `first` on.
+    pub(in crate::store) fn read(row: &impl Cells, first: usize) -> Result<Self, RowFault> {
+        let store = Self {
+            epoch: Epoch(u128::from_be_bytes(row.exactly(first, STORE)?)),
+            floor: Revision(row.number(first + 1, STORE)?.unsigned_abs()),
+            unrecovered: row.number(first + 2, STORE)? != 0,
+        };
+        let (.., seal) = store.columns()?;
+        match row.number(first + 3, STORE)? == seal {
+            true => Ok(store),
+            false => Err(is_damaged(STORE)),
+        }
+    }
+
+    /// Returns the columns as they are written, the seal last.
+    pub(in crate::store) fn columns(&self) -> Result<([u8; 16], i64, bool, i64), RowFault> {
+        let (epoch, floor) = (self.epoch.0.to_be_bytes(), signed(self.floor.0)?);
+        let seal = Seal::default().bytes(epoch).number(floor);
+        let seal = seal.number(i64::from(self.unrecovered)).end();
+        Ok((epoch, floor, self.unrecovered, seal))
+    }
+}
+
+/// A commit: revision, tag, seal.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) struct CommitRow {
+    pub(in crate::store) revision: Revision,
+    pub(in crate::store) tag: CommitTag,
+}
+
+impl CommitRow {
+    /// The last commit of a store without commits.
+    pub(in crate::store) const NONE: Self = Self {
+        revision: Revision::ZERO,
+        tag: CommitTag(0),
+    };
+
+    /// Decodes the columns from `first` on.
+    pub(in crate::store) fn read(row: &impl Cells, first: usize) -> Result<Self, RowFault> {
+        let number = row.number(first, "the revision of a commit")?;
+        let what = format!("commit {number}");
+        let commit = Self {
+            revision: Revision(number.unsigned_abs()),
+            tag: CommitTag(u128::from_be_bytes(row.exactly(first + 1, &what)?)),
+        };
+        let (.., seal) = commit.columns()?;
+        match row.number(first + 2, &what)? == seal {
+            true => Ok(commit),
+            false => Err(is_damaged(&what)),
+        }
+    }
+
+    /// Returns the columns as they are written, the seal last.
+    pub(in crate::store) fn columns(&self) -> Result<(i64, [u8; 16], i64), RowFault> {
+        let (revision, tag) = (signed(self.revision.0)?, self.tag.0.to_be_bytes());
+        let seal = Seal::default().number(revision).bytes(tag).end();
+        Ok((revision, tag, seal))
+    }
+}
+
+/// The head of the store.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) struct Head {
+    pub(in crate::store) store: StoreRow,
+    pub(in crate::store) last: CommitRow,
+    /// The clock of the database's server when the head was read. A file has none.
+    pub(in crate::store) server_time: Option<Timestamp>,
+}
+
+impl Head {
+    pub(in crate::store) const fn cursor(&self) -> Cursor {
+        Cursor {
+            epoch: self.store.epoch,
+            revision: self.last.revision,
+            tag: self.last.tag,
+        }
+    }
+
+    /// Makes the next commit the head, in memory alone.
+    pub(in crate::store) const fn advance(&mut self, tag: CommitTag) -> CommitRow {
+        let revision = Revision(self.last.revision.0 + 1);
+        self.last = CommitRow { revision, tag };
+        self.last
+    }
+
+    /// Returns whether the feed can go on after a cursor. `stored` is the tag of its commit, if
+    /// `commits` has a row for that.
+    pub(in crate::store) fn continues(&self, after: Cursor, stored: Option<CommitTag>) -> bool {
+        after.epoch == self.store.epoch
+            && after.revision <= self.last.revision
+            && after.revision >= self.store.floor
+            && self.tag_at(after.revision, stored) == Some(after.tag)
+    }
+
+    /// Returns the tag of an earlier commit, `stored` in `commits`. `None` if no such commit exists,
+    /// or its row was dropped.
+    pub(super) fn tag_at(
+        &self,
+        revision: Revision,
+        stored: Option<CommitTag>,
+    ) -> Option<CommitTag> {
+        match revision {
+            last if last == self.last.revision => Some(self.last.tag),
+            Revision::ZERO => Some(CommitTag::default()),
+            _ => stored,
+        }
+    }
+}
+
+/// The columns of a tenant's head, as [`TenantHead::read`] decodes them.
+pub(in crate::store) const TENANT_COLUMNS: &str =
+    "tenant, revision, decided_at, sequence, hash, seal";
+
+/// The head of one tenant.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) struct TenantHead {
+    pub(in crate::store) revision: Revision,
+    pub(in crate::store) decided_at: Timestamp,
+    pub(in crate::store) audit: AuditHead,
+}
+
+impl TenantHead {
+    /// Returns the head after `commit` was applied at `revision` to a tenant with the head `before`.
+    pub(in crate::store) fn after(
+        before: Option<Self>,
+        commit: &Commit,
+        revision: Revision,
+    ) -> Self {
+        let newest = commit.effects.audit.last().map(AuditEntry::head);
+        Self {
+            revision,
+            decided_at: commit.newest_after(before.map(|head| head.decided_at)),
+            audit: newest.or(before.map(|head| head.audit)).unwrap_or_default(),
+        }
+    }
+
+    /// Decodes a row of [`TENANT_COLUMNS`].
+    pub(in crate::store) fn read(row: &impl Cells) -> Result<(TenantId, Self), RowFault> {
+        let name = row.text(0, "the name of a tenant")?;
+        let what = format!("the row of tenant {name}");
+        let tenant = TenantId::new(name).map_err(|_| is_damaged(&what))?;
+        let head = Self {
+            revision: Revision(row.number(1, &what)?.unsigned_abs()),
+            decided_at: instant(row.number(2, &what)?)?,
+            audit: AuditHead {
+                sequence: row.number(3, &what)?.unsigned_abs(),
+                hash: AuditHash::from_bytes(row.exactly(4, &what)?),
+            },
+        };
+        let (.., seal) = head.columns(&tenant)?;
+        match row.number(5, &what)? == seal {
+            true => Ok((tenant, head)),
+            false => Err(is_damaged(&what)),
+        }
+    }
+
+    /// Returns the columns after the tenant's name as they are written, the seal last.
+    pub(in crate::store) fn columns(
+        &self,
+        tenant: &TenantId,
+    ) -> Result<(i64, i64, i64, [u8; 32], i64), RowFault> {
+        let (revision, sequence) = (signed(self.revision.0)?, signed(self.audit.sequence)?);
+        let (decided_at, hash) = (self.decided_at.as_micros(), *self.audit.hash.as_bytes());
+        let seal = Seal::default().bytes(tenant.as_str()).number(revision);
+        let seal = seal.number(decided_at).number(sequence).bytes(hash).end();
+        Ok((revision, decided_at, sequence, hash, seal))
+    }
+}
+
+/// The columns of an imported digest, as [`read_digest`] decodes them.
+pub(in crate::store) const DIGEST_COLUMNS: &str = "digest, id, seal";
+
+/// Seals the row that maps an imported digest to the key that has or had it.
+pub(in crate::store) fn digest_seal(digest: &Digest, key: KeyId) -> i64 {
+    let seal = Seal::default().bytes(digest.as_bytes());
+    seal.bytes(id_bytes(key)).end()
+}
+
+/// Decodes a row of [`DIGEST_COLUMNS`]: the digest, and the key that has or had it.
+pub(in crate::store) fn read_digest(row: &impl Cells) -> Result<(Digest, KeyId), RowFault> {
+    let what = "an imported digest";
+    let digest = Digest::from_bytes(row.exactly(0, what)?);
+    let key = id_of(row.bytes(1, what)?).ok_or_else(|| is_damaged(what))?;
+    match row.number(2, what)? == digest_seal(&digest, key) {
+        true => Ok((digest, key)),
+        false => Err(is_damaged(what)),
+    }
+}

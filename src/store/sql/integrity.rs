@@ -1,0 +1,202 @@
+//! The integrity and the size of a store.
+
+use super::cells::{Cell, Cells};
+use super::{
+    AUDIT_COLUMNS, COLUMNS, DIGEST_COLUMNS, NODE_COLUMNS, NodeRow, RowFault, TenantHead, change,
+    entry, read_digest,
+};
+use crate::store::{AuditPosition, Cursor, Row, RowKey};
+
+/// 1,000 faults in a report at most: a damaged store can have millions.
+const MAX_FAULTS: usize = 1000;
+
+/// The result of an integrity check.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct IntegrityReport {
+    /// The number of rows of tenants, owners and keys that were read, tombstones included.
+    pub rows: u64,
+    /// The number of audit entries that were read.
+    pub audit: u64,
+    /// The faults, each by the name of its row, 1,000 at most. Empty if the store is sound.
+    pub faults: Vec<String>,
+}
+
+/// The size of a store, and its engine.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// The head of the store.
+    pub head: Cursor,
+    /// Keys, revoked and expired ones included.
+    pub keys: u64,
+    /// Tombstones of removed keys that are still in the feed.
+    pub removed: u64,
+    /// Rows of owners.
+    pub owners: u64,
+    /// Rows of tenants.
+    pub tenants: u64,
+    /// Audit entries.
+    pub audit: u64,
+    /// The size on disk: of a file without its log, of a database with its indexes.
+    pub bytes: u64,
+    /// The engine and its version: `SQLite 3.51.3, wal` or `PostgreSQL 15.18`.
+    pub engine: String,
+}
+
+/// One pass of the integrity check: a statement, and what is checked of each row.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) enum Check {
+    /// Rows of tenants, owners and keys.
+    Rows,
+    /// Audit entries.
+    Audit,
+    /// The head of each tenant against its trail.
+    Trails,
+    /// Tenants without a head: they would be taken for unknown ones, whatever keys they have.
+    Headless,
+    /// Imported digests.
+    Digests,
+    /// Reports of nodes.
+    Nodes,
+}
+
+impl Check {
+    pub(in crate::store) const ALL: [Self; 6] = [
+        Self::Rows,
+        Self::Audit,
+        Self::Trails,
+        Self::Headless,
+        Self::Digests,
+        Self::Nodes,
+    ];
+
+    pub(in crate::store) fn sql(self) -> String {
+        match self {
+            Self::Rows => format!("SELECT {COLUMNS} FROM $s.rows ORDER BY place"),
+            Self::Audit => format!("SELECT {AUDIT_COLUMNS} FROM $s.audit ORDER BY place"),
+            Self::Trails => {
+                "SELECT t.tenant, t.revision, t.decided_at, t.sequence, t.hash, t.seal, \
+                 coalesce(a.entries, 0), coalesce(a.newest, 0) \
+                 FROM $s.tenants AS t LEFT JOIN \
+                 (SELECT tenant, count(*) AS entries, max(sequence) AS newest FROM $s.audit \
+                 GROUP BY tenant) AS a ON a.tenant = t.tenant ORDER BY t.tenant"
+                    .to_owned()
+            }
+            Self::Headless => "SELECT tenant FROM $s.rows UNION SELECT tenant FROM $s.audit \
+                 EXCEPT SELECT tenant FROM $s.tenants"
+                .to_owned(),
+            Self::Digests => format!("SELECT {DIGEST_COLUMNS} FROM $s.digests"),
+            Self::Nodes => format!("SELECT {NODE_COLUMNS} FROM $s.nodes"),
+        }
+    }
+}
+
+impl IntegrityReport {
+    /// Returns whether there is no fault.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.faults.is_empty()
+    }
+
+    pub(in crate::store) fn add(&mut self, fault: impl ToString) {
+        if self.faults.len() < MAX_FAULTS {
+            self.faults.push(fault.to_string());
+        }
+    }
+
+    /// Checks one row of a pass.
+    pub(in crate::store) fn look(&mut self, check: Check, row: &impl Cells) {
+        let done = match check {
+            Check::Rows => self.row(row),
+            Check::Audit => self.entry(row),
+            Check::Trails => self.trail(row),
+            Check::Headless => {
+                // A name that is no text is damage of its own row.
+                if let Cell::Text(tenant) = row.cell(0) {
+                    self.add(format!(
+                        "tenant {tenant:?}: has rows or audit entries, and no head"
+                    ));
+                }
+                Ok(())
+            }
+            Check::Digests => read_digest(row).map(drop),
+            Check::Nodes => {
+                if NodeRow::read(row).and_then(NodeRow::report).is_err() {
+                    self.add(format!("node {}: its row is damaged", NodeRow::id(row)));
+                }
+                Ok(())
+            }
+        };
+        if let Err(fault) = done {
+            self.add(fault);
+        }
+    }
+
+    fn row(&mut self, row: &impl Cells) -> Result<(), RowFault> {
+        self.rows += 1;
+        match change(row)?.row {
+            Row::Corrupt(RowKey::Key(id)) => self.add(format!("key {id}: its row is damaged")),
+            Row::Corrupt(RowKey::Owner(tenant, owner)) => {
+                self.add(format!(
+                    "owner {owner} in tenant {tenant}: its row is damaged"
+                ));
+            }
+            Row::Corrupt(RowKey::Tenant(tenant)) => {
+                self.add(format!("tenant {tenant}: its row is damaged"));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, row: &impl Cells) -> Result<(), RowFault> {
+        self.audit += 1;
+        if let Err(AuditPosition { revision, sequence }) = entry(row)? {
+            self.add(format!(
+                "audit entry {sequence} of revision {revision} is damaged"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Compares a tenant's head with its trail: the head is that of the newest entry, and no entry is
+    /// missing.
+    fn trail(&mut self, row: &impl Cells) -> Result<(), RowFault> {
+        let (tenant, head) = TenantHead::read(row)?;
+        let count = row.number(6, "the number of audit entries")?.unsigned_abs();
+        let newest = row.number(7, "the newest audit entry")?.unsigned_abs();
+        let expected = head.audit.sequence;
+        if (count, newest) != (expected, expected) {
+            self.add(format!(
+                "tenant {tenant}: {count} audit entries up to {newest}, should be {expected}"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Counts the rows of a store, for [`stats`].
+pub(in crate::store) const COUNTS: &str = "SELECT count(*) FILTER (WHERE kind = 2), \
+     count(*) FILTER (WHERE kind = 3), count(*) FILTER (WHERE kind = 1), \
+     count(*) FILTER (WHERE kind = 0), (SELECT count(*) FROM $s.audit) FROM $s.rows";
+
+/// Returns the size of a store from the row that [`COUNTS`] found.
+pub(in crate::store) fn stats(
+    counts: &impl Cells,
+    head: Cursor,
+    bytes: u64,
+    engine: String,
+) -> Result<Stats, RowFault> {
+    let count = |column| Ok(counts.number(column, "a count")?.unsigned_abs());
+    Ok(Stats {
+        head,
+        keys: count(0)?,
+        removed: count(1)?,
+        owners: count(2)?,
+        tenants: count(3)?,
+        audit: count(4)?,
+        bytes,
+        engine,
+    })
+}

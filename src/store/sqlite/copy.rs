@@ -1,0 +1,162 @@
+//! The file as the source of a copy, and as its target.
+
+use std::num::NonZeroUsize;
+
+use async_trait::async_trait;
+use rusqlite::Connection;
+
+use super::fault::Fault;
+use super::file::{Place, check_journal};
+use super::rows::{dialect, one};
+use super::{SqliteStore, head, nodes, read, schema, write};
+use crate::store::sql::{CommitRow, ORIGIN, StoreRow, TenantHead, counts_of, id_bytes, place_of};
+use crate::store::transfer::{
+    CopyError, Counts, Export, Import, Importing, Item, Origin, Page, Part,
+};
+use crate::store::{Cursor, Epoch, StoreError};
+
+const EXPORTING: &str = "reading a store to copy it";
+const IMPORTING: &str = "copying into a file";
+
+#[async_trait]
+impl Export for SqliteStore {
+    async fn origin(&self) -> Result<Origin, StoreError> {
+        self.read(EXPORTING, read::origin).await
+    }
+
+    async fn page(
+        &self,
+        part: Part,
+        after: Option<&Item>,
+        limit: NonZeroUsize,
+    ) -> Result<Page, StoreError> {
+        let after = after.cloned();
+        let page = move |conn: &Connection| read::page(conn, part, after.as_ref(), limit);
+        self.read(EXPORTING, page).await
+    }
+}
+
+#[async_trait]
+impl Import for SqliteStore {
+    async fn begin(&self, origin: &Origin) -> Result<Box<dyn Importing>, CopyError> {
+        let (place, source) = (self.place(), origin.head.epoch);
+        let begun = blocking::unblock(move || begin(&place, source)).await;
+        let begun = begun.map_err(|fault| fault.into_error(IMPORTING))?;
+        begun.map(|conn| -> Box<dyn Importing> { Box::new(Copy { conn: Some(conn) }) })
+    }
+}
+
+/// Begins the transaction of a copy, on a connection of its own: closing it rolls back.
+fn begin(place: &Place, source: Epoch) -> Result<Result<Connection, CopyError>, Fault> {
+    let conn = place.open()?;
+    place.make_durable(&conn)?;
+    conn.execute_batch("BEGIN IMMEDIATE")?;
+    check_journal(&conn)?;
+    schema::check_version(&conn)?;
+    if head::store(&conn)?.epoch == source {
+        return Ok(Err(CopyError::SameStore));
+    }
+    let counts = one(&conn, &dialect(ORIGIN), [], |row| Ok(counts_of(row)?))?;
+    match counts == Some(Counts::default()) {
+        true => Ok(Ok(conn)),
+        false => Ok(Err(CopyError::NotEmpty)),
+    }
+}
+
+/// A copy in progress.
+#[derive(Debug)]
+struct Copy {
+    /// The connection with the transaction. `None` while a step runs, and after one that failed.
+    conn: Option<Connection>,
+}
+
+impl Copy {
+    /// Runs a step of the transaction. After a failure nothing is assumed of the connection.
+    async fn step<T: Send + 'static>(
+        &mut self,
+        step: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let conn = self.conn.take();
+        let step = move || {
+            let conn = conn.ok_or(Fault::Refused("the copy has failed before"))?;
+            let done = step(&conn)?;
+            Ok((conn, done))
+        };
+        let done: Result<_, Fault> = blocking::unblock(step).await;
+        let (conn, done) = done.map_err(|fault| fault.into_error(IMPORTING))?;
+        self.conn = Some(conn);
+        Ok(done)
+    }
+}
+
+#[async_trait]
+impl Importing for Copy {
+    async fn write(&mut self, items: Vec<Item>) -> Result<(), StoreError> {
+        self.step(move |conn| items.iter().try_for_each(|item| put(conn, item)))
+            .await
+    }
+
+    async fn written(
+        &mut self,
+        part: Part,
+        after: Option<&Item>,
+        limit: NonZeroUsize,
+    ) -> Result<Vec<Item>, StoreError> {
+        let after = after.cloned();
+        self.step(move |conn| read::items(conn, part, after.as_ref(), limit))
+            .await
+    }
+
+    async fn commit(mut self: Box<Self>, origin: &Origin) -> Result<Cursor, StoreError> {
+        let origin = origin.clone();
+        let finish = move |conn: &Connection| {
+            let store = StoreRow {
+                epoch: Epoch(schema::random(conn)?),
+                floor: origin.floor,
+                unrecovered: origin.unrecovered,
+            };
+            head::write_store(conn, &store)?;
+            nodes::end_history(conn, origin.lease)?;
+            let head = read::cursor(conn)?;
+            let committed = conn.execute_batch("COMMIT");
+            committed.map_err(Fault::of_commit)?;
+            Ok(head)
+        };
+        self.step(finish).await
+    }
+}
+
+fn put(conn: &Connection, item: &Item) -> Result<(), Fault> {
+    match item {
+        Item::Commit { revision, tag } => {
+            let (revision, tag) = (*revision, *tag);
+            head::write_commit(conn, CommitRow { revision, tag })
+        }
+        Item::Tenant {
+            tenant,
+            revision,
+            decided_at,
+            audit,
+        } => {
+            let head = TenantHead {
+                revision: *revision,
+                decided_at: *decided_at,
+                audit: *audit,
+            };
+            head::write_tenant(conn, tenant, &head)
+        }
+        Item::Digest { digest, key } => write::keep_digest(conn, digest, *key),
+        Item::Gone { key } => {
+            conn.prepare_cached("INSERT INTO gone (id) VALUES (?1)")?
+                .execute([id_bytes(*key)])?;
+            Ok(())
+        }
+        Item::Audit { row, number } => {
+            write::note(conn, place_of(row.revision, *number)?, &row.entry)
+        }
+        Item::Row { change, number } => {
+            let place = place_of(change.revision, *number)?;
+            write::put(conn, place, &change.row, true)
+        }
+    }
+}
