@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use keyward::store::{Commit, KeyQuery, KeyStore, Revision, Select, SqliteStore};
+use keyward::store::{Commit, KeyQuery, KeyStore, LoadRequest, Revision, SqliteStore};
 use keyward::{Clock, KeyRecord, Keyward, Replica, SystemClock, TenantId, days};
 use pollster::block_on;
 use rusqlite::{Connection, params};
@@ -276,10 +276,10 @@ fn create(size: &Size, table: &mut Table) {
         for number in 0..size.filled / 1000 {
             plain.durable(&filler.fresh(&name(number), 1000));
         }
-        filler.begin_anew();
+        filler.start_new_epoch();
     }
     let keys = keyward(open(&folder.path().join("whole.db")));
-    maker.begin_anew();
+    maker.start_new_epoch();
     Maker::new().fill(&open(&folder.path().join("whole.db")), size.filled, name);
 
     let mut rounds: [Vec<Vec<Duration>>; 4] = Default::default();
@@ -547,7 +547,7 @@ fn point(store: &SqliteStore, size: &Size, maker: &mut Maker, table: &mut Table)
     for number in 0..size.points {
         for (whose, tenant) in [&small, &large].into_iter().enumerate() {
             let own = &ids[&whose];
-            let mut select = Select::key(own[number % own.len()]);
+            let mut select = LoadRequest::key(own[number % own.len()]);
             select.owners.push(principal(0));
             select.commands.push("revoke-1".parse().unwrap());
             let (time, view) = timed(|| block_on(store.load(tenant, &select)).unwrap());

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use http::Extensions;
 use keyward::http::KeywardLayer;
 use keyward::store::MemoryStore;
-use keyward::{Actor, Grant, Keyward, Need, NewKey, PepperRing, Reason, Role, days};
+use keyward::{Actor, CreateKey, Grant, Keyward, Need, PepperRing, Reason, Role, days};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tonic::metadata::MetadataValue;
@@ -64,23 +64,23 @@ async fn main() -> Fallible<()> {
         .build()
         .await?;
     let admin = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
-    let probe = NewKey::new("probe")
+    let probe = CreateKey::new("probe")
         .scope("health:read")
         .expires_in(days(90));
     let probe = keys
         .create(&admin, probe.allow_addresses(["127.0.0.1"]))
         .await?;
-    let elsewhere = NewKey::new("elsewhere").scope("health:read");
+    let elsewhere = CreateKey::new("elsewhere").scope("health:read");
     let elsewhere = keys
         .create(&admin, elsewhere.allow_addresses(["192.0.2.0/24"]))
         .await?;
     let reader = keys
-        .create(&admin, NewKey::new("reader").scope("reports:read"))
+        .create(&admin, CreateKey::new("reader").scope("reports:read"))
         .await?;
 
     let keyed = KeywardLayer::new(keys.clone())
         .require(Need::scope("health:read")?)
-        .peer_from(peer);
+        .peer_addr(peer);
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = format!("http://{}", listener.local_addr()?);
     let (stop, stopped) = oneshot::channel::<()>();

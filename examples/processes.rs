@@ -14,8 +14,8 @@ use std::time::Duration;
 use keyward::policy::{Policy, Propagation};
 use keyward::store::SqliteStore;
 use keyward::{
-    Actor, Entropy, FollowOptions, Grant, KeyId, Keyward, Need, NewKey, NodeConfirmation,
-    NodeLabel, PepperFile, Reason, Receipt, Rejection, Role, Secret, SystemEntropy, TenantId,
+    Actor, CreateKey, Entropy, FollowOptions, Grant, KeyId, Keyward, Need, NodeConfirmation,
+    NodeLabel, PepperFile, Reason, Receipt, Role, Secret, SystemEntropy, TenantId, VerifyError,
     profiles,
 };
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
@@ -67,7 +67,7 @@ async fn story() -> Fallible<()> {
     println!("A key is revoked. From when the call had returned:");
     let first = Revoked::now(&keys, &alice, first).await?;
     let ask_soon = |left: Duration| sleep(left.min(ASK_EVERY));
-    let confirmed = keys.confirmed(&first.receipt, ask_soon).await;
+    let confirmed = keys.wait_confirmed(&first.receipt, ask_soon).await;
     let complete = millis(first.returned, now());
     print_refusals(&mut verifiers, 1, &first).await?;
     let applied = confirmed.applied().count();
@@ -94,7 +94,7 @@ async fn story() -> Fallible<()> {
         let left = left.as_millis();
         println!("  {name} has not said so, and may accept for {left} ms more");
     }
-    let confirmed = keys.confirmed(&second.receipt, ask_soon).await;
+    let confirmed = keys.wait_confirmed(&second.receipt, ask_soon).await;
     if !confirmed
         .lapsed()
         .any(|node| name(node) == verifiers[last].label)
@@ -148,7 +148,7 @@ async fn hand_out(
     verifiers: &mut [Process],
     number: usize,
 ) -> Fallible<KeyId> {
-    let created = keys.create(alice, NewKey::new("export")).await?;
+    let created = keys.create(alice, CreateKey::new("export")).await?;
     for verifier in &mut *verifiers {
         verifier.present(&created.secret)?;
     }
@@ -157,7 +157,7 @@ async fn hand_out(
     }
     // Afterwards no process has anything to write. A process stopped in the middle of a write would keep the
     // file locked and block all other writers.
-    keys.confirmed(&created.receipt, sleep).await;
+    keys.wait_confirmed(&created.receipt, sleep).await;
     // A random pause, so that the revocation is out of step with the intervals at which processes read the
     // file.
     let mut drawn = [0];
@@ -217,12 +217,12 @@ enum Verdict {
 }
 
 impl Verdict {
-    const fn of(verified: &Result<Grant, Rejection>) -> Self {
+    const fn of(verified: &Result<Grant, VerifyError>) -> Self {
         match verified {
             Ok(_) => Self::Accepted,
-            Err(Rejection::Unknown) => Self::Unknown,
-            Err(Rejection::Stale { .. }) => Self::Stale,
-            Err(Rejection::Revoked { .. }) => Self::Revoked,
+            Err(VerifyError::Unknown) => Self::Unknown,
+            Err(VerifyError::Stale { .. }) => Self::Stale,
+            Err(VerifyError::Revoked { .. }) => Self::Revoked,
             Err(_) => Self::Refused,
         }
     }
@@ -328,7 +328,7 @@ async fn verify_for_parent(folder: &Path, label: &str) -> Fallible<()> {
         report.send()?;
     }
     follower.stop().await;
-    Ok(keys.leave().await?)
+    Ok(keys.deregister().await?)
 }
 
 /// A verifying process, as its parent sees it. Killed on drop if it is still running.

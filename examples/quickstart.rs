@@ -6,8 +6,8 @@ use std::sync::Arc;
 use keyward::policy::{ActiveKeyCap, Policy};
 use keyward::store::{AuditQuery, SqliteStore};
 use keyward::{
-    Actor, Denied, Error, Keyward, ManualClock, Need, NewKey, PepperFile, Reason, Rejection,
-    Replacement, Role, TenantId, days, hours, profiles, token,
+    Actor, CommandError, CreateKey, Denial, Keyward, ManualClock, Need, PepperFile, Reason, Role,
+    RotateKey, TenantId, VerifyError, days, hours, profiles, token,
 };
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
@@ -38,7 +38,7 @@ async fn story() -> Fallible<()> {
     println!("  tenant acme is known; its policy allows 2 active keys\n");
 
     println!("Alice, an admin, creates a key that may read reports for 90 days.");
-    let export = NewKey::new("nightly export")
+    let export = CreateKey::new("nightly export")
         .scope("reports:read")
         .expires_in(days(90));
     let first = keys.create(&alice, export).await?;
@@ -72,19 +72,21 @@ async fn story() -> Fallible<()> {
 
     println!("A second key is fine, a third is one too many.");
     let second = keys
-        .create(&alice, NewKey::new("dashboard").scope("reports:read"))
+        .create(&alice, CreateKey::new("dashboard").scope("reports:read"))
         .await?;
     match keys
-        .create(&alice, NewKey::new("one more").scope("reports:read"))
+        .create(&alice, CreateKey::new("one more").scope("reports:read"))
         .await
     {
-        Err(Error::Denied(denied @ Denied::CapReached { .. })) => println!("  refused: {denied}\n"),
+        Err(CommandError::Denied(denied @ Denial::CapReached { .. })) => {
+            println!("  refused: {denied}\n")
+        }
         other => return Err(format!("the cap did not hold: {other:?}").into()),
     }
 
     println!("Even at the cap the first key can be rotated; the old one works for a day.");
     let rotated = keys
-        .rotate(&alice, first.id, Replacement::grace(hours(24)))
+        .rotate(&alice, first.id, RotateKey::grace(hours(24)))
         .await?;
     println!(
         "  successor {} shown once: {}",
@@ -145,7 +147,7 @@ async fn story() -> Fallible<()> {
 }
 
 /// Formats a refusal as a service's log would.
-fn refused<T: std::fmt::Debug>(result: &Result<T, Rejection>) -> Fallible<String> {
+fn refused<T: std::fmt::Debug>(result: &Result<T, VerifyError>) -> Fallible<String> {
     match result {
         Err(rejection) => Ok(format!("refused: {rejection}")),
         Ok(granted) => Err(format!("should have been refused: {granted:?}").into()),

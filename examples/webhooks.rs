@@ -11,7 +11,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use keyward::events::{Event, EventCursor, Events, EventsError, ExpiryWindows};
 use keyward::store::MemoryStore;
 use keyward::{
-    Actor, Clock, Keyward, ManualClock, NewKey, PepperRing, Reason, Replacement, Role, days, hours,
+    Actor, Clock, CreateKey, Keyward, ManualClock, PepperRing, Reason, Role, RotateKey, days, hours,
 };
 use sha2::Sha256;
 
@@ -106,12 +106,12 @@ async fn main() -> Fallible<()> {
     };
 
     println!("Alice creates two keys and rotates one of them:");
-    let export = NewKey::new("export").scope("reports:read");
+    let export = CreateKey::new("export").scope("reports:read");
     let export = keys.create(&alice, export.expires_in(days(90))).await?;
     let nightly = keys
-        .create(&alice, NewKey::new("nightly").never_expires())
+        .create(&alice, CreateKey::new("nightly").never_expires())
         .await?;
-    let grace = Replacement::grace(hours(24));
+    let grace = RotateKey::grace(hours(24));
     keys.rotate(&alice, nightly.id, grace).await?;
     sender().run(Some(2)).await?;
 

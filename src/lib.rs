@@ -4,12 +4,12 @@
 //! ```
 //! # pollster::block_on(async {
 //! use keyward::store::MemoryStore;
-//! use keyward::{Actor, Keyward, Need, NewKey, PepperRing, Reason, Role, days};
+//! use keyward::{Actor, Keyward, Need, CreateKey, PepperRing, Reason, Role, days};
 //!
 //! let keys = Keyward::builder(MemoryStore::new(), PepperRing::generate()?).build().await?;
 //!
 //! let admin = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
-//! let export = NewKey::new("nightly export").scope("reports:read").expires_in(days(90));
+//! let export = CreateKey::new("nightly export").scope("reports:read").expires_in(days(90));
 //! let created = keys.create(&admin, export).await?;
 //! println!("{}", created.secret.expose()); // the only time it is shown
 //!
@@ -37,30 +37,30 @@
 //!
 //! An [`Actor`] requests every change: a principal with a role, bound to a tenant. All three come from your
 //! own login, never from a request body. A key outside the actor's tenant is
-//! [`NotFound`](Denied::NotFound), and no actor creates a key with more reach than its own. A verified key
+//! [`NotFound`](Denial::NotFound), and no actor creates a key with more reach than its own. A verified key
 //! is an actor too: [`Grant::actor`].
 //!
 //! # Verifying
 //!
 //! [`Keyward::verify`] checks a presented token against a [`Need`], and returns a [`Grant`] or a
-//! [`Rejection`]. Log the rejection, and send the client its
-//! [`public_message`](Rejection::public_message) with the status of its [`kind`](Rejection::kind):
+//! [`VerifyError`]. Log the rejection, and send the client its
+//! [`public_message`](VerifyError::public_message) with the status of its [`kind`](VerifyError::kind):
 //!
 //! ```
-//! use keyward::{Rejection, RejectionKind};
+//! use keyward::{VerifyError, VerifyErrorKind};
 //!
-//! fn status(rejection: &Rejection) -> u16 {
+//! fn status(rejection: &VerifyError) -> u16 {
 //!     match rejection.kind() {
-//!         RejectionKind::Invalid => 401,
-//!         RejectionKind::Forbidden => 403,
-//!         RejectionKind::Unavailable => 503, // an outage never looks like a bad key
+//!         VerifyErrorKind::Invalid => 401,
+//!         VerifyErrorKind::Forbidden => 403,
+//!         VerifyErrorKind::Unavailable => 503, // an outage never looks like a bad key
 //!     }
 //! }
-//! # assert_eq!(status(&Rejection::Unknown), 401);
+//! # assert_eq!(status(&VerifyError::Unknown), 401);
 //! ```
 //!
 //! [`Keyward::verify_or_fetch`] reads a key through the store if this node does not know it yet, or if the
-//! bound of its class is zero. Concurrent callers with the same key share one read. [`ReadThrough`] bounds
+//! bound of its class is zero. Concurrent callers with the same key share one read. [`ReadThroughLimits`] bounds
 //! the reads, so that a flood of invented keys causes no flood of reads. Refusals are not cached.
 //!
 //! # HTTP
@@ -87,8 +87,8 @@
 //! ```
 //!
 //! A node that has not confirmed within the bound of a key's class ([`Propagation`](policy::Propagation))
-//! that it is up to date fails closed: it refuses the key as [`Stale`](Rejection::Stale). With
-//! [`PastBound::ReadThrough`] it reads the key through the store instead. [`Keyward::freshness`] returns the
+//! that it is up to date fails closed: it refuses the key as [`Stale`](VerifyError::Stale). With
+//! [`OnStale::ReadThrough`] it reads the key through the store instead. [`Keyward::freshness`] returns the
 //! staleness of the node.
 //!
 //! # Watching
@@ -112,7 +112,7 @@
 //!
 //! A [`Receipt`] holds the time by which a change has reached every node. With [`Builder::registry`]
 //! nodes report the changes that they have applied. [`Keyward::confirmations`] returns the nodes that have
-//! applied a change, and those that may still act without it; [`Keyward::confirmed`] waits until there are
+//! applied a change, and those that may still act without it; [`Keyward::wait_confirmed`] waits until there are
 //! none. A node that died or is cut off fails closed, so no receipt waits longer than its bound.
 //!
 //! # Time and tests
@@ -123,17 +123,17 @@
 //! # pollster::block_on(async {
 //! use std::sync::Arc;
 //! use keyward::store::MemoryStore;
-//! use keyward::{Actor, Keyward, ManualClock, Need, NewKey, PepperRing, Rejection, Role, days};
+//! use keyward::{Actor, Keyward, ManualClock, Need, CreateKey, PepperRing, VerifyError, Role, days};
 //!
 //! let clock = Arc::new(ManualClock::at("2026-01-01T00:00:00Z".parse()?));
 //! let builder = Keyward::builder(MemoryStore::new(), PepperRing::generate()?);
 //! let keys = builder.clock(clock.clone()).build().await?;
 //! let admin = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
-//! let key = keys.create(&admin, NewKey::new("short").expires_in(days(90))).await?;
+//! let key = keys.create(&admin, CreateKey::new("short").expires_in(days(90))).await?;
 //!
 //! clock.advance(days(90));
 //! let refusal = keys.verify(key.secret.expose(), &Need::any()).unwrap_err();
-//! assert!(matches!(refusal, Rejection::Expired { .. }));
+//! assert!(matches!(refusal, VerifyError::Expired { .. }));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! # }).unwrap();
 //! ```
@@ -141,7 +141,7 @@
 //! # Upkeep
 //!
 //! Verification writes nothing. It queues what it notices (the first use of a successor, a digest under an
-//! old pepper) until your own timer or a follower calls [`Keyward::run_upkeep`].
+//! old pepper) until your own timer or a follower calls [`Keyward::run_maintenance`].
 //!
 //! # Peppers
 //!
@@ -200,8 +200,8 @@ pub use crate::clock::{Clock, ManualClock, Reading, SystemClock};
 pub use crate::core::actor::{Actor, Invocation};
 pub use crate::core::address::AddressAllowlist;
 pub use crate::core::command::{
-    Command, DeleteKey, Denied, Expiry, ImportKey, IssuedKey, KeyUpdate, NewKey, Outcome,
-    Replacement, Request, RevokeKey, RotationMode,
+    Command, CreateKey, DeleteKey, Denial, Expiry, ImportKey, IssuedKey, Outcome, Request,
+    RevokeKey, RotateKey, RotationMode, UpdateKey,
 };
 pub use crate::core::id::KeyId;
 pub use crate::core::info::{KeyInfo, KeyRevocation};
@@ -216,7 +216,7 @@ pub use crate::core::record::{
     Credential, ImportScheme, KeyFacts, KeyRecord, KeyState, LastAction, Lineage, Maker,
     Predecessor, Reason, Resource, RotationReason, Status, Succession, Visibility,
 };
-pub use crate::core::rejection::{Rejection, RejectionKind};
+pub use crate::core::rejection::{VerifyError, VerifyErrorKind};
 pub use crate::core::scope::{Scope, ScopeSet};
 pub use crate::core::secret::{Digest, DigestMark, Fingerprint, KeyMaterial, Secret};
 pub use crate::core::stamp::Stamp;
@@ -234,14 +234,16 @@ pub use crate::entropy::{Entropy, EntropyError, SystemEntropy};
 #[cfg(feature = "tokio")]
 pub use crate::follow::{FollowError, FollowOptions, FollowStatus, Follower, NoRuntime};
 pub use crate::keyward::{
-    AuditError, Builder, Created, Imported, KeyList, Keyward, LeakReport, Recovery, RecoveryError,
-    RecoveryReport, Rotated, TimeRepaired,
+    AuditError, Created, Imported, KeyList, Keyward, KeywardBuilder, LeakReport, Recovery,
+    RecoveryError, RecoveryReport, Rotated, TimeRepaired,
 };
-pub use crate::manager::{BulkReceipt, Error, KeyManager, Landed, LandedListener, Receipt};
+pub use crate::manager::{
+    BulkReceipt, CommandError, CommitListener, Committed, KeyManager, Receipt,
+};
 #[cfg(unix)]
 pub use crate::pepper_file::{PepperFile, PepperFileError};
 pub use crate::replica::{Confirmations, Freshness, Lag, NodeAnswer, NodeConfirmation, Replica};
-pub use crate::verifier::{Credentials, Grant, PastBound, ReadThrough, Uses, Verifier};
+pub use crate::verifier::{Credentials, Grant, OnStale, ReadThroughLimits, Usage, Verifier};
 pub use async_trait::async_trait;
 
 /// The rules as plain functions over plain data, for property tests and for hosts with their own machinery.
@@ -252,7 +254,7 @@ pub mod rules {
     pub use crate::core::decide::{
         Context, Decision, SWEEP_MAX, decide, keys_needed, links, select,
     };
-    pub use crate::core::owner::Standing;
+    pub use crate::core::owner::OwnerStatus;
     pub use crate::core::view::Ancestry;
 }
 

@@ -10,7 +10,7 @@ use keyward::store::{
     AuditQuery, Commit, CommitTag, Effects, KeyQuery, KeyStore, MemoryStore, Revision,
 };
 use keyward::{
-    Actor, Clock, Credential, Digest, Fingerprint, KeyId, KeyRecord, Keyward, NewKey, Owner,
+    Actor, Clock, CreateKey, Credential, Digest, Fingerprint, KeyId, KeyRecord, Keyward, Owner,
     PepperRing, PrincipalId, Role, SystemClock, TenantId, days, profiles,
 };
 use pollster::block_on;
@@ -121,7 +121,7 @@ impl Maker {
     }
 
     /// Resets the maker for another store, in which no tenant has changed yet.
-    pub fn begin_anew(&mut self) {
+    pub fn start_new_epoch(&mut self) {
         self.tenants.clear();
     }
 
@@ -167,8 +167,8 @@ pub fn admin(of: &str) -> Actor {
     Actor::new(tenant(of), principal(0), Role::ADMIN)
 }
 
-pub fn new_key() -> NewKey {
-    NewKey::new("nightly export")
+pub fn new_key() -> CreateKey {
+    CreateKey::new("nightly export")
         .description("Reads last night's reports for the warehouse")
         .scopes(["reports:read", "exports:write"])
         .metadata([("team", "data"), ("ticket", "OPS-1234")])

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use keyward::policy::{LivePolicies, Policy, Propagation};
-use keyward::{Clock, Need, Rejection, Replica, SystemClock, Verifier, days, profiles};
+use keyward::{Clock, Need, Replica, SystemClock, Verifier, VerifyError, days, profiles};
 use pollster::block_on;
 
 use crate::Random;
@@ -81,7 +81,7 @@ impl Served {
     }
 
     /// Checks a batch's verdicts, so that the benchmark measures the operation it is named for.
-    pub fn expect(&self, batch: &Batch, need: &Need, right: fn(&Result<(), Rejection>) -> bool) {
+    pub fn expect(&self, batch: &Batch, need: &Need, right: fn(&Result<(), VerifyError>) -> bool) {
         for at in 0..batch.len().min(50) {
             let verdict = self.verifier.verify(batch.at(at), need).map(drop);
             assert!(right(&verdict), "{verdict:?}");
@@ -137,13 +137,13 @@ impl Presented {
         }
     }
 
-    pub const fn right(self) -> fn(&Result<(), Rejection>) -> bool {
+    pub const fn right(self) -> fn(&Result<(), VerifyError>) -> bool {
         match self {
             Self::Valid => |verdict| verdict.is_ok(),
-            Self::WrongSecret => |verdict| *verdict == Err(Rejection::WrongSecret),
-            Self::Unknown => |verdict| *verdict == Err(Rejection::Unknown),
+            Self::WrongSecret => |verdict| *verdict == Err(VerifyError::WrongSecret),
+            Self::Unknown => |verdict| *verdict == Err(VerifyError::Unknown),
             Self::Malformed | Self::BadChecksum | Self::Foreign => {
-                |verdict| matches!(verdict, Err(Rejection::Malformed(_)))
+                |verdict| matches!(verdict, Err(VerifyError::Malformed(_)))
             }
         }
     }

@@ -105,18 +105,18 @@ fn refused(doing: &'static str) -> StoreError {
 
 #[keyward::async_trait]
 impl KeyStore for Synthetic {
-    async fn load(&self, _: &keyward::TenantId, _: &Select) -> Answer<TenantView> {
+    async fn load(&self, _: &keyward::TenantId, _: &LoadRequest) -> Answer<TenantView> {
         Err(refused("loading what is only made up"))
     }
 
-    async fn find(&self, locator: &Locator) -> Answer<Option<Versioned>> {
+    async fn find(&self, locator: &Locator) -> Answer<Option<FoundKey>> {
         let head = self.head();
         let own = |id: &KeyId| {
             let number = Keys::number(*id);
             (number < self.scanned && self.keys.id(number) == *id).then_some(number)
         };
         Ok(match locator {
-            Locator::Id(id) => own(id).map(|number| Versioned {
+            Locator::Id(id) => own(id).map(|number| FoundKey {
                 change: self.keys.change(Revision(FILLED), number, 0),
                 head,
             }),

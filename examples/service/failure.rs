@@ -2,14 +2,14 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use keyward::{Denied, Error};
+use keyward::{CommandError, Denial};
 use serde_json::json;
 
 /// The cause of a failed command, sent as problem details (RFC 9457).
-pub(crate) struct Failure(Error);
+pub(crate) struct Failure(CommandError);
 
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
+impl From<CommandError> for Failure {
+    fn from(error: CommandError) -> Self {
         Self(error)
     }
 }
@@ -18,7 +18,7 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let status = status(&self.0);
         let detail = match &self.0 {
-            Error::Denied(denied) => denied.to_string(),
+            CommandError::Denied(denied) => denied.to_string(),
             // The outcome may be unknown. A retry with the same id applies the command once.
             error => {
                 tracing::error!(%error, "a change failed");
@@ -37,27 +37,27 @@ impl IntoResponse for Failure {
     }
 }
 
-fn status(error: &Error) -> StatusCode {
-    let Error::Denied(denied) = error else {
+fn status(error: &CommandError) -> StatusCode {
+    let CommandError::Denied(denied) = error else {
         return StatusCode::SERVICE_UNAVAILABLE;
     };
     match denied {
-        Denied::Invalid(_)
-        | Denied::UnknownClass { .. }
-        | Denied::Environment { .. }
-        | Denied::ScopeNotAllowed { .. }
-        | Denied::Expiry { .. } => StatusCode::BAD_REQUEST,
-        Denied::NotFound | Denied::TenantNotFound => StatusCode::NOT_FOUND,
+        Denial::Invalid(_)
+        | Denial::UnknownClass { .. }
+        | Denial::Environment { .. }
+        | Denial::ScopeNotAllowed { .. }
+        | Denial::Expiry { .. } => StatusCode::BAD_REQUEST,
+        Denial::NotFound | Denial::TenantNotFound => StatusCode::NOT_FOUND,
         // The key was valid when the request began, and is no longer.
-        Denied::ActingKey { .. } | Denied::ActorExpired => StatusCode::UNAUTHORIZED,
-        Denied::Forbidden { .. }
-        | Denied::SupportOnly { .. }
-        | Denied::HostOnly { .. }
-        | Denied::NotEntitled { .. }
-        | Denied::ExceedsActor { .. }
-        | Denied::RoleDrift { .. }
-        | Denied::SelfRotation { .. }
-        | Denied::TooManyMakers { .. } => StatusCode::FORBIDDEN,
+        Denial::ActingKey { .. } | Denial::ActorExpired => StatusCode::UNAUTHORIZED,
+        Denial::Forbidden { .. }
+        | Denial::SupportOnly { .. }
+        | Denial::HostOnly { .. }
+        | Denial::NotEntitled { .. }
+        | Denial::ExceedsActor { .. }
+        | Denial::RoleDrift { .. }
+        | Denial::SelfRotation { .. }
+        | Denial::TooManyMakers { .. } => StatusCode::FORBIDDEN,
         // A conflict with the current state: the cap is reached, the key is revoked, the command is already
         // applied.
         _ => StatusCode::CONFLICT,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::Write;
 
-use keyward::{Actor, CommandId, Denied, Error, Keyward, NewKey, Role};
+use keyward::{Actor, CommandError, CommandId, CreateKey, Denial, Keyward, Role};
 
 use crate::Fallible;
 
@@ -30,7 +30,7 @@ pub(crate) async fn welcome(keys: &Keyward, kept: &Kept, url: &str) -> Fallible<
     let alice = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
     let once = alice.with_command_id(CommandId::new("first-admin-key")?);
     // A key gets its owner's role if it reaches everything the role does.
-    let admin = NewKey::new("first admin key").scope("*:*");
+    let admin = CreateKey::new("first admin key").scope("*:*");
     let mut out = std::io::stdout().lock();
     let end = kept.end;
     match keys.create(once, admin).await {
@@ -45,7 +45,7 @@ pub(crate) async fn welcome(keys: &Keyward, kept: &Kept, url: &str) -> Fallible<
             writeln!(out, "    export ADMIN_KEY={secret}\n")?;
             writeln!(out, "{TRY}")?;
         }
-        Err(Error::Denied(Denied::AlreadyCreated { id })) => {
+        Err(CommandError::Denied(Denial::AlreadyCreated { id })) => {
             writeln!(
                 out,
                 "Keys are kept in {kept}. Its first run showed the admin key, {id}."

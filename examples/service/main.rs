@@ -113,7 +113,7 @@ async fn serve(settings: &Settings) -> Fallible<()> {
     }
     // Follows the store to the end, so that a key revoked during shutdown is refused.
     follower.stop().await;
-    keys.leave().await?;
+    keys.deregister().await?;
     tracing::info!("stopped");
     Ok(())
 }

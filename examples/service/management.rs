@@ -11,7 +11,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use keyward::store::KeyPosition;
 use keyward::{
-    Actor, CommandId, Grant, Invocation, KeyId, KeyInfo, Keyward, NewKey, Reason, Replacement,
+    Actor, CommandId, CreateKey, Grant, Invocation, KeyId, KeyInfo, Keyward, Reason, RotateKey,
     Timestamp, days, hours,
 };
 use serde::{Deserialize, Serialize};
@@ -55,7 +55,9 @@ impl<S: Sync> FromRequestParts<S> for Caller {
         let command_id = named.map(|name| parse(name.as_bytes())).transpose();
         match command_id {
             Ok(command_id) => Ok(Self { actor, command_id }),
-            Err(invalid) => Err(Failure::from(keyward::Error::from(invalid)).into_response()),
+            Err(invalid) => {
+                Err(Failure::from(keyward::CommandError::from(invalid)).into_response())
+            }
         }
     }
 }
@@ -75,7 +77,7 @@ async fn create(
     Json(wanted): Json<Wanted>,
 ) -> Answer<Response> {
     let scopes = wanted.scopes.iter().map(String::as_str);
-    let mut key = NewKey::new(wanted.name).scopes(scopes);
+    let mut key = CreateKey::new(wanted.name).scopes(scopes);
     if let Some(lifetime) = wanted.expires_in_days {
         key = key.expires_in(days(lifetime));
     }
@@ -140,8 +142,8 @@ async fn rotate(
 ) -> Answer<Response> {
     let Json(Rotation { grace_hours }) = rotation.unwrap_or_default();
     let how = match grace_hours {
-        Some(grace) => Replacement::grace(hours(grace)),
-        None => Replacement::immediate(),
+        Some(grace) => RotateKey::grace(hours(grace)),
+        None => RotateKey::immediate(),
     };
     let rotated = keys.rotate(caller.invocation(), id, how).await?;
     Ok(issued(&Issued {

@@ -44,7 +44,7 @@ impl AddressAllowlist {
     /// [`Invalid`] for the first malformed entry, or beyond [`MAX`](Self::MAX) entries.
     pub fn parse<'a>(entries: impl IntoIterator<Item = &'a str>) -> Result<Self, Invalid> {
         let expected = "an IP address or a network such as 192.0.2.0/24";
-        let invalid = Invalid::new("address allowlist", Problem::Form { expected });
+        let invalid = Invalid::new("address allowlist", Problem::Format { expected });
         let parse = |entry: &str| {
             let single = || entry.parse::<IpAddr>().map(IpNet::from);
             entry

@@ -9,15 +9,15 @@ use std::collections::BTreeSet;
 
 use super::actor::{ActingKey, Actor, Identity};
 use super::check;
-use super::command::Denied;
+use super::command::Denial;
 use super::hole;
 use super::id::KeyId;
-use super::owner::{self, Standing};
+use super::owner::{self, OwnerStatus};
 use super::policy::{Access, Policy};
 use super::principal::Owner;
 use super::reach::{self, Bounds, Classes, Reach, RoleReach, Tenants};
 use super::record::{KeyRecord, Lineage, Maker, Visibility};
-use super::rejection::Rejection;
+use super::rejection::VerifyError;
 use super::scope::ScopeSet;
 use super::subject::Course;
 use super::tenant::TenantId;
@@ -52,7 +52,7 @@ pub(crate) struct Limits {
     person: Option<PrincipalId>,
     /// The refusal of every command that issues or widens, if the stated role exceeds the stored
     /// one.
-    drift: Option<Denied>,
+    drift: Option<Denial>,
     /// The acting key.
     pub(crate) key: Option<ActingRecord>,
 }
@@ -97,8 +97,8 @@ pub(crate) struct Rows<'a> {
 
 impl Rows<'_> {
     /// Returns the standing of an owner in `tenant`.
-    pub(crate) fn standing(&self, tenant: &TenantId, owner: &Owner) -> Standing {
-        Standing::resolve(
+    pub(crate) fn standing(&self, tenant: &TenantId, owner: &Owner) -> OwnerStatus {
+        OwnerStatus::resolve(
             tenant,
             owner,
             self.view.owners.iter().chain(&self.ancestry.owners),
@@ -106,14 +106,14 @@ impl Rows<'_> {
         )
     }
 
-    fn acting_key(&self, id: KeyId, home: &TenantId) -> Result<&KeyRecord, Rejection> {
+    fn acting_key(&self, id: KeyId, home: &TenantId) -> Result<&KeyRecord, VerifyError> {
         let corrupt = self.view.corrupt.iter().chain(&self.ancestry.corrupt);
         if corrupt.into_iter().any(|corrupt| *corrupt == id) {
-            return Err(Rejection::Corrupt { key: id });
+            return Err(VerifyError::Corrupt { key: id });
         }
         let mut records = self.view.records.iter().chain(&self.ancestry.keys);
         let found = records.find(|record| record.id == id && record.tenant == *home);
-        found.ok_or(Rejection::Unknown)
+        found.ok_or(VerifyError::Unknown)
     }
 }
 
@@ -123,16 +123,16 @@ impl Caller {
     ///
     /// # Errors
     ///
-    /// [`Denied`] if the actor may do nothing any more.
+    /// [`Denial`] if the actor may do nothing any more.
     pub(crate) fn resolve(
         actor: &Actor,
         tenant: &TenantId,
         rows: Rows<'_>,
         (policy, home): (&Policy, &Policy),
         now: Timestamp,
-    ) -> Result<Self, Denied> {
+    ) -> Result<Self, Denial> {
         if actor.expires_at().is_some_and(|end| now >= end) {
-            return Err(Denied::ActorExpired);
+            return Err(Denial::ActorExpired);
         }
         let limits = match actor.identity() {
             Identity::Application => return Ok(Self::Application),
@@ -169,13 +169,13 @@ impl Caller {
         owner: Option<&Owner>,
         action: &'static str,
         effect: Effect,
-    ) -> Result<(), Denied> {
+    ) -> Result<(), Denial> {
         let Some(limits) = self.limits() else {
             return Ok(());
         };
-        if effect == Effect::Looks && matches!(limits.drift, Some(Denied::OwnerRemoved { .. })) {
+        if effect == Effect::Looks && matches!(limits.drift, Some(Denial::OwnerRemoved { .. })) {
             let role = limits.narrowing_roles.first().cloned();
-            return Err(Denied::Forbidden { action, role });
+            return Err(Denial::Forbidden { action, role });
         }
         let owns = access.owner && self.is_person(owner.and_then(Owner::principal));
         let by = |roles: &BTreeSet<Role>| {
@@ -192,13 +192,13 @@ impl Caller {
             return Ok(());
         }
         if access.is_support_only() {
-            return Err(Denied::SupportOnly { action });
+            return Err(Denial::SupportOnly { action });
         }
         let role = limits
             .narrowing_roles
             .first()
             .filter(|_| limits.person.is_some());
-        Err(Denied::Forbidden {
+        Err(Denial::Forbidden {
             action,
             role: role.cloned(),
         })
@@ -219,8 +219,8 @@ impl Caller {
     ///
     /// # Errors
     ///
-    /// [`Denied::Forbidden`] if the caller may look at no keys.
-    pub(crate) fn sight(&self, policy: &Policy) -> Result<Sight, Denied> {
+    /// [`Denial::Forbidden`] if the caller may look at no keys.
+    pub(crate) fn sight(&self, policy: &Policy) -> Result<Sight, Denial> {
         if hole::is_open("anybody looks") {
             return Ok(Sight::Some);
         }
@@ -244,7 +244,7 @@ impl Caller {
     }
 
     /// Checks that the caller may read the audit trail.
-    pub(crate) fn permit_audit(&self, policy: &Policy) -> Result<(), Denied> {
+    pub(crate) fn permit_audit(&self, policy: &Policy) -> Result<(), Denial> {
         let spec = policy.spec();
         let roles = spec.administrators.iter().chain(&spec.auditors).cloned();
         self.permit(
@@ -256,13 +256,13 @@ impl Caller {
     }
 
     /// Checks that `reach` is within the limits of what the caller may hand out.
-    pub(crate) fn check_within(&self, reach: &Reach) -> Result<(), Denied> {
+    pub(crate) fn check_within(&self, reach: &Reach) -> Result<(), Denial> {
         let Some(limits) = self.limits() else {
             return Ok(());
         };
         match reach.excess(&limits.reach) {
             None => Ok(()),
-            Some(dimension) => Err(Denied::ExceedsActor {
+            Some(dimension) => Err(Denial::ExceedsActor {
                 dimension,
                 reach: limits.reach.scopes.clone(),
             }),
@@ -345,9 +345,9 @@ impl Limits {
         rows: Rows<'_>,
         (policy, home): (&Policy, &Policy),
         now: Timestamp,
-    ) -> Result<Self, Denied> {
+    ) -> Result<Self, Denial> {
         let key = acting.id;
-        let refused = |why: Rejection| Denied::ActingKey {
+        let refused = |why: VerifyError| Denial::ActingKey {
             key,
             why: Box::new(why),
         };
@@ -367,17 +367,17 @@ impl Limits {
             alive => alive.map_err(refused)?,
         }
         if record.visibility == Visibility::Publishable && !hole::is_open("publishable key acts") {
-            return Err(refused(Rejection::Publishable { key }));
+            return Err(refused(VerifyError::Publishable { key }));
         }
         if !record.allowlist.allows(acting.address) {
-            return Err(refused(Rejection::AddressNotAllowed { key }));
+            return Err(refused(VerifyError::AddressNotAllowed { key }));
         }
         let class = home.class(&record.class).ok_or_else(|| {
             let class = record.class.clone();
-            refused(Rejection::UnknownClass { class })
+            refused(VerifyError::UnknownClass { class })
         })?;
         if !reach::reaches_tenant(&record.tenant, class, tenant) {
-            return Err(refused(Rejection::WrongTenant { key }));
+            return Err(refused(VerifyError::WrongTenant { key }));
         }
         let roles = reach::roles_of(&record.owner, &record.bound, &standing);
         let role = RoleReach::of(&roles, policy);
@@ -435,19 +435,19 @@ pub(crate) fn is_whole(scopes: &ScopeSet, role: &RoleReach) -> bool {
 fn drift(
     principal: &PrincipalId,
     stated: &Role,
-    standing: &Standing,
+    standing: &OwnerStatus,
     policy: &Policy,
     now: Timestamp,
-) -> Option<Denied> {
+) -> Option<Denial> {
     if standing.refuses_owner(now) {
         let owner = principal.clone();
-        return Some(Denied::OwnerRemoved { owner });
+        return Some(Denial::OwnerRemoved { owner });
     }
     let own = RoleReach::of([stated], policy);
     let exceeds =
         |stored: &&Role| *stored != stated && !own.is_within(&RoleReach::of([*stored], policy));
     let stored = standing.roles.iter().find(exceeds)?;
-    Some(Denied::RoleDrift {
+    Some(Denial::RoleDrift {
         stated: stated.clone(),
         stored: stored.clone(),
     })

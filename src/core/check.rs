@@ -9,11 +9,11 @@ use subtle::{Choice, ConstantTimeEq};
 
 use super::id::KeyId;
 use super::need::{Conditions, Need};
-use super::owner::Standing;
+use super::owner::OwnerStatus;
 use super::policy::{KeyClass, Policy};
 use super::reach::{self, Bounds};
 use super::record::{KeyRecord, Visibility};
-use super::rejection::Rejection;
+use super::rejection::VerifyError;
 use super::scope::Scope;
 use super::secret::Digest;
 use super::subject::{Course, Holder, Life, Shape, Subject};
@@ -32,15 +32,15 @@ pub struct Presented<'a> {
 ///
 /// # Errors
 ///
-/// [`Rejection`]; [`WrongSecret`](Rejection::WrongSecret) precedes every other reason.
+/// [`VerifyError`]; [`WrongSecret`](VerifyError::WrongSecret) precedes every other reason.
 pub fn check(
     record: &KeyRecord,
     presented: Presented<'_>,
     policy: &Policy,
-    standing: &Standing,
+    standing: &OwnerStatus,
     need: &Need,
     now: Timestamp,
-) -> Result<(), Rejection> {
+) -> Result<(), VerifyError> {
     let (super::record::Credential::Peppered { digest, .. }
     | super::record::Credential::Imported { digest, .. }) = &record.credential;
     let same = digest.ct_eq(presented.digest);
@@ -66,17 +66,17 @@ pub(crate) fn check_subject(
     subject: Subject<'_>,
     (same, prefix): (Choice, Option<&[u8]>),
     policy: &Policy,
-    (standing, kind): (&Standing, Option<NonZeroU64>),
+    (standing, kind): (&OwnerStatus, Option<NonZeroU64>),
     need: &Need,
     now: Timestamp,
-) -> Result<(), Rejection> {
+) -> Result<(), VerifyError> {
     let own_prefix = subject
         .shape
         .prefix
         .as_ref()
         .map(|own| own.as_str().as_bytes());
     if !bool::from(same) || prefix != own_prefix {
-        return Err(Rejection::WrongSecret);
+        return Err(VerifyError::WrongSecret);
     }
     check_alive(subject.id, &subject.course, standing, now)?;
     if kind.is_some_and(|kind| need.met().has(kind)) {
@@ -93,38 +93,38 @@ pub(crate) fn check_subject(
 pub(crate) fn check_alive(
     key: KeyId,
     course: &Course,
-    standing: &Standing,
+    standing: &OwnerStatus,
     now: Timestamp,
-) -> Result<(), Rejection> {
+) -> Result<(), VerifyError> {
     let expired = course.expires_at.filter(|end| now >= *end);
     match (course.life, expired) {
-        (Life::Revoked { at, reason }, _) => return Err(Rejection::Revoked { key, at, reason }),
-        (Life::Disabled, None) => return Err(Rejection::Disabled { key }),
-        (_, Some(at)) => return Err(Rejection::Expired { key, at }),
+        (Life::Revoked { at, reason }, _) => return Err(VerifyError::Revoked { key, at, reason }),
+        (Life::Disabled, None) => return Err(VerifyError::Disabled { key }),
+        (_, Some(at)) => return Err(VerifyError::Expired { key, at }),
         (Life::Enabled, None) => {}
     }
     if standing.unreadable {
-        return Err(Rejection::Corrupt { key });
+        return Err(VerifyError::Corrupt { key });
     }
     if standing.closed {
-        return Err(Rejection::TenantClosed { key });
+        return Err(VerifyError::TenantClosed { key });
     }
     if standing.refuses_owner(course.created_at) {
-        return Err(Rejection::OwnerRemoved { key });
+        return Err(VerifyError::OwnerRemoved { key });
     }
     Ok(())
 }
 
 /// Checks the conditions that all keys of a kind meet or fail alike.
-fn check_kind(subject: Subject<'_>, policy: &Policy, need: &Need) -> Result<(), Rejection> {
+fn check_kind(subject: Subject<'_>, policy: &Policy, need: &Need) -> Result<(), VerifyError> {
     let (key, shape) = (subject.id, subject.shape);
     let needed = need.conditions();
     class_of(shape, policy)?;
     if shape.visibility == Visibility::Publishable && !needed.publishable {
-        return Err(Rejection::Publishable { key });
+        return Err(VerifyError::Publishable { key });
     }
     if !needed.classes.is_empty() && !needed.classes.contains(&shape.class) {
-        return Err(Rejection::WrongClass {
+        return Err(VerifyError::WrongClass {
             key,
             class: shape.class.clone(),
         });
@@ -136,13 +136,13 @@ fn check_kind(subject: Subject<'_>, policy: &Policy, need: &Need) -> Result<(), 
         .is_some_and(|needed| needed != environment)
     {
         let environment = environment.clone();
-        return Err(Rejection::WrongEnvironment { key, environment });
+        return Err(VerifyError::WrongEnvironment { key, environment });
     }
     Ok(())
 }
 
 /// Checks the conditions on the single request.
-fn check_request(subject: Subject<'_>, policy: &Policy, need: &Need) -> Result<(), Rejection> {
+fn check_request(subject: Subject<'_>, policy: &Policy, need: &Need) -> Result<(), VerifyError> {
     let Subject {
         id: key,
         whose,
@@ -153,10 +153,10 @@ fn check_request(subject: Subject<'_>, policy: &Policy, need: &Need) -> Result<(
     if let Some(tenant) = &needed.tenant
         && !reach::reaches_tenant(&whose.holder().tenant, class_of(shape, policy)?, tenant)
     {
-        return Err(Rejection::WrongTenant { key });
+        return Err(VerifyError::WrongTenant { key });
     }
     if !shape.allowlist.allows(needed.address) {
-        return Err(Rejection::AddressNotAllowed { key });
+        return Err(VerifyError::AddressNotAllowed { key });
     }
     Ok(())
 }
@@ -165,13 +165,13 @@ fn check_request(subject: Subject<'_>, policy: &Policy, need: &Need) -> Result<(
 fn check_reach(
     subject: Subject<'_>,
     policy: &Policy,
-    standing: &Standing,
+    standing: &OwnerStatus,
     need: &Need,
-) -> Result<(), Rejection> {
+) -> Result<(), VerifyError> {
     let class = class_of(subject.shape, policy)?;
     let bounds = Bounds::of(subject.shape, subject.persons);
     let reaches = |scope: &&Scope| reach::reaches(bounds, policy, class, standing, scope);
-    let missing = |scope: &Scope| Rejection::MissingScope {
+    let missing = |scope: &Scope| VerifyError::MissingScope {
         key: subject.id,
         scope: scope.clone(),
     };
@@ -185,8 +185,8 @@ fn check_reach(
     }
 }
 
-fn class_of<'a>(shape: &Shape, policy: &'a Policy) -> Result<&'a KeyClass, Rejection> {
-    let unknown = || Rejection::UnknownClass {
+fn class_of<'a>(shape: &Shape, policy: &'a Policy) -> Result<&'a KeyClass, VerifyError> {
+    let unknown = || VerifyError::UnknownClass {
         class: shape.class.clone(),
     };
     policy.class(&shape.class).ok_or_else(unknown)

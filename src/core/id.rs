@@ -78,7 +78,7 @@ impl FromStr for KeyId {
         digits
             .filter(|digits| base62::is_digits(digits))
             .and_then(Self::from_digits)
-            .ok_or(Invalid::new("key id", Problem::Form { expected }))
+            .ok_or(Invalid::new("key id", Problem::Format { expected }))
     }
 }
 

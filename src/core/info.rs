@@ -7,7 +7,7 @@ use std::ops::Deref;
 use serde::Serialize;
 
 use super::id::KeyId;
-use super::owner::Standing;
+use super::owner::OwnerStatus;
 use super::policy::Policy;
 use super::principal::Author;
 use super::reach::{self, Bounds};
@@ -60,7 +60,7 @@ impl Deref for KeyInfo {
 impl KeyInfo {
     /// Returns the view of `record` at `now`, for an owner with this `standing`.
     #[must_use]
-    pub fn new(record: KeyRecord, policy: &Policy, standing: &Standing, now: Timestamp) -> Self {
+    pub fn new(record: KeyRecord, policy: &Policy, standing: &OwnerStatus, now: Timestamp) -> Self {
         let class = policy.class(&record.class);
         let reach =
             class.map(|class| reach::scopes(Bounds::of_record(&record), policy, class, standing));

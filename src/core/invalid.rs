@@ -70,7 +70,7 @@ pub enum Problem {
     },
     /// The value does not have the form that the field takes.
     #[error("must be {expected}")]
-    Form {
+    Format {
         /// The form, in words.
         expected: &'static str,
     },

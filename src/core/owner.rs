@@ -83,7 +83,7 @@ impl TenantRecord {
 /// The effect of the rows along a tenant's path on one owner's keys: the input to
 /// [`check`](crate::rules::check).
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
-pub struct Standing {
+pub struct OwnerStatus {
     /// The owner's role in each row along the path. The key's reach is within all of them.
     pub roles: Vec<Role>,
     /// Whether the owner is removed now, somewhere along the path.
@@ -114,7 +114,7 @@ pub(crate) fn raised_from<'a>(
         .collect()
 }
 
-impl Standing {
+impl OwnerStatus {
     /// Combines the rows along the path of `tenant` into their effect on the keys of `owner`. Ignores rows
     /// of other tenants and owners.
     #[must_use]

@@ -35,7 +35,7 @@ impl Pepper {
     pub fn new(id: PepperId, key: &[u8]) -> Result<Self, Invalid> {
         if key.len() < Self::MIN_LEN {
             let expected = "at least 32 random bytes";
-            return Err(Invalid::new("pepper", Problem::Form { expected }));
+            return Err(Invalid::new("pepper", Problem::Format { expected }));
         }
         let digests = ShortMacKey::new(key);
         // The audit chain has a derived key, so that no seal can pass for a digest.
@@ -174,7 +174,7 @@ impl PepperRing {
             None => Ok(()),
             Some(_) => {
                 let expected = "an id that the ring does not have";
-                Err(Invalid::new("pepper id", Problem::Form { expected }))
+                Err(Invalid::new("pepper id", Problem::Format { expected }))
             }
         }
     }

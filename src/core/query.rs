@@ -129,12 +129,12 @@ impl KeyQuery {
     pub fn tenant(tenant: TenantId, at: Timestamp) -> Self {
         Self {
             tenant: Some(tenant),
-            ..Self::everything(at)
+            ..Self::all(at)
         }
     }
 
     /// Queries the keys of the whole store. For the host itself, because it answers across tenants.
-    pub fn everything(at: Timestamp) -> Self {
+    pub fn all(at: Timestamp) -> Self {
         Self {
             tenant: None,
             below: false,
@@ -329,12 +329,12 @@ impl AuditQuery {
     pub fn tenant(tenant: TenantId) -> Self {
         Self {
             tenant: Some(tenant),
-            ..Self::everything()
+            ..Self::all()
         }
     }
 
     /// Queries the entries of the whole store. For the host itself, because it answers across tenants.
-    pub const fn everything() -> Self {
+    pub const fn all() -> Self {
         Self {
             tenant: None,
             key: None,

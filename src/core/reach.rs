@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::address::AddressAllowlist;
 use super::hole;
-use super::owner::Standing;
+use super::owner::OwnerStatus;
 use super::policy::{Access, KeyClass, Policy, SelfRotation, TenantReach};
 use super::principal::Owner;
 use super::record::{KeyRecord, Resource, Visibility};
@@ -51,7 +51,7 @@ impl<'a> Bounds<'a> {
 
     /// The roles that must all allow what the key does. `None` if the key reaches nothing, because a
     /// person owns it and no row gives that person a role.
-    fn roles(self, standing: &'a Standing) -> Option<impl Iterator<Item = &'a Role>> {
+    fn roles(self, standing: &'a OwnerStatus) -> Option<impl Iterator<Item = &'a Role>> {
         let lost = self.persons && standing.roles.is_empty();
         let live: &[Role] = if self.persons { &standing.roles } else { &[] };
         (!lost).then(|| self.bound.iter().chain(live))
@@ -63,7 +63,7 @@ pub(crate) fn reaches(
     bounds: Bounds<'_>,
     policy: &Policy,
     class: &KeyClass,
-    standing: &Standing,
+    standing: &OwnerStatus,
     scope: &Scope,
 ) -> bool {
     bounds.scopes.allows(scope)
@@ -79,7 +79,7 @@ pub(crate) fn scopes(
     bounds: Bounds<'_>,
     policy: &Policy,
     class: &KeyClass,
-    standing: &Standing,
+    standing: &OwnerStatus,
 ) -> ScopeSet {
     let Some(roles) = bounds.roles(standing) else {
         return ScopeSet::none();
@@ -95,7 +95,7 @@ pub(crate) fn scopes(
 pub(crate) fn roles_of(
     owner: &Owner,
     bound: &BTreeSet<Role>,
-    standing: &Standing,
+    standing: &OwnerStatus,
 ) -> BTreeSet<Role> {
     if owner.principal().is_none() || standing.roles.is_empty() {
         return BTreeSet::new();
@@ -122,7 +122,7 @@ pub enum Dimension {
     /// The networks from which the key may be used.
     Addresses,
     /// Secret or publishable.
-    KeyType,
+    Visibility,
     /// The classes of keys.
     Class,
     /// The time until a revocation takes effect everywhere.
@@ -139,7 +139,7 @@ impl Dimension {
             Self::Environment => "environment",
             Self::Resource => "resource",
             Self::Addresses => "addresses",
-            Self::KeyType => "key type",
+            Self::Visibility => "key type",
             Self::Class => "classes",
             Self::Propagation => "propagation bound",
         }
@@ -254,7 +254,7 @@ impl RoleReach {
 pub(crate) fn reaches_tenant(own: &TenantId, class: &KeyClass, tenant: &TenantId) -> bool {
     match class.tenant_reach {
         TenantReach::Own => own == tenant,
-        TenantReach::Below => own.contains(tenant),
+        TenantReach::Descendants => own.contains(tenant),
     }
 }
 
@@ -267,7 +267,7 @@ pub(crate) struct Tenants {
 
 impl Tenants {
     pub(crate) fn of(path: TenantId, class: &KeyClass) -> Self {
-        let descendants = class.tenant_reach == TenantReach::Below;
+        let descendants = class.tenant_reach == TenantReach::Descendants;
         Self { path, descendants }
     }
 
@@ -381,7 +381,7 @@ impl Reach {
             ),
             (Dimension::Addresses, addresses.is_within(&limit.addresses)),
             (
-                Dimension::KeyType,
+                Dimension::Visibility,
                 limit.key_type == Visibility::Secret || *key_type == limit.key_type,
             ),
             (Dimension::Class, classes.are_within(&limit.classes)),

@@ -405,7 +405,7 @@ impl KeyRecord {
     }
 
     /// Returns the status at `now`. The rows of owners and tenants may refuse an active key, see
-    /// [`Standing`](crate::rules::Standing).
+    /// [`OwnerStatus`](crate::rules::OwnerStatus).
     #[must_use]
     pub fn status(&self, now: Timestamp) -> Status {
         match self.state {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use super::audit::{
     Action, AuditEntry, AuditHash, AuditHead, ChainError, Evidence, FieldChange, verify_chain,
 };
-use super::command::{Command, DeleteKey, Expiry, KeyUpdate, RevokeKey};
+use super::command::{Command, DeleteKey, Expiry, RevokeKey, UpdateKey};
 use super::id::KeyId;
 use super::invalid::Invalid;
 use super::pepper::PepperRing;
@@ -340,7 +340,7 @@ impl LaterKey {
         let mut steps = Vec::new();
         if let Some((changes, hash)) = &self.changed {
             let change = changes.narrowing(record);
-            if change != Some(KeyUpdate::default()) {
+            if change != Some(UpdateKey::default()) {
                 let update = change.map(|change| Command::Update { key, change });
                 let ways = update.into_iter().chain([Command::DisableMany]);
                 steps.push(self.step(*hash, "change", ways)?);
@@ -363,9 +363,9 @@ impl LaterKey {
                 if record.expires_at.is_none_or(|end| until < end)
                     || (rotates_itself && record.succession.is_none()) =>
             {
-                let change = KeyUpdate {
+                let change = UpdateKey {
                     expiry: Some(Expiry::At(until)),
-                    ..KeyUpdate::default()
+                    ..UpdateKey::default()
                 };
                 // Three kinds of keys are disabled instead: the legacy key, which accepts no earlier end; a
                 // key that was in a rotation at the backup, whose end that rotation set; and a key that would
@@ -388,7 +388,7 @@ impl Changes {
     /// Returns the part of the changes that narrows `record`, or `None` if a change neither narrows nor
     /// widens. A widening is not repeated, because its entry does not record the bound of its author. A
     /// narrowing is repeated even if a later change undid it.
-    fn narrowing(&self, record: &KeyRecord) -> Option<KeyUpdate> {
+    fn narrowing(&self, record: &KeyRecord) -> Option<UpdateKey> {
         let mut scopes = record.scopes.clone();
         let mut allowlist = record.allowlist.clone();
         let mut end = record.expires_at;
@@ -407,11 +407,11 @@ impl Changes {
             return None;
         }
         let shorter = end.filter(|_| end != record.expires_at);
-        Some(KeyUpdate {
+        Some(UpdateKey {
             scopes: (!scopes.contains(&record.scopes)).then_some(scopes),
             allowlist: (allowlist != record.allowlist).then_some(allowlist),
             expiry: shorter.map(Expiry::At),
-            ..KeyUpdate::default()
+            ..UpdateKey::default()
         })
     }
 }

@@ -15,7 +15,7 @@ use super::token::TokenError;
 /// [`public_message`](Self::public_message).
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Rejection {
+pub enum VerifyError {
     /// The text is not a token of this crate. Found before anything is hashed or looked up.
     #[error(transparent)]
     Malformed(#[from] TokenError),
@@ -155,7 +155,7 @@ pub enum Rejection {
 
 /// The meaning of a rejection for the client.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum RejectionKind {
+pub enum VerifyErrorKind {
     /// The key does not authenticate: 401.
     Invalid,
     /// The key authenticates, and may not be used for this request: 403.
@@ -164,10 +164,10 @@ pub enum RejectionKind {
     Unavailable,
 }
 
-impl Rejection {
+impl VerifyError {
     /// Returns the meaning for the client.
     #[must_use]
-    pub const fn kind(&self) -> RejectionKind {
+    pub const fn kind(&self) -> VerifyErrorKind {
         match self {
             Self::Malformed(_)
             | Self::Unknown
@@ -177,20 +177,20 @@ impl Rejection {
             | Self::Disabled { .. }
             | Self::OwnerRemoved { .. }
             | Self::TenantClosed { .. }
-            | Self::PairMismatch => RejectionKind::Invalid,
+            | Self::PairMismatch => VerifyErrorKind::Invalid,
             Self::Publishable { .. }
             | Self::WrongClass { .. }
             | Self::WrongEnvironment { .. }
             | Self::WrongTenant { .. }
             | Self::AddressNotAllowed { .. }
-            | Self::MissingScope { .. } => RejectionKind::Forbidden,
+            | Self::MissingScope { .. } => VerifyErrorKind::Forbidden,
             Self::Stale { .. }
             | Self::ClockUnsure { .. }
             | Self::NeedsFresh
             | Self::StoreUnavailable
             | Self::UnknownPepper { .. }
             | Self::UnknownClass { .. }
-            | Self::Corrupt { .. } => RejectionKind::Unavailable,
+            | Self::Corrupt { .. } => VerifyErrorKind::Unavailable,
         }
     }
 
@@ -218,9 +218,9 @@ impl Rejection {
     #[must_use]
     pub fn public_message(&self) -> String {
         match self.kind() {
-            RejectionKind::Invalid => "invalid API key".to_owned(),
-            RejectionKind::Forbidden => self.to_string(),
-            RejectionKind::Unavailable => "API keys cannot be verified at the moment".to_owned(),
+            VerifyErrorKind::Invalid => "invalid API key".to_owned(),
+            VerifyErrorKind::Forbidden => self.to_string(),
+            VerifyErrorKind::Unavailable => "API keys cannot be verified at the moment".to_owned(),
         }
     }
 }

@@ -10,7 +10,7 @@ use super::time::{self, Timestamp};
 
 /// 24 hours, one run of a daily job: the silence of an old key after which finishing counts as safe. A
 /// judgement, not a standard.
-pub const QUIET: Duration = time::hours(24);
+pub const SILENCE_BEFORE_FINISH: Duration = time::hours(24);
 
 /// The steps of a rotation, in order (rule G-14).
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -19,7 +19,7 @@ pub enum RotationStep {
     SuccessorCreated,
     /// The successor is used. The old key may be used too.
     SuccessorInUse,
-    /// The successor is used, and the old key has been silent for [`QUIET`].
+    /// The successor is used, and the old key has been silent for [`SILENCE_BEFORE_FINISH`].
     OldKeySilent,
     /// The old key has ended.
     OldKeyEnded,
@@ -57,7 +57,7 @@ pub fn progress(
         .and_then(|link| link.first_used_at);
     let ended = !old.is_live(now);
     let tried_since = |since: Timestamp| old_last_seen.is_some_and(|seen| seen >= since);
-    let silent = old_last_seen.is_some_and(|seen| now.since(seen) >= QUIET);
+    let silent = old_last_seen.is_some_and(|seen| now.since(seen) >= SILENCE_BEFORE_FINISH);
     let step = match used {
         _ if ended && tried_since(ended_at(old, now)) => RotationStep::OldKeyStillTried,
         _ if ended => RotationStep::OldKeyEnded,

@@ -45,7 +45,7 @@ impl Scope {
             let text = text.into();
             return Ok(Self { text, colon });
         }
-        Err(Invalid::new("scope", Problem::Form { expected }))
+        Err(Invalid::new("scope", Problem::Format { expected }))
     }
 
     /// Creates a scope for a constant; a malformed one does not compile.

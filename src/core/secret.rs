@@ -117,7 +117,7 @@ impl FromStr for Digest {
     fn from_str(text: &str) -> Result<Self, Invalid> {
         parse_hex(text).map(Self).ok_or(Invalid::new(
             "digest",
-            Problem::Form {
+            Problem::Format {
                 expected: "64 hexadecimal characters",
             },
         ))
@@ -165,7 +165,7 @@ impl FromStr for Fingerprint {
     fn from_str(text: &str) -> Result<Self, Invalid> {
         parse_hex(text).map(Self).ok_or(Invalid::new(
             "fingerprint",
-            Problem::Form {
+            Problem::Format {
                 expected: "16 hexadecimal characters",
             },
         ))

@@ -81,7 +81,7 @@ fn check_segment(segment: &str) -> Result<(), Invalid> {
     match segment {
         "." | ".." => {
             let expected = "segments other than `.` and `..`";
-            Err(Invalid::new("tenant", Problem::Form { expected }))
+            Err(Invalid::new("tenant", Problem::Format { expected }))
         }
         _ => Ok(()),
     }

@@ -139,7 +139,7 @@ impl FromStr for Timestamp {
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let expected = "an RFC 3339 date and time, such as 2026-01-31T12:00:00Z";
         OffsetDateTime::parse(text, &Rfc3339)
-            .map_err(|_| Invalid::new("time", Problem::Form { expected }))?
+            .map_err(|_| Invalid::new("time", Problem::Format { expected }))?
             .try_into()
     }
 }

@@ -53,7 +53,7 @@ impl TokenPrefix {
             return Ok(Self(text.into()));
         }
         let expected = "a letter, then A-Z a-z 0-9 _ - ., with _ - or . at the end";
-        Err(Invalid::new("prefix", Problem::Form { expected }))
+        Err(Invalid::new("prefix", Problem::Format { expected }))
     }
 
     /// Returns the prefix as text.

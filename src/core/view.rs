@@ -40,7 +40,7 @@ pub struct Guard {
 /// A store may return more than the selection, never less. It always loads the tenant's own row, its
 /// revision and its audit head.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Select {
+pub struct LoadRequest {
     /// Keys by id.
     pub keys: Vec<KeyId>,
     /// Keys that are neither revoked nor expired at this instant.
@@ -53,7 +53,7 @@ pub struct Select {
     pub commands: Vec<CommandId>,
 }
 
-impl Select {
+impl LoadRequest {
     /// 16, the largest number of entries loaded of one command. Enough to recognise the command.
     pub const APPLIED_MAX: usize = 16;
 
@@ -170,7 +170,7 @@ impl TenantView {
 
     /// Returns the part of this view that `select` names, for stores that keep whole tenants in memory.
     #[must_use]
-    pub fn narrowed(&self, select: &Select) -> Self {
+    pub fn narrowed(&self, select: &LoadRequest) -> Self {
         let heads = Self {
             tenant: self.tenant.clone(),
             corrupt: self.corrupt.clone(),
@@ -202,7 +202,7 @@ impl TenantView {
     #[must_use]
     pub fn with_selected<'a>(
         mut self,
-        select: &Select,
+        select: &LoadRequest,
         records: impl IntoIterator<Item = (Revision, &'a KeyRecord)>,
         owner: impl Fn(&PrincipalId) -> Option<(Revision, &'a OwnerRecord)>,
         trail: impl IntoIterator<Item = &'a AuditEntry> + Clone,
@@ -229,7 +229,8 @@ impl TenantView {
                 .clone()
                 .into_iter()
                 .filter(|entry| entry.command == *command);
-            self.applied.extend(mine.take(Select::APPLIED_MAX).cloned());
+            self.applied
+                .extend(mine.take(LoadRequest::APPLIED_MAX).cloned());
         }
         self
     }
@@ -293,7 +294,7 @@ pub struct Ancestry {
 
 impl Ancestry {
     /// Adds `view`, the part `select` of the tenant `above`.
-    pub(crate) fn add(&mut self, above: &TenantId, select: &Select, view: TenantView) {
+    pub(crate) fn add(&mut self, above: &TenantId, select: &LoadRequest, view: TenantView) {
         let TenantView {
             epoch,
             owners,

@@ -100,7 +100,7 @@ impl EventCursor {
         AuditQuery {
             after: Some(position(after)),
             limit: limit.saturating_add(1),
-            ..AuditQuery::everything()
+            ..AuditQuery::all()
         }
     }
 

@@ -106,7 +106,7 @@ impl FromStr for EventId {
                 _ => return None,
             })
         };
-        let invalid = Invalid::new("event id", Problem::Form { expected });
+        let invalid = Invalid::new("event id", Problem::Format { expected });
         let id = Self(read().ok_or(invalid.clone())?);
         // An id has one text: no leading zeros, no capitals.
         if id.to_string() == text {

@@ -27,12 +27,12 @@
 //! # use std::sync::Arc;
 //! use keyward::events::{EventCursor, EventKind, ExpiryWindows};
 //! # use keyward::store::MemoryStore;
-//! # use keyward::{Actor, Keyward, ManualClock, NewKey, PepperRing, Role, days};
+//! # use keyward::{Actor, Keyward, ManualClock, CreateKey, PepperRing, Role, days};
 //! # let clock = Arc::new(ManualClock::at("2026-01-01T00:00:00Z".parse()?));
 //! # let builder = Keyward::builder(MemoryStore::new(), PepperRing::generate()?);
 //! # let keys = builder.clock(clock.clone()).build().await?;
 //! # let admin = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
-//! # keys.create(&admin, NewKey::new("short").expires_in(days(90))).await?;
+//! # keys.create(&admin, CreateKey::new("short").expires_in(days(90))).await?;
 //! # clock.advance(days(84));
 //! # let limit = NonZeroUsize::new(100).ok_or("100 is not zero")?;
 //! # let mut kept = EventCursor::BEGINNING.to_string();

@@ -42,7 +42,7 @@ impl ExpiryWindows {
         for window in windows {
             if window.subsec_nanos() != 0 {
                 let expected = "of whole seconds";
-                return Err(Invalid::new("expiry window", Problem::Form { expected }));
+                return Err(Invalid::new("expiry window", Problem::Format { expected }));
             }
             if window.is_zero() || window > Self::WIDEST {
                 let seconds = |span: Duration| i64::try_from(span.as_secs()).unwrap_or(i64::MAX);
@@ -162,7 +162,7 @@ fn listing(
         sort: KeySort::Expiry,
         after: place,
         limit,
-        ..KeyQuery::everything(now)
+        ..KeyQuery::all(now)
     })
 }
 

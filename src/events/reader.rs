@@ -77,7 +77,7 @@ impl Events {
     pub async fn end(&self) -> Result<EventCursor, StoreError> {
         let (top, now) = self.look().await?;
         let revision = top.head.revision;
-        let mut query = AuditQuery::everything();
+        let mut query = AuditQuery::all();
         query.after = Some(AuditPosition {
             revision,
             sequence: 0,

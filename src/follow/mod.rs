@@ -77,7 +77,7 @@ impl FollowOptions {
         self
     }
 
-    /// Sets the interval between calls of [`Keyward::run_upkeep`]; with `None`, the host makes these calls.
+    /// Sets the interval between calls of [`Keyward::run_maintenance`]; with `None`, the host makes these calls.
     /// Defaults to [`DEFAULT_UPKEEP`](Self::DEFAULT_UPKEEP). The follower waits at least 10 ms.
     pub const fn with_upkeep(mut self, every: Option<Duration>) -> Self {
         self.upkeep = every;
@@ -158,7 +158,7 @@ impl Keyward {
     /// Starts a task that follows the store and does the upkeep. It runs on the current tokio runtime, whose
     /// timers must be enabled. Its first step starts immediately.
     ///
-    /// One follower is enough. Calling [`sync`](Self::sync) and [`run_upkeep`](Self::run_upkeep) concurrently
+    /// One follower is enough. Calling [`sync`](Self::sync) and [`run_maintenance`](Self::run_maintenance) concurrently
     /// is safe.
     ///
     /// # Errors

@@ -97,7 +97,7 @@ async fn upkeep(keys: &Keyward, every: Option<Duration>) {
 }
 
 pub(super) async fn upkeep_once(keys: &Keyward) {
-    match timeout(UPKEEP_TIMEOUT, keys.run_upkeep()).await {
+    match timeout(UPKEEP_TIMEOUT, keys.run_maintenance()).await {
         Ok(Ok(0)) => {}
         Ok(Ok(done)) => tracing::debug!(done, "upkeep done"),
         Ok(Err(error)) => tracing::warn!(%error, "upkeep failed"),

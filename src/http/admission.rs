@@ -13,12 +13,12 @@ use http::header::{
 use http::request::Parts;
 use http::{Extensions, Method};
 
-use super::refusal::Refusal;
+use super::refusal::AuthError;
 use super::settings::Settings;
 use super::sources::{self, Carried};
 use crate::core::id::KeyId;
 use crate::core::need::Need;
-use crate::core::rejection::Rejection;
+use crate::core::rejection::VerifyError;
 use crate::core::tenant::TenantId;
 use crate::observe;
 use crate::verifier::Grant;
@@ -44,7 +44,7 @@ pub(super) fn decide(settings: &Settings, request: &Parts) -> Admission {
     let carried = match found {
         Ok(Some(carried)) => carried,
         Ok(None) if settings.optional => return Admission::Done(Ok(None)),
-        Ok(None) => return Admission::Done(Err(Refusal::Missing)),
+        Ok(None) => return Admission::Done(Err(AuthError::Missing)),
         Err(unclear) => return Admission::Done(Err(unclear.into())),
     };
     let tenant = match &settings.tenant {
@@ -58,7 +58,7 @@ pub(super) fn decide(settings: &Settings, request: &Parts) -> Admission {
     let verifier = settings.keys.verifier();
     let mut verdict = verifier.verify_unasked(carried.credentials(), &need);
     // Few keys depend on the client's address, so that only these pay for it.
-    if let None | Some(Err(Rejection::AddressNotAllowed { .. })) = &verdict
+    if let None | Some(Err(VerifyError::AddressNotAllowed { .. })) = &verdict
         && let Some(client) = client(settings, request)
     {
         need = Cow::Owned(need.into_owned().from_address(client));
@@ -81,7 +81,7 @@ pub(super) fn admit(
     settings: &Arc<Settings>,
     verdict: Verdict,
     request: &mut Parts,
-) -> Result<Forward, Refusal> {
+) -> Result<Forward, AuthError> {
     let forward = verdict.and_then(|authorized| forward(settings, authorized, request));
     forward.inspect_err(report)
 }
@@ -90,7 +90,7 @@ fn forward(
     settings: &Arc<Settings>,
     authorized: Option<Authorized>,
     request: &mut Parts,
-) -> Result<Forward, Refusal> {
+) -> Result<Forward, AuthError> {
     if settings.sources.bearer || settings.sources.basic {
         mark_sensitive(&mut request.headers, &AUTHORIZATION);
     }
@@ -119,7 +119,7 @@ fn forward(
     {
         // Only a request that passes carries the tenant.
         request.extensions.remove::<RequestTenant>();
-        return Err(Refusal::LimitReached {
+        return Err(AuthError::LimitReached {
             key: grant.key_id(),
             retry_after: reached.retry_after(),
         });
@@ -152,7 +152,7 @@ fn client(settings: &Settings, request: &Parts) -> Option<IpAddr> {
 pub(super) struct Around(pub(super) Arc<Settings>);
 
 /// The decision about a request; `None` if it passes without a key.
-pub(super) type Verdict = Result<Option<Authorized>, Refusal>;
+pub(super) type Verdict = Result<Option<Authorized>, AuthError>;
 
 /// A verified key that may be used for the request.
 pub(super) struct Authorized {
@@ -207,14 +207,14 @@ impl Tenant {
         found.map_or(Self::Unknown, Self::Named)
     }
 
-    fn authorize(self, verdict: Result<Grant, Rejection>, in_query: bool) -> Verdict {
+    fn authorize(self, verdict: Result<Grant, VerifyError>, in_query: bool) -> Verdict {
         let grant = verdict?;
         let tenant = match self {
             Self::Any => None,
             Self::Named(tenant) => Some(tenant),
             Self::Unknown => {
                 let key = grant.key_id();
-                return Err(Refusal::NoTenant { key });
+                return Err(AuthError::NoTenant { key });
             }
         };
         Ok(Some(Authorized {
@@ -257,10 +257,10 @@ fn peer(extensions: &Extensions) -> Option<IpAddr> {
 /// Logs and counts a refusal. An outage is a warning. A refusal of a key whose secret was presented
 /// is rare, and is logged as information. Anybody can cause the others as often as they like, and
 /// any key holder a limit: they are logged for debugging only.
-pub(super) fn report(refusal: &Refusal) {
+pub(super) fn report(refusal: &AuthError) {
     observe::http_request(refusal.code());
     let (code, key) = (refusal.code(), refusal.key());
-    let rare = key.is_some() && !matches!(refusal, Refusal::LimitReached { .. });
+    let rare = key.is_some() && !matches!(refusal, AuthError::LimitReached { .. });
     let key = key.as_ref().map(tracing::field::display::<&KeyId>);
     match refusal.status().is_server_error() {
         true => tracing::warn!(code, key, reason = %refusal, "request refused"),

@@ -21,7 +21,7 @@ pin_project! {
     #[project = KindOf]
     enum Kind<B> {
         Inner { #[pin] body: B },
-        Refusal { body: Option<Bytes> },
+        AuthError { body: Option<Bytes> },
     }
 }
 
@@ -33,7 +33,7 @@ impl<B> ResponseBody<B> {
 
     pub(super) fn refusal(body: Bytes) -> Self {
         let body = Some(body).filter(|body| !body.is_empty());
-        let kind = Kind::Refusal { body };
+        let kind = Kind::AuthError { body };
         Self { kind }
     }
 }
@@ -60,7 +60,7 @@ where
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         match self.project().kind.project() {
             KindOf::Inner { body } => body.poll_frame(context),
-            KindOf::Refusal { body } => {
+            KindOf::AuthError { body } => {
                 let all = body.take().map(|body| Ok(Frame::data(body.into())));
                 Poll::Ready(all)
             }
@@ -70,14 +70,14 @@ where
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             Kind::Inner { body } => body.is_end_stream(),
-            Kind::Refusal { body } => body.is_none(),
+            Kind::AuthError { body } => body.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Inner { body } => body.size_hint(),
-            Kind::Refusal { body } => {
+            Kind::AuthError { body } => {
                 SizeHint::with_exact(body.as_ref().map_or(0, |body| body.len() as u64))
             }
         }

@@ -12,8 +12,8 @@ use http::Response;
 use http::request::Parts;
 
 use super::admission::{Around, RequestTenant, report};
-use super::refusal::{self, Manner, Refusal};
-use super::sources::Sources;
+use super::refusal::{self, AuthError, Manner};
+use super::sources::CredentialSources;
 use crate::core::scope::Scope;
 use crate::verifier::Grant;
 
@@ -89,9 +89,9 @@ impl<R> fmt::Debug for Scoped<R> {
 
 /// The response of an extractor that refuses a request, the same as the layer's.
 #[derive(Debug)]
-pub struct Refused(Response<bytes::Bytes>);
+pub struct AuthRejection(Response<bytes::Bytes>);
 
-impl IntoResponse for Refused {
+impl IntoResponse for AuthRejection {
     fn into_response(self) -> axum::response::Response {
         self.0.map(Body::from)
     }
@@ -100,9 +100,9 @@ impl IntoResponse for Refused {
 /// Requires a key. Refuses with 401 if an optional layer let the request through without one, and
 /// with 500 if there is no layer.
 impl<S: Sync> FromRequestParts<S> for Grant {
-    type Rejection = Refused;
+    type Rejection = AuthRejection;
 
-    async fn from_request_parts(request: &mut Parts, _: &S) -> Result<Self, Refused> {
+    async fn from_request_parts(request: &mut Parts, _: &S) -> Result<Self, AuthRejection> {
         grant(request).map_err(|refusal| refused(&refusal, request))
     }
 }
@@ -110,12 +110,12 @@ impl<S: Sync> FromRequestParts<S> for Grant {
 /// Extracts `None` if an optional layer let the request through without a key. Refuses with 500 if
 /// there is no layer.
 impl<S: Sync> OptionalFromRequestParts<S> for Grant {
-    type Rejection = Refused;
+    type Rejection = AuthRejection;
 
-    async fn from_request_parts(request: &mut Parts, _: &S) -> Result<Option<Self>, Refused> {
+    async fn from_request_parts(request: &mut Parts, _: &S) -> Result<Option<Self>, AuthRejection> {
         match grant(request) {
             Ok(grant) => Ok(Some(grant)),
-            Err(Refusal::Missing) => Ok(None),
+            Err(AuthError::Missing) => Ok(None),
             Err(refusal) => Err(refused(&refusal, request)),
         }
     }
@@ -123,9 +123,9 @@ impl<S: Sync> OptionalFromRequestParts<S> for Grant {
 
 /// Extracts as [`Grant`] does, and refuses with 403 if the key does not reach the scope.
 impl<R: RequiredScope, S: Sync> FromRequestParts<S> for Scoped<R> {
-    type Rejection = Refused;
+    type Rejection = AuthRejection;
 
-    async fn from_request_parts(request: &mut Parts, _: &S) -> Result<Self, Refused> {
+    async fn from_request_parts(request: &mut Parts, _: &S) -> Result<Self, AuthRejection> {
         let scoped = || {
             let grant = grant(request)?;
             grant.require(&R::SCOPE)?;
@@ -139,35 +139,35 @@ impl<R: RequiredScope, S: Sync> FromRequestParts<S> for Scoped<R> {
 /// Extracts the tenant that the layer found in the request and that the key reaches. Refuses with
 /// 500 if no layer looks for a tenant.
 impl<S: Sync> FromRequestParts<S> for RequestTenant {
-    type Rejection = Refused;
+    type Rejection = AuthRejection;
 
-    async fn from_request_parts(request: &mut Parts, _: &S) -> Result<Self, Refused> {
+    async fn from_request_parts(request: &mut Parts, _: &S) -> Result<Self, AuthRejection> {
         let found = request.extensions.get::<Self>().cloned();
         found.ok_or_else(|| {
             // An optional layer lets a request without a key through, and then looks for no tenant.
             let refusal = match grant(request) {
                 Err(refusal) => refusal,
-                Ok(_) => Refusal::NoLayer,
+                Ok(_) => AuthError::NoLayer,
             };
             refused(&refusal, request)
         })
     }
 }
 
-fn grant(request: &Parts) -> Result<Grant, Refusal> {
+fn grant(request: &Parts) -> Result<Grant, AuthError> {
     match request.extensions.get::<Grant>() {
         Some(grant) => Ok(grant.clone()),
-        None if request.extensions.get::<Around>().is_some() => Err(Refusal::Missing),
-        None => Err(Refusal::NoLayer),
+        None if request.extensions.get::<Around>().is_some() => Err(AuthError::Missing),
+        None => Err(AuthError::NoLayer),
     }
 }
 
-fn refused(refusal: &Refusal, request: &Parts) -> Refused {
+fn refused(refusal: &AuthError, request: &Parts) -> AuthRejection {
     report(refusal);
-    Refused(match request.extensions.get::<Around>() {
+    AuthRejection(match request.extensions.get::<Around>() {
         Some(Around(settings)) => settings.respond(refusal, request),
         None => {
-            let (manner, sources) = (Manner::default(), Sources::default());
+            let (manner, sources) = (Manner::default(), CredentialSources::default());
             let answer = refusal::answer(refusal, (&manner, &sources), request);
             refusal::without_body_for_head(request, answer)
         }

@@ -13,10 +13,10 @@ use http::{Extensions, Response};
 
 use super::admission::{self, Admission};
 use super::proxies::TrustedProxies;
-use super::refusal::{self, LimitReached, Realm, Refusal};
+use super::refusal::{self, AuthError, LimitReached, Realm};
 use super::service::KeywardService;
 use super::settings::Settings;
-use super::sources::Sources;
+use super::sources::CredentialSources;
 use super::tenant_path::TenantPath;
 use crate::core::invalid::Invalid;
 use crate::core::need::Need;
@@ -51,9 +51,9 @@ pub struct KeywardLayer {
 }
 
 impl KeywardLayer {
-    /// Returns a layer that accepts any secret key that verifies, from the default [`Sources`].
+    /// Returns a layer that accepts any secret key that verifies, from the default [`CredentialSources`].
     pub fn new(keys: Keyward) -> Self {
-        let settings = Arc::new(Settings::new(keys, Sources::default()));
+        let settings = Arc::new(Settings::new(keys, CredentialSources::default()));
         Self { settings }
     }
 
@@ -63,7 +63,7 @@ impl KeywardLayer {
     }
 
     /// Sets the places where a request may carry its key.
-    pub fn sources(self, sources: Sources) -> Self {
+    pub fn sources(self, sources: CredentialSources) -> Self {
         self.with(|settings| {
             settings.vary = refusal::vary(&sources);
             settings.sources = sources;
@@ -98,13 +98,13 @@ impl KeywardLayer {
     /// Off by default: anybody can send such a request, and a handler of all methods would serve
     /// it. Prefer a layer around this one that answers preflights (`tower_http`'s `CorsLayer`).
     /// Preflights then never reach this layer, and browsers may read refusals too.
-    pub fn pass_preflights(self) -> Self {
+    pub fn allow_preflight(self) -> Self {
         self.with(|settings| settings.preflights_pass = true)
     }
 
     /// Sets the proxies whose word on the client's address is trusted, for keys with an address
     /// allowlist. Defaults to none: the client is the peer of the socket.
-    pub fn trust(self, proxies: TrustedProxies) -> Self {
+    pub fn trusted_proxies(self, proxies: TrustedProxies) -> Self {
         self.with(|settings| settings.proxies = Some(proxies))
     }
 
@@ -112,7 +112,7 @@ impl KeywardLayer {
     /// type of their own, such as tonic. Defaults to [`PeerAddr`](super::PeerAddr) and, with
     /// feature `axum`, axum's `ConnectInfo<SocketAddr>`. If the address is unknown, keys with an
     /// allowlist are refused.
-    pub fn peer_from(
+    pub fn peer_addr(
         self,
         peer: impl Fn(&Extensions) -> Option<IpAddr> + Send + Sync + 'static,
     ) -> Self {
@@ -158,11 +158,11 @@ impl KeywardLayer {
     ///
     /// fn layer(keys: Keyward) -> KeywardLayer {
     ///     let pace = Pace::default();
-    ///     KeywardLayer::new(keys).limit(move |grant, _| pace.check(grant.key_id()))
+    ///     KeywardLayer::new(keys).rate_limit(move |grant, _| pace.check(grant.key_id()))
     /// }
     /// # let _ = layer;
     /// ```
-    pub fn limit(
+    pub fn rate_limit(
         self,
         check: impl Fn(&Grant, &Parts) -> Result<(), LimitReached> + Send + Sync + 'static,
     ) -> Self {
@@ -180,7 +180,7 @@ impl KeywardLayer {
         Ok(self.with(|settings| settings.manner.realm = Some(realm)))
     }
 
-    /// Sets the prefix of problem types; [`Refusal::code`] follows the prefix. It may be a page of
+    /// Sets the prefix of problem types; [`AuthError::code`] follows the prefix. It may be a page of
     /// the service's documentation: `https://api.example.com/problems/`. Defaults to
     /// `urn:problem-type:keyward:`.
     pub fn problem_types(self, prefix: impl Into<Cow<'static, str>>) -> Self {
@@ -189,7 +189,7 @@ impl KeywardLayer {
     }
 
     /// Sets the `Retry-After` of refusals while keys cannot be verified, in whole seconds, at least
-    /// one. Defaults to one second, a judgement. A refusal by [`limit`](Self::limit) has a
+    /// one. Defaults to one second, a judgement. A refusal by [`limit`](Self::rate_limit) has a
     /// `Retry-After` of its own.
     pub fn retry_after(self, pause: Duration) -> Self {
         self.with(|settings| settings.manner.retry_after = pause)
@@ -198,7 +198,7 @@ impl KeywardLayer {
     /// Sets a function that changes a refusal's response before it is sent.
     pub fn on_refusal(
         self,
-        change: impl Fn(&Refusal, &Parts, Response<Bytes>) -> Response<Bytes> + Send + Sync + 'static,
+        change: impl Fn(&AuthError, &Parts, Response<Bytes>) -> Response<Bytes> + Send + Sync + 'static,
     ) -> Self {
         self.with(|settings| settings.on_refusal = Some(Arc::new(change)))
     }
@@ -210,13 +210,13 @@ impl KeywardLayer {
 
     /// Decides whether a request may pass: the first half of the layer, for frameworks without
     /// tower. A request that passes carries the layer's extensions. Returns `None` if it passes
-    /// without a key ([`optional`](Self::optional), [`pass_preflights`](Self::pass_preflights)).
+    /// without a key ([`optional`](Self::optional), [`allow_preflight`](Self::allow_preflight)).
     /// Reads the store only as [`Keyward::verify_or_fetch`] does.
     ///
     /// # Errors
     ///
-    /// [`Refusal`]; answer it with [`respond`](Self::respond).
-    pub async fn authenticate(&self, request: &mut Parts) -> Result<Option<Grant>, Refusal> {
+    /// [`AuthError`]; answer it with [`respond`](Self::respond).
+    pub async fn authenticate(&self, request: &mut Parts) -> Result<Option<Grant>, AuthError> {
         let verdict = match admission::decide(&self.settings, request) {
             Admission::Done(verdict) => verdict,
             Admission::NeedsStore(pending) => pending.verdict(&self.settings).await,
@@ -231,7 +231,7 @@ impl KeywardLayer {
 
     /// Returns the response to a refusal: the second half of the layer.
     #[must_use]
-    pub fn respond(&self, refusal: &Refusal, request: &Parts) -> Response<Bytes> {
+    pub fn respond(&self, refusal: &AuthError, request: &Parts) -> Response<Bytes> {
         self.settings.respond(refusal, request)
     }
 

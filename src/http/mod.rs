@@ -24,9 +24,9 @@
 //!
 //! The layer is a [`tower_layer::Layer`] over `http` types, which axum, tonic and hyper use
 //! directly. A [`Need`](crate::Need) states the conditions on a key. A route with other conditions
-//! gets a clone of the layer with its own [`require`](KeywardLayer::require). [`Sources`] are the
+//! gets a clone of the layer with its own [`require`](KeywardLayer::require). [`CredentialSources`] are the
 //! places of a key, [`TrustedProxies`] determine the client's address, and [`TenantPath`] reads the
-//! tenant from the path. [`limit`](KeywardLayer::limit) calls the service's own rate limiter. A
+//! tenant from the path. [`limit`](KeywardLayer::rate_limit) calls the service's own rate limiter. A
 //! framework without tower calls [`authenticate`](KeywardLayer::authenticate) and
 //! [`respond`](KeywardLayer::respond), as the repository's `examples/actix` does.
 //!
@@ -48,10 +48,10 @@ mod tenant_path;
 pub use self::admission::{PeerAddr, RequestTenant};
 pub use self::body::ResponseBody;
 #[cfg(feature = "axum")]
-pub use self::extract::{Refused, RequiredScope, Scoped};
+pub use self::extract::{AuthRejection, RequiredScope, Scoped};
 pub use self::layer::KeywardLayer;
 pub use self::proxies::TrustedProxies;
-pub use self::refusal::{LimitReached, Refusal};
+pub use self::refusal::{AuthError, LimitReached};
 pub use self::service::{KeywardService, ResponseFuture};
-pub use self::sources::{Sources, Unclear};
+pub use self::sources::{CredentialSources, CredentialsError};
 pub use self::tenant_path::TenantPath;

@@ -16,10 +16,10 @@ use http::request::Parts;
 use http::{Method, Response, StatusCode};
 use serde::Serialize;
 
-use super::sources::{Sources, Unclear};
+use super::sources::{CredentialSources, CredentialsError};
 use crate::core::id::KeyId;
 use crate::core::invalid::{Invalid, Problem};
-use crate::core::rejection::{Rejection, RejectionKind};
+use crate::core::rejection::{VerifyError, VerifyErrorKind};
 use crate::core::scope::Scope;
 
 /// The reason why a request was refused.
@@ -29,16 +29,16 @@ use crate::core::scope::Scope;
 /// [`detail`](Self::detail).
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Refusal {
+pub enum AuthError {
     /// The request carries no key in any of the places that are read.
     #[error("no API key was sent")]
     Missing,
     /// The request's key is ambiguous.
     #[error(transparent)]
-    Unclear(#[from] Unclear),
+    Ambiguous(#[from] CredentialsError),
     /// The key does not verify, or may not be used for the request.
     #[error(transparent)]
-    Rejected(#[from] Rejection),
+    Rejected(#[from] VerifyError),
     /// The request names no tenant, although the layer looks for one.
     #[error("the request names no tenant")]
     NoTenant {
@@ -46,7 +46,7 @@ pub enum Refusal {
         key: KeyId,
     },
     /// The service's own limiter refused the request:
-    /// [`KeywardLayer::limit`](super::KeywardLayer::limit).
+    /// [`KeywardLayer::rate_limit`](super::KeywardLayer::rate_limit).
     #[error("the limit is reached for another {retry_after:?}")]
     LimitReached {
         /// The key, which verified and may be used for the request.
@@ -60,7 +60,7 @@ pub enum Refusal {
 }
 
 /// The answer of a limiter that refuses a request: see
-/// [`KeywardLayer::limit`](super::KeywardLayer::limit).
+/// [`KeywardLayer::rate_limit`](super::KeywardLayer::rate_limit).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct LimitReached {
     retry_after: Duration,
@@ -85,7 +85,7 @@ impl LimitReached {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Kind {
     Missing,
-    Unclear,
+    Ambiguous,
     Invalid,
     MissingScope,
     Forbidden,
@@ -94,16 +94,16 @@ enum Kind {
     Internal,
 }
 
-impl Refusal {
+impl AuthError {
     const fn kind(&self) -> Kind {
         match self {
             Self::Missing => Kind::Missing,
-            Self::Unclear(_) => Kind::Unclear,
-            Self::Rejected(Rejection::MissingScope { .. }) => Kind::MissingScope,
+            Self::Ambiguous(_) => Kind::Ambiguous,
+            Self::Rejected(VerifyError::MissingScope { .. }) => Kind::MissingScope,
             Self::Rejected(rejection) => match rejection.kind() {
-                RejectionKind::Invalid => Kind::Invalid,
-                RejectionKind::Forbidden => Kind::Forbidden,
-                RejectionKind::Unavailable => Kind::Unavailable,
+                VerifyErrorKind::Invalid => Kind::Invalid,
+                VerifyErrorKind::Forbidden => Kind::Forbidden,
+                VerifyErrorKind::Unavailable => Kind::Unavailable,
             },
             Self::NoTenant { .. } => Kind::Forbidden,
             Self::LimitReached { .. } => Kind::LimitReached,
@@ -116,7 +116,7 @@ impl Refusal {
     pub const fn status(&self) -> StatusCode {
         match self.kind() {
             Kind::Missing | Kind::Invalid => StatusCode::UNAUTHORIZED,
-            Kind::Unclear => StatusCode::BAD_REQUEST,
+            Kind::Ambiguous => StatusCode::BAD_REQUEST,
             Kind::MissingScope | Kind::Forbidden => StatusCode::FORBIDDEN,
             Kind::LimitReached => StatusCode::TOO_MANY_REQUESTS,
             Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -125,17 +125,17 @@ impl Refusal {
     }
 
     /// Returns a stable name for programs, the last part of the problem's type: `missing-key`,
-    /// `unclear-key`, `invalid-key`, `insufficient-scope`, `key-not-allowed`, `limit-reached`,
+    /// `ambiguous-credentials`, `invalid-key`, `insufficient-scope`, `key-not-allowed`, `rate-limited`,
     /// `unavailable` or `internal`.
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self.kind() {
             Kind::Missing => "missing-key",
-            Kind::Unclear => "unclear-key",
+            Kind::Ambiguous => "ambiguous-credentials",
             Kind::Invalid => "invalid-key",
             Kind::MissingScope => "insufficient-scope",
             Kind::Forbidden => "key-not-allowed",
-            Kind::LimitReached => "limit-reached",
+            Kind::LimitReached => "rate-limited",
             Kind::Unavailable => "unavailable",
             Kind::Internal => "internal",
         }
@@ -146,7 +146,7 @@ impl Refusal {
     pub const fn title(&self) -> &'static str {
         match self.kind() {
             Kind::Missing => "API key required",
-            Kind::Unclear => "Unclear API key",
+            Kind::Ambiguous => "Ambiguous credentials",
             Kind::Invalid => "Invalid API key",
             Kind::MissingScope => "Insufficient scope",
             Kind::Forbidden => "API key not allowed here",
@@ -160,8 +160,8 @@ impl Refusal {
     #[must_use]
     pub fn detail(&self) -> Option<String> {
         match self {
-            Self::Unclear(_) | Self::NoTenant { .. } => Some(self.to_string()),
-            Self::Rejected(rejection) if rejection.kind() == RejectionKind::Forbidden => {
+            Self::Ambiguous(_) | Self::NoTenant { .. } => Some(self.to_string()),
+            Self::Rejected(rejection) if rejection.kind() == VerifyErrorKind::Forbidden => {
                 Some(rejection.public_message())
             }
             Self::Rejected(_) | Self::Missing | Self::LimitReached { .. } | Self::NoLayer => None,
@@ -172,7 +172,7 @@ impl Refusal {
     #[must_use]
     pub const fn scope(&self) -> Option<&Scope> {
         match self {
-            Self::Rejected(Rejection::MissingScope { scope, .. }) => Some(scope),
+            Self::Rejected(VerifyError::MissingScope { scope, .. }) => Some(scope),
             _ => None,
         }
     }
@@ -191,7 +191,7 @@ impl Refusal {
     /// sent.
     const fn bearer_error(&self) -> Option<&'static str> {
         match self.kind() {
-            Kind::Unclear => Some("invalid_request"),
+            Kind::Ambiguous => Some("invalid_request"),
             Kind::Invalid => Some("invalid_token"),
             Kind::MissingScope | Kind::Forbidden => Some("insufficient_scope"),
             Kind::Missing | Kind::LimitReached | Kind::Unavailable | Kind::Internal => None,
@@ -201,11 +201,11 @@ impl Refusal {
     /// Returns the status of a gRPC call.
     const fn grpc_status(&self) -> &'static str {
         match self.kind() {
-            Kind::Missing | Kind::Unclear | Kind::Invalid => "16", // UNAUTHENTICATED
-            Kind::MissingScope | Kind::Forbidden => "7",           // PERMISSION_DENIED
-            Kind::LimitReached => "8",                             // RESOURCE_EXHAUSTED
-            Kind::Unavailable => "14",                             // UNAVAILABLE
-            Kind::Internal => "13",                                // INTERNAL
+            Kind::Missing | Kind::Ambiguous | Kind::Invalid => "16", // UNAUTHENTICATED
+            Kind::MissingScope | Kind::Forbidden => "7",             // PERMISSION_DENIED
+            Kind::LimitReached => "8",                               // RESOURCE_EXHAUSTED
+            Kind::Unavailable => "14",                               // UNAVAILABLE
+            Kind::Internal => "13",                                  // INTERNAL
         }
     }
 }
@@ -265,8 +265,8 @@ struct ProblemDetails<'a> {
 /// Returns the response to a refused request. For a gRPC call it has the status in its headers and
 /// no messages (a "Trailers-Only" response).
 pub(super) fn answer(
-    refusal: &Refusal,
-    (manner, sources): (&Manner, &Sources),
+    refusal: &AuthError,
+    (manner, sources): (&Manner, &CredentialSources),
     request: &Parts,
 ) -> Response<Bytes> {
     let mut headers = common_headers(refusal, (manner, sources));
@@ -316,14 +316,17 @@ fn response(status: StatusCode, headers: HeaderMap, body: Bytes) -> Response<Byt
     response
 }
 
-fn common_headers(refusal: &Refusal, (manner, sources): (&Manner, &Sources)) -> HeaderMap {
+fn common_headers(
+    refusal: &AuthError,
+    (manner, sources): (&Manner, &CredentialSources),
+) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Some(vary) = vary(sources) {
         headers.insert(VARY, vary);
     }
     let pause = match refusal {
-        Refusal::LimitReached { retry_after, .. } => Some(*retry_after),
+        AuthError::LimitReached { retry_after, .. } => Some(*retry_after),
         _ if refusal.kind() == Kind::Unavailable => Some(manner.retry_after),
         _ => None,
     };
@@ -340,7 +343,7 @@ fn common_headers(refusal: &Refusal, (manner, sources): (&Manner, &Sources)) -> 
 }
 
 /// Returns the names of the request headers on which an answer depends.
-pub(super) fn vary(sources: &Sources) -> Option<HeaderValue> {
+pub(super) fn vary(sources: &CredentialSources) -> Option<HeaderValue> {
     let authorization = (sources.bearer || sources.basic).then_some("authorization");
     let own = sources.header.as_ref().map(http::HeaderName::as_str);
     let names: Vec<_> = authorization.into_iter().chain(own).collect();
@@ -352,8 +355,8 @@ pub(super) fn vary(sources: &Sources) -> Option<HeaderValue> {
 /// Returns the challenges that show a client how to authenticate. Every 401 has one for Bearer (RFC
 /// 9110, section 15.5.2), since other headers have no registered scheme.
 fn challenges(
-    refusal: &Refusal,
-    (manner, sources): (&Manner, &Sources),
+    refusal: &AuthError,
+    (manner, sources): (&Manner, &CredentialSources),
 ) -> impl Iterator<Item = HeaderValue> {
     let kind = refusal.kind();
     let wanted = !matches!(
@@ -436,22 +439,26 @@ mod tests {
         Request::new(()).into_parts().0
     }
 
-    fn plain(refusal: &Refusal) -> Response<Bytes> {
-        answer(refusal, (&Manner::default(), &Sources::default()), &get())
+    fn plain(refusal: &AuthError) -> Response<Bytes> {
+        answer(
+            refusal,
+            (&Manner::default(), &CredentialSources::default()),
+            &get(),
+        )
     }
 
-    fn missing(scope: &str) -> Refusal {
+    fn missing(scope: &str) -> AuthError {
         let scope = Scope::new(scope).unwrap();
-        Rejection::MissingScope { key: key(), scope }.into()
+        VerifyError::MissingScope { key: key(), scope }.into()
     }
 
-    fn limited(retry_after: Duration) -> Refusal {
+    fn limited(retry_after: Duration) -> AuthError {
         let key = key();
-        Refusal::LimitReached { key, retry_after }
+        AuthError::LimitReached { key, retry_after }
     }
 
     /// Every rejection, with the code and the status that it has on the wire.
-    fn all() -> Vec<(Rejection, &'static str, u16)> {
+    fn all() -> Vec<(VerifyError, &'static str, u16)> {
         let (key, at) = (key(), at());
         let reason = Reason::Lost;
         let class = ClassName::new("secret").unwrap();
@@ -461,23 +468,23 @@ mod tests {
         let scope = Scope::new("reports:read").unwrap();
         let malformed = TokenError::TooLong { actual: 600 };
         vec![
-            (Rejection::Malformed(malformed), "invalid-key", 401),
+            (VerifyError::Malformed(malformed), "invalid-key", 401),
             (
-                Rejection::Malformed(TokenError::Checksum),
+                VerifyError::Malformed(TokenError::Checksum),
                 "invalid-key",
                 401,
             ),
-            (Rejection::Unknown, "invalid-key", 401),
-            (Rejection::WrongSecret, "invalid-key", 401),
-            (Rejection::Revoked { key, at, reason }, "invalid-key", 401),
-            (Rejection::Expired { key, at }, "invalid-key", 401),
-            (Rejection::Disabled { key }, "invalid-key", 401),
-            (Rejection::OwnerRemoved { key }, "invalid-key", 401),
-            (Rejection::TenantClosed { key }, "invalid-key", 401),
-            (Rejection::PairMismatch, "invalid-key", 401),
-            (Rejection::Publishable { key }, "key-not-allowed", 403),
+            (VerifyError::Unknown, "invalid-key", 401),
+            (VerifyError::WrongSecret, "invalid-key", 401),
+            (VerifyError::Revoked { key, at, reason }, "invalid-key", 401),
+            (VerifyError::Expired { key, at }, "invalid-key", 401),
+            (VerifyError::Disabled { key }, "invalid-key", 401),
+            (VerifyError::OwnerRemoved { key }, "invalid-key", 401),
+            (VerifyError::TenantClosed { key }, "invalid-key", 401),
+            (VerifyError::PairMismatch, "invalid-key", 401),
+            (VerifyError::Publishable { key }, "key-not-allowed", 403),
             (
-                Rejection::WrongClass {
+                VerifyError::WrongClass {
                     key,
                     class: class.clone(),
                 },
@@ -485,23 +492,27 @@ mod tests {
                 403,
             ),
             (
-                Rejection::WrongEnvironment { key, environment },
+                VerifyError::WrongEnvironment { key, environment },
                 "key-not-allowed",
                 403,
             ),
-            (Rejection::WrongTenant { key }, "key-not-allowed", 403),
-            (Rejection::AddressNotAllowed { key }, "key-not-allowed", 403),
+            (VerifyError::WrongTenant { key }, "key-not-allowed", 403),
             (
-                Rejection::MissingScope { key, scope },
+                VerifyError::AddressNotAllowed { key },
+                "key-not-allowed",
+                403,
+            ),
+            (
+                VerifyError::MissingScope { key, scope },
                 "insufficient-scope",
                 403,
             ),
-            (Rejection::Stale { age, bound }, "unavailable", 503),
-            (Rejection::NeedsFresh, "unavailable", 503),
-            (Rejection::StoreUnavailable, "unavailable", 503),
-            (Rejection::UnknownPepper { pepper }, "unavailable", 503),
-            (Rejection::UnknownClass { class }, "unavailable", 503),
-            (Rejection::Corrupt { key }, "unavailable", 503),
+            (VerifyError::Stale { age, bound }, "unavailable", 503),
+            (VerifyError::NeedsFresh, "unavailable", 503),
+            (VerifyError::StoreUnavailable, "unavailable", 503),
+            (VerifyError::UnknownPepper { pepper }, "unavailable", 503),
+            (VerifyError::UnknownClass { class }, "unavailable", 503),
+            (VerifyError::Corrupt { key }, "unavailable", 503),
         ]
     }
 
@@ -526,8 +537,8 @@ mod tests {
     fn no_refusal_repeats_its_source() {
         let rejected = all()
             .into_iter()
-            .map(|(rejection, ..)| Refusal::from(rejection));
-        for refusal in rejected.chain([Refusal::from(Unclear::Basic)]) {
+            .map(|(rejection, ..)| AuthError::from(rejection));
+        for refusal in rejected.chain([AuthError::from(CredentialsError::Basic)]) {
             let source = std::error::Error::source(&refusal);
             assert!(source.is_none(), "{refusal:?} is printed once");
         }
@@ -543,7 +554,10 @@ mod tests {
             let mut call = get();
             let grpc = HeaderValue::from_static("application/grpc");
             call.headers.insert(CONTENT_TYPE, grpc);
-            let how = (&Manner::default(), &Sources::default().with_basic());
+            let how = (
+                &Manner::default(),
+                &CredentialSources::default().with_basic(),
+            );
             let call = answer(&rejection.into(), how, &call);
             format!("{web:?} {call:?}")
         });
@@ -553,16 +567,16 @@ mod tests {
 
     #[test]
     fn challenges_are_those_of_the_standards() {
-        let sent = |refusal: &Refusal, sources: &Sources, manner: &Manner| {
+        let sent = |refusal: &AuthError, sources: &CredentialSources, manner: &Manner| {
             let answer = answer(refusal, (manner, sources), &get());
             let all = answer.headers().get_all(WWW_AUTHENTICATE).into_iter();
             all.map(|value| value.to_str().unwrap().to_owned())
                 .collect::<Vec<_>>()
         };
-        let (plain, sources) = (Manner::default(), Sources::default());
-        let invalid = Refusal::from(Rejection::Unknown);
-        let unclear = Refusal::from(Unclear::SeveralKeys);
-        assert_eq!(sent(&Refusal::Missing, &sources, &plain), ["Bearer"]);
+        let (plain, sources) = (Manner::default(), CredentialSources::default());
+        let invalid = AuthError::from(VerifyError::Unknown);
+        let unclear = AuthError::from(CredentialsError::SeveralKeys);
+        assert_eq!(sent(&AuthError::Missing, &sources, &plain), ["Bearer"]);
         assert_eq!(
             sent(&invalid, &sources, &plain),
             ["Bearer error=\"invalid_token\""]
@@ -580,7 +594,7 @@ mod tests {
             realm,
             ..Manner::default()
         };
-        let both = Sources::default().with_basic();
+        let both = CredentialSources::default().with_basic();
         assert_eq!(
             sent(&invalid, &both, &named),
             [
@@ -588,12 +602,12 @@ mod tests {
                 "Basic realm=\"acme\", charset=\"UTF-8\""
             ]
         );
-        let basic = Sources::none().with_basic();
+        let basic = CredentialSources::none().with_basic();
         let challenge = "Basic realm=\"API keys\", charset=\"UTF-8\"";
-        assert_eq!(sent(&Refusal::Missing, &basic, &plain), [challenge]);
-        let own = Sources::none().with_header(Sources::API_KEY_HEADER);
-        assert_eq!(sent(&Refusal::Missing, &own, &plain), ["Bearer"]);
-        for refusal in [Refusal::NoLayer, limited(Duration::ZERO)] {
+        assert_eq!(sent(&AuthError::Missing, &basic, &plain), [challenge]);
+        let own = CredentialSources::none().with_header(CredentialSources::API_KEY_HEADER);
+        assert_eq!(sent(&AuthError::Missing, &own, &plain), ["Bearer"]);
+        for refusal in [AuthError::NoLayer, limited(Duration::ZERO)] {
             assert!(sent(&refusal, &own, &plain).is_empty());
         }
     }
@@ -608,7 +622,7 @@ mod tests {
 
     #[test]
     fn an_answer_to_head_has_the_headers_and_no_body() {
-        let full = plain(&Refusal::Missing);
+        let full = plain(&AuthError::Missing);
         let mut head = get();
         head.method = Method::HEAD;
         let short = without_body_for_head(&head, full.clone());
@@ -623,11 +637,11 @@ mod tests {
 
     #[test]
     fn a_call_is_answered_as_a_call() {
-        let sent = |refusal: &Refusal, content_type: &'static str| {
+        let sent = |refusal: &AuthError, content_type: &'static str| {
             let mut call = get();
             let own = HeaderValue::from_static(content_type);
             call.headers.insert(CONTENT_TYPE, own);
-            let how = (&Manner::default(), &Sources::default());
+            let how = (&Manner::default(), &CredentialSources::default());
             let answer = answer(refusal, how, &call);
             let header = |name: &str| {
                 let value = answer.headers().get(name);
@@ -648,10 +662,13 @@ mod tests {
             )
         };
         let kind = "application/grpc";
-        let invalid = Refusal::from(Rejection::WrongSecret);
-        let stale = Refusal::from(Rejection::StoreUnavailable);
+        let invalid = AuthError::from(VerifyError::WrongSecret);
+        let stale = AuthError::from(VerifyError::StoreUnavailable);
         assert_eq!(sent(&invalid, kind), grpc("16", "Invalid API key", kind));
-        assert_eq!(sent(&Refusal::Missing, "application/grpc+proto").1.0, "16");
+        assert_eq!(
+            sent(&AuthError::Missing, "application/grpc+proto").1.0,
+            "16"
+        );
         assert_eq!(
             sent(&missing("a:b"), kind),
             grpc("7", "key lacks scope a:b", kind)
@@ -661,7 +678,7 @@ mod tests {
             sent(&limited(Duration::ZERO), kind),
             grpc("8", "Too many requests", kind)
         );
-        assert_eq!(sent(&Refusal::NoLayer, kind).1.0, "13");
+        assert_eq!(sent(&AuthError::NoLayer, kind).1.0, "13");
         let web = "application/grpc-web+proto";
         assert_eq!(
             sent(&invalid, "application/grpc-web"),
@@ -683,8 +700,8 @@ mod tests {
                 retry_after: pause,
                 ..Manner::default()
             };
-            let refusal = Rejection::StoreUnavailable.into();
-            let answer = answer(&refusal, (&manner, &Sources::default()), &get());
+            let refusal = VerifyError::StoreUnavailable.into();
+            let answer = answer(&refusal, (&manner, &CredentialSources::default()), &get());
             assert_eq!(answer.headers()[RETRY_AFTER], sent);
             // The limiter's own pause, whatever the layer's setting for outages.
             assert_eq!(plain(&limited(pause)).headers()[RETRY_AFTER], sent);

@@ -10,8 +10,8 @@ use http::request::Parts;
 use http::{Extensions, Response};
 
 use super::proxies::TrustedProxies;
-use super::refusal::{self, LimitReached, Manner, Refusal};
-use super::sources::Sources;
+use super::refusal::{self, AuthError, LimitReached, Manner};
+use super::sources::CredentialSources;
 use crate::core::need::Need;
 use crate::core::tenant::TenantId;
 use crate::keyward::Keyward;
@@ -20,13 +20,13 @@ use crate::verifier::Grant;
 type TenantFrom = Arc<dyn Fn(&Parts) -> Option<TenantId> + Send + Sync>;
 type PeerFrom = Arc<dyn Fn(&Extensions) -> Option<IpAddr> + Send + Sync>;
 type Limit = Arc<dyn Fn(&Grant, &Parts) -> Result<(), LimitReached> + Send + Sync>;
-type OnRefusal = Arc<dyn Fn(&Refusal, &Parts, Response<Bytes>) -> Response<Bytes> + Send + Sync>;
+type OnRefusal = Arc<dyn Fn(&AuthError, &Parts, Response<Bytes>) -> Response<Bytes> + Send + Sync>;
 
 #[derive(Clone)]
 pub(super) struct Settings {
     pub(super) keys: Keyward,
     pub(super) need: Need,
-    pub(super) sources: Sources,
+    pub(super) sources: CredentialSources,
     pub(super) vary: Option<HeaderValue>,
     pub(super) tenant: Option<TenantFrom>,
     pub(super) peer: Option<PeerFrom>,
@@ -39,7 +39,7 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    pub(super) fn new(keys: Keyward, sources: Sources) -> Self {
+    pub(super) fn new(keys: Keyward, sources: CredentialSources) -> Self {
         Self {
             keys,
             need: Need::any(),
@@ -57,7 +57,7 @@ impl Settings {
     }
 
     /// Returns the answer to a refused request.
-    pub(super) fn respond(&self, refusal: &Refusal, request: &Parts) -> Response<Bytes> {
+    pub(super) fn respond(&self, refusal: &AuthError, request: &Parts) -> Response<Bytes> {
         let how = (&self.manner, &self.sources);
         let mut answer = refusal::answer(refusal, how, request);
         if let Some(change) = &self.on_refusal {

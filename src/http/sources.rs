@@ -19,20 +19,20 @@ use crate::verifier::Credentials;
 /// # Examples
 ///
 /// ```
-/// use keyward::http::Sources;
+/// use keyward::http::CredentialSources;
 ///
-/// let sources = Sources::none().with_bearer().with_basic();
+/// let sources = CredentialSources::none().with_bearer().with_basic();
 /// ```
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[must_use]
-pub struct Sources {
+pub struct CredentialSources {
     pub(super) bearer: bool,
     pub(super) basic: bool,
     pub(super) header: Option<HeaderName>,
     pub(super) query: Option<String>,
 }
 
-impl Sources {
+impl CredentialSources {
     /// `x-api-key`, the name that most APIs use. No standard defines one.
     pub const API_KEY_HEADER: HeaderName = HeaderName::from_static("x-api-key");
 
@@ -80,7 +80,7 @@ impl Sources {
     }
 }
 
-impl Default for Sources {
+impl Default for CredentialSources {
     fn default() -> Self {
         Self::none().with_bearer().with_header(Self::API_KEY_HEADER)
     }
@@ -89,7 +89,7 @@ impl Default for Sources {
 /// The reason why a request's key is ambiguous: 400 on the wire.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Unclear {
+pub enum CredentialsError {
     /// More than one `Authorization` header.
     #[error("more than one Authorization header")]
     SeveralAuthorizations,
@@ -124,16 +124,16 @@ pub(super) struct Carried<'r> {
 /// Returns the credentials that a request carries in the places that `sources` names; `None` if it
 /// carries none.
 pub(super) fn find<'r>(
-    sources: &Sources,
+    sources: &CredentialSources,
     headers: &'r HeaderMap,
     query: Option<&'r str>,
-) -> Result<Option<Carried<'r>>, Unclear> {
+) -> Result<Option<Carried<'r>>, CredentialsError> {
     let mut found = None;
     if sources.bearer || sources.basic {
         let mut lines = headers.get_all(AUTHORIZATION).iter();
         if let Some(value) = lines.next() {
             if lines.next().is_some() {
-                return Err(Unclear::SeveralAuthorizations);
+                return Err(CredentialsError::SeveralAuthorizations);
             }
             if let Some(carried) = authorization(sources, value)? {
                 found = join(found, carried)?;
@@ -154,19 +154,22 @@ pub(super) fn find<'r>(
 }
 
 /// Adds the credentials of one more place, which must equal those found before.
-fn join<'r>(found: Option<Carried<'r>>, next: Carried<'r>) -> Result<Option<Carried<'r>>, Unclear> {
+fn join<'r>(
+    found: Option<Carried<'r>>,
+    next: Carried<'r>,
+) -> Result<Option<Carried<'r>>, CredentialsError> {
     let in_query = next.in_query || found.as_ref().is_some_and(|first| first.in_query);
     match found {
         Some(first) if (&first.key, &first.public) != (&next.key, &next.public) => {
-            Err(Unclear::SeveralKeys)
+            Err(CredentialsError::SeveralKeys)
         }
         _ => Ok(Some(Carried { in_query, ..next })),
     }
 }
 
-fn key(key: Bytes<'_>, in_query: bool) -> Result<Carried<'_>, Unclear> {
+fn key(key: Bytes<'_>, in_query: bool) -> Result<Carried<'_>, CredentialsError> {
     if key.as_ref().trim_ascii().is_empty() {
-        return Err(Unclear::Empty);
+        return Err(CredentialsError::Empty);
     }
     Ok(Carried {
         key,
@@ -177,9 +180,9 @@ fn key(key: Bytes<'_>, in_query: bool) -> Result<Carried<'_>, Unclear> {
 
 /// Returns the credentials in an `Authorization` header; `None` if its scheme is not read.
 fn authorization<'r>(
-    sources: &Sources,
+    sources: &CredentialSources,
     value: &'r HeaderValue,
-) -> Result<Option<Carried<'r>>, Unclear> {
+) -> Result<Option<Carried<'r>>, CredentialsError> {
     let value = value.as_bytes().trim_ascii();
     let end = value.iter().position(u8::is_ascii_whitespace);
     let (scheme, rest) = value.split_at(end.unwrap_or(value.len()));
@@ -202,20 +205,23 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-fn basic<'r>(encoded: &[u8]) -> Result<Carried<'r>, Unclear> {
+fn basic<'r>(encoded: &[u8]) -> Result<Carried<'r>, CredentialsError> {
     if encoded.is_empty() {
-        return Err(Unclear::Empty);
+        return Err(CredentialsError::Empty);
     }
     if encoded.len() > BASIC_MAX {
-        return Err(Unclear::Basic);
+        return Err(CredentialsError::Basic);
     }
     let mut pair = Zeroizing::new(vec![0; BASIC_MAX]);
     let length = BASE64.decode_slice(encoded, &mut pair);
-    pair.truncate(length.map_err(|_| Unclear::Basic)?);
+    pair.truncate(length.map_err(|_| CredentialsError::Basic)?);
     // A user contains no colon, a password may (RFC 7617, section 2).
-    let colon = pair.iter().position(|b| *b == b':').ok_or(Unclear::Basic)?;
+    let colon = pair
+        .iter()
+        .position(|b| *b == b':')
+        .ok_or(CredentialsError::Basic)?;
     let half = |half: &[u8]| match half.trim_ascii() {
-        [] => Err(Unclear::Basic),
+        [] => Err(CredentialsError::Basic),
         half => Ok(Bytes::Decoded(Zeroizing::new(half.to_vec()))),
     };
     Ok(Carried {
@@ -300,7 +306,11 @@ mod tests {
     }
 
     /// Describes the credentials that were found.
-    fn in_words(sources: &Sources, lines: &[(&'static str, &[u8])], query: &str) -> String {
+    fn in_words(
+        sources: &CredentialSources,
+        lines: &[(&'static str, &[u8])],
+        query: &str,
+    ) -> String {
         let headers = headers(lines);
         match find(sources, &headers, Some(query)) {
             Ok(None) => "nothing".to_owned(),
@@ -316,8 +326,8 @@ mod tests {
         String::from_utf8_lossy(bytes.as_ref()).into_owned()
     }
 
-    fn everywhere() -> Sources {
-        Sources::default().with_basic().with_query("key")
+    fn everywhere() -> CredentialSources {
+        CredentialSources::default().with_basic().with_query("key")
     }
 
     fn base64(text: &str) -> Vec<u8> {
@@ -327,7 +337,7 @@ mod tests {
 
     #[test]
     fn by_default_a_key_comes_as_bearer_or_in_its_own_header() {
-        let default = Sources::default();
+        let default = CredentialSources::default();
         let in_words =
             |lines: &[(&'static str, &[u8])]| in_words(&default, lines, "api_key=q&key=q");
         assert_eq!(in_words(&[("authorization", b"Bearer a")]), "a");
@@ -430,7 +440,7 @@ mod tests {
                         lines.append(AUTHORIZATION, format!("Bearer {key}").parse().unwrap());
                     }
                     Place::Own => {
-                        lines.append(Sources::API_KEY_HEADER, key.parse().unwrap());
+                        lines.append(CredentialSources::API_KEY_HEADER, key.parse().unwrap());
                     }
                     Place::Query => query += &format!("&key={key}"),
                 }
@@ -443,8 +453,8 @@ mod tests {
             let sources = everywhere();
             let found = find(&sources, &lines, Some(&query));
             match found {
-                Err(Unclear::SeveralAuthorizations) => prop_assert!(bearers > 1),
-                Err(Unclear::SeveralKeys) => prop_assert!(bearers <= 1 && keys.len() == 2),
+                Err(CredentialsError::SeveralAuthorizations) => prop_assert!(bearers > 1),
+                Err(CredentialsError::SeveralKeys) => prop_assert!(bearers <= 1 && keys.len() == 2),
                 Err(other) => prop_assert!(false, "{other:?}"),
                 Ok(None) => prop_assert!(keys.is_empty()),
                 Ok(Some(found)) => {
@@ -464,7 +474,7 @@ mod tests {
         ) {
             let bytes: Vec<u8> = scheme.bytes().chain(value.iter().copied()).collect();
             let mut lines = HeaderMap::new();
-            for name in [AUTHORIZATION, Sources::API_KEY_HEADER] {
+            for name in [AUTHORIZATION, CredentialSources::API_KEY_HEADER] {
                 if let Ok(value) = HeaderValue::from_bytes(&bytes) {
                     lines.append(name, value);
                 }

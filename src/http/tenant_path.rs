@@ -71,7 +71,7 @@ impl FromStr for TenantPath {
 
     fn from_str(template: &str) -> Result<Self, Invalid> {
         let expected = "a path with a tenant in braces, such as /v1/projects/{project}";
-        let invalid = || Invalid::new("path of the tenant", Problem::Form { expected });
+        let invalid = || Invalid::new("path of the tenant", Problem::Format { expected });
         let parse = |segment: &str| {
             let named = segment
                 .strip_prefix('{')

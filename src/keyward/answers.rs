@@ -8,7 +8,7 @@ use crate::core::scope::ScopeSet;
 use crate::core::secret::{Fingerprint, Secret};
 use crate::core::text::{ClassName, Hint};
 use crate::core::time::Timestamp;
-use crate::manager::{Landed, Receipt};
+use crate::manager::{Committed, Receipt};
 
 /// A created key, with its secret. The secret is shown only this once.
 #[derive(Debug)]
@@ -47,8 +47,8 @@ pub struct TimeRepaired {
 }
 
 impl TimeRepaired {
-    pub(super) fn from_landed(landed: Landed) -> Self {
-        let Landed { outcome, receipt } = landed;
+    pub(super) fn from_committed(landed: Committed) -> Self {
+        let Committed { outcome, receipt } = landed;
         let set_back = match outcome {
             Outcome::TimeRepaired { from, to } => Some((from, to)),
             _ => None,
@@ -119,7 +119,7 @@ pub struct KeyList {
 }
 
 impl Created {
-    pub(super) fn from_landed(landed: Landed) -> Option<Self> {
+    pub(super) fn from_committed(landed: Committed) -> Option<Self> {
         let Outcome::Issued {
             key: Some(key),
             provisioned,
@@ -152,7 +152,7 @@ impl Created {
 }
 
 impl Imported {
-    pub(super) fn from_landed(landed: Landed) -> Option<Self> {
+    pub(super) fn from_committed(landed: Committed) -> Option<Self> {
         let Outcome::Issued {
             key: Some(key),
             provisioned,
@@ -177,7 +177,7 @@ impl Imported {
 }
 
 impl Rotated {
-    pub(super) fn from_landed(landed: Landed) -> Option<Self> {
+    pub(super) fn from_committed(landed: Committed) -> Option<Self> {
         let Outcome::Rotated {
             successor,
             predecessor,

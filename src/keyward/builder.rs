@@ -14,12 +14,12 @@ use crate::manager::KeyManager;
 use crate::replica::Replica;
 use crate::store::{KeyStore, NodeRegistry, StoreError};
 use crate::timekeeper::Timekeeper;
-use crate::verifier::{PastBound, ReadThrough, Verifier};
+use crate::verifier::{OnStale, ReadThroughLimits, Verifier};
 
 /// Builds a [`Keyward`].
 #[derive(Debug)]
 #[must_use = "a builder does nothing until it builds"]
-pub struct Builder {
+pub struct KeywardBuilder {
     store: Arc<dyn KeyStore>,
     peppers: PepperRing,
     policies: Policies,
@@ -27,12 +27,12 @@ pub struct Builder {
     entropy: Arc<dyn Entropy>,
     registry: Option<Arc<dyn NodeRegistry>>,
     label: Option<NodeLabel>,
-    read_through: ReadThrough,
-    past_bound: PastBound,
+    read_through: ReadThroughLimits,
+    past_bound: OnStale,
     clock_allowance: Duration,
 }
 
-impl Builder {
+impl KeywardBuilder {
     pub(super) fn new(store: Arc<dyn KeyStore>, peppers: PepperRing) -> Self {
         Self {
             store,
@@ -42,8 +42,8 @@ impl Builder {
             entropy: Arc::new(SystemEntropy),
             registry: None,
             label: None,
-            read_through: ReadThrough::default(),
-            past_bound: PastBound::default(),
+            read_through: ReadThroughLimits::default(),
+            past_bound: OnStale::default(),
             clock_allowance: CheckedTime::ALLOWANCE,
         }
     }
@@ -86,15 +86,15 @@ impl Builder {
         self
     }
 
-    /// Sets the limits for reads through the store. Defaults to [`ReadThrough::default`].
-    pub const fn read_through(mut self, bounds: ReadThrough) -> Self {
+    /// Sets the limits for reads through the store. Defaults to [`ReadThroughLimits::default`].
+    pub const fn read_through(mut self, bounds: ReadThroughLimits) -> Self {
         self.read_through = bounds;
         self
     }
 
     /// Sets the way [`verify_or_fetch`](Keyward::verify_or_fetch) treats a key once the staleness
-    /// bound of its class is passed. Defaults to [`PastBound::Refuse`].
-    pub const fn past_bound(mut self, past_bound: PastBound) -> Self {
+    /// bound of its class is passed. Defaults to [`OnStale::Reject`].
+    pub const fn past_bound(mut self, past_bound: OnStale) -> Self {
         self.past_bound = past_bound;
         self
     }

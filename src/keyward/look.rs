@@ -9,7 +9,7 @@ use crate::clock::Clock;
 use crate::core::actor::Actor;
 use crate::core::audit::{AuditEntry, AuditHead, ChainError, verify_chain};
 use crate::core::authority::{Caller, Rows, Sight};
-use crate::core::command::Denied;
+use crate::core::command::Denial;
 use crate::core::id::KeyId;
 use crate::core::info::KeyInfo;
 use crate::core::policy::Policy;
@@ -20,9 +20,9 @@ use crate::core::sweep::MadeBy;
 use crate::core::tenant::TenantId;
 use crate::core::text::PrincipalId;
 use crate::core::time::Timestamp;
-use crate::core::view::{Ancestry, Select, TenantView};
+use crate::core::view::{Ancestry, LoadRequest, TenantView};
 use crate::events::{Events, ExpiryWindows};
-use crate::manager::{Error, lineage_of, load_ancestry};
+use crate::manager::{CommandError, lineage_of, load_ancestry};
 use crate::store::{Locator, Row, StoreError};
 use crate::verifier::Grant;
 
@@ -38,7 +38,7 @@ pub enum AuditError {
     Store(#[from] StoreError),
     /// The tenant is outside the actor's reach.
     #[error(transparent)]
-    Denied(#[from] Denied),
+    Denied(#[from] Denial),
 }
 
 /// An actor sees only its own tenant and the tenants it reaches, as with changes.
@@ -72,9 +72,9 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Denied::TenantNotFound`] outside the actor's reach, [`Denied::Forbidden`] for an actor who may
+    /// [`Denial::TenantNotFound`] outside the actor's reach, [`Denial::Forbidden`] for an actor who may
     /// look at no keys there.
-    pub async fn list(&self, actor: &Actor, query: &KeyQuery) -> Result<KeyList, Error> {
+    pub async fn list(&self, actor: &Actor, query: &KeyQuery) -> Result<KeyList, CommandError> {
         let mut query = query.clone();
         let tenant = query.tenant.take().unwrap_or_else(|| {
             query.below = true;
@@ -138,7 +138,7 @@ impl Keyward {
         actor: &Actor,
         tenant: &TenantId,
         key: KeyId,
-    ) -> Result<Vec<KeyInfo>, Error> {
+    ) -> Result<Vec<KeyInfo>, CommandError> {
         let lineage = None;
         let mut query = KeyQuery {
             below: true,
@@ -160,21 +160,21 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Denied::NotFound`] if the actor reaches no such key, or may not look at it.
-    pub async fn key(&self, actor: &Actor, id: KeyId) -> Result<KeyInfo, Error> {
+    /// [`Denial::NotFound`] if the actor reaches no such key, or may not look at it.
+    pub async fn key(&self, actor: &Actor, id: KeyId) -> Result<KeyInfo, CommandError> {
         let (record, seat) = self.record(actor, id).await?;
         let policies = self.inner.policies.get();
         let policy = policies.of(&record.tenant);
         let info = seat.info(record, policy, self.now());
-        info.ok_or_else(|| Denied::NotFound.into())
+        info.ok_or_else(|| Denial::NotFound.into())
     }
 
     /// Returns everything that the holder of a verified key may see of it, read from the store.
     ///
     /// # Errors
     ///
-    /// [`Denied::NotFound`] if the key was removed since.
-    pub async fn info(&self, grant: &Grant) -> Result<KeyInfo, Error> {
+    /// [`Denial::NotFound`] if the key was removed since.
+    pub async fn key_for_grant(&self, grant: &Grant) -> Result<KeyInfo, CommandError> {
         // The key's holder asks, so the authority of an owner does not count.
         let holder = Actor::application(grant.tenant().clone());
         self.key(&holder, grant.key_id()).await
@@ -185,13 +185,13 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Denied::NotFound`] if the actor reaches no such key, or may not look at it.
-    pub async fn rotation(
+    /// [`Denial::NotFound`] if the actor reaches no such key, or may not look at it.
+    pub async fn rotation_progress(
         &self,
         actor: &Actor,
         old: KeyId,
         old_last_seen: Option<Timestamp>,
-    ) -> Result<Option<RotationProgress>, Error> {
+    ) -> Result<Option<RotationProgress>, CommandError> {
         let (old, _) = self.record(actor, old).await?;
         let successor = match &old.succession {
             Some(succession) => self.record(actor, succession.successor).await.ok(),
@@ -210,8 +210,12 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Denied::TenantNotFound`] outside the actor's reach, [`Denied::Forbidden`] for others.
-    pub async fn audit(&self, actor: &Actor, query: &AuditQuery) -> Result<AuditPage, Error> {
+    /// [`Denial::TenantNotFound`] outside the actor's reach, [`Denial::Forbidden`] for others.
+    pub async fn audit(
+        &self,
+        actor: &Actor,
+        query: &AuditQuery,
+    ) -> Result<AuditPage, CommandError> {
         let tenant = query
             .tenant
             .clone()
@@ -245,7 +249,7 @@ impl Keyward {
         let stands = self
             .inner
             .store
-            .load(tenant, &Select::none())
+            .load(tenant, &LoadRequest::none())
             .await?
             .audit_head;
         let mut query = AuditQuery::tenant(tenant.clone());
@@ -280,21 +284,21 @@ impl Keyward {
         Events::new(store, clock, windows)
     }
 
-    async fn record(&self, actor: &Actor, id: KeyId) -> Result<(KeyRecord, Seat), Error> {
+    async fn record(&self, actor: &Actor, id: KeyId) -> Result<(KeyRecord, Seat), CommandError> {
         let found = self.inner.store.find(&Locator::Id(id)).await?;
         let Some(Row::Key(record)) = found.map(|found| found.change.row) else {
-            return Err(Denied::NotFound.into());
+            return Err(Denial::NotFound.into());
         };
         let owners = record.owner.principal().cloned().into_iter().collect();
         let seat = match self.seat(actor, &record.tenant, owners).await {
-            Err(SeatError::Denied(Denied::TenantNotFound)) => return Err(Denied::NotFound.into()),
+            Err(SeatError::Denied(Denial::TenantNotFound)) => return Err(Denial::NotFound.into()),
             seat => seat?,
         };
         let policies = self.inner.policies.get();
         let policy = policies.of(&record.tenant);
         match seat.caller.sees(policy, &record.class, &record.owner) {
             true => Ok((*record, seat)),
-            false => Err(Denied::NotFound.into()),
+            false => Err(Denial::NotFound.into()),
         }
     }
 
@@ -307,14 +311,14 @@ impl Keyward {
         mut owners: BTreeSet<PrincipalId>,
     ) -> Result<Seat, SeatError> {
         if !actor.reaches(tenant) {
-            return Err(Denied::TenantNotFound.into());
+            return Err(Denial::TenantNotFound.into());
         }
         owners.extend(actor.principal().cloned());
         let at_home = actor.tenant() == tenant;
-        let select = Select {
+        let select = LoadRequest {
             keys: actor.key_id().filter(|_| at_home).into_iter().collect(),
             owners: owners.iter().cloned().collect(),
-            ..Select::none()
+            ..LoadRequest::none()
         };
         let store = &*self.inner.store;
         let view = store.load(tenant, &select).await?;
@@ -338,7 +342,7 @@ impl Keyward {
         &self,
         actor: &Actor,
         records: &[KeyRecord],
-    ) -> Result<HashMap<TenantId, Seat>, Error> {
+    ) -> Result<HashMap<TenantId, Seat>, CommandError> {
         let mut owners: BTreeMap<&TenantId, BTreeSet<PrincipalId>> = BTreeMap::new();
         for record in records {
             let of_tenant = owners.entry(&record.tenant).or_default();
@@ -360,7 +364,7 @@ impl Keyward {
         Ok(seats.into_iter().flatten().collect())
     }
 
-    async fn with_lineage(&self, made_by: Option<MadeBy>) -> Result<Option<MadeBy>, Error> {
+    async fn with_lineage(&self, made_by: Option<MadeBy>) -> Result<Option<MadeBy>, CommandError> {
         let Some(mut made_by) = made_by.filter(|by| by.lineage.is_none()) else {
             return Ok(made_by);
         };
@@ -394,12 +398,12 @@ impl Seat {
 
 /// The reason why an actor's authority could not be derived.
 enum SeatError {
-    Denied(Denied),
+    Denied(Denial),
     Store(StoreError),
 }
 
-impl From<Denied> for SeatError {
-    fn from(denied: Denied) -> Self {
+impl From<Denial> for SeatError {
+    fn from(denied: Denial) -> Self {
         Self::Denied(denied)
     }
 }
@@ -410,7 +414,7 @@ impl From<StoreError> for SeatError {
     }
 }
 
-impl From<SeatError> for Error {
+impl From<SeatError> for CommandError {
     fn from(error: SeatError) -> Self {
         match error {
             SeatError::Denied(denied) => denied.into(),

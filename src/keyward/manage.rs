@@ -5,20 +5,20 @@ use std::time::Duration;
 use super::{Created, Imported, Keyward, LeakReport, Rotated, TimeRepaired};
 use crate::core::actor::{Actor, Invocation};
 use crate::core::command::{
-    Command, DeleteKey, Denied, ImportKey, IssuedKey, KeyUpdate, NewKey, Outcome, Replacement,
-    Request, RevokeKey,
+    Command, CreateKey, DeleteKey, Denial, ImportKey, IssuedKey, Outcome, Request, RevokeKey,
+    RotateKey, UpdateKey,
 };
 use crate::core::id::KeyId;
 use crate::core::need::Need;
 use crate::core::query::KeyQuery;
 use crate::core::record::{Reason, Resource};
-use crate::core::rejection::Rejection;
+use crate::core::rejection::VerifyError;
 use crate::core::secret::Fingerprint;
 use crate::core::sweep::BulkFilter;
 use crate::core::tenant::TenantId;
 use crate::core::text::{LeakSource, PrincipalId, Role};
-use crate::core::view::Select;
-use crate::manager::{BulkReceipt, Error, Landed, Receipt};
+use crate::core::view::LoadRequest;
+use crate::manager::{BulkReceipt, CommandError, Committed, Receipt};
 use crate::store::{Locator, Row, RowKey, StoreErrorKind};
 
 /// One minute, after which maintenance continues a command over many keys in place of its caller. A
@@ -33,43 +33,43 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Error`]; [`Denied::AlreadyCreated`] if a command with this id has already created one.
+    /// [`CommandError`]; [`Denial::AlreadyCreated`] if a command with this id has already created one.
     pub async fn create(
         &self,
         by: impl Into<Invocation<'_>>,
-        key: NewKey,
-    ) -> Result<Created, Error> {
+        key: CreateKey,
+    ) -> Result<Created, CommandError> {
         let tenant = key.tenant().cloned();
         let landed = self.give(by, tenant, key.into_command()?).await?;
-        Created::from_landed(landed).ok_or(Error::Denied(Denied::NotFound))
+        Created::from_committed(landed).ok_or(CommandError::Denied(Denial::NotFound))
     }
 
     /// Imports a key of another system as a digest. Its holder keeps using it.
     ///
     /// # Errors
     ///
-    /// [`Error`]; [`Denied::DigestTaken`] if the digest was ever imported before.
+    /// [`CommandError`]; [`Denial::DigestTaken`] if the digest was ever imported before.
     pub async fn import(
         &self,
         by: impl Into<Invocation<'_>>,
         key: ImportKey,
-    ) -> Result<Imported, Error> {
+    ) -> Result<Imported, CommandError> {
         let tenant = key.tenant().cloned();
         let landed = self.give(by, tenant, key.into_command()?).await?;
-        Imported::from_landed(landed).ok_or(Error::Denied(Denied::NotFound))
+        Imported::from_committed(landed).ok_or(CommandError::Denied(Denial::NotFound))
     }
 
     /// Changes a key's name, attributes, permissions or lifetime.
     ///
     /// # Errors
     ///
-    /// [`Error`].
+    /// [`CommandError`].
     pub async fn update(
         &self,
         by: impl Into<Invocation<'_>>,
         key: KeyId,
-        change: KeyUpdate,
-    ) -> Result<Receipt, Error> {
+        change: UpdateKey,
+    ) -> Result<Receipt, CommandError> {
         let command = change.into_command(key)?;
         Ok(self.give_about(by, command).await?.receipt)
     }
@@ -78,12 +78,12 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Error`].
+    /// [`CommandError`].
     pub async fn disable(
         &self,
         by: impl Into<Invocation<'_>>,
         key: KeyId,
-    ) -> Result<Receipt, Error> {
+    ) -> Result<Receipt, CommandError> {
         Ok(self.give_about(by, Command::Disable { key }).await?.receipt)
     }
 
@@ -91,12 +91,12 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Error`].
+    /// [`CommandError`].
     pub async fn enable(
         &self,
         by: impl Into<Invocation<'_>>,
         key: KeyId,
-    ) -> Result<Receipt, Error> {
+    ) -> Result<Receipt, CommandError> {
         Ok(self.give_about(by, Command::Enable { key }).await?.receipt)
     }
 
@@ -105,14 +105,14 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Error`]; [`Denied::ConfirmationRequired`] if the class asks for confirmation: pass
+    /// [`CommandError`]; [`Denial::ConfirmationRequired`] if the class asks for confirmation: pass
     /// `reason.confirmed()`.
     pub async fn revoke(
         &self,
         by: impl Into<Invocation<'_>>,
         key: KeyId,
         revocation: impl Into<RevokeKey>,
-    ) -> Result<Receipt, Error> {
+    ) -> Result<Receipt, CommandError> {
         let revocation = revocation.into();
         Ok(self
             .give_about(by, Command::Revoke { key, revocation })
@@ -124,13 +124,13 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Error`].
+    /// [`CommandError`].
     pub async fn delete(
         &self,
         by: impl Into<Invocation<'_>>,
         key: KeyId,
         deletion: DeleteKey,
-    ) -> Result<Receipt, Error> {
+    ) -> Result<Receipt, CommandError> {
         Ok(self
             .give_about(by, Command::Delete { key, deletion })
             .await?
@@ -141,28 +141,28 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Error`]; [`Denied::AlreadyCreated`] if a command with this id has already created one.
+    /// [`CommandError`]; [`Denial::AlreadyCreated`] if a command with this id has already created one.
     pub async fn rotate(
         &self,
         by: impl Into<Invocation<'_>>,
         key: KeyId,
-        how: impl Into<Replacement>,
-    ) -> Result<Rotated, Error> {
+        how: impl Into<RotateKey>,
+    ) -> Result<Rotated, CommandError> {
         let how = how.into();
         let landed = self.give_about(by, Command::Rotate { key, how }).await?;
-        Rotated::from_landed(landed).ok_or(Error::Denied(Denied::NotFound))
+        Rotated::from_committed(landed).ok_or(CommandError::Denied(Denial::NotFound))
     }
 
     /// Ends the old key of a rotation immediately.
     ///
     /// # Errors
     ///
-    /// [`Error`].
+    /// [`CommandError`].
     pub async fn finish_rotation(
         &self,
         by: impl Into<Invocation<'_>>,
         old: KeyId,
-    ) -> Result<Receipt, Error> {
+    ) -> Result<Receipt, CommandError> {
         Ok(self
             .give_about(by, Command::FinishRotation { key: old })
             .await?
@@ -173,12 +173,12 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Error`].
+    /// [`CommandError`].
     pub async fn cancel_rotation(
         &self,
         by: impl Into<Invocation<'_>>,
         old: KeyId,
-    ) -> Result<Receipt, Error> {
+    ) -> Result<Receipt, CommandError> {
         Ok(self
             .give_about(by, Command::CancelRotation { key: old })
             .await?
@@ -189,15 +189,15 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Error`]; [`Denied::NotReplaceable`] more than an hour after creation, or for any actor but
+    /// [`CommandError`]; [`Denial::NotReplaceable`] more than an hour after creation, or for any actor but
     /// the creator.
     pub async fn replace_lost(
         &self,
         by: impl Into<Invocation<'_>>,
         key: KeyId,
-    ) -> Result<Created, Error> {
+    ) -> Result<Created, CommandError> {
         let landed = self.give_about(by, Command::ReplaceLost { key }).await?;
-        Created::from_landed(landed).ok_or(Error::Denied(Denied::NotFound))
+        Created::from_committed(landed).ok_or(CommandError::Denied(Denial::NotFound))
     }
 
     /// Sets the newest instant of a tenant back to the current time, if a wrong clock left it in
@@ -206,16 +206,16 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Error`]; [`Denied::TenantNotFound`] for an unknown tenant.
+    /// [`CommandError`]; [`Denial::TenantNotFound`] for an unknown tenant.
     pub async fn repair_time(
         &self,
         by: impl Into<Invocation<'_>>,
         tenant: &TenantId,
-    ) -> Result<TimeRepaired, Error> {
+    ) -> Result<TimeRepaired, CommandError> {
         let landed = self
             .give(by, Some(tenant.clone()), Command::RepairTime)
             .await?;
-        Ok(TimeRepaired::from_landed(landed))
+        Ok(TimeRepaired::from_committed(landed))
     }
 
     /// Makes a tenant known, and returns the keys that its policy provisions. Returns none if the
@@ -223,12 +223,12 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Error`].
+    /// [`CommandError`].
     pub async fn provision_tenant(
         &self,
         by: impl Into<Invocation<'_>>,
         tenant: &TenantId,
-    ) -> Result<Vec<IssuedKey>, Error> {
+    ) -> Result<Vec<IssuedKey>, CommandError> {
         let landed = self
             .give(by, Some(tenant.clone()), Command::ProvisionTenant)
             .await?;
@@ -239,13 +239,13 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Error`]; [`Denied::UnknownResource`] if the policy provisions none.
+    /// [`CommandError`]; [`Denial::UnknownResource`] if the policy provisions none.
     pub async fn provision_resource(
         &self,
         by: impl Into<Invocation<'_>>,
         tenant: &TenantId,
         resource: Resource,
-    ) -> Result<Vec<IssuedKey>, Error> {
+    ) -> Result<Vec<IssuedKey>, CommandError> {
         let command = Command::ProvisionResource(resource);
         Ok(provisioned(
             self.give(by, Some(tenant.clone()), command).await?,
@@ -257,12 +257,12 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Error`].
+    /// [`CommandError`].
     pub async fn close_tenant(
         &self,
         by: impl Into<Invocation<'_>>,
         tenant: &TenantId,
-    ) -> Result<BulkReceipt, Error> {
+    ) -> Result<BulkReceipt, CommandError> {
         self.give_bulk(by, tenant, Command::CloseTenant).await
     }
 
@@ -271,32 +271,32 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Error`].
+    /// [`CommandError`].
     pub async fn remove_owner(
         &self,
         by: impl Into<Invocation<'_>>,
         tenant: &TenantId,
         owner: PrincipalId,
-    ) -> Result<BulkReceipt, Error> {
+    ) -> Result<BulkReceipt, CommandError> {
         self.give_bulk(by, tenant, Command::RemoveOwner { owner })
             .await
     }
 
     /// Stores the role that the application has for an owner wherever another role is stored: in
     /// the ancestors of `tenant` that the actor reaches, in `tenant`, and in descendants with live
-    /// keys of the owner. It resolves [`Denied::RoleDrift`](crate::Denied::RoleDrift). For the
+    /// keys of the owner. It resolves [`Denial::RoleDrift`](crate::Denial::RoleDrift). For the
     /// application itself.
     ///
     /// # Errors
     ///
-    /// [`Error`]; [`Denied::HostOnly`] for any other actor.
+    /// [`CommandError`]; [`Denial::HostOnly`] for any other actor.
     pub async fn sync_role(
         &self,
         by: impl Into<Invocation<'_>>,
         tenant: &TenantId,
         owner: PrincipalId,
         role: Role,
-    ) -> Result<Receipt, Error> {
+    ) -> Result<Receipt, CommandError> {
         let by = by.into();
         let command = Command::SyncOwnerRole { owner, role };
         let above: Vec<_> = tenant
@@ -315,14 +315,14 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Error`].
+    /// [`CommandError`].
     pub async fn change_owner_role(
         &self,
         by: impl Into<Invocation<'_>>,
         tenant: &TenantId,
         owner: PrincipalId,
         role: Role,
-    ) -> Result<Receipt, Error> {
+    ) -> Result<Receipt, CommandError> {
         let command = Command::ChangeOwnerRole { owner, role };
         Ok(self.give_bulk(by, tenant, command).await?.receipt)
     }
@@ -336,14 +336,14 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Error`].
+    /// [`CommandError`].
     pub async fn revoke_many(
         &self,
         by: impl Into<Invocation<'_>>,
         tenant: &TenantId,
         filter: BulkFilter,
         reason: Reason,
-    ) -> Result<BulkReceipt, Error> {
+    ) -> Result<BulkReceipt, CommandError> {
         self.give_bulk(by, tenant, Command::RevokeMany { filter, reason })
             .await
     }
@@ -353,12 +353,12 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Error`].
+    /// [`CommandError`].
     pub async fn purge(
         &self,
         by: impl Into<Invocation<'_>>,
         tenant: &TenantId,
-    ) -> Result<BulkReceipt, Error> {
+    ) -> Result<BulkReceipt, CommandError> {
         self.give_bulk(by, tenant, Command::Purge).await
     }
 
@@ -368,29 +368,31 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Error`]; [`Denied::NotFound`] if the text is not a key of this store.
+    /// [`CommandError`]; [`Denial::NotFound`] if the text is not a key of this store.
     pub async fn report_leaked_token(
         &self,
         token: impl AsRef<[u8]> + Send,
         source: LeakSource,
-    ) -> Result<LeakReport, Error> {
+    ) -> Result<LeakReport, CommandError> {
         let key = match self
             .verify_fresh(token.as_ref(), &Need::any().or_publishable())
             .await
         {
             Ok(grant) => grant.key_id(),
-            Err(Rejection::StoreUnavailable) => {
+            Err(VerifyError::StoreUnavailable) => {
                 let kind = crate::store::StoreErrorKind::Unavailable;
                 return Err(crate::store::StoreError::new(kind, "looking up a leaked key").into());
             }
             // A rejection names its key only after the secret was compared.
-            Err(rejection) => rejection.key().ok_or(Error::Denied(Denied::NotFound))?,
+            Err(rejection) => rejection
+                .key()
+                .ok_or(CommandError::Denied(Denial::NotFound))?,
         };
         let tenant = match self.inner.store.find(&Locator::Id(key)).await? {
             Some(found) => tenant_of(&found.change.row),
             None => None,
         };
-        let host = Actor::application(tenant.ok_or(Error::Denied(Denied::NotFound))?);
+        let host = Actor::application(tenant.ok_or(CommandError::Denied(Denial::NotFound))?);
         self.report_leak(&host, key, source).await
     }
 
@@ -398,13 +400,13 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Error`]; [`Denied::NotFound`] if no key has this fingerprint.
+    /// [`CommandError`]; [`Denial::NotFound`] if no key has this fingerprint.
     pub async fn report_leaked_fingerprint(
         &self,
         by: impl Into<Invocation<'_>>,
         fingerprint: Fingerprint,
         source: LeakSource,
-    ) -> Result<LeakReport, Error> {
+    ) -> Result<LeakReport, CommandError> {
         let by = by.into();
         let query = KeyQuery::tenant(by.actor.tenant().clone(), self.now());
         let query = KeyQuery {
@@ -413,7 +415,10 @@ impl Keyward {
             ..query
         };
         let page = self.inner.store.list(&query).await?;
-        let found = page.keys.first().ok_or(Error::Denied(Denied::NotFound))?;
+        let found = page
+            .keys
+            .first()
+            .ok_or(CommandError::Denied(Denial::NotFound))?;
         self.report_leak(by, found.id, source).await
     }
 
@@ -422,7 +427,7 @@ impl Keyward {
         by: impl Into<Invocation<'_>>,
         key: KeyId,
         source: LeakSource,
-    ) -> Result<LeakReport, Error> {
+    ) -> Result<LeakReport, CommandError> {
         let landed = self
             .give_about(by, Command::ReportLeak { key, source })
             .await?;
@@ -441,8 +446,8 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Error`] of the store. A refused task is skipped.
-    pub async fn run_upkeep(&self) -> Result<usize, Error> {
+    /// [`CommandError`] of the store. A refused task is skipped.
+    pub async fn run_maintenance(&self) -> Result<usize, CommandError> {
         let mut done = self.record_first_uses().await?;
         while let Some(chore) = self.inner.verifier.next_chore() {
             let host = Actor::application(chore.tenant);
@@ -456,14 +461,14 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Error`] of the store. A tenant that cannot be read delays no other.
-    pub(super) async fn record_first_uses(&self) -> Result<usize, Error> {
+    /// [`CommandError`] of the store. A tenant that cannot be read delays no other.
+    pub(super) async fn record_first_uses(&self) -> Result<usize, CommandError> {
         let (mut done, mut damaged) = (0, None);
         for (tenant, key) in self.inner.replica.first_uses() {
             let host = Actor::application(tenant);
             match self.do_chore(&host, Command::NoteFirstUse { key }).await {
                 Ok(noted) => done += noted,
-                Err(Error::Store(error)) if error.kind() == StoreErrorKind::Corrupt => {
+                Err(CommandError::Store(error)) if error.kind() == StoreErrorKind::Corrupt => {
                     damaged.get_or_insert(error);
                 }
                 Err(error) => return Err(error),
@@ -473,10 +478,10 @@ impl Keyward {
     }
 
     /// Returns the number of commands that committed: zero if the command is refused.
-    async fn do_chore(&self, host: &Actor, command: Command) -> Result<usize, Error> {
+    async fn do_chore(&self, host: &Actor, command: Command) -> Result<usize, CommandError> {
         match self.give_about(host, command).await {
             Ok(_) => Ok(1),
-            Err(Error::Denied(denied)) => {
+            Err(CommandError::Denied(denied)) => {
                 tracing::debug!(%denied, "chore passed over");
                 Ok(0)
             }
@@ -485,14 +490,14 @@ impl Keyward {
     }
 
     /// Finishes commands over many keys that any process began a while ago.
-    async fn finish_sweeps(&self) -> Result<usize, Error> {
+    async fn finish_sweeps(&self) -> Result<usize, CommandError> {
         let mut done = 0;
         if self.inner.time.check().reference.is_some() {
             // While other clocks contradict this one, the age of a command is unknown.
             return Ok(done);
         }
         for tenant in self.inner.replica.unfinished() {
-            let view = self.inner.store.load(&tenant, &Select::none()).await?;
+            let view = self.inner.store.load(&tenant, &LoadRequest::none()).await?;
             for pending in view.tenant.map(|row| row.sweeps).unwrap_or_default() {
                 // A command from the future waits until the repair of its tenant sets it back.
                 if self.now() < pending.began_at.saturating_add(SWEEP_PATIENCE) {
@@ -500,7 +505,7 @@ impl Keyward {
                 }
                 match self.inner.manager.resume(&tenant, pending).await {
                     Ok(_) => done += 1,
-                    Err(Error::Denied(denied)) => {
+                    Err(CommandError::Denied(denied)) => {
                         tracing::warn!(%tenant, %denied, "a command over many keys cannot go on");
                     }
                     Err(error) => return Err(error),
@@ -515,7 +520,7 @@ impl Keyward {
         &self,
         by: impl Into<Invocation<'_>>,
         command: Command,
-    ) -> Result<Landed, Error> {
+    ) -> Result<Committed, CommandError> {
         let by = by.into();
         let tenant = match command.key() {
             Some(key) => Some(self.tenant_of(by.actor, key).await?),
@@ -529,7 +534,7 @@ impl Keyward {
         by: impl Into<Invocation<'_>>,
         tenant: Option<TenantId>,
         command: Command,
-    ) -> Result<Landed, Error> {
+    ) -> Result<Committed, CommandError> {
         let request = self.request(by.into(), tenant, command)?;
         // Read before the commit: a history that is unchanged afterwards was unchanged during it.
         let epoch = self.inner.replica.epoch();
@@ -543,7 +548,7 @@ impl Keyward {
         by: impl Into<Invocation<'_>>,
         tenant: &TenantId,
         command: Command,
-    ) -> Result<BulkReceipt, Error> {
+    ) -> Result<BulkReceipt, CommandError> {
         let request = self.request(by.into(), Some(tenant.clone()), command)?;
         let epoch = self.inner.replica.epoch();
         let mut done = self.inner.manager.execute_bulk(request).await?;
@@ -556,7 +561,7 @@ impl Keyward {
         by: Invocation<'_>,
         tenant: Option<TenantId>,
         command: Command,
-    ) -> Result<Request, Error> {
+    ) -> Result<Request, CommandError> {
         let id = match by.command_id {
             Some(id) => id,
             None => self.inner.manager.command_id()?,
@@ -567,7 +572,7 @@ impl Keyward {
     }
 
     /// Returns a key's tenant, which never changes and may therefore be cached.
-    async fn tenant_of(&self, by: &Actor, key: KeyId) -> Result<TenantId, Error> {
+    async fn tenant_of(&self, by: &Actor, key: KeyId) -> Result<TenantId, CommandError> {
         if let Some(tenant) = self.inner.replica.tenant_of(key) {
             return Ok(tenant);
         }
@@ -576,12 +581,12 @@ impl Keyward {
         match &row {
             // The row's tenant cannot be read, so only the host may see the key.
             Some(Row::Corrupt(RowKey::Key(key))) if by.is_application() => {
-                Err(Denied::CorruptRecord { key: *key }.into())
+                Err(Denial::CorruptRecord { key: *key }.into())
             }
             row => row
                 .as_ref()
                 .and_then(tenant_of)
-                .ok_or(Denied::NotFound.into()),
+                .ok_or(Denial::NotFound.into()),
         }
     }
 }
@@ -594,7 +599,7 @@ fn tenant_of(row: &Row) -> Option<TenantId> {
     }
 }
 
-fn provisioned(landed: Landed) -> Vec<IssuedKey> {
+fn provisioned(landed: Committed) -> Vec<IssuedKey> {
     match landed.outcome {
         Outcome::Issued { provisioned, .. } => provisioned,
         _ => Vec::new(),

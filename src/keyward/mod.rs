@@ -10,21 +10,21 @@ mod recover;
 use std::sync::Arc;
 
 pub use self::answers::{Created, Imported, KeyList, LeakReport, Rotated, TimeRepaired};
-pub use self::builder::Builder;
+pub use self::builder::KeywardBuilder;
 pub use self::look::AuditError;
 pub use self::recover::{Recovery, RecoveryError, RecoveryReport};
 use crate::core::id::KeyId;
 use crate::core::need::Need;
 use crate::core::pepper::PepperRing;
 use crate::core::policy::{LivePolicies, Policies};
-use crate::core::rejection::Rejection;
+use crate::core::rejection::VerifyError;
 #[cfg(feature = "tokio")]
 use crate::entropy::Entropy;
 use crate::manager::KeyManager;
 use crate::replica::{Freshness, Replica};
 use crate::store::{KeyStore, StoreError};
 use crate::timekeeper::Timekeeper;
-use crate::verifier::{Credentials, Grant, Uses, Verifier};
+use crate::verifier::{Credentials, Grant, Usage, Verifier};
 
 /// API keys over a store: create, verify, rotate, revoke and audit them. Cheap to clone.
 ///
@@ -33,13 +33,13 @@ use crate::verifier::{Credentials, Grant, Uses, Verifier};
 /// ```
 /// # pollster::block_on(async {
 /// use keyward::store::MemoryStore;
-/// use keyward::{Actor, Keyward, NewKey, Need, PepperRing, Reason, Role, days};
+/// use keyward::{Actor, Keyward, CreateKey, Need, PepperRing, Reason, Role, days};
 ///
 /// let keys = Keyward::builder(MemoryStore::new(), PepperRing::generate()?).build().await?;
 ///
 /// let admin = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
 /// let created = keys
-///     .create(&admin, NewKey::new("nightly export").scope("reports:read").expires_in(days(90)))
+///     .create(&admin, CreateKey::new("nightly export").scope("reports:read").expires_in(days(90)))
 ///     .await?;
 ///
 /// let grant = keys.verify(created.secret.expose(), &Need::scope("reports:read")?)?;
@@ -71,8 +71,8 @@ struct Inner {
 impl Keyward {
     /// Returns a builder over a store and the peppers. Everything else has a default: the
     /// [`standard`](crate::profiles::standard) policy, the machine's clocks and its randomness.
-    pub fn builder(store: impl KeyStore, peppers: PepperRing) -> Builder {
-        Builder::new(Arc::new(store), peppers)
+    pub fn builder(store: impl KeyStore, peppers: PepperRing) -> KeywardBuilder {
+        KeywardBuilder::new(Arc::new(store), peppers)
     }
 
     /// Verifies a key (a `&str` or `&[u8]`), or a [pair](Credentials::Pair) of a secret key and its
@@ -80,12 +80,12 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Rejection`]; show the client only [`Rejection::public_message`].
+    /// [`VerifyError`]; show the client only [`VerifyError::public_message`].
     pub fn verify<'a>(
         &self,
         credentials: impl Into<Credentials<'a>>,
         need: &Need,
-    ) -> Result<Grant, Rejection> {
+    ) -> Result<Grant, VerifyError> {
         self.inner.verifier.verify(credentials, need)
     }
 
@@ -97,7 +97,7 @@ impl Keyward {
         &self,
         presented: &[P],
         need: &Need,
-    ) -> Vec<Result<Grant, Rejection>> {
+    ) -> Vec<Result<Grant, VerifyError>> {
         self.inner.verifier.verify_many(presented, need)
     }
 
@@ -107,30 +107,30 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Rejection`]; [`StoreUnavailable`](Rejection::StoreUnavailable) if the store did not
+    /// [`VerifyError`]; [`StoreUnavailable`](VerifyError::StoreUnavailable) if the store did not
     /// answer, or if reads for keys not known to be held exceed
-    /// [`ReadThrough`](crate::ReadThrough).
+    /// [`ReadThroughLimits`](crate::ReadThroughLimits).
     pub async fn verify_fresh<'a>(
         &self,
         credentials: impl Into<Credentials<'a>> + Send,
         need: &Need,
-    ) -> Result<Grant, Rejection> {
+    ) -> Result<Grant, VerifyError> {
         self.inner.verifier.verify_fresh(credentials, need).await
     }
 
     /// Verifies, and reads the store if this node cannot decide: for a key that it does not know
     /// yet (rule A1-25), for classes that must see the latest state, and past the staleness bound
-    /// if [`PastBound`](crate::PastBound) says so.
+    /// if [`OnStale`](crate::OnStale) says so.
     ///
     /// # Errors
     ///
-    /// [`Rejection`]. A refusal is never cached. Beyond the limits of
-    /// [`ReadThrough`](crate::ReadThrough) it is [`StoreUnavailable`](Rejection::StoreUnavailable).
+    /// [`VerifyError`]. A refusal is never cached. Beyond the limits of
+    /// [`ReadThroughLimits`](crate::ReadThroughLimits) it is [`StoreUnavailable`](VerifyError::StoreUnavailable).
     pub async fn verify_or_fetch<'a>(
         &self,
         credentials: impl Into<Credentials<'a>> + Send,
         need: &Need,
-    ) -> Result<Grant, Rejection> {
+    ) -> Result<Grant, VerifyError> {
         self.inner.verifier.verify_or_fetch(credentials, need).await
     }
 
@@ -143,7 +143,7 @@ impl Keyward {
     /// Returns how often this process accepted a key since it started, and when last; `None` if it
     /// does not know the key. Counted in memory only.
     #[must_use]
-    pub fn uses(&self, key: KeyId) -> Option<Uses> {
+    pub fn usage(&self, key: KeyId) -> Option<Usage> {
         self.inner.verifier.uses(key)
     }
 
@@ -168,7 +168,7 @@ impl Keyward {
     }
 
     /// Replaces the policies, for decisions and verifications that begin after the call. If they
-    /// allow a longer staleness than any before, a node with a [registry](Builder::registry)
+    /// allow a longer staleness than any before, a node with a [registry](KeywardBuilder::registry)
     /// refuses keys as stale until its next [`sync`](Self::sync) has reported the new bound.
     pub fn set_policies(&self, policies: impl Into<Policies>) {
         let policies = policies.into();

@@ -11,7 +11,7 @@ use crate::store::{NodeId, StoreError};
 /// 250 ms between two reads of the registry. A judgement: followers poll about as often.
 const ASK_EVERY: Duration = Duration::from_millis(250);
 
-/// Reports of nodes; see [`Builder::registry`](crate::Builder::registry).
+/// Reports of nodes; see [`KeywardBuilder::registry`](crate::KeywardBuilder::registry).
 impl Keyward {
     /// Reads once which nodes act on a change, and which may still act on the state before it.
     /// Without a registry only the [bound](Receipt::bound) decides.
@@ -40,7 +40,7 @@ impl Keyward {
     /// # pollster::block_on(async {
     /// use std::sync::Arc;
     /// use keyward::store::MemoryStore;
-    /// use keyward::{Actor, Keyward, ManualClock, NewKey, PepperRing, Reason, Role};
+    /// use keyward::{Actor, Keyward, ManualClock, CreateKey, PepperRing, Reason, Role};
     ///
     /// let clock = Arc::new(ManualClock::at("2026-01-01T00:00:00Z".parse()?));
     /// let store = MemoryStore::new();
@@ -48,17 +48,17 @@ impl Keyward {
     /// let keys = builder.registry(store).clock(clock.clone()).build().await?;
     ///
     /// let admin = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
-    /// let key = keys.create(&admin, NewKey::new("export")).await?;
+    /// let key = keys.create(&admin, CreateKey::new("export")).await?;
     /// let receipt = keys.revoke(&admin, key.id, Reason::Lost).await?;
     ///
-    /// // With tokio: `keys.confirmed(&receipt, tokio::time::sleep)`.
+    /// // With tokio: `keys.wait_confirmed(&receipt, tokio::time::sleep)`.
     /// let pause = |time| { let clock = clock.clone(); async move { clock.advance(time) } };
-    /// let confirmed = keys.confirmed(&receipt, pause).await;
+    /// let confirmed = keys.wait_confirmed(&receipt, pause).await;
     /// assert_eq!(confirmed.applied().count(), 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// # }).unwrap();
     /// ```
-    pub async fn confirmed<P, W>(&self, receipt: &Receipt, mut pause: P) -> Confirmations
+    pub async fn wait_confirmed<P, W>(&self, receipt: &Receipt, mut pause: P) -> Confirmations
     where
         P: FnMut(Duration) -> W + Send,
         W: Future<Output = ()> + Send,
@@ -91,7 +91,7 @@ impl Keyward {
     /// # Errors
     ///
     /// [`StoreError`] of the registry. The node's lease then expires by itself.
-    pub async fn leave(&self) -> Result<(), StoreError> {
+    pub async fn deregister(&self) -> Result<(), StoreError> {
         if let Err(error) = self.record_first_uses().await {
             tracing::warn!(%error, "cannot record at the end which keys were used");
         }

@@ -15,8 +15,8 @@ use crate::core::record::{KeyRecord, Status};
 use crate::core::recovery::{self, Later, LaterKey, LaterOwner, RecoveryStep};
 use crate::core::tenant::TenantId;
 use crate::core::text::{CommandId, PrincipalId};
-use crate::core::view::Select;
-use crate::manager::{BulkReceipt, Error};
+use crate::core::view::LoadRequest;
+use crate::manager::{BulkReceipt, CommandError};
 use crate::store::StoreError;
 
 /// The treatment of changes that were made after the backup was taken.
@@ -83,7 +83,7 @@ pub enum RecoveryError {
     },
     /// The recovery was interrupted. Committed changes stay, and the same call continues after them.
     #[error(transparent)]
-    Interrupted(#[from] Error),
+    Interrupted(#[from] CommandError),
 }
 
 impl From<StoreError> for RecoveryError {
@@ -118,7 +118,7 @@ impl Keyward {
         let mut tenants = BTreeSet::new();
         let mut query = KeyQuery {
             limit: PAGE,
-            ..KeyQuery::everything(self.now()).live()
+            ..KeyQuery::all(self.now()).live()
         };
         loop {
             let page = self.inner.store.list(&query).await?;
@@ -137,7 +137,11 @@ impl Keyward {
             }
         }
         report.tenants = tenants.len();
-        let id = self.inner.manager.command_id().map_err(Error::from)?;
+        let id = self
+            .inner
+            .manager
+            .command_id()
+            .map_err(CommandError::from)?;
         for tenant in tenants {
             let command = Command::DisableMany;
             if let Some(done) = self.repeat_bulk(&tenant, id.clone(), command).await? {
@@ -221,7 +225,7 @@ impl Keyward {
             for (number, (mark, key)) in marks.iter().enumerate() {
                 // One command for each digest: a digest that was imported again does not stop the others.
                 let id = recovery::command_id(*hash, &format!("digest-{number}"));
-                let id = id.map_err(Error::from)?;
+                let id = id.map_err(CommandError::from)?;
                 let marks = vec![(*mark, *key)];
                 let blocked = self.repeat(tenant, id, Command::BlockDigests { marks });
                 if blocked.await?.is_none() {
@@ -230,7 +234,7 @@ impl Keyward {
             }
         }
         if let Some(hash) = later.closed {
-            let id = recovery::command_id(hash, "close").map_err(Error::from)?;
+            let id = recovery::command_id(hash, "close").map_err(CommandError::from)?;
             let landed = self.landed(tenant, [id.clone()]).await?;
             let command = Command::CloseTenant;
             if let Some(done) = self.repeat_bulk(tenant, id.clone(), command).await? {
@@ -258,7 +262,7 @@ impl Keyward {
         let LaterOwner { removed, role } = became;
         let mut set_again = false;
         if let Some((hash, _)) = removed {
-            let id = recovery::command_id(*hash, "remove").map_err(Error::from)?;
+            let id = recovery::command_id(*hash, "remove").map_err(CommandError::from)?;
             let owner = owner.clone();
             let command = Command::RemoveOwner { owner };
             let landed = self.landed(tenant, [id.clone()]).await?;
@@ -268,7 +272,7 @@ impl Keyward {
             }
         }
         if let Some((role, hash)) = role {
-            let id = recovery::command_id(*hash, "role").map_err(Error::from)?;
+            let id = recovery::command_id(*hash, "role").map_err(CommandError::from)?;
             let (owner, role) = (owner.clone(), role.clone());
             let command = Command::ChangeOwnerRole { owner, role };
             let landed = self.landed(tenant, [id.clone()]).await?;
@@ -286,9 +290,9 @@ impl Keyward {
         (keys, path): (&[(&KeyId, &LaterKey)], &[&Later]),
         report: &mut RecoveryReport,
     ) -> Result<(), RecoveryError> {
-        let select = Select {
+        let select = LoadRequest {
             keys: keys.iter().map(|(id, _)| **id).collect(),
-            ..Select::none()
+            ..LoadRequest::none()
         };
         let view = self.inner.store.load(tenant, &select).await?;
         self.block_digests(tenant, (keys, path), report).await?;
@@ -306,7 +310,9 @@ impl Keyward {
                 list.push(**id);
                 continue;
             };
-            let steps = became.steps(record, &policy, now).map_err(Error::from)?;
+            let steps = became
+                .steps(record, &policy, now)
+                .map_err(CommandError::from)?;
             planned.extend(steps.into_iter().map(|step| (record, step)));
         }
         let ids = planned.iter().flat_map(|(_, step)| &step.ways);
@@ -326,7 +332,9 @@ impl Keyward {
     ) -> Result<(), RecoveryError> {
         let now = self.now();
         for (key, became) in keys {
-            let mark = became.mark_to_block(path, now).map_err(Error::from)?;
+            let mark = became
+                .mark_to_block(path, now)
+                .map_err(CommandError::from)?;
             let Some((mark, id)) = mark else {
                 continue;
             };
@@ -391,9 +399,9 @@ impl Keyward {
         let ids: Vec<_> = ids.into_iter().collect();
         let mut landed = HashSet::new();
         for commands in ids.chunks(SWEEP_MAX) {
-            let select = Select {
+            let select = LoadRequest {
                 commands: commands.to_vec(),
-                ..Select::none()
+                ..LoadRequest::none()
             };
             let view = self.inner.store.load(tenant, &select).await?;
             let applied = view.applied.into_iter();
@@ -410,11 +418,11 @@ impl Keyward {
         tenant: &TenantId,
         id: CommandId,
         command: Command,
-    ) -> Result<Option<Outcome>, Error> {
+    ) -> Result<Option<Outcome>, CommandError> {
         self.execute_accepted(as_host(tenant, id, command)).await
     }
 
-    async fn execute_accepted(&self, request: Request) -> Result<Option<Outcome>, Error> {
+    async fn execute_accepted(&self, request: Request) -> Result<Option<Outcome>, CommandError> {
         accepted(self.inner.manager.execute(request).await.map(|l| l.outcome))
     }
 
@@ -424,7 +432,7 @@ impl Keyward {
         tenant: &TenantId,
         id: CommandId,
         command: Command,
-    ) -> Result<Option<BulkReceipt>, Error> {
+    ) -> Result<Option<BulkReceipt>, CommandError> {
         let request = as_host(tenant, id, command);
         accepted(self.inner.manager.execute_bulk(request).await)
     }
@@ -440,10 +448,10 @@ fn as_host(tenant: &TenantId, id: CommandId, command: Command) -> Request {
 
 /// Turns a denial into `None`. In a closed tenant no key verifies anyway, and the caller repeats a denied
 /// change in another way.
-fn accepted<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
+fn accepted<T>(result: Result<T, CommandError>) -> Result<Option<T>, CommandError> {
     match result {
         Ok(done) => Ok(Some(done)),
-        Err(Error::Denied(denied)) => {
+        Err(CommandError::Denied(denied)) => {
             tracing::debug!(%denied, "not repeated in this way");
             Ok(None)
         }

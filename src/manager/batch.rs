@@ -6,18 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::lane::Pending;
-use super::{Error, KeyManager, Receipt};
+use super::{CommandError, KeyManager, Receipt};
 use crate::clock::Clock;
 use crate::core::actor::Actor;
 use crate::core::audit::AuditEntry;
-use crate::core::command::{Command, Denied, Request};
+use crate::core::command::{Command, Denial, Request};
 use crate::core::decide::{self, Context};
 use crate::core::id::KeyId;
 use crate::core::policy::{Policies, Policy, Propagation};
 use crate::core::tenant::TenantId;
 use crate::core::text::PrincipalId;
 use crate::core::time::Timestamp;
-use crate::core::view::{Ancestry, Effects, Revision, Select, TenantView, repairs_time};
+use crate::core::view::{Ancestry, Effects, LoadRequest, Revision, TenantView, repairs_time};
 use crate::entropy::EntropyError;
 use crate::store::{
     Change, Commit, CommitError, KeyStore, Learnt, Row, RowKey, StoreError, StoreErrorKind,
@@ -48,7 +48,7 @@ impl KeyManager {
         match failed {
             Failed::Taken if batch.len() > 1 => self.settle_one_by_one(tenant, batch).await,
             failed => {
-                let error = Error::from(failed);
+                let error = CommandError::from(failed);
                 batch
                     .iter()
                     .for_each(|pending| pending.settle(Err(error.clone())));
@@ -218,7 +218,7 @@ impl KeyManager {
         view: &TenantView,
         known: Vec<Change>,
         batch: &[Arc<Pending>],
-        denied: &[Option<Denied>],
+        denied: &[Option<Denial>],
     ) {
         let Some(landed) = &self.landed else {
             return;
@@ -268,7 +268,7 @@ impl KeyManager {
         let selects = batch
             .iter()
             .map(|pending| decide::select(&pending.request, policy, now));
-        let mut select = selects.fold(Select::none(), Select::and);
+        let mut select = selects.fold(LoadRequest::none(), LoadRequest::and);
         // Keys of an earlier attempt, which may have landed without a reply.
         select
             .keys
@@ -328,10 +328,10 @@ pub(crate) async fn load_ancestry<'a>(
     for above in tenant.ancestors() {
         let acts = actors.clone().filter(|actor| *actor.tenant() == above);
         let keys: BTreeSet<_> = acts.filter_map(Actor::key_id).collect();
-        let select = Select {
+        let select = LoadRequest {
             owners: owners.clone(),
             keys: keys.into_iter().collect(),
-            ..Select::none()
+            ..LoadRequest::none()
         };
         let view = store.load(&above, &select).await?;
         ancestry.add(&above, &select, view);
@@ -362,7 +362,7 @@ struct Verdicts {
     view: TenantView,
     effects: Effects,
     decided_at: Timestamp,
-    denied: Vec<Option<Denied>>,
+    denied: Vec<Option<Denial>>,
     /// True if some command changes nothing. Such a command may have landed before, unknown to this
     /// process.
     repeated: bool,
@@ -401,7 +401,7 @@ impl Verdicts {
                 self.denied.push(None);
             }
             Err(denied) => {
-                self.repeated |= matches!(denied, Denied::AlreadyCreated { .. });
+                self.repeated |= matches!(denied, Denial::AlreadyCreated { .. });
                 self.denied.push(Some(denied));
             }
         }
@@ -428,13 +428,13 @@ impl From<EntropyError> for Failed {
     }
 }
 
-impl From<Failed> for Error {
+impl From<Failed> for CommandError {
     fn from(failed: Failed) -> Self {
         match failed {
             Failed::Contended => Self::Contended {
                 attempts: MAX_ATTEMPTS,
             },
-            Failed::Taken => Self::Denied(Denied::DigestTaken),
+            Failed::Taken => Self::Denied(Denial::DigestTaken),
             Failed::Store(error) => Self::Store(error),
             Failed::Entropy(error) => Self::Entropy(error),
         }

@@ -1,6 +1,6 @@
 //! The error of a command.
 
-use crate::core::command::Denied;
+use crate::core::command::Denial;
 use crate::core::invalid::Invalid;
 use crate::entropy::EntropyError;
 use crate::store::StoreError;
@@ -8,10 +8,10 @@ use crate::store::StoreError;
 /// The reason why a change did not happen, or may not have happened.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
+pub enum CommandError {
     /// The command was refused. Nothing was written.
     #[error(transparent)]
-    Denied(#[from] Denied),
+    Denied(#[from] Denial),
     /// Other writers committed first in every attempt. Nothing was written; the same command may be
     /// retried.
     #[error("tenant was changed by others {attempts} times in a row")]
@@ -27,16 +27,16 @@ pub enum Error {
     Entropy(#[from] EntropyError),
 }
 
-impl From<Invalid> for Error {
+impl From<Invalid> for CommandError {
     fn from(invalid: Invalid) -> Self {
-        Self::Denied(Denied::Invalid(invalid))
+        Self::Denied(Denial::Invalid(invalid))
     }
 }
 
-impl Error {
+impl CommandError {
     /// Returns the refusal, if the command was refused.
     #[must_use]
-    pub const fn denied(&self) -> Option<&Denied> {
+    pub const fn denied(&self) -> Option<&Denial> {
         match self {
             Self::Denied(denied) => Some(denied),
             _ => None,

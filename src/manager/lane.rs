@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Error, Landed, Receipt};
-use crate::core::command::{Denied, Outcome, Request};
+use super::{CommandError, Committed, Receipt};
+use crate::core::command::{Denial, Outcome, Request};
 use crate::core::id::KeyId;
 use crate::core::secret::KeyMaterial;
 use crate::core::tenant::TenantId;
@@ -28,7 +28,7 @@ struct Progress {
     /// The decided outcome, stored before the commit. If the commit's reply is lost, the secret is
     /// not.
     tentative: Option<Outcome>,
-    result: Option<Result<Landed, Error>>,
+    result: Option<Result<Committed, CommandError>>,
 }
 
 impl Pending {
@@ -80,23 +80,23 @@ impl Pending {
     }
 
     /// Sets the result of the command: the decided outcome has landed, or the command was refused.
-    pub(super) fn land(&self, denied: Option<Denied>, receipt: Receipt, view: &TenantView) {
+    pub(super) fn land(&self, denied: Option<Denial>, receipt: Receipt, view: &TenantView) {
         let mut progress = lock(&self.progress);
         let tentative = progress.tentative.take();
         progress.result = Some(match (denied, tentative) {
             // This command's own earlier attempt landed, but its reply was lost.
-            (Some(Denied::AlreadyCreated { id }), Some(outcome)) if landed(&outcome, id, view) => {
-                Ok(Landed { outcome, receipt })
+            (Some(Denial::AlreadyCreated { id }), Some(outcome)) if landed(&outcome, id, view) => {
+                Ok(Committed { outcome, receipt })
             }
             (Some(denied), _) => Err(denied.into()),
-            (None, outcome) => Ok(Landed {
+            (None, outcome) => Ok(Committed {
                 outcome: outcome.unwrap_or(Outcome::Done),
                 receipt,
             }),
         });
     }
 
-    pub(super) fn settle(&self, result: Result<Landed, Error>) {
+    pub(super) fn settle(&self, result: Result<Committed, CommandError>) {
         lock(&self.progress).result.get_or_insert(result);
     }
 
@@ -104,10 +104,10 @@ impl Pending {
         lock(&self.progress).result.is_some()
     }
 
-    pub(super) fn result(&self) -> Result<Landed, Error> {
+    pub(super) fn result(&self) -> Result<Committed, CommandError> {
         let result = lock(&self.progress).result.take();
         // A turn always sets a result. Without one, no commit is known to have landed.
-        result.unwrap_or(Err(Error::Contended { attempts: 0 }))
+        result.unwrap_or(Err(CommandError::Contended { attempts: 0 }))
     }
 }
 

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use self::batch::load_ancestry;
-pub use self::error::Error;
+pub use self::error::CommandError;
 use self::lane::{Lanes, Pending};
 pub use self::sweep::BulkReceipt;
 pub(crate) use self::sweep::lineage_of;
@@ -38,7 +38,7 @@ use crate::timekeeper::Timekeeper;
 
 /// The outcome of a command, and the time until its effect has reached every verifier.
 #[derive(Debug)]
-pub struct Landed {
+pub struct Committed {
     /// The outcome of the command.
     pub outcome: Outcome,
     /// The receipt of the commit.
@@ -122,7 +122,7 @@ impl Receipt {
 }
 
 /// A listener for batches that landed. It is called before the calls that made the batch return.
-pub type LandedListener = dyn Fn(&Learnt) + Send + Sync;
+pub type CommitListener = dyn Fn(&Learnt) + Send + Sync;
 
 /// Returns the keys among its argument that were used in this process.
 type UsedHere = dyn Fn(&[KeyId]) -> BTreeSet<KeyId> + Send + Sync;
@@ -136,7 +136,7 @@ pub struct KeyManager {
     peppers: Arc<PepperRing>,
     time: Arc<Timekeeper>,
     entropy: Arc<dyn Entropy>,
-    landed: Option<Box<LandedListener>>,
+    landed: Option<Box<CommitListener>>,
     used: Option<Box<UsedHere>>,
     lanes: Lanes,
 }
@@ -215,8 +215,8 @@ impl KeyManager {
     ///
     /// # Errors
     ///
-    /// [`Error`] if the command was refused, or could not be carried out.
-    pub async fn execute(&self, request: Request) -> Result<Landed, Error> {
+    /// [`CommandError`] if the command was refused, or could not be carried out.
+    pub async fn execute(&self, request: Request) -> Result<Committed, CommandError> {
         let tenant = request.tenant.clone();
         let policy = self.policy(&tenant);
         let needed = decide::keys_needed(&request.command, &policy);

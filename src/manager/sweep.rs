@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use super::{Error, KeyManager, Receipt};
+use super::{CommandError, KeyManager, Receipt};
 use crate::core::actor::Actor;
 use crate::core::audit::Action;
-use crate::core::command::{Command, Denied, Outcome, Request};
+use crate::core::command::{Command, Denial, Outcome, Request};
 use crate::core::decide::SWEEP_MAX;
 use crate::core::id::KeyId;
 use crate::core::principal::Author;
@@ -17,7 +17,7 @@ use crate::core::record::{Reason, Status};
 use crate::core::sweep::{BulkFilter, PendingSweep, Sweep, SweepKind};
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
-use crate::core::view::Select;
+use crate::core::view::LoadRequest;
 use crate::store::{KeyStore, Locator, Row, StoreError};
 
 /// The outcome of a bulk command.
@@ -44,8 +44,8 @@ impl KeyManager {
     ///
     /// # Errors
     ///
-    /// [`Error`]. Commits that landed before it stay.
-    pub async fn execute_bulk(&self, request: Request) -> Result<BulkReceipt, Error> {
+    /// [`CommandError`]. Commits that landed before it stay.
+    pub async fn execute_bulk(&self, request: Request) -> Result<BulkReceipt, CommandError> {
         let request = self.with_lineage(request).await?;
         let mut done = self.sweep_tenant(&request).await?;
         let continues = self.continuation(&request).await?;
@@ -65,7 +65,7 @@ impl KeyManager {
                     done.receipt = done.receipt.and(also.receipt);
                 }
                 // A closed tenant already refuses every key permanently.
-                Err(Error::Denied(Denied::TenantClosed { .. })) => {}
+                Err(CommandError::Denied(Denial::TenantClosed { .. })) => {}
                 // One failure must not delay the other tenants.
                 Err(error) => {
                     tracing::warn!(tenant = %below.tenant, %error, "keys below are left");
@@ -84,12 +84,12 @@ impl KeyManager {
     ///
     /// # Errors
     ///
-    /// [`Error`]. Commits that landed before it stay.
+    /// [`CommandError`]. Commits that landed before it stay.
     pub(crate) async fn resume(
         &self,
         tenant: &TenantId,
         pending: PendingSweep,
-    ) -> Result<BulkReceipt, Error> {
+    ) -> Result<BulkReceipt, CommandError> {
         let PendingSweep {
             command: id,
             by,
@@ -111,7 +111,7 @@ impl KeyManager {
     }
 
     /// Adds the lineage of the key whose products the command revokes.
-    async fn with_lineage(&self, mut request: Request) -> Result<Request, Error> {
+    async fn with_lineage(&self, mut request: Request) -> Result<Request, CommandError> {
         let Command::RevokeMany { filter, .. } = &mut request.command else {
             return Ok(request);
         };
@@ -129,7 +129,7 @@ impl KeyManager {
         request: &Request,
         tenant: TenantId,
         continues: Option<(Author, Timestamp)>,
-    ) -> Result<Request, Error> {
+    ) -> Result<Request, CommandError> {
         let below = Request {
             tenant,
             ..request.clone()
@@ -143,7 +143,7 @@ impl KeyManager {
         let Command::RemoveOwner { owner } = &request.command else {
             return Ok(Request { continues, ..below });
         };
-        let select = Select::owner(owner.clone());
+        let select = LoadRequest::owner(owner.clone());
         let view = self.store.load(&request.tenant, &select).await?;
         let removed_at = view.owner(owner).and_then(|row| row.removed_at);
         let until = removed_at.map(|at| at.saturating_add(Duration::from_micros(1)));
@@ -165,21 +165,27 @@ impl KeyManager {
     /// Returns the author and the start of the authorised command, which only narrows in
     /// descendants. `None` once it has ended: a descendant then authorises it like any other
     /// command.
-    async fn continuation(&self, request: &Request) -> Result<Option<(Author, Timestamp)>, Error> {
-        let view = self.store.load(&request.tenant, &Select::none()).await?;
+    async fn continuation(
+        &self,
+        request: &Request,
+    ) -> Result<Option<(Author, Timestamp)>, CommandError> {
+        let view = self
+            .store
+            .load(&request.tenant, &LoadRequest::none())
+            .await?;
         let sweeps = view.tenant.map(|row| row.sweeps).unwrap_or_default();
         let pending = sweeps.into_iter().find(|own| own.command == request.id);
         Ok(pending.map(|own| (own.by, own.began_at)))
     }
 
-    async fn sweep_below(&self, request: &Request) -> Result<BulkReceipt, Error> {
+    async fn sweep_below(&self, request: &Request) -> Result<BulkReceipt, CommandError> {
         let done = self.sweep_tenant(request).await?;
         self.end_sweep(request).await?;
         Ok(done)
     }
 
     /// Records that the command is finished in the tenant.
-    async fn end_sweep(&self, request: &Request) -> Result<(), Error> {
+    async fn end_sweep(&self, request: &Request) -> Result<(), CommandError> {
         if matches!(
             request.command,
             Command::CloseTenant | Command::RemoveOwner { .. } | Command::RevokeMany { .. }
@@ -193,7 +199,7 @@ impl KeyManager {
         Ok(())
     }
 
-    async fn sweep_tenant(&self, request: &Request) -> Result<BulkReceipt, Error> {
+    async fn sweep_tenant(&self, request: &Request) -> Result<BulkReceipt, CommandError> {
         // The row is committed first: a key created after it is refused by it, and a key created
         // before it is in the list.
         let mut done = BulkReceipt {
@@ -227,7 +233,7 @@ impl KeyManager {
         &self,
         request: &Request,
         sweep: Sweep,
-    ) -> Result<(Outcome, Receipt), Error> {
+    ) -> Result<(Outcome, Receipt), CommandError> {
         let request = Request {
             sweep,
             ..request.clone()
@@ -271,7 +277,7 @@ impl KeyManager {
     }
 
     /// Returns the descendant tenants that have affected keys.
-    async fn tenants_below(&self, request: &Request) -> Result<BTreeSet<TenantId>, Error> {
+    async fn tenants_below(&self, request: &Request) -> Result<BTreeSet<TenantId>, CommandError> {
         let follows = matches!(
             request.command,
             Command::CloseTenant
@@ -329,7 +335,7 @@ async fn predecessor_of(store: &dyn KeyStore, key: KeyId) -> Result<Option<KeyId
     let about = AuditQuery {
         key: Some(key),
         limit: NonZeroUsize::MIN,
-        ..AuditQuery::everything()
+        ..AuditQuery::all()
     };
     let Some(created) = store.audit(&about).await?.rows.into_iter().next() else {
         return Ok(None);

@@ -52,7 +52,7 @@ impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let expected = "64 hexadecimal digits";
         text::read(from, |text| {
-            Self::parse(text).ok_or(Invalid::new("key", Problem::Form { expected }))
+            Self::parse(text).ok_or(Invalid::new("key", Problem::Format { expected }))
         })
     }
 }

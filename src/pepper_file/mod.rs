@@ -45,10 +45,10 @@ use crate::entropy::{Entropy, EntropyError, SystemEntropy};
 /// A process keeps the peppers that it read: nothing reads the file again by itself. To load a change,
 /// restart the process. Or build another [`Keyward`](crate::Keyward) over the same store with the
 /// [`ring`](Self::ring) of the file opened again, and use that one as soon as
-/// [`run_upkeep`](crate::Keyward::run_upkeep) of the one before has returned.
+/// [`run_maintenance`](crate::Keyward::run_maintenance) of the one before has returned.
 ///
 /// A process that has not loaded a new pepper refuses every key that another process created under it or
-/// moved to it, as [`UnknownPepper`](crate::Rejection::UnknownPepper). To refuse no key, rotate in two steps,
+/// moved to it, as [`UnknownPepper`](crate::VerifyError::UnknownPepper). To refuse no key, rotate in two steps,
 /// and let every process load the file after each step:
 ///
 /// 1. [`prepare`](Self::prepare) adds a pepper under which all processes verify.

@@ -39,8 +39,8 @@ use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::observe;
 use crate::store::{
-    Change, ChangesError, CommitTag, Cursor, Epoch, KeyStore, Learnt, ScanPage, StoreError,
-    StoreErrorKind, Versioned,
+    Change, ChangesError, CommitTag, Cursor, Epoch, FoundKey, KeyStore, Learnt, ScanPage,
+    StoreError, StoreErrorKind,
 };
 use crate::timekeeper::Timekeeper;
 
@@ -381,7 +381,7 @@ impl Replica {
     /// Applies one key that was read through the store, unless it belongs to another history. The
     /// rows of its owner and tenants, read along with it, are applied first: without them the key
     /// would reach nothing here.
-    pub(crate) fn apply_fetched(&self, fetched: &Versioned, rows: &[Change]) {
+    pub(crate) fn apply_fetched(&self, fetched: &FoundKey, rows: &[Change]) {
         let mut progress = self.progress();
         if progress
             .cursor

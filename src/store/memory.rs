@@ -11,8 +11,8 @@ use event_listener::Event;
 
 use super::{
     AuditPage, AuditQuery, AuditRow, Change, Changes, ChangesError, Commit, CommitError, CommitTag,
-    Cursor, Epoch, KeyPage, KeyQuery, KeyStore, Locator, NodeId, NodeRegistry, NodeReport,
-    Revision, Row, RowKey, ScanPage, Select, StoreError, TakePage, TenantView, Versioned,
+    Cursor, Epoch, FoundKey, KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, NodeId,
+    NodeRegistry, NodeReport, Revision, Row, RowKey, ScanPage, StoreError, TakePage, TenantView,
     scan_by_pages,
 };
 use crate::core::audit::AuditHead;
@@ -124,7 +124,7 @@ impl State {
         }
     }
 
-    fn view(&self, id: &TenantId, select: &Select) -> TenantView {
+    fn view(&self, id: &TenantId, select: &LoadRequest) -> TenantView {
         let Some(tenant) = self.tenants.get(id) else {
             return TenantView {
                 epoch: self.head.epoch,
@@ -276,18 +276,22 @@ impl State {
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl KeyStore for MemoryStore {
-    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        select: &LoadRequest,
+    ) -> Result<TenantView, StoreError> {
         Ok(self.state().view(tenant, select))
     }
 
-    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+    async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError> {
         let state = self.state();
         let id = match locator {
             Locator::Id(id) => Some(*id),
             Locator::Imported(digest) => state.digests.get(digest).copied(),
         };
         let change = id.and_then(|id| state.rows.get(&RowKey::Key(id)).cloned());
-        Ok(change.map(|change| Versioned {
+        Ok(change.map(|change| FoundKey {
             change,
             head: state.head,
         }))

@@ -43,7 +43,7 @@ use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
 use crate::core::view::repairs_time;
-pub use crate::core::view::{Effects, Epoch, Guard, Revision, RowKey, Select, TenantView};
+pub use crate::core::view::{Effects, Epoch, Guard, LoadRequest, Revision, RowKey, TenantView};
 pub use crate::core::wire::DecodeError;
 
 /// A random tag of one commit. It distinguishes two histories at the same revision.
@@ -278,7 +278,7 @@ pub enum Locator {
 
 /// One key's row, with its position in the store's history.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Versioned {
+pub struct FoundKey {
     /// The row, and the commit that wrote it. Never a tenant's or an owner's.
     pub change: Change,
     /// The head of the store at the read, or earlier.
@@ -297,13 +297,14 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     /// - The view's revision is read no later than its records, and reflects every commit that
     ///   returned before this call began.
     /// - The view has the store's epoch, and for each row the revision of the commit that wrote it.
-    /// - `select` names the rows to load; see [`Select`]. A store may return more, never less. Revoking
+    /// - `select` names the rows to load; see [`LoadRequest`]. A store may return more, never less. Revoking
     ///   one key of a tenant with a million must not cost a million reads.
     ///
     /// # Errors
     ///
     /// [`StoreError`]; never `Indeterminate`.
-    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError>;
+    async fn load(&self, tenant: &TenantId, select: &LoadRequest)
+    -> Result<TenantView, StoreError>;
 
     /// Reads one key by its public id or its imported digest, as fresh as [`load`](Self::load). A removed
     /// key is found as its tombstone while the feed keeps the tombstone.
@@ -311,7 +312,7 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     ///
     /// [`StoreError`]; never `Indeterminate`.
-    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError>;
+    async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError>;
 
     /// Applies a batch if the tenant is at `commit.expected`, and every row in `commit.guards` at the
     /// revision of its guard. If `commit.epoch` names a history, it must be the store's: a decision on a
@@ -416,11 +417,15 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl<S: KeyStore + ?Sized> KeyStore for Arc<S> {
-    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        select: &LoadRequest,
+    ) -> Result<TenantView, StoreError> {
         (**self).load(tenant, select).await
     }
 
-    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+    async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError> {
         (**self).find(locator).await
     }
 

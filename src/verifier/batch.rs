@@ -7,7 +7,7 @@ use arc_swap::Guard;
 
 use super::{Confirmation, Grant, Verifier, see};
 use crate::core::need::Need;
-use crate::core::rejection::Rejection;
+use crate::core::rejection::VerifyError;
 use crate::core::token;
 
 /// 16 lookups at a time. A judgement: about as many memory reads as a processor keeps in flight.
@@ -22,7 +22,7 @@ impl Verifier {
         &self,
         presented: &[P],
         need: &Need,
-    ) -> Vec<Result<Grant, Rejection>> {
+    ) -> Vec<Result<Grant, VerifyError>> {
         let mut verdicts = Vec::with_capacity(presented.len());
         for some in presented.chunks(AT_ONCE) {
             self.verify_some(some, need, &mut verdicts);
@@ -36,7 +36,7 @@ impl Verifier {
         &self,
         presented: &[P],
         need: &Need,
-        verdicts: &mut Vec<Result<Grant, Rejection>>,
+        verdicts: &mut Vec<Result<Grant, VerifyError>>,
     ) {
         let confirmed = Confirmation::Sent(self.replica.confirmed_at());
         // An owned reference, which every grant shares.
@@ -67,7 +67,7 @@ impl Verifier {
                     Ok(Grant::of_index(shared, accepted))
                 }
                 // A store in this process may confirm the index now.
-                Err(Rejection::Stale { .. } | Rejection::NeedsFresh) => {
+                Err(VerifyError::Stale { .. } | VerifyError::NeedsFresh) => {
                     self.verify(presented.as_ref(), need)
                 }
                 Err(rejection) => Err(rejection),

@@ -9,8 +9,8 @@ use std::fmt;
 /// # Examples
 ///
 /// ```
-/// # use keyward::{Credentials, Grant, Keyward, Need, Rejection};
-/// # fn example(keys: &Keyward, user: &str, password: &str) -> Result<Grant, Rejection> {
+/// # use keyward::{Credentials, Grant, Keyward, Need, VerifyError};
+/// # fn example(keys: &Keyward, user: &str, password: &str) -> Result<Grant, VerifyError> {
 /// keys.verify(password, &Need::any())?;
 ///
 /// let pair = Credentials::Pair { public: user.as_bytes(), secret: password.as_bytes() };

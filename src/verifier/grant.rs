@@ -9,12 +9,12 @@ use arc_swap::Guard;
 use super::Snapshot;
 use crate::core::actor::{ActingKey, Actor};
 use crate::core::id::KeyId;
-use crate::core::owner::Standing;
+use crate::core::owner::OwnerStatus;
 use crate::core::policy::{Policies, Policy, TenantReach};
 use crate::core::principal::Owner;
 use crate::core::reach::{self, Bounds};
 use crate::core::record::{Resource, Visibility};
-use crate::core::rejection::Rejection;
+use crate::core::rejection::VerifyError;
 use crate::core::scope::{Scope, ScopeSet};
 use crate::core::subject::{Course, Holder, Life, Shape};
 use crate::core::tenant::TenantId;
@@ -26,7 +26,7 @@ use crate::replica::{Facts, HolderAt, Kept, Parts};
 ///
 /// Meant for one request. A grant keeps the index that it was verified against in memory, so copy
 /// what you need for longer. The name, metadata and description are not in it:
-/// [`Keyward::info`](crate::Keyward::info) reads them from the store.
+/// [`Keyward::key_for_grant`](crate::Keyward::key_for_grant) reads them from the store.
 pub struct Grant {
     id: KeyId,
     at: Timestamp,
@@ -59,7 +59,7 @@ pub(super) struct Accepted {
     pub(super) address: Option<IpAddr>,
     /// The standing of its holder in the tenant that the key reached into, if it differs from the
     /// standing at home.
-    pub(super) reached: Option<Box<Standing>>,
+    pub(super) reached: Option<Box<OwnerStatus>>,
 }
 
 /// The parts of a stored record that decide what a key may do.
@@ -67,7 +67,7 @@ pub(super) struct Taken {
     pub(super) shape: Shape,
     pub(super) holder: Holder,
     pub(super) course: Course,
-    pub(super) standing: Standing,
+    pub(super) standing: OwnerStatus,
     pub(super) policies: Arc<Policies>,
 }
 
@@ -143,7 +143,7 @@ impl Grant {
     /// Returns the same key with the standing that its holder has in the tenant that it reached
     /// into.
     #[cold]
-    fn standing_as(self, standing: Standing) -> Self {
+    fn standing_as(self, standing: OwnerStatus) -> Self {
         let Of::Index { snapshot, row, .. } = &self.of else {
             return self;
         };
@@ -291,12 +291,12 @@ impl Grant {
     ///
     /// # Errors
     ///
-    /// [`Rejection::MissingScope`].
-    pub fn require(&self, scope: &Scope) -> Result<(), Rejection> {
+    /// [`VerifyError::MissingScope`].
+    pub fn require(&self, scope: &Scope) -> Result<(), VerifyError> {
         if self.allows(scope) {
             return Ok(());
         }
-        Err(Rejection::MissingScope {
+        Err(VerifyError::MissingScope {
             key: self.key_id(),
             scope: scope.clone(),
         })
@@ -327,7 +327,7 @@ impl Grant {
     #[must_use]
     pub fn actor(&self) -> Actor {
         let class = self.policy().class(&self.shape().class);
-        let descendants = class.is_some_and(|class| class.tenant_reach == TenantReach::Below);
+        let descendants = class.is_some_and(|class| class.tenant_reach == TenantReach::Descendants);
         let key = ActingKey {
             id: self.id,
             owner: self.holder().owner.clone(),

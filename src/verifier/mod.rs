@@ -22,10 +22,10 @@ use subtle::Choice;
 
 pub use self::credentials::Credentials;
 use self::fetch::Flights;
-pub use self::fetch::{PastBound, ReadThrough};
+pub use self::fetch::{OnStale, ReadThroughLimits};
 use self::grant::Accepted;
 pub use self::grant::Grant;
-pub(crate) use self::upkeep::Chore;
+pub(crate) use self::upkeep::MaintenanceTask;
 use self::upkeep::Upkeep;
 use crate::clock::Reading;
 use crate::core::check;
@@ -35,7 +35,7 @@ use crate::core::need::Need;
 use crate::core::pepper::{Pepper, PepperRing};
 use crate::core::policy::{LivePolicies, Policies, Policy};
 use crate::core::record::Visibility;
-use crate::core::rejection::Rejection;
+use crate::core::rejection::VerifyError;
 use crate::core::secret::Digest;
 use crate::core::subject::{Course, Shape, Subject};
 use crate::core::time::Timestamp;
@@ -56,7 +56,7 @@ pub struct Verifier {
     snapshot: ArcSwap<Snapshot>,
     upkeep: Upkeep,
     flights: Flights,
-    past_bound: PastBound,
+    past_bound: OnStale,
 }
 
 /// Everything that a verification reads, behind one atomic pointer.
@@ -104,7 +104,7 @@ struct Seen<'v> {
 
 /// The use of a key in this process.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Uses {
+pub struct Usage {
     /// The number of times that the key was accepted.
     pub count: u64,
     /// The time of the last use, at most 64 seconds early; `None` if there was none.
@@ -139,22 +139,22 @@ impl Verifier {
             clock,
             snapshot,
             upkeep: Upkeep::default(),
-            flights: Flights::new(ReadThrough::default()),
-            past_bound: PastBound::default(),
+            flights: Flights::new(ReadThroughLimits::default()),
+            past_bound: OnStale::default(),
         }
     }
 
-    /// Sets the limits for reads through the store. Defaults to [`ReadThrough::default`].
+    /// Sets the limits for reads through the store. Defaults to [`ReadThroughLimits::default`].
     #[must_use]
-    pub fn with_read_through(mut self, bounds: ReadThrough) -> Self {
+    pub fn with_read_through(mut self, bounds: ReadThroughLimits) -> Self {
         self.flights = Flights::new(bounds);
         self
     }
 
     /// Sets what happens to a key once its staleness bound is passed. Defaults to
-    /// [`PastBound::Refuse`].
+    /// [`OnStale::Reject`].
     #[must_use]
-    pub const fn with_past_bound(mut self, past_bound: PastBound) -> Self {
+    pub const fn with_past_bound(mut self, past_bound: OnStale) -> Self {
         self.past_bound = past_bound;
         self
     }
@@ -165,12 +165,12 @@ impl Verifier {
     ///
     /// # Errors
     ///
-    /// [`Rejection`]; show the client only [`Rejection::public_message`].
+    /// [`VerifyError`]; show the client only [`VerifyError::public_message`].
     pub fn verify<'a>(
         &self,
         credentials: impl Into<Credentials<'a>>,
         need: &Need,
-    ) -> Result<Grant, Rejection> {
+    ) -> Result<Grant, VerifyError> {
         let presented = match credentials.into() {
             Credentials::Key(key) => key,
             pair @ Credentials::Pair { .. } => return self.verify_pair(pair, need),
@@ -188,7 +188,7 @@ impl Verifier {
     }
 
     #[cold]
-    fn verify_confirmed(&self, token: &Token<'_>, need: &Need) -> Result<Grant, Rejection> {
+    fn verify_confirmed(&self, token: &Token<'_>, need: &Need) -> Result<Grant, VerifyError> {
         self.verify_token(token, need, Confirmation::DuringCall)
     }
 
@@ -199,7 +199,7 @@ impl Verifier {
         presented: &[u8],
         error: TokenError,
         need: &Need,
-    ) -> Result<Grant, Rejection> {
+    ) -> Result<Grant, VerifyError> {
         if !self.replica.has_imported() {
             return Err(error.into());
         }
@@ -215,15 +215,15 @@ impl Verifier {
     /// Returns whether the key was refused for lack of a confirmation, and a store in this process
     /// has confirmed the index since.
     #[inline]
-    fn may_confirm(&self, verdict: &Result<Grant, Rejection>) -> bool {
+    fn may_confirm(&self, verdict: &Result<Grant, VerifyError>) -> bool {
         matches!(
             verdict,
-            Err(Rejection::Stale { .. } | Rejection::NeedsFresh)
+            Err(VerifyError::Stale { .. } | VerifyError::NeedsFresh)
         ) && self.replica.confirm_now()
     }
 
     #[inline(never)]
-    fn verify_pair(&self, pair: Credentials<'_>, need: &Need) -> Result<Grant, Rejection> {
+    fn verify_pair(&self, pair: Credentials<'_>, need: &Need) -> Result<Grant, VerifyError> {
         verify_halves(pair, need, |key, need| self.verify(key, need))
     }
 
@@ -261,7 +261,7 @@ impl Verifier {
         token: &Token<'_>,
         need: &Need,
         confirmed: Confirmation,
-    ) -> Result<Grant, Rejection> {
+    ) -> Result<Grant, VerifyError> {
         let snapshot = self.snapshot();
         let view = &*snapshot.view;
         // The slot's memory is fetched while the token is digested.
@@ -280,7 +280,7 @@ impl Verifier {
         error: TokenError,
         need: &Need,
         confirmed: Confirmation,
-    ) -> Result<Grant, Rejection> {
+    ) -> Result<Grant, VerifyError> {
         let snapshot = self.snapshot();
         let view = &*snapshot.view;
         if !view.index().has_imported() {
@@ -301,7 +301,7 @@ impl Verifier {
         seen: Seen<'_>,
         (confirmed, (reading, now)): (Confirmation, (Reading, Timestamp)),
         need: &Need,
-    ) -> Result<Accepted, Rejection> {
+    ) -> Result<Accepted, VerifyError> {
         let view = &*snapshot.view;
         let Seen {
             hit,
@@ -326,8 +326,8 @@ impl Verifier {
         };
         let course = match view.course(&hit, standing.0, now.max(newest)) {
             Kept::Known(course) => course,
-            Kept::Removed => return Err(Rejection::Unknown),
-            Kept::Corrupt => return Err(Rejection::Corrupt { key: hit.id }),
+            Kept::Removed => return Err(VerifyError::Unknown),
+            Kept::Corrupt => return Err(VerifyError::Corrupt { key: hit.id }),
         };
         let mut judged = Ok(now);
         if course
@@ -381,7 +381,7 @@ impl Verifier {
         (key, course): (KeyId, &Course),
         floor: Option<Timestamp>,
         (now, reading): (Timestamp, Reading),
-    ) -> Result<Timestamp, Rejection> {
+    ) -> Result<Timestamp, VerifyError> {
         let (time, end) = (&self.clock, course.expires_at.unwrap_or(now));
         let confirmed = || time.confirms(now, reading.monotonic);
         match judge_end(end, now, floor, confirmed, time.allowance()) {
@@ -389,7 +389,7 @@ impl Verifier {
             Ending::Ended => Ok(end),
             Ending::Unsure => {
                 let floor = floor.unwrap_or(end);
-                Err(Rejection::ClockUnsure { key, now, floor })
+                Err(VerifyError::ClockUnsure { key, now, floor })
             }
         }
     }
@@ -448,7 +448,12 @@ impl Verifier {
     }
 
     /// Returns the rejection of a secret that does not match: the key's pepper may be missing.
-    fn wrong_secret(&self, view: &View, token: Option<&Token<'_>>, facts: &Facts<'_>) -> Rejection {
+    fn wrong_secret(
+        &self,
+        view: &View,
+        token: Option<&Token<'_>>,
+        facts: &Facts<'_>,
+    ) -> VerifyError {
         let missing = |facts: &Facts<'_>| {
             let pepper = facts.shape.pepper.as_ref()?;
             self.peppers.live(pepper).is_none().then(|| pepper.clone())
@@ -459,9 +464,9 @@ impl Verifier {
             Some(pepper) => {
                 let key = token.map(Token::id).map(tracing::field::display);
                 tracing::error!(%pepper, key, "pepper is not in the ring");
-                Rejection::UnknownPepper { pepper }
+                VerifyError::UnknownPepper { pepper }
             }
-            None => Rejection::WrongSecret,
+            None => VerifyError::WrongSecret,
         }
     }
 
@@ -479,8 +484,12 @@ impl Verifier {
         {
             let digest = |pepper: &Pepper| pepper.digest(token.id_and_secret());
             let digests = (digest(own), digest(current));
-            let chore =
-                Chore::redigest(&whose.holder().tenant, id, (pepper, current.id()), digests);
+            let chore = MaintenanceTask::redigest(
+                &whose.holder().tenant,
+                id,
+                (pepper, current.id()),
+                digests,
+            );
             self.upkeep.push(chore);
         }
     }
@@ -488,11 +497,11 @@ impl Verifier {
     /// Returns how often this process accepted a key since it started, and when last, to about a
     /// minute; `None` if the verifier does not know the key. Counted in memory only.
     #[must_use]
-    pub fn uses(&self, key: KeyId) -> Option<Uses> {
+    pub fn uses(&self, key: KeyId) -> Option<Usage> {
         let (count, last) = self.snapshot().view.uses(key)?;
         let last = (count > 0).then(|| Timestamp::from_unix_seconds(last.into()).ok());
         let last = last.flatten();
-        Some(Uses { count, last })
+        Some(Usage { count, last })
     }
 
     /// Drops a snapshot that is no longer current. A verification does so too; without
@@ -502,13 +511,13 @@ impl Verifier {
     }
 
     /// Takes the next task that a verification left behind.
-    pub(crate) fn next_chore(&self) -> Option<Chore> {
+    pub(crate) fn next_chore(&self) -> Option<MaintenanceTask> {
         self.upkeep.pop()
     }
 }
 
 /// Verifies a key by itself, or each half of a pair, with `verify`.
-fn verify_halves<E: From<Rejection>>(
+fn verify_halves<E: From<VerifyError>>(
     credentials: Credentials<'_>,
     need: &Need,
     verify: impl Fn(&[u8], &Need) -> Result<Grant, E>,
@@ -526,19 +535,19 @@ fn verify_halves<E: From<Rejection>>(
 fn publishable_half<'a>(
     grant: &Grant,
     public: Option<&'a [u8]>,
-) -> Result<Option<&'a [u8]>, Rejection> {
+) -> Result<Option<&'a [u8]>, VerifyError> {
     let Some(public) = public else {
         return Ok(None);
     };
     match token::trim(public)?.parse::<KeyId>() {
         Ok(id) if id == grant.key_id() => Ok(None),
-        Ok(_) => Err(Rejection::PairMismatch),
+        Ok(_) => Err(VerifyError::PairMismatch),
         Err(_) => Ok(Some(public)),
     }
 }
 
 /// Checks that the halves of a pair belong together (rule A2-15).
-fn check_pair(grant: &Grant, public: &Grant, need: &Need) -> Result<(), Rejection> {
+fn check_pair(grant: &Grant, public: &Grant, need: &Need) -> Result<(), VerifyError> {
     let belongs = public.visibility() == Visibility::Publishable
         && public.tenant() == grant.tenant()
         && public.environment() == grant.environment()
@@ -546,7 +555,7 @@ fn check_pair(grant: &Grant, public: &Grant, need: &Need) -> Result<(), Rejectio
     if belongs {
         Ok(())
     } else {
-        Err(Rejection::PairMismatch)
+        Err(VerifyError::PairMismatch)
     }
 }
 
@@ -557,19 +566,19 @@ fn check_fresh(
     shape: &Shape,
     confirmed: Confirmation,
     reading: Reading,
-) -> Result<(), Rejection> {
+) -> Result<(), VerifyError> {
     let Confirmation::Sent(sent) = confirmed else {
         return Ok(());
     };
     let bound = policy.propagation(&shape.class).bound;
     if bound.is_zero() {
-        return Err(Rejection::NeedsFresh);
+        return Err(VerifyError::NeedsFresh);
     }
     if sent.is_some_and(|sent| reading.is_within(bound, sent)) {
         return Ok(());
     }
     let age = sent.map_or(Duration::MAX, |sent| reading.since(sent));
-    Err(Rejection::Stale { age, bound })
+    Err(VerifyError::Stale { age, bound })
 }
 
 #[inline]
@@ -631,15 +640,18 @@ impl<'a> Claim<'a> {
 
 /// Interprets an answer of the index, and resolves the attributes that the key shares with others.
 #[inline(always)]
-fn see(view: &View, answer: Answer, under_older: bool) -> Result<Seen<'_>, Rejection> {
+fn see(view: &View, answer: Answer, under_older: bool) -> Result<Seen<'_>, VerifyError> {
     let (hit, facts) = match answer {
         Answer::Hit(hit) => {
             let facts = view.facts(hit.parts);
-            (Some(hit), facts.ok_or(Rejection::Corrupt { key: hit.id })?)
+            (
+                Some(hit),
+                facts.ok_or(VerifyError::Corrupt { key: hit.id })?,
+            )
         }
-        Answer::WrongSecret(parts) => (None, view.facts(parts).ok_or(Rejection::WrongSecret)?),
-        Answer::Corrupt(key) => return Err(Rejection::Corrupt { key }),
-        Answer::Removed | Answer::Unknown => return Err(Rejection::Unknown),
+        Answer::WrongSecret(parts) => (None, view.facts(parts).ok_or(VerifyError::WrongSecret)?),
+        Answer::Corrupt(key) => return Err(VerifyError::Corrupt { key }),
+        Answer::Removed | Answer::Unknown => return Err(VerifyError::Unknown),
     };
     Ok(Seen {
         hit,

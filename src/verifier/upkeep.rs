@@ -13,7 +13,7 @@ use crate::core::text::PepperId;
 const CAPACITY: usize = 1024;
 
 #[derive(Debug)]
-pub(super) struct Upkeep(ArrayQueue<Chore>);
+pub(super) struct Upkeep(ArrayQueue<MaintenanceTask>);
 
 impl Default for Upkeep {
     fn default() -> Self {
@@ -22,24 +22,24 @@ impl Default for Upkeep {
 }
 
 impl Upkeep {
-    pub(super) fn push(&self, chore: Chore) {
+    pub(super) fn push(&self, chore: MaintenanceTask) {
         // A full queue drops the task, and the key's next use queues it again.
         let _ = self.0.push(chore);
     }
 
-    pub(super) fn pop(&self) -> Option<Chore> {
+    pub(super) fn pop(&self) -> Option<MaintenanceTask> {
         self.0.pop()
     }
 }
 
 /// A command that the host itself gives after a key was used.
 #[derive(Debug)]
-pub(crate) struct Chore {
+pub(crate) struct MaintenanceTask {
     pub(crate) tenant: TenantId,
     pub(crate) command: Command,
 }
 
-impl Chore {
+impl MaintenanceTask {
     pub(super) fn redigest(
         tenant: &TenantId,
         key: KeyId,

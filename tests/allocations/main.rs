@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test panics on failure")]
 
 use keyward::policy::Propagation;
-use keyward::{Digest, ImportKey, Keyward, Need, Reason, Rejection, days, profiles, token};
+use keyward::{Digest, ImportKey, Keyward, Need, Reason, VerifyError, days, profiles, token};
 
 use support::{World, admin, host, reader, reading, wait, with_other_secret};
 
@@ -26,7 +26,7 @@ fn allocations(
     keys: &Keyward,
     presented: &str,
     need: &Need,
-    right: fn(Option<&Rejection>) -> bool,
+    right: fn(Option<&VerifyError>) -> bool,
 ) -> u64 {
     let verify = || {
         let verdict = keys.verify(presented, need);
@@ -62,7 +62,7 @@ fn a_wrong_secret_allocates_nothing() {
     let (world, token) = service();
     let wrong = with_other_secret(&token);
     let count = allocations(&world.keys, &wrong, &reading(), |refused| {
-        refused == Some(&Rejection::WrongSecret)
+        refused == Some(&VerifyError::WrongSecret)
     });
     assert_eq!(count, 0);
 }
@@ -71,7 +71,7 @@ fn a_wrong_secret_allocates_nothing() {
 fn an_unknown_id_allocates_nothing() {
     let ((world, _), (_, elsewhere)) = (service(), service());
     let count = allocations(&world.keys, &elsewhere, &reading(), |refused| {
-        refused == Some(&Rejection::Unknown)
+        refused == Some(&VerifyError::Unknown)
     });
     assert_eq!(count, 0);
 }
@@ -84,7 +84,7 @@ fn text_that_is_not_a_token_allocates_nothing() {
     let huge = "x".repeat(10_000);
     for presented in ["", "hunter2", "Bearer x", &broken, &mistyped, &huge] {
         let count = allocations(&world.keys, presented, &reading(), |refused| {
-            matches!(refused, Some(Rejection::Malformed(_)))
+            matches!(refused, Some(VerifyError::Malformed(_)))
         });
         assert_eq!(count, 0, "{presented:.80}");
     }
@@ -96,7 +96,7 @@ fn a_revoked_key_allocates_nothing() {
     let id = token::parse(token.as_bytes()).unwrap().id();
     wait(world.keys.revoke(&admin(), id, Reason::Lost)).unwrap();
     let count = allocations(&world.keys, &token, &reading(), |refused| {
-        matches!(refused, Some(Rejection::Revoked { .. }))
+        matches!(refused, Some(VerifyError::Revoked { .. }))
     });
     assert_eq!(count, 0);
 }

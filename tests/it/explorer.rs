@@ -9,12 +9,12 @@ use keyward::policy::{ActiveKeyCap, LegacyRule, Policy, TenantReach};
 use keyward::profiles::standard;
 use keyward::store::{
     AuditPage, AuditQuery, Change, Changes, ChangesError, Commit, CommitError, CommitTag, Cursor,
-    Effects, Epoch, KeyPage, KeyQuery, KeyStore, Locator, MemoryStore, Revision, Row, RowKey,
-    ScanPage, Select, StoreError, TenantView, Versioned,
+    Effects, Epoch, FoundKey, KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore,
+    Revision, Row, RowKey, ScanPage, StoreError, TenantView,
 };
 use keyward::{
-    Actor, Command, CommandId, DeleteKey, Digest, Error, ImportKey, KeyId, NewKey, Outcome,
-    PrincipalId, Reason, Replacement, Request, Role, ScopeSet, TenantId, async_trait, hours,
+    Actor, Command, CommandError, CommandId, CreateKey, DeleteKey, Digest, ImportKey, KeyId,
+    Outcome, PrincipalId, Reason, Request, Role, RotateKey, ScopeSet, TenantId, async_trait, hours,
 };
 use keyward_conformance::broken::{BrokenStore, Defect};
 use keyward_conformance::explore::{Bench, Explorer, Race, Report, World, block_on, step};
@@ -37,15 +37,17 @@ fn ask(id: &str, command: Command) -> Request {
     by(admin("acme"), id, command)
 }
 
-fn key(name: &str) -> NewKey {
-    NewKey::new(name).environment("live").scope("reports:read")
+fn key(name: &str) -> CreateKey {
+    CreateKey::new(name)
+        .environment("live")
+        .scope("reports:read")
 }
 
 fn create(id: &str) -> Request {
     ask(id, key(id).into_command().unwrap())
 }
 
-fn rotate(id: &str, key: KeyId, how: Replacement) -> Request {
+fn rotate(id: &str, key: KeyId, how: RotateKey) -> Request {
     ask(id, Command::Rotate { key, how })
 }
 
@@ -83,7 +85,10 @@ fn policy(cap: u32) -> Policy {
     .unwrap()
 }
 
-fn race(cap: u32, prepare: impl Fn(&Bench) -> Result<Vec<Request>, Error> + 'static) -> Race {
+fn race(
+    cap: u32,
+    prepare: impl Fn(&Bench) -> Result<Vec<Request>, CommandError> + 'static,
+) -> Race {
     Race::new(policy(cap), prepare)
 }
 
@@ -127,9 +132,9 @@ fn three_creates_for_the_last_place_never_exceed_the_cap() {
 #[test]
 fn a_revocation_that_races_with_a_rotation_is_permanent() {
     for how in [
-        Replacement::immediate(),
-        Replacement::grace(hours(1)),
-        Replacement::on_first_use(hours(1)),
+        RotateKey::immediate(),
+        RotateKey::grace(hours(1)),
+        RotateKey::on_first_use(hours(1)),
     ] {
         holds(&race(2, move |bench| {
             let key = made(bench.land(create("before"))?);
@@ -144,8 +149,8 @@ fn a_revocation_that_races_with_a_rotation_is_permanent() {
 #[test]
 fn two_rotations_of_one_key_never_exceed_the_cap() {
     for how in [
-        Replacement::grace(hours(1)),
-        Replacement::on_first_use(hours(1)),
+        RotateKey::grace(hours(1)),
+        RotateKey::on_first_use(hours(1)),
     ] {
         holds(&race(2, move |bench| {
             let key = made(bench.land(create("before"))?);
@@ -161,10 +166,10 @@ fn two_rotations_of_one_key_never_exceed_the_cap() {
 fn rotating_a_successor_and_cancelling_its_rotation_never_exceed_the_cap() {
     holds(&race(2, move |bench| {
         let key = made(bench.land(create("before"))?);
-        let how = Replacement::on_first_use(hours(1));
+        let how = RotateKey::on_first_use(hours(1));
         let successor = made(bench.land(rotate("first", key, how))?);
         Ok(vec![
-            rotate("second", successor, Replacement::grace(hours(1))),
+            rotate("second", successor, RotateKey::grace(hours(1))),
             ask("cancel", Command::CancelRotation { key }),
         ])
     }));
@@ -197,7 +202,7 @@ fn imports_of_one_digest() -> Race {
         let import = |path: &str| {
             let digest = Digest::sha256("their-own-token");
             let command = ImportKey::sha256(digest, key("taken over")).into_command()?;
-            Ok::<_, Error>(by(admin(path), path, command))
+            Ok::<_, CommandError>(by(admin(path), path, command))
         };
         Ok(vec![import("acme")?, import("other")?])
     })
@@ -233,7 +238,7 @@ fn two_commands_with_one_id_commit_once() {
 fn reaching_below() -> Policy {
     let mut spec = standard();
     let secret = spec.classes.get_mut("secret").unwrap();
-    secret.tenant_reach = TenantReach::Below;
+    secret.tenant_reach = TenantReach::Descendants;
     Policy::new(spec).unwrap()
 }
 
@@ -247,8 +252,8 @@ fn ann() -> PrincipalId {
 }
 
 /// Creates a key of acme that manages with its owner's role, developer. Returns the key and its actor.
-fn manager_of_acme(bench: &Bench) -> Result<(KeyId, Actor), Error> {
-    let command = NewKey::new("manager").environment("live").scope("*:*");
+fn manager_of_acme(bench: &Bench) -> Result<(KeyId, Actor), CommandError> {
+    let command = CreateKey::new("manager").environment("live").scope("*:*");
     let command = command.owned_by(ann(), Role::DEVELOPER).into_command()?;
     match bench.land(ask("manager", command))? {
         Outcome::Issued { key: Some(key), .. } => {
@@ -473,20 +478,27 @@ impl Broken {
 
 #[async_trait]
 impl KeyStore for Broken {
-    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        select: &LoadRequest,
+    ) -> Result<TenantView, StoreError> {
         let mut view = self.inner.load(tenant, select).await?;
         view.revision = self.announced(view.revision);
         Ok(view)
     }
 
-    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+    async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError> {
         self.inner.find(locator).await
     }
 
     async fn commit(&self, mut commit: Commit) -> Result<Revision, CommitError> {
         match self.fault {
             Fault::IgnoresExpected => {
-                let view = self.inner.load(&commit.tenant, &Select::none()).await?;
+                let view = self
+                    .inner
+                    .load(&commit.tenant, &LoadRequest::none())
+                    .await?;
                 commit.expected = view.revision;
                 // The commit is adapted to the current revision, so that only the cap can reveal the defect.
                 self.inner.commit(commit).await
@@ -601,9 +613,9 @@ fn a_store_that_alters_audit_entries_is_caught() {
 #[test]
 fn a_writer_that_counts_before_it_inserts_is_caught() {
     const CAP: usize = 2;
-    let live = Select {
+    let live = LoadRequest {
         live_at: Some("2026-01-01T00:00:00Z".parse().unwrap()),
-        ..Select::none()
+        ..LoadRequest::none()
     };
     let world = || {
         let store = Arc::new(MemoryStore::new());
@@ -616,7 +628,7 @@ fn a_writer_that_counts_before_it_inserts_is_caught() {
             .unwrap()
             .id;
         let template = match block_on(store.find(&Locator::Id(template))).unwrap() {
-            Some(Versioned {
+            Some(FoundKey {
                 change:
                     Change {
                         row: Row::Key(record),
@@ -644,7 +656,10 @@ fn a_writer_that_counts_before_it_inserts_is_caught() {
                     .records
                     .len();
                 if count < CAP {
-                    let view = store.load(&tenant("acme"), &Select::none()).await.unwrap();
+                    let view = store
+                        .load(&tenant("acme"), &LoadRequest::none())
+                        .await
+                        .unwrap();
                     record.id = KeyId::from_u128(n);
                     let effects = Effects {
                         puts: vec![record],

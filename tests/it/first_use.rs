@@ -7,9 +7,9 @@ use keyward::audit::Action;
 use keyward::policy::{ActiveKeyCap, Policy, PolicyError, Rotation};
 use keyward::store::{AuditQuery, MemoryStore};
 use keyward::{
-    Actor, Author, BulkFilter, Clock, Created, DeleteKey, Denied, Error, KeyId, Keyward,
-    LeakSource, ManualClock, Need, NewKey, Reason, Rejection, Replacement, Role, Rotated,
-    RotationReason, Timestamp, days, hours, profiles,
+    Actor, Author, BulkFilter, Clock, CommandError, CreateKey, Created, DeleteKey, Denial, KeyId,
+    Keyward, LeakSource, ManualClock, Need, Reason, Role, RotateKey, Rotated, RotationReason,
+    Timestamp, VerifyError, days, hours, profiles,
 };
 use keyward_conformance::{Call, Fault, FaultyStore};
 use support::*;
@@ -20,13 +20,13 @@ fn standard() -> Policy {
     Policy::new(profiles::standard()).unwrap()
 }
 
-fn compromised() -> Replacement {
-    Replacement::on_first_use(GRACE)
+fn compromised() -> RotateKey {
+    RotateKey::on_first_use(GRACE)
         .no_later_than(hours(24))
         .because(RotationReason::Compromise)
 }
 
-fn rotate(world: &World, old: &Created, how: Replacement) -> Result<Rotated, Error> {
+fn rotate(world: &World, old: &Created, how: RotateKey) -> Result<Rotated, CommandError> {
     wait(world.keys.rotate(&admin(), old.id, how))
 }
 
@@ -42,12 +42,12 @@ fn ended(keys: &Keyward, old: &Created) -> bool {
     let verdict = keys.verify(old.secret.expose(), &Need::any());
     matches!(
         verdict,
-        Err(Rejection::Expired { .. } | Rejection::Revoked { .. })
+        Err(VerifyError::Expired { .. } | VerifyError::Revoked { .. })
     )
 }
 
 /// A command that ends the successor of a rotation.
-type End = fn(&Keyward, &Rotated) -> Result<(), Error>;
+type End = fn(&Keyward, &Rotated) -> Result<(), CommandError>;
 
 const ENDS: [(&str, End); 4] = [
     ("revoke", |keys, new| {
@@ -62,7 +62,7 @@ const ENDS: [(&str, End); 4] = [
         wait(keys.report_leaked_fingerprint(&host(), found, source)).map(drop)
     }),
     ("rotate", |keys, new| {
-        wait(keys.rotate(&admin(), new.id, Replacement::immediate())).map(drop)
+        wait(keys.rotate(&admin(), new.id, RotateKey::immediate())).map(drop)
     }),
 ];
 
@@ -70,7 +70,7 @@ const ENDS: [(&str, End); 4] = [
 #[test]
 fn ending_a_used_successor_still_ends_the_old_key() {
     for (what, end) in ENDS {
-        for how in [Replacement::on_first_use(GRACE), compromised()] {
+        for how in [RotateKey::on_first_use(GRACE), compromised()] {
             let world = World::new();
             let old = world.create(&admin(), reader("old")).unwrap();
             let new = rotate(&world, &old, how).unwrap();
@@ -89,7 +89,7 @@ fn ending_a_used_successor_still_ends_the_old_key() {
 fn a_first_use_recorded_by_a_command_is_attributed_to_the_application() {
     let world = World::new();
     let old = world.create(&admin(), reader("old")).unwrap();
-    let new = rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap();
+    let new = rotate(&world, &old, RotateKey::on_first_use(GRACE)).unwrap();
     use_it(&world.keys, &new.secret);
     wait(world.keys.revoke(&admin(), new.id, Reason::Lost)).unwrap();
     let trail = AuditQuery::tenant(tenant("acme"));
@@ -110,12 +110,12 @@ fn a_first_use_recorded_by_a_command_is_attributed_to_the_application() {
 fn a_refused_command_leaves_a_first_use_counted() {
     let world = World::new();
     let old = world.create(&admin(), reader("old")).unwrap();
-    let new = rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap();
+    let new = rotate(&world, &old, RotateKey::on_first_use(GRACE)).unwrap();
     use_it(&world.keys, &new.secret);
     let outsider = actor("acme", "carol", Role::MEMBER);
     let refused = wait(world.keys.revoke(&outsider, new.id, Reason::Lost));
-    assert!(matches!(denied(refused), Denied::Forbidden { .. }));
-    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 1);
+    assert!(matches!(denied(refused), Denial::Forbidden { .. }));
+    assert_eq!(wait(world.keys.run_maintenance()).unwrap(), 1);
     let grace_ends = world.keys.now().saturating_add(GRACE);
     assert_eq!(end_of(&world.keys, old.id), Some(grace_ends));
 }
@@ -129,7 +129,7 @@ fn trap_33_the_uses_of_one_tenant_displace_no_other_tenants_uses() {
         let by = actor(path, "alice", Role::ADMIN);
         let one = |number: usize| {
             let old = world.create(&by, reader(&format!("key {number}"))).unwrap();
-            let how = Replacement::on_first_use(GRACE);
+            let how = RotateKey::on_first_use(GRACE);
             (old.id, wait(world.keys.rotate(&by, old.id, how)).unwrap())
         };
         (0..count).map(one).collect()
@@ -139,7 +139,7 @@ fn trap_33_the_uses_of_one_tenant_displace_no_other_tenants_uses() {
     for (_, new) in single.iter().chain(&many) {
         use_it(&world.keys, &new.secret);
     }
-    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 1_101);
+    assert_eq!(wait(world.keys.run_maintenance()).unwrap(), 1_101);
     let grace_ends = Some(world.keys.now().saturating_add(GRACE));
     let host = Actor::application(tenant("zebra"));
     let old = wait(world.keys.key(&host, single[0].0)).unwrap();
@@ -158,7 +158,7 @@ fn tenants_take_turns_when_first_uses_are_recorded() {
         let one = |number: usize| {
             let key = reader(&format!("key {number}"));
             let old = wait(keys.create(&by, key)).unwrap();
-            let how = Replacement::on_first_use(GRACE);
+            let how = RotateKey::on_first_use(GRACE);
             wait(keys.rotate(&by, old.id, how)).unwrap()
         };
         (0..count).map(one).collect()
@@ -168,7 +168,7 @@ fn tenants_take_turns_when_first_uses_are_recorded() {
     }
     // Two commits succeed, and no more.
     store.next(Call::Commit, [Fault::None, Fault::None, Fault::Unavailable]);
-    assert!(wait(keys.run_upkeep()).is_err());
+    assert!(wait(keys.run_maintenance()).is_err());
     let trail = AuditQuery::tenant(tenant("zebra"));
     let host = Actor::application(tenant("zebra"));
     let rows = wait(keys.audit(&host, &trail)).unwrap().rows;
@@ -191,11 +191,11 @@ fn a_first_use_survives_a_failed_commit() {
         let new = wait(keys.rotate(&admin(), old.id, compromised())).unwrap();
         use_it(&keys, &new.secret);
         store.partition(true);
-        assert!(wait(keys.run_upkeep()).is_err());
+        assert!(wait(keys.run_maintenance()).is_err());
         store.partition(false);
         store.next(Call::Commit, [fault]);
-        let _ = wait(keys.run_upkeep());
-        let _ = wait(keys.run_upkeep());
+        let _ = wait(keys.run_maintenance());
+        let _ = wait(keys.run_maintenance());
         assert_eq!(
             end_of(&keys, old.id),
             Some(clock.now().saturating_add(GRACE)),
@@ -208,14 +208,14 @@ fn a_first_use_survives_a_failed_commit() {
 fn a_first_use_survives_a_resync() {
     let world = World::new();
     let old = world.create(&admin(), reader("old")).unwrap();
-    let new = rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap();
+    let new = rotate(&world, &old, RotateKey::on_first_use(GRACE)).unwrap();
     use_it(&world.keys, &new.secret);
     // Another process commits, and the history that this node followed is compacted away.
     let other = world.another_node(standard());
     wait(other.create(&admin(), reader("another"))).unwrap();
     world.store.compact();
     wait(world.keys.sync()).unwrap();
-    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 1);
+    assert_eq!(wait(world.keys.run_maintenance()).unwrap(), 1);
     let grace_ends = world.keys.now().saturating_add(GRACE);
     assert_eq!(end_of(&world.keys, old.id), Some(grace_ends));
 }
@@ -224,9 +224,9 @@ fn a_first_use_survives_a_resync() {
 fn a_node_that_leaves_records_its_counted_first_uses() {
     let world = World::new();
     let old = world.create(&admin(), reader("old")).unwrap();
-    let new = rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap();
+    let new = rotate(&world, &old, RotateKey::on_first_use(GRACE)).unwrap();
     use_it(&world.keys, &new.secret);
-    wait(world.keys.leave()).unwrap();
+    wait(world.keys.deregister()).unwrap();
     let grace_ends = world.keys.now().saturating_add(GRACE);
     let other = world.another_node(standard());
     assert_eq!(end_of(&other, old.id), Some(grace_ends));
@@ -238,14 +238,14 @@ fn a_node_that_leaves_records_its_counted_first_uses() {
 fn an_old_key_ends_although_its_successor_is_never_used() {
     let policy = Duration::from_secs(77);
     let spec = profiles::standard().with(|spec| spec.first_use_wait = policy);
-    let named = Replacement::on_first_use(GRACE).no_later_than(days(3));
+    let named = RotateKey::on_first_use(GRACE).no_later_than(days(3));
     let ways = [
         (
             profiles::standard(),
-            Replacement::on_first_use(GRACE),
+            RotateKey::on_first_use(GRACE),
             days(30),
         ),
-        (spec, Replacement::on_first_use(GRACE), policy),
+        (spec, RotateKey::on_first_use(GRACE), policy),
         (profiles::standard(), named, days(3)),
         (profiles::standard(), compromised(), hours(24)),
     ];
@@ -267,19 +267,19 @@ fn an_old_key_ends_although_its_successor_is_never_used() {
 fn a_compromised_key_waits_a_day_at_most_and_only_if_the_wait_is_explicit() {
     let max = Rotation::MAX_COMPROMISED_WAIT;
     let second = Duration::from_secs(1);
-    let rotated = |how: Replacement| {
+    let rotated = |how: RotateKey| {
         let world = World::new();
         let old = world.create(&admin(), reader("old")).unwrap();
         rotate(&world, &old, how)
     };
-    let how = || Replacement::on_first_use(GRACE).because(RotationReason::Compromise);
+    let how = || RotateKey::on_first_use(GRACE).because(RotationReason::Compromise);
     for (wait, actual) in [
         (None, None),
         (Some(max + second), Some(max + second)),
         (Some(Duration::ZERO), Some(Duration::ZERO)),
     ] {
         let how = wait.map_or(how(), |wait| how().no_later_than(wait));
-        assert_eq!(denied(rotated(how)), Denied::FirstUseWait { max, actual });
+        assert_eq!(denied(rotated(how)), Denial::FirstUseWait { max, actual });
     }
     assert!(rotated(how().no_later_than(max)).is_ok());
 }
@@ -289,19 +289,19 @@ fn a_wait_is_valid_only_for_a_rotation_on_first_use() {
     let world = World::new();
     let old = world.create(&admin(), reader("old")).unwrap();
     let ways = [
-        Replacement::default(),
-        Replacement::immediate(),
-        Replacement::grace(GRACE),
+        RotateKey::default(),
+        RotateKey::immediate(),
+        RotateKey::grace(GRACE),
     ];
     for how in ways {
         let refused = denied(rotate(&world, &old, how.no_later_than(hours(1))));
-        assert!(matches!(refused, Denied::Invalid(_)), "{refused}");
+        assert!(matches!(refused, Denial::Invalid(_)), "{refused}");
     }
     let max = Rotation::MAX_GRACE;
-    let long = Replacement::on_first_use(GRACE).no_later_than(max + hours(1));
+    let long = RotateKey::on_first_use(GRACE).no_later_than(max + hours(1));
     let actual = Some(max + hours(1));
     let refused = denied(rotate(&world, &old, long));
-    assert_eq!(refused, Denied::FirstUseWait { max, actual });
+    assert_eq!(refused, Denial::FirstUseWait { max, actual });
     for wait in [Duration::ZERO, max + hours(1)] {
         let spec = profiles::standard().with(|spec| spec.first_use_wait = wait);
         let wrong = PolicyError::FirstUseWait { max, actual: wait };
@@ -334,13 +334,13 @@ fn rotating_a_compromised_key_again_gives_it_no_more_time() {
     let second = rotate(
         &world,
         &old,
-        Replacement::on_first_use(GRACE).no_later_than(hours(24)),
+        RotateKey::on_first_use(GRACE).no_later_than(hours(24)),
     );
     assert_eq!(second.unwrap().until, first.until);
-    let routine = Replacement::on_first_use(GRACE);
+    let routine = RotateKey::on_first_use(GRACE);
     let refused = denied(rotate(&world, &old, routine));
-    assert!(matches!(refused, Denied::FirstUseWait { .. }), "{refused}");
-    let grace = rotate(&world, &old, Replacement::grace(days(9))).unwrap();
+    assert!(matches!(refused, Denial::FirstUseWait { .. }), "{refused}");
+    let grace = rotate(&world, &old, RotateKey::grace(days(9))).unwrap();
     assert_eq!(grace.until, first.until);
 }
 
@@ -352,7 +352,7 @@ fn a_routinely_rotated_key_is_restored_when_its_successor_ends_unused() {
     let old = world
         .create(&admin(), reader("old").expires_in(own_end))
         .unwrap();
-    let new = rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap();
+    let new = rotate(&world, &old, RotateKey::on_first_use(GRACE)).unwrap();
     assert_eq!(new.until, at(START).saturating_add(days(30)));
     assert_eq!(
         new.expires_at, old.expires_at,
@@ -367,11 +367,11 @@ fn a_routinely_rotated_key_is_restored_when_its_successor_ends_unused() {
 #[test]
 fn a_bulk_command_by_a_successor_is_executed() {
     let world = World::new();
-    let key = NewKey::new("key").environment("live").scope("*:*");
+    let key = CreateKey::new("key").environment("live").scope("*:*");
     let old = world.create(&admin(), key).unwrap();
     let bob = actor("acme", "bob", Role::DEVELOPER);
     let victims = [(); 3].map(|()| world.create(&bob, reader("victim")).unwrap());
-    let new = rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap();
+    let new = rotate(&world, &old, RotateKey::on_first_use(GRACE)).unwrap();
     let grant = world
         .keys
         .verify(new.secret.expose(), &Need::any())
@@ -399,7 +399,7 @@ fn a_repeated_command_is_recognized_although_many_first_uses_were_recorded_with_
         let old = world
             .create(&admin(), reader(&format!("key {number}")))
             .unwrap();
-        all.push(rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap());
+        all.push(rotate(&world, &old, RotateKey::on_first_use(GRACE)).unwrap());
     }
     for new in &all {
         use_it(&world.keys, &new.secret);
@@ -410,7 +410,7 @@ fn a_repeated_command_is_recognized_although_many_first_uses_were_recorded_with_
         wait(world.keys.create(by, reader("made once")))
     };
     let made = create().unwrap();
-    assert_eq!(denied(create()), Denied::AlreadyCreated { id: made.id });
+    assert_eq!(denied(create()), Denial::AlreadyCreated { id: made.id });
 }
 
 /// A successor acts on another key, so the command does not load the old key that waits for the successor's
@@ -420,16 +420,16 @@ fn a_first_use_is_recorded_only_together_with_the_grace_it_starts() {
     let world = World::with_policy(
         profiles::standard().with(|spec| spec.active_keys = ActiveKeyCap::Unlimited),
     );
-    let key = NewKey::new("key").environment("live").scope("*:*");
+    let key = CreateKey::new("key").environment("live").scope("*:*");
     let old = world.create(&admin(), key).unwrap();
     let other = world.create(&admin(), reader("other")).unwrap();
-    let new = rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap();
+    let new = rotate(&world, &old, RotateKey::on_first_use(GRACE)).unwrap();
     let grant = world
         .keys
         .verify(new.secret.expose(), &Need::any())
         .unwrap();
     wait(world.keys.disable(&grant.actor(), other.id)).unwrap();
-    wait(world.keys.run_upkeep()).unwrap();
+    wait(world.keys.run_maintenance()).unwrap();
     let grace_ends = world.keys.now().saturating_add(GRACE);
     assert_eq!(end_of(&world.keys, old.id), Some(grace_ends));
 }
@@ -450,10 +450,10 @@ fn cancelling_the_rotation_of_a_compromised_key_gives_it_no_more_time() {
 fn a_first_use_in_a_closed_tenant_is_recorded_too() {
     let world = World::new();
     let old = world.create(&admin(), reader("old")).unwrap();
-    let new = rotate(&world, &old, Replacement::on_first_use(GRACE)).unwrap();
+    let new = rotate(&world, &old, RotateKey::on_first_use(GRACE)).unwrap();
     use_it(&world.keys, &new.secret);
     let other = world.another_node(standard());
     wait(other.close_tenant(&admin(), &tenant("acme"))).unwrap();
-    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 1);
-    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 0);
+    assert_eq!(wait(world.keys.run_maintenance()).unwrap(), 1);
+    assert_eq!(wait(world.keys.run_maintenance()).unwrap(), 0);
 }

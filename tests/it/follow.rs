@@ -7,7 +7,7 @@ use keyward::policy::{Policy, Propagation};
 use keyward::store::MemoryStore;
 use keyward::{
     Created, FollowError, FollowOptions, Follower, Keyward, ManualClock, NoRuntime, Reason,
-    Rejection, Replacement, SeededEntropy, hours, profiles,
+    RotateKey, SeededEntropy, VerifyError, hours, profiles,
 };
 use keyward_conformance::{Call, Fault};
 use support::gated::{Gated, Hints};
@@ -93,7 +93,7 @@ impl Nodes {
         }
     }
 
-    fn verify(&self, key: &Created) -> Result<(), Rejection> {
+    fn verify(&self, key: &Created) -> Result<(), VerifyError> {
         let verdict = self.here.verify(key.secret.expose(), &reading());
         verdict.map(drop)
     }
@@ -124,7 +124,10 @@ fn a_commit_elsewhere_is_known_within_a_poll_without_any_hint() {
         world.revoke(&key).await;
         world.verify(&key).unwrap();
         sleep(ms(250)).await;
-        assert!(matches!(world.verify(&key), Err(Rejection::Revoked { .. })));
+        assert!(matches!(
+            world.verify(&key),
+            Err(VerifyError::Revoked { .. })
+        ));
         assert_eq!(world.syncs_in(ms(10_000)).await, 40);
         follower.stop().await;
     });
@@ -142,7 +145,10 @@ fn a_hint_wakes_the_follower_immediately() {
         world.revoke(&key).await;
         steps.changed().await.unwrap();
         assert_eq!(before.elapsed(), Duration::ZERO);
-        assert!(matches!(world.verify(&key), Err(Rejection::Revoked { .. })));
+        assert!(matches!(
+            world.verify(&key),
+            Err(VerifyError::Revoked { .. })
+        ));
     });
 }
 
@@ -173,7 +179,7 @@ fn a_hint_does_not_confirm_freshness() {
         // Hints keep arriving; the reads they trigger do not get through.
         let _never = world.link.hold(Call::Changes);
         world.pass(Propagation::default().bound + ms(300)).await;
-        assert!(matches!(world.verify(&key), Err(Rejection::Stale { .. })));
+        assert!(matches!(world.verify(&key), Err(VerifyError::Stale { .. })));
         assert!(follower.is_running());
     });
 }
@@ -203,7 +209,7 @@ fn a_hanging_sync_times_out_and_confirms_nothing() {
         // The answer arrives after all, but the node no longer waits for it.
         gate.open();
         world.clock.advance(Propagation::default().bound);
-        assert!(matches!(world.verify(&key), Err(Rejection::Stale { .. })));
+        assert!(matches!(world.verify(&key), Err(VerifyError::Stale { .. })));
         world.link.let_pass(Call::Changes);
         sleep(ms(2000)).await;
         world.verify(&key).unwrap();
@@ -367,7 +373,7 @@ fn the_follower_runs_upkeep_and_a_hanging_chore_delays_no_confirmation() {
     paused(async {
         let world = Nodes::new();
         let key = world.key().await;
-        let lazily = Replacement::on_first_use(hours(1));
+        let lazily = RotateKey::on_first_use(hours(1));
         let rotated = world.there.rotate(&admin(), key.id, lazily).await.unwrap();
         world.here.sync().await.unwrap();
         let follower = world.here.follow(FollowOptions::default()).unwrap();
@@ -385,7 +391,7 @@ fn the_follower_runs_upkeep_and_a_hanging_chore_delays_no_confirmation() {
         world.clock.advance(hours(1));
         sleep(ms(300)).await;
         let refused = world.verify(&key).unwrap_err();
-        assert!(matches!(refused, Rejection::Expired { .. }), "{refused}");
+        assert!(matches!(refused, VerifyError::Expired { .. }), "{refused}");
     });
 }
 
@@ -397,7 +403,7 @@ fn a_stop_from_outside_of_the_runtime_records_first_uses() {
     let world = Nodes::new();
     let (key, rotated) = runtime.block_on(async {
         let key = world.key().await;
-        let lazily = Replacement::on_first_use(hours(1));
+        let lazily = RotateKey::on_first_use(hours(1));
         let rotated = world.there.rotate(&admin(), key.id, lazily).await.unwrap();
         world.here.sync().await.unwrap();
         (key, rotated)

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use keyward::audit::{Action, AuditEntry, AuditHash, Evidence, FieldChange};
 use keyward::policy::Policy;
-use keyward::rules::Standing;
+use keyward::rules::OwnerStatus;
 use keyward::store::DecodeError;
 use keyward::{
     AddressAllowlist, Author, BulkFilter, Credential, Description, Digest, DigestMark, Fingerprint,
@@ -369,7 +369,8 @@ fn every_action_of_version_1_is_read_and_written_to_the_byte() {
 fn the_view_of_a_key_is_served_in_the_designed_form() {
     let policy = Policy::new(keyward::profiles::standard()).unwrap();
     let now = at("2026-01-04T00:00:00Z");
-    let views = [full(), bare()].map(|key| KeyInfo::new(key, &policy, &Standing::default(), now));
+    let views =
+        [full(), bare()].map(|key| KeyInfo::new(key, &policy, &OwnerStatus::default(), now));
     let json = serde_json::to_string_pretty(&views).unwrap() + "\n";
     let stored = golden("key-info.json", json.as_bytes());
     assert_eq!(json, String::from_utf8(stored).unwrap());

@@ -24,7 +24,7 @@ fn after(steps: &[Step]) -> (Vec<Change>, Vec<keyward::store::AuditRow>) {
     );
     let limit = NonZeroUsize::new(100_000).unwrap();
     let rows = wait(store.scan(None, limit)).unwrap().rows;
-    let everything = AuditQuery::everything().with(|query| query.limit = limit);
+    let everything = AuditQuery::all().with(|query| query.limit = limit);
     (rows, wait(store.audit(&everything)).unwrap().rows)
 }
 

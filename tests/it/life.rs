@@ -3,8 +3,8 @@
 use keyward::policy::{Deletion, Revocation, Rotation};
 use keyward::token::TokenPrefix;
 use keyward::{
-    BulkFilter, Created, Credentials, DeleteKey, Denied, KeyUpdate, Keyward, Need, PepperId,
-    Problem, Reason, Rejection, Replacement, days, hours, profiles,
+    BulkFilter, Created, Credentials, DeleteKey, Denial, Keyward, Need, PepperId, Problem, Reason,
+    RotateKey, UpdateKey, VerifyError, days, hours, profiles,
 };
 use support::*;
 
@@ -12,7 +12,7 @@ use support::*;
 fn a_bad_value_is_refused_naming_field_bound_and_size() {
     let world = World::new();
     let long = denied(world.create(&admin(), reader(&"n".repeat(201))));
-    let Denied::Invalid(invalid) = &long else {
+    let Denial::Invalid(invalid) = &long else {
         panic!("{long:?}")
     };
     assert_eq!(
@@ -32,7 +32,7 @@ fn a_bad_value_is_refused_naming_field_bound_and_size() {
         message,
         "metadata is 17001 bytes long, at most 16384 are allowed"
     );
-    let update = KeyUpdate::new().scopes(["no-colon"]);
+    let update = UpdateKey::new().scopes(["no-colon"]);
     let refused = denied(wait(world.keys.update(
         &admin(),
         world.some_key().id,
@@ -60,10 +60,10 @@ fn old_peppers_still_verify_and_a_used_key_moves_to_the_current_one() {
     )
     .unwrap();
     node.verify(key.secret.expose(), &reading()).unwrap();
-    assert_eq!(wait(node.run_upkeep()).unwrap(), 1);
+    assert_eq!(wait(node.run_maintenance()).unwrap(), 1);
     node.verify(key.secret.expose(), &reading()).unwrap();
     assert_eq!(
-        wait(node.run_upkeep()).unwrap(),
+        wait(node.run_maintenance()).unwrap(),
         0,
         "it stands under the current pepper now"
     );
@@ -112,13 +112,13 @@ fn processes_that_adopt_a_pepper_rotation_one_by_one_refuse_no_key() {
     keys.push(created(&other));
     // Keys that it verifies move to the new pepper.
     all_verify(&other, &keys);
-    assert_eq!(wait(other.run_upkeep()).unwrap(), 2);
+    assert_eq!(wait(other.run_maintenance()).unwrap(), 2);
     all_verify(&one, &keys);
 
     // A process that has not adopted the first step reports the unknown pepper, until it restarts.
     wait(late.sync()).unwrap();
     let refused = late.verify(keys[2].secret.expose(), &reading());
-    assert!(matches!(refused, Err(Rejection::UnknownPepper { .. })));
+    assert!(matches!(refused, Err(VerifyError::UnknownPepper { .. })));
     let late = start(&PepperFile::open(&file).unwrap());
     all_verify(&late, &keys);
 }
@@ -135,26 +135,22 @@ fn deleting_revoking_and_rotating_follow_the_class() {
     };
     let world = World::with_policy(spec);
     let key = world.some_key();
-    let rotated = wait(
-        world
-            .keys
-            .rotate(&admin(), key.id, Replacement::immediate()),
-    );
+    let rotated = wait(world.keys.rotate(&admin(), key.id, RotateKey::immediate()));
     assert_eq!(
         denied(rotated),
-        Denied::NotRotatable {
+        Denial::NotRotatable {
             class: class("secret")
         }
     );
     let plain = wait(world.keys.revoke(&admin(), key.id, Reason::Lost));
-    assert_eq!(denied(plain), Denied::ConfirmationRequired);
+    assert_eq!(denied(plain), Denial::ConfirmationRequired);
     let text = "DELETE".to_owned();
     let typed = wait(
         world
             .keys
             .delete(&admin(), key.id, DeleteKey::typed("delete")),
     );
-    assert_eq!(denied(typed), Denied::TypedConfirmationRequired { text });
+    assert_eq!(denied(typed), Denial::TypedConfirmationRequired { text });
     wait(
         world
             .keys
@@ -171,14 +167,14 @@ fn deleting_revoking_and_rotating_follow_the_class() {
     .unwrap();
     assert_eq!(
         denied(wait(world.keys.key(&admin(), key.id))),
-        Denied::NotFound
+        Denial::NotFound
     );
 }
 
 #[test]
 fn live_keys_never_exceed_twice_the_cap() {
     let world = World::with_policy(capped(2));
-    let grace = Replacement::grace(days(1));
+    let grace = RotateKey::grace(days(1));
     let first = world.some_key();
     // At most one active key and three draining ones may be live.
     let mut newest = first.id;
@@ -200,7 +196,7 @@ fn live_keys_never_exceed_twice_the_cap() {
         .verify(first.secret.expose(), &reading())
         .unwrap_err();
     assert!(
-        matches!(refusal, Rejection::Revoked { .. }),
+        matches!(refusal, VerifyError::Revoked { .. }),
         "by the oldest grace, which ended"
     );
 }
@@ -226,7 +222,7 @@ fn a_need_can_restrict_the_class_of_the_public_half_of_a_pair() {
     assert_eq!(pair(&tag, &reading()), Ok(secret.id));
     let need = reading().beside_class(class("publishable"));
     assert_eq!(pair(&expected, &need), Ok(secret.id));
-    assert_eq!(pair(&tag, &need), Err(Rejection::PairMismatch));
+    assert_eq!(pair(&tag, &need), Err(VerifyError::PairMismatch));
 }
 
 #[test]
@@ -240,13 +236,13 @@ fn the_legacy_key_cannot_be_narrowed() {
         .remove(0);
     assert!(legacy.legacy);
     for change in [
-        KeyUpdate::new().scopes([] as [&str; 0]),
-        KeyUpdate::new().allow_addresses(["192.0.2.1"]),
+        UpdateKey::new().scopes([] as [&str; 0]),
+        UpdateKey::new().allow_addresses(["192.0.2.1"]),
     ] {
         let refused = denied(wait(world.keys.update(&admin(), legacy.id, change)));
-        assert_eq!(refused, Denied::LegacyKey { action: "narrowed" });
+        assert_eq!(refused, Denial::LegacyKey { action: "narrowed" });
     }
-    let renamed = KeyUpdate::new().name("web and apps");
+    let renamed = UpdateKey::new().name("web and apps");
     wait(world.keys.update(&admin(), legacy.id, renamed)).unwrap();
 }
 
@@ -268,8 +264,8 @@ fn a_purge_removes_only_keys_past_their_retention() {
     world.clock.advance(days(1));
     assert_eq!(purge(), 1);
     let gone = wait(world.keys.key(&admin(), revoked.id));
-    assert_eq!(denied(gone), Denied::NotFound);
+    assert_eq!(denied(gone), Denial::NotFound);
     world.keys.verify(kept.secret.expose(), &reading()).unwrap();
     let by_a_person = wait(world.keys.purge(&admin(), &acme));
-    assert!(matches!(denied(by_a_person), Denied::HostOnly { .. }));
+    assert!(matches!(denied(by_a_person), Denial::HostOnly { .. }));
 }

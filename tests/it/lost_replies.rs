@@ -1,7 +1,9 @@
 //! The effect of a returned call holds in its own process, even if the store's reply was lost.
 
 use keyward::store::MemoryStore;
-use keyward::{Actor, Created, DeleteKey, Keyward, Need, NewKey, Pepper, PepperRing, Reason, Role};
+use keyward::{
+    Actor, CreateKey, Created, DeleteKey, Keyward, Need, Pepper, PepperRing, Reason, Role,
+};
 use keyward_conformance::{Call, Fault, FaultyStore};
 
 fn admin() -> Actor {
@@ -21,7 +23,7 @@ async fn node(store: FaultyStore<MemoryStore>) -> Keyward {
 }
 
 async fn create(keys: &Keyward) -> Created {
-    let key = NewKey::new("export")
+    let key = CreateKey::new("export")
         .environment("live")
         .scope("reports:read");
     keys.create(&admin(), key).await.unwrap()

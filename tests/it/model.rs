@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use keyward::policy::Policy;
 use keyward::store::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
-    KeyStore, Locator, MemoryStore, Revision, RowKey, ScanPage, Select, StoreError, TenantView,
-    Versioned,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
+    KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, Revision, RowKey, ScanPage, StoreError,
+    TenantView,
 };
 use keyward::{
-    Actor, Denied, Expiry, KeyUpdate, Keyward, ManualClock, Need, NewKey, PepperRing, Reason,
-    Replacement, Role, TenantId, Timestamp, async_trait, days, hours, token,
+    Actor, CreateKey, Denial, Expiry, Keyward, ManualClock, Need, PepperRing, Reason, Role,
+    RotateKey, TenantId, Timestamp, UpdateKey, async_trait, days, hours, token,
 };
 use keyward_conformance::model::{
     Ask, Asker, Facade, Given, Listed, Model, Step, System, Violation, Why, policy, run,
@@ -159,11 +159,11 @@ async fn live(keys: &Keyward, by: &Actor) -> usize {
 #[pollster::test]
 async fn creating_ends_the_oldest_grace_before_live_keys_exceed_twice_the_cap() {
     let (keys, _, alice) = host().await;
-    let grace = || Replacement::grace(hours(24));
+    let grace = || RotateKey::grace(hours(24));
     for _ in 0..2 * CAP {
         // The successor is revoked after each rotation, so that only retiring keys accumulate.
-        let made = keys.create(&alice, NewKey::new("one")).await.unwrap();
-        let extra = keys.create(&alice, NewKey::new("two")).await.unwrap();
+        let made = keys.create(&alice, CreateKey::new("one")).await.unwrap();
+        let extra = keys.create(&alice, CreateKey::new("two")).await.unwrap();
         assert!(live(&keys, &alice).await <= 2 * CAP);
         keys.revoke(&alice, extra.id, Reason::Lost).await.unwrap();
         let next = keys.rotate(&alice, made.id, grace()).await.unwrap();
@@ -174,11 +174,11 @@ async fn creating_ends_the_oldest_grace_before_live_keys_exceed_twice_the_cap() 
 #[pollster::test]
 async fn a_chain_of_unused_successors_accumulates_no_live_keys() {
     let (keys, clock, alice) = host().await;
-    let mut newest = keys.create(&alice, NewKey::new("one")).await.unwrap().id;
+    let mut newest = keys.create(&alice, CreateKey::new("one")).await.unwrap().id;
     for _ in 0..3 * CAP {
-        let waits = Replacement::on_first_use(hours(1));
+        let waits = RotateKey::on_first_use(hours(1));
         newest = keys.rotate(&alice, newest, waits).await.unwrap().id;
-        let drains = Replacement::grace(hours(1));
+        let drains = RotateKey::grace(hours(1));
         newest = keys.rotate(&alice, newest, drains).await.unwrap().id;
         clock.advance(hours(2));
         assert!(live(&keys, &alice).await <= 2 * CAP);
@@ -189,16 +189,16 @@ async fn a_chain_of_unused_successors_accumulates_no_live_keys() {
 async fn a_key_that_another_tenants_clock_saw_expire_is_not_revived() {
     let (keys, clock, alice) = host().await;
     let start = keys.now();
-    let key = NewKey::new("short").expires_in(days(5));
+    let key = CreateKey::new("short").expires_in(days(5));
     let short = keys.create(&alice, key).await.unwrap();
     clock.advance(days(10));
     let other = admin("other");
-    keys.create(&other, NewKey::new("later")).await.unwrap();
+    keys.create(&other, CreateKey::new("later")).await.unwrap();
     clock.set_wall(start);
     assert!(keys.verify(short.secret.expose(), &Need::any()).is_err());
-    let longer = KeyUpdate::new().expiry(Expiry::In(days(90)));
+    let longer = UpdateKey::new().expiry(Expiry::In(days(90)));
     let updated = keys.update(&alice, short.id, longer).await;
-    assert_eq!(updated.unwrap_err().denied(), Some(&Denied::Expired));
+    assert_eq!(updated.unwrap_err().denied(), Some(&Denial::Expired));
     assert!(keys.verify(short.secret.expose(), &Need::any()).is_err());
 }
 
@@ -206,19 +206,19 @@ async fn a_key_that_another_tenants_clock_saw_expire_is_not_revived() {
 async fn the_legacy_key_cannot_get_an_earlier_end() {
     let (keys, _, alice) = host().await;
     let legacy = keys.provision_tenant(&alice, alice.tenant()).await.unwrap()[0].id;
-    let ends = KeyUpdate::new().expiry(Expiry::In(Duration::from_secs(1)));
+    let ends = UpdateKey::new().expiry(Expiry::In(Duration::from_secs(1)));
     let updated = keys.update(&alice, legacy, ends).await.unwrap_err();
-    assert!(matches!(updated.denied(), Some(Denied::LegacyKey { .. })));
+    assert!(matches!(updated.denied(), Some(Denial::LegacyKey { .. })));
 }
 
 #[pollster::test]
 async fn an_actor_without_reach_below_can_remove_an_owner() {
     let (keys, _, alice) = host().await;
     let own = keys
-        .create(&alice, NewKey::new("own").scope("*:*"))
+        .create(&alice, CreateKey::new("own").scope("*:*"))
         .await
         .unwrap();
-    let below = NewKey::new("below").in_tenant("acme/web".try_into().unwrap());
+    let below = CreateKey::new("below").in_tenant("acme/web".try_into().unwrap());
     let below = keys.create(&alice, below).await.unwrap();
     let narrow = keys
         .verify(own.secret.expose(), &Need::any())
@@ -280,7 +280,7 @@ thread_local! {
         let peppers = keyward::PepperRing::generate().unwrap();
         let keys = keyward::Keyward::builder(MemoryStore::new(), peppers).build().await.unwrap();
         let host = keyward::Actor::application("acme".try_into().unwrap());
-        let key = keyward::NewKey::new("one").environment("live");
+        let key = keyward::CreateKey::new("one").environment("live");
         let created = keys.create(&host, key).await.unwrap();
         (keys, created.secret.expose().to_owned())
     });
@@ -461,13 +461,17 @@ struct Tampering {
 
 #[async_trait]
 impl KeyStore for Tampering {
-    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        select: &LoadRequest,
+    ) -> Result<TenantView, StoreError> {
         let mut view = self.inner.load(tenant, select).await?;
         (self.load)(&mut view);
         Ok(view)
     }
 
-    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+    async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError> {
         self.inner.find(locator).await
     }
 

@@ -7,8 +7,8 @@ use std::task::{Context, Poll, Waker};
 use keyward::policy::{Policy, Propagation};
 use keyward::store::{Locator, MemoryStore};
 use keyward::{
-    DeleteKey, Denied, Digest, Error, ImportKey, Keyward, ManualClock, Need, Reason, Rejection,
-    Replacement, Role, hours, profiles,
+    CommandError, DeleteKey, Denial, Digest, ImportKey, Keyward, ManualClock, Need, Reason, Role,
+    RotateKey, VerifyError, hours, profiles,
 };
 use keyward_conformance::{Call, Fault, FaultyStore};
 use std::time::Duration;
@@ -62,7 +62,7 @@ fn trap_01_a_node_that_cannot_confirm_fails_closed_past_its_bound() {
     let revoked = wait(here.revoke(&admin(), key.id, Reason::Lost)).unwrap();
     let here_now = here.verify(key.secret.expose(), &reading()).unwrap_err();
     assert!(
-        matches!(here_now, Rejection::Revoked { .. }),
+        matches!(here_now, VerifyError::Revoked { .. }),
         "at once where it was revoked"
     );
 
@@ -71,10 +71,10 @@ fn trap_01_a_node_that_cannot_confirm_fails_closed_past_its_bound() {
     there.verify(key.secret.expose(), &reading()).unwrap();
     world.clock.advance(Duration::from_micros(1));
     let refusal = there.verify(key.secret.expose(), &reading()).unwrap_err();
-    assert!(matches!(refusal, Rejection::Stale { .. }), "{refusal:?}");
+    assert!(matches!(refusal, VerifyError::Stale { .. }), "{refusal:?}");
     assert_eq!(
         refusal.kind(),
-        keyward::RejectionKind::Unavailable,
+        keyward::VerifyErrorKind::Unavailable,
         "never a bad key"
     );
     assert!(
@@ -86,7 +86,7 @@ fn trap_01_a_node_that_cannot_confirm_fails_closed_past_its_bound() {
     world.links[1].partition(false);
     wait(there.sync()).unwrap();
     let refusal = there.verify(key.secret.expose(), &reading()).unwrap_err();
-    assert!(matches!(refusal, Rejection::Revoked { .. }));
+    assert!(matches!(refusal, VerifyError::Revoked { .. }));
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn trap_01_a_node_without_a_confirmed_sync_is_never_fresh() {
     let refusal = world.nodes[0]
         .verify(key.secret.expose(), &reading())
         .unwrap_err();
-    assert!(matches!(refusal, Rejection::Stale { .. }));
+    assert!(matches!(refusal, VerifyError::Stale { .. }));
 }
 
 #[test]
@@ -121,10 +121,10 @@ fn trap_02_a_read_from_before_a_revocation_does_not_undo_it() {
     let Poll::Ready(verdict) = reading_through.as_mut().poll(&mut context) else {
         panic!("a store in memory answers at once");
     };
-    assert!(matches!(verdict.unwrap_err(), Rejection::Revoked { .. }));
+    assert!(matches!(verdict.unwrap_err(), VerifyError::Revoked { .. }));
     assert!(early.unwrap().is_some(), "the key was there to be read");
     let refusal = there.verify(key.secret.expose(), &need).unwrap_err();
-    assert!(matches!(refusal, Rejection::Revoked { .. }));
+    assert!(matches!(refusal, VerifyError::Revoked { .. }));
 }
 
 #[test]
@@ -135,12 +135,12 @@ fn trap_22_a_new_key_is_accepted_immediately_on_a_node_that_missed_it() {
     let stranger = other.some_key();
     for _ in 0..2 {
         let miss = wait(there.verify_or_fetch(stranger.secret.expose(), &reading()));
-        assert_eq!(miss.unwrap_err(), Rejection::Unknown);
+        assert_eq!(miss.unwrap_err(), VerifyError::Unknown);
     }
     let key = wait(here.create(&admin(), reader("a"))).unwrap();
     assert_eq!(
         there.verify(key.secret.expose(), &reading()).unwrap_err(),
-        Rejection::Unknown
+        VerifyError::Unknown
     );
     wait(there.verify_or_fetch(key.secret.expose(), &reading())).unwrap();
     there.verify(key.secret.expose(), &reading()).unwrap();
@@ -161,8 +161,8 @@ fn a_store_that_is_down_never_looks_like_a_bad_key() {
     let key = wait(here.create(&admin(), reader("a"))).unwrap();
     world.links[1].partition(true);
     let refusal = wait(there.verify_or_fetch(key.secret.expose(), &reading())).unwrap_err();
-    assert_eq!(refusal, Rejection::StoreUnavailable);
-    assert_eq!(refusal.kind(), keyward::RejectionKind::Unavailable);
+    assert_eq!(refusal, VerifyError::StoreUnavailable);
+    assert_eq!(refusal.kind(), keyward::VerifyErrorKind::Unavailable);
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn a_removed_key_is_not_read_again() {
     };
     let before = finds();
     let refusal = wait(here.verify_or_fetch(key.secret.expose(), &reading())).unwrap_err();
-    assert_eq!((refusal, finds()), (Rejection::Unknown, before));
+    assert_eq!((refusal, finds()), (VerifyError::Unknown, before));
 }
 
 #[test]
@@ -193,14 +193,14 @@ fn a_commit_with_a_lost_answer_is_found_and_applied_here() {
     here.verify(key.secret.expose(), &reading()).unwrap();
 
     lose(vec![Fault::ReplyLost]);
-    let rotated = wait(here.rotate(&admin(), key.id, Replacement::grace(hours(1)))).unwrap();
+    let rotated = wait(here.rotate(&admin(), key.id, RotateKey::grace(hours(1)))).unwrap();
     here.verify(rotated.secret.expose(), &reading()).unwrap();
 
     lose(vec![Fault::RequestLost, Fault::ReplyLost]);
     wait(here.revoke(&admin(), key.id, Reason::Lost)).unwrap();
     let refusal = here.verify(key.secret.expose(), &reading()).unwrap_err();
     assert!(
-        matches!(refusal, Rejection::Revoked { .. }),
+        matches!(refusal, VerifyError::Revoked { .. }),
         "before the call returned"
     );
 
@@ -209,7 +209,7 @@ fn a_commit_with_a_lost_answer_is_found_and_applied_here() {
     let refusal = here
         .verify(rotated.secret.expose(), &reading())
         .unwrap_err();
-    assert_eq!(refusal, Rejection::Unknown);
+    assert_eq!(refusal, VerifyError::Unknown);
 }
 
 #[test]
@@ -227,7 +227,7 @@ fn a_command_dropped_midway_can_be_retried() {
     let again = wait(here.create(&actor.with_command_id(command("c1")), reader("a")));
     let id = match again {
         Ok(created) => created.id,
-        Err(Error::Denied(Denied::AlreadyCreated { id })) => id,
+        Err(CommandError::Denied(Denial::AlreadyCreated { id })) => id,
         Err(other) => panic!("{other}"),
     };
     let query = here.query(&tenant("acme"));
@@ -241,7 +241,7 @@ fn an_outage_is_reported_as_such_and_nothing_is_written() {
     let [here, _] = &world.nodes;
     world.links[0].next(Call::Commit, [Fault::Unavailable]);
     let failed = wait(here.create(&admin(), reader("a"))).unwrap_err();
-    assert!(matches!(failed, Error::Store(_)), "{failed}");
+    assert!(matches!(failed, CommandError::Store(_)), "{failed}");
     let query = here.query(&tenant("acme"));
     assert!(wait(here.list(&admin(), &query)).unwrap().keys.is_empty());
 }
@@ -255,13 +255,13 @@ fn a_class_with_a_bound_of_zero_is_verified_against_the_store() {
     let need = Need::any();
     assert_eq!(
         there.verify(key.secret.expose(), &need).unwrap_err(),
-        Rejection::NeedsFresh
+        VerifyError::NeedsFresh
     );
     wait(there.verify_or_fetch(key.secret.expose(), &need)).unwrap();
     wait(here.revoke(&admin(), key.id, Reason::Lost)).unwrap();
     let refusal = wait(there.verify_or_fetch(key.secret.expose(), &need)).unwrap_err();
     assert!(
-        matches!(refusal, Rejection::Revoked { .. }),
+        matches!(refusal, VerifyError::Revoked { .. }),
         "without any sync"
     );
 }
@@ -292,7 +292,7 @@ fn a_lowered_role_and_a_removed_owner_take_effect_on_a_fresh_read_and_after_a_sy
         let refusal = node.verify(key.secret.expose(), &reading()).unwrap_err();
         assert!(matches!(
             refusal,
-            Rejection::Revoked {
+            VerifyError::Revoked {
                 reason: Reason::OwnerRemoved,
                 ..
             }
@@ -312,7 +312,7 @@ fn a_follower_of_a_compacted_store_starts_over_and_forgets_removed_keys() {
     wait(there.sync()).unwrap();
     assert_eq!(
         there.verify(key.secret.expose(), &reading()).unwrap_err(),
-        Rejection::Unknown
+        VerifyError::Unknown
     );
     there.verify(kept.secret.expose(), &reading()).unwrap();
 }
@@ -362,7 +362,7 @@ fn a_batch_is_refused_past_its_bound() {
     assert!(verdicts.iter().all(Result::is_ok), "{verdicts:?}");
     world.clock.advance(Duration::from_micros(1));
     let verdicts = node.verify_many(&presented, &reading());
-    let stale = |verdict: &Result<_, _>| matches!(verdict, Err(Rejection::Stale { .. }));
+    let stale = |verdict: &Result<_, _>| matches!(verdict, Err(VerifyError::Stale { .. }));
     assert!(verdicts.iter().all(stale), "{verdicts:?}");
 }
 
@@ -377,7 +377,7 @@ fn a_key_imported_under_half_of_anothers_digest_does_not_match_it() {
     let import = ImportKey::sha256(Digest::from_bytes(near), reader("near"));
     wait(node.import(&host(), import)).unwrap();
     let refusal = node.verify(token, &reading()).unwrap_err();
-    assert_eq!(refusal, Rejection::Unknown);
+    assert_eq!(refusal, VerifyError::Unknown);
     let import = ImportKey::sha256(Digest::sha256(token), reader("right"));
     let right = wait(node.import(&host(), import)).unwrap();
     assert_eq!(node.verify(token, &reading()).unwrap().key_id(), right.id);

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use keyward::policy::Policy;
 use keyward::store::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
-    KeyStore, Locator, MemoryStore, Revision, RowKey, ScanPage, Select, StoreError, TenantView,
-    Versioned,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
+    KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, Revision, RowKey, ScanPage, StoreError,
+    TenantView,
 };
 use keyward::{
-    Actor, Clock, Created, Keyward, ManualClock, NewKey, Reason, Rejection, Role, TenantId,
-    Timestamp, async_trait, hours, profiles,
+    Actor, Clock, CreateKey, Created, Keyward, ManualClock, Reason, Role, TenantId, Timestamp,
+    VerifyError, async_trait, hours, profiles,
 };
 use keyward_conformance::{Call, Fault, FaultyStore};
 use support::*;
@@ -38,7 +38,7 @@ fn alice(path: &str) -> Actor {
     actor(path, "alice", Role::ADMIN)
 }
 
-fn create(keys: &Keyward, by: &Actor, key: NewKey) -> Created {
+fn create(keys: &Keyward, by: &Actor, key: CreateKey) -> Created {
     wait(keys.create(by, key)).unwrap()
 }
 
@@ -90,7 +90,7 @@ type Give = fn(&Keyward, &Created) -> Option<String>;
 fn a_node_applies_the_rows_its_commands_were_decided_on() {
     let commands: [(&str, Give); 4] = [
         ("rotate", |keys, key| {
-            let how = keyward::Replacement::immediate();
+            let how = keyward::RotateKey::immediate();
             let rotated = wait(keys.rotate(&alice("acme"), key.id, how)).unwrap();
             Some(rotated.secret.expose().to_owned())
         }),
@@ -99,7 +99,7 @@ fn a_node_applies_the_rows_its_commands_were_decided_on() {
             Some(replaced.secret.expose().to_owned())
         }),
         ("rename", |keys, key| {
-            let change = keyward::KeyUpdate::new().name("renamed");
+            let change = keyward::UpdateKey::new().name("renamed");
             wait(keys.update(&alice("acme"), key.id, change)).unwrap();
             None
         }),
@@ -185,11 +185,15 @@ impl Swapped {
 
 #[async_trait]
 impl KeyStore for Swapped {
-    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        select: &LoadRequest,
+    ) -> Result<TenantView, StoreError> {
         self.now().load(tenant, select).await
     }
 
-    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+    async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError> {
         self.now().find(locator).await
     }
 
@@ -241,12 +245,12 @@ fn trap_34_after_a_commit_to_another_history_nothing_is_fresh() {
     store.swap(other);
     wait(keys.revoke(&alice("acme"), twin.id, Reason::Lost)).unwrap();
     let refused = keys.verify(key.secret.expose(), &reading()).unwrap_err();
-    assert!(matches!(refused, Rejection::Stale { .. }), "{refused}");
+    assert!(matches!(refused, VerifyError::Stale { .. }), "{refused}");
     wait(keys.sync()).unwrap();
     let refused = keys.verify(key.secret.expose(), &reading()).unwrap_err();
-    assert_eq!(refused, Rejection::Unknown);
+    assert_eq!(refused, VerifyError::Unknown);
     let refused = keys.verify(twin.secret.expose(), &reading()).unwrap_err();
-    assert!(matches!(refused, Rejection::Revoked { .. }), "{refused}");
+    assert!(matches!(refused, VerifyError::Revoked { .. }), "{refused}");
 }
 
 /// A machine's monotonic clock may not count a pause by its host. The wall clock, once corrected, reveals the
@@ -271,7 +275,7 @@ fn a_forward_step_of_the_wall_clock_past_the_bound_ends_freshness_until_the_next
     step(11);
     let refused = verdict().unwrap_err();
     assert!(
-        matches!(refused, Rejection::Stale { age, .. } if age == 11 * second),
+        matches!(refused, VerifyError::Stale { age, .. } if age == 11 * second),
         "{refused}"
     );
     assert_eq!(keys.freshness().age, Some(11 * second));
@@ -326,9 +330,9 @@ fn a_sync_in_flight_does_not_confirm_a_replaced_store() {
         });
         let _ = wait(keys.sync());
         let refused = keys.verify(key.secret.expose(), &reading()).unwrap_err();
-        assert!(matches!(refused, Rejection::Stale { .. }), "{refused}");
+        assert!(matches!(refused, VerifyError::Stale { .. }), "{refused}");
         wait(keys.sync()).unwrap();
         let refused = keys.verify(twin.secret.expose(), &reading()).unwrap_err();
-        assert!(matches!(refused, Rejection::Revoked { .. }), "{refused}");
+        assert!(matches!(refused, VerifyError::Revoked { .. }), "{refused}");
     }
 }

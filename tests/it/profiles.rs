@@ -4,9 +4,9 @@
 use keyward::policy::{Policy, PolicySpec};
 use keyward::store::MemoryStore;
 use keyward::{
-    Actor, Credentials, DeleteKey, Denied, Environment, Error, Expiry, IssuedKey, KeyUpdate,
-    Keyward, Need, NewKey, PepperRing, Reason, Rejection, Replacement, Resource, Role,
-    RotationReason, TenantId, days, profiles,
+    Actor, CommandError, CreateKey, Credentials, DeleteKey, Denial, Environment, Expiry, IssuedKey,
+    Keyward, Need, PepperRing, Reason, Resource, Role, RotateKey, RotationReason, TenantId,
+    UpdateKey, VerifyError, days, profiles,
 };
 
 fn tenant(path: &str) -> TenantId {
@@ -30,7 +30,7 @@ async fn keys(spec: PolicySpec) -> Keyward {
         .expect("a node over an in-memory store starts")
 }
 
-fn denied<T: std::fmt::Debug>(result: Result<T, Error>) -> Denied {
+fn denied<T: std::fmt::Debug>(result: Result<T, CommandError>) -> Denial {
     let error = result.expect_err("the command is denied");
     error
         .denied()
@@ -45,7 +45,7 @@ fn text(key: &IssuedKey) -> &str {
         .expose()
 }
 
-fn routine() -> Replacement {
+fn routine() -> RotateKey {
     RotationReason::Routine.into()
 }
 
@@ -63,11 +63,11 @@ async fn in_amplitude_the_legacy_key_can_be_rotated_and_cannot_be_ended() {
         keys.revoke(&admin, legacy.id, Reason::Lost.confirmed())
             .await,
     );
-    assert!(matches!(refused, Denied::LegacyKey { .. }), "{refused}");
-    let soon = KeyUpdate::new().expiry(Expiry::In(days(1)));
+    assert!(matches!(refused, Denial::LegacyKey { .. }), "{refused}");
+    let soon = UpdateKey::new().expiry(Expiry::In(days(1)));
     let refused = denied(keys.update(&admin, legacy.id, soon).await);
-    assert!(matches!(refused, Denied::LegacyKey { .. }), "{refused}");
-    let same = KeyUpdate::new().expiry(Expiry::Never);
+    assert!(matches!(refused, Denial::LegacyKey { .. }), "{refused}");
+    let same = UpdateKey::new().expiry(Expiry::Never);
     keys.update(&admin, legacy.id, same).await.unwrap();
 
     let rotated = keys.rotate(&admin, legacy.id, routine()).await.unwrap();
@@ -79,10 +79,10 @@ async fn in_amplitude_the_legacy_key_can_be_rotated_and_cannot_be_ended() {
 async fn in_amplitude_a_member_manages_no_keys_not_even_its_own() {
     let keys = keys(profiles::amplitude()).await;
     let member = actor("web", Role::MEMBER);
-    let key = || NewKey::new("export").scope("project:read");
+    let key = || CreateKey::new("export").scope("project:read");
     assert!(matches!(
         denied(keys.create(&member, key()).await),
-        Denied::Forbidden { .. }
+        Denial::Forbidden { .. }
     ));
     // An administrator provisions the project and sets the member's role.
     let (admin, manager) = (actor("web", Role::ADMIN), actor("web", Role::MANAGER));
@@ -91,12 +91,12 @@ async fn in_amplitude_a_member_manages_no_keys_not_even_its_own() {
     let typed = || DeleteKey::typed("DELETE");
     assert!(matches!(
         denied(keys.delete(&member, created.id, typed()).await),
-        Denied::Forbidden { .. }
+        Denial::Forbidden { .. }
     ));
     let lower = DeleteKey::typed("delete");
     assert!(matches!(
         denied(keys.delete(&manager, created.id, lower).await),
-        Denied::TypedConfirmationRequired { .. }
+        Denial::TypedConfirmationRequired { .. }
     ));
     keys.delete(&manager, created.id, typed()).await.unwrap();
     assert!(keys.verify(created.secret.expose(), &Need::any()).is_err());
@@ -110,10 +110,10 @@ async fn in_amplitude_at_most_fifty_keys_are_active_including_the_legacy_key() {
     assert_eq!(provisioned.unwrap().len(), 1);
     let manager = actor("web", Role::MANAGER);
     for _ in 0..49 {
-        keys.create(&manager, NewKey::new("key")).await.unwrap();
+        keys.create(&manager, CreateKey::new("key")).await.unwrap();
     }
-    let refused = denied(keys.create(&manager, NewKey::new("key")).await);
-    assert!(matches!(refused, Denied::CapReached { limit } if limit.get() == 50));
+    let refused = denied(keys.create(&manager, CreateKey::new("key")).await);
+    assert!(matches!(refused, Denial::CapReached { limit } if limit.get() == 50));
 }
 
 #[pollster::test]
@@ -134,20 +134,20 @@ async fn in_amplitude_products_the_project_keys_are_a_pair_that_support_rotates(
     for id in [api_key.id, secret_key.id] {
         assert!(matches!(
             denied(keys.rotate(&admin, id, routine()).await),
-            Denied::SupportOnly { .. }
+            Denial::SupportOnly { .. }
         ));
     }
     let support = actor("acme", Role::SUPPORT);
     assert!(matches!(
         denied(keys.rotate(&support, api_key.id, routine()).await),
-        Denied::NotRotatable { .. }
+        Denial::NotRotatable { .. }
     ));
     let rotated = keys.rotate(&support, secret_key.id, routine()).await;
     assert!(rotated.is_ok());
-    let new = || NewKey::new("another").class("project-secret-key");
+    let new = || CreateKey::new("another").class("project-secret-key");
     assert!(matches!(
         denied(keys.create(&support, new().in_tenant(web)).await),
-        Denied::Forbidden { .. }
+        Denial::Forbidden { .. }
     ));
 }
 
@@ -155,12 +155,16 @@ async fn in_amplitude_products_the_project_keys_are_a_pair_that_support_rotates(
 async fn in_amplitude_products_organisation_keys_come_from_support_and_reach_every_project() {
     let keys = keys(profiles::amplitude_products()).await;
     let support = actor("acme", Role::SUPPORT);
-    let new = |class: &str| NewKey::new("organisation").class(class).owned_by_tenant();
+    let new = |class: &str| {
+        CreateKey::new("organisation")
+            .class(class)
+            .owned_by_tenant()
+    };
     let api_key = || new("org-api-key").scope("organization:identify");
     let secret_key = || new("org-secret-key").scope("*:*");
     assert!(matches!(
         denied(keys.create(&actor("acme", Role::ADMIN), secret_key()).await),
-        Denied::SupportOnly { .. }
+        Denial::SupportOnly { .. }
     ));
     let api_key = keys.create(&support, api_key()).await.unwrap();
     let secret_key = keys.create(&support, secret_key()).await.unwrap();
@@ -178,7 +182,7 @@ async fn in_amplitude_products_organisation_keys_come_from_support_and_reach_eve
     assert!(verify("acme/web").is_ok());
     assert!(matches!(
         verify("other/web"),
-        Err(Rejection::WrongTenant { .. })
+        Err(VerifyError::WrongTenant { .. })
     ));
 }
 
@@ -214,7 +218,7 @@ async fn in_amplitude_products_a_server_deployment_key_is_deleted_once_nothing_r
     let references = |references| DeleteKey::plain().with_references(references);
     assert_eq!(
         denied(keys.delete(&admin, old, references(1)).await),
-        Denied::StillReferenced { references: 1 }
+        Denial::StillReferenced { references: 1 }
     );
     keys.delete(&admin, old, references(0)).await.unwrap();
 }
@@ -223,10 +227,10 @@ async fn in_amplitude_products_a_server_deployment_key_is_deleted_once_nothing_r
 async fn in_amplitude_products_a_scim_key_needs_the_enterprise_plan() {
     let keys = keys(profiles::amplitude_products()).await;
     let admin = actor("acme", Role::ADMIN);
-    let key = || NewKey::new("scim").class("scim-key").scope("users:*");
+    let key = || CreateKey::new("scim").class("scim-key").scope("users:*");
     assert!(matches!(
         denied(keys.create(&admin, key()).await),
-        Denied::NotEntitled { .. }
+        Denial::NotEntitled { .. }
     ));
     let entitled = admin.with_entitlement(
         "enterprise"
@@ -242,10 +246,10 @@ async fn in_the_guide_keys_are_live_by_default_and_revoked_once_confirmed() {
     let keys = keys(profiles::guide()).await;
     let admin = actor("acme", Role::ADMIN);
     assert!(matches!(
-        denied(keys.create(&admin, NewKey::new("export")).await),
-        Denied::PurposeRequired
+        denied(keys.create(&admin, CreateKey::new("export")).await),
+        Denial::PurposeRequired
     ));
-    let key = || NewKey::new("export").purpose("nightly");
+    let key = || CreateKey::new("export").purpose("nightly");
     let live = keys.create(&admin, key()).await.unwrap();
     let test = keys
         .create(&admin, key().environment("test"))
@@ -256,31 +260,31 @@ async fn in_the_guide_keys_are_live_by_default_and_revoked_once_confirmed() {
     let need = Need::any().in_environment(Environment::LIVE);
     assert!(keys.verify_or_fetch(text, &need).await.is_ok());
     let mixed = keys.verify_or_fetch(test.secret.expose(), &need).await;
-    assert!(matches!(mixed, Err(Rejection::WrongEnvironment { .. })));
+    assert!(matches!(mixed, Err(VerifyError::WrongEnvironment { .. })));
     assert!(matches!(
         denied(keys.revoke(&admin, live.id, Reason::Lost).await),
-        Denied::ConfirmationRequired
+        Denial::ConfirmationRequired
     ));
     let confirmed = Reason::Lost.confirmed();
     keys.revoke(&admin, live.id, confirmed).await.unwrap();
     let ended = keys.verify_or_fetch(text, &need).await;
-    assert!(matches!(ended, Err(Rejection::Revoked { .. })));
+    assert!(matches!(ended, Err(VerifyError::Revoked { .. })));
 }
 
 #[pollster::test]
 async fn in_idenfy_a_third_key_waits_until_one_is_deleted() {
     let keys = keys(profiles::idenfy()).await;
     let admin = actor("acme", Role::ADMIN);
-    let first = keys.create(&admin, NewKey::new("first")).await.unwrap();
-    keys.create(&admin, NewKey::new("second")).await.unwrap();
-    let third = || NewKey::new("third");
+    let first = keys.create(&admin, CreateKey::new("first")).await.unwrap();
+    keys.create(&admin, CreateKey::new("second")).await.unwrap();
+    let third = || CreateKey::new("third");
     assert!(matches!(
         denied(keys.create(&admin, third()).await),
-        Denied::CapReached { .. }
+        Denial::CapReached { .. }
     ));
     assert!(matches!(
         denied(keys.revoke(&admin, first.id, Reason::Lost).await),
-        Denied::NotRevocable { .. }
+        Denial::NotRevocable { .. }
     ));
     let secret = first.secret.expose();
     let id = first.id.to_string();
@@ -300,7 +304,7 @@ async fn in_idenfy_a_third_key_waits_until_one_is_deleted() {
 async fn in_yugabytedb_the_key_of_a_creator_lowered_to_developer_has_developer_access() {
     let keys = keys(profiles::yugabytedb()).await;
     let creator = actor("acme", Role::ADMIN);
-    let key = NewKey::new("terraform").scope("*:*").never_expires();
+    let key = CreateKey::new("terraform").scope("*:*").never_expires();
     let created = keys.create(&creator, key).await.unwrap();
     let text = created.secret.expose();
     assert!(
@@ -317,10 +321,10 @@ async fn in_yugabytedb_the_key_of_a_creator_lowered_to_developer_has_developer_a
             .is_ok()
     );
     let refused = keys.verify(text, &Need::scope("users:write").unwrap());
-    assert!(matches!(refused, Err(Rejection::MissingScope { .. })));
+    assert!(matches!(refused, Err(VerifyError::MissingScope { .. })));
     let demoted = Actor::new(tenant("acme"), principal.clone(), Role::DEVELOPER);
     assert!(matches!(
         denied(keys.revoke(&demoted, created.id, Reason::Lost).await),
-        Denied::Forbidden { .. }
+        Denial::Forbidden { .. }
     ));
 }

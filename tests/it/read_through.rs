@@ -13,12 +13,12 @@ use proptest::prelude::*;
 use support::gated::Gated;
 
 use keyward::{
-    Builder, Created, Digest, Grant, ImportKey, Keyward, ManualClock, PastBound, ReadThrough,
-    Reason, Rejection, RejectionKind, SeededEntropy, profiles,
+    Created, Digest, Grant, ImportKey, Keyward, KeywardBuilder, ManualClock, OnStale,
+    ReadThroughLimits, Reason, SeededEntropy, VerifyError, VerifyErrorKind, profiles,
 };
 use support::*;
 
-type Verdict = Result<Grant, Rejection>;
+type Verdict = Result<Grant, VerifyError>;
 
 /// A node over a link the test controls, and another node that makes the changes.
 struct Nodes {
@@ -34,7 +34,7 @@ impl Nodes {
         Self::with(Propagation::default(), |builder| builder)
     }
 
-    fn with(propagation: Propagation, set: impl FnOnce(Builder) -> Builder) -> Self {
+    fn with(propagation: Propagation, set: impl FnOnce(KeywardBuilder) -> KeywardBuilder) -> Self {
         let clock = Arc::new(ManualClock::at(at(START)));
         let store = MemoryStore::new();
         let mut spec = profiles::standard();
@@ -161,7 +161,7 @@ const FLOOD: usize = 100_000;
 #[test]
 fn a_flood_of_unknown_ids_causes_a_bounded_number_of_reads() {
     let world = Nodes::new();
-    let bounds = ReadThrough::default();
+    let bounds = ReadThroughLimits::default();
     let (burst, rate) = (
         bounds.burst.get() as usize,
         bounds.per_second.get() as usize,
@@ -176,16 +176,16 @@ fn a_flood_of_unknown_ids_causes_a_bounded_number_of_reads() {
             world.clock.advance(Duration::from_micros(20));
         }
         match wait(world.here.verify_or_fetch(token, &reading())).unwrap_err() {
-            Rejection::Unknown => outcomes[0] += 1,
-            Rejection::StoreUnavailable => outcomes[1] += 1,
+            VerifyError::Unknown => outcomes[0] += 1,
+            VerifyError::StoreUnavailable => outcomes[1] += 1,
             other => panic!("{other}"),
         }
     }
     assert_eq!(world.finds(), burst + rate);
     assert_eq!(outcomes, [burst + rate, FLOOD - burst - rate]);
     assert_eq!(
-        Rejection::StoreUnavailable.kind(),
-        RejectionKind::Unavailable,
+        VerifyError::StoreUnavailable.kind(),
+        VerifyErrorKind::Unavailable,
         "never a bad key"
     );
     assert_eq!(world.link.asked(Call::Load), 0);
@@ -198,7 +198,7 @@ fn strings_that_are_not_tokens_share_the_limits_of_tokens() {
     let import = ImportKey::sha256(imported, reader("imported"));
     wait(world.there.import(&admin(), import)).unwrap();
     wait(world.here.sync()).unwrap();
-    let burst = ReadThrough::default().burst.get() as usize;
+    let burst = ReadThroughLimits::default().burst.get() as usize;
     let tokens = strangers(burst);
     for (n, token) in tokens.iter().enumerate() {
         let foreign = format!("not-a-token-{n}");
@@ -221,7 +221,7 @@ fn strings_that_are_not_tokens_share_the_limits_of_tokens() {
 
 #[test]
 fn the_number_of_reads_in_flight_is_limited() {
-    let bounds = ReadThrough::default().with(|bounds| bounds.at_once = count(3));
+    let bounds = ReadThroughLimits::default().with(|bounds| bounds.max_in_flight = count(3));
     let world = Nodes::with(Propagation::default(), |builder| {
         builder.read_through(bounds)
     });
@@ -232,7 +232,7 @@ fn the_number_of_reads_in_flight_is_limited() {
         .map(|key| world.fetch(key).begun())
         .collect();
     let refused = world.fetch(&keys[3]).end().unwrap_err();
-    assert_eq!((refused, world.finds()), (Rejection::StoreUnavailable, 3));
+    assert_eq!((refused, world.finds()), (VerifyError::StoreUnavailable, 3));
     // A cancelled read makes room.
     drop(waiting.pop());
     let fourth = world.fetch(&keys[3]).begun();
@@ -273,7 +273,7 @@ fn each_caller_of_a_shared_read_gets_its_own_verdict() {
         Calling::new(async move { keys.verify_or_fetch(&forged, &reading()).await }).begun();
     gate.open();
     first.end().unwrap();
-    assert_eq!(forger.end().unwrap_err(), Rejection::WrongSecret);
+    assert_eq!(forger.end().unwrap_err(), VerifyError::WrongSecret);
 }
 
 #[test]
@@ -287,7 +287,7 @@ fn a_refusal_is_never_taken_from_a_read_that_began_before_the_call() {
     let late: Vec<_> = (0..10).map(|_| world.fetch(&key).begun()).collect();
     gate.open();
     world.link.let_pass(Call::Find);
-    assert_eq!(early.end().unwrap_err(), Rejection::Unknown);
+    assert_eq!(early.end().unwrap_err(), VerifyError::Unknown);
     for call in late {
         call.end().unwrap();
     }
@@ -304,7 +304,7 @@ fn refusals_are_not_cached() {
     let key = Nodes::new().new_key();
     for asked in 1..=3 {
         let refused = world.fetch(&key).end().unwrap_err();
-        assert_eq!((refused, world.finds()), (Rejection::Unknown, asked));
+        assert_eq!((refused, world.finds()), (VerifyError::Unknown, asked));
     }
     world.new_key();
     world.fetch(&key).end().unwrap();
@@ -320,7 +320,7 @@ fn a_failure_is_shared_only_by_callers_who_waited_for_it() {
     world.link.link.partition(false);
     let late = world.fetch(&key).begun();
     gate.open();
-    assert_eq!(early.end().unwrap_err(), Rejection::StoreUnavailable);
+    assert_eq!(early.end().unwrap_err(), VerifyError::StoreUnavailable);
     late.end().unwrap();
 }
 
@@ -346,7 +346,7 @@ fn no_caller_hangs_when_the_first_caller_of_a_read_is_gone() {
 
 #[test]
 fn a_read_without_waiting_callers_is_cancelled() {
-    let one = ReadThrough::default().with(|bounds| bounds.at_once = count(1));
+    let one = ReadThroughLimits::default().with(|bounds| bounds.max_in_flight = count(1));
     let world = Nodes::with(Propagation::default(), |builder| builder.read_through(one));
     let (key, other) = (world.new_key(), world.new_key());
     let _closed = world.link.hold(Call::Find);
@@ -388,7 +388,7 @@ fn a_fresh_verification_that_shares_a_read_sees_every_earlier_change() {
     early.end().unwrap();
     for call in late {
         let refused = call.end().unwrap_err();
-        assert!(matches!(refused, Rejection::Revoked { .. }), "{refused}");
+        assert!(matches!(refused, VerifyError::Revoked { .. }), "{refused}");
     }
     assert_eq!(world.finds(), 2);
 }
@@ -404,27 +404,27 @@ fn an_earlier_read_does_not_grant_a_key_of_an_always_fresh_class() {
     gate.open();
     early.end().unwrap();
     let refused = late.end().unwrap_err();
-    assert!(matches!(refused, Rejection::Revoked { .. }), "{refused}");
+    assert!(matches!(refused, VerifyError::Revoked { .. }), "{refused}");
 }
 
 #[test]
 fn a_flood_does_not_lock_out_holders_of_known_keys() {
     let world = Nodes::with(Propagation::IMMEDIATE, |builder| builder);
     let key = world.known_key();
-    let burst = ReadThrough::default().burst.get() as usize;
+    let burst = ReadThroughLimits::default().burst.get() as usize;
     let tokens = strangers(burst + 1);
     for token in &tokens {
         assert!(wait(world.here.verify_or_fetch(token, &reading())).is_err());
     }
     let refused = wait(world.here.verify_fresh(&tokens[0], &reading()));
-    assert_eq!(refused.unwrap_err(), Rejection::StoreUnavailable);
+    assert_eq!(refused.unwrap_err(), VerifyError::StoreUnavailable);
     world.fetch(&key).end().unwrap();
     world.fresh(&key).end().unwrap();
     assert_eq!(world.finds(), burst + 2);
     // Knowing the id of a key is not holding the key.
     let forged = with_other_secret(key.secret.expose());
     let refused = wait(world.here.verify_or_fetch(&forged, &reading()));
-    assert_eq!(refused.unwrap_err(), Rejection::StoreUnavailable);
+    assert_eq!(refused.unwrap_err(), VerifyError::StoreUnavailable);
     assert_eq!(world.finds(), burst + 2);
 }
 
@@ -443,10 +443,10 @@ fn an_answer_in_flight_for_longer_than_the_bound_grants_nothing() {
         .advance(bound - Duration::from_millis(500) + Duration::from_micros(1));
     gate.open();
     let refused = first.end().unwrap_err();
-    assert!(matches!(refused, Rejection::Stale { .. }), "{refused}");
+    assert!(matches!(refused, VerifyError::Stale { .. }), "{refused}");
     // The call that shared the read retries.
     let refused = second.end().unwrap_err();
-    assert!(matches!(refused, Rejection::Revoked { .. }), "{refused}");
+    assert!(matches!(refused, VerifyError::Revoked { .. }), "{refused}");
 }
 
 #[test]
@@ -470,7 +470,7 @@ fn a_grant_may_come_from_an_earlier_read_up_to_the_bound() {
 fn past_the_bound_a_key_is_refused_unless_the_deployment_reads_through() {
     let refuses = Nodes::new();
     let reads = Nodes::with(Propagation::default(), |builder| {
-        builder.past_bound(PastBound::ReadThrough)
+        builder.past_bound(OnStale::ReadThrough)
     });
     let past = Propagation::default().bound + Duration::from_micros(1);
     for world in [&refuses, &reads] {
@@ -479,27 +479,27 @@ fn past_the_bound_a_key_is_refused_unless_the_deployment_reads_through() {
         world.clock.advance(past);
         for key in [&key, &revoked] {
             let plain = world.here.verify(key.secret.expose(), &reading());
-            assert!(matches!(plain, Err(Rejection::Stale { .. })), "{plain:?}");
+            assert!(matches!(plain, Err(VerifyError::Stale { .. })), "{plain:?}");
         }
         assert_eq!(world.finds(), 0, "verify never asks");
         let asked = [world.fetch(&key).end(), world.fetch(&revoked).end()];
         if std::ptr::eq(world, &refuses) {
-            assert!(matches!(asked[0], Err(Rejection::Stale { .. })));
+            assert!(matches!(asked[0], Err(VerifyError::Stale { .. })));
             assert_eq!(world.finds(), 0);
             continue;
         }
         asked[0].as_ref().unwrap();
-        assert!(matches!(asked[1], Err(Rejection::Revoked { .. })));
+        assert!(matches!(asked[1], Err(VerifyError::Revoked { .. })));
         // The read confirms nothing about other keys, nor about this key later on.
         let plain = world.here.verify(key.secret.expose(), &reading());
-        assert!(matches!(plain, Err(Rejection::Stale { .. })), "{plain:?}");
+        assert!(matches!(plain, Err(VerifyError::Stale { .. })), "{plain:?}");
     }
 }
 
 #[test]
 fn past_the_bound_only_a_read_that_began_after_the_call_grants() {
     let world = Nodes::with(Propagation::default(), |builder| {
-        builder.past_bound(PastBound::ReadThrough)
+        builder.past_bound(OnStale::ReadThrough)
     });
     let key = world.known_key();
     world
@@ -512,14 +512,14 @@ fn past_the_bound_only_a_read_that_began_after_the_call_grants() {
     gate.open();
     early.end().unwrap();
     let refused = late.end().unwrap_err();
-    assert!(matches!(refused, Rejection::Revoked { .. }), "{refused}");
+    assert!(matches!(refused, VerifyError::Revoked { .. }), "{refused}");
 }
 
 #[test]
 fn past_the_bound_reads_have_the_same_limits() {
     let world = Nodes::with(Propagation::default(), |builder| {
-        let bounds = ReadThrough::default().with(|bounds| bounds.burst = count(2));
-        let builder = builder.past_bound(PastBound::ReadThrough);
+        let bounds = ReadThroughLimits::default().with(|bounds| bounds.burst = count(2));
+        let builder = builder.past_bound(OnStale::ReadThrough);
         builder.read_through(bounds)
     });
     let keys = [(); 3].map(|()| world.known_key());
@@ -529,7 +529,10 @@ fn past_the_bound_reads_have_the_same_limits() {
     let verdicts = keys.each_ref().map(|key| world.fetch(key).end());
     assert!(verdicts[0].is_ok() && verdicts[1].is_ok());
     let refused = verdicts[2].as_ref().unwrap_err();
-    assert_eq!((refused, world.finds()), (&Rejection::StoreUnavailable, 2));
+    assert_eq!(
+        (refused, world.finds()),
+        (&VerifyError::StoreUnavailable, 2)
+    );
 }
 
 #[test]
@@ -633,14 +636,14 @@ impl Open {
                 past.was(Key::On, |step, at| during(step, at) && lately(step, at))
             }
             Ok(_) => past.was(Key::On, lately),
-            Err(Rejection::Unknown) => past.was(Key::Absent, during),
+            Err(VerifyError::Unknown) => past.was(Key::Absent, during),
             // A known key may be refused by its state within the bound.
-            Err(Rejection::Disabled { .. }) if self.fresh => past.was(Key::Off, during),
-            Err(Rejection::Disabled { .. }) => {
+            Err(VerifyError::Disabled { .. }) if self.fresh => past.was(Key::Off, during),
+            Err(VerifyError::Disabled { .. }) => {
                 past.was(Key::Off, lately) || past.was(Key::Off, during)
             }
-            Err(Rejection::Stale { .. }) if self.fresh => self.begun.1 + bound < now,
-            Err(Rejection::Stale { .. }) => self.begun.1.min(synced) + bound < now,
+            Err(VerifyError::Stale { .. }) if self.fresh => self.begun.1 + bound < now,
+            Err(VerifyError::Stale { .. }) => self.begun.1.min(synced) + bound < now,
             Err(_) => false,
         };
         assert!(
@@ -658,8 +661,8 @@ proptest! {
     fn no_order_of_reads_grants_too_late_or_refuses_too_early(
         steps in prop::collection::vec(step(), 1..60),
     ) {
-        let most = ReadThrough::default().with(|bounds| {
-            bounds.at_once = count(1000);
+        let most = ReadThroughLimits::default().with(|bounds| {
+            bounds.max_in_flight = count(1000);
             bounds.burst = count(1000);
         });
         let world = Nodes::with(Propagation::default(), |builder| builder.read_through(most));

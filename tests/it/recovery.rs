@@ -12,10 +12,10 @@ use keyward::store::{
     AuditQuery, Commit, CommitTag, Effects, KeyStore, MemoryStore, Revision, Row,
 };
 use keyward::{
-    Actor, Created, DeleteKey, Denied, Digest, Expiry, ImportKey, KeyId, KeyUpdate, Keyward,
-    LeakSource, ManualClock, Need, NewKey, Pepper, PepperRing, Reason, Recovery, RecoveryError,
-    RecoveryReport, Rejection, Replacement, Role, Status, TenantId, Timestamp, days, hours,
-    profiles,
+    Actor, CreateKey, Created, DeleteKey, Denial, Digest, Expiry, ImportKey, KeyId, Keyward,
+    LeakSource, ManualClock, Need, Pepper, PepperRing, Reason, Recovery, RecoveryError,
+    RecoveryReport, Role, RotateKey, Status, TenantId, Timestamp, UpdateKey, VerifyError, days,
+    hours, profiles,
 };
 use keyward_conformance::model::{
     Ask, Asker, Facade, Given, Listed, Model, Step, System, TENANTS, Why, policy, run,
@@ -71,7 +71,7 @@ fn backup(of: &MemoryStore) -> MemoryStore {
 
 /// Returns every audit entry, oldest first.
 fn trail(store: &MemoryStore) -> Vec<AuditEntry> {
-    let query = AuditQuery::everything().with(|query| query.limit = ALL);
+    let query = AuditQuery::all().with(|query| query.limit = ALL);
     let page = wait(store.audit(&query)).unwrap();
     page.rows.into_iter().map(|row| row.entry).collect()
 }
@@ -101,7 +101,7 @@ fn after_a_restore_nothing_verifies_until_it_is_enabled() {
     let legacy = legacy.into_iter().next().unwrap();
     let key = |by: &Actor| world.create(by, reader("key")).unwrap();
     let (plain, elsewhere) = (key(&host()), key(&Actor::application(tenant("other"))));
-    let waits = Replacement::on_first_use(hours(1));
+    let waits = RotateKey::on_first_use(hours(1));
     let successor = wait(world.keys.rotate(&host(), plain.id, waits)).unwrap();
     let store = backup(&world.store);
     let restored = world.restored(&store, policy(CAP));
@@ -120,7 +120,7 @@ fn after_a_restore_nothing_verifies_until_it_is_enabled() {
     for secret in secrets {
         let refused = restored.verify(secret, &Need::any().or_publishable());
         assert!(
-            matches!(refused, Err(Rejection::Disabled { .. })),
+            matches!(refused, Err(VerifyError::Disabled { .. })),
             "{refused:?}"
         );
     }
@@ -145,7 +145,7 @@ fn after_a_restore_nothing_verifies_until_it_is_enabled() {
         .verify(elsewhere.secret.expose(), &Need::any())
         .unwrap();
     // The legacy key can be rotated while disabled, or enabled.
-    let next = wait(restored.rotate(&host(), legacy.id, Replacement::grace(hours(1)))).unwrap();
+    let next = wait(restored.rotate(&host(), legacy.id, RotateKey::grace(hours(1)))).unwrap();
     restored.verify(next.secret.expose(), &Need::any()).unwrap();
     assert!(restored.verify(secrets[0], &Need::any()).is_err());
     let other = report.legacy.iter().find(|id| **id != legacy.id).unwrap();
@@ -224,18 +224,18 @@ fn a_replay_repeats_every_change_that_ended_or_narrowed_a_key() {
     wait(keys.disable(&by, enabled.id)).unwrap();
     wait(keys.enable(&by, enabled.id)).unwrap();
     let update = |key: &Created, change| wait(keys.update(&by, key.id, change)).unwrap();
-    update(&narrowed, KeyUpdate::new().scopes(["users:read"]));
+    update(&narrowed, UpdateKey::new().scopes(["users:read"]));
     update(
         &bound,
-        KeyUpdate::new().allow_addresses(["192.0.2.0/24", "2001:db8::1"]),
+        UpdateKey::new().allow_addresses(["192.0.2.0/24", "2001:db8::1"]),
     );
-    update(&shortened, KeyUpdate::new().expiry(Expiry::In(days(30))));
+    update(&shortened, UpdateKey::new().expiry(Expiry::In(days(30))));
     let rotate = |key: &Created, how| wait(keys.rotate(&by, key.id, how)).unwrap();
-    rotate(&at_once, Replacement::immediate());
-    rotate(&drained, Replacement::grace(hours(1)));
-    let newest = rotate(&draining, Replacement::grace(days(30)));
-    let successor = rotate(&waiting, Replacement::on_first_use(hours(1)));
-    rotate(&called_off, Replacement::on_first_use(hours(1)));
+    rotate(&at_once, RotateKey::immediate());
+    rotate(&drained, RotateKey::grace(hours(1)));
+    let newest = rotate(&draining, RotateKey::grace(days(30)));
+    let successor = rotate(&waiting, RotateKey::on_first_use(hours(1)));
+    rotate(&called_off, RotateKey::on_first_use(hours(1)));
     wait(keys.cancel_rotation(&by, called_off.id)).unwrap();
     wait(keys.remove_owner(&by, &acme, who("bob"))).unwrap();
     wait(keys.change_owner_role(&by, &acme, who("bob"), Role::DEVELOPER)).unwrap();
@@ -325,7 +325,7 @@ fn a_legacy_key_rotated_since_the_backup_is_disabled() {
     wait(
         world
             .keys
-            .rotate(&host(), legacy.id, Replacement::immediate()),
+            .rotate(&host(), legacy.id, RotateKey::immediate()),
     )
     .unwrap();
     let restored = world.restored(&store, policy(CAP));
@@ -337,7 +337,7 @@ fn a_legacy_key_rotated_since_the_backup_is_disabled() {
             .verify(presented, &Need::any().or_publishable())
             .is_err()
     );
-    let next = wait(restored.rotate(&host(), legacy.id, Replacement::grace(hours(1)))).unwrap();
+    let next = wait(restored.rotate(&host(), legacy.id, RotateKey::grace(hours(1)))).unwrap();
     restored.verify(next.secret.expose(), &Need::any()).unwrap();
     assert!(restored.verify(presented, &Need::any()).is_err());
 }
@@ -663,13 +663,13 @@ fn a_widening_is_not_repeated() {
     let mixed = world.create(&bob, mixed).unwrap();
     let store = backup(&world.store);
     let developer = actor("acme", "dora", Role::DEVELOPER);
-    let wider = KeyUpdate::new()
+    let wider = UpdateKey::new()
         .scopes(["*:*"])
         .allow_addresses([])
         .expiry(Expiry::Never);
     wait(world.keys.update(&developer, key.id, wider)).unwrap();
     // Partly wider, partly narrower.
-    let other = KeyUpdate::new().scopes(["reports:*"]);
+    let other = UpdateKey::new().scopes(["reports:*"]);
     wait(world.keys.update(&developer, mixed.id, other)).unwrap();
     let restored = world.restored(&store, standard());
     let report = recover(&restored, Recovery::Replay(trail(&world.store)));
@@ -691,7 +691,7 @@ fn a_replaced_key_that_rotates_itself_is_disabled() {
     let world = World::with_policies(policies());
     let key = world.create(&admin(), reader("key")).unwrap();
     let store = backup(&world.store);
-    let how = Replacement::grace(hours(24));
+    let how = RotateKey::grace(hours(24));
     wait(world.keys.rotate(&admin(), key.id, how)).unwrap();
     let restored = world.restored(&store, policies());
     let report = recover(&restored, Recovery::Replay(trail(&world.store)));
@@ -702,7 +702,7 @@ fn a_replaced_key_that_rotates_itself_is_disabled() {
 #[test]
 fn a_leaked_key_is_marked_as_leaked_after_a_replay() {
     let world = World::with_policies(standard());
-    let publishable = NewKey::new("shown")
+    let publishable = CreateKey::new("shown")
         .class("publishable")
         .environment("live")
         .scope("reports:read");
@@ -720,7 +720,7 @@ fn a_leaked_key_is_marked_as_leaked_after_a_replay() {
     assert_eq!(trail(&store).len(), before, "noted once");
 }
 
-fn import(keys: &Keyward, token: &str, key: NewKey) -> Result<KeyId, keyward::Error> {
+fn import(keys: &Keyward, token: &str, key: CreateKey) -> Result<KeyId, keyward::CommandError> {
     let import = ImportKey::sha256(Digest::sha256(token), key);
     wait(keys.import(&admin(), import)).map(|made| made.id)
 }
@@ -738,7 +738,7 @@ fn a_blocked_digest_stays_blocked_after_a_second_loss() {
         let restored = world.restored(&copy, standard());
         recover(&restored, Recovery::Replay(lost));
         let again = denied(import(&restored, "token", reader("old")));
-        assert_eq!(again, Denied::DigestTaken);
+        assert_eq!(again, Denial::DigestTaken);
         lost = trail(&copy);
     }
 }
@@ -786,10 +786,10 @@ fn an_import_ended_by_a_row_or_by_time_is_not_repeated() {
     world.clock.advance(hours(1));
     for token in ["removed", "expired"] {
         let again = denied(import(&restored, token, reader("old")));
-        assert_eq!(again, Denied::DigestTaken, "{token}");
+        assert_eq!(again, Denial::DigestTaken, "{token}");
     }
     let closed = import(&restored, "closed", reader("old"));
-    assert_eq!(denied(closed), Denied::DigestTaken);
+    assert_eq!(denied(closed), Denial::DigestTaken);
     import(&restored, "alive", reader("old")).unwrap();
 }
 
@@ -802,13 +802,13 @@ fn a_key_narrowed_and_widened_again_is_narrow_after_a_replay() {
     let store = backup(&world.store);
     let by = admin();
     let update = |change| wait(world.keys.update(&by, key.id, change)).unwrap();
-    update(KeyUpdate::new().scopes(["reports:read"]));
-    update(KeyUpdate::new().expiry(Expiry::In(days(3))));
-    update(KeyUpdate::new().allow_addresses(["10.0.0.0/8"]));
+    update(UpdateKey::new().scopes(["reports:read"]));
+    update(UpdateKey::new().expiry(Expiry::In(days(3))));
+    update(UpdateKey::new().allow_addresses(["10.0.0.0/8"]));
     let narrow = wait(world.keys.key(&host(), key.id)).unwrap();
-    update(KeyUpdate::new().scopes(["reports:read", "users:read"]));
-    update(KeyUpdate::new().expiry(Expiry::Never));
-    update(KeyUpdate::new().allow_addresses([]));
+    update(UpdateKey::new().scopes(["reports:read", "users:read"]));
+    update(UpdateKey::new().expiry(Expiry::Never));
+    update(UpdateKey::new().allow_addresses([]));
     let restored = world.restored(&store, standard());
     recover(&restored, Recovery::Replay(trail(&world.store)));
     let info = wait(restored.key(&host(), key.id)).unwrap();
@@ -832,7 +832,7 @@ fn a_key_replaced_near_its_end_is_disabled_if_it_rotates_itself() {
     let rotated = wait(
         world
             .keys
-            .rotate(&admin(), key.id, Replacement::grace(days(7))),
+            .rotate(&admin(), key.id, RotateKey::grace(days(7))),
     )
     .unwrap();
     assert_eq!(Some(rotated.until), key.expires_at);
@@ -851,7 +851,7 @@ fn an_import_that_was_only_widened_is_repeated() {
     let narrowed = import(&world.keys, "narrowed", reader("old").scope("users:read")).unwrap();
     let by = admin();
     let update = |key, scopes: &[&str]| {
-        let change = KeyUpdate::new().scopes(scopes.iter().copied());
+        let change = UpdateKey::new().scopes(scopes.iter().copied());
         wait(world.keys.update(&by, key, change)).unwrap();
     };
     update(widened, &["reports:*"]);
@@ -860,5 +860,5 @@ fn an_import_that_was_only_widened_is_repeated() {
     recover(&restored, Recovery::Replay(trail(&world.store)));
     import(&restored, "widened", reader("old")).unwrap();
     let again = denied(import(&restored, "narrowed", reader("old")));
-    assert_eq!(again, Denied::DigestTaken);
+    assert_eq!(again, Denial::DigestTaken);
 }

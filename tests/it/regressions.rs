@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex};
 
 use keyward::policy::Policy;
 use keyward::store::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
-    KeyStore, Locator, MemoryStore, Revision, RowKey, ScanPage, Select, StoreError, StoreErrorKind,
-    TenantView, Versioned,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
+    KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, Revision, RowKey, ScanPage, StoreError,
+    StoreErrorKind, TenantView,
 };
 use keyward::{
-    BulkFilter, DeleteKey, Denied, Digest, Error, ImportKey, Keyward, ManualClock, Need, NewKey,
-    Reason, Rejection, Role, TenantId, async_trait, hours, profiles,
+    BulkFilter, CommandError, CreateKey, DeleteKey, Denial, Digest, ImportKey, Keyward,
+    ManualClock, Need, Reason, Role, TenantId, VerifyError, async_trait, hours, profiles,
 };
 use keyward_conformance::{Call, Fault, FaultyStore};
 use support::*;
@@ -47,11 +47,15 @@ impl Interrupted {
 
 #[async_trait]
 impl KeyStore for Interrupted {
-    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        select: &LoadRequest,
+    ) -> Result<TenantView, StoreError> {
         self.before(Call::Load).load(tenant, select).await
     }
 
-    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+    async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError> {
         self.inner.find(locator).await
     }
 
@@ -173,7 +177,7 @@ fn after_an_unknown_outcome_no_error_claims_that_nothing_was_written() {
     // The first load succeeds; the load that would show the outcome fails.
     store.next(Call::Load, [Fault::None, Fault::Unavailable]);
     let failed = wait(keys.create(&admin(), reader("k"))).unwrap_err();
-    let Error::Store(error) = failed else {
+    let CommandError::Store(error) = failed else {
         panic!("{failed}")
     };
     assert_eq!(error.kind(), StoreErrorKind::Indeterminate);
@@ -200,7 +204,7 @@ fn of_two_concurrent_replacements_by_one_command_the_returned_secret_works() {
     *meanwhile.lock().unwrap() = Some((Call::Commit, Box::new(elsewhere)));
     let actor = admin();
     let lost = wait(here.replace_lost(&actor.with_command_id(command("c1")), key.id));
-    assert_eq!(denied(lost), Denied::AlreadyCreated { id: key.id });
+    assert_eq!(denied(lost), Denial::AlreadyCreated { id: key.id });
     let winner = won.lock().unwrap().take().unwrap();
     world
         .keys
@@ -231,7 +235,7 @@ fn a_read_from_before_a_resync_restores_no_deleted_key() {
         world.clock.advance(hours(10));
         wait(there.sync()).unwrap();
         let refusal = there.verify(key.secret.expose(), &reading()).unwrap_err();
-        assert_eq!(refusal, Rejection::Unknown);
+        assert_eq!(refusal, VerifyError::Unknown);
     }
 }
 
@@ -260,16 +264,16 @@ fn an_actor_with_an_ended_credential_sees_nothing() {
     let query = world.keys.query(&tenant("acme"));
     assert_eq!(
         denied(wait(world.keys.list(&ended, &query))),
-        Denied::ActorExpired
+        Denial::ActorExpired
     );
     assert_eq!(
         denied(wait(world.keys.key(&ended, key.id))),
-        Denied::ActorExpired
+        Denial::ActorExpired
     );
     let trail = AuditQuery::tenant(tenant("acme"));
     assert_eq!(
         denied(wait(world.keys.audit(&ended, &trail))),
-        Denied::ActorExpired
+        Denial::ActorExpired
     );
 }
 
@@ -283,11 +287,11 @@ fn a_renewed_digest_does_not_restore_a_replaced_secret() {
     let newer = wait(builder(peppers().rotate(pepper("p2", 2)).unwrap()).build()).unwrap();
     newer.verify(key.secret.expose(), &reading()).unwrap();
     let replaced = wait(older.replace_lost(&admin(), key.id)).unwrap();
-    wait(newer.run_upkeep()).unwrap();
+    wait(newer.run_maintenance()).unwrap();
     for keys in [&older, &newer] {
         wait(keys.sync()).unwrap();
         let old = keys.verify(key.secret.expose(), &reading()).unwrap_err();
-        assert_eq!(old, Rejection::WrongSecret);
+        assert_eq!(old, VerifyError::WrongSecret);
         keys.verify(replaced.secret.expose(), &reading()).unwrap();
     }
 }
@@ -307,7 +311,7 @@ fn a_repeated_bulk_revocation_does_not_affect_keys_created_since() {
     assert_eq!(once().unwrap().ended, 0);
     world.clock.advance(hours(1));
     let key = world
-        .create(&admin(), NewKey::new("new").scope("reports:read"))
+        .create(&admin(), CreateKey::new("new").scope("reports:read"))
         .unwrap();
     assert_eq!(once().unwrap().ended, 0);
     world.keys.verify(key.secret.expose(), &reading()).unwrap();

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use keyward::store::MemoryStore;
 use keyward::{
-    Actor, BulkFilter, Clock, Created, DeleteKey, Denied, Error, Expiry, Keyward, ManualClock,
-    NewKey, Reason, Rejection, Replacement, Role, RotationReason, Timestamp, days, hours, profiles,
+    Actor, BulkFilter, Clock, CommandError, CreateKey, Created, DeleteKey, Denial, Expiry, Keyward,
+    ManualClock, Reason, Role, RotateKey, RotationReason, Timestamp, VerifyError, days, hours,
+    profiles,
 };
 use keyward_conformance::{Call, Fault, FaultyStore};
 use proptest::prelude::*;
@@ -29,11 +30,11 @@ fn globex() -> Actor {
     actor("globex", "gina", Role::ADMIN)
 }
 
-fn ninety_days(name: &str) -> NewKey {
+fn ninety_days(name: &str) -> CreateKey {
     reader(name).expires_in(days(90))
 }
 
-fn create(keys: &Keyward, by: &Actor, key: NewKey) -> Created {
+fn create(keys: &Keyward, by: &Actor, key: CreateKey) -> Created {
     wait(keys.create(by, key)).unwrap()
 }
 
@@ -45,11 +46,11 @@ fn step_back(clock: &ManualClock, by: Duration) {
     clock.set_wall(clock.now().saturating_sub(by));
 }
 
-fn verdict(keys: &Keyward, key: &Created) -> Result<(), Rejection> {
+fn verdict(keys: &Keyward, key: &Created) -> Result<(), VerifyError> {
     keys.verify(key.secret.expose(), &reading()).map(drop)
 }
 
-fn refused(keys: &Keyward, key: &Created) -> Rejection {
+fn refused(keys: &Keyward, key: &Created) -> VerifyError {
     verdict(keys, key).unwrap_err()
 }
 
@@ -104,9 +105,9 @@ fn only_the_application_repairs_the_time() {
     let admin = admin();
     world.create(&admin, reader("key")).unwrap();
     let repaired = wait(world.keys.repair_time(&admin, &tenant("acme")));
-    assert!(matches!(denied(repaired), Denied::HostOnly { .. }));
+    assert!(matches!(denied(repaired), Denial::HostOnly { .. }));
     let unknown = wait(world.keys.repair_time(&host(), &tenant("initech")));
-    assert!(matches!(denied(unknown), Denied::TenantNotFound));
+    assert!(matches!(denied(unknown), Denial::TenantNotFound));
     let nothing = wait(world.keys.repair_time(&host(), &tenant("acme"))).unwrap();
     assert_eq!(nothing.set_back, None, "it was not ahead");
 }
@@ -118,7 +119,7 @@ fn a_reading_ten_years_ahead_leaves_no_trace() {
     let keys = node(MemoryStore::new(), &clock, policy());
     let key = create(&keys, &admin(), ninety_days("key"));
     step(&clock, YEARS);
-    assert!(matches!(refused(&keys, &key), Rejection::Expired { .. }));
+    assert!(matches!(refused(&keys, &key), VerifyError::Expired { .. }));
     step_back(&clock, YEARS);
     assert_eq!(verdict(&keys, &key), Ok(()));
     let next = create(&keys, &admin(), ninety_days("next"));
@@ -132,19 +133,19 @@ fn a_lasting_step_forward_is_adopted_and_a_step_back_revives_nothing() {
     let key = create(&keys, &admin(), ninety_days("key"));
     step(&clock, days(91));
     for _ in 0..6 {
-        assert!(matches!(refused(&keys, &key), Rejection::Expired { .. }));
+        assert!(matches!(refused(&keys, &key), VerifyError::Expired { .. }));
         clock.advance(MINUTE);
     }
     step_back(&clock, days(91));
-    assert!(matches!(refused(&keys, &key), Rejection::Expired { .. }));
+    assert!(matches!(refused(&keys, &key), VerifyError::Expired { .. }));
     // Within the allowance, the clock is followed immediately.
     let soon = reader("soon").expires_in(4 * MINUTE);
     let soon = create(&keys, &admin(), soon);
     step(&clock, days(91));
     step(&clock, 4 * MINUTE);
-    assert!(matches!(refused(&keys, &soon), Rejection::Expired { .. }));
+    assert!(matches!(refused(&keys, &soon), VerifyError::Expired { .. }));
     step_back(&clock, hours(1));
-    assert!(matches!(refused(&keys, &soon), Rejection::Expired { .. }));
+    assert!(matches!(refused(&keys, &soon), VerifyError::Expired { .. }));
 }
 
 #[test]
@@ -168,7 +169,7 @@ fn moving_a_manual_clock_works_on_one_node_and_on_three() {
         wait(nodes[moved].sync()).unwrap();
         assert!(matches!(
             refused(&nodes[moved], &old),
-            Rejection::Expired { .. }
+            VerifyError::Expired { .. }
         ));
         let new = create(&nodes[moved], &admin(), ninety_days("new"));
         assert_eq!(verdict(&nodes[moved], &new), Ok(()));
@@ -198,15 +199,18 @@ fn a_node_that_starts_in_1970_refuses_keys_it_cannot_judge() {
     wait(keys.sync()).unwrap();
     assert!(matches!(
         refused(&keys, &ending),
-        Rejection::ClockUnsure { .. }
+        VerifyError::ClockUnsure { .. }
     ));
     let kind = refused(&keys, &ending).kind();
-    assert_eq!(kind, keyward::RejectionKind::Unavailable);
+    assert_eq!(kind, keyward::VerifyErrorKind::Unavailable);
     let created = wait(keys.create(&admin(), reader("new")));
-    assert!(matches!(denied(created), Denied::TenantAhead { .. }));
+    assert!(matches!(denied(created), Denial::TenantAhead { .. }));
     wait(keys.revoke(&admin(), lasting.id, Reason::Lost)).unwrap();
     clock.set_wall(right.now());
-    assert!(matches!(refused(&keys, &ending), Rejection::Expired { .. }));
+    assert!(matches!(
+        refused(&keys, &ending),
+        VerifyError::Expired { .. }
+    ));
     create(&keys, &admin(), reader("new"));
 }
 
@@ -224,11 +228,11 @@ fn an_earlier_clock_after_a_restart_revives_nothing() {
         let keys = node(store.clone(), &clock, policy());
         let refusal = refused(&keys, &key);
         assert_eq!(
-            matches!(refusal, Rejection::ClockUnsure { .. }),
+            matches!(refusal, VerifyError::ClockUnsure { .. }),
             unsure,
             "{refusal}"
         );
-        assert!(unsure || matches!(refusal, Rejection::Expired { .. }));
+        assert!(unsure || matches!(refusal, VerifyError::Expired { .. }));
     }
 }
 
@@ -246,7 +250,7 @@ fn a_deletion_leaves_its_instant_after_its_tombstone_is_forgotten() {
     let keys = node(store, &clock(), policy());
     assert!(matches!(
         refused(&keys, &key),
-        Rejection::ClockUnsure { .. }
+        VerifyError::ClockUnsure { .. }
     ));
 }
 
@@ -260,13 +264,13 @@ fn a_server_contradicts_a_clock_that_is_ahead() {
     step(&wrong, YEARS);
     wait(keys.sync()).unwrap();
     assert_eq!(verdict(&keys, &key), Ok(()), "by the server's time");
-    let refusals: [(&str, Result<(), Error>); 4] = [
+    let refusals: [(&str, Result<(), CommandError>); 4] = [
         (
             "create",
             wait(keys.create(&admin(), reader("new"))).map(drop),
         ),
         ("rotate", {
-            let how = Replacement::grace(hours(1)).because(RotationReason::Compromise);
+            let how = RotateKey::grace(hours(1)).because(RotationReason::Compromise);
             wait(keys.rotate(&admin(), key.id, how)).map(drop)
         }),
         (
@@ -274,13 +278,13 @@ fn a_server_contradicts_a_clock_that_is_ahead() {
             wait(keys.purge(&host(), &tenant("acme"))).map(drop),
         ),
         ("prolong", {
-            let longer = keyward::KeyUpdate::new().expiry(Expiry::In(days(300)));
+            let longer = keyward::UpdateKey::new().expiry(Expiry::In(days(300)));
             wait(keys.update(&admin(), key.id, longer)).map(drop)
         }),
     ];
     for (what, refusal) in refusals {
         match denied(refusal) {
-            Denied::ClockRefused { own, reference } => {
+            Denial::ClockRefused { own, reference } => {
                 assert_eq!((own, reference), (wrong.now(), server.now()), "{what}");
             }
             other => panic!("{what}: {other}"),
@@ -292,7 +296,7 @@ fn a_server_contradicts_a_clock_that_is_ahead() {
     // A key that has expired only by this clock is revoked for other nodes too.
     let everything = BulkFilter::all();
     wait(keys.revoke_many(&admin(), &tenant("acme"), everything, Reason::Lost)).unwrap();
-    assert!(matches!(refused(&keys, &key), Rejection::Revoked { .. }));
+    assert!(matches!(refused(&keys, &key), VerifyError::Revoked { .. }));
 }
 
 /// The server's clock agrees with the node's: the commit from the far future is wrong.
@@ -310,11 +314,11 @@ fn a_server_confirms_a_clock_that_a_commit_contradicts() {
     wait(keys.sync()).unwrap();
     assert_eq!(verdict(&keys, &key), Ok(()));
     let created = wait(keys.create(&admin(), reader("new")));
-    assert!(matches!(denied(created), Denied::TenantAhead { .. }));
+    assert!(matches!(denied(created), Denial::TenantAhead { .. }));
     right.advance(days(91));
     server.advance(days(91));
     wait(keys.sync()).unwrap();
-    assert!(matches!(refused(&keys, &key), Rejection::Expired { .. }));
+    assert!(matches!(refused(&keys, &key), VerifyError::Expired { .. }));
 }
 
 /// Nodes that report to one registry over a store whose server may have a clock.
@@ -364,7 +368,7 @@ impl Fleet {
             let by = actor(&path, "ann", Role::ADMIN);
             match wait(keys.create(&by, reader("key"))) {
                 Ok(_) => true,
-                Err(Error::Denied(Denied::ClockRefused { .. })) => false,
+                Err(CommandError::Denied(Denial::ClockRefused { .. })) => false,
                 Err(error) => panic!("{error}"),
             }
         });
@@ -436,7 +440,7 @@ fn a_node_that_is_gone_has_no_vote_on_the_time() {
 fn a_clock_that_is_behind_revives_no_ended_key() {
     let (store, first, server) = (MemoryStore::new(), clock(), clock());
     let keys = node(store.clone(), &first, policy());
-    let how = || Replacement::on_first_use(hours(1)).no_later_than(hours(24));
+    let how = || RotateKey::on_first_use(hours(1)).no_later_than(hours(24));
     let rotated = |name: &str| {
         let old = create(&keys, &admin(), ninety_days(name));
         let new = wait(keys.rotate(&admin(), old.id, how())).unwrap();
@@ -450,7 +454,7 @@ fn a_clock_that_is_behind_revives_no_ended_key() {
     let contradicted = node(Served::new(store, &server), &first, policy());
     wait(contradicted.revoke(&admin(), two.1, Reason::Lost)).unwrap();
     for (old, _) in [&one, &two] {
-        assert!(matches!(refused(&keys, old), Rejection::Expired { .. }));
+        assert!(matches!(refused(&keys, old), VerifyError::Expired { .. }));
     }
 }
 
@@ -464,12 +468,12 @@ fn a_server_whose_clock_steps_back_alone_revives_nothing() {
     server.advance(hours(2));
     wait(keys.sync()).unwrap();
     create(&keys, &admin(), reader("later"));
-    assert!(matches!(refused(&keys, &key), Rejection::Expired { .. }));
+    assert!(matches!(refused(&keys, &key), VerifyError::Expired { .. }));
     step_back(&server, hours(2));
     wait(keys.sync()).unwrap();
     assert!(matches!(
         refused(&keys, &key),
-        Rejection::ClockUnsure { .. }
+        VerifyError::ClockUnsure { .. }
     ));
 }
 
@@ -484,7 +488,7 @@ fn a_step_of_the_wall_clock_ends_freshness_even_if_own_time_hides_it() {
     wait(keys.sync()).unwrap();
     assert_eq!(verdict(&keys, &key), Ok(()));
     step(&own, 3 * MINUTE);
-    assert!(matches!(refused(&keys, &key), Rejection::Stale { .. }));
+    assert!(matches!(refused(&keys, &key), VerifyError::Stale { .. }));
 }
 
 /// Keys made by a wrong clock are narrowed as if they had been made earlier.
@@ -532,7 +536,7 @@ fn a_command_from_the_future_does_not_affect_keys_created_after_the_repair() {
     let after = create(&a, &globex(), reader("after"));
     right.advance(2 * MINUTE);
     wait(a.sync()).unwrap();
-    assert_eq!(wait(a.run_upkeep()).unwrap(), 1);
+    assert_eq!(wait(a.run_maintenance()).unwrap(), 1);
     assert_eq!(verdict(&a, &after), Ok(()));
 }
 
@@ -568,14 +572,14 @@ fn a_wrong_reading_hides_no_key_from_narrowing_commands() {
     let [disabled, swept, old] =
         ["disabled", "swept", "old"].map(|name| create(&keys, &admin(), ninety_days(name)));
     let place = tenant("acme");
-    wait(keys.rotate(&admin(), old.id, Replacement::grace(days(10)))).unwrap();
+    wait(keys.rotate(&admin(), old.id, RotateKey::grace(days(10)))).unwrap();
     step(&clock, days(300));
     wait(keys.disable(&admin(), disabled.id)).unwrap();
     wait(keys.finish_rotation(&admin(), old.id)).unwrap();
     let filter = BulkFilter::all();
     wait(keys.revoke_many(&admin(), &place, filter, Reason::Lost)).unwrap();
     step_back(&clock, days(300));
-    let ended = |key: &Created| matches!(refused(&keys, key), Rejection::Revoked { .. });
+    let ended = |key: &Created| matches!(refused(&keys, key), VerifyError::Revoked { .. });
     assert!(ended(&disabled) && ended(&swept) && ended(&old));
 }
 
@@ -593,15 +597,15 @@ fn an_end_can_be_moved_closer_while_the_tenant_is_ahead() {
     );
     wait(a.sync()).unwrap();
     let tomorrow = right.now().saturating_add(days(1));
-    let change = keyward::KeyUpdate::new().expiry(Expiry::At(tomorrow));
+    let change = keyward::UpdateKey::new().expiry(Expiry::At(tomorrow));
     wait(a.update(&globex(), key.id, change)).unwrap();
     let end = wait(a.key(&globex(), key.id)).unwrap().expires_at;
     assert_eq!(end, Some(tomorrow));
-    let longer = keyward::KeyUpdate::new().expiry(Expiry::In(days(2)));
+    let longer = keyward::UpdateKey::new().expiry(Expiry::In(days(2)));
     let longer = wait(a.update(&globex(), key.id, longer));
-    assert!(matches!(denied(longer), Denied::TenantAhead { .. }));
+    assert!(matches!(denied(longer), Denial::TenantAhead { .. }));
     let raised = wait(a.change_owner_role(&globex(), &tenant("globex"), who("bob"), Role::ADMIN));
-    assert!(matches!(denied(raised), Denied::TenantAhead { .. }));
+    assert!(matches!(denied(raised), Denial::TenantAhead { .. }));
 }
 
 /// A key of a tenant above acts below until its own tenant has seen it end.
@@ -610,7 +614,7 @@ fn an_acting_key_is_judged_by_the_commits_of_its_own_tenant() {
     let (store, first) = (MemoryStore::new(), clock());
     let mut spec = profiles::standard();
     let reaching = spec.classes.values_mut();
-    reaching.for_each(|class| class.tenant_reach = keyward::policy::TenantReach::Below);
+    reaching.for_each(|class| class.tenant_reach = keyward::policy::TenantReach::Descendants);
     let policy = || keyward::policy::Policy::new(spec.clone()).unwrap();
     let keys = node(store.clone(), &first, policy());
     let key = reader("acts").scopes(["*:*"]).expires_in(hours(1));
@@ -626,7 +630,7 @@ fn an_acting_key_is_judged_by_the_commits_of_its_own_tenant() {
     let keys = node(store, &behind, policy());
     let below = reader("below").in_tenant(tenant("acme/web"));
     let denied = denied(wait(keys.create(&actor, below)));
-    assert!(matches!(denied, Denied::ActorExpired), "{denied:?}");
+    assert!(matches!(denied, Denial::ActorExpired), "{denied:?}");
 }
 
 /// Rows from before a repair that a node reads again no longer affect the time.
@@ -665,13 +669,13 @@ fn a_contradicted_clock_in_1970_ends_no_key_of_other_tenants() {
     let (store, right) = (MemoryStore::new(), clock());
     let a = node(store.clone(), &right, policy());
     let old = create(&a, &admin(), ninety_days("old"));
-    let how = Replacement::on_first_use(hours(1));
+    let how = RotateKey::on_first_use(hours(1));
     let new = wait(a.rotate(&admin(), old.id, how)).unwrap();
     let unset = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
     let keys = node(Served::new(store, &right), &unset, policy());
     wait(keys.sync()).unwrap();
     keys.verify(new.secret.expose(), &reading()).unwrap();
-    wait(keys.run_upkeep()).unwrap();
+    wait(keys.run_maintenance()).unwrap();
     wait(a.sync()).unwrap();
     assert_eq!(verdict(&a, &old), Ok(()), "it has its grace");
 }
@@ -729,7 +733,7 @@ proptest! {
             match right.now() < end {
                 true => prop_assert_eq!(verdict, Ok(())),
                 false => {
-                    let expired = matches!(verdict, Err(Rejection::Expired { .. }));
+                    let expired = matches!(verdict, Err(VerifyError::Expired { .. }));
                     prop_assert!(expired, "{:?}", verdict);
                 }
             }
@@ -751,5 +755,5 @@ fn the_clock_allowance_is_configurable() {
     create(&build(ALLOWANCE), &admin(), reader("key"));
     let strict = build(2 * MINUTE);
     let created = wait(strict.create(&admin(), reader("key")));
-    assert!(matches!(denied(created), Denied::ClockRefused { .. }));
+    assert!(matches!(denied(created), Denial::ClockRefused { .. }));
 }

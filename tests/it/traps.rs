@@ -4,10 +4,11 @@
 
 use keyward::audit::Action;
 use keyward::policy::KeyClass;
-use keyward::store::{AuditQuery, KeyStore, Select};
+use keyward::store::{AuditQuery, KeyStore, LoadRequest};
 use keyward::{
-    Credentials, Denied, Digest, Dimension, Expiry, ImportKey, KeyUpdate, Keyward, Need, NewKey,
-    PepperRing, Reason, Rejection, Replacement, Role, Status, days, hours, profiles, token,
+    CreateKey, Credentials, Denial, Digest, Dimension, Expiry, ImportKey, Keyward, Need,
+    PepperRing, Reason, Role, RotateKey, Status, UpdateKey, VerifyError, days, hours, profiles,
+    token,
 };
 use support::*;
 
@@ -18,7 +19,7 @@ fn trap_03_a_verification_does_not_restore_a_disabled_key() {
     let rotated = wait(
         world
             .keys
-            .rotate(&admin(), key.id, Replacement::on_first_use(hours(1))),
+            .rotate(&admin(), key.id, RotateKey::on_first_use(hours(1))),
     );
     let successor = rotated.unwrap();
     // The use leaves a chore, and the key is disabled before the chore is done.
@@ -27,12 +28,12 @@ fn trap_03_a_verification_does_not_restore_a_disabled_key() {
         .verify(successor.secret.expose(), &reading())
         .unwrap();
     wait(world.keys.disable(&admin(), successor.id)).unwrap();
-    wait(world.keys.run_upkeep()).unwrap();
+    wait(world.keys.run_maintenance()).unwrap();
     let refusal = world
         .keys
         .verify(successor.secret.expose(), &reading())
         .unwrap_err();
-    assert_eq!(refusal, Rejection::Disabled { key: successor.id });
+    assert_eq!(refusal, VerifyError::Disabled { key: successor.id });
 }
 
 #[test]
@@ -57,9 +58,9 @@ fn trap_04_parallel_creates_on_several_nodes_stop_at_the_cap() {
             .sum()
     });
     assert_eq!(created, CAP);
-    let select = Select {
+    let select = LoadRequest {
         live_at: Some(at(START)),
-        ..Select::none()
+        ..LoadRequest::none()
     };
     assert_eq!(
         wait(world.store.load(&tenant("acme"), &select))
@@ -84,7 +85,7 @@ fn trap_05_only_holders_of_a_secret_learn_the_state_of_its_key() {
     for key in [&revoked, &disabled, &expired] {
         let guess = with_other_secret(key.secret.expose());
         let refusal = world.keys.verify(&guess, &reading()).unwrap_err();
-        assert_eq!(refusal, Rejection::WrongSecret);
+        assert_eq!(refusal, VerifyError::WrongSecret);
         assert_eq!(refusal.key(), None);
         let refused = world
             .keys
@@ -107,7 +108,7 @@ fn trap_06_an_unknown_id_and_a_wrong_secret_look_the_same_to_a_client() {
     let wrong = world.keys.verify(&guess, &reading()).unwrap_err();
     assert_eq!(
         (&unknown, &wrong),
-        (&Rejection::Unknown, &Rejection::WrongSecret)
+        (&VerifyError::Unknown, &VerifyError::WrongSecret)
     );
     assert_eq!(unknown.public_message(), wrong.public_message());
     assert_eq!(unknown.kind(), wrong.kind());
@@ -119,7 +120,7 @@ fn trap_07_a_rotation_neither_revives_nor_lengthens_the_old_key() {
     let short = world
         .create(&admin(), reader("short").expires_in(hours(1)))
         .unwrap();
-    let long = Replacement::grace(days(30));
+    let long = RotateKey::grace(days(30));
     let rotated = wait(world.keys.rotate(&admin(), short.id, long.clone())).unwrap();
     assert_eq!(
         Some(rotated.until),
@@ -137,11 +138,11 @@ fn trap_07_a_rotation_neither_revives_nor_lengthens_the_old_key() {
     world.clock.advance(hours(1));
     assert_eq!(
         denied(wait(world.keys.rotate(&admin(), gone.id, long.clone()))),
-        Denied::Expired
+        Denial::Expired
     );
     assert_eq!(
         denied(wait(world.keys.cancel_rotation(&admin(), short.id))),
-        Denied::Expired
+        Denial::Expired
     );
     assert!(
         world
@@ -153,7 +154,7 @@ fn trap_07_a_rotation_neither_revives_nor_lengthens_the_old_key() {
     wait(world.keys.revoke(&admin(), revoked.id, Reason::Lost)).unwrap();
     assert_eq!(
         denied(wait(world.keys.rotate(&admin(), revoked.id, long))),
-        Denied::Revoked
+        Denial::Revoked
     );
 }
 
@@ -173,7 +174,7 @@ fn trap_08_a_lost_answer_costs_no_key() {
             .keys
             .create(&first.with_command_id(command("c1")), reader("a")),
     );
-    assert_eq!(denied(again), Denied::AlreadyCreated { id: key.id });
+    assert_eq!(denied(again), Denial::AlreadyCreated { id: key.id });
     let replaced = wait(world.keys.replace_lost(&first, key.id)).unwrap();
     assert_eq!(replaced.id, key.id);
     world
@@ -183,12 +184,12 @@ fn trap_08_a_lost_answer_costs_no_key() {
     let lost = world.keys.verify(key.secret.expose(), &reading());
     assert_eq!(
         lost.unwrap_err(),
-        Rejection::WrongSecret,
+        VerifyError::WrongSecret,
         "the lost secret is worth nothing"
     );
 
     // A lost answer to a rotation on first use leaves the old key working, and the rotation can be repeated.
-    let how = Replacement::on_first_use(hours(1));
+    let how = RotateKey::on_first_use(hours(1));
     let lost = wait(world.keys.rotate(&first, key.id, how.clone())).unwrap();
     world.clock.advance(days(29));
     world
@@ -204,7 +205,7 @@ fn trap_08_a_lost_answer_costs_no_key() {
         .keys
         .verify(second.secret.expose(), &reading())
         .unwrap();
-    wait(world.keys.run_upkeep()).unwrap();
+    wait(world.keys.run_maintenance()).unwrap();
     world
         .keys
         .verify(replaced.secret.expose(), &reading())
@@ -215,7 +216,7 @@ fn trap_08_a_lost_answer_costs_no_key() {
         .verify(replaced.secret.expose(), &reading())
         .unwrap_err();
     assert!(
-        matches!(refusal, Rejection::Expired { .. }),
+        matches!(refusal, VerifyError::Expired { .. }),
         "the grace counted from the first use"
     );
 }
@@ -236,7 +237,7 @@ fn trap_12_every_change_has_its_audit_entry_at_the_same_revision() {
         }
     );
     let refused = wait(world.keys.enable(&admin(), key.id));
-    assert_eq!(denied(refused), Denied::Revoked);
+    assert_eq!(denied(refused), Denial::Revoked);
     let after = wait(world.keys.audit(&admin(), &query)).unwrap().rows;
     assert_eq!(after.len(), rows.len(), "what was refused left no entry");
 }
@@ -244,10 +245,10 @@ fn trap_12_every_change_has_its_audit_entry_at_the_same_revision() {
 #[test]
 fn trap_13_a_key_cannot_mint_a_stronger_one() {
     let world = World::new();
-    let whole = NewKey::new("whole").scope("*:*").expires_in(days(2));
+    let whole = CreateKey::new("whole").scope("*:*").expires_in(days(2));
     let whole = world.create(&admin(), whole).unwrap();
     let strong = world
-        .create(&admin(), NewKey::new("strong").scope("*:*"))
+        .create(&admin(), CreateKey::new("strong").scope("*:*"))
         .unwrap();
     let weak = world
         .create(&admin(), reader("weak").expires_in(days(1)))
@@ -257,7 +258,7 @@ fn trap_13_a_key_cannot_mint_a_stronger_one() {
         grant.unwrap().actor()
     };
     let exceeds = |result| match denied(result) {
-        Denied::ExceedsActor { dimension, .. } => dimension,
+        Denial::ExceedsActor { dimension, .. } => dimension,
         other => panic!("{other:?}"),
     };
     // A key with all of its owner's reach also has the owner's role, within its own life.
@@ -269,11 +270,11 @@ fn trap_13_a_key_cannot_mint_a_stronger_one() {
     let rotated = wait(
         world
             .keys
-            .rotate(&mallory, strong.id, Replacement::immediate()),
+            .rotate(&mallory, strong.id, RotateKey::immediate()),
     );
     assert_eq!(
         denied(rotated),
-        Denied::ExceedsActor {
+        Denial::ExceedsActor {
             dimension: Dimension::Lifetime,
             reach: keyward::ScopeSet::all(),
         }
@@ -284,21 +285,21 @@ fn trap_13_a_key_cannot_mint_a_stronger_one() {
 
     // A key narrowed to reading reports can manage nothing that requires a role.
     let narrowed = acting(&weak);
-    let wider = NewKey::new("wider")
+    let wider = CreateKey::new("wider")
         .scope("billing:write")
         .expires_in(hours(1));
     assert!(matches!(
         denied(world.create(&narrowed, wider)),
-        Denied::Forbidden { .. }
+        Denial::Forbidden { .. }
     ));
     let closed = wait(world.keys.close_tenant(&narrowed, &tenant("acme")));
-    assert!(matches!(denied(closed), Denied::Forbidden { .. }));
+    assert!(matches!(denied(closed), Denial::Forbidden { .. }));
     let rotated = wait(
         world
             .keys
-            .rotate(&narrowed, strong.id, Replacement::immediate()),
+            .rotate(&narrowed, strong.id, RotateKey::immediate()),
     );
-    assert!(matches!(denied(rotated), Denied::Forbidden { .. }));
+    assert!(matches!(denied(rotated), Denial::Forbidden { .. }));
     world
         .keys
         .verify(strong.secret.expose(), &reading())
@@ -307,9 +308,9 @@ fn trap_13_a_key_cannot_mint_a_stronger_one() {
     // The host names the tenant and the owner: an actor of another tenant sees nothing.
     let stranger = actor("other", "eve", Role::ADMIN);
     let revoked = wait(world.keys.revoke(&stranger, strong.id, Reason::Lost));
-    assert_eq!(denied(revoked), Denied::NotFound);
+    assert_eq!(denied(revoked), Denial::NotFound);
     let there = world.create(&stranger, reader("x").in_tenant(tenant("acme")));
-    assert_eq!(denied(there), Denied::TenantNotFound);
+    assert_eq!(denied(there), Denial::TenantNotFound);
 }
 
 #[test]
@@ -317,9 +318,9 @@ fn trap_13_nobody_gains_a_stronger_role_through_anothers_key() {
     let world = World::new();
     let alices = world.some_key();
     let dave = actor("acme", "dave", Role::DEVELOPER);
-    fn role<T: std::fmt::Debug>(result: Result<T, keyward::Error>) {
+    fn role<T: std::fmt::Debug>(result: Result<T, keyward::CommandError>) {
         match denied(result) {
-            Denied::ExceedsActor { dimension, .. } => assert_eq!(dimension, Dimension::Role),
+            Denial::ExceedsActor { dimension, .. } => assert_eq!(dimension, Dimension::Role),
             other => panic!("{other:?}"),
         }
     }
@@ -344,13 +345,13 @@ fn trap_13_nobody_gains_a_stronger_role_through_anothers_key() {
     role(wait(world.keys.rotate(
         &dave,
         alices.id,
-        Replacement::immediate(),
+        RotateKey::immediate(),
     )));
     // Only an admin gives a first role to a person without one, however low the role is.
     let unknown = reader("z").owned_by(who("nora"), Role::MEMBER);
     assert!(matches!(
         denied(world.create(&dave, unknown)),
-        Denied::Forbidden { .. }
+        Denial::Forbidden { .. }
     ));
     // Not even an admin can make another person or itself support staff.
     for named in ["sid", "sue"] {
@@ -374,7 +375,9 @@ fn trap_13_rotating_a_key_of_a_temporarily_lowered_owner_hands_out_no_wider_secr
     let acme = tenant("acme");
     wait(world.keys.provision_tenant(&host(), &acme)).unwrap();
     let bob = actor("acme", "bob", Role::DEVELOPER);
-    let key = world.create(&bob, NewKey::new("all").scope("*:*")).unwrap();
+    let key = world
+        .create(&bob, CreateKey::new("all").scope("*:*"))
+        .unwrap();
     wait(
         world
             .keys
@@ -383,21 +386,21 @@ fn trap_13_rotating_a_key_of_a_temporarily_lowered_owner_hands_out_no_wider_secr
     .unwrap();
     let narrow = actor("acme", "dave", Role::DEVELOPER)
         .with_scopes(keyward::ScopeSet::parse(["*:read"]).unwrap());
-    let rotated = wait(world.keys.rotate(&narrow, key.id, Replacement::immediate()));
-    assert!(matches!(denied(rotated), Denied::ExceedsActor { .. }));
+    let rotated = wait(world.keys.rotate(&narrow, key.id, RotateKey::immediate()));
+    assert!(matches!(denied(rotated), Denial::ExceedsActor { .. }));
 }
 
 #[test]
 fn trap_14_a_key_without_scopes_may_do_nothing() {
     let world = World::new();
-    let key = world.create(&admin(), NewKey::new("blank")).unwrap();
+    let key = world.create(&admin(), CreateKey::new("blank")).unwrap();
     let refusal = world
         .keys
         .verify(key.secret.expose(), &reading())
         .unwrap_err();
     assert_eq!(
         refusal,
-        Rejection::MissingScope {
+        VerifyError::MissingScope {
             key: key.id,
             scope: scope("reports:read")
         }
@@ -417,7 +420,7 @@ fn trap_16_a_huge_header_is_refused_by_its_length() {
     let actual = huge.len();
     assert_eq!(
         refusal,
-        Rejection::Malformed(token::TokenError::TooLong { actual })
+        VerifyError::Malformed(token::TokenError::TooLong { actual })
     );
 }
 
@@ -443,7 +446,7 @@ fn trap_17_surrounding_space_is_trimmed_once_and_nothing_else_is_tolerated() {
         format!("Bearer {text}"),
     ] {
         let refusal = world.keys.verify(&odd, &reading()).unwrap_err();
-        assert!(matches!(refusal, Rejection::Malformed(_)), "{refusal:?}");
+        assert!(matches!(refusal, VerifyError::Malformed(_)), "{refusal:?}");
         assert_eq!(
             wait(world.keys.verify_fresh(&odd, &reading())).unwrap_err(),
             refusal
@@ -480,7 +483,7 @@ fn trap_19_a_key_ends_exactly_at_its_expiry() {
         Status::Active
     );
     world.clock.advance(instant);
-    let refused = Rejection::Expired {
+    let refused = VerifyError::Expired {
         key: key.id,
         at: end,
     };
@@ -499,7 +502,7 @@ fn trap_19_a_key_ends_exactly_at_its_expiry() {
     );
     assert_eq!(
         denied(wait(world.keys.disable(&admin(), key.id))),
-        Denied::Expired
+        Denial::Expired
     );
 }
 
@@ -578,10 +581,10 @@ fn trap_21_a_stored_digest_is_not_a_key_and_an_unknown_pepper_is_an_operator_err
     )
     .unwrap();
     let refusal = node.verify(key.secret.expose(), &reading()).unwrap_err();
-    assert!(matches!(&refusal, Rejection::UnknownPepper { pepper } if pepper.as_str() == "p1"));
+    assert!(matches!(&refusal, VerifyError::UnknownPepper { pepper } if pepper.as_str() == "p1"));
     assert_eq!(
         refusal.kind(),
-        keyward::RejectionKind::Unavailable,
+        keyward::VerifyErrorKind::Unavailable,
         "never a bad key"
     );
 }
@@ -593,7 +596,7 @@ fn trap_24_verifying_writes_nothing() {
         .create(&admin(), reader("short").expires_in(hours(1)))
         .unwrap();
     let revision = || {
-        wait(world.store.load(&tenant("acme"), &Select::none()))
+        wait(world.store.load(&tenant("acme"), &LoadRequest::none()))
             .unwrap()
             .revision
     };
@@ -626,10 +629,10 @@ fn a_wall_clock_that_steps_back_revives_nothing() {
         .keys
         .verify(key.secret.expose(), &reading())
         .unwrap_err();
-    assert!(matches!(refusal, Rejection::Expired { .. }));
-    let update = KeyUpdate::new().expiry(Expiry::Never);
+    assert!(matches!(refusal, VerifyError::Expired { .. }));
+    let update = UpdateKey::new().expiry(Expiry::Never);
     assert_eq!(
         denied(wait(world.keys.update(&admin(), key.id, update))),
-        Denied::Expired
+        Denial::Expired
     );
 }

@@ -6,14 +6,14 @@ use std::time::Duration;
 use keyward::policy::{LivePolicies, Policy, Propagation};
 use keyward::store::MemoryStore;
 use keyward::{
-    Clock, Created, Credentials, DeleteKey, Grant, Keyward, ManualClock, Need, NewKey, Owner,
-    Reading, Reason, Rejection, Replica, Role, ScopeSet, Timestamp, Verifier, hours, profiles,
+    Clock, CreateKey, Created, Credentials, DeleteKey, Grant, Keyward, ManualClock, Need, Owner,
+    Reading, Reason, Replica, Role, ScopeSet, Timestamp, Verifier, VerifyError, hours, profiles,
 };
 use support::{
     World, actor, admin, at, host, reader, reading, tenant, wait, who, with_other_secret,
 };
 
-fn refused(world: &World, token: &str, need: &Need) -> Option<Rejection> {
+fn refused(world: &World, token: &str, need: &Need) -> Option<VerifyError> {
     world.keys.verify(token, need).err()
 }
 
@@ -40,7 +40,7 @@ fn a_cached_need_is_not_met_by_keys_with_less_reach() {
     .unwrap();
     let missing = refused(&world, of_bob.secret.expose(), &need);
     assert!(
-        matches!(missing, Some(Rejection::MissingScope { .. })),
+        matches!(missing, Some(VerifyError::MissingScope { .. })),
         "{missing:?}"
     );
     assert_eq!(refused(&world, by_tenant.secret.expose(), &need), None);
@@ -58,7 +58,7 @@ fn a_cached_need_is_not_met_under_other_policies() {
     world.keys.set_policies(Policy::new(spec).unwrap());
     let missing = refused(&world, key.secret.expose(), &need);
     assert!(
-        matches!(missing, Some(Rejection::MissingScope { .. })),
+        matches!(missing, Some(VerifyError::MissingScope { .. })),
         "{missing:?}"
     );
 }
@@ -72,13 +72,13 @@ fn a_cached_need_still_checks_tenant_and_address() {
     let elsewhere = need.clone().for_tenant(tenant("other"));
     let wrong = refused(&world, key.secret.expose(), &elsewhere);
     assert!(
-        matches!(wrong, Some(Rejection::WrongTenant { .. })),
+        matches!(wrong, Some(VerifyError::WrongTenant { .. })),
         "{wrong:?}"
     );
     let narrowed = need.and_scope("billing:write").unwrap();
     let missing = refused(&world, key.secret.expose(), &narrowed);
     assert!(
-        matches!(missing, Some(Rejection::MissingScope { .. })),
+        matches!(missing, Some(VerifyError::MissingScope { .. })),
         "{missing:?}"
     );
 }
@@ -102,16 +102,16 @@ fn only_accepted_uses_are_counted() {
             .is_err()
     );
 
-    let uses = world.keys.uses(used.id).unwrap();
+    let uses = world.keys.usage(used.id).unwrap();
     assert_eq!(uses.count, 3);
     let last_use = uses.last.unwrap();
     assert!(
         last_use <= last && last_use.saturating_add(Duration::from_secs(120)) > last,
         "{last_use}"
     );
-    let uses = world.keys.uses(unused.id).unwrap();
+    let uses = world.keys.usage(unused.id).unwrap();
     assert_eq!((uses.count, uses.last), (0, None));
-    assert_eq!(world.keys.uses(keyward::KeyId::from_u128(7)), None);
+    assert_eq!(world.keys.usage(keyward::KeyId::from_u128(7)), None);
 }
 
 #[test]
@@ -138,10 +138,10 @@ fn every_way_of_verifying_takes_a_pair() {
         assert_eq!(verdict, Ok(key.id));
     }
     for verdict in verdicts(&foreign, &key) {
-        assert_eq!(verdict, Err(Rejection::PairMismatch));
+        assert_eq!(verdict, Err(VerifyError::PairMismatch));
     }
     for verdict in verdicts(&key, &public) {
-        let refusal = Rejection::Publishable { key: public.id };
+        let refusal = VerifyError::Publishable { key: public.id };
         assert_eq!(verdict, Err(refusal), "the halves are swapped");
     }
 }
@@ -162,13 +162,16 @@ fn a_grant_and_its_copies_describe_the_verified_key() {
         assert_eq!(grant.expires_at(), Some(end));
         assert_eq!(grant.scopes(), ScopeSet::parse(["reports:read"]).unwrap());
         assert_eq!(
-            wait(world.keys.info(&grant)).unwrap().name.as_str(),
+            wait(world.keys.key_for_grant(&grant))
+                .unwrap()
+                .name
+                .as_str(),
             "export"
         );
     }
     wait(world.keys.delete(&admin(), key.id, DeleteKey::default())).unwrap();
     let grant = world.keys.verify(key.secret.expose(), &reading());
-    assert_eq!(grant.err(), Some(Rejection::Unknown));
+    assert_eq!(grant.err(), Some(VerifyError::Unknown));
 }
 
 /// A clock that runs an action when a verification reads it.
@@ -249,7 +252,7 @@ fn a_batch_gets_the_same_verdicts_as_its_keys_one_by_one() {
         } else {
             "reports:read"
         };
-        let key = NewKey::new(format!("number {number}")).scope(scope);
+        let key = CreateKey::new(format!("number {number}")).scope(scope);
         keys.push(world.create(&admin(), key).unwrap());
     }
     let revoked = keys[7].id;
@@ -262,14 +265,14 @@ fn a_batch_gets_the_same_verdicts_as_its_keys_one_by_one() {
     presented.insert(20, "hunter2".to_owned());
     presented.insert(21, with_other_secret(&presented[22]));
     let need = reading();
-    let key_id = |verdict: Result<Grant, Rejection>| verdict.map(|grant| grant.key_id());
+    let key_id = |verdict: Result<Grant, VerifyError>| verdict.map(|grant| grant.key_id());
     let batch = world.keys.verify_many(&presented, &need);
     let batch: Vec<_> = batch.into_iter().map(key_id).collect();
     let single = presented.iter().map(|key| world.keys.verify(key, &need));
     assert_eq!(batch, single.map(key_id).collect::<Vec<_>>());
     assert_eq!(batch.iter().filter(|verdict| verdict.is_ok()).count(), 25);
     for key in &keys[8..] {
-        let count = world.keys.uses(key.id).unwrap().count;
+        let count = world.keys.usage(key.id).unwrap().count;
         assert_eq!(count % 2, 0, "counted in the batch and alone");
     }
 }

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use keyward::store::{AuditQuery, KeyQuery, KeyStore};
 use keyward::{
-    Actor, BulkFilter, DeleteKey, Digest, ImportKey, KeyUpdate, Keyward, LeakSource, Need, Reason,
-    Replacement, Role, days, hours,
+    Actor, BulkFilter, DeleteKey, Digest, ImportKey, Keyward, LeakSource, Need, Reason, Role,
+    RotateKey, UpdateKey, days, hours,
 };
 use support::*;
 
@@ -54,7 +54,7 @@ impl Witness {
 fn live_through_everything(world: &World, witness: &mut Witness) {
     let keys: &Keyward = &world.keys;
     let alice: Actor = admin();
-    let hear = |witness: &mut Witness, result: Result<String, keyward::Error>| match result {
+    let hear = |witness: &mut Witness, result: Result<String, keyward::CommandError>| match result {
         Ok(said) => witness.hear(said),
         Err(error) => witness.hear_error(&error),
     };
@@ -68,8 +68,8 @@ fn live_through_everything(world: &World, witness: &mut Witness) {
     witness.hear(&replaced);
     witness.keep(replaced.secret.expose());
     for how in [
-        Replacement::on_first_use(hours(1)),
-        Replacement::grace(hours(1)),
+        RotateKey::on_first_use(hours(1)),
+        RotateKey::grace(hours(1)),
     ] {
         match wait(keys.rotate(&alice, created.id, how)) {
             Ok(rotated) => {
@@ -79,7 +79,7 @@ fn live_through_everything(world: &World, witness: &mut Witness) {
             }
             Err(error) => witness.hear_error(&error),
         }
-        wait(keys.run_upkeep()).unwrap();
+        wait(keys.run_maintenance()).unwrap();
     }
     let imported_token = "legacy-token-9f8e7d6c5b4a";
     witness.keep(imported_token);
@@ -107,7 +107,7 @@ fn live_through_everything(world: &World, witness: &mut Witness) {
                 Ok(grant) => {
                     witness.hear(&grant);
                     witness.hear(grant.actor());
-                    let info = wait(keys.info(&grant)).unwrap();
+                    let info = wait(keys.key_for_grant(&grant)).unwrap();
                     witness.hear(&info);
                     witness.said += &serde_json::to_string(&info).unwrap();
                 }
@@ -144,7 +144,7 @@ fn live_through_everything(world: &World, witness: &mut Witness) {
     witness.keep(leaked.secret.expose());
     let source = LeakSource::new("a public repository").unwrap();
     witness.hear(wait(keys.report_leaked_token(leaked.secret.expose(), source)).unwrap());
-    let update = KeyUpdate::new().name("renamed").scopes(["reports:*"]);
+    let update = UpdateKey::new().name("renamed").scopes(["reports:*"]);
     hear(
         witness,
         wait(keys.update(&alice, created.id, update)).map(|done| format!("{done:?}")),
@@ -173,11 +173,11 @@ fn look_everywhere(world: &World, witness: &mut Witness) {
         }
     }
     witness.hear(scanned);
-    witness.hear(wait(world.store.list(&KeyQuery::everything(at(START)))).unwrap());
+    witness.hear(wait(world.store.list(&KeyQuery::all(at(START)))).unwrap());
     let audit = wait(
         world
             .store
-            .audit(&AuditQuery::everything().with(|query| query.limit = limit)),
+            .audit(&AuditQuery::all().with(|query| query.limit = limit)),
     )
     .unwrap();
     for row in &audit.rows {

@@ -9,7 +9,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use keyward::store::MemoryStore;
-use keyward::{DeleteKey, Keyward, ManualClock, Rejection, profiles};
+use keyward::{DeleteKey, Keyward, ManualClock, VerifyError, profiles};
 use keyward_conformance::{Call, Fault};
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use support::gated::Gated;
@@ -123,7 +123,7 @@ fn syncs_and_reads_are_counted_by_outcome_and_the_age_of_a_node_is_a_gauge() {
         link.link.next(Call::Find, [Fault::Unavailable]);
         ask(stranger.secret.expose()).unwrap_err();
         let mut asked = 2;
-        while ask(stranger.secret.expose()).unwrap_err() == Rejection::Unknown {
+        while ask(stranger.secret.expose()).unwrap_err() == VerifyError::Unknown {
             asked += 1;
         }
         assert_eq!(kept.count("keyward_read_throughs_total found"), 1);
@@ -169,7 +169,7 @@ fn requests_over_http_are_counted_by_outcome() {
         ask(&writing, Some(narrow.secret.expose()));
         let full = layer
             .clone()
-            .limit(|_, _| Err(LimitReached::new(Duration::ZERO)));
+            .rate_limit(|_, _| Err(LimitReached::new(Duration::ZERO)));
         ask(&full, Some(key.secret.expose()));
         let other_peppers = keyward::PepperRing::new(pepper("p2", 2));
         let without_pepper =
@@ -181,10 +181,10 @@ fn requests_over_http_are_counted_by_outcome() {
         "accepted",
         "anonymous",
         "missing-key",
-        "unclear-key",
+        "ambiguous-credentials",
         "invalid-key",
         "insufficient-scope",
-        "limit-reached",
+        "rate-limited",
         "unavailable",
     ] {
         let name = format!("keyward_http_requests_total {outcome}");

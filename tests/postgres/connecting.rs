@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use keyward::store::postgres::{ConnectError, PoolExhausted};
 use keyward::store::{
-    CommitError, KeyStore, NodeId, NodeRegistry, NodeReport, PostgresStore, Revision, Select,
+    CommitError, KeyStore, LoadRequest, NodeId, NodeRegistry, NodeReport, PostgresStore, Revision,
     StoreError, StoreErrorKind,
 };
 
@@ -138,10 +138,10 @@ fn tables_are_set_up_whole_or_not_at_all() {
 fn a_pool_of_the_host_keeps_its_settings() {
     let place = Place::new();
     let pool = pool(&place.url, 1);
-    let options = PostgresStore::with_pool(pool.clone()).schema(&place.schema);
+    let options = PostgresStore::from_pool(pool.clone()).schema(&place.schema);
     let store = open(options).unwrap();
     wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
-    wait(store.load(&tenant("acme"), &Select::none())).unwrap();
+    wait(store.load(&tenant("acme"), &LoadRequest::none())).unwrap();
     let settings = on_runtime(async move {
         let client = pool.get().await.unwrap();
         let sql = "SELECT current_setting('lock_timeout') || current_setting('search_path')";
@@ -158,10 +158,10 @@ fn a_pool_of_the_host_keeps_its_settings() {
 fn an_exhausted_pool_is_unavailable_after_its_timeout() {
     let place = Place::new();
     let pool = pool(&place.url, 1);
-    let options = PostgresStore::with_pool(pool.clone()).schema(&place.schema);
+    let options = PostgresStore::from_pool(pool.clone()).schema(&place.schema);
     let store = open(options.connection_timeout(Duration::from_millis(500))).unwrap();
     let held = on_runtime(async move { pool.get().await.unwrap() });
-    is_exhausted(&wait(store.load(&tenant("acme"), &Select::none())).unwrap_err());
+    is_exhausted(&wait(store.load(&tenant("acme"), &LoadRequest::none())).unwrap_err());
     let refused = wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap_err();
     let CommitError::Store(refused) = refused else {
         panic!("{refused:?}")
@@ -208,12 +208,12 @@ fn commits_continue_while_readers_hold_all_connections() {
     while place.ask(waiting).len() < 2 {
         std::thread::yield_now();
     }
-    is_exhausted(&wait(store.load(&tenant("acme"), &Select::none())).unwrap_err());
+    is_exhausted(&wait(store.load(&tenant("acme"), &LoadRequest::none())).unwrap_err());
     wait(store.commit(next(&tenant("acme"), at).1)).unwrap();
     drop(lock);
     let reported: Vec<_> = wait(held).into_iter().map(Result::unwrap).collect();
     assert_eq!(reported.iter().filter(|stands| **stands).count(), 1);
-    wait(store.load(&tenant("acme"), &Select::none())).unwrap();
+    wait(store.load(&tenant("acme"), &LoadRequest::none())).unwrap();
 }
 
 #[test]
@@ -224,7 +224,7 @@ fn a_standby_is_refused() {
     server.demote();
     let refused = open(place.options()).unwrap_err();
     assert!(matches!(refused, ConnectError::Database(_)), "{refused:?}");
-    let options = PostgresStore::with_pool(pool(&place.url, 1)).schema(&place.schema);
+    let options = PostgresStore::from_pool(pool(&place.url, 1)).schema(&place.schema);
     let refused = open(options).unwrap_err();
     assert!(matches!(refused, ConnectError::Standby), "{refused:?}");
 }
@@ -233,7 +233,7 @@ fn a_standby_is_refused() {
 fn a_demoted_primary_is_not_read() {
     let server = Server::start("fsync = off");
     let place = Place::at(server.url());
-    let options = PostgresStore::with_pool(pool(&place.url, 1)).schema(&place.schema);
+    let options = PostgresStore::from_pool(pool(&place.url, 1)).schema(&place.schema);
     let store = open(options).unwrap();
     wait(store.scan(None, ALL)).unwrap();
     server.demote();

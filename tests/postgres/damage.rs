@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use keyward::policy::Policy;
 use keyward::store::{
-    AuditQuery, ChangesError, KeyQuery, KeyStore, NodeId, NodeRegistry, NodeReport, Row, RowKey,
-    Select, StoreErrorKind,
+    AuditQuery, ChangesError, KeyQuery, KeyStore, LoadRequest, NodeId, NodeRegistry, NodeReport,
+    Row, RowKey, StoreErrorKind,
 };
-use keyward::{KeyId, Keyward, ManualClock, Need, Rejection, days};
+use keyward::{KeyId, Keyward, ManualClock, Need, VerifyError, days};
 
 use support::postgres::Place;
 use support::raw::{ALL, beginning};
@@ -51,7 +51,7 @@ fn a_damaged_key_is_refused_by_name_and_affects_no_other_key() {
         let keys = service(&place);
         let refused = keys.verify(secret, &Need::any()).unwrap_err();
         assert!(
-            matches!(&refused, Rejection::Corrupt { key } if key == id),
+            matches!(&refused, VerifyError::Corrupt { key } if key == id),
             "{change}: {refused:?}"
         );
         keys.verify(&made[3].1, &reading()).unwrap();
@@ -64,13 +64,13 @@ fn a_damaged_key_is_refused_by_name_and_affects_no_other_key() {
             })
             .collect();
         assert_eq!(corrupt, [RowKey::Key(*id)], "{change}");
-        let listed = wait(store.list(&KeyQuery::everything(at(START)))).unwrap();
+        let listed = wait(store.list(&KeyQuery::all(at(START)))).unwrap();
         assert_eq!(
             (listed.corrupt, listed.keys.len()),
             (vec![*id], 3),
             "{change}"
         );
-        let view = wait(store.load(&tenant("acme"), &Select::key(*id))).unwrap();
+        let view = wait(store.load(&tenant("acme"), &LoadRequest::key(*id))).unwrap();
         assert_eq!(view.corrupt, [*id], "{change}");
     }
 }
@@ -85,9 +85,9 @@ fn a_damaged_audit_entry_is_reported_by_its_position() {
     ] {
         let place = Place::new();
         filled(&place);
-        let whole = wait(place.connect().audit(&AuditQuery::everything())).unwrap();
+        let whole = wait(place.connect().audit(&AuditQuery::all())).unwrap();
         place.run(&format!("UPDATE $s.audit SET {change} WHERE sequence = 3"));
-        let result = wait(place.connect().audit(&AuditQuery::everything())).unwrap();
+        let result = wait(place.connect().audit(&AuditQuery::all())).unwrap();
         assert_eq!(result.corrupt.len(), 1, "{change}");
         assert_eq!(result.corrupt[0].sequence, 3, "{change}");
         assert_eq!(result.rows.len(), whole.rows.len() - 1, "{change}");
@@ -107,9 +107,9 @@ fn a_tenants_damaged_head_stops_only_that_tenant() {
         filled(&place);
         place.run(&format!("UPDATE $s.tenants SET {change}"));
         let store = place.connect();
-        let result = wait(store.load(&tenant("acme"), &Select::none())).unwrap_err();
+        let result = wait(store.load(&tenant("acme"), &LoadRequest::none())).unwrap_err();
         assert_eq!(result.kind(), StoreErrorKind::Corrupt, "{change}");
-        wait(store.load(&tenant("other"), &Select::none())).unwrap();
+        wait(store.load(&tenant("other"), &LoadRequest::none())).unwrap();
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use keyward::store::postgres::{ConnectError, PostgresOptions};
-use keyward::store::{KeyStore, PostgresStore, Revision, Select};
+use keyward::store::{KeyStore, LoadRequest, PostgresStore, Revision};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair,
@@ -239,7 +239,7 @@ fn a_server_without_encryption_is_refused_if_encryption_is_requested() {
     assert!(error.contains("does not support TLS"), "{error}");
     // Unencrypted connections are allowed to this machine, or on request.
     let store = open(options(&url, &place)).unwrap();
-    wait(store.load(&tenant("acme"), &Select::none())).unwrap();
+    wait(store.load(&tenant("acme"), &LoadRequest::none())).unwrap();
     let plain = format!("{url} sslmode=disable");
     open(options(&plain, &place).root_certificates("-")).unwrap();
     on_runtime(options(&plain, &place).connect_tls(NoTls)).unwrap();
@@ -379,7 +379,7 @@ fn no_log_contains_a_password() {
     let store = open(trusting(&words)).unwrap();
     let said = format!("{:?} {store:?}", trusting(&words));
     wait(store.commit(next(&tenant("logged"), Revision::ZERO).1)).unwrap();
-    wait(store.load(&tenant("logged"), &Select::none())).unwrap();
+    wait(store.load(&tenant("logged"), &LoadRequest::none())).unwrap();
     let wrong = "hunter2 wrong";
     let port = there.server.port();
     let url =

@@ -11,10 +11,10 @@ use keyward::policy::Policy;
 use keyward::store::postgres::ConnectError;
 use keyward::store::postgres::deadpool_postgres::{Manager, Pool};
 use keyward::store::{
-    CommitError, KeyStore, Locator, NodeRegistry, PostgresStore, Revision, Select, StoreError,
+    CommitError, KeyStore, LoadRequest, Locator, NodeRegistry, PostgresStore, Revision, StoreError,
     StoreErrorKind,
 };
-use keyward::{Created, Keyward, ManualClock, Need, Reason, Rejection};
+use keyward::{Created, Keyward, ManualClock, Need, Reason, VerifyError};
 use tokio_postgres::NoTls;
 
 use support::postgres::{Place, Server, on_runtime, open};
@@ -99,7 +99,7 @@ fn some_key(keys: &Keyward) -> Created {
     wait(keys.create(&admin(), reader("some key"))).unwrap()
 }
 
-fn accepts(keys: &Keyward, key: &Created) -> Result<(), Rejection> {
+fn accepts(keys: &Keyward, key: &Created) -> Result<(), VerifyError> {
     keys.verify(key.secret.expose(), &reading()).map(drop)
 }
 
@@ -127,7 +127,10 @@ fn strict_nodes_work_normally_while_the_standby_follows() {
     wait(operator.revoke(&admin(), key.id, Reason::Lost)).unwrap();
     wait(service.sync()).unwrap();
     let refused = accepts(&service, &key).unwrap_err();
-    assert!(matches!(refused, Rejection::Revoked { .. }), "{refused:?}");
+    assert!(
+        matches!(refused, VerifyError::Revoked { .. }),
+        "{refused:?}"
+    );
     // A strict node needs no privileges beyond those of any store.
     cluster
         .place
@@ -174,16 +177,16 @@ fn verifiers_that_see_only_a_former_primary_refuse_within_the_bound() {
         accepts(&careless, &key).unwrap();
     }
     let refused = accepts(&service, &key).unwrap_err();
-    assert!(matches!(refused, Rejection::Stale { .. }), "{refused:?}");
+    assert!(matches!(refused, VerifyError::Stale { .. }), "{refused:?}");
     // No other answer of the former primary is trusted either.
     let presented = key.secret.expose();
     let refused = wait(service.verify_fresh(presented, &Need::any())).unwrap_err();
     assert!(
-        matches!(refused, Rejection::StoreUnavailable),
+        matches!(refused, VerifyError::StoreUnavailable),
         "{refused:?}"
     );
     wait(careless.verify_fresh(presented, &Need::any())).unwrap();
-    let (id, acme, none) = (Locator::Id(key.id), tenant("acme"), Select::none());
+    let (id, acme, none) = (Locator::Id(key.id), tenant("acme"), LoadRequest::none());
     let results = wait(join4(
         store.find(&id).map_ok(drop),
         store.load(&acme, &none).map_ok(drop),
@@ -198,7 +201,10 @@ fn verifiers_that_see_only_a_former_primary_refuse_within_the_bound() {
     let reached = (0..20).any(|_| wait(service.sync()).is_ok());
     assert!(reached, "the new primary is not reached");
     let refused = accepts(&service, &key).unwrap_err();
-    assert!(matches!(refused, Rejection::Revoked { .. }), "{refused:?}");
+    assert!(
+        matches!(refused, VerifyError::Revoked { .. }),
+        "{refused:?}"
+    );
     cluster.primary.resume();
 }
 
@@ -223,7 +229,7 @@ fn a_wait_that_ends_without_the_standby_confirms_nothing() {
         then();
         let error = sync.join().unwrap().unwrap_err();
         let refused = accepts(&service, &key).unwrap_err();
-        assert!(matches!(refused, Rejection::Stale { .. }), "{refused:?}");
+        assert!(matches!(refused, VerifyError::Stale { .. }), "{refused:?}");
         error
     };
     let place = &cluster.place;
@@ -324,6 +330,6 @@ fn strict_mode_requires_a_synchronous_standby_and_a_url() {
     );
     let manager = Manager::new(place.url.parse().unwrap(), NoTls);
     let pool = Pool::builder(manager).build().unwrap();
-    let refused = on_runtime(PostgresStore::with_pool(pool).strict().connect()).unwrap_err();
+    let refused = on_runtime(PostgresStore::from_pool(pool).strict().connect()).unwrap_err();
     assert!(matches!(refused, ConnectError::StrictPool), "{refused:?}");
 }

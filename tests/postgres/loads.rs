@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use futures_util::future::{join_all, poll_immediate};
-use keyward::store::{KeyStore, PostgresStore, Select, StoreError, StoreErrorKind, TenantView};
+use keyward::store::{
+    KeyStore, LoadRequest, PostgresStore, StoreError, StoreErrorKind, TenantView,
+};
 use keyward::{KeyId, Role, TenantId};
 
 use crate::damage::service;
@@ -13,7 +15,7 @@ use support::*;
 const TENANTS: usize = 20;
 
 /// Creates a few tenants with keys and returns a load for each, of every kind.
-fn tenants(place: &Place) -> Vec<(TenantId, Select)> {
+fn tenants(place: &Place) -> Vec<(TenantId, LoadRequest)> {
     let keys = service(place);
     let mut made: Vec<KeyId> = Vec::new();
     let mut asked = Vec::new();
@@ -26,24 +28,24 @@ fn tenants(place: &Place) -> Vec<(TenantId, Select)> {
             made.push(created.unwrap().id);
         }
         let select = match number % 5 {
-            0 => Select::none(),
+            0 => LoadRequest::none(),
             // Its own key, and a key of another tenant.
-            1 => Select {
+            1 => LoadRequest {
                 keys: vec![made[0], made[made.len() - 1]],
-                ..Select::none()
+                ..LoadRequest::none()
             },
-            2 => Select {
+            2 => LoadRequest {
                 live_at: Some(at(START)),
-                ..Select::none()
+                ..LoadRequest::none()
             },
-            3 => Select {
+            3 => LoadRequest {
                 legacy: true,
                 owners: vec![who("alice")],
-                ..Select::none()
+                ..LoadRequest::none()
             },
-            _ => Select {
+            _ => LoadRequest {
                 commands: vec![command("command-0")],
-                ..Select::none()
+                ..LoadRequest::none()
             },
         };
         asked.push((tenant(&name), select));
@@ -54,7 +56,7 @@ fn tenants(place: &Place) -> Vec<(TenantId, Select)> {
 type Answer = Result<TenantView, StoreError>;
 
 /// Starts all loads while the server is locked. Returns their answers.
-fn at_once(place: &Place, store: &PostgresStore, asked: &[(TenantId, Select)]) -> Vec<Answer> {
+fn at_once(place: &Place, store: &PostgresStore, asked: &[(TenantId, LoadRequest)]) -> Vec<Answer> {
     let lock = place.hold("LOCK TABLE $s.tenants IN ACCESS EXCLUSIVE MODE");
     let mut all = join_all((asked.iter()).map(|(tenant, select)| store.load(tenant, select)));
     assert!(wait(poll_immediate(&mut all)).is_none(), "the server waits");
@@ -62,8 +64,9 @@ fn at_once(place: &Place, store: &PostgresStore, asked: &[(TenantId, Select)]) -
     wait(all)
 }
 
-fn one_by_one(store: &PostgresStore, asked: &[(TenantId, Select)]) -> Vec<TenantView> {
-    let one = |(tenant, select): &(TenantId, Select)| wait(store.load(tenant, select)).unwrap();
+fn one_by_one(store: &PostgresStore, asked: &[(TenantId, LoadRequest)]) -> Vec<TenantView> {
+    let one =
+        |(tenant, select): &(TenantId, LoadRequest)| wait(store.load(tenant, select)).unwrap();
     asked.iter().map(one).collect()
 }
 
@@ -142,7 +145,7 @@ fn a_tenant_that_cannot_be_loaded_fails_alone() {
 fn a_load_accepts_the_longest_possible_timeout() {
     let place = Place::new();
     let store = open(place.options().request_timeout(Duration::MAX)).unwrap();
-    let view = wait(store.load(&tenant("acme"), &Select::none())).unwrap();
+    let view = wait(store.load(&tenant("acme"), &LoadRequest::none())).unwrap();
     let nothing = TenantView {
         epoch: view.epoch,
         ..TenantView::default()
@@ -158,7 +161,7 @@ fn a_load_fails_immediately_once_the_runtime_is_gone() {
     let store = runtime.block_on(place.options().connect()).unwrap();
     drop(runtime);
     for _ in 0..3 {
-        let (acme, nothing) = (tenant("acme"), Select::none());
+        let (acme, nothing) = (tenant("acme"), LoadRequest::none());
         let load = store.load(&acme, &nothing);
         let answer =
             wait(poll_immediate(load)).expect("a load without a runtime is ready immediately");

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use keyward::policy::{Policy, TenantReach};
 use keyward::store::{
-    AuditQuery, KeyQuery, KeySort, KeyStore, Locator, PostgresStore, Revision, Select,
+    AuditQuery, KeyQuery, KeySort, KeyStore, LoadRequest, Locator, PostgresStore, Revision,
 };
 use keyward::{
-    DeleteKey, Digest, Fingerprint, ImportKey, Keyward, ManualClock, Need, NewKey, Reason, Status,
-    days,
+    CreateKey, DeleteKey, Digest, Fingerprint, ImportKey, Keyward, ManualClock, Need, Reason,
+    Status, days,
 };
 use regex::Regex;
 
@@ -65,7 +65,7 @@ impl World {
         let clock = Arc::new(ManualClock::at(at(START)));
         let mut spec = capped(1000);
         let secret = spec.classes.get_mut("secret").unwrap();
-        secret.tenant_reach = TenantReach::Below;
+        secret.tenant_reach = TenantReach::Descendants;
         let keys = node(store.clone(), &clock, Policy::new(spec).unwrap());
         let start = beginning(&store).revision;
         place.run(&OTHERS.replace("$n", &others.to_string()));
@@ -106,14 +106,14 @@ impl World {
         wait(keys.import(&admin(), import)).unwrap();
         // A key that acts below its own tenant: its row and those of its owner and its tenant guard the
         // commit.
-        let whole = wait(keys.create(&admin(), NewKey::new(name).scope("*:*"))).unwrap();
+        let whole = wait(keys.create(&admin(), CreateKey::new(name).scope("*:*"))).unwrap();
         let by = keys.verify(whole.secret.expose(), &Need::any()).unwrap();
         let below = reader(name).in_tenant(tenant("acme/web"));
         wait(keys.create(&by.actor(), below)).unwrap();
         let record = wait(keys.key(&admin(), key.id)).unwrap();
         wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
         wait(keys.delete(&admin(), key.id, DeleteKey::plain())).unwrap();
-        let everything = Select {
+        let everything = LoadRequest {
             keys: vec![key.id],
             live_at: Some(at(START)),
             legacy: true,
@@ -159,7 +159,7 @@ impl World {
             "deleted"
         );
         // By the fingerprint alone, in any tenant.
-        let mut of_all = KeyQuery::everything(at(START));
+        let mut of_all = KeyQuery::all(at(START));
         of_all.fingerprint = Some(Fingerprint::of_token("some token"));
         wait(store.list(&of_all)).unwrap();
         of_all.fingerprint = None;
@@ -174,8 +174,8 @@ impl World {
         trail.before = Some(at("2026-03-01T00:00:00Z"));
         trail.actor = Some(who("alice"));
         wait(store.audit(&trail)).unwrap();
-        wait(store.audit(&AuditQuery::everything().about(key.id))).unwrap();
-        let mut of_command = AuditQuery::everything();
+        wait(store.audit(&AuditQuery::all().about(key.id))).unwrap();
+        let mut of_command = AuditQuery::all();
         of_command.command = Some(command("some"));
         wait(store.audit(&of_command)).unwrap();
     }

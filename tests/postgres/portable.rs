@@ -8,10 +8,10 @@ use std::time::Duration;
 use keyward::policy::{Policy, TenantReach};
 use keyward::store::transfer::copy;
 use keyward::store::{
-    AuditQuery, Epoch, KeyQuery, KeyStore, Locator, NodeId, NodeRegistry, NodeReport,
-    PostgresStore, Select,
+    AuditQuery, Epoch, KeyQuery, KeyStore, LoadRequest, Locator, NodeId, NodeRegistry, NodeReport,
+    PostgresStore,
 };
-use keyward::{DeleteKey, Digest, ImportKey, ManualClock, Need, NewKey, Reason};
+use keyward::{CreateKey, DeleteKey, Digest, ImportKey, ManualClock, Need, Reason};
 use regex::Regex;
 
 use support::postgres::{Place, Server, open};
@@ -191,11 +191,11 @@ fn do_everything(place: &Place) {
     let clock = Arc::new(ManualClock::at(at(START)));
     let mut spec = capped(50);
     let secret = spec.classes.get_mut("secret").unwrap();
-    secret.tenant_reach = TenantReach::Below;
+    secret.tenant_reach = TenantReach::Descendants;
     let keys = node(store.clone(), &clock, Policy::new(spec).unwrap());
     let start = beginning(&store);
     // A key that acts below its own tenant: its row and those of its owner and its tenant guard the commit.
-    let whole = wait(keys.create(&admin(), NewKey::new("whole").scope("*:*"))).unwrap();
+    let whole = wait(keys.create(&admin(), CreateKey::new("whole").scope("*:*"))).unwrap();
     let by = keys.verify(whole.secret.expose(), &Need::any()).unwrap();
     let below = reader("below").in_tenant(tenant("acme/web"));
     wait(keys.create(&by.actor(), below)).unwrap();
@@ -204,7 +204,7 @@ fn do_everything(place: &Place) {
     wait(keys.import(&admin(), ImportKey::sha256(digest, reader("imported")))).unwrap();
     wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
     wait(keys.delete(&admin(), key.id, DeleteKey::plain())).unwrap();
-    let everything = Select {
+    let everything = LoadRequest {
         keys: vec![key.id],
         live_at: Some(at(START)),
         legacy: true,
@@ -224,7 +224,7 @@ fn do_everything(place: &Place) {
         }
     }
     wait(store.list(&KeyQuery::tenant(tenant("acme"), at(START)))).unwrap();
-    wait(store.audit(&AuditQuery::everything().about(key.id))).unwrap();
+    wait(store.audit(&AuditQuery::all().about(key.id))).unwrap();
     let report = |beat| NodeReport {
         node: NodeId::from_u128(7),
         beat,
@@ -239,8 +239,8 @@ fn do_everything(place: &Place) {
     wait(store.nodes()).unwrap();
     wait(store.forget(NodeId::from_u128(7), 2)).unwrap();
     let head = wait(store.scan(None, ALL)).unwrap().head;
-    wait(store.forget_removed(head.revision)).unwrap();
-    wait(store.begin_anew()).unwrap();
+    wait(store.compact(head.revision)).unwrap();
+    wait(store.start_new_epoch()).unwrap();
     assert!(wait(store.scan(None, ALL)).unwrap().head.epoch != Epoch::default());
     wait(store.finish_recovery()).unwrap();
     assert!(wait(store.check_integrity()).unwrap().is_sound());

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use keyward::Digest;
-use keyward::store::{KeyStore, Locator, NodeRegistry, PostgresStore, Revision, Select};
+use keyward::store::{KeyStore, LoadRequest, Locator, NodeRegistry, PostgresStore, Revision};
 use tempfile::TempDir;
 
 use support::postgres::{Place, Server, open};
@@ -169,7 +169,7 @@ fn a_read_takes_one_round_trip() {
     let (key, commit) = next(&tenant("acme"), Revision::ZERO);
     let mut at = wait(store.commit(commit)).unwrap();
     let start = beginning(&store);
-    let everything = Select {
+    let everything = LoadRequest {
         keys: vec![key],
         live_at: Some(support::at(START)),
         legacy: true,
@@ -188,7 +188,7 @@ fn a_read_takes_one_round_trip() {
         );
     };
     let plainly = |error: &dyn std::fmt::Debug| format!("{error:?}");
-    let select = Select::none();
+    let select = LoadRequest::none();
     sent(5, &mut || {
         loading(select.clone()).map_err(|error| plainly(&error))
     });

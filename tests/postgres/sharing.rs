@@ -15,7 +15,8 @@ use keyward::store::{
     ChangesError, CommitError, Cursor, KeyQuery, KeyStore, NodeRegistry, Revision, StoreErrorKind,
 };
 use keyward::{
-    Clock, Denied, Error, Keyward, ManualClock, Need, Reason, Rejection, Role, SystemClock, days,
+    Clock, CommandError, Denial, Keyward, ManualClock, Need, Reason, Role, SystemClock,
+    VerifyError, days,
 };
 
 use support::pairs;
@@ -50,7 +51,10 @@ fn a_commit_of_another_node_wakes_a_waiter_and_takes_effect() {
     let refused = service
         .verify(key.secret.expose(), &Need::any())
         .unwrap_err();
-    assert!(matches!(refused, Rejection::Revoked { .. }), "{refused:?}");
+    assert!(
+        matches!(refused, VerifyError::Revoked { .. }),
+        "{refused:?}"
+    );
 }
 
 #[test]
@@ -106,7 +110,7 @@ fn the_servers_clock_contradicts_one_that_is_ten_years_ahead() {
     let key = wait(keys.create(&admin(), reader("key").expires_in(days(90)))).unwrap();
     right.set_wall(right.now().saturating_add(days(3650)));
     let created = wait(keys.create(&admin(), reader("another")));
-    assert!(matches!(denied(created), Denied::ClockRefused { .. }));
+    assert!(matches!(denied(created), Denial::ClockRefused { .. }));
     wait(keys.sync()).unwrap();
     keys.verify(key.secret.expose(), &reading()).unwrap();
     let started = node(open(), &right, policy);
@@ -120,8 +124,8 @@ fn created(keys: &Keyward, path: &str, name: &str) -> bool {
         let admin = actor(path, "alice", Role::ADMIN);
         match wait(keys.create(&admin, reader(name))) {
             Ok(_) => return true,
-            Err(Error::Denied(Denied::CapReached { .. })) => return false,
-            Err(Error::Contended { .. }) => {}
+            Err(CommandError::Denied(Denial::CapReached { .. })) => return false,
+            Err(CommandError::Contended { .. }) => {}
             Err(other) => panic!("{other:?}"),
         }
     }
@@ -288,7 +292,7 @@ fn restored_tables_open_only_for_recovery_and_followers_start_over() {
     let store = place.connect();
     let at = wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
     let before = wait(store.scan(None, ALL)).unwrap().head;
-    wait(store.begin_anew()).unwrap();
+    wait(store.start_new_epoch()).unwrap();
     let refused = open(place.options()).unwrap_err();
     assert!(matches!(refused, ConnectError::Unrecovered), "{refused:?}");
     let restored = open(place.options().allow_unrecovered()).unwrap();
@@ -314,7 +318,7 @@ fn forgotten_tombstones_compact_the_feed_and_their_ids_stay_taken() {
     let (key, removal) = next(&acme, Revision::ZERO);
     let first = wait(store.commit(removal)).unwrap();
     let second = wait(store.commit(next(&acme, first).1)).unwrap();
-    assert_eq!(wait(store.forget_removed(first)).unwrap(), 1);
+    assert_eq!(wait(store.compact(first)).unwrap(), 1);
     let compacted = wait(store.changes(behind, ALL));
     assert!(matches!(compacted, Err(ChangesError::Compacted)));
     let page = wait(store.scan(None, ALL)).unwrap();

@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use keyward::policy::Deletion;
 use keyward::store::SqliteStore;
 use keyward::{
-    Actor, Clock, Digest, Keyward, ManualClock, Need, NewKey, PepperFile, SystemClock, profiles,
+    Actor, Clock, CreateKey, Digest, Keyward, ManualClock, Need, PepperFile, SystemClock, profiles,
 };
 use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -811,7 +811,7 @@ fn the_effects_of_a_clock_that_was_ahead_are_listed_and_repaired() {
         let keys = Keyward::builder(store, peppers).clock(ManualClock::at(later));
         let keys = keys.build().await.unwrap();
         let host = Actor::application("acme".try_into().unwrap());
-        keys.create(&host, NewKey::new("future").owned_by_tenant())
+        keys.create(&host, CreateKey::new("future").owned_by_tenant())
             .await
             .unwrap();
     });
@@ -865,7 +865,7 @@ fn revoking_a_compromised_key_lists_what_it_made() {
             .ring();
         let keys = Keyward::builder(store, peppers).build().await.unwrap();
         let thief = keys.verify(&secret, &Need::any()).unwrap().actor();
-        let key = NewKey::new("child").environment("live").scope("*:*");
+        let key = CreateKey::new("child").environment("live").scope("*:*");
         keys.create(&thief, key).await.unwrap()
     });
     let child = made.id.to_string();

@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 
 use keyward::store::{NodeRegistry, SqliteStore};
-use keyward::{Actor, Keyward, NewKey, PepperFile, Role, TenantId};
+use keyward::{Actor, CreateKey, Keyward, PepperFile, Role, TenantId};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -211,7 +211,7 @@ fn a_test_key_makes_only_test_keys_and_rotates_no_live_key() {
         let keys = Keyward::builder(store, peppers).build().await.unwrap();
         let acme = TenantId::new("acme").unwrap();
         let alice = Actor::new(acme, "alice".try_into().unwrap(), Role::ADMIN);
-        let draft = NewKey::new("trial").environment("test").scope("*:*");
+        let draft = CreateKey::new("trial").environment("test").scope("*:*");
         let created = keys.create(&alice, draft).await.unwrap();
         created.secret.expose().to_owned()
     });

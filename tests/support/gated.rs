@@ -11,9 +11,9 @@ use event_listener::Event;
 use keyward::TenantId;
 use keyward::async_trait;
 use keyward::store::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
-    KeyStore, Locator, MemoryStore, Revision, RowKey, ScanPage, Select, StoreError, StoreErrorKind,
-    TakePage, TenantView, Versioned, scan_by_pages,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
+    KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, Revision, RowKey, ScanPage, StoreError,
+    StoreErrorKind, TakePage, TenantView, scan_by_pages,
 };
 use keyward_conformance::{Call, FaultyStore};
 
@@ -123,11 +123,15 @@ impl Gated {
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl KeyStore for Gated {
-    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        select: &LoadRequest,
+    ) -> Result<TenantView, StoreError> {
         self.give(Call::Load, self.link.load(tenant, select)).await
     }
 
-    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+    async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError> {
         self.give(Call::Find, self.link.find(locator)).await
     }
 

@@ -28,9 +28,9 @@ use std::sync::Arc;
 use keyward::policy::{ActiveKeyCap, Policies, Policy, PolicySpec};
 use keyward::store::{KeyStore, MemoryStore};
 use keyward::{
-    Actor, Author, ClassName, CommandId, Created, Denied, Environment, Error, Keyward, ManualClock,
-    Need, NewKey, Pepper, PepperId, PepperRing, PrincipalId, Role, Scope, TenantId, Timestamp,
-    profiles,
+    Actor, Author, ClassName, CommandError, CommandId, CreateKey, Created, Denial, Environment,
+    Keyward, ManualClock, Need, Pepper, PepperId, PepperRing, PrincipalId, Role, Scope, TenantId,
+    Timestamp, profiles,
 };
 
 pub const START: &str = "2026-01-01T00:00:00Z";
@@ -68,7 +68,7 @@ impl World {
         node(self.store.clone(), &self.clock, policies)
     }
 
-    pub fn create(&self, actor: &Actor, key: NewKey) -> Result<Created, Error> {
+    pub fn create(&self, actor: &Actor, key: CreateKey) -> Result<Created, CommandError> {
         wait(self.keys.create(actor, key))
     }
 
@@ -148,8 +148,8 @@ pub fn host() -> Actor {
     Actor::application(tenant("acme"))
 }
 
-pub fn reader(name: &str) -> NewKey {
-    NewKey::new(name).scope("reports:read")
+pub fn reader(name: &str) -> CreateKey {
+    CreateKey::new(name).scope("reports:read")
 }
 
 pub fn reading() -> Need {
@@ -168,9 +168,9 @@ pub fn capped(limit: u32) -> PolicySpec {
 
 /// Returns the reason of a denied call.
 #[track_caller]
-pub fn denied<T: std::fmt::Debug>(result: Result<T, Error>) -> Denied {
+pub fn denied<T: std::fmt::Debug>(result: Result<T, CommandError>) -> Denial {
     match result.unwrap_err() {
-        Error::Denied(denied) => denied,
+        CommandError::Denied(denied) => denied,
         other => panic!("expected a refusal, got {other:?}"),
     }
 }
@@ -190,7 +190,7 @@ pub fn dump(store: &MemoryStore) -> String {
 
     let limit = std::num::NonZeroUsize::new(10_000).unwrap();
     let rows = wait(store.scan(None, limit)).unwrap().rows;
-    let query = AuditQuery::everything().with(|query| query.limit = limit);
+    let query = AuditQuery::all().with(|query| query.limit = limit);
     let trail = wait(store.audit(&query)).unwrap().rows;
     let mut dump = format!("{store:?}\n{rows:?}\n{trail:?}\n");
     for change in &rows {

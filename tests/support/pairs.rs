@@ -1,8 +1,8 @@
 //! Requirements on two nodes that share a store, for every kind of store.
 
 use keyward::{
-    Clock, Denied, Keyward, ManualClock, Need, Reason, Rejection, Replacement, Role,
-    RotationReason, days, hours,
+    Clock, Denial, Keyward, ManualClock, Need, Reason, Role, RotateKey, RotationReason,
+    VerifyError, days, hours,
 };
 
 use crate::*;
@@ -19,7 +19,7 @@ pub fn a_key_works_where_it_was_created(a: &Keyward, b: &Keyward) {
 /// leaves. A compromised key ends in any case.
 pub fn first_uses_are_not_lost(a: &Keyward, b: &Keyward, clock: &ManualClock) {
     let how = || {
-        let how = Replacement::on_first_use(hours(1)).no_later_than(hours(24));
+        let how = RotateKey::on_first_use(hours(1)).no_later_than(hours(24));
         how.because(RotationReason::Compromise)
     };
     let end_of = |key| wait(a.key(&host(), key)).unwrap().expires_at;
@@ -43,7 +43,7 @@ pub fn first_uses_are_not_lost(a: &Keyward, b: &Keyward, clock: &ManualClock) {
 
     let (old, new) = rotated("recorded at the end");
     b.verify(new.secret.expose(), &Need::any()).unwrap();
-    wait(b.leave()).unwrap();
+    wait(b.deregister()).unwrap();
     assert_eq!(end_of(old.id), Some(now().saturating_add(hours(1))));
 }
 
@@ -79,10 +79,13 @@ pub fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone(
         assert_eq!(new.expires_at, Some(right.now().saturating_add(days(90))));
         // Its own tenant: no other clock decides which of the two is wrong.
         let unsure = verify(&theirs).unwrap_err();
-        assert!(matches!(unsure, Rejection::ClockUnsure { .. }), "{unsure}");
+        assert!(
+            matches!(unsure, VerifyError::ClockUnsure { .. }),
+            "{unsure}"
+        );
         verify(&lasting).unwrap();
         let created = denied(wait(keys.create(&globex(), reader("new"))));
-        assert!(matches!(created, Denied::TenantAhead { .. }), "{created}");
+        assert!(matches!(created, Denial::TenantAhead { .. }), "{created}");
         let ahead: Vec<_> = keys
             .tenants_ahead()
             .into_iter()
@@ -90,18 +93,18 @@ pub fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone(
             .collect();
         assert_eq!(ahead, [tenant("globex")]);
     }
-    let how = Replacement::grace(hours(1)).because(RotationReason::Compromise);
+    let how = RotateKey::grace(hours(1)).because(RotationReason::Compromise);
     wait(a.rotate(&admin(), compromised.id, how)).unwrap();
     right.advance(hours(1));
     wait(a.sync()).unwrap();
     let ended = a
         .verify(compromised.secret.expose(), &reading())
         .unwrap_err();
-    assert!(matches!(ended, Rejection::Expired { .. }), "{ended}");
+    assert!(matches!(ended, VerifyError::Expired { .. }), "{ended}");
     // A command that only narrows is never refused because of the clock.
     wait(a.revoke(&globex(), lasting.id, Reason::Lost)).unwrap();
     let ended = a.verify(lasting.secret.expose(), &reading()).unwrap_err();
-    assert!(matches!(ended, Rejection::Revoked { .. }), "{ended}");
+    assert!(matches!(ended, VerifyError::Revoked { .. }), "{ended}");
 }
 
 /// Repairs the instant that a clock ten years ahead left behind: for this node, for other nodes, and for
@@ -150,5 +153,5 @@ pub fn the_time_of_a_tenant_is_repaired(
     right.advance(days(91));
     wait(a.sync()).unwrap();
     let ended = a.verify(key.secret.expose(), &reading()).unwrap_err();
-    assert!(matches!(ended, Rejection::Expired { .. }), "{ended}");
+    assert!(matches!(ended, VerifyError::Expired { .. }), "{ended}");
 }

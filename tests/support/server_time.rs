@@ -4,9 +4,9 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use keyward::store::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
-    KeyStore, Locator, MemoryStore, Revision, RowKey, ScanPage, Select, StoreError, TakePage,
-    TenantView, Versioned,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
+    KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, Revision, RowKey, ScanPage, StoreError,
+    TakePage, TenantView,
 };
 use keyward::{Clock, ManualClock, TenantId, async_trait};
 
@@ -26,7 +26,11 @@ impl Served {
 
 #[async_trait]
 impl KeyStore for Served {
-    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        select: &LoadRequest,
+    ) -> Result<TenantView, StoreError> {
         let view = self.inner.load(tenant, select).await?;
         let server_time = Some(self.server.now());
         Ok(TenantView {
@@ -35,7 +39,7 @@ impl KeyStore for Served {
         })
     }
 
-    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+    async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError> {
         self.inner.find(locator).await
     }
 

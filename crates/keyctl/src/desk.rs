@@ -5,7 +5,7 @@ use std::sync::Arc;
 use keyward::policy::{Policies, Policy, PolicySpec};
 use keyward::store::{KeyStore, Locator, Row};
 use keyward::{
-    Actor, CommandId, Denied, Invocation, KeyId, Keyward, PepperRing, Receipt, TenantId,
+    Actor, CommandId, Denial, Invocation, KeyId, Keyward, PepperRing, Receipt, TenantId,
 };
 use serde_json::{Value, json};
 
@@ -92,8 +92,8 @@ impl Desk {
         match found.map(|found| found.change.row) {
             Some(Row::Key(record)) => self.actor(&record.tenant),
             Some(Row::Removed { tenant, .. }) => self.actor(&tenant),
-            Some(Row::Corrupt(_)) => Err(Denied::CorruptRecord { key }.into()),
-            _ => Err(Denied::NotFound.into()),
+            Some(Row::Corrupt(_)) => Err(Denial::CorruptRecord { key }.into()),
+            _ => Err(Denial::NotFound.into()),
         }
     }
 }

@@ -8,7 +8,7 @@ use keyward::store::postgres::ConnectError;
 use keyward::store::sqlite::OpenError;
 use keyward::store::transfer::CopyError;
 use keyward::store::{StoreError, StoreErrorKind};
-use keyward::{AuditError, Denied, Error, Invalid, PepperFileError, RecoveryError};
+use keyward::{AuditError, CommandError, Denial, Invalid, PepperFileError, RecoveryError};
 
 /// The kinds of failure, each with its exit code.
 #[derive(Clone, Copy, Debug)]
@@ -95,12 +95,12 @@ impl From<PolicyError> for Failure {
     }
 }
 
-impl From<Denied> for Failure {
-    fn from(error: Denied) -> Self {
+impl From<Denial> for Failure {
+    fn from(error: Denial) -> Self {
         let kind = match &error {
-            Denied::Invalid(_) => Kind::Usage,
-            Denied::NotFound | Denied::TenantNotFound => Kind::NotFound,
-            Denied::CorruptRecord { .. } => Kind::Corrupt,
+            Denial::Invalid(_) => Kind::Usage,
+            Denial::NotFound | Denial::TenantNotFound => Kind::NotFound,
+            Denial::CorruptRecord { .. } => Kind::Corrupt,
             _ => Kind::Refused,
         };
         Self::of(kind, &error)
@@ -117,11 +117,11 @@ impl From<StoreError> for Failure {
     }
 }
 
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
+impl From<CommandError> for Failure {
+    fn from(error: CommandError) -> Self {
         match error {
-            Error::Denied(error) => error.into(),
-            Error::Store(error) => error.into(),
+            CommandError::Denied(error) => error.into(),
+            CommandError::Store(error) => error.into(),
             error => Self::of(Kind::Unavailable, &error),
         }
     }

@@ -224,13 +224,13 @@ pub(crate) async fn restore(backup: &Path, to: &Place) -> Answer<()> {
 
 /// Starts a new history in a database whose tables were restored. A file's backup already marks itself as
 /// one.
-pub(crate) async fn begin_anew(common: &Common) -> Answer<()> {
+pub(crate) async fn start_new_epoch(common: &Common) -> Answer<()> {
     match open(common, Expected::Existing).await? {
         Store::File(_) => Err(Failure::usage(
             "this is for databases: `keyctl restore` makes a file from a backup",
         )),
         #[cfg(feature = "postgres")]
-        Store::Database(store) => Ok(store.begin_anew().await?),
+        Store::Database(store) => Ok(store.start_new_epoch().await?),
     }
 }
 

@@ -15,8 +15,9 @@ use keyward::TenantId;
 use keyward::Timestamp;
 use keyward::store::{
     AuditPage, AuditQuery, Change, Changes, ChangesError, Commit, CommitError, CommitTag, Cursor,
-    Effects, Epoch, Guard, KeyPage, KeyQuery, KeySort, KeyStore, Locator, Revision, Row, RowKey,
-    ScanPage, Select, StoreError, StoreErrorKind, TakePage, TenantView, Versioned, scan_by_pages,
+    Effects, Epoch, FoundKey, Guard, KeyPage, KeyQuery, KeySort, KeyStore, LoadRequest, Locator,
+    Revision, Row, RowKey, ScanPage, StoreError, StoreErrorKind, TakePage, TenantView,
+    scan_by_pages,
 };
 use keyward::{Description, PrincipalId};
 use keyward::{KeyRecord, KeyState};
@@ -266,7 +267,7 @@ pub struct BrokenStore<S> {
 #[derive(Debug, Default)]
 struct Seen {
     views: HashMap<TenantId, TenantView>,
-    found: HashMap<Locator, Versioned>,
+    found: HashMap<Locator, FoundKey>,
     tags: BTreeMap<Revision, CommitTag>,
     lasts: HashMap<TenantId, Commit>,
     latest: HashMap<TenantId, Timestamp>,
@@ -312,7 +313,11 @@ impl<S: KeyStore> BrokenStore<S> {
     }
 
     async fn revision(&self, tenant: &TenantId) -> Result<Revision, StoreError> {
-        Ok(self.inner.load(tenant, &Select::none()).await?.revision)
+        Ok(self
+            .inner
+            .load(tenant, &LoadRequest::none())
+            .await?
+            .revision)
     }
 
     async fn stored(&self, id: KeyId) -> Result<Option<Row>, StoreError> {
@@ -323,8 +328,8 @@ impl<S: KeyStore> BrokenStore<S> {
     /// Returns the row's tenant, and the commit that wrote the row. Tombstones count as absent.
     async fn row_at(&self, row: &RowKey) -> Result<(Option<TenantId>, Revision), StoreError> {
         let (tenant, select) = match row {
-            RowKey::Tenant(tenant) => (tenant, Select::none()),
-            RowKey::Owner(tenant, owner) => (tenant, Select::owner(owner.clone())),
+            RowKey::Tenant(tenant) => (tenant, LoadRequest::none()),
+            RowKey::Owner(tenant, owner) => (tenant, LoadRequest::owner(owner.clone())),
             RowKey::Key(id) => {
                 let found = self.inner.find(&Locator::Id(*id)).await?;
                 return Ok(match found.map(|found| found.change) {
@@ -690,7 +695,11 @@ impl Drop for Waiting<'_> {
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl<S: KeyStore> KeyStore for BrokenStore<S> {
-    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        select: &LoadRequest,
+    ) -> Result<TenantView, StoreError> {
         let mut view = self.inner.load(tenant, select).await?;
         match self.defect {
             Defect::UnknownTenantHasRevision if view.revision == Revision::ZERO => {
@@ -772,7 +781,7 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
         Ok(view)
     }
 
-    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+    async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError> {
         let Some(mut found) = self.inner.find(locator).await? else {
             return Ok(None);
         };

@@ -13,11 +13,11 @@ use async_trait::async_trait;
 
 use keyward::TenantId;
 use keyward::store::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
-    KeyStore, Locator, NodeId, NodeRegistry, NodeReport, RowKey, ScanPage, StoreError,
-    StoreErrorKind, TakePage, Versioned, scan_by_pages,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
+    KeyQuery, KeyStore, Locator, NodeId, NodeRegistry, NodeReport, RowKey, ScanPage, StoreError,
+    StoreErrorKind, TakePage, scan_by_pages,
 };
-use keyward::store::{Revision, Select, TenantView};
+use keyward::store::{LoadRequest, Revision, TenantView};
 
 /// A method of a store.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -77,7 +77,7 @@ type Plan = dyn FnMut(Call) -> Fault + Send;
 /// # pollster::block_on(async {
 /// use keyward::conformance::{Call, Fault, FaultyStore};
 /// use keyward::store::MemoryStore;
-/// use keyward::{Actor, Keyward, NewKey, PepperRing, Role};
+/// use keyward::{Actor, Keyward, CreateKey, PepperRing, Role};
 ///
 /// let store = FaultyStore::new(MemoryStore::new());
 /// let keys = Keyward::builder(store.clone(), PepperRing::generate()?).build().await?;
@@ -85,7 +85,7 @@ type Plan = dyn FnMut(Call) -> Fault + Send;
 ///
 /// // The reply of the next commit is lost, and the manager finds out that the commit landed.
 /// store.next(Call::Commit, [Fault::ReplyLost]);
-/// let key = NewKey::new("export").environment("live");
+/// let key = CreateKey::new("export").environment("live");
 /// assert!(keys.create(&admin, key.clone()).await.is_ok());
 ///
 /// store.partition(true);
@@ -229,12 +229,16 @@ impl Control {
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl<S: KeyStore> KeyStore for FaultyStore<S> {
-    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        select: &LoadRequest,
+    ) -> Result<TenantView, StoreError> {
         self.pass(Call::Load, "loading a tenant")?;
         self.inner.load(tenant, select).await
     }
 
-    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+    async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError> {
         self.pass(Call::Find, "finding a key")?;
         self.inner.find(locator).await
     }

@@ -17,7 +17,7 @@ use keyward::policy::{
 };
 use keyward::profiles::standard;
 use keyward::{ClassName, PrincipalId, Role};
-use keyward::{Command, NewKey, Replacement};
+use keyward::{Command, CreateKey, RotateKey};
 use keyward::{Reason, Visibility};
 use keyward::{Scope, ScopeSet};
 use keyward::{Timestamp, days, hours};
@@ -80,12 +80,12 @@ pub fn instants() -> impl Strategy<Value = Timestamp> + Clone {
 }
 
 /// Generates drafts of keys that the [`standard`] policy accepts from an actor with enough reach.
-pub fn new_keys() -> impl Strategy<Value = NewKey> {
+pub fn new_keys() -> impl Strategy<Value = CreateKey> {
     let names = "[a-z][a-z ]{0,15}[a-z]";
     let classes = select(vec!["secret", "publishable"]);
     let lifetimes = prop::option::of(1_u32..400);
     (names, classes, scope_sets(), lifetimes).prop_map(|(name, class, scopes, lifetime)| {
-        let key = NewKey::new(name.as_str())
+        let key = CreateKey::new(name.as_str())
             .class(class)
             .environment("live")
             .scopes(scopes.iter().cloned().collect::<Vec<_>>());
@@ -113,9 +113,9 @@ pub fn commands(keys: Vec<KeyId>) -> BoxedStrategy<Command> {
         _ => Command::Rotate {
             key,
             how: match mode {
-                Mode::Now => Replacement::immediate(),
-                Mode::Grace(grace) => Replacement::grace(grace),
-                Mode::FirstUse(grace) => Replacement::on_first_use(grace),
+                Mode::Now => RotateKey::immediate(),
+                Mode::Grace(grace) => RotateKey::grace(grace),
+                Mode::FirstUse(grace) => RotateKey::on_first_use(grace),
             },
         },
     });

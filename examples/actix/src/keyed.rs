@@ -56,7 +56,7 @@ fn parts(request: &ServiceRequest) -> Result<Parts, http::Error> {
         copy = copy.header(name.as_str(), value.as_bytes());
     }
     let (mut parts, ()) = copy.body(())?.into_parts();
-    // The peer of the socket, never an address from a header: `KeywardLayer::trust` is for proxies.
+    // The peer of the socket, never an address from a header: `KeywardLayer::trusted_proxies` is for proxies.
     if let Some(peer) = request.peer_addr() {
         parts.extensions.insert(PeerAddr(peer.ip()));
     }

@@ -11,7 +11,7 @@ use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, Responder, web};
 use keyward::http::KeywardLayer;
 use keyward::store::MemoryStore;
-use keyward::{Actor, Grant, Keyward, Need, NewKey, PepperRing, Role, Scope, days};
+use keyward::{Actor, CreateKey, Grant, Keyward, Need, PepperRing, Role, Scope, days};
 
 use crate::keyed::keyed;
 
@@ -48,7 +48,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let keys = Keyward::builder(store, PepperRing::generate()?);
     let keys = keys.build().await?;
     let admin = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
-    let reader = NewKey::new("reader").scope("reports:read");
+    let reader = CreateKey::new("reader").scope("reports:read");
     let reader = keys.create(&admin, reader.expires_in(days(90))).await?;
 
     let server = HttpServer::new(move || App::new().configure(|config| routes(config, &keys)));

@@ -45,7 +45,7 @@ impl Server {
         Self { address, keys }
     }
 
-    fn key(&self, key: NewKey) -> String {
+    fn key(&self, key: CreateKey) -> String {
         let acme = "acme".try_into().unwrap();
         let admin = Actor::new(acme, "alice".try_into().unwrap(), Role::ADMIN);
         let created = wait(self.keys.create(&admin, key)).unwrap();
@@ -53,7 +53,7 @@ impl Server {
     }
 
     fn reader(&self) -> String {
-        self.key(NewKey::new("reader").scope("reports:read"))
+        self.key(CreateKey::new("reader").scope("reports:read"))
     }
 
     /// Sends bytes unchanged, and reads until the server closes the connection.
@@ -137,7 +137,7 @@ fn a_key_with_the_scope_reaches_the_handler_with_its_grant() {
 #[test]
 fn refusals_arrive_unchanged_from_the_layer() {
     let server = Server::start();
-    let other = server.key(NewKey::new("other").scope("exports:read"));
+    let other = server.key(CreateKey::new("other").scope("exports:read"));
     let ask = |header: &str| server.reports(&[header]);
     ask("Cookie: a=b").refused(401, "missing-key", "bearer");
     ask("X-API-Key: garbage").refused(401, "invalid-key", INVALID);
@@ -167,7 +167,7 @@ fn every_value_of_a_header_is_checked() {
     ] {
         server
             .reports(&headers)
-            .refused(400, "unclear-key", UNCLEAR);
+            .refused(400, "ambiguous-credentials", UNCLEAR);
     }
     // The same key twice is one key.
     assert_eq!(server.reports(&[&one, &one, &bearer]).status, 200);
@@ -177,7 +177,7 @@ fn every_value_of_a_header_is_checked() {
 fn the_client_address_is_the_peer_of_the_socket() {
     let server = Server::start();
     let [near, far] = ["127.0.0.0/8", "203.0.113.0/24"].map(|network| {
-        let key = NewKey::new("tied").scope("reports:read");
+        let key = CreateKey::new("tied").scope("reports:read");
         format!("X-API-Key: {}", server.key(key.allow_addresses([network])))
     });
     assert_eq!(server.reports(&[&near]).status, 200);

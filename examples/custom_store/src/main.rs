@@ -8,7 +8,9 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use keyward::store::*;
-use keyward::{Actor, Digest, KeyId, KeyRecord, Keyward, Need, NewKey, PepperRing, Role, TenantId};
+use keyward::{
+    Actor, CreateKey, Digest, KeyId, KeyRecord, Keyward, Need, PepperRing, Role, TenantId,
+};
 
 type Answer<T> = Result<T, StoreError>;
 
@@ -38,13 +40,13 @@ impl Shelf {
 
 #[keyward::async_trait]
 impl KeyStore for Shelf {
-    async fn load(&self, tenant: &TenantId, select: &Select) -> Answer<TenantView> {
+    async fn load(&self, tenant: &TenantId, select: &LoadRequest) -> Answer<TenantView> {
         let state = self.state();
         let narrowed = state.tenants.get(tenant).map(|all| all.narrowed(select));
         Ok(narrowed.unwrap_or_default())
     }
 
-    async fn find(&self, locator: &Locator) -> Answer<Option<Versioned>> {
+    async fn find(&self, locator: &Locator) -> Answer<Option<FoundKey>> {
         let state = self.state();
         let head = state.head;
         let key = match locator {
@@ -52,7 +54,7 @@ impl KeyStore for Shelf {
             Locator::Imported(digest) => state.imported.get(digest).copied(),
         };
         let change = key.and_then(|id| state.rows.get(&RowKey::Key(id)).cloned());
-        Ok(change.map(|change| Versioned { change, head }))
+        Ok(change.map(|change| FoundKey { change, head }))
     }
 
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
@@ -132,7 +134,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let peppers = PepperRing::generate()?;
     let keys = Keyward::builder(Shelf::default(), peppers).build().await?;
     let admin = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
-    let created = keys.create(&admin, NewKey::new("export")).await?;
+    let created = keys.create(&admin, CreateKey::new("export")).await?;
     let grant = keys.verify(created.secret.expose(), &Need::any())?;
     println!("key {} works", grant.key_id());
     Ok(())

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::super::id::KeyId;
 use super::super::invalid::Invalid;
 use super::super::reach::Dimension;
-use super::super::rejection::Rejection;
+use super::super::rejection::VerifyError;
 use super::super::scope::{Scope, ScopeSet};
 use super::super::tenant::TenantId;
 use super::super::text::{ClassName, Entitlement, Environment, PepperId, PrincipalId, Role};
@@ -15,7 +15,7 @@ use super::super::time::Timestamp;
 /// The reason to refuse a command. Nothing was written.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Denied {
+pub enum Denial {
     /// A value in the command is malformed.
     #[error(transparent)]
     Invalid(#[from] Invalid),
@@ -108,7 +108,7 @@ pub enum Denied {
         /// The key.
         key: KeyId,
         /// The reason for which a verification would refuse the key.
-        why: Box<Rejection>,
+        why: Box<VerifyError>,
     },
     /// The application stated a role for the actor that exceeds the stored role. The application stores the
     /// new role with [`Keyward::sync_role`](crate::Keyward::sync_role).

@@ -27,13 +27,13 @@ use super::{Command, Expiry, RotationMode};
 /// # Examples
 ///
 /// ```
-/// use keyward::{NewKey, days};
+/// use keyward::{CreateKey, days};
 ///
-/// let draft = NewKey::new("nightly export").scope("reports:read").expires_in(days(90));
+/// let draft = CreateKey::new("nightly export").scope("reports:read").expires_in(days(90));
 /// ```
 #[derive(Clone, Debug, Default, Serialize)]
 #[must_use = "a draft creates nothing by itself"]
-pub struct NewKey {
+pub struct CreateKey {
     /// Part of the request, not of the command.
     #[serde(skip)]
     tenant: Option<TenantId>,
@@ -91,7 +91,7 @@ fn parsed_scopes<S: TryInto<Scope, Error: Into<Invalid>>>(
     parsed(ScopeSet::new(before.iter().cloned().chain(scopes)), first)
 }
 
-impl NewKey {
+impl CreateKey {
     /// Returns a key of this name in the actor's own tenant. The key has no scopes, belongs to its
     /// creator, and lives as long as its class says.
     pub fn new(name: impl TryInto<KeyName, Error: Into<Invalid>>) -> Self {
@@ -239,7 +239,7 @@ impl NewKey {
 #[derive(Clone, Debug, Serialize)]
 #[must_use = "a draft imports nothing by itself"]
 pub struct ImportKey {
-    pub(crate) key: NewKey,
+    pub(crate) key: CreateKey,
     pub(crate) scheme: ImportScheme,
     #[serde(with = "digest_bytes")]
     pub(crate) digest: Digest,
@@ -249,7 +249,7 @@ pub struct ImportKey {
 impl ImportKey {
     /// Returns an import of a token with this SHA-256. A token in this crate's own form is never taken
     /// for an imported one: move its record instead.
-    pub const fn sha256(digest: Digest, key: NewKey) -> Self {
+    pub const fn sha256(digest: Digest, key: CreateKey) -> Self {
         Self {
             key,
             scheme: ImportScheme::Sha256,
@@ -284,7 +284,7 @@ impl ImportKey {
 /// Changes to a key. Everything that is not set stays as it is.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 #[must_use = "a draft changes nothing by itself"]
-pub struct KeyUpdate {
+pub struct UpdateKey {
     pub(crate) name: Option<KeyName>,
     /// `Some(None)` removes the description.
     pub(crate) description: Option<Option<Description>>,
@@ -299,7 +299,7 @@ pub struct KeyUpdate {
     pub(crate) invalid: Option<Invalid>,
 }
 
-impl KeyUpdate {
+impl UpdateKey {
     /// Returns an update without changes.
     pub fn new() -> Self {
         Self::default()
@@ -444,14 +444,14 @@ impl DeleteKey {
 
 /// The mode and the reason of a rotation.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
-pub struct Replacement {
+pub struct RotateKey {
     pub(crate) mode: RotationMode,
     pub(crate) reason: RotationReason,
     pub(crate) no_later_than: Option<Duration>,
     pub(crate) recipient: Option<Recipient>,
 }
 
-impl Replacement {
+impl RotateKey {
     /// Ends the old key immediately.
     #[must_use]
     pub fn immediate() -> Self {
@@ -491,7 +491,7 @@ impl Replacement {
     }
 
     /// Names the recipient of the successor's secret and the recipient's role, as
-    /// [`NewKey::delivered_to`] does.
+    /// [`CreateKey::delivered_to`] does.
     #[must_use]
     pub fn delivered_to(mut self, principal: PrincipalId, role: Role) -> Self {
         self.recipient = Some(Recipient { principal, role });
@@ -499,7 +499,7 @@ impl Replacement {
     }
 }
 
-impl From<RotationMode> for Replacement {
+impl From<RotationMode> for RotateKey {
     fn from(mode: RotationMode) -> Self {
         Self {
             mode,
@@ -508,7 +508,7 @@ impl From<RotationMode> for Replacement {
     }
 }
 
-impl From<RotationReason> for Replacement {
+impl From<RotationReason> for RotateKey {
     fn from(reason: RotationReason) -> Self {
         Self::default().because(reason)
     }

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-pub use self::denied::Denied;
-pub use self::draft::{DeleteKey, ImportKey, KeyUpdate, NewKey, Replacement, RevokeKey};
+pub use self::denied::Denial;
+pub use self::draft::{CreateKey, DeleteKey, ImportKey, RevokeKey, RotateKey, UpdateKey};
 pub(crate) use self::draft::{NewOwner, Recipient};
 use super::actor::Actor;
 use super::id::KeyId;
@@ -87,19 +87,19 @@ pub enum Command {
     ProvisionResource(Resource),
     /// End every key of the tenant permanently. Does nothing if the tenant is closed.
     CloseTenant,
-    /// Create a key. Made by [`NewKey::into_command`].
+    /// Create a key. Made by [`CreateKey::into_command`].
     #[non_exhaustive]
-    Create(NewKey),
+    Create(CreateKey),
     /// Import a key that exists elsewhere, as a digest. Made by [`ImportKey::into_command`].
     #[non_exhaustive]
     Import(ImportKey),
-    /// Change a key's name, scopes, expiry or other settings. Made by [`KeyUpdate::into_command`].
+    /// Change a key's name, scopes, expiry or other settings. Made by [`UpdateKey::into_command`].
     #[non_exhaustive]
     Update {
         /// The key.
         key: KeyId,
         /// The changes.
-        change: KeyUpdate,
+        change: UpdateKey,
     },
     /// Refuse a key until it is enabled again. Does nothing if the key is disabled.
     Disable {
@@ -130,7 +130,7 @@ pub enum Command {
         /// The key.
         key: KeyId,
         /// The mode and the reason.
-        how: Replacement,
+        how: RotateKey,
     },
     /// End the old key of a rotation immediately.
     FinishRotation {
@@ -324,7 +324,7 @@ pub enum RotationMode {
     /// The old key works for this long.
     Grace(Duration),
     /// The old key works until the successor is first used, and for this long after that: a lost response
-    /// loses no access. [`Replacement::no_later_than`] sets its latest end.
+    /// loses no access. [`RotateKey::no_later_than`] sets its latest end.
     OnFirstUse(Duration),
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Work;
 use crate::core::authority::{Caller, Effect, Rows};
-use crate::core::command::{Command, Denied, Recipient};
+use crate::core::command::{Command, Denial, Recipient};
 use crate::core::hole;
 use crate::core::policy::{Access, KeyClass, Policy, TenantReach};
 use crate::core::principal::Owner;
@@ -24,7 +24,7 @@ impl<'a> Work<'a> {
 
     /// Resolves the caller of the command. A later commit of a command over many keys only narrows. Its first
     /// commit authorised it, whatever became of the caller since.
-    pub(super) fn resolve_caller(&self) -> Result<Caller, Denied> {
+    pub(super) fn resolve_caller(&self) -> Result<Caller, Denial> {
         let request = self.request;
         if request.continues.is_some() || (request.command.is_bulk() && self.goes_on()) {
             return Ok(Caller::Application);
@@ -40,20 +40,20 @@ impl<'a> Work<'a> {
     }
 
     /// Refuses an actor that does not reach the tenant, without revealing anything about the tenant.
-    pub(super) fn check_reach(&self) -> Result<(), Denied> {
+    pub(super) fn check_reach(&self) -> Result<(), Denial> {
         let actor = &self.request.actor;
         if actor.reaches(&self.request.tenant) {
             return Ok(());
         }
         // A key outside the actor's reach answers like one that does not exist (invariant 9).
         Err(match self.request.command.key() {
-            Some(_) => Denied::NotFound,
-            None => Denied::TenantNotFound,
+            Some(_) => Denial::NotFound,
+            None => Denial::TenantNotFound,
         })
     }
 
     /// Refuses commands in a closed tenant, except those that close it further, clean up, or repair its time.
-    pub(super) fn check_open(&self) -> Result<(), Denied> {
+    pub(super) fn check_open(&self) -> Result<(), Denial> {
         if matches!(
             self.request.command,
             Command::CloseTenant
@@ -66,7 +66,7 @@ impl<'a> Work<'a> {
         }
         let own_and_above = self.view.tenant.iter().chain(&self.ancestry.tenants);
         match own_and_above.into_iter().find(|row| row.closed.is_some()) {
-            Some(row) => Err(Denied::TenantClosed {
+            Some(row) => Err(Denial::TenantClosed {
                 tenant: row.tenant.clone(),
             }),
             None => Ok(()),
@@ -80,7 +80,7 @@ impl<'a> Work<'a> {
         key: Option<&KeyRecord>,
         action: &'static str,
         effect: Effect,
-    ) -> Result<(), Denied> {
+    ) -> Result<(), Denial> {
         let owner = key.map(|key| &key.owner);
         self.caller.permit(access, owner, action, effect)
     }
@@ -93,7 +93,7 @@ impl<'a> Work<'a> {
         access: impl Fn(&KeyClass) -> &Access,
         action: &'static str,
         effect: Effect,
-    ) -> Result<&'a KeyClass, Denied> {
+    ) -> Result<&'a KeyClass, Denial> {
         match self.policy.class(&key.class) {
             Some(class) => {
                 self.permit(access(class), Some(key), action, effect)?;
@@ -110,16 +110,16 @@ impl<'a> Work<'a> {
         &self,
         action: &'static str,
         effect: Effect,
-    ) -> Result<(), Denied> {
+    ) -> Result<(), Denial> {
         let administrators = self.policy.spec().administrators.iter().cloned();
         self.permit(&Access::roles(administrators), None, action, effect)
     }
 
-    pub(super) fn permit_application(&self, action: &'static str) -> Result<(), Denied> {
+    pub(super) fn permit_application(&self, action: &'static str) -> Result<(), Denial> {
         if self.caller.is_application() {
             return Ok(());
         }
-        Err(Denied::HostOnly { action })
+        Err(Denial::HostOnly { action })
     }
 
     /// Returns the reach of `record` with these scopes and these roles.
@@ -128,7 +128,7 @@ impl<'a> Work<'a> {
         record: &KeyRecord,
         scopes: ScopeSet,
         roles: &BTreeSet<Role>,
-    ) -> Result<Reach, Denied> {
+    ) -> Result<Reach, Denial> {
         let class = self.class_of(record)?;
         Ok(Reach {
             scopes,
@@ -148,7 +148,7 @@ impl<'a> Work<'a> {
     /// Returns the largest reach of an existing key. For an owner in person this is the key's reach now.
     /// For any other caller the owner's role does not narrow it: the role may be raised later, and the
     /// secret stays.
-    pub(super) fn reach_of(&self, record: &KeyRecord) -> Result<Reach, Denied> {
+    pub(super) fn reach_of(&self, record: &KeyRecord) -> Result<Reach, Denial> {
         let class = self.class_of(record)?;
         let standing = self.standing(&record.owner);
         let mut bounds = Bounds::of_record(record);
@@ -161,7 +161,7 @@ impl<'a> Work<'a> {
     }
 
     /// Refuses to grant `record` to an actor that itself has less.
-    pub(super) fn check_key_within(&self, record: &KeyRecord) -> Result<(), Denied> {
+    pub(super) fn check_key_within(&self, record: &KeyRecord) -> Result<(), Denial> {
         self.caller.check_within(&self.reach_of(record)?)?;
         if self.class_of(record)?.tenant_reach == TenantReach::Own {
             return Ok(());
@@ -175,7 +175,7 @@ impl<'a> Work<'a> {
     fn check_roles_within<'r>(
         &self,
         roles: impl IntoIterator<Item = &'r Role> + Clone,
-    ) -> Result<(), Denied> {
+    ) -> Result<(), Denial> {
         let Some(limits) = self.caller.limits() else {
             return Ok(());
         };
@@ -184,7 +184,7 @@ impl<'a> Work<'a> {
             !RoleReach::of(roles.clone(), policy).is_within(&RoleReach::of(&own, policy))
         };
         match self.elsewhere.iter().any(exceeds) {
-            true => Err(Denied::ExceedsActor {
+            true => Err(Denial::ExceedsActor {
                 dimension: Dimension::Role,
                 reach: limits.reach.scopes.clone(),
             }),
@@ -195,7 +195,7 @@ impl<'a> Work<'a> {
     /// Refuses to grant `role` if the role exceeds the actor's own reach. A role has no end, no class, no
     /// environment and no network, so that a key never grants one. A role also counts in descendant
     /// tenants, and for keys of ancestor tenants that reach down, under the policies there.
-    pub(super) fn check_role_within(&self, role: &Role) -> Result<(), Denied> {
+    pub(super) fn check_role_within(&self, role: &Role) -> Result<(), Denial> {
         let own = RoleReach::of([role], self.policy);
         let reach = Reach {
             scopes: own.ceiling().clone(),
@@ -222,7 +222,7 @@ impl<'a> Work<'a> {
         &self,
         owner: &Owner,
         recipient: Option<&Recipient>,
-    ) -> Result<BTreeSet<Role>, Denied> {
+    ) -> Result<BTreeSet<Role>, Denial> {
         if hole::is_open("secret rises with its owner") {
             return Ok(BTreeSet::new());
         }
@@ -249,7 +249,7 @@ impl<'a> Work<'a> {
     }
 
     /// Returns the makers of a key that this command makes: those `before`, and the makers of the caller.
-    pub(super) fn makers(&self, before: &[Maker]) -> Result<Vec<Maker>, Denied> {
+    pub(super) fn makers(&self, before: &[Maker]) -> Result<Vec<Maker>, Denial> {
         let mut makers = before.to_vec();
         for maker in self.caller.makers() {
             if !makers.iter().any(|own| own.lineage == maker.lineage) {
@@ -258,7 +258,7 @@ impl<'a> Work<'a> {
         }
         let limit = KeyRecord::MAKERS_MAX;
         if makers.len() > limit {
-            return Err(Denied::TooManyMakers { limit });
+            return Err(Denial::TooManyMakers { limit });
         }
         Ok(makers)
     }

@@ -3,7 +3,7 @@
 use super::Work;
 use crate::core::audit::{Action, Evidence};
 use crate::core::authority::Effect;
-use crate::core::command::{DeleteKey, Denied, Outcome, RevokeKey};
+use crate::core::command::{DeleteKey, Denial, Outcome, RevokeKey};
 use crate::core::id::KeyId;
 use crate::core::policy::{Access, Deletion, Revocation};
 use crate::core::record::{KeyRecord, KeyState, LastAction, Reason, Status, Visibility};
@@ -13,7 +13,7 @@ use crate::core::text::LeakSource;
 use crate::core::view::Effects;
 
 impl<'a> Work<'a> {
-    pub(super) fn disable(&mut self, id: KeyId) -> Result<Outcome, Denied> {
+    pub(super) fn disable(&mut self, id: KeyId) -> Result<Outcome, Denial> {
         let mut record = self.record(id)?;
         self.permit(
             &self.access(&record, |class| &class.update),
@@ -30,7 +30,7 @@ impl<'a> Work<'a> {
         Ok(Outcome::Done)
     }
 
-    pub(super) fn enable(&mut self, id: KeyId) -> Result<Outcome, Denied> {
+    pub(super) fn enable(&mut self, id: KeyId) -> Result<Outcome, Denial> {
         let mut record = self.record(id)?;
         let effect = Effect::Widens;
         self.permit_class(&record, |class| &class.update, "enable keys", effect)?;
@@ -44,7 +44,7 @@ impl<'a> Work<'a> {
         Ok(Outcome::Done)
     }
 
-    pub(super) fn revoke(&mut self, id: KeyId, how: RevokeKey) -> Result<Outcome, Denied> {
+    pub(super) fn revoke(&mut self, id: KeyId, how: RevokeKey) -> Result<Outcome, Denial> {
         let record = self.record(id)?;
         self.permit(
             &self.access(&record, |class| &class.revoke),
@@ -59,12 +59,12 @@ impl<'a> Work<'a> {
             .map(|class| class.revocation);
         match rule {
             Some(Revocation::None) => {
-                return Err(Denied::NotRevocable {
+                return Err(Denial::NotRevocable {
                     class: record.facts.class,
                 });
             }
             Some(Revocation::Allowed { confirm: true, .. }) if !how.confirmed => {
-                return Err(Denied::ConfirmationRequired);
+                return Err(Denial::ConfirmationRequired);
             }
             _ => {}
         }
@@ -72,26 +72,26 @@ impl<'a> Work<'a> {
         Ok(Outcome::Done)
     }
 
-    pub(super) fn delete(&mut self, id: KeyId, how: &DeleteKey) -> Result<Outcome, Denied> {
+    pub(super) fn delete(&mut self, id: KeyId, how: &DeleteKey) -> Result<Outcome, Denial> {
         let record = self.record(id)?;
         let effect = Effect::Narrows;
         let class = self.permit_class(&record, |class| &class.revoke, "delete keys", effect)?;
         not_legacy(&record, "deleted")?;
         match &class.deletion {
             Deletion::None => {
-                return Err(Denied::NotDeletable {
+                return Err(Denial::NotDeletable {
                     class: record.facts.class,
                 });
             }
             Deletion::Plain => {}
             Deletion::Typed(text) if how.typed.as_ref() == Some(text) => {}
             Deletion::Typed(text) => {
-                return Err(Denied::TypedConfirmationRequired { text: text.clone() });
+                return Err(Denial::TypedConfirmationRequired { text: text.clone() });
             }
             Deletion::Unreferenced => match how.references {
                 Some(0) => {}
-                Some(references) => return Err(Denied::StillReferenced { references }),
-                None => return Err(Denied::ReferencesUnknown),
+                Some(references) => return Err(Denial::StillReferenced { references }),
+                None => return Err(Denial::ReferencesUnknown),
             },
         }
         self.release_predecessor(&record);
@@ -107,7 +107,7 @@ impl<'a> Work<'a> {
         &mut self,
         id: KeyId,
         source: &LeakSource,
-    ) -> Result<Outcome, Denied> {
+    ) -> Result<Outcome, Denial> {
         let mut record = self.record(id)?;
         let access = self.access(&record, |class| &class.revoke);
         let by =
@@ -131,7 +131,7 @@ impl<'a> Work<'a> {
         &mut self,
         filter: &BulkFilter,
         reason: Reason,
-    ) -> Result<Outcome, Denied> {
+    ) -> Result<Outcome, Denial> {
         self.permit_administrator("revoke keys in bulk", Effect::Narrows)?;
         if !self.began() {
             // The entry marks the instant: a repetition does not apply to keys created since.
@@ -196,7 +196,7 @@ impl<'a> Work<'a> {
     pub(super) fn block_digests(
         &mut self,
         marks: &[(DigestMark, KeyId)],
-    ) -> Result<Outcome, Denied> {
+    ) -> Result<Outcome, Denial> {
         self.permit_application("block digests")?;
         if !marks.is_empty() {
             let digests = marks.iter().map(|(mark, key)| (mark.as_digest(), *key));
@@ -214,7 +214,7 @@ impl<'a> Work<'a> {
 
     /// Disables keys of any class and any owner: a key of a restored backup must not verify before a person
     /// has looked at it.
-    pub(super) fn disable_many(&mut self) -> Result<Outcome, Denied> {
+    pub(super) fn disable_many(&mut self) -> Result<Outcome, Denial> {
         self.permit_application("disable keys in bulk")?;
         let mut ended = 0;
         for id in self.swept() {
@@ -234,7 +234,7 @@ impl<'a> Work<'a> {
         })
     }
 
-    pub(super) fn purge(&mut self) -> Result<Outcome, Denied> {
+    pub(super) fn purge(&mut self) -> Result<Outcome, Denial> {
         self.permit_application("purge keys")?;
         let mut ended = 0;
         for id in &self.request.sweep.keys {
@@ -348,19 +348,19 @@ impl<'a> Work<'a> {
     }
 
     /// Refuses a key that is revoked or has expired.
-    pub(super) fn check_live(&self, record: &KeyRecord) -> Result<(), Denied> {
+    pub(super) fn check_live(&self, record: &KeyRecord) -> Result<(), Denial> {
         match record.status(self.alive_at()) {
-            Status::Revoked => Err(Denied::Revoked),
-            Status::Expired => Err(Denied::Expired),
+            Status::Revoked => Err(Denial::Revoked),
+            Status::Expired => Err(Denial::Expired),
             Status::Active | Status::Retiring | Status::Disabled => Ok(()),
         }
     }
 
     /// Refuses a key that does not verify now, because of its own state or its owner's.
-    pub(super) fn check_usable(&self, record: &KeyRecord) -> Result<(), Denied> {
+    pub(super) fn check_usable(&self, record: &KeyRecord) -> Result<(), Denial> {
         self.check_live(record)?;
         if record.status(self.alive_at()) == Status::Disabled {
-            return Err(Denied::Disabled);
+            return Err(Denial::Disabled);
         }
         match record.owner.principal() {
             Some(owner)
@@ -368,7 +368,7 @@ impl<'a> Work<'a> {
                     .standing(&record.owner)
                     .refuses_owner(record.created.at) =>
             {
-                Err(Denied::OwnerRemoved {
+                Err(Denial::OwnerRemoved {
                     owner: owner.clone(),
                 })
             }
@@ -377,9 +377,9 @@ impl<'a> Work<'a> {
     }
 }
 
-fn not_legacy(record: &KeyRecord, action: &'static str) -> Result<(), Denied> {
+fn not_legacy(record: &KeyRecord, action: &'static str) -> Result<(), Denial> {
     if record.legacy {
-        Err(Denied::LegacyKey { action })
+        Err(Denial::LegacyKey { action })
     } else {
         Ok(())
     }

@@ -7,12 +7,12 @@ use super::{Work, issued};
 use crate::core::actor::Identity;
 use crate::core::audit::{Action, Evidence};
 use crate::core::authority::Effect;
-use crate::core::command::{Denied, Expiry, ImportKey, IssuedKey, NewKey, NewOwner, Outcome};
+use crate::core::command::{CreateKey, Denial, Expiry, ImportKey, IssuedKey, NewOwner, Outcome};
 use crate::core::hole;
 use crate::core::id::KeyId;
 use crate::core::invalid::{Invalid, Problem};
 use crate::core::owner::{OwnerRecord, TenantRecord};
-use crate::core::policy::{KeyClass, LegacyRule, Trigger};
+use crate::core::policy::{KeyClass, LegacyRule, ProvisionOn};
 use crate::core::principal::Owner;
 use crate::core::record::{
     Credential, KeyFacts, KeyRecord, KeyState, LastAction, Lineage, Resource, Visibility,
@@ -41,7 +41,7 @@ pub(super) struct Minted {
 }
 
 impl<'a> Work<'a> {
-    pub(super) fn create(&mut self, key: &NewKey) -> Result<Outcome, Denied> {
+    pub(super) fn create(&mut self, key: &CreateKey) -> Result<Outcome, Denial> {
         let (name, rules) = self.named_class(key.class.as_ref())?;
         self.permit(&rules.create, None, "create keys", Effect::Widens)?;
         let provisioned = self.ensure_provisioned()?;
@@ -57,14 +57,14 @@ impl<'a> Work<'a> {
         })
     }
 
-    pub(super) fn import(&mut self, import: &ImportKey) -> Result<Outcome, Denied> {
+    pub(super) fn import(&mut self, import: &ImportKey) -> Result<Outcome, Denial> {
         let (name, rules) = self.named_class(import.key.class.as_ref())?;
         // The caller of an import chooses the secret.
         self.permit_administrator("import keys", Effect::Widens)?;
         self.permit(&rules.create, None, "import keys", Effect::Widens)?;
         if rules.visibility == Visibility::Publishable {
             let expected = "a class of secret keys: a digest cannot be shown again";
-            return Err(Invalid::new("class", Problem::Form { expected }).into());
+            return Err(Invalid::new("class", Problem::Format { expected }).into());
         }
         let provisioned = self.ensure_provisioned()?;
         let (record, token) = self.resolve(name, rules, &import.key, Some(import))?;
@@ -92,7 +92,7 @@ impl<'a> Work<'a> {
         })
     }
 
-    pub(super) fn provision_tenant(&mut self) -> Result<Outcome, Denied> {
+    pub(super) fn provision_tenant(&mut self) -> Result<Outcome, Denial> {
         self.permit_administrator("provision tenants", Effect::Widens)?;
         let provisioned = self.ensure_provisioned()?;
         Ok(Outcome::Issued {
@@ -101,12 +101,12 @@ impl<'a> Work<'a> {
         })
     }
 
-    pub(super) fn provision_resource(&mut self, resource: &Resource) -> Result<Outcome, Denied> {
+    pub(super) fn provision_resource(&mut self, resource: &Resource) -> Result<Outcome, Denial> {
         self.permit_administrator("provision resources", Effect::Widens)?;
-        let on = Trigger::Resource(resource.kind.clone());
+        let on = ProvisionOn::Resource(resource.kind.clone());
         let rules: Vec<_> = self.policy.provisioned(&on).collect();
         if rules.is_empty() {
-            return Err(Denied::UnknownResource);
+            return Err(Denial::UnknownResource);
         }
         let mut provisioned = self.ensure_provisioned()?;
         self.log(
@@ -125,7 +125,7 @@ impl<'a> Work<'a> {
         })
     }
 
-    pub(super) fn replace_lost(&mut self, id: KeyId) -> Result<Outcome, Denied> {
+    pub(super) fn replace_lost(&mut self, id: KeyId) -> Result<Outcome, Denial> {
         let mut record = self.record(id)?;
         let own_successor = self.made_by_itself(&record);
         if !own_successor {
@@ -142,7 +142,7 @@ impl<'a> Work<'a> {
         let Some(prefix) = record.prefix.clone().filter(|_| {
             secret && in_time && unused && (by_creator || self.caller.is_application())
         }) else {
-            return Err(Denied::NotReplaceable);
+            return Err(Denial::NotReplaceable);
         };
         match own_successor {
             true => self.check_own_successor_within(&record)?,
@@ -172,17 +172,17 @@ impl<'a> Work<'a> {
         &mut self,
         class: &ClassName,
         rules: &KeyClass,
-        key: &NewKey,
+        key: &CreateKey,
         import: Option<&ImportKey>,
-    ) -> Result<(KeyRecord, Option<Secret>), Denied> {
+    ) -> Result<(KeyRecord, Option<Secret>), Denial> {
         if let Some(needed) = &rules.entitlement
             && !self.request.actor.is_entitled(needed)
         {
             let (class, entitlement) = (class.clone(), needed.clone());
-            return Err(Denied::NotEntitled { class, entitlement });
+            return Err(Denial::NotEntitled { class, entitlement });
         }
         if self.policy.spec().purpose_required && key.purpose.is_none() {
-            return Err(Denied::PurposeRequired);
+            return Err(Denial::PurposeRequired);
         }
         check_ceiling(class, rules, &key.scopes)?;
         // An acting key creates keys for its own environment, unless the command names another one.
@@ -213,7 +213,7 @@ impl<'a> Work<'a> {
     /// Refuses a new key that would reach more than the caller. Its scopes count as requested, whatever
     /// narrows them today. For another owner, the stored roles and the bound of the acting key count. For
     /// the caller's own principal, all of the caller's roles count too.
-    fn check_new_within(&self, record: &KeyRecord) -> Result<(), Denied> {
+    fn check_new_within(&self, record: &KeyRecord) -> Result<(), Denial> {
         let mut roles: BTreeSet<_> = self.standing(&record.owner).roles.into_iter().collect();
         match record.owner.principal() {
             None => roles.clear(),
@@ -226,7 +226,7 @@ impl<'a> Work<'a> {
 
     /// Registers the tenant and creates the keys that its policy provisions, unless the tenant is
     /// registered.
-    fn ensure_provisioned(&mut self) -> Result<Vec<IssuedKey>, Denied> {
+    fn ensure_provisioned(&mut self) -> Result<Vec<IssuedKey>, Denial> {
         let known = self.view.tenant.clone();
         if known.as_ref().is_some_and(TenantRecord::is_provisioned) {
             return Ok(Vec::new());
@@ -254,7 +254,7 @@ impl<'a> Work<'a> {
         {
             keys.push(self.give((class, name, scopes), None, true)?);
         }
-        for rule in self.policy.provisioned(&Trigger::Tenant) {
+        for rule in self.policy.provisioned(&ProvisionOn::Tenant) {
             keys.push(self.give((&rule.class, &rule.name, &rule.scopes), None, false)?);
         }
         Ok(keys)
@@ -266,11 +266,11 @@ impl<'a> Work<'a> {
         (class, name, scopes): (&ClassName, &KeyName, &ScopeSet),
         resource: Option<&Resource>,
         legacy: bool,
-    ) -> Result<IssuedKey, Denied> {
+    ) -> Result<IssuedKey, Denial> {
         let (class, rules) = self.named_class(Some(class))?;
         let (environment, prefix) = environment(class, rules, None)?;
         self.check_room(class)?;
-        let mut key = NewKey::new(name.clone()).owned_by_tenant();
+        let mut key = CreateKey::new(name.clone()).owned_by_tenant();
         key.scopes = scopes.clone();
         key.resource = resource.cloned();
         let material = self.draw()?;
@@ -317,7 +317,7 @@ impl<'a> Work<'a> {
         &self,
         prefix: &TokenPrefix,
         material: &KeyMaterial,
-    ) -> Result<Minted, Denied> {
+    ) -> Result<Minted, Denial> {
         let text = token::compose(prefix, material);
         let pepper = self.peppers.current();
         Ok(Minted {
@@ -333,7 +333,7 @@ impl<'a> Work<'a> {
         })
     }
 
-    fn mint_import(&mut self, import: &ImportKey) -> Result<Minted, Denied> {
+    fn mint_import(&mut self, import: &ImportKey) -> Result<Minted, Denial> {
         let fingerprint = Fingerprint::of_sha256(&import.digest);
         let hint = match &import.hint {
             Some(hint) => hint.clone(),
@@ -356,11 +356,11 @@ impl<'a> Work<'a> {
     fn assemble(
         &self,
         (class, rules): (&ClassName, &KeyClass),
-        key: &NewKey,
+        key: &CreateKey,
         environment: Environment,
         owner: Owner,
         minted: Minted,
-    ) -> Result<(KeyRecord, Option<Secret>), Denied> {
+    ) -> Result<(KeyRecord, Option<Secret>), Denial> {
         let Minted {
             id,
             prefix,
@@ -423,10 +423,10 @@ impl<'a> Work<'a> {
     fn named_class(
         &self,
         name: Option<&ClassName>,
-    ) -> Result<(&'a ClassName, &'a KeyClass), Denied> {
+    ) -> Result<(&'a ClassName, &'a KeyClass), Denial> {
         let spec = self.policy.spec();
         let name = name.unwrap_or(&spec.default_class);
-        let unknown = || Denied::UnknownClass {
+        let unknown = || Denial::UnknownClass {
             class: name.clone(),
         };
         spec.classes.get_key_value(name).ok_or_else(unknown)
@@ -434,7 +434,7 @@ impl<'a> Work<'a> {
 
     /// Resolves the owner of a new key. Stores a role for an owner that has none along the path, so that
     /// one row can narrow the owner's keys.
-    fn resolve_owner(&mut self, spec: &NewOwner) -> Result<Owner, Denied> {
+    fn resolve_owner(&mut self, spec: &NewOwner) -> Result<Owner, Denial> {
         let (principal, stated) = match (spec, self.request.actor.identity()) {
             (NewOwner::Tenant, _) => {
                 let action = "create keys that belong to the tenant";
@@ -448,7 +448,7 @@ impl<'a> Work<'a> {
                 Some(principal) => (principal, None),
                 None => {
                     let action = "own keys";
-                    return Err(Denied::Forbidden { action, role: None });
+                    return Err(Denial::Forbidden { action, role: None });
                 }
             },
         };
@@ -456,7 +456,7 @@ impl<'a> Work<'a> {
         let standing = self.standing(&owner);
         if standing.refuses_owner(self.now) {
             let owner = principal.clone();
-            return Err(Denied::OwnerRemoved { owner });
+            return Err(Denial::OwnerRemoved { owner });
         }
         // The application states the role of a person for the person itself.
         let stated = match self.request.actor.role() {
@@ -493,7 +493,7 @@ impl<'a> Work<'a> {
         class: &KeyClass,
         expiry: Expiry,
         from: Timestamp,
-    ) -> Result<Option<Timestamp>, Denied> {
+    ) -> Result<Option<Timestamp>, Denial> {
         let (lifetime, now) = (class.lifetime, self.alive_at());
         let max = lifetime.max.map(|max| from.saturating_add(max));
         let end = match expiry {
@@ -510,7 +510,7 @@ impl<'a> Work<'a> {
         let in_past = end.is_some_and(|end| end <= now);
         let beyond = max.is_some_and(|max| end.is_none_or(|end| end > max));
         if in_past || beyond {
-            return Err(Denied::Expiry { after: now, max });
+            return Err(Denial::Expiry { after: now, max });
         }
         Ok(end)
     }
@@ -526,9 +526,9 @@ pub(super) fn check_ceiling(
     class: &ClassName,
     rules: &KeyClass,
     scopes: &ScopeSet,
-) -> Result<(), Denied> {
+) -> Result<(), Denial> {
     match scopes.iter().find(|scope| !rules.ceiling.allows(scope)) {
-        Some(scope) => Err(Denied::ScopeNotAllowed {
+        Some(scope) => Err(Denial::ScopeNotAllowed {
             class: class.clone(),
             scope: scope.clone(),
         }),
@@ -540,14 +540,14 @@ pub(super) fn environment(
     class: &ClassName,
     rules: &KeyClass,
     asked: Option<&Environment>,
-) -> Result<(Environment, TokenPrefix), Denied> {
+) -> Result<(Environment, TokenPrefix), Denial> {
     let found = match asked {
         Some(asked) => rules.prefixes.get_key_value(asked),
         None => rules.default_environment(),
     };
     let clone =
         |(environment, prefix): (&Environment, &TokenPrefix)| (environment.clone(), prefix.clone());
-    found.map(clone).ok_or_else(|| Denied::Environment {
+    found.map(clone).ok_or_else(|| Denial::Environment {
         class: class.clone(),
         asked: asked.cloned(),
         offered: rules.prefixes.keys().cloned().collect(),

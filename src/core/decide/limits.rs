@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 
 use super::Work;
 use crate::core::audit::Action;
-use crate::core::command::Denied;
+use crate::core::command::Denial;
 use crate::core::policy::Policy;
 use crate::core::record::{KeyRecord, KeyState, LastAction, Reason};
 use crate::core::text::ClassName;
@@ -38,18 +38,18 @@ pub(crate) fn live(view: &TenantView, policy: &Policy, now: Timestamp) -> usize 
 
 impl Work<'_> {
     /// Refuses one more active key of `class` beyond the cap.
-    pub(super) fn check_room(&self, class: &ClassName) -> Result<(), Denied> {
+    pub(super) fn check_room(&self, class: &ClassName) -> Result<(), Denial> {
         match self.policy.cap(class) {
-            Some(limit) if self.active() >= limit_of(limit) => Err(Denied::CapReached { limit }),
+            Some(limit) if self.active() >= limit_of(limit) => Err(Denial::CapReached { limit }),
             _ => Ok(()),
         }
     }
 
     /// Refuses a state with more active keys than the cap and than there were `before`.
-    pub(super) fn check_not_raised(&self, class: &ClassName, before: usize) -> Result<(), Denied> {
+    pub(super) fn check_not_raised(&self, class: &ClassName, before: usize) -> Result<(), Denial> {
         match self.policy.cap(class) {
             Some(limit) if self.active() > limit_of(limit).max(before) => {
-                Err(Denied::CapReached { limit })
+                Err(Denial::CapReached { limit })
             }
             _ => Ok(()),
         }

@@ -24,10 +24,10 @@ pub use self::select::{links, select};
 use super::audit::{Action, AuditEntry, AuditHash, Evidence};
 use super::authority::{self as core_authority, Caller};
 use super::checked_time::CheckedTime;
-use super::command::{Command, Denied, IssuedKey, Outcome, Request};
+use super::command::{Command, Denial, IssuedKey, Outcome, Request};
 use super::id::KeyId;
 use super::invalid::{Invalid, Problem};
-use super::owner::{Standing, TenantRecord};
+use super::owner::{OwnerStatus, TenantRecord};
 use super::pepper::PepperRing;
 use super::policy::{KeyClass, Policy};
 use super::principal::{Author, Owner};
@@ -96,12 +96,12 @@ pub fn keys_needed(command: &Command, policy: &Policy) -> usize {
 ///
 /// # Errors
 ///
-/// [`Denied`] with the reason to refuse the command. Nothing may be written then.
+/// [`Denial`] with the reason to refuse the command. Nothing may be written then.
 pub fn decide(
     view: &TenantView,
     request: &Request,
     context: &Context<'_>,
-) -> Result<Decision, Denied> {
+) -> Result<Decision, Denial> {
     let mut work = Work::new(view, request, *context);
     let outcome = work.run()?;
     Ok(Decision {
@@ -172,7 +172,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn run(&mut self) -> Result<Outcome, Denied> {
+    fn run(&mut self) -> Result<Outcome, Denial> {
         self.check_reach()?;
         // This check comes first: a committed command stays committed, whatever became of the actor since.
         if let Some(outcome) = self.replay()? {
@@ -197,7 +197,7 @@ impl<'a> Work<'a> {
         Ok(outcome)
     }
 
-    fn carry_out(&mut self) -> Result<Outcome, Denied> {
+    fn carry_out(&mut self) -> Result<Outcome, Denial> {
         match &self.request.command {
             Command::ProvisionTenant => self.provision_tenant(),
             Command::ProvisionResource(resource) => self.provision_resource(resource),
@@ -235,13 +235,13 @@ impl<'a> Work<'a> {
 
     /// Returns the result of a command that was committed before. `None` if it was not, or if it is
     /// unfinished.
-    fn replay(&self) -> Result<Option<Outcome>, Denied> {
+    fn replay(&self) -> Result<Option<Outcome>, Denial> {
         let applied: Vec<_> = self.applied().collect();
         let Some(first) = applied.first() else {
             return Ok(None);
         };
         if first.command_mark != self.mark {
-            return Err(Denied::CommandIdReused);
+            return Err(Denial::CommandIdReused);
         }
         for entry in &applied {
             let made = match entry.action {
@@ -254,7 +254,7 @@ impl<'a> Work<'a> {
                 _ => None,
             };
             if let Some(id) = made {
-                return Err(Denied::AlreadyCreated { id });
+                return Err(Denial::AlreadyCreated { id });
             }
         }
         Ok(match self.request.command {
@@ -309,22 +309,22 @@ impl<'a> Work<'a> {
         landed.min(self.now)
     }
 
-    fn record(&self, id: KeyId) -> Result<KeyRecord, Denied> {
+    fn record(&self, id: KeyId) -> Result<KeyRecord, Denial> {
         if self.view.corrupt.contains(&id) {
-            return Err(Denied::CorruptRecord { key: id });
+            return Err(Denial::CorruptRecord { key: id });
         }
         let found = self
             .view
             .record(id)
             .filter(|record| record.tenant == self.request.tenant);
-        found.cloned().ok_or(Denied::NotFound)
+        found.cloned().ok_or(Denial::NotFound)
     }
 
-    fn class_of(&self, record: &KeyRecord) -> Result<&'a KeyClass, Denied> {
+    fn class_of(&self, record: &KeyRecord) -> Result<&'a KeyClass, Denial> {
         let class = &record.class;
         self.policy
             .class(class)
-            .ok_or_else(|| Denied::UnknownClass {
+            .ok_or_else(|| Denial::UnknownClass {
                 class: class.clone(),
             })
     }
@@ -336,7 +336,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn standing(&self, owner: &Owner) -> Standing {
+    fn standing(&self, owner: &Owner) -> OwnerStatus {
         self.rows().standing(&self.request.tenant, owner)
     }
 
@@ -358,10 +358,10 @@ impl<'a> Work<'a> {
         })
     }
 
-    fn draw(&mut self) -> Result<&'a KeyMaterial, Denied> {
+    fn draw(&mut self) -> Result<&'a KeyMaterial, Denial> {
         let expected = "as much as keys_needed says";
-        let missing = Invalid::new("key material", Problem::Form { expected });
-        self.material.next().ok_or(Denied::Invalid(missing))
+        let missing = Invalid::new("key material", Problem::Format { expected });
+        self.material.next().ok_or(Denial::Invalid(missing))
     }
 
     /// Takes a changed record over, with its stamp and its audit entry.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::Work;
 use crate::core::audit::Action;
 use crate::core::authority::Effect;
-use crate::core::command::{Denied, Outcome};
+use crate::core::command::{Denial, Outcome};
 use crate::core::owner::{OwnerRecord, TenantRecord};
 use crate::core::principal::Owner;
 use crate::core::record::Reason;
@@ -18,7 +18,7 @@ impl Work<'_> {
         &mut self,
         owner: &PrincipalId,
         role: &Role,
-    ) -> Result<Outcome, Denied> {
+    ) -> Result<Outcome, Denial> {
         let known = self.view.owner(owner).cloned();
         let before = known.as_ref().and_then(|row| row.role.clone());
         let narrows = match (&before, &known) {
@@ -53,7 +53,7 @@ impl Work<'_> {
         &mut self,
         owner: &PrincipalId,
         role: &Role,
-    ) -> Result<Outcome, Denied> {
+    ) -> Result<Outcome, Denial> {
         self.permit_application("sync roles")?;
         let known = self.view.owner(owner).cloned();
         let stored = known.as_ref().and_then(|row| row.role.as_ref());
@@ -100,7 +100,7 @@ impl Work<'_> {
         );
     }
 
-    pub(super) fn remove_owner(&mut self, owner: &PrincipalId) -> Result<Outcome, Denied> {
+    pub(super) fn remove_owner(&mut self, owner: &PrincipalId) -> Result<Outcome, Denial> {
         self.permit_administrator("remove owners", Effect::Narrows)?;
         let removal = |entry: &&crate::core::audit::AuditEntry| {
             matches!(entry.action, Action::OwnerRemoved { .. })
@@ -145,7 +145,7 @@ impl Work<'_> {
         Ok(outcome)
     }
 
-    pub(super) fn close_tenant(&mut self) -> Result<Outcome, Denied> {
+    pub(super) fn close_tenant(&mut self) -> Result<Outcome, Denial> {
         self.permit_administrator("close tenants", Effect::Narrows)?;
         let known = self.view.tenant.clone();
         if known.as_ref().is_none_or(|row| row.closed.is_none()) {

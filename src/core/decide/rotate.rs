@@ -12,7 +12,7 @@ use crate::core::actor::Actor;
 use crate::core::audit::Action;
 use crate::core::authority::{Effect, earlier};
 use crate::core::command::{
-    Command, Denied, Expiry, Outcome, Recipient, Replacement, Request, RotationMode,
+    Command, Denial, Expiry, Outcome, Recipient, Request, RotateKey, RotationMode,
 };
 use crate::core::hole;
 use crate::core::id::KeyId;
@@ -29,7 +29,7 @@ use crate::core::text::CommandId;
 use crate::core::time::Timestamp;
 
 impl<'a> Work<'a> {
-    pub(super) fn rotate(&mut self, id: KeyId, how: &Replacement) -> Result<Outcome, Denied> {
+    pub(super) fn rotate(&mut self, id: KeyId, how: &RotateKey) -> Result<Outcome, Denial> {
         let record = self.record(id)?;
         let class = self.rotated_class(&record, Effect::Widens)?;
         let by_itself = self.rotates_itself(&record, class)?;
@@ -42,16 +42,16 @@ impl<'a> Work<'a> {
         let mode = how.resolved(grace, wait, compromised)?;
         if by_itself && matches!(mode, Retirement::After(grace) if grace.is_zero()) {
             let reason = "only with grace or on first use";
-            return Err(Denied::SelfRotation { reason });
+            return Err(Denial::SelfRotation { reason });
         }
         match self.check_usable(&record) {
             // Only a recovery disables the legacy key, and a successor is the way to continue. The old key
             // stays disabled.
-            Err(Denied::Disabled) if record.legacy => {}
+            Err(Denial::Disabled) if record.legacy => {}
             usable => usable?,
         }
         if matches!(record.credential, Credential::Imported { .. }) {
-            return Err(Denied::Imported);
+            return Err(Denial::Imported);
         }
         let before = self.active();
         let latest = record.expires_at.filter(|_| is_compromised(&record));
@@ -110,12 +110,12 @@ impl<'a> Work<'a> {
         })
     }
 
-    pub(super) fn finish_rotation(&mut self, id: KeyId) -> Result<Outcome, Denied> {
+    pub(super) fn finish_rotation(&mut self, id: KeyId) -> Result<Outcome, Denial> {
         let old = self.record(id)?;
         let class = self.rotated_class(&old, Effect::Narrows)?;
         self.permit_rotation(&old, class, Effect::Narrows)?;
         if old.succession.is_none() {
-            return Err(Denied::NotRotating);
+            return Err(Denial::NotRotating);
         }
         if old.is_live(self.alive_at()) {
             self.end(old, Reason::Rotated);
@@ -123,13 +123,13 @@ impl<'a> Work<'a> {
         Ok(Outcome::Done)
     }
 
-    pub(super) fn cancel_rotation(&mut self, id: KeyId) -> Result<Outcome, Denied> {
+    pub(super) fn cancel_rotation(&mut self, id: KeyId) -> Result<Outcome, Denial> {
         let mut old = self.record(id)?;
         let class = self.rotated_class(&old, Effect::Widens)?;
         self.permit_rotation(&old, class, Effect::Widens)?;
         let compromised = is_compromised(&old);
         let Some(succession) = old.succession.take() else {
-            return Err(Denied::NotRotating);
+            return Err(Denial::NotRotating);
         };
         self.check_live(&old)?;
         let before = self.active();
@@ -140,7 +140,7 @@ impl<'a> Work<'a> {
         };
         if let Some(mut unused) = self.view.record(succession.successor).cloned() {
             if !unused.awaits_first_use() || unused.succession.is_some() {
-                return Err(Denied::SuccessorInUse {
+                return Err(Denial::SuccessorInUse {
                     successor: unused.id,
                 });
             }
@@ -162,7 +162,7 @@ impl<'a> Work<'a> {
         Ok(Outcome::Done)
     }
 
-    pub(super) fn note_first_use(&mut self, id: KeyId) -> Result<Outcome, Denied> {
+    pub(super) fn note_first_use(&mut self, id: KeyId) -> Result<Outcome, Denial> {
         self.permit_application("note a first use")?;
         let successor = self.record(id)?;
         self.note_use_of(successor);
@@ -274,7 +274,7 @@ impl<'a> Work<'a> {
         record: &KeyRecord,
         class: &KeyClass,
         effect: Effect,
-    ) -> Result<Duration, Denied> {
+    ) -> Result<Duration, Denial> {
         let support = Access::support_only();
         let (access, grace) = match class.rotation {
             Rotation::None => (&class.rotate, None),
@@ -282,14 +282,14 @@ impl<'a> Work<'a> {
             Rotation::SelfService(grace) => (&class.rotate, Some(grace)),
         };
         self.permit(access, Some(record), "rotate keys", effect)?;
-        grace.ok_or_else(|| Denied::NotRotatable {
+        grace.ok_or_else(|| Denial::NotRotatable {
             class: record.class.clone(),
         })
     }
 
     /// Returns the class of the key to rotate. Only callers that may rotate keys learn that the class does
     /// not exist.
-    fn rotated_class(&self, record: &KeyRecord, effect: Effect) -> Result<&'a KeyClass, Denied> {
+    fn rotated_class(&self, record: &KeyRecord, effect: Effect) -> Result<&'a KeyClass, Denial> {
         match self.policy.class(&record.class) {
             Some(class) => Ok(class),
             None => self.permit_class(record, |class| &class.rotate, "rotate keys", effect),
@@ -324,7 +324,7 @@ impl<'a> Work<'a> {
 
     /// Refuses to return the secret of a successor to its old key if the successor exceeds the old key as
     /// it is now. The successor may only end later, as far as self-rotation allows.
-    pub(super) fn check_own_successor_within(&self, successor: &KeyRecord) -> Result<(), Denied> {
+    pub(super) fn check_own_successor_within(&self, successor: &KeyRecord) -> Result<(), Denial> {
         let class = self.class_of(successor)?;
         let reach = self.reach_of(successor)?;
         let before = successor.predecessor.as_ref().map(|old| old.key);
@@ -341,7 +341,7 @@ impl<'a> Work<'a> {
 
     /// Returns whether the acting key rotates itself, which its class must allow. A key never rotates
     /// another key of its own chain: the holder of the old key would get the successor's place.
-    fn rotates_itself(&self, record: &KeyRecord, class: &KeyClass) -> Result<bool, Denied> {
+    fn rotates_itself(&self, record: &KeyRecord, class: &KeyClass) -> Result<bool, Denial> {
         let acting = self.caller.limits().and_then(|limits| limits.key.as_ref());
         let Some(acting) = acting.filter(|key| key.lineage.first == record.lineage.first) else {
             return Ok(false);
@@ -355,7 +355,7 @@ impl<'a> Work<'a> {
         } else {
             return Ok(true);
         };
-        Err(Denied::SelfRotation { reason })
+        Err(Denial::SelfRotation { reason })
     }
 
     /// Returns the end of the successor of a key that rotates itself. By its class the end would be `end`.
@@ -364,7 +364,7 @@ impl<'a> Work<'a> {
         old: &KeyRecord,
         class: &KeyClass,
         end: Option<Timestamp>,
-    ) -> Result<Option<Timestamp>, Denied> {
+    ) -> Result<Option<Timestamp>, Denial> {
         let end = match class.self_rotation {
             SelfRotation::Renews { .. } => self.expiry(class, Expiry::Class, self.now)?,
             SelfRotation::WithinLife | SelfRotation::Never => end,
@@ -375,7 +375,7 @@ impl<'a> Work<'a> {
             (end, latest) => end.or(latest),
         };
         match end {
-            Some(end) if end <= self.now => Err(Denied::Expiry {
+            Some(end) if end <= self.now => Err(Denial::Expiry {
                 after: self.now,
                 max: latest,
             }),
@@ -384,7 +384,7 @@ impl<'a> Work<'a> {
     }
 
     /// Cancels an unused successor. Any other rotation must be finished first.
-    fn without_unused_successor(&mut self, record: KeyRecord) -> Result<KeyRecord, Denied> {
+    fn without_unused_successor(&mut self, record: KeyRecord) -> Result<KeyRecord, Denial> {
         let Some(succession) = &record.succession else {
             return Ok(record);
         };
@@ -398,7 +398,7 @@ impl<'a> Work<'a> {
             .filter(|successor| successor.succession.is_none())
             .cloned()
         else {
-            return Err(Denied::BeingRotated { successor: id });
+            return Err(Denial::BeingRotated { successor: id });
         };
         let legacy = std::mem::take(&mut unused.legacy);
         self.end(unused, Reason::RotationCancelled);
@@ -418,7 +418,7 @@ impl<'a> Work<'a> {
         old: &KeyRecord,
         class: &KeyClass,
         recipient: Option<&Recipient>,
-    ) -> Result<(KeyRecord, Option<Secret>), Denied> {
+    ) -> Result<(KeyRecord, Option<Secret>), Denial> {
         // A rotation never raises: the bound of the old key applies to the new key too.
         let received = self.bound_at_receipt(&old.owner, recipient)?;
         let lifetime = old.expires_at.map(|end| end.since(old.created.at));
@@ -521,14 +521,14 @@ pub(super) enum Retirement {
     },
 }
 
-impl Replacement {
+impl RotateKey {
     /// Resolves the mode with the policy's `grace` and `wait`. A compromised key has no default wait.
     fn resolved(
         &self,
         grace: Duration,
         wait: Duration,
         compromised: bool,
-    ) -> Result<Retirement, Denied> {
+    ) -> Result<Retirement, Denial> {
         let max = match compromised {
             true => Rotation::MAX_COMPROMISED_WAIT,
             false => Rotation::MAX_GRACE,
@@ -539,11 +539,11 @@ impl Replacement {
         let retirement = match self.mode {
             RotationMode::OnFirstUse(grace) => Retirement::AfterFirstUse {
                 grace,
-                wait: wait.ok_or(Denied::FirstUseWait { max, actual })?,
+                wait: wait.ok_or(Denial::FirstUseWait { max, actual })?,
             },
             _ if actual.is_some() => {
                 let expected = "only with a rotation on first use";
-                return Err(Invalid::new("no_later_than", Problem::Form { expected }).into());
+                return Err(Invalid::new("no_later_than", Problem::Format { expected }).into());
             }
             RotationMode::Class => Retirement::After(grace),
             RotationMode::Immediate => Retirement::After(Duration::ZERO),

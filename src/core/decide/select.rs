@@ -5,14 +5,14 @@ use crate::core::id::KeyId;
 use crate::core::policy::{ActiveKeyCap, Policy};
 use crate::core::text::PrincipalId;
 use crate::core::time::Timestamp;
-use crate::core::view::{Select, TenantView};
+use crate::core::view::{LoadRequest, TenantView};
 
 /// Returns what to load of the tenant to decide `request`.
 #[must_use]
-pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> Select {
-    let mut select = Select {
+pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> LoadRequest {
+    let mut select = LoadRequest {
         commands: vec![request.id.clone()],
-        ..Select::none()
+        ..LoadRequest::none()
     };
     select.keys.extend(request.command.key());
     select.keys.extend(&request.sweep.keys);

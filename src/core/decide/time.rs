@@ -2,7 +2,7 @@
 
 use super::Work;
 use crate::core::audit::Action;
-use crate::core::command::{Denied, Outcome};
+use crate::core::command::{Denial, Outcome};
 use crate::core::owner::{TenantRecord, TimeRepair};
 use crate::core::record::KeyRecord;
 use crate::core::time::Timestamp;
@@ -10,10 +10,10 @@ use crate::core::view::Effects;
 
 impl Work<'_> {
     /// Refuses commands that issue or prolong keys while the time is in doubt.
-    pub(super) fn check_time(&self) -> Result<(), Denied> {
+    pub(super) fn check_time(&self) -> Result<(), Denial> {
         let own = self.time.own;
         if let Some(reference) = self.time.reference {
-            return Err(Denied::ClockRefused { own, reference });
+            return Err(Denial::ClockRefused { own, reference });
         }
         let home = self.request.actor.tenant();
         let above = self.ancestry.decided_at.get(home).map(|at| (home, *at));
@@ -22,7 +22,7 @@ impl Work<'_> {
         match floors.find(|(_, floor)| self.time.is_ahead(*floor)) {
             Some((tenant, floor)) => {
                 let tenant = tenant.clone();
-                Err(Denied::TenantAhead { tenant, floor, own })
+                Err(Denial::TenantAhead { tenant, floor, own })
             }
             None => Ok(()),
         }
@@ -65,11 +65,11 @@ impl Work<'_> {
         self.time.reference.is_some() || self.time.held < self.time.own
     }
 
-    pub(super) fn repair_time(&mut self) -> Result<Outcome, Denied> {
+    pub(super) fn repair_time(&mut self) -> Result<Outcome, Denial> {
         self.permit_application("repair the time of a tenant")?;
         let to = self.now;
         let Some(newest) = self.view.decided_at else {
-            return Err(Denied::TenantNotFound);
+            return Err(Denial::TenantNotFound);
         };
         let Some(from) = Some(newest).filter(|from| *from > to) else {
             return Ok(Outcome::Done);

@@ -4,7 +4,7 @@ use super::Work;
 use super::issue::check_ceiling;
 use crate::core::audit::{Action, FieldChange};
 use crate::core::authority::Effect;
-use crate::core::command::{Denied, KeyUpdate, Outcome};
+use crate::core::command::{Denial, Outcome, UpdateKey};
 use crate::core::hole;
 use crate::core::id::KeyId;
 use crate::core::reach::Reach;
@@ -13,13 +13,13 @@ use crate::core::secret::Digest;
 use crate::core::text::PepperId;
 
 impl Work<'_> {
-    pub(super) fn update(&mut self, id: KeyId, change: &KeyUpdate) -> Result<Outcome, Denied> {
+    pub(super) fn update(&mut self, id: KeyId, change: &UpdateKey) -> Result<Outcome, Denial> {
         let before = self.record(id)?;
         let (action, narrows) = ("update keys", Effect::Narrows);
         let class = self.permit_class(&before, |class| &class.update, action, narrows)?;
         self.check_live(&before)?;
 
-        let KeyUpdate {
+        let UpdateKey {
             name,
             description,
             purpose,
@@ -39,7 +39,7 @@ impl Work<'_> {
         if let Some(expiry) = expiry {
             if let Some(succession) = &before.succession {
                 // The rotation sets the old key's end; a later end would extend its life.
-                return Err(Denied::BeingRotated {
+                return Err(Denial::BeingRotated {
                     successor: succession.successor,
                 });
             }
@@ -49,7 +49,7 @@ impl Work<'_> {
             !after.scopes.contains(&before.scopes) || after.allowlist != before.allowlist;
         if before.legacy && narrowed {
             // Without scopes or without a network the legacy key would be as good as disabled.
-            return Err(Denied::LegacyKey { action: "narrowed" });
+            return Err(Denial::LegacyKey { action: "narrowed" });
         }
         let shortened = match (after.expires_at, before.expires_at) {
             (Some(after), Some(before)) => after < before,
@@ -57,10 +57,10 @@ impl Work<'_> {
         };
         if before.legacy && shortened {
             let action = "given an earlier end";
-            return Err(Denied::LegacyKey { action });
+            return Err(Denial::LegacyKey { action });
         }
         if self.policy.spec().purpose_required && after.purpose.is_none() {
-            return Err(Denied::PurposeRequired);
+            return Err(Denial::PurposeRequired);
         }
         let more_scopes = !before.scopes.contains(&after.scopes);
         if more_scopes {
@@ -105,19 +105,19 @@ impl Work<'_> {
         from: &PepperId,
         to: &PepperId,
         (replaces, digest): (Digest, Digest),
-    ) -> Result<Outcome, Denied> {
+    ) -> Result<Outcome, Denial> {
         self.permit_application("renew digests")?;
         let mut record = self.record(id)?;
         self.check_usable(&record)?;
         let (under, stands) = match &record.credential {
             Credential::Peppered { pepper, digest } => (pepper.clone(), *digest),
-            Credential::Imported { .. } => return Err(Denied::Imported),
+            Credential::Imported { .. } => return Err(Denial::Imported),
         };
         if under == *to {
             return Ok(Outcome::Done);
         }
         if under != *from || stands != replaces || *to != *self.peppers.current().id() {
-            return Err(Denied::StaleRedigest { pepper: to.clone() });
+            return Err(Denial::StaleRedigest { pepper: to.clone() });
         }
         record.credential = Credential::Peppered {
             pepper: to.clone(),

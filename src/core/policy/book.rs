@@ -54,7 +54,7 @@ impl Policies {
         let reaches_down = |policy: &&Arc<Policy>| {
             let mut classes = policy.spec().classes.values();
             !Arc::ptr_eq(policy, own)
-                && classes.any(|class| class.tenant_reach == TenantReach::Below)
+                && classes.any(|class| class.tenant_reach == TenantReach::Descendants)
         };
         let above = tenant.ancestors().collect::<Vec<_>>();
         let above = above

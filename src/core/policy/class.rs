@@ -311,5 +311,5 @@ pub enum TenantReach {
     #[default]
     Own,
     /// Their own tenant and its descendants (rule A2-36).
-    Below,
+    Descendants,
 }

@@ -126,7 +126,7 @@ pub enum LegacyRule {
 /// The event that provisions a key.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Trigger {
+pub enum ProvisionOn {
     /// The provisioning of a tenant (rule A2-09).
     Tenant,
     /// The provisioning of a resource of this kind (rule A2-21).
@@ -138,7 +138,7 @@ pub enum Trigger {
 #[serde(deny_unknown_fields)]
 pub struct ProvisionRule {
     /// The event that provisions it.
-    pub on: Trigger,
+    pub on: ProvisionOn,
     /// Its class.
     pub class: ClassName,
     /// Its name.
@@ -283,7 +283,7 @@ impl Policy {
         }
     }
 
-    pub(crate) fn provisioned(&self, on: &Trigger) -> impl Iterator<Item = &ProvisionRule> {
+    pub(crate) fn provisioned(&self, on: &ProvisionOn) -> impl Iterator<Item = &ProvisionRule> {
         self.spec
             .provision
             .iter()

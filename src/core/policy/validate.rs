@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::class::{Deletion, KeyClass, Lifetime, Revocation, Rotation, SelfRotation};
-use super::{ActiveKeyCap, LegacyRule, PolicySpec, Trigger};
+use super::{ActiveKeyCap, LegacyRule, PolicySpec, ProvisionOn};
 use crate::core::record::Visibility;
 use crate::core::scope::ScopeSet;
 use crate::core::text::{ClassName, Environment, Role};
@@ -418,7 +418,7 @@ fn provisioned_within_cap(spec: &PolicySpec) -> Result<(), PolicyError> {
     let with_tenant = spec
         .provision
         .iter()
-        .filter(|rule| rule.on == Trigger::Tenant)
+        .filter(|rule| rule.on == ProvisionOn::Tenant)
         .map(|rule| &rule.class);
     let legacy = match &spec.legacy {
         LegacyRule::One { class, .. } => Some(class),
@@ -477,7 +477,7 @@ mod tests {
         }
     }
 
-    fn provision(on: Trigger, class: &str) -> ProvisionRule {
+    fn provision(on: ProvisionOn, class: &str) -> ProvisionRule {
         ProvisionRule {
             on,
             class: name(class),
@@ -486,8 +486,8 @@ mod tests {
         }
     }
 
-    fn deployment() -> Trigger {
-        Trigger::Resource(ResourceKind::new("deployment").unwrap())
+    fn deployment() -> ProvisionOn {
+        ProvisionOn::Resource(ResourceKind::new("deployment").unwrap())
     }
 
     fn limited(limit: u32, classes: &[&str]) -> ActiveKeyCap {
@@ -534,7 +534,7 @@ mod tests {
 
     #[test]
     fn a_provisioned_key_of_an_unknown_class_is_refused() {
-        let error = refusal(|spec| spec.provision = vec![provision(Trigger::Tenant, "other")]);
+        let error = refusal(|spec| spec.provision = vec![provision(ProvisionOn::Tenant, "other")]);
         let (rule, class) = ("provisioned key", name("other"));
         assert_eq!(error, PolicyError::UnknownClass { rule, class });
     }
@@ -760,7 +760,7 @@ mod tests {
                 one_environment(spec).ceiling = set(&["a:b"]);
                 spec.provision = vec![ProvisionRule {
                     scopes,
-                    ..provision(Trigger::Tenant, "secret")
+                    ..provision(ProvisionOn::Tenant, "secret")
                 }];
             });
             let (rule, class) = ("provisioned key", name("secret"));
@@ -784,7 +784,7 @@ mod tests {
             one_environment(spec);
             spec.legacy = legacy(ScopeSet::all());
             spec.provision = vec![
-                provision(Trigger::Tenant, "secret"),
+                provision(ProvisionOn::Tenant, "secret"),
                 provision(deployment(), "secret"),
             ];
         };

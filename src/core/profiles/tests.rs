@@ -3,8 +3,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::core::policy::{
-    Access, ActiveKeyCap, Deletion, KeyClass, LegacyRule, Lifetime, Propagation, Revocation,
-    Rotation, TenantReach, Trigger,
+    Access, ActiveKeyCap, Deletion, KeyClass, LegacyRule, Lifetime, Propagation, ProvisionOn,
+    Revocation, Rotation, TenantReach,
 };
 use crate::core::record::Visibility;
 use crate::core::scope::{Scope, ScopeSet};
@@ -178,7 +178,7 @@ fn in_amplitude_products_public_keys_reach_the_bare_minimum() {
 fn in_amplitude_products_analytics_keys_come_with_each_tenant_and_in_no_other_way() {
     let policy = Policy::new(amplitude_products()).unwrap();
     let given: Vec<_> = policy
-        .provisioned(&Trigger::Tenant)
+        .provisioned(&ProvisionOn::Tenant)
         .map(|rule| rule.class.as_str())
         .collect();
     assert_eq!(given, ["project-api-key", "project-secret-key"]);
@@ -193,7 +193,7 @@ fn in_amplitude_products_analytics_keys_come_with_each_tenant_and_in_no_other_wa
 fn in_amplitude_products_the_side_of_a_deployment_decides_the_class_of_its_key() {
     let policy = Policy::new(amplitude_products()).unwrap();
     for (side, prefix_text) in [("client", "client-"), ("server", "server-")] {
-        let on = Trigger::Resource(ResourceKind::new(format!("deployment.{side}")).unwrap());
+        let on = ProvisionOn::Resource(ResourceKind::new(format!("deployment.{side}")).unwrap());
         let rules: Vec<_> = policy.provisioned(&on).collect();
         let [rule] = rules.as_slice() else {
             panic!("one key comes with a deployment");
@@ -216,7 +216,7 @@ fn in_amplitude_products_only_account_wide_kinds_reach_below_their_tenant() {
     let wide: Vec<_> = amplitude_products()
         .classes
         .into_iter()
-        .filter(|(_, class)| class.tenant_reach == TenantReach::Below)
+        .filter(|(_, class)| class.tenant_reach == TenantReach::Descendants)
         .map(|(name, _)| name.to_string())
         .collect();
     let expected = [

@@ -191,7 +191,7 @@ proptest! {
     ) {
         let policy = policy();
         let class = policy.spec().classes.values().next().unwrap();
-        let standing = Standing { roles: live.into_iter().collect(), ..Standing::default() };
+        let standing = OwnerStatus { roles: live.into_iter().collect(), ..OwnerStatus::default() };
         let bounds = Bounds { scopes: &own, persons, bound: &bound };
         let all = scopes(bounds, &policy, class, &standing);
         for scope in ["reports:read", "reports:write", "users:read", "users:write", "other:other"] {
@@ -238,7 +238,7 @@ fn each_dimension_is_compared_by_itself() {
         Dimension::Environment,
         Dimension::Resource,
         Dimension::Addresses,
-        Dimension::KeyType,
+        Dimension::Visibility,
         Dimension::Class,
         Dimension::Propagation,
     ];
@@ -286,9 +286,9 @@ fn roles_that_the_policy_does_not_name_and_no_roles_may_do_nothing() {
 #[test]
 fn a_key_acts_with_no_role_if_nobody_owns_it_or_its_owner_has_none() {
     let bound = BTreeSet::from([Role::ADMIN]);
-    let standing = |roles: &[Role]| Standing {
+    let standing = |roles: &[Role]| OwnerStatus {
         roles: roles.to_vec(),
-        ..Standing::default()
+        ..OwnerStatus::default()
     };
     let alice = Owner::Principal("alice".try_into().unwrap());
     assert!(roles_of(&Owner::Tenant, &bound, &standing(&[Role::ADMIN])).is_empty());

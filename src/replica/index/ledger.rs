@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockWriteGuard};
 
 use super::chunks::Chunks;
-use crate::core::owner::{OwnerRecord, Standing, TenantRecord};
+use crate::core::owner::{OwnerRecord, OwnerStatus, TenantRecord};
 use crate::core::principal::Owner;
 use crate::core::record::KeyRecord;
 use crate::core::subject::{Holder, Shape, Whose};
@@ -54,7 +54,7 @@ struct Stand {
     /// True if the holder is a person. A person's keys reach nothing without a role; a tenant's own
     /// keys need none.
     persons: bool,
-    standing: Standing,
+    standing: OwnerStatus,
 }
 
 const NONE: u32 = u32::MAX;
@@ -72,7 +72,7 @@ pub(crate) struct Facts<'a> {
     pub(crate) shape: &'a Shape,
     pub(crate) holder: HolderAt<'a>,
     pub(crate) persons: bool,
-    pub(crate) standing: &'a Standing,
+    pub(crate) standing: &'a OwnerStatus,
     /// The number that finds the same standing again. Keys of a person and of a tenant never share
     /// one.
     pub(crate) standing_id: u32,
@@ -111,7 +111,7 @@ impl Shared {
         Parts { holder, shape: 0 }
     }
 
-    pub(super) fn standing_in(&self, facts: &Facts<'_>, tenant: &TenantId) -> Option<Standing> {
+    pub(super) fn standing_in(&self, facts: &Facts<'_>, tenant: &TenantId) -> Option<OwnerStatus> {
         let home = facts.holder.get();
         if home.tenant == *tenant || !home.tenant.contains(tenant) {
             return None;
@@ -139,9 +139,9 @@ impl Shared {
                 None => {}
             }
         }
-        let mut further = Standing {
+        let mut further = OwnerStatus {
             unreadable,
-            ..Standing::of(rows, closed)
+            ..OwnerStatus::of(rows, closed)
         };
         if !facts.shape.bound.is_empty() {
             further.roles.extend(raised);
@@ -413,7 +413,7 @@ impl Ledger {
         })
     }
 
-    fn resolve(&self, holder: &Holder) -> Standing {
+    fn resolve(&self, holder: &Holder) -> OwnerStatus {
         let mut unreadable = false;
         let mut rows = Vec::new();
         for tenant in holder
@@ -439,9 +439,9 @@ impl Ledger {
             let mut above = holder.tenant.paths();
             above.any(|path| self.tenants.get(path).is_some_and(|own| own.1 == tenancy))
         };
-        Standing {
+        OwnerStatus {
             unreadable: unreadable || tenancy(Tenancy::Unreadable),
-            ..Standing::of(rows, tenancy(Tenancy::Closed))
+            ..OwnerStatus::of(rows, tenancy(Tenancy::Closed))
         }
     }
 }

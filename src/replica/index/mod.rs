@@ -36,9 +36,9 @@ use self::rows::{Content, Row};
 pub(crate) use self::table::Half;
 use self::table::{Directory, Found, Hash, Search, SlotValue, Table};
 use self::tally::Tally;
-use self::uses::{Counted, Uses};
+use self::uses::{Counted, Usage};
 use crate::core::id::KeyId;
-use crate::core::owner::{Standing, TenantRecord};
+use crate::core::owner::{OwnerStatus, TenantRecord};
 use crate::core::record::{Credential, KeyRecord};
 use crate::core::secret::Digest;
 use crate::core::subject::{Course, Life};
@@ -56,7 +56,7 @@ pub(crate) struct Index {
     /// The use count of each row.
     tallies: Chunks<Tally>,
     shared: Shared,
-    uses: Uses,
+    uses: Usage,
     /// The number of rows.
     count: AtomicU32,
     imported: AtomicUsize,
@@ -244,7 +244,7 @@ impl View {
         &self,
         facts: &Facts<'_>,
         tenant: &TenantId,
-    ) -> Option<Box<Standing>> {
+    ) -> Option<Box<OwnerStatus>> {
         self.index.shared.standing_in(facts, tenant).map(Box::new)
     }
 
@@ -260,7 +260,7 @@ impl View {
 
     /// Returns the data that decides whether the key works at `now`, or what has become of the key.
     #[inline]
-    pub(crate) fn course(&self, hit: &Hit, standing: &Standing, now: Timestamp) -> Kept {
+    pub(crate) fn course(&self, hit: &Hit, standing: &OwnerStatus, now: Timestamp) -> Kept {
         let good = hit.course.expires_at.is_none_or(|end| now < end);
         if hit.exact || (good && standing.removed_at.is_none()) {
             return Kept::Known(hit.course);

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::core::address::AddressAllowlist;
 use crate::core::metadata::Metadata;
-use crate::core::owner::{OwnerRecord, Standing, TenantRecord};
+use crate::core::owner::{OwnerRecord, OwnerStatus, TenantRecord};
 use crate::core::principal::{Author, Owner};
 use crate::core::record::{
     KeyFacts, KeyState, LastAction, Lineage, Predecessor, Reason, Resource, Visibility,
@@ -167,7 +167,7 @@ impl Model {
         }
     }
 
-    fn standing(&self, of: &KeyRecord) -> Standing {
+    fn standing(&self, of: &KeyRecord) -> OwnerStatus {
         let rows = || self.0.values().map(|(_, row)| row);
         // In the order of the path, as the index resolves rows.
         let path: Vec<_> = of.tenant.lineage().collect();
@@ -193,9 +193,9 @@ impl Model {
             _ => false,
         });
         let owners: Vec<_> = path.iter().filter_map(owner).collect();
-        Standing {
+        OwnerStatus {
             unreadable,
-            ..Standing::resolve(&of.tenant, &of.owner, owners, tenants)
+            ..OwnerStatus::resolve(&of.tenant, &of.owner, owners, tenants)
         }
     }
 }

@@ -31,9 +31,9 @@ pub(super) struct Counted {
     pub(super) last: u32,
 }
 
-pub(super) struct Uses(Box<[Share]>);
+pub(super) struct Usage(Box<[Share]>);
 
-impl Default for Uses {
+impl Default for Usage {
     fn default() -> Self {
         Self((0..SHARES).map(|_| Share::default()).collect())
     }
@@ -65,7 +65,7 @@ fn own() -> usize {
     })
 }
 
-impl Uses {
+impl Usage {
     /// Counts one use of `row` at `second`. Returns the count of another key if that was displaced.
     #[inline]
     pub(super) fn count(&self, row: u32, second: u32) -> Option<Counted> {
@@ -131,7 +131,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_use_is_lost_or_counted_twice(rows in prop::collection::vec(1_u32..200, 0..500)) {
-            let uses = Uses::default();
+            let uses = Usage::default();
             let (mut expected, mut found) = (HashMap::new(), HashMap::new());
             let mut note = |counted: Counted| *found.entry(counted.row).or_default() += counted.uses;
             for (second, row) in (1..).zip(rows) {
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_displaced_count_carries_its_last_use() {
-        let uses = Uses::default();
+        let uses = Usage::default();
         assert_eq!(uses.count(7, 100), None);
         assert_eq!(uses.count(7, 105), None);
         let counted = Counted {

@@ -48,7 +48,7 @@ pub(super) async fn stats(session: &Session) -> Result<Stats, Fault> {
 
 /// Drops the tombstones of commits at or below `upto`, and returns their number. The ids stay taken. To
 /// be committed.
-pub(super) async fn forget_removed(session: &Session, upto: Revision) -> Result<u64, Fault> {
+pub(super) async fn compact(session: &Session, upto: Revision) -> Result<u64, Fault> {
     let head = head::lock(session).await?;
     let floor = upto.min(head.last.revision).max(head.store.floor);
     let end = first_after(floor);

@@ -10,7 +10,7 @@ use super::head::{self, TENANTS};
 use super::rows::Bound;
 use super::session::Session;
 use crate::core::tenant::TenantId;
-use crate::core::view::{Select, TenantView};
+use crate::core::view::{LoadRequest, TenantView};
 use crate::store::sql::{
     AUDIT_COLUMNS, COLUMNS, Cells, Found, OWNER, RowFault, TENANT, TenantHead, change, entry,
     id_bytes, id_of,
@@ -18,12 +18,12 @@ use crate::store::sql::{
 
 /// The tenants that are loaded, with the rows found so far; an error for one with a damaged row.
 struct Loaded<'a> {
-    tenants: Vec<(&'a TenantId, &'a Select, Result<Found, RowFault>)>,
+    tenants: Vec<(&'a TenantId, &'a LoadRequest, Result<Found, RowFault>)>,
     places: HashMap<&'a str, usize>,
 }
 
 impl<'a> Loaded<'a> {
-    fn new(asked: &'a [(TenantId, Select)]) -> Self {
+    fn new(asked: &'a [(TenantId, LoadRequest)]) -> Self {
         let places = asked.iter().enumerate();
         let places = places.map(|(place, (tenant, _))| (tenant.as_str(), place));
         let tenants = asked.iter();
@@ -64,7 +64,7 @@ fn give(
 /// Loads tenants, each named once.
 pub(super) async fn load(
     session: &Session,
-    asked: &[(TenantId, Select)],
+    asked: &[(TenantId, LoadRequest)],
 ) -> Result<Vec<Result<TenantView, Fault>>, Fault> {
     let names: Vec<&str> = asked.iter().map(|(tenant, _)| tenant.as_str()).collect();
     let ids = asked.iter().flat_map(|(_, select)| &select.keys);
@@ -114,7 +114,7 @@ pub(super) async fn load(
             "SELECT {AUDIT_COLUMNS} FROM unnest($1::text[], $2::text[]) AS w (of_tenant, by) \
              CROSS JOIN LATERAL (SELECT {AUDIT_COLUMNS} FROM $s.audit \
              WHERE command = by AND tenant = of_tenant ORDER BY place LIMIT {}) AS e ORDER BY place",
-            Select::APPLIED_MAX
+            LoadRequest::APPLIED_MAX
         );
         let nothing = commands.is_empty();
         unless(nothing, session, &sql, &[&commands_of, &commands]).await

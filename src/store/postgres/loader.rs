@@ -13,7 +13,7 @@ use super::fault::Fault;
 use super::load;
 use super::session::{Database, Mode, Takes, within};
 use crate::core::tenant::TenantId;
-use crate::core::view::{Select, TenantView};
+use crate::core::view::{LoadRequest, TenantView};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// 64 tenants in one transaction at most. A judgement: their rows are kept until all of them have
@@ -28,7 +28,7 @@ const DOING: &str = "loading a tenant";
 
 /// A load in flight. Its caller may have stopped waiting.
 struct Order {
-    asked: (TenantId, Select),
+    asked: (TenantId, LoadRequest),
     until: Instant,
     answer: oneshot::Sender<Result<TenantView, StoreError>>,
 }
@@ -57,7 +57,7 @@ impl Loader {
     pub(super) async fn load(
         &self,
         runtime: &Handle,
-        asked: (TenantId, Select),
+        asked: (TenantId, LoadRequest),
     ) -> Result<TenantView, StoreError> {
         let (answer, answered) = oneshot::channel();
         let order = Order {
@@ -221,7 +221,7 @@ mod tests {
     fn order(tenant: &str) -> (Order, oneshot::Receiver<Result<TenantView, StoreError>>) {
         let (answer, answered) = oneshot::channel();
         let order = Order {
-            asked: (TenantId::new(tenant).unwrap(), Select::none()),
+            asked: (TenantId::new(tenant).unwrap(), LoadRequest::none()),
             until: Instant::now(),
             answer,
         };

@@ -41,9 +41,10 @@ pub use self::options::PostgresOptions;
 use self::session::{Database, Mode, Session, Takes, within};
 use self::writer::Writer;
 use super::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, IntegrityReport,
-    KeyPage, KeyQuery, KeyStore, Locator, NodeId, NodeRegistry, NodeReport, Revision, RowKey,
-    ScanPage, Select, Stats, StoreError, StoreErrorKind, TakePage, TenantView, Versioned,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey,
+    IntegrityReport, KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, NodeId, NodeRegistry,
+    NodeReport, Revision, RowKey, ScanPage, Stats, StoreError, StoreErrorKind, TakePage,
+    TenantView,
 };
 use crate::core::tenant::TenantId;
 
@@ -60,7 +61,7 @@ use crate::core::tenant::TenantId;
 ///   store must be [`strict`](PostgresOptions::strict).
 /// - **Checksums.** Every row is sealed. A row whose seal does not fit is reported as corrupt, and
 ///   affects no other row.
-/// - **Feed.** State-based, with tombstones until [`forget_removed`](Self::forget_removed).
+/// - **Feed.** State-based, with tombstones until [`compact`](Self::compact).
 ///
 /// Calls may come from any executor. They run on the tokio runtime in which the store was connected,
 /// which must stay running.
@@ -115,7 +116,7 @@ impl PostgresStore {
     /// Returns options for a pool of the host's own. Its connections must reach the primary, and keep
     /// one server session for the length of a transaction. Such a store detects other nodes' commits by
     /// polling alone.
-    pub fn with_pool(pool: Pool) -> PostgresOptions {
+    pub fn from_pool(pool: Pool) -> PostgresOptions {
         PostgresOptions::pool(pool)
     }
 
@@ -194,12 +195,12 @@ impl PostgresStore {
     /// # Errors
     ///
     /// [`StoreError`]. After `Indeterminate` they may or may not have been dropped.
-    pub async fn forget_removed(&self, upto: Revision) -> Result<u64, StoreError> {
+    pub async fn compact(&self, upto: Revision) -> Result<u64, StoreError> {
         self.within(
             Mode::Write,
             Takes::Moment,
             "forgetting tombstones",
-            move |session| admin::forget_removed(session, upto).boxed(),
+            move |session| admin::compact(session, upto).boxed(),
         )
         .await
     }
@@ -213,7 +214,7 @@ impl PostgresStore {
     /// # Errors
     ///
     /// [`StoreError`]. After `Indeterminate` it may or may not be done.
-    pub async fn begin_anew(&self) -> Result<(), StoreError> {
+    pub async fn start_new_epoch(&self) -> Result<(), StoreError> {
         self.within(
             Mode::Write,
             Takes::Moment,
@@ -296,7 +297,11 @@ impl PostgresStore {
 
 #[async_trait]
 impl KeyStore for PostgresStore {
-    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        select: &LoadRequest,
+    ) -> Result<TenantView, StoreError> {
         let asked = (tenant.clone(), select.clone());
         let Shared {
             loader, runtime, ..
@@ -308,7 +313,7 @@ impl KeyStore for PostgresStore {
         Ok(view)
     }
 
-    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+    async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError> {
         let locator = *locator;
         self.within(Mode::Read, Takes::Moment, "reading a key", move |session| {
             async move { read::find(session, &locator).await }.boxed()

@@ -98,7 +98,7 @@ impl PostgresOptions {
     }
 
     /// Accepts a store that was restored from a backup and not recovered yet, in order to recover it.
-    /// See [`PostgresStore::begin_anew`].
+    /// See [`PostgresStore::start_new_epoch`].
     pub const fn allow_unrecovered(mut self) -> Self {
         self.unrecovered = true;
         self
@@ -171,7 +171,7 @@ impl PostgresOptions {
     }
 
     /// Sets whether a node's clock is compared with the server's. A node whose clock differs by more
-    /// than the [allowance](crate::Builder::clock_allowance) issues nothing. On by default. Turn it off
+    /// than the [allowance](crate::KeywardBuilder::clock_allowance) issues nothing. On by default. Turn it off
     /// for a server whose clock is known to be wrong, and for tests that move a clock of their own.
     pub const fn server_clock(mut self, counts: bool) -> Self {
         self.server_clock = counts;

@@ -16,7 +16,7 @@ use crate::store::sql::{
     entry, id_bytes, key_candidates, place_at, read_digest,
 };
 use crate::store::{
-    AuditPage, Changes, ChangesError, Cursor, KeyPage, Locator, RowKey, ScanPage, Versioned,
+    AuditPage, Changes, ChangesError, Cursor, FoundKey, KeyPage, Locator, RowKey, ScanPage,
 };
 
 /// 512 rows at a time where it is not known how many are needed. A judgement.
@@ -25,7 +25,7 @@ const SOME: usize = 512;
 /// 512 changes at a time at most. A judgement.
 const PAGE: usize = 512;
 
-pub(super) async fn find(session: &Session, locator: &Locator) -> Result<Option<Versioned>, Fault> {
+pub(super) async fn find(session: &Session, locator: &Locator) -> Result<Option<FoundKey>, Fault> {
     let id = async {
         match locator {
             Locator::Id(id) => Ok(Some(*id)),
@@ -40,7 +40,7 @@ pub(super) async fn find(session: &Session, locator: &Locator) -> Result<Option<
     };
     let (head, change) = try_join(head::read(session), row).await?;
     let head = head.cursor();
-    Ok(change.map(|change| Versioned { change, head }))
+    Ok(change.map(|change| FoundKey { change, head }))
 }
 
 /// Returns the key that has this imported digest, or had it.

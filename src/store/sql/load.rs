@@ -11,7 +11,7 @@ use crate::core::record::KeyRecord;
 use crate::core::tenant::TenantId;
 use crate::core::text::PrincipalId;
 use crate::core::time::Timestamp;
-use crate::core::view::{Revision, Select, TenantView};
+use crate::core::view::{LoadRequest, Revision, TenantView};
 use crate::store::{Change, Epoch, Row, RowKey};
 
 /// The rows found so far. A damaged row of the tenant or of an owner is an error: no decision can be
@@ -93,7 +93,7 @@ impl Found {
     /// Returns the owners whose rows are needed: those asked for, and those of the keys.
     pub(in crate::store) fn owners<'a>(
         &'a self,
-        select: &'a Select,
+        select: &'a LoadRequest,
     ) -> impl Iterator<Item = &'a PrincipalId> {
         let of_keys = self.keys.values();
         let of_keys = of_keys.filter_map(|(_, record)| record.owner.principal());
@@ -104,7 +104,7 @@ impl Found {
     pub(in crate::store) fn view(
         self,
         tenant: &TenantId,
-        select: &Select,
+        select: &LoadRequest,
         (epoch, server_time): (Epoch, Option<Timestamp>),
     ) -> TenantView {
         let view = TenantView {

@@ -145,7 +145,7 @@ pub(super) fn finish_recovery(place: &Place) -> Result<(), Fault> {
 }
 
 /// Drops the tombstones of commits at or below `upto`, and returns their number. The ids stay taken.
-pub(super) fn forget_removed(place: &Place, upto: Revision) -> Result<u64, Fault> {
+pub(super) fn compact(place: &Place, upto: Revision) -> Result<u64, Fault> {
     session::write(place, |conn| {
         let head = head::read(conn)?;
         let floor = upto.min(head.last.revision).max(head.store.floor);

@@ -34,9 +34,9 @@ pub use self::options::SqliteOptions;
 use self::session::Pool;
 use self::writer::Writer;
 use super::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, IntegrityReport,
-    KeyPage, KeyQuery, KeyStore, Locator, NodeId, NodeRegistry, NodeReport, Revision, RowKey,
-    ScanPage, Select, Stats, StoreError, TenantView, Versioned,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey,
+    IntegrityReport, KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, NodeId, NodeRegistry,
+    NodeReport, Revision, RowKey, ScanPage, Stats, StoreError, TenantView,
 };
 use crate::core::tenant::TenantId;
 
@@ -60,7 +60,7 @@ const FEW: usize = 100;
 ///   the next call reads the new file, once that was recovered.
 /// - **Checksums.** SQLite returns flipped bits without an error; here every row is sealed. A row whose
 ///   seal does not fit is reported as corrupt, and affects no other row.
-/// - **Feed.** State-based, with tombstones until [`forget_removed`](Self::forget_removed).
+/// - **Feed.** State-based, with tombstones until [`compact`](Self::compact).
 /// - **Limits.** The file system must be local with working locks, not a network share. A process that
 ///   has the store open must not open the file by other means: closing it would drop SQLite's locks.
 ///
@@ -221,9 +221,9 @@ impl SqliteStore {
     /// # Errors
     ///
     /// [`StoreError`].
-    pub async fn forget_removed(&self, upto: Revision) -> Result<u64, StoreError> {
+    pub async fn compact(&self, upto: Revision) -> Result<u64, StoreError> {
         let place = self.place();
-        let done = blocking::unblock(move || admin::forget_removed(&place, upto)).await;
+        let done = blocking::unblock(move || admin::compact(&place, upto)).await;
         done.map_err(|fault| fault.into_error("forgetting tombstones"))
     }
 
@@ -301,7 +301,11 @@ impl SqliteStore {
 
 #[async_trait]
 impl KeyStore for SqliteStore {
-    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        select: &LoadRequest,
+    ) -> Result<TenantView, StoreError> {
         let (tenant, select) = (tenant.clone(), select.clone());
         self.read_few("loading a tenant", move |conn, most| {
             read::load(conn, &tenant, &select, most)
@@ -309,7 +313,7 @@ impl KeyStore for SqliteStore {
         .await
     }
 
-    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+    async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError> {
         let locator = *locator;
         let read = move |conn: &Connection, _| Ok(Some(read::find(conn, &locator)?));
         self.read_few("reading a key", read).await

@@ -12,7 +12,7 @@ use crate::core::id::KeyId;
 use crate::core::query::{AuditQuery, KeyQuery};
 use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
-use crate::core::view::{Select, TenantView};
+use crate::core::view::{LoadRequest, TenantView};
 use crate::store::sql::{
     AUDIT_COLUMNS, AuditListing, COLUMNS, DIGEST_COLUMNS, FeedPage, Found, KeyListing, ORIGIN,
     OWNER, Scan, TENANT, audit_entries, change, entry, id_bytes, item, items_after, key_candidates,
@@ -20,14 +20,14 @@ use crate::store::sql::{
 };
 use crate::store::transfer::{Item, Origin, Page, Part};
 use crate::store::{
-    AuditPage, Change, Changes, ChangesError, Cursor, KeyPage, Locator, RowKey, ScanPage, Versioned,
+    AuditPage, Change, Changes, ChangesError, Cursor, FoundKey, KeyPage, Locator, RowKey, ScanPage,
 };
 
 /// Loads the part of a tenant that `select` names. `None` if that is more than `most` keys.
 pub(super) fn load(
     conn: &Connection,
     tenant: &TenantId,
-    select: &Select,
+    select: &LoadRequest,
     most: usize,
 ) -> Result<Option<TenantView>, Fault> {
     let named = [
@@ -76,7 +76,7 @@ pub(super) fn load(
         let sql = format!(
             "SELECT {AUDIT_COLUMNS} FROM audit WHERE command = ?1 AND tenant = ?2 \
              ORDER BY place LIMIT {}",
-            Select::APPLIED_MAX
+            LoadRequest::APPLIED_MAX
         );
         each(conn, &sql, [command.as_str(), tenant.as_str()], |row| {
             found.take_entry(entry(row)?, tenant)?;
@@ -111,7 +111,7 @@ fn many(conn: &Connection, sql: &str, with: impl Params) -> Result<Vec<Change>, 
     Ok(changes)
 }
 
-pub(super) fn find(conn: &Connection, locator: &Locator) -> Result<Option<Versioned>, Fault> {
+pub(super) fn find(conn: &Connection, locator: &Locator) -> Result<Option<FoundKey>, Fault> {
     let head = head::read(conn)?.cursor();
     let id = match locator {
         Locator::Id(id) => Some(*id),
@@ -121,7 +121,7 @@ pub(super) fn find(conn: &Connection, locator: &Locator) -> Result<Option<Versio
         Some(id) => key_row(conn, id)?,
         None => None,
     };
-    Ok(change.map(|change| Versioned { change, head }))
+    Ok(change.map(|change| FoundKey { change, head }))
 }
 
 /// Returns the key that has this imported digest, or had it.

@@ -142,7 +142,7 @@ fn loading_what_a_decision_needs_searches_and_never_scans() {
         .unwrap();
     let record = record();
     let plans = bench.plans(|conn| {
-        let select = Select {
+        let select = LoadRequest {
             keys: vec![record.id],
             live_at: Some(Timestamp::UNIX_EPOCH),
             legacy: true,
@@ -194,11 +194,11 @@ fn listings_by_id_and_fingerprint_and_trails_use_an_index_and_sort_nothing() {
         }
         let found = KeyQuery {
             fingerprint: Some(record.fingerprint),
-            ..KeyQuery::everything(Timestamp::UNIX_EPOCH)
+            ..KeyQuery::all(Timestamp::UNIX_EPOCH)
         };
         read::list(conn, &found).unwrap();
         read::audit(conn, &AuditQuery::tenant(record.tenant.clone())).unwrap();
-        read::audit(conn, &AuditQuery::everything().about(record.id)).unwrap();
+        read::audit(conn, &AuditQuery::all().about(record.id)).unwrap();
     });
     each_row_is_found(&plans);
 }
@@ -211,7 +211,7 @@ fn keys_of_all_tenants_by_their_end_are_one_range_and_sort_nothing() {
         expires_from: Some(Timestamp::UNIX_EPOCH),
         expires_before: Some(Timestamp::MAX),
         after,
-        ..KeyQuery::everything(Timestamp::UNIX_EPOCH).live()
+        ..KeyQuery::all(Timestamp::UNIX_EPOCH).live()
     };
     let later = page(Some(KeyPosition::of(&record())));
     let plans = bench.plans(|conn| {
@@ -223,7 +223,7 @@ fn keys_of_all_tenants_by_their_end_are_one_range_and_sort_nothing() {
         };
         let query = AuditQuery {
             after: Some(after),
-            ..AuditQuery::everything()
+            ..AuditQuery::all()
         };
         read::audit(conn, &query).unwrap();
     });

@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
 
-use super::gate::{Gate, Permit, ReadThrough};
+use super::gate::{Gate, Permit, ReadThroughLimits};
 use super::read::{Found, read};
 use crate::clock::Reading;
 use crate::observe;
@@ -85,7 +85,7 @@ struct Listed {
 }
 
 impl Flights {
-    pub(crate) fn new(bounds: ReadThrough) -> Self {
+    pub(crate) fn new(bounds: ReadThroughLimits) -> Self {
         Self {
             gate: Gate::new(bounds),
             turns: AtomicU64::new(0),

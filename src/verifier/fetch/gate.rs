@@ -12,15 +12,15 @@ use async_lock::{Semaphore, SemaphoreGuardArc};
 
 /// The limits on a verifier's reads through the store, so that a flood of unknown ids does not
 /// become a flood of reads. Beyond them a key is refused as
-/// [`StoreUnavailable`](crate::Rejection::StoreUnavailable), never as a bad key.
+/// [`StoreUnavailable`](crate::VerifyError::StoreUnavailable), never as a bad key.
 ///
 /// Reads for the holder of a known key do not count. A flood therefore never locks out holders of
 /// keys whose class is always verified against the store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
-pub struct ReadThrough {
+pub struct ReadThroughLimits {
     /// The number of reads in flight. Defaults to 16, a judgement.
-    pub at_once: NonZeroU32,
+    pub max_in_flight: NonZeroU32,
     /// The number of reads that begin in a second, in the long run. Defaults to 1000, a judgement:
     /// many times what the creation of keys needs, and a fraction of a store's capacity.
     pub per_second: NonZeroU32,
@@ -29,7 +29,7 @@ pub struct ReadThrough {
     pub burst: NonZeroU32,
 }
 
-impl ReadThrough {
+impl ReadThroughLimits {
     /// Returns the limits after `change`.
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
@@ -38,13 +38,13 @@ impl ReadThrough {
     }
 }
 
-impl Default for ReadThrough {
+impl Default for ReadThroughLimits {
     fn default() -> Self {
         const fn count(count: u32) -> NonZeroU32 {
             NonZeroU32::new(count).expect("every default limit is above zero")
         }
         Self {
-            at_once: const { count(16) },
+            max_in_flight: const { count(16) },
             per_second: const { count(1000) },
             burst: const { count(100) },
         }
@@ -54,7 +54,7 @@ impl Default for ReadThrough {
 /// A rate limiter for reads.
 #[derive(Debug)]
 pub(super) struct Gate {
-    at_once: Arc<Semaphore>,
+    max_in_flight: Arc<Semaphore>,
     /// Nanoseconds from one read to the next, in the long run.
     interval: u64,
     /// Nanoseconds of intervals that may be spent in advance.
@@ -67,16 +67,16 @@ pub(super) struct Gate {
 pub(super) type Permit = SemaphoreGuardArc;
 
 impl Gate {
-    pub(super) fn new(bounds: ReadThrough) -> Self {
-        let ReadThrough {
-            at_once,
+    pub(super) fn new(bounds: ReadThroughLimits) -> Self {
+        let ReadThroughLimits {
+            max_in_flight,
             per_second,
             burst,
         } = bounds;
         // Rounded up, so that no second exceeds the limit. Beyond 10⁹ a second there is no limit.
         let interval = 1_000_000_000_u64.div_ceil(u64::from(per_second.get()));
         Self {
-            at_once: Arc::new(Semaphore::new(at_once.get() as usize)),
+            max_in_flight: Arc::new(Semaphore::new(max_in_flight.get() as usize)),
             interval,
             ahead: interval.saturating_mul(u64::from(burst.get()) - 1),
             full_at: AtomicU64::new(0),
@@ -86,7 +86,7 @@ impl Gate {
     /// Returns a permit for one read, if the limits allow one now.
     pub(super) fn admit(&self, now: Duration) -> Option<Permit> {
         // Acquired first: a read that cannot begin uses up nothing of the rate.
-        let permit = self.at_once.try_acquire_arc()?;
+        let permit = self.max_in_flight.try_acquire_arc()?;
         let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         let spend = |full_at| next(full_at, now, self.interval, self.ahead);
         let spent = self
@@ -133,11 +133,11 @@ mod tests {
         NonZeroU32::new(count).unwrap()
     }
 
-    fn bounds(per_second: u32, burst: u32) -> ReadThrough {
-        ReadThrough {
+    fn bounds(per_second: u32, burst: u32) -> ReadThroughLimits {
+        ReadThroughLimits {
             per_second: count(per_second),
             burst: count(burst),
-            ..ReadThrough::default()
+            ..ReadThroughLimits::default()
         }
     }
 
@@ -175,8 +175,8 @@ mod tests {
 
     #[test]
     fn a_read_refused_for_too_many_in_flight_uses_up_nothing_of_the_rate() {
-        let one = ReadThrough {
-            at_once: count(1),
+        let one = ReadThroughLimits {
+            max_in_flight: count(1),
             ..bounds(1, 2)
         };
         let gate = Gate::new(one);

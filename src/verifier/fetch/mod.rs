@@ -16,7 +16,7 @@ use subtle::{Choice, ConstantTimeEq};
 
 pub(super) use self::flights::Flights;
 use self::flights::{Fetched, Source};
-pub use self::gate::ReadThrough;
+pub use self::gate::ReadThroughLimits;
 use self::read::Found;
 use super::grant::Taken;
 use super::{
@@ -24,9 +24,9 @@ use super::{
 };
 use crate::core::check;
 use crate::core::need::Need;
-use crate::core::owner::Standing;
+use crate::core::owner::OwnerStatus;
 use crate::core::record::{Credential, KeyRecord};
-use crate::core::rejection::Rejection;
+use crate::core::rejection::VerifyError;
 use crate::core::secret::Digest;
 use crate::core::subject::{Course, Holder, Shape, Subject};
 use crate::core::time::Timestamp;
@@ -38,11 +38,11 @@ use crate::store::Locator;
 /// The way [`verify_or_fetch`](crate::Keyward::verify_or_fetch) treats a known key once the
 /// staleness bound of its class is passed. `verify` refuses it in any case.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum PastBound {
-    /// Refuses the key as [`Stale`](Rejection::Stale).
+pub enum OnStale {
+    /// Refuses the key as [`Stale`](VerifyError::Stale).
     #[default]
-    Refuse,
-    /// Reads the key through the store, within the limits of [`ReadThrough`], for a store whose
+    Reject,
+    /// Reads the key through the store, within the limits of [`ReadThroughLimits`], for a store whose
     /// keys can be read while its feed cannot. A busy service needs a rate that covers all of its
     /// verifications.
     ReadThrough,
@@ -59,7 +59,7 @@ enum Sight {
 
 /// The result of a verification without the store.
 enum Here {
-    Settled(Result<Grant, Rejection>),
+    Settled(Result<Grant, VerifyError>),
     /// The store has to be read: which reads may answer, and whether the caller holds a known key.
     Ask(Sight, bool),
 }
@@ -71,33 +71,33 @@ impl Verifier {
     ///
     /// # Errors
     ///
-    /// [`Rejection`]; [`StoreUnavailable`](Rejection::StoreUnavailable) if the store did not
-    /// answer, or if reads for keys not known to be held exceed [`ReadThrough`].
+    /// [`VerifyError`]; [`StoreUnavailable`](VerifyError::StoreUnavailable) if the store did not
+    /// answer, or if reads for keys not known to be held exceed [`ReadThroughLimits`].
     pub async fn verify_fresh<'a>(
         &self,
         credentials: impl Into<Credentials<'a>> + Send,
         need: &Need,
-    ) -> Result<Grant, Rejection> {
+    ) -> Result<Grant, VerifyError> {
         let here = |key: &[u8], _: &Need| Here::Ask(Sight::AfterCall, self.is_held(key));
         self.verify_through(credentials.into(), need, here).await
     }
 
     /// Verifies, and reads the store if the replica cannot decide: for a key that it does not know
     /// yet (rule A1-25), for classes that must see the latest state, and past the staleness bound
-    /// if [`PastBound`] says so.
+    /// if [`OnStale`] says so.
     ///
     /// Two changes become visible only with the next sync: the first imported key of a node that
     /// knows none, and a secret that replaced a lost one under the same id.
     ///
     /// # Errors
     ///
-    /// [`Rejection`]. A refusal is never cached. Beyond the limits of [`ReadThrough`] it is
-    /// [`StoreUnavailable`](Rejection::StoreUnavailable).
+    /// [`VerifyError`]. A refusal is never cached. Beyond the limits of [`ReadThroughLimits`] it is
+    /// [`StoreUnavailable`](VerifyError::StoreUnavailable).
     pub async fn verify_or_fetch<'a>(
         &self,
         credentials: impl Into<Credentials<'a>> + Send,
         need: &Need,
-    ) -> Result<Grant, Rejection> {
+    ) -> Result<Grant, VerifyError> {
         let here = |key: &[u8], need: &Need| self.verify_here(key, need);
         self.verify_through(credentials.into(), need, here).await
     }
@@ -109,7 +109,7 @@ impl Verifier {
         &self,
         credentials: Credentials<'_>,
         need: &Need,
-    ) -> Option<Result<Grant, Rejection>> {
+    ) -> Option<Result<Grant, VerifyError>> {
         let verdict = super::verify_halves(credentials, need, |key, need| {
             match self.verify_here(key, need) {
                 Here::Settled(verdict) => verdict.map_err(Some),
@@ -125,7 +125,7 @@ impl Verifier {
         credentials: Credentials<'_>,
         need: &Need,
         here: impl Fn(&[u8], &Need) -> Here + Send + Sync,
-    ) -> Result<Grant, Rejection> {
+    ) -> Result<Grant, VerifyError> {
         let verify = async |key: &[u8], need: &Need| match here(key, need) {
             Here::Settled(verdict) => verdict,
             Here::Ask(sight, holder) => self.read_through(key, need, sight, holder).await,
@@ -143,19 +143,19 @@ impl Verifier {
     fn verify_here(&self, presented: &[u8], need: &Need) -> Here {
         match self.verify(presented, need) {
             // A removed key never comes back, so a read is pointless.
-            Err(Rejection::Unknown) if self.known(presented) == Some(Known::Removed) => {
-                Here::Settled(Err(Rejection::Unknown))
+            Err(VerifyError::Unknown) if self.known(presented) == Some(Known::Removed) => {
+                Here::Settled(Err(VerifyError::Unknown))
             }
             // The index identifies a key by 32 bits of a hash until a secret matches, so the id
             // itself is checked here.
-            Err(Rejection::WrongSecret) if self.known(presented).is_some() => {
-                Here::Settled(Err(Rejection::WrongSecret))
+            Err(VerifyError::WrongSecret) if self.known(presented).is_some() => {
+                Here::Settled(Err(VerifyError::WrongSecret))
             }
-            Err(Rejection::Unknown | Rejection::WrongSecret) => {
+            Err(VerifyError::Unknown | VerifyError::WrongSecret) => {
                 Here::Ask(Sight::WithinBound, false)
             }
-            Err(Rejection::NeedsFresh) => Here::Ask(Sight::AfterCall, self.is_held(presented)),
-            Err(Rejection::Stale { .. }) if self.past_bound == PastBound::ReadThrough => {
+            Err(VerifyError::NeedsFresh) => Here::Ask(Sight::AfterCall, self.is_held(presented)),
+            Err(VerifyError::Stale { .. }) if self.past_bound == OnStale::ReadThrough => {
                 Here::Ask(Sight::AfterCall, false)
             }
             verdict => Here::Settled(verdict),
@@ -168,7 +168,7 @@ impl Verifier {
         need: &Need,
         sight: Sight,
         holder: bool,
-    ) -> Result<Grant, Rejection> {
+    ) -> Result<Grant, VerifyError> {
         let began = self.flights.turn();
         // The store may hold imported keys that this node does not know.
         let claim = Claim::of(presented)?;
@@ -203,7 +203,7 @@ impl Verifier {
         need: &Need,
         fetched: &Fetched,
         sight: Sight,
-    ) -> Result<Grant, Rejection> {
+    ) -> Result<Grant, VerifyError> {
         match &fetched.found {
             Ok(Found::Key(record, standing, floor)) => {
                 let confirmed = Confirmation::Sent(Some(fetched.sent));
@@ -215,15 +215,15 @@ impl Verifier {
                     }
                     _ => Ok(None),
                 };
-                let reached = reached.map_err(|_| Rejection::StoreUnavailable)?;
+                let reached = reached.map_err(|_| VerifyError::StoreUnavailable)?;
                 let standing = reached.as_ref().unwrap_or(standing);
                 let record = KeyRecord::clone(record);
                 let known = (standing, *floor);
                 self.judge_record(claim, (record, same), known, need, (confirmed, sight))
             }
-            Ok(Found::Corrupt(key)) => Err(Rejection::Corrupt { key: *key }),
+            Ok(Found::Corrupt(key)) => Err(VerifyError::Corrupt { key: *key }),
             Ok(Found::Nothing) => Err(self.unknown(claim)),
-            Err(_) => Err(Rejection::StoreUnavailable),
+            Err(_) => Err(VerifyError::StoreUnavailable),
         }
     }
 
@@ -232,10 +232,10 @@ impl Verifier {
         &self,
         claim: &Claim<'_>,
         (record, same): (KeyRecord, Choice),
-        (standing, floor): (&Standing, Option<Timestamp>),
+        (standing, floor): (&OwnerStatus, Option<Timestamp>),
         need: &Need,
         (confirmed, sight): (Confirmation, Sight),
-    ) -> Result<Grant, Rejection> {
+    ) -> Result<Grant, VerifyError> {
         let (id, course) = (record.id, Course::of(&record));
         let (shape, holder) = (Shape::of(&record), Holder::of(&record));
         let snapshot = self.snapshot();
@@ -244,7 +244,7 @@ impl Verifier {
         let newest = snapshot.view.index().newest().max(floor.unwrap_or(now));
         // An answer is as old as its question, however long it took.
         match check_fresh(policy, &shape, confirmed, reading) {
-            Err(Rejection::NeedsFresh) if sight == Sight::AfterCall => {}
+            Err(VerifyError::NeedsFresh) if sight == Sight::AfterCall => {}
             verdict => verdict?,
         }
         let subject = Subject {
@@ -284,7 +284,7 @@ impl Verifier {
     }
 
     /// Digests the claim in the way of `credential`, and compares.
-    fn compare(&self, claim: &Claim<'_>, credential: &Credential) -> Result<Choice, Rejection> {
+    fn compare(&self, claim: &Claim<'_>, credential: &Credential) -> Result<Choice, VerifyError> {
         Ok(match (credential, claim) {
             (Credential::Imported { digest, .. }, Claim::Foreign(presented, _)) => {
                 digest.ct_eq(presented)
@@ -292,7 +292,7 @@ impl Verifier {
             (Credential::Peppered { pepper, digest }, Claim::Token(token)) => {
                 let Some(pepper) = self.peppers.live(pepper) else {
                     tracing::error!(%pepper, key = %token.id(), "pepper is not in the ring");
-                    return Err(Rejection::UnknownPepper {
+                    return Err(VerifyError::UnknownPepper {
                         pepper: pepper.clone(),
                     });
                 };
@@ -304,15 +304,17 @@ impl Verifier {
     }
 
     /// Returns the rejection of an unknown key, after the same work as for a known one (trap 6).
-    fn unknown(&self, claim: &Claim<'_>) -> Rejection {
+    fn unknown(&self, claim: &Claim<'_>) -> VerifyError {
         match claim {
             Claim::Token(token) => {
                 let digest = self.peppers.current().digest(token.id_and_secret());
                 black_box(digest.ct_eq(&Digest::from_bytes([0; 32])));
-                Rejection::Unknown
+                VerifyError::Unknown
             }
             // Where there are imported keys, it may be one that is not known here yet.
-            Claim::Foreign(..) if self.snapshot().view.index().has_imported() => Rejection::Unknown,
+            Claim::Foreign(..) if self.snapshot().view.index().has_imported() => {
+                VerifyError::Unknown
+            }
             Claim::Foreign(_, error) => (*error).into(),
         }
     }
@@ -341,8 +343,8 @@ impl Verifier {
     }
 }
 
-/// Counts a read beyond the limits of [`ReadThrough`], and returns its rejection.
-fn too_many() -> Rejection {
+/// Counts a read beyond the limits of [`ReadThroughLimits`], and returns its rejection.
+fn too_many() -> VerifyError {
     observe::read_through("refused");
-    Rejection::StoreUnavailable
+    VerifyError::StoreUnavailable
 }

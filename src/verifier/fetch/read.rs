@@ -1,11 +1,11 @@
 //! One read of one key through the store, with the rows that its judgement needs.
 
 use crate::core::id::KeyId;
-use crate::core::owner::{self, Standing};
+use crate::core::owner::{self, OwnerStatus};
 use crate::core::record::KeyRecord;
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
-use crate::core::view::Select;
+use crate::core::view::LoadRequest;
 use crate::replica::Replica;
 use crate::store::{Change, KeyStore, Locator, Row, RowKey, StoreError};
 
@@ -17,7 +17,7 @@ pub(super) enum Found {
     /// A record that cannot be decoded.
     Corrupt(KeyId),
     /// A key, the standing by the rows along its path, and the newest instant of its tenant.
-    Key(Box<KeyRecord>, Standing, Option<Timestamp>),
+    Key(Box<KeyRecord>, OwnerStatus, Option<Timestamp>),
 }
 
 /// Reads a key, and gives the rows to the replica.
@@ -58,15 +58,15 @@ async fn find(
 pub(super) async fn standing_in(
     store: &dyn KeyStore,
     record: &KeyRecord,
-    own: &Standing,
+    own: &OwnerStatus,
     tenant: &TenantId,
-) -> Result<Option<Standing>, StoreError> {
+) -> Result<Option<OwnerStatus>, StoreError> {
     if *tenant == record.tenant || !record.tenant.contains(tenant) {
         return Ok(None);
     }
-    let select = Select {
+    let select = LoadRequest {
         owners: record.owner.principal().cloned().into_iter().collect(),
-        ..Select::none()
+        ..LoadRequest::none()
     };
     let (mut owners, mut tenants) = (Vec::new(), Vec::new());
     for path in tenant.lineage().take_while(|path| *path != record.tenant) {
@@ -74,7 +74,7 @@ pub(super) async fn standing_in(
         owners.extend(view.owners);
         tenants.extend(view.tenant);
     }
-    let mut further = Standing::resolve(tenant, &record.owner, &owners, &tenants);
+    let mut further = OwnerStatus::resolve(tenant, &record.owner, &owners, &tenants);
     if !record.bound.is_empty() {
         let path = (&record.tenant, tenant);
         let raised_from = owner::raised_from(&owners, &record.owner, path);
@@ -88,10 +88,10 @@ pub(super) async fn standing_in(
 async fn standing(
     store: &dyn KeyStore,
     record: &KeyRecord,
-) -> Result<(Standing, Option<Timestamp>, Vec<Change>), StoreError> {
-    let select = Select {
+) -> Result<(OwnerStatus, Option<Timestamp>, Vec<Change>), StoreError> {
+    let select = LoadRequest {
         owners: record.owner.principal().cloned().into_iter().collect(),
-        ..Select::none()
+        ..LoadRequest::none()
     };
     let (mut owners, mut tenants, mut rows) = (Vec::new(), Vec::new(), Vec::new());
     let mut floor = None;
@@ -109,6 +109,6 @@ async fn standing(
         owners.extend(view.owners);
         tenants.extend(view.tenant);
     }
-    let standing = Standing::resolve(&record.tenant, &record.owner, &owners, &tenants);
+    let standing = OwnerStatus::resolve(&record.tenant, &record.owner, &owners, &tenants);
     Ok((standing, floor, rows))
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use futures_util::future::{join, join_all};
 use keyward::policy::Policy;
 use keyward::store::postgres::PostgresOptions;
-use keyward::store::{CommitError, KeyStore, PostgresStore, Revision, Select, StoreErrorKind};
-use keyward::{Denied, Error, KeyId, Keyward, ManualClock, Reason, Role};
+use keyward::store::{CommitError, KeyStore, LoadRequest, PostgresStore, Revision, StoreErrorKind};
+use keyward::{CommandError, Denial, KeyId, Keyward, ManualClock, Reason, Role};
 
 use support::postgres::{on_runtime, open, runtime};
 use support::process::{report, wait_for_parent};
@@ -136,8 +136,8 @@ async fn churn(keys: &Keyward, name: &str) {
                     report_change(made.receipt.revision(), "created", made.id, tenant);
                     mine.push((admin, made.id));
                 }
-                Err(Error::Denied(Denied::CapReached { .. })) => {}
-                Err(Error::Contended { .. }) => {}
+                Err(CommandError::Denied(Denial::CapReached { .. })) => {}
+                Err(CommandError::Contended { .. }) => {}
                 Err(other) => panic!("{other:?}"),
             }
         }
@@ -146,7 +146,7 @@ async fn churn(keys: &Keyward, name: &str) {
         let receipt = loop {
             match keys.revoke(&admin, key, Reason::Lost).await {
                 Ok(receipt) => break receipt,
-                Err(Error::Contended { .. }) => {}
+                Err(CommandError::Contended { .. }) => {}
                 Err(other) => panic!("{other:?}"),
             }
         };
@@ -245,7 +245,7 @@ async fn commits(
             Err(other) => panic!("{other:?}"),
         }
         at = loop {
-            match store.load(&tenant, &Select::none()).await {
+            match store.load(&tenant, &LoadRequest::none()).await {
                 Ok(view) => break view.revision,
                 Err(_) if going() => pause().await,
                 Err(_) => return,
@@ -265,9 +265,11 @@ async fn creations(keys: &Keyward, me: usize, task: usize, going: &impl Fn() -> 
         let (what, key) = loop {
             match keys.create(&by, reader("key")).await {
                 Ok(made) => break ("Created", made.id),
-                Err(Error::Denied(Denied::AlreadyCreated { id })) => break ("Found", id),
-                Err(Error::Store(_) | Error::Contended { .. }) if going() => pause().await,
-                Err(Error::Store(_) | Error::Contended { .. }) => {
+                Err(CommandError::Denied(Denial::AlreadyCreated { id })) => break ("Found", id),
+                Err(CommandError::Store(_) | CommandError::Contended { .. }) if going() => {
+                    pause().await
+                }
+                Err(CommandError::Store(_) | CommandError::Contended { .. }) => {
                     report(format_args!("Open {me} {tenant} -"));
                     return;
                 }

@@ -10,9 +10,10 @@ use futures_util::future::join_all;
 use keyward::policy::Policy;
 use keyward::store::postgres::PostgresOptions;
 use keyward::store::{
-    CommitError, KeyQuery, KeyStore, PostgresStore, Revision, Select, StoreError, StoreErrorKind,
+    CommitError, KeyQuery, KeyStore, LoadRequest, PostgresStore, Revision, StoreError,
+    StoreErrorKind,
 };
-use keyward::{Created, Denied, Error, KeyId, Keyward, ManualClock, Role};
+use keyward::{CommandError, Created, Denial, KeyId, Keyward, ManualClock, Role};
 
 use crate::postgres::proxy::{Fate, Point, Proxy, Side, lengths};
 use support::postgres::{Place, Server, on_runtime, open, pool};
@@ -75,7 +76,7 @@ impl Ground {
     /// Returns whether the tenant has a commit, after all transactions on it have ended.
     fn is_there(&self, name: &str) -> bool {
         self.place.until_free();
-        let view = wait(self.direct.load(&tenant(name), &Select::none())).unwrap();
+        let view = wait(self.direct.load(&tenant(name), &LoadRequest::none())).unwrap();
         view.revision != Revision::ZERO
     }
 
@@ -111,7 +112,7 @@ fn service(store: PostgresStore) -> Keyward {
     node(store, &clock, Policy::new(capped(5)).unwrap())
 }
 
-fn create(keys: &Keyward, name: &str) -> Result<Created, Error> {
+fn create(keys: &Keyward, name: &str) -> Result<Created, CommandError> {
     let admin = actor(name, "alice", Role::ADMIN);
     let by = admin.with_command_id(command(name));
     wait(keys.create(&by, reader("key")))
@@ -196,7 +197,7 @@ fn the_outcome_of_a_cut_creation_is_found_by_its_command_id() {
         ground.proxy.arm(side, point, Fate::Down);
         let answer = match create(&keys, &name) {
             Ok(_) => Ok(()),
-            Err(Error::Store(error)) => Err(error),
+            Err(CommandError::Store(error)) => Err(error),
             Err(other) => panic!("{when}: {other:?}"),
         };
         ground.proxy.heal();
@@ -206,14 +207,14 @@ fn the_outcome_of_a_cut_creation_is_found_by_its_command_id() {
         // A lost connection may have to be detected first.
         let again = loop {
             match create(&keys, &name) {
-                Err(Error::Store(error)) if error.kind() == StoreErrorKind::Unavailable => {}
+                Err(CommandError::Store(error)) if error.kind() == StoreErrorKind::Unavailable => {}
                 answer => break answer,
             }
         };
         let found = ground.keys_of(&name);
         match (there, again) {
             (false, Ok(made)) => assert_eq!(found, [made.id], "{when}"),
-            (true, Err(Error::Denied(Denied::AlreadyCreated { id }))) => {
+            (true, Err(CommandError::Denied(Denial::AlreadyCreated { id }))) => {
                 assert_eq!(found, [id], "{when}");
             }
             answer => panic!("{when}: {answer:?}"),
@@ -327,7 +328,7 @@ fn commits_end_with_an_answer_while_readers_hold_every_connection() {
             assert!(all.iter().all(Result::is_ok));
         }
     });
-    let options = PostgresStore::with_pool(pool).schema(&place.schema);
+    let options = PostgresStore::from_pool(pool).schema(&place.schema);
     let options = options.connection_timeout(Duration::from_millis(50));
     let options = options.lock_timeout(long).statement_timeout(long);
     let store = open(options.request_timeout(long)).unwrap();

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use keyward::policy::Policy;
 use keyward::store::{KeyQuery, KeyStore, StoreErrorKind};
-use keyward::{Denied, Error, FollowOptions, KeyId, Keyward, ManualClock, Need, Reason, Rejection};
+use keyward::{
+    CommandError, Denial, FollowOptions, KeyId, Keyward, ManualClock, Need, Reason, VerifyError,
+};
 
 use crate::postgres::child::TASKS;
 use crate::postgres::feed::page;
@@ -250,16 +252,16 @@ fn verifiers_refuse_while_the_server_is_stopped_past_the_bound_and_recover_after
         }
     };
     let by = admin();
-    let tried = |result: &dyn Fn() -> Result<KeyId, Error>| loop {
+    let tried = |result: &dyn Fn() -> Result<KeyId, CommandError>| loop {
         match result() {
             // Dead connections are detected one by one.
-            Err(Error::Store(error)) if error.kind() == StoreErrorKind::Unavailable => {}
+            Err(CommandError::Store(error)) if error.kind() == StoreErrorKind::Unavailable => {}
             result => break result,
         }
     };
     let make = |name: &str| loop {
         match wait(operator.create(&by, reader(name))) {
-            Err(Error::Store(error)) if error.kind() == StoreErrorKind::Unavailable => {}
+            Err(CommandError::Store(error)) if error.kind() == StoreErrorKind::Unavailable => {}
             result => break result.unwrap(),
         }
     };
@@ -270,7 +272,7 @@ fn verifiers_refuse_while_the_server_is_stopped_past_the_bound_and_recover_after
     let paused = server.pause();
     // Answers to requests sent earlier count from their start, before the pause.
     clock.advance(Duration::from_secs(60));
-    let stale = |secret| matches!(verify(secret), Err(Rejection::Stale { .. }));
+    let stale = |secret| matches!(verify(secret), Err(VerifyError::Stale { .. }));
     assert!(stale(&kept.secret) && stale(&lost.secret));
     until(&|| follower.status().failures > 1 || !stale(&kept.secret));
     assert!(stale(&kept.secret), "what fails confirms nothing");
@@ -283,7 +285,7 @@ fn verifiers_refuse_while_the_server_is_stopped_past_the_bound_and_recover_after
         wait(operator.create(&by, reader("more"))).map(|made| made.id)
     };
     for result in [revoke(), create()] {
-        let Err(Error::Store(error)) = &result else {
+        let Err(CommandError::Store(error)) = &result else {
             panic!("{result:?}")
         };
         assert_eq!(
@@ -303,12 +305,12 @@ fn verifiers_refuse_while_the_server_is_stopped_past_the_bound_and_recover_after
     assert_eq!(listed().len(), 2, "commits reported as failed are absent");
     tried(&revoke).unwrap();
     let more = match tried(&create) {
-        Ok(id) | Err(Error::Denied(Denied::AlreadyCreated { id })) => id,
+        Ok(id) | Err(CommandError::Denied(Denial::AlreadyCreated { id })) => id,
         other => panic!("{other:?}"),
     };
     assert_eq!(listed().iter().filter(|key| key.id == more).count(), 1);
     assert_eq!(listed().len(), 3);
-    until(&|| matches!(verify(&lost.secret), Err(Rejection::Revoked { .. })));
+    until(&|| matches!(verify(&lost.secret), Err(VerifyError::Revoked { .. })));
     verify(&kept.secret).unwrap();
     wait(follower.stop());
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use keyward::policy::{Policy, Propagation};
 use keyward::store::{KeyStore, PostgresStore};
-use keyward::{Error, FollowOptions, Keyward, Need, Reason, Rejection, profiles};
+use keyward::{CommandError, FollowOptions, Keyward, Need, Reason, VerifyError, profiles};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -52,7 +52,7 @@ fn service(store: impl KeyStore, bound: Duration) -> Keyward {
 pub fn verifies() {
     let bound = Duration::from_millis(number("CHILD_BOUND") as u64);
     let options = match text("CHILD_HEARS").as_str() {
-        "Polling" => PostgresStore::with_pool(pool(&text("CHILD_PATH"), 4)),
+        "Polling" => PostgresStore::from_pool(pool(&text("CHILD_PATH"), 4)),
         _ => options(),
     };
     let options = options.schema(text("CHILD_SCHEMA"));
@@ -85,7 +85,7 @@ pub fn verifies() {
                     }
                     accepted = Some(began);
                 }
-                Err(Rejection::Revoked { .. }) if !revoked => {
+                Err(VerifyError::Revoked { .. }) if !revoked => {
                     revoked = true;
                     report(format_args!("revoked {count}"));
                 }
@@ -159,7 +159,7 @@ fn revocations(hears: Hears, bound: Duration, plan: &[Disturbed]) -> Vec<Revocat
         let made = loop {
             match wait(keys.create(&by, reader("key"))) {
                 Ok(made) => break made,
-                Err(Error::Store(_)) => pause(Duration::from_millis(10)),
+                Err(CommandError::Store(_)) => pause(Duration::from_millis(10)),
                 Err(other) => panic!("{other:?}"),
             }
         };
@@ -183,7 +183,7 @@ fn revocations(hears: Hears, bound: Duration, plan: &[Disturbed]) -> Vec<Revocat
             loop {
                 match wait(keys.revoke(&by, made.id, Reason::Lost)) {
                     Ok(receipt) => return (now(), receipt.bound()),
-                    Err(Error::Store(_)) => pause(Duration::from_millis(10)),
+                    Err(CommandError::Store(_)) => pause(Duration::from_millis(10)),
                     Err(other) => panic!("{other:?}"),
                 }
             }

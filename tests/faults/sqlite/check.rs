@@ -30,7 +30,7 @@ pub fn examine(path: &Path) -> Held {
     let mut named = BTreeSet::new();
     let mut revisions = BTreeSet::new();
     let mut tenants: BTreeSet<TenantId> = BTreeSet::new();
-    let query = AuditQuery::everything().with(|query| query.limit = all);
+    let query = AuditQuery::all().with(|query| query.limit = all);
     for row in wait(store.audit(&query)).unwrap().rows {
         let revision = row.revision.0;
         revisions.insert(revision);

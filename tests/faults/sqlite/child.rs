@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyward::store::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
-    KeyStore, Locator, Revision, RowKey, ScanPage, Select, SqliteStore, StoreError, TenantView,
-    Versioned,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
+    KeyQuery, KeyStore, LoadRequest, Locator, Revision, RowKey, ScanPage, SqliteStore, StoreError,
+    TenantView,
 };
 use keyward::{
-    Error, KeyId, Keyward, ManualClock, Reason, Replacement, Role, TenantId, async_trait, hours,
+    CommandError, KeyId, Keyward, ManualClock, Reason, Role, RotateKey, TenantId, async_trait,
+    hours,
 };
 
 use keyward::policy::Policy;
@@ -81,7 +82,7 @@ fn races(path: &Path) {
                     done(made.receipt.revision(), "created", made.id);
                     mine.push((admin.clone(), made.id));
                 }
-                Err(Error::Denied(_) | Error::Contended { .. }) => {}
+                Err(CommandError::Denied(_) | CommandError::Contended { .. }) => {}
                 Err(error) => panic!("{error:?}"),
             }
         }
@@ -89,7 +90,7 @@ fn races(path: &Path) {
             let (admin, key) = mine.remove(0);
             match wait(keys.revoke(&admin, key, Reason::Lost)) {
                 Ok(receipt) => done(receipt.revision(), "revoked", key),
-                Err(Error::Contended { .. }) => mine.push((admin, key)),
+                Err(CommandError::Contended { .. }) => mine.push((admin, key)),
                 Err(error) => panic!("{error:?}"),
             }
         }
@@ -104,7 +105,7 @@ fn works(path: &Path) {
         let made = wait(keys.create(&admin, reader("key"))).unwrap();
         done(made.receipt.revision(), "created", made.id);
         if round % 2 == 0 {
-            let how = Replacement::grace(hours(1));
+            let how = RotateKey::grace(hours(1));
             let next = wait(keys.rotate(&admin, made.id, how)).unwrap();
             done(next.receipt.revision(), "created", next.id);
             done(next.receipt.revision(), "rotated", made.id);
@@ -136,11 +137,15 @@ struct Reporting(SqliteStore);
 
 #[async_trait]
 impl KeyStore for Reporting {
-    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        select: &LoadRequest,
+    ) -> Result<TenantView, StoreError> {
         self.0.load(tenant, select).await
     }
 
-    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+    async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError> {
         self.0.find(locator).await
     }
 

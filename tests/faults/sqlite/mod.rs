@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use keyward::store::{SqliteStore, StoreErrorKind};
-use keyward::{Error, Need, Role};
+use keyward::{CommandError, Need, Role};
 use tempfile::tempdir;
 
 use crate::sqlite::check::examine;
@@ -180,7 +180,9 @@ fn a_lock_held_too_long_stops_writers_and_not_readers() {
     let mut locks = Part::start("sqlite:locks", &path, &[]);
     locks.expect("locked");
     match wait(keys.create(&admin, reader("meanwhile"))).unwrap_err() {
-        Error::Store(error) => assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error:?}"),
+        CommandError::Store(error) => {
+            assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error:?}")
+        }
         other => panic!("{other:?}"),
     }
     wait(keys.sync()).unwrap();

@@ -2,7 +2,7 @@
 //! received the secret bound it.
 
 use keyward::{
-    Created, Denied, Dimension, Grant, KeyUpdate, Need, NewKey, Replacement, Role, ScopeSet, days,
+    CreateKey, Created, Denial, Dimension, Grant, Need, Role, RotateKey, ScopeSet, UpdateKey, days,
 };
 
 use super::{acting, developer, grant, set_role, whole, world};
@@ -68,20 +68,20 @@ fn a_narrow_key_cannot_change_other_keys_of_its_owner() {
     let (_, narrow) = acting(
         &world,
         &admin(),
-        NewKey::new("narrow").scope("reports:read"),
+        CreateKey::new("narrow").scope("reports:read"),
     );
     let wide = world.create(&admin(), whole("secret")).unwrap();
     let refused = [
         denied(wait(world.keys.rotate(
             &narrow,
             wide.id,
-            Replacement::immediate(),
+            RotateKey::immediate(),
         ))),
         denied(wait(world.keys.replace_lost(&narrow, wide.id))),
         denied(wait(world.keys.update(
             &narrow,
             wide.id,
-            KeyUpdate::new().name("x"),
+            UpdateKey::new().name("x"),
         ))),
         denied(wait(world.keys.disable(&narrow, wide.id))),
         denied(wait(world.keys.enable(&narrow, wide.id))),
@@ -99,19 +99,19 @@ fn a_narrow_key_cannot_change_other_keys_of_its_owner() {
     ];
     for denied in refused {
         assert!(
-            matches!(denied, Denied::Forbidden { role: None, .. }),
+            matches!(denied, Denial::Forbidden { role: None, .. }),
             "{denied:?}"
         );
     }
     let own = wait(world.keys.key(&narrow, wide.id));
-    assert_eq!(denied(own), Denied::NotFound, "nor does it look at them");
+    assert_eq!(denied(own), Denial::NotFound, "nor does it look at them");
 }
 
 /// A key that was narrow when it was received manages nothing, however little its roles allow later.
 #[test]
 fn a_demotion_does_not_let_a_narrow_key_manage() {
     let world = world();
-    let narrow = NewKey::new("narrow").scope("*:read");
+    let narrow = CreateKey::new("narrow").scope("*:read");
     let created = world.create(&bob(Role::DEVELOPER), narrow).unwrap();
     let mut spec = super::policy();
     for class in spec.classes.values_mut() {
@@ -124,7 +124,7 @@ fn a_demotion_does_not_let_a_narrow_key_manage() {
     role_of(&world, "bob", Role::MEMBER);
     let key = grant(&world, &created).actor();
     let denied = denied(world.create(&key, reader("another")));
-    assert!(matches!(denied, Denied::Forbidden { .. }), "{denied:?}");
+    assert!(matches!(denied, Denial::Forbidden { .. }), "{denied:?}");
 }
 
 /// A key without scopes has no access, even where a role's ceiling is empty.
@@ -138,11 +138,11 @@ fn a_key_without_scopes_manages_nothing() {
     }
     let world = World::with_policy(spec);
     let victim = world.some_key();
-    let empty = NewKey::new("empty").owned_by(who("sam"), auditor);
+    let empty = CreateKey::new("empty").owned_by(who("sam"), auditor);
     let created = world.create(&host(), empty).unwrap();
     let key = grant(&world, &created).actor();
     let revoked = wait(world.keys.revoke(&key, victim.id, keyward::Reason::Lost));
-    assert!(matches!(denied(revoked), Denied::Forbidden { .. }));
+    assert!(matches!(denied(revoked), Denial::Forbidden { .. }));
     let query = keyward::store::AuditQuery::tenant(tenant("acme"));
     assert!(wait(world.keys.audit(&key, &query)).is_err());
 }
@@ -153,7 +153,7 @@ fn rotation_never_raises_the_bound_and_cancelling_restores_it() {
     let created = world
         .create(&bob(Role::DEVELOPER), whole("secret"))
         .unwrap();
-    let how = || Replacement::on_first_use(days(1));
+    let how = || RotateKey::on_first_use(days(1));
     let by_alice = wait(world.keys.rotate(&admin(), created.id, how())).unwrap();
     let info = wait(world.keys.key(&admin(), by_alice.id)).unwrap();
     assert_eq!(info.bound, [Role::ADMIN, Role::DEVELOPER].into());
@@ -171,7 +171,7 @@ fn rotation_by_the_owner_keeps_the_bound_of_the_old_key() {
     let draft = whole("secret").owned_by(who("bob"), Role::MEMBER);
     let created = world.create(&admin(), draft).unwrap();
     role_of(&world, "bob", Role::DEVELOPER);
-    let how = Replacement::grace(days(1));
+    let how = RotateKey::grace(days(1));
     let rotated = wait(world.keys.rotate(&bob(Role::DEVELOPER), created.id, how)).unwrap();
     assert_eq!(rotated.reach, reads());
 }
@@ -183,7 +183,7 @@ fn promoting_bob_does_not_widen_a_key_that_mallory_widened() {
     let created = world
         .create(&bob(Role::DEVELOPER), reader("bob's"))
         .unwrap();
-    let change = KeyUpdate::new().scopes(["*:*"]);
+    let change = UpdateKey::new().scopes(["*:*"]);
     wait(world.keys.update(&developer(), created.id, change)).unwrap();
     role_of(&world, "bob", Role::ADMIN);
     assert!(!manages(&grant(&world, &created), &world));
@@ -207,7 +207,7 @@ fn the_application_names_the_recipient_of_a_secret() {
     assert_eq!(reach(&world, &to_mel), reads());
     let by_alice = draft().delivered_to(who("mel"), Role::MEMBER);
     let refused = denied(world.create(&admin(), by_alice));
-    assert!(matches!(refused, Denied::HostOnly { .. }));
+    assert!(matches!(refused, Denial::HostOnly { .. }));
 }
 
 /// Attack: a key gets the stored role although the application states a lower one.
@@ -231,15 +231,15 @@ fn a_stated_role_above_the_stored_one_issues_and_widens_nothing_until_it_is_sync
         .create(&bob(Role::DEVELOPER), reader("bob's"))
         .unwrap();
     role_of(&world, "bob", Role::MEMBER);
-    let drift = Denied::RoleDrift {
+    let drift = Denial::RoleDrift {
         stated: Role::ADMIN,
         stored: Role::MEMBER,
     };
     let by = bob(Role::ADMIN);
-    let wider = KeyUpdate::new().scopes(["*:*"]);
+    let wider = UpdateKey::new().scopes(["*:*"]);
     assert_eq!(denied(world.create(&by, reader("more"))), drift);
     assert_eq!(denied(wait(world.keys.update(&by, key.id, wider))), drift);
-    let how = Replacement::immediate();
+    let how = RotateKey::immediate();
     assert_eq!(denied(wait(world.keys.rotate(&by, key.id, how))), drift);
     let place = tenant("acme");
     let raised = set_role(&world, &by, (place.as_str(), "eve"), Role::MEMBER);
@@ -248,7 +248,7 @@ fn a_stated_role_above_the_stored_one_issues_and_widens_nothing_until_it_is_sync
     wait(world.keys.disable(&by, key.id)).unwrap();
 
     let synced = world.keys.sync_role(&by, &place, who("bob"), Role::ADMIN);
-    assert!(matches!(denied(wait(synced)), Denied::HostOnly { .. }));
+    assert!(matches!(denied(wait(synced)), Denial::HostOnly { .. }));
     wait(
         world
             .keys
@@ -281,7 +281,7 @@ fn a_role_sync_updates_rows_above_and_below_and_restores_no_removed_owner() {
     )
     .unwrap();
     let refused = denied(world.create(&bob(Role::ADMIN), whole("secret")));
-    assert_eq!(refused, Denied::OwnerRemoved { owner: who("bob") });
+    assert_eq!(refused, Denial::OwnerRemoved { owner: who("bob") });
 }
 
 /// A role stored for another person narrows and widens what that person can do.
@@ -293,7 +293,7 @@ fn only_administrators_set_the_role_of_others() {
     let action = "set the role of others";
     assert_eq!(
         denied,
-        Denied::Forbidden {
+        Denial::Forbidden {
             action,
             role: Some(Role::DEVELOPER)
         }
@@ -313,7 +313,7 @@ fn a_role_named_for_ones_own_key_is_not_stored() {
     let higher = world.create(&developer(), higher).unwrap();
     assert!(!manages(&grant(&world, &higher), &world));
     let by = actor("acme", "dora", Role::ADMIN);
-    let drift = Denied::RoleDrift {
+    let drift = Denial::RoleDrift {
         stated: Role::ADMIN,
         stored: Role::DEVELOPER,
     };
@@ -356,10 +356,10 @@ fn trap_32_a_login_named_system_or_like_a_key_is_an_ordinary_person() {
         let by = keyward::Actor::new(tenant("acme"), who(name), system.clone());
         assert!(matches!(
             denied(world.create(&by, reader("x"))),
-            Denied::Forbidden { .. }
+            Denial::Forbidden { .. }
         ));
         let purged = wait(world.keys.purge(&by, &tenant("acme")));
-        assert!(matches!(denied(purged), Denied::HostOnly { .. }));
+        assert!(matches!(denied(purged), Denial::HostOnly { .. }));
         let by = keyward::Actor::new(tenant("acme"), who(name), Role::DEVELOPER);
         let created = world.create(&by, reader("x")).unwrap();
         let info = wait(world.keys.key(&admin(), created.id)).unwrap();
@@ -386,7 +386,7 @@ fn roles_are_also_compared_under_the_rules_of_tenants_below() {
     world.some_key();
     let raised = set_role(&world, &admin(), ("acme", "alice"), root);
     match denied(raised) {
-        Denied::ExceedsActor { dimension, .. } => assert_eq!(dimension, Dimension::Role),
+        Denial::ExceedsActor { dimension, .. } => assert_eq!(dimension, Dimension::Role),
         other => panic!("{other:?}"),
     }
 }
@@ -468,7 +468,7 @@ fn an_owner_restored_below_gets_no_old_key_back_there() {
     let there = Need::scope("reports:read").unwrap().for_tenant(place);
     let refused = verify(there).unwrap_err();
     assert!(
-        matches!(refused, keyward::Rejection::OwnerRemoved { .. }),
+        matches!(refused, keyward::VerifyError::OwnerRemoved { .. }),
         "{refused}"
     );
     verify(Need::scope("reports:read").unwrap()).unwrap();

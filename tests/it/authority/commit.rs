@@ -2,17 +2,17 @@
 //! state.
 
 use keyward::{
-    Actor, Author, BulkFilter, DeleteKey, Denied, Expiry, KeyUpdate, NewKey, Reason, Rejection,
-    Role, days,
+    Actor, Author, BulkFilter, CreateKey, DeleteKey, Denial, Expiry, Reason, Role, UpdateKey,
+    VerifyError, days,
 };
 
 use super::{acting, whole, world};
 use support::*;
 
 #[track_caller]
-fn refused(denied: Denied) -> Rejection {
+fn refused(denied: Denial) -> VerifyError {
     match denied {
-        Denied::ActingKey { why, .. } => *why,
+        Denial::ActingKey { why, .. } => *why,
         other => panic!("expected an acting key that is refused, got {other:?}"),
     }
 }
@@ -28,25 +28,25 @@ fn after(what: impl FnOnce(&World, keyward::KeyId)) -> (World, Actor) {
 #[test]
 fn trap_25_a_key_revoked_disabled_or_deleted_in_flight_changes_nothing_in_any_tenant() {
     type Narrowing = fn(&World, keyward::KeyId);
-    type Expected = fn(&Rejection) -> bool;
+    type Expected = fn(&VerifyError) -> bool;
     let narrowings: [(Narrowing, Expected); 3] = [
         (
             |world, id| {
                 wait(world.keys.revoke(&admin(), id, Reason::Lost)).unwrap();
             },
-            |why| matches!(why, Rejection::Revoked { .. }),
+            |why| matches!(why, VerifyError::Revoked { .. }),
         ),
         (
             |world, id| {
                 wait(world.keys.disable(&admin(), id)).unwrap();
             },
-            |why| matches!(why, Rejection::Disabled { .. }),
+            |why| matches!(why, VerifyError::Disabled { .. }),
         ),
         (
             |world, id| {
                 wait(world.keys.delete(&admin(), id, DeleteKey::plain())).unwrap();
             },
-            |why| matches!(why, Rejection::Unknown),
+            |why| matches!(why, VerifyError::Unknown),
         ),
     ];
     for (narrowing, expected) in narrowings {
@@ -76,24 +76,27 @@ fn trap_25_a_key_revoked_disabled_or_deleted_in_flight_changes_nothing_in_any_te
 #[test]
 fn a_key_that_expires_in_flight_changes_nothing() {
     let (world, key) = after(|world, id| {
-        let change = KeyUpdate::new().expiry(Expiry::In(days(1)));
+        let change = UpdateKey::new().expiry(Expiry::In(days(1)));
         wait(world.keys.update(&admin(), id, change)).unwrap();
         world.clock.advance(days(1));
     });
     let why = refused(denied(world.create(&key, whole("wide"))));
-    assert!(matches!(why, Rejection::Expired { .. }), "{why}");
+    assert!(matches!(why, VerifyError::Expired { .. }), "{why}");
 }
 
 #[test]
 fn a_key_narrowed_in_flight_grants_only_its_remaining_scopes() {
     let (world, key) = after(|world, id| {
-        let change = KeyUpdate::new().scopes(["reports:*"]);
+        let change = UpdateKey::new().scopes(["reports:*"]);
         wait(world.keys.update(&admin(), id, change)).unwrap();
     });
-    let denied = denied(world.create(&key, NewKey::new("any").class("wide").scope("reports:read")));
+    let denied = denied(world.create(
+        &key,
+        CreateKey::new("any").class("wide").scope("reports:read"),
+    ));
     assert_eq!(
         denied,
-        Denied::Forbidden {
+        Denial::Forbidden {
             action: "create keys",
             role: None
         },
@@ -117,7 +120,7 @@ fn a_key_whose_owner_is_removed_in_flight_changes_nothing_in_any_tenant() {
         assert!(
             matches!(
                 why,
-                Rejection::OwnerRemoved { .. } | Rejection::Revoked { .. }
+                VerifyError::OwnerRemoved { .. } | VerifyError::Revoked { .. }
             ),
             "{why}"
         );
@@ -137,7 +140,7 @@ fn a_key_whose_owner_is_demoted_in_flight_grants_only_what_the_role_allows() {
     });
     for draft in [whole("wide"), whole("wide").in_tenant(tenant("acme/web"))] {
         let denied = denied(world.create(&key, draft));
-        assert!(matches!(denied, Denied::Forbidden { .. }), "{denied:?}");
+        assert!(matches!(denied, Denial::Forbidden { .. }), "{denied:?}");
     }
 }
 
@@ -156,7 +159,7 @@ fn a_repeated_command_returns_its_result_even_to_a_key_revoked_since() {
         key.with_command_id(command("c1")),
         reader("child").class("wide"),
     );
-    assert_eq!(denied(wait(again)), Denied::AlreadyCreated { id: made });
+    assert_eq!(denied(wait(again)), Denial::AlreadyCreated { id: made });
 }
 
 /// The command mark names the principal, so that the owner's next key can repeat the command.
@@ -175,12 +178,12 @@ fn another_key_of_the_same_owner_can_repeat_a_command() {
     let again = world
         .keys
         .create(second.with_command_id(command("c1")), draft());
-    assert_eq!(denied(wait(again)), Denied::AlreadyCreated { id: made.id });
+    assert_eq!(denied(wait(again)), Denial::AlreadyCreated { id: made.id });
     let (_, of_bob) = acting(&world, &actor("acme", "bob", Role::ADMIN), whole("secret"));
     let taken = world
         .keys
         .create(of_bob.with_command_id(command("c1")), draft());
-    assert_eq!(denied(wait(taken)), Denied::CommandIdReused);
+    assert_eq!(denied(wait(taken)), Denial::CommandIdReused);
 }
 
 #[test]
@@ -205,7 +208,7 @@ fn trail_and_record_name_the_acting_key_and_its_owner() {
     let rotated = wait(
         world
             .keys
-            .rotate(&admin(), child.id, keyward::Replacement::grace(days(1))),
+            .rotate(&admin(), child.id, keyward::RotateKey::grace(days(1))),
     );
     let successor = wait(world.keys.key(&admin(), rotated.unwrap().id)).unwrap();
     assert_eq!(
@@ -230,7 +233,7 @@ fn all_descendants_of_a_key_are_found() {
     let taken = world
         .create(&admin(), reader("rotated by it").class("wide"))
         .unwrap();
-    let by_it = keyward::Replacement::grace(days(1));
+    let by_it = keyward::RotateKey::grace(days(1));
     let received = wait(world.keys.rotate(&key, taken.id, by_it)).unwrap();
 
     let place = tenant("acme");
@@ -263,7 +266,7 @@ fn a_key_has_at_most_eight_makers() {
         key = acting(&world, &key, whole("secret").environment("live")).1;
     }
     let ninth = denied(world.create(&key, whole("secret").environment("live")));
-    assert_eq!(ninth, Denied::TooManyMakers { limit: 8 });
+    assert_eq!(ninth, Denial::TooManyMakers { limit: 8 });
 }
 
 /// A command of a deleted key must not block the commands batched with it.
@@ -277,6 +280,6 @@ fn a_deleted_key_does_not_block_other_commands_below() {
         world.keys.create(&key, below()),
         world.keys.create(&admin(), below()),
     ));
-    assert!(matches!(denied(refused), Denied::ActingKey { .. }));
+    assert!(matches!(denied(refused), Denial::ActingKey { .. }));
     assert!(made.is_ok(), "{made:?}");
 }

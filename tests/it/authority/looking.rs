@@ -1,7 +1,7 @@
 //! Reading needs authority too.
 
 use keyward::store::AuditQuery;
-use keyward::{Denied, NewKey, Role};
+use keyward::{CreateKey, Denial, Role};
 
 use super::{acting, developer, whole, world};
 use support::*;
@@ -13,17 +13,17 @@ fn an_unknown_role_reads_nothing() {
     let key = world.some_key();
     let by = actor("acme", "eve", Role::new("intern").unwrap());
     let query = world.keys.query(&tenant("acme"));
-    let forbidden = |action| Denied::Forbidden {
+    let forbidden = |action| Denial::Forbidden {
         action,
         role: by.role().cloned(),
     };
     let looked = wait(world.keys.list(&by, &query));
     // An unknown role may read its own keys, and eve has none.
     assert!(looked.unwrap().keys.is_empty());
-    assert_eq!(denied(wait(world.keys.key(&by, key.id))), Denied::NotFound);
+    assert_eq!(denied(wait(world.keys.key(&by, key.id))), Denial::NotFound);
     assert_eq!(
-        denied(wait(world.keys.rotation(&by, key.id, None))),
-        Denied::NotFound
+        denied(wait(world.keys.rotation_progress(&by, key.id, None))),
+        Denial::NotFound
     );
     let trail = wait(world.keys.audit(&by, &AuditQuery::tenant(tenant("acme"))));
     assert_eq!(denied(trail), forbidden("read the audit trail"));
@@ -41,7 +41,7 @@ fn a_role_without_rights_is_refused_where_owners_may_not_look() {
     let by = actor("acme", "eve", Role::MEMBER);
     let looked = wait(world.keys.list(&by, &world.keys.query(&tenant("acme"))));
     let (action, role) = ("look at keys", Some(Role::MEMBER));
-    assert_eq!(denied(looked), Denied::Forbidden { action, role });
+    assert_eq!(denied(looked), Denial::Forbidden { action, role });
 }
 
 #[test]
@@ -57,17 +57,17 @@ fn a_list_omits_keys_its_reader_may_not_see_and_no_others() {
         let name = format!("key {number}");
         if number % 3 == 0 {
             world
-                .create(&admin(), NewKey::new(name.as_str()).class("plain"))
+                .create(&admin(), CreateKey::new(name.as_str()).class("plain"))
                 .unwrap();
         } else {
-            let key = NewKey::new(name.as_str());
+            let key = CreateKey::new(name.as_str());
             seen.push(world.create(&admin(), key).unwrap().id);
         }
     }
     world.clock.advance(std::time::Duration::from_millis(1));
     own.push(
         world
-            .create(&developer(), NewKey::new("own").class("plain"))
+            .create(&developer(), CreateKey::new("own").class("plain"))
             .unwrap()
             .id,
     );
@@ -114,14 +114,14 @@ fn a_removed_person_reads_nothing() {
     .unwrap();
     assert_eq!(
         denied(wait(world.keys.key(&admin(), key.id))),
-        Denied::NotFound
+        Denial::NotFound
     );
     let trail = wait(
         world
             .keys
             .audit(&admin(), &AuditQuery::tenant(tenant("acme"))),
     );
-    assert!(matches!(denied(trail), Denied::Forbidden { .. }));
+    assert!(matches!(denied(trail), Denial::Forbidden { .. }));
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn a_key_reads_with_the_roles_it_manages_with() {
     let (_, narrow) = acting(&world, &admin(), reader("narrow"));
     assert!(matches!(
         denied(wait(world.keys.list(&narrow, &query))),
-        Denied::Forbidden { .. }
+        Denial::Forbidden { .. }
     ));
 }
 
@@ -148,7 +148,7 @@ fn a_refusal_does_not_reveal_that_a_class_is_gone() {
     world
         .keys
         .set_policies(keyward::policy::Policy::new(spec).unwrap());
-    let how = keyward::Replacement::immediate;
+    let how = keyward::RotateKey::immediate;
     let all = |by: &keyward::Actor| {
         [
             denied(wait(world.keys.rotate(by, key.id, how()))),
@@ -157,7 +157,7 @@ fn a_refusal_does_not_reveal_that_a_class_is_gone() {
             denied(wait(world.keys.update(
                 by,
                 key.id,
-                keyward::KeyUpdate::new(),
+                keyward::UpdateKey::new(),
             ))),
             denied(wait(world.keys.enable(by, key.id))),
             denied(wait(world.keys.delete(
@@ -170,11 +170,11 @@ fn a_refusal_does_not_reveal_that_a_class_is_gone() {
     };
     let intern = Role::new("intern").unwrap();
     for refused in all(&actor("acme", "eve", intern)) {
-        assert!(matches!(refused, Denied::Forbidden { .. }), "{refused:?}");
+        assert!(matches!(refused, Denial::Forbidden { .. }), "{refused:?}");
     }
     for refused in all(&admin()) {
         assert!(
-            matches!(refused, Denied::UnknownClass { .. }),
+            matches!(refused, Denial::UnknownClass { .. }),
             "{refused:?}"
         );
     }

@@ -15,8 +15,8 @@ use std::time::Duration;
 use keyward::policy::{KeyClass, PolicySpec, Propagation, SelfRotation, TenantReach};
 use keyward::token::TokenPrefix;
 use keyward::{
-    Actor, Created, Environment, Error, Grant, Need, NewKey, Receipt, Role, ScopeSet, days,
-    profiles,
+    Actor, CommandError, CreateKey, Created, Environment, Grant, Need, Receipt, Role, ScopeSet,
+    days, profiles,
 };
 
 use support::*;
@@ -30,7 +30,7 @@ fn policy() -> PolicySpec {
         let managers = [Role::ADMIN, Role::DEVELOPER];
         KeyClass::secret(prefix(text), ScopeSet::all(), managers)
     };
-    let wide = kind("wide_").with(|kind| kind.tenant_reach = TenantReach::Below);
+    let wide = kind("wide_").with(|kind| kind.tenant_reach = TenantReach::Descendants);
     let slow = kind("slow_").with(|kind| {
         kind.propagation = Some(Propagation {
             bound: Duration::from_secs(60),
@@ -70,8 +70,8 @@ fn world() -> World {
 }
 
 /// Returns a draft that reaches everything. Created by an admin, it stays that wide.
-fn whole(class: &str) -> NewKey {
-    NewKey::new("whole").class(class).scope("*:*")
+fn whole(class: &str) -> CreateKey {
+    CreateKey::new("whole").class(class).scope("*:*")
 }
 
 fn grant(world: &World, key: &Created) -> Grant {
@@ -80,7 +80,7 @@ fn grant(world: &World, key: &Created) -> Grant {
 }
 
 /// Returns the actor of a key that `by` creates.
-fn acting(world: &World, by: &Actor, key: NewKey) -> (Created, Actor) {
+fn acting(world: &World, by: &Actor, key: CreateKey) -> (Created, Actor) {
     let created = world.create(by, key).unwrap();
     let actor = grant(world, &created).actor();
     (created, actor)
@@ -91,7 +91,7 @@ fn set_role(
     by: &Actor,
     (path, owner): (&str, &str),
     role: Role,
-) -> Result<Receipt, Error> {
+) -> Result<Receipt, CommandError> {
     let place = tenant(path);
     wait(world.keys.change_owner_role(by, &place, who(owner), role))
 }

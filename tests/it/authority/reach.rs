@@ -1,16 +1,16 @@
 //! The order of reach, command by command.
 
 use keyward::{
-    Denied, Digest, Dimension, Expiry, ImportKey, KeyUpdate, NewKey, Rejection, Replacement,
-    Resource, ResourceId, ResourceKind, Role, ScopeSet, days,
+    CreateKey, Denial, Digest, Dimension, Expiry, ImportKey, Resource, ResourceId, ResourceKind,
+    Role, RotateKey, ScopeSet, UpdateKey, VerifyError, days,
 };
 
 use super::{acting, developer, policy, set_role, whole, world};
 use support::*;
 
-fn exceeds(denied: Denied) -> Dimension {
+fn exceeds(denied: Denial) -> Dimension {
     match denied {
-        Denied::ExceedsActor { dimension, .. } => dimension,
+        Denial::ExceedsActor { dimension, .. } => dimension,
         other => panic!("expected a reach that is exceeded, got {other:?}"),
     }
 }
@@ -21,9 +21,9 @@ fn a_developer_cannot_widen_an_admins_key_that_was_given_to_her() {
     let world = world();
     let key = world.create(&admin(), reader("alice's")).unwrap();
     let update = |change| denied(wait(world.keys.update(&developer(), key.id, change)));
-    let change = KeyUpdate::new().scopes(["*:*"]);
+    let change = UpdateKey::new().scopes(["*:*"]);
     assert_eq!(exceeds(update(change)), Dimension::Role);
-    let change = KeyUpdate::new().scopes(["reports:*"]);
+    let change = UpdateKey::new().scopes(["reports:*"]);
     assert_eq!(
         exceeds(update(change)),
         Dimension::Role,
@@ -32,7 +32,7 @@ fn a_developer_cannot_widen_an_admins_key_that_was_given_to_her() {
     let rotated = wait(
         world
             .keys
-            .rotate(&developer(), key.id, Replacement::immediate()),
+            .rotate(&developer(), key.id, RotateKey::immediate()),
     );
     assert_eq!(exceeds(denied(rotated)), Dimension::Role);
 }
@@ -45,9 +45,9 @@ fn a_developer_cannot_enable_extend_or_unbind_an_admins_key() {
         .allow_addresses(["10.0.0.0/8"]);
     let key = world.create(&admin(), key).unwrap();
     let update = |change| denied(wait(world.keys.update(&developer(), key.id, change)));
-    let longer = KeyUpdate::new().expiry(Expiry::Never);
+    let longer = UpdateKey::new().expiry(Expiry::Never);
     assert_eq!(exceeds(update(longer)), Dimension::Role);
-    let freed = KeyUpdate::new().allow_addresses([]);
+    let freed = UpdateKey::new().allow_addresses([]);
     assert_eq!(exceeds(update(freed)), Dimension::Role);
     wait(world.keys.disable(&admin(), key.id)).unwrap();
     assert_eq!(
@@ -60,14 +60,14 @@ fn a_developer_cannot_enable_extend_or_unbind_an_admins_key() {
 #[test]
 fn a_developer_can_narrow_disable_and_revoke_an_admins_key() {
     let world = world();
-    let key = NewKey::new("alice's").scope("reports:*");
+    let key = CreateKey::new("alice's").scope("reports:*");
     let key = world.create(&admin(), key).unwrap();
     let by = developer();
-    let narrower = KeyUpdate::new().scopes(["reports:read"]);
+    let narrower = UpdateKey::new().scopes(["reports:read"]);
     wait(world.keys.update(&by, key.id, narrower)).unwrap();
-    let fewer = KeyUpdate::new().allow_addresses(["10.0.0.0/8"]);
+    let fewer = UpdateKey::new().allow_addresses(["10.0.0.0/8"]);
     wait(world.keys.update(&by, key.id, fewer)).unwrap();
-    let sooner = KeyUpdate::new().expiry(Expiry::In(days(3)));
+    let sooner = UpdateKey::new().expiry(Expiry::In(days(3)));
     wait(world.keys.update(&by, key.id, sooner)).unwrap();
     wait(world.keys.disable(&by, key.id)).unwrap();
     wait(world.keys.revoke(&by, key.id, keyward::Reason::Lost)).unwrap();
@@ -84,7 +84,7 @@ fn a_key_of_its_own_tenant_makes_no_key_that_reaches_below() {
     let refused = denied(world.create(&key, whole("wide")));
     assert_eq!(exceeds(refused), Dimension::Tenants);
     let (wide, _) = acting(&world, &admin(), whole("wide"));
-    let refused = wait(world.keys.rotate(&key, wide.id, Replacement::immediate()));
+    let refused = wait(world.keys.rotate(&key, wide.id, RotateKey::immediate()));
     assert_eq!(exceeds(denied(refused)), Dimension::Tenants);
 }
 
@@ -104,9 +104,9 @@ fn trap_26_a_test_key_cannot_create_import_rotate_enable_or_widen_live_keys() {
         exceeds(denied(wait(world.keys.import(&key, import)))),
         Dimension::Environment
     );
-    let rotated = wait(world.keys.rotate(&key, live.id, Replacement::immediate()));
+    let rotated = wait(world.keys.rotate(&key, live.id, RotateKey::immediate()));
     assert_eq!(exceeds(denied(rotated)), Dimension::Environment);
-    let change = KeyUpdate::new().scopes(["*:*"]);
+    let change = UpdateKey::new().scopes(["*:*"]);
     let widened = wait(world.keys.update(&key, live.id, change));
     assert_eq!(exceeds(denied(widened)), Dimension::Environment);
     wait(world.keys.disable(&admin(), live.id)).unwrap();
@@ -143,7 +143,7 @@ fn a_key_bound_to_a_network_unbinds_neither_another_key_nor_itself() {
     let lifted = wait(
         world
             .keys
-            .update(&key, created.id, KeyUpdate::new().allow_addresses([])),
+            .update(&key, created.id, UpdateKey::new().allow_addresses([])),
     );
     assert_eq!(exceeds(denied(lifted)), Dimension::Addresses);
     let narrower = whole("secret").allow_addresses(["10.9.0.0/16"]);
@@ -161,11 +161,14 @@ fn a_key_acts_only_from_the_networks_of_its_current_list() {
         .verify(created.secret.expose(), &need)
         .unwrap()
         .actor();
-    let change = KeyUpdate::new().allow_addresses(["10.0.0.0/8"]);
+    let change = UpdateKey::new().allow_addresses(["10.0.0.0/8"]);
     wait(world.keys.update(&admin(), created.id, change)).unwrap();
     match denied(world.create(&key, whole("secret"))) {
-        Denied::ActingKey { why, .. } => {
-            assert!(matches!(*why, Rejection::AddressNotAllowed { .. }), "{why}");
+        Denial::ActingKey { why, .. } => {
+            assert!(
+                matches!(*why, VerifyError::AddressNotAllowed { .. }),
+                "{why}"
+            );
         }
         other => panic!("{other:?}"),
     }
@@ -186,7 +189,7 @@ fn a_publishable_key_manages_nothing_not_even_itself() {
         denied(wait(world.keys.rotate(
             &key,
             created.id,
-            Replacement::immediate(),
+            RotateKey::immediate(),
         ))),
         denied(wait(world.keys.close_tenant(&key, &tenant("acme")))),
         denied(wait(
@@ -194,10 +197,10 @@ fn a_publishable_key_manages_nothing_not_even_itself() {
         )),
     ];
     for denied in refused {
-        let Denied::ActingKey { why, .. } = denied else {
+        let Denial::ActingKey { why, .. } = denied else {
             panic!("{denied:?}");
         };
-        assert!(matches!(*why, Rejection::Publishable { .. }), "{why}");
+        assert!(matches!(*why, VerifyError::Publishable { .. }), "{why}");
     }
 }
 
@@ -287,13 +290,13 @@ fn no_key_outlives_the_key_that_made_or_extended_it() {
     let never = || whole("secret").never_expires();
     let (child, _) = acting(&world, &key, whole("secret").expires_in(days(5)));
     let end = Expiry::In(days(10));
-    let change = KeyUpdate::new().expiry(end);
+    let change = UpdateKey::new().expiry(end);
     wait(world.keys.update(&admin(), created.id, change)).unwrap();
     assert_eq!(
         exceeds(denied(world.create(&key, never()))),
         Dimension::Lifetime
     );
-    let longer = KeyUpdate::new().expiry(Expiry::In(days(20)));
+    let longer = UpdateKey::new().expiry(Expiry::In(days(20)));
     let prolonged = wait(world.keys.update(&key, child.id, longer));
     assert_eq!(exceeds(denied(prolonged)), Dimension::Lifetime);
 }
@@ -310,7 +313,7 @@ fn a_key_cannot_raise_a_role_and_can_lower_one_like_an_admin() {
     let bob = actor("acme", "bob", Role::DEVELOPER);
     world.create(&bob, reader("bob's")).unwrap();
     let raised = set_role(&world, &key, ("acme", "bob"), Role::ADMIN);
-    assert!(matches!(denied(raised), Denied::ExceedsActor { .. }));
+    assert!(matches!(denied(raised), Denial::ExceedsActor { .. }));
     assert!(change(Role::MEMBER).is_ok());
 }
 
@@ -349,25 +352,25 @@ fn a_session_with_few_scopes_grants_no_key_with_more() {
     super::set_role(&world, &host(), ("acme", "bob"), Role::MEMBER).unwrap();
     let few = ScopeSet::parse(["*:read"]).unwrap();
     let session = bob(Role::MEMBER).with_scopes(few);
-    let how = keyward::Replacement::immediate();
+    let how = keyward::RotateKey::immediate();
     let refused = [
         wait(world.keys.rotate(&session, key.id, how.clone())).map(drop),
         wait(
             world
                 .keys
-                .update(&session, key.id, KeyUpdate::new().allow_addresses([])),
+                .update(&session, key.id, UpdateKey::new().allow_addresses([])),
         )
         .map(drop),
         wait(
             world
                 .keys
-                .update(&session, key.id, KeyUpdate::new().expiry(Expiry::Never)),
+                .update(&session, key.id, UpdateKey::new().expiry(Expiry::Never)),
         )
         .map(drop),
     ];
     for refused in refused {
         match denied(refused) {
-            Denied::ExceedsActor { dimension, .. } => assert_eq!(dimension, Dimension::Scopes),
+            Denial::ExceedsActor { dimension, .. } => assert_eq!(dimension, Dimension::Scopes),
             other => panic!("{other:?}"),
         }
     }

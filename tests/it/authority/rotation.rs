@@ -1,27 +1,27 @@
 //! Self-rotation: the only command whose result may outlive its actor.
 
 use keyward::{
-    Denied, Dimension, Expiry, KeyUpdate, LeakSource, Need, NewKey, Replacement, Role, days, hours,
+    CreateKey, Denial, Dimension, Expiry, LeakSource, Need, Role, RotateKey, UpdateKey, days, hours,
 };
 
 use super::{acting, whole, world};
 use support::*;
 
-fn narrow(class: &str) -> NewKey {
-    NewKey::new("narrow")
+fn narrow(class: &str) -> CreateKey {
+    CreateKey::new("narrow")
         .class(class)
         .scope("reports:read")
         .expires_in(days(30))
 }
 
-fn grace() -> Replacement {
-    Replacement::grace(hours(1))
+fn grace() -> RotateKey {
+    RotateKey::grace(hours(1))
 }
 
 #[track_caller]
-fn reason(denied: Denied) -> &'static str {
+fn reason(denied: Denial) -> &'static str {
     match denied {
-        Denied::SelfRotation { reason } => reason,
+        Denial::SelfRotation { reason } => reason,
         other => panic!("{other:?}"),
     }
 }
@@ -97,11 +97,7 @@ fn the_maximum_age_counts_from_the_first_key_through_keys_that_make_keys() {
 fn no_retiring_or_leaked_key_rotates_itself_and_no_key_does_so_without_grace() {
     let world = world();
     let (created, key) = acting(&world, &admin(), narrow("within"));
-    let at_once = wait(
-        world
-            .keys
-            .rotate(&key, created.id, Replacement::immediate()),
-    );
+    let at_once = wait(world.keys.rotate(&key, created.id, RotateKey::immediate()));
     assert_eq!(reason(denied(at_once)), "only with grace or on first use");
     let rotated = wait(world.keys.rotate(&admin(), created.id, grace())).unwrap();
     let again = wait(world.keys.rotate(&key, created.id, grace()));
@@ -141,7 +137,7 @@ fn no_retiring_or_leaked_key_rotates_itself_and_no_key_does_so_without_grace() {
 fn a_key_that_lost_the_answer_to_its_rotation_asks_again() {
     let world = world();
     let (created, key) = acting(&world, &admin(), narrow("within"));
-    let how = Replacement::on_first_use(hours(1));
+    let how = RotateKey::on_first_use(hours(1));
     let lost = wait(world.keys.rotate(&key, created.id, how)).unwrap();
     let again = wait(world.keys.replace_lost(&key, lost.id)).unwrap();
     let verified = world
@@ -151,7 +147,7 @@ fn a_key_that_lost_the_answer_to_its_rotation_asks_again() {
     assert_eq!(verified.key_id(), lost.id);
     let (_, other) = acting(&world, &admin(), narrow("within"));
     let stolen = denied(wait(world.keys.replace_lost(&other, lost.id)));
-    assert!(matches!(stolen, Denied::Forbidden { .. }), "{stolen:?}");
+    assert!(matches!(stolen, Denial::Forbidden { .. }), "{stolen:?}");
 }
 
 #[test]
@@ -167,16 +163,16 @@ fn the_trail_records_that_a_key_rotated_itself() {
 
 // A key that lost the answer to its rotation asks again. It gets no more than it may have at that time.
 
-fn lost() -> Replacement {
-    Replacement::on_first_use(hours(1))
+fn lost() -> RotateKey {
+    RotateKey::on_first_use(hours(1))
 }
 
 #[test]
 fn a_narrowed_key_gets_no_wider_successor_by_asking_again() {
-    let narrowings: [(KeyUpdate, Dimension); 2] = [
-        (KeyUpdate::new().scopes(["reports:read"]), Dimension::Scopes),
+    let narrowings: [(UpdateKey, Dimension); 2] = [
+        (UpdateKey::new().scopes(["reports:read"]), Dimension::Scopes),
         (
-            KeyUpdate::new().allow_addresses(["10.0.0.0/8"]),
+            UpdateKey::new().allow_addresses(["10.0.0.0/8"]),
             Dimension::Addresses,
         ),
     ];
@@ -199,7 +195,7 @@ fn a_narrowed_key_gets_no_wider_successor_by_asking_again() {
         wait(world.keys.update(&admin(), old.id, narrowing)).unwrap();
         for by in [stale, act()] {
             match denied(wait(world.keys.replace_lost(&by, new.id))) {
-                Denied::ExceedsActor { dimension, .. } => assert_eq!(dimension, exceeded),
+                Denial::ExceedsActor { dimension, .. } => assert_eq!(dimension, exceeded),
                 other => panic!("{other:?}"),
             }
         }
@@ -208,9 +204,9 @@ fn a_narrowed_key_gets_no_wider_successor_by_asking_again() {
 
 #[test]
 fn a_key_gets_no_successor_widened_by_others_by_asking_again() {
-    let widenings: [(KeyUpdate, Dimension); 2] = [
-        (KeyUpdate::new().scopes(["*:*"]), Dimension::Scopes),
-        (KeyUpdate::new().expiry(Expiry::Never), Dimension::Lifetime),
+    let widenings: [(UpdateKey, Dimension); 2] = [
+        (UpdateKey::new().scopes(["*:*"]), Dimension::Scopes),
+        (UpdateKey::new().expiry(Expiry::Never), Dimension::Lifetime),
     ];
     for (widening, exceeded) in widenings {
         let world = world();
@@ -218,7 +214,7 @@ fn a_key_gets_no_successor_widened_by_others_by_asking_again() {
         let new = wait(world.keys.rotate(&key, old.id, lost())).unwrap();
         wait(world.keys.update(&admin(), new.id, widening)).unwrap();
         match denied(wait(world.keys.replace_lost(&key, new.id))) {
-            Denied::ExceedsActor { dimension, .. } => assert_eq!(dimension, exceeded),
+            Denial::ExceedsActor { dimension, .. } => assert_eq!(dimension, exceeded),
             other => panic!("{other:?}"),
         }
     }

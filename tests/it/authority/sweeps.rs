@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use keyward::audit::Action;
 use keyward::store::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
-    KeyStore, Locator, MemoryStore, Revision, RowKey, ScanPage, Select, StoreError, StoreErrorKind,
-    TenantView, Versioned,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
+    KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, Revision, RowKey, ScanPage, StoreError,
+    StoreErrorKind, TenantView,
 };
 use keyward::{
-    BulkFilter, DeleteKey, KeyUpdate, Keyward, Need, Reason, Replacement, Role, TenantId,
+    BulkFilter, DeleteKey, Keyward, Need, Reason, Role, RotateKey, TenantId, UpdateKey,
     async_trait, hours,
 };
 
@@ -29,11 +29,15 @@ struct Stops {
 
 #[async_trait]
 impl KeyStore for Stops {
-    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        select: &LoadRequest,
+    ) -> Result<TenantView, StoreError> {
         self.inner.load(tenant, select).await
     }
 
-    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+    async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError> {
         self.inner.find(locator).await
     }
 
@@ -136,13 +140,13 @@ fn maintenance_finishes_a_command_whose_caller_is_gone() {
     assert!(wait(node.revoke_many(&by, &tenant("acme"), filter, Reason::Unused)).is_err());
     wait(world.keys.sync()).unwrap();
     assert_eq!(
-        wait(world.keys.run_upkeep()).unwrap(),
+        wait(world.keys.run_maintenance()).unwrap(),
         0,
         "its caller may still be there"
     );
     world.clock.advance(Duration::from_secs(61));
     wait(world.keys.sync()).unwrap();
-    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 1);
+    assert_eq!(wait(world.keys.run_maintenance()).unwrap(), 1);
     assert!(
         world
             .keys
@@ -163,7 +167,11 @@ fn maintenance_finishes_a_command_whose_caller_is_gone() {
     );
     wait(world.keys.sync()).unwrap();
     world.clock.advance(Duration::from_secs(61));
-    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 0, "nothing is left");
+    assert_eq!(
+        wait(world.keys.run_maintenance()).unwrap(),
+        0,
+        "nothing is left"
+    );
 }
 
 #[test]
@@ -176,7 +184,7 @@ fn maintenance_finishes_removals_and_closings_below() {
     assert!(wait(node.remove_owner(&admin(), &tenant("acme"), who("bob"))).is_err());
     world.clock.advance(Duration::from_secs(61));
     wait(world.keys.sync()).unwrap();
-    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 1);
+    assert_eq!(wait(world.keys.run_maintenance()).unwrap(), 1);
     let info = wait(world.keys.key(&host(), below.id)).unwrap();
     assert_eq!(info.status, keyward::Status::Revoked);
 }
@@ -194,7 +202,7 @@ fn maintenance_reaches_no_further_than_the_caller() {
     assert!(wait(node.revoke_many(&own, &tenant("acme"), filter, Reason::Leaked)).is_err());
     world.clock.advance(Duration::from_secs(61));
     wait(world.keys.sync()).unwrap();
-    wait(world.keys.run_upkeep()).unwrap();
+    wait(world.keys.run_maintenance()).unwrap();
     assert!(
         world
             .keys
@@ -242,7 +250,7 @@ fn a_key_without_authority_revokes_nothing_by_repeating_a_finished_command() {
     let repeated = || key.with_command_id(command("sweep"));
     assert_eq!(sweep(repeated()).unwrap().ended, 0);
     // From here on the key counts as a maker of the victim.
-    let widened = KeyUpdate::new().scopes(["reports:*"]);
+    let widened = UpdateKey::new().scopes(["reports:*"]);
     wait(world.keys.update(&key, victim.id, widened)).unwrap();
     let made = wait(world.keys.made_by(&admin(), &place, created.id)).unwrap();
     assert_eq!(made.len(), 1);
@@ -279,7 +287,7 @@ fn a_successor_from_self_rotation_counts_as_made_by_the_key() {
     let world = super::world();
     let (old, key) = acting(&world, &admin(), whole("within"));
     let rotated = |by: &keyward::Actor, key| {
-        let how = Replacement::grace(hours(1));
+        let how = RotateKey::grace(hours(1));
         wait(world.keys.rotate(by, key, how)).unwrap()
     };
     let new = rotated(&key, old.id);
@@ -301,11 +309,11 @@ fn keys_made_by_a_deleted_key_of_a_chain_are_found() {
     let world = super::world();
     let (first, key) = acting(&world, &admin(), whole("within"));
     let made = world.create(&key, whole("within")).unwrap();
-    let how = Replacement::grace(hours(1));
+    let how = RotateKey::grace(hours(1));
     let second = wait(world.keys.rotate(&key, first.id, how)).unwrap();
     let by_second = world.keys.verify(second.secret.expose(), &Need::any());
     let by_second = by_second.unwrap().actor();
-    let how = Replacement::immediate();
+    let how = RotateKey::immediate();
     let renewed = wait(world.keys.rotate(&by_second, made.id, how)).unwrap();
     let before = made_by(&world, second.id);
     assert!(before.contains(&renewed.id));
@@ -353,7 +361,7 @@ fn a_command_continues_below_although_its_id_was_taken_there() {
     assert!(taken.is_ok());
     world.clock.advance(Duration::from_secs(61));
     wait(world.keys.sync()).unwrap();
-    assert_eq!(wait(world.keys.run_upkeep()).unwrap(), 1);
+    assert_eq!(wait(world.keys.run_maintenance()).unwrap(), 1);
     for key in keys {
         let verdict = world.keys.verify(key.secret.expose(), &Need::any());
         assert!(verdict.is_err());
@@ -424,7 +432,7 @@ fn a_command_below_is_not_ended_by_another_command_with_its_id() {
     squat().unwrap();
     world.clock.advance(Duration::from_secs(61));
     wait(world.keys.sync()).unwrap();
-    wait(world.keys.run_upkeep()).unwrap();
+    wait(world.keys.run_maintenance()).unwrap();
     let verdict = world.keys.verify(below.secret.expose(), &Need::any());
     assert!(verdict.is_err());
 }

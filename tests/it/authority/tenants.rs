@@ -2,7 +2,7 @@
 //! for an actor who may provision.
 
 use keyward::policy::{Policies, Policy, PolicySpec};
-use keyward::{Actor, Denied, Dimension, Need, NewKey, Rejection, Role, ScopeSet, TenantId};
+use keyward::{Actor, CreateKey, Denial, Dimension, Need, Role, ScopeSet, TenantId, VerifyError};
 
 use super::{acting, developer, set_role, whole, world};
 use support::*;
@@ -12,19 +12,19 @@ use support::*;
 fn a_developer_cannot_create_a_tenant_by_creating_a_key_in_it() {
     let world = World::with_policy(capped(2));
     world.some_key();
-    let (_, by_key) = acting(&world, &developer(), NewKey::new("dora's").scope("*:*"));
+    let (_, by_key) = acting(&world, &developer(), CreateKey::new("dora's").scope("*:*"));
     for number in 0..3 {
         let place = tenant(&format!("acme/x{number}"));
         let denied = denied(world.create(&developer(), reader("x").in_tenant(place.clone())));
         assert!(matches!(
             denied,
-            Denied::Forbidden {
+            Denial::Forbidden {
                 action: "provision tenants",
                 ..
             }
         ));
         let denied = support::denied(world.create(&by_key, reader("x").in_tenant(place)));
-        assert_eq!(denied, Denied::TenantNotFound);
+        assert_eq!(denied, Denial::TenantNotFound);
     }
     let by_admin = reader("x").in_tenant(tenant("acme/x0"));
     assert!(world.create(&admin(), by_admin).is_ok());
@@ -41,7 +41,7 @@ fn at(path: &str) -> Need {
 }
 
 /// Verifies by the index, by the store, and on another node.
-fn everywhere(world: &World, secret: &str, need: &Need) -> Vec<Result<(), Rejection>> {
+fn everywhere(world: &World, secret: &str, need: &Need) -> Vec<Result<(), VerifyError>> {
     let other = world.another_node(keyward::policy::Policy::new(super::policy()).unwrap());
     wait(other.sync()).unwrap();
     vec![
@@ -65,10 +65,10 @@ fn a_closed_tenant_below_is_not_reached() {
     let host = Actor::application(tenant("acme/web"));
     wait(world.keys.close_tenant(&host, &tenant("acme/web"))).unwrap();
     for verdict in everywhere(&world, secret, &at("acme/web")) {
-        assert_eq!(verdict, Err(Rejection::TenantClosed { key: key.id }));
+        assert_eq!(verdict, Err(VerifyError::TenantClosed { key: key.id }));
     }
     for verdict in everywhere(&world, secret, &at("acme/web/eu")) {
-        assert_eq!(verdict, Err(Rejection::TenantClosed { key: key.id }));
+        assert_eq!(verdict, Err(VerifyError::TenantClosed { key: key.id }));
     }
     assert!(
         everywhere(&world, secret, &at("acme"))
@@ -91,7 +91,7 @@ fn an_owner_removed_or_demoted_below_is_restricted_there() {
         .for_tenant(below.clone());
     for verdict in everywhere(&world, secret, &writing) {
         assert!(
-            matches!(verdict, Err(Rejection::MissingScope { .. })),
+            matches!(verdict, Err(VerifyError::MissingScope { .. })),
             "{verdict:?}"
         );
     }
@@ -110,11 +110,11 @@ fn an_owner_removed_or_demoted_below_is_restricted_there() {
 
     wait(world.keys.remove_owner(&host, &below, who("alice"))).unwrap();
     for verdict in everywhere(&world, secret, &at("acme/web")) {
-        assert_eq!(verdict, Err(Rejection::OwnerRemoved { key: key.id }));
+        assert_eq!(verdict, Err(VerifyError::OwnerRemoved { key: key.id }));
     }
     let actor = world.keys.verify(secret, &at("acme")).unwrap().actor();
     let made = world.create(&actor, whole("wide").in_tenant(below));
-    assert!(matches!(denied(made), Denied::ActingKey { .. }));
+    assert!(matches!(denied(made), Denial::ActingKey { .. }));
 }
 
 /// Attack: `GET /projects/acme%2F..%2Fvictim/secrets`.
@@ -140,7 +140,7 @@ fn only_administrators_import_keys() {
     };
     assert!(matches!(
         denied(import(&developer(), "a")),
-        Denied::Forbidden { .. }
+        Denial::Forbidden { .. }
     ));
     assert!(import(&admin(), "b").is_ok());
     assert!(import(&host(), "c").is_ok());
@@ -184,9 +184,9 @@ fn ops() -> (World, keyward::Created) {
     (world, key)
 }
 
-fn exceeds(refused: Denied, exceeded: Dimension) {
+fn exceeds(refused: Denial, exceeded: Dimension) {
     match refused {
-        Denied::ExceedsActor { dimension, .. } => assert_eq!(dimension, exceeded),
+        Denial::ExceedsActor { dimension, .. } => assert_eq!(dimension, exceeded),
         other => panic!("{other:?}"),
     }
 }
@@ -202,7 +202,7 @@ fn nobody_enables_a_key_that_manages_more_below_than_they_do() {
 #[test]
 fn nobody_cancels_the_rotation_of_a_key_that_manages_more_below_than_they_do() {
     let (world, key) = ops();
-    let how = keyward::Replacement::grace(keyward::hours(1));
+    let how = keyward::RotateKey::grace(keyward::hours(1));
     wait(world.keys.rotate(&admin(), key.id, how)).unwrap();
     let refused = denied(wait(
         world.keys.cancel_rotation(&super::developer(), key.id),

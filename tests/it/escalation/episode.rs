@@ -10,9 +10,9 @@ use std::time::Duration;
 use keyward::policy::Policy;
 use keyward::store::{KeyQuery, KeyStore, Locator, Row};
 use keyward::{
-    Actor, ClassName, DeleteKey, Digest, Error, Expiry, Grant, ImportKey, IssuedKey, KeyId,
-    KeyRecord, KeyUpdate, Keyward, ManualClock, Need, NewKey, Owner, Pepper, PepperRing,
-    PrincipalId, Reason, Replacement, Role, Scope, SeededEntropy, Timestamp, days, hours,
+    Actor, ClassName, CommandError, CreateKey, DeleteKey, Digest, Expiry, Grant, ImportKey,
+    IssuedKey, KeyId, KeyRecord, Keyward, ManualClock, Need, Owner, Pepper, PepperRing,
+    PrincipalId, Reason, Role, RotateKey, Scope, SeededEntropy, Timestamp, UpdateKey, days, hours,
 };
 use keyward_conformance::explore::block_on;
 use rand::rngs::ChaCha12Rng;
@@ -176,7 +176,7 @@ impl Episode {
 
     /// Returns the roles stored for the attacker along the path of `tenant`.
     fn stored(&self, tenant: &keyward::TenantId) -> Vec<Role> {
-        let select = keyward::store::Select::owner(who("mallory"));
+        let select = keyward::store::LoadRequest::owner(who("mallory"));
         let path = std::iter::once(tenant.clone()).chain(tenant.ancestors());
         let views = path.map(|tenant| block_on(self.store.load(&tenant, &select)).unwrap());
         let rows = views.flat_map(|view| view.owners);
@@ -214,11 +214,11 @@ impl Episode {
         Actor::new(tenant(0), who("alice"), role("admin"))
     }
 
-    fn draft(&mut self, place: usize) -> NewKey {
+    fn draft(&mut self, place: usize) -> CreateKey {
         let name = self.pick(&["plain", "plain", "wide", "wide", "public", "renewing"]);
         let name = name.unwrap();
         let environment = self.pick(&["live", "test"]).unwrap();
-        let mut key = NewKey::new("key")
+        let mut key = CreateKey::new("key")
             .in_tenant(tenant(place))
             .class(name)
             .environment(environment);
@@ -242,7 +242,7 @@ impl Episode {
 
     /// Drafts a key with the reach of `record`, varied in at most one dimension and in its class. A key that
     /// exceeds the actor in several dimensions is refused for the first one, and the others stay untested.
-    fn draft_like(&mut self, record: &KeyRecord) -> (usize, NewKey) {
+    fn draft_like(&mut self, record: &KeyRecord) -> (usize, CreateKey) {
         let varied = self.dice.random_range(0..8);
         let own = TENANTS
             .iter()
@@ -256,7 +256,7 @@ impl Episode {
             1 => record.class.as_str(),
             _ => class,
         };
-        let mut key = NewKey::new("like").in_tenant(tenant(place)).class(class);
+        let mut key = CreateKey::new("like").in_tenant(tenant(place)).class(class);
         key = match varied {
             2 => key.environment(self.pick(&["live", "test"]).unwrap()),
             _ => key.environment(record.environment.as_str()),
@@ -332,7 +332,7 @@ impl Episode {
         let Some(owner) = record.owner.principal() else {
             return Vec::new();
         };
-        let select = keyward::store::Select::owner(owner.clone());
+        let select = keyward::store::LoadRequest::owner(owner.clone());
         let path = std::iter::once(record.tenant.clone()).chain(record.tenant.ancestors());
         let views = path.map(|tenant| block_on(self.store.load(&tenant, &select)).unwrap());
         let rows = views.flat_map(|view| view.owners);
@@ -413,7 +413,7 @@ impl Episode {
         let done = match self.dice.random_range(0..4) {
             0 => block_on(keys.revoke(&host, id, Reason::Lost)).is_ok(),
             1 => {
-                let change = KeyUpdate::new().scopes(["a:read"]);
+                let change = UpdateKey::new().scopes(["a:read"]);
                 let narrows = self
                     .record(id)
                     .is_some_and(|record| record.scopes.allows(&Scope::new("a:read").unwrap()));
@@ -560,9 +560,9 @@ impl Episode {
         match choice {
             7..10 => {
                 let how = match self.dice.random_range(0..3) {
-                    0 => Replacement::immediate(),
-                    1 => Replacement::grace(hours(2)),
-                    _ => Replacement::on_first_use(hours(2)),
+                    0 => RotateKey::immediate(),
+                    1 => RotateKey::grace(hours(2)),
+                    _ => RotateKey::on_first_use(hours(2)),
                 };
                 let done = block_on(keys.rotate(actor, id, how));
                 let right = itself || potential(self, Verb::Rotate, &class, &owner);
@@ -573,7 +573,7 @@ impl Episode {
                 attack(format!("rotate {id}"), accepted, right)
             }
             10..13 => {
-                let change = KeyUpdate::new();
+                let change = UpdateKey::new();
                 let change = match self.dice.random_range(0..5) {
                     0 => change.scopes(["*:*"]),
                     1 => change.scopes(["a:*", "b:read"]),
@@ -644,12 +644,12 @@ impl Episode {
         let stored = self.stored(&tenant(place));
         let fresh = block_on(
             self.store
-                .load(&tenant(place), &keyward::store::Select::none()),
+                .load(&tenant(place), &keyward::store::LoadRequest::none()),
         )
         .unwrap()
         .tenant
         .is_none();
-        let made: Result<(KeyId, String, Vec<IssuedKey>), Error> = if import {
+        let made: Result<(KeyId, String, Vec<IssuedKey>), CommandError> = if import {
             self.imports += 1;
             let secret = format!("imported-{}", self.imports);
             let import = ImportKey::sha256(Digest::sha256(&secret), key);
@@ -691,7 +691,7 @@ impl Episode {
         let given = role(self.pick(&ROLES).unwrap());
         let owner = self.pick(&["mallory", "bob"]).unwrap();
         let stored = |place: usize| {
-            let select = keyward::store::Select::owner(who(owner));
+            let select = keyward::store::LoadRequest::owner(who(owner));
             let view = block_on(self.store.load(&tenant(place), &select)).unwrap();
             view.owners.first().map(|row| row.role.clone())
         };
@@ -740,11 +740,11 @@ impl Episode {
     }
 
     fn look(&mut self, actor: &Actor, keys: &Keyward, acting: Option<&Acting>) -> Attack {
-        let mut query = KeyQuery::everything(self.now());
+        let mut query = KeyQuery::all(self.now());
         query.tenant = Some(actor.tenant().clone());
         query.below = true;
         let listed = block_on(keys.list(actor, &query));
-        let trail = block_on(keys.audit(actor, &keyward::store::AuditQuery::everything())).is_ok();
+        let trail = block_on(keys.audit(actor, &keyward::store::AuditQuery::all())).is_ok();
         let mut wrong = None;
         if trail && !self.potential.administers(acting) {
             wrong = Some(format!("the trail was read, by {}", by_whom(acting)));

@@ -88,7 +88,7 @@ pub(crate) fn draw(dice: &mut ChaCha12Rng) -> Policy {
                 .collect(),
         };
         let tenant_reach = match name {
-            "wide" => TenantReach::Below,
+            "wide" => TenantReach::Descendants,
             _ => TenantReach::Own,
         };
         let propagation = (name == "renewing").then_some(Propagation {

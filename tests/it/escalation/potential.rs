@@ -118,7 +118,7 @@ impl Potential {
         let class = self.policy.class(&key.class).unwrap();
         let there = match class.tenant_reach {
             keyward::policy::TenantReach::Own => key.tenant == tenant(t),
-            keyward::policy::TenantReach::Below => key.tenant.contains(&tenant(t)),
+            keyward::policy::TenantReach::Descendants => key.tenant.contains(&tenant(t)),
         };
         let address = ADDRESSES[a].parse().unwrap();
         there

@@ -5,9 +5,9 @@ use std::num::NonZeroUsize;
 use std::sync::Mutex;
 
 use keyward::store::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
-    KeyStore, Locator, MemoryStore, Revision, RowKey, ScanPage, Select, StoreError, TenantView,
-    Versioned,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
+    KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, Revision, RowKey, ScanPage, StoreError,
+    TenantView,
 };
 use keyward::{TenantId, async_trait};
 
@@ -39,11 +39,15 @@ impl Paused {
 
 #[async_trait]
 impl KeyStore for Paused {
-    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        select: &LoadRequest,
+    ) -> Result<TenantView, StoreError> {
         self.inner.load(tenant, select).await
     }
 
-    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+    async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError> {
         self.inner.find(locator).await
     }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use keyward::store::{
     AuditPage, AuditPosition, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor,
-    Epoch, KeyPage, KeyQuery, KeyStore, Locator, MemoryStore, Revision, Row, RowKey, ScanPage,
-    Select, StoreError, TenantView, Versioned,
+    Epoch, FoundKey, KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, Revision, Row,
+    RowKey, ScanPage, StoreError, TenantView,
 };
 use keyward::{KeyId, KeyRecord, TenantId, Timestamp, async_trait};
 
@@ -149,11 +149,15 @@ pub(crate) fn records(store: &impl KeyStore) -> Vec<KeyRecord> {
 
 #[async_trait]
 impl KeyStore for Bent {
-    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        select: &LoadRequest,
+    ) -> Result<TenantView, StoreError> {
         self.inner.load(tenant, select).await
     }
 
-    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+    async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError> {
         let found = self.inner.find(locator).await?;
         Ok(found.filter(|_| self.bend != Bend::NeverLooksBehind))
     }

@@ -361,7 +361,7 @@ fn no_event_holds_a_secret_or_a_digest() {
     let next = wait(
         world
             .keys
-            .rotate(&admin(), key.id, keyward::Replacement::immediate()),
+            .rotate(&admin(), key.id, keyward::RotateKey::immediate()),
     )
     .unwrap();
     wait(world.keys.report_leaked_token(

@@ -130,7 +130,7 @@ fn an_unreadable_entry_is_an_event_and_does_not_stop_the_stream() {
     let sound = drain(&desk.events, &mut cursor);
     let rows = wait(keyward::store::KeyStore::audit(
         &*desk.store,
-        &keyward::store::AuditQuery::everything(),
+        &keyward::store::AuditQuery::all(),
     ));
     for (n, row) in rows.unwrap().rows.iter().enumerate() {
         desk.reader.damage(row.position());

@@ -11,8 +11,8 @@ use keyward::events::{Event, EventBatch, EventCursor, Events};
 use keyward::policy::Policy;
 use keyward::store::{AuditQuery, AuditRow, KeyStore, MemoryStore};
 use keyward::{
-    Clock, Command, DeleteKey, Expiry, KeyId, KeyRecord, KeyState, KeyUpdate, Keyward, ManualClock,
-    Reason, Replacement, Request, Timestamp, days, hours, profiles,
+    Clock, Command, DeleteKey, Expiry, KeyId, KeyRecord, KeyState, Keyward, ManualClock, Reason,
+    Request, RotateKey, Timestamp, UpdateKey, days, hours, profiles,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
@@ -31,7 +31,7 @@ enum Ask {
     Revoke(usize),
     Disable(usize),
     Enable(usize),
-    Rotate(usize, Replacement),
+    Rotate(usize, RotateKey),
     Finish(usize),
     Cancel(usize),
     Use(usize),
@@ -67,9 +67,9 @@ fn asks() -> impl Strategy<Value = Ask> {
         ]
     };
     let how = prop_oneof![
-        Just(Replacement::immediate()),
-        (1_u32..100).prop_map(|n| Replacement::grace(hours(n))),
-        (1_u32..100).prop_map(|n| Replacement::on_first_use(hours(n))),
+        Just(RotateKey::immediate()),
+        (1_u32..100).prop_map(|n| RotateKey::grace(hours(n))),
+        (1_u32..100).prop_map(|n| RotateKey::on_first_use(hours(n))),
     ];
     prop_oneof![
         6 => prop::option::weighted(0.9, life()).prop_map(Ask::Create),
@@ -145,12 +145,12 @@ fn ask(keys: &Keyward, store: &MemoryStore, ask: Ask) {
         Ask::SetEnd(n, life) => {
             if let Some(id) = id(n) {
                 let end = life.map_or(Expiry::Never, Expiry::In);
-                drop(wait(keys.update(by, id, KeyUpdate::new().expiry(end))));
+                drop(wait(keys.update(by, id, UpdateKey::new().expiry(end))));
             }
         }
         Ask::Rename(n) => {
             if let Some(id) = id(n) {
-                drop(wait(keys.update(by, id, KeyUpdate::new().name("renamed"))));
+                drop(wait(keys.update(by, id, UpdateKey::new().name("renamed"))));
             }
         }
         Ask::Revoke(n) => drop(id(n).map(|id| wait(keys.revoke(by, id, Reason::Lost)))),
@@ -261,7 +261,7 @@ impl Host {
     }
 
     fn trail(&self) -> Vec<AuditRow> {
-        let query = AuditQuery::everything().with(|query| query.limit = limit(100_000));
+        let query = AuditQuery::all().with(|query| query.limit = limit(100_000));
         wait(self.bent.inner.audit(&query)).unwrap().rows
     }
 

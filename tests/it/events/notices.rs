@@ -1,7 +1,7 @@
 //! Notices about the end of keys, one scenario per test.
 
 use keyward::events::{EventCursor, EventKind, Events, ExpiryWindows};
-use keyward::{Expiry, KeyUpdate, NewKey, Reason, Replacement, days, hours};
+use keyward::{CreateKey, Expiry, Reason, RotateKey, UpdateKey, days, hours};
 
 use crate::events::{drain, limit, noticed, read, windows};
 use support::*;
@@ -15,7 +15,7 @@ fn desk() -> (World, Events, EventCursor) {
     (world, events, cursor)
 }
 
-fn ends_in(name: &str, days: u32) -> NewKey {
+fn ends_in(name: &str, days: u32) -> CreateKey {
     reader(name).expires_in(keyward::days(days))
 }
 
@@ -65,7 +65,7 @@ fn keys_extended_revoked_or_removed_since_get_no_notice() {
     let (world, events, mut cursor) = desk();
     let [extended, revoked, removed, kept] = ["extended", "revoked", "removed", "kept"]
         .map(|name| world.create(&admin(), ends_in(name, 10)).unwrap().id);
-    let longer = KeyUpdate::new().expiry(Expiry::In(days(30)));
+    let longer = UpdateKey::new().expiry(Expiry::In(days(30)));
     wait(world.keys.update(&admin(), extended, longer)).unwrap();
     wait(world.keys.revoke(&admin(), revoked, Reason::Lost)).unwrap();
     let plain = keyward::DeleteKey::plain();
@@ -88,7 +88,7 @@ fn keys_extended_revoked_or_removed_since_get_no_notice() {
 fn a_replaced_key_gets_a_notice_when_it_ends_and_not_before() {
     let (world, events, mut cursor) = desk();
     let old = world.some_key();
-    let grace = Replacement::grace(hours(20));
+    let grace = RotateKey::grace(hours(20));
     let successor = wait(world.keys.rotate(&admin(), old.id, grace)).unwrap();
     let sent = drain(&events, &mut cursor);
     assert_eq!(noticed(&sent), [], "its successor is in somebody's hands");
@@ -104,7 +104,7 @@ fn a_replaced_key_gets_a_notice_when_it_ends_and_not_before() {
 fn a_key_with_an_unused_successor_gets_notices_like_any_other() {
     let (world, events, mut cursor) = desk();
     let old = world.create(&admin(), ends_in("old", 10)).unwrap();
-    let waits = Replacement::on_first_use(hours(1));
+    let waits = RotateKey::on_first_use(hours(1));
     wait(world.keys.rotate(&admin(), old.id, waits)).unwrap();
     world.clock.advance(days(4));
     let sent = drain(&events, &mut cursor);

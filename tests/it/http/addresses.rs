@@ -35,11 +35,11 @@ fn the_client_address_is_the_peer_of_the_socket() {
     assert_eq!(status(&server, &near, &[]), 200);
     assert_eq!(status(&server, &far, &[]), 403);
     // A server that stores the address elsewhere.
-    let elsewhere = layer(&world).peer_from(|_| Some(IpAddr::from([203, 0, 113, 9])));
+    let elsewhere = layer(&world).peer_addr(|_| Some(IpAddr::from([203, 0, 113, 9])));
     let server = Server::with(elsewhere);
     assert_eq!(status(&server, &near, &[]), 403);
     assert_eq!(status(&server, &far, &[]), 200);
-    let nowhere = Server::with(layer(&world).peer_from(|_| None));
+    let nowhere = Server::with(layer(&world).peer_addr(|_| None));
     assert_eq!(status(&nowhere, &near, &[]), 403);
 }
 
@@ -52,7 +52,7 @@ fn trap_23_no_header_forges_the_clients_address() {
 
     // No proxy is trusted, or another network is.
     let others = TrustedProxies::x_forwarded_for(["10.0.0.0/8".parse().unwrap()]);
-    for layer in [layer(&world), layer(&world).trust(others)] {
+    for layer in [layer(&world), layer(&world).trusted_proxies(others)] {
         let server = Server::with(layer);
         for lie in [
             list("203.0.113.7"),
@@ -65,7 +65,8 @@ fn trap_23_no_header_forges_the_clients_address() {
 
     // The peer is a trusted proxy, and it appends its entry at the right.
     let loopback = || ["127.0.0.1/32".parse().unwrap()];
-    let server = Server::with(layer(&world).trust(TrustedProxies::x_forwarded_for(loopback())));
+    let server =
+        Server::with(layer(&world).trusted_proxies(TrustedProxies::x_forwarded_for(loopback())));
     for (headers, expected) in [
         (vec![list("203.0.113.7")], 200),
         (vec![list("198.51.100.1, 203.0.113.7")], 200),
@@ -82,7 +83,7 @@ fn trap_23_no_header_forges_the_clients_address() {
     ] {
         assert_eq!(status(&server, &key, &headers), expected, "{headers:?}");
     }
-    let server = Server::with(layer(&world).trust(TrustedProxies::forwarded(loopback())));
+    let server = Server::with(layer(&world).trusted_proxies(TrustedProxies::forwarded(loopback())));
     for (headers, expected) in [
         (
             vec![standard(

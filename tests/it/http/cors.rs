@@ -135,7 +135,7 @@ fn a_page_can_read_the_retry_headers() {
     let world = World::new();
     let key = world.some_key();
     let layer = KeywardLayer::new(world.keys.clone())
-        .limit(|_, _| Err(LimitReached::new(Duration::from_secs(7))));
+        .rate_limit(|_, _| Err(LimitReached::new(Duration::from_secs(7))));
     let server = Server::start(handler().0.layer((cors(), layer)));
     let refused = asked(&server, PAGE, key.secret.expose());
     assert!(refused.status == 429 && readable(&refused, PAGE));
@@ -152,7 +152,7 @@ fn an_inner_cors_layer_answers_preflights_that_are_let_through() {
     let closed = Server::start(inner.clone().layer(layer.clone()));
     assert_eq!(preflight(&closed, PAGE).code(), "missing-key");
 
-    let server = Server::start(inner.layer(layer.pass_preflights()));
+    let server = Server::start(inner.layer(layer.allow_preflight()));
     let answer = preflight(&server, PAGE);
     assert_eq!((answer.status, &*answer.body), (200, ""));
     assert!(readable(&answer, PAGE));

@@ -3,7 +3,7 @@
 use axum::Router;
 use axum::routing::get;
 use keyward::http::{KeywardLayer, RequestTenant, RequiredScope, Scoped};
-use keyward::{Grant, Need, NewKey, Scope};
+use keyward::{CreateKey, Grant, Need, Scope};
 
 use crate::http::server::Server;
 use support::*;
@@ -55,7 +55,7 @@ fn a_handler_gets_the_grant_from_the_layer() {
 #[test]
 fn a_scope_in_a_handlers_signature_is_required() {
     let world = World::new();
-    let other = NewKey::new("other").scope("exports:read");
+    let other = CreateKey::new("other").scope("exports:read");
     let other = world.create(&admin(), other).unwrap();
     let server = Server::start(routes().layer(KeywardLayer::new(world.keys.clone())));
     let answer = server.bearer("/scoped", other.secret.expose());

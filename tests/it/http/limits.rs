@@ -8,8 +8,10 @@ use axum::Router;
 use axum::routing::any;
 use http::Method;
 use http::request::Parts;
-use keyward::http::{KeywardLayer, LimitReached, PeerAddr, Refusal, RequestTenant, Sources};
-use keyward::{Clock, Grant, KeyId, ManualClock, Need, NewKey, Reason, hours};
+use keyward::http::{
+    AuthError, CredentialSources, KeywardLayer, LimitReached, PeerAddr, RequestTenant,
+};
+use keyward::{Clock, CreateKey, Grant, KeyId, ManualClock, Need, Reason, hours};
 use serde_json::json;
 
 use crate::http::nodes::Nodes;
@@ -54,7 +56,7 @@ impl Budget {
 
     fn of(&self, layer: KeywardLayer) -> KeywardLayer {
         let own = self.clone();
-        layer.limit(move |_, _| own.check())
+        layer.rate_limit(move |_, _| own.check())
     }
 
     fn asked(&self) -> usize {
@@ -91,13 +93,13 @@ fn a_request_beyond_the_limit_gets_a_retry_time_and_is_not_passed_on() {
     // 58.5 seconds are left of the minute.
     world.clock.advance(Duration::from_millis(1500));
     let refused = server.bearer("/", text);
-    assert_eq!((refused.status, &*refused.code()), (429, "limit-reached"));
+    assert_eq!((refused.status, &*refused.code()), (429, "rate-limited"));
     assert_eq!(refused.header("retry-after"), "59");
     assert_eq!(refused.header("www-authenticate"), "");
     assert_eq!(refused.header("cache-control"), "no-store");
     assert_eq!(refused.header("vary"), "authorization, x-api-key");
     let expected = json!({
-        "type": "urn:problem-type:keyward:limit-reached",
+        "type": "urn:problem-type:keyward:rate-limited",
         "title": "Too many requests",
         "status": 429,
     });
@@ -133,7 +135,7 @@ fn a_key_that_the_request_cannot_use_spends_no_budget() {
     let [revoked, short, other] = [
         reader("revoked"),
         reader("short").expires_in(hours(1)),
-        NewKey::new("other").scope("exports:read"),
+        CreateKey::new("other").scope("exports:read"),
     ]
     .map(|draft| world.create(&by, draft).unwrap());
     wait(world.keys.revoke(&by, revoked.id, Reason::Compromised)).unwrap();
@@ -141,7 +143,7 @@ fn a_key_that_the_request_cannot_use_spends_no_budget() {
     let budget = Budget::new(&world.clock, 1);
     let layer = KeywardLayer::new(world.keys.clone())
         .require(reading())
-        .sources(Sources::default().with_basic())
+        .sources(CredentialSources::default().with_basic())
         .tenant_in_path("/t/{tenant}".parse().unwrap())
         .optional();
     let (server, reached) = counting(budget.of(layer));
@@ -246,7 +248,7 @@ fn a_limiter_gets_the_grant_and_the_request() {
     };
     let layer = KeywardLayer::new(world.keys.clone())
         .tenant_in_path("/t/{tenant}".parse().unwrap())
-        .limit(check);
+        .rate_limit(check);
     let ask = |method: Method| {
         let mut request = parts("/t/acme", text);
         request.method = method;
@@ -257,7 +259,7 @@ fn a_limiter_gets_the_grant_and_the_request() {
     };
     let acme = RequestTenant(tenant("acme"));
     assert_eq!(ask(Method::GET), (Ok(()), Some(acme)));
-    let refusal = Refusal::LimitReached {
+    let refusal = AuthError::LimitReached {
         key: key.id,
         retry_after: Duration::ZERO,
     };
@@ -291,16 +293,16 @@ fn a_service_can_add_details_to_a_limit_refusal() {
     let key = world.some_key();
     let layer = KeywardLayer::new(world.keys.clone())
         .require(Need::any())
-        .limit(|_, _| Err(LimitReached::new(Duration::from_millis(2500))))
+        .rate_limit(|_, _| Err(LimitReached::new(Duration::from_millis(2500))))
         .on_refusal(|refusal, _, mut answer| {
-            if let Refusal::LimitReached { retry_after, .. } = refusal {
+            if let AuthError::LimitReached { retry_after, .. } = refusal {
                 let exact = retry_after.as_millis().to_string().parse().unwrap();
                 answer.headers_mut().insert("retry-after-ms", exact);
             }
             answer
         });
     let answer = Server::with(layer).bearer("/", key.secret.expose());
-    assert_eq!(answer.code(), "limit-reached");
+    assert_eq!(answer.code(), "rate-limited");
     assert_eq!(answer.header("retry-after"), "3");
     assert_eq!(answer.header("retry-after-ms"), "2500");
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use keyward::http::KeywardLayer;
 use keyward::policy::Policy;
 use keyward::store::MemoryStore;
-use keyward::{Keyward, ManualClock, NewKey, profiles};
+use keyward::{CreateKey, Keyward, ManualClock, profiles};
 use keyward_conformance::Call;
 
 use crate::http::server::{Server, basic};
@@ -37,7 +37,7 @@ impl Nodes {
         }
     }
 
-    pub(crate) fn create(&self, key: NewKey) -> String {
+    pub(crate) fn create(&self, key: CreateKey) -> String {
         let created = wait(self.there.create(&admin(), key)).unwrap();
         created.secret.expose().to_owned()
     }
@@ -46,7 +46,7 @@ impl Nodes {
 #[test]
 fn a_node_accepts_a_new_key_before_it_has_synced() {
     let nodes = Nodes::new();
-    let sources = keyward::http::Sources::default().with_basic();
+    let sources = keyward::http::CredentialSources::default().with_basic();
     let server = Server::with(KeywardLayer::new(nodes.here.clone()).sources(sources));
     let stranger = World::new().some_key();
     assert_eq!(
@@ -58,7 +58,7 @@ fn a_node_accepts_a_new_key_before_it_has_synced() {
     assert_eq!(nodes.link.asked(Call::Find), 2);
 
     // A pair whose halves are both new.
-    let page = NewKey::new("page")
+    let page = CreateKey::new("page")
         .class("publishable")
         .scope("reports:read");
     let pair = basic(&nodes.create(page), &other);

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use http::Response;
-use keyward::http::{KeywardLayer, Sources, TenantPath};
-use keyward::{Environment, Need, NewKey, Reason, hours};
+use keyward::http::{CredentialSources, KeywardLayer, TenantPath};
+use keyward::{CreateKey, Environment, Need, Reason, hours};
 use serde_json::{Value, json};
 
 use crate::http::server::{Answer, Server, basic};
@@ -55,7 +55,7 @@ fn a_request_with_ambiguous_keys_is_refused_before_verification() {
     let world = World::new();
     let (one, other) = (world.some_key(), world.some_key());
     let (one, other) = (one.secret.expose(), other.secret.expose());
-    let sources = Sources::default().with_basic();
+    let sources = CredentialSources::default().with_basic();
     let server = Server::with(KeywardLayer::new(world.keys.clone()).sources(sources));
     let challenge = "Bearer error=\"invalid_request\"";
     let bearer = format!("Bearer {one}");
@@ -90,10 +90,15 @@ fn a_request_with_ambiguous_keys_is_refused_before_verification() {
             "Basic takes the base64 form of a key id or publishable key, a colon and the secret key",
         ),
     ] {
-        let problem = check(&server.get("/", &headers), 400, "unclear-key", challenge);
+        let problem = check(
+            &server.get("/", &headers),
+            400,
+            "ambiguous-credentials",
+            challenge,
+        );
         assert_eq!(
             problem,
-            json!({"title": "Unclear API key", "detail": detail})
+            json!({"title": "Ambiguous credentials", "detail": detail})
         );
     }
     // The same key twice counts as one key.
@@ -195,7 +200,7 @@ fn a_refusal_names_the_missing_scope() {
 #[test]
 fn a_refusal_names_the_wrong_kind_or_place_of_a_key() {
     let world = World::new();
-    let publishable = NewKey::new("page")
+    let publishable = CreateKey::new("page")
         .class("publishable")
         .scope("reports:read");
     let publishable = world.create(&admin(), publishable).unwrap();
@@ -294,11 +299,11 @@ fn the_documented_table_of_refusals_is_complete() {
     let table = include_str!("../../../docs/http.md");
     for (code, status) in [
         ("missing-key", 401),
-        ("unclear-key", 400),
+        ("ambiguous-credentials", 400),
         ("invalid-key", 401),
         ("insufficient-scope", 403),
         ("key-not-allowed", 403),
-        ("limit-reached", 429),
+        ("rate-limited", 429),
         ("unavailable", 503),
         ("internal", 500),
     ] {

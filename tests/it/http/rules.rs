@@ -1,9 +1,9 @@
 //! The documents' rules about requests, shown over HTTP. `tests/seed_rules` shows the same rules through the
 //! library.
 
-use keyward::http::{KeywardLayer, Sources};
+use keyward::http::{CredentialSources, KeywardLayer};
 use keyward::{
-    Actor, Created, Environment, IssuedKey, Need, NewKey, Reason, Resource, ResourceId,
+    Actor, CreateKey, Created, Environment, IssuedKey, Need, Reason, Resource, ResourceId,
     ResourceKind, Role, profiles,
 };
 
@@ -14,14 +14,15 @@ use support::*;
 /// Returns the layer that the document describes: bearer tokens only.
 fn yugabyte() -> (World, KeywardLayer) {
     let world = World::with_policy(profiles::yugabytedb());
-    let layer = KeywardLayer::new(world.keys.clone()).sources(Sources::none().with_bearer());
+    let layer =
+        KeywardLayer::new(world.keys.clone()).sources(CredentialSources::none().with_bearer());
     (world, layer)
 }
 
 fn bobs_key(world: &World) -> Created {
     let bob = actor("acme", "bob", Role::ADMIN);
     world
-        .create(&bob, NewKey::new("bob's").scope("*:*"))
+        .create(&bob, CreateKey::new("bob's").scope("*:*"))
         .unwrap()
 }
 
@@ -43,7 +44,7 @@ fn asked(layer: &KeywardLayer, scope: &str, key: &str) -> (u16, String) {
 fn y_01_a_key_is_a_bearer_token_and_other_schemes_are_refused() {
     let (world, layer) = yugabyte();
     let key = world
-        .create(&admin(), NewKey::new("ci").scope("clusters:read"))
+        .create(&admin(), CreateKey::new("ci").scope("clusters:read"))
         .unwrap();
     let text = key.secret.expose();
     let server = Server::with(layer);
@@ -182,7 +183,7 @@ fn a2_15_a_secret_key_pairs_only_with_the_api_key_of_its_project() {
     let (world, layer) = amplitude();
     let [api_key, secret] = project(&world, "acme/web");
     let [others_api_key, others_secret] = project(&world, "acme/shop");
-    let layer = layer.sources(Sources::none().with_basic());
+    let layer = layer.sources(CredentialSources::none().with_basic());
     let server = Server::with(layer.require(Need::scope("project:write").unwrap()));
     let with = |user: &str, password: &str| {
         let answer = server.get("/", &[("authorization", &basic(user, password))]);
@@ -207,12 +208,12 @@ fn a2_15_a_secret_key_pairs_only_with_the_api_key_of_its_project() {
     }
     assert_eq!(
         with("", text(&secret)),
-        refused(400, "unclear-key"),
+        refused(400, "ambiguous-credentials"),
         "a secret alone"
     );
     assert_eq!(
         with(text(&api_key), ""),
-        refused(400, "unclear-key"),
+        refused(400, "ambiguous-credentials"),
         "an API key alone"
     );
     assert_eq!(server.bearer("/", text(&secret)).code(), "missing-key");
@@ -250,7 +251,7 @@ fn a2_30_a_management_key_manages_and_does_nothing_else() {
 }
 
 fn management_key(world: &World) -> Created {
-    let draft = NewKey::new("flags")
+    let draft = CreateKey::new("flags")
         .class("management-api-key")
         .scopes(["flags:*", "experiments:*"])
         .in_tenant(tenant("acme/web"));
@@ -319,7 +320,7 @@ fn g_22_every_request_with_a_revoked_key_is_refused() {
     let key = world.some_key();
     let text = key.secret.expose();
     wait(world.keys.revoke(&admin(), key.id, Reason::Compromised)).unwrap();
-    let everywhere = Sources::default().with_basic().with_query("key");
+    let everywhere = CredentialSources::default().with_basic().with_query("key");
     let layer = KeywardLayer::new(world.keys.clone()).sources(everywhere);
     for layer in [layer.clone(), layer.optional()] {
         let server = Server::with(layer);
@@ -359,9 +360,10 @@ fn g_36_test_keys_are_refused_in_production_and_live_keys_in_tests() {
 #[test]
 fn i_02_a_key_id_and_its_own_secret_are_a_pair() {
     let world = World::with_policy(profiles::idenfy());
-    let make = || world.create(&admin(), NewKey::new("pair")).unwrap();
+    let make = || world.create(&admin(), CreateKey::new("pair")).unwrap();
     let (one, other) = (make(), make());
-    let layer = KeywardLayer::new(world.keys.clone()).sources(Sources::none().with_basic());
+    let layer =
+        KeywardLayer::new(world.keys.clone()).sources(CredentialSources::none().with_basic());
     let server = Server::with(layer);
     let ask = |id: &Created, secret: &Created| {
         let pair = basic(&id.id.to_string(), secret.secret.expose());

@@ -10,7 +10,7 @@ use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::Full;
 use keyward::Grant;
-use keyward::http::{KeywardLayer, LimitReached, ResponseBody, Sources};
+use keyward::http::{CredentialSources, KeywardLayer, LimitReached, ResponseBody};
 use tower::{Layer, Service, ServiceExt};
 
 use crate::http::nodes::Nodes;
@@ -211,7 +211,7 @@ fn cloning_a_layer_copies_only_a_reference() {
     let world = World::new();
     let layer = KeywardLayer::new(world.keys.clone())
         .require(reading().and_scope("reports:write").unwrap())
-        .sources(Sources::default().with_query("key"))
+        .sources(CredentialSources::default().with_query("key"))
         .realm("Acme")
         .unwrap();
     let service = layer.layer(Picky::new());
@@ -226,7 +226,7 @@ fn cloning_a_layer_copies_only_a_reference() {
 fn the_vary_header_is_available_to_frameworks_without_tower() {
     let layer = KeywardLayer::new(World::new().keys);
     assert_eq!(layer.vary().unwrap(), "authorization, x-api-key");
-    let layer = layer.sources(Sources::none().with_query("key"));
+    let layer = layer.sources(CredentialSources::none().with_query("key"));
     assert_eq!(layer.vary(), None);
 }
 
@@ -264,7 +264,7 @@ fn trap_15_the_log_names_key_and_tenant_and_never_the_secret() {
     ask(&mut service, &with_other_secret(text));
     ask(&mut service, "garbage-of-mine");
     let full = KeywardLayer::new(world.keys.clone())
-        .limit(|_, _| Err(LimitReached::new(std::time::Duration::from_secs(3))));
+        .rate_limit(|_, _| Err(LimitReached::new(std::time::Duration::from_secs(3))));
     ask(&mut full.layer(Picky::new()), text);
     wait(world.keys.disable(&admin(), key.id)).unwrap();
     let refused = ask(&mut service, text);

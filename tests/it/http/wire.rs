@@ -4,8 +4,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 
 use http::Method;
-use keyward::http::{KeywardLayer, Sources};
-use keyward::{Created, NewKey};
+use keyward::http::{CredentialSources, KeywardLayer};
+use keyward::{CreateKey, Created};
 
 use crate::http::server::Server;
 use support::*;
@@ -98,7 +98,7 @@ fn only_preflights_pass_without_a_key_and_only_if_the_service_allows_them() {
     let closed = Server::start(open.clone().layer(layer.clone()));
     let refused = closed.ask(Method::OPTIONS, "/", &preflight);
     assert_eq!(refused.code(), "missing-key");
-    let server = Server::start(open.layer(layer.pass_preflights()));
+    let server = Server::start(open.layer(layer.allow_preflight()));
     assert_eq!(server.ask(Method::OPTIONS, "/", &preflight).body, "inner");
     for (method, headers) in [
         (Method::GET, &preflight[..]),
@@ -136,7 +136,7 @@ fn trap_16_a_long_key_is_refused_like_a_bad_key_at_no_extra_cost() {
 fn no_part_of_a_request_is_repeated_in_the_answer() {
     let world = World::new();
     let key = world.some_key();
-    let sources = Sources::default().with_basic().with_query("key");
+    let sources = CredentialSources::default().with_basic().with_query("key");
     let server = Server::with(KeywardLayer::new(world.keys.clone()).sources(sources));
     let text = key.secret.expose();
     // The server's parser ends a header at a line break, so the injected text is a header of its own.
@@ -183,11 +183,13 @@ fn no_part_of_a_request_is_repeated_in_the_answer() {
 fn curl_can_present_a_key_in_each_documented_way() {
     let world = World::new();
     let key = world.some_key();
-    let page = NewKey::new("page")
+    let page = CreateKey::new("page")
         .class("publishable")
         .scope("reports:read");
     let page = world.create(&admin(), page).unwrap();
-    let sources = Sources::default().with_basic().with_query("api_key");
+    let sources = CredentialSources::default()
+        .with_basic()
+        .with_query("api_key");
     let server = Server::with(KeywardLayer::new(world.keys.clone()).sources(sources));
     let text = key.secret.expose();
     let bearer = format!("Authorization: Bearer {text}");

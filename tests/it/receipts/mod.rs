@@ -11,7 +11,7 @@ use keyward::policy::{Policies, Policy, Propagation};
 use keyward::store::{KeyStore, MemoryStore, NodeId, NodeRegistry, NodeReport, StoreError};
 use keyward::{
     Confirmations, Created, DeleteKey, Keyward, ManualClock, NodeAnswer, NodeLabel, Reason,
-    Receipt, Rejection, Role, SeededEntropy, async_trait, hours, profiles,
+    Receipt, Role, SeededEntropy, VerifyError, async_trait, hours, profiles,
 };
 use keyward_conformance::{Call, Fault, FaultyStore};
 use support::*;
@@ -146,7 +146,7 @@ fn every_change_has_a_receipt_that_can_be_queried_bulk_changes_included() {
         wait(keys.create(&bob, reader("b"))).unwrap();
     }
     let key = world.key();
-    let rotated = wait(keys.rotate(&admin(), key.id, keyward::Replacement::immediate())).unwrap();
+    let rotated = wait(keys.rotate(&admin(), key.id, keyward::RotateKey::immediate())).unwrap();
     receipts.push(rotated.receipt);
     let other = world.key();
     let deleted = wait(keys.delete(&admin(), other.id, keyward::DeleteKey::plain())).unwrap();
@@ -187,7 +187,7 @@ fn without_a_registry_a_receipt_completes_only_with_the_bound() {
             .unwrap()
             .is_complete()
     );
-    wait(world.keys.leave()).unwrap();
+    wait(world.keys.deregister()).unwrap();
 }
 
 #[test]
@@ -255,7 +255,7 @@ fn a_receipt_waits_for_a_node_with_lost_reports_as_long_as_it_may_be_fresh() {
     let stale = world.keys(1).verify(fresh.secret.expose(), &reading());
     assert!(matches!(
         stale.unwrap_err(),
-        Rejection::Unknown | Rejection::Stale { .. }
+        VerifyError::Unknown | VerifyError::Stale { .. }
     ));
 
     world.nodes[1].roll.partition(false);
@@ -393,10 +393,10 @@ fn a_report_is_sent_after_changes_and_at_intervals_and_moves_no_head() {
 fn a_node_that_left_blocks_no_receipt_and_is_not_fresh() {
     let world = Nodes::new(2);
     let key = world.key();
-    wait(world.keys(1).leave()).unwrap();
+    wait(world.keys(1).deregister()).unwrap();
     assert_eq!(world.registered().len(), 1);
     let refused = world.keys(1).verify(key.secret.expose(), &reading());
-    assert!(matches!(refused.unwrap_err(), Rejection::Stale { .. }));
+    assert!(matches!(refused.unwrap_err(), VerifyError::Stale { .. }));
     let receipt = world.revoke(&key);
     assert!(world.ask(&receipt).is_complete());
     // A node that continues after leaving registers again first.
@@ -426,7 +426,7 @@ fn an_entry_silent_for_a_day_is_removed_and_a_reporting_one_is_not() {
     cut_off.link.partition(false);
     assert!(wait(cut_off.keys.sync()).is_err());
     let stale = cut_off.keys.verify(key.secret.expose(), &reading());
-    assert!(matches!(stale.unwrap_err(), Rejection::Stale { .. }));
+    assert!(matches!(stale.unwrap_err(), VerifyError::Stale { .. }));
     cut_off.roll.partition(false);
     wait(cut_off.keys.sync()).unwrap();
     assert_eq!(world.registered().len(), 3);
@@ -504,7 +504,7 @@ fn a_node_that_lost_the_history_registers_again_before_it_is_fresh() {
     assert!(wait(keys.sync()).is_err());
     assert_eq!(scans(link), before);
     let stale = keys.verify(key.secret.expose(), &reading());
-    assert!(matches!(stale.unwrap_err(), Rejection::Stale { .. }));
+    assert!(matches!(stale.unwrap_err(), VerifyError::Stale { .. }));
     wait(keys.sync()).unwrap();
     assert_eq!(scans(link), before + 1);
     assert!(world.accepts(1, &key) && !world.accepts(1, &gone));
@@ -537,7 +537,7 @@ fn waiting_ends_when_the_last_node_has_the_change() {
     let key = world.key();
     let receipt = world.revoke(&key);
     let mut pauses = 0;
-    let confirmed = wait(world.keys(0).confirmed(&receipt, |time| {
+    let confirmed = wait(world.keys(0).wait_confirmed(&receipt, |time| {
         pauses += 1;
         world.clock.advance(time);
         if pauses == 3 {
@@ -558,7 +558,7 @@ fn waiting_ends_with_the_bound_even_if_nodes_or_store_are_gone() {
         world.nodes[0].link.partition(everything_down);
         world.nodes[0].roll.partition(everything_down);
         let mut passed = Duration::ZERO;
-        let confirmed = wait(world.keys(0).confirmed(&receipt, |time| {
+        let confirmed = wait(world.keys(0).wait_confirmed(&receipt, |time| {
             passed += time;
             world.clock.advance(time);
             std::future::ready(())
@@ -579,7 +579,7 @@ fn waiting_can_run_in_its_own_task() {
     is_send(
         &world
             .keys(0)
-            .confirmed(&receipt, |_| std::future::ready(())),
+            .wait_confirmed(&receipt, |_| std::future::ready(())),
     );
     is_send(&world.keys(0).confirmations(&receipt));
 }
@@ -591,7 +591,7 @@ fn waiting_can_be_cancelled_and_restarted() {
     let receipt = world.revoke(&key);
     {
         let never = |_| std::future::pending();
-        let mut waiting = pin!(world.keys(0).confirmed(&receipt, never));
+        let mut waiting = pin!(world.keys(0).wait_confirmed(&receipt, never));
         let mut context = Context::from_waker(Waker::noop());
         for _ in 0..3 {
             assert!(waiting.as_mut().poll(&mut context).is_pending());
@@ -601,7 +601,7 @@ fn waiting_can_be_cancelled_and_restarted() {
     let mut again = pin!(
         world
             .keys(0)
-            .confirmed(&receipt, |_| std::future::pending())
+            .wait_confirmed(&receipt, |_| std::future::pending())
     );
     let polled = again.as_mut().poll(&mut Context::from_waker(Waker::noop()));
     assert!(matches!(polled, Poll::Ready(confirmed) if confirmed.is_complete()));

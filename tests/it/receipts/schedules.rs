@@ -12,9 +12,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use keyward::store::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
-    KeyStore, Locator, MemoryStore, NodeId, NodeRegistry, NodeReport, Revision, RowKey, ScanPage,
-    Select, StoreError, TenantView, Versioned,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
+    KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, NodeId, NodeRegistry, NodeReport,
+    Revision, RowKey, ScanPage, StoreError, TenantView,
 };
 use keyward::{Created, Keyward, ManualClock, Reason, Receipt, TenantId, async_trait};
 use keyward_conformance::FaultyStore;
@@ -66,11 +66,15 @@ struct Slow(FaultyStore<MemoryStore>);
 
 #[async_trait]
 impl KeyStore for Slow {
-    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        select: &LoadRequest,
+    ) -> Result<TenantView, StoreError> {
         slowly(self.0.load(tenant, select)).await
     }
 
-    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+    async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError> {
         slowly(self.0.find(locator)).await
     }
 
@@ -239,7 +243,7 @@ impl Schedule {
                 Done::Other
             }),
             Op::Leave(n) => self.begin(n, |keys| async move {
-                drop(keys.leave().await);
+                drop(keys.deregister().await);
                 Done::Other
             }),
             Op::Revoke(n, key) => {

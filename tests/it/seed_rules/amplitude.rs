@@ -10,10 +10,10 @@ use keyward::audit::Action;
 use keyward::policy::Policy;
 use keyward::store::{AuditQuery, KeyQuery, KeySort, MemoryStore};
 use keyward::{
-    Actor, BulkFilter, Created, Credentials, DeleteKey, Denied, Digest, Entropy, EntropyError,
-    Error, Expiry, ImportKey, IssuedKey, KeyId, KeyInfo, KeyUpdate, Keyward, LastAction,
-    LeakSource, ManualClock, Need, NewKey, Owner, Problem, Reason, Rejection, RejectionKind,
-    Replacement, Role, Status, TenantId, Visibility, days, hours, profiles,
+    Actor, BulkFilter, CommandError, CreateKey, Created, Credentials, DeleteKey, Denial, Digest,
+    Entropy, EntropyError, Expiry, ImportKey, IssuedKey, KeyId, KeyInfo, Keyward, LastAction,
+    LeakSource, ManualClock, Need, Owner, Problem, Reason, Role, RotateKey, Status, TenantId,
+    UpdateKey, VerifyError, VerifyErrorKind, Visibility, days, hours, profiles,
 };
 use keyward_conformance::FaultyStore;
 
@@ -43,13 +43,13 @@ fn member() -> Actor {
     actor("acme", "mel", Role::MEMBER)
 }
 
-fn api(name: &str) -> NewKey {
-    NewKey::new(name).class("api-key").scope("ingest:write")
+fn api(name: &str) -> CreateKey {
+    CreateKey::new(name).class("api-key").scope("ingest:write")
 }
 
-fn secret(name: &str) -> NewKey {
+fn secret(name: &str) -> CreateKey {
     let scopes = ["project:read", "project:write"];
-    NewKey::new(name).class("secret-key").scopes(scopes)
+    CreateKey::new(name).class("secret-key").scopes(scopes)
 }
 
 fn ingest() -> Need {
@@ -95,20 +95,20 @@ fn delete(world: &World, id: KeyId) {
 }
 
 #[track_caller]
-fn assert_forbidden<T: std::fmt::Debug>(result: Result<T, Error>) {
+fn assert_forbidden<T: std::fmt::Debug>(result: Result<T, CommandError>) {
     let refusal = denied(result);
-    assert!(matches!(refusal, Denied::Forbidden { .. }), "{refusal:?}");
+    assert!(matches!(refusal, Denial::Forbidden { .. }), "{refusal:?}");
 }
 
 /// Returns the refusals of every command that could make an ended key work again.
-fn attempts_to_undo(world: &World, id: KeyId) -> Vec<Denied> {
+fn attempts_to_undo(world: &World, id: KeyId) -> Vec<Denial> {
     let (keys, by) = (&world.keys, admin());
-    let renamed = KeyUpdate::new().name("again").expiry(Expiry::Never);
+    let renamed = UpdateKey::new().name("again").expiry(Expiry::Never);
     vec![
         denied(wait(keys.enable(&by, id))),
         denied(wait(keys.disable(&by, id))),
         denied(wait(keys.update(&by, id, renamed))),
-        denied(wait(keys.rotate(&by, id, Replacement::immediate()))),
+        denied(wait(keys.rotate(&by, id, RotateKey::immediate()))),
         denied(wait(keys.cancel_rotation(&by, id))),
         denied(wait(keys.finish_rotation(&by, id))),
         denied(wait(keys.replace_lost(&by, id))),
@@ -132,7 +132,7 @@ fn a1_01_managers_and_admins_create_revoke_and_delete_and_members_do_not() {
         wait(world.keys.delete(&by, secret_key.id, typed)).unwrap();
     }
     assert_forbidden(world.create(&member(), api("web")));
-    let reading = NewKey::new("export").class("secret-key");
+    let reading = CreateKey::new("export").class("secret-key");
     assert_forbidden(world.create(&member(), reading.scope("project:read")));
 
     let owned = secret("for mel").owned_by(who("mel"), Role::MEMBER);
@@ -152,7 +152,7 @@ fn a1_02_nothing_brings_a_revoked_or_deleted_key_back() {
 
     attempts_to_undo(&world, revoked.id);
     for refusal in attempts_to_undo(&world, deleted.id) {
-        assert_eq!(refusal, Denied::NotFound);
+        assert_eq!(refusal, Denial::NotFound);
     }
     // Revoking again is allowed and keeps the first revocation.
     world.clock.advance(days(1));
@@ -160,7 +160,7 @@ fn a1_02_nothing_brings_a_revoked_or_deleted_key_back() {
     wait(world.keys.revoke(&admin(), revoked.id, again)).unwrap();
     let typed = DeleteKey::typed("DELETE");
     let again = wait(world.keys.delete(&admin(), deleted.id, typed));
-    assert_eq!(denied(again), Denied::NotFound);
+    assert_eq!(denied(again), Denial::NotFound);
     let (by, acme) = (admin(), tenant("acme"));
     let promoted = world
         .keys
@@ -170,9 +170,9 @@ fn a1_02_nothing_brings_a_revoked_or_deleted_key_back() {
 
     assert_eq!(info(&world, revoked.id), ended);
     let refusal = world.keys.verify(revoked.secret.expose(), &ingest());
-    assert!(matches!(refusal.unwrap_err(), Rejection::Revoked { .. }));
+    assert!(matches!(refusal.unwrap_err(), VerifyError::Revoked { .. }));
     let refusal = world.keys.verify(deleted.secret.expose(), &read_project());
-    assert_eq!(refusal.unwrap_err(), Rejection::Unknown);
+    assert_eq!(refusal.unwrap_err(), VerifyError::Unknown);
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn a1_04_keys_of_both_kinds_have_names_that_lists_show() {
     assert_eq!(listed, expected);
     assert_eq!(info(&world, web.id).name.as_str(), "web");
     let grant = world.keys.verify(export.secret.expose(), &read_project());
-    let shown = wait(world.keys.info(&grant.unwrap())).unwrap();
+    let shown = wait(world.keys.key_for_grant(&grant.unwrap())).unwrap();
     assert_eq!(shown.name.as_str(), "export");
 }
 
@@ -256,10 +256,10 @@ fn a1_06_access_through_a_key_can_be_switched_off() {
     for (key, need) in [(&web, ingest()), (&export, read_project())] {
         let text = key.secret.expose();
         wait(keys.disable(&manager(), key.id)).unwrap();
-        let off = Rejection::Disabled { key: key.id };
+        let off = VerifyError::Disabled { key: key.id };
         assert_eq!(keys.verify(text, &need).unwrap_err(), off);
         assert_eq!(wait(keys.verify_fresh(text, &need)).unwrap_err(), off);
-        assert_eq!(off.kind(), RejectionKind::Invalid);
+        assert_eq!(off.kind(), VerifyErrorKind::Invalid);
         wait(keys.enable(&manager(), key.id)).unwrap();
         keys.verify(text, &need).unwrap();
     }
@@ -279,7 +279,7 @@ fn a1_08_an_api_key_identifies_the_project_of_incoming_data() {
         routed.push(grant.tenant().clone());
         let elsewhere = ingest().for_tenant(tenant("acme"));
         let refusal = world.keys.verify(key.secret.expose(), &elsewhere);
-        let expected = Rejection::WrongTenant { key: key.id };
+        let expected = VerifyError::WrongTenant { key: key.id };
         assert_eq!(refusal.unwrap_err(), expected);
     }
     assert_eq!(routed, [tenant("acme/web"), tenant("acme/ios")]);
@@ -330,12 +330,12 @@ fn a1_11_the_legacy_key_cannot_be_switched_off() {
     let first = provision(&world).remove(0);
     let text = first.token.as_ref().unwrap().expose();
     let successor = |id| {
-        let rotated = wait(keys.rotate(&manager(), id, Replacement::immediate())).unwrap();
+        let rotated = wait(keys.rotate(&manager(), id, RotateKey::immediate())).unwrap();
         (rotated.id, rotated.secret.expose().to_owned())
     };
     let never_off = |id: KeyId, text: &str| {
-        let refused = |result: Result<(), Error>| match denied(result) {
-            Denied::LegacyKey { .. } => {}
+        let refused = |result: Result<(), CommandError>| match denied(result) {
+            Denial::LegacyKey { .. } => {}
             other => panic!("{other:?}"),
         };
         for by in [manager(), admin(), host()] {
@@ -344,7 +344,7 @@ fn a1_11_the_legacy_key_cannot_be_switched_off() {
             refused(wait(keys.disable(&by, id)).map(drop));
             let typed = DeleteKey::typed("DELETE");
             refused(wait(keys.delete(&by, id, typed)).map(drop));
-            let ending = KeyUpdate::new().expiry(Expiry::In(hours(1)));
+            let ending = UpdateKey::new().expiry(Expiry::In(hours(1)));
             refused(wait(keys.update(&by, id, ending)).map(drop));
         }
         let all = BulkFilter::all();
@@ -369,7 +369,7 @@ fn a1_12_the_legacy_key_can_be_replaced_and_stays_the_only_one() {
     let mut old = (first.id, first.token.as_ref().unwrap().expose().to_owned());
     for _ in 0..2 {
         wait(elsewhere.verify_or_fetch(&old.1, &ingest())).unwrap();
-        let how = Replacement::default();
+        let how = RotateKey::default();
         let rotated = wait(world.keys.rotate(&manager(), old.0, how)).unwrap();
         assert!(
             world.keys.verify(&old.1, &ingest()).is_err(),
@@ -381,7 +381,7 @@ fn a1_12_the_legacy_key_can_be_replaced_and_stays_the_only_one() {
         for node in [&world.keys, &elsewhere] {
             wait(node.verify_or_fetch(&new.1, &ingest())).unwrap();
             let refusal = node.verify(&old.1, &ingest()).unwrap_err();
-            assert!(matches!(refusal, Rejection::Revoked { .. }), "{refusal}");
+            assert!(matches!(refusal, VerifyError::Revoked { .. }), "{refusal}");
         }
         let listed = list(&world, &everything(&world));
         let legacy: Vec<_> = listed.iter().filter(|key| key.legacy).collect();
@@ -395,7 +395,7 @@ fn a1_12_the_legacy_key_can_be_replaced_and_stays_the_only_one() {
 fn a1_13_an_api_key_needs_a_project_and_a_name() {
     let world = project();
     for nameless in ["", "  "] {
-        let Denied::Invalid(invalid) = denied(world.create(&manager(), api(nameless))) else {
+        let Denial::Invalid(invalid) = denied(world.create(&manager(), api(nameless))) else {
             panic!("a name is needed");
         };
         assert_eq!(
@@ -407,7 +407,7 @@ fn a1_13_an_api_key_needs_a_project_and_a_name() {
     assert_eq!(TenantId::new("").unwrap_err().problem, Problem::Empty);
     let foreign = api("web").in_tenant(tenant("other"));
     let refusal = denied(world.create(&manager(), foreign));
-    assert_eq!(refusal, Denied::TenantNotFound);
+    assert_eq!(refusal, Denial::TenantNotFound);
     assert!(
         list(&world, &everything(&world))
             .iter()
@@ -439,7 +439,7 @@ fn a1_15_a_revocation_must_be_confirmed() {
     let key = world.create(&manager(), api("web")).unwrap();
     for by in [manager(), admin()] {
         let refusal = wait(world.keys.revoke(&by, key.id, Reason::Lost));
-        assert_eq!(denied(refusal), Denied::ConfirmationRequired);
+        assert_eq!(denied(refusal), Denial::ConfirmationRequired);
         world.keys.verify(key.secret.expose(), &ingest()).unwrap();
     }
     let confirmed = Reason::Lost.confirmed();
@@ -455,9 +455,9 @@ fn a1_16_a_revoked_key_is_refused_permanently() {
     let text = key.secret.expose();
     wait(elsewhere.verify_or_fetch(text, &ingest())).unwrap();
     revoke(&world, key.id);
-    let refused = |verdict: Result<_, Rejection>| {
+    let refused = |verdict: Result<_, VerifyError>| {
         let refusal = verdict.map(drop).unwrap_err();
-        assert!(matches!(refusal, Rejection::Revoked { .. }), "{refusal}");
+        assert!(matches!(refusal, VerifyError::Revoked { .. }), "{refusal}");
     };
     refused(world.keys.verify(text, &ingest()));
     for later in [hours(6), days(1), days(36_500)] {
@@ -482,7 +482,7 @@ fn a1_17_a_revoked_api_key_stays_on_record_with_its_value() {
     let typed = DeleteKey::typed("DELETE");
     let kept = wait(world.keys.delete(&admin(), key.id, typed));
     let class = class("api-key");
-    assert_eq!(denied(kept), Denied::NotDeletable { class });
+    assert_eq!(denied(kept), Denial::NotDeletable { class });
 
     let query = everything(&world).with(|query| query.statuses = BTreeSet::from([Status::Revoked]));
     let listed = list(&world, &query);
@@ -504,21 +504,21 @@ fn a1_18_reading_and_changing_a_project_requires_a_secret_key() {
         keys.verify(export.secret.expose(), &need).unwrap();
         let text = web.secret.expose();
         let refusal = keys.verify(text, &need).unwrap_err();
-        assert_eq!(refusal, Rejection::Publishable { key: web.id });
-        assert_eq!(refusal.kind(), RejectionKind::Forbidden);
+        assert_eq!(refusal, VerifyError::Publishable { key: web.id });
+        assert_eq!(refusal.kind(), VerifyErrorKind::Forbidden);
         let refusal = keys.verify(text, &need.or_publishable()).unwrap_err();
         let (key, scope) = (web.id, scope(wanted));
-        assert_eq!(refusal, Rejection::MissingScope { key, scope });
-        assert_eq!(refusal.kind(), RejectionKind::Forbidden);
+        assert_eq!(refusal, VerifyError::MissingScope { key, scope });
+        assert_eq!(refusal.kind(), VerifyErrorKind::Forbidden);
         let grown = denied(world.create(&admin(), api("more").scope(wanted)));
-        assert!(matches!(grown, Denied::ScopeNotAllowed { .. }), "{grown:?}");
+        assert!(matches!(grown, Denial::ScopeNotAllowed { .. }), "{grown:?}");
     }
 }
 
 #[test]
 fn a1_19_a_secret_key_needs_a_project_and_a_name_and_is_returned_once() {
     let world = project();
-    let Denied::Invalid(invalid) = denied(world.create(&manager(), secret(""))) else {
+    let Denial::Invalid(invalid) = denied(world.create(&manager(), secret(""))) else {
         panic!("a name is needed");
     };
     assert_eq!(
@@ -527,7 +527,7 @@ fn a1_19_a_secret_key_needs_a_project_and_a_name_and_is_returned_once() {
     );
     let foreign = secret("export").in_tenant(tenant("other"));
     let refusal = denied(world.create(&manager(), foreign));
-    assert_eq!(refusal, Denied::TenantNotFound);
+    assert_eq!(refusal, Denial::TenantNotFound);
 
     let by = manager();
     let once = by.with_command_id(command("generate-1"));
@@ -535,10 +535,10 @@ fn a1_19_a_secret_key_needs_a_project_and_a_name_and_is_returned_once() {
     let grant = world.keys.verify(key.secret.expose(), &read_project());
     let grant = grant.unwrap();
     assert_eq!(grant.tenant(), &tenant("acme"));
-    let shown = wait(world.keys.info(&grant)).unwrap();
+    let shown = wait(world.keys.key_for_grant(&grant)).unwrap();
     assert_eq!(shown.name.as_str(), "export");
     let again = wait(world.keys.create(&once, secret("export")));
-    assert_eq!(denied(again), Denied::AlreadyCreated { id: key.id });
+    assert_eq!(denied(again), Denial::AlreadyCreated { id: key.id });
 }
 
 #[test]
@@ -579,7 +579,7 @@ fn a1_21_a_key_id_names_one_key_and_grants_nothing() {
         let (id, text) = (key.id.to_string(), key.secret.expose());
         let grant = keys.verify(text, &need).unwrap();
         assert_eq!(grant.key_id(), key.id);
-        let shown = wait(keys.info(&grant)).unwrap();
+        let shown = wait(keys.key_for_grant(&grant)).unwrap();
         assert_eq!(info(&world, key.id).name, shown.name);
         let typed = format!("secret_{id}");
         let sealed = format!("{typed}{}", keyward::token::checksum(&typed));
@@ -588,7 +588,7 @@ fn a1_21_a_key_id_names_one_key_and_grants_nothing() {
             let fetched = wait(keys.verify_or_fetch(guess, &need));
             for verdict in [keys.verify(guess, &need), fresh, fetched] {
                 let refusal = verdict.unwrap_err();
-                assert_eq!(refusal.kind(), RejectionKind::Invalid, "{refusal}");
+                assert_eq!(refusal.kind(), VerifyErrorKind::Invalid, "{refusal}");
             }
         }
         let pair = Credentials::Pair {
@@ -614,7 +614,7 @@ fn a1_22_deleting_requires_the_exact_word() {
         let refusal = denied(wait(world.keys.delete(&admin(), id, attempt)));
         assert_eq!(
             refusal,
-            Denied::TypedConfirmationRequired { text },
+            Denial::TypedConfirmationRequired { text },
             "{said}"
         );
     }
@@ -622,7 +622,7 @@ fn a1_22_deleting_requires_the_exact_word() {
     let confirmed = Reason::Lost.confirmed();
     let revoked = denied(wait(world.keys.revoke(&admin(), id, confirmed)));
     assert!(
-        matches!(revoked, Denied::NotRevocable { .. }),
+        matches!(revoked, Denial::NotRevocable { .. }),
         "{revoked:?}"
     );
     let text = key.secret.expose();
@@ -656,24 +656,24 @@ fn a1_23_a_deleted_secret_key_is_gone() {
             let fresh = wait(node.verify_fresh(text, &read_project()));
             let fetched = wait(node.verify_or_fetch(text, &read_project()));
             for verdict in [node.verify(text, &read_project()), fresh, fetched] {
-                assert_eq!(verdict.unwrap_err().kind(), RejectionKind::Invalid);
+                assert_eq!(verdict.unwrap_err().kind(), VerifyErrorKind::Invalid);
             }
         }
     }
     for id in [made.id, brought_id] {
         for by in [manager(), admin(), host()] {
-            assert_eq!(denied(wait(world.keys.key(&by, id))), Denied::NotFound);
+            assert_eq!(denied(wait(world.keys.key(&by, id))), Denial::NotFound);
             let listed = wait(world.keys.list(&by, &everything(&world)))
                 .unwrap()
                 .keys;
             assert!(listed.iter().all(|key| key.id != id));
         }
         for refusal in attempts_to_undo(&world, id) {
-            assert_eq!(refusal, Denied::NotFound);
+            assert_eq!(refusal, Denial::NotFound);
         }
     }
     let again = wait(world.keys.import(&admin(), brought));
-    assert_eq!(denied(again), Denied::DigestTaken);
+    assert_eq!(denied(again), Denial::DigestTaken);
 }
 
 fn active_keys(world: &World) -> usize {
@@ -684,7 +684,7 @@ fn active_keys(world: &World) -> usize {
 #[test]
 fn a1_24_a_project_has_at_most_fifty_active_keys() {
     let limit = NonZeroU32::new(50).unwrap();
-    let full = Denied::CapReached { limit };
+    let full = Denial::CapReached { limit };
     let world = project();
     let fill = |n: usize| {
         let kind = if n.is_multiple_of(2) { api } else { secret };
@@ -777,12 +777,12 @@ fn a1_25_a_new_key_works_immediately_on_every_node_even_after_a_miss() {
         for node in [&creates, &beside, &far, &unreachable] {
             let text = predicted.expose();
             let missed = wait(node.verify_or_fetch(text, &need)).unwrap_err();
-            assert_eq!(missed, Rejection::Unknown);
+            assert_eq!(missed, VerifyError::Unknown);
             assert_eq!(node.verify(text, &need).unwrap_err(), missed);
         }
         remote.partition(true);
         let missed = wait(unreachable.verify_or_fetch(predicted.expose(), &need));
-        assert_eq!(missed.unwrap_err(), Rejection::StoreUnavailable);
+        assert_eq!(missed.unwrap_err(), VerifyError::StoreUnavailable);
         remote.partition(false);
 
         let created = wait(creates.create(&admin(), key())).unwrap();
@@ -841,8 +841,8 @@ impl Partitioned {
             self.advance(world, later);
             for node in nodes {
                 let refusal = node.verify(text, need).unwrap_err();
-                assert!(matches!(refusal, Rejection::Stale { .. }), "{refusal}");
-                assert_eq!(refusal.kind(), RejectionKind::Unavailable);
+                assert!(matches!(refusal, VerifyError::Stale { .. }), "{refusal}");
+                assert_eq!(refusal.kind(), VerifyErrorKind::Unavailable);
                 assert!(wait(node.verify_or_fetch(text, need)).is_err());
                 assert!(wait(node.verify_fresh(text, need)).is_err());
                 assert!(wait(node.sync()).is_err());
@@ -852,7 +852,7 @@ impl Partitioned {
         for node in nodes {
             wait(node.sync()).unwrap();
             let refusal = node.verify(text, need).unwrap_err();
-            assert!(matches!(refusal, Rejection::Revoked { .. }), "{refusal}");
+            assert!(matches!(refusal, VerifyError::Revoked { .. }), "{refusal}");
         }
     }
 }
@@ -883,12 +883,12 @@ fn a1_27_the_six_hours_apply_to_legacy_and_other_keys_alike() {
         };
         assert_eq!(info(&world, id).legacy, legacy);
         let partitioned = Partitioned::from(&world);
-        let how = Replacement::default();
+        let how = RotateKey::default();
         let rotated = wait(world.keys.rotate(&manager(), id, how)).unwrap();
         let six_hours_later = at(START).saturating_add(hours(6));
         assert!(rotated.receipt.no_later_than() <= six_hours_later);
         let old = world.keys.verify(token.expose(), &ingest());
-        assert!(matches!(old.unwrap_err(), Rejection::Revoked { .. }));
+        assert!(matches!(old.unwrap_err(), VerifyError::Revoked { .. }));
         partitioned.accepts_for_six_hours(&world, token.expose(), &ingest());
         let new = rotated.secret.expose();
         partitioned.node.verify(new, &ingest()).unwrap();

@@ -4,10 +4,10 @@
 
 use keyward::audit::Action;
 use keyward::{
-    Actor, Created, Credentials, DeleteKey, Denied, Entitlement, Error, IssuedKey, KeyId, KeyInfo,
-    KeyUpdate, LeakSource, Need, NewKey, Owner, Reason, Receipt, Rejection, RejectionKind,
-    Replacement, Resource, ResourceId, ResourceKind, Role, Rotated, RotationReason, Status,
-    TenantId, Visibility, days, profiles,
+    Actor, CommandError, CreateKey, Created, Credentials, DeleteKey, Denial, Entitlement,
+    IssuedKey, KeyId, KeyInfo, LeakSource, Need, Owner, Reason, Receipt, Resource, ResourceId,
+    ResourceKind, Role, RotateKey, Rotated, RotationReason, Status, TenantId, UpdateKey,
+    VerifyError, VerifyErrorKind, Visibility, days, profiles,
 };
 
 use support::*;
@@ -74,7 +74,7 @@ fn deployed(id: &str, side: &str) -> Resource {
 }
 
 impl Company {
-    fn deploy(&self, side: &str, id: &str) -> Result<Vec<IssuedKey>, Error> {
+    fn deploy(&self, side: &str, id: &str) -> Result<Vec<IssuedKey>, CommandError> {
         let keys = &self.world.keys;
         wait(keys.provision_resource(&admin(), &self.web.tenant, deployed(id, side)))
     }
@@ -86,7 +86,7 @@ impl Company {
     }
 
     fn management_key(&self) -> Created {
-        let draft = NewKey::new("flags")
+        let draft = CreateKey::new("flags")
             .class("management-api-key")
             .scopes(["flags:*", "experiments:*"])
             .in_tenant(self.web.tenant.clone());
@@ -94,19 +94,19 @@ impl Company {
     }
 
     fn token_of(&self, user: &Actor, scope: &str) -> Created {
-        let draft = NewKey::new("token").class("data-api-token").scope(scope);
+        let draft = CreateKey::new("token").class("data-api-token").scope(scope);
         self.world.create(user, draft).unwrap()
     }
 
     fn scim_key(&self) -> Created {
-        let draft = NewKey::new("scim").class("scim-key").scope("users:*");
+        let draft = CreateKey::new("scim").class("scim-key").scope("users:*");
         self.world.create(&enterprise_admin(), draft).unwrap()
     }
 
     /// Creates the API key and the secret key of acme as a whole.
     fn organisation_pair(&self) -> (Created, Created) {
         let make = |by: &Actor, class: &str, scope: &str| {
-            let draft = NewKey::new("organisation").class(class).scope(scope);
+            let draft = CreateKey::new("organisation").class(class).scope(scope);
             self.world.create(by, draft.owned_by_tenant()).unwrap()
         };
         (
@@ -115,12 +115,12 @@ impl Company {
         )
     }
 
-    fn verify(&self, text: &str, need: &Need) -> Result<KeyId, Rejection> {
+    fn verify(&self, text: &str, need: &Need) -> Result<KeyId, VerifyError> {
         let grant = self.world.keys.verify(text, need)?;
         Ok(grant.key_id())
     }
 
-    fn pair(&self, public: &str, secret: &str, need: &Need) -> Result<KeyId, Rejection> {
+    fn pair(&self, public: &str, secret: &str, need: &Need) -> Result<KeyId, VerifyError> {
         let (public, secret) = (public.as_bytes(), secret.as_bytes());
         let pair = Credentials::Pair { public, secret };
         let grant = self.world.keys.verify(pair, need)?;
@@ -131,21 +131,21 @@ impl Company {
         wait(self.world.keys.key(&host(), key)).unwrap()
     }
 
-    fn revoke(&self, by: &Actor, key: KeyId, reason: Reason) -> Result<Receipt, Error> {
+    fn revoke(&self, by: &Actor, key: KeyId, reason: Reason) -> Result<Receipt, CommandError> {
         wait(self.world.keys.revoke(by, key, reason))
     }
 
-    fn delete(&self, by: &Actor, key: KeyId, how: DeleteKey) -> Result<Receipt, Error> {
+    fn delete(&self, by: &Actor, key: KeyId, how: DeleteKey) -> Result<Receipt, CommandError> {
         wait(self.world.keys.delete(by, key, how))
     }
 
-    fn rotate(&self, by: &Actor, key: KeyId) -> Result<Rotated, Error> {
-        wait(self.world.keys.rotate(by, key, Replacement::default()))
+    fn rotate(&self, by: &Actor, key: KeyId) -> Result<Rotated, CommandError> {
+        wait(self.world.keys.rotate(by, key, RotateKey::default()))
     }
 
     /// Replaces a key that was found in the wrong hands. The old key ends immediately.
-    fn rotate_compromised(&self, by: &Actor, key: KeyId) -> Result<Rotated, Error> {
-        let how = Replacement::immediate().because(RotationReason::Compromise);
+    fn rotate_compromised(&self, by: &Actor, key: KeyId) -> Result<Rotated, CommandError> {
+        let how = RotateKey::immediate().because(RotationReason::Compromise);
         wait(self.world.keys.rotate(by, key, how))
     }
 
@@ -174,15 +174,15 @@ impl Company {
         let rotated = self.rotate_compromised(&support(), key).unwrap();
         assert!(matches!(
             self.verify(text, need),
-            Err(Rejection::Revoked { .. })
+            Err(VerifyError::Revoked { .. })
         ));
         let successor = rotated.secret.expose();
         assert_eq!(self.verify(successor, need).unwrap(), rotated.id);
     }
 }
 
-fn only_support_may(action: &'static str) -> Denied {
-    Denied::SupportOnly { action }
+fn only_support_may(action: &'static str) -> Denial {
+    Denial::SupportOnly { action }
 }
 
 fn ingest() -> Need {
@@ -221,7 +221,7 @@ fn a2_01_a_project_api_key_is_public_and_not_rotated() {
         let refusal = denied(company.rotate(&by, key));
         assert_eq!(
             refusal,
-            Denied::NotRotatable {
+            Denial::NotRotatable {
                 class: class.clone()
             }
         );
@@ -289,7 +289,7 @@ fn a2_08_organisation_keys_are_private_and_rotated_by_support_only() {
     let alone = company.verify(api_key.secret.expose(), &Need::any());
     assert_eq!(
         alone.unwrap_err(),
-        Rejection::Publishable { key: api_key.id }
+        VerifyError::Publishable { key: api_key.id }
     );
     for key in [api_key.id, secret_key.id] {
         for by in [admin(), developer(), member()] {
@@ -317,7 +317,7 @@ fn a2_09_each_project_has_its_two_keys_from_the_start() {
     // Keys are provisioned once, also if a project's first command is about another key.
     let again = wait(world.keys.provision_tenant(&by, &new.tenant)).unwrap();
     assert_eq!((again.len(), listed(&world, &by).len()), (0, 2));
-    let first = NewKey::new("flags").in_tenant(tenant("acme/newer"));
+    let first = CreateKey::new("flags").in_tenant(tenant("acme/newer"));
     let first = world.create(&admin(), first).unwrap();
     let came: Vec<_> = first
         .provisioned
@@ -337,8 +337,8 @@ fn a2_10_analytics_keys_act_only_in_their_project() {
         for elsewhere in ["acme/shop", "acme", "acme/web/eu", "globex/app"] {
             let need = need.clone().for_tenant(tenant(elsewhere));
             let refusal = company.verify(text(key), &need).unwrap_err();
-            assert_eq!(refusal, Rejection::WrongTenant { key: key.id });
-            assert_eq!(refusal.kind(), RejectionKind::Forbidden);
+            assert_eq!(refusal, VerifyError::WrongTenant { key: key.id });
+            assert_eq!(refusal.kind(), VerifyErrorKind::Forbidden);
         }
     }
     // An actor of the key sees nothing of another project.
@@ -346,9 +346,9 @@ fn a2_10_analytics_keys_act_only_in_their_project() {
     let secret = keys.verify(text(&web.secret_key), &project_work());
     let by = secret.unwrap().actor();
     let seen = wait(keys.list(&by, &keys.query(&shop.tenant)));
-    assert_eq!(denied(seen), Denied::TenantNotFound);
+    assert_eq!(denied(seen), Denial::TenantNotFound);
     let seen = wait(keys.key(&by, shop.secret_key.id));
-    assert_eq!(denied(seen), Denied::NotFound);
+    assert_eq!(denied(seen), Denial::NotFound);
 }
 
 #[test]
@@ -382,7 +382,10 @@ fn a2_12_a_project_api_key_may_be_embedded_in_browsers_and_apps() {
     }
     // Holding the key proves nothing.
     let refusal = company.verify(text(key), &Need::scope("ingest:write").unwrap());
-    assert_eq!(refusal.unwrap_err(), Rejection::Publishable { key: key.id });
+    assert_eq!(
+        refusal.unwrap_err(),
+        VerifyError::Publishable { key: key.id }
+    );
 }
 
 #[test]
@@ -393,25 +396,25 @@ fn a2_13_a_project_api_key_only_ingests() {
     for more in ["ingest:read", "project:read", "flags:read", "*:*"] {
         let need = Need::scope(more).unwrap().or_publishable();
         let refusal = company.verify(text(key), &need).unwrap_err();
-        let missing = Rejection::MissingScope {
+        let missing = VerifyError::MissingScope {
             key: key.id,
             scope: scope(more),
         };
         assert_eq!(refusal, missing);
-        assert_eq!(refusal.kind(), RejectionKind::Forbidden);
+        assert_eq!(refusal.kind(), VerifyErrorKind::Forbidden);
 
-        let not_allowed = Denied::ScopeNotAllowed {
+        let not_allowed = Denial::ScopeNotAllowed {
             class: class("project-api-key"),
             scope: scope(more),
         };
-        let wider = || KeyUpdate::new().scopes(["ingest:write", more]);
+        let wider = || UpdateKey::new().scopes(["ingest:write", more]);
         for by in [support(), host()] {
             let widened = wait(world.keys.update(&by, key.id, wider()));
             assert_eq!(denied(widened), not_allowed);
         }
         let widened = wait(world.keys.update(&admin(), key.id, wider()));
         assert_eq!(denied(widened), only_support_may("update keys"));
-        let another = NewKey::new("wider").class("project-api-key").scope(more);
+        let another = CreateKey::new("wider").class("project-api-key").scope(more);
         assert_eq!(denied(world.create(&host(), another)), not_allowed);
     }
 }
@@ -445,22 +448,22 @@ fn a2_15_a_secret_key_pairs_only_with_the_api_key_of_its_project() {
     let with = |other: &str| company.pair(other, secret, &project_work());
     assert_eq!(with(api_key).unwrap(), web.secret_key.id);
 
-    assert!(matches!(with(""), Err(Rejection::Malformed(_))));
-    assert_eq!(with(secret), Err(Rejection::PairMismatch));
-    assert_eq!(with(text(&shop.api_key)), Err(Rejection::PairMismatch));
+    assert!(matches!(with(""), Err(VerifyError::Malformed(_))));
+    assert_eq!(with(secret), Err(VerifyError::PairMismatch));
+    assert_eq!(with(text(&shop.api_key)), Err(VerifyError::PairMismatch));
     let other_id = shop.secret_key.id.to_string();
-    assert_eq!(with(&other_id), Err(Rejection::PairMismatch));
+    assert_eq!(with(&other_id), Err(VerifyError::PairMismatch));
     let forged = with_other_secret(api_key);
-    assert_eq!(with(&forged), Err(Rejection::WrongSecret));
+    assert_eq!(with(&forged), Err(VerifyError::WrongSecret));
     // The API key is not a secret key, even next to one.
     let swapped = company.pair(secret, api_key, &project_work());
     let key = web.api_key.id;
-    assert_eq!(swapped, Err(Rejection::Publishable { key }));
+    assert_eq!(swapped, Err(VerifyError::Publishable { key }));
 
     company
         .revoke(&support(), key, Reason::NoLongerNeeded)
         .unwrap();
-    assert!(matches!(with(api_key), Err(Rejection::Revoked { .. })));
+    assert!(matches!(with(api_key), Err(VerifyError::Revoked { .. })));
 }
 
 #[test]
@@ -480,7 +483,7 @@ fn a2_17_a_data_token_authenticates_alone() {
     assert_eq!(grant.key_id(), token.id);
     assert_eq!(grant.owner(), &Owner::Principal(who("mia")));
     let guess = with_other_secret(presented);
-    assert_eq!(company.verify(&guess, &need), Err(Rejection::WrongSecret));
+    assert_eq!(company.verify(&guess, &need), Err(VerifyError::WrongSecret));
 }
 
 #[test]
@@ -515,9 +518,9 @@ fn a2_18_a_data_token_has_the_role_of_its_user() {
         assert_eq!(grant.unwrap().actor().scopes(), &reaches[&role]);
     }
     // A user cannot create a token that may do more than the user.
-    let draft = NewKey::new("more").class("data-api-token");
+    let draft = CreateKey::new("more").class("data-api-token");
     let refusal = denied(company.world.create(&member(), draft.scope("flags:write")));
-    assert!(matches!(refusal, Denied::ExceedsActor { .. }));
+    assert!(matches!(refusal, Denial::ExceedsActor { .. }));
 }
 
 #[test]
@@ -537,7 +540,7 @@ fn a2_19_a_data_token_is_private_and_valid_for_the_whole_account() {
         assert_eq!(reaches(path), Ok(token.id), "{path}");
     }
     let key = token.id;
-    assert_eq!(reaches("globex/app"), Err(Rejection::WrongTenant { key }));
+    assert_eq!(reaches("globex/app"), Err(VerifyError::WrongTenant { key }));
 }
 
 #[test]
@@ -552,12 +555,12 @@ fn a2_20_users_create_and_revoke_their_own_tokens() {
             let refusal = denied(company.revoke(&max, token.id, Reason::Unused));
             let role = Some(Role::MEMBER);
             let action = "revoke keys";
-            assert_eq!(refusal, Denied::Forbidden { action, role });
+            assert_eq!(refusal, Denial::Forbidden { action, role });
             company
                 .revoke(&by, token.id, Reason::NoLongerNeeded)
                 .unwrap();
             let verdict = company.verify(token.secret.expose(), &need);
-            assert!(matches!(verdict, Err(Rejection::Revoked { .. })));
+            assert!(matches!(verdict, Err(VerifyError::Revoked { .. })));
         }
     }
 }
@@ -597,7 +600,7 @@ fn a2_22_the_side_of_a_deployment_decides_whether_its_key_is_public() {
         );
     }
     let unknown = company.deploy("middle", "dep-2");
-    assert_eq!(denied(unknown), Denied::UnknownResource);
+    assert_eq!(denied(unknown), Denial::UnknownResource);
 }
 
 #[test]
@@ -630,7 +633,7 @@ fn a2_27_server_keys_begin_with_server() {
 /// Checks the prefix of keys that come with a deployment, are made by hand, or succeed another.
 fn begins_with(company: &Company, side: &str, prefix: &str, need: &Need) {
     let key = company.deployment(side, "dep-1");
-    let draft = NewKey::new("by hand")
+    let draft = CreateKey::new("by hand")
         .class(format!("deployment-{side}"))
         .scope("variants:read")
         .in_tenant(company.web.tenant.clone());
@@ -670,11 +673,11 @@ fn a2_26_a_server_key_is_shown_once_and_stored_as_a_digest() {
     assert!(deploy().is_empty(), "the same call again shows nothing");
     let by_hand = admin.with_command_id(command("create-1"));
     let create = || {
-        let draft = NewKey::new("by hand").class("deployment-server");
+        let draft = CreateKey::new("by hand").class("deployment-server");
         wait(world.keys.create(&by_hand, draft.in_tenant(web.clone())))
     };
     let made = create().unwrap();
-    assert_eq!(denied(create()), Denied::AlreadyCreated { id: made.id });
+    assert_eq!(denied(create()), Denial::AlreadyCreated { id: made.id });
 
     let kept = dump(&world.store);
     let keys = [
@@ -695,7 +698,7 @@ fn a2_26_a_server_key_is_shown_once_and_stored_as_a_digest() {
 fn a2_28_a_server_key_is_deleted_once_nothing_refers_to_it() {
     let company = company();
     let old = company.deployment("server", "dep-1");
-    let draft = NewKey::new("new key")
+    let draft = CreateKey::new("new key")
         .class("deployment-server")
         .scope("variants:read")
         .resource(deployed("dep-1", "server"))
@@ -708,22 +711,22 @@ fn a2_28_a_server_key_is_deleted_once_nothing_refers_to_it() {
     both_work();
     let delete = |deletion| company.delete(&developer(), old.id, deletion);
     let unsaid = delete(DeleteKey::plain());
-    assert_eq!(denied(unsaid), Denied::ReferencesUnknown);
+    assert_eq!(denied(unsaid), Denial::ReferencesUnknown);
     for references in [3, 1] {
         let refused = delete(DeleteKey::plain().with_references(references));
-        assert_eq!(denied(refused), Denied::StillReferenced { references });
+        assert_eq!(denied(refused), Denial::StillReferenced { references });
         both_work();
     }
     // Revoking is no way around the references.
     let revoked = company.revoke(&admin(), old.id, Reason::Compromised);
     let class = class("deployment-server");
-    assert_eq!(denied(revoked), Denied::NotRevocable { class });
+    assert_eq!(denied(revoked), Denial::NotRevocable { class });
     company.world.clock.advance(days(365));
     both_work();
     delete(DeleteKey::plain().with_references(0)).unwrap();
     assert_eq!(
         company.verify(text(&old), &fetch()),
-        Err(Rejection::Unknown)
+        Err(VerifyError::Unknown)
     );
     assert_eq!(company.verify(new.secret.expose(), &fetch()), Ok(new.id));
 }
@@ -771,16 +774,16 @@ fn a2_30_management_keys_manage_flags_and_experiments_only() {
         "project:read",
         "users:read",
     ] {
-        let missing = Rejection::MissingScope {
+        let missing = VerifyError::MissingScope {
             key: key.id,
             scope: scope(other),
         };
         let verdict = company.verify(presented, &Need::scope(other).unwrap());
         assert_eq!(verdict, Err(missing));
-        let wider = NewKey::new("wider")
+        let wider = CreateKey::new("wider")
             .class("management-api-key")
             .scope(other);
-        let not_allowed = Denied::ScopeNotAllowed {
+        let not_allowed = Denial::ScopeNotAllowed {
             class: class("management-api-key"),
             scope: scope(other),
         };
@@ -803,16 +806,16 @@ fn a2_31_management_and_deployment_keys_cannot_replace_each_other() {
     let presented = management.secret.expose();
     assert_eq!(verify(presented, &managing), Ok(management.id));
     let refusal = verify(presented, &fetching).unwrap_err();
-    let wrong = Rejection::WrongClass {
+    let wrong = VerifyError::WrongClass {
         key: management.id,
         class: class("management-api-key"),
     };
     assert_eq!(refusal, wrong);
-    assert_eq!(refusal.kind(), RejectionKind::Forbidden);
+    assert_eq!(refusal.kind(), VerifyErrorKind::Forbidden);
     for side in ["client", "server"] {
         let key = company.deployment(side, side);
         assert_eq!(verify(text(&key), &fetching), Ok(key.id));
-        let wrong = Rejection::WrongClass {
+        let wrong = VerifyError::WrongClass {
             key: key.id,
             class: key.class.clone(),
         };
@@ -832,7 +835,7 @@ fn a2_32_a_compromised_management_key_is_replaced_and_then_deleted() {
         .delete(&developer(), old.id, DeleteKey::plain())
         .unwrap();
     let verdict = company.verify(old.secret.expose(), &manage());
-    assert_eq!(verdict, Err(Rejection::Unknown));
+    assert_eq!(verdict, Err(VerifyError::Unknown));
     assert_eq!(company.verify(new.secret.expose(), &manage()), Ok(new.id));
 }
 
@@ -868,10 +871,10 @@ fn a2_34_organisation_calls_need_both_keys() {
         .of_class(class("org-secret-key"));
     let with = |other: &str| company.pair(other, secret, &need);
     assert_eq!(with(api_key_text), Ok(secret_key.id));
-    assert!(matches!(with(""), Err(Rejection::Malformed(_))));
+    assert!(matches!(with(""), Err(VerifyError::Malformed(_))));
     assert_eq!(
         with(text(&company.web.api_key)),
-        Err(Rejection::PairMismatch)
+        Err(VerifyError::PairMismatch)
     );
     // The API key opens nothing, neither alone nor in place of the secret.
     let key = api_key.id;
@@ -880,19 +883,19 @@ fn a2_34_organisation_calls_need_both_keys() {
         company.pair(api_key_text, api_key_text, &need),
         company.pair(secret, api_key_text, &need),
     ] {
-        assert_eq!(verdict, Err(Rejection::Publishable { key }));
+        assert_eq!(verdict, Err(VerifyError::Publishable { key }));
     }
     // Nor does a project's secret key next to it.
     let project = text(&company.web.secret_key);
     let verdict = company.pair(api_key_text, project, &project_work());
-    assert_eq!(verdict, Err(Rejection::PairMismatch));
+    assert_eq!(verdict, Err(VerifyError::PairMismatch));
 }
 
 #[test]
 fn a2_35_only_support_makes_organisation_keys() {
     let company = company();
     for name in ["org-api-key", "org-secret-key"] {
-        let draft = || NewKey::new("organisation").class(name);
+        let draft = || CreateKey::new("organisation").class(name);
         for by in [admin(), enterprise_admin(), developer(), member()] {
             let refusal = denied(company.world.create(&by, draft()));
             assert_eq!(refusal, only_support_may("create keys"));
@@ -925,7 +928,7 @@ fn a2_36_organisation_keys_reach_every_project_and_no_other_organisation() {
         assert_eq!(reaches(path), ids.map(Ok), "{path}");
     }
     for path in ["globex", "globex/app", "acme-two/web"] {
-        let refused = ids.map(|key| Err(Rejection::WrongTenant { key }));
+        let refused = ids.map(|key| Err(VerifyError::WrongTenant { key }));
         assert_eq!(reaches(path), refused, "{path}");
     }
 }
@@ -951,7 +954,7 @@ fn a2_38_a_scim_key_works_only_for_scim() {
         .of_class(class("data-api-token"));
     let wrong = |key: &Created| {
         let (key, class) = (key.id, key.class.clone());
-        Err(Rejection::WrongClass { key, class })
+        Err(VerifyError::WrongClass { key, class })
     };
     assert_eq!(company.verify(presented, &elsewhere), wrong(&key));
     assert_eq!(company.verify(presented, &manage()), wrong(&key));
@@ -966,12 +969,12 @@ fn a2_38_a_scim_key_works_only_for_scim() {
 fn a2_39_scim_keys_need_the_enterprise_plan() {
     let company = company();
     let create = |by: &Actor| {
-        let draft = NewKey::new("scim").class("scim-key").scope("users:*");
+        let draft = CreateKey::new("scim").class("scim-key").scope("users:*");
         company.world.create(by, draft)
     };
     let other_plan = admin().with_entitlement(Entitlement::new("growth").unwrap());
     for by in [admin(), other_plan] {
-        let refusal = Denied::NotEntitled {
+        let refusal = Denial::NotEntitled {
             class: class("scim-key"),
             entitlement: Entitlement::new("enterprise").unwrap(),
         };
@@ -1001,7 +1004,7 @@ fn a2_40_a_scim_key_is_private_and_manages_all_users_of_the_account() {
         }
         assert!(reaches("flags:read", path).is_err(), "users alone");
     }
-    let refused = Rejection::WrongTenant { key: key.id };
+    let refused = VerifyError::WrongTenant { key: key.id };
     assert_eq!(reaches("users:read", "globex"), Err(refused));
 }
 
@@ -1012,14 +1015,14 @@ fn a2_41_an_admin_rotates_a_compromised_scim_key() {
     for by in [developer(), member()] {
         let refusal = denied(company.rotate_compromised(&by, key.id));
         let (action, role) = ("rotate keys", by.role().cloned());
-        assert_eq!(refusal, Denied::Forbidden { action, role });
+        assert_eq!(refusal, Denial::Forbidden { action, role });
     }
     // A different admin than the one who created the key.
     let ada = actor("acme", "ada", Role::ADMIN);
     let rotated = company.rotate_compromised(&ada, key.id).unwrap();
     let old = company.verify(key.secret.expose(), &scim());
     let reason = Reason::Rotated;
-    assert!(matches!(old, Err(Rejection::Revoked { reason: r, .. }) if r == reason));
+    assert!(matches!(old, Err(VerifyError::Revoked { reason: r, .. }) if r == reason));
     let new = company.verify(rotated.secret.expose(), &scim());
     assert_eq!(new, Ok(rotated.id));
 }

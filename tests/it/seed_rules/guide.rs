@@ -10,9 +10,9 @@ use keyward::policy::{Policy, PolicySpec};
 use keyward::rotation::{RotationProgress, RotationStep};
 use keyward::store::{AuditQuery, AuditRow, KeyQuery};
 use keyward::{
-    Actor, BulkFilter, Created, Credentials, Denied, Expiry, Fingerprint, KeyId, KeyInfo,
-    KeyUpdate, Keyward, LeakSource, Need, NewKey, Problem, Reason, Rejection, RejectionKind,
-    Replacement, Role, RotationReason, Status, days, hours, profiles,
+    Actor, BulkFilter, CreateKey, Created, Credentials, Denial, Expiry, Fingerprint, KeyId,
+    KeyInfo, Keyward, LeakSource, Need, Problem, Reason, Role, RotateKey, RotationReason, Status,
+    UpdateKey, VerifyError, VerifyErrorKind, days, hours, profiles,
 };
 use keyward_conformance::FaultyStore;
 
@@ -41,8 +41,8 @@ fn developer() -> Actor {
     actor("acme", "dan", Role::DEVELOPER)
 }
 
-fn draft(name: &str) -> NewKey {
-    NewKey::new(name)
+fn draft(name: &str) -> CreateKey {
+    CreateKey::new(name)
         .scope("reports:read")
         .purpose("nightly reports")
 }
@@ -85,7 +85,7 @@ fn works(node: &Keyward, text: &str) -> bool {
 }
 
 /// Verifies in every way and returns the verdicts. No way may accept a key that another refuses.
-fn every_way(node: &Keyward, text: &str, need: &Need) -> [Result<KeyId, Rejection>; 5] {
+fn every_way(node: &Keyward, text: &str, need: &Need) -> [Result<KeyId, VerifyError>; 5] {
     let id = keyward::token::parse(text.as_bytes()).unwrap().id();
     let with = |public: &str| {
         let (public, secret) = (public.as_bytes(), text.as_bytes());
@@ -135,15 +135,15 @@ fn g_01_a_list_shows_every_key_of_an_organization_and_none_of_another() {
     assert_eq!(seen.into_iter().collect::<BTreeSet<_>>(), own);
 
     // A query that names no organization covers the actor's own and all tenants below it.
-    let all = KeyQuery::everything(world.keys.now());
+    let all = KeyQuery::all(world.keys.now());
     let seen: BTreeSet<_> = list(&world, &all).into_iter().map(|key| key.id).collect();
     own.insert(below);
     assert_eq!(seen, own);
     let theirs = world.keys.query(&tenant("acme-two"));
     let refusal = wait(world.keys.list(&developer(), &theirs));
-    assert_eq!(denied(refusal), Denied::TenantNotFound);
+    assert_eq!(denied(refusal), Denial::TenantNotFound);
     let refusal = wait(world.keys.key(&developer(), foreign));
-    assert_eq!(denied(refusal), Denied::NotFound);
+    assert_eq!(denied(refusal), Denial::NotFound);
 }
 
 #[test]
@@ -233,7 +233,7 @@ fn g_05_details_show_every_field_set_on_a_key() {
         (at(START), author("dan"))
     );
 
-    let update = KeyUpdate::new().metadata([("team", "growth")]);
+    let update = UpdateKey::new().metadata([("team", "growth")]);
     wait(world.keys.update(&developer(), key.id, update)).unwrap();
     let details = info(&world, key.id);
     assert_eq!(details.metadata.value("team"), Some("growth"));
@@ -243,7 +243,7 @@ fn g_05_details_show_every_field_set_on_a_key() {
 #[test]
 fn g_06_details_show_the_scopes_of_a_key() {
     let world = organization();
-    let key = NewKey::new("k")
+    let key = CreateKey::new("k")
         .purpose("p")
         .scopes(["users:*", "reports:read"]);
     let key = world.create(&developer(), key).unwrap();
@@ -253,7 +253,7 @@ fn g_06_details_show_the_scopes_of_a_key() {
         scopes(info(&world, key.id)),
         set(["reports:read", "users:*"])
     );
-    let narrower = KeyUpdate::new().scopes(["reports:read"]);
+    let narrower = UpdateKey::new().scopes(["reports:read"]);
     wait(world.keys.update(&developer(), key.id, narrower)).unwrap();
     assert_eq!(scopes(info(&world, key.id)), set(["reports:read"]));
     let listed = list(&world, &query(&world)).remove(0);
@@ -278,7 +278,7 @@ fn g_07_details_show_when_a_key_ends() {
         let key = world.create(&developer(), key).unwrap();
         assert_eq!(info(&world, key.id).expires_at, end);
         assert_eq!(key.expires_at, end);
-        let sooner = KeyUpdate::new().expiry(Expiry::In(Duration::from_secs(60)));
+        let sooner = UpdateKey::new().expiry(Expiry::In(Duration::from_secs(60)));
         wait(world.keys.update(&developer(), key.id, sooner)).unwrap();
         let end = start.saturating_add(Duration::from_secs(60));
         assert_eq!(info(&world, key.id).expires_at, Some(end));
@@ -329,7 +329,7 @@ fn g_11_the_whole_key_is_never_shown_after_its_creation() {
     let by = developer();
     let once = by.with_command_id(command("create-1"));
     let created = wait(world.keys.create(&once, draft("export"))).unwrap();
-    let how = Replacement::grace(days(1));
+    let how = RotateKey::grace(days(1));
     let rotated = wait(world.keys.rotate(&by, created.id, how)).unwrap();
     let grant = world
         .keys
@@ -337,14 +337,14 @@ fn g_11_the_whole_key_is_never_shown_after_its_creation() {
         .unwrap();
     let listed = list(&world, &query(&world));
     let repeated = denied(wait(world.keys.create(&once, draft("export"))));
-    assert_eq!(repeated, Denied::AlreadyCreated { id: created.id });
+    assert_eq!(repeated, Denial::AlreadyCreated { id: created.id });
     let details = [info(&world, created.id), info(&world, rotated.id)];
     assert!(details.iter().all(|key| key.published.is_none()));
-    let progress = wait(world.keys.rotation(&by, created.id, None)).unwrap();
+    let progress = wait(world.keys.rotation_progress(&by, created.id, None)).unwrap();
     let answers = format!(
         "{details:?} {listed:?} {} {grant:?} {:?} {progress:?} {repeated} {:?} {:?} {created:?} {rotated:?}",
         serde_json::to_string(&listed).unwrap(),
-        wait(world.keys.info(&grant)).unwrap(),
+        wait(world.keys.key_for_grant(&grant)).unwrap(),
         trail(&world, created.id),
         trail(&world, rotated.id),
     );
@@ -363,9 +363,9 @@ fn g_12_a_rotated_key_has_a_new_value_and_the_old_one_ends_as_the_policy_says() 
     let seven_days = start.saturating_add(days(7));
     let one_hour = start.saturating_add(hours(1));
     let ways = [
-        (Replacement::default(), seven_days),
-        (Replacement::grace(hours(1)), one_hour),
-        (Replacement::immediate(), start),
+        (RotateKey::default(), seven_days),
+        (RotateKey::grace(hours(1)), one_hour),
+        (RotateKey::immediate(), start),
     ];
     for (how, until) in ways {
         let world = organization();
@@ -391,9 +391,9 @@ fn g_12_a_rotated_key_has_a_new_value_and_the_old_one_ends_as_the_policy_says() 
     let again = wait(
         world
             .keys
-            .rotate(&developer(), ended.id, Replacement::default()),
+            .rotate(&developer(), ended.id, RotateKey::default()),
     );
-    assert_eq!(denied(again), Denied::Revoked);
+    assert_eq!(denied(again), Denial::Revoked);
 }
 
 #[test]
@@ -407,7 +407,7 @@ fn g_13_a_rotation_records_its_reason() {
     ];
     for (why, word) in reasons {
         let old = create(&world, word);
-        let how = Replacement::default().because(why);
+        let how = RotateKey::default().because(why);
         wait(world.keys.rotate(&developer(), old.id, how)).unwrap();
         let kept = info(&world, old.id).facts.succession.unwrap().reason;
         assert_eq!(kept, why);
@@ -426,14 +426,14 @@ fn g_14_a_rotation_goes_through_its_five_steps() {
     let keys = &world.keys;
     let old = create(&world, "export");
     let seen = |last: Option<_>| -> Option<RotationProgress> {
-        wait(keys.rotation(&developer(), old.id, last)).unwrap()
+        wait(keys.rotation_progress(&developer(), old.id, last)).unwrap()
     };
     assert_eq!(seen(None), None, "no rotation yet");
     assert!(works(keys, old.secret.expose()));
     let used_at = keys.now();
 
     // 1. The new key is created.
-    let new = wait(keys.rotate(&developer(), old.id, Replacement::default())).unwrap();
+    let new = wait(keys.rotate(&developer(), old.id, RotateKey::default())).unwrap();
     let created = seen(Some(used_at)).unwrap();
     assert_eq!(created.step, RotationStep::SuccessorCreated);
     assert_eq!(created.successor, new.id);
@@ -443,7 +443,7 @@ fn g_14_a_rotation_goes_through_its_five_steps() {
     // 2. Applications switch over: the new key is used.
     world.clock.advance(hours(1));
     assert!(works(keys, new.secret.expose()));
-    wait(keys.run_upkeep()).unwrap();
+    wait(keys.run_maintenance()).unwrap();
     let in_use = seen(Some(keys.now())).unwrap();
     assert_eq!(in_use.step, RotationStep::SuccessorInUse);
     assert!(!in_use.safe_to_finish, "the old key was used just now");
@@ -474,9 +474,9 @@ fn g_14_a_rotation_goes_through_its_five_steps() {
 #[test]
 fn g_16_there_is_always_a_key_that_works() {
     let ways = [
-        Replacement::default(),
-        Replacement::grace(hours(5)),
-        Replacement::on_first_use(hours(5)),
+        RotateKey::default(),
+        RotateKey::grace(hours(5)),
+        RotateKey::on_first_use(hours(5)),
     ];
     for how in ways {
         let world = organization();
@@ -499,7 +499,7 @@ fn g_16_there_is_always_a_key_that_works() {
                 assert!(both[0] || both[1], "at {}", world.keys.now());
                 old_worked += usize::from(both[0]);
             }
-            wait(world.keys.run_upkeep()).unwrap();
+            wait(world.keys.run_maintenance()).unwrap();
             world.clock.advance(hours(1));
         }
         assert!(old_worked >= 10, "it was not cut off: {old_worked}");
@@ -512,7 +512,7 @@ fn g_17_old_and_new_key_work_side_by_side_for_the_whole_window() {
     let world = organization();
     let elsewhere = world.another_node(policy());
     let old = create(&world, "export");
-    let how = Replacement::default();
+    let how = RotateKey::default();
     let new = wait(world.keys.rotate(&developer(), old.id, how)).unwrap();
     let end = new.until;
     let last = end.saturating_sub(Duration::from_micros(1));
@@ -539,8 +539,8 @@ fn g_19_finishing_a_rotation_revokes_the_old_key() {
     let nodes = [&world.keys, &elsewhere];
     let old = create(&world, "export");
     let early = wait(world.keys.finish_rotation(&developer(), old.id));
-    assert_eq!(denied(early), Denied::NotRotating);
-    let how = Replacement::default();
+    assert_eq!(denied(early), Denial::NotRotating);
+    let how = RotateKey::default();
     let new = wait(world.keys.rotate(&developer(), old.id, how)).unwrap();
     for node in nodes {
         assert!(works(node, old.secret.expose()));
@@ -550,7 +550,7 @@ fn g_19_finishing_a_rotation_revokes_the_old_key() {
     for node in nodes {
         let refusal = node.verify(old.secret.expose(), &reading()).unwrap_err();
         let (key, at, reason) = (old.id, world.keys.now(), Reason::Rotated);
-        assert_eq!(refusal, Rejection::Revoked { key, at, reason });
+        assert_eq!(refusal, VerifyError::Revoked { key, at, reason });
         assert!(works(node, new.secret.expose()));
     }
     assert_eq!(info(&world, old.id).status, Status::Revoked);
@@ -562,7 +562,7 @@ fn g_20_a_revocation_must_be_confirmed() {
     let key = create(&world, "export");
     for by in [developer(), admin(), host()] {
         let refusal = wait(world.keys.revoke(&by, key.id, Reason::Lost));
-        assert_eq!(denied(refusal), Denied::ConfirmationRequired);
+        assert_eq!(denied(refusal), Denial::ConfirmationRequired);
         assert!(works(&world.keys, key.secret.expose()));
     }
     let confirmed = Reason::Lost.confirmed();
@@ -586,16 +586,16 @@ fn g_21_a_revocation_is_in_effect_on_every_node_when_it_returns() {
     let confirmed = Reason::Compromised.confirmed();
     let receipt = wait(world.keys.revoke(&developer(), key.id, confirmed)).unwrap();
     assert_eq!(receipt.no_later_than(), world.keys.now());
-    let revoked = |verdict: Result<_, Rejection>| {
+    let revoked = |verdict: Result<_, VerifyError>| {
         let refusal = verdict.map(drop).unwrap_err();
-        assert!(matches!(refusal, Rejection::Revoked { .. }), "{refusal}");
+        assert!(matches!(refusal, VerifyError::Revoked { .. }), "{refusal}");
     };
     // Without a round trip, a node far from the store fails closed with `NeedsFresh`.
     let refusal = far.verify(text, &reading()).unwrap_err();
-    assert_eq!(refusal, Rejection::NeedsFresh);
+    assert_eq!(refusal, VerifyError::NeedsFresh);
     remote.partition(true);
     let refusal = wait(far.verify_or_fetch(text, &reading())).unwrap_err();
-    assert_eq!(refusal, Rejection::StoreUnavailable);
+    assert_eq!(refusal, VerifyError::StoreUnavailable);
     remote.partition(false);
     for node in [&world.keys, &beside] {
         revoked(node.verify(text, &reading()));
@@ -633,8 +633,8 @@ fn g_22_every_way_of_verifying_refuses_a_revoked_key() {
         for need in &needs {
             for verdict in every_way(&world.keys, text, need) {
                 let refusal = verdict.unwrap_err();
-                assert!(matches!(refusal, Rejection::Revoked { .. }), "{refusal}");
-                assert_eq!(refusal.kind(), RejectionKind::Invalid);
+                assert!(matches!(refusal, VerifyError::Revoked { .. }), "{refusal}");
+                assert_eq!(refusal.kind(), VerifyErrorKind::Invalid);
             }
         }
     }
@@ -646,7 +646,7 @@ fn g_23_a_revocation_leaves_exactly_one_audit_entry_in_its_own_commit() {
     let key = create(&world, "export");
     let before = trail(&world, key.id).len();
     let unconfirmed = wait(world.keys.revoke(&admin(), key.id, Reason::Lost));
-    assert_eq!(denied(unconfirmed), Denied::ConfirmationRequired);
+    assert_eq!(denied(unconfirmed), Denial::ConfirmationRequired);
     assert_eq!(trail(&world, key.id).len(), before, "nothing happened");
 
     world.clock.advance(hours(1));
@@ -681,22 +681,22 @@ fn g_24_a_revoked_key_cannot_be_made_to_work_again() {
     let id = key.id;
     for by in [developer(), admin(), host()] {
         let keys = &world.keys;
-        assert_eq!(denied(wait(keys.enable(&by, id))), Denied::Revoked);
-        let longer = KeyUpdate::new().expiry(Expiry::Never);
-        assert_eq!(denied(wait(keys.update(&by, id, longer))), Denied::Revoked);
-        let rotated = wait(keys.rotate(&by, id, Replacement::default()));
-        assert_eq!(denied(rotated), Denied::Revoked);
+        assert_eq!(denied(wait(keys.enable(&by, id))), Denial::Revoked);
+        let longer = UpdateKey::new().expiry(Expiry::Never);
+        assert_eq!(denied(wait(keys.update(&by, id, longer))), Denial::Revoked);
+        let rotated = wait(keys.rotate(&by, id, RotateKey::default()));
+        assert_eq!(denied(rotated), Denial::Revoked);
         let cancelled = wait(keys.cancel_rotation(&by, id));
-        assert_eq!(denied(cancelled), Denied::NotRotating);
-        assert_eq!(denied(wait(keys.replace_lost(&by, id))), Denied::Revoked);
+        assert_eq!(denied(cancelled), Denial::NotRotating);
+        assert_eq!(denied(wait(keys.replace_lost(&by, id))), Denial::Revoked);
     }
     // Nor does a cancelled rotation restore it.
     let old = create(&world, "old");
-    let how = Replacement::on_first_use(hours(1));
+    let how = RotateKey::on_first_use(hours(1));
     wait(world.keys.rotate(&developer(), old.id, how)).unwrap();
     revoke(&world, old.id);
     let cancelled = wait(world.keys.cancel_rotation(&developer(), old.id));
-    assert_eq!(denied(cancelled), Denied::Revoked);
+    assert_eq!(denied(cancelled), Denial::Revoked);
     world
         .clock
         .set_wall("2020-01-01T00:00:00Z".parse().unwrap());
@@ -715,7 +715,7 @@ fn g_34_a_key_that_is_not_rotated_in_time_raises_one_event() {
     let mut received = Vec::new();
     for day in 0..90 {
         if day == 80 {
-            wait((world.keys).rotate(&developer(), rotated.id, Replacement::default())).unwrap();
+            wait((world.keys).rotate(&developer(), rotated.id, RotateKey::default())).unwrap();
         }
         let many = NonZeroUsize::new(100).unwrap();
         let batch = wait(events.next_batch(&cursor, many)).unwrap();
@@ -775,7 +775,7 @@ fn g_35_a_compromised_key_is_revoked_immediately() {
     assert!(works(&world.keys, kept.secret.expose()));
     let guess = with_other_secret(kept.secret.expose());
     let guessed = wait(world.keys.report_leaked_token(guess, source()));
-    assert_eq!(denied(guessed), Denied::NotFound);
+    assert_eq!(denied(guessed), Denial::NotFound);
     assert!(works(&world.keys, kept.secret.expose()));
 }
 
@@ -794,7 +794,7 @@ fn g_36_a_key_works_only_in_its_own_environment() {
         for verdict in [direct, fetched, fresh, paired] {
             assert_eq!(verdict, Ok(key.id));
         }
-        let refused = Rejection::WrongEnvironment {
+        let refused = VerifyError::WrongEnvironment {
             key: key.id,
             environment: environment(own),
         };
@@ -808,7 +808,7 @@ fn g_36_a_key_works_only_in_its_own_environment() {
     }
     let nowhere = draft("export").environment("staging");
     let refusal = denied(world.create(&developer(), nowhere));
-    assert!(matches!(refusal, Denied::Environment { .. }), "{refusal:?}");
+    assert!(matches!(refusal, Denial::Environment { .. }), "{refusal:?}");
 }
 
 #[test]
@@ -820,10 +820,10 @@ fn g_37_a_key_may_do_only_what_its_scopes_allow() {
             .verify(key.secret.expose(), &Need::scope(wanted).unwrap());
         let refusal = verdict.unwrap_err();
         let (key, scope) = (key.id, scope(wanted));
-        assert_eq!(refusal, Rejection::MissingScope { key, scope });
-        assert_eq!(refusal.kind(), RejectionKind::Forbidden);
+        assert_eq!(refusal, VerifyError::MissingScope { key, scope });
+        assert_eq!(refusal.kind(), VerifyErrorKind::Forbidden);
     };
-    let blank = NewKey::new("blank").purpose("none yet");
+    let blank = CreateKey::new("blank").purpose("none yet");
     let blank = world.create(&developer(), blank).unwrap();
     assert!(info(&world, blank.id).scopes.is_empty());
     for wanted in ["reports:read", "users:write"] {
@@ -839,7 +839,7 @@ fn g_37_a_key_may_do_only_what_its_scopes_allow() {
         .and_scope("users:read")
         .unwrap();
     let partly = world.keys.verify(reader.secret.expose(), &both);
-    assert_eq!(partly.unwrap_err().kind(), RejectionKind::Forbidden);
+    assert_eq!(partly.unwrap_err().kind(), VerifyErrorKind::Forbidden);
 
     // A member of the organization can grant no more than its role allows.
     let member = draft("a member's").scope("reports:write");
@@ -852,12 +852,12 @@ fn g_37_a_key_may_do_only_what_its_scopes_allow() {
 #[test]
 fn g_38_a_key_states_its_purpose() {
     let world = organization();
-    let silent = NewKey::new("export").scope("reports:read");
+    let silent = CreateKey::new("export").scope("reports:read");
     for by in [developer(), admin(), host()] {
         let refusal = denied(world.create(&by, silent.clone()));
-        assert_eq!(refusal, Denied::PurposeRequired);
+        assert_eq!(refusal, Denial::PurposeRequired);
     }
-    let Denied::Invalid(invalid) = denied(world.create(&admin(), silent.clone().purpose(" ")))
+    let Denial::Invalid(invalid) = denied(world.create(&admin(), silent.clone().purpose(" ")))
     else {
         panic!("blank says nothing");
     };
@@ -866,10 +866,10 @@ fn g_38_a_key_states_its_purpose() {
     let key = create(&world, "export");
     let purpose = || info(&world, key.id).facts.purpose.unwrap().to_string();
     assert_eq!(purpose(), "nightly reports");
-    let removed = KeyUpdate::new().no_purpose();
+    let removed = UpdateKey::new().no_purpose();
     let refusal = wait(world.keys.update(&developer(), key.id, removed));
-    assert_eq!(denied(refusal), Denied::PurposeRequired);
-    let changed = KeyUpdate::new().purpose("weekly reports");
+    assert_eq!(denied(refusal), Denial::PurposeRequired);
+    let changed = UpdateKey::new().purpose("weekly reports");
     wait(world.keys.update(&developer(), key.id, changed)).unwrap();
     assert_eq!(purpose(), "weekly reports");
 

@@ -4,8 +4,8 @@ use std::num::NonZeroU32;
 
 use keyward::policy::Policy;
 use keyward::{
-    Created, Credentials, DeleteKey, Denied, Digest, Error, ImportKey, KeyUpdate, Keyward, Need,
-    NewKey, Reason, Rejection, Replacement, days, hours, profiles,
+    CommandError, CreateKey, Created, Credentials, DeleteKey, Denial, Digest, ImportKey, Keyward,
+    Need, Reason, RotateKey, UpdateKey, VerifyError, days, hours, profiles,
 };
 
 use support::*;
@@ -14,8 +14,8 @@ fn world() -> World {
     World::with_policy(profiles::idenfy())
 }
 
-fn draft(name: &str) -> NewKey {
-    NewKey::new(name).scope("verifications:write")
+fn draft(name: &str) -> CreateKey {
+    CreateKey::new(name).scope("verifications:write")
 }
 
 fn verifying() -> Need {
@@ -28,7 +28,7 @@ fn deleted(world: &World) -> Created {
     key
 }
 
-const FULL: Denied = Denied::CapReached {
+const FULL: Denial = Denial::CapReached {
     limit: NonZeroU32::new(2).unwrap(),
 };
 
@@ -50,9 +50,9 @@ fn i_02_a_key_id_and_its_secret_are_a_pair() {
             world.keys.verify(pair, &verifying())
         };
         assert_eq!(pair(own).unwrap().key_id(), own.id);
-        assert_eq!(pair(other).unwrap_err(), Rejection::PairMismatch);
+        assert_eq!(pair(other).unwrap_err(), VerifyError::PairMismatch);
         let id_alone = world.keys.verify(&own.id.to_string(), &verifying());
-        assert!(matches!(id_alone, Err(Rejection::Malformed(_))));
+        assert!(matches!(id_alone, Err(VerifyError::Malformed(_))));
     }
 }
 
@@ -79,7 +79,7 @@ fn i_04_the_secret_is_shown_once() {
     let once = admin.with_command_id(command("create-1"));
     let key = wait(world.keys.create(&once, draft("once"))).unwrap();
     let again = wait(world.keys.create(&once, draft("once")));
-    assert_eq!(denied(again), Denied::AlreadyCreated { id: key.id });
+    assert_eq!(denied(again), Denial::AlreadyCreated { id: key.id });
 
     let details = wait(world.keys.key(&admin, key.id)).unwrap();
     assert_eq!(details.published, None);
@@ -101,7 +101,7 @@ fn i_05_at_most_two_keys_exist_at_the_same_time() {
     let nodes: Vec<_> = (0..3).map(|_| world.another_node(policy.clone())).collect();
     let create = |keys: &Keyward, thread: usize| loop {
         match wait(keys.create(&admin(), draft(&format!("key {thread}")))) {
-            Err(Error::Contended { .. }) => {}
+            Err(CommandError::Contended { .. }) => {}
             settled => return settled,
         }
     };
@@ -168,7 +168,7 @@ fn i_09_a_deleted_key_never_works_again() {
                 wait(keys.verify_or_fetch(text, &verifying())),
             ];
             for verdict in verdicts {
-                assert_eq!(verdict.unwrap_err(), Rejection::Unknown);
+                assert_eq!(verdict.unwrap_err(), VerifyError::Unknown);
             }
         }
     };
@@ -183,19 +183,19 @@ fn i_10_no_call_brings_a_deleted_key_back() {
     let world = world();
     let (key, by, keys) = (deleted(&world), admin(), &world.keys);
     let text = key.secret.expose();
-    let rename = KeyUpdate::new().name("back");
+    let rename = UpdateKey::new().name("back");
     let refusals = [
         denied(wait(keys.key(&by, key.id))),
         denied(wait(keys.enable(&by, key.id))),
         denied(wait(keys.disable(&by, key.id))),
         denied(wait(keys.update(&by, key.id, rename))),
-        denied(wait(keys.rotate(&by, key.id, Replacement::immediate()))),
+        denied(wait(keys.rotate(&by, key.id, RotateKey::immediate()))),
         denied(wait(keys.cancel_rotation(&by, key.id))),
         denied(wait(keys.replace_lost(&by, key.id))),
         denied(wait(keys.revoke(&by, key.id, Reason::Lost))),
         denied(wait(keys.delete(&by, key.id, DeleteKey::plain()))),
     ];
-    assert!(refusals.iter().all(|denied| *denied == Denied::NotFound));
+    assert!(refusals.iter().all(|denied| *denied == Denial::NotFound));
 
     // Importing the same token as an existing key does not restore it either.
     let import = ImportKey::sha256(Digest::sha256(text), draft("taken over"));
@@ -206,7 +206,7 @@ fn i_10_no_call_brings_a_deleted_key_back() {
         wait(keys.verify_or_fetch(text, &verifying())),
     ];
     for verdict in verdicts {
-        assert_eq!(verdict.unwrap_err(), Rejection::Unknown);
+        assert_eq!(verdict.unwrap_err(), VerifyError::Unknown);
     }
     assert!(listed(&world, &by).iter().all(|info| info.id != key.id));
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use keyward::audit::Action;
 use keyward::store::KeyQuery;
 use keyward::{
-    Actor, Created, DeleteKey, Denied, KeyInfo, KeyUpdate, Need, NewKey, Owner, Reason, Rejection,
-    RejectionKind, Replacement, Role, ScopeSet, Status, days, hours, profiles,
+    Actor, CreateKey, Created, DeleteKey, Denial, KeyInfo, Need, Owner, Reason, Role, RotateKey,
+    ScopeSet, Status, UpdateKey, VerifyError, VerifyErrorKind, days, hours, profiles,
 };
 
 use support::*;
@@ -33,8 +33,8 @@ fn world() -> World {
     World::with_policy(profiles::yugabytedb())
 }
 
-fn draft(name: &str) -> NewKey {
-    NewKey::new(name).scope("clusters:write")
+fn draft(name: &str) -> CreateKey {
+    CreateKey::new(name).scope("clusters:write")
 }
 
 fn clusters() -> Need {
@@ -62,7 +62,7 @@ fn demote_bob(world: &World) {
 
 /// Creates keys of bob that may do everything an admin may: one in the account, one in an account below.
 fn keys_of_bob(world: &World) -> [Created; 2] {
-    let all = NewKey::new("bob's").scope("*:*");
+    let all = CreateKey::new("bob's").scope("*:*");
     [
         world.create(&bob(), all.clone()).unwrap(),
         world
@@ -79,10 +79,10 @@ fn details(world: &World, key: &Created) -> KeyInfo {
 fn only_admins_may<T: std::fmt::Debug>(
     action: &'static str,
     by: &Actor,
-    result: Result<T, keyward::Error>,
+    result: Result<T, keyward::CommandError>,
 ) {
     let role = by.key_id().is_none().then_some(Role::DEVELOPER);
-    assert_eq!(denied(result), Denied::Forbidden { action, role });
+    assert_eq!(denied(result), Denial::Forbidden { action, role });
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn y_05_lost_and_compromised_keys_are_revoked_with_the_reason() {
         let key = world.create(&admin(), draft("ci")).unwrap();
         world.clock.advance(hours(1));
         wait(world.keys.revoke(&admin(), key.id, reason)).unwrap();
-        let refused = Rejection::Revoked {
+        let refused = VerifyError::Revoked {
             key: key.id,
             at: world.keys.now(),
             reason,
@@ -176,7 +176,7 @@ fn y_08_only_admins_revoke_keys_even_their_own() {
     }
     wait(world.keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
     let verdict = world.keys.verify(key.secret.expose(), &clusters());
-    assert!(matches!(verdict, Err(Rejection::Revoked { .. })));
+    assert!(matches!(verdict, Err(VerifyError::Revoked { .. })));
 }
 
 #[test]
@@ -188,18 +188,18 @@ fn y_09_the_list_shows_the_keys_of_the_account_only() {
     for (by, own, other) in [(admin(), &ours, &theirs), (gil, &theirs, &ours)] {
         let ids: Vec<_> = listed(&world, &by).iter().map(|key| key.id).collect();
         assert_eq!(ids, [own.id]);
-        let everything = wait(world.keys.list(&by, &KeyQuery::everything(at(START))));
+        let everything = wait(world.keys.list(&by, &KeyQuery::all(at(START))));
         let ids: Vec<_> = everything.unwrap().keys.iter().map(|key| key.id).collect();
         assert_eq!(ids, [own.id]);
         assert_eq!(
             denied(wait(world.keys.key(&by, other.id))),
-            Denied::NotFound
+            Denial::NotFound
         );
     }
     let query = world.keys.query(&tenant("globex"));
     assert_eq!(
         denied(wait(world.keys.list(&admin(), &query))),
-        Denied::TenantNotFound
+        Denial::TenantNotFound
     );
 }
 
@@ -245,7 +245,7 @@ fn y_12_the_list_shows_who_created_a_key_and_when() {
     world.clock.advance(hours(5));
     world.create(&bob(), draft("bob's")).unwrap();
     // A later change by another person does not change the creator.
-    let rename = KeyUpdate::new().name("renamed by bob");
+    let rename = UpdateKey::new().name("renamed by bob");
     wait(world.keys.update(&bob(), alices.id, rename)).unwrap();
     let created: Vec<_> = listed(&world, &admin())
         .into_iter()
@@ -276,7 +276,7 @@ fn y_15_a_key_has_a_name_and_a_description() {
         );
     }
     let nameless = denied(world.create(&admin(), draft("")));
-    assert!(matches!(nameless, Denied::Invalid(_)), "{nameless:?}");
+    assert!(matches!(nameless, Denial::Invalid(_)), "{nameless:?}");
 }
 
 #[test]
@@ -300,7 +300,7 @@ fn y_16_a_key_with_an_end_is_refused_from_then_on() {
     world.clock.advance(Duration::from_micros(1));
     for key in &keys {
         let verdict = world.keys.verify(key.secret.expose(), &clusters());
-        let expired = Rejection::Expired {
+        let expired = VerifyError::Expired {
             key: key.id,
             at: end,
         };
@@ -332,12 +332,12 @@ fn y_19_a_key_is_shown_once() {
     let once = admin.with_command_id(command("generate-1"));
     let key = wait(world.keys.create(&once, draft("once"))).unwrap();
     let again = wait(world.keys.create(&once, draft("once")));
-    assert_eq!(denied(again), Denied::AlreadyCreated { id: key.id });
+    assert_eq!(denied(again), Denial::AlreadyCreated { id: key.id });
 
     let grant = world.keys.verify(key.secret.expose(), &clusters()).unwrap();
     let mut shown = vec![
         details(&world, &key),
-        wait(world.keys.info(&grant)).unwrap(),
+        wait(world.keys.key_for_grant(&grant)).unwrap(),
     ];
     shown.extend(listed(&world, &admin));
     assert!(shown.iter().all(|info| info.published.is_none()));
@@ -357,20 +357,23 @@ fn y_20_a_lost_key_is_revoked_and_replaced_by_a_new_one() {
     // Within an hour, a create with a lost answer can be answered again, with another secret.
     let replaced = wait(world.keys.replace_lost(&admin(), lost.id)).unwrap();
     let verify = |key: &Created| world.keys.verify(key.secret.expose(), &clusters());
-    assert_eq!(verify(&lost).unwrap_err(), Rejection::WrongSecret);
+    assert_eq!(verify(&lost).unwrap_err(), VerifyError::WrongSecret);
     verify(&replaced).unwrap();
     world.clock.advance(hours(1) + Duration::from_micros(1));
     assert_eq!(
         denied(wait(world.keys.replace_lost(&admin(), lost.id))),
-        Denied::NotReplaceable
+        Denial::NotReplaceable
     );
-    let rotated = wait(world.keys.rotate(&admin(), lost.id, Replacement::default()));
+    let rotated = wait(world.keys.rotate(&admin(), lost.id, RotateKey::default()));
     let api_key = class("api-key");
-    assert_eq!(denied(rotated), Denied::NotRotatable { class: api_key });
+    assert_eq!(denied(rotated), Denial::NotRotatable { class: api_key });
 
     wait(world.keys.revoke(&admin(), lost.id, Reason::Lost)).unwrap();
     let another = world.create(&admin(), draft("lost")).unwrap();
-    assert!(matches!(verify(&replaced), Err(Rejection::Revoked { .. })));
+    assert!(matches!(
+        verify(&replaced),
+        Err(VerifyError::Revoked { .. })
+    ));
     assert_eq!(verify(&another).unwrap().key_id(), another.id);
 }
 
@@ -384,7 +387,7 @@ fn y_23_a_key_is_linked_to_its_creator_permanently() {
         assert_eq!(owner, Owner::Principal(who("alice")));
     };
     linked();
-    let change = KeyUpdate::new().name("bob's now").scopes(["clusters:*"]);
+    let change = UpdateKey::new().name("bob's now").scopes(["clusters:*"]);
     wait(world.keys.update(&bob(), key.id, change)).unwrap();
     linked();
     wait(world.keys.disable(&bob(), key.id)).unwrap();
@@ -416,7 +419,7 @@ fn y_24_the_keys_of_a_removed_user_are_revoked_and_each_is_in_the_audit_trail() 
     let all_revoked = || {
         for key in &bobs {
             let verdict = world.keys.verify(key.secret.expose(), &clusters());
-            let refused = Rejection::Revoked {
+            let refused = VerifyError::Revoked {
                 key: key.id,
                 at: at(START),
                 reason,
@@ -442,7 +445,7 @@ fn y_24_the_keys_of_a_removed_user_are_revoked_and_each_is_in_the_audit_trail() 
 
     let owner = who("bob");
     let late = world.create(&bob(), draft("too late"));
-    assert_eq!(denied(late), Denied::OwnerRemoved { owner });
+    assert_eq!(denied(late), Denial::OwnerRemoved { owner });
     // Bob is added again, but his keys are not restored.
     wait(
         world
@@ -458,7 +461,7 @@ fn y_25_the_key_of_a_creator_who_became_a_developer_has_developer_access() {
     let world = world();
     let keys = keys_of_bob(&world);
     let alices = world
-        .create(&admin(), NewKey::new("alice's").scope("*:*"))
+        .create(&admin(), CreateKey::new("alice's").scope("*:*"))
         .unwrap();
     let verify = |key: &Created, scope: &str| {
         world
@@ -471,12 +474,12 @@ fn y_25_the_key_of_a_creator_who_became_a_developer_has_developer_access() {
     demote_bob(&world);
     for key in &keys {
         let refusal = verify(key, "account:write").unwrap_err();
-        let missing = Rejection::MissingScope {
+        let missing = VerifyError::MissingScope {
             key: key.id,
             scope: scope("account:write"),
         };
         assert_eq!(refusal, missing);
-        assert_eq!(refusal.kind(), RejectionKind::Forbidden);
+        assert_eq!(refusal.kind(), VerifyErrorKind::Forbidden);
         let need = Need::scope("account:write").unwrap();
         assert_eq!(
             wait(world.keys.verify_fresh(key.secret.expose(), &need)).unwrap_err(),
@@ -500,7 +503,7 @@ fn y_26_a_developers_key_reaches_nothing_that_requires_an_admin() {
             let verdict = world
                 .keys
                 .verify(key.secret.expose(), &Need::scope(*needed).unwrap());
-            let missing = Rejection::MissingScope {
+            let missing = VerifyError::MissingScope {
                 key: key.id,
                 scope: scope(needed),
             };

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use keyward::store::sqlite::OpenError;
 use keyward::store::{Commit, CommitTag, Effects, KeyQuery, KeyStore, Revision, SqliteStore};
-use keyward::{Need, Reason, Rejection, days};
+use keyward::{Need, Reason, VerifyError, days};
 
 use crate::sqlite::{Desk, checkpoint};
 use support::*;
@@ -102,7 +102,10 @@ fn a_restored_store_opens_only_for_recovery_and_its_followers_start_over() {
     let refused = service
         .verify(key.secret.expose(), &Need::any())
         .unwrap_err();
-    assert!(matches!(refused, Rejection::Revoked { .. }), "{refused:?}");
+    assert!(
+        matches!(refused, VerifyError::Revoked { .. }),
+        "{refused:?}"
+    );
     assert_eq!(service.freshness().cursor.unwrap().epoch, head.epoch);
 }
 
@@ -157,12 +160,12 @@ fn a_file_of_version_1_opens_with_this_version() {
     let tokens: Vec<_> = tokens.lines().collect();
     keys.verify(tokens[0], &reading()).unwrap();
     let lost = keys.verify(tokens[1], &reading()).unwrap_err();
-    assert!(matches!(lost, Rejection::Revoked { .. }), "{lost:?}");
+    assert!(matches!(lost, VerifyError::Revoked { .. }), "{lost:?}");
     assert_eq!(
         keys.verify(tokens[2], &reading()).unwrap_err(),
-        Rejection::Unknown
+        VerifyError::Unknown
     );
-    let listed = wait(desk.store().list(&KeyQuery::everything(at(START)))).unwrap();
+    let listed = wait(desk.store().list(&KeyQuery::all(at(START)))).unwrap();
     assert_eq!(listed.keys.len(), 2);
     wait(keys.verify_audit(&admin(), &tenant("acme"), None)).unwrap();
     assert!(wait(desk.store().check_integrity()).unwrap().is_sound());

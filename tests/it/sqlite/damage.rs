@@ -5,7 +5,7 @@ use std::fs;
 use std::num::NonZeroUsize;
 
 use keyward::store::{AuditQuery, Change, KeyQuery, KeyStore, Row, RowKey, SqliteStore};
-use keyward::{Keyward, Need, Reason, Rejection, days};
+use keyward::{Keyward, Need, Reason, VerifyError, days};
 use rand::{RngExt, SeedableRng};
 use rusqlite::params;
 
@@ -58,16 +58,16 @@ fn a_damaged_key_is_refused_by_name_and_affects_no_other_key() {
     let keys = desk.keys();
     let refused = keys.verify(secret, &Need::any()).unwrap_err();
     assert!(
-        matches!(&refused, Rejection::Corrupt { key } if key == id),
+        matches!(&refused, VerifyError::Corrupt { key } if key == id),
         "{refused:?}"
     );
     keys.verify(&made[4].1, &reading()).unwrap();
     let denied_by = denied(wait(keys.revoke(&host(), *id, Reason::Lost)));
-    assert!(matches!(denied_by, keyward::Denied::CorruptRecord { key } if key == *id));
+    assert!(matches!(denied_by, keyward::Denial::CorruptRecord { key } if key == *id));
     let report = wait(desk.store().check_integrity()).unwrap();
     assert_eq!(report.faults.len(), 1, "{report:?}");
     assert!(report.faults[0].contains(&id.to_string()), "{report:?}");
-    let listed = wait(desk.store().list(&KeyQuery::everything(at(START)))).unwrap();
+    let listed = wait(desk.store().list(&KeyQuery::all(at(START)))).unwrap();
     assert_eq!((listed.corrupt, listed.keys.len()), (vec![*id], 8));
 }
 
@@ -94,7 +94,10 @@ fn a_damaged_owners_row_refuses_its_keys_and_no_others() {
     flip(&desk, "rows", "kind = 1 AND name = 'alice'", "body");
     let keys = desk.keys();
     let refused = keys.verify(&made[4].1, &Need::any()).unwrap_err();
-    assert!(matches!(refused, Rejection::Corrupt { .. }), "{refused:?}");
+    assert!(
+        matches!(refused, VerifyError::Corrupt { .. }),
+        "{refused:?}"
+    );
     keys.verify(bobs.secret.expose(), &reading()).unwrap();
 }
 
@@ -170,7 +173,7 @@ fn intact_rows(store: &SqliteStore) -> Option<BTreeMap<RowKey, Change>> {
 }
 
 fn trail(store: &SqliteStore) -> Option<Vec<keyward::store::AuditRow>> {
-    let query = AuditQuery::everything().with(|query| query.limit = ALL);
+    let query = AuditQuery::all().with(|query| query.limit = ALL);
     Some(wait(store.audit(&query)).ok()?.rows)
 }
 

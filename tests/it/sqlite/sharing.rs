@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyward::store::{KeyStore, SqliteStore, StoreErrorKind};
-use keyward::{Denied, Keyward, ManualClock, Need, Reason, Rejection};
+use keyward::{Denial, Keyward, ManualClock, Need, Reason, VerifyError};
 
 use crate::sqlite::{Desk, checkpoint, pairs, policy, sql};
 use support::*;
@@ -27,7 +27,10 @@ fn a_commit_of_another_instance_wakes_a_waiter_and_takes_effect() {
     let refused = service
         .verify(key.secret.expose(), &Need::any())
         .unwrap_err();
-    assert!(matches!(refused, Rejection::Revoked { .. }), "{refused:?}");
+    assert!(
+        matches!(refused, VerifyError::Revoked { .. }),
+        "{refused:?}"
+    );
 }
 
 #[test]
@@ -88,10 +91,10 @@ fn a_revocation_in_a_replaced_file_ends_freshness() {
     std::fs::copy(desk.at("other.db"), desk.path()).unwrap();
     wait(keys.revoke(&admin(), twin.id, Reason::Lost)).unwrap();
     let refused = keys.verify(key.secret.expose(), &reading()).unwrap_err();
-    assert!(matches!(refused, Rejection::Stale { .. }), "{refused:?}");
+    assert!(matches!(refused, VerifyError::Stale { .. }), "{refused:?}");
     wait(keys.sync()).unwrap();
     let refused = keys.verify(key.secret.expose(), &reading()).unwrap_err();
-    assert_eq!(refused, Rejection::Unknown);
+    assert_eq!(refused, VerifyError::Unknown);
 }
 
 #[test]
@@ -112,7 +115,7 @@ fn the_cap_holds_between_instances_that_create_concurrently() {
     for thread in all {
         match thread.join().unwrap() {
             Ok(_) => made += 1,
-            Err(keyward::Error::Denied(Denied::CapReached { .. })) => {}
+            Err(keyward::CommandError::Denied(Denial::CapReached { .. })) => {}
             Err(other) => panic!("{other:?}"),
         }
     }
@@ -129,7 +132,9 @@ fn a_lock_held_too_long_is_reported_as_unavailable() {
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let refused = wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap_err();
     match &refused {
-        keyward::Error::Store(error) => assert_eq!(error.kind(), StoreErrorKind::Unavailable),
+        keyward::CommandError::Store(error) => {
+            assert_eq!(error.kind(), StoreErrorKind::Unavailable)
+        }
         other => panic!("{other:?}"),
     }
     other.execute_batch("ROLLBACK").unwrap();
@@ -170,7 +175,7 @@ fn forgotten_tombstones_compact_the_feed_and_their_ids_stay_taken() {
     wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
     wait(keys.delete(&admin(), key.id, keyward::DeleteKey::plain())).unwrap();
     let head = wait(store.stats()).unwrap().head;
-    assert_eq!(wait(store.forget_removed(head.revision)).unwrap(), 1);
+    assert_eq!(wait(store.compact(head.revision)).unwrap(), 1);
     let limit = std::num::NonZeroUsize::MIN;
     let compacted = wait(store.changes(behind, limit));
     assert!(matches!(
@@ -184,5 +189,5 @@ fn forgotten_tombstones_compact_the_feed_and_their_ids_stay_taken() {
         .unwrap();
     assert_eq!(gone, 1, "the id stays taken");
     let refused = keys.verify(key.secret.expose(), &Need::any()).unwrap_err();
-    assert_eq!(refused, Rejection::Unknown);
+    assert_eq!(refused, VerifyError::Unknown);
 }

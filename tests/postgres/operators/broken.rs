@@ -157,7 +157,7 @@ fn a_write_to_the_source_during_a_copy_is_detected_at_any_page() {
         },
         |source, _| {
             let head = wait(source.scan(None, FEW)).unwrap().head.revision;
-            assert_eq!(wait(source.forget_removed(head)).unwrap(), 1);
+            assert_eq!(wait(source.compact(head)).unwrap(), 1);
         },
     ];
     for change in changes {

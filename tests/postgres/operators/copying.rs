@@ -10,7 +10,7 @@ use keyward::store::transfer::{CopyError, Export, Part, Progress, Step, copy as 
 use keyward::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, CommitTag, Cursor, Effects,
     KeyPage, KeyQuery, KeyStore, Locator, MemoryStore, NodeRegistry, Revision, RowKey, ScanPage,
-    Select, SqliteStore, StoreError, StoreErrorKind, TenantView, Versioned,
+    LoadRequest, SqliteStore, StoreError, StoreErrorKind, TenantView, FoundKey,
 };
 use keyward::{Actor, Keyward, ManualClock, Pepper, PepperRing, TenantId, async_trait};
 use proptest::prelude::*;
@@ -31,10 +31,10 @@ struct Mirrored {
 
 #[async_trait]
 impl KeyStore for Mirrored {
-    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+    async fn load(&self, tenant: &TenantId, select: &LoadRequest) -> Result<TenantView, StoreError> {
         self.memory.load(tenant, select).await
     }
-    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+    async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError> {
         self.memory.find(locator).await
     }
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
@@ -87,7 +87,7 @@ proptest! {
         let mirrored = Mirrored { memory: MemoryStore::new(), file: store.clone() };
         let mut facade = Facade::new(Arc::new(mirrored), policy(CAP));
         run(&mut facade, CAP, &steps).unwrap();
-        wait(store.forget_removed(Revision(forgotten))).unwrap();
+        wait(store.compact(Revision(forgotten))).unwrap();
         let before = seen(&store);
         let place = Place::new();
         let database = open(place.options()).unwrap();
@@ -109,7 +109,7 @@ proptest! {
         let keys = wait(builder.policy(policy(CAP)).clock(clock).build()).unwrap();
         for path in TENANTS {
             let path = tenant(path);
-            let noted = wait(store.load(&path, &Select::none())).unwrap().audit_head;
+            let noted = wait(store.load(&path, &LoadRequest::none())).unwrap().audit_head;
             let by = Actor::application(path.clone());
             if noted.sequence > 0 {
                 wait(keys.verify_audit(&by, &path, Some(noted))).unwrap();
@@ -169,7 +169,7 @@ fn ids_taken_permanently_stay_taken_in_a_copy() {
     let filled = fill(&file.open());
     let database = open(place.options()).unwrap();
     copy(&file.open(), &database).unwrap();
-    let at = wait(database.load(&tenant("acme"), &Select::none()))
+    let at = wait(database.load(&tenant("acme"), &LoadRequest::none()))
         .unwrap()
         .revision;
     for id in [filled.forgotten, filled.removed.id] {

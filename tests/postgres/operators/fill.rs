@@ -14,7 +14,7 @@ use keyward::store::{
     SqliteStore, TenantView,
 };
 use keyward::{
-    Created, DeleteKey, Digest, ImportKey, KeyId, Keyward, ManualClock, Need, Reason, Replacement,
+    Created, DeleteKey, Digest, ImportKey, KeyId, Keyward, ManualClock, Need, Reason, RotateKey,
     TenantId, days, hours,
 };
 use tempfile::TempDir;
@@ -79,7 +79,7 @@ pub(crate) fn fill(store: &SqliteStore) -> Filled {
     let delete = |key: &Created, name| wait(keys.delete(&admin(), key.id, DeleteKey::typed(name)));
     delete(&forgotten, "forgotten").unwrap();
     let head = wait(store.scan(None, ALL)).unwrap().head.revision;
-    assert_eq!(wait(store.forget_removed(head)).unwrap(), 1);
+    assert_eq!(wait(store.compact(head)).unwrap(), 1);
     delete(&removed, "removed").unwrap();
     wait(keys.revoke(&admin(), revoked.id, Reason::Lost)).unwrap();
     let import = ImportKey::sha256(Digest::sha256(TOKEN), reader("imported"));
@@ -87,7 +87,7 @@ pub(crate) fn fill(store: &SqliteStore) -> Filled {
     let other = actor("other/web", "bob", keyward::Role::ADMIN);
     let expires = reader("expires").expires_in(days(30));
     let expires = wait(keys.create(&other, expires)).unwrap();
-    wait(keys.rotate(&other, expires.id, Replacement::grace(hours(1)))).unwrap();
+    wait(keys.rotate(&other, expires.id, RotateKey::grace(hours(1)))).unwrap();
     let node = NodeReport {
         node: NodeId::from_u128(7),
         label: None,
@@ -118,10 +118,10 @@ pub(crate) struct Seen {
 
 pub(crate) fn seen(store: &dyn KeyStore) -> Seen {
     let scan = wait(store.scan(None, ALL)).unwrap();
-    let trail = AuditQuery::everything().with(|query| query.limit = ALL);
+    let trail = AuditQuery::all().with(|query| query.limit = ALL);
     let trail = wait(store.audit(&trail)).unwrap().rows;
     let view = |tenant: &TenantId| -> (u64, AuditHead, String) {
-        let view: TenantView = wait(store.load(tenant, &keyward::store::Select::none())).unwrap();
+        let view: TenantView = wait(store.load(tenant, &keyward::store::LoadRequest::none())).unwrap();
         let state = format!("{:?} {:?}", view.decided_at, view.tenant);
         (view.revision.0, view.audit_head, state)
     };
@@ -154,7 +154,7 @@ pub(crate) fn head(store: &dyn KeyStore) -> Cursor {
 
 /// Whether a store holds nothing, not even the history of a commit.
 pub(crate) fn is_empty(store: &dyn KeyStore) -> bool {
-    let trail = wait(store.audit(&AuditQuery::everything())).unwrap();
+    let trail = wait(store.audit(&AuditQuery::all())).unwrap();
     let scan = wait(store.scan(None, ALL)).unwrap();
     scan.head.revision == keyward::store::Revision::ZERO
         && scan.rows.is_empty()
@@ -178,7 +178,7 @@ pub(crate) fn works(store: impl KeyStore + Clone, filled: &Filled) {
     );
     for path in ["acme", "other/web"] {
         let path = tenant(path);
-        let head = wait(store.load(&path, &keyward::store::Select::none()))
+        let head = wait(store.load(&path, &keyward::store::LoadRequest::none()))
             .unwrap()
             .audit_head;
         let by = keyward::Actor::application(path.clone());

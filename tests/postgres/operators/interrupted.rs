@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use keyward::async_trait;
 use keyward::store::transfer::{CopyError, Import, Importing, Item, Origin, Part};
 use keyward::store::{
-    CommitError, Cursor, KeyStore, Revision, Select, SqliteStore, StoreError, StoreErrorKind,
+    CommitError, Cursor, KeyStore, Revision, LoadRequest, SqliteStore, StoreError, StoreErrorKind,
 };
 
 use crate::operators::fill::{File, copy, fill, is_empty, seen, service};
@@ -208,7 +208,7 @@ fn while_a_store_is_copied_into_it_is_empty_for_readers_and_closed_for_writers()
         let count = asked.clone();
         let happens = move || {
             assert!(is_empty(&*seen_by));
-            let view = wait(seen_by.load(&tenant("acme"), &Select::none())).unwrap();
+            let view = wait(seen_by.load(&tenant("acme"), &LoadRequest::none())).unwrap();
             assert_eq!(view.revision, Revision::ZERO);
             let refused = wait(seen_by.commit(commit())).unwrap_err();
             assert!(

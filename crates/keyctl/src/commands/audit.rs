@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 
 use keyward::audit::{AuditHash, AuditHead};
-use keyward::store::{AuditPage, AuditQuery, AuditRow, KeyStore, Row, RowKey, Select};
+use keyward::store::{AuditPage, AuditQuery, AuditRow, KeyStore, LoadRequest, Row, RowKey};
 use keyward::{Digest, TenantId, Timestamp};
 use serde_json::{Value, json};
 
@@ -32,7 +32,7 @@ pub(crate) async fn run(desk: &Desk, asked: &Audit, output: &Output) -> Answer<(
 }
 
 async fn show(desk: &Desk, asked: &Audit, output: &Output) -> Answer<()> {
-    let mut query = AuditQuery::everything();
+    let mut query = AuditQuery::all();
     query.tenant = desk.tenant()?;
     query.key = asked.key.as_deref().map(key_id).transpose()?;
     query.actor = asked.actor.as_deref().map(TryInto::try_into).transpose()?;
@@ -132,7 +132,11 @@ async fn check(desk: &Desk, seen: Option<&str>, output: &Output) -> Answer<()> {
     for tenant in tenants {
         let actor = desk.actor(&tenant)?;
         // Checking up to the store's own head detects entries lost from the end of a trail.
-        let kept = desk.store.load(&tenant, &Select::none()).await?.audit_head;
+        let kept = desk
+            .store
+            .load(&tenant, &LoadRequest::none())
+            .await?
+            .audit_head;
         let mut head = kept;
         for passed in [Some(kept), seen].into_iter().flatten() {
             let checked = desk.keys.verify_audit(&actor, &tenant, Some(passed)).await;
@@ -166,7 +170,7 @@ async fn tenants(desk: &Desk) -> Answer<BTreeSet<TenantId>> {
             break;
         }
     }
-    let mut query = AuditQuery::everything();
+    let mut query = AuditQuery::all();
     loop {
         let page = desk.store.audit(&query).await?;
         tenants.extend(page.rows.into_iter().map(|row| row.entry.tenant));

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 
 use keyward::policy::Deletion;
 use keyward::{
-    Actor, BulkFilter, DeleteKey, Denied, Error, KeyId, KeyInfo, Reason, RevokeKey, Status,
+    Actor, BulkFilter, CommandError, DeleteKey, Denial, KeyId, KeyInfo, Reason, RevokeKey, Status,
 };
 use serde_json::json;
 
@@ -31,7 +31,7 @@ pub(crate) async fn revoke(desk: &Desk, asked: &Revoke, output: &Output) -> Answ
         .revoke(invocation(&actor, &asked.named)?, key, how)
         .await
     {
-        Err(Error::Denied(Denied::ConfirmationRequired)) => {
+        Err(CommandError::Denied(Denial::ConfirmationRequired)) => {
             let words = "keys of this class are revoked for ever: repeat the command with --yes";
             return Err(Failure::new(Kind::Refused, words));
         }
@@ -136,7 +136,7 @@ async fn confirmed(
 ) -> Answer<String> {
     let info = match (desk.keys.key(actor, key).await, &given) {
         // The key is gone: the command reports whether it removed the key itself.
-        (Err(Error::Denied(Denied::NotFound)), Some(text)) => return Ok(text.clone()),
+        (Err(CommandError::Denied(Denial::NotFound)), Some(text)) => return Ok(text.clone()),
         (info, _) => info?,
     };
     let policy = desk.policies.of(&info.tenant);

@@ -9,7 +9,8 @@ use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
 use std::task::Poll;
 
 use keyward::{
-    CommandId, Denied, Digest, Error, Fingerprint, Hint, ImportKey, KeyId, NewKey, TenantId,
+    CommandError, CommandId, CreateKey, Denial, Digest, Fingerprint, Hint, ImportKey, KeyId,
+    TenantId,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -137,13 +138,13 @@ async fn import(desk: &Desk, named: Option<&str>, number: u64, line: &[u8]) -> A
     let by = actor.with_command_id(CommandId::new(id)?);
     match desk.keys.import(by, draft(line, tenant, digest)?).await {
         Ok(imported) => Ok(Done::Imported(imported.id)),
-        Err(Error::Denied(Denied::AlreadyCreated { id })) => Ok(Done::Repeated(id)),
+        Err(CommandError::Denied(Denial::AlreadyCreated { id })) => Ok(Done::Repeated(id)),
         Err(error) => Err(error.into()),
     }
 }
 
 fn draft(line: Line, tenant: TenantId, digest: Digest) -> Answer<ImportKey> {
-    let mut key = NewKey::new(line.name)
+    let mut key = CreateKey::new(line.name)
         .in_tenant(tenant)
         .scopes(line.scopes.iter().map(String::as_str))
         .allow_addresses(line.addresses.iter().map(String::as_str))

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use keyward::{IssuedKey, KeyId, NewKey, Replacement, Resource, RotationMode, Secret};
+use keyward::{CreateKey, IssuedKey, KeyId, Resource, RotateKey, RotationMode, Secret};
 use serde_json::{Value, json};
 
 use crate::args::{Create, Rotate};
@@ -39,7 +39,7 @@ pub(crate) async fn create(desk: &Desk, asked: Create, output: &Output) -> Answe
     printed.map_err(|failure| lost(created.id, named, &failure))
 }
 
-fn draft(asked: Create) -> Answer<NewKey> {
+fn draft(asked: Create) -> Answer<CreateKey> {
     let mut metadata = BTreeMap::new();
     for text in &asked.metadata {
         let (name, value) = pair(text)?;
@@ -47,7 +47,7 @@ fn draft(asked: Create) -> Answer<NewKey> {
             return Err(Failure::usage("--metadata has the same name twice"));
         }
     }
-    let mut draft = NewKey::new(asked.name)
+    let mut draft = CreateKey::new(asked.name)
         .metadata(metadata)
         .scopes(asked.scope.iter().map(String::as_str))
         .allow_addresses(asked.allow.iter().map(String::as_str));
@@ -107,7 +107,7 @@ pub(crate) async fn rotate(desk: &Desk, asked: &Rotate, output: &Output) -> Answ
         (.., Some(grace)) => RotationMode::OnFirstUse(grace),
         _ => RotationMode::Class,
     };
-    let mut how = Replacement::from(mode).because(asked.reason.into());
+    let mut how = RotateKey::from(mode).because(asked.reason.into());
     if let Some(wait) = asked.no_later_than {
         how = how.no_later_than(wait);
     }

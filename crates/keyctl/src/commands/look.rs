@@ -1,7 +1,7 @@
 //! Commands that list keys or show one.
 
 use keyward::store::{KeyPosition, KeyQuery, KeyStore};
-use keyward::{Actor, Denied, Error, KeyId, KeyInfo, Owner};
+use keyward::{Actor, CommandError, Denial, KeyId, KeyInfo, Owner};
 use serde_json::Value;
 
 use crate::args::List;
@@ -51,7 +51,7 @@ pub(crate) async fn list(desk: &Desk, asked: List, output: &Output) -> Answer<()
 
 fn query(desk: &Desk, asked: List) -> Answer<KeyQuery> {
     let now = desk.keys.now();
-    let mut query = KeyQuery::everything(now);
+    let mut query = KeyQuery::all(now);
     query.tenant = desk.tenant()?;
     if query.tenant.is_none() && !desk.is_host() {
         return Err(Failure::usage(
@@ -111,7 +111,7 @@ async fn page(desk: &Desk, query: &KeyQuery) -> Answer<Page> {
         match desk.keys.key(&host, record.id).await {
             Ok(info) => keys.push(info),
             // Deleted since the page was read.
-            Err(Error::Denied(Denied::NotFound)) => {}
+            Err(CommandError::Denied(Denial::NotFound)) => {}
             Err(error) => return Err(error.into()),
         }
     }

@@ -25,7 +25,7 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Answer<()> {
         Ask::BeginAnew => {
             // A store that still waits for recovery may be restored again.
             common.allow_unrecovered = true;
-            upkeep::begin_anew(&common, output).await
+            upkeep::start_new_epoch(&common, output).await
         }
         Ask::MigrateStore(asked) => migrate::run(&common, &asked, output).await,
         Ask::Schema => output.line(store::schema_sql(&common)?.trim_end()),

@@ -32,7 +32,7 @@ async fn trail(desk: &Desk, place: &Place) -> Answer<Vec<AuditEntry>> {
     let common = desk.common();
     let store = store::open_at(place, &common.schema, common, Expected::Existing).await?;
     let store = store.keys();
-    let mut query = AuditQuery::everything();
+    let mut query = AuditQuery::all();
     let mut entries = Vec::new();
     loop {
         let page = store.audit(&query).await?;

@@ -73,8 +73,8 @@ pub(crate) async fn restore(common: &Common, backup: &Path, output: &Output) -> 
     )
 }
 
-pub(crate) async fn begin_anew(common: &Common, output: &Output) -> Answer<()> {
-    store::begin_anew(common).await?;
+pub(crate) async fn start_new_epoch(common: &Common, output: &Output) -> Answer<()> {
+    store::start_new_epoch(common).await?;
     let words = format!(
         "{} begins a history of its own. What was revoked since the backup is not revoked in it, so that \
          it opens only once `keyctl recover` has put it right",

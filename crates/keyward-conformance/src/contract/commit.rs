@@ -6,7 +6,7 @@ use super::fixtures::{
 };
 use keyward::Credential;
 use keyward::audit::Action;
-use keyward::store::{CommitError, Epoch, KeyStore, Locator, Revision, Row, Select};
+use keyward::store::{CommitError, Epoch, KeyStore, LoadRequest, Locator, Revision, Row};
 
 /// A commit is applied only if the tenant is at exactly the expected revision.
 pub async fn a_commit_on_another_revision_is_a_conflict<S: KeyStore>(
@@ -369,7 +369,7 @@ pub async fn revisions_increase_in_commit_order<S: KeyStore>(
         desk.ensure(revision > last, || {
             format!("{path} got revision {revision} after revision {last}")
         })?;
-        let view = desk.load(path, Select::none()).await?;
+        let view = desk.load(path, LoadRequest::none()).await?;
         desk.same("revision of the tenant", view.revision, revision)?;
         last = revision;
     }
@@ -486,7 +486,7 @@ pub async fn a_dropped_commit_is_all_or_nothing<S: KeyStore>(
         match desk.store.commit(fence.commit.clone()).await {
             Ok(revision) => desk.landed(&fence, revision),
             Err(CommitError::Conflict) => {
-                let revision = desk.load("acme", Select::none()).await?.revision;
+                let revision = desk.load("acme", LoadRequest::none()).await?.revision;
                 desk.landed(&full, revision);
             }
             Err(other) => return Err(desk.fail(format!("commit failed: {other}"))),

@@ -18,8 +18,8 @@ use keyward::Timestamp;
 use keyward::audit::{Action, AuditEntry, AuditHash, AuditHead};
 use keyward::store::{
     AuditPage, AuditQuery, AuditRow, Change, Changes, ChangesError, Commit, CommitError, CommitTag,
-    Cursor, Effects, Epoch, Guard, KeyPage, KeyQuery, KeyStore, Locator, Revision, Row, RowKey,
-    ScanPage, Select, TenantView, Versioned,
+    Cursor, Effects, Epoch, FoundKey, Guard, KeyPage, KeyQuery, KeyStore, LoadRequest, Locator,
+    Revision, Row, RowKey, ScanPage, TenantView,
 };
 use keyward::{Author, Owner};
 use keyward::{CommandId, Environment, Role};
@@ -481,12 +481,16 @@ impl<S: KeyStore> Desk<S> {
         }
     }
 
-    pub(super) async fn load(&self, path: &str, select: Select) -> Result<TenantView, Violation> {
+    pub(super) async fn load(
+        &self,
+        path: &str,
+        select: LoadRequest,
+    ) -> Result<TenantView, Violation> {
         let answer = self.store.load(&tenant(path), &select).await;
         self.answered("load", answer)
     }
 
-    pub(super) async fn find(&self, locator: Locator) -> Result<Option<Versioned>, Violation> {
+    pub(super) async fn find(&self, locator: Locator) -> Result<Option<FoundKey>, Violation> {
         let answer = self.store.find(&locator).await;
         self.answered("find", answer)
     }
@@ -636,13 +640,13 @@ impl<S: KeyStore> Desk<S> {
         self.same(&format!("rows {when}"), rows, standing)?;
         let stands = (head.revision, head.tag);
         self.same(&format!("head {when}"), stands, (truth.revision, truth.tag))?;
-        let trail = self.audit_all(AuditQuery::everything()).await?;
+        let trail = self.audit_all(AuditQuery::all()).await?;
         self.same(&format!("audit trail {when}"), trail, truth.audit.clone())?;
-        let listed = self.list_all(KeyQuery::everything(at(0))).await?;
+        let listed = self.list_all(KeyQuery::all(at(0))).await?;
         let records = truth.records().cloned().collect();
         self.same(&format!("list {when}"), listed, records)?;
         for (path, known) in &truth.tenants {
-            let view = self.load(path.as_str(), Select::none()).await?;
+            let view = self.load(path.as_str(), LoadRequest::none()).await?;
             let seen = (view.revision, view.audit_head, view.decided_at);
             let want = (known.revision, known.audit_head, known.decided_at);
             self.same(&format!("heads of {path} {when}"), seen, want)?;

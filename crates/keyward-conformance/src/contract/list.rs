@@ -97,7 +97,7 @@ async fn shelf<S: KeyStore>(desk: &mut Desk<S>) -> Checked {
 }
 
 fn all() -> KeyQuery {
-    KeyQuery::everything(at(150))
+    KeyQuery::all(at(150))
 }
 
 /// A list contains exactly the keys that meet the query's conditions, alone and combined.
@@ -171,9 +171,9 @@ fn queries<S: KeyStore>(desk: &Desk<S>) -> Vec<KeyQuery> {
     // Including the exact instants at which keys expire.
     for instant in [at(0), at(99), at(100), at(200), at(300), Timestamp::MAX] {
         queries.extend(statuses.map(|status| {
-            KeyQuery::everything(instant).with(|query| query.statuses = BTreeSet::from([status]))
+            KeyQuery::all(instant).with(|query| query.statuses = BTreeSet::from([status]))
         }));
-        queries.push(KeyQuery::everything(instant).live());
+        queries.push(KeyQuery::all(instant).live());
         let (from, before) = (Some(instant), Some(at(201)));
         queries.push(all().with(|query| query.expires_from = from));
         queries.push(all().with(|query| query.expires_before = from));

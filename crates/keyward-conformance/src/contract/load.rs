@@ -9,7 +9,7 @@ use super::fixtures::{
 use keyward::KeyId;
 use keyward::Timestamp;
 use keyward::audit::{Action, AuditEntry};
-use keyward::store::{KeyStore, Revision, Row, RowKey, Select, TenantView};
+use keyward::store::{KeyStore, LoadRequest, Revision, Row, RowKey, TenantView};
 use keyward::{KeyRecord, KeyState, RotationReason, Succession};
 
 /// A tenant that never had a commit is empty at revision zero, for every request.
@@ -17,7 +17,7 @@ pub async fn an_unknown_tenant_is_empty_at_revision_zero<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
     let mut desk = Desk::new(make, "an_unknown_tenant_is_empty_at_revision_zero");
-    let everything = || Select {
+    let everything = || LoadRequest {
         keys: vec![id(1)],
         live_at: Some(at(0)),
         legacy: true,
@@ -52,7 +52,7 @@ pub async fn load_tells_the_epoch<S: KeyStore>(make: &impl Fn() -> S) -> Result<
     let batch = desk.batch("acme").put(key(1));
     desk.land(batch).await?;
     for path in ["acme", "globex"] {
-        let view = desk.load(path, Select::none()).await?;
+        let view = desk.load(path, LoadRequest::none()).await?;
         desk.same(path, view.epoch, epoch)?;
     }
     Ok(())
@@ -67,14 +67,14 @@ pub async fn load_reflects_every_commit_that_returned<S: KeyStore>(
         let record = key(1).with(|key| key.name = text(name));
         let batch = desk.batch("acme").put(record);
         let revision = desk.land(batch).await?;
-        let view = desk.load("acme", Select::key(id(1))).await?;
+        let view = desk.load("acme", LoadRequest::key(id(1))).await?;
         desk.same("revision after a commit", view.revision, revision)?;
         let seen = view.record(id(1)).map(|record| record.name.as_str());
         desk.same("name after a commit", seen, Some(name))?;
     }
     let batch = desk.batch("acme").remove(id(1));
     desk.land(batch).await?;
-    let view = desk.load("acme", Select::key(id(1))).await?;
+    let view = desk.load("acme", LoadRequest::key(id(1))).await?;
     desk.same("keys after the removal", view.records, Vec::new())
 }
 
@@ -90,9 +90,9 @@ pub async fn load_returns_keys_by_id<S: KeyStore>(make: &impl Fn() -> S) -> Resu
         .put(key(4));
     desk.land(batch).await?;
     let asked = vec![id(3), id(1), id(99), id(2)];
-    let select = Select {
+    let select = LoadRequest {
         keys: asked.clone(),
-        ..Select::none()
+        ..LoadRequest::none()
     };
     let view = desk.load("acme", select).await?;
     holds(&desk, &view, &[id(1), id(2), id(3)])
@@ -124,9 +124,9 @@ pub async fn load_returns_keys_live_at_an_instant<S: KeyStore>(
         .put(ends(6, at(50)));
     desk.land(batch.put(ends(7, Timestamp::MAX)).put(revoked(key(8))))
         .await?;
-    let select = |live_at| Select {
+    let select = |live_at| LoadRequest {
         live_at: Some(live_at),
-        ..Select::none()
+        ..LoadRequest::none()
     };
     let view = desk.load("acme", select(now)).await?;
     holds(&desk, &view, &[id(1), id(2), id(3), id(4), id(7)])?;
@@ -151,9 +151,9 @@ pub async fn load_returns_the_legacy_key<S: KeyStore>(
         let asked = record.id;
         let batch = desk.batch(path).put(other).put(record);
         desk.land(batch).await?;
-        let select = Select {
+        let select = LoadRequest {
             legacy: true,
-            ..Select::none()
+            ..LoadRequest::none()
         };
         let view = desk.load(path, select).await?;
         holds(&desk, &view, &[asked])?;
@@ -172,9 +172,9 @@ pub async fn load_returns_rows_of_owners<S: KeyStore>(
         .owner(owner("bob"))
         .owner(owner("cid"));
     desk.land(batch).await?;
-    let select = Select {
+    let select = LoadRequest {
         owners: vec![text("cid"), text("nobody"), text("ann")],
-        ..Select::none()
+        ..LoadRequest::none()
     };
     let view = desk.load("acme", select).await?;
     owners(&desk, &view, &["ann", "cid"])
@@ -196,27 +196,27 @@ pub async fn load_returns_rows_of_the_owners_of_loaded_keys<S: KeyStore>(
     let orphan = owned_by("gone", revoked(key(4)));
     desk.land(batch.put(owned_by("ann", key(3))).put(orphan))
         .await?;
-    let view = desk.load("acme", Select::key(id(1))).await?;
+    let view = desk.load("acme", LoadRequest::key(id(1))).await?;
     owners(&desk, &view, &["ann"])?;
-    let view = desk.load("acme", Select::key(id(4))).await?;
+    let view = desk.load("acme", LoadRequest::key(id(4))).await?;
     holds(&desk, &view, &[id(4)])?;
-    let live = Select {
+    let live = LoadRequest {
         live_at: Some(at(0)),
-        ..Select::none()
+        ..LoadRequest::none()
     };
     let view = desk
-        .load("acme", live.and(Select::owner(text("cid"))))
+        .load("acme", live.and(LoadRequest::owner(text("cid"))))
         .await?;
     owners(&desk, &view, &["ann", "bob", "cid"])
 }
 
-/// The effects of commands are loaded: the first [`Select::APPLIED_MAX`] entries of each, oldest
+/// The effects of commands are loaded: the first [`LoadRequest::APPLIED_MAX`] entries of each, oldest
 /// first.
 pub async fn load_returns_what_commands_did<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
     let mut desk = Desk::new(make, "load_returns_what_commands_did");
-    let longest = Select::APPLIED_MAX as u64;
+    let longest = LoadRequest::APPLIED_MAX as u64;
     let batch = desk
         .batch("acme")
         .put(key(1))
@@ -230,9 +230,9 @@ pub async fn load_returns_what_commands_did<S: KeyStore>(
     desk.land(batch.by("ann", "import")).await?;
     let elsewhere = desk.batch("globex").put(key(90)).by("ann", "import");
     desk.land(elsewhere).await?;
-    let select = Select {
+    let select = LoadRequest {
         commands: vec![text("import"), text("never"), text("other")],
-        ..Select::none()
+        ..LoadRequest::none()
     };
     let view = desk.load("acme", select).await?;
     for command in ["import", "never", "other"] {
@@ -249,7 +249,7 @@ pub async fn load_returns_what_commands_did<S: KeyStore>(
             .filter(mine);
         let want: Vec<_> = trail
             .map(|entry| entry.sequence)
-            .take(Select::APPLIED_MAX)
+            .take(LoadRequest::APPLIED_MAX)
             .collect();
         // The store may return further entries after those that were requested.
         let seen = seen.into_iter().take(want.len()).collect();
@@ -275,7 +275,7 @@ pub async fn load_stays_within_the_tenant<S: KeyStore>(
         desk.land(batch.put(owned_by("ann", key(n))).put(legacy))
             .await?;
     }
-    let select = Select {
+    let select = LoadRequest {
         keys: (1..=13).map(id).collect(),
         live_at: Some(at(0)),
         legacy: true,
@@ -301,7 +301,7 @@ pub async fn load_always_returns_the_tenants_row<S: KeyStore>(
     desk.land(batch).await?;
     let batch = desk.batch("acme").put(key(1));
     desk.land(batch).await?;
-    for select in [Select::none(), Select::key(id(1))] {
+    for select in [LoadRequest::none(), LoadRequest::key(id(1))] {
         let view = desk.load("acme", select).await?;
         desk.same("the tenant's row", view.tenant.as_ref(), row.as_ref())?;
     }
@@ -322,7 +322,7 @@ pub async fn the_audit_head_is_that_of_the_newest_entry<S: KeyStore>(
         desk.land(batch).await?;
         let elsewhere = desk.batch("globex").put(key(n + 10));
         desk.land(elsewhere).await?;
-        let view = desk.load("acme", Select::none()).await?;
+        let view = desk.load("acme", LoadRequest::none()).await?;
         desk.same("audit head", Some(view.audit_head), head)?;
     }
     Ok(())
@@ -339,11 +339,11 @@ pub async fn decided_at_never_goes_back<S: KeyStore>(
         desk.land(batch).await?;
         let elsewhere = desk.batch("globex").put(key(n + 10)).decided_at(at(9_000));
         desk.land(elsewhere).await?;
-        let view = desk.load("acme", Select::none()).await?;
+        let view = desk.load("acme", LoadRequest::none()).await?;
         let what = format!("decided_at after a commit decided at {}", at(instant));
         desk.same(&what, view.decided_at, Some(at(latest)))?;
     }
-    let view = desk.load("initech", Select::none()).await?;
+    let view = desk.load("initech", LoadRequest::none()).await?;
     desk.same(
         "revision of an unknown tenant",
         view.revision,
@@ -374,10 +374,10 @@ pub async fn decided_at_goes_back_in_a_repair<S: KeyStore>(
             false => batch,
         };
         desk.land(batch).await?;
-        let view = desk.load("acme", Select::none()).await?;
+        let view = desk.load("acme", LoadRequest::none()).await?;
         let what = format!("decided_at after a commit decided at {}", at(instant));
         desk.same(&what, view.decided_at, Some(at(latest)))?;
-        let beside = desk.load("globex", Select::none()).await?;
+        let beside = desk.load("globex", LoadRequest::none()).await?;
         desk.same("of another tenant", beside.decided_at, Some(at(8_000)))?;
     }
     Ok(())
@@ -409,13 +409,13 @@ pub async fn load_returns_the_revision_of_each_row<S: KeyStore>(
         let batch = change(desk.batch("acme"));
         desk.land(batch).await?;
         for select in [
-            Select::none(),
-            Select::key(id(1)),
-            Select {
+            LoadRequest::none(),
+            LoadRequest::key(id(1)),
+            LoadRequest {
                 keys: vec![id(2), id(3), id(99)],
                 live_at: Some(at(0)),
                 owners: vec![text("bob"), text("nobody")],
-                ..Select::none()
+                ..LoadRequest::none()
             },
         ] {
             let view = desk.load("acme", select).await?;
@@ -423,7 +423,7 @@ pub async fn load_returns_the_revision_of_each_row<S: KeyStore>(
         }
     }
     // A guard built from a view holds.
-    let view = desk.load("acme", Select::key(id(2))).await?;
+    let view = desk.load("acme", LoadRequest::key(id(2))).await?;
     let above = view.revisions.into_iter();
     let batch = above.fold(desk.batch("acme/web"), |batch, (row, revision)| {
         batch.guarded(row, revision)

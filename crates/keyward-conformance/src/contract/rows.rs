@@ -12,7 +12,7 @@ use keyward::Metadata;
 use keyward::ScopeSet;
 use keyward::Timestamp;
 use keyward::audit::{Action, Evidence, FieldChange};
-use keyward::store::{KeyStore, Locator, Revision, Row, Select};
+use keyward::store::{KeyStore, LoadRequest, Locator, Revision, Row};
 use keyward::token::TokenPrefix;
 use keyward::{Author, Owner};
 use keyward::{BulkFilter, PendingSweep, SweepKind};
@@ -46,7 +46,7 @@ pub async fn records_come_back_as_they_were_written<S: KeyStore>(
     let written = batch.commit.effects.puts.clone();
     desk.land(batch).await?;
     for record in written {
-        let view = desk.load("acme/web", Select::key(record.id)).await?;
+        let view = desk.load("acme/web", LoadRequest::key(record.id)).await?;
         desk.same("by load", view.record(record.id), Some(&record))?;
         let found = desk
             .find(Locator::Id(record.id))
@@ -104,9 +104,9 @@ pub async fn other_rows_come_back_as_they_were_written<S: KeyStore>(
     }
     desk.land(batch).await?;
     desk.agrees("after the rows were written").await?;
-    let select = Select {
+    let select = LoadRequest {
         owners: vec![text("ann"), text(&"o".repeat(PrincipalId::MAX_LEN))],
-        ..Select::none()
+        ..LoadRequest::none()
     };
     let mut view = desk.load("acme", select).await?;
     view.owners.sort_by(|a, b| a.owner.cmp(&b.owner));
@@ -131,7 +131,7 @@ pub async fn a_put_replaces_the_whole_record<S: KeyStore>(
     let batch = desk.batch("acme").put(key(1));
     let written = batch.commit.effects.puts.clone();
     desk.land(batch).await?;
-    let view = desk.load("acme", Select::key(id(1))).await?;
+    let view = desk.load("acme", LoadRequest::key(id(1))).await?;
     desk.same("the key", view.records, written)?;
     desk.agrees("after the replacement").await
 }

@@ -45,10 +45,10 @@ pub async fn the_audit_trail_comes_oldest_first<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
     let mut desk = Desk::new(make, "the_audit_trail_comes_oldest_first");
-    let page = desk.audit(&AuditQuery::everything()).await?;
+    let page = desk.audit(&AuditQuery::all()).await?;
     desk.same("entries of an empty store", page.rows, Vec::new())?;
     trail(&mut desk).await?;
-    let page = desk.audit(&AuditQuery::everything()).await?;
+    let page = desk.audit(&AuditQuery::all()).await?;
     let places: Vec<_> = page.rows.iter().map(AuditRow::position).collect();
     let want = desk.truth.audit.iter().map(AuditRow::position).collect();
     desk.same("places of all entries", places, want)?;
@@ -69,7 +69,7 @@ pub async fn the_audit_trail_holds_exactly_what_matches<S: KeyStore>(
 ) -> Result<(), Violation> {
     let mut desk = Desk::new(make, "the_audit_trail_holds_exactly_what_matches");
     trail(&mut desk).await?;
-    let all = AuditQuery::everything;
+    let all = AuditQuery::all;
     let mut queries = vec![all()];
     let tenants = ["acme", "acme/web", "globex", "acm", "initech"];
     queries.extend(tenants.map(|path| AuditQuery::tenant(text(path))));
@@ -112,8 +112,8 @@ pub async fn pages_of_the_audit_trail_neither_repeat_nor_skip<S: KeyStore>(
     let mut desk = Desk::new(make, "pages_of_the_audit_trail_neither_repeat_nor_skip");
     trail(&mut desk).await?;
     let tenant = AuditQuery::tenant(text("acme"));
-    let ann = AuditQuery::everything().with(|query| query.actor = Some(text("ann")));
-    for query in [AuditQuery::everything(), tenant, ann] {
+    let ann = AuditQuery::all().with(|query| query.actor = Some(text("ann")));
+    for query in [AuditQuery::all(), tenant, ann] {
         let want = oracle(&desk, &query);
         for limit in 1..=want.len() + 1 {
             let query = query.clone().with(|query| query.limit = count(limit));
@@ -150,7 +150,7 @@ pub async fn the_audit_trail_reflects_every_commit_that_returned<S: KeyStore>(
         let revision = desk
             .land(batch.entry(Action::KeyEnabled, Some(id(n))))
             .await?;
-        let page = desk.audit(&AuditQuery::everything().about(id(n))).await?;
+        let page = desk.audit(&AuditQuery::all().about(id(n))).await?;
         let revisions: Vec<_> = page.rows.iter().map(|row| row.revision).collect();
         desk.same(
             "commits of a key's three entries",

@@ -146,12 +146,12 @@ impl World {
 /// use std::sync::Arc;
 ///
 /// use keyward::conformance::explore::{Explorer, World};
-/// use keyward::store::{KeyStore, MemoryStore, Select};
+/// use keyward::store::{KeyStore, MemoryStore, LoadRequest};
 ///
 /// let report = Explorer::new().explore(|| {
 ///     let read = |store: Arc<dyn KeyStore>| async move {
 ///         let tenant = "acme".try_into().expect("a literal");
-///         assert!(store.load(&tenant, &Select::none()).await.is_ok());
+///         assert!(store.load(&tenant, &LoadRequest::none()).await.is_ok());
 ///     };
 ///     World::over(Arc::new(MemoryStore::new())).writer(read).writer(read)
 /// })?;

@@ -11,15 +11,15 @@ use keyward::KeyState;
 use keyward::ManualClock;
 use keyward::Need;
 use keyward::PepperId;
-use keyward::Rejection;
 use keyward::Replica;
 use keyward::SeededEntropy;
 use keyward::Timestamp;
 use keyward::Verifier;
+use keyward::VerifyError;
 use keyward::policy::{LivePolicies, Policy};
 use keyward::store::{KeyStore, Row, RowKey};
-use keyward::{Command, Denied, IssuedKey, Outcome, Request};
-use keyward::{Error, KeyManager};
+use keyward::{Command, Denial, IssuedKey, Outcome, Request};
+use keyward::{CommandError, KeyManager};
 use keyward::{Pepper, PepperRing};
 
 /// A store and a manager, to prepare a race with.
@@ -35,8 +35,8 @@ impl Bench {
     ///
     /// # Errors
     ///
-    /// [`Error`] as from [`KeyManager::execute`].
-    pub fn land(&self, request: Request) -> Result<Outcome, Error> {
+    /// [`CommandError`] as from [`KeyManager::execute`].
+    pub fn land(&self, request: Request) -> Result<Outcome, CommandError> {
         block_on(self.manager.execute(request)).map(|landed| landed.outcome)
     }
 
@@ -44,10 +44,10 @@ impl Bench {
     ///
     /// # Errors
     ///
-    /// [`Rejection`] if the key is refused.
-    pub fn actor(&self, token: impl AsRef<[u8]>) -> Result<Actor, Rejection> {
+    /// [`VerifyError`] if the key is refused.
+    pub fn actor(&self, token: impl AsRef<[u8]>) -> Result<Actor, VerifyError> {
         let verifier = self.nodes.verifier(self.store.clone());
-        let verifier = verifier.map_err(|_| Rejection::StoreUnavailable)?;
+        let verifier = verifier.map_err(|_| VerifyError::StoreUnavailable)?;
         Ok(verifier.verify(token.as_ref(), &Need::any())?.actor())
     }
 
@@ -58,7 +58,7 @@ impl Bench {
     }
 }
 
-type Prepare = dyn Fn(&Bench) -> Result<Vec<Request>, Error>;
+type Prepare = dyn Fn(&Bench) -> Result<Vec<Request>, CommandError>;
 
 /// A race: a prepared store, and requests that several managers carry out concurrently.
 ///
@@ -92,7 +92,7 @@ type Prepare = dyn Fn(&Bench) -> Result<Vec<Request>, Error>;
 ///         let tenant: keyward::TenantId = "acme".try_into()?;
 ///         let actor = Actor::application(tenant.clone());
 ///         let command = Command::ProvisionTenant;
-///         Ok::<_, keyward::Error>(Request::new(CommandId::new(id)?, actor, tenant, command))
+///         Ok::<_, keyward::CommandError>(Request::new(CommandId::new(id)?, actor, tenant, command))
 ///     };
 ///     Ok(vec![provision("one")?, provision("two")?])
 /// });
@@ -118,7 +118,7 @@ impl Race {
     /// race. It must do the same on every call.
     pub fn new(
         policy: Policy,
-        prepare: impl Fn(&Bench) -> Result<Vec<Request>, Error> + 'static,
+        prepare: impl Fn(&Bench) -> Result<Vec<Request>, CommandError> + 'static,
     ) -> Self {
         Self {
             policy,
@@ -208,7 +208,7 @@ impl Race {
     }
 }
 
-type Answer = Result<Outcome, Error>;
+type Answer = Result<Outcome, CommandError>;
 
 async fn carry_out(manager: &KeyManager, request: Request) -> Answer {
     // A role applies in descendant tenants too.
@@ -236,11 +236,11 @@ fn check_answer(
     let landed = landing.map_or(0, |landing| landing.commits.len());
     let outcome = match answer {
         Ok(outcome) => outcome,
-        Err(Error::Denied(Denied::AlreadyCreated { .. })) if landed == 1 => return Ok(()),
-        Err(Error::Denied(denied)) if landed > 0 => {
+        Err(CommandError::Denied(Denial::AlreadyCreated { .. })) if landed == 1 => return Ok(()),
+        Err(CommandError::Denied(denied)) if landed > 0 => {
             return Err(format!("landed, though it was refused: {denied}"));
         }
-        Err(Error::Denied(_)) => return Ok(()),
+        Err(CommandError::Denied(_)) => return Ok(()),
         Err(error) => return Err(format!("failed: {error}")),
     };
     let many = matches!(outcome, Outcome::Swept { .. });
@@ -251,7 +251,9 @@ fn check_answer(
         let Some(token) = &key.token else { continue };
         let known = verifier.verify(token.expose(), &Need::any().or_publishable());
         if let Err(
-            rejection @ (Rejection::Unknown | Rejection::WrongSecret | Rejection::Malformed(_)),
+            rejection @ (VerifyError::Unknown
+            | VerifyError::WrongSecret
+            | VerifyError::Malformed(_)),
         ) = known
         {
             return Err(format!(

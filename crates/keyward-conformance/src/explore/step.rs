@@ -12,11 +12,11 @@ use async_trait::async_trait;
 use super::{Choice, Reply, Trail};
 use keyward::TenantId;
 use keyward::store::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
-    KeyStore, Locator, RowKey, ScanPage, StoreError, StoreErrorKind, TakePage, Versioned,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
+    KeyQuery, KeyStore, Locator, RowKey, ScanPage, StoreError, StoreErrorKind, TakePage,
     scan_by_pages,
 };
-use keyward::store::{Revision, Select, TenantView};
+use keyward::store::{LoadRequest, Revision, TenantView};
 
 /// The state that the explorer shares with its store.
 #[derive(Debug)]
@@ -117,12 +117,16 @@ impl Future for Step {
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl KeyStore for StepStore {
-    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        select: &LoadRequest,
+    ) -> Result<TenantView, StoreError> {
         step().await;
         self.inner.load(tenant, select).await
     }
 
-    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+    async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError> {
         step().await;
         self.inner.find(locator).await
     }

@@ -8,8 +8,8 @@ use super::rules::{ACTIONS, Mask, Model, RESOURCES, Why};
 use super::{Ask, Life, Mode, TENANTS};
 use crate::explore::block_on;
 use keyward::Actor;
+use keyward::CommandError;
 use keyward::Digest;
-use keyward::Error;
 use keyward::KeyId;
 use keyward::Keyward;
 use keyward::Need;
@@ -21,7 +21,7 @@ use keyward::profiles::standard;
 use keyward::store::KeyStore;
 use keyward::{Clock, ManualClock};
 use keyward::{CommandId, PrincipalId, Role};
-use keyward::{DeleteKey, Denied, Expiry, ImportKey, IssuedKey, KeyUpdate, NewKey, Replacement};
+use keyward::{CreateKey, DeleteKey, Denial, Expiry, ImportKey, IssuedKey, RotateKey, UpdateKey};
 use keyward::{Pepper, PepperRing};
 use keyward::{Reason, Status};
 use keyward::{Scope, ScopeSet};
@@ -202,7 +202,7 @@ impl Facade {
         actor: &Actor,
         id: &str,
         ask: &Ask,
-    ) -> Result<Given, Error> {
+    ) -> Result<Given, CommandError> {
         let by = actor.with_command_id(CommandId::new(id)?);
         let key = ask
             .key()
@@ -235,7 +235,7 @@ impl Facade {
                 })
             }
             Ask::Update { scopes, life, .. } => {
-                let mut change = KeyUpdate::new();
+                let mut change = UpdateKey::new();
                 if let Some(scopes) = scopes {
                     change = change.scopes(scopes.iter().copied());
                 }
@@ -260,9 +260,9 @@ impl Facade {
             }
             Ask::Rotate { mode, .. } => {
                 let how = match mode {
-                    Mode::Now => Replacement::immediate(),
-                    Mode::Grace(grace) => Replacement::grace(*grace),
-                    Mode::FirstUse(grace) => Replacement::on_first_use(*grace),
+                    Mode::Now => RotateKey::immediate(),
+                    Mode::Grace(grace) => RotateKey::grace(*grace),
+                    Mode::FirstUse(grace) => RotateKey::on_first_use(*grace),
                 };
                 let rotated = keys.rotate(by, key, how).await?;
                 Ok(Given {
@@ -321,7 +321,7 @@ impl System for Facade {
 
     fn use_key(&mut self, secret: &str) {
         let _ = self.keys.verify(secret, &Need::any());
-        let _ = block_on(self.keys.run_upkeep());
+        let _ = block_on(self.keys.run_maintenance());
     }
 
     fn sees(&mut self, secret: &str) -> Option<u16> {
@@ -378,8 +378,8 @@ fn tenant(place: usize) -> TenantId {
     TenantId::new(TENANTS[place % TENANTS.len()]).expect("a valid tenant literal")
 }
 
-fn draft(place: usize, scopes: &[&'static str], life: Life) -> NewKey {
-    let key = NewKey::new("key")
+fn draft(place: usize, scopes: &[&'static str], life: Life) -> CreateKey {
+    let key = CreateKey::new("key")
         .in_tenant(tenant(place))
         .scopes(scopes.iter().copied());
     match life {
@@ -397,29 +397,29 @@ fn given(keys: Vec<IssuedKey>) -> Vec<(KeyId, String)> {
     keys.iter().map(|key| (key.id, text(key))).collect()
 }
 
-fn why(error: &Error) -> Why {
+fn why(error: &CommandError) -> Why {
     match error.denied() {
-        Some(Denied::NotFound) => Why::NotFound,
-        Some(Denied::TenantNotFound) => Why::TenantNotFound,
-        Some(Denied::ActorExpired) => Why::ActorExpired,
-        Some(Denied::Forbidden { .. } | Denied::SupportOnly { .. } | Denied::HostOnly { .. }) => {
+        Some(Denial::NotFound) => Why::NotFound,
+        Some(Denial::TenantNotFound) => Why::TenantNotFound,
+        Some(Denial::ActorExpired) => Why::ActorExpired,
+        Some(Denial::Forbidden { .. } | Denial::SupportOnly { .. } | Denial::HostOnly { .. }) => {
             Why::Role
         }
-        Some(Denied::CapReached { .. }) => Why::Cap,
-        Some(Denied::ExceedsActor { .. }) => Why::Exceeds,
-        Some(Denied::LegacyKey { .. }) => Why::Legacy,
-        Some(Denied::Revoked) => Why::Revoked,
-        Some(Denied::Expired) => Why::Expired,
-        Some(Denied::Disabled) => Why::Disabled,
-        Some(Denied::TenantClosed { .. }) => Why::Closed,
-        Some(Denied::OwnerRemoved { .. }) => Why::OwnerRemoved,
-        Some(Denied::BeingRotated { .. }) => Why::BeingRotated,
-        Some(Denied::NotRotating) => Why::NotRotating,
-        Some(Denied::SuccessorInUse { .. }) => Why::InUse,
-        Some(Denied::DigestTaken) => Why::Taken,
-        Some(Denied::Imported) => Why::Imported,
-        Some(Denied::AlreadyCreated { .. }) => Why::Already,
-        Some(Denied::RoleDrift { .. }) => Why::Drift,
+        Some(Denial::CapReached { .. }) => Why::Cap,
+        Some(Denial::ExceedsActor { .. }) => Why::Exceeds,
+        Some(Denial::LegacyKey { .. }) => Why::Legacy,
+        Some(Denial::Revoked) => Why::Revoked,
+        Some(Denial::Expired) => Why::Expired,
+        Some(Denial::Disabled) => Why::Disabled,
+        Some(Denial::TenantClosed { .. }) => Why::Closed,
+        Some(Denial::OwnerRemoved { .. }) => Why::OwnerRemoved,
+        Some(Denial::BeingRotated { .. }) => Why::BeingRotated,
+        Some(Denial::NotRotating) => Why::NotRotating,
+        Some(Denial::SuccessorInUse { .. }) => Why::InUse,
+        Some(Denial::DigestTaken) => Why::Taken,
+        Some(Denial::Imported) => Why::Imported,
+        Some(Denial::AlreadyCreated { .. }) => Why::Already,
+        Some(Denial::RoleDrift { .. }) => Why::Drift,
         _ => Why::Other,
     }
 }

@@ -17,8 +17,8 @@ use keyward::CommandId;
 use keyward::Digest;
 use keyward::KeyId;
 use keyward::Need;
-use keyward::Rejection;
 use keyward::Scope;
+use keyward::VerifyError;
 use keyward::audit::verify_chain;
 use keyward::policy::{ActiveKeyCap, Policy, Propagation};
 use keyward::profiles::standard;
@@ -401,15 +401,15 @@ impl Run {
                     state.find(invariant, format!("node {place}, {way:?}: {what}"));
                 }
             }
-            Err(Rejection::Stale { .. }) => state.report.stale += 1,
-            Err(Rejection::StoreUnavailable) => state.report.unavailable += 1,
-            Err(Rejection::Unknown) if way != Way::Known => {
+            Err(VerifyError::Stale { .. }) => state.report.stale += 1,
+            Err(VerifyError::StoreUnavailable) => state.report.unavailable += 1,
+            Err(VerifyError::Unknown) if way != Way::Known => {
                 if expected.is_some_and(|key| state.ledger.is_there(key, called)) {
                     let what = format!("node {place} does not know {expected:?}, which is there");
                     state.find(Invariant::NewKeysAtOnce, what);
                 }
             }
-            Err(Rejection::Revoked { key, .. }) => {
+            Err(VerifyError::Revoked { key, .. }) => {
                 if !state.ledger.was_revoked(key) {
                     let what = format!("node {place} takes {key} for revoked, which it was not");
                     state.find(Invariant::RefusedForAReason, what);
@@ -548,7 +548,7 @@ struct Answered<'a> {
     way: Way,
     called: Instant,
     tick: u64,
-    verdict: Result<KeyId, Rejection>,
+    verdict: Result<KeyId, VerifyError>,
 }
 
 impl Book {

@@ -8,12 +8,12 @@ use super::drive::{Held, READ, Run, WRITE, any_jump, any_rate, any_weather};
 use super::node::Way;
 use super::world::{Instant, MILLI, SECOND, State};
 use keyward::Actor;
-use keyward::Error;
+use keyward::CommandError;
 use keyward::Invalid;
 use keyward::Reason;
 use keyward::TenantId;
 use keyward::store::{RowKey, StoreErrorKind};
-use keyward::{Command, DeleteKey, ImportKey, KeyUpdate, NewKey, Outcome, Replacement, Request};
+use keyward::{Command, CreateKey, DeleteKey, ImportKey, Outcome, Request, RotateKey, UpdateKey};
 use keyward::{CommandId, PrincipalId, Role};
 use keyward::{Digest, Secret};
 
@@ -275,7 +275,7 @@ fn ask(run: &Arc<Run>) -> Result<Asked, Invalid> {
         },
         (80..82, Some(key)) => Command::FinishRotation { key },
         (82..84, Some(key)) => Command::CancelRotation { key },
-        (84..87, Some(key)) => KeyUpdate::new().scopes([READ]).into_command(key)?,
+        (84..87, Some(key)) => UpdateKey::new().scopes([READ]).into_command(key)?,
         (87..95, _) => {
             row = Some(RowKey::Owner(tenant.clone(), owner.clone()));
             Command::ChangeOwnerRole { owner, role }
@@ -290,7 +290,7 @@ fn ask(run: &Arc<Run>) -> Result<Asked, Invalid> {
         }
         (_, _) => {
             row = None;
-            let mut key = NewKey::new(format!("key {number}").as_str())
+            let mut key = CreateKey::new(format!("key {number}").as_str())
                 .scopes([READ, WRITE])
                 .environment("live")
                 .owned_by(owner, Role::DEVELOPER);
@@ -351,12 +351,12 @@ impl Asked {
     }
 }
 
-fn rotation(kind: u64) -> Replacement {
+fn rotation(kind: u64) -> RotateKey {
     match kind {
-        0 => Replacement::immediate(),
-        1 => Replacement::grace(Duration::from_secs(3)),
-        2 => Replacement::grace(Duration::from_secs(20)),
-        _ => Replacement::on_first_use(Duration::from_secs(5)),
+        0 => RotateKey::immediate(),
+        1 => RotateKey::grace(Duration::from_secs(3)),
+        2 => RotateKey::grace(Duration::from_secs(20)),
+        _ => RotateKey::on_first_use(Duration::from_secs(5)),
     }
 }
 
@@ -411,8 +411,10 @@ pub(super) async fn give(run: Arc<Run>, place: usize, asked: Asked) {
                 about.iter().for_each(|held| probe(&run, held));
                 return;
             }
-            Some(Err(Error::Store(error))) if error.kind() == StoreErrorKind::Corrupt => return,
-            Some(Err(Error::Store(_) | Error::Contended { .. })) | None if !calm => {
+            Some(Err(CommandError::Store(error))) if error.kind() == StoreErrorKind::Corrupt => {
+                return;
+            }
+            Some(Err(CommandError::Store(_) | CommandError::Contended { .. })) | None if !calm => {
                 run.world.sleep(50 * MILLI).await;
             }
             _ => return,

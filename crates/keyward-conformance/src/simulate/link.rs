@@ -15,11 +15,11 @@ use crate::Call;
 use crate::explore::block_on;
 use keyward::TenantId;
 use keyward::store::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, KeyPage, KeyQuery,
-    KeyStore, Locator, RowKey, ScanPage, StoreError, StoreErrorKind, TakePage, Versioned,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
+    KeyQuery, KeyStore, Locator, RowKey, ScanPage, StoreError, StoreErrorKind, TakePage,
     scan_by_pages,
 };
-use keyward::store::{Revision, Select, TenantView};
+use keyward::store::{LoadRequest, Revision, TenantView};
 
 /// The store, through one node's connection.
 #[derive(Clone)]
@@ -138,13 +138,17 @@ impl Link {
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl KeyStore for Link {
-    async fn load(&self, tenant: &TenantId, select: &Select) -> Result<TenantView, StoreError> {
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        select: &LoadRequest,
+    ) -> Result<TenantView, StoreError> {
         let (tenant, select) = (tenant.clone(), select.clone());
         let load = move |store: &dyn KeyStore| block_on(store.load(&tenant, &select));
         self.read(Call::Load, "loading a tenant", load).await?
     }
 
-    async fn find(&self, locator: &Locator) -> Result<Option<Versioned>, StoreError> {
+    async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError> {
         let locator = *locator;
         let find = move |store: &dyn KeyStore| block_on(store.find(&locator));
         self.read(Call::Find, "finding a key", find).await?

@@ -10,12 +10,12 @@ use keyward::KeyId;
 use keyward::Keyward;
 use keyward::Need;
 use keyward::PepperRing;
-use keyward::Rejection;
 use keyward::SeededEntropy;
+use keyward::VerifyError;
 use keyward::policy::Policy;
 use keyward::store::{KeyStore, StoreError};
 use keyward::{Command, Outcome, Request};
-use keyward::{Error, KeyManager, Landed};
+use keyward::{CommandError, Committed, KeyManager};
 
 use super::clock::{Fault, PlaceClock};
 
@@ -38,10 +38,10 @@ pub(super) trait Node: Send + Sync {
     async fn sync(&self) -> Result<(), StoreError>;
 
     /// Carries out a command, bulk commands included.
-    async fn give(&self, request: Request) -> Result<Landed, Error>;
+    async fn give(&self, request: Request) -> Result<Committed, CommandError>;
 
     /// Verifies a token, and returns its key.
-    async fn verify(&self, presented: &str, need: &Need, way: Way) -> Result<KeyId, Rejection>;
+    async fn verify(&self, presented: &str, need: &Need, way: Way) -> Result<KeyId, VerifyError>;
 
     /// Runs the maintenance after verifications.
     async fn upkeep(&self);
@@ -83,11 +83,11 @@ impl Node for Real {
         self.0.sync().await
     }
 
-    async fn give(&self, request: Request) -> Result<Landed, Error> {
+    async fn give(&self, request: Request) -> Result<Committed, CommandError> {
         give(self.0.manager(), request).await
     }
 
-    async fn verify(&self, presented: &str, need: &Need, way: Way) -> Result<KeyId, Rejection> {
+    async fn verify(&self, presented: &str, need: &Need, way: Way) -> Result<KeyId, VerifyError> {
         let grant = match way {
             Way::Known => self.0.verify(presented, need),
             Way::OrFetch => self.0.verify_or_fetch(presented, need).await,
@@ -98,11 +98,14 @@ impl Node for Real {
 
     async fn upkeep(&self) {
         // A later call retries what failed.
-        let _ = self.0.run_upkeep().await;
+        let _ = self.0.run_maintenance().await;
     }
 }
 
-pub(super) async fn give(manager: &KeyManager, request: Request) -> Result<Landed, Error> {
+pub(super) async fn give(
+    manager: &KeyManager,
+    request: Request,
+) -> Result<Committed, CommandError> {
     let bulk = matches!(
         request.command,
         Command::ChangeOwnerRole { .. } | Command::RemoveOwner { .. } | Command::CloseTenant
@@ -112,7 +115,7 @@ pub(super) async fn give(manager: &KeyManager, request: Request) -> Result<Lande
     }
     let receipt = manager.execute_bulk(request).await?.receipt;
     let outcome = Outcome::Done;
-    Ok(Landed { outcome, receipt })
+    Ok(Committed { outcome, receipt })
 }
 
 /// Starts a node of the requested kind.

@@ -17,23 +17,23 @@ use keyward::Digest;
 use keyward::KeyId;
 use keyward::KeyRecord;
 use keyward::Need;
-use keyward::Rejection;
 use keyward::Request;
 use keyward::Role;
 use keyward::SeededEntropy;
 use keyward::TenantId;
 use keyward::Timestamp;
+use keyward::VerifyError;
 use keyward::node::Timekeeper;
 use keyward::policy::{LivePolicies, Policies, Policy};
 use keyward::rules::CheckedTime;
-use keyward::rules::Standing;
+use keyward::rules::OwnerStatus;
 use keyward::store::{
     Change, ChangesError, Cursor, KeyStore, Learnt, Locator, Row, RowKey, StoreError,
     StoreErrorKind,
 };
-use keyward::store::{Revision, Select};
+use keyward::store::{LoadRequest, Revision};
 use keyward::token;
-use keyward::{Error, KeyManager, Landed};
+use keyward::{CommandError, Committed, KeyManager};
 
 /// A defect of a node, which a simulation must find.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -174,7 +174,7 @@ impl Rows {
         self.rows.values().find(own)
     }
 
-    fn standing(&self, record: &KeyRecord) -> Standing {
+    fn standing(&self, record: &KeyRecord) -> OwnerStatus {
         let rows = || self.rows.values().map(|change| &change.row);
         let owners = rows().filter_map(|row| match row {
             Row::Owner(row) => Some(row),
@@ -184,7 +184,7 @@ impl Rows {
             Row::Tenant(row) => Some(row),
             _ => None,
         });
-        Standing::resolve(&record.tenant, &record.owner, owners, tenants)
+        OwnerStatus::resolve(&record.tenant, &record.owner, owners, tenants)
     }
 }
 
@@ -355,7 +355,7 @@ impl Sketch {
     }
 
     /// Judges a key by the node's own knowledge.
-    async fn judge(&self, presented: &str, need: &Need) -> Result<KeyId, Rejection> {
+    async fn judge(&self, presented: &str, need: &Need) -> Result<KeyId, VerifyError> {
         let bound = self.policy.spec().propagation.bound;
         let mut read = None;
         if self.has(Defect::ReadsClockFirst) {
@@ -377,28 +377,28 @@ impl Sketch {
         let age = confirmed.map(|sent| monotonic.saturating_sub(sent));
         if age.is_none_or(|age| age > bound) {
             let age = age.unwrap_or(Duration::MAX);
-            return Err(Rejection::Stale { age, bound });
+            return Err(VerifyError::Stale { age, bound });
         }
         self.decide(&record, standing, need)
     }
 
-    fn look_up(&self, presented: &str) -> Result<(KeyRecord, Standing), Rejection> {
+    fn look_up(&self, presented: &str) -> Result<(KeyRecord, OwnerStatus), VerifyError> {
         let known = self.known();
         match known.live.key(presented).map(|change| &change.row) {
             Some(Row::Key(record)) => {
                 let standing = known.live.standing(record);
                 Ok((KeyRecord::clone(record), standing))
             }
-            _ => Err(Rejection::Unknown),
+            _ => Err(VerifyError::Unknown),
         }
     }
 
     fn decide(
         &self,
         record: &KeyRecord,
-        mut standing: Standing,
+        mut standing: OwnerStatus,
         need: &Need,
-    ) -> Result<KeyId, Rejection> {
+    ) -> Result<KeyId, VerifyError> {
         use keyward::rules::{Presented, check};
 
         if self.has(Defect::IgnoresOwners) {
@@ -417,24 +417,24 @@ impl Sketch {
         Ok(record.id)
     }
 
-    async fn fetch(&self, presented: &str, need: &Need) -> Result<KeyId, Rejection> {
+    async fn fetch(&self, presented: &str, need: &Need) -> Result<KeyId, VerifyError> {
         let locator = match token::parse(presented.as_bytes()) {
             Ok(token) => Locator::Id(token.id()),
             Err(_) => Locator::Imported(Digest::sha256(presented)),
         };
-        let unavailable = |_: StoreError| Rejection::StoreUnavailable;
+        let unavailable = |_: StoreError| VerifyError::StoreUnavailable;
         let found = self.store.find(&locator).await.map_err(unavailable)?;
         let Some(found) = found else {
-            return Err(Rejection::Unknown);
+            return Err(VerifyError::Unknown);
         };
         let Row::Key(record) = &found.change.row else {
-            return Err(Rejection::Unknown);
+            return Err(VerifyError::Unknown);
         };
         let record = KeyRecord::clone(record);
         let mut read = Rows::default();
-        let select = Select {
+        let select = LoadRequest {
             owners: record.owner.principal().cloned().into_iter().collect(),
-            ..Select::none()
+            ..LoadRequest::none()
         };
         for tenant in record.tenant.lineage() {
             let view = self
@@ -465,7 +465,7 @@ impl Sketch {
         let sent = self.clock.monotonic();
         let anybody = TenantId::new("anybody")
             .map_err(|_| StoreError::new(StoreErrorKind::Unavailable, "asking who is there"))?;
-        self.store.load(&anybody, &Select::none()).await?;
+        self.store.load(&anybody, &LoadRequest::none()).await?;
         self.confirm(sent);
         Ok(())
     }
@@ -504,23 +504,23 @@ impl Node for Sketch {
         self.rebuild().await
     }
 
-    async fn give(&self, request: Request) -> Result<Landed, Error> {
+    async fn give(&self, request: Request) -> Result<Committed, CommandError> {
         give(&self.manager, request).await
     }
 
-    async fn verify(&self, presented: &str, need: &Need, way: Way) -> Result<KeyId, Rejection> {
+    async fn verify(&self, presented: &str, need: &Need, way: Way) -> Result<KeyId, VerifyError> {
         if way == Way::Fresh {
             return self.fetch(presented, need).await;
         }
         let remembers = self.has(Defect::CachesRefusals);
         if remembers && self.known().refused.contains(presented) {
-            return Err(Rejection::Unknown);
+            return Err(VerifyError::Unknown);
         }
         let mut verdict = self.judge(presented, need).await;
-        if way == Way::OrFetch && verdict == Err(Rejection::Unknown) {
+        if way == Way::OrFetch && verdict == Err(VerifyError::Unknown) {
             verdict = self.fetch(presented, need).await;
         }
-        if remembers && verdict == Err(Rejection::Unknown) {
+        if remembers && verdict == Err(VerifyError::Unknown) {
             self.known().refused.insert(presented.to_owned());
         }
         verdict

@@ -19,7 +19,7 @@ fn add(sum: &mut [u32; 2], counted: Option<Counted>) {
 
 fn adds_up(count: Count, one: &'static [u32], other: &'static [u32]) {
     explore_within((one.len() + other.len() > 3).then_some(2), move || {
-        let uses = Arc::new(Uses::default());
+        let uses = Arc::new(Usage::default());
         let use_all = |rows: &'static [u32]| {
             let uses = uses.clone();
             thread::spawn(move || {
