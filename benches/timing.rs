@@ -19,7 +19,8 @@ use std::hint::black_box;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use keyward::{Digest, KeyId};
+use keyward::KeyId;
+use keyward::key::Digest;
 
 use shared::keys::{BODY, Keys, Kind, WIDTH};
 use shared::served::{Presented, Served, need};

@@ -11,12 +11,13 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
+use keyward::entropy::{Entropy, SystemEntropy};
+use keyward::node::{FollowOptions, NodeConfirmation, NodeLabel};
 use keyward::policy::{Policy, Propagation};
 use keyward::store::SqliteStore;
 use keyward::{
-    Actor, CreateKey, Entropy, FollowOptions, Grant, KeyId, Keyward, Need, NodeConfirmation,
-    NodeLabel, PepperFile, Reason, Receipt, Role, Secret, SystemEntropy, TenantId, VerifyError,
-    profiles,
+    Actor, CreateKey, Grant, KeyId, Keyward, Need, PepperFile, Reason, Receipt, Role, Secret,
+    TenantId, VerifyError, profiles,
 };
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use rustix::time::{ClockId, clock_gettime};

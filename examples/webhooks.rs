@@ -126,7 +126,7 @@ async fn main() -> Fallible<()> {
     clock.advance(days(82));
     sender().run(None).await?;
 
-    println!("Alice revokes it, so that nobody is told that it expires:");
+    println!("Alice revokes it, so that no expiry notice is sent:");
     keys.revoke(&alice, export.id, Reason::NoLongerNeeded)
         .await?;
     clock.advance(days(30));

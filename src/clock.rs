@@ -161,7 +161,7 @@ impl Clock for SystemClock {
 /// let clock = ManualClock::at(start);
 /// clock.advance(days(91));
 /// assert_eq!(clock.now().to_string(), "2026-04-02T00:00:00Z");
-/// # Ok::<(), keyward::Invalid>(())
+/// # Ok::<(), keyward::command::Invalid>(())
 /// ```
 #[derive(Debug)]
 pub struct ManualClock(Mutex<Hands>);

@@ -76,8 +76,9 @@
 //! ```
 //! # #[cfg(feature = "tokio")]
 //! # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
+//! # use keyward::{Keyward, PepperRing};
+//! # use keyward::node::FollowOptions;
 //! # use keyward::store::MemoryStore;
-//! # use keyward::{FollowOptions, Keyward, PepperRing};
 //! # let keys = Keyward::builder(MemoryStore::new(), PepperRing::generate()?).build().await?;
 //! let follower = keys.follow(FollowOptions::default())?; // stops when dropped
 //! println!("{:?} behind", follower.status().lag().time);
@@ -180,7 +181,7 @@
 
 mod clock;
 mod core;
-mod entropy;
+pub mod entropy;
 pub mod events;
 #[cfg(feature = "tokio")]
 mod follow;
@@ -196,55 +197,97 @@ pub mod store;
 mod timekeeper;
 mod verifier;
 
-pub use crate::clock::{Clock, ManualClock, Reading, SystemClock};
-pub use crate::core::actor::{Actor, Invocation};
-pub use crate::core::address::AddressAllowlist;
-pub use crate::core::command::{
-    Command, CreateKey, DeleteKey, Denial, Expiry, ImportKey, IssuedKey, Outcome, Request,
-    RevokeKey, RotateKey, RotationMode, UpdateKey,
-};
+pub use crate::clock::{Clock, ManualClock};
+pub use crate::core::actor::Actor;
+pub use crate::core::command::{CreateKey, Denial, RotateKey, UpdateKey};
 pub use crate::core::id::KeyId;
-pub use crate::core::info::{KeyInfo, KeyRevocation};
-pub use crate::core::invalid::{Invalid, Problem};
-pub use crate::core::metadata::Metadata;
+pub use crate::core::info::KeyInfo;
 pub use crate::core::need::Need;
-pub use crate::core::owner::{OwnerRecord, TenantRecord, TimeRepair};
-pub use crate::core::pepper::{Pepper, PepperRing};
-pub use crate::core::principal::{Author, Owner};
-pub use crate::core::reach::Dimension;
-pub use crate::core::record::{
-    Credential, ImportScheme, KeyFacts, KeyRecord, KeyState, LastAction, Lineage, Maker,
-    Predecessor, Reason, Resource, RotationReason, Status, Succession, Visibility,
-};
+pub use crate::core::pepper::PepperRing;
+pub use crate::core::record::Reason;
 pub use crate::core::rejection::{VerifyError, VerifyErrorKind};
 pub use crate::core::scope::{Scope, ScopeSet};
-pub use crate::core::secret::{Digest, DigestMark, Fingerprint, KeyMaterial, Secret};
-pub use crate::core::stamp::Stamp;
-pub use crate::core::sweep::{BulkFilter, MadeBy, PendingSweep, SweepKind};
+pub use crate::core::secret::Secret;
 pub use crate::core::tenant::TenantId;
-pub use crate::core::text::{
-    ClassName, CommandId, Description, Entitlement, Environment, Hint, KeyName, LeakSource,
-    NodeLabel, PepperId, PolicyName, PrincipalId, Purpose, ResourceId, ResourceKind, Role, Stage,
-};
+pub use crate::core::text::{PrincipalId, Role};
 pub use crate::core::time::{Timestamp, days, hours};
-pub use crate::core::{audit, policy, profiles, rotation, token};
-#[cfg(feature = "testing")]
-pub use crate::entropy::SeededEntropy;
-pub use crate::entropy::{Entropy, EntropyError, SystemEntropy};
-#[cfg(feature = "tokio")]
-pub use crate::follow::{FollowError, FollowOptions, FollowStatus, Follower, NoRuntime};
-pub use crate::keyward::{
-    AuditError, Created, Imported, KeyList, Keyward, KeywardBuilder, LeakReport, Recovery,
-    RecoveryError, RecoveryReport, Rotated, TimeRepaired,
-};
-pub use crate::manager::{
-    BulkReceipt, CommandError, CommitListener, Committed, KeyManager, Receipt,
-};
+pub use crate::core::{policy, profiles, rotation, token};
+pub use crate::keyward::{Keyward, KeywardBuilder};
+pub use crate::manager::{CommandError, Receipt};
 #[cfg(unix)]
-pub use crate::pepper_file::{PepperFile, PepperFileError};
-pub use crate::replica::{Confirmations, Freshness, Lag, NodeAnswer, NodeConfirmation, Replica};
-pub use crate::verifier::{Credentials, Grant, OnStale, ReadThroughLimits, Usage, Verifier};
-pub use async_trait::async_trait;
+pub use crate::pepper_file::PepperFile;
+pub use crate::verifier::{Credentials, Grant};
+
+/// The audit trail: entries, what they record, and the chain that seals them.
+pub mod audit {
+    pub use crate::core::audit::*;
+    pub use crate::keyward::AuditError;
+}
+
+/// Commands, what becomes of them, and what they are made of.
+pub mod command {
+    pub use crate::core::actor::Invocation;
+    pub use crate::core::command::{
+        Command, DeleteKey, Expiry, ImportKey, IssuedKey, Outcome, Request, RevokeKey, RotationMode,
+    };
+    pub use crate::core::invalid::{Invalid, Problem};
+    pub use crate::core::sweep::{BulkFilter, MadeBy, PendingSweep, SweepKind};
+    pub use crate::core::text::{CommandId, LeakSource};
+    pub use crate::keyward::{Created, Imported, LeakReport, Rotated, TimeRepaired};
+    pub use crate::manager::{BulkReceipt, CommitListener, Committed};
+}
+
+/// Keys as they are stored and shown, and the values of their fields.
+pub mod key {
+    pub use crate::core::address::AddressAllowlist;
+    pub use crate::core::info::KeyRevocation;
+    pub use crate::core::metadata::Metadata;
+    pub use crate::core::principal::{Author, Owner};
+    pub use crate::core::reach::Dimension;
+    pub use crate::core::record::{
+        Credential, ImportScheme, KeyFacts, KeyRecord, KeyState, LastAction, Lineage, Maker,
+        Predecessor, Resource, RotationReason, Status, Succession, Visibility,
+    };
+    pub use crate::core::secret::{Digest, DigestMark, Fingerprint, KeyMaterial};
+    pub use crate::core::stamp::Stamp;
+    pub use crate::core::text::{
+        ClassName, Description, Entitlement, Environment, Hint, KeyName, Purpose, ResourceId,
+        ResourceKind, Stage,
+    };
+    pub use crate::keyward::KeyList;
+}
+
+/// Nodes of a deployment: how fresh each is, who has a change, and the parts that a [`Keyward`] wires
+/// together, for tools that wire them differently.
+pub mod node {
+    pub use crate::core::text::NodeLabel;
+    #[cfg(feature = "tokio")]
+    pub use crate::follow::{FollowError, FollowOptions, FollowStatus, Follower, NoRuntime};
+    pub use crate::manager::KeyManager;
+    pub use crate::replica::{
+        Confirmations, Freshness, Lag, NodeAnswer, NodeConfirmation, Replica,
+    };
+    pub use crate::timekeeper::Timekeeper;
+    pub use crate::verifier::{OnStale, ReadThroughLimits, Usage, Verifier};
+}
+
+/// Peppers: the keys of the service's own under which secrets are digested.
+pub mod pepper {
+    pub use crate::core::pepper::Pepper;
+    pub use crate::core::text::PepperId;
+    #[cfg(unix)]
+    pub use crate::pepper_file::PepperFileError;
+}
+
+/// Recovery of a store that was restored from a backup.
+pub mod recovery {
+    pub use crate::keyward::{Recovery, RecoveryError, RecoveryReport};
+}
+
+/// Readings of clocks. [`Clock`] and [`ManualClock`] are at the root.
+pub mod time {
+    pub use crate::clock::{Reading, SystemClock};
+}
 
 /// The rules as plain functions over plain data, for property tests and for hosts with their own machinery.
 /// The manager and the verifier call these functions and no other rules.
@@ -256,11 +299,6 @@ pub mod rules {
     };
     pub use crate::core::owner::OwnerStatus;
     pub use crate::core::view::Ancestry;
-}
-
-/// The parts that [`Keyward`] wires into a node, for tools that wire them differently: a simulator, say.
-pub mod node {
-    pub use crate::timekeeper::Timekeeper;
 }
 
 #[cfg(keyward_hole)]

@@ -4,14 +4,15 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
-use keyward::store::{Change, Revision, Row};
-use keyward::token::{self, TokenPrefix};
-use keyward::{
+use keyward::key::{
     AddressAllowlist, Author, ClassName, Credential, Description, Digest, Environment, Fingerprint,
-    Hint, ImportScheme, KeyFacts, KeyId, KeyName, KeyRecord, KeyState, LastAction, Lineage,
-    Metadata, Owner, OwnerRecord, Pepper, PepperId, PepperRing, PrincipalId, Role, ScopeSet, Stamp,
-    TenantId, Timestamp, Visibility, days,
+    Hint, ImportScheme, KeyFacts, KeyName, KeyRecord, KeyState, LastAction, Lineage, Metadata,
+    Owner, Stamp, Visibility,
 };
+use keyward::pepper::{Pepper, PepperId};
+use keyward::store::{Change, OwnerRecord, Revision, Row};
+use keyward::token::{self, TokenPrefix};
+use keyward::{KeyId, PepperRing, PrincipalId, Role, ScopeSet, TenantId, Timestamp, days};
 use sha2::Sha256;
 
 use crate::mixed;

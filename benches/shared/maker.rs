@@ -5,13 +5,15 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use keyward::audit::{AuditEntry, AuditHash};
+use keyward::key::{Credential, Digest, Fingerprint, KeyRecord, Owner};
 use keyward::policy::{ActiveKeyCap, Policy};
 use keyward::store::{
     AuditQuery, Commit, CommitTag, Effects, KeyQuery, KeyStore, MemoryStore, Revision,
 };
+use keyward::time::SystemClock;
 use keyward::{
-    Actor, Clock, CreateKey, Credential, Digest, Fingerprint, KeyId, KeyRecord, Keyward, Owner,
-    PepperRing, PrincipalId, Role, SystemClock, TenantId, days, profiles,
+    Actor, Clock, CreateKey, KeyId, Keyward, PepperRing, PrincipalId, Role, TenantId, days,
+    profiles,
 };
 use pollster::block_on;
 

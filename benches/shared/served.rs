@@ -3,8 +3,10 @@
 use std::hint::black_box;
 use std::sync::Arc;
 
+use keyward::node::{Replica, Verifier};
 use keyward::policy::{LivePolicies, Policy, Propagation};
-use keyward::{Clock, Need, Replica, SystemClock, Verifier, VerifyError, days, profiles};
+use keyward::time::SystemClock;
+use keyward::{Clock, Need, VerifyError, days, profiles};
 use pollster::block_on;
 
 use crate::Random;

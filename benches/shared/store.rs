@@ -103,7 +103,7 @@ fn refused(doing: &'static str) -> StoreError {
     StoreError::new(StoreErrorKind::Unavailable, doing)
 }
 
-#[keyward::async_trait]
+#[keyward::store::async_trait]
 impl KeyStore for Synthetic {
     async fn load(&self, _: &keyward::TenantId, _: &LoadRequest) -> Answer<TenantView> {
         Err(refused("loading what is only made up"))

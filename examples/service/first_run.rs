@@ -3,7 +3,8 @@
 use std::fmt;
 use std::io::Write;
 
-use keyward::{Actor, CommandError, CommandId, CreateKey, Denial, Keyward, Role};
+use keyward::command::CommandId;
+use keyward::{Actor, CommandError, CreateKey, Denial, Keyward, Role};
 
 use crate::Fallible;
 

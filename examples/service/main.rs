@@ -22,10 +22,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser;
+use keyward::node::FollowOptions;
+use keyward::store::{KeyStore, NodeRegistry, PostgresStore, SqliteStore};
 #[cfg(feature = "postgres")]
-use keyward::store::PostgresStore;
-use keyward::store::{KeyStore, NodeRegistry, SqliteStore};
-use keyward::{FollowOptions, Keyward, PepperFile};
+use keyward::{Keyward, PepperFile};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;

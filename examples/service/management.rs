@@ -9,10 +9,10 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use keyward::command::{CommandId, Invocation};
 use keyward::store::KeyPosition;
 use keyward::{
-    Actor, CommandId, CreateKey, Grant, Invocation, KeyId, KeyInfo, Keyward, Reason, RotateKey,
-    Timestamp, days, hours,
+    Actor, CreateKey, Grant, KeyId, KeyInfo, Keyward, Reason, RotateKey, Timestamp, days, hours,
 };
 use serde::{Deserialize, Serialize};
 

@@ -2,7 +2,7 @@
 
 pub(crate) mod actor;
 pub(crate) mod address;
-pub mod audit;
+pub(crate) mod audit;
 pub(crate) mod authority;
 mod base62;
 pub(crate) mod check;

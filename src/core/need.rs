@@ -16,10 +16,11 @@ use super::text::{ClassName, Environment};
 /// # Examples
 ///
 /// ```
-/// use keyward::{Environment, Need};
+/// use keyward::Need;
+/// use keyward::key::Environment;
 ///
 /// let need = Need::scope("reports:read")?.in_environment(Environment::LIVE);
-/// # Ok::<(), keyward::Invalid>(())
+/// # Ok::<(), keyward::command::Invalid>(())
 /// ```
 ///
 /// A constant is checked when it is compiled, and needs no `?`:

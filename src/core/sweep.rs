@@ -17,7 +17,7 @@ use super::time::Timestamp;
 /// that no blank value matches every key:
 ///
 /// ```compile_fail
-/// let filter = keyward::BulkFilter::default();
+/// let filter = keyward::command::BulkFilter::default();
 /// ```
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[must_use = "a filter revokes nothing by itself"]

@@ -130,8 +130,9 @@ pub struct NoRuntime;
 ///
 /// ```
 /// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
+/// use keyward::{Keyward, PepperRing};
+/// use keyward::node::FollowOptions;
 /// use keyward::store::MemoryStore;
-/// use keyward::{FollowOptions, Keyward, PepperRing};
 ///
 /// let keys = Keyward::builder(MemoryStore::new(), PepperRing::generate()?).build().await?;
 /// let follower = keys.follow(FollowOptions::default())?;

@@ -134,8 +134,9 @@ impl KeywardLayer {
     /// use std::sync::{Mutex, PoisonError};
     /// use std::time::Duration;
     ///
+    /// use keyward::{Clock, KeyId, Keyward};
     /// use keyward::http::{KeywardLayer, LimitReached};
-    /// use keyward::{Clock, KeyId, Keyward, SystemClock};
+    /// use keyward::time::SystemClock;
     ///
     /// /// Ten requests a second of each key, evenly. Holds nothing for keys that never were.
     /// #[derive(Default)]

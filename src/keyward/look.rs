@@ -127,7 +127,7 @@ impl Keyward {
     /// or through keys that those made. When `key` has leaked, these are the other keys to look at.
     /// Includes ended keys, and leaves out keys that the actor may not look at.
     ///
-    /// [`revoke_many`](Self::revoke_many) with [`BulkFilter::made_by`](crate::BulkFilter::made_by)
+    /// [`revoke_many`](Self::revoke_many) with [`BulkFilter::made_by`](crate::command::BulkFilter::made_by)
     /// revokes them.
     ///
     /// # Errors

@@ -109,7 +109,7 @@ impl Keyward {
     ///
     /// [`VerifyError`]; [`StoreUnavailable`](VerifyError::StoreUnavailable) if the store did not
     /// answer, or if reads for keys not known to be held exceed
-    /// [`ReadThroughLimits`](crate::ReadThroughLimits).
+    /// [`ReadThroughLimits`](crate::node::ReadThroughLimits).
     pub async fn verify_fresh<'a>(
         &self,
         credentials: impl Into<Credentials<'a>> + Send,
@@ -120,12 +120,12 @@ impl Keyward {
 
     /// Verifies, and reads the store if this node cannot decide: for a key that it does not know
     /// yet (rule A1-25), for classes that must see the latest state, and past the staleness bound
-    /// if [`OnStale`](crate::OnStale) says so.
+    /// if [`OnStale`](crate::node::OnStale) says so.
     ///
     /// # Errors
     ///
     /// [`VerifyError`]. A refusal is never cached. Beyond the limits of
-    /// [`ReadThroughLimits`](crate::ReadThroughLimits) it is [`StoreUnavailable`](VerifyError::StoreUnavailable).
+    /// [`ReadThroughLimits`](crate::node::ReadThroughLimits) it is [`StoreUnavailable`](VerifyError::StoreUnavailable).
     pub async fn verify_or_fetch<'a>(
         &self,
         credentials: impl Into<Credentials<'a>> + Send,

@@ -21,8 +21,6 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use async_trait::async_trait;
-
 pub use self::error::{ChangesError, CommitError, StoreError, StoreErrorKind};
 pub use self::memory::MemoryStore;
 pub use self::nodes::{NodeId, NodeRegistry, NodeReport};
@@ -34,7 +32,7 @@ pub use self::sql::{IntegrityReport, Stats};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteStore;
 use crate::core::id::KeyId;
-use crate::core::owner::{OwnerRecord, TenantRecord};
+pub use crate::core::owner::{OwnerRecord, TenantRecord, TimeRepair};
 pub use crate::core::query::{
     AuditPage, AuditPosition, AuditQuery, AuditRow, KeyPage, KeyPosition, KeyQuery, KeySort,
 };
@@ -45,6 +43,7 @@ use crate::core::time::Timestamp;
 use crate::core::view::repairs_time;
 pub use crate::core::view::{Effects, Epoch, Guard, LoadRequest, Revision, RowKey, TenantView};
 pub use crate::core::wire::DecodeError;
+pub use async_trait::async_trait;
 
 /// A random tag of one commit. It distinguishes two histories at the same revision.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]

@@ -318,7 +318,7 @@ impl Grant {
     /// The actor names the key. A command is judged by the state of the key and its owner at the
     /// moment of commit. A key that was revoked, disabled, narrowed or expired since then can do
     /// nothing, nor can a key whose owner was removed. The effect of a command stays within the key
-    /// on every [`Dimension`](crate::Dimension).
+    /// on every [`Dimension`](crate::key::Dimension).
     ///
     /// A key manages keys by the roles of its owner and of the recipient of its secret, and only if
     /// the key reaches everything that these roles do. A key narrowed to reading reports cannot

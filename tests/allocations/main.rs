@@ -3,8 +3,10 @@
 //! Allocations are counted per thread, so that concurrent tests do not count each other's.
 #![allow(clippy::unwrap_used, reason = "a test panics on failure")]
 
+use keyward::command::ImportKey;
+use keyward::key::Digest;
 use keyward::policy::Propagation;
-use keyward::{Digest, ImportKey, Keyward, Need, Reason, VerifyError, days, profiles, token};
+use keyward::{Keyward, Need, Reason, VerifyError, days, profiles, token};
 
 use support::{World, admin, host, reader, reading, wait, with_other_secret};
 

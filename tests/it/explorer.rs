@@ -5,16 +5,18 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use keyward::command::{Command, CommandId, DeleteKey, ImportKey, Outcome, Request};
+use keyward::key::Digest;
 use keyward::policy::{ActiveKeyCap, LegacyRule, Policy, TenantReach};
 use keyward::profiles::standard;
 use keyward::store::{
     AuditPage, AuditQuery, Change, Changes, ChangesError, Commit, CommitError, CommitTag, Cursor,
     Effects, Epoch, FoundKey, KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore,
-    Revision, Row, RowKey, ScanPage, StoreError, TenantView,
+    Revision, Row, RowKey, ScanPage, StoreError, TenantView, async_trait,
 };
 use keyward::{
-    Actor, Command, CommandError, CommandId, CreateKey, DeleteKey, Digest, ImportKey, KeyId,
-    Outcome, PrincipalId, Reason, Request, Role, RotateKey, ScopeSet, TenantId, async_trait, hours,
+    Actor, CommandError, CreateKey, KeyId, PrincipalId, Reason, Role, RotateKey, ScopeSet,
+    TenantId, hours,
 };
 use keyward_conformance::broken::{BrokenStore, Defect};
 use keyward_conformance::explore::{Bench, Explorer, Race, Report, World, block_on, step};

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyward::audit::Action;
+use keyward::command::{BulkFilter, Created, DeleteKey, LeakSource, Rotated};
+use keyward::key::{Author, RotationReason};
 use keyward::policy::{ActiveKeyCap, Policy, PolicyError, Rotation};
 use keyward::store::{AuditQuery, MemoryStore};
 use keyward::{
-    Actor, Author, BulkFilter, Clock, CommandError, CreateKey, Created, DeleteKey, Denial, KeyId,
-    Keyward, LeakSource, ManualClock, Need, Reason, Role, RotateKey, Rotated, RotationReason,
-    Timestamp, VerifyError, days, hours, profiles,
+    Actor, Clock, CommandError, CreateKey, Denial, KeyId, Keyward, ManualClock, Need, Reason, Role,
+    RotateKey, Timestamp, VerifyError, days, hours, profiles,
 };
 use keyward_conformance::{Call, Fault, FaultyStore};
 use support::*;

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use keyward::command::Created;
+use keyward::entropy::SeededEntropy;
+use keyward::node::{FollowError, FollowOptions, Follower, NoRuntime};
 use keyward::policy::{Policy, Propagation};
 use keyward::store::MemoryStore;
-use keyward::{
-    Created, FollowError, FollowOptions, Follower, Keyward, ManualClock, NoRuntime, Reason,
-    RotateKey, SeededEntropy, VerifyError, hours, profiles,
-};
+use keyward::{Keyward, ManualClock, Reason, RotateKey, VerifyError, hours, profiles};
 use keyward_conformance::{Call, Fault};
 use support::gated::{Gated, Hints};
 use support::*;
@@ -251,7 +251,7 @@ fn a_full_scan_may_exceed_the_timeout_while_pages_arrive() {
         // The history is lost, and each answer of the store is slow but below the timeout.
         world.key().await;
         let removed = world.there.create(&admin(), reader("x")).await.unwrap();
-        let plain = keyward::DeleteKey::plain();
+        let plain = keyward::command::DeleteKey::plain();
         world
             .there
             .delete(&admin(), removed.id, plain)

@@ -8,17 +8,19 @@ use std::fs;
 use std::path::PathBuf;
 
 use keyward::audit::{Action, AuditEntry, AuditHash, Evidence, FieldChange};
+use keyward::command::{BulkFilter, LeakSource, MadeBy, PendingSweep, SweepKind};
+use keyward::key::{
+    AddressAllowlist, Author, Credential, Description, Digest, DigestMark, Fingerprint, Hint,
+    ImportScheme, KeyFacts, KeyName, KeyRecord, KeyState, LastAction, Lineage, Maker, Metadata,
+    Owner, Predecessor, Purpose, Resource, ResourceId, ResourceKind, RotationReason, Stamp,
+    Succession, Visibility,
+};
+use keyward::pepper::PepperId;
 use keyward::policy::Policy;
 use keyward::rules::OwnerStatus;
-use keyward::store::DecodeError;
-use keyward::{
-    AddressAllowlist, Author, BulkFilter, Credential, Description, Digest, DigestMark, Fingerprint,
-    Hint, ImportScheme, KeyFacts, KeyId, KeyInfo, KeyName, KeyRecord, KeyState, LastAction,
-    LeakSource, Lineage, MadeBy, Maker, Metadata, Owner, OwnerRecord, PendingSweep, PepperId,
-    Predecessor, PrincipalId, Purpose, Reason, Resource, ResourceId, ResourceKind, Role,
-    RotationReason, ScopeSet, Stamp, Succession, SweepKind, TenantRecord, Visibility, hours,
-    token::TokenPrefix,
-};
+use keyward::store::{DecodeError, OwnerRecord, TenantRecord};
+use keyward::token::TokenPrefix;
+use keyward::{KeyId, KeyInfo, PrincipalId, Reason, Role, ScopeSet, hours};
 use support::*;
 
 fn stamp(day: u32, by: &str) -> Stamp {
@@ -145,7 +147,7 @@ fn closed_tenant() -> TenantRecord {
         closed,
         sweeps: sweeps(),
         updated: stamp(5, "carol"),
-        time_repair: Some(keyward::TimeRepair {
+        time_repair: Some(keyward::store::TimeRepair {
             to: stamp(3, "alice").at,
             through: keyward::store::Revision(7),
         }),

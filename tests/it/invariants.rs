@@ -4,8 +4,9 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use keyward::audit::{AuditHead, verify_chain};
+use keyward::pepper::{Pepper, PepperId};
 use keyward::store::{AuditQuery, Change, KeyStore, MemoryStore, Row};
-use keyward::{Pepper, PepperId, PepperRing, token};
+use keyward::{PepperRing, token};
 use keyward_conformance::model::{Facade, Step, policy, run};
 use keyward_conformance::strategies;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};

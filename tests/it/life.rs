@@ -1,10 +1,12 @@
 //! A key's life cycle through the public API: accepted and refused values, and the messages.
 
+use keyward::command::{BulkFilter, Created, DeleteKey, Problem};
+use keyward::pepper::PepperId;
 use keyward::policy::{Deletion, Revocation, Rotation};
 use keyward::token::TokenPrefix;
 use keyward::{
-    BulkFilter, Created, Credentials, DeleteKey, Denial, Keyward, Need, PepperId, Problem, Reason,
-    RotateKey, UpdateKey, VerifyError, days, hours, profiles,
+    Credentials, Denial, Keyward, Need, Reason, RotateKey, UpdateKey, VerifyError, days, hours,
+    profiles,
 };
 use support::*;
 

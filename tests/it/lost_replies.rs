@@ -1,9 +1,9 @@
 //! The effect of a returned call holds in its own process, even if the store's reply was lost.
 
+use keyward::command::{Created, DeleteKey};
+use keyward::pepper::Pepper;
 use keyward::store::MemoryStore;
-use keyward::{
-    Actor, CreateKey, Created, DeleteKey, Keyward, Need, Pepper, PepperRing, Reason, Role,
-};
+use keyward::{Actor, CreateKey, Keyward, Need, PepperRing, Reason, Role};
 use keyward_conformance::{Call, Fault, FaultyStore};
 
 fn admin() -> Actor {

@@ -5,15 +5,16 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use keyward::command::Expiry;
 use keyward::policy::Policy;
 use keyward::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
     KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, Revision, RowKey, ScanPage, StoreError,
-    TenantView,
+    TenantView, async_trait,
 };
 use keyward::{
-    Actor, CreateKey, Denial, Expiry, Keyward, ManualClock, Need, PepperRing, Reason, Role,
-    RotateKey, TenantId, Timestamp, UpdateKey, async_trait, days, hours, token,
+    Actor, CreateKey, Denial, Keyward, ManualClock, Need, PepperRing, Reason, Role, RotateKey,
+    TenantId, Timestamp, UpdateKey, days, hours, token,
 };
 use keyward_conformance::model::{
     Ask, Asker, Facade, Given, Listed, Model, Step, System, Violation, Why, policy, run,
@@ -321,7 +322,7 @@ fn revives_by_role_change() -> Box<dyn System> {
                     && commit.effects.puts.iter().all(|put| put.id != key.id)
             });
             let revived: Vec<_> = revived
-                .map(|key| key.with(|key| key.state = keyward::KeyState::Enabled))
+                .map(|key| key.with(|key| key.state = keyward::key::KeyState::Enabled))
                 .collect();
             commit.effects.puts.extend(revived);
         },
@@ -335,7 +336,7 @@ fn lengthens_what_it_rotates() -> Box<dyn System> {
             for key in &mut commit.effects.puts {
                 if key.succession.is_some() {
                     key.expires_at = None;
-                    key.state = keyward::KeyState::Enabled;
+                    key.state = keyward::key::KeyState::Enabled;
                 }
             }
         },

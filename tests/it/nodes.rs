@@ -4,11 +4,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use keyward::command::{DeleteKey, ImportKey};
+use keyward::key::Digest;
 use keyward::policy::{Policy, Propagation};
 use keyward::store::{Locator, MemoryStore};
 use keyward::{
-    CommandError, DeleteKey, Denial, Digest, ImportKey, Keyward, ManualClock, Need, Reason, Role,
-    RotateKey, VerifyError, hours, profiles,
+    CommandError, Denial, Keyward, ManualClock, Need, Reason, Role, RotateKey, VerifyError, hours,
+    profiles,
 };
 use keyward_conformance::{Call, Fault, FaultyStore};
 use std::time::Duration;

@@ -5,15 +5,16 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use keyward::command::Created;
 use keyward::policy::Policy;
 use keyward::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
     KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, Revision, RowKey, ScanPage, StoreError,
-    TenantView,
+    TenantView, async_trait,
 };
 use keyward::{
-    Actor, Clock, CreateKey, Created, Keyward, ManualClock, Reason, Role, TenantId, Timestamp,
-    VerifyError, async_trait, hours, profiles,
+    Actor, Clock, CreateKey, Keyward, ManualClock, Reason, Role, TenantId, Timestamp, VerifyError,
+    hours, profiles,
 };
 use keyward_conformance::{Call, Fault, FaultyStore};
 use support::*;

@@ -1,12 +1,13 @@
 //! The shipped profiles through the public API. The main use of each profile works, and forbidden commands
 //! are refused for the documented reason.
 
+use keyward::command::{DeleteKey, Expiry, IssuedKey};
+use keyward::key::{Environment, Resource, RotationReason};
 use keyward::policy::{Policy, PolicySpec};
 use keyward::store::MemoryStore;
 use keyward::{
-    Actor, CommandError, CreateKey, Credentials, DeleteKey, Denial, Environment, Expiry, IssuedKey,
-    Keyward, Need, PepperRing, Reason, Resource, Role, RotateKey, RotationReason, TenantId,
-    UpdateKey, VerifyError, days, profiles,
+    Actor, CommandError, CreateKey, Credentials, Denial, Keyward, Need, PepperRing, Reason, Role,
+    RotateKey, TenantId, UpdateKey, VerifyError, days, profiles,
 };
 
 fn tenant(path: &str) -> TenantId {

@@ -12,9 +12,12 @@ use keyward_conformance::Call;
 use proptest::prelude::*;
 use support::gated::Gated;
 
+use keyward::command::{Created, ImportKey};
+use keyward::entropy::SeededEntropy;
+use keyward::key::Digest;
+use keyward::node::{OnStale, ReadThroughLimits};
 use keyward::{
-    Created, Digest, Grant, ImportKey, Keyward, KeywardBuilder, ManualClock, OnStale,
-    ReadThroughLimits, Reason, SeededEntropy, VerifyError, VerifyErrorKind, profiles,
+    Grant, Keyward, KeywardBuilder, ManualClock, Reason, VerifyError, VerifyErrorKind, profiles,
 };
 use support::*;
 

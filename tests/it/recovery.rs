@@ -7,15 +7,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use keyward::audit::{Action, AuditEntry, ChainError};
+use keyward::command::{Created, DeleteKey, Expiry, ImportKey, LeakSource};
+use keyward::key::{Digest, Status};
+use keyward::pepper::Pepper;
 use keyward::policy::{ActiveKeyCap, Deletion, Policies, Revocation};
+use keyward::recovery::{Recovery, RecoveryError, RecoveryReport};
 use keyward::store::{
     AuditQuery, Commit, CommitTag, Effects, KeyStore, MemoryStore, Revision, Row,
 };
 use keyward::{
-    Actor, CreateKey, Created, DeleteKey, Denial, Digest, Expiry, ImportKey, KeyId, Keyward,
-    LeakSource, ManualClock, Need, Pepper, PepperRing, Reason, Recovery, RecoveryError,
-    RecoveryReport, Role, RotateKey, Status, TenantId, Timestamp, UpdateKey, VerifyError, days,
-    hours, profiles,
+    Actor, CreateKey, Denial, KeyId, Keyward, ManualClock, Need, PepperRing, Reason, Role,
+    RotateKey, TenantId, Timestamp, UpdateKey, VerifyError, days, hours, profiles,
 };
 use keyward_conformance::model::{
     Ask, Asker, Facade, Given, Listed, Model, Step, System, TENANTS, Why, policy, run,

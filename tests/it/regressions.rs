@@ -3,15 +3,17 @@
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 
+use keyward::command::{BulkFilter, DeleteKey, ImportKey};
+use keyward::key::Digest;
 use keyward::policy::Policy;
 use keyward::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
     KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, Revision, RowKey, ScanPage, StoreError,
-    StoreErrorKind, TenantView,
+    StoreErrorKind, TenantView, async_trait,
 };
 use keyward::{
-    BulkFilter, CommandError, CreateKey, DeleteKey, Denial, Digest, ImportKey, Keyward,
-    ManualClock, Need, Reason, Role, TenantId, VerifyError, async_trait, hours, profiles,
+    CommandError, CreateKey, Denial, Keyward, ManualClock, Need, Reason, Role, TenantId,
+    VerifyError, hours, profiles,
 };
 use keyward_conformance::{Call, Fault, FaultyStore};
 use support::*;

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use keyward::command::{BulkFilter, Created, DeleteKey, Expiry};
+use keyward::key::RotationReason;
 use keyward::store::MemoryStore;
 use keyward::{
-    Actor, BulkFilter, Clock, CommandError, CreateKey, Created, DeleteKey, Denial, Expiry, Keyward,
-    ManualClock, Reason, Role, RotateKey, RotationReason, Timestamp, VerifyError, days, hours,
-    profiles,
+    Actor, Clock, CommandError, CreateKey, Denial, Keyward, ManualClock, Reason, Role, RotateKey,
+    Timestamp, VerifyError, days, hours, profiles,
 };
 use keyward_conformance::{Call, Fault, FaultyStore};
 use proptest::prelude::*;

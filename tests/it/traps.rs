@@ -3,12 +3,13 @@
 //! `house.rs` compares the numbers with the tests.
 
 use keyward::audit::Action;
+use keyward::command::{Expiry, ImportKey};
+use keyward::key::{Digest, Dimension, Status};
 use keyward::policy::KeyClass;
 use keyward::store::{AuditQuery, KeyStore, LoadRequest};
 use keyward::{
-    CreateKey, Credentials, Denial, Digest, Dimension, Expiry, ImportKey, Keyward, Need,
-    PepperRing, Reason, Role, RotateKey, Status, UpdateKey, VerifyError, days, hours, profiles,
-    token,
+    CreateKey, Credentials, Denial, Keyward, Need, PepperRing, Reason, Role, RotateKey, UpdateKey,
+    VerifyError, days, hours, profiles, token,
 };
 use support::*;
 
@@ -253,7 +254,7 @@ fn trap_13_a_key_cannot_mint_a_stronger_one() {
     let weak = world
         .create(&admin(), reader("weak").expires_in(days(1)))
         .unwrap();
-    let acting = |key: &keyward::Created| {
+    let acting = |key: &keyward::command::Created| {
         let grant = world.keys.verify(key.secret.expose(), &Need::any());
         grant.unwrap().actor()
     };

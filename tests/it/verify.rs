@@ -3,11 +3,15 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use keyward::command::{Created, DeleteKey};
+use keyward::key::Owner;
+use keyward::node::{Replica, Verifier};
 use keyward::policy::{LivePolicies, Policy, Propagation};
 use keyward::store::MemoryStore;
+use keyward::time::Reading;
 use keyward::{
-    Clock, CreateKey, Created, Credentials, DeleteKey, Grant, Keyward, ManualClock, Need, Owner,
-    Reading, Reason, Replica, Role, ScopeSet, Timestamp, Verifier, VerifyError, hours, profiles,
+    Clock, CreateKey, Credentials, Grant, Keyward, ManualClock, Need, Reason, Role, ScopeSet,
+    Timestamp, VerifyError, hours, profiles,
 };
 use support::{
     World, actor, admin, at, host, reader, reading, tenant, wait, who, with_other_secret,

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use keyward::node::FollowOptions;
 use keyward::policy::Policy;
 use keyward::store::MemoryStore;
-use keyward::{FollowOptions, ManualClock, profiles};
+use keyward::{ManualClock, profiles};
 use keyward_conformance::{Call, Fault};
 use support::gated::Gated;
 use support::*;

@@ -5,11 +5,10 @@ use std::io::Write;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 
+use keyward::command::{BulkFilter, DeleteKey, ImportKey, LeakSource};
+use keyward::key::Digest;
 use keyward::store::{AuditQuery, KeyQuery, KeyStore};
-use keyward::{
-    Actor, BulkFilter, DeleteKey, Digest, ImportKey, Keyward, LeakSource, Need, Reason, Role,
-    RotateKey, UpdateKey, days, hours,
-};
+use keyward::{Actor, Keyward, Need, Reason, Role, RotateKey, UpdateKey, days, hours};
 use support::*;
 
 #[derive(Clone, Default)]

@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
+use keyward::command::DeleteKey;
 use keyward::store::MemoryStore;
-use keyward::{DeleteKey, Keyward, ManualClock, VerifyError, profiles};
+use keyward::{Keyward, ManualClock, VerifyError, profiles};
 use keyward_conformance::{Call, Fault};
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use support::gated::Gated;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::TryFutureExt;
 use futures_util::future::{join3, join4};
+use keyward::command::Created;
 use keyward::policy::Policy;
 use keyward::store::postgres::ConnectError;
 use keyward::store::postgres::deadpool_postgres::{Manager, Pool};
@@ -14,7 +15,7 @@ use keyward::store::{
     CommitError, KeyStore, LoadRequest, Locator, NodeRegistry, PostgresStore, Revision, StoreError,
     StoreErrorKind,
 };
-use keyward::{Created, Keyward, ManualClock, Need, Reason, VerifyError};
+use keyward::{Keyward, ManualClock, Need, Reason, VerifyError};
 use tokio_postgres::NoTls;
 
 use support::postgres::{Place, Server, on_runtime, open};

@@ -1,7 +1,8 @@
 //! The integrity check reports exactly the broken rows, and correct sizes.
 
+use keyward::command::{DeleteKey, ImportKey};
+use keyward::key::Digest;
 use keyward::store::{IntegrityReport, KeyStore, NodeId, NodeRegistry, NodeReport};
-use keyward::{DeleteKey, Digest, ImportKey};
 
 use crate::damage::{filled, service};
 use support::postgres::Place;

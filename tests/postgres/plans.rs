@@ -4,14 +4,13 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
+use keyward::command::{DeleteKey, ImportKey};
+use keyward::key::{Digest, Fingerprint, Status};
 use keyward::policy::{Policy, TenantReach};
 use keyward::store::{
     AuditQuery, KeyQuery, KeySort, KeyStore, LoadRequest, Locator, PostgresStore, Revision,
 };
-use keyward::{
-    CreateKey, DeleteKey, Digest, Fingerprint, ImportKey, Keyward, ManualClock, Need, Reason,
-    Status, days,
-};
+use keyward::{CreateKey, Keyward, ManualClock, Need, Reason, days};
 use regex::Regex;
 
 use support::postgres::{Place, Server};

@@ -5,13 +5,15 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use keyward::command::{DeleteKey, ImportKey};
+use keyward::key::Digest;
 use keyward::policy::{Policy, TenantReach};
 use keyward::store::transfer::copy;
 use keyward::store::{
     AuditQuery, Epoch, KeyQuery, KeyStore, LoadRequest, Locator, NodeId, NodeRegistry, NodeReport,
     PostgresStore,
 };
-use keyward::{CreateKey, DeleteKey, Digest, ImportKey, ManualClock, Need, Reason};
+use keyward::{CreateKey, ManualClock, Need, Reason};
 use regex::Regex;
 
 use support::postgres::{Place, Server, open};

@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
-use keyward::Digest;
+use keyward::key::Digest;
 use keyward::store::{KeyStore, LoadRequest, Locator, NodeRegistry, PostgresStore, Revision};
 use tempfile::TempDir;
 

@@ -14,9 +14,9 @@ use keyward::store::postgres::ConnectError;
 use keyward::store::{
     ChangesError, CommitError, Cursor, KeyQuery, KeyStore, NodeRegistry, Revision, StoreErrorKind,
 };
+use keyward::time::SystemClock;
 use keyward::{
-    Clock, CommandError, Denial, Keyward, ManualClock, Need, Reason, Role, SystemClock,
-    VerifyError, days,
+    Clock, CommandError, Denial, Keyward, ManualClock, Need, Reason, Role, VerifyError, days,
 };
 
 use support::pairs;

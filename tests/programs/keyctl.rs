@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 
+use keyward::key::Digest;
 use keyward::policy::Deletion;
 use keyward::store::SqliteStore;
-use keyward::{
-    Actor, Clock, CreateKey, Digest, Keyward, ManualClock, Need, PepperFile, SystemClock, profiles,
-};
+use keyward::time::SystemClock;
+use keyward::{Actor, Clock, CreateKey, Keyward, ManualClock, Need, PepperFile, profiles};
 use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};

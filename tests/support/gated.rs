@@ -9,11 +9,10 @@ use std::time::Duration;
 
 use event_listener::Event;
 use keyward::TenantId;
-use keyward::async_trait;
 use keyward::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
     KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, Revision, RowKey, ScanPage, StoreError,
-    StoreErrorKind, TakePage, TenantView, scan_by_pages,
+    StoreErrorKind, TakePage, TenantView, async_trait, scan_by_pages,
 };
 use keyward_conformance::{Call, FaultyStore};
 

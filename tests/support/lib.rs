@@ -25,12 +25,14 @@ pub mod turns;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use keyward::command::{CommandId, Created};
+use keyward::key::{Author, ClassName, Environment};
+use keyward::pepper::{Pepper, PepperId};
 use keyward::policy::{ActiveKeyCap, Policies, Policy, PolicySpec};
 use keyward::store::{KeyStore, MemoryStore};
 use keyward::{
-    Actor, Author, ClassName, CommandError, CommandId, CreateKey, Created, Denial, Environment,
-    Keyward, ManualClock, Need, Pepper, PepperId, PepperRing, PrincipalId, Role, Scope, TenantId,
-    Timestamp, profiles,
+    Actor, CommandError, CreateKey, Denial, Keyward, ManualClock, Need, PepperRing, PrincipalId,
+    Role, Scope, TenantId, Timestamp, profiles,
 };
 
 pub const START: &str = "2026-01-01T00:00:00Z";

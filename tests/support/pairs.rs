@@ -1,8 +1,8 @@
 //! Requirements on two nodes that share a store, for every kind of store.
 
+use keyward::key::RotationReason;
 use keyward::{
-    Clock, Denial, Keyward, ManualClock, Need, Reason, Role, RotateKey, RotationReason,
-    VerifyError, days, hours,
+    Clock, Denial, Keyward, ManualClock, Need, Reason, Role, RotateKey, VerifyError, days, hours,
 };
 
 use crate::*;
@@ -73,7 +73,7 @@ pub fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone(
 
     let restarted = again();
     for keys in [a, &restarted] {
-        let verify = |key: &keyward::Created| keys.verify(key.secret.expose(), &reading());
+        let verify = |key: &keyward::command::Created| keys.verify(key.secret.expose(), &reading());
         verify(&old).unwrap();
         let new = create(keys, &admin(), ninety_days("new"));
         assert_eq!(new.expires_at, Some(right.now().saturating_add(days(90))));

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use keyward::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
     KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, Revision, RowKey, ScanPage, StoreError,
-    TakePage, TenantView,
+    TakePage, TenantView, async_trait,
 };
-use keyward::{Clock, ManualClock, TenantId, async_trait};
+use keyward::{Clock, ManualClock, TenantId};
 
 /// A store whose server has a clock: each load and each page of the feed carries its time.
 #[derive(Clone, Debug)]

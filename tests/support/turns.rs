@@ -4,12 +4,12 @@ use std::fmt::Debug;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use keyward::TenantId;
 use keyward::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
     KeyQuery, KeyStore, LoadRequest, Locator, NodeId, NodeRegistry, NodeReport, Revision, RowKey,
-    ScanPage, StoreError, TakePage, TenantView,
+    ScanPage, StoreError, TakePage, TenantView, async_trait,
 };
-use keyward::{TenantId, async_trait};
 
 /// Instances of a store, and a resource that must outlive them.
 #[derive(Debug)]

@@ -355,7 +355,7 @@ pub(crate) struct Audit {
 Each line has \"sha256\" (64 hexadecimal digits) and \"name\", and may have \"tenant\" (else --tenant),
 \"class\", \"environment\", \"scopes\", \"description\", \"purpose\", \"owner\" with \"owner_role\",
 \"addresses\", \"metadata\", \"hint\", and \"expires_at\" or \"never_expires\". Lines that are refused are
-told and passed over. The same lines again change nothing.")]
+reported and skipped. The same lines again change nothing.")]
 pub(crate) struct Import {
     /// The lines [default: stdin]
     pub(crate) file: Option<PathBuf>,

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
+use keyward::command::{CommandId, Invocation};
 use keyward::policy::{Policies, Policy, PolicySpec};
 use keyward::store::{KeyStore, Locator, Row};
-use keyward::{
-    Actor, CommandId, Denial, Invocation, KeyId, Keyward, PepperRing, Receipt, TenantId,
-};
+use keyward::{Actor, Denial, KeyId, Keyward, PepperRing, Receipt, TenantId};
 use serde_json::{Value, json};
 
 use crate::args::{Common, Repeatable};

@@ -2,13 +2,17 @@
 
 use std::process::ExitCode;
 
+use keyward::audit::AuditError;
+use keyward::command::Invalid;
+use keyward::pepper::PepperFileError;
 use keyward::policy::PolicyError;
-#[cfg(feature = "postgres")]
+use keyward::recovery::RecoveryError;
 use keyward::store::postgres::ConnectError;
 use keyward::store::sqlite::OpenError;
 use keyward::store::transfer::CopyError;
 use keyward::store::{StoreError, StoreErrorKind};
-use keyward::{AuditError, CommandError, Denial, Invalid, PepperFileError, RecoveryError};
+#[cfg(feature = "postgres")]
+use keyward::{CommandError, Denial};
 
 /// The kinds of failure, each with its exit code.
 #[derive(Clone, Copy, Debug)]

@@ -18,10 +18,10 @@ macro_rules! words {
 }
 
 words! {
-    StatusWord => keyward::Status { Active, Retiring, Disabled, Expired, Revoked }
+    StatusWord => keyward::key::Status { Active, Retiring, Disabled, Expired, Revoked }
     SortWord => keyward::store::KeySort { Created, Newest, Name, Expiry }
     ReasonWord => keyward::Reason { Lost, Compromised, Leaked, Unused, NoLongerNeeded }
-    RotationWord => keyward::RotationReason { Routine, Compromise, ExpiryNear, Incident }
+    RotationWord => keyward::key::RotationReason { Routine, Compromise, ExpiryNear, Incident }
 }
 
 pub(crate) fn duration(text: &str) -> Result<Duration, &'static str> {

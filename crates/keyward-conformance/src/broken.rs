@@ -8,19 +8,14 @@ use std::task::Poll;
 
 use async_trait::async_trait;
 
-use keyward::Digest;
-use keyward::KeyId;
-use keyward::Owner;
-use keyward::TenantId;
-use keyward::Timestamp;
+use keyward::key::{Description, Digest, KeyRecord, KeyState, Owner};
 use keyward::store::{
     AuditPage, AuditQuery, Change, Changes, ChangesError, Commit, CommitError, CommitTag, Cursor,
     Effects, Epoch, FoundKey, Guard, KeyPage, KeyQuery, KeySort, KeyStore, LoadRequest, Locator,
     Revision, Row, RowKey, ScanPage, StoreError, StoreErrorKind, TakePage, TenantView,
     scan_by_pages,
 };
-use keyward::{Description, PrincipalId};
-use keyward::{KeyRecord, KeyState};
+use keyward::{KeyId, PrincipalId, TenantId, Timestamp};
 
 /// Defines the defects, each with the clause that catches it.
 macro_rules! defects {
@@ -62,9 +57,9 @@ defects! {
     /// Returns the store's head as the revision of an unknown tenant.
     UnknownTenantHasRevision => "an_unknown_tenant_is_empty_at_revision_zero",
     /// Returns views without an epoch.
-    LoadsWithoutEpoch => "load_tells_the_epoch",
+    LoadsWithoutEpoch => "load_returns_the_epoch",
     /// Stores the epoch with each tenant, so an unknown tenant has none.
-    LoadsNoEpochOfUnknownTenants => "load_tells_the_epoch",
+    LoadsNoEpochOfUnknownTenants => "load_returns_the_epoch",
     /// Caches a tenant's view and returns it again.
     LoadsFromCache => "load_reflects_every_commit_that_returned",
     /// Leaves out keys that are not live, even if they are requested by id.
@@ -96,17 +91,17 @@ defects! {
     /// Loads rows of owners without a revision.
     LoadsOwnersWithoutRevision => "load_returns_the_revision_of_each_row",
     /// Finds a key with the store's revision instead of the key's own.
-    FindsAtHeadRevision => "find_tells_a_key_by_its_id",
+    FindsAtHeadRevision => "find_returns_a_key_by_its_id",
     /// Keeps no index of imported digests.
-    FindsNoDigests => "find_tells_a_key_by_its_imported_digest",
+    FindsNoDigests => "find_returns_a_key_by_its_imported_digest",
     /// Caches a key that was found and returns it again.
     FindsFromCache => "find_reflects_every_commit_that_returned",
     /// Does not find removed keys.
-    FindsNoTombstones => "find_tells_a_removed_key_as_its_tombstone",
+    FindsNoTombstones => "find_returns_the_tombstone_of_a_removed_key",
     /// Finds a key with a head that lacks its tag.
-    FindsHeadWithoutTag => "find_tells_a_head_that_can_be_followed",
+    FindsHeadWithoutTag => "find_returns_a_head_that_can_be_followed",
     /// Finds a key with a head that is one revision ahead of the store's.
-    FindsHeadAhead => "find_tells_a_head_that_can_be_followed",
+    FindsHeadAhead => "find_returns_a_head_that_can_be_followed",
     /// Ignores the expected revision.
     IgnoresExpected => "a_commit_on_another_revision_is_a_conflict",
     /// Refuses an expected revision only if it is too old.
@@ -136,13 +131,13 @@ defects! {
     /// Frees the digest of a removed key.
     RemovalFreesDigest => "the_digest_of_a_removed_key_stays_taken",
     /// Drops digests that are claimed without a record.
-    ForgetsDigestsBesideKeys => "a_digest_beside_its_key_stays_taken",
+    ForgetsClaimedDigests => "a_claimed_digest_stays_taken",
     /// Frees the claimed digests of a removed key.
-    RemovalFreesDigestsBesideKeys => "a_digest_beside_its_key_stays_taken",
+    RemovalFreesClaimedDigests => "a_claimed_digest_stays_taken",
     /// Looks up a claimed digest and stores it in two steps.
     ClaimsInTwoSteps => "concurrent_claims_of_one_digest_have_one_winner",
     /// Refuses a guard on an absent row, even at revision zero.
-    AbsentRowsNeverStand => "a_commit_whose_guards_stand_is_applied",
+    AbsentRowsNeverStand => "a_commit_whose_guards_hold_is_applied",
     /// Ignores guards.
     IgnoresGuards => "a_commit_whose_guarded_row_moved_is_a_conflict",
     /// Checks only the first of several guards.
@@ -150,13 +145,13 @@ defects! {
     /// Refuses a guard behind its row, but not one ahead of it.
     AcceptsGuardsAhead => "a_commit_whose_guarded_row_moved_is_a_conflict",
     /// Accepts a guard once the row's tenant has reached the guard's revision.
-    GuardsMissWhatTenantsPassed => "a_commit_whose_guarded_row_moved_is_a_conflict",
+    AcceptsGuardsTheTenantPassed => "a_commit_whose_guarded_row_moved_is_a_conflict",
     /// Ignores a guard at revision zero.
     AbsentRowsAlwaysStand => "a_commit_whose_guarded_row_appeared_is_a_conflict",
     /// Ignores a guard on a row that is absent now.
     RemovedKeysStand => "a_commit_whose_guarded_key_was_removed_is_a_conflict",
     /// Compares a guard with the tenant's revision, so every commit of the tenant breaks it.
-    GuardsWholeTenants => "a_guard_stands_though_its_tenant_moves",
+    GuardsWholeTenants => "a_guard_holds_while_its_tenant_changes",
     /// Compares guards before it takes the lock that orders commits.
     GuardsBeforeTheLock => "a_guard_holds_until_its_commit_is_applied",
     /// Counts revisions per tenant.
@@ -198,33 +193,33 @@ defects! {
     /// Returns cursors without their tags, and does not compare tags.
     CursorsWithoutTags => "cursors_carry_the_tag_of_their_commit",
     /// Answers `changes_now` from a copy that lags.
-    ChangesNowLags => "changes_now_is_changes_at_once",
+    ChangesNowLags => "changes_now_returns_what_changes_returns",
     /// Scans keys before owners and tenants.
-    ScansKeysFirst => "a_scan_tells_every_row_in_order",
+    ScansKeysFirst => "a_scan_returns_every_row_in_order",
     /// Skips the first row of every page after the first.
-    ScanSkipsRows => "a_scan_tells_every_row_in_order",
+    ScanSkipsRows => "a_scan_returns_every_row_in_order",
     /// Continues a scan by the number of rows returned, not after the last row.
     ScansByOffset => "a_scan_and_its_changes_lead_to_the_store",
     /// Reads a page's head after its rows.
     ScanReadsHeadLast => "a_scan_reads_its_head_before_its_rows",
     /// Scans keys only, if asked for everything.
-    ScanOfAllLeavesOutOwners => "a_scan_of_all_tells_every_row_once",
+    ScanOfAllLeavesOutOwners => "a_scan_of_all_returns_every_row_once",
     /// Ends a scan of everything before its last page.
-    ScanOfAllLosesItsEnd => "a_scan_of_all_tells_every_row_once",
+    ScanOfAllLosesItsEnd => "a_scan_of_all_returns_every_row_once",
     /// Returns no page at all from a scan of an empty store.
-    ScanOfNothingHasNoPage => "a_scan_of_all_tells_every_row_once",
+    ScanOfNothingHasNoPage => "a_scan_of_all_returns_every_row_once",
     /// Reads every row first, and the head last.
     ScanOfAllReadsHeadLast => "a_scan_of_all_reads_its_head_before_its_rows",
     /// Ignores an error of the consumer of the pages.
-    ScanOfAllHearsNoRefusal => "a_scan_of_all_ends_when_a_page_is_refused",
+    ScanOfAllIgnoresTheError => "a_scan_of_all_returns_the_consumers_error",
     /// Ends at an error of the consumer, and does not return it.
-    ScanOfAllTellsNoRefusal => "a_scan_of_all_ends_when_a_page_is_refused",
+    ScanOfAllHidesTheError => "a_scan_of_all_returns_the_consumers_error",
     /// Compares names case-sensitively.
     ListMindsCase => "a_list_holds_exactly_what_matches",
     /// Takes a tenant to be below another if its path begins with the other's path.
     ListComparesPathsByText => "a_list_holds_exactly_what_matches",
     /// Lists a key that expires at an instant as expiring before it.
-    ListTakesTheEndIn => "a_list_holds_exactly_what_matches",
+    ListIncludesTheEnd => "a_list_holds_exactly_what_matches",
     /// Lists keys without an expiry first, as some databases order nulls.
     ListPutsEndlessKeysFirst => "a_list_comes_in_the_querys_order",
     /// Orders names case-insensitively.
@@ -234,15 +229,15 @@ defects! {
     /// Starts a page with the last key of the previous page.
     ListRepeatsAKey => "pages_of_a_list_neither_repeat_nor_skip",
     /// Returns a position for a further page even on the last page.
-    ListNeverSaysItsLast => "pages_of_a_list_neither_repeat_nor_skip",
+    ListHasNoLastPage => "pages_of_a_list_neither_repeat_nor_skip",
     /// Continues a list after a key only if the key still exists.
-    ListNeedsItsPlace => "a_list_goes_on_after_a_key_that_is_gone",
+    ListNeedsThePreviousKey => "a_list_goes_on_after_a_key_that_is_gone",
     /// Lists removed keys.
     ListsRemovedKeys => "a_list_reflects_every_commit_that_returned",
     /// Returns the audit trail newest first.
     AuditNewestFirst => "the_audit_trail_comes_oldest_first",
     /// Includes entries at the end of a span.
-    AuditTakesTheEndIn => "the_audit_trail_holds_exactly_what_matches",
+    AuditIncludesTheEnd => "the_audit_trail_holds_exactly_what_matches",
     /// Ignores the actor in a query.
     AuditIgnoresActors => "the_audit_trail_holds_exactly_what_matches",
     /// Continues with the next commit after a page that ended within a commit.
@@ -359,7 +354,7 @@ impl<S: KeyStore> BrokenStore<S> {
             Defect::AcceptsGuardsAhead => at <= guard.revision,
             Defect::RemovedKeysStand => absent || at == guard.revision,
             Defect::GuardsWholeTenants => tenant_at == guard.revision,
-            Defect::GuardsMissWhatTenantsPassed => guard.revision <= tenant_at,
+            Defect::AcceptsGuardsTheTenantPassed => guard.revision <= tenant_at,
             _ => at == guard.revision,
         })
     }
@@ -408,7 +403,7 @@ impl<S: KeyStore> BrokenStore<S> {
                     }
                 }
             }
-            Defect::ForgetsDigestsBesideKeys => digests.clear(),
+            Defect::ForgetsClaimedDigests => digests.clear(),
             Defect::ClaimsInTwoSteps => {
                 if !digests.iter().all(|claim| self.seen().is_free(claim)) {
                     return Err(CommitError::DigestTaken);
@@ -427,7 +422,7 @@ impl<S: KeyStore> BrokenStore<S> {
             | Defect::AcceptsGuardsAhead
             | Defect::RemovedKeysStand
             | Defect::GuardsWholeTenants
-            | Defect::GuardsMissWhatTenantsPassed
+            | Defect::AcceptsGuardsTheTenantPassed
             | Defect::GuardsBeforeTheLock => {
                 for guard in guards.drain(..) {
                     if !self.stands(&guard).await? {
@@ -538,7 +533,7 @@ impl<S: KeyStore> BrokenStore<S> {
                     return self.inner.commit(commit).await;
                 }
             }
-            (Defect::RemovalFreesDigestsBesideKeys, CommitError::DigestTaken) => {
+            (Defect::RemovalFreesClaimedDigests, CommitError::DigestTaken) => {
                 let mut freed = HashSet::new();
                 for (digest, _) in commit.imported() {
                     let holder = self.seen().claimed.get(&digest).copied();
@@ -903,12 +898,12 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
                 scan_by_pages(self, limit, &mut keep).await?;
                 pages.retain(|page| !page.rows.is_empty());
             }
-            Defect::ScanOfAllHearsNoRefusal => {
+            Defect::ScanOfAllIgnoresTheError => {
                 scan_by_pages(self, limit, &mut keep).await?;
                 let taken: Vec<_> = pages.into_iter().map(take).collect();
                 return taken.into_iter().collect();
             }
-            Defect::ScanOfAllTellsNoRefusal => {
+            Defect::ScanOfAllHidesTheError => {
                 scan_by_pages(self, limit, &mut keep).await?;
                 let _ended = pages.into_iter().try_for_each(take);
                 return Ok(());
@@ -929,7 +924,7 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
                     .retain(|record| record.tenant.as_str().starts_with(above));
                 return Ok(page);
             }
-            Defect::ListTakesTheEndIn => {
+            Defect::ListIncludesTheEnd => {
                 let later = query
                     .clone()
                     .with(|query| query.expires_before = query.expires_before.map(just_after));
@@ -946,7 +941,7 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
                     .sort_by_key(|record| record.name.as_str().to_lowercase());
                 return Ok(page);
             }
-            Defect::ListNeedsItsPlace => {
+            Defect::ListNeedsThePreviousKey => {
                 if let Some(place) = &query.after
                     && !matches!(self.stored(place.id).await?, Some(Row::Key(_)))
                 {
@@ -975,7 +970,7 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
                     page.keys.truncate(query.limit.get().max(2));
                 }
             }
-            Defect::ListNeverSaysItsLast => {
+            Defect::ListHasNoLastPage => {
                 let last = page.keys.last().map(keyward::store::KeyPosition::of);
                 page.next = page.next.or(last);
             }
@@ -993,7 +988,7 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
     async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
         let mut query = query.clone();
         match self.defect {
-            Defect::AuditTakesTheEndIn => query.before = query.before.map(just_after),
+            Defect::AuditIncludesTheEnd => query.before = query.before.map(just_after),
             Defect::AuditIgnoresActors => query.actor = None,
             Defect::AuditSkipsRestOfCommit => {
                 if let Some(place) = &mut query.after {

@@ -8,19 +8,17 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::model::{Ask, Life, Mode, Step, Who};
-use keyward::Actor;
-use keyward::KeyId;
-use keyward::TenantId;
+use keyward::command::Command;
+use keyward::key::{ClassName, Visibility};
 use keyward::policy::{
     ActiveKeyCap, Deletion, LegacyRule, Lifetime, Policy, PolicySpec, Propagation, Revocation,
     Rotation, SelfRotation,
 };
 use keyward::profiles::standard;
-use keyward::{ClassName, PrincipalId, Role};
-use keyward::{Command, CreateKey, RotateKey};
-use keyward::{Reason, Visibility};
-use keyward::{Scope, ScopeSet};
-use keyward::{Timestamp, days, hours};
+use keyward::{
+    Actor, CreateKey, KeyId, PrincipalId, Reason, Role, RotateKey, Scope, ScopeSet, TenantId,
+    Timestamp, days, hours,
+};
 
 /// Generates scopes that often overlap: few resources and actions, and wildcards.
 pub fn scopes() -> impl Strategy<Value = Scope> + Clone {

@@ -7,10 +7,9 @@ use std::num::NonZeroUsize;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use keyward::key::{Digest, KeyRecord};
 use keyward::store::*;
-use keyward::{
-    Actor, CreateKey, Digest, KeyId, KeyRecord, Keyward, Need, PepperRing, Role, TenantId,
-};
+use keyward::{Actor, CreateKey, KeyId, Keyward, Need, PepperRing, Role, TenantId};
 
 type Answer<T> = Result<T, StoreError>;
 
@@ -38,7 +37,7 @@ impl Shelf {
     }
 }
 
-#[keyward::async_trait]
+#[keyward::store::async_trait]
 impl KeyStore for Shelf {
     async fn load(&self, tenant: &TenantId, select: &LoadRequest) -> Answer<TenantView> {
         let state = self.state();

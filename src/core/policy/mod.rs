@@ -22,7 +22,8 @@ pub use self::class::{
 pub use self::live::LivePolicies;
 pub use self::validate::PolicyError;
 use super::scope::ScopeSet;
-use super::text::{ClassName, KeyName, PolicyName, ResourceKind, Role};
+pub use super::text::PolicyName;
+use super::text::{ClassName, KeyName, ResourceKind, Role};
 use super::time;
 
 /// The default staleness bound: 10 seconds. A verifier that has not confirmed within its bound that it is up

@@ -7,13 +7,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use keyward::command::Created;
 use keyward::policy::Policy;
 use keyward::store::postgres::PostgresOptions;
 use keyward::store::{
     CommitError, KeyQuery, KeyStore, LoadRequest, PostgresStore, Revision, StoreError,
     StoreErrorKind,
 };
-use keyward::{CommandError, Created, Denial, KeyId, Keyward, ManualClock, Role};
+use keyward::{CommandError, Denial, KeyId, Keyward, ManualClock, Role};
 
 use crate::postgres::proxy::{Fate, Point, Proxy, Side, lengths};
 use support::postgres::{Place, Server, on_runtime, open, pool};

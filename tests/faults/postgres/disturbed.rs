@@ -7,11 +7,10 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
+use keyward::node::FollowOptions;
 use keyward::policy::Policy;
 use keyward::store::{KeyQuery, KeyStore, StoreErrorKind};
-use keyward::{
-    CommandError, Denial, FollowOptions, KeyId, Keyward, ManualClock, Need, Reason, VerifyError,
-};
+use keyward::{CommandError, Denial, KeyId, Keyward, ManualClock, Need, Reason, VerifyError};
 
 use crate::postgres::child::TASKS;
 use crate::postgres::feed::page;

@@ -6,9 +6,10 @@
 
 use std::time::Duration;
 
+use keyward::node::FollowOptions;
 use keyward::policy::{Policy, Propagation};
 use keyward::store::{KeyStore, PostgresStore};
-use keyward::{CommandError, FollowOptions, Keyward, Need, Reason, VerifyError, profiles};
+use keyward::{CommandError, Keyward, Need, Reason, VerifyError, profiles};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
 

@@ -5,8 +5,9 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use keyward::audit::Action;
+use keyward::key::{KeyRecord, KeyState};
 use keyward::store::{AuditQuery, KeyStore, Row, SqliteStore};
-use keyward::{Actor, KeyId, KeyRecord, KeyState, TenantId};
+use keyward::{Actor, KeyId, TenantId};
 
 use crate::sqlite::child::{NO_CAP, open, service};
 use support::wait;

@@ -8,11 +8,10 @@ use std::time::Duration;
 use keyward::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
     KeyQuery, KeyStore, LoadRequest, Locator, Revision, RowKey, ScanPage, SqliteStore, StoreError,
-    TenantView,
+    TenantView, async_trait,
 };
 use keyward::{
-    CommandError, KeyId, Keyward, ManualClock, Reason, Role, RotateKey, TenantId, async_trait,
-    hours,
+    CommandError, KeyId, Keyward, ManualClock, Reason, Role, RotateKey, TenantId, hours,
 };
 
 use keyward::policy::Policy;

@@ -1,9 +1,9 @@
 //! The bound of a secret: a key does not gain rights when its owner is promoted. The rights of the person who
 //! received the secret bound it.
 
-use keyward::{
-    CreateKey, Created, Denial, Dimension, Grant, Need, Role, RotateKey, ScopeSet, UpdateKey, days,
-};
+use keyward::command::Created;
+use keyward::key::Dimension;
+use keyward::{CreateKey, Denial, Grant, Need, Role, RotateKey, ScopeSet, UpdateKey, days};
 
 use super::{acting, developer, grant, set_role, whole, world};
 use support::*;
@@ -93,7 +93,7 @@ fn a_narrow_key_cannot_change_other_keys_of_its_owner() {
         denied(wait(world.keys.delete(
             &narrow,
             wide.id,
-            keyward::DeleteKey::plain(),
+            keyward::command::DeleteKey::plain(),
         ))),
         denied(world.create(&narrow, reader("another"))),
     ];
@@ -394,7 +394,7 @@ fn roles_are_also_compared_under_the_rules_of_tenants_below() {
 // Owner rows in tenants below.
 
 /// Makes bob a developer in acme and a member in acme/web, with another person holding one of his keys.
-fn held_by_another(world: &World, delivered: bool) -> keyward::Created {
+fn held_by_another(world: &World, delivered: bool) -> keyward::command::Created {
     set_role(world, &host(), ("acme", "bob"), Role::DEVELOPER).unwrap();
     set_role(world, &host(), ("acme/web", "bob"), Role::MEMBER).unwrap();
     let key = whole("wide").owned_by(who("bob"), Role::DEVELOPER);

@@ -1,10 +1,9 @@
 //! Authority at commit time: an actor made from a key is checked against the key's and its owner's current
 //! state.
 
-use keyward::{
-    Actor, Author, BulkFilter, CreateKey, DeleteKey, Denial, Expiry, Reason, Role, UpdateKey,
-    VerifyError, days,
-};
+use keyward::command::{BulkFilter, DeleteKey, Expiry};
+use keyward::key::Author;
+use keyward::{Actor, CreateKey, Denial, Reason, Role, UpdateKey, VerifyError, days};
 
 use super::{acting, whole, world};
 use support::*;
@@ -195,7 +194,7 @@ fn trail_and_record_name_the_acting_key_and_its_owner() {
         .unwrap();
     let expected = Author::Key {
         key: created.id,
-        owner: keyward::Owner::Principal(who("alice")),
+        owner: keyward::key::Owner::Principal(who("alice")),
     };
     let info = wait(world.keys.key(&admin(), child.id)).unwrap();
     assert_eq!(

@@ -163,7 +163,7 @@ fn a_refusal_does_not_reveal_that_a_class_is_gone() {
             denied(wait(world.keys.delete(
                 by,
                 key.id,
-                keyward::DeleteKey::plain(),
+                keyward::command::DeleteKey::plain(),
             ))),
             denied(wait(world.keys.replace_lost(by, key.id))),
         ]

@@ -12,11 +12,12 @@ mod tenants;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use keyward::command::Created;
+use keyward::key::Environment;
 use keyward::policy::{KeyClass, PolicySpec, Propagation, SelfRotation, TenantReach};
 use keyward::token::TokenPrefix;
 use keyward::{
-    Actor, CommandError, CreateKey, Created, Environment, Grant, Need, Receipt, Role, ScopeSet,
-    days, profiles,
+    Actor, CommandError, CreateKey, Grant, Need, Receipt, Role, ScopeSet, days, profiles,
 };
 
 use support::*;

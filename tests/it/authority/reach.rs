@@ -1,9 +1,8 @@
 //! The order of reach, command by command.
 
-use keyward::{
-    CreateKey, Denial, Digest, Dimension, Expiry, ImportKey, Resource, ResourceId, ResourceKind,
-    Role, RotateKey, ScopeSet, UpdateKey, VerifyError, days,
-};
+use keyward::command::{Expiry, ImportKey};
+use keyward::key::{Digest, Dimension, Resource, ResourceId, ResourceKind};
+use keyward::{CreateKey, Denial, Role, RotateKey, ScopeSet, UpdateKey, VerifyError, days};
 
 use super::{acting, developer, policy, set_role, whole, world};
 use support::*;

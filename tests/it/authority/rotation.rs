@@ -1,8 +1,8 @@
 //! Self-rotation: the only command whose result may outlive its actor.
 
-use keyward::{
-    CreateKey, Denial, Dimension, Expiry, LeakSource, Need, Role, RotateKey, UpdateKey, days, hours,
-};
+use keyward::command::{Expiry, LeakSource};
+use keyward::key::Dimension;
+use keyward::{CreateKey, Denial, Need, Role, RotateKey, UpdateKey, days, hours};
 
 use super::{acting, whole, world};
 use support::*;

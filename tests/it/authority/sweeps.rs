@@ -6,15 +6,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use keyward::audit::Action;
+use keyward::command::{BulkFilter, DeleteKey};
 use keyward::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
     KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, Revision, RowKey, ScanPage, StoreError,
-    StoreErrorKind, TenantView,
+    StoreErrorKind, TenantView, async_trait,
 };
-use keyward::{
-    BulkFilter, DeleteKey, Keyward, Need, Reason, Role, RotateKey, TenantId, UpdateKey,
-    async_trait, hours,
-};
+use keyward::{Keyward, Need, Reason, Role, RotateKey, TenantId, UpdateKey, hours};
 
 use super::{acting, set_role, whole};
 use support::*;
@@ -88,7 +86,10 @@ fn stopping(world: &World, left: usize) -> Keyward {
     keys
 }
 
-fn trail(world: &World, path: &str) -> Vec<(Action, keyward::Author, keyward::CommandId)> {
+fn trail(
+    world: &World,
+    path: &str,
+) -> Vec<(Action, keyward::key::Author, keyward::command::CommandId)> {
     let query = AuditQuery::tenant(tenant(path));
     let host = keyward::Actor::application(tenant(path));
     let rows = wait(world.keys.audit(&host, &query)).unwrap().rows;
@@ -186,7 +187,7 @@ fn maintenance_finishes_removals_and_closings_below() {
     wait(world.keys.sync()).unwrap();
     assert_eq!(wait(world.keys.run_maintenance()).unwrap(), 1);
     let info = wait(world.keys.key(&host(), below.id)).unwrap();
-    assert_eq!(info.status, keyward::Status::Revoked);
+    assert_eq!(info.status, keyward::key::Status::Revoked);
 }
 
 /// A key limited to its own tenant ends nothing below, nor does maintenance on its behalf.
@@ -243,7 +244,7 @@ fn a_key_without_authority_revokes_nothing_by_repeating_a_finished_command() {
         .unwrap();
     let place = tenant("acme");
     let filter = || BulkFilter::all().made_by(created.id);
-    let sweep = |by: keyward::Invocation<'_>| {
+    let sweep = |by: keyward::command::Invocation<'_>| {
         let swept = world.keys.revoke_many(by, &place, filter(), Reason::Leaked);
         wait(swept)
     };
@@ -331,7 +332,7 @@ fn keys_made_by_a_deleted_key_of_a_chain_are_found() {
 // Taking a command's id in a tenant below does not stop the command.
 
 /// A wide key that was stolen and revoked, and the keys it made in acme and below.
-fn stolen(world: &World) -> (keyward::KeyId, [keyward::Created; 2]) {
+fn stolen(world: &World) -> (keyward::KeyId, [keyward::command::Created; 2]) {
     let (stolen, key) = acting(world, &admin(), whole("wide"));
     let above = world.create(&key, whole("wide")).unwrap();
     let below = whole("wide").in_tenant(tenant("acme/web"));

@@ -1,8 +1,9 @@
 //! Tenants below: a tenant below can restrict a key that reaches it. A first command provisions a tenant only
 //! for an actor who may provision.
 
+use keyward::key::Dimension;
 use keyward::policy::{Policies, Policy, PolicySpec};
-use keyward::{Actor, CreateKey, Denial, Dimension, Need, Role, ScopeSet, TenantId, VerifyError};
+use keyward::{Actor, CreateKey, Denial, Need, Role, ScopeSet, TenantId, VerifyError};
 
 use super::{acting, developer, set_role, whole, world};
 use support::*;
@@ -30,7 +31,7 @@ fn a_developer_cannot_create_a_tenant_by_creating_a_key_in_it() {
     assert!(world.create(&admin(), by_admin).is_ok());
 }
 
-fn wide(world: &World) -> keyward::Created {
+fn wide(world: &World) -> keyward::command::Created {
     world.create(&admin(), whole("wide")).unwrap()
 }
 
@@ -131,12 +132,11 @@ fn tenant_paths_with_dot_segments_are_refused() {
 fn only_administrators_import_keys() {
     let world = world();
     let import = |by: &Actor, token: &str| {
-        let digest = keyward::Digest::sha256(token);
-        wait(
-            world
-                .keys
-                .import(by, keyward::ImportKey::sha256(digest, reader("old"))),
-        )
+        let digest = keyward::key::Digest::sha256(token);
+        wait(world.keys.import(
+            by,
+            keyward::command::ImportKey::sha256(digest, reader("old")),
+        ))
     };
     assert!(matches!(
         denied(import(&developer(), "a")),
@@ -161,7 +161,7 @@ fn two_rules(above: PolicySpec, below: PolicySpec) -> World {
 }
 
 /// Makes a world where opal's role `ops` manages keys, and administers only below.
-fn ops() -> (World, keyward::Created) {
+fn ops() -> (World, keyward::command::Created) {
     let ops = Role::new("ops").unwrap();
     let mut above = super::policy();
     above.roles.insert(ops.clone(), ScopeSet::all());

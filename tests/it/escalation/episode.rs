@@ -7,12 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use keyward::command::{DeleteKey, Expiry, ImportKey, IssuedKey};
+use keyward::entropy::SeededEntropy;
+use keyward::key::{ClassName, Digest, KeyRecord, Owner};
+use keyward::pepper::Pepper;
 use keyward::policy::Policy;
 use keyward::store::{KeyQuery, KeyStore, Locator, Row};
 use keyward::{
-    Actor, ClassName, CommandError, CreateKey, DeleteKey, Digest, Expiry, Grant, ImportKey,
-    IssuedKey, KeyId, KeyRecord, Keyward, ManualClock, Need, Owner, Pepper, PepperRing,
-    PrincipalId, Reason, Role, RotateKey, Scope, SeededEntropy, Timestamp, UpdateKey, days, hours,
+    Actor, CommandError, CreateKey, Grant, KeyId, Keyward, ManualClock, Need, PepperRing,
+    PrincipalId, Reason, Role, RotateKey, Scope, Timestamp, UpdateKey, days, hours,
 };
 use keyward_conformance::explore::block_on;
 use rand::rngs::ChaCha12Rng;
@@ -516,7 +519,8 @@ impl Episode {
             return None;
         }
         let works = self.record(acting.id).is_some_and(|record| {
-            record.status(self.now()) != keyward::Status::Disabled && record.is_live(self.now())
+            record.status(self.now()) != keyward::key::Status::Disabled
+                && record.is_live(self.now())
         });
         (!works).then(|| format!("key {} acted and does not work", acting.id))
     }

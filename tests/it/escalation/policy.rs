@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use keyward::key::{ClassName, Environment, Owner};
 use keyward::policy::{
     Access, KeyClass, LegacyRule, Policy, Propagation, Revocation, SelfRotation, TenantReach,
 };
-use keyward::{ClassName, Environment, Owner, PrincipalId, Role, Scope, ScopeSet, days, profiles};
+use keyward::{PrincipalId, Role, Scope, ScopeSet, days, profiles};
 use rand::RngExt;
 use rand::rngs::ChaCha12Rng;
 

@@ -7,11 +7,9 @@
 
 use std::collections::BTreeSet;
 
+use keyward::key::{ClassName, Environment, KeyFacts, KeyRecord, Owner, Visibility};
 use keyward::policy::{Policy, SelfRotation};
-use keyward::{
-    ClassName, Environment, KeyFacts, KeyId, KeyRecord, Owner, PrincipalId, Role, Scope, TenantId,
-    Timestamp, Visibility,
-};
+use keyward::{KeyId, PrincipalId, Role, Scope, TenantId, Timestamp};
 
 use super::policy::{Verb, administers, allows, lets_owner, on_list};
 

@@ -4,12 +4,12 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
 
+use keyward::TenantId;
 use keyward::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
     KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, Revision, RowKey, ScanPage, StoreError,
-    TenantView,
+    TenantView, async_trait,
 };
-use keyward::{TenantId, async_trait};
 
 type Meanwhile = Box<dyn FnOnce() + Send>;
 

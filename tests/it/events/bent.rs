@@ -6,12 +6,13 @@ use std::num::NonZeroUsize;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use keyward::key::KeyRecord;
 use keyward::store::{
     AuditPage, AuditPosition, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor,
     Epoch, FoundKey, KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, Revision, Row,
-    RowKey, ScanPage, StoreError, TenantView,
+    RowKey, ScanPage, StoreError, TenantView, async_trait,
 };
-use keyward::{KeyId, KeyRecord, TenantId, Timestamp, async_trait};
+use keyward::{KeyId, TenantId, Timestamp};
 
 use support::wait;
 

@@ -2,11 +2,12 @@
 
 use keyward::audit::{Action, AuditEntry, AuditHash, FieldChange};
 use keyward::events::{Event, EventCursor, EventId, EventKind};
-use keyward::store::{AuditPosition, AuditRow, Revision};
-use keyward::{
-    AddressAllowlist, Author, ImportScheme, KeyId, KeyName, Owner, PepperId, Reason, ResourceId,
-    Role, RotationReason, ScopeSet, days,
+use keyward::key::{
+    AddressAllowlist, Author, ImportScheme, KeyName, Owner, ResourceId, RotationReason,
 };
+use keyward::pepper::PepperId;
+use keyward::store::{AuditPosition, AuditRow, Revision};
+use keyward::{KeyId, Reason, Role, ScopeSet, days};
 use serde_json::{Value, json};
 
 use crate::events::{drain, windows};
@@ -46,7 +47,7 @@ fn the_form_of_every_action_is_stable() {
         after: KeyName::new("b").unwrap(),
     };
     let resource = ResourceId::new("d-1").unwrap();
-    let source = keyward::LeakSource::new("a scanner").unwrap();
+    let source = keyward::command::LeakSource::new("a scanner").unwrap();
     let pepper = PepperId::new("p2").unwrap();
     let forms: Vec<(Action, &str, Value)> = vec![
         (Action::TenantProvisioned, "tenant_provisioned", json!(null)),
@@ -366,14 +367,14 @@ fn no_event_holds_a_secret_or_a_digest() {
     .unwrap();
     wait(world.keys.report_leaked_token(
         next.secret.expose(),
-        keyward::LeakSource::new("scanner").unwrap(),
+        keyward::command::LeakSource::new("scanner").unwrap(),
     ))
     .unwrap();
     let mut cursor = EventCursor::BEGINNING;
     let received = drain(&world.keys.events(windows()), &mut cursor);
     let leaked = |event: &Event| {
         let leaked = Action::KeyLeaked {
-            source: keyward::LeakSource::new("scanner").unwrap(),
+            source: keyward::command::LeakSource::new("scanner").unwrap(),
             revoked: true,
         };
         event.kind == EventKind::Change(leaked)
@@ -388,7 +389,7 @@ fn no_event_holds_a_secret_or_a_digest() {
     }
     for record in crate::events::bent::records(&world.store) {
         assert!(!all.contains(&record.fingerprint.to_string()));
-        let keyward::Credential::Peppered { digest, .. } = &record.credential else {
+        let keyward::key::Credential::Peppered { digest, .. } = &record.credential else {
             panic!("{record:?}");
         };
         let hex: String = digest

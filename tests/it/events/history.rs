@@ -173,7 +173,7 @@ fn dropping_tombstones_does_not_change_the_history() {
     drain(&desk.events, &mut cursor);
     wait(
         desk.keys
-            .delete(&admin(), key.id, keyward::DeleteKey::plain()),
+            .delete(&admin(), key.id, keyward::command::DeleteKey::plain()),
     )
     .unwrap();
     desk.store.inner.compact();

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyward::audit::Action;
+use keyward::command::{Command, DeleteKey, Expiry, Request};
 use keyward::events::{Event, EventBatch, EventCursor, Events};
+use keyward::key::{KeyRecord, KeyState};
 use keyward::policy::Policy;
 use keyward::store::{AuditQuery, AuditRow, KeyStore, MemoryStore};
 use keyward::{
-    Clock, Command, DeleteKey, Expiry, KeyId, KeyRecord, KeyState, Keyward, ManualClock, Reason,
-    Request, RotateKey, Timestamp, UpdateKey, days, hours, profiles,
+    Clock, KeyId, Keyward, ManualClock, Reason, RotateKey, Timestamp, UpdateKey, days, hours,
+    profiles,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};

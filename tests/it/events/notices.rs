@@ -1,7 +1,8 @@
 //! Notices about the end of keys, one scenario per test.
 
+use keyward::command::Expiry;
 use keyward::events::{EventCursor, EventKind, Events, ExpiryWindows};
-use keyward::{CreateKey, Expiry, Reason, RotateKey, UpdateKey, days, hours};
+use keyward::{CreateKey, Reason, RotateKey, UpdateKey, days, hours};
 
 use crate::events::{drain, limit, noticed, read, windows};
 use support::*;
@@ -68,7 +69,7 @@ fn keys_extended_revoked_or_removed_since_get_no_notice() {
     let longer = UpdateKey::new().expiry(Expiry::In(days(30)));
     wait(world.keys.update(&admin(), extended, longer)).unwrap();
     wait(world.keys.revoke(&admin(), revoked, Reason::Lost)).unwrap();
-    let plain = keyward::DeleteKey::plain();
+    let plain = keyward::command::DeleteKey::plain();
     wait(world.keys.delete(&admin(), removed, plain)).unwrap();
     world.clock.advance(days(12));
     let sent = drain(&events, &mut cursor);

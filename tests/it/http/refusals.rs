@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use http::Response;
 use keyward::http::{CredentialSources, KeywardLayer, TenantPath};
-use keyward::{CreateKey, Environment, Need, Reason, hours};
+use keyward::key::Environment;
+use keyward::{CreateKey, Need, Reason, hours};
 use serde_json::{Value, json};
 
 use crate::http::server::{Answer, Server, basic};
@@ -113,7 +114,7 @@ fn a_request_with_ambiguous_keys_is_refused_before_verification() {
 #[test]
 fn all_keys_that_do_not_authenticate_get_the_same_answer() {
     let world = World::new();
-    let text = |key: &keyward::Created| key.secret.expose().to_owned();
+    let text = |key: &keyward::command::Created| key.secret.expose().to_owned();
     let good = text(&world.some_key());
     let mut typo = good.clone();
     let last = typo.pop().unwrap();

@@ -1,11 +1,10 @@
 //! The documents' rules about requests, shown over HTTP. `tests/seed_rules` shows the same rules through the
 //! library.
 
+use keyward::command::{Created, IssuedKey};
 use keyward::http::{CredentialSources, KeywardLayer};
-use keyward::{
-    Actor, CreateKey, Created, Environment, IssuedKey, Need, Reason, Resource, ResourceId,
-    ResourceKind, Role, profiles,
-};
+use keyward::key::{Environment, Resource, ResourceId, ResourceKind};
+use keyward::{Actor, CreateKey, Need, Reason, Role, profiles};
 
 use crate::http::nodes::Nodes;
 use crate::http::server::{Server, basic};

@@ -4,8 +4,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 
 use http::Method;
+use keyward::CreateKey;
+use keyward::command::Created;
 use keyward::http::{CredentialSources, KeywardLayer};
-use keyward::{CreateKey, Created};
 
 use crate::http::server::Server;
 use support::*;

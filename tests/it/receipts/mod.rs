@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use keyward::command::{Created, DeleteKey};
+use keyward::entropy::SeededEntropy;
+use keyward::node::{Confirmations, NodeAnswer, NodeLabel};
 use keyward::policy::{Policies, Policy, Propagation};
-use keyward::store::{KeyStore, MemoryStore, NodeId, NodeRegistry, NodeReport, StoreError};
-use keyward::{
-    Confirmations, Created, DeleteKey, Keyward, ManualClock, NodeAnswer, NodeLabel, Reason,
-    Receipt, Role, SeededEntropy, VerifyError, async_trait, hours, profiles,
+use keyward::store::{
+    KeyStore, MemoryStore, NodeId, NodeRegistry, NodeReport, StoreError, async_trait,
 };
+use keyward::{Keyward, ManualClock, Reason, Receipt, Role, VerifyError, hours, profiles};
 use keyward_conformance::{Call, Fault, FaultyStore};
 use support::*;
 
@@ -103,7 +105,7 @@ impl Nodes {
     }
 }
 
-fn labels<'a>(nodes: impl Iterator<Item = &'a keyward::NodeConfirmation>) -> Vec<&'a str> {
+fn labels<'a>(nodes: impl Iterator<Item = &'a keyward::node::NodeConfirmation>) -> Vec<&'a str> {
     let mut labels: Vec<_> = nodes
         .map(|node| node.label.as_ref().unwrap().as_str())
         .collect();
@@ -149,7 +151,8 @@ fn every_change_has_a_receipt_that_can_be_queried_bulk_changes_included() {
     let rotated = wait(keys.rotate(&admin(), key.id, keyward::RotateKey::immediate())).unwrap();
     receipts.push(rotated.receipt);
     let other = world.key();
-    let deleted = wait(keys.delete(&admin(), other.id, keyward::DeleteKey::plain())).unwrap();
+    let deleted =
+        wait(keys.delete(&admin(), other.id, keyward::command::DeleteKey::plain())).unwrap();
     receipts.push(deleted);
     let removed = wait(keys.remove_owner(&admin(), &tenant("acme"), who("bob"))).unwrap();
     assert_eq!(removed.ended, 3);
@@ -490,7 +493,7 @@ fn a_node_that_lost_the_history_registers_again_before_it_is_fresh() {
     wait(
         world
             .keys(0)
-            .delete(&admin(), gone.id, keyward::DeleteKey::plain()),
+            .delete(&admin(), gone.id, keyward::command::DeleteKey::plain()),
     )
     .unwrap();
     world.store.compact();

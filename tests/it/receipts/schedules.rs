@@ -11,12 +11,13 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use keyward::command::Created;
 use keyward::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
     KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, NodeId, NodeRegistry, NodeReport,
-    Revision, RowKey, ScanPage, StoreError, TenantView,
+    Revision, RowKey, ScanPage, StoreError, TenantView, async_trait,
 };
-use keyward::{Created, Keyward, ManualClock, Reason, Receipt, TenantId, async_trait};
+use keyward::{Keyward, ManualClock, Reason, Receipt, TenantId};
 use keyward_conformance::FaultyStore;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;

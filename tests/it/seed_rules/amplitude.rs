@@ -7,13 +7,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use keyward::audit::Action;
+use keyward::command::{
+    BulkFilter, Created, DeleteKey, Expiry, ImportKey, IssuedKey, LeakSource, Problem,
+};
+use keyward::entropy::{Entropy, EntropyError};
+use keyward::key::{Digest, LastAction, Owner, Status, Visibility};
 use keyward::policy::Policy;
 use keyward::store::{AuditQuery, KeyQuery, KeySort, MemoryStore};
 use keyward::{
-    Actor, BulkFilter, CommandError, CreateKey, Created, Credentials, DeleteKey, Denial, Digest,
-    Entropy, EntropyError, Expiry, ImportKey, IssuedKey, KeyId, KeyInfo, Keyward, LastAction,
-    LeakSource, ManualClock, Need, Owner, Problem, Reason, Role, RotateKey, Status, TenantId,
-    UpdateKey, VerifyError, VerifyErrorKind, Visibility, days, hours, profiles,
+    Actor, CommandError, CreateKey, Credentials, Denial, KeyId, KeyInfo, Keyward, ManualClock,
+    Need, Reason, Role, RotateKey, TenantId, UpdateKey, VerifyError, VerifyErrorKind, days, hours,
+    profiles,
 };
 use keyward_conformance::FaultyStore;
 

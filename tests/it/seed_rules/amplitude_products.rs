@@ -3,11 +3,13 @@
 //! acme is an organisation with the projects acme/web and acme/shop; globex is another organisation.
 
 use keyward::audit::Action;
+use keyward::command::{Created, DeleteKey, IssuedKey, LeakSource, Rotated};
+use keyward::key::{
+    Entitlement, Owner, Resource, ResourceId, ResourceKind, RotationReason, Status, Visibility,
+};
 use keyward::{
-    Actor, CommandError, CreateKey, Created, Credentials, DeleteKey, Denial, Entitlement,
-    IssuedKey, KeyId, KeyInfo, LeakSource, Need, Owner, Reason, Receipt, Resource, ResourceId,
-    ResourceKind, Role, RotateKey, Rotated, RotationReason, Status, TenantId, UpdateKey,
-    VerifyError, VerifyErrorKind, Visibility, days, profiles,
+    Actor, CommandError, CreateKey, Credentials, Denial, KeyId, KeyInfo, Need, Reason, Receipt,
+    Role, RotateKey, TenantId, UpdateKey, VerifyError, VerifyErrorKind, days, profiles,
 };
 
 use support::*;

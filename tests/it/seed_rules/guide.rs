@@ -5,13 +5,14 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use keyward::audit::Action;
+use keyward::command::{BulkFilter, Created, Expiry, LeakSource, Problem};
 use keyward::events::{EventCursor, EventKind, ExpiryWindows};
+use keyward::key::{Fingerprint, RotationReason, Status};
 use keyward::policy::{Policy, PolicySpec};
 use keyward::rotation::{RotationProgress, RotationStep};
 use keyward::store::{AuditQuery, AuditRow, KeyQuery};
 use keyward::{
-    Actor, BulkFilter, CreateKey, Created, Credentials, Denial, Expiry, Fingerprint, KeyId,
-    KeyInfo, Keyward, LeakSource, Need, Problem, Reason, Role, RotateKey, RotationReason, Status,
+    Actor, CreateKey, Credentials, Denial, KeyId, KeyInfo, Keyward, Need, Reason, Role, RotateKey,
     UpdateKey, VerifyError, VerifyErrorKind, days, hours, profiles,
 };
 use keyward_conformance::FaultyStore;

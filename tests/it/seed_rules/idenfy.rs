@@ -2,10 +2,12 @@
 
 use std::num::NonZeroU32;
 
+use keyward::command::{Created, DeleteKey, ImportKey};
+use keyward::key::Digest;
 use keyward::policy::Policy;
 use keyward::{
-    CommandError, CreateKey, Created, Credentials, DeleteKey, Denial, Digest, ImportKey, Keyward,
-    Need, Reason, RotateKey, UpdateKey, VerifyError, days, hours, profiles,
+    CommandError, CreateKey, Credentials, Denial, Keyward, Need, Reason, RotateKey, UpdateKey,
+    VerifyError, days, hours, profiles,
 };
 
 use support::*;

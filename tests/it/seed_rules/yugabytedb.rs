@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use keyward::audit::Action;
+use keyward::command::{Created, DeleteKey};
+use keyward::key::{Owner, Status};
 use keyward::store::KeyQuery;
 use keyward::{
-    Actor, CreateKey, Created, DeleteKey, Denial, KeyInfo, Need, Owner, Reason, Role, RotateKey,
-    ScopeSet, Status, UpdateKey, VerifyError, VerifyErrorKind, days, hours, profiles,
+    Actor, CreateKey, Denial, KeyInfo, Need, Reason, Role, RotateKey, ScopeSet, UpdateKey,
+    VerifyError, VerifyErrorKind, days, hours, profiles,
 };
 
 use support::*;

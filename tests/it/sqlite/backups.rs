@@ -145,7 +145,7 @@ fn a_file_of_version_1_opens_with_this_version() {
         wait(keys.revoke(&admin(), lost.id, Reason::Lost)).unwrap();
         let gone = wait(keys.create(&admin(), reader("gone"))).unwrap();
         wait(keys.revoke(&admin(), gone.id, Reason::Unused)).unwrap();
-        wait(keys.delete(&admin(), gone.id, keyward::DeleteKey::plain())).unwrap();
+        wait(keys.delete(&admin(), gone.id, keyward::command::DeleteKey::plain())).unwrap();
         drop(keys);
         checkpoint(&desk.path());
         fs::copy(desk.path(), &golden).unwrap();

@@ -25,10 +25,10 @@ fn filled(desk: &Desk) -> Vec<(keyward::KeyId, String)> {
     }
     wait(keys.revoke(&admin(), made[0].0, Reason::Lost)).unwrap();
     wait(keys.revoke(&admin(), made[1].0, Reason::Leaked)).unwrap();
-    let digest = keyward::Digest::sha256("an imported key of old");
+    let digest = keyward::key::Digest::sha256("an imported key of old");
     wait(keys.import(
         &admin(),
-        keyward::ImportKey::sha256(digest, reader("imported")),
+        keyward::command::ImportKey::sha256(digest, reader("imported")),
     ))
     .unwrap();
     drop(keys);

@@ -3,9 +3,10 @@
 use std::fs;
 use std::time::Duration;
 
+use keyward::node::NodeLabel;
 use keyward::store::sqlite::OpenError;
 use keyward::store::{NodeId, NodeRegistry, NodeReport, SqliteStore, StoreErrorKind};
-use keyward::{Keyward, NodeLabel, Reason, hours};
+use keyward::{Keyward, Reason, hours};
 
 use crate::sqlite::{Desk, checkpoint, policy, sql};
 use support::*;

@@ -173,7 +173,7 @@ fn forgotten_tombstones_compact_the_feed_and_their_ids_stay_taken() {
     let behind = wait(store.stats()).unwrap().head;
     let key = wait(keys.create(&admin(), reader("first"))).unwrap();
     wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
-    wait(keys.delete(&admin(), key.id, keyward::DeleteKey::plain())).unwrap();
+    wait(keys.delete(&admin(), key.id, keyward::command::DeleteKey::plain())).unwrap();
     let head = wait(store.stats()).unwrap().head;
     assert_eq!(wait(store.compact(head.revision)).unwrap(), 1);
     let limit = std::num::NonZeroUsize::MIN;

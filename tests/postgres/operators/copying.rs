@@ -5,14 +5,11 @@ use std::sync::Arc;
 
 use keyward_conformance::model::{Facade, TENANTS, policy, run};
 use keyward_conformance::strategies;
+use keyward::{Actor, Keyward, ManualClock, PepperRing, TenantId};
+use keyward::pepper::Pepper;
+use keyward::store::{AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, CommitTag, Cursor, Effects, FoundKey, KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, NodeRegistry, Revision, RowKey, ScanPage, SqliteStore, StoreError, StoreErrorKind, TenantView, async_trait};
 use keyward::store::sqlite::OpenError;
 use keyward::store::transfer::{CopyError, Export, Part, Progress, Step, copy as copied};
-use keyward::store::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, CommitTag, Cursor, Effects,
-    KeyPage, KeyQuery, KeyStore, Locator, MemoryStore, NodeRegistry, Revision, RowKey, ScanPage,
-    LoadRequest, SqliteStore, StoreError, StoreErrorKind, TenantView, FoundKey,
-};
-use keyward::{Actor, Keyward, ManualClock, Pepper, PepperRing, TenantId, async_trait};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence};
 
@@ -180,7 +177,7 @@ fn ids_taken_permanently_stay_taken_in_a_copy() {
         );
     }
     let again =
-        keyward::ImportKey::sha256(keyward::Digest::sha256(crate::operators::fill::TOKEN), reader("again"));
+        keyward::command::ImportKey::sha256(keyward::key::Digest::sha256(crate::operators::fill::TOKEN), reader("again"));
     let refused = wait(service(database).import(&host(), again)).unwrap_err();
     assert!(format!("{refused:?}").contains("Digest"), "{refused:?}");
 }
@@ -207,9 +204,9 @@ fn progress_is_reported_to_the_end_of_each_part() {
     let source = file.open();
     fill(&source);
     let counts = wait(source.origin()).unwrap().counts;
-    let mut told: Vec<Progress> = Vec::new();
+    let mut reported: Vec<Progress> = Vec::new();
     let target = other.open();
-    wait(copied(&source, &target, FEW, |at| told.push(at))).unwrap();
+    wait(copied(&source, &target, FEW, |at| reported.push(at))).unwrap();
     for step in [Step::Copying, Step::Comparing] {
         for part in Part::ALL {
             let of = reported

@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 
-use keyward::store::{
-    Commit, CommitTag, Effects, KeyStore, Locator, PostgresStore, Revision, Row, SqliteStore,
-};
-use keyward::{KeyId, KeyRecord, Keyward, Need, PepperFile};
+use keyward::{KeyId, Keyward, Need, PepperFile};
+use keyward::key::KeyRecord;
+use keyward::store::{Commit, CommitTag, Effects, KeyStore, Locator, PostgresStore, Revision, Row, SqliteStore};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -303,15 +302,15 @@ fn a_copy_that_is_killed_leaves_nothing_and_can_be_started_again() {
             let args = ["migrate-store", "keys.db", to, "--pepper-file", "pepper"];
             let mut command = shop.command(&args);
             let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
-            let told = BufReader::new(process.stderr.take().unwrap()).lines();
-            let told: Vec<_> = told.map_while(Result::ok).take(lines).collect();
+            let printed = BufReader::new(process.stderr.take().unwrap()).lines();
+            let printed: Vec<_> = printed.map_while(Result::ok).take(lines).collect();
             process.kill().unwrap();
             process.wait().unwrap();
             let held = held();
             if held == KEYS {
                 break;
             }
-            assert_eq!(held, 0, "{to}: after {told:?}");
+            assert_eq!(held, 0, "{to}: after {printed:?}");
             cut_off += 1;
         }
     }

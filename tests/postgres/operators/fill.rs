@@ -6,17 +6,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use keyward::{KeyId, Keyward, ManualClock, Need, Reason, RotateKey, TenantId, days, hours};
 use keyward::audit::AuditHead;
+use keyward::command::{Created, DeleteKey, ImportKey};
+use keyward::key::Digest;
 use keyward::policy::Policy;
-use keyward::store::transfer::{self, Copied, CopyError, Export, Import};
-use keyward::store::{
-    AuditQuery, AuditRow, Change, Cursor, KeyStore, Locator, NodeId, NodeRegistry, NodeReport,
-    SqliteStore, TenantView,
-};
-use keyward::{
-    Created, DeleteKey, Digest, ImportKey, KeyId, Keyward, ManualClock, Need, Reason, RotateKey,
-    TenantId, days, hours,
-};
+use keyward::store::{AuditQuery, AuditRow, Change, Cursor, KeyStore, Locator, NodeId, NodeRegistry, NodeReport, SqliteStore, TenantView};
+use keyward::store::transfer::{Copied, CopyError, Export, Import, self};
 use tempfile::TempDir;
 
 use support::*;

@@ -4,11 +4,8 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use keyward::async_trait;
+use keyward::store::{CommitError, Cursor, KeyStore, LoadRequest, Revision, SqliteStore, StoreError, StoreErrorKind, async_trait};
 use keyward::store::transfer::{CopyError, Import, Importing, Item, Origin, Part};
-use keyward::store::{
-    CommitError, Cursor, KeyStore, Revision, LoadRequest, SqliteStore, StoreError, StoreErrorKind,
-};
 
 use crate::operators::fill::{File, copy, fill, is_empty, seen, service};
 use support::postgres::{Place, open};

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 
 use keyward::audit::{AuditHash, AuditHead};
+use keyward::key::Digest;
 use keyward::store::{AuditPage, AuditQuery, AuditRow, KeyStore, LoadRequest, Row, RowKey};
-use keyward::{Digest, TenantId, Timestamp};
+use keyward::{TenantId, Timestamp};
 use serde_json::{Value, json};
 
 use crate::args::Audit;
@@ -199,6 +200,7 @@ fn head(text: &str) -> Answer<AuditHead> {
             hash: AuditHash::from_bytes(*hash.parse::<Digest>().ok()?.as_bytes()),
         })
     });
-    let expected = "--seen must be <sequence>:<64 hexadecimal digits>, as `audit --check` tells it";
+    let expected =
+        "--seen must be <sequence>:<64 hexadecimal digits>, as `audit --check` prints it";
     parsed.ok_or_else(|| Failure::usage(expected))
 }

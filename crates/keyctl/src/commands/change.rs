@@ -2,10 +2,10 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use keyward::command::{BulkFilter, DeleteKey, RevokeKey};
+use keyward::key::Status;
 use keyward::policy::Deletion;
-use keyward::{
-    Actor, BulkFilter, CommandError, DeleteKey, Denial, KeyId, KeyInfo, Reason, RevokeKey, Status,
-};
+use keyward::{Actor, CommandError, Denial, KeyId, KeyInfo, Reason};
 use serde_json::json;
 
 use crate::args::{Delete, Revoke, Target};

@@ -8,10 +8,9 @@ use std::future::{Future, poll_fn};
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
 use std::task::Poll;
 
-use keyward::{
-    CommandError, CommandId, CreateKey, Denial, Digest, Fingerprint, Hint, ImportKey, KeyId,
-    TenantId,
-};
+use keyward::command::{CommandId, ImportKey};
+use keyward::key::{Digest, Fingerprint, Hint};
+use keyward::{CommandError, CreateKey, Denial, KeyId, TenantId};
 use serde::Deserialize;
 use serde_json::json;
 

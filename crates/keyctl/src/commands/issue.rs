@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use keyward::{CreateKey, IssuedKey, KeyId, Resource, RotateKey, RotationMode, Secret};
+use keyward::command::{IssuedKey, RotationMode};
+use keyward::key::Resource;
+use keyward::{CreateKey, KeyId, RotateKey, Secret};
 use serde_json::{Value, json};
 
 use crate::args::{Create, Rotate};

@@ -1,7 +1,8 @@
 //! Commands that list keys or show one.
 
+use keyward::key::Owner;
 use keyward::store::{KeyPosition, KeyQuery, KeyStore};
-use keyward::{Actor, CommandError, Denial, KeyId, KeyInfo, Owner};
+use keyward::{Actor, CommandError, Denial, KeyId, KeyInfo};
 use serde_json::Value;
 
 use crate::args::List;

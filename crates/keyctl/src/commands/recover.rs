@@ -1,8 +1,9 @@
 //! Recovery of a restored store before it serves.
 
+use keyward::KeyId;
 use keyward::audit::AuditEntry;
+use keyward::recovery::{Recovery, RecoveryReport};
 use keyward::store::AuditQuery;
-use keyward::{KeyId, Recovery, RecoveryReport};
 use serde_json::{Value, json};
 
 use crate::args::Recover;

@@ -1,7 +1,8 @@
 //! Repair of the effects of a wrong clock.
 
+use keyward::Timestamp;
+use keyward::key::{KeyRecord, KeyState};
 use keyward::store::KeyQuery;
-use keyward::{KeyRecord, KeyState, Timestamp};
 use serde_json::json;
 
 use crate::args::Repeatable;

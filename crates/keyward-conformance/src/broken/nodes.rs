@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::pause;
-use keyward::NodeLabel;
+use keyward::node::NodeLabel;
 use keyward::store::{NodeId, NodeRegistry, NodeReport, StoreError};
 
 defects! {
@@ -14,7 +14,7 @@ defects! {
     enum RegistryDefect;
 
     /// Caches the reports that were read and returns them again.
-    ReadsFromCache => "a_report_is_told_by_every_read_after_it",
+    ReadsFromCache => "a_report_is_in_every_later_read",
     /// Stores leases in whole seconds.
     KeepsWholeSeconds => "reports_come_back_as_they_were_written",
     /// Truncates long labels.
@@ -28,19 +28,19 @@ defects! {
     /// Replaces a report by one with the same beat.
     SameBeatWins => "an_older_report_changes_nothing",
     /// Returns for every report that it was accepted.
-    EveryReportStands => "a_report_tells_whether_it_stands",
+    EveryReportStands => "a_registry_returns_whether_it_accepted_a_report",
     /// Identifies nodes by half of their ids.
-    KeepsHalfOfIds => "nodes_are_told_apart_by_their_ids",
+    KeepsHalfOfIds => "nodes_are_identified_by_their_ids",
     /// Identifies nodes by their labels.
-    TellsNodesByLabel => "nodes_are_told_apart_by_their_ids",
+    IdentifiesNodesByLabel => "nodes_are_identified_by_their_ids",
     /// Keeps at most 256 nodes, and drops the one that was silent for longest.
     DropsTheSilent => "no_node_vanishes_by_itself",
     /// Forgets no node.
-    ForgetsNobody => "forgetting_takes_one_node_away",
+    ForgetsNone => "forgetting_takes_one_node_away",
     /// Forgets all nodes if it should forget one.
-    ForgetsEverybody => "forgetting_takes_one_node_away",
+    ForgetsAll => "forgetting_takes_one_node_away",
     /// Ignores the beat when it forgets a node.
-    ForgetsWhoIsThere => "forgetting_spares_a_node_that_reported_since",
+    IgnoresBeatsWhenForgetting => "forgetting_spares_a_node_that_reported_since",
     /// Ignores reports of a node that was forgotten.
     RemembersTheForgotten => "a_forgotten_node_may_report_again",
     /// Writes a report in two steps.
@@ -87,7 +87,7 @@ impl BrokenRegistry {
         let half = |report: &NodeReport| report.node.to_u128() & u128::from(u64::MAX);
         match self.defect {
             RegistryDefect::KeepsHalfOfIds => half(one) == half(other),
-            RegistryDefect::TellsNodesByLabel => one.label == other.label,
+            RegistryDefect::IdentifiesNodesByLabel => one.label == other.label,
             _ => one.node == other.node,
         }
     }
@@ -179,9 +179,9 @@ impl NodeRegistry for BrokenRegistry {
         state.forgotten.push(node);
         let defect = self.defect;
         state.nodes.retain(|report| match defect {
-            RegistryDefect::ForgetsNobody => true,
-            RegistryDefect::ForgetsEverybody => false,
-            RegistryDefect::ForgetsWhoIsThere => report.node != node,
+            RegistryDefect::ForgetsNone => true,
+            RegistryDefect::ForgetsAll => false,
+            RegistryDefect::IgnoresBeatsWhenForgetting => report.node != node,
             _ => report.node != node || report.beat > upto,
         });
         Ok(())

@@ -4,8 +4,8 @@ use super::Violation;
 use super::fixtures::{
     Checked, Desk, Running, STEPS, digest, id, imported, key, owner, tenant, text,
 };
-use keyward::Credential;
 use keyward::audit::Action;
+use keyward::key::Credential;
 use keyward::store::{CommitError, Epoch, KeyStore, LoadRequest, Locator, Revision, Row};
 
 /// A commit is applied only if the tenant is at exactly the expected revision.
@@ -262,10 +262,10 @@ pub async fn the_digest_of_a_removed_key_stays_taken<S: KeyStore>(
 /// A digest that a commit claims for a key stays taken permanently, like the digest of a record.
 /// This holds across tenants, within a batch, after the key is removed, and if the key never
 /// existed.
-pub async fn a_digest_beside_its_key_stays_taken<S: KeyStore>(
+pub async fn a_claimed_digest_stays_taken<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "a_digest_beside_its_key_stays_taken");
+    let mut desk = Desk::new(make, "a_claimed_digest_stays_taken");
     let batch = desk.batch("acme").put(imported(1, "one"));
     desk.land(batch.claim("mark of one", id(1))).await?;
     // A claim without a record.
@@ -411,7 +411,7 @@ pub async fn nothing_appears_behind_a_revision_seen<S: KeyStore>(
         })?;
         let ordered = received.is_sorted_by(|a, b| a.revision < b.revision);
         desk.ensure(ordered, || {
-            format!("a later page told an earlier commit: {rows:?}")
+            format!("a later page returned an earlier commit: {rows:?}")
         })?;
     }
     Ok(())

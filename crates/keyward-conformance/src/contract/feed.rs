@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::Violation;
 use super::fixtures::{Checked, Desk, brief, count, id, imported, key, owner, rows_of, text};
-use keyward::KeyRecord;
 use keyward::TenantId;
+use keyward::key::KeyRecord;
 use keyward::store::{
     Change, Changes, ChangesError, CommitTag, Cursor, Epoch, KeyStore, Revision, Row, RowKey,
 };
@@ -81,7 +81,7 @@ pub async fn changes_come_oldest_first<S: KeyStore>(
             }
             desk.ensure(last <= page.upto.revision, || {
                 format!(
-                    "a page up to revision {} tells revision {last}",
+                    "a page up to revision {} contains revision {last}",
                     page.upto.revision
                 )
             })?;
@@ -133,7 +133,7 @@ pub async fn a_revision_is_never_split_across_pages<S: KeyStore>(
                 let received = rows_of(&received);
                 let missing: Vec<_> = want.keys().filter(|row| !received.contains(*row)).collect();
                 desk.ensure(missing.is_empty(), || {
-                    format!("a page of {limit} tells of revision {revision} without {missing:?}")
+                    format!("a page of {limit} contains revision {revision} without {missing:?}")
                 })?;
             }
         }
@@ -193,7 +193,7 @@ pub async fn an_empty_page_means_caught_up<S: KeyStore>(
         let revision = desk.land(batch).await?;
         let page = desk.changes(after, 10).await?;
         desk.ensure(!page.changes.is_empty(), || {
-            format!("nothing is told of revision {revision}, whose commit returned")
+            format!("no page contains revision {revision}, whose commit returned")
         })?;
         desk.same("head of a page", page.head.revision, revision)?;
         after = page.upto;
@@ -331,10 +331,10 @@ pub async fn cursors_carry_the_tag_of_their_commit<S: KeyStore>(
 }
 
 /// If `changes_now` answers, it returns the same as `changes`.
-pub async fn changes_now_is_changes_at_once<S: KeyStore>(
+pub async fn changes_now_returns_what_changes_returns<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "changes_now_is_changes_at_once");
+    let mut desk = Desk::new(make, "changes_now_returns_what_changes_returns");
     let start = desk.head().await?;
     let foreign = Cursor {
         epoch: Epoch(!start.epoch.0),

@@ -5,10 +5,10 @@ use super::fixtures::{Desk, digest, id, imported, key, tenant, text};
 use keyward::store::{Change, KeyStore, Locator, Row};
 
 /// A key is found by its id, with the commit that wrote it. An unknown id is not found.
-pub async fn find_tells_a_key_by_its_id<S: KeyStore>(
+pub async fn find_returns_a_key_by_its_id<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "find_tells_a_key_by_its_id");
+    let mut desk = Desk::new(make, "find_returns_a_key_by_its_id");
     desk.same(
         "on an empty store",
         desk.find(Locator::Id(id(1))).await?,
@@ -33,10 +33,10 @@ pub async fn find_tells_a_key_by_its_id<S: KeyStore>(
 }
 
 /// An imported key is found by its digest. A peppered key is not.
-pub async fn find_tells_a_key_by_its_imported_digest<S: KeyStore>(
+pub async fn find_returns_a_key_by_its_imported_digest<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "find_tells_a_key_by_its_imported_digest");
+    let mut desk = Desk::new(make, "find_returns_a_key_by_its_imported_digest");
     let batch = desk
         .batch("acme")
         .put(key(1))
@@ -83,10 +83,10 @@ pub async fn find_reflects_every_commit_that_returned<S: KeyStore>(
 }
 
 /// A removed key is found as its tombstone, by its id and by its imported digest.
-pub async fn find_tells_a_removed_key_as_its_tombstone<S: KeyStore>(
+pub async fn find_returns_the_tombstone_of_a_removed_key<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "find_tells_a_removed_key_as_its_tombstone");
+    let mut desk = Desk::new(make, "find_returns_the_tombstone_of_a_removed_key");
     let batch = desk.batch("acme").put(imported(1, "old token")).put(key(2));
     desk.land(batch).await?;
     let batch = desk.batch("acme").remove(id(1));
@@ -110,10 +110,10 @@ pub async fn find_tells_a_removed_key_as_its_tombstone<S: KeyStore>(
 
 /// The head that is returned with a key is the store's head at the time of the read, or an earlier
 /// one. It is a valid cursor, and the feed after it contains every later change of the key.
-pub async fn find_tells_a_head_that_can_be_followed<S: KeyStore>(
+pub async fn find_returns_a_head_that_can_be_followed<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "find_tells_a_head_that_can_be_followed");
+    let mut desk = Desk::new(make, "find_returns_a_head_that_can_be_followed");
     let batch = desk.batch("acme").put(key(1));
     desk.land(batch).await?;
     let batch = desk.batch("globex").put(key(2));

@@ -10,25 +10,18 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::Violation;
-use keyward::KeyId;
-use keyward::ScopeSet;
-use keyward::Stamp;
-use keyward::TenantId;
-use keyward::Timestamp;
 use keyward::audit::{Action, AuditEntry, AuditHash, AuditHead};
+use keyward::command::CommandId;
+use keyward::key::{
+    Author, Credential, Digest, Environment, Fingerprint, ImportScheme, KeyFacts, KeyRecord,
+    KeyState, LastAction, Lineage, Owner, Stamp, Visibility,
+};
 use keyward::store::{
     AuditPage, AuditQuery, AuditRow, Change, Changes, ChangesError, Commit, CommitError, CommitTag,
     Cursor, Effects, Epoch, FoundKey, Guard, KeyPage, KeyQuery, KeyStore, LoadRequest, Locator,
-    Revision, Row, RowKey, ScanPage, TenantView,
+    OwnerRecord, Revision, Row, RowKey, ScanPage, TenantRecord, TenantView,
 };
-use keyward::{Author, Owner};
-use keyward::{CommandId, Environment, Role};
-use keyward::{
-    Credential, ImportScheme, KeyFacts, KeyRecord, KeyState, LastAction, Lineage, Reason,
-    Visibility,
-};
-use keyward::{Digest, Fingerprint};
-use keyward::{OwnerRecord, TenantRecord};
+use keyward::{KeyId, Reason, Role, ScopeSet, TenantId, Timestamp};
 
 pub(super) type Checked = Result<(), Violation>;
 

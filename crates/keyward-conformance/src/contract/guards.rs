@@ -5,8 +5,8 @@ use super::Violation;
 use super::fixtures::{
     Batch, Desk, Running, STEPS, id, key, owned_by, owner, owner_row, tenant_row, text,
 };
-use keyward::KeyRecord;
 use keyward::audit::Action;
+use keyward::key::KeyRecord;
 use keyward::store::{KeyStore, Revision, RowKey};
 
 /// A change that a batch makes.
@@ -14,10 +14,10 @@ type Change = fn(Batch) -> Batch;
 
 /// A commit is applied if each guarded row is at the guard's revision, in any tenant. A row that
 /// never existed is at revision zero.
-pub async fn a_commit_whose_guards_stand_is_applied<S: KeyStore>(
+pub async fn a_commit_whose_guards_hold_is_applied<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "a_commit_whose_guards_stand_is_applied");
+    let mut desk = Desk::new(make, "a_commit_whose_guards_hold_is_applied");
     acme(&mut desk).await?;
     let batch = desk.batch("globex").put(key(3));
     desk.land(batch).await?;
@@ -164,10 +164,10 @@ pub async fn a_commit_whose_guarded_key_was_removed_is_a_conflict<S: KeyStore>(
 
 /// A guard covers its row alone: it holds while other rows of the row's tenant change. A busy
 /// organisation does not starve its projects.
-pub async fn a_guard_stands_though_its_tenant_moves<S: KeyStore>(
+pub async fn a_guard_holds_while_its_tenant_changes<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "a_guard_stands_though_its_tenant_moves");
+    let mut desk = Desk::new(make, "a_guard_holds_while_its_tenant_changes");
     acme(&mut desk).await?;
     let rows = [
         tenant_row("acme"),

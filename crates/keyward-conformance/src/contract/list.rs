@@ -8,10 +8,11 @@ use super::Violation;
 use super::fixtures::{
     Checked, Desk, at, count, id, imported, key, owned_by, revoked, stamp, text,
 };
-use keyward::Environment;
 use keyward::Timestamp;
+use keyward::key::{
+    Environment, KeyRecord, KeyState, Resource, RotationReason, Status, Succession,
+};
 use keyward::store::{KeyPosition, KeyQuery, KeySort, KeyStore};
-use keyward::{KeyRecord, KeyState, Resource, RotationReason, Status, Succession};
 
 const SORTS: [KeySort; 4] = [
     KeySort::Created,
@@ -377,7 +378,7 @@ fn meets(record: &KeyRecord, query: &KeyQuery) -> bool {
         return false;
     }
     if let Some(owner) = &query.owner
-        && record.owner != keyward::Owner::Principal(owner.clone())
+        && record.owner != keyward::key::Owner::Principal(owner.clone())
     {
         return false;
     }

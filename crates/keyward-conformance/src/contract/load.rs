@@ -6,11 +6,10 @@ use super::Violation;
 use super::fixtures::{
     Batch, Checked, Desk, at, id, imported, key, owned_by, owner, revoked, stamp, text,
 };
-use keyward::KeyId;
-use keyward::Timestamp;
 use keyward::audit::{Action, AuditEntry};
+use keyward::key::{KeyRecord, KeyState, RotationReason, Succession};
 use keyward::store::{KeyStore, LoadRequest, Revision, Row, RowKey, TenantView};
-use keyward::{KeyRecord, KeyState, RotationReason, Succession};
+use keyward::{KeyId, Timestamp};
 
 /// A tenant that never had a commit is empty at revision zero, for every request.
 pub async fn an_unknown_tenant_is_empty_at_revision_zero<S: KeyStore>(
@@ -46,8 +45,8 @@ pub async fn an_unknown_tenant_is_empty_at_revision_zero<S: KeyStore>(
 }
 
 /// A view has the epoch of the store's feed, even for a tenant without a commit.
-pub async fn load_tells_the_epoch<S: KeyStore>(make: &impl Fn() -> S) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "load_tells_the_epoch");
+pub async fn load_returns_the_epoch<S: KeyStore>(make: &impl Fn() -> S) -> Result<(), Violation> {
+    let mut desk = Desk::new(make, "load_returns_the_epoch");
     let epoch = desk.head().await?.epoch;
     let batch = desk.batch("acme").put(key(1));
     desk.land(batch).await?;

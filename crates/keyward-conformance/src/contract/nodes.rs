@@ -91,10 +91,8 @@ fn said(n: u128, beat: u64) -> NodeReport {
 
 /// Every read that begins after a report returned contains the report, starting from an empty
 /// registry.
-pub async fn a_report_is_told_by_every_read_after_it<R: NodeRegistry>(
-    make: &impl Fn() -> R,
-) -> Checked {
-    let roll = Roll::new(make, "a_report_is_told_by_every_read_after_it");
+pub async fn a_report_is_in_every_later_read<R: NodeRegistry>(make: &impl Fn() -> R) -> Checked {
+    let roll = Roll::new(make, "a_report_is_in_every_later_read");
     roll.holds("before any report", &[]).await?;
     for beat in 1..=3 {
         roll.note(&said(1, beat)).await?;
@@ -169,20 +167,24 @@ pub async fn an_older_report_changes_nothing<R: NodeRegistry>(make: &impl Fn() -
 
 /// A registry returns whether it accepted a report. Two nodes with one id notice each other by
 /// this.
-pub async fn a_report_tells_whether_it_stands<R: NodeRegistry>(make: &impl Fn() -> R) -> Checked {
-    let roll = Roll::new(make, "a_report_tells_whether_it_stands");
+pub async fn a_registry_returns_whether_it_accepted_a_report<R: NodeRegistry>(
+    make: &impl Fn() -> R,
+) -> Checked {
+    let roll = Roll::new(make, "a_registry_returns_whether_it_accepted_a_report");
     for (beat, stands) in [(1, true), (1, false), (3, true), (2, false), (4, true)] {
         let accepted = roll.report(&said(1, beat)).await?;
         if accepted != stands {
-            return Err(roll.fail(format!("beat {beat}: told {accepted}, should be {stands}")));
+            return Err(roll.fail(format!(
+                "beat {beat}: returned {accepted}, should be {stands}"
+            )));
         }
     }
     Ok(())
 }
 
 /// Nodes are identified by their ids alone. Labels do not count.
-pub async fn nodes_are_told_apart_by_their_ids<R: NodeRegistry>(make: &impl Fn() -> R) -> Checked {
-    let roll = Roll::new(make, "nodes_are_told_apart_by_their_ids");
+pub async fn nodes_are_identified_by_their_ids<R: NodeRegistry>(make: &impl Fn() -> R) -> Checked {
+    let roll = Roll::new(make, "nodes_are_identified_by_their_ids");
     let reports = [said(1, 9), said(2, 1), said(1 + (1 << 64), 4)];
     for report in &reports {
         roll.note(report).await?;

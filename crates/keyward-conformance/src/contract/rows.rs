@@ -5,26 +5,20 @@ use std::time::Duration;
 
 use super::Violation;
 use super::fixtures::{Desk, digest, id, imported, key, owner, stamp, text};
-use keyward::AddressAllowlist;
-use keyward::DigestMark;
-use keyward::KeyId;
-use keyward::Metadata;
-use keyward::ScopeSet;
-use keyward::Timestamp;
 use keyward::audit::{Action, Evidence, FieldChange};
-use keyward::store::{KeyStore, LoadRequest, Locator, Revision, Row};
+use keyward::command::{BulkFilter, PendingSweep, SweepKind};
+use keyward::key::{
+    AddressAllowlist, Author, ClassName, Credential, Description, DigestMark, Environment, Hint,
+    ImportScheme, KeyName, KeyRecord, KeyState, LastAction, Lineage, Maker, Metadata, Owner,
+    Predecessor, Purpose, Resource, ResourceId, ResourceKind, RotationReason, Succession,
+    Visibility,
+};
+use keyward::pepper::PepperId;
+use keyward::store::{
+    KeyStore, LoadRequest, Locator, OwnerRecord, Revision, Row, TenantRecord, TimeRepair,
+};
 use keyward::token::TokenPrefix;
-use keyward::{Author, Owner};
-use keyward::{BulkFilter, PendingSweep, SweepKind};
-use keyward::{
-    ClassName, Description, Environment, Hint, KeyName, PepperId, PrincipalId, Purpose, ResourceId,
-    ResourceKind, Role,
-};
-use keyward::{
-    Credential, ImportScheme, KeyRecord, KeyState, LastAction, Lineage, Maker, Predecessor, Reason,
-    Resource, RotationReason, Succession, Visibility,
-};
-use keyward::{OwnerRecord, TenantRecord, TimeRepair};
+use keyward::{KeyId, PrincipalId, Reason, Role, ScopeSet, Timestamp};
 
 /// Records come back as written, field by field, including texts of minimal and maximal length.
 /// This holds for load, find, list, scan and feed.
@@ -235,7 +229,7 @@ fn least(n: u64) -> KeyRecord {
         key.hint = text("%");
         key.credential = Credential::Peppered {
             pepper: text("p"),
-            digest: keyward::Digest::from_bytes([0; 32]),
+            digest: keyward::key::Digest::from_bytes([0; 32]),
         };
         key.published = Some(String::new());
     })

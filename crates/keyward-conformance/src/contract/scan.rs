@@ -9,10 +9,10 @@ use keyward::audit::Action;
 use keyward::store::{Change, KeyStore, Row, RowKey, StoreError, StoreErrorKind};
 
 /// A scan returns every row once, in the order of [`RowKey`], at any limit.
-pub async fn a_scan_tells_every_row_in_order<S: KeyStore>(
+pub async fn a_scan_returns_every_row_in_order<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "a_scan_tells_every_row_in_order");
+    let mut desk = Desk::new(make, "a_scan_returns_every_row_in_order");
     let (_, rows) = desk.scan_all(1).await?;
     desk.same("rows of an empty store", rows, Vec::new())?;
     // Ids with the highest bit set come last. A store that keeps ids as signed numbers orders them
@@ -123,10 +123,10 @@ pub async fn a_scan_reads_its_head_before_its_rows<S: KeyStore>(
 
 /// A scan of everything returns every row once, in any order, with the store's head. An empty store
 /// returns a page too.
-pub async fn a_scan_of_all_tells_every_row_once<S: KeyStore>(
+pub async fn a_scan_of_all_returns_every_row_once<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "a_scan_of_all_tells_every_row_once");
+    let mut desk = Desk::new(make, "a_scan_of_all_returns_every_row_once");
     for round in 0..4 {
         let want: Vec<_> = desk.truth.standing().into_values().collect();
         let at = desk.scan(None, 1).await?;
@@ -196,10 +196,10 @@ pub async fn a_scan_of_all_reads_its_head_before_its_rows<S: KeyStore>(
 }
 
 /// An error of the consumer of the pages ends a scan of everything, and is returned.
-pub async fn a_scan_of_all_ends_when_a_page_is_refused<S: KeyStore>(
+pub async fn a_scan_of_all_returns_the_consumers_error<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "a_scan_of_all_ends_when_a_page_is_refused");
+    let mut desk = Desk::new(make, "a_scan_of_all_returns_the_consumers_error");
     let batch = desk.batch("acme").provision();
     desk.land((1..=9).map(key).fold(batch, Batch::put)).await?;
     for taken in 1..=3 {
@@ -214,7 +214,7 @@ pub async fn a_scan_of_all_ends_when_a_page_is_refused<S: KeyStore>(
             }
         };
         let ended = desk.store.scan_all(count(2), &mut take).await;
-        desk.same("pages told", received, taken)?;
+        desk.same("pages returned", received, taken)?;
         let ended = ended.err().map(|error| (error.kind(), error.to_string()));
         let want = refused();
         desk.same("the end", ended, Some((want.kind(), want.to_string())))?;

@@ -6,21 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::watch::{Landings, Rows, Watch};
 use super::{Choice, Explorer, Failure, Report, World, block_on};
-use keyward::Actor;
-use keyward::KeyState;
-use keyward::ManualClock;
-use keyward::Need;
-use keyward::PepperId;
-use keyward::Replica;
-use keyward::SeededEntropy;
-use keyward::Timestamp;
-use keyward::Verifier;
-use keyward::VerifyError;
+use keyward::command::{Command, IssuedKey, Outcome, Request};
+use keyward::entropy::SeededEntropy;
+use keyward::key::KeyState;
+use keyward::node::{KeyManager, Replica, Verifier};
+use keyward::pepper::{Pepper, PepperId};
 use keyward::policy::{LivePolicies, Policy};
 use keyward::store::{KeyStore, Row, RowKey};
-use keyward::{Command, Denial, IssuedKey, Outcome, Request};
-use keyward::{CommandError, KeyManager};
-use keyward::{Pepper, PepperRing};
+use keyward::{Actor, CommandError, Denial, ManualClock, Need, PepperRing, Timestamp, VerifyError};
 
 /// A store and a manager, to prepare a race with.
 #[derive(Debug)]
@@ -82,10 +75,11 @@ type Prepare = dyn Fn(&Bench) -> Result<Vec<Request>, CommandError>;
 /// # Examples
 ///
 /// ```
+/// use keyward::Actor;
+/// use keyward::command::{Command, CommandId, Request};
 /// use keyward::conformance::explore::{Explorer, Race};
-/// use keyward::store::MemoryStore;
 /// use keyward::policy::Policy;
-/// use keyward::{Actor, Command, CommandId, Request};
+/// use keyward::store::MemoryStore;
 ///
 /// let race = Race::new(Policy::default(), |_| {
 ///     let provision = |id: &str| {

@@ -7,17 +7,12 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use super::block_on;
-use keyward::CommandId;
-use keyward::KeyId;
-use keyward::PepperRing;
-use keyward::TenantId;
-use keyward::Timestamp;
 use keyward::audit::{Action, AuditHead, verify_chain};
+use keyward::command::CommandId;
+use keyward::key::{KeyRecord, KeyState};
 use keyward::policy::{ActiveKeyCap, LegacyRule, Policy};
-use keyward::store::AuditQuery;
-use keyward::store::Revision;
-use keyward::store::{Change, Cursor, KeyStore, Row, RowKey};
-use keyward::{KeyRecord, KeyState};
+use keyward::store::{AuditQuery, Change, Cursor, KeyStore, Revision, Row, RowKey};
+use keyward::{KeyId, PepperRing, TenantId, Timestamp};
 
 const PAGE: NonZeroUsize = NonZeroUsize::new(3).expect("the page size is not zero");
 

@@ -7,24 +7,17 @@ use std::time::Duration;
 use super::rules::{ACTIONS, Mask, Model, RESOURCES, Why};
 use super::{Ask, Life, Mode, TENANTS};
 use crate::explore::block_on;
-use keyward::Actor;
-use keyward::CommandError;
-use keyward::Digest;
-use keyward::KeyId;
-use keyward::Keyward;
-use keyward::Need;
-use keyward::SeededEntropy;
-use keyward::TenantId;
-use keyward::Timestamp;
+use keyward::command::{CommandId, DeleteKey, Expiry, ImportKey, IssuedKey};
+use keyward::entropy::SeededEntropy;
+use keyward::key::{Digest, Status};
+use keyward::pepper::Pepper;
 use keyward::policy::{ActiveKeyCap, LegacyRule, Policy};
 use keyward::profiles::standard;
 use keyward::store::KeyStore;
-use keyward::{Clock, ManualClock};
-use keyward::{CommandId, PrincipalId, Role};
-use keyward::{CreateKey, DeleteKey, Denial, Expiry, ImportKey, IssuedKey, RotateKey, UpdateKey};
-use keyward::{Pepper, PepperRing};
-use keyward::{Reason, Status};
-use keyward::{Scope, ScopeSet};
+use keyward::{
+    Actor, Clock, CommandError, CreateKey, Denial, KeyId, Keyward, ManualClock, Need, PepperRing,
+    PrincipalId, Reason, Role, RotateKey, Scope, ScopeSet, TenantId, Timestamp, UpdateKey,
+};
 
 /// The asker of a command, as the host describes it.
 #[derive(Clone, Debug, PartialEq)]

@@ -6,10 +6,9 @@ use super::drive::{Held, Run, WRITE};
 use super::fate::{Asked, give};
 use super::node::Way;
 use super::world::{Instant, MILLI, SECOND, Weather};
-use keyward::KeyId;
-use keyward::Reason;
+use keyward::command::{Command, DeleteKey};
 use keyward::store::RowKey;
-use keyward::{Command, DeleteKey};
+use keyward::{KeyId, Reason};
 
 /// Revokes a key just after a node has synced, and then cuts the node off. The node may accept the
 /// key until its lease ends, and not an instant longer.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::world::{Instant, World};
-use keyward::Timestamp;
 use keyward::rules::CheckedTime;
-use keyward::{Clock, Reading};
+use keyward::time::Reading;
+use keyward::{Clock, Timestamp};
 
 /// The start of every run, in seconds since the epoch. Any instant works.
 const START: i64 = 1_800_000_000;

@@ -13,19 +13,14 @@ use super::node::{Node, Parts, Way, start};
 use super::world::{Instant, MILLI, Place, SECOND, State, Weather, World};
 use super::{Ground, Invariant, Options, Report, Violation};
 use crate::explore::block_on;
-use keyward::CommandId;
-use keyward::Digest;
-use keyward::KeyId;
-use keyward::Need;
-use keyward::Scope;
-use keyward::VerifyError;
 use keyward::audit::verify_chain;
+use keyward::command::CommandId;
+use keyward::key::Digest;
+use keyward::pepper::Pepper;
 use keyward::policy::{ActiveKeyCap, Policy, Propagation};
 use keyward::profiles::standard;
-use keyward::store::AuditQuery;
-use keyward::store::Revision;
-use keyward::store::RowKey;
-use keyward::{Pepper, PepperRing};
+use keyward::store::{AuditQuery, Revision, RowKey};
+use keyward::{KeyId, Need, PepperRing, Scope, VerifyError};
 
 /// The parameters of a run.
 pub(super) struct Setup {

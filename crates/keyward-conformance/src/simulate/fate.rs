@@ -7,15 +7,13 @@ use super::ambush;
 use super::drive::{Held, READ, Run, WRITE, any_jump, any_rate, any_weather};
 use super::node::Way;
 use super::world::{Instant, MILLI, SECOND, State};
-use keyward::Actor;
-use keyward::CommandError;
-use keyward::Invalid;
-use keyward::Reason;
-use keyward::TenantId;
+use keyward::command::{Command, CommandId, DeleteKey, ImportKey, Invalid, Outcome, Request};
+use keyward::key::Digest;
 use keyward::store::{RowKey, StoreErrorKind};
-use keyward::{Command, CreateKey, DeleteKey, ImportKey, Outcome, Request, RotateKey, UpdateKey};
-use keyward::{CommandId, PrincipalId, Role};
-use keyward::{Digest, Secret};
+use keyward::{
+    Actor, CommandError, CreateKey, PrincipalId, Reason, Role, RotateKey, Secret, TenantId,
+    UpdateKey,
+};
 
 /// 3 attempts at a command, all under its own id, while its outcome is unknown.
 const MOST_ATTEMPTS: usize = 3;
@@ -314,7 +312,7 @@ fn ask(run: &Arc<Run>) -> Result<Asked, Invalid> {
         _ => tenant,
     };
     let id = CommandId::new(format!("c{number}"))?;
-    let request = keyward::Request::new(id, admin()?, place, command);
+    let request = keyward::command::Request::new(id, admin()?, place, command);
     Ok(Asked {
         request,
         row,
@@ -341,7 +339,7 @@ impl Asked {
         let tenant = command.key().and_then(|key| state.ledger.tenant_of(key));
         let id = CommandId::new(format!("c{}", state.asked))?;
         let tenant = tenant.unwrap_or(TenantId::new("acme")?);
-        let request = keyward::Request::new(id, admin()?, tenant, command);
+        let request = keyward::command::Request::new(id, admin()?, tenant, command);
         Ok(Self {
             request,
             row: Some(row),

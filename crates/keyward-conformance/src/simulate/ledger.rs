@@ -9,18 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Invariant;
 use super::world::Instant;
 use crate::explore::check_cap;
-use keyward::Digest;
-use keyward::KeyId;
-use keyward::Owner;
-use keyward::PepperRing;
-use keyward::TenantId;
-use keyward::Timestamp;
 use keyward::audit::{AuditHead, verify_chain};
+use keyward::command::CommandId;
+use keyward::key::{Digest, KeyRecord, KeyState, Owner};
 use keyward::policy::Policy;
-use keyward::store::Revision;
-use keyward::store::{Commit, Row, RowKey};
-use keyward::{CommandId, Role};
-use keyward::{KeyRecord, KeyState};
+use keyward::store::{Commit, Revision, Row, RowKey};
+use keyward::{KeyId, PepperRing, Role, TenantId, Timestamp};
 
 /// A row after one commit.
 struct Version {

@@ -6,16 +6,12 @@ use async_trait::async_trait;
 
 use super::sketch::{Defect, Sketch};
 use super::world::World;
-use keyward::KeyId;
-use keyward::Keyward;
-use keyward::Need;
-use keyward::PepperRing;
-use keyward::SeededEntropy;
-use keyward::VerifyError;
+use keyward::command::{Command, Committed, Outcome, Request};
+use keyward::entropy::SeededEntropy;
+use keyward::node::KeyManager;
 use keyward::policy::Policy;
 use keyward::store::{KeyStore, StoreError};
-use keyward::{Command, Outcome, Request};
-use keyward::{CommandError, Committed, KeyManager};
+use keyward::{CommandError, KeyId, Keyward, Need, PepperRing, VerifyError};
 
 use super::clock::{Fault, PlaceClock};
 

@@ -12,28 +12,17 @@ use async_trait::async_trait;
 
 use super::node::{Node, Parts, Way, give};
 use super::world::World;
-use keyward::Clock;
-use keyward::Digest;
-use keyward::KeyId;
-use keyward::KeyRecord;
-use keyward::Need;
-use keyward::Request;
-use keyward::Role;
-use keyward::SeededEntropy;
-use keyward::TenantId;
-use keyward::Timestamp;
-use keyward::VerifyError;
-use keyward::node::Timekeeper;
+use keyward::command::{Committed, Request};
+use keyward::entropy::SeededEntropy;
+use keyward::key::{Digest, KeyRecord};
+use keyward::node::{KeyManager, Timekeeper};
 use keyward::policy::{LivePolicies, Policies, Policy};
-use keyward::rules::CheckedTime;
-use keyward::rules::OwnerStatus;
+use keyward::rules::{CheckedTime, OwnerStatus};
 use keyward::store::{
-    Change, ChangesError, Cursor, KeyStore, Learnt, Locator, Row, RowKey, StoreError,
-    StoreErrorKind,
+    Change, ChangesError, Cursor, KeyStore, Learnt, LoadRequest, Locator, Revision, Row, RowKey,
+    StoreError, StoreErrorKind,
 };
-use keyward::store::{LoadRequest, Revision};
-use keyward::token;
-use keyward::{CommandError, Committed, KeyManager};
+use keyward::{Clock, CommandError, KeyId, Need, Role, TenantId, Timestamp, VerifyError, token};
 
 /// A defect of a node, which a simulation must find.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -70,7 +59,7 @@ pub enum Defect {
     ForgetsOwnCommits,
     /// Applies its own commits to a scan that has not ended. A key that was removed during the
     /// scan, and its tombstone compacted, then stays.
-    TellsScanTooSoon,
+    AppliesTheScanTooSoon,
     /// Never starts over after its position in the history was compacted.
     NeverStartsOver,
     /// Ignores the rows of owners.
@@ -94,7 +83,7 @@ impl Defect {
         Self::SkipsLostPage,
         Self::ForgetsTombstones,
         Self::ForgetsOwnCommits,
-        Self::TellsScanTooSoon,
+        Self::AppliesTheScanTooSoon,
         Self::NeverStartsOver,
         Self::IgnoresOwners,
     ];
@@ -215,7 +204,7 @@ impl Sketch {
                 } = &mut *known;
                 match building {
                     Some(_) if defect == Some(Defect::ForgetsOwnCommits) => {}
-                    Some(rows) if rows.filled || defect == Some(Defect::TellsScanTooSoon) => {
+                    Some(rows) if rows.filled || defect == Some(Defect::AppliesTheScanTooSoon) => {
                         rows.apply(change.clone(), defect);
                     }
                     Some(_) => meanwhile.push(change.clone()),
