@@ -24,13 +24,13 @@ fmt:
 fmt-check:
     cargo fmt --all --check
 
-# Runs tests: all of them, or what the arguments select, such as `just test --test model invariant_1`.
+# Runs tests: all of them, or what the arguments select, such as `just test --test it invariant_1`.
 test *args:
     cargo test --workspace --all-features {{ args }}
 
 # Runs the import rule and the other house rules.
 house:
-    cargo test --workspace --all-features --test house
+    cargo test --workspace --all-features --test it house
 
 # Builds the documentation, with broken links as errors.
 doc:

@@ -12,12 +12,6 @@
     reason = "counts stay far below 2^52, which f64 represents exactly"
 )]
 
-#[allow(
-    dead_code,
-    unreachable_pub,
-    reason = "each benchmark uses its own part"
-)]
-#[allow(dead_code, reason = "tests use the rest")]
 mod start;
 mod writers;
 

@@ -3,7 +3,9 @@
 #![allow(
     missing_docs,
     clippy::missing_errors_doc,
+    clippy::len_without_is_empty,
     clippy::missing_panics_doc,
+    clippy::new_without_default,
     reason = "for the benchmarks of this workspace alone"
 )]
 #![allow(

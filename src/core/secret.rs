@@ -32,6 +32,11 @@ impl Secret {
     pub fn expose(&self) -> &str {
         &self.0
     }
+
+    /// Returns the text of a publishable key's token, which identifies and is shown again. The record keeps it.
+    pub(crate) fn publish(&self) -> String {
+        self.0.as_str().to_owned()
+    }
 }
 
 impl fmt::Debug for Secret {

@@ -8,6 +8,7 @@ mod encryption;
 mod failover;
 mod integrity;
 mod loads;
+mod operators;
 mod plans;
 mod portable;
 mod round_trips;

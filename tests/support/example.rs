@@ -25,7 +25,7 @@ pub fn build(program: &str) -> PathBuf {
         command.arg("--all-features");
     }
     match program {
-        "keyctl" => command.args(["--bin", program]),
+        "keyctl" | "custom-store" => command.args(["--bin", program]),
         example => command.args(["--example", example]),
     };
     command.args(["--message-format", "json-render-diagnostics"]);

@@ -4,6 +4,8 @@
     missing_docs,
     clippy::missing_errors_doc,
     clippy::missing_panics_doc,
+    clippy::new_without_default,
+    clippy::should_implement_trait,
     reason = "for the tests of this workspace alone"
 )]
 

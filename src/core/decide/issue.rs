@@ -519,7 +519,7 @@ impl<'a> Work<'a> {
 /// Returns the token if the record may keep it: only that of a publishable key.
 pub(super) fn published(rules: &KeyClass, token: Option<&Secret>) -> Option<String> {
     let shown = token.filter(|_| rules.visibility == Visibility::Publishable);
-    shown.map(|token| token.expose().to_owned())
+    shown.map(Secret::publish)
 }
 
 pub(super) fn check_ceiling(

@@ -148,10 +148,7 @@ impl Conn {
     }
 
     fn client(&self) -> Result<&ClientWrapper, Fault> {
-        self.object
-            .as_ref()
-            .map(|object| &**object)
-            .ok_or(GIVEN_BACK)
+        self.object.as_deref().ok_or(GIVEN_BACK)
     }
 }
 

@@ -28,7 +28,7 @@ fn watched(
         let mut all = vec![("CHILD_NUMBER", number.to_string())];
         all.push(("CHILD_SCHEMA", place.schema.clone()));
         all.extend(env.iter().cloned());
-        Part::start(part, &place.url, &all)
+        Part::start(&format!("postgres:{part}"), &place.url, &all)
     };
     let mut parts: Vec<_> = (0..PROCESSES).map(start).collect();
     parts.iter_mut().for_each(|part| part.expect("ready"));

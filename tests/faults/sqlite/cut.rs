@@ -218,7 +218,7 @@ fn cut(
         ("SHIM_LOG", log.to_str().unwrap().to_owned()),
         ("CHILD_ROUNDS", work.to_string()),
     ];
-    Part::start(part, &folder.join("keys.db"), &env).finish();
+    Part::start(&format!("sqlite:{part}"), &folder.join("keys.db"), &env).finish();
     let steps = steps(&log);
     let last_mark = steps
         .iter()

@@ -5,8 +5,8 @@ use std::num::NonZeroUsize;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use keyward::store::{Cursor, KeyStore, SqliteStore, StoreError, async_trait};
 use keyward::store::transfer::{CopyError, Export, Import, Importing, Item, Origin, Page, Part};
+use keyward::store::{Cursor, KeyStore, SqliteStore, StoreError, async_trait};
 
 use crate::operators::fill::{FEW, File, Filled, copy, fill, is_empty, seen, service};
 use support::postgres::Place;

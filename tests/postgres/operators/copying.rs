@@ -3,13 +3,17 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use keyward_conformance::model::{Facade, TENANTS, policy, run};
-use keyward_conformance::strategies;
-use keyward::{Actor, Keyward, ManualClock, PepperRing, TenantId};
 use keyward::pepper::Pepper;
-use keyward::store::{AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, CommitTag, Cursor, Effects, FoundKey, KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, NodeRegistry, Revision, RowKey, ScanPage, SqliteStore, StoreError, StoreErrorKind, TenantView, async_trait};
 use keyward::store::sqlite::OpenError;
 use keyward::store::transfer::{CopyError, Export, Part, Progress, Step, copy as copied};
+use keyward::store::{
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, CommitTag, Cursor, Effects,
+    FoundKey, KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, NodeRegistry,
+    Revision, RowKey, ScanPage, SqliteStore, StoreError, StoreErrorKind, TenantView, async_trait,
+};
+use keyward::{Actor, Keyward, ManualClock, PepperRing, TenantId};
+use keyward_conformance::model::{Facade, TENANTS, policy, run};
+use keyward_conformance::strategies;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence};
 
@@ -28,7 +32,11 @@ struct Mirrored {
 
 #[async_trait]
 impl KeyStore for Mirrored {
-    async fn load(&self, tenant: &TenantId, select: &LoadRequest) -> Result<TenantView, StoreError> {
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        select: &LoadRequest,
+    ) -> Result<TenantView, StoreError> {
         self.memory.load(tenant, select).await
     }
     async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError> {
@@ -176,8 +184,10 @@ fn ids_taken_permanently_stay_taken_in_a_copy() {
             "{refused:?}"
         );
     }
-    let again =
-        keyward::command::ImportKey::sha256(keyward::key::Digest::sha256(crate::operators::fill::TOKEN), reader("again"));
+    let again = keyward::command::ImportKey::sha256(
+        keyward::key::Digest::sha256(crate::operators::fill::TOKEN),
+        reader("again"),
+    );
     let refused = wait(service(database).import(&host(), again)).unwrap_err();
     assert!(format!("{refused:?}").contains("Digest"), "{refused:?}");
 }

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 
+use keyward::store::{
+    Commit, CommitTag, Effects, KeyStore, Locator, PostgresStore, Revision, Row, SqliteStore,
+};
 use keyward::{KeyId, Keyward, Need, PepperFile};
-use keyward::key::KeyRecord;
-use keyward::store::{Commit, CommitTag, Effects, KeyStore, Locator, PostgresStore, Revision, Row, SqliteStore};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -261,9 +262,9 @@ fn many_keys(path: &Path) {
         panic!("a key was made")
     };
     for group in 0..6_u64 {
-        let puts = (0..500).map(|number| KeyRecord {
-            id: KeyId::from_u128(u128::from(group) * 500 + number + 1),
-            ..(*record).clone()
+        let puts = (0..500).map(|number| {
+            let id = u128::from(group) * 500 + number + 1;
+            (*record).clone().with(|key| key.id = KeyId::from_u128(id))
         });
         let commit = Commit {
             tenant: record.tenant.clone(),

@@ -6,13 +6,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward::{KeyId, Keyward, ManualClock, Need, Reason, RotateKey, TenantId, days, hours};
 use keyward::audit::AuditHead;
 use keyward::command::{Created, DeleteKey, ImportKey};
 use keyward::key::Digest;
 use keyward::policy::Policy;
-use keyward::store::{AuditQuery, AuditRow, Change, Cursor, KeyStore, Locator, NodeId, NodeRegistry, NodeReport, SqliteStore, TenantView};
-use keyward::store::transfer::{Copied, CopyError, Export, Import, self};
+use keyward::store::transfer::{self, Copied, CopyError, Export, Import};
+use keyward::store::{
+    AuditQuery, AuditRow, Change, Cursor, KeyStore, Locator, NodeId, NodeRegistry, NodeReport,
+    SqliteStore, TenantView,
+};
+use keyward::{KeyId, Keyward, ManualClock, Need, Reason, RotateKey, TenantId, days, hours};
 use tempfile::TempDir;
 
 use support::*;
@@ -117,7 +120,8 @@ pub(crate) fn seen(store: &dyn KeyStore) -> Seen {
     let trail = AuditQuery::all().with(|query| query.limit = ALL);
     let trail = wait(store.audit(&trail)).unwrap().rows;
     let view = |tenant: &TenantId| -> (u64, AuditHead, String) {
-        let view: TenantView = wait(store.load(tenant, &keyward::store::LoadRequest::none())).unwrap();
+        let view: TenantView =
+            wait(store.load(tenant, &keyward::store::LoadRequest::none())).unwrap();
         let state = format!("{:?} {:?}", view.decided_at, view.tenant);
         (view.revision.0, view.audit_head, state)
     };

@@ -4,8 +4,11 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use keyward::store::{CommitError, Cursor, KeyStore, LoadRequest, Revision, SqliteStore, StoreError, StoreErrorKind, async_trait};
 use keyward::store::transfer::{CopyError, Import, Importing, Item, Origin, Part};
+use keyward::store::{
+    CommitError, Cursor, KeyStore, LoadRequest, Revision, SqliteStore, StoreError, StoreErrorKind,
+    async_trait,
+};
 
 use crate::operators::fill::{File, copy, fill, is_empty, seen, service};
 use support::postgres::{Place, open};

@@ -3,8 +3,8 @@
 use serde_json::json;
 
 use crate::operators::database::uri;
-use support::served::Service;
 use support::postgres::Place;
+use support::served::Service;
 
 #[test]
 fn services_over_one_database_share_keys_and_print_the_admin_key_once() {

@@ -65,7 +65,7 @@ async fn about_keys(desk: &Desk, ask: Ask, output: &Output) -> Answer<()> {
         | Ask::Recover(_)
         | Ask::BeginAnew
         | Ask::MigrateStore(_)
-        | Ask::Schema { .. }
+        | Ask::Schema
         | Ask::Check
         | Ask::Stats => Ok(()),
     }
