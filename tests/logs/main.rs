@@ -1,5 +1,4 @@
 //! Tests that read everything the process logs, whatever its level.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
-mod follow;
 mod secrets;

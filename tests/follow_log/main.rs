@@ -1,5 +1,6 @@
 //! The log lines of a node that follows its store. This test has a process of its own, because the interest
 //! in log events is cached for all threads of a process.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 use std::sync::Arc;
 use std::time::Duration;
