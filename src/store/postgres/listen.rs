@@ -126,7 +126,7 @@ async fn hint(database: &Database) {
     };
     match tokio::time::timeout(database.timeouts.request, notify).await {
         Ok(Ok(())) => {}
-        Ok(Err(fault)) => tracing::debug!(%fault, "could not notify other nodes of a commit"),
-        Err(_) => tracing::debug!("could not notify other nodes of a commit in time"),
+        Ok(Err(fault)) => tracing::debug!(%fault, "could not wake the other nodes after a commit"),
+        Err(_) => tracing::debug!("could not wake the other nodes after a commit in time"),
     }
 }
