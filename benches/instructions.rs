@@ -1,7 +1,7 @@
 //! Work whose instructions are counted: `.ci/instructions` runs it under callgrind, which counts only
 //! instructions inside [`counted`].
 //!
-//! `cargo bench --bench instructions -- --what valid --count 1000`
+//! `cargo bench --package keyward-benches --bench instructions -- --what valid --count 1000`
 #![allow(clippy::unwrap_used, reason = "a benchmark panics on failure")]
 
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! The cost of the file store as ratios to plain SQLite, on the same disk in the same run, so that the
 //! machine cancels out. Rounds are interleaved; the table shows medians.
 //!
-//! `cargo bench --bench store --all-features -- [--quick] [--json] [--only create,group,start,point]`
+//! `cargo bench --package keyward-benches --bench store -- [--quick] [--json] [--only create,group,start,point]`
 #![allow(
     clippy::disallowed_methods,
     reason = "benchmarks read the machine's clock to measure, not to decide"

@@ -3,7 +3,7 @@
 //! code constant time?). A |t| above 4.5 shows that the classes differ. A comparison that returns early
 //! proves that the method detects leaks.
 //!
-//! `cargo bench --bench timing -- [--quick] [--json] [--only compare,secret,unknown]`; fails if a goal is
+//! `cargo bench --package keyward-benches --bench timing -- [--quick] [--json] [--only compare,secret,unknown]`; fails if a goal is
 //! missed.
 #![allow(
     clippy::disallowed_methods,

@@ -1,4 +1,4 @@
-//! A gRPC service behind the layer: `cargo run --example grpc`.
+//! A gRPC service behind the layer: `cargo run --package keyward-examples --features grpc --example grpc`.
 //!
 //! The service is the standard health check. Its generated code comes with one of tonic's crates, so this
 //! example compiles no `.proto` file.

@@ -24,7 +24,7 @@
 //! # The parts
 //!
 //! - [`Keyward`] is the facade: one method for every command and every query. It combines a
-//!   [`KeyManager`] (changes), a [`Replica`] (follows the store) and a [`Verifier`] (no I/O), which can also
+//!   [`KeyManager`](node::KeyManager) (changes), a [`Replica`](node::Replica) (follows the store) and a [`Verifier`](node::Verifier) (no I/O), which can also
 //!   be used alone.
 //! - [`store`] is the contract for storage, with [`MemoryStore`](store::MemoryStore) and, behind a
 //!   feature, a store in a file.
@@ -60,7 +60,7 @@
 //! ```
 //!
 //! [`Keyward::verify_or_fetch`] reads a key through the store if this node does not know it yet, or if the
-//! bound of its class is zero. Concurrent callers with the same key share one read. [`ReadThroughLimits`] bounds
+//! bound of its class is zero. Concurrent callers with the same key share one read. [`ReadThroughLimits`](node::ReadThroughLimits) bounds
 //! the reads, so that a flood of invented keys causes no flood of reads. Refusals are not cached.
 //!
 //! # HTTP
@@ -89,7 +89,7 @@
 //!
 //! A node that has not confirmed within the bound of a key's class ([`Propagation`](policy::Propagation))
 //! that it is up to date fails closed: it refuses the key as [`Stale`](VerifyError::Stale). With
-//! [`OnStale::ReadThrough`] it reads the key through the store instead. [`Keyward::freshness`] returns the
+//! [`OnStale::ReadThrough`](node::OnStale::ReadThrough) it reads the key through the store instead. [`Keyward::freshness`] returns the
 //! staleness of the node.
 //!
 //! # Watching
@@ -111,7 +111,7 @@
 //!
 //! # Confirmations
 //!
-//! A [`Receipt`] holds the time by which a change has reached every node. With [`Builder::registry`]
+//! A [`Receipt`] holds the time by which a change has reached every node. With [`KeywardBuilder::registry`]
 //! nodes report the changes that they have applied. [`Keyward::confirmations`] returns the nodes that have
 //! applied a change, and those that may still act without it; [`Keyward::wait_confirmed`] waits until there are
 //! none. A node that died or is cut off fails closed, so no receipt waits longer than its bound.
@@ -146,10 +146,10 @@
 //!
 //! # Peppers
 //!
-//! Secrets are stored as HMAC-SHA-256 digests under a [`Pepper`], a key of the service that must be stored
+//! Secrets are stored as HMAC-SHA-256 digests under a [`Pepper`](pepper::Pepper), a key of the service that must be stored
 //! separately from the records. To replace it, [`rotate`](PepperRing::rotate) the ring: old secrets still
 //! verify, and move to the new pepper at their next use. Keys that are never used never move. Before you
-//! drop the old pepper, end them with [`BulkFilter::pepper`], and keep the pepper as
+//! drop the old pepper, end them with [`BulkFilter::pepper`](command::BulkFilter::pepper), and keep the pepper as
 //! [`audit_only`](PepperRing::with_audit_only) for the audit entries that it sealed. `PepperFile` stores a
 //! ring in a file that only its owner may read.
 //!
@@ -157,12 +157,12 @@
 //!
 //! In a store that was restored from a backup, keys that were revoked after the backup would verify again.
 //! Before the store serves, call [`Keyward::recover`]. It disables every key, or repeats the commands that
-//! ended or narrowed keys after the backup, from audit entries that were kept elsewhere. See [`Recovery`].
+//! ended or narrowed keys after the backup, from audit entries that were kept elsewhere. See [`Recovery`](recovery::Recovery).
 //!
 //! # References
 //!
 //! References such as "rule A1-15" name rules of the documents that the crate is tested against. The
-//! repository lists them in `tests/seed_rules/rules`; its `docs/design.md` numbers the traps and the
+//! repository lists them in `tests/it/seed_rules/rules`; its `docs/design.md` numbers the traps and the
 //! invariants.
 //!
 //! # Features
@@ -177,7 +177,7 @@
 //! | `metrics` | gauges and counters through the `metrics` crate |
 //! | `http` | `keyward::http`: a tower layer that passes only requests with a suitable key |
 //! | `axum` | extractors for axum, in addition to that layer |
-//! | `testing` | [`SeededEntropy`]: key material that a seed repeats |
+//! | `testing` | [`SeededEntropy`](entropy::SeededEntropy): key material that a seed repeats |
 
 mod clock;
 mod core;

@@ -2,7 +2,7 @@
 //! `wrk` generates the load, with the routes taking turns. All routes run in one process with the same
 //! handler. Each request presents another key, in turn over all of them.
 //!
-//! `cargo bench --bench http -- [--quick] [--json]`
+//! `cargo bench --package keyward-benches --bench http -- [--quick] [--json]`
 #![allow(
     clippy::disallowed_methods,
     reason = "benchmarks read the machine's clock to measure, not to decide"

@@ -1,7 +1,7 @@
 //! The cost of the database store, as ratios within one run on a server of the benchmark's own, so that the
 //! machine cancels out. Rounds take turns; the table shows medians.
 //!
-//! `cargo bench --features postgres --bench postgres -- [--quick] [--json] [--only create,slow,hot,start]`
+//! `cargo bench --package keyward-benches --bench postgres -- [--quick] [--json] [--only create,slow,hot,start]`
 #![allow(
     clippy::disallowed_methods,
     reason = "benchmarks read the machine's clock to measure, not to decide"

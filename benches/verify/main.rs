@@ -2,7 +2,7 @@
 //! compressions of SHA-256, measured between the same rounds. The table shows medians of the thread's CPU
 //! time, unless a line names another time.
 //!
-//! `cargo bench --bench verify -- [--quick] [--json] [--only valid,refused,kinds,threads,writer,growth,heap,allocations,start]`
+//! `cargo bench --package keyward-benches --bench verify -- [--quick] [--json] [--only valid,refused,kinds,threads,writer,growth,heap,allocations,start]`
 #![allow(
     clippy::disallowed_methods,
     reason = "benchmarks read the machine's clock to measure, not to decide"

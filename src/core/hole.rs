@@ -1,6 +1,6 @@
 //! Holes: faults that were found in these rules, and can be opened again one at a time.
 //!
-//! The escalation search (`tests/escalation`) must find each of them, which proves the search. Only the long
+//! The escalation search (`tests/it/escalation`) must find each of them, which proves the search. Only the long
 //! tier of the tests sets `--cfg keyward_hole`; without it no hole can be open.
 
 #[cfg(keyward_hole)]

@@ -190,7 +190,7 @@ impl KeywardLayer {
     }
 
     /// Sets the `Retry-After` of refusals while keys cannot be verified, in whole seconds, at least
-    /// one. Defaults to one second, a judgement. A refusal by [`limit`](Self::rate_limit) has a
+    /// one. Defaults to one second, a judgement. A refusal by [`rate_limit`](Self::rate_limit) has a
     /// `Retry-After` of its own.
     pub fn retry_after(self, pause: Duration) -> Self {
         self.with(|settings| settings.manner.retry_after = pause)

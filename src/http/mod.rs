@@ -26,7 +26,7 @@
 //! directly. A [`Need`](crate::Need) states the conditions on a key. A route with other conditions
 //! gets a clone of the layer with its own [`require`](KeywardLayer::require). [`CredentialSources`] are the
 //! places of a key, [`TrustedProxies`] determine the client's address, and [`TenantPath`] reads the
-//! tenant from the path. [`limit`](KeywardLayer::rate_limit) calls the service's own rate limiter. A
+//! tenant from the path. [`rate_limit`](KeywardLayer::rate_limit) calls the service's own rate limiter. A
 //! framework without tower calls [`authenticate`](KeywardLayer::authenticate) and
 //! [`respond`](KeywardLayer::respond), as the repository's `examples/actix` does.
 //!

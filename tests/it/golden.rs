@@ -1,6 +1,6 @@
 //! Stored bytes of every released format version stay readable.
 //!
-//! The first version wrote `tests/golden/*.v1`. A format change adds files of a new version and leaves these
+//! The first version wrote `src/core/golden/*.v1`. A format change adds files of a new version and leaves these
 //! unchanged.
 
 use std::collections::BTreeSet;
@@ -327,7 +327,7 @@ fn entries() -> Vec<AuditEntry> {
 /// Returns the bytes written by an older version.
 fn golden(name: &str, now: &[u8]) -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("golden")
+        .join("../src/core/golden")
         .join(name);
     if std::env::var_os("KEYWARD_WRITE_GOLDEN").is_some() && !path.exists() {
         fs::write(&path, now).unwrap();

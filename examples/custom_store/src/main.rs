@@ -1,6 +1,6 @@
-//! A custom store, tested by the conformance kit: a minimal in-memory implementation.
+//! A store of your own, tested by the conformance suite: a minimal in-memory implementation.
 //!
-//! `cargo run --example custom_store --features conformance`; to test it, `cargo test` with the same options.
+//! `cargo run --package custom-store`; to test it, `cargo test --package custom-store`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;

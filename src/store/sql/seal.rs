@@ -1,14 +1,14 @@
 //! The seal of a row.
 
-/// CRC-32 over the fields of a row, each with its length, so that none can pass for another.
+/// CRC-32 over the fields of a row, each with its length, so that no two rows of fields have the same bytes.
 pub(in crate::store) struct Seal {
     summed: crc32fast::Hasher,
-    /// Short fields on their way: many short sums cost several times one long one.
+    /// Short fields that are not summed yet: many short sums cost several times one long sum.
     waiting: [u8; WAITING],
     len: usize,
 }
 
-/// Enough for the fields of most rows, bodies excepted.
+/// 256 bytes, enough for the fields of most rows without their bodies.
 const WAITING: usize = 256;
 
 impl Default for Seal {

@@ -66,19 +66,17 @@ impl Bench {
 }
 
 fn record() -> KeyRecord {
-    KeyRecord::from_bytes(include_bytes!("../../../tests/golden/key-full.v1")).unwrap()
+    KeyRecord::from_bytes(include_bytes!("../../core/golden/key-full.v1")).unwrap()
 }
 
 fn commit() -> Commit {
     let record = record();
-    let mut entry =
-        AuditEntry::from_bytes(include_bytes!("../../../tests/golden/audit.v1")).unwrap();
+    let mut entry = AuditEntry::from_bytes(include_bytes!("../../core/golden/audit.v1")).unwrap();
     entry.tenant = record.tenant.clone();
-    let mut owner =
-        OwnerRecord::from_bytes(include_bytes!("../../../tests/golden/owner.v1")).unwrap();
+    let mut owner = OwnerRecord::from_bytes(include_bytes!("../../core/golden/owner.v1")).unwrap();
     owner.tenant = record.tenant.clone();
     let mut tenant =
-        TenantRecord::from_bytes(include_bytes!("../../../tests/golden/tenant.v1")).unwrap();
+        TenantRecord::from_bytes(include_bytes!("../../core/golden/tenant.v1")).unwrap();
     tenant.tenant = record.tenant.clone();
     Commit {
         tenant: record.tenant.clone(),

@@ -51,7 +51,7 @@ fn no_attacker_exceeds_what_others_gave_it() {
 
 /// The holes found so far and others of their kind, as far as each alone gives an attacker more than others
 /// gave it. Some checks are backed by a second one: a request beyond a key's scopes is also narrowed by its
-/// bound. `tests/authority` shows such checks one by one.
+/// bound. `tests/it/authority` shows such checks one by one.
 #[cfg(keyward_hole)]
 const HOLES: &[&str] = &[
     "role",

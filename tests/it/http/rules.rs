@@ -1,4 +1,4 @@
-//! The documents' rules about requests, shown over HTTP. `tests/seed_rules` shows the same rules through the
+//! The documents' rules about requests, shown over HTTP. `tests/it/seed_rules` shows the same rules through the
 //! library.
 
 use keyward::command::{Created, IssuedKey};

@@ -132,7 +132,7 @@ fn a_damaged_backup_is_not_restored() {
     assert!(!desk.at("new.db").exists());
 }
 
-/// The file that version 1 wrote, and the tokens of its keys. See `tests/golden.rs`.
+/// The file that version 1 wrote, and the tokens of its keys. See `tests/it/golden.rs`.
 #[test]
 fn a_file_of_version_1_opens_with_this_version() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/store.v1.db");

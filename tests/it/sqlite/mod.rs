@@ -1,4 +1,4 @@
-//! The file store: opening, damage, sharing, backups. `tests/sqlite_faults` tests crashes and disk faults.
+//! The file store: opening, damage, sharing, backups. `tests/faults/sqlite` tests crashes and disk faults.
 
 mod backups;
 mod damage;

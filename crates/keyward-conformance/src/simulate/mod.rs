@@ -81,13 +81,13 @@ pub enum Invariant {
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum Subject {
-    /// The crate's own [`Keyward`](crate::Keyward).
+    /// The crate's own [`Keyward`](keyward::Keyward).
     #[default]
     Keyward,
-    /// [`Keyward`](crate::Keyward) on a clock that reports wall time as monotonic time. The
+    /// [`Keyward`](keyward::Keyward) on a clock that reports wall time as monotonic time. The
     /// simulation must find it.
     KeywardWithWallClock,
-    /// [`Keyward`](crate::Keyward) on a monotonic clock that stops in suspend. The simulation must
+    /// [`Keyward`](keyward::Keyward) on a monotonic clock that stops in suspend. The simulation must
     /// find it.
     KeywardWithSleepyClock,
     /// A second, naive node.
