@@ -129,7 +129,7 @@ pub enum OpenError {
     },
     /// Others may read or change the file.
     #[error(
-        "{} may be read or changed by others (mode {mode:03o}): `chmod 600` it, or allow that when opening",
+        "{} may be read or changed by others (mode {mode:03o}): `chmod 600` it, or allow its group when opening",
         path.display()
     )]
     ReadableByOthers {

@@ -83,7 +83,8 @@ impl Place {
         use std::os::unix::fs::MetadataExt;
 
         let mode = meta.mode() & 0o777;
-        if mode & 0o077 != 0 && !self.group_access {
+        let refused = if self.group_access { 0o007 } else { 0o077 };
+        if mode & refused != 0 {
             return Err(OpenError::ReadableByOthers {
                 path: self.path.clone(),
                 mode,

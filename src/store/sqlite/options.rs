@@ -67,7 +67,7 @@ impl SqliteOptions {
         self
     }
 
-    /// Accepts a file whose mode lets its group, or others, read or change it.
+    /// Accepts a file that its group may read or change. A file that others may read or change is refused.
     pub const fn allow_group_access(mut self) -> Self {
         self.place.group_access = true;
         self

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::num::NonZeroUsize;
+use std::os::unix::fs::PermissionsExt;
 
 use keyward::store::{AuditQuery, Change, KeyQuery, KeyStore, Row, RowKey, SqliteStore};
 use keyward::{Keyward, Need, Reason, VerifyError, days};
@@ -194,7 +195,8 @@ fn a_flipped_bit_never_produces_a_wrong_answer() {
         let mut bytes = whole.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
         fs::write(flipped.path(), bytes).unwrap();
-        let options = SqliteStore::options(flipped.path()).allow_group_access();
+        fs::set_permissions(flipped.path(), fs::Permissions::from_mode(0o600)).unwrap();
+        let options = SqliteStore::options(flipped.path());
         let Ok(store) = wait(options.open()) else {
             seen += 1;
             continue;

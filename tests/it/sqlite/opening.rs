@@ -33,7 +33,7 @@ fn only_the_owner_can_read_a_new_store_and_its_logs() {
 }
 
 #[test]
-fn a_file_readable_by_others_opens_only_if_allowed() {
+fn a_file_of_a_group_opens_only_if_allowed_and_one_of_everybody_never() {
     let desk = Desk::new();
     drop(desk.store());
     fs::set_permissions(desk.path(), fs::Permissions::from_mode(0o640)).unwrap();
@@ -49,6 +49,12 @@ fn a_file_readable_by_others_opens_only_if_allowed() {
             .open(),
     )
     .unwrap();
+    fs::set_permissions(desk.path(), fs::Permissions::from_mode(0o644)).unwrap();
+    let options = SqliteStore::options(desk.path()).allow_group_access();
+    assert!(matches!(
+        wait(options.open()),
+        Err(OpenError::ReadableByOthers { mode: 0o644, .. })
+    ));
 }
 
 #[test]
