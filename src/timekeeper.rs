@@ -17,8 +17,8 @@ use crate::observe;
 /// The absence of an offset or an instant.
 const NONE: i64 = i64::MIN;
 
-/// The change of the own offset after which it is compared with the references again: a second, in
-/// microseconds. A judgement: allowances are minutes.
+/// The change after which the own offset is compared with the references again: a second, in microseconds.
+/// A judgement: allowances are minutes.
 const JUDGE_AGAIN: u64 = 1_000_000;
 
 /// The least allowance: 2 minutes. Nodes report every ten seconds, and their reports are read every minute,
@@ -31,9 +31,9 @@ pub struct Timekeeper {
     allowance: Duration,
     /// The offset that own time does not fall behind.
     anchor: AtomicI64,
-    /// The start of an excursion, during which the wall clock is ahead of the anchor beyond the allowance,
-    /// and the least offset during it.
+    /// The start of an excursion, during which the wall clock is ahead of the anchor beyond the allowance.
     ahead_since: AtomicI64,
+    /// The least offset during the excursion.
     least_ahead: AtomicI64,
     /// The offset of the references if they contradict the own one, or else [`NONE`].
     contradicting: AtomicI64,
@@ -169,8 +169,8 @@ impl Timekeeper {
         }
     }
 
-    /// Records the time of the store's server, from a response to a request sent at `sent` by the monotonic
-    /// clock. Ignores a slow response, because the time in it may be as late as the response.
+    /// Records the time of the store's server, from the response to a request. `sent` is the monotonic time
+    /// of that request. Ignores a slow response, because its time may be as old as the request.
     pub(crate) fn saw_server(&self, said: Option<Timestamp>, sent: Duration) {
         let answered = self.clock.monotonic();
         let soon = answered.saturating_sub(sent) <= self.allowance / 4;
@@ -180,7 +180,8 @@ impl Timekeeper {
         }
     }
 
-    /// Records the times of other live nodes, each with this process's monotonic time when it was read.
+    /// Records the times of other live nodes. Each comes with the monotonic time at which this process read
+    /// it.
     pub(crate) fn saw_nodes(&self, said: impl IntoIterator<Item = (Timestamp, Duration)>) {
         let offset = |(said, at): (Timestamp, Duration)| said.as_micros() - micros(at);
         let nodes: Vec<_> = said.into_iter().map(offset).collect();

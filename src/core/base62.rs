@@ -18,7 +18,7 @@ const VALUE: [u8; 256] = {
     table
 };
 
-/// Returns whether every byte is a digit. Reads all of them in any case.
+/// Returns whether every byte is a digit. Always reads all bytes.
 #[inline]
 pub(crate) fn is_digits<const N: usize>(bytes: &[u8; N]) -> bool {
     all(bytes, is_digit)
@@ -39,8 +39,8 @@ fn is_digit(b: u8) -> bool {
 /// 16 bytes, the vector width of most processors.
 const LANES: usize = 16;
 
-/// Returns whether `is` accepts all bytes. Reads all of them in any case, so that a compiler vectorizes the
-/// loop if `is` has no branch.
+/// Returns whether `is` accepts all bytes. Always reads all bytes, so that a compiler vectorizes the loop if
+/// `is` has no branch.
 #[inline]
 fn all(bytes: &[u8], is: impl Fn(u8) -> bool) -> bool {
     let (whole, _) = bytes.as_chunks::<LANES>();

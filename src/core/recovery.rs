@@ -69,7 +69,8 @@ pub(crate) struct Later {
 /// The changes of an owner in later entries.
 #[derive(Debug, Default)]
 pub(crate) struct LaterOwner {
-    /// The owner's last removal and its instant. Its keys stay refused even if the owner was added again.
+    /// The entry and the instant of the owner's last removal. The owner's keys stay refused even if the
+    /// owner was added again.
     pub(crate) removed: Option<(AuditHash, Timestamp)>,
     /// The owner's last role, unless the owner was removed after that.
     pub(crate) role: Option<(Role, AuditHash)>,
@@ -111,8 +112,8 @@ struct Changes {
     narrowed: bool,
 }
 
-/// A change to be repeated on a key, by the first of `ways` that is not denied. The ids of its commands are
-/// derived from the change's entry, so that a repeated recovery makes the change once.
+/// A change to repeat on a key. The first of `ways` that is not denied repeats it. The ids of the commands
+/// are derived from the change's entry, so that a repeated recovery makes the change once.
 #[derive(Debug)]
 pub(crate) struct RecoveryStep {
     /// The commands, starting with the one closest to the recorded change.

@@ -26,8 +26,8 @@ pub struct Created {
     pub fingerprint: Fingerprint,
     /// The time at which the key expires; `None` for never.
     pub expires_at: Option<Timestamp>,
-    /// The scopes that the key effectively reaches: fewer than its own if a role, its bound or its
-    /// class allows fewer.
+    /// The scopes that the key effectively reaches. They are fewer than the key's own scopes if a role,
+    /// the key's bound or the key's class allows fewer.
     pub reach: ScopeSet,
     /// The keys that the policy provisioned with the tenant, because this was the tenant's first
     /// command.
@@ -40,7 +40,8 @@ pub struct Created {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct TimeRepaired {
-    /// The tenant's newest instant before and after; `None` if it was not in the future.
+    /// The tenant's newest instant before and after the repair. `None` if that instant was not in the
+    /// future.
     pub set_back: Option<(Timestamp, Timestamp)>,
     /// The place and time of the commit.
     pub receipt: Receipt,
@@ -88,7 +89,8 @@ pub struct Rotated {
     pub reach: ScopeSet,
     /// The key that it replaces.
     pub predecessor: KeyId,
-    /// The end of the old key; the latest one, if it counts from the successor's first use.
+    /// The end of the old key. If that end counts from the successor's first use, this is the latest
+    /// possible end.
     pub until: Timestamp,
     /// The place and time of the commit.
     pub receipt: Receipt,

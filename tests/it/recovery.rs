@@ -765,7 +765,8 @@ fn an_import_ended_by_a_row_or_by_time_is_not_repeated() {
     import(&world.keys, "closed", owned("acme/web")).unwrap();
     import(&world.keys, "expired", reader("old").expires_in(hours(1))).unwrap();
     import(&world.keys, "alive", reader("old")).unwrap();
-    // Each command stops after the commit of its row, so the keys themselves have no entries.
+    // Each command commits the row of the tenant or owner, and fails before it revokes the keys. So no
+    // entry revokes a key.
     let interrupted = || {
         let store = FaultyStore::new(world.store.clone());
         store.next(Call::Commit, [Fault::None, Fault::Unavailable]);

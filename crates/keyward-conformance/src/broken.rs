@@ -90,7 +90,7 @@ defects! {
     LoadsRowsAtTenantRevision => "load_returns_the_revision_of_each_row",
     /// Loads rows of owners without a revision.
     LoadsOwnersWithoutRevision => "load_returns_the_revision_of_each_row",
-    /// Finds a key with the store's revision instead of the key's own.
+    /// Returns a found key with the store's revision instead of the key's own.
     FindsAtHeadRevision => "find_returns_a_key_by_its_id",
     /// Keeps no index of imported digests.
     FindsNoDigests => "find_returns_a_key_by_its_imported_digest",
@@ -98,9 +98,9 @@ defects! {
     FindsFromCache => "find_reflects_every_commit_that_returned",
     /// Does not find removed keys.
     FindsNoTombstones => "find_returns_the_tombstone_of_a_removed_key",
-    /// Finds a key with a head that lacks its tag.
+    /// Returns a found key together with a head that has no tag.
     FindsHeadWithoutTag => "find_returns_a_head_that_can_be_followed",
-    /// Finds a key with a head that is one revision ahead of the store's.
+    /// Returns a found key together with a head that is one revision ahead of the store's head.
     FindsHeadAhead => "find_returns_a_head_that_can_be_followed",
     /// Ignores the expected revision.
     IgnoresExpected => "a_commit_on_another_revision_is_a_conflict",

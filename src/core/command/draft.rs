@@ -161,16 +161,16 @@ impl CreateKey {
         self
     }
 
-    /// Links the key to another principal. `role` is stored if the tenant has no role for that
-    /// principal yet. Nobody creates keys for a principal whose role allows more than their own.
+    /// Links the key to another principal. Stores `role` if the tenant has no role for that principal yet.
+    /// A caller creates no key for a principal whose role allows more than the caller's own role.
     pub fn owned_by(mut self, owner: PrincipalId, role: Role) -> Self {
         self.owner = NewOwner::Principal(owner, role);
         self
     }
 
-    /// Names the recipient of the secret and the recipient's role: the key never reaches more than that
-    /// role and the owner's role at this moment do. Only the application may name one. Defaults to the
-    /// owner in person, whose key follows the owner's live role.
+    /// Names the recipient of the secret and the recipient's role. The key never reaches more than that role
+    /// allows, nor more than the owner's role allows at this moment. Only the application may name a
+    /// recipient. Defaults to the owner in person, whose key follows the owner's live role.
     pub fn delivered_to(mut self, principal: PrincipalId, role: Role) -> Self {
         self.recipient = Some(Recipient { principal, role });
         self

@@ -255,8 +255,9 @@ impl<'a> Work<'a> {
     }
 
     /// Begins the grace of the key that waits for the first use of `rotated`. Rotating a successor shows
-    /// that a client has it. Otherwise the old key would keep waiting after the successor drained unused,
-    /// beside all later keys, and the bound on live keys would break.
+    /// that a client has that successor. Without this grace, the old key would still wait after the
+    /// successor drained unused. The old key would live beside all later keys and break the bound on live
+    /// keys.
     fn begin_grace_before(&mut self, rotated: &KeyRecord) {
         if let Some(link) = &rotated.predecessor {
             self.begin_grace(link.key, rotated.id);
@@ -307,9 +308,9 @@ impl<'a> Work<'a> {
             && acting.is_some_and(|key| before == Some(key.id))
     }
 
-    /// Returns the reach of a successor for a key that rotates itself, for the comparison with that key.
-    /// The class decides the end, and the scopes are those that `record` reaches now, because today's roles
-    /// bound the successor.
+    /// Adjusts a successor's reach for the comparison with the key that rotates itself. The ends become those
+    /// of the acting key, because the class decides the successor's end. The scopes become those that
+    /// `record` reaches now, because today's roles bound the successor.
     fn as_own_successor(&self, reach: Reach, record: &KeyRecord) -> Reach {
         let Some(limits) = self.caller.limits() else {
             return reach;
@@ -322,8 +323,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Refuses to return the secret of a successor to its old key if the successor exceeds the old key as
-    /// it is now. The successor may only end later, as far as self-rotation allows.
+    /// Refuses to return a successor's secret to the old key if the successor exceeds the old key's present
+    /// reach. The successor may end later than the old key, as far as self-rotation allows.
     pub(super) fn check_own_successor_within(&self, successor: &KeyRecord) -> Result<(), Denial> {
         let class = self.class_of(successor)?;
         let reach = self.reach_of(successor)?;
@@ -358,7 +359,8 @@ impl<'a> Work<'a> {
         Err(Denial::SelfRotation { reason })
     }
 
-    /// Returns the end of the successor of a key that rotates itself. By its class the end would be `end`.
+    /// Returns the successor's end for a key that rotates itself. `end` is the successor's end in any other
+    /// rotation.
     fn end_of_self_rotated(
         &self,
         old: &KeyRecord,

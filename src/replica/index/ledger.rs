@@ -27,7 +27,7 @@ pub(crate) struct Shared {
     standings: Chunks<OnceLock<Arc<Stand>>>,
     /// The number of holders.
     count: AtomicU32,
-    /// Rows of tenants further down, for keys of the tenants above that reach them.
+    /// Rows of tenants below another tenant. They apply to keys of the tenants above that reach down.
     below: RwLock<Below>,
 }
 
@@ -73,8 +73,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) holder: HolderAt<'a>,
     pub(crate) persons: bool,
     pub(crate) standing: &'a OwnerStatus,
-    /// The number that finds the same standing again. Keys of a person and of a tenant never share
-    /// one.
+    /// The number of `standing`. A later read finds the same standing by this number. A person's key
+    /// and a tenant's own key never have the same number.
     pub(crate) standing_id: u32,
 }
 
@@ -354,8 +354,8 @@ impl Ledger {
         })
     }
 
-    /// Makes a holder follow the rows of its owner, because it has keys. A change of an owner's row
-    /// then skips the holders without keys, of which an owner with many tenants has many.
+    /// Makes a holder with keys follow the rows of its owner. A change of an owner's row then skips
+    /// the holders without keys. An owner with many tenants has many of those.
     fn link(&mut self, shared: &Shared, number: u32) {
         if self.own[number as usize].linked {
             return;
@@ -374,8 +374,8 @@ impl Ledger {
         shared.stands.at(number).store(standing, Ordering::Release);
     }
 
-    /// Returns the same owner's holder in the topmost tenant of the path. That owner's other
-    /// holders are listed from it, so applying an owner's row visits no other customer.
+    /// Returns the same owner's holder in the topmost tenant of the path. The list of that owner's
+    /// other holders starts there, so applying an owner's row visits no other customer.
     fn top(&mut self, shared: &Shared, tenant: &TenantId, owner: PrincipalId) -> u32 {
         let tenant = tenant.ancestors().last().unwrap_or_else(|| tenant.clone());
         let owner = Owner::Principal(owner);

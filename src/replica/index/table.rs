@@ -71,7 +71,8 @@ impl Hash {
 pub(crate) struct Half([u64; 2]);
 
 impl Half {
-    /// The half of an id whose key is not compared in this slot: imported, removed or unreadable.
+    /// The half in a slot that is found by id and compares no digest. The key of such a slot is
+    /// imported, removed or unreadable.
     pub(super) const NONE: Self = Self([0; 2]);
 
     pub(crate) fn of(digest: &[u8; 32]) -> Self {
@@ -112,9 +113,9 @@ const SHAPE_BITS: u32 = 18;
 /// the key shares.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct SlotValue {
-    /// The key works without a look at the row until this hour since the epoch (one hour is 4096
-    /// seconds). It is enabled, does not await its first use, and does not expire earlier.
-    /// [`ASK`](Self::ASK) and [`NEVER`](Self::NEVER) are not hours.
+    /// The hour until which the key works without a look at the row. Hours count from the epoch, and
+    /// each lasts 4096 seconds. A key with such an hour is enabled, does not await its first use, and
+    /// does not expire before that hour. [`ASK`](Self::ASK) and [`NEVER`](Self::NEVER) are not hours.
     pub(super) until: u32,
     pub(super) parts: Parts,
 }

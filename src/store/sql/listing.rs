@@ -30,7 +30,8 @@ pub(in crate::store) fn key_candidates(query: &KeyQuery) -> (Sql, bool) {
     if let Some(after) = &query.after {
         sql.and(beyond, id_bytes(after.id).to_vec());
     }
-    // Descendants would have to be sorted: the order is in the index of one tenant, and in that of all ids.
+    // Only two indexes have the order: the one within a tenant, and the one of all ids. A query that
+    // includes descendants uses neither, so it would need a sort.
     let ordered = query.tenant.is_none() || !query.below;
     if ordered {
         sql.text += order;
@@ -38,19 +39,20 @@ pub(in crate::store) fn key_candidates(query: &KeyQuery) -> (Sql, bool) {
     (sql, ordered)
 }
 
-/// Returns whether the query excludes revoked keys, which are in no index by their end.
+/// Returns whether the query excludes revoked keys. No index by end contains revoked keys.
 fn leaves_out_revoked(query: &KeyQuery) -> bool {
     !query.statuses.is_empty() && !query.statuses.contains(&Status::Revoked)
 }
 
-/// Finds the keys of the whole store that end between the query's instants, in that order.
+/// Selects the keys of the whole store that end between the query's two instants. Orders them by their end.
 fn by_end(mut sql: Sql, query: &KeyQuery) -> Sql {
     sql.text += " AND ends IS NOT NULL";
     let from = query.expires_from.map(|from| ends_at(Some(from)));
     let after = query.after.as_ref();
     let after = after.map(|place| (ends_at(place.expires_at), place.id));
     match after {
-        // One condition, so that a page begins where the last one ended, however many keys end then.
+        // Compares end and id in one condition. So the scan begins where the last page ended, however many
+        // keys share that end.
         Some((ends, id)) if from.is_none_or(|from| from <= ends) => {
             let (ends, id) = (sql.bind(ends), sql.bind(id_bytes(id).to_vec()));
             sql.text += &format!(" AND (ends, id) > ({ends}, {id})");

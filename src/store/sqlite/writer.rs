@@ -101,7 +101,7 @@ impl Writer {
         answered.recv().await.ok()?
     }
 
-    /// Writes in a transaction of its own, other than a commit.
+    /// Runs a write that is not a commit, in a transaction of its own.
     pub(super) async fn write<T: Send + 'static>(
         &self,
         doing: &'static str,
@@ -162,7 +162,7 @@ impl Thread {
 
     fn read<T>(&mut self, read: impl FnOnce(&Connection) -> Result<Option<T>, Fault>) -> Option<T> {
         let file = self.pool.current().ok()?;
-        // Taken: after a failure the connection is closed.
+        // Takes the connection out, so that a failure closes it.
         let ready = self.ready.take().filter(|ready| ready.file == file)?;
         // A read that panics must not end the writer.
         let read = catch_unwind(AssertUnwindSafe(|| snapshot(&ready.conn, read)));
@@ -200,16 +200,17 @@ impl Thread {
             }
         };
         for (order, answer) in group.iter().zip(answers) {
-            // Before the answer, since the caller may read next.
+            // Counts the commit as answered before the answer is sent, because the caller may read at once.
             self.close();
             // The caller may have stopped waiting.
             drop(order.answer.try_send(answer));
         }
     }
 
-    /// Writes a group. The inner error is the fault of one of its commits, with nothing written.
+    /// Writes a group in one transaction. Returns the fault of one of its commits as the inner error.
+    /// Nothing is written in that case.
     fn group(&mut self, group: &[Order]) -> Result<Result<Vec<Answer>, Fault>, Fault> {
-        // Taken: after a failure the connection is closed.
+        // Takes the connection out, so that a failure closes it.
         let mut ready = self.ready()?;
         let (tx, version, mut head) = begin(&ready)?;
         let apply = |order: &Order| write::apply(&ready.conn, &mut head, &order.commit);

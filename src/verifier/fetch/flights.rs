@@ -34,7 +34,7 @@ pub(super) struct Turn(u64);
 pub(super) struct Fetched {
     /// The logical time at which the read began.
     pub(super) turn: Turn,
-    /// The instant at which it began.
+    /// The clock reading at which the read began.
     pub(super) sent: Reading,
     pub(super) found: Result<Found, StoreError>,
 }
@@ -93,8 +93,8 @@ impl Flights {
         }
     }
 
-    /// Returns the next logical timestamp. If `a < b`, everything the caller that drew `a` did
-    /// before drawing it happens-before the next step of the caller that drew `b`.
+    /// Returns the next logical timestamp. For `a < b`, one caller's steps before it draws `a`
+    /// happen-before the other caller's steps after it draws `b`.
     pub(super) fn turn(&self) -> Turn {
         Turn(self.turns.fetch_add(1, Ordering::AcqRel))
     }

@@ -161,7 +161,7 @@ fn the_trail_records_that_a_key_rotated_itself() {
     assert_eq!(rotated, Some(Some(created.id)));
 }
 
-// A key that lost the answer to its rotation asks again. It gets no more than it may have at that time.
+// A key that lost the answer to its rotation asks again. The key gets no more than it may have when it asks.
 
 fn lost() -> RotateKey {
     RotateKey::on_first_use(hours(1))
@@ -190,7 +190,7 @@ fn a_narrowed_key_gets_no_wider_successor_by_asking_again() {
         };
         let stale = act();
         let new = wait(world.keys.rotate(&stale, old.id, lost())).unwrap();
-        // Nothing has changed yet, so it may ask.
+        // The old key has not been narrowed yet, so it may ask for its successor's secret.
         wait(world.keys.replace_lost(&stale, new.id)).unwrap();
         wait(world.keys.update(&admin(), old.id, narrowing)).unwrap();
         for by in [stale, act()] {

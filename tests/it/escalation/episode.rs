@@ -723,7 +723,7 @@ impl Episode {
                 let lowers = match &before {
                     Some(Some(before)) => policy::no_more(self.policy(), &given, before),
                     Some(None) => false,
-                    // A new row below the row above.
+                    // Counts a new row as lower if the tenant above has a role for the owner.
                     None => place == 1 && matches!(above, Some(Some(_))),
                 };
                 let raises = own.is_some_and(|own| policy::no_more(self.policy(), &given, &own));

@@ -218,8 +218,9 @@ struct Host {
     swept: Option<(i64, u64, KeyId)>,
     handled: HashSet<Notice>,
     kept_notices: HashMap<Notice, usize>,
-    /// The latest instant of a read, and the latest instant the clock was set back to since.
+    /// The latest instant of a read.
     latest: Timestamp,
+    /// The latest instant of a read during which the clock was behind `latest`.
     set_back: Option<Timestamp>,
 }
 
@@ -403,8 +404,8 @@ impl Host {
             return Err(format!("missed: entries after {}", self.kept));
         }
         for (key, end, window) in self.truths() {
-            // While the clock was ahead, narrower windows replaced notices that were due before the clock was
-            // set back.
+            // A notice that was due before the clock was set back may be missing. While the clock was ahead,
+            // the notice of a narrower window replaced it.
             let (due, ..) = place((key, end, window));
             let behind = self.set_back.is_some_and(|to| due <= to.as_micros());
             if !self.handled.contains(&(key, end, window)) && (window == 0 || !behind) {
