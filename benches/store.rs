@@ -26,7 +26,7 @@ use shared::maker::{Maker, admin, keyward, new_key, principal, tenant};
 
 const SCHEMA: &str = include_str!("../src/store/sqlite/schema.sql");
 
-/// The store's columns; each table has only its primary key.
+/// The store's columns. No table has an index besides its primary key.
 const BARE: &str = "
 CREATE TABLE commits (revision INTEGER PRIMARY KEY, tag BLOB, newest INTEGER, seal INTEGER);
 CREATE TABLE tenants (tenant TEXT PRIMARY KEY, revision INTEGER, decided_at INTEGER,
@@ -66,7 +66,7 @@ const QUICK: Size = Size {
     points: 500,
 };
 
-/// Creates of one subject in a row before the next subject's turn: 20.
+/// The number of creates of one subject before the next subject's turn: 20.
 const BLOCK: usize = 20;
 
 /// A line of the table.
@@ -292,7 +292,7 @@ fn create(size: &Size, table: &mut Table) {
         for block in 0..size.creates / BLOCK {
             let whose = tenant(&format!("t-{round}-{block}"));
             let actor = admin(whose.as_str());
-            // In random order, because one subject may wait for disk work that another left behind.
+            // The order is random, because one subject may wait for disk work that another left behind.
             let mut order = [0, 1, 2, 3];
             order.sort_by_cached_key(|_| maker.random());
             for subject in order {
@@ -475,7 +475,8 @@ fn start_up(store: &SqliteStore, size: &Size, what: &str, table: &mut Table) {
     table.add(&line, median(ratios), Goal::AtMost(2.0), note);
 }
 
-/// Measures loading the whole store into an index, fresh and aged, and then single reads of a large store.
+/// Measures loading a whole store into an index, when the store is fresh and when it has aged. Then measures
+/// single reads of a large store.
 fn start(size: &Size, table: &mut Table, points: bool) {
     eprintln!("start: filling");
     let folder = tempfile::tempdir().unwrap();

@@ -33,7 +33,7 @@ const LIMIT: f64 = 4.5;
 const POOL: usize = 1000;
 const KEPT: f64 = 0.9;
 
-/// Inputs of two classes, in pairs. Those of class 0 are at even indices.
+/// Inputs of two classes, in pairs. The inputs of class 0 are at even indices.
 struct Pool<T>(Vec<T>);
 
 /// The result of comparing two classes.
@@ -60,7 +60,7 @@ impl<T: Copy> Pool<T> {
         let mut random = Random(7);
         let mut times = Vec::with_capacity(samples);
         let mut input = self.0[0];
-        // Runs a tenth more, for caches and branch predictors to settle.
+        // Runs a tenth more samples first, so that caches and branch predictors settle.
         for sample in 0..samples + samples / 10 {
             // No branch distinguishes the classes, and both are read from the same address.
             let class = random.next() as usize & 1;
@@ -103,7 +103,7 @@ fn welch(times: &mut [(u64, usize)]) -> Verdict {
 
 type Bytes = [u8; 32];
 
-/// Returns digests that differ from `stands` in their first byte, and others that differ in their last.
+/// Returns pairs of digests: one differs from `stands` in its first byte, the other in its last byte.
 fn digests(stands: &Bytes) -> Pool<Bytes> {
     let differing = |at: usize, by: usize| {
         let mut bytes = *stands;

@@ -1,7 +1,7 @@
 //! A gRPC service behind the layer: `cargo run --package keyward-examples --features grpc --example grpc`.
 //!
-//! The service is the standard health check. Its generated code comes with one of tonic's crates, so this
-//! example compiles no `.proto` file.
+//! The service is the standard health check. Generated code for that service comes with one of tonic's
+//! crates, so this example compiles no `.proto` file.
 
 use std::net::IpAddr;
 

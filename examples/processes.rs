@@ -1,9 +1,9 @@
 //! A revocation as other processes see it: `cargo run --example processes`.
 //!
 //! Three processes verify keys from a file that a fourth one changes. The example revokes a key and measures
-//! how long each process accepts it. It revokes another key while one process is stopped (SIGSTOP). Continued
-//! past the bound, that process must refuse immediately. The run fails if any process accepts a key for
-//! longer than promised.
+//! how long each process accepts it. The example revokes another key while one process is stopped (SIGSTOP).
+//! Continued past the bound, that process must refuse immediately. The run fails if any process accepts a key
+//! for longer than promised.
 
 use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -171,7 +171,7 @@ async fn hand_out(
 struct Revoked {
     receipt: Receipt,
     returned: Duration,
-    /// The latest start of a verification that may accept the key.
+    /// The latest instant at which a verification that may accept the key can start.
     limit: Duration,
 }
 
@@ -229,20 +229,21 @@ impl Verdict {
     }
 }
 
-/// A process's record of how it has judged a key. It is sent when the verdict changes, and at the end.
+/// A process's verdicts on one key. The process sends its report when the verdict changes, and at the end.
 ///
-/// An instant is the start of a verification on the machine's monotonic clock, which all processes share.
+/// Every instant in a report is the start of a verification, on the monotonic clock that all processes of the
+/// machine share.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 struct Report {
     /// The presented key's number, from 1.
     key: usize,
     /// The outcome of the last verification.
     verdict: Verdict,
-    /// The first verification with this outcome in a row.
+    /// The start of the first verification in the current run of equal verdicts.
     since: Duration,
-    /// The last verification that accepted the key.
+    /// The start of the last verification that accepted the key.
     accepted: Option<Duration>,
-    /// The first refusal after that one.
+    /// The start of the first verification that refused the key after `accepted`.
     refused: Option<Duration>,
     /// The number of verifications.
     count: u64,
@@ -361,7 +362,7 @@ impl Process {
         })
     }
 
-    /// Sends the key through a pipe. Every user of the machine can read arguments.
+    /// Sends the key through a pipe. A command-line argument would be visible to every user of the machine.
     fn present(&mut self, key: &Secret) -> Fallible<()> {
         let presents = self.presents.as_mut().ok_or("it was ended")?;
         Ok(writeln!(presents, "{}", key.expose())?)
@@ -436,8 +437,7 @@ impl fmt::Display for Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Reached with a running process only after a failure; that process may be stopped. Errors are
-        // ignored.
+        // The process is still running only after a failure, and may be stopped. Errors are ignored.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,7 +1,8 @@
 //! A webhook sender on top of the events: `cargo run --example webhooks`.
 //!
 //! The example prints each request instead of posting it: the body as JSON, with the headers of Standard
-//! Webhooks (<https://www.standardwebhooks.com>). It crashes once and resumes from its last saved cursor.
+//! Webhooks (<https://www.standardwebhooks.com>). The sender crashes once and resumes from its last saved
+//! cursor.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};

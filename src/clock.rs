@@ -21,7 +21,7 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
     fn monotonic(&self) -> Duration;
 
     /// Reads both clocks, which may be cheaper than two calls: each verification calls this once. An
-    /// implementation that reads one after the other reads the wall clock first.
+    /// implementation that reads one clock after the other reads the wall clock first.
     fn read(&self) -> Reading {
         Reading {
             wall: self.now(),
@@ -41,25 +41,25 @@ pub struct Reading {
 
 impl Reading {
     /// Reads the clocks one by one. Callers that hold a lock use this, because a simulated [`Clock::read`]
-    /// lets other threads run first. The wall clock comes first: a thread that is interrupted between the two
-    /// never finds it further ahead than it is.
+    /// lets other threads run first. The wall clock comes first: if a thread is interrupted between the two
+    /// readings, the wall clock never seems further ahead of the monotonic clock than it is.
     pub(crate) fn of(clock: &dyn Clock) -> Self {
         let wall = clock.now();
         let monotonic = clock.monotonic();
         Self { wall, monotonic }
     }
 
-    /// Returns the time that passed since `earlier`: the longer of the two clocks' differences. The monotonic
-    /// clock of a machine that its host paused may leave the pause out. A wall clock that is set back counts
-    /// as zero.
+    /// Returns the time that passed since `earlier`: the longer of the two clocks' differences. If a host
+    /// pauses a virtual machine, the machine's monotonic clock may not count the pause. A wall clock that is
+    /// set back counts as zero.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         let monotonic = self.monotonic.saturating_sub(earlier.monotonic);
         monotonic.max(self.wall.since(earlier.wall))
     }
 
-    /// Returns whether [`since`](Self::since) is at most `bound`: each verification asks, so the longer of
-    /// the two differences is not made.
+    /// Returns whether [`since`](Self::since) is at most `bound`. Compares the two differences one by one,
+    /// because every verification calls this.
     #[inline]
     pub(crate) fn is_within(self, bound: Duration, earlier: Self) -> bool {
         self.monotonic.saturating_sub(earlier.monotonic) <= bound
@@ -116,7 +116,7 @@ impl Clock for SystemClock {
         }
         let wall = self.now();
         let after = self.monotonic();
-        // A thread that was interrupted between the two reads has no valid comparison. If two threads
+        // If the thread was interrupted between the two reads, the comparison is not valid. If two threads
         // interleave their stores, an older difference may be reused for at most another 10 ms.
         if after.saturating_sub(monotonic) < Duration::from_millis(1) {
             let ahead = wall.as_micros().saturating_sub(micros.cast_signed());

@@ -42,7 +42,8 @@ impl<E: Entropy + ?Sized> Entropy for std::sync::Arc<E> {
     }
 }
 
-/// Bytes that a seed repeats, for tests only: anyone with the seed can derive every key.
+/// A source that repeats the same bytes for the same seed. For tests only: anyone with the seed can derive
+/// every key.
 #[cfg(feature = "testing")]
 pub struct SeededEntropy(std::sync::Mutex<rand::rngs::ChaCha12Rng>);
 
@@ -77,8 +78,8 @@ impl Entropy for SeededEntropy {
 }
 
 impl Pepper {
-    /// Generates a pepper of 32 bytes from the operating system. It is lost when the process ends, so it is
-    /// only fit for a store in memory. For other stores keep a pepper outside the store, and load it.
+    /// Generates a pepper of 32 bytes from the operating system. The pepper is lost when the process ends, so
+    /// it is only fit for a store in memory. For other stores keep a pepper outside the store, and load it.
     ///
     /// # Errors
     ///

@@ -36,7 +36,7 @@ pub(crate) fn replica(age: Option<Duration>, keys: u32) {
     gauge("keyward_index_keys", keys.into());
 }
 
-/// Sets the seconds by which the own clock is ahead of the one that differs most.
+/// Sets the seconds by which the own clock is ahead of the other clock that differs most.
 pub(crate) fn clock_offset(seconds: f64) {
     gauge("keyward_clock_offset_seconds", seconds);
 }

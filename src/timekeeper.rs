@@ -29,13 +29,14 @@ pub(crate) const LEAST_ALLOWANCE: Duration = Duration::from_secs(2 * 60);
 pub struct Timekeeper {
     clock: Arc<dyn Clock>,
     allowance: Duration,
-    /// The offset that own time does not fall behind.
+    /// The offset below which own time never falls.
     anchor: AtomicI64,
-    /// The start of an excursion, during which the wall clock is ahead of the anchor beyond the allowance.
+    /// The monotonic time at which an excursion began. During an excursion the wall clock is ahead of the
+    /// anchor by more than the allowance.
     ahead_since: AtomicI64,
     /// The least offset during the excursion.
     least_ahead: AtomicI64,
-    /// The offset of the references if they contradict the own one, or else [`NONE`].
+    /// The offset of the references if they contradict the own offset, or else [`NONE`].
     contradicting: AtomicI64,
     /// The own offset that was compared with the references.
     judged_for: AtomicI64,
@@ -47,7 +48,7 @@ pub struct Timekeeper {
 struct References {
     server: Option<i64>,
     nodes: Vec<i64>,
-    /// True if a log line reported that one of them is far from the own clock.
+    /// Whether a log line has reported that another clock is far from the own clock.
     warned: bool,
 }
 
@@ -103,15 +104,16 @@ impl Timekeeper {
         self.allowance
     }
 
-    /// Reads the clocks as they are, including steps of the wall clock. Freshness relies on these.
+    /// Reads the clocks as they are, including steps of the wall clock. Freshness relies on these unadjusted
+    /// readings.
     pub(crate) fn raw(&self) -> Reading {
         let reading = Reading::of(&*self.clock);
         self.own(reading);
         reading
     }
 
-    /// Reads the clocks for a verification. Returns them as they are, and the time to judge a key by: the own
-    /// time, or that of the references if they contradict it.
+    /// Reads the clocks for a verification. Returns the unadjusted reading, and the time by which to judge a
+    /// key. That is the time of the references if they contradict the own clock, or else the own time.
     #[inline]
     pub(crate) fn judged(&self) -> (Reading, Timestamp) {
         let reading = self.clock.read();
@@ -138,7 +140,7 @@ impl Timekeeper {
     }
 
     /// Returns whether another clock agrees with `now`, which was read with `monotonic`. If the references
-    /// contradict the own clock, `now` comes from them, and one more of them must agree.
+    /// contradict the own clock, `now` comes from the references, and one more reference must agree.
     #[cold]
     pub(crate) fn confirms(&self, now: Timestamp, monotonic: Duration) -> bool {
         let offset = now.as_micros().saturating_sub(micros(monotonic));
@@ -234,8 +236,8 @@ impl Timekeeper {
         offset.max(anchor)
     }
 
-    /// Moves the anchor if the wall clock is within the allowance, or its excursion has lasted or is
-    /// confirmed.
+    /// Moves the anchor in three cases: the wall clock is within the allowance, its excursion has lasted, or
+    /// another clock confirms the excursion.
     #[cold]
     fn follow(&self, offset: i64, monotonic: i64) {
         let anchor = self.anchor.load(Ordering::Relaxed);
@@ -255,7 +257,7 @@ impl Timekeeper {
             self.ahead_since.store(monotonic, Ordering::Relaxed);
         }
         let held = began != NONE && monotonic.saturating_sub(began) >= self.allowed();
-        // Does not wait for the lock: its holder judges the own clock again.
+        // Does not wait for the lock, because the lock's holder judges the own clock again.
         let agrees = |other: i64| other.abs_diff(offset) <= self.allowed().unsigned_abs();
         let confirmed = || {
             self.references
@@ -364,7 +366,7 @@ mod tests {
         }
     }
 
-    /// A machine whose threads are interrupted for four minutes between any two looks at a clock.
+    /// A machine whose threads are interrupted for four minutes between any two readings of a clock.
     #[derive(Debug)]
     struct Interrupted(ManualClock);
 

@@ -1,6 +1,5 @@
-//! The cost of the layer in a service: requests per second with and without it.
-//! `wrk` generates the load, with the routes taking turns. All routes run in one process with the same
-//! handler. Each request presents another key, in turn over all of them.
+//! The cost of the layer in a service: requests per second with and without it. `wrk` generates the load. The
+//! routes take turns, and run in one process with the same handler. The requests present all keys in turn.
 //!
 //! `cargo bench --package keyward-benches --bench http -- [--quick] [--json]`
 #![allow(
@@ -38,7 +37,7 @@ use shared::table::{Asked, Goal, Table};
 /// The amount of work measured.
 struct Size {
     keys: u64,
-    /// Rounds of each of the three routes, taking turns.
+    /// The number of rounds of each of the three routes, which take turns.
     pairs: usize,
     /// Duration of a round, in seconds.
     seconds: u32,
@@ -63,7 +62,7 @@ const PRESENTED: usize = 100_000;
 /// Connections of the load generator, which has one thread: 32, enough to keep the service busy.
 const CONNECTIONS: u32 = 32;
 
-/// The goal of the issue that proposed the layer: it costs at most 3 %.
+/// The goal, from the issue that proposed the layer: the layer costs at most 3 %.
 const GOAL: Goal = Goal::AtMost(1.03);
 
 const PLAIN: &str = "/plain/health";
@@ -159,7 +158,8 @@ async fn health() -> &'static str {
     "up\n"
 }
 
-/// Starts a service over `count` keys: one handler plain, behind a layer that does nothing, and behind this one.
+/// Starts a service over `count` keys. Three routes have the same handler: one plain, one behind a layer that
+/// does nothing, and one behind keyward's layer.
 async fn serve(made: Keys, count: u64) -> SocketAddr {
     let mut spec = profiles::standard();
     // No node follows the store in this benchmark.

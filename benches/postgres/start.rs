@@ -17,7 +17,8 @@ use support::postgres::Place;
 
 const PAGE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
-/// Reads the same rows with the same driver, from connecting to a snapshot with the head, and discards them.
+/// Reads the rows that a starting node reads, and discards them. Uses the same driver: connects, opens a
+/// snapshot, reads the head and then the rows.
 async fn stream(place: &Place) -> usize {
     let client = plain(place).await;
     let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";

@@ -1,10 +1,10 @@
-//! The tokens presented in one measured stretch. They are built beforehand and lie contiguously in memory,
-//! because a real request's header has just been read when its key is verified.
+//! The tokens presented in one measured stretch, built beforehand and contiguous in memory. Reading the
+//! tokens is cheap, as in a service, which has just read a request's header when it verifies the key.
 
 use crate::Random;
 use crate::keys::{BODY, ID_AND_SECRET, Keys, WIDTH};
 
-/// Texts of equal width.
+/// Texts of equal width, in bytes.
 #[derive(Clone, Debug)]
 pub struct Batch {
     text: Vec<u8>,
@@ -32,8 +32,8 @@ impl Batch {
         &self.text[at * self.width..][..self.width]
     }
 
-    /// Returns the input of the floor's MAC: id and secret of a keyward token, or as many bytes of any other
-    /// text.
+    /// Returns the input of the floor's MAC: id and secret of a keyward token, or the same number of bytes of
+    /// any other text.
     #[inline]
     pub fn id_and_secret(&self, at: usize) -> &[u8; ID_AND_SECRET] {
         let end = (at + 1) * self.width;
@@ -42,7 +42,7 @@ impl Batch {
             .expect("a slice of ID_AND_SECRET bytes has that length")
     }
 
-    /// Makes tokens of keys below `among`, drawn at random.
+    /// Makes tokens of random keys with numbers below `among`.
     pub fn valid(keys: &Keys, among: u64, count: usize, random: &mut Random) -> Self {
         Self::new((0..count).map(|_| keys.token(random.below(among))))
     }

@@ -1,4 +1,5 @@
-//! Keys derived from their numbers: 50 to a tenant, five owners each, and the contents of a typical record.
+//! Keys derived from their numbers, with the contents of a typical record. Each tenant has 50 keys and five
+//! owners.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -32,7 +33,7 @@ const OWNERS_OF_A_TENANT: u64 = 5;
 /// 2025-01-01, in milliseconds since the Unix epoch.
 const FIRST_MILLIS: u64 = 1_735_689_600_000;
 
-/// The random bit of an id that no key of a set has.
+/// The bit in the random part of an id that is set only in ids that no key has.
 const STRANGER: u64 = 1 << 63;
 
 /// The scope that every measured verification requires.
@@ -104,8 +105,8 @@ impl Keys {
         self.first
     }
 
-    /// Returns the id of a key. Ids sort as the numbers do, so that a store in id order needs no list of
-    /// them.
+    /// Returns the id of a key. Ids sort like the numbers, so that a store in id order needs no list of its
+    /// ids.
     pub fn id(&self, number: u64) -> KeyId {
         Self::id_of(number, mixed(number) & !STRANGER)
     }

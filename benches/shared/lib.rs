@@ -1,5 +1,5 @@
-//! Code shared by the benchmarks of verification. It has a store that makes its rows when they are read, the
-//! floor that times are divided by, and the table.
+//! Code shared by the benchmarks of verification: a store that makes its rows when they are read, the floor
+//! that times are divided by, and the table.
 #![allow(
     missing_docs,
     clippy::missing_errors_doc,

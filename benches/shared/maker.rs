@@ -127,7 +127,7 @@ impl Maker {
         self.tenants.clear();
     }
 
-    /// Records the revision of a commit, so that the tenant's next commit fits.
+    /// Records the revision of a tenant's commit, which the tenant's next commit must expect.
     pub fn landed(&mut self, tenant: &TenantId, revision: Revision) {
         let own = self.tenants.entry(tenant.clone()).or_default();
         *own = (revision, own.1 + 1);

@@ -14,7 +14,7 @@ use crate::batch::Batch;
 use crate::keys::{Keys, Kind, SCOPE};
 use crate::store::{Feed, Synthetic};
 
-/// The state of a service in memory while it serves.
+/// The state that a service keeps in memory while it serves.
 pub struct Served {
     pub store: Arc<Synthetic>,
     pub replica: Arc<Replica>,
@@ -33,7 +33,7 @@ impl Served {
         let store = Arc::new(Synthetic::new(keys.clone(), scanned, feed));
         let replica = Arc::new(Replica::new(store.clone(), clock.clone()));
         let mut spec = profiles::standard();
-        // Long enough that no verification is refused as stale during a run.
+        // The bound is so long that no verification is refused as stale during a run.
         spec.propagation = Propagation { bound: days(1) };
         let policies = Policy::new(spec).unwrap();
         let verifier = Verifier::new(

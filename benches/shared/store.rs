@@ -1,5 +1,5 @@
-//! A store without data. It makes its rows when they are read, so that ten million keys use memory only in
-//! the measured index.
+//! A store without data. The store makes its rows when they are read, so that ten million keys use memory
+//! only in the measured index.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use crate::mixed;
 
 type Answer<T> = Result<T, StoreError>;
 
-/// The contents of the feed after the scan.
+/// The kind of changes in the feed after the scan.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Feed {
     /// New keys, one per revision.

@@ -36,7 +36,8 @@ struct Size {
     batch: usize,
     /// Rounds of a reader beside a writer.
     windows: usize,
-    /// The size to which the index grows under a reader, from a tenth of it.
+    /// The number of keys to which the index grows while a reader runs. The index starts at a
+    /// tenth of that number.
     growth: u64,
 }
 

@@ -16,8 +16,8 @@ use shared::served::{Served, need};
 use shared::store::Feed;
 use shared::table::{Goal, Table};
 
-/// Returns the verifications per second of several threads, by wall time, and the CPU time of one in
-/// nanoseconds.
+/// Returns the verifications per second of several threads by wall time, and the CPU time of one verification
+/// in nanoseconds.
 fn rate(served: &Served, batches: &[Batch], laps: usize) -> (f64, f64) {
     let (need, barrier) = (need(), Barrier::new(batches.len()));
     let of_thread = |batch: &Batch| {
@@ -81,7 +81,7 @@ fn clock_cost() -> u64 {
     costs[costs.len() / 2]
 }
 
-/// Returns the wall time of each verification of a batch, sorted.
+/// Returns the wall time of each verification of a batch in nanoseconds, minus `less`, in ascending order.
 fn each(served: &Served, batch: &Batch, less: u64) -> Vec<u64> {
     let need = need();
     let mut times: Vec<_> = (0..batch.len())
@@ -97,7 +97,7 @@ fn each(served: &Served, batch: &Batch, less: u64) -> Vec<u64> {
     times
 }
 
-/// The writer's sync interval: 1 ms. With 10 changes per sync it applies 10,000 changes a second.
+/// The writer's sync interval: 1 ms. With 10 changes per sync, the writer applies 10,000 changes a second.
 const TICK: Duration = Duration::from_millis(1);
 const CHANGES_A_TICK: u64 = 10;
 
@@ -132,7 +132,7 @@ pub(crate) fn writer(size: &Size, table: &mut Table) {
                 working.fetch_add(taken.cpu as u64, Ordering::Relaxed);
                 ticks.fetch_add(1, Ordering::Relaxed);
             }
-            // A late tick is caught up immediately, so that the rate is exact.
+            // Catches up on a late tick immediately, so that the rate is exact.
             due += TICK;
             if let Some(wait) = due.checked_duration_since(Instant::now()) {
                 thread::sleep(wait);
@@ -209,8 +209,8 @@ fn longest_while(served: &Served, batch: &Batch, goes_on: &AtomicBool) -> Longes
 const ROWS_OF_A_BLOCK: u64 = 1024;
 
 /// Measures a reader while the index grows tenfold. The baseline is a reader while the same rows are made
-/// without an index. The baseline also allocates as much memory, in blocks of the same size. Effects of the
-/// machine on a thread cancel out.
+/// without an index. The baseline also allocates as much memory, in blocks of the same size. The machine
+/// affects both readers alike, so the machine's effects cancel out.
 pub(crate) fn growth(size: &Size, table: &mut Table) {
     let (from, to) = (size.growth / 10, size.growth);
     eprintln!("growth: {from} to {to} keys");

@@ -25,12 +25,11 @@ impl fmt::Display for Kept {
 
 /// Prints an admin key and how to use it, unless an earlier run did.
 ///
-/// The command has a fixed id. Of all runs over these keys, even two concurrent ones, only one creates the
-/// key.
+/// The command has a fixed id. Only one run over these keys creates the key, even if two runs are concurrent.
 pub(crate) async fn welcome(keys: &Keyward, kept: &Kept, url: &str) -> Fallible<()> {
     let alice = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
     let once = alice.with_command_id(CommandId::new("first-admin-key")?);
-    // A key gets its owner's role if it reaches everything the role does.
+    // A key gets its owner's role if the key reaches everything that the role reaches.
     let admin = CreateKey::new("first admin key").scope("*:*");
     let mut out = std::io::stdout().lock();
     let end = kept.end;

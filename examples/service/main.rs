@@ -1,9 +1,9 @@
 //! A service that requires API keys, with keys in a file: `cargo run --example service`.
 //!
 //! The first run creates an admin key, prints it once, and prints commands to try in another terminal. Later
-//! runs do not know the key. Everything is kept in one folder, `target/service` unless `--data` names
-//! another. Delete the folder to start over. Two services on different ports can share it, and each refuses
-//! keys that the other revoked. Built with `--features postgres`, the service can also keep keys in a
+//! runs cannot print the key. Everything is kept in one folder, `target/service` unless `--data` names
+//! another. Delete the folder to start over. Two services on different ports can share the folder, and each
+//! refuses keys that the other revoked. Built with `--features postgres`, the service can also keep keys in a
 //! database: `--database postgres://…`.
 //!
 //! `routes` names the scopes that requests need, `management` manages keys with a key, and this file starts
@@ -23,8 +23,9 @@ use std::time::Duration;
 
 use clap::Parser;
 use keyward::node::FollowOptions;
-use keyward::store::{KeyStore, NodeRegistry, PostgresStore, SqliteStore};
 #[cfg(feature = "postgres")]
+use keyward::store::PostgresStore;
+use keyward::store::{KeyStore, NodeRegistry, SqliteStore};
 use keyward::{Keyward, PepperFile};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -35,8 +36,8 @@ use self::first_run::Kept;
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// Time for requests in flight to finish after the service got the signal to stop. 20 s, less than the 30 s
-/// after which Kubernetes kills it.
+/// The time for requests in flight to finish after the stop signal: 20 s. Kubernetes kills the service after
+/// 30 s.
 const FINISH_WITHIN: Duration = Duration::from_secs(20);
 
 /// A service whose routes require API keys.
@@ -52,7 +53,7 @@ struct Settings {
     #[cfg(feature = "postgres")]
     #[arg(long, env = "SERVICE_DATABASE", hide_env_values = true)]
     database: Option<Url>,
-    /// The schema of that database
+    /// The schema of the database given by --database
     #[cfg(feature = "postgres")]
     #[arg(long, env = "SERVICE_SCHEMA", default_value = "keyward")]
     schema: String,

@@ -1,6 +1,6 @@
 //! Managing keys with a key: create, list, rotate, revoke.
 //!
-//! The actor is the key itself, so that no key grants more than it has: no wider reach and no longer life. A
+//! The actor is the key itself. No key can create a key with a wider reach or a longer life than its own. A
 //! narrowed key has no role and creates no keys.
 
 use axum::extract::{FromRequestParts, Path, Query, State};
@@ -160,7 +160,7 @@ async fn rotate(
 #[derive(Serialize)]
 struct Revoked {
     id: KeyId,
-    /// This process already refuses the key.
+    /// The instant from which every process refuses the key. This process already refuses the key.
     refused_everywhere_by: Timestamp,
 }
 

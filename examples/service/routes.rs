@@ -1,4 +1,4 @@
-//! The routes, and the scope that a request needs for each.
+//! The routes, each with the scope that a request needs.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,7 +43,7 @@ struct Reports(Arc<Mutex<HashMap<TenantId, Vec<Report>>>>);
 #[derive(Clone, Serialize)]
 struct Report {
     title: String,
-    /// The key it was filed with.
+    /// The key that authenticated the request to file the report.
     key: KeyId,
 }
 

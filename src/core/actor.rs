@@ -16,8 +16,8 @@ use super::time::Timestamp;
 
 /// The caller of a management command: the application, a person, or a key.
 ///
-/// Each kind is a variant inside, never a name: a principal called `system` is a principal like any
-/// other.
+/// Each kind is an enum variant inside, never a name: a principal called `system` is a principal
+/// like any other.
 ///
 /// An actor made from a key ([`Grant::actor`](crate::Grant::actor)) carries the key's id. Each
 /// command reads that key and its owner's rows again, and is judged by their state at the commit.
@@ -55,8 +55,8 @@ impl Actor {
         Self::of(Identity::Person { principal, role }, tenant)
     }
 
-    /// Returns the application itself, acting on `tenant` and its descendants. Nothing limits what it
-    /// hands out.
+    /// Returns the application itself, acting on `tenant` and its descendants. Nothing limits the
+    /// keys that the application hands out.
     #[must_use]
     pub fn application(tenant: TenantId) -> Self {
         Self::of(Identity::Application, tenant)
@@ -73,7 +73,8 @@ impl Actor {
         }
     }
 
-    /// The application, finishing a command that covers descendants only if `descendants`.
+    /// Returns the application, which finishes a command. The command covers descendant tenants
+    /// only if `descendants` is true.
     pub(crate) fn finishing(tenant: TenantId, descendants: bool) -> Self {
         Self {
             descendants,
@@ -88,8 +89,8 @@ impl Actor {
         }
     }
 
-    /// Narrows what the actor may hand out to `scopes`. Roles, and a key's own scopes, narrow it
-    /// further. Defaults to everything.
+    /// Narrows what the actor may hand out to `scopes`. Roles, and a key's own scopes, narrow the
+    /// actor further. Defaults to all scopes.
     #[must_use]
     pub fn with_scopes(mut self, scopes: ScopeSet) -> Self {
         self.scopes = scopes;
@@ -103,15 +104,15 @@ impl Actor {
         self
     }
 
-    /// Sets the end of the actor's own credential, which no key that the actor hands out may
-    /// outlive. For a key, the key's own end counts too.
+    /// Sets the expiry of the actor's own credential. No key that the actor hands out may outlive
+    /// the credential. If the actor is a key, the key's own end counts too.
     #[must_use]
     pub fn with_expiry(mut self, expires_at: Timestamp) -> Self {
         self.expires_at = Some(expires_at);
         self
     }
 
-    /// Sets the idempotency key of the next command, with which a retry changes nothing.
+    /// Returns an invocation with this idempotency key. A retry with the same key changes nothing.
     #[must_use]
     pub fn with_command_id(&self, id: CommandId) -> Invocation<'_> {
         Invocation {
@@ -154,7 +155,7 @@ impl Actor {
         &self.identity
     }
 
-    /// Returns the actor as audit entries and stamps name it.
+    /// Returns the author that audit entries and stamps record for this actor.
     #[must_use]
     pub fn author(&self) -> Author {
         match &self.identity {

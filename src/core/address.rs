@@ -60,7 +60,8 @@ impl AddressAllowlist {
         )
     }
 
-    /// Returns whether a client at `address` may use the key. An unknown address passes an empty list only.
+    /// Returns whether a client at `address` may use the key. If the address is unknown, only an empty list
+    /// allows it.
     #[must_use]
     pub fn allows(&self, address: Option<IpAddr>) -> bool {
         self.0.is_empty()

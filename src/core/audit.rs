@@ -1,7 +1,7 @@
 //! The audit trail: every change with its author, as one hash chain per tenant.
 //!
 //! Pure. Entries are sealed with a key derived from a pepper, so that write access to the database does not
-//! suffice to rewrite them. Each entry contains the hash of the entry before, so that no entry can be left
+//! suffice to rewrite them. Each entry contains the hash of the previous entry, so that no entry can be left
 //! out. A head that was noted elsewhere reveals a chain that was cut short.
 
 use std::fmt;
@@ -22,12 +22,12 @@ use super::text::{
 };
 use super::time::Timestamp;
 
-/// The seal of an audit entry: HMAC-SHA-256 over the entry and the seal before it.
+/// The seal of an audit entry: HMAC-SHA-256 over the entry and the previous entry's seal.
 #[derive(Clone, Copy, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub struct AuditHash([u8; 32]);
 
 impl AuditHash {
-    /// The hash that the first entry of a chain follows.
+    /// The zero hash that stands before the first entry of a chain.
     pub const GENESIS: Self = Self([0; 32]);
 
     /// Creates a hash from its bytes.
@@ -83,8 +83,8 @@ tagged! {
 
     /// A changed field of a key, with its value before and after.
     ///
-    /// Descriptions, purposes and metadata may hold text that does not belong in a log: their entries record
-    /// only sizes.
+    /// For descriptions, purposes and metadata, entries record only sizes, because the text may not belong in
+    /// a log.
     #[derive(Clone, Debug, Eq, PartialEq)]
     #[non_exhaustive]
     pub enum FieldChange {
@@ -145,11 +145,11 @@ tagged! {
 
     /// A change that a command or the passing of time made. [`AuditEntry::key`] names the key that changed.
     ///
-    /// Events show an action to others: it holds nothing that a receiver must not see.
+    /// Events send actions to external receivers, so an action holds nothing that a receiver must not see.
     #[derive(Clone, Debug, Eq, PartialEq)]
     #[non_exhaustive]
     pub enum Action {
-        /// The tenant became known.
+        /// The tenant was provisioned.
         TenantProvisioned,
         /// The tenant was closed. Its keys are refused from then on.
         TenantClosed,
@@ -180,27 +180,28 @@ tagged! {
             /// The changes, one for each field.
             changes: Vec<FieldChange>,
         },
-        /// The key is refused until it is enabled again.
+        /// The key was disabled. It is refused until it is enabled again.
         KeyDisabled,
-        /// The key works again.
+        /// The key was enabled again.
         KeyEnabled,
-        /// The key is permanently refused. Finishing a rotation gives the reason [`Reason::Rotated`],
-        /// cancelling one gives [`Reason::RotationCancelled`].
+        /// The key was revoked. A finished rotation has the reason [`Reason::Rotated`], and a cancelled
+        /// rotation has [`Reason::RotationCancelled`].
         KeyRevoked {
-            /// The reason.
+            /// The reason of the revocation.
             reason: Reason,
         },
         /// The key was permanently removed.
         KeyDeleted,
         /// The revoked or expired key was removed at the end of its retention.
         KeyPurged,
-        /// A successor was created. Its creation has an entry of its own.
+        /// A successor was created. The creation of the successor has an entry of its own.
         KeyRotated {
-            /// The successor.
+            /// The id of the successor.
             successor: KeyId,
-            /// The reason.
+            /// The reason of the rotation.
             reason: RotationReason,
-            /// The end of the old key. If its grace starts with the successor's first use, the latest end.
+            /// The instant at which the old key ends. If its grace starts with the successor's first use, the
+            /// latest possible end.
             old_key_ends: Timestamp,
         },
         /// The rotation was cancelled, and the key works as before.
@@ -212,7 +213,7 @@ tagged! {
         SuccessorFirstUsed,
         /// The grace of an old key began with its successor's first use.
         GraceBegan {
-            /// The end of the old key.
+            /// The instant at which the old key ends.
             old_key_ends: Timestamp,
         },
         /// The secret was replaced because the response that held it was lost.
@@ -221,8 +222,8 @@ tagged! {
         KeyLeaked {
             /// The place of the leak.
             source: LeakSource,
-            /// Whether the report revoked the key, which has an entry of its own. Publishable and legacy keys
-            /// are not revoked.
+            /// Whether the report revoked the key. That revocation has an entry of its own. Publishable and
+            /// legacy keys are not revoked.
             revoked: bool,
         },
         /// The digest was renewed under another pepper.
@@ -230,7 +231,7 @@ tagged! {
             /// The new pepper.
             pepper: PepperId,
         },
-        /// A principal owns keys here from now on.
+        /// A principal was added as an owner of keys.
         OwnerAdded {
             /// The principal.
             owner: PrincipalId,
@@ -251,25 +252,25 @@ tagged! {
             /// The principal.
             owner: PrincipalId,
         },
-        /// A revocation of all keys that match a filter and were created before now began. Each key that it
-        /// revokes has an entry of its own.
+        /// A bulk revocation began. It covers the keys that match a filter and were created before this
+        /// entry. Each revoked key has an entry of its own.
         BulkRevocationBegan {
-            /// The reason.
+            /// The reason of the revocation.
             reason: Reason,
         },
         /// A command over many keys ended.
         BulkCommandEnded,
-        /// Digests that the restored backup lacked can never be imported again. The entry's [`Evidence`]
-        /// lists their marks.
+        /// Digests that the restored backup lacked were blocked, so that they can never be imported again.
+        /// The entry's [`Evidence`] lists their marks.
         DigestsBlocked {
-            /// The number of digests.
+            /// The number of blocked digests.
             count: u32,
         },
         /// The tenant's newest instant was set back, because a clock had been wrong.
         TimeRepaired {
-            /// The newest instant before.
+            /// The newest instant before the repair.
             from: Timestamp,
-            /// The newest instant from then on.
+            /// The newest instant after the repair.
             to: Timestamp,
         },
     }
@@ -286,7 +287,7 @@ pub enum Evidence {
         mark: DigestMark,
         /// The key's owner.
         owner: Owner,
-        /// The key's end at its import.
+        /// The key's end at its import; `None` for never.
         expires_at: Option<Timestamp>,
     },
     /// Blocked digests, with [`Action::DigestsBlocked`].
@@ -303,7 +304,7 @@ pub enum Evidence {
 pub struct AuditEntry {
     /// The tenant whose chain contains the entry.
     pub tenant: TenantId,
-    /// The entry's number in that chain, starting at 1.
+    /// The entry's number in the tenant's chain, starting at 1.
     pub sequence: u64,
     /// The instant at which the command was decided.
     pub at: Timestamp,
@@ -315,7 +316,7 @@ pub struct AuditEntry {
     pub command: CommandId,
     /// A mark of the command's content, which reveals a reused command id.
     pub command_mark: [u8; 8],
-    /// The change.
+    /// The change that the entry records.
     pub action: Action,
     /// Facts about digests that a recovery needs.
     pub evidence: Option<Evidence>,
@@ -323,14 +324,14 @@ pub struct AuditEntry {
     pub key: Option<KeyId>,
     /// The pepper whose audit key seals the entry.
     pub pepper: PepperId,
-    /// The hash of the entry before.
+    /// The hash of the previous entry.
     pub previous: AuditHash,
     /// The seal over all fields above.
     pub hash: AuditHash,
 }
 
 impl AuditEntry {
-    /// Returns the head of a chain whose newest entry is this one.
+    /// Returns the head of a chain whose newest entry is this entry.
     #[must_use]
     pub const fn head(&self) -> AuditHead {
         AuditHead {
@@ -385,9 +386,9 @@ pub enum ChainError {
     /// An entry is missing, duplicated or out of order.
     #[error("entry {expected} should follow, found {found}")]
     Gap {
-        /// The number that should follow.
+        /// The expected number.
         expected: u64,
-        /// The number that follows.
+        /// The number that was found.
         found: u64,
     },
     /// The chain contains an entry of another tenant.
@@ -396,7 +397,7 @@ pub enum ChainError {
         /// The entry's number.
         sequence: u64,
     },
-    /// An entry was changed, or does not follow the one before it.
+    /// An entry was changed, or does not follow the previous entry.
     #[error("entry {sequence} was altered")]
     Altered {
         /// The entry's number.
@@ -410,7 +411,7 @@ pub enum ChainError {
         /// The pepper's id.
         pepper: PepperId,
     },
-    /// The chain lacks an entry that was noted elsewhere, or has a different one in its place.
+    /// The chain lacks an entry that was noted elsewhere, or has a different entry in its place.
     #[error("entry {expected} was seen elsewhere, the chain does not lead to it")]
     Truncated {
         /// The number of the entry that was noted.
@@ -419,10 +420,10 @@ pub enum ChainError {
 }
 
 /// Checks one tenant's entries, oldest first, starting after `start`. Needs no store, only the entries and
-/// the peppers, including those kept with [`PepperRing::with_audit_only`].
+/// the peppers, including peppers kept with [`PepperRing::with_audit_only`].
 ///
-/// `seen` is a head that was noted elsewhere, such as in a log or a receipt. The chain must pass through it,
-/// which reveals a trail that was cut short.
+/// `seen` is a head that was noted elsewhere, such as in a log or a receipt. The chain must pass through
+/// `seen`, which reveals a trail that was cut short.
 ///
 /// # Errors
 ///

@@ -1,9 +1,9 @@
-//! Authority: the limits of an actor in one tenant, by the current state of everything from which
-//! they are derived.
+//! Authority: the limits of an actor in one tenant, derived from the current state of all rows that
+//! affect the actor.
 //!
-//! Pure. An actor made from a key is a snapshot, so the state of the key and its owner counts at
-//! the moment of the decision. The manager guards the rows that were read here, so that they are
-//! unchanged when the command commits.
+//! Pure. An actor made from a key is a snapshot, so each decision reads the current state of the
+//! key and its owner. The manager guards the rows that were read here: a command commits only if
+//! they are unchanged.
 
 use std::collections::BTreeSet;
 
@@ -37,21 +37,21 @@ pub(crate) enum Caller {
 /// The limits of a person or a key.
 #[derive(Debug)]
 pub(crate) struct Limits {
-    /// The most that the caller may hand out.
+    /// The reach that no key handed out by the caller may exceed.
     pub(crate) reach: Reach,
-    /// The roles that must all allow a key that the caller issues, widens or looks at: of a person
-    /// the stated role and the live ones, of a key its bound and its owner's live ones.
+    /// The roles that must all allow a command that issues, widens or looks at keys. For a person:
+    /// the stated role and the live roles. For a key: its bound and its owner's live roles.
     roles: BTreeSet<Role>,
-    /// The roles that must all allow a key that the caller narrows: of a person only the stated
-    /// one.
+    /// The roles that must all allow a command that narrows keys. For a person: only the stated
+    /// role.
     narrowing_roles: BTreeSet<Role>,
-    /// Whether the caller manages by its roles. A key does only if it reaches everything that they
-    /// do.
+    /// Whether the caller manages keys by its roles. A key does so only if it reaches everything
+    /// that its roles allow.
     manages: bool,
-    /// The person, who may be allowed more on keys of its own.
+    /// The person who acts, if any. An owner may be allowed more on the owner's own keys.
     person: Option<PrincipalId>,
-    /// The refusal of every command that issues or widens, if the stated role exceeds the stored
-    /// one.
+    /// The refusal of every command that issues or widens keys. Set if the person was removed, or
+    /// if the stated role exceeds a stored role.
     drift: Option<Denial>,
     /// The acting key.
     pub(crate) key: Option<ActingRecord>,
@@ -73,16 +73,16 @@ pub(crate) enum Effect {
     Widens,
     /// Narrows or ends keys.
     Narrows,
-    /// Changes nothing.
+    /// Looks at keys and changes nothing.
     Looks,
 }
 
-/// The keys that a caller may look at, before each is judged by its class.
+/// The keys that a caller may look at, before each key is checked against its class.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Sight {
-    /// The keys of some classes.
+    /// The keys of at least one class, whoever owns them.
     Some,
-    /// The keys of this owner at most.
+    /// Only keys of this owner.
     Own(PrincipalId),
 }
 
@@ -96,7 +96,7 @@ pub(crate) struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Returns the standing of an owner in `tenant`.
+    /// Returns the effect of the rows on the keys of `owner` in `tenant`.
     pub(crate) fn standing(&self, tenant: &TenantId, owner: &Owner) -> OwnerStatus {
         OwnerStatus::resolve(
             tenant,
@@ -118,12 +118,12 @@ impl Rows<'_> {
 }
 
 impl Caller {
-    /// Derives the authority of `actor` in `tenant` at `now`. `policy` is the policy of that
-    /// tenant, `home` that of the actor's own tenant.
+    /// Derives the authority of `actor` in `tenant` at `now`. `policy` is the policy of `tenant`,
+    /// and `home` is the policy of the actor's own tenant.
     ///
     /// # Errors
     ///
-    /// [`Denial`] if the actor may do nothing any more.
+    /// [`Denial`] if the actor has expired, or if the acting key is refused.
     pub(crate) fn resolve(
         actor: &Actor,
         tenant: &TenantId,
@@ -161,8 +161,8 @@ impl Caller {
         person.is_some() && person == principal
     }
 
-    /// Checks that the caller is among those who have access. `owner` is the owner of the key that
-    /// the command is about, if there is one.
+    /// Checks that `access` includes the caller. `owner` is the owner of the key that the command
+    /// is about, if it is about one key.
     pub(crate) fn permit(
         &self,
         access: &Access,
@@ -269,7 +269,8 @@ impl Caller {
         }
     }
 
-    /// Returns the roles of the recipient of a secret from this command: the caller's own.
+    /// Returns the roles that limit the recipient of a secret from this command: the caller's
+    /// roles.
     pub(crate) fn roles(&self) -> BTreeSet<Role> {
         let roles = self.limits().into_iter().flat_map(|limits| &limits.roles);
         roles.chain(self.key_bound()).cloned().collect()
@@ -288,7 +289,7 @@ impl Caller {
         limits.narrowing_roles.first()
     }
 
-    /// Returns the makers of a key that the caller makes: the acting key, and the makers of that.
+    /// Returns the makers of a key that the caller makes: the acting key and its makers.
     pub(crate) fn makers(&self) -> Vec<Maker> {
         let Some(key) = self.limits().and_then(|limits| limits.key.as_ref()) else {
             return Vec::new();
@@ -352,7 +353,7 @@ impl Limits {
             why: Box::new(why),
         };
         let record = rows.acting_key(key, actor.tenant()).map_err(refused)?;
-        // The standing in the tenant that the key reaches into, whose rows are below its own.
+        // The owner's status in `tenant`, which may be below the key's own tenant.
         let mut standing = rows.standing(tenant, &record.owner);
         if !record.bound.is_empty() {
             let all = rows.view.owners.iter().chain(&rows.ancestry.owners);
@@ -382,7 +383,7 @@ impl Limits {
         let roles = reach::roles_of(&record.owner, &record.bound, &standing);
         let role = RoleReach::of(&roles, policy);
         let own = reach::scopes(Bounds::of_record(record), home, class, &standing);
-        // A role may mean less in the tenant that is reached into.
+        // A role may allow less under the policy of `tenant` than in the key's own tenant.
         let here = (roles.iter().chain(&record.bound)).fold(own, |scopes: ScopeSet, role| {
             scopes.intersection(&policy.role_ceiling(role))
         });
@@ -395,7 +396,7 @@ impl Limits {
             scopes,
             role,
             until: earlier(record.expires_at, actor.expires_at()),
-            // An end that the application set for the actor alone cannot be renewed.
+            // Self-rotation cannot extend an end that the application set for the actor alone.
             renewable_until: match actor.expires_at() == record.expires_at {
                 true => reach::renewable_until(class, record.expires_at, record.lineage.since),
                 false => earlier(record.expires_at, actor.expires_at()),
@@ -425,13 +426,13 @@ impl Limits {
     }
 }
 
-/// Returns whether `scopes` are not empty, and all that roles allow.
+/// Returns whether `scopes` are not empty and include everything that the roles allow.
 pub(crate) fn is_whole(scopes: &ScopeSet, role: &RoleReach) -> bool {
     !scopes.is_empty() && scopes.contains(role.ceiling())
 }
 
-/// Returns the reason why a person may issue and widen nothing: the person was removed, or its
-/// stated role exceeds a live one.
+/// Returns the reason why a person may issue and widen nothing: the person was removed, or the
+/// stated role exceeds a live role.
 fn drift(
     principal: &PrincipalId,
     stated: &Role,

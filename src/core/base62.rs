@@ -1,4 +1,4 @@
-//! Base62 with the digits in ASCII order, so that text orders like the numbers.
+//! Base62 with the digits in ASCII order, so that the text sorts like the numbers.
 //!
 //! Pure.
 
@@ -113,7 +113,7 @@ pub(crate) fn decode(digits: &[u8; 22]) -> Option<u128> {
     high.checked_mul(WORD_BASE * WORD_BASE)?.checked_add(rest)
 }
 
-/// Converts a random byte to a digit without bias. Returns `None` for a byte to be drawn again.
+/// Converts a random byte to a digit without bias. Returns `None` if another byte must be drawn.
 ///
 /// 248 is the largest multiple of 62 in a byte: accepting more bytes would favour the first digits.
 pub(crate) fn unbiased(random: u8) -> Option<u8> {

@@ -1,7 +1,7 @@
 //! The check of a presented key against a need.
 //!
-//! Pure. Every way of verifying goes through one function (trap 20). It compares the secret first,
-//! and reveals the rest only to a holder of the secret (trap 5).
+//! Pure. Every way of verifying goes through one function (trap 20). That function compares the
+//! secret first, and reveals any other reason only to a holder of the secret (trap 5).
 
 use std::num::NonZeroU64;
 
@@ -22,7 +22,7 @@ use super::time::Timestamp;
 /// A presented key after hashing: its digest, and the prefix of its token.
 #[derive(Clone, Copy, Debug)]
 pub struct Presented<'a> {
-    /// The digest of the presented text, made in the way of the record's credential.
+    /// The digest of the presented text, made with the algorithm of the record's credential.
     pub digest: &'a Digest,
     /// The prefix of the token; `None` for text that is not a token.
     pub prefix: Option<&'a str>,
@@ -58,10 +58,10 @@ pub fn check(
 }
 
 /// Checks that a key's secret and prefix were presented, then the key's state at `now`, then
-/// `need`. The only function that judges a key. Allocates only to refuse it.
+/// `need`. Every verification goes through this function. Allocates only if the key is refused.
 ///
-/// `kind` identifies the policy, the shape, the standing and whether a person owns the key. A kind
-/// that met a need meets it again.
+/// `kind` identifies the policy, the shape, the owner's status and whether a person owns the key. A
+/// kind that met a need meets it again.
 pub(crate) fn check_subject(
     subject: Subject<'_>,
     (same, prefix): (Choice, Option<&[u8]>),
@@ -89,7 +89,7 @@ pub(crate) fn check_subject(
     Ok(())
 }
 
-/// Checks that a key works at `now`, for any need.
+/// Checks that a key works at `now`, whatever the need is.
 pub(crate) fn check_alive(
     key: KeyId,
     course: &Course,
@@ -115,7 +115,7 @@ pub(crate) fn check_alive(
     Ok(())
 }
 
-/// Checks the conditions that all keys of a kind meet or fail alike.
+/// Checks the conditions that depend only on the kind of the key.
 fn check_kind(subject: Subject<'_>, policy: &Policy, need: &Need) -> Result<(), VerifyError> {
     let (key, shape) = (subject.id, subject.shape);
     let needed = need.conditions();
@@ -141,7 +141,7 @@ fn check_kind(subject: Subject<'_>, policy: &Policy, need: &Need) -> Result<(), 
     Ok(())
 }
 
-/// Checks the conditions on the single request.
+/// Checks the conditions that depend on the request: its tenant and its address.
 fn check_request(subject: Subject<'_>, policy: &Policy, need: &Need) -> Result<(), VerifyError> {
     let Subject {
         id: key,

@@ -7,16 +7,16 @@ use std::time::Duration;
 
 use super::time::Timestamp;
 
-/// The time of a decision.
+/// The time of a decision, compared with other clocks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct CheckedTime {
-    /// The process's own time: its wall clock, which does not go back.
+    /// The time of this process's wall clock, which never goes back.
     pub own: Timestamp,
-    /// The own time without a step forward that is more recent than the allowance.
+    /// The own time, without any forward step of the wall clock that began less than one allowance ago.
     pub held: Timestamp,
-    /// The time by other clocks, if they contradict the own one.
+    /// The time of other clocks; `None` unless they contradict the own clock.
     pub reference: Option<Timestamp>,
-    /// The allowance: the difference that clocks may have.
+    /// The allowance: the largest difference at which two clocks still agree.
     pub allowance: Duration,
 }
 
@@ -25,13 +25,14 @@ impl CheckedTime {
     /// no key or grace here ends within minutes.
     pub const ALLOWANCE: Duration = Duration::from_secs(5 * 60);
 
-    /// Returns the best guess at the time: that of other clocks if they contradict the own one.
+    /// Returns the best guess at the time: the time of other clocks if they contradict the own clock, or else
+    /// the own time.
     #[must_use]
     pub fn best(&self) -> Timestamp {
         self.reference.unwrap_or(self.own)
     }
 
-    /// Returns the earliest of the three times.
+    /// Returns the earliest of the own time, the held time and the reference.
     #[must_use]
     pub fn earliest(&self) -> Timestamp {
         let own = self.own.min(self.held);
@@ -45,9 +46,10 @@ impl CheckedTime {
     }
 }
 
-/// Returns the median of the references, if they contradict the own clock: if the server differs and no
-/// majority of the nodes sides with the own clock, or if there are two references or more and most of
-/// them differ. All are offsets in microseconds, and differ beyond `allowance`.
+/// Returns the median of the references if they contradict the own clock. The references contradict the own
+/// clock in two cases. Either the server differs and no majority of the nodes agrees with the own clock. Or
+/// there are at least two references and most of them differ. All values are offsets in microseconds, and two
+/// offsets differ if they are more than `allowance` apart.
 pub(crate) fn contradiction(
     own: i64,
     (server, nodes): (Option<i64>, &[i64]),
@@ -62,7 +64,7 @@ pub(crate) fn contradiction(
         return None;
     }
     all.sort_unstable();
-    // The later one of two: a key had better end too early than too late.
+    // With two references, this is the later one, because a key had better end too early than too late.
     all.get(all.len() / 2).copied()
 }
 
@@ -78,7 +80,7 @@ pub(crate) enum Ending {
 }
 
 /// Judges a key that ends at `end`, which is later than `now`. `floor` is the newest commit of the key's own
-/// tenant; `confirmed` says whether another clock agrees with `now`.
+/// tenant. `confirmed` returns whether another clock agrees with `now`.
 pub(crate) fn judge_end(
     end: Timestamp,
     now: Timestamp,
@@ -102,7 +104,7 @@ mod tests {
     /// Ten years, in minutes.
     const YEARS: i64 = 10 * 365 * 24 * 60;
 
-    /// The same in minutes, with an allowance of five.
+    /// Calls `contradiction` with offsets in minutes and an allowance of 5 minutes.
     fn contradicted(own: i64, server: Option<i64>, nodes: &[i64]) -> Option<i64> {
         contradiction(own, (server, nodes), 5)
     }

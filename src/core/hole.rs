@@ -1,7 +1,7 @@
-//! Holes: faults that were found in these rules, and can be opened again one at a time.
+//! Holes: past faults of these rules that tests can open again, one at a time.
 //!
-//! The escalation search (`tests/it/escalation`) must find each of them, which proves the search. Only the long
-//! tier of the tests sets `--cfg keyward_hole`; without it no hole can be open.
+//! The escalation search (`tests/it/escalation`) must find each hole, which proves that the search works.
+//! Only the long tier of the tests sets `--cfg keyward_hole`. Without that flag no hole can be open.
 
 #[cfg(keyward_hole)]
 use std::cell::Cell;

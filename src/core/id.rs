@@ -11,10 +11,10 @@ use super::base62;
 use super::invalid::{Invalid, Problem};
 use super::time::Timestamp;
 
-/// The public id of a key, shown in lists, logs and URLs. It authenticates nothing.
+/// The public id of a key, shown in lists, logs and URLs. The id authenticates nothing.
 ///
-/// 48 bits of milliseconds since the Unix epoch, then 80 random bits: ids order by creation, and
-/// print as 22 base62 characters that order the same way.
+/// 48 bits of milliseconds since the Unix epoch, then 80 random bits. Ids sort by time of creation, and their
+/// printed form of 22 base62 characters sorts the same way.
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct KeyId(u128);
 
@@ -37,7 +37,7 @@ impl KeyId {
         self.0
     }
 
-    /// Returns the id that a store holds as a number.
+    /// Creates an id from the number that a store holds.
     #[must_use]
     pub const fn from_u128(value: u128) -> Self {
         Self(value)

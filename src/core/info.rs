@@ -1,6 +1,6 @@
 //! The public view of a key: everything that a list or a details page shows.
 //!
-//! Pure. The serialized form is part of the interface: `tests/golden/key-info.json` holds one.
+//! Pure. The serialized form is part of the public interface: `src/core/golden/key-info.json` pins it.
 
 use std::ops::Deref;
 
@@ -17,7 +17,7 @@ use super::stamp::Stamp;
 use super::text::Stage;
 use super::time::Timestamp;
 
-/// A key as people see it at one instant. Holds neither secret nor digest. Reads as its [`KeyFacts`].
+/// A key as people see it at one instant. Holds neither secret nor digest. Dereferences to its [`KeyFacts`].
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct KeyInfo {
@@ -26,14 +26,14 @@ pub struct KeyInfo {
     pub facts: KeyFacts,
     /// The label of a class that is not final yet (rule A1-28).
     pub stage: Option<Stage>,
-    /// The scopes that the key effectively reaches at the instant asked for, while it works.
+    /// The effective scopes of the key at the requested instant. The scopes apply only while the key works.
     pub reach: ScopeSet,
     /// The key that created this key, if a key did. For a successor, the key that created the first key
     /// of its chain.
     pub created_by_key: Option<KeyId>,
-    /// The status at the instant asked for.
+    /// The status of the key at the requested instant.
     pub status: Status,
-    /// The revocation of a revoked key.
+    /// The revocation of the key; `None` if the key is not revoked.
     pub revocation: Option<KeyRevocation>,
 }
 
@@ -41,11 +41,11 @@ pub struct KeyInfo {
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct KeyRevocation {
-    /// The instant.
+    /// The instant of the revocation.
     pub at: Timestamp,
-    /// The author.
+    /// The author of the revocation.
     pub by: Author,
-    /// The reason.
+    /// The reason of the revocation.
     pub reason: Reason,
 }
 
@@ -58,7 +58,8 @@ impl Deref for KeyInfo {
 }
 
 impl KeyInfo {
-    /// Returns the view of `record` at `now`, for an owner with this `standing`.
+    /// Returns the public view of `record` at `now`. `standing` is the effect of the owner's and tenants'
+    /// rows.
     #[must_use]
     pub fn new(record: KeyRecord, policy: &Policy, standing: &OwnerStatus, now: Timestamp) -> Self {
         let class = policy.class(&record.class);

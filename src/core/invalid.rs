@@ -5,13 +5,13 @@
 
 use std::convert::Infallible;
 
-/// The error of a value that was refused while it was parsed: the field, and its requirement.
+/// The error of a value that could not be parsed: the field, and the problem of its value.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{field} {problem}")]
 pub struct Invalid {
     /// The field, in the words of the documentation ("key name", "scope").
     pub field: &'static str,
-    /// The problem of its value.
+    /// The problem of the field's value.
     pub problem: Problem,
 }
 
@@ -60,7 +60,7 @@ pub enum Problem {
         /// The value given.
         actual: i64,
     },
-    /// A byte that the field does not take.
+    /// A character that the field does not take.
     #[error("has a character at byte {position} that is not allowed; allowed: {allowed}")]
     Character {
         /// Byte offset of the first refused character.
@@ -71,7 +71,7 @@ pub enum Problem {
     /// The value does not have the form that the field takes.
     #[error("must be {expected}")]
     Format {
-        /// The form, in words.
+        /// The expected form, in words.
         expected: &'static str,
     },
 }

@@ -22,7 +22,7 @@ impl Metadata {
     /// The most bytes of one pair's name.
     pub const MAX_NAME_LEN: usize = 128;
 
-    /// Collects pairs. Of two pairs with one name, the later one wins.
+    /// Collects pairs. If several pairs have the same name, the last pair wins.
     ///
     /// # Errors
     ///
@@ -37,7 +37,7 @@ impl Metadata {
     }
 
     fn of(mut pairs: Vec<(Text, Text)>) -> Result<Self, Invalid> {
-        // Stored pairs are in order already.
+        // Stored pairs are already sorted.
         if !pairs.is_sorted_by(|(one, _), (next, _)| one < next) {
             // A stable sort of the reversed pairs puts the last pair of a name first.
             pairs.reverse();
@@ -137,7 +137,7 @@ impl<'de> Deserialize<'de> for Metadata {
     }
 }
 
-/// Text of a pair, checked in place and copied once.
+/// The name or the value of a pair, deserialized with a single copy.
 struct Plain(Text);
 
 impl<'de> Deserialize<'de> for Plain {

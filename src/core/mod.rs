@@ -1,4 +1,4 @@
-//! The rules. PURE: no async, no I/O, no clock, no RNG, and nothing of the crate outside `core`.
+//! The rules of the library. Pure: no async, no I/O, no clock, no RNG, and no import from outside `core`.
 
 pub(crate) mod actor;
 pub(crate) mod address;

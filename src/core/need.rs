@@ -1,4 +1,4 @@
-//! Needs: the conditions on a key that a request requires.
+//! Needs: the conditions that a request puts on its key.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use super::scope::{Scope, ScopeSet};
 use super::tenant::TenantId;
 use super::text::{ClassName, Environment};
 
-/// The conditions on a key that a request requires. All of them must be met.
+/// The conditions that a request puts on its key. The key must meet all of them.
 ///
 /// # Examples
 ///
@@ -33,12 +33,13 @@ use super::text::{ClassName, Environment};
 /// let need = Need::from(REPORTS_READ);
 /// ```
 ///
-/// Make one need and use it for many verifications: it remembers the kinds of keys that met it.
+/// Create one need and use it for many verifications: a need remembers the kinds of keys that met
+/// it.
 #[derive(Clone, Default)]
 #[must_use = "a need checks nothing by itself"]
 pub struct Need {
     conditions: Conditions,
-    /// Valid for these conditions only: a change of conditions starts an empty memory.
+    /// The kinds of keys that met `conditions`. Emptied when the conditions change.
     met: Met,
 }
 
@@ -54,18 +55,18 @@ pub(super) struct Conditions {
     pub(super) publishable: bool,
 }
 
-/// 256 kinds of keys, as a power of two. A judgement: 2 KiB, and as many combinations of scopes,
-/// class and role as most services issue.
+/// 8 bits, for 256 remembered kinds of keys. A judgement: 256 kinds take 2 KiB, and most services
+/// issue no more combinations of scopes, class and role.
 const REMEMBERED_BITS: u32 = 8;
 const REMEMBERED: usize = 1 << REMEMBERED_BITS;
 
-/// A memory of the kinds of keys that met a need. Every kind in it met the need; any kind may be
-/// forgotten.
+/// A lossy memory of the kinds of keys that met a need. Every kind in the memory met the need. A
+/// kind may be forgotten at any time.
 #[derive(Default)]
 pub(crate) struct Met {
     /// The first kind, held inline so that a need used once allocates nothing.
     first: AtomicU64,
-    /// Allocated for the second kind.
+    /// The further kinds. Allocated for the second kind.
     more: OnceLock<Box<[AtomicU64; REMEMBERED]>>,
 }
 
@@ -115,13 +116,13 @@ impl fmt::Debug for Need {
 }
 
 impl Need {
-    /// Any secret key that verifies. Says nothing about what the key may do: call
+    /// Requires any secret key that verifies. Does not check what the key may do: call
     /// [`Grant::allows`](crate::Grant::allows) before acting.
     pub fn any() -> Self {
         Self::default()
     }
 
-    /// A key that reaches this scope.
+    /// Requires a key that reaches this scope.
     ///
     /// # Errors
     ///
@@ -130,7 +131,7 @@ impl Need {
         Self::any().and_scope(scope)
     }
 
-    /// A key that reaches this scope too.
+    /// Requires a key that reaches this scope too.
     ///
     /// # Errors
     ///
@@ -146,7 +147,7 @@ impl Need {
         Ok(self)
     }
 
-    /// A key that reaches at least one of these scopes.
+    /// Requires a key that reaches at least one of these scopes.
     ///
     /// # Errors
     ///
@@ -159,37 +160,37 @@ impl Need {
         Ok(self)
     }
 
-    /// A key of this class, or of another class named by a further call (rule A2-31).
+    /// Requires a key of this class. Each further call accepts one more class (rule A2-31).
     pub fn of_class(mut self, class: ClassName) -> Self {
         self.change().classes.push(class);
         self
     }
 
-    /// In a pair, a publishable key of this class beside the secret one, or of another class named
-    /// by a further call. Without a class, every publishable key of the same tenant and environment
-    /// is accepted.
+    /// Requires, in a pair, a publishable key of this class beside the secret key. Each further
+    /// call accepts one more class. Without a class, every publishable key of the same tenant and
+    /// environment is accepted.
     pub fn beside_class(mut self, class: ClassName) -> Self {
         self.change().beside.push(class);
         self
     }
 
-    /// A key for this environment (rule G-36).
+    /// Requires a key for this environment (rule G-36).
     pub fn in_environment(mut self, environment: Environment) -> Self {
         self.change().environment = Some(environment);
         self
     }
 
-    /// A key that reaches this tenant: the tenant's own key, or a key of an ancestor whose class
-    /// reaches descendants.
+    /// Requires a key that reaches this tenant: the tenant's own key, or a key of an ancestor whose
+    /// class reaches descendants.
     pub fn for_tenant(mut self, tenant: TenantId) -> Self {
-        // Checked for every key, so the remembered kinds stay valid.
+        // The tenant is checked for every key, so the remembered kinds stay valid.
         self.conditions.tenant = Some(tenant);
         self
     }
 
-    /// A request from this address, as the host knows it from the socket or a trusted proxy.
+    /// Sets the address of the request, as the host knows it from the socket or a trusted proxy.
     pub fn from_address(mut self, address: IpAddr) -> Self {
-        // Checked for every key, as the tenant is.
+        // The address is checked for every key, so the remembered kinds stay valid.
         self.conditions.address = Some(address);
         self
     }
@@ -200,7 +201,8 @@ impl Need {
         self
     }
 
-    /// Returns the need of a pair's publishable half, if this is the need of the secret half.
+    /// Returns the need for the publishable half of a pair, where `self` is the need for the secret
+    /// half.
     pub(crate) fn of_publishable_half(&self) -> Self {
         let conditions = Conditions {
             address: self.conditions.address,
@@ -219,7 +221,7 @@ impl Need {
         beside.is_empty() || beside.contains(class)
     }
 
-    /// Returns the conditions to change them, and forgets the kinds that met them.
+    /// Returns the conditions for a change, and forgets the kinds of keys that met them.
     fn change(&mut self) -> &mut Conditions {
         self.met = Met::default();
         &mut self.conditions

@@ -1,7 +1,7 @@
 //! Rows of owners and tenants, and their effect on keys.
 //!
-//! Pure. Invariant: lowering a role, removing an owner or closing a tenant writes one row. A reader that
-//! sees the row applies it to every key below.
+//! Pure. Invariant: lowering a role, removing an owner or closing a tenant writes one row. A reader that sees
+//! the row applies it to every key in the row's tenant and below it.
 
 use std::collections::BTreeSet;
 
@@ -19,16 +19,17 @@ use super::time::Timestamp;
 /// The row of a principal who owns keys in a tenant or below it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct OwnerRecord {
-    /// The tenant. The row applies to it and to its descendants.
+    /// The tenant. The row applies to the tenant and to its descendants.
     pub tenant: TenantId,
-    /// The principal.
+    /// The principal who owns keys.
     pub owner: PrincipalId,
-    /// The current role. `None` for a removed principal.
+    /// The current role of the principal. `None` for a removed principal.
     pub role: Option<Role>,
-    /// The last removal. Keys created until then stay refused, even if the principal is restored.
+    /// The instant of the last removal. Keys created up to that instant stay refused, even if the principal
+    /// is restored.
     pub removed_at: Option<Timestamp>,
-    /// The former roles that the row was raised from since the last removal. They keep limiting keys of
-    /// ancestor tenants that reach down here, unless their owner received the secret in person.
+    /// The former, lower roles of this row since the last removal. These roles still limit keys of ancestor
+    /// tenants that reach this tenant, unless the key's owner received the secret in person.
     pub raised_from: BTreeSet<Role>,
     /// The last change of the row.
     pub updated: Stamp,
@@ -37,16 +38,18 @@ pub struct OwnerRecord {
 /// The row of a tenant.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct TenantRecord {
-    /// The tenant.
+    /// The tenant that the row describes.
     pub tenant: TenantId,
-    /// The provisioning. `None` if the tenant was not provisioned and the row exists for another reason.
+    /// The instant and the author of the provisioning. `None` if the tenant was not provisioned and the row
+    /// exists for another reason.
     pub provisioned: Option<Stamp>,
-    /// The closing. A closed tenant ends every key in it and below it permanently.
+    /// The instant and the author of the closing. A closed tenant ends every key in it and below it
+    /// permanently.
     pub closed: Option<Stamp>,
     /// Commands over many keys that are authorised and unfinished.
     pub sweeps: Vec<PendingSweep>,
-    /// The last change of the row. Each commit of a tenant leaves its instant in a row that stays: in this
-    /// row, if the commit writes no key and no owner.
+    /// The last change of the row. Every commit of a tenant records its instant in some row that stays. A
+    /// commit that writes no key and no owner records its instant here.
     pub updated: Stamp,
     /// The last repair of the tenant's newest instant.
     pub time_repair: Option<TimeRepair>,
@@ -57,7 +60,8 @@ pub struct TenantRecord {
 pub struct TimeRepair {
     /// The newest instant after the repair.
     pub to: Timestamp,
-    /// The last commit whose rows have instants that do not count as the tenant's time.
+    /// The last commit that the repair covers. Instants in rows up to this commit do not count as the
+    /// tenant's time.
     pub through: Revision,
 }
 
@@ -80,25 +84,25 @@ impl TenantRecord {
     }
 }
 
-/// The effect of the rows along a tenant's path on one owner's keys: the input to
+/// The combined effect of the rows along a tenant's path on one owner's keys: the input to
 /// [`check`](crate::rules::check).
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub struct OwnerStatus {
-    /// The owner's role in each row along the path. The key's reach is within all of them.
+    /// The owner's role in each row along the path. The ceilings of all these roles limit the key.
     pub roles: Vec<Role>,
     /// Whether the owner is removed now, somewhere along the path.
     pub removed: bool,
-    /// The last removal of the owner. Keys created until then are refused.
+    /// The instant of the owner's last removal. Keys created up to that instant are refused.
     pub removed_at: Option<Timestamp>,
     /// Whether a tenant along the path is closed.
     pub closed: bool,
-    /// Whether a row along the path cannot be read. Its keys fail closed.
+    /// Whether a row along the path cannot be read. If so, the owner's keys are refused.
     pub unreadable: bool,
 }
 
-/// Returns the roles that rows below `home` gave `owner` before they were raised, along the path to
-/// `tenant`. They limit a key of `home` that reaches down to `tenant`, unless its owner received the secret
-/// in person.
+/// Returns the roles that rows below `home`, along the path to `tenant`, gave `owner` before those rows were
+/// raised. The roles limit a key of `home` that reaches down to `tenant`, unless the owner received the
+/// secret in person.
 pub(crate) fn raised_from<'a>(
     rows: impl IntoIterator<Item = &'a OwnerRecord>,
     owner: &Owner,
@@ -134,7 +138,8 @@ impl OwnerStatus {
         Self::of(above.map(|row| (row.role.as_ref(), row.removed_at)), closed)
     }
 
-    /// Combines the rows of one owner along a path, given as role and removal.
+    /// Combines the rows of one owner along a path. Each row is given as its role and the instant of its last
+    /// removal.
     pub(crate) fn of<'a>(
         rows: impl IntoIterator<Item = (Option<&'a Role>, Option<Timestamp>)>,
         closed: bool,
@@ -151,7 +156,8 @@ impl OwnerStatus {
         standing
     }
 
-    /// Combines this standing with rows further down a path. `None` if those rows change nothing.
+    /// Combines this status with the status from rows further down the path. `None` if those rows change
+    /// nothing.
     pub(crate) fn and_further(&self, further: &Self) -> Option<Self> {
         let Self {
             roles,

@@ -15,7 +15,7 @@ use super::text::PepperId;
 
 const AUDIT_LABEL: &[u8] = b"keyward audit chain, version 1";
 
-/// One service-wide HMAC-SHA-256 key, with the id that records hold.
+/// One service-wide HMAC-SHA-256 key and its id. Records name their pepper by this id.
 #[derive(Clone)]
 pub struct Pepper {
     id: PepperId,
@@ -24,7 +24,7 @@ pub struct Pepper {
 }
 
 impl Pepper {
-    /// The fewest bytes of a pepper: 32. A shorter one would be weaker than the secrets that it protects.
+    /// The fewest bytes of a pepper: 32. A shorter pepper would be weaker than the secrets that it protects.
     pub const MIN_LEN: usize = 32;
 
     /// Creates a pepper of at least 32 random bytes. Keep them outside the store that holds the records.
@@ -44,20 +44,21 @@ impl Pepper {
         Ok(Self { id, digests, audit })
     }
 
-    /// Returns the id of this pepper in records.
+    /// Returns the id by which records name this pepper.
     #[must_use]
     pub const fn id(&self) -> &PepperId {
         &self.id
     }
 
-    /// Returns the digest of `id ‖ secret`, at most 55 bytes.
+    /// Returns the digest of `id ‖ secret`, which has at most 55 bytes.
     #[inline]
     #[must_use]
     pub(crate) fn digest<const N: usize>(&self, id_and_secret: &[u8; N]) -> Digest {
         Digest::from_bytes(self.digests.mac(id_and_secret))
     }
 
-    /// Returns the mark of an imported digest. No sealed audit entry begins with the same bytes.
+    /// Returns the mark of an imported digest. The MAC input starts with a label
+    /// with which no sealed audit entry begins.
     pub(crate) fn mark(&self, digest: &Digest) -> DigestMark {
         DigestMark::from_bytes(self.seal(&[b"keyward imported digest", digest.as_bytes()]))
     }
@@ -71,7 +72,7 @@ fn keyed(key: &[u8]) -> Hmac<Sha256> {
     Hmac::new_from_slice(key).expect("HMAC accepts keys of any length")
 }
 
-/// Returns the MAC of the parts, one after the other.
+/// Returns the MAC of the concatenated parts.
 fn mac(mut keyed: Hmac<Sha256>, parts: &[&[u8]]) -> [u8; 32] {
     parts.iter().for_each(|part| keyed.update(part));
     keyed.finalize().into_bytes().into()
@@ -85,7 +86,8 @@ impl fmt::Debug for Pepper {
     }
 }
 
-/// The peppers of a service: one digests new secrets, older ones verify the secrets that they digested.
+/// The peppers of a service: the current pepper digests new secrets, and older peppers verify the secrets
+/// that they digested.
 ///
 /// Debug output holds the ids only.
 #[derive(Clone)]
@@ -128,7 +130,7 @@ impl PepperRing {
         Ok(self)
     }
 
-    /// Makes `pepper` the current one; the one before stays live.
+    /// Makes `pepper` the current pepper. Existing secrets still verify under the previous pepper.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
 //! Owners of keys and authors of changes.
 //!
-//! Pure. Each kind is a variant, so that no name that a person may have can stand for another kind.
+//! Pure. Each kind of owner or author is a variant, so that no person's name can stand for another kind.
 
 use std::fmt;
 
@@ -9,10 +9,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::id::KeyId;
 use super::text::PrincipalId;
 
-/// The owner of a key. Set at creation, immutable (rule Y-23).
+/// The owner of a key. Set at creation and immutable (rule Y-23).
 ///
-/// Stored as a plain enum; in JSON and other formats for people, an object: `{"type": "tenant"}` or
-/// `{"type": "principal", "id": "alice"}`.
+/// Stored as a plain enum. JSON and other formats for people use an object: `{"type": "tenant"}` or `{"type":
+/// "principal", "id": "alice"}`.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Owner {
     /// The tenant itself, for keys that came with it, such as the legacy key.
@@ -32,17 +32,18 @@ impl Owner {
     }
 }
 
-/// The author of a change. Each kind is a variant, so that no name can stand for another kind.
+/// The author of a change. Each kind of author is a variant, so that no person's name can stand for another
+/// kind.
 ///
-/// Stored as a plain enum; in JSON and other formats for people, an object: `{"type": "application"}`,
+/// Stored as a plain enum. JSON and other formats for people use an object: `{"type": "application"}`,
 /// `{"type": "principal", "id": "alice"}` or `{"type": "key", "id": "…", "owner": {…}}`.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub enum Author {
     /// The application itself.
     Application,
-    /// A principal in a session of its own.
+    /// A principal who acts in person, not through a key.
     Principal(PrincipalId),
-    /// A key.
+    /// A key that acted.
     Key {
         /// The id of the key.
         key: KeyId,

@@ -1,7 +1,7 @@
 //! Queries for keys and for the audit trail, and their results in pages.
 //!
-//! Pure. Defines once which rows match, and their order. A store may answer from its own indexes; a store
-//! that holds its rows in memory calls [`KeyQuery::page`] and [`AuditQuery::page`].
+//! Pure. This is the only definition of which rows match, and in which order. A store may answer from its own
+//! indexes; a store that holds its rows in memory calls [`KeyQuery::page`] and [`AuditQuery::page`].
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -17,7 +17,7 @@ use super::text::{ClassName, CommandId, Environment, KeyName, PrincipalId, Resou
 use super::time::Timestamp;
 use super::view::Revision;
 
-/// 100 rows: a screen or two. A judgement.
+/// 100 rows, the default size of a page: a screen or two. A judgement.
 const DEFAULT_LIMIT: NonZeroUsize = NonZeroUsize::new(100).expect("100 is not zero");
 
 /// A query for keys. A key must meet every condition that is set; without conditions every key matches.
@@ -27,17 +27,17 @@ const DEFAULT_LIMIT: NonZeroUsize = NonZeroUsize::new(100).expect("100 is not ze
 pub struct KeyQuery {
     /// Keys of this tenant; `None` for the whole store.
     pub tenant: Option<TenantId>,
-    /// Also the keys of the tenant's descendants.
+    /// Whether keys of the tenant's descendants match too.
     pub below: bool,
     /// The instant for which statuses are derived.
     pub at: Timestamp,
-    /// Keys that have one of these statuses at that instant; empty for any.
+    /// Keys that have one of these statuses at the instant `at`; empty for any status.
     pub statuses: BTreeSet<Status>,
-    /// Keys whose name contains this text, in upper or lower case.
+    /// Keys whose name contains this text, ignoring case.
     pub name: Option<String>,
     /// Keys of this class.
     pub class: Option<ClassName>,
-    /// Keys linked to this principal.
+    /// Keys that this principal owns.
     pub owner: Option<PrincipalId>,
     /// Keys for this environment.
     pub environment: Option<Environment>,
@@ -55,7 +55,7 @@ pub struct KeyQuery {
     pub expires_before: Option<Timestamp>,
     /// The order of the page.
     pub sort: KeySort,
-    /// Keys after this place in the order.
+    /// The place in the order after which the page starts; `None` for the first page.
     pub after: Option<KeyPosition>,
     /// The most rows of a page.
     pub limit: NonZeroUsize,
@@ -68,7 +68,7 @@ pub enum KeySort {
     /// Oldest first: by id.
     #[default]
     Created,
-    /// Newest first: by id, from the last.
+    /// Newest first: by id, descending.
     Newest,
     /// By name, byte by byte.
     Name,
@@ -81,14 +81,14 @@ pub enum KeySort {
 pub struct KeyPosition {
     /// The name of the last key seen.
     pub name: KeyName,
-    /// The end of that key.
+    /// The instant at which the last key seen ends; `None` for never.
     pub expires_at: Option<Timestamp>,
-    /// The id of that key.
+    /// The id of the last key seen.
     pub id: KeyId,
 }
 
 impl KeyPosition {
-    /// Returns the place of a record.
+    /// Returns the place of `record`.
     #[must_use]
     pub fn of(record: &KeyRecord) -> Self {
         Self {
@@ -98,7 +98,7 @@ impl KeyPosition {
         }
     }
 
-    /// Compares two places in an order.
+    /// Compares two places in the order `sort`.
     #[must_use]
     pub fn cmp(&self, other: &Self, sort: KeySort) -> Ordering {
         // A key that ends at the last possible instant still comes before keys that never end.
@@ -133,7 +133,7 @@ impl KeyQuery {
         }
     }
 
-    /// Queries the keys of the whole store. For the host itself, because it answers across tenants.
+    /// Queries the keys of the whole store. For the host itself, because the query answers across tenants.
     pub fn all(at: Timestamp) -> Self {
         Self {
             tenant: None,
@@ -268,7 +268,7 @@ pub struct AuditQuery {
     pub tenant: Option<TenantId>,
     /// Entries about this key.
     pub key: Option<KeyId>,
-    /// Entries of commands by this principal, itself or through a key of its own.
+    /// Entries of commands by this principal, in person or through one of the principal's own keys.
     pub actor: Option<PrincipalId>,
     /// Entries of this command.
     pub command: Option<CommandId>,
@@ -276,7 +276,7 @@ pub struct AuditQuery {
     pub from: Option<Timestamp>,
     /// Entries before this instant.
     pub before: Option<Timestamp>,
-    /// Entries after this place.
+    /// The place after which the page starts; `None` for the first page.
     pub after: Option<AuditPosition>,
     /// The most rows of a page.
     pub limit: NonZeroUsize,
@@ -285,7 +285,7 @@ pub struct AuditQuery {
 /// A place in the store-wide order of audit entries.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct AuditPosition {
-    /// The commit that wrote the entry.
+    /// The revision of the commit that wrote the entry.
     pub revision: Revision,
     /// The entry's number in its tenant's chain. A commit concerns one tenant, so revision and number
     /// together order all entries.
@@ -295,14 +295,14 @@ pub struct AuditPosition {
 /// An audit entry with the commit that wrote it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct AuditRow {
-    /// The commit.
+    /// The revision of the commit.
     pub revision: Revision,
     /// The entry.
     pub entry: AuditEntry,
 }
 
 impl AuditRow {
-    /// Returns its place in the store-wide order.
+    /// Returns the place of the entry in the store-wide order.
     #[must_use]
     pub const fn position(&self) -> AuditPosition {
         AuditPosition {
@@ -333,7 +333,7 @@ impl AuditQuery {
         }
     }
 
-    /// Queries the entries of the whole store. For the host itself, because it answers across tenants.
+    /// Queries the entries of the whole store. For the host itself, because the query answers across tenants.
     pub const fn all() -> Self {
         Self {
             tenant: None,

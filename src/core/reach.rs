@@ -1,8 +1,8 @@
 //! Reach: the limits of a key in every dimension, and the one order in which two reaches are
 //! compared.
 //!
-//! Pure. Management and verification share this rule. Invariant: whatever a command issues or
-//! widens lies within its actor's reach on every [`Dimension`]. A new dimension is a new field of
+//! Pure. Management and verification share these rules. Invariant: a key that a command issues or
+//! widens lies within the actor's reach on every [`Dimension`]. A new dimension is a new field of
 //! [`Reach`], and [`Reach::excess`] does not compile until it compares that field.
 //! `docs/authority.md` states the order in words.
 
@@ -22,13 +22,13 @@ use super::tenant::TenantId;
 use super::text::{ClassName, Environment, Role};
 use super::time::Timestamp;
 
-/// The bounds of a key itself.
+/// The limits on scopes that a key itself carries.
 #[derive(Clone, Copy)]
 pub(crate) struct Bounds<'a> {
     pub(crate) scopes: &'a ScopeSet,
     /// Whether a person owns the key, rather than the tenant.
     pub(crate) persons: bool,
-    /// The roles that limited the recipient of the secret; all of them must allow.
+    /// The roles that limited the recipient of the secret. All of these roles must allow a scope.
     pub(crate) bound: &'a BTreeSet<Role>,
 }
 
@@ -49,8 +49,8 @@ impl<'a> Bounds<'a> {
         }
     }
 
-    /// The roles that must all allow what the key does. `None` if the key reaches nothing, because a
-    /// person owns it and no row gives that person a role.
+    /// Returns the roles that must all allow a scope. `None` if the key reaches nothing, because a
+    /// person owns the key and no row gives that person a role.
     fn roles(self, standing: &'a OwnerStatus) -> Option<impl Iterator<Item = &'a Role>> {
         let lost = self.persons && standing.roles.is_empty();
         let live: &[Role] = if self.persons { &standing.roles } else { &[] };
@@ -90,8 +90,8 @@ pub(crate) fn scopes(
     })
 }
 
-/// Returns the roles that a key acts with: its bound, and its owner's live roles. Empty for a key
-/// of its tenant, and for a key whose owner has no role.
+/// Returns the roles that a key acts with: its bound, and its owner's live roles. Empty if the
+/// tenant owns the key, or if the owner has no role.
 pub(crate) fn roles_of(
     owner: &Owner,
     bound: &BTreeSet<Role>,
@@ -107,23 +107,23 @@ pub(crate) fn roles_of(
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 #[non_exhaustive]
 pub enum Dimension {
-    /// The scopes.
+    /// The scopes that a key reaches.
     Scopes,
-    /// The permits and the ceilings of the owner's roles.
+    /// The permits of the owner's roles, and the ceilings of those roles.
     Role,
-    /// The time of expiry.
+    /// The instant of expiry.
     Lifetime,
-    /// The tenants.
+    /// The tenants that a key reaches.
     Tenants,
-    /// The environment.
+    /// The environment that a key works in.
     Environment,
-    /// The resource.
+    /// The resource that a key belongs to.
     Resource,
     /// The networks from which the key may be used.
     Addresses,
-    /// Secret or publishable.
+    /// The type of a key: secret or publishable.
     Visibility,
-    /// The classes of keys.
+    /// The classes of the keys that can descend from a key.
     Class,
     /// The time until a revocation takes effect everywhere.
     Propagation,
@@ -152,7 +152,7 @@ impl fmt::Display for Dimension {
     }
 }
 
-/// A right that a policy gives to roles, beside their ceilings.
+/// A right that a policy gives to a role, in addition to the role's ceiling.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Permit {
     Administer,
@@ -166,7 +166,7 @@ pub(crate) enum Permit {
 }
 
 /// The reach of several roles under a policy: the permits that all of them have, within all of
-/// their ceilings. No roles may do nothing.
+/// their ceilings. An empty set of roles allows nothing.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct RoleReach {
     permits: BTreeSet<Permit>,
@@ -200,7 +200,7 @@ impl RoleReach {
         permits.extend(audits.then_some(Permit::Audit));
         permits.extend((*role == Role::SUPPORT).then_some(Permit::Support));
         for (name, class) in &spec.classes {
-            // Destructured, so that a new access list does not compile until it is a permit.
+            // Destructured, so that a new access list fails to compile until it maps to a permit.
             let KeyClass {
                 create,
                 look,
@@ -250,7 +250,7 @@ impl RoleReach {
     }
 }
 
-/// Returns whether keys of `class` that belong to `own` reach `tenant`.
+/// Returns whether keys of `class` that belong to the tenant `own` reach `tenant`.
 pub(crate) fn reaches_tenant(own: &TenantId, class: &KeyClass, tenant: &TenantId) -> bool {
     match class.tenant_reach {
         TenantReach::Own => own == tenant,
@@ -288,8 +288,8 @@ pub(crate) enum Classes {
 }
 
 impl Classes {
-    /// Returns the classes that can descend from a key of `class`: its own, and those that it
-    /// issues.
+    /// Returns the classes that can descend from a key of this class: the class itself, and the
+    /// classes that its keys may issue.
     pub(crate) fn of(name: &ClassName, class: &KeyClass) -> Self {
         Self::These(class.issues.iter().chain([name]).cloned().collect())
     }
@@ -307,28 +307,28 @@ impl Classes {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Reach {
     pub(crate) scopes: ScopeSet,
-    /// The reach of the roles from which it was derived.
+    /// The combined reach of the roles of the key or actor.
     pub(crate) role: RoleReach,
-    /// The instant at which it ends; `None` for never.
+    /// The instant at which the key or actor expires; `None` for never.
     pub(crate) until: Option<Timestamp>,
-    /// The latest end that can be reached by self-rotation; `None` for never.
+    /// The latest expiry that self-rotation can reach; `None` for never.
     pub(crate) renewable_until: Option<Timestamp>,
     pub(crate) tenants: Tenants,
-    /// `None` for all.
+    /// The only environment in reach; `None` for all environments.
     pub(crate) environment: Option<Environment>,
-    /// `None` for all.
+    /// The only resource in reach; `None` for all resources.
     pub(crate) resource: Option<Resource>,
-    /// Empty for all.
+    /// The networks from which the key may be used; empty for any address.
     pub(crate) addresses: AddressAllowlist,
     pub(crate) key_type: Visibility,
     pub(crate) classes: Classes,
-    /// The staleness bound.
+    /// The staleness bound: the longest time until a revocation takes effect everywhere.
     pub(crate) propagation: Duration,
 }
 
 impl Reach {
-    /// Returns the reach of everything in `tenant` and its descendants, except for the permits of
-    /// roles.
+    /// Returns the widest reach in `tenant` and its descendants, but without the permits of any
+    /// role.
     pub(crate) fn unlimited(tenant: &TenantId) -> Self {
         Self {
             scopes: ScopeSet::all(),
@@ -394,13 +394,13 @@ impl Reach {
     }
 }
 
-/// `None` means never.
+/// Returns whether `end` is no later than `limit`. `None` means never.
 fn is_no_later(end: Option<Timestamp>, limit: Option<Timestamp>) -> bool {
     limit.is_none_or(|limit| end.is_some_and(|end| end <= limit))
 }
 
-/// Returns the latest end that a key of `class` can reach, if it ends at `end` and its chain began
-/// at `since`.
+/// Returns the latest end that a key of `class` can reach, if it ends at `end` and its chain of
+/// rotations began at `since`.
 pub(crate) fn renewable_until(
     class: &KeyClass,
     end: Option<Timestamp>,
@@ -412,7 +412,7 @@ pub(crate) fn renewable_until(
     }
 }
 
-/// `None` means all values.
+/// Returns whether `limit` includes `own`. `None` means all values.
 fn is_one_of<T: PartialEq>(own: Option<&T>, limit: Option<&T>) -> bool {
     limit.is_none() || own == limit
 }

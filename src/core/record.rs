@@ -101,9 +101,9 @@ pub enum KeyState {
     Disabled(Stamp),
     /// Refused permanently.
     Revoked {
-        /// The instant and the author.
+        /// The instant and the author of the revocation.
         stamp: Stamp,
-        /// The reason.
+        /// The reason of the revocation.
         reason: Reason,
     },
 }
@@ -123,14 +123,14 @@ pub enum ImportScheme {
 pub enum Credential {
     /// HMAC-SHA-256 of `id ‖ secret` under a pepper.
     Peppered {
-        /// The pepper.
+        /// The id of the pepper.
         pepper: PepperId,
-        /// The digest.
+        /// The digest of `id ‖ secret`.
         digest: Digest,
     },
     /// A digest that was imported.
     Imported {
-        /// The algorithm.
+        /// The algorithm that made the digest.
         scheme: ImportScheme,
         /// The digest. Unique across tenants, including deleted keys.
         digest: Digest,
@@ -138,7 +138,7 @@ pub enum Credential {
 }
 
 impl Credential {
-    /// The digest that a presented secret is compared with.
+    /// Returns the digest that a presented secret is compared with.
     #[must_use]
     pub const fn digest(&self) -> &Digest {
         match self {
@@ -146,7 +146,7 @@ impl Credential {
         }
     }
 
-    /// The digest of an imported key, by which it is found.
+    /// Returns the digest by which an imported key is found; `None` for other keys.
     #[must_use]
     pub const fn imported(&self) -> Option<&Digest> {
         match self {
@@ -156,12 +156,12 @@ impl Credential {
     }
 }
 
-/// A thing in the host's world that a key belongs to (rule A2-21).
+/// A resource of the host that a key belongs to (rule A2-21).
 #[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct Resource {
-    /// The kind, from which the policy derives the class of the key.
+    /// The kind of the resource, from which the policy derives the class of the key.
     pub kind: ResourceKind,
-    /// The host's id.
+    /// The host's id of the resource.
     pub id: ResourceId,
 }
 
@@ -170,9 +170,9 @@ pub struct Resource {
 pub struct Succession {
     /// The key that replaces this key.
     pub successor: KeyId,
-    /// The beginning of the rotation.
+    /// The instant at which the rotation began.
     pub since: Timestamp,
-    /// The reason.
+    /// The reason of the rotation.
     pub reason: RotationReason,
     /// The old key's expiry before the rotation, which a cancelled rotation restores.
     pub own_expiry: Option<Timestamp>,
@@ -182,7 +182,7 @@ pub struct Succession {
     pub grace_from_first_use: Option<Duration>,
 }
 
-/// Writes whole seconds in formats for people. Stored bytes keep the fraction.
+/// Serializes a duration as whole seconds in formats for people. Stored bytes keep the fraction.
 fn in_seconds<S: Serializer>(grace: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
     match to.is_human_readable() {
         true => grace.map(|grace| grace.as_secs()).serialize(to),
@@ -195,11 +195,11 @@ fn in_seconds<S: Serializer>(grace: &Option<Duration>, to: S) -> Result<S::Ok, S
 pub struct Predecessor {
     /// The old key.
     pub key: KeyId,
-    /// The first use of the successor. `None` until it is recorded.
+    /// The instant of the successor's first use. `None` until that use is recorded.
     pub first_used_at: Option<Timestamp>,
 }
 
-/// A key that made another key, or received its secret by rotating it.
+/// A key that created another key, or that rotated another key and received the new secret.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct Maker {
     /// The acting key.
@@ -211,9 +211,10 @@ pub struct Maker {
 /// A chain of rotations.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub struct Lineage {
-    /// The id of the first key.
+    /// The id of the first key of the chain.
     pub first: KeyId,
-    /// The creation of the first key. If another key made that key, the beginning of that key's chain.
+    /// The instant at which the first key was created. If another key created it, the beginning of the
+    /// creator's chain.
     pub since: Timestamp,
     /// The key that created the first key, if a key did.
     pub created_by: Option<KeyId>,
@@ -241,7 +242,7 @@ pub enum LastAction {
     RotationCancelled,
     /// The first use of the key or of its successor was recorded.
     FirstUsed,
-    /// The secret was replaced because the response with the first one was lost.
+    /// The secret was replaced because the response with the first secret was lost.
     Replaced,
     /// The key was reported as leaked. The report was only recorded.
     LeakReported,
@@ -249,12 +250,12 @@ pub enum LastAction {
     Redigested,
 }
 
-/// What the record of a key and its public view have in common: nothing in it is secret.
+/// The facts that the record of a key and its public view share. None of them is secret.
 ///
 /// Exhaustive on purpose, for stores to construct and destructure.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct KeyFacts {
-    /// The public id.
+    /// The public id of the key.
     pub id: KeyId,
     /// The tenant that the key belongs to.
     pub tenant: TenantId,
@@ -268,24 +269,24 @@ pub struct KeyFacts {
     pub name: KeyName,
     /// A longer text for people.
     pub description: Option<Description>,
-    /// The purpose.
+    /// The purpose of the key.
     pub purpose: Option<Purpose>,
     /// The host's own name-value pairs.
     pub metadata: Metadata,
-    /// The owner.
+    /// The owner of the key.
     pub owner: Owner,
-    /// The roles that limited the recipient of the secret: all of them must allow what the key does,
-    /// beside its owner's live role. Empty if the owner received the secret in person, or if the key
-    /// belongs to its tenant and the application made it.
+    /// The roles that limited the recipient of the secret. All of these roles, and the owner's live role,
+    /// must allow what the key does. Empty if the owner received the secret in person, or if the key belongs
+    /// to its tenant and the application made it.
     pub bound: BTreeSet<Role>,
-    /// Whether the key reached all that its roles allowed when its secret was received, so that it may
-    /// manage keys by them. A key that was narrow then never does, however little its roles allow later.
+    /// Whether the key may manage keys by its roles. True only if the key reached all that its roles allowed
+    /// when its secret was received. Stays false for a narrower key, even if its roles allow less later.
     pub manages: bool,
-    /// The scopes, before class, bound and owner narrow them.
+    /// The scopes of the key, before its class, its bound and its owner narrow them.
     pub scopes: ScopeSet,
-    /// The networks that the key works from. Empty for anywhere.
+    /// The networks from which the key may be used. Empty for any address.
     pub allowlist: AddressAllowlist,
-    /// The resource that the key belongs to, in the host's world.
+    /// The resource of the host that the key belongs to.
     pub resource: Option<Resource>,
     /// The instant at which the key was first reported as found in the open. Never cleared.
     pub exposed_at: Option<Timestamp>,
@@ -303,15 +304,15 @@ pub struct KeyFacts {
     pub predecessor: Option<Predecessor>,
     /// The key that replaces this key.
     pub succession: Option<Succession>,
-    /// The part of the token that people see.
+    /// The part of the token that people see after creation.
     pub hint: Hint,
-    /// The one-way mark that finds the key.
+    /// The one-way mark by which the key is found.
     pub fingerprint: Fingerprint,
     /// The whole token of a publishable key, to be shown again. `None` for secret keys.
     pub published: Option<String>,
 }
 
-/// A key as it is stored: everything but its secret. Reads as its [`KeyFacts`].
+/// A key as it is stored: everything but its secret. Dereferences to its [`KeyFacts`].
 ///
 /// Exhaustive on purpose, for stores to construct and destructure.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -320,12 +321,12 @@ pub struct KeyRecord {
     pub facts: KeyFacts,
     /// The prefix of the token. `None` for an imported key.
     pub prefix: Option<TokenPrefix>,
-    /// The keys that made this key, rotated it, widened it or enabled it, with the keys that made those.
-    /// At most [`MAKERS_MAX`](Self::MAKERS_MAX), one for each lineage.
+    /// The keys that made, rotated, widened or enabled this key, and the makers of those keys. At most
+    /// [`MAKERS_MAX`](Self::MAKERS_MAX), one for each lineage.
     pub makers: Vec<Maker>,
     /// The chain of rotations that the key belongs to.
     pub lineage: Lineage,
-    /// Enabled, disabled or revoked.
+    /// The state of the key: enabled, disabled or revoked.
     pub state: KeyState,
     /// The digest that a presented secret is compared with.
     pub credential: Credential,
@@ -397,7 +398,8 @@ impl KeyRecord {
     /// keys.
     #[must_use]
     pub fn was_made_by(&self, key: KeyId, lineage: Option<KeyId>) -> bool {
-        // A chain has the id of its first key, which may be deleted and so not known any more.
+        // The id of a chain is the id of its first key. Comparing `key` with chains finds the keys that a
+        // first key made, even if that key was deleted and its lineage is unknown.
         let is = |maker: &Maker| {
             maker.key == key || maker.lineage == key || lineage == Some(maker.lineage)
         };

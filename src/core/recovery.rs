@@ -1,5 +1,5 @@
-//! Recovery: derives the commands that repeat on a restored store what the audit entries after the backup
-//! record.
+//! Recovery: derives commands that repeat, on a restored store, the changes in audit entries after the
+//! backup.
 //!
 //! Pure. Invariant: after a recovery, a key that later entries ended or narrowed accepts nothing that it
 //! refused before the loss (invariant 2). A widening is not repeated. If the entries do not suffice to repeat
@@ -23,11 +23,13 @@ use super::tenant::TenantId;
 use super::text::{CommandId, LeakSource, PrincipalId, Role};
 use super::time::Timestamp;
 
-/// Returns the entries of `given` that are not `stored`. Both are of one tenant, `given` oldest first.
+/// Returns the entries of `given` that are not `stored`. Both belong to one tenant. `given` is sorted oldest
+/// first.
 ///
-/// The entries must be exactly those that were written, and follow an entry in the store. The store may have
-/// newer entries of its own, such as those of an interrupted recovery. From the first entry that differs, the
-/// given entries are the lost history; their seals prove that it existed.
+/// `given` must hold the entries exactly as they were written, and must follow an entry in the store. The
+/// store may have newer entries of its own, such as those of an interrupted recovery. The lost history begins
+/// with the first given entry that differs from the store. The seals of the lost entries prove that this
+/// history existed.
 pub(crate) fn later<'a>(
     tenant: &TenantId,
     stored: &BTreeMap<u64, AuditHead>,
@@ -53,10 +55,11 @@ pub(crate) fn later<'a>(
     Ok(given.get(known..).unwrap_or_default())
 }
 
-/// The changes of one tenant in later entries. Each hash names the entry of a change.
+/// The changes of one tenant in the audit entries after the backup. Each hash identifies the entry that
+/// recorded a change.
 #[derive(Debug, Default)]
 pub(crate) struct Later {
-    /// The closing of the tenant.
+    /// The entry that closed the tenant, if it was closed.
     pub(crate) closed: Option<AuditHash>,
     /// Digests that an earlier recovery blocked.
     pub(crate) blocked: Vec<(Vec<(DigestMark, KeyId)>, AuditHash)>,
@@ -72,19 +75,19 @@ pub(crate) struct LaterOwner {
     /// The entry and the instant of the owner's last removal. The owner's keys stay refused even if the
     /// owner was added again.
     pub(crate) removed: Option<(AuditHash, Timestamp)>,
-    /// The owner's last role, unless the owner was removed after that.
+    /// The owner's last role and its entry, unless the owner was removed after that entry.
     pub(crate) role: Option<(Role, AuditHash)>,
 }
 
 /// The changes of a key in later entries.
 #[derive(Debug, Default)]
 pub(crate) struct LaterKey {
-    /// Whether the key was created or imported.
+    /// Whether later entries created, provisioned or imported the key.
     pub(crate) created: bool,
     imported: Option<Imported>,
     removed: Option<AuditHash>,
     revoked: Option<(Reason, AuditHash)>,
-    /// The key's end, if no revocation of its own records it.
+    /// The reason and the entry of an end that another action implies, such as a purge or a replaced secret.
     gone: Option<(Reason, AuditHash)>,
     changed: Option<(Changes, AuditHash)>,
     retired: Option<(Timestamp, AuditHash)>,
@@ -108,17 +111,18 @@ struct Imported {
 #[derive(Debug, Default)]
 struct Changes {
     list: Vec<FieldChange>,
-    /// Whether at least one change took something from the key.
+    /// Whether at least one change narrowed the key.
     narrowed: bool,
 }
 
-/// A change to repeat on a key. The first of `ways` that is not denied repeats it. The ids of the commands
-/// are derived from the change's entry, so that a repeated recovery makes the change once.
+/// A change to repeat on a key. The first of `ways` that is not denied repeats the change. The ids of the
+/// commands are derived from the change's entry, so that a repeated recovery makes the change once.
 #[derive(Debug)]
 pub(crate) struct RecoveryStep {
     /// The commands, starting with the one closest to the recorded change.
     pub(crate) ways: Vec<(CommandId, Command)>,
-    /// Whether the recorded change was to disable the key. If not, disabling is a substitute.
+    /// Whether the recorded change was to disable the key. If not, a command that disables the key is a
+    /// substitute.
     pub(crate) was_disabled: bool,
 }
 
@@ -197,7 +201,7 @@ impl LaterKey {
                 Some(_) => self.go(Reason::Rotated, hash),
                 None => self.go(Reason::NoLongerNeeded, hash),
             },
-            // The secret in the backup is no longer the key's.
+            // The backup holds the digest of the secret that was replaced.
             Action::SecretReplaced => self.go(Reason::Lost, hash),
             Action::KeyLeaked { revoked: true, .. } => self.go(Reason::Leaked, hash),
             Action::KeyRotated { old_key_ends, .. } if *old_key_ends <= entry.at => {
@@ -250,8 +254,8 @@ impl LaterKey {
     }
 
     /// Returns the mark of the key's imported digest if the digest must not be imported again, with the id of
-    /// the command that blocks it. A new import of the digest would accept what the key refused before the
-    /// loss. `path` has the changes of the key's tenant and of the tenants above.
+    /// the command that blocks it. A new import of the digest would accept requests that the key refused
+    /// before the loss. `path` has the changes of the key's tenant and of the tenant's ancestors.
     pub(crate) fn mark_to_block(
         &self,
         path: &[&Later],
@@ -298,7 +302,7 @@ impl LaterKey {
             }
             steps.push(self.step(hash, "end", ways)?);
         } else if let Some((reason, hash)) = revoked {
-            // A purge without a revocation: the key had expired, and in the backup it has expired too.
+            // An expired key was purged without a revocation. The key in the backup has expired too.
             let purged = self.revoked.is_none() && !live;
             if !is_revoked && !purged {
                 steps.push(self.step(hash, "end", revoke(record, reason))?);
@@ -368,9 +372,9 @@ impl LaterKey {
                     expiry: Some(Expiry::At(until)),
                     ..UpdateKey::default()
                 };
-                // Three kinds of keys are disabled instead: the legacy key, which accepts no earlier end; a
-                // key that was in a rotation at the backup, whose end that rotation set; and a key that would
-                // rotate itself, since its record does not contain the later rotation.
+                // Three kinds of keys are disabled instead. The legacy key accepts no earlier end. A key that
+                // was in a rotation at the backup has its end from that rotation. A key that may rotate
+                // itself would do so again, because its record lacks the later rotation.
                 let update = Command::Update { key, change };
                 let update = Some(update).filter(|_| !rotates_itself);
                 let ways = update.into_iter().chain([Command::DisableMany]);
@@ -386,9 +390,9 @@ impl LaterKey {
 }
 
 impl Changes {
-    /// Returns the part of the changes that narrows `record`, or `None` if a change neither narrows nor
-    /// widens. A widening is not repeated, because its entry does not record the bound of its author. A
-    /// narrowing is repeated even if a later change undid it.
+    /// Returns the part of the changes that narrows `record`. `None` if a change of networks neither narrows
+    /// nor widens, or if no scope is left. A widening is not repeated, because its entry does not record the
+    /// bound of its author. A narrowing is repeated even if a later change undid it.
     fn narrowing(&self, record: &KeyRecord) -> Option<UpdateKey> {
         let mut scopes = record.scopes.clone();
         let mut allowlist = record.allowlist.clone();
@@ -445,8 +449,8 @@ fn delete(record: &KeyRecord, policy: &Policy) -> Command {
     }
 }
 
-/// Returns the commands that revoke a key: by itself, or else in bulk, which no class restricts. The legacy
-/// key cannot be revoked, so it is disabled.
+/// Returns the commands that revoke a key: a revocation of this key alone, or else in bulk, which no class
+/// restricts. The legacy key cannot be revoked, so it is disabled.
 fn revoke(record: &KeyRecord, reason: Reason) -> Vec<Command> {
     let key = record.id;
     if record.legacy {

@@ -29,7 +29,7 @@ pub enum VerifyError {
     /// The key was revoked.
     #[error("key was revoked at {at}: {reason}")]
     Revoked {
-        /// The key.
+        /// The id of the refused key.
         key: KeyId,
         /// The time of the revocation.
         at: Timestamp,
@@ -39,16 +39,16 @@ pub enum VerifyError {
     /// The key has expired.
     #[error("key expired at {at}")]
     Expired {
-        /// The key.
+        /// The id of the refused key.
         key: KeyId,
         /// The time at which the key expired.
         at: Timestamp,
     },
-    /// By a commit from the future, the key has expired. No other clock decides whether that commit
-    /// or this process's clock is wrong.
+    /// The key has expired by its tenant's newest commit, but not by this process's clock. No other
+    /// clock decides which of the two is wrong.
     #[error("clock says {now}, and the key's tenant has a commit of {floor}")]
     ClockUnsure {
-        /// The key.
+        /// The id of the refused key.
         key: KeyId,
         /// The time of this process.
         now: Timestamp,
@@ -58,31 +58,31 @@ pub enum VerifyError {
     /// The key is disabled.
     #[error("key is disabled")]
     Disabled {
-        /// The key.
+        /// The id of the refused key.
         key: KeyId,
     },
     /// The key's owner was removed.
     #[error("owner of the key was removed")]
     OwnerRemoved {
-        /// The key.
+        /// The id of the refused key.
         key: KeyId,
     },
     /// The key's tenant, or an ancestor of it, was closed.
     #[error("tenant of the key was closed")]
     TenantClosed {
-        /// The key.
+        /// The id of the refused key.
         key: KeyId,
     },
     /// A publishable key was presented where a secret key is needed.
     #[error("publishable key where a secret one is needed")]
     Publishable {
-        /// The key.
+        /// The id of the refused key.
         key: KeyId,
     },
     /// The key is of another class.
     #[error("key of class {class} where another is needed")]
     WrongClass {
-        /// The key.
+        /// The id of the refused key.
         key: KeyId,
         /// The key's class.
         class: ClassName,
@@ -90,7 +90,7 @@ pub enum VerifyError {
     /// The key is for another environment.
     #[error("key for environment {environment} where another is needed")]
     WrongEnvironment {
-        /// The key.
+        /// The id of the refused key.
         key: KeyId,
         /// The key's environment.
         environment: Environment,
@@ -98,21 +98,21 @@ pub enum VerifyError {
     /// The key does not reach the tenant.
     #[error("key does not reach the tenant")]
     WrongTenant {
-        /// The key.
+        /// The id of the refused key.
         key: KeyId,
     },
     /// The key may not be used from the request's address, or the address is unknown.
     #[error("key may not be used from this address")]
     AddressNotAllowed {
-        /// The key.
+        /// The id of the refused key.
         key: KeyId,
     },
     /// The key lacks a scope.
     #[error("key lacks scope {scope}")]
     MissingScope {
-        /// The key.
+        /// The id of the refused key.
         key: KeyId,
-        /// The missing scope; the first one if any of several would suffice.
+        /// The missing scope. If any of several scopes would suffice, the first of them.
         scope: Scope,
     },
     /// The halves of a pair do not belong together (rule A2-15).
@@ -126,7 +126,7 @@ pub enum VerifyError {
         /// The staleness bound.
         bound: Duration,
     },
-    /// Keys of this class must be verified against the store:
+    /// Keys of this class must be verified against the store, with
     /// [`verify_fresh`](crate::Keyward::verify_fresh).
     #[error("keys of this class are verified against the store")]
     NeedsFresh,
@@ -142,13 +142,13 @@ pub enum VerifyError {
     /// The policy has no such class, which is an operator's fault.
     #[error("policy has no class {class}")]
     UnknownClass {
-        /// The class.
+        /// The class of the key.
         class: ClassName,
     },
     /// The stored bytes of the key, or of its owner's or tenant's row, failed their checksum.
     #[error("stored bytes about key {key} are corrupt")]
     Corrupt {
-        /// The key.
+        /// The id of the refused key.
         key: KeyId,
     },
 }
@@ -165,7 +165,7 @@ pub enum VerifyErrorKind {
 }
 
 impl VerifyError {
-    /// Returns the meaning for the client.
+    /// Returns the meaning of this rejection for the client.
     #[must_use]
     pub const fn kind(&self) -> VerifyErrorKind {
         match self {
@@ -194,7 +194,7 @@ impl VerifyError {
         }
     }
 
-    /// Returns the key, if its secret was presented. Otherwise a rejection names no key.
+    /// Returns the id of the key if its secret was presented. Otherwise a rejection names no key.
     #[must_use]
     pub const fn key(&self) -> Option<KeyId> {
         match self {

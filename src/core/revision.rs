@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// One counter per store that orders all commits. A tenant's revision is that of its last commit.
+/// The number of a commit. One counter per store orders all commits. A tenant's revision is the revision of
+/// its last commit.
 #[derive(
     Clone, Copy, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize,
 )]

@@ -8,8 +8,8 @@ use super::id::KeyId;
 use super::record::KeyRecord;
 use super::time::{self, Timestamp};
 
-/// 24 hours, one run of a daily job: the silence of an old key after which finishing counts as safe. A
-/// judgement, not a standard.
+/// 24 hours, one run of a daily job. If the old key was not presented for that long, finishing its rotation
+/// counts as safe. A judgement, not a standard.
 pub const SILENCE_BEFORE_FINISH: Duration = time::hours(24);
 
 /// The steps of a rotation, in order (rule G-14).
@@ -30,13 +30,14 @@ pub enum RotationStep {
 /// The progress of a rotation.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct RotationProgress {
-    /// The successor.
+    /// The id of the successor.
     pub successor: KeyId,
-    /// The step reached.
+    /// The step that the rotation has reached.
     pub step: RotationStep,
-    /// The end of the old key, or its latest end if it counts from the successor's first use.
+    /// The instant at which the old key ends. If its grace starts with the successor's first use, the latest
+    /// possible end.
     pub old_key_ends: Timestamp,
-    /// Whether ending the old key now interrupts no client, as far as is known.
+    /// Whether ending the old key now interrupts no client, as far as the host knows.
     pub safe_to_finish: bool,
 }
 

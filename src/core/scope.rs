@@ -1,7 +1,6 @@
 //! Scopes: the permissions of a key, as `resource:action`.
 //!
-//! Pure. Invariant: an empty set allows nothing (trap 14); an intersection allows nothing that either set
-//! does not.
+//! Pure. Invariants: an empty set allows nothing (trap 14); an intersection allows only what both sets allow.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,11 +13,11 @@ use super::text::{self, Text};
 
 const SEGMENT_MAX: usize = 64;
 
-/// One permission, `resource:action`. Either side may be `*`, for any.
+/// One permission, `resource:action`. Either side may be `*`, which stands for any resource or action.
 #[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Scope {
     text: Text,
-    /// The position of the colon, so that a comparison does not search for it.
+    /// The byte position of the colon, so that a comparison does not search for it.
     colon: u8,
 }
 
@@ -48,7 +47,7 @@ impl Scope {
         Err(Invalid::new("scope", Problem::Format { expected }))
     }
 
-    /// Creates a scope for a constant; a malformed one does not compile.
+    /// Creates a scope for a constant. Malformed text in a constant does not compile.
     ///
     /// ```
     /// use keyward::Scope;
@@ -64,7 +63,8 @@ impl Scope {
     ///
     /// # Panics
     ///
-    /// Outside a constant, if `text` is malformed. Use [`new`](Self::new) for text of run time.
+    /// Outside a constant, if `text` is malformed. Use [`new`](Self::new) for text that is known only at run
+    /// time.
     #[must_use]
     pub const fn from_static(text: &'static str) -> Self {
         let bytes = text.as_bytes();
@@ -107,7 +107,7 @@ impl Scope {
     pub fn covers(&self, other: &Self) -> bool {
         let ((resource, action), (their_resource, their_action)) = (self.sides(), other.sides());
         let side = |own: &str, theirs: &str| {
-            // Most scopes differ in their first byte, and comparing that is cheaper than a call.
+            // Most scopes differ in their first byte, and comparing one byte is cheaper than a call.
             let begins = own.as_bytes().first() == theirs.as_bytes().first();
             own == "*" || (own.len() == theirs.len() && begins && own == theirs)
         };
@@ -196,8 +196,8 @@ impl<'de> Deserialize<'de> for Scope {
     }
 }
 
-/// A sorted set of scopes without duplicates. Allows everything that any of them covers; an empty set
-/// allows nothing.
+/// A sorted set of scopes without duplicates. The set allows everything that at least one of its scopes
+/// covers. An empty set allows nothing.
 #[derive(Clone, Default, Eq, Hash, PartialEq)]
 pub struct ScopeSet(Vec<Scope>);
 
@@ -224,7 +224,7 @@ impl ScopeSet {
     /// [`Invalid`] beyond [`MAX`](Self::MAX) scopes.
     pub fn new(scopes: impl IntoIterator<Item = Scope>) -> Result<Self, Invalid> {
         let mut set: Vec<_> = scopes.into_iter().collect();
-        // Stored sets are in order already.
+        // Stored sets are already sorted.
         if !set.is_sorted_by(|one, next| one < next) {
             set.sort_unstable();
             set.dedup();

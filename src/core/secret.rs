@@ -1,7 +1,7 @@
 //! Secrets, their digests and their fingerprints.
 //!
-//! Pure. Invariant: a secret leaves its type only through [`Secret::expose`]. Nothing here prints
-//! one, copies one or compares one with `==`.
+//! Pure. Invariant: a secret leaves its type only through [`Secret::expose`]. This module never
+//! prints a secret, copies a secret or compares secrets with `==`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -33,7 +33,8 @@ impl Secret {
         &self.0
     }
 
-    /// Returns the text of a publishable key's token, which identifies and is shown again. The record keeps it.
+    /// Returns the text of a publishable key's token, which identifies and is shown again. The
+    /// record keeps this text.
     pub(crate) fn publish(&self) -> String {
         self.0.as_str().to_owned()
     }
@@ -77,13 +78,13 @@ impl Digest {
 pub struct DigestMark([u8; 32]);
 
 impl DigestMark {
-    /// A mark from its bytes.
+    /// Creates a mark from its bytes.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// Returns the mark as a digest, for a store to keep as taken.
+    /// Returns the mark in the type of a digest, so that a store can reserve it.
     pub(crate) const fn as_digest(&self) -> Digest {
         Digest::from_bytes(self.0)
     }
@@ -132,7 +133,8 @@ impl FromStr for Digest {
 /// A short one-way mark by which a key is found and recognised: the first 64 bits of the SHA-256 of
 /// its token.
 ///
-/// Taken at creation, and unchanged by a change of pepper. It authenticates nothing (rule G-09).
+/// Computed at creation, and unchanged by a change of pepper. A fingerprint authenticates nothing
+/// (rule G-09).
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Fingerprint([u8; 8]);
 

@@ -10,8 +10,8 @@ use super::time::Timestamp;
 /// The instant and the author of a change.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Stamp {
-    /// The instant.
+    /// The instant of the change.
     pub at: Timestamp,
-    /// The author.
+    /// The author of the change.
     pub by: Author,
 }

@@ -1,7 +1,7 @@
 //! A key as verification sees it: the fields that decide, without those that only people read.
 //!
-//! Pure. A record from the store and an entry of the index have this one form, so every way of verifying
-//! applies the same checks (trap 20).
+//! Pure. Store records and index entries are both converted to this form, so every way of verifying applies
+//! the same checks (trap 20).
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,8 @@ use super::text::{ClassName, Environment, PepperId, Role};
 use super::time::Timestamp;
 use super::token::TokenPrefix;
 
-/// The fields that a key has in common with keys of the same kind, which share them in an index.
+/// The fields that many keys have in common. An index stores each distinct shape once, and the keys of that
+/// shape share it.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct Shape {
     pub(crate) class: ClassName,
@@ -26,7 +27,7 @@ pub(crate) struct Shape {
     pub(crate) scopes: ScopeSet,
     pub(crate) allowlist: AddressAllowlist,
     pub(crate) resource: Option<Resource>,
-    /// The pepper of its digest; `None` if the key was imported.
+    /// The pepper of the key's digest; `None` if the key was imported.
     pub(crate) pepper: Option<PepperId>,
 }
 
@@ -37,7 +38,7 @@ pub(crate) struct Holder {
     pub(crate) owner: Owner,
 }
 
-/// A lazy source of a key's owner: most verifications do not need it, and looking it up may be slow.
+/// A lazy source of a key's tenant and owner. Most verifications need neither, and the lookup may be slow.
 pub(crate) trait Whose {
     fn holder(&self) -> &Holder;
 }
@@ -48,7 +49,7 @@ impl Whose for Holder {
     }
 }
 
-/// The state of a key, apart from its end.
+/// The state of a key, without its expiry.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Life {
     Enabled,
@@ -56,23 +57,24 @@ pub(crate) enum Life {
     Revoked { at: Timestamp, reason: Reason },
 }
 
-/// The part of a key that does not affect how it is found. Its status at an instant is derived from it.
+/// The lifecycle of a key, from which its status at an instant is derived. Does not affect how the key is
+/// found.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Course {
     pub(crate) life: Life,
     pub(crate) created_at: Timestamp,
-    /// The first instant at which the key no longer works; `None` if it never ends.
+    /// The first instant at which the key no longer works; `None` if the key never ends.
     pub(crate) expires_at: Option<Timestamp>,
     /// Whether the key is a successor that was never used.
     pub(crate) awaits_first_use: bool,
 }
 
-/// One key at the moment of use.
+/// A key at the moment of its verification.
 #[derive(Clone, Copy)]
 pub(crate) struct Subject<'a> {
     pub(crate) id: KeyId,
     pub(crate) whose: &'a dyn Whose,
-    /// Whether a principal owns the key, and not the tenant itself.
+    /// Whether a principal owns the key, rather than the tenant.
     pub(crate) persons: bool,
     pub(crate) shape: &'a Shape,
     pub(crate) course: Course,
@@ -124,7 +126,8 @@ impl Shape {
         }
     }
 
-    /// Returns whether this is the shape of `record`: most keys are like the one before.
+    /// Returns whether this is the shape of `record`. Consecutive keys are often alike, so this saves
+    /// building a shape.
     pub(crate) fn is_of(&self, record: &KeyRecord) -> bool {
         let Self {
             class,

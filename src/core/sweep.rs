@@ -1,7 +1,7 @@
 //! Commands over many keys: their filters and their progress.
 //!
-//! Pure. The first commit authorises such a command. The tenant's row names the command until its last
-//! commit, so that maintenance can finish it after its caller is gone.
+//! Pure. A command's first commit authorises the command. The tenant's row holds the command until its last
+//! commit, so that maintenance can finish the command without the caller.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,10 +11,10 @@ use super::record::{Credential, KeyRecord, Reason};
 use super::text::{ClassName, CommandId, PepperId, PrincipalId};
 use super::time::Timestamp;
 
-/// The keys that a bulk command applies to: those that meet every condition named.
+/// A filter for the keys of a bulk command. A key matches if it meets every condition that is set.
 ///
-/// Begins with [`all`](Self::all). There is no `Default`, and a missing condition does not deserialize, so
-/// that no blank value matches every key:
+/// Start from [`all`](Self::all). There is no `Default`, and a missing field does not deserialize, so that an
+/// empty value never matches every key:
 ///
 /// ```compile_fail
 /// let filter = keyward::command::BulkFilter::default();
@@ -43,10 +43,10 @@ pub struct BulkFilter {
 /// A filter for the keys that a key made.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct MadeBy {
-    /// The key.
+    /// The maker: the key that made the matching keys.
     pub key: KeyId,
-    /// The first key of that key's chain of rotations, once it is looked up. Keys that any key of the chain
-    /// made match too.
+    /// The first key of the maker's chain of rotations; `None` until it was looked up. Keys that any key of
+    /// this chain made match too.
     pub lineage: Option<KeyId>,
 }
 
@@ -80,16 +80,16 @@ impl BulkFilter {
         self
     }
 
-    /// Narrows to keys whose digest was made with this pepper: those that were not used since the pepper
-    /// was replaced.
+    /// Narrows to keys whose digest was made with this pepper. For a replaced pepper, these are the keys that
+    /// nobody has used since.
     pub fn pepper(mut self, pepper: PepperId) -> Self {
         self.pepper = Some(pepper);
         self
     }
 
-    /// Narrows to keys that `key` or another key of its chain of rotations made, directly or through other
-    /// keys. A key that another key rotated counts as made by that key too, because its holder received the
-    /// secret.
+    /// Narrows to keys that `key`, or another key of its chain of rotations, made directly or through other
+    /// keys. A key that rotates another key counts as a maker of the successor, because its holder received
+    /// the secret.
     pub fn made_by(mut self, key: KeyId) -> Self {
         let lineage = None;
         self.made_by = Some(MadeBy { key, lineage });
@@ -120,12 +120,12 @@ impl BulkFilter {
     }
 }
 
-/// The part of a command over many keys that one commit does.
+/// The part of a command over many keys that one commit performs.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Sweep {
     /// The keys to look at in this commit.
     pub(crate) keys: Vec<KeyId>,
-    /// Whether the command is finished with this commit.
+    /// Whether this commit finishes the command.
     pub(crate) last: bool,
 }
 
@@ -139,15 +139,15 @@ impl From<Vec<KeyId>> for Sweep {
 /// A command over many keys that is authorised and unfinished.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct PendingSweep {
-    /// The command.
+    /// The id of the command.
     pub command: CommandId,
-    /// The author.
+    /// The author of the command.
     pub by: Author,
-    /// The instant of its first commit.
+    /// The instant of the command's first commit.
     pub began_at: Timestamp,
     /// Whether the command reaches descendant tenants.
     pub descendants: bool,
-    /// The kind.
+    /// The kind of the command, with its parameters.
     pub kind: SweepKind,
 }
 
@@ -158,7 +158,7 @@ pub enum SweepKind {
     CloseTenant,
     /// Revokes the keys of an owner who was removed.
     RemoveOwner(PrincipalId),
-    /// Revokes the keys that match.
+    /// Revokes the keys that match the filter, for this reason.
     Revoke(BulkFilter, Reason),
 }
 

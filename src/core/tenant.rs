@@ -48,7 +48,7 @@ impl TenantId {
         &self.0
     }
 
-    /// Returns whether `other` is this tenant or a descendant.
+    /// Returns whether `other` is this tenant or one of its descendants.
     #[must_use]
     pub fn contains(&self, other: &Self) -> bool {
         other
@@ -63,7 +63,8 @@ impl TenantId {
         std::iter::once(&*self.0).chain(above)
     }
 
-    /// Returns the tenants whose rows bear on the keys of this one: itself, then those above, nearest first.
+    /// Returns this tenant and then its ancestors, nearest first. The rows of all these tenants affect this
+    /// tenant's keys.
     pub fn lineage(&self) -> impl Iterator<Item = Self> + '_ {
         std::iter::once(self.clone()).chain(self.ancestors())
     }
@@ -111,7 +112,7 @@ impl TryFrom<String> for TenantId {
     }
 }
 
-/// Orders, compares and hashes like its text.
+/// Sound, because a tenant id orders, compares and hashes like its text.
 impl Borrow<str> for TenantId {
     fn borrow(&self) -> &str {
         &self.0

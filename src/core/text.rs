@@ -13,7 +13,7 @@ use super::invalid::{Invalid, Problem};
 /// Text that is usually short: up to 23 bytes are stored inline, longer text is shared, constants are static.
 pub(crate) use smol_str::SmolStr as Text;
 
-/// The field, the length and the characters of a kind of text.
+/// The rule for a kind of text: its field name, its largest size in bytes and its characters.
 #[derive(Clone, Copy)]
 pub(crate) struct Rule {
     pub(crate) field: &'static str,
@@ -24,8 +24,8 @@ pub(crate) struct Rule {
 impl Rule {
     #[inline]
     pub(crate) fn check(&self, text: &str) -> Result<(), Invalid> {
-        // The fast path: nearly all text is ASCII and begins with a visible character, and a node checks all
-        // stored text when it starts.
+        // The fast path: nearly all text is ASCII and begins with a visible character. A node checks all
+        // stored text when it starts, so speed matters.
         let seen = text.as_bytes().first().is_some_and(u8::is_ascii_graphic);
         let plain = |byte: u8| self.accepts.plain(byte) == Some(true);
         if seen && text.len() <= self.max && text.bytes().all(plain) {
@@ -59,7 +59,7 @@ impl Rule {
 /// A set of characters.
 #[derive(Clone, Copy)]
 pub(crate) struct Characters {
-    /// For each ASCII character, whether it is in the set.
+    /// Whether each ASCII character, indexed by its code, is in the set.
     ascii: [bool; 128],
     /// Whether all other characters except control characters are in the set.
     beyond: bool,
@@ -133,7 +133,7 @@ pub(crate) const SEGMENT: Rule = Rule {
     accepts: IDENTIFIER,
 };
 
-/// Deserializes text from a borrowed string, so that loading at start copies it once.
+/// Deserializes text through a borrowed string, so that the text is copied only once.
 #[inline]
 pub(crate) fn read<'de, D: Deserializer<'de>, T>(
     from: D,
@@ -157,7 +157,7 @@ pub(crate) fn read<'de, D: Deserializer<'de>, T>(
     from.deserialize_str(Reader(parse))
 }
 
-/// Defines text newtypes with their bounds; every one parses, prints, orders and serializes alike.
+/// Defines text newtypes with their bounds. All of them parse, print, order and serialize alike.
 macro_rules! text_types {
     ($($(#[$doc:meta])* $name:ident: $field:literal, $max:literal, $accepts:ident;)*) => {$(
         $(#[$doc])*
@@ -261,7 +261,7 @@ macro_rules! text_types {
 text_types! {
     /// The name of a key, for people: one line, up to 200 bytes.
     KeyName: "key name", 200, ONE_LINE;
-    /// Longer words about a key, up to 2,000 bytes; line feeds allowed.
+    /// A longer text about a key, up to 2,000 bytes; line feeds allowed.
     Description: "description", 2000, PROSE;
     /// The purpose of a key, up to 500 bytes; a policy may require it (rule G-38).
     Purpose: "purpose", 500, PROSE;
@@ -273,17 +273,18 @@ text_types! {
     ClassName: "class", 64, LOWER;
     /// The name of a [`Policy`](crate::policy::Policy).
     PolicyName: "policy name", 64, LOWER;
-    /// The environment of a key: `live`, `test`, or a name of the host's own (rule G-36).
+    /// The environment of a key: `live`, `test`, or a name that the host chooses (rule G-36).
     Environment: "environment", 32, LOWER;
     /// A plan or feature that the host grants an actor (rule A2-39).
     Entitlement: "entitlement", 64, LOWER;
     /// The label of a class that is not final yet, such as `beta` (rule A1-28).
     Stage: "stage", 32, LOWER;
-    /// The kind of a resource that keys come with, such as `deployment.client` (rule A2-22).
+    /// The kind of a resource that is provisioned with keys, such as `deployment.client` (rule A2-22).
     ResourceKind: "resource kind", 64, LOWER;
     /// The host's own id of a resource.
     ResourceId: "resource", 200, VISIBLE;
-    /// The idempotency key of a command, from the caller or random: a retry under it changes nothing.
+    /// The idempotency key of a command, chosen by the caller or random. A retry with the same key changes
+    /// nothing.
     CommandId: "command id", 128, VISIBLE;
     /// The id of a pepper in a [`PepperRing`](crate::PepperRing). Records hold it in clear text.
     PepperId: "pepper id", 32, LOWER;
@@ -316,7 +317,7 @@ impl Environment {
 }
 
 impl KeyName {
-    /// The name in a place of an order that does not sort by name.
+    /// A placeholder for the key name in a position of an order that does not sort by name.
     pub(crate) const UNNAMED: Self = Self(Text::new_static("-"));
 }
 

@@ -24,7 +24,7 @@ impl Timestamp {
     /// The last instant of the year 9999.
     pub const MAX: Self = Self(253_402_300_799_999_999);
 
-    /// Returns the instant of whole seconds since the Unix epoch.
+    /// Returns the instant `seconds` whole seconds after the Unix epoch.
     ///
     /// # Errors
     ///
@@ -44,7 +44,7 @@ impl Timestamp {
         ))
     }
 
-    /// Returns the instant of microseconds since the Unix epoch.
+    /// Returns the instant `micros` microseconds after the Unix epoch.
     ///
     /// # Errors
     ///
@@ -61,7 +61,7 @@ impl Timestamp {
         Err(Invalid::new("time", problem))
     }
 
-    /// Returns the instant of microseconds since the Unix epoch, clamped to the years 1970 to 9999.
+    /// Returns the instant `micros` microseconds after the Unix epoch, clamped to the years 1970 to 9999.
     #[inline]
     #[must_use]
     pub fn clamped(micros: i64) -> Self {
@@ -94,7 +94,7 @@ impl Timestamp {
         Duration::from_micros(u64::try_from(self.0 - earlier.0).unwrap_or(0))
     }
 
-    /// Returns whether [`since`](Self::since) is at most `bound`, without dividing.
+    /// Returns whether the time [`since`](Self::since) `earlier` is at most `bound`, without dividing.
     #[inline]
     pub(crate) fn is_within(self, bound: Duration, earlier: Self) -> bool {
         let whole = bound.as_secs().saturating_mul(1_000_000);
@@ -177,8 +177,8 @@ pub const fn hours(hours: u32) -> Duration {
     Duration::from_secs(hours as u64 * 60 * 60)
 }
 
-/// Durations as whole seconds, for policies in files. Refuses a fraction, because it would be read as another
-/// duration: half a second as none.
+/// Serializes durations as whole seconds, for policies in files. Refuses a fraction of a second, because
+/// reading the file back would lose it.
 pub(crate) mod seconds {
     use serde::ser::Error as _;
 

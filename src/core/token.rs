@@ -2,8 +2,8 @@
 //!
 //! Pure. Id, secret and checksum have fixed lengths and are read from the right, so a prefix may
 //! contain its own separator anywhere (trap 18). Nothing is hashed or looked up before a token has
-//! passed [`parse`]; `id ‖ secret` is one slice of the presented text, 54 bytes long, so that
-//! HMAC-SHA-256 over it takes one compression each way.
+//! passed [`parse`]. `id ‖ secret` is one slice of the presented text. The slice has 54 bytes, so
+//! that each of the two hashes of HMAC-SHA-256 takes one compression.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ use super::invalid::{Invalid, Problem};
 use super::secret::KeyMaterial;
 use super::text::{self, Hint, Text};
 
-/// 512 bytes, the most of a presented string that is read (trap 16).
+/// 512 bytes, the longest presented string that is read (trap 16).
 pub const MAX_PRESENTED_LEN: usize = 512;
 
 const CHECKSUM_LEN: usize = 6;
@@ -63,7 +63,7 @@ impl TokenPrefix {
     }
 }
 
-/// The classes of bytes in a prefix.
+/// Bit flags for the positions in a prefix at which a byte may stand.
 const WITHIN: u8 = 1;
 const AT_ITS_START: u8 = 2;
 const AT_ITS_END: u8 = 4;
@@ -146,7 +146,7 @@ pub enum TokenError {
         /// The number of characters presented.
         actual: usize,
     },
-    /// A byte that no token has.
+    /// A byte that no token contains.
     #[error("key has a character at byte {position} that is not allowed")]
     Character {
         /// The byte's offset in the presented string, after trimming.
@@ -169,7 +169,7 @@ const MAX_LEN: usize = BODY_LEN + TokenPrefix::MAX_LEN;
 /// A well-formed token, borrowed from the presented text. Its secret is not verified.
 #[derive(Clone, Copy)]
 pub struct Token<'a> {
-    /// In visible ASCII, as the whole token.
+    /// The prefix, in visible ASCII like the whole token.
     prefix: &'a [u8],
     body: &'a [u8; BODY_LEN],
     id: KeyId,
@@ -315,8 +315,9 @@ pub fn scanner_pattern(prefix: &TokenPrefix) -> String {
     format!(r"\b{escaped}[0-9A-Za-z]{{{BODY_LEN}}}\b")
 }
 
-/// Returns the checksum of a token that begins with `before`. By it, a scanner distinguishes a key from
-/// text that only looks like one. It protects against typing errors, not against forgery.
+/// Returns the checksum of a token whose text before the checksum is `before`. A scanner uses the
+/// checksum to distinguish keys from similar text. The checksum protects against typing errors, not
+/// against forgery.
 ///
 /// # Examples
 ///

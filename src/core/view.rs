@@ -1,4 +1,4 @@
-//! The input of a decision, and its changes.
+//! The rows that a decision reads, and the changes that it makes.
 //!
 //! Pure.
 
@@ -29,23 +29,24 @@ pub enum RowKey {
 /// A row of another tenant that a decision depends on, at the revision at which the row was read.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Guard {
-    /// The row.
+    /// The name of the row.
     pub row: RowKey,
-    /// The commit that wrote the row. [`Revision::ZERO`] if the row did not exist.
+    /// The revision of the commit that wrote the row. [`Revision::ZERO`] if the row did not exist.
     pub revision: Revision,
 }
 
-/// The part of a tenant that a decision needs. Selections combine: the store loads what any of them names.
+/// A selection of the rows of a tenant that a decision needs. The store loads every row that any field
+/// selects.
 ///
 /// A store may return more than the selection, never less. It always loads the tenant's own row, its
 /// revision and its audit head.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct LoadRequest {
-    /// Keys by id.
+    /// The keys with these ids.
     pub keys: Vec<KeyId>,
-    /// Keys that are neither revoked nor expired at this instant.
+    /// All keys that are neither revoked nor expired at this instant.
     pub live_at: Option<Timestamp>,
-    /// The legacy key.
+    /// Whether the tenant's legacy key is selected.
     pub legacy: bool,
     /// The rows of these owners. The rows of the owners of loaded keys are always loaded.
     pub owners: Vec<PrincipalId>,
@@ -54,10 +55,10 @@ pub struct LoadRequest {
 }
 
 impl LoadRequest {
-    /// 16, the largest number of entries loaded of one command. Enough to recognise the command.
+    /// 16, the most audit entries that are loaded for one command: enough to recognise the command.
     pub const APPLIED_MAX: usize = 16;
 
-    /// Selects nothing beyond what is always loaded.
+    /// Selects only the rows that are always loaded.
     #[must_use]
     pub fn none() -> Self {
         Self::default()
@@ -112,21 +113,22 @@ impl LoadRequest {
     }
 }
 
-/// The epoch of a store: one history. A store gets a new epoch when it is restored from a backup.
+/// The epoch of a store: the identity of one history of commits. A store gets a new epoch when it is restored
+/// from a backup.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Epoch(pub u128);
 
 /// The input of a decision: the tenant's revision, its rows and the selected records.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct TenantView {
-    /// The epoch of the store, for an unknown tenant too.
+    /// The epoch of the store. Set even if the tenant is unknown.
     pub epoch: Epoch,
-    /// The revision of the tenant's last commit. Zero if it never had one.
+    /// The revision of the tenant's last commit. Zero if the tenant has no commit.
     pub revision: Revision,
     /// The latest instant of a decision that the tenant committed. Only a commit that repairs the tenant's
-    /// time sets it back.
+    /// time lowers this instant.
     pub decided_at: Option<Timestamp>,
-    /// The time of the store's server at the read. `None` if there is no server.
+    /// The time of the store's server when the rows were read. `None` if the store has no server.
     pub server_time: Option<Timestamp>,
     /// The head of the tenant's audit chain.
     pub audit_head: AuditHead,
@@ -136,16 +138,18 @@ pub struct TenantView {
     pub owners: Vec<OwnerRecord>,
     /// The selected keys.
     pub records: Vec<KeyRecord>,
-    /// The commit that wrote each of the rows above.
+    /// The revision of the commit that wrote each row above.
     pub revisions: BTreeMap<RowKey, Revision>,
-    /// Selected keys whose stored bytes failed their checksum. They are refused, and count towards the cap.
+    /// Selected keys whose stored bytes failed their checksum. Corrupt keys are refused, and count towards
+    /// the cap.
     pub corrupt: Vec<KeyId>,
-    /// The entries of the selected commands.
+    /// The audit entries of the selected commands.
     pub applied: Vec<AuditEntry>,
 }
 
 impl TenantView {
-    /// Returns the commit that wrote a row. The tenant's last commit if that is not known.
+    /// Returns the revision of the commit that wrote `row`. Falls back to the tenant's last commit if that
+    /// revision is unknown.
     pub(crate) fn revision_of(&self, row: &RowKey) -> Revision {
         self.revisions.get(row).copied().unwrap_or(self.revision)
     }
@@ -196,9 +200,9 @@ impl TenantView {
         )
     }
 
-    /// Adds what `select` names. `records` and `trail` are the tenant's own, or those of them that `select`
-    /// may name. `owner` returns an owner's row. Rows come with the commit that wrote them, and `trail`
-    /// comes oldest first.
+    /// Adds the rows that `select` names. `records` and `trail` contain at least those rows of the tenant
+    /// that `select` can name. `owner` returns an owner's row. Each row comes with the revision of the commit
+    /// that wrote the row. `trail` is sorted oldest first.
     #[must_use]
     pub fn with_selected<'a>(
         mut self,
@@ -266,7 +270,7 @@ impl TenantView {
     }
 }
 
-/// Returns whether these entries set the newest instant of a tenant back.
+/// Returns whether `audit` contains a repair of the tenant's newest instant.
 pub(crate) fn repairs_time(audit: &[AuditEntry]) -> bool {
     let repairs = |entry: &AuditEntry| matches!(entry.action, Action::TimeRepaired { .. });
     audit.iter().any(repairs)
@@ -279,21 +283,21 @@ pub struct Ancestry {
     pub owners: Vec<OwnerRecord>,
     /// The rows of the ancestor tenants.
     pub tenants: Vec<TenantRecord>,
-    /// Acting keys of the ancestor tenants.
+    /// The acting keys that belong to ancestor tenants.
     pub keys: Vec<KeyRecord>,
     /// Acting keys of the ancestor tenants whose stored bytes failed their checksum.
     pub corrupt: Vec<KeyId>,
-    /// The selected rows of tenants and owners, including absent ones, and the acting keys, each at the
-    /// revision at which it was read.
+    /// The rows that must not change before the commit: the selected tenants and owners, including absent
+    /// rows, and the acting keys. Each guard holds the revision at which its row was read.
     pub guards: BTreeSet<Guard>,
-    /// The latest instants of the ancestor tenants' commits.
+    /// The latest instant of a committed decision, for each ancestor tenant.
     pub decided_at: BTreeMap<TenantId, Timestamp>,
-    /// The epochs of the store at the reads. More than one if the store was replaced between them.
+    /// The epochs of the store at the reads. More than one if the store was replaced between two reads.
     pub epochs: BTreeSet<Epoch>,
 }
 
 impl Ancestry {
-    /// Adds `view`, the part `select` of the tenant `above`.
+    /// Adds `view`, which holds the rows of the ancestor tenant `above` that `select` names.
     pub(crate) fn add(&mut self, above: &TenantId, select: &LoadRequest, view: TenantView) {
         let TenantView {
             epoch,
@@ -309,7 +313,7 @@ impl Ancestry {
         self.decided_at
             .extend(decided_at.map(|at| (above.clone(), at)));
         let named = (select.owners.iter()).map(|owner| RowKey::Owner(above.clone(), owner.clone()));
-        // A command by a key that was not found is refused, so that there is no row to guard.
+        // If the acting key was not found, the command is refused, so there is no row to guard.
         let keys = records.iter().map(|record| RowKey::Key(record.id));
         let own = std::iter::once(RowKey::Tenant(above.clone()));
         let guarded = own.chain(named).chain(keys);
@@ -331,14 +335,14 @@ impl Ancestry {
 pub struct Effects {
     /// Keys to write, whole.
     pub puts: Vec<KeyRecord>,
-    /// Keys to remove. Their ids and imported digests stay taken permanently.
+    /// Keys to remove. The ids and imported digests of these keys can never be used again.
     pub removes: Vec<KeyId>,
     /// Rows of owners to write.
     pub owners: Vec<OwnerRecord>,
     /// The tenant's row to write.
     pub tenant: Option<TenantRecord>,
-    /// Imported digests, or marks of them, that belong to a key from now on, beside the digests of `puts`.
-    /// They stay taken permanently, whatever becomes of the key.
+    /// Imported digests, or marks of imported digests, to reserve for a key, in addition to the digests of
+    /// `puts`. A reserved digest can never be imported again, even if the key is deleted.
     pub digests: Vec<(Digest, KeyId)>,
     /// The entries to add to the audit trail.
     pub audit: Vec<AuditEntry>,

@@ -1,8 +1,8 @@
-//! The stored form of records and audit entries: versioned, checksummed, one form for one value.
+//! The stored form of records and audit entries: versioned and checksummed, with one form for each value.
 //!
-//! Pure. `[version][postcard body][CRC-32 of both, little endian]`. Golden files under `tests/golden`
-//! keep every released version readable, and fail if a new field changes the format. [`Credential`] has no
-//! serde form of its own: a digest leaves through this module alone.
+//! Pure. The form is `[version][postcard body][CRC-32 of both, little endian]`. Golden files in
+//! `src/core/golden` keep every released version readable. Their tests fail if a new field changes the
+//! format. [`Credential`] does not implement serde: a digest is written by this module only.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -16,7 +16,7 @@ use super::token::TokenPrefix;
 const VERSION: u8 = 1;
 const CHECKSUM_LEN: usize = 4;
 
-/// The reason for which stored bytes are no record.
+/// The reason why stored bytes could not be decoded.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
@@ -26,12 +26,12 @@ pub enum DecodeError {
     /// A newer version of this crate wrote the bytes.
     #[error("format version {found} is newer than {supported}")]
     Version {
-        /// The version found.
+        /// The format version of the bytes.
         found: u8,
         /// The newest version that this build reads.
         supported: u8,
     },
-    /// The bytes are intact and hold no valid value.
+    /// The bytes are intact but hold no valid value.
     #[error("bytes are no valid record")]
     Malformed,
 }
@@ -66,10 +66,10 @@ stored! {
 }
 
 pub(crate) fn seal(value: &impl Serialize) -> Vec<u8> {
-    // Most records fit, so that writing one does not move the buffer.
+    // Most records fit 512 bytes, so that writing a record does not reallocate.
     let mut start = Vec::with_capacity(512);
     start.push(VERSION);
-    // Writing to memory cannot fail, and no type here refuses to be written.
+    // Writing to memory cannot fail, and no stored type returns an error when it is serialized.
     let mut bytes = postcard::to_extend(value, start).unwrap_or_default();
     let checksum = crc32fast::hash(&bytes);
     bytes.extend_from_slice(&checksum.to_le_bytes());

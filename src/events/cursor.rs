@@ -1,7 +1,7 @@
 //! The position of a reader of events: in the audit trail, and in the order of notices.
 //!
-//! Pure. Invariant: a cursor reads only from the history that it was created in. It contains the seal of the
-//! last entry passed, so a restored store is detected even after its head has overtaken the cursor.
+//! Pure. Invariant: a cursor reads only from the history that it was created in. A cursor contains the seal
+//! of the last entry passed, so a restored store is detected even after its head has overtaken the cursor.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,8 +20,8 @@ use crate::core::wire::{self, DecodeError};
 /// The position of a reader of events. Store it as text, as durably as you need: the next batch continues
 /// from it.
 ///
-/// Displays as about 150 letters and digits, with a checksum. Their content may change between versions;
-/// older cursors stay readable. Holds no secret.
+/// Displays as about 150 letters and digits, with a checksum. The content of this text may change between
+/// versions; older cursors stay readable. A cursor holds no secret.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct EventCursor(CursorFields);
 
@@ -31,10 +31,10 @@ struct CursorFields {
     epoch: Option<u128>,
     /// The revision and sequence of the last entry passed.
     after: (u64, u64),
-    /// The last readable entry passed.
+    /// The revision, sequence and mark of the last readable entry passed.
     anchor: Option<(u64, u64, EntryMark)>,
-    /// The last notice passed. Notices up to it were emitted, for keys in the state that the entries passed
-    /// so far gave them.
+    /// The last notice passed. Every notice up to this position was emitted if it was true of the key after
+    /// the entries passed so far.
     swept: Option<Due>,
 }
 
@@ -49,7 +49,7 @@ pub(super) struct NextEntries {
 
 impl EventCursor {
     /// The beginning. Reading from it returns the whole audit trail, then a notice for each known key that
-    /// has expired, then one for each key that soon will.
+    /// has expired, then a notice for each key that expires soon.
     pub const BEGINNING: Self = Self(CursorFields {
         epoch: None,
         after: (0, 0),
@@ -90,8 +90,8 @@ impl EventCursor {
         self.0.swept = Some(swept);
     }
 
-    /// Returns the query for the entries that follow. It includes the last entry passed, which shows whether
-    /// the trail is still the same.
+    /// Returns the query for the entries that follow. The query includes the last entry passed, which shows
+    /// whether the trail is still the same.
     pub(super) fn query(&self, limit: NonZeroUsize) -> AuditQuery {
         let after = match self.0.anchor {
             Some((revision, sequence, _)) => (revision, sequence.saturating_sub(1)),
@@ -141,8 +141,8 @@ impl EventCursor {
         let last = rows.last().map(AuditRow::position);
         let mut entries: BTreeMap<_, _> = corrupt.into_iter().map(|place| (place, None)).collect();
         entries.extend(rows.into_iter().map(|row| (row.position(), Some(row))));
-        // Damaged entries beyond the page's last entry come again with the next page. Passing them now would
-        // skip entries before them if their positions are damaged too.
+        // Damaged entries beyond the page's last entry come again with the next page. If their positions are
+        // damaged too, passing them now would skip entries before them.
         entries.retain(|place, _| {
             *place > self.position() && (next.is_none() || Some(*place) <= last)
         });
@@ -162,9 +162,9 @@ impl EventCursor {
         }
     }
 
-    /// Binds the cursor to the history that it reads from. If the clock was set back, moves the cursor's
-    /// notices back to `now`: notices that were emitted too early are emitted again when they fall due, and a
-    /// key whose end is set between the two instants is not missed.
+    /// Binds the cursor to the history that it reads from. If the clock was set back, also moves the cursor's
+    /// notices back to `now`. Then notices that were emitted too early are emitted again when they fall due.
+    /// A key whose end is set between the old and the new time is not missed.
     pub(super) fn enter(&mut self, epoch: u128, now: Timestamp) {
         self.0.epoch = Some(epoch);
         self.0.swept = self.0.swept.map(|swept| swept.min(Due::until(now)));

@@ -19,8 +19,8 @@ use crate::core::time::{self, Timestamp};
 
 /// A change, or a notice that a key ends.
 ///
-/// Its JSON is stable: existing types and fields do not change, and new ones may be added. An absent
-/// `tenant`, `key` or `actor` is left out, and so is the `data` of a kind without fields:
+/// The JSON of an event is stable: existing types and fields do not change, and new ones may be added. An
+/// absent `tenant`, `key` or `actor` is left out, and so is the `data` of a kind without fields:
 ///
 /// ```json
 /// {
@@ -54,19 +54,20 @@ pub struct Event {
     pub kind: EventKind,
 }
 
-/// The kind of an event. Its JSON has a `type`, and `data` if the kind has fields.
+/// The kind of an event. The JSON of a kind has a `type`, and `data` if the kind has fields.
 ///
-/// Kinds that no audit entry records, such as the two notices here, get variants of their own.
+/// A kind that no audit entry records, such as a notice, has a variant of its own.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(tag = "type", content = "data", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum EventKind {
-    /// The key ends soon, and no successor that somebody is known to hold replaces it.
+    /// The key ends soon, and nobody is known to hold a successor that replaces the key.
     #[serde(rename = "key_expiring_soon")]
     ExpiringSoon {
-        /// The end.
+        /// The instant at which the key ends.
         expires_at: Timestamp,
-        /// The window that the key entered, in seconds; of several, the narrowest.
+        /// The window that the key entered, in seconds. If the key entered several windows, the narrowest
+        /// one.
         #[serde(with = "time::seconds")]
         within: Duration,
         /// The principal that owns the key; `None` if the tenant owns it.
@@ -76,12 +77,12 @@ pub enum EventKind {
     /// The key expired.
     #[serde(rename = "key_expired")]
     Expired {
-        /// The end.
+        /// The instant at which the key ended.
         expires_at: Timestamp,
         /// The principal that owns the key; `None` if the tenant owns it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         owner: Option<PrincipalId>,
-        /// The key that replaces it, if it was rotated.
+        /// The successor that replaces the key, if the key was rotated.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         successor: Option<KeyId>,
     },

@@ -6,18 +6,18 @@
 //! # Kinds of events
 //!
 //! Every audit entry is one event, in the order of commits. No commit records that a key expires: notices
-//! come from a sweep over keys by their end. A key causes a notice as it enters each of the
-//! [`ExpiryWindows`], and one at its end. A notice is emitted only if it is true at that time: a key that was
-//! revoked, removed, extended or replaced since causes none. The id of a notice contains the end, so a key
-//! whose end moved causes new notices. If the clock is set back, a notice that was emitted too early is
-//! emitted once more when it falls due, under the same id.
+//! come from a sweep over the keys, ordered by their ends. A key causes a notice as it enters each of the
+//! [`ExpiryWindows`], and one at its end. A notice is emitted only if it is true at that time. A key that was
+//! revoked, removed, extended or replaced before then causes no notice. The id of a notice contains the end,
+//! so a key whose end moved causes new notices. If the clock is set back, a notice that was emitted too early
+//! is emitted once more when it falls due, under the same id.
 //!
 //! # Order
 //!
-//! Entries come first. Each is followed by the notice that it causes: a key created for two hours is within
-//! the window of a day immediately. The other notices follow after the last entry of the trail, ordered by
-//! the instant at which they fell due, then by window, then by key. If a change commits while a batch is
-//! read, its notice may precede its entry.
+//! Entries come first. Each entry is followed by the notice that it causes: a key created for two hours is
+//! immediately within the window of a day. The other notices follow after the last entry of the trail,
+//! ordered by the instant at which they fell due, then by window, then by key. If a change commits while
+//! a batch is read, the notice of that change may precede its entry.
 //!
 //! # Examples
 //!

@@ -1,9 +1,9 @@
 //! Notices of keys that expire soon or have expired. No commit causes a notice, so no audit entry records
-//! it: it is derived from a key's record and the time.
+//! one. A notice is derived from a key's record and the time.
 //!
 //! Pure. Invariant: at any instant at most one notice is true of a key, the notice of the narrowest window
-//! that the key is in. Notices have an order of their own, by the instant at which they fall due, so a single
-//! position in that order separates the emitted notices from the rest.
+//! that the key is in. Notices are ordered by the instant at which they fall due. So a single position in
+//! that order separates the emitted notices from the rest.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -63,7 +63,7 @@ impl ExpiryWindows {
         Ok(Self(checked))
     }
 
-    /// No windows: a key causes a notice at its end only.
+    /// Returns an empty set of windows: a key causes a notice at its end only.
     #[must_use]
     pub const fn none() -> Self {
         Self(BTreeSet::new())
@@ -74,8 +74,8 @@ impl ExpiryWindows {
         self.0.iter().copied()
     }
 
-    /// Returns the notice that is true of `record` at `now`: the notice of its end, or else of the narrowest
-    /// window that it has entered.
+    /// Returns the notice that is true of `record` at `now`: the notice of the key's end, or else that of the
+    /// narrowest window that the key has entered.
     pub(super) fn reached(&self, record: &KeyRecord, now: Timestamp) -> Option<Due> {
         let ends = match record.state {
             KeyState::Revoked { .. } => return None,
@@ -93,7 +93,7 @@ impl ExpiryWindows {
     }
 
     /// Returns the queries that find every key with a notice that fell due after `swept` and until `now`.
-    /// Each comes with its window; zero for expired keys. No key is found twice.
+    /// Each query comes with its window; zero for expired keys. No key is found twice.
     pub(super) fn listings(
         &self,
         swept: Option<Due>,
@@ -101,7 +101,8 @@ impl ExpiryWindows {
         limit: NonZeroUsize,
     ) -> Vec<(Duration, KeyQuery)> {
         let mut listings = Vec::new();
-        // Keys that end until here are in a narrower window.
+        // The last instant of the narrower window. Keys that end until that instant are in the narrower
+        // window.
         let mut narrower = None;
         for within in std::iter::once(Duration::ZERO).chain(self.iter()) {
             let last = now.as_micros().saturating_add(micros(within));
@@ -157,7 +158,7 @@ fn listing(
             Status::Expired,
         ]),
         expires_from: Some(Timestamp::from_micros(from).ok()?),
-        // After the last instant no bound is needed: only keys that never end are beyond it.
+        // No bound is needed if `last` is the last possible instant: only keys that never end are beyond it.
         expires_before: Timestamp::from_micros(last.saturating_add(1)).ok(),
         sort: KeySort::Expiry,
         after: place,
@@ -170,8 +171,8 @@ fn listing(
 /// ordered by window, then by key.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 pub(super) struct Due {
-    /// The instant at which it falls due, in microseconds since the Unix epoch. Negative for a wide window
-    /// before an end in the 1970s, so that its windows stay distinct.
+    /// The instant at which the notice falls due, in microseconds since the Unix epoch. Negative for a wide
+    /// window before an end in the 1970s, so that the windows of that end stay distinct.
     at: i64,
     /// The window, in seconds; zero for the end itself.
     within: u64,

@@ -14,8 +14,8 @@ use crate::core::record::KeyRecord;
 use crate::core::time::Timestamp;
 use crate::store::{AuditPage, AuditPosition, KeyStore, Locator, Row, ScanPage, StoreError};
 
-/// Reads events from a store. Has no state of its own, so any process can continue from a cursor. Let one
-/// process read at a time.
+/// Reads events from a store. A reader has no state of its own, so any process can continue from a cursor.
+/// Let one process read at a time.
 #[derive(Clone, Debug)]
 pub struct Events {
     store: Arc<dyn KeyStore>,
@@ -47,9 +47,9 @@ pub enum EventsError {
     /// changes between the backup and the loss are unknown.
     #[error("the store has another history than the cursor: it was restored from a backup")]
     HistoryReplaced {
-        /// The cursor to continue from, once an operator knows. It keeps its position if the backup is later
-        /// than that, and else is at the beginning. Repeated events keep their ids, so a receiver that
-        /// remembers ids finds the new events.
+        /// The cursor to continue from, once an operator knows of the restore. If the backup is later than
+        /// the old cursor's position, this cursor keeps that position. Otherwise this cursor is at the
+        /// beginning. Repeated events keep their ids, so a receiver that remembers ids finds the new events.
         resume: Box<EventCursor>,
     },
     /// The store failed.

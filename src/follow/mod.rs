@@ -1,9 +1,9 @@
 //! A task that keeps a node up to date (feature `tokio`; no other module needs a runtime).
 //!
-//! The task drives [`Keyward::sync`]. The store's hints wake it, and a poll wakes it without a hint. After a
-//! failure it pauses, longer after each failure in a row. Its timers only pace it: the injected clock and
-//! the last confirmed sync decide whether a key may be accepted. If the follower hangs, fails or ends, keys
-//! are refused once the staleness bound has passed.
+//! The task drives [`Keyward::sync`]. The store's hints wake the task, and a poll wakes it without a hint.
+//! After a failure the task pauses, longer after each failure in a row. The task's timers only pace it: the
+//! injected clock and the last confirmed sync decide whether a key may be accepted. If the follower hangs,
+//! fails or ends, keys are refused once the staleness bound has passed.
 
 mod pace;
 mod task;
@@ -77,8 +77,8 @@ impl FollowOptions {
         self
     }
 
-    /// Sets the interval between calls of [`Keyward::run_maintenance`]; with `None`, the host makes these calls.
-    /// Defaults to [`DEFAULT_UPKEEP`](Self::DEFAULT_UPKEEP). The follower waits at least 10 ms.
+    /// Sets the interval between calls of [`Keyward::run_maintenance`]; with `None`, the host makes these
+    /// calls. Defaults to [`DEFAULT_UPKEEP`](Self::DEFAULT_UPKEEP). The follower waits at least 10 ms.
     pub const fn with_upkeep(mut self, every: Option<Duration>) -> Self {
         self.upkeep = every;
         self
@@ -90,7 +90,7 @@ impl FollowOptions {
 pub struct FollowStatus {
     /// The node's position in the store, and its age.
     pub freshness: Freshness,
-    /// The number of failed steps since the last confirmed one.
+    /// The number of failed steps since the last confirmed step.
     pub failures: u32,
     /// The error of the last failed step. Later confirmed steps keep it.
     pub last_error: Option<FollowError>,
@@ -111,7 +111,7 @@ pub enum FollowError {
     /// The store returned nothing within the timeout, and the step was cancelled.
     #[error("store did not answer within {after:?}")]
     TimedOut {
-        /// The timeout.
+        /// The time for which the store returned nothing.
         after: Duration,
     },
     /// The store failed.
@@ -156,11 +156,11 @@ pub struct Follower {
 }
 
 impl Keyward {
-    /// Starts a task that follows the store and does the upkeep. It runs on the current tokio runtime, whose
-    /// timers must be enabled. Its first step starts immediately.
+    /// Starts a task that follows the store and does the upkeep. The task runs on the current tokio runtime,
+    /// whose timers must be enabled. The first step starts immediately.
     ///
-    /// One follower is enough. Calling [`sync`](Self::sync) and [`run_maintenance`](Self::run_maintenance) concurrently
-    /// is safe.
+    /// One follower is enough. Calling [`sync`](Self::sync) and [`run_maintenance`](Self::run_maintenance)
+    /// concurrently is safe.
     ///
     /// # Errors
     ///
@@ -184,7 +184,7 @@ impl Keyward {
 }
 
 impl Follower {
-    /// Returns the state of the follower: the current freshness, and the rest as of the last step.
+    /// Returns the state of the follower. The freshness is current; the rest is that of the last step.
     #[must_use]
     pub fn status(&self) -> FollowStatus {
         FollowStatus {
@@ -203,8 +203,8 @@ impl Follower {
         status
     }
 
-    /// Returns whether the task runs. It ends without [`stop`](Self::stop) only if the store panics or the
-    /// runtime shuts down.
+    /// Returns whether the task runs. The task ends without [`stop`](Self::stop) only if the store panics or
+    /// the runtime shuts down.
     #[must_use]
     pub fn is_running(&self) -> bool {
         !self.task.is_finished()
@@ -213,8 +213,8 @@ impl Follower {
     /// Stops the task: cancels the step in flight and waits until the task has ended. A cancelled upkeep task
     /// may or may not have committed.
     ///
-    /// If the follower did the upkeep, it then does the upkeep once more, for at most 30 seconds, so that no
-    /// counted first use is lost.
+    /// If the follower did the upkeep, this call does the upkeep once more, for at most 30 seconds, so that
+    /// no counted first use is lost.
     pub async fn stop(mut self) {
         self.task.abort();
         // The result does not matter: an aborted task and a finished task have both ended.

@@ -59,8 +59,8 @@ async fn follow(keys: &Keyward, options: &FollowOptions, publish: &watch::Sender
     }
 }
 
-/// Runs one sync. It times out if no page arrives for `limit`; a sync whose pages keep arriving may take
-/// longer.
+/// Runs one sync. The sync times out if no page arrives for `limit`; a sync whose pages keep arriving may
+/// take longer.
 async fn step(keys: &Keyward, limit: Duration) -> Result<(), FollowError> {
     let mut sync = pin!(keys.sync());
     let mut answers = keys.answers();

@@ -29,13 +29,13 @@ use crate::verifier::Grant;
 pub struct PeerAddr(pub IpAddr);
 
 /// The tenant that the path or [`KeywardLayer::tenant_from`](super::KeywardLayer::tenant_from)
-/// named and that the key reaches. A request that passed carries it in its extensions. Act on this
-/// value rather than reading the path again, so that no second reader interprets the path
+/// named and that the key reaches. A request that passed carries this value in its extensions. Act
+/// on this value rather than reading the path again, so that no second reader interprets the path
 /// differently.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct RequestTenant(pub TenantId);
 
-/// Verifies a request as far as the store need not be read.
+/// Verifies a request as far as possible without reading the store.
 pub(super) fn decide(settings: &Settings, request: &Parts) -> Admission {
     if settings.preflights_pass && is_preflight(request) {
         return Admission::Done(Ok(None));
@@ -57,7 +57,7 @@ pub(super) fn decide(settings: &Settings, request: &Parts) -> Admission {
     };
     let verifier = settings.keys.verifier();
     let mut verdict = verifier.verify_unasked(carried.credentials(), &need);
-    // Few keys depend on the client's address, so that only these pay for it.
+    // Few keys depend on the client's address, so the address is determined only for those keys.
     if let None | Some(Err(VerifyError::AddressNotAllowed { .. })) = &verdict
         && let Some(client) = client(settings, request)
     {
@@ -76,7 +76,8 @@ pub(super) fn decide(settings: &Settings, request: &Parts) -> Admission {
     }
 }
 
-/// Puts what an authorized request carries into its extensions, and reports how the request ended.
+/// Puts the grant and the tenant of an authorized request into its extensions, and reports a
+/// refusal.
 pub(super) fn admit(
     settings: &Arc<Settings>,
     verdict: Verdict,
@@ -146,7 +147,8 @@ fn client(settings: &Settings, request: &Parts) -> Option<IpAddr> {
     }
 }
 
-/// The settings of the layer that a request passed, for extractors to answer as the layer does.
+/// The settings of the layer that a request passed. Extractors answer with these settings as the
+/// layer does.
 #[cfg(feature = "axum")]
 #[derive(Clone)]
 pub(super) struct Around(pub(super) Arc<Settings>);
@@ -161,7 +163,7 @@ pub(super) struct Authorized {
     in_query: bool,
 }
 
-/// The way to forward a request to the inner service.
+/// The data for forwarding a request to the inner service.
 pub(super) struct Forward {
     pub(super) span: tracing::Span,
     pub(super) in_query: bool,
@@ -225,7 +227,7 @@ impl Tenant {
     }
 }
 
-/// Returns whether a browser asks which requests it may send (Fetch, "CORS-preflight request").
+/// Returns whether a request is a preflight of a browser (Fetch, "CORS-preflight request").
 fn is_preflight(request: &Parts) -> bool {
     request.method == Method::OPTIONS
         && request.headers.contains_key(ORIGIN)
@@ -255,8 +257,8 @@ fn peer(extensions: &Extensions) -> Option<IpAddr> {
 }
 
 /// Logs and counts a refusal. An outage is a warning. A refusal of a key whose secret was presented
-/// is rare, and is logged as information. Anybody can cause the others as often as they like, and
-/// any key holder a limit: they are logged for debugging only.
+/// is rare, and is logged as information. All other refusals are logged for debugging only: anybody
+/// can cause them at will, and any key holder can reach a limit.
 pub(super) fn report(refusal: &AuthError) {
     observe::http_request(refusal.code());
     let (code, key) = (refusal.code(), refusal.key());

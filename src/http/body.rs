@@ -38,8 +38,8 @@ impl<B> ResponseBody<B> {
     }
 }
 
-/// An empty body, with which outer layers answer requests of their own, such as `tower_http`'s
-/// `CorsLayer`.
+/// Creates an empty body. Outer layers that answer requests themselves need one, such as
+/// `tower_http`'s `CorsLayer`.
 impl<B> Default for ResponseBody<B> {
     fn default() -> Self {
         Self::refusal(Bytes::new())

@@ -1,5 +1,5 @@
-//! Extractors for axum. They read the extensions that the layer inserted, and refuse as the layer
-//! does.
+//! Extractors for axum. An extractor reads the extensions that the layer inserted, and refuses as
+//! the layer does.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -58,7 +58,7 @@ pub struct Scoped<R> {
 }
 
 impl<R> Scoped<R> {
-    /// The grant.
+    /// Returns the grant.
     #[must_use]
     pub fn into_grant(self) -> Grant {
         self.grant

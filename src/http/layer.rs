@@ -93,16 +93,16 @@ impl KeywardLayer {
     }
 
     /// Lets CORS preflights through without a key: `OPTIONS` requests with `Origin` and
-    /// `Access-Control-Request-Method`. Browsers never send a key on them.
+    /// `Access-Control-Request-Method`. Browsers never send a key on a preflight.
     ///
-    /// Off by default: anybody can send such a request, and a handler of all methods would serve
-    /// it. Prefer a layer around this one that answers preflights (`tower_http`'s `CorsLayer`).
-    /// Preflights then never reach this layer, and browsers may read refusals too.
+    /// Off by default: anybody can send a preflight, and a handler of all methods would serve it. Prefer
+    /// a layer around this one that answers preflights (`tower_http`'s `CorsLayer`). Preflights then
+    /// never reach this layer, and browsers may read refusals too.
     pub fn allow_preflight(self) -> Self {
         self.with(|settings| settings.preflights_pass = true)
     }
 
-    /// Sets the proxies whose word on the client's address is trusted, for keys with an address
+    /// Sets the proxies that are trusted to state the client's address, for keys with an address
     /// allowlist. Defaults to none: the client is the peer of the socket.
     pub fn trusted_proxies(self, proxies: TrustedProxies) -> Self {
         self.with(|settings| settings.proxies = Some(proxies))
@@ -119,13 +119,13 @@ impl KeywardLayer {
         self.with(|settings| settings.peer = Some(Arc::new(peer)))
     }
 
-    /// Calls `check` once for every request that would otherwise pass. If it returns
-    /// [`LimitReached`], the client gets 429 with `Retry-After`. Defaults to none.
+    /// Calls `check` once for every request that would otherwise pass. If `check` returns
+    /// [`LimitReached`], the client gets 429 with `Retry-After`. Defaults to no limiter.
     ///
-    /// `check` gets the request as the inner service would, without the [`Grant`] in its
-    /// extensions. It is not called for a request that is refused or that passes without a key, so
-    /// such a request uses up no allowance. An extractor runs after `check`. `check` must not
-    /// block, because the request waits for it.
+    /// `check` gets the request as the inner service would, without the [`Grant`] in its extensions.
+    /// `check` is not called for a request that is refused or that passes without a key, so these
+    /// requests use up no allowance. An extractor runs after `check`. `check` must not block, because the
+    /// request waits for it.
     ///
     /// # Examples
     ///
@@ -181,7 +181,7 @@ impl KeywardLayer {
         Ok(self.with(|settings| settings.manner.realm = Some(realm)))
     }
 
-    /// Sets the prefix of problem types; [`AuthError::code`] follows the prefix. It may be a page of
+    /// Sets the prefix of problem types; [`AuthError::code`] follows the prefix. The prefix may be a page of
     /// the service's documentation: `https://api.example.com/problems/`. Defaults to
     /// `urn:problem-type:keyward:`.
     pub fn problem_types(self, prefix: impl Into<Cow<'static, str>>) -> Self {
@@ -236,8 +236,8 @@ impl KeywardLayer {
         self.settings.respond(refusal, request)
     }
 
-    /// Returns the value of `Vary` for the answers to requests that passed. The tower service adds
-    /// it. Without tower, append it to every answer: a shared cache would otherwise serve an answer
+    /// Returns the value of `Vary` for the answers to requests that passed. The tower service adds this
+    /// header. Without tower, append it to each answer: a shared cache would otherwise serve an answer
     /// to `X-API-Key` to other clients. Mark the answer to a key in the query `private` as well.
     #[must_use]
     pub fn vary(&self) -> Option<&HeaderValue> {

@@ -9,7 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 use http::header::{FORWARDED, HeaderMap, HeaderName};
 use ipnet::IpNet;
 
-/// The proxies whose word on the client's address is trusted, and the header in which they give it.
+/// The proxies that are trusted to state the client's address, and the header in which they state
+/// it.
 ///
 /// The walk begins at the peer of the socket. From each trusted proxy it continues to the rightmost
 /// remaining entry, which that proxy wrote. The first address that is not trusted is the client.
@@ -60,8 +61,8 @@ impl TrustedProxies {
         Self { networks, header }
     }
 
-    /// Returns the client of a request that came from `peer`; `None` if it is unknown. If the
-    /// entries end at a trusted proxy, that proxy is the client.
+    /// Returns the client of a request that came from `peer`; `None` if the client is unknown. If
+    /// the entries end at a trusted proxy, that proxy is the client.
     #[must_use]
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
         let mut client = peer.to_canonical();
@@ -88,7 +89,7 @@ impl TrustedProxies {
         Some(client)
     }
 
-    /// Continues from `client` as long as it is trusted.
+    /// Continues the walk from `client`, as long as each address is that of a trusted proxy.
     fn walk(
         &self,
         mut client: IpAddr,
@@ -399,7 +400,7 @@ mod tests {
         ("proto=https", None),
     ];
 
-    /// The naive way: all hops in one list with the peer last, checked one by one.
+    /// Finds the client the naive way: all hops in one list with the peer last, checked one by one.
     fn naive(entries: &[Vec<Written>], trusted: &[IpNet]) -> Option<IpAddr> {
         let written = entries.iter().flatten().map(|(_, written)| *written);
         let mut hops: Vec<_> = written.chain([Some(PROXY)]).collect();

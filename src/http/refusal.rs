@@ -210,7 +210,7 @@ impl AuthError {
     }
 }
 
-/// A text for the `realm` of challenges: printable ASCII but `"` and `\`.
+/// A text for the `realm` of challenges: printable ASCII except `"` and `\`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Realm(String);
 
@@ -703,7 +703,7 @@ mod tests {
             let refusal = VerifyError::StoreUnavailable.into();
             let answer = answer(&refusal, (&manner, &CredentialSources::default()), &get());
             assert_eq!(answer.headers()[RETRY_AFTER], sent);
-            // The limiter's own pause, whatever the layer's setting for outages.
+            // A limiter's pause is sent as it is, whatever the layer's setting for outages.
             assert_eq!(plain(&limited(pause)).headers()[RETRY_AFTER], sent);
         }
     }

@@ -34,7 +34,7 @@ impl<S> KeywardService<S> {
         Self { settings, inner }
     }
 
-    /// The inner service.
+    /// Returns the inner service.
     pub const fn inner(&self) -> &S {
         &self.inner
     }

@@ -36,7 +36,7 @@ impl CredentialSources {
     /// `x-api-key`, the name that most APIs use. No standard defines one.
     pub const API_KEY_HEADER: HeaderName = HeaderName::from_static("x-api-key");
 
-    /// No places, as a start for the methods below.
+    /// Returns an empty set of places, as a start for the methods below.
     pub const fn none() -> Self {
         Self {
             bearer: false,
@@ -54,7 +54,7 @@ impl CredentialSources {
 
     /// Reads `Authorization: Basic` (RFC 7617). The password is the secret key. The user is the
     /// key's own id, or a publishable key of the same tenant and environment (rules A2-15, I-02).
-    /// Both are needed.
+    /// Both halves are needed.
     ///
     /// Off by default: refusals then name the scheme `Basic`, and browsers open a password prompt.
     pub const fn with_basic(mut self) -> Self {
@@ -68,12 +68,13 @@ impl CredentialSources {
         self
     }
 
-    /// Reads the query parameter of this name.
+    /// Reads the query parameter of this name. The query is meant for clients that cannot set
+    /// headers, such as a browser's WebSocket. Give such keys a class with few scopes and a short
+    /// lifetime.
     ///
     /// Off by default. A URL appears in the logs of servers and proxies, in the history of
-    /// browsers, and in the `Referer` of the next request, and so would the key (RFC 6750, section
-    /// 5.3). It is meant for clients that cannot set headers, such as a browser's WebSocket. Give
-    /// such keys a class with few scopes and a short lifetime.
+    /// browsers, and in the `Referer` of the next request. A key in the URL would appear there too
+    /// (RFC 6750, section 5.3).
     pub fn with_query(mut self, parameter: impl Into<String>) -> Self {
         self.query = Some(parameter.into());
         self
@@ -115,7 +116,7 @@ pub(super) enum Bytes<'r> {
 /// The credentials that a request carries.
 pub(super) struct Carried<'r> {
     key: Bytes<'r>,
-    /// The public half of a pair.
+    /// The public half of a pair: a key id or a publishable key.
     public: Option<Bytes<'r>>,
     /// Whether the key is in the query.
     pub(super) in_query: bool,
@@ -215,7 +216,7 @@ fn basic<'r>(encoded: &[u8]) -> Result<Carried<'r>, CredentialsError> {
     let mut pair = Zeroizing::new(vec![0; BASIC_MAX]);
     let length = BASE64.decode_slice(encoded, &mut pair);
     pair.truncate(length.map_err(|_| CredentialsError::Basic)?);
-    // A user contains no colon, a password may (RFC 7617, section 2).
+    // A user contains no colon, but a password may contain one (RFC 7617, section 2).
     let colon = pair
         .iter()
         .position(|b| *b == b':')

@@ -87,7 +87,7 @@ pub struct Rotated {
     pub expires_at: Option<Timestamp>,
     /// The scopes that the successor effectively reaches.
     pub reach: ScopeSet,
-    /// The key that it replaces.
+    /// The key that the successor replaces.
     pub predecessor: KeyId,
     /// The end of the old key. If that end counts from the successor's first use, this is the latest
     /// possible end.

@@ -30,7 +30,7 @@ use crate::verifier::Grant;
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuditError {
-    /// The trail is not what was written.
+    /// The trail differs from the entries that were written.
     #[error(transparent)]
     Chain(#[from] ChainError),
     /// The trail could not be read.
@@ -41,10 +41,10 @@ pub enum AuditError {
     Denied(#[from] Denial),
 }
 
-/// An actor sees only its own tenant and the tenants it reaches, as with changes.
+/// For queries as for commands, an actor sees only its own tenant and the tenants that it reaches.
 impl Keyward {
-    /// Returns the time of this process, by which statuses are derived: the wall clock's, which
-    /// never goes back.
+    /// Returns the time of this process, from which statuses are derived. This time follows the wall clock,
+    /// but never goes back.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.inner.time.now()
@@ -123,9 +123,9 @@ impl Keyward {
         Ok(list)
     }
 
-    /// Lists the keys that were made by `key` or by another key of its chain of rotations, directly
-    /// or through keys that those made. When `key` has leaked, these are the other keys to look at.
-    /// Includes ended keys, and leaves out keys that the actor may not look at.
+    /// Lists the keys that were made by `key` or by another key of its chain of rotations, directly or
+    /// through other keys. When `key` has leaked, these are the other keys to look at. Includes ended keys,
+    /// and leaves out keys that the actor may not look at.
     ///
     /// [`revoke_many`](Self::revoke_many) with [`BulkFilter::made_by`](crate::command::BulkFilter::made_by)
     /// revokes them.
@@ -205,12 +205,12 @@ impl Keyward {
         ))
     }
 
-    /// Reads the audit trail, oldest first. A query without a tenant reads that of the actor's own.
-    /// For administrators and [auditors](crate::policy::PolicySpec::auditors).
+    /// Reads the audit trail, oldest first. A query without a tenant reads the trail of the actor's own
+    /// tenant. For administrators and [auditors](crate::policy::PolicySpec::auditors).
     ///
     /// # Errors
     ///
-    /// [`Denial::TenantNotFound`] outside the actor's reach, [`Denial::Forbidden`] for others.
+    /// [`Denial::TenantNotFound`] outside the actor's reach, [`Denial::Forbidden`] for any other actor.
     pub async fn audit(
         &self,
         actor: &Actor,
@@ -230,12 +230,12 @@ impl Keyward {
         Ok(self.inner.store.audit(&query).await?)
     }
 
-    /// Verifies that a tenant's audit trail is exactly what was written, and returns its head.
-    /// `seen` is a head that was recorded elsewhere before: it reveals a truncated trail.
+    /// Verifies that a tenant's audit trail is exactly what was written, and returns its head. `seen` is a
+    /// head that was recorded elsewhere before. Comparing `seen` with the trail reveals a truncation.
     ///
     /// # Errors
     ///
-    /// [`AuditError`], with the first entry that is not what was written.
+    /// [`AuditError`], with the first entry that differs from what was written.
     pub async fn verify_audit(
         &self,
         actor: &Actor,
@@ -245,7 +245,7 @@ impl Keyward {
         let seat = self.seat(actor, tenant, BTreeSet::new()).await?;
         let policies = self.inner.policies.get();
         seat.caller.permit_audit(policies.of(tenant))?;
-        // The chain must lead to the head that the store has, or a truncated trail would pass.
+        // The chain must lead to the store's head. Otherwise a truncated trail would pass.
         let stands = self
             .inner
             .store
@@ -277,8 +277,8 @@ impl Keyward {
         Ok(head)
     }
 
-    /// Returns the events of the whole store, with notices for `windows` before keys expire. For
-    /// the host itself, since it reports on all tenants.
+    /// Returns the events of the whole store, with notices for `windows` before keys expire. For the host
+    /// itself, since the events cover all tenants.
     pub fn events(&self, windows: ExpiryWindows) -> Events {
         let (store, clock) = (self.inner.store.clone(), self.inner.time.clone());
         Events::new(store, clock, windows)

@@ -22,18 +22,18 @@ use crate::manager::{BulkReceipt, CommandError, Committed, Receipt};
 use crate::store::{Locator, Row, RowKey, StoreErrorKind};
 
 /// One minute, after which maintenance continues a command over many keys in place of its caller. A
-/// judgement: a page of a thousand keys takes well under a second. Both may run concurrently
-/// without harm.
+/// judgement: a page of a thousand keys takes well under a second. The caller and maintenance may run
+/// concurrently without harm.
 const SWEEP_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Every call takes an [`Actor`], or an actor with an idempotency key ([`Actor::with_command_id`]),
-/// with which a retry changes nothing. A call whose future is dropped may or may not commit.
+/// Every call takes an [`Actor`], or an actor with an idempotency key ([`Actor::with_command_id`]). With an
+/// idempotency key, a retry changes nothing. A call whose future is dropped may or may not commit.
 impl Keyward {
     /// Creates a key.
     ///
     /// # Errors
     ///
-    /// [`CommandError`]; [`Denial::AlreadyCreated`] if a command with this id has already created one.
+    /// [`CommandError`]; [`Denial::AlreadyCreated`] if a command with this id has already created a key.
     pub async fn create(
         &self,
         by: impl Into<Invocation<'_>>,
@@ -44,7 +44,7 @@ impl Keyward {
         Created::from_committed(landed).ok_or(CommandError::Denied(Denial::NotFound))
     }
 
-    /// Imports a key of another system as a digest. Its holder keeps using it.
+    /// Imports a key of another system as a digest. The client keeps using the key.
     ///
     /// # Errors
     ///
@@ -141,7 +141,8 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`CommandError`]; [`Denial::AlreadyCreated`] if a command with this id has already created one.
+    /// [`CommandError`]; [`Denial::AlreadyCreated`] if a command with this id has already created a
+    /// successor.
     pub async fn rotate(
         &self,
         by: impl Into<Invocation<'_>>,
@@ -218,8 +219,8 @@ impl Keyward {
         Ok(TimeRepaired::from_committed(landed))
     }
 
-    /// Makes a tenant known, and returns the keys that its policy provisions. Returns none if the
-    /// tenant is already known.
+    /// Registers a tenant, and returns the keys that its policy provisions. Returns no keys if the tenant is
+    /// already registered.
     ///
     /// # Errors
     ///
@@ -239,7 +240,7 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`CommandError`]; [`Denial::UnknownResource`] if the policy provisions none.
+    /// [`CommandError`]; [`Denial::UnknownResource`] if the policy provisions no keys with the resource.
     pub async fn provision_resource(
         &self,
         by: impl Into<Invocation<'_>>,
@@ -252,8 +253,8 @@ impl Keyward {
         ))
     }
 
-    /// Ends every key of a tenant and of its descendants permanently. Their keys are refused from
-    /// the first commit on. If interrupted, call it again: it continues where it stopped.
+    /// Ends every key of a tenant and of its descendants permanently. The keys are refused from the first
+    /// commit on. Repeat an interrupted call: it continues where it stopped.
     ///
     /// # Errors
     ///
@@ -266,8 +267,8 @@ impl Keyward {
         self.give_bulk(by, tenant, Command::CloseTenant).await
     }
 
-    /// Refuses all keys of a principal from now on, in `tenant` and its descendants, and revokes
-    /// them. If interrupted, call it again: it continues where it stopped.
+    /// Refuses all keys of a principal from now on, in `tenant` and its descendants, and revokes these keys.
+    /// Repeat an interrupted call: it continues where it stopped.
     ///
     /// # Errors
     ///
@@ -282,10 +283,10 @@ impl Keyward {
             .await
     }
 
-    /// Stores the role that the application has for an owner wherever another role is stored: in
-    /// the ancestors of `tenant` that the actor reaches, in `tenant`, and in descendants with live
-    /// keys of the owner. It resolves [`Denial::RoleDrift`](crate::Denial::RoleDrift). For the
-    /// application itself.
+    /// Stores the role that the application has for an owner wherever another role is stored: in the
+    /// ancestors of `tenant` that the actor reaches, in `tenant`, and in descendants with live keys of the
+    /// owner. Resolves [`Denial::RoleDrift`](crate::Denial::RoleDrift). Only the application itself may call
+    /// this method.
     ///
     /// # Errors
     ///
@@ -309,9 +310,9 @@ impl Keyward {
         Ok(self.give_bulk(by, tenant, command).await?.receipt)
     }
 
-    /// Sets the role of a principal who owns keys, in `tenant` and in descendants with live keys of
-    /// the principal. Every key of a class with a live ceiling narrows or widens immediately. The
-    /// role of the principal itself is the one in the [`Actor`] that the host makes.
+    /// Sets the role of a principal who owns keys, in `tenant` and in descendants with live keys of the
+    /// principal. Every key of a class with a live ceiling narrows or widens immediately. For actions of the
+    /// principal in person, the role in the [`Actor`] that the host makes counts.
     ///
     /// # Errors
     ///
@@ -331,8 +332,7 @@ impl Keyward {
     /// [`SWEEP_MAX`](crate::rules::SWEEP_MAX). [`BulkFilter::made_by`] includes the descendants
     /// too.
     ///
-    /// Call [`Keyward::made_by`](crate::Keyward::made_by) first to list the keys that it would
-    /// revoke.
+    /// Call [`Keyward::made_by`](crate::Keyward::made_by) first to list the keys that this call would revoke.
     ///
     /// # Errors
     ///
@@ -348,8 +348,8 @@ impl Keyward {
             .await
     }
 
-    /// Removes revoked and expired keys of `tenant` whose retention is over. For the host itself,
-    /// from time to time.
+    /// Removes revoked and expired keys of `tenant` whose retention is over. The host itself calls this
+    /// method from time to time.
     ///
     /// # Errors
     ///
@@ -362,9 +362,8 @@ impl Keyward {
         self.give_bulk(by, tenant, Command::Purge).await
     }
 
-    /// Reports that a key was found in public, by its whole text. A caller with that text may end
-    /// the key. A secret key is revoked immediately (rule G-35), a publishable key only recorded
-    /// (rule A2-14).
+    /// Reports that a key was found in public, by its whole text. Anyone who has the whole text may end the
+    /// key. A secret key is revoked immediately (rule G-35), a publishable key only recorded (rule A2-14).
     ///
     /// # Errors
     ///

@@ -89,9 +89,9 @@ impl Keyward {
         self.inner.verifier.verify(credentials, need)
     }
 
-    /// Verifies several keys for the same need. Returns a verdict for each, in order, the same as
-    /// [`verify`](Self::verify) would. Among a million keys a batch is faster than its keys one by
-    /// one.
+    /// Verifies several keys for the same need. Returns one verdict for each key, in order, equal
+    /// to the verdict of [`verify`](Self::verify). Among a million keys a batch is faster than
+    /// single calls.
     #[must_use]
     pub fn verify_many<P: AsRef<[u8]>>(
         &self,
@@ -108,8 +108,8 @@ impl Keyward {
     /// # Errors
     ///
     /// [`VerifyError`]; [`StoreUnavailable`](VerifyError::StoreUnavailable) if the store did not
-    /// answer, or if reads for keys not known to be held exceed
-    /// [`ReadThroughLimits`](crate::node::ReadThroughLimits).
+    /// answer, or if the caller holds no known key and
+    /// [`ReadThroughLimits`](crate::node::ReadThroughLimits) are exceeded.
     pub async fn verify_fresh<'a>(
         &self,
         credentials: impl Into<Credentials<'a>> + Send,
@@ -118,14 +118,15 @@ impl Keyward {
         self.inner.verifier.verify_fresh(credentials, need).await
     }
 
-    /// Verifies, and reads the store if this node cannot decide: for a key that it does not know
-    /// yet (rule A1-25), for classes that must see the latest state, and past the staleness bound
-    /// if [`OnStale`](crate::node::OnStale) says so.
+    /// Verifies, and reads the store if this node cannot decide. The node cannot decide about a key
+    /// that it does not know yet (rule A1-25), or whose class must see the latest state. Past the
+    /// staleness bound, [`OnStale`](crate::node::OnStale) decides whether the store is read.
     ///
     /// # Errors
     ///
     /// [`VerifyError`]. A refusal is never cached. Beyond the limits of
-    /// [`ReadThroughLimits`](crate::node::ReadThroughLimits) it is [`StoreUnavailable`](VerifyError::StoreUnavailable).
+    /// [`ReadThroughLimits`](crate::node::ReadThroughLimits) the refusal is
+    /// [`StoreUnavailable`](VerifyError::StoreUnavailable).
     pub async fn verify_or_fetch<'a>(
         &self,
         credentials: impl Into<Credentials<'a>> + Send,
@@ -140,16 +141,16 @@ impl Keyward {
         &self.inner.verifier
     }
 
-    /// Returns how often this process accepted a key since it started, and when last; `None` if it
-    /// does not know the key. Counted in memory only.
+    /// Returns the number of times that this process accepted a key since it started, and the time
+    /// of the last use. Counted in memory only. `None` if the process does not know the key.
     #[must_use]
     pub fn usage(&self, key: KeyId) -> Option<Usage> {
         self.inner.verifier.uses(key)
     }
 
-    /// Catches up with the store. Call it within every staleness bound, or start a follower that
-    /// does (`Keyward::follow`, feature `tokio`). A service whose store lives in the process need
-    /// not.
+    /// Catches up with the store. Call it at least once within every staleness bound, or start a
+    /// follower (`Keyward::follow`, feature `tokio`). A service whose store lives in its process
+    /// need not call it.
     ///
     /// # Errors
     ///
@@ -167,9 +168,10 @@ impl Keyward {
         self.inner.replica.freshness()
     }
 
-    /// Replaces the policies, for decisions and verifications that begin after the call. If they
-    /// allow a longer staleness than any before, a node with a [registry](KeywardBuilder::registry)
-    /// refuses keys as stale until its next [`sync`](Self::sync) has reported the new bound.
+    /// Replaces the policies, for decisions and verifications that begin after the call. If the new
+    /// policies allow a longer staleness than any before, a node with a
+    /// [registry](KeywardBuilder::registry) refuses keys as stale until its next
+    /// [`sync`](Self::sync) has reported the new bound.
     pub fn set_policies(&self, policies: impl Into<Policies>) {
         let policies = policies.into();
         self.inner.replica.widen(policies.longest_bound());

@@ -11,7 +11,8 @@ use crate::store::{NodeId, StoreError};
 /// 250 ms between two reads of the registry. A judgement: followers poll about as often.
 const ASK_EVERY: Duration = Duration::from_millis(250);
 
-/// Reports of nodes; see [`KeywardBuilder::registry`](crate::KeywardBuilder::registry).
+/// The nodes' confirmations of a change; see
+/// [`KeywardBuilder::registry`](crate::KeywardBuilder::registry).
 impl Keyward {
     /// Reads once which nodes act on a change, and which may still act on the state before it.
     /// Without a registry only the [bound](Receipt::bound) decides.
@@ -31,8 +32,8 @@ impl Keyward {
     }
 
     /// Resolves when no node can act on the state before a change: every node has the change, or is
-    /// past the staleness bound. The result says which. `pause` sleeps for the given time, by the
-    /// host's own timer. A dropped call can be repeated.
+    /// past the staleness bound. The result has the answer of each node. `pause` sleeps for the
+    /// given time, by the host's own timer. A dropped call can be repeated.
     ///
     /// # Examples
     ///
@@ -84,9 +85,9 @@ impl Keyward {
     }
 
     /// Deregisters this node before a clean shutdown. Records the counted first uses, and removes
-    /// the node from the registry, so that no receipt waits for it. Keys are refused as stale from
-    /// here on, unless the store lives in this process. A later [`sync`](Self::sync) registers the
-    /// node again.
+    /// the node from the registry, so that no receipt waits for it. After this call keys are
+    /// refused as stale, unless the store lives in this process. A later [`sync`](Self::sync)
+    /// registers the node again.
     ///
     /// # Errors
     ///

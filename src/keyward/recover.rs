@@ -1,4 +1,5 @@
-//! Recovery of a store that was restored from a backup, which would accept keys again that ended since.
+//! Recovery of a store that was restored from a backup. Without it, the store would accept keys that ended
+//! after the backup.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::num::NonZeroUsize;
@@ -27,11 +28,11 @@ pub enum Recovery {
     /// rotate known good keys one by one: the disabled keys may include keys that were revoked.
     #[default]
     DisableAll,
-    /// Repeats the changes that ended or narrowed keys since, from audit entries that were kept elsewhere,
-    /// such as an exported trail. Changes after the last of these entries are not repeated: if the export
-    /// lags behind, the keys that it does not mention are not safe.
+    /// Repeats the changes that ended or narrowed keys since the backup, from audit entries that were kept
+    /// elsewhere, such as an exported trail. Changes after the last of these entries are not repeated: if the
+    /// export lags behind, the keys that it does not mention are not safe.
     Replay(Vec<AuditEntry>),
-    /// Trusts the backup as it is: the host knows that no key was ended or narrowed since.
+    /// Trusts the backup as it is: the host knows that no key was ended or narrowed since the backup.
     TrustBackup,
 }
 
@@ -64,7 +65,7 @@ pub struct RecoveryReport {
     pub lost: Vec<KeyId>,
     /// Keys that later entries name, but that neither the backup nor a later creation contains.
     pub unknown: Vec<KeyId>,
-    /// Keys whose stored bytes failed their checksum. They are refused in any case.
+    /// Keys whose stored bytes failed their checksum. They are always refused.
     pub corrupt: Vec<KeyId>,
 }
 
@@ -78,7 +79,7 @@ pub enum RecoveryError {
     Chain {
         /// The tenant of the entries.
         tenant: TenantId,
-        /// The fault in its chain.
+        /// The fault in the tenant's audit chain.
         error: ChainError,
     },
     /// The recovery was interrupted. Committed changes stay, and the same call continues after them.
@@ -98,8 +99,9 @@ impl Keyward {
     ///
     /// Works on the whole store, of any backend, and is for the host itself. Every change is a command with
     /// its audit entry, in commits of at most [`SWEEP_MAX`](crate::rules::SWEEP_MAX) keys. After an
-    /// interruption the same call continues. A repeated replay makes no change twice: a key that it disabled
-    /// and an administrator enabled since stays enabled. [`Recovery::DisableAll`] disables such a key again.
+    /// interruption the same call continues. A repeated replay makes no change twice: if an administrator
+    /// enabled a key that the replay had disabled, the key stays enabled. [`Recovery::DisableAll`] disables
+    /// such a key again.
     ///
     /// # Errors
     ///
@@ -323,7 +325,7 @@ impl Keyward {
         Ok(())
     }
 
-    /// Blocks another import of the digests of imported keys that were ended or narrowed since.
+    /// Blocks another import of the digests of imported keys that were ended or narrowed since the backup.
     async fn block_digests(
         &self,
         tenant: &TenantId,

@@ -33,7 +33,7 @@ const MAX_ATTEMPTS: u32 = 128;
 const MAX_LINK_ROUNDS: usize = 4;
 
 impl KeyManager {
-    /// Carries a batch out. Every command in it has a result afterwards.
+    /// Carries a batch out. Afterwards every command of the batch has a result.
     pub(super) async fn settle(&self, tenant: &TenantId, batch: &[Arc<Pending>]) {
         // A repair needs a commit of its own: it voids the instants of all commits before it.
         let repairs =
@@ -315,8 +315,8 @@ fn known_rows(view: &TenantView, ancestry: &Ancestry) -> Vec<Change> {
     rows.filter_map(change).collect()
 }
 
-/// Loads the rows of the tenants above `tenant`: their own, those of `owners`, and the keys among
-/// `actors`.
+/// Loads rows of the ancestors of `tenant`: the tenants' own rows, the rows of `owners`, and the
+/// rows of `actors` that are keys.
 pub(crate) async fn load_ancestry<'a>(
     store: &dyn KeyStore,
     tenant: &TenantId,
@@ -345,7 +345,7 @@ fn bound(policies: &Policies, pending: &Pending, view: &TenantView) -> Duration 
         tenant, command, ..
     } = &pending.request;
     let alone = match command {
-        // May also end the oldest grace, of any class.
+        // A rotation may also end the oldest grace period, of a key of any class.
         Command::Rotate { .. } => None,
         command => command.key(),
     };

@@ -1,4 +1,5 @@
-//! One lane per tenant: commands queue in it, and the command whose turn it is leads all that wait.
+//! One lane per tenant, in which commands queue. One command at a time has the turn: as the leader,
+//! it carries out all waiting commands as a batch.
 //!
 //! A command whose future is dropped while it waits may be carried out nevertheless, like a command
 //! whose reply was lost. A command whose leader is dropped midway takes the turn itself.
@@ -26,7 +27,7 @@ pub(super) struct Pending {
 #[derive(Default)]
 struct Progress {
     /// The decided outcome, stored before the commit. If the commit's reply is lost, the secret is
-    /// not.
+    /// kept here.
     tentative: Option<Outcome>,
     result: Option<Result<Committed, CommandError>>,
 }
@@ -64,8 +65,8 @@ impl Pending {
         }
     }
 
-    /// Records that nothing is left to change. An earlier outcome stays if its keys are the ones
-    /// that landed, in `keys`: no other outcome has their secrets.
+    /// Records that nothing is left to change. An earlier outcome stays if its keys have landed,
+    /// that is, if `keys` contains them. Only that outcome has the keys' secrets.
     pub(super) fn unchanged(&self, outcome: Outcome, keys: &[KeyId]) {
         let mut progress = lock(&self.progress);
         let landed = match &progress.tentative {
@@ -106,7 +107,8 @@ impl Pending {
 
     pub(super) fn result(&self) -> Result<Committed, CommandError> {
         let result = lock(&self.progress).result.take();
-        // A turn always sets a result. Without one, no commit is known to have landed.
+        // A command that had the turn always has a result. Without a result, no commit is known to
+        // have landed.
         result.unwrap_or(Err(CommandError::Contended { attempts: 0 }))
     }
 }
@@ -166,12 +168,13 @@ impl Lanes {
     }
 }
 
-/// A stay in a lane. The last one to leave removes the lane, with any dropped commands in it.
+/// A command's visit to a lane. The last visit to end removes the lane, with any dropped commands
+/// in it.
 pub(super) struct Visit<'a> {
     lanes: &'a Lanes,
     tenant: TenantId,
-    /// `None` only during drop. It is dropped under the lock of `lanes`, so that the count of the
-    /// remaining visits is exact.
+    /// `None` only during drop. The reference is dropped under the lock of `lanes`, so that the
+    /// count of the remaining visits is exact.
     lane: Option<Arc<Lane>>,
 }
 

@@ -57,7 +57,7 @@ pub struct Receipt {
 }
 
 impl Receipt {
-    /// Returns the receipt of this change and a later one together.
+    /// Returns one receipt for this change and a later change.
     fn and(self, later: Self) -> Self {
         let Self {
             epoch,
@@ -114,14 +114,14 @@ impl Receipt {
     }
 
     /// Returns the instant, on this node's clock, from which no verifier acts on the state before
-    /// the change. In the process that made the change, it applies from the return of the call.
+    /// the change. In the process that made the change, this holds as soon as the call returns.
     #[must_use]
     pub const fn no_later_than(&self) -> Timestamp {
         self.no_later_than
     }
 }
 
-/// A listener for batches that landed. It is called before the calls that made the batch return.
+/// A listener for batches that landed. It is called before any command of the batch returns.
 pub type CommitListener = dyn Fn(&Learnt) + Send + Sync;
 
 /// Returns the keys among its argument that were used in this process.
@@ -192,15 +192,15 @@ impl KeyManager {
         self
     }
 
-    /// Calls `listener` for every batch that lands, before the calls that made it return.
+    /// Calls `listener` for every batch that lands, before any command of the batch returns.
     #[must_use]
     pub fn with_listener(mut self, listener: impl Fn(&Learnt) + Send + Sync + 'static) -> Self {
         self.landed = Some(Box::new(listener));
         self
     }
 
-    /// Sets a function that returns the successors used in this process, among the keys of a
-    /// command. A first use that is not recorded yet is recorded along with the command.
+    /// Sets a function that returns the keys used in this process, among the keys of a command. The
+    /// manager records a successor's first use along with the command, if it is not recorded yet.
     #[must_use]
     pub fn with_uses(
         mut self,

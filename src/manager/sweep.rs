@@ -1,5 +1,5 @@
-//! Bulk commands. The row that refuses all keys is committed first. The keys follow page by page,
-//! in the tenant and in its descendants.
+//! Bulk commands. The first commit writes the row that refuses all keys. The keys themselves follow
+//! page by page, in the tenant and in its descendants.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -24,11 +24,11 @@ use crate::store::{KeyStore, Locator, Row, StoreError};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct BulkReceipt {
-    /// The number of keys it ended or disabled.
+    /// The number of keys that the command ended or disabled.
     pub ended: usize,
     /// The legacy keys that matched and were kept.
     pub skipped: Vec<KeyId>,
-    /// The receipt of all its commits together.
+    /// One receipt for all commits of the command.
     pub receipt: Receipt,
 }
 
@@ -44,7 +44,7 @@ impl KeyManager {
     ///
     /// # Errors
     ///
-    /// [`CommandError`]. Commits that landed before it stay.
+    /// [`CommandError`]. Commits that landed before the error stay.
     pub async fn execute_bulk(&self, request: Request) -> Result<BulkReceipt, CommandError> {
         let request = self.with_lineage(request).await?;
         let mut done = self.sweep_tenant(&request).await?;
@@ -84,7 +84,7 @@ impl KeyManager {
     ///
     /// # Errors
     ///
-    /// [`CommandError`]. Commits that landed before it stay.
+    /// [`CommandError`]. Commits that landed before the error stay.
     pub(crate) async fn resume(
         &self,
         tenant: &TenantId,
@@ -110,7 +110,7 @@ impl KeyManager {
         self.execute_bulk(request).await
     }
 
-    /// Adds the lineage of the key whose products the command revokes.
+    /// Adds the lineage of the key in `made_by`, if the command revokes the keys made by that key.
     async fn with_lineage(&self, mut request: Request) -> Result<Request, CommandError> {
         let Command::RevokeMany { filter, .. } = &mut request.command else {
             return Ok(request);
@@ -163,8 +163,8 @@ impl KeyManager {
     }
 
     /// Returns the author and the start of the authorised command, which only narrows in
-    /// descendants. `None` once it has ended: a descendant then authorises it like any other
-    /// command.
+    /// descendants. `None` once the command has ended: a descendant tenant then authorises the
+    /// command like any other.
     async fn continuation(
         &self,
         request: &Request,
@@ -200,8 +200,8 @@ impl KeyManager {
     }
 
     async fn sweep_tenant(&self, request: &Request) -> Result<BulkReceipt, CommandError> {
-        // The row is committed first: a key created after it is refused by it, and a key created
-        // before it is in the list.
+        // The row is committed before the keys are listed. The list contains every key created
+        // before the row, and the row refuses every key created later.
         let mut done = BulkReceipt {
             ended: 0,
             skipped: Vec::new(),

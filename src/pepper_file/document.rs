@@ -1,7 +1,7 @@
 //! The JSON of a pepper file: parsed, changed and written without I/O.
 //!
-//! Invariants: no error holds content of the file, because the content is secret. And no copy of a key is left
-//! in memory: [`check_strings`] refuses every text of which serde_json would make one.
+//! Invariants: no error holds content of the file, because the content is secret. And no copy of a key is
+//! left in memory: [`check_strings`] refuses every text of which serde_json would make a copy.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::error::Category;
@@ -34,7 +34,8 @@ struct StoredPepper {
     key: Key,
 }
 
-/// The key of a pepper, in hexadecimal in the text. On the heap, so that moving it leaves no copy behind.
+/// The key of a pepper, in hexadecimal in the text. The key is on the heap, so that moving it leaves no copy
+/// behind.
 #[derive(Default)]
 pub(super) struct Key(pub(super) Box<Zeroizing<[u8; Pepper::MIN_LEN]>>);
 
@@ -77,8 +78,8 @@ impl Key {
 enum PepperState {
     /// Digests new secrets.
     Current,
-    /// Becomes the current one at the next rotation. Verifies until then, for processes that read the
-    /// rotated file earlier than this one.
+    /// Becomes the current pepper at the next rotation. Until then it verifies the secrets of processes that
+    /// have read the rotated file already.
     Next,
     /// Verifies the secrets that it digested.
     Live,
@@ -129,7 +130,7 @@ impl Document {
         self.peppers.push(StoredPepper { state, id, key });
     }
 
-    /// Makes the next pepper the current one; the one before stays live.
+    /// Makes the next pepper the current one; the previous current pepper stays live.
     pub(super) fn rotate(&mut self) {
         for stored in &mut self.peppers {
             stored.state = match stored.state {
@@ -189,7 +190,7 @@ impl StoredPepper {
 
 /// Refuses strings that serde_json would copy: to decode an escape, or to quote a misplaced key in an error.
 fn check_strings(text: &[u8]) -> Result<(), String> {
-    // Without escapes every quote delimits a string, so every other part is one.
+    // Without escapes every quote delimits a string, so every second part is a string.
     let parts: Vec<_> = text.split(|byte| *byte == b'"').collect();
     let is_misplaced_key = |at: usize| {
         let is_key = at > 2 && parts[at - 2] == b"key" && parts[at - 1].trim_ascii() == b":";

@@ -43,16 +43,16 @@ use crate::entropy::{Entropy, EntropyError, SystemEntropy};
 /// # Rotation
 ///
 /// A process keeps the peppers that it read: nothing reads the file again by itself. To load a change,
-/// restart the process. Or build another [`Keyward`](crate::Keyward) over the same store with the
-/// [`ring`](Self::ring) of the file opened again, and use that one as soon as
-/// [`run_maintenance`](crate::Keyward::run_maintenance) of the one before has returned.
+/// restart the process. Or build another [`Keyward`](crate::Keyward) over the same store, with the
+/// [`ring`](Self::ring) of the file opened again. Switch to the new one as soon as
+/// [`run_maintenance`](crate::Keyward::run_maintenance) of the old one has returned.
 ///
 /// A process that has not loaded a new pepper refuses every key that another process created under it or
-/// moved to it, as [`UnknownPepper`](crate::VerifyError::UnknownPepper). To refuse no key, rotate in two steps,
-/// and let every process load the file after each step:
+/// moved to it, as [`UnknownPepper`](crate::VerifyError::UnknownPepper). To refuse no key, rotate in two
+/// steps, and let every process load the file after each step:
 ///
 /// 1. [`prepare`](Self::prepare) adds a pepper under which all processes verify.
-/// 2. [`rotate`](Self::rotate) makes it the current one.
+/// 2. [`rotate`](Self::rotate) makes that pepper the current one.
 ///
 /// # Examples
 ///
@@ -100,7 +100,7 @@ pub enum PepperFileError {
     OpenToOthers {
         /// The path of the file.
         path: PathBuf,
-        /// Its permission bits.
+        /// The permission bits of the file.
         mode: u32,
     },
     /// The path leads to something else than a file.
@@ -108,7 +108,7 @@ pub enum PepperFileError {
     NotAFile {
         /// The path that was opened.
         path: PathBuf,
-        /// The thing that is there, in words.
+        /// The thing at the path, in words.
         what: &'static str,
     },
     /// The content is not that of a pepper file.
@@ -138,10 +138,10 @@ type Answer<T> = Result<T, PepperFileError>;
 
 impl PepperFile {
     /// Opens the file, or creates it with one new pepper if it is missing. If several processes create it
-    /// concurrently, one wins, and all return its pepper.
+    /// concurrently, one wins, and all return the winner's pepper.
     ///
-    /// For the first start of a service. A service that has keys calls [`open`](Self::open): a new pepper
-    /// in place of a lost one verifies none of them.
+    /// Call this function at the first start of a service. A service that has keys calls
+    /// [`open`](Self::open): a new pepper in place of a lost one verifies none of those keys.
     ///
     /// # Errors
     ///
@@ -201,8 +201,8 @@ impl PepperFile {
         self.ring.clone()
     }
 
-    /// Adds a new pepper, under which secrets verify and which the next [`rotate`](Self::rotate) makes
-    /// the current one. Changes nothing if the file has such a pepper.
+    /// Adds a new pepper, under which secrets verify and which the next [`rotate`](Self::rotate) makes the
+    /// current one. Changes nothing if the file already has a prepared pepper.
     ///
     /// # Errors
     ///
@@ -211,8 +211,8 @@ impl PepperFile {
         self.change(|_| ())
     }
 
-    /// Makes the prepared pepper, or else a new one, the current one; the one before stays live.
-    /// Replaces the file as a whole. Concurrent rotations wait for each other.
+    /// Makes the prepared pepper the current one, or a new pepper if none is prepared. The previous current
+    /// pepper stays live. Replaces the file as a whole. Concurrent rotations wait for each other.
     ///
     /// A process keeps the peppers that it read: see [Rotation](Self#rotation). After a rotation that was
     /// not [prepared](Self::prepare), restart all processes of the service together.
@@ -224,7 +224,7 @@ impl PepperFile {
         self.change(Document::rotate)
     }
 
-    /// Reads the file again, adds a next pepper if it has none, and applies `change`.
+    /// Reads the file again, adds a next pepper if the file has none, and applies `change`.
     fn change(&mut self, change: impl FnOnce(&mut Document)) -> Answer<()> {
         let path = self.path.as_path();
         let mut locked = lock(path)?;
@@ -243,7 +243,7 @@ impl PepperFile {
     }
 }
 
-/// Draws a pepper.
+/// Draws the id and the key of a new pepper.
 fn draw() -> Answer<(PepperId, Key)> {
     let mut mark = [0; 8];
     SystemEntropy.fill(&mut mark)?;
@@ -305,7 +305,7 @@ fn lock(path: &Path) -> Answer<File> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             found => found.map_err(failed())?,
         };
-        // Unequal if the holder of the lock before replaced the file while this call waited.
+        // The two differ if the previous holder of the lock replaced the file while this call waited.
         if (own.dev(), own.ino()) == (now.dev(), now.ino()) {
             return Ok(file);
         }

@@ -70,7 +70,7 @@ fn rotate(path: impl AsRef<Path>) -> Answer<PepperRing> {
     Ok(file.ring())
 }
 
-/// All text of an error, its source included.
+/// Returns all text of an error, its source included.
 fn text_of(error: &PepperFileError) -> String {
     let cause = std::error::Error::source(error).map(ToString::to_string);
     format!("{error} {error:?} {cause:?}")

@@ -149,7 +149,7 @@ impl Found {
     }
 
     /// Returns whether the entry can be removed: the node is not fresh, and must report before it
-    /// can be.
+    /// is fresh again.
     pub(crate) fn is_gone(&self) -> bool {
         self.lease_left().is_zero() && self.silent.saturating_sub(self.report.lease) >= FORGET_AFTER
     }
@@ -179,8 +179,8 @@ struct Sighting {
 
 impl Sightings {
     /// Records the registry's answer to a request sent at `asked` and answered at `answered`. A
-    /// beat counts from the answer, because it may have been sent until then. Silence counts up to
-    /// the request, because a later beat may have followed it.
+    /// beat counts from the answer, because the node may have sent the beat until then. Silence
+    /// counts up to the request, because the node may have sent another beat after the request.
     pub(crate) fn see(
         &mut self,
         reports: Vec<NodeReport>,
@@ -225,8 +225,8 @@ impl Sightings {
     }
 }
 
-/// The node that asks. It has caught up with the store by a read that it sent after the change had
-/// returned.
+/// The node that asks for confirmations. It has caught up with the store, by a read sent after the
+/// change had returned.
 #[derive(Clone, Debug)]
 pub(crate) struct Observer {
     /// The history that the observer found by that read.
@@ -504,7 +504,8 @@ mod tests {
         );
         assert_eq!(see(2, 30, 31), at(0));
         assert_eq!(see(2, 40, 41), at(9));
-        // A beat that goes back is news too: the registry forgot the node, or was restored.
+        // A beat that goes back counts as a new beat: the registry forgot the node, or was
+        // restored.
         assert_eq!(see(1, 50, 51), at(0));
         assert!(sightings.see(Vec::new(), (at(60), at(61))).is_empty());
     }

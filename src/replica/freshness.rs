@@ -8,8 +8,8 @@ use crate::store::Cursor;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Freshness {
-    /// The time since the read was sent that last confirmed the replica; `None` before the first
-    /// confirmation.
+    /// The age of the last confirmation, counted from the send time of the read that confirmed.
+    /// `None` before the first confirmation.
     pub age: Option<Duration>,
     /// The replica's position in the store's history.
     pub cursor: Option<Cursor>,

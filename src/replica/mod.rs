@@ -59,13 +59,13 @@ pub struct Replica {
     store: Arc<dyn KeyStore>,
     clock: Arc<Timekeeper>,
     view: ArcSwap<View>,
-    /// The number of views shown so far. A caller that keeps a view compares it to notice a newer
-    /// view.
+    /// The number of views shown so far. A caller that keeps a view compares this number to notice
+    /// a newer view.
     version: AtomicU64,
     /// Views that were replaced. The next sync frees them, so that a verifying thread never drops
     /// the last reference to one.
     replaced: Mutex<Vec<Arc<View>>>,
-    /// Send time of the newest read that this index reflects in full, in microseconds of the
+    /// The send time of the newest read that this index reflects in full, in microseconds of the
     /// monotonic clock.
     confirmed: AtomicU64,
     /// The same send time on the wall clock. Stored before `confirmed`, whose Release store pairs
@@ -87,7 +87,7 @@ pub struct Replica {
 #[derive(Debug, Default)]
 struct Progress {
     cursor: Option<Cursor>,
-    /// `None` if nodes do not register.
+    /// This node's state with its registry. `None` if nodes do not register.
     standing: Option<Standing>,
     /// The furthest head that any read of the store returned.
     head: Option<Cursor>,
@@ -135,8 +135,8 @@ impl Replica {
         &self.clock
     }
 
-    /// Catches up with every commit that returned before this call began, and confirms it. The
-    /// first call reads everything, and so does a call after the store's history was lost.
+    /// Catches up with every commit that returned before this call began, and confirms the index.
+    /// The first call reads everything, and so does a call after the store's history was lost.
     ///
     /// # Errors
     ///
@@ -322,8 +322,8 @@ impl Replica {
                         .saw_server(changes.server_time, sent.at.monotonic);
                     self.apply(changes.changes);
                     if done {
-                        // The read answers this verification even if the registration does not let
-                        // the confirmation be kept.
+                        // Even if the registration does not let the confirmation be kept, the read
+                        // answers this verification.
                         self.confirm(&progress, sent);
                         return true;
                     }
@@ -570,7 +570,7 @@ fn history_replaced() -> StoreError {
 #[derive(Clone, Copy, Debug)]
 struct Sent {
     at: Reading,
-    /// The latest send time with which the read confirms, as known before it was sent. `None` if no
+    /// The latest send time with which the read confirms, as known when it was sent. `None` if no
     /// read could confirm.
     until: Option<Reading>,
 }

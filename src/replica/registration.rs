@@ -39,7 +39,7 @@ const CLOCK_LAPSES: Duration = Duration::from_secs(3 * 60);
 /// freshness ended while it was in flight.
 const MAX_ATTEMPTS: usize = 4;
 
-/// The dependencies that a node registers with.
+/// The dependencies that a node needs to register.
 #[derive(Debug)]
 pub(super) struct Registration {
     registry: Arc<dyn NodeRegistry>,

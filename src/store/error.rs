@@ -27,7 +27,8 @@ pub struct StoreError {
 }
 
 impl StoreError {
-    /// Creates an error of `kind` while `doing` something. The words must hold no secret.
+    /// Creates an error of `kind`. `doing` names the operation that failed, and must hold no
+    /// secret.
     #[must_use]
     pub const fn new(kind: StoreErrorKind, doing: &'static str) -> Self {
         Self {
@@ -37,7 +38,7 @@ impl StoreError {
         }
     }
 
-    /// Adds the cause. Its text must hold no secret.
+    /// Adds the cause. The text of the cause must hold no secret.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         self.source = Some(Arc::from(source.into()));
@@ -74,7 +75,7 @@ impl Error for StoreError {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CommitError {
-    /// The tenant has another revision than expected, or a guarded row has. Nothing was written.
+    /// The tenant or a guarded row has another revision than expected. Nothing was written.
     #[error("tenant was changed meanwhile")]
     Conflict,
     /// A key of this id exists or existed. Nothing was written.
@@ -91,8 +92,8 @@ pub enum CommitError {
 /// The reason why changes could not be read.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ChangesError {
-    /// The history after the cursor is gone, or the cursor is of another history: start over with a
-    /// scan.
+    /// The history after the cursor is gone, or the cursor belongs to another history. The caller
+    /// must start over with a scan.
     #[error("history after the cursor is gone")]
     Compacted,
     /// The store failed.

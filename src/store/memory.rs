@@ -23,10 +23,10 @@ use crate::core::tenant::TenantId;
 use crate::core::text::PrincipalId;
 use crate::core::time::Timestamp;
 
-/// Keys in memory. Clones share them.
+/// A store that keeps its keys in memory. Clones share the keys.
 ///
-/// Linearizable; nothing survives the process. The feed is state-based and keeps tombstones until
-/// [`compact`](Self::compact) is called.
+/// Calls are linearizable, and nothing survives the process. The feed is state-based and keeps
+/// tombstones until [`compact`](Self::compact) is called.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStore {
     shared: Arc<Shared>,
@@ -40,7 +40,8 @@ struct Shared {
 
 impl Default for Shared {
     fn default() -> Self {
-        // Histories differ within a process, although the store has no clock and no randomness.
+        // The store has no clock and no randomness, so a counter makes epochs distinct within a
+        // process.
         static NEXT_EPOCH: AtomicU64 = AtomicU64::new(1);
         let epoch = Epoch(u128::from(NEXT_EPOCH.fetch_add(1, Ordering::Relaxed)));
         let head = Cursor {
@@ -78,7 +79,7 @@ struct Tenant {
     decided_at: Option<Timestamp>,
     audit_head: AuditHead,
     keys: BTreeSet<KeyId>,
-    /// The places of this tenant's entries in the store-wide trail.
+    /// The indexes of this tenant's entries in the store-wide audit trail.
     audit: Vec<usize>,
 }
 
@@ -89,9 +90,9 @@ impl MemoryStore {
         Self::default()
     }
 
-    /// Drops the tombstones of removed keys, as a store with bounded storage does. Followers that have
-    /// not read them get `Compacted` and need a [`sync`](crate::Keyward::sync), a follower in the same
-    /// process included. The keys' ids and digests stay taken.
+    /// Drops the tombstones of removed keys, as a store with bounded storage does. A follower that has
+    /// not read these tombstones gets `Compacted` and needs a [`sync`](crate::Keyward::sync), even in
+    /// the same process. The ids and digests of removed keys stay taken.
     pub fn compact(&self) {
         let mut state = self.state();
         let gone: Vec<_> = state
@@ -227,7 +228,7 @@ impl State {
         revision
     }
 
-    /// Removes a row from the feed's order: the row has a newer revision, or was dropped.
+    /// Removes a row from the feed's order, because the row has a newer revision or was dropped.
     fn forget(&mut self, revision: Revision, key: &RowKey) {
         if let Some(keys) = self.by_revision.get_mut(&revision) {
             keys.remove(key);

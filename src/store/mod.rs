@@ -1,8 +1,8 @@
 //! The store contract: durable storage for key records, with the tenant as the unit of atomicity.
 //!
-//! A store holds no policy, reads no clock and draws no randomness. To write one, implement
-//! [`KeyStore`] and run the suite of the crate `keyward-conformance` against it. [`NodeRegistry`]
-//! is separate: there the processes that share a store report the revision they have applied.
+//! A store holds no policy, reads no clock and draws no randomness. To write one, implement [`KeyStore`] and
+//! run the suite of the crate `keyward-conformance` against it. [`NodeRegistry`] is a separate trait: each
+//! process that shares a store reports there the revision that it has applied.
 
 mod error;
 mod memory;
@@ -45,18 +45,18 @@ pub use crate::core::view::{Effects, Epoch, Guard, LoadRequest, Revision, RowKey
 pub use crate::core::wire::DecodeError;
 pub use async_trait::async_trait;
 
-/// A random tag of one commit. It distinguishes two histories at the same revision.
+/// A random tag of one commit, which distinguishes two histories at the same revision.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct CommitTag(pub u128);
 
 /// A position in a store's history.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Cursor {
-    /// The history.
+    /// The epoch of the history.
     pub epoch: Epoch,
-    /// The last commit before the position.
+    /// The revision of the last commit before the position.
     pub revision: Revision,
-    /// The tag of that commit; zero before the first one.
+    /// The tag of that last commit; zero before the first commit.
     pub tag: CommitTag,
 }
 
@@ -66,20 +66,20 @@ pub struct Cursor {
 /// and that no row is named twice.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Commit {
-    /// The tenant.
+    /// The tenant that changes.
     pub tenant: TenantId,
-    /// The history in which the tenant was loaded. `None` accepts any history.
+    /// The epoch of the history in which the tenant was loaded. `None` accepts any history.
     pub epoch: Option<Epoch>,
     /// The revision at which the tenant was loaded.
     pub expected: Revision,
-    /// Rows of other tenants that the decision used: the acting key, its owner's rows, the tenants
-    /// above.
+    /// Rows of other tenants that the decision used: the acting key, the rows of that key's owner, and the
+    /// ancestor tenants.
     pub guards: Vec<Guard>,
     /// A random tag of this commit.
     pub tag: CommitTag,
-    /// The instant for which the change was decided.
+    /// The instant that the decision took as the current time.
     pub decided_at: Timestamp,
-    /// The changes.
+    /// The rows to write and remove, and the audit entries.
     pub effects: Effects,
 }
 
@@ -92,9 +92,9 @@ pub enum Row {
     Owner(OwnerRecord),
     /// A key.
     Key(Box<KeyRecord>),
-    /// A key that was removed: its tombstone.
+    /// The tombstone of a removed key.
     Removed {
-        /// The key.
+        /// The id of the key.
         key: KeyId,
         /// The tenant that had the key.
         tenant: TenantId,
@@ -117,7 +117,8 @@ impl Row {
         }
     }
 
-    /// Returns the row's tenant and the instant for which the row was written, if it has one.
+    /// Returns the tenant of the row and the instant of the row's last update. `None` for a tombstone or a
+    /// corrupt row.
     #[must_use]
     pub fn written_at(&self) -> Option<(&TenantId, Timestamp)> {
         match self {
@@ -130,13 +131,14 @@ impl Row {
 }
 
 impl Commit {
-    /// Checks the conditions of the commit. To be called while no other commit is applied.
+    /// Checks the conditions of the commit. The store must not apply another commit during this call.
     ///
-    /// - The store's history is `epoch`, and the tenant is `at` the expected revision.
-    /// - Every guarded row is at its revision. `row_at` returns the commit that wrote a row, zero for a
-    ///   row that does not exist.
-    /// - Every record's id is free, or the tenant's own key (`writable`).
-    /// - Every imported digest is free, or the record's own. `holder` returns the key that has or had it.
+    /// - The store's epoch is `epoch`, and the tenant is `at` the expected revision.
+    /// - Every guarded row is at its revision. `row_at` returns the commit that wrote a row, zero for a row
+    ///   that does not exist.
+    /// - Every record's id is free, or belongs to a key of this tenant. `writable` checks a record's id.
+    /// - Every imported digest is free, or belongs to the record itself. `holder` returns the key that has
+    ///   or had a digest.
     ///
     /// # Errors
     ///
@@ -169,7 +171,7 @@ impl Commit {
         Ok(())
     }
 
-    /// Returns the head of a store that applied the commit at `revision`.
+    /// Returns the head of the store after the commit was applied at `revision`.
     #[must_use]
     pub const fn cursor(&self, epoch: Epoch, revision: Revision) -> Cursor {
         let tag = self.tag;
@@ -180,15 +182,15 @@ impl Commit {
         }
     }
 
-    /// Returns the imported digests that the commit writes, and marks of them, each with its key.
+    /// Returns every imported digest, or mark of a digest, that the commit writes, each with its key.
     pub fn imported(&self) -> impl Iterator<Item = (Digest, KeyId)> + '_ {
         let digest = |record: &KeyRecord| Some((*record.credential.imported()?, record.id));
         let of_puts = self.effects.puts.iter().filter_map(digest);
         of_puts.chain(self.effects.digests.iter().copied())
     }
 
-    /// Returns the newest instant of a tenant after this commit, if it was `before`. Only a commit that
-    /// repairs the tenant's time moves it back.
+    /// Returns the newest instant of the tenant after this commit, if the newest instant until then was
+    /// `before`. Only a commit that repairs the tenant's time moves that instant back.
     #[must_use]
     pub fn newest_after(&self, before: Option<Timestamp>) -> Timestamp {
         match before {
@@ -225,16 +227,16 @@ impl Commit {
 /// A row with the commit that wrote it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Change {
-    /// The commit.
+    /// The revision of that commit.
     pub revision: Revision,
     /// The row as that commit left it.
     pub row: Row,
 }
 
-/// The rows that a process learns by a commit of its own.
+/// The rows that a process knows after a commit of its own.
 #[derive(Clone, Debug)]
 pub struct Learnt {
-    /// The store's history.
+    /// The epoch of the store's history.
     pub epoch: Epoch,
     /// The rows that the decision used, then the rows that the commit wrote, each with the commit that
     /// wrote it.
@@ -244,8 +246,8 @@ pub struct Learnt {
 /// A page of the feed: one linearizable snapshot.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Changes {
-    /// Changed rows by revision, oldest first. A state-based feed has each row at its newest revision
-    /// only; another feed may have it at earlier ones as well.
+    /// Changed rows by revision, oldest first. A state-based feed has each row only at its newest revision.
+    /// Another feed may repeat the row at earlier revisions.
     pub changes: Vec<Change>,
     /// The position of a follower that has applied these changes.
     pub upto: Cursor,
@@ -269,23 +271,23 @@ pub struct ScanPage {
 /// The property that identifies one key.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Locator {
-    /// Its public id.
+    /// The public id of the key.
     Id(KeyId),
-    /// Its imported digest.
+    /// The imported digest of the key.
     Imported(Digest),
 }
 
 /// One key's row, with its position in the store's history.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct FoundKey {
-    /// The row, and the commit that wrote it. Never a tenant's or an owner's.
+    /// The row of the key, never of a tenant or owner, with the commit that wrote the row.
     pub change: Change,
-    /// The head of the store at the read, or earlier.
+    /// The head of the store when the key was read, or an earlier head.
     pub head: Cursor,
 }
 
-/// Durable storage for key records. A store holds no policy and reads no clock. It may retry on its own
-/// only what provably rolled back.
+/// Durable storage for key records. A store holds no policy and reads no clock. A store may retry an
+/// operation by itself only if the operation provably rolled back.
 ///
 /// Every method may be called at any time from any number of tasks. A dropped future leaves nothing
 /// half done.
@@ -305,8 +307,8 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     async fn load(&self, tenant: &TenantId, select: &LoadRequest)
     -> Result<TenantView, StoreError>;
 
-    /// Reads one key by its public id or its imported digest, as fresh as [`load`](Self::load). A removed
-    /// key is found as its tombstone while the feed keeps the tombstone.
+    /// Reads one key by its public id or its imported digest. The result is as fresh as that of
+    /// [`load`](Self::load). A removed key is returned as its tombstone, while the feed keeps the tombstone.
     ///
     /// # Errors
     ///
@@ -314,16 +316,16 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError>;
 
     /// Applies a batch if the tenant is at `commit.expected`, and every row in `commit.guards` at the
-    /// revision of its guard. If `commit.epoch` names a history, it must be the store's: a decision on a
-    /// file that was replaced since is a conflict.
+    /// revision of its guard. If `commit.epoch` names a history, the store must have that history: a
+    /// decision based on a file that was replaced afterwards is a conflict.
     ///
     /// - Guards are checked under the lock that orders commits. Every commit that returned before this call
     ///   began happens-before the check, and no commit changes a guarded row between the check and this
     ///   commit.
     /// - All or nothing, even if the future is dropped; audit entries are part of the batch.
     /// - Ids and imported digests are unique across tenants, removed keys included. A tenant never
-    ///   overwrites another tenant's record, and a removed record never returns. A key that was never
-    ///   stored may be removed: it leaves a tombstone.
+    ///   overwrites another tenant's record, and a removed record never returns. Removing a key that was
+    ///   never stored leaves a tombstone.
     /// - The new revision exceeds all earlier ones in commit order: after any reader has seen `n`, nothing
     ///   at or below `n` may appear. A sequence number drawn before the commit breaks this.
     /// - On return the batch is as durable as the store documents.
@@ -331,10 +333,10 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     ///
     /// [`CommitError`]. After `Indeterminate` the batch may or may not have been written. After any other
-    /// error nothing was.
+    /// error nothing was written.
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError>;
 
-    /// Reads changes after `after`, oldest first; `limit` is a target.
+    /// Reads about `limit` changes after `after`, oldest first.
     ///
     /// - A revision's changes are never split across pages; nothing up to `upto` is missing.
     /// - After an empty page the follower has applied every commit that returned before this call began.
@@ -347,7 +349,7 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     /// the head or of another history. Otherwise a [`StoreError`]; never `Indeterminate`.
     async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError>;
 
-    /// Reads all rows in the order of [`RowKey`], for a follower that starts; `limit` is a target. `head`
+    /// Reads all rows in the order of [`RowKey`], about `limit` per page, for a follower that starts. `head`
     /// is read before the rows. Pages need not share a snapshot: followers replay changes from the first
     /// page's head. Removed keys may be left out.
     ///
@@ -360,17 +362,18 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
         limit: NonZeroUsize,
     ) -> Result<ScanPage, StoreError>;
 
-    /// Hands all rows to `take` page by page, for a follower that starts; `limit` is a target. A remote
-    /// store streams them in one request. The default calls [`scan`](Self::scan) for each page.
+    /// Hands all rows to `take` in pages of about `limit` rows, for a follower that starts. A remote store
+    /// streams them in one request. The default calls [`scan`](Self::scan) for each page.
     ///
     /// - Rows come in any order, each once. A page's `next` has no meaning.
-    /// - There is at least one page. The head of the first is read before any row, and no head is older:
-    ///   followers replay changes from the first page's head. Removed keys may be left out.
+    /// - There is at least one page. The head of the first page is read before any row, and no later page
+    ///   has an older head. Followers replay changes from the first page's head. Removed keys may be left
+    ///   out.
     /// - The first error of `take` ends the call and is returned.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; never `Indeterminate`. The caller must discard the pages it got before.
+    /// [`StoreError`]; never `Indeterminate`. The caller must discard the pages that `take` got before.
     async fn scan_all(&self, limit: NonZeroUsize, take: TakePage<'_>) -> Result<(), StoreError> {
         scan_by_pages(self, limit, take).await
     }
@@ -390,19 +393,19 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError>;
 
     /// Resolves when the head may have passed `after`: a hint, possibly spurious. The default never
-    /// resolves. That costs latency, not correctness, since followers also poll.
+    /// resolves. A missed hint costs latency, not correctness, since followers also poll.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]. The follower polls then.
+    /// [`StoreError`]. After an error the follower polls.
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
         let _ = after;
         std::future::pending().await
     }
 
-    /// Reads [`changes`](Self::changes) synchronously, if the store is in this process and needs no I/O
-    /// and no more than a short lock. A verifier uses it to confirm at the moment of use that it is
-    /// current. The default returns `None`.
+    /// Reads [`changes`](Self::changes) synchronously, if the store is in this process and needs no I/O and
+    /// no more than a short lock. A verifier calls this method at the moment of use to confirm that the
+    /// verifier is current. The default returns `None`.
     fn changes_now(
         &self,
         after: Cursor,

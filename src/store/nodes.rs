@@ -1,8 +1,8 @@
 //! The registry of nodes: the processes that verify keys of a store, and the revision each has applied.
 //!
 //! A registry stores the reports of nodes and judges nothing: the caller decides by its own clock which
-//! nodes are alive. It is separate from [`KeyStore`](super::KeyStore), so that a store can be small.
-//! Every shipped store is a registry as well.
+//! nodes are alive. [`KeyStore`](super::KeyStore) does not include the registry, so that a store can be
+//! small. Every shipped store is a registry as well.
 
 use std::fmt;
 use std::sync::Arc;
@@ -47,24 +47,24 @@ impl fmt::Debug for NodeId {
 /// The report of a node about itself.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NodeReport {
-    /// The node.
+    /// The id of the node.
     pub node: NodeId,
     /// The name that people gave the node.
     pub label: Option<NodeLabel>,
-    /// The node's position in the store's history when it sent the report. No verification that it began
-    /// afterwards uses an earlier state. `None` before the node has read anything.
+    /// The node's position in the store's history when it sent the report. No verification that the node
+    /// began afterwards uses an earlier state. `None` before the node has read anything.
     pub applied: Option<Cursor>,
-    /// The time after this report for which the node may accept keys without another one. Stored to the
-    /// microsecond.
+    /// The time after this report for which the node may accept keys without sending another report.
+    /// Stored to the microsecond.
     pub lease: Duration,
     /// The node's own time when it sent the report.
     pub clock: Timestamp,
-    /// The number of the report, which grows with each; at most `i64::MAX`.
+    /// The number of the report, at most `i64::MAX`. The number grows with each report of the node.
     pub beat: u64,
 }
 
-/// The store of node reports. It reads no clock and drops no report by itself: without its report a node
-/// would be taken for one that is gone.
+/// The store of node reports. A registry reads no clock and drops no report by itself: a node without a
+/// report would count as gone.
 ///
 /// A dropped future leaves nothing half done.
 #[async_trait]

@@ -11,12 +11,12 @@ use super::{KeyStore, ScanPage, StoreError, StoreErrorKind};
 /// pages may be in flight at that time.
 pub type TakePage<'a> = &'a mut (dyn FnMut(ScanPage) -> Result<(), StoreError> + Send);
 
-/// Reads everything by calls of [`KeyStore::scan`]: the default of [`KeyStore::scan_all`], and the
-/// implementation for a store that wraps another one and inspects each page.
+/// Reads the whole store by calls of [`KeyStore::scan`]. This function is the default of
+/// [`KeyStore::scan_all`]. A store that wraps another store and inspects each page can use this function too.
 ///
 /// # Errors
 ///
-/// Those of the store, or of `take`.
+/// The errors of the store, or of `take`.
 pub async fn scan_by_pages<S: KeyStore + ?Sized>(
     store: &S,
     limit: NonZeroUsize,
@@ -32,7 +32,7 @@ pub async fn scan_by_pages<S: KeyStore + ?Sized>(
                 return Err(StoreError::new(kind, "scanning rows that do not go on"));
             }
             last = Some(next.clone());
-            // The store reads the next page while this one is taken.
+            // The store reads the next page while `take` handles this page.
             scan = Some(Begun::begin(store.scan(last.clone(), limit)).await);
         }
         take(page)?;

@@ -14,9 +14,9 @@ use crate::core::token;
 const AT_ONCE: usize = 16;
 
 impl Verifier {
-    /// Verifies several keys for the same need. Returns a verdict for each, in order, the same as
-    /// [`verify`](Self::verify) would. Their memory reads overlap, so that among a million keys a
-    /// batch is faster than its keys one by one.
+    /// Verifies several keys for the same need. Returns one verdict for each key, in order, equal
+    /// to the verdict of [`verify`](Self::verify). The memory reads of these keys overlap, so among
+    /// a million keys a batch is faster than single calls.
     #[must_use]
     pub fn verify_many<P: AsRef<[u8]>>(
         &self,
@@ -66,7 +66,7 @@ impl Verifier {
                     let shared = Guard::from_inner(Arc::clone(&snapshot));
                     Ok(Grant::of_index(shared, accepted))
                 }
-                // A store in this process may confirm the index now.
+                // A store in this process may confirm the index now, so the key is verified again.
                 Err(VerifyError::Stale { .. } | VerifyError::NeedsFresh) => {
                     self.verify(presented.as_ref(), need)
                 }

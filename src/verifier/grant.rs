@@ -35,16 +35,16 @@ pub struct Grant {
     of: Of,
 }
 
-/// The place of the key's other attributes.
+/// The source of the key's other attributes.
 enum Of {
-    /// In the snapshot that was read.
+    /// The snapshot that the key was verified against.
     Index {
         snapshot: Guard<Arc<Snapshot>>,
         row: u32,
         parts: Parts,
         standing: u32,
     },
-    /// Here, since the key was read from the store.
+    /// The key's stored record, if the key was read from the store.
     Record(Arc<Taken>),
 }
 
@@ -53,12 +53,12 @@ pub(super) struct Accepted {
     pub(super) id: KeyId,
     pub(super) row: u32,
     pub(super) parts: Parts,
-    /// The standing of its holder.
+    /// The number of the owner's status in the index.
     pub(super) standing: u32,
     pub(super) at: Timestamp,
     pub(super) address: Option<IpAddr>,
-    /// The standing of its holder in the tenant that the key reached into, if it differs from the
-    /// standing at home.
+    /// The owner's status in the tenant that the key reached into, if it differs from the status in
+    /// the key's own tenant.
     pub(super) reached: Option<Box<OwnerStatus>>,
 }
 
@@ -140,8 +140,8 @@ impl Grant {
         }
     }
 
-    /// Returns the same key with the standing that its holder has in the tenant that it reached
-    /// into.
+    /// Returns the grant with `standing`, the status of the key's owner in the tenant that the key
+    /// reached into.
     #[cold]
     fn standing_as(self, standing: OwnerStatus) -> Self {
         let Of::Index { snapshot, row, .. } = &self.of else {
@@ -149,7 +149,7 @@ impl Grant {
         };
         let course = match snapshot.view.kept(*row) {
             Kept::Known(course) => course,
-            // The key was removed since, or its row became unreadable: it ends now.
+            // The key was removed since, or its row became unreadable, so the key ends now.
             Kept::Removed | Kept::Corrupt => Course {
                 life: Life::Disabled,
                 created_at: self.at,
@@ -272,7 +272,7 @@ impl Grant {
         };
         match kept {
             Kept::Known(course) => course.expires_at,
-            // The key was removed since, or its row became unreadable.
+            // The key was removed since, or its row became unreadable, so the key ends now.
             Kept::Removed | Kept::Corrupt => Some(self.at),
         }
     }

@@ -65,11 +65,12 @@ struct Snapshot {
     policies: Arc<Policies>,
     /// The versions of the view and of the policies.
     versions: (u64, u64),
-    /// Unique within the process; `None` once the numbers are used up.
+    /// The number of this snapshot, unique within the process. `None` once all numbers are used up.
     generation: Option<NonZeroU64>,
 }
 
-/// The layout of a key's kind in one word: 18 bits of shape, 24 of standing and 22 of generation.
+/// The layout of the word that `Snapshot::kind` returns: 18 bits of shape, 24 of standing and 22 of
+/// generation.
 const SHAPE_BITS: u32 = 18;
 const STANDING_BITS: u32 = 24;
 const GENERATION_BITS: u32 = 22;
@@ -88,8 +89,8 @@ enum Claim<'a> {
     /// A well-formed token. It is found by its id alone: the import of a deleted key's digest does
     /// not bring that key back, even after its tombstone is gone (invariant 2).
     Token(Token<'a>),
-    /// The digest of text that is not a token and may be an imported key, and why it is not a
-    /// token.
+    /// Text that is not a token and may be an imported key. Holds the text's digest, and the reason
+    /// why the text is no token.
     Foreign(Digest, TokenError),
 }
 
@@ -121,8 +122,8 @@ enum Confirmation {
 }
 
 impl Verifier {
-    /// Returns a verifier over `replica` and its clock. It reads keys through `store` that the
-    /// replica cannot decide.
+    /// Returns a verifier over `replica` and its clock. If the replica cannot decide about a key,
+    /// the verifier reads `store`.
     pub fn new(
         replica: Arc<Replica>,
         store: Arc<dyn KeyStore>,
@@ -160,8 +161,8 @@ impl Verifier {
     }
 
     /// Verifies a key (a `&str` or `&[u8]`), or a [pair](Credentials::Pair) of a secret key and its
-    /// public half. Does no I/O and never waits. Allocates only to refuse a key, and once in a
-    /// [`Need`] that remembers the kinds of keys that met it.
+    /// public half. Does no I/O and never waits. Allocates only to refuse a key, and once in each
+    /// [`Need`], to remember the kinds of keys that met this need.
     ///
     /// # Errors
     ///
@@ -240,11 +241,12 @@ impl Verifier {
     #[cold]
     fn refresh(&self) -> Guard<Arc<Snapshot>> {
         let snapshot = Snapshot::of(&self.replica, &self.policies);
-        // Of two concurrent refreshes the older may win. The next call notices its version.
+        // Of two concurrent refreshes, the older snapshot may win. The next call notices its old
+        // version.
         let old = self.snapshot.swap(Arc::new(snapshot));
         let now = self.snapshot.load();
         if !Arc::ptr_eq(&old.view, &now.view) {
-            // The next sync frees the view, rather than a request: freeing it may take long.
+            // Freeing the view may take long, so the next sync frees it, not a request.
             self.replica.retire(old.view.clone());
         }
         if now.versions == (self.replica.version(), self.policies.version()) {
@@ -273,7 +275,7 @@ impl Verifier {
         Ok(Grant::of_index(snapshot, accepted))
     }
 
-    /// Verifies the digest of a key that may be imported, in the same order.
+    /// Verifies the digest of a key that may be imported, in the order of `verify_token`.
     fn verify_digest(
         &self,
         digest: &Digest,
@@ -315,8 +317,8 @@ impl Verifier {
             return Err(self.wrong_secret(view, token, &facts));
         };
         let own = (facts.standing, snapshot.kind(hit.parts, &facts));
-        // The tenant that a key reaches into has a say: it may be closed, or have removed or
-        // lowered the owner.
+        // The tenant that a key reaches into may refuse the key: the tenant may be closed, or have
+        // removed or lowered the owner.
         let reached = need
             .tenant()
             .and_then(|tenant| view.standing_in(&facts, tenant));
@@ -372,9 +374,9 @@ impl Verifier {
         })
     }
 
-    /// Judges a key that expires between the current time and the newest commit of the store, when
-    /// some tenant's commit claims that it has expired. `floor` is the newest instant of the key's
-    /// own tenant. Returns the instant at which to judge the key.
+    /// Judges a key that expires between the current time and the store's newest commit. Some
+    /// tenant's commit then claims that the key has expired. `floor` is the newest instant of the
+    /// key's own tenant. Returns the instant at which to judge the key.
     #[cold]
     fn judge_end(
         &self,
@@ -422,8 +424,8 @@ impl Verifier {
         let Some(any) = self.peppers.retired().first() else {
             return answer;
         };
-        // The row of the id itself: the slot that was found first may belong to another key with
-        // the same hash.
+        // Reads the row of the id itself, because the slot found first may belong to another key
+        // with the same hash.
         let facts = view.facts_of(token.id());
         let own = facts.and_then(|facts| facts.shape.pepper.as_ref());
         let own = own.and_then(|id| {
@@ -447,7 +449,7 @@ impl Verifier {
         }
     }
 
-    /// Returns the rejection of a secret that does not match: the key's pepper may be missing.
+    /// Returns the rejection of a secret that does not match, or of a key whose pepper is missing.
     fn wrong_secret(
         &self,
         view: &View,
@@ -458,7 +460,8 @@ impl Verifier {
             let pepper = facts.shape.pepper.as_ref()?;
             self.peppers.live(pepper).is_none().then(|| pepper.clone())
         };
-        // Rare, so the index is searched for the id only then.
+        // A missing pepper is rare, so the index is searched for the id only if the first check
+        // found one missing.
         let pepper = missing(facts).and_then(|_| missing(&view.facts_of(token?.id())?));
         match pepper {
             Some(pepper) => {
@@ -494,8 +497,9 @@ impl Verifier {
         }
     }
 
-    /// Returns how often this process accepted a key since it started, and when last, to about a
-    /// minute; `None` if the verifier does not know the key. Counted in memory only.
+    /// Returns the number of times that this process accepted a key, and the time of the last use
+    /// to about a minute. Counted in memory only, since the process started. `None` if the verifier
+    /// does not know the key.
     #[must_use]
     pub fn uses(&self, key: KeyId) -> Option<Usage> {
         let (count, last) = self.snapshot().view.uses(key)?;
@@ -504,8 +508,8 @@ impl Verifier {
         Some(Usage { count, last })
     }
 
-    /// Drops a snapshot that is no longer current. A verification does so too; without
-    /// verifications the memory would be kept.
+    /// Drops a snapshot that is no longer current. A verification drops it too, but without
+    /// verifications the snapshot would stay in memory.
     pub(crate) fn drop_stale_snapshot(&self) {
         drop(self.snapshot());
     }
@@ -530,8 +534,8 @@ fn verify_halves<E: From<VerifyError>>(
     Ok(grant)
 }
 
-/// Returns the publishable key that has to be verified too; `None` for a key by itself, and for one
-/// that came with its own id.
+/// Returns the publishable key that has to be verified too. `None` for a key without a public half,
+/// and for a key whose public half is its own id.
 fn publishable_half<'a>(
     grant: &Grant,
     public: Option<&'a [u8]>,

@@ -1,5 +1,6 @@
-//! Digests that verifications queue to be stored again: queued without waiting, stored later, and
-//! lost without harm. First uses are not queued, because the index counts them.
+//! A queue of digests that are to be stored again under the current pepper. Verifications add to it
+//! without waiting, and a lost entry does no harm. First uses are not queued, because the index
+//! counts them.
 
 use crossbeam_queue::ArrayQueue;
 

@@ -1,6 +1,6 @@
 //! Verification allocates nothing, for any token and any verdict.
 //!
-//! Allocations are counted per thread, so that concurrent tests do not count each other's.
+//! Allocations are counted per thread, so that concurrent tests do not disturb the counts.
 #![allow(clippy::unwrap_used, reason = "a test panics on failure")]
 
 use keyward::command::ImportKey;
@@ -23,7 +23,7 @@ fn service() -> (World, String) {
     (world, token)
 }
 
-/// Returns the allocations of a hundred verifications, all with the expected verdict.
+/// Returns the number of allocations in a hundred verifications. Each must have the expected verdict.
 fn allocations(
     keys: &Keyward,
     presented: &str,
@@ -46,8 +46,8 @@ fn a_valid_key_allocates_nothing() {
     assert_eq!(count, 0);
 }
 
-/// Fails if each verification of a class with a bound of zero asks a store in this process for more than its
-/// new changes.
+/// Fails if a verification under a bound of zero reads more from an in-process store than the store's new
+/// changes.
 #[test]
 fn a_valid_key_confirmed_at_the_moment_of_use_allocates_nothing() {
     let mut spec = profiles::standard();

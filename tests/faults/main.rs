@@ -1,6 +1,6 @@
 //! Stores whose processes are killed, whose disks fail, and whose connections are cut.
 //!
-//! Children are this binary, run again. `KEYWARD_LONG=1` asks for many more rounds.
+//! Children are this test binary, started again. `KEYWARD_LONG=1` runs many more rounds.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 #![allow(unreachable_pub, reason = "the modules of one program see each other")]
 
@@ -8,7 +8,7 @@
 mod postgres;
 mod sqlite;
 
-/// Runs as a child in the role that the environment names. Does nothing when run by itself.
+/// Runs the part that `CHILD_PART` names, in a child process. Does nothing without that variable.
 #[test]
 #[ignore = "plays the other process in the tests beside it"]
 fn child() {

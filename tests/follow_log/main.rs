@@ -1,5 +1,5 @@
-//! The log lines of a node that follows its store. This test has a process of its own, because the interest
-//! in log events is cached for all threads of a process.
+//! The log lines of a node that follows its store. This test runs in its own process, because `tracing`
+//! caches the interest in log events for all threads of a process.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! Explores every interleaving of a few writers. The invariants hold in each, and broken stores are caught.
+//! Explores every interleaving of a few writers. The invariants hold in every interleaving. Broken stores are
+//! caught.
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -94,7 +95,7 @@ fn race(
     Race::new(policy(cap), prepare)
 }
 
-/// Returns whether this is the long tier, with more lost replies and writers.
+/// Returns whether the long test tier runs, which explores more lost replies and more writers.
 fn long() -> bool {
     std::env::var("KEYWARD_EXPLORE").is_ok_and(|tier| tier == "long")
 }
@@ -236,7 +237,7 @@ fn two_commands_with_one_id_commit_once() {
     }));
 }
 
-/// Returns a policy whose secret keys reach the tenants below, and where no key comes with a tenant.
+/// Returns a policy whose secret keys reach descendant tenants. A new tenant gets no key.
 fn reaching_below() -> Policy {
     let mut spec = standard();
     let secret = spec.classes.get_mut("secret").unwrap();
@@ -253,7 +254,8 @@ fn ann() -> PrincipalId {
     "ann".try_into().unwrap()
 }
 
-/// Creates a key of acme that manages with its owner's role, developer. Returns the key and its actor.
+/// Creates a key in acme that manages keys with its owner's role, developer. Returns the id and the actor of
+/// the key.
 fn manager_of_acme(bench: &Bench) -> Result<(KeyId, Actor), CommandError> {
     let command = CreateKey::new("manager").environment("live").scope("*:*");
     let command = command.owned_by(ann(), Role::DEVELOPER).into_command()?;
@@ -266,7 +268,8 @@ fn manager_of_acme(bench: &Bench) -> Result<(KeyId, Actor), CommandError> {
     }
 }
 
-/// Lets a key of acme create a key below `above`, while a command in `above` removes its authority.
+/// Returns a race. A key of acme creates a key below `above`, while a command in `above` removes the acting
+/// key's authority.
 fn create_below(above: &'static str, narrowing: Narrowing) -> Race {
     Race::new(reaching_below(), move |bench| {
         let path = ["acme", "acme/web", "acme/web/api"];
@@ -306,7 +309,7 @@ fn remove(owner: PrincipalId) -> Command {
     Command::RemoveOwner { owner }
 }
 
-/// Commands in the tenant of the key itself.
+/// Commands in the acting key's own tenant that remove the key's authority.
 const ABOVE: &[Narrowing] = &[
     |key| {
         let revocation = Reason::Lost.into();
@@ -319,7 +322,7 @@ const ABOVE: &[Narrowing] = &[
     closed,
 ];
 
-/// Commands in a tenant between the key and those it creates.
+/// Commands that remove the key's authority in a tenant between the acting key and the new key.
 const MIDWAY: &[Narrowing] = &[lowered, owner_removed, closed];
 
 #[test]
@@ -363,7 +366,8 @@ fn a_store_that_ignores_guards_is_caught_when_authority_above_is_gone() {
     }
 }
 
-/// A deletion leaves its instant in its tenant's row. A commit that creates below guards that row too.
+/// Deleting a key records the instant in the row of the key's tenant. A commit that creates a key below also
+/// guards that row.
 #[test]
 fn a_store_that_ignores_removed_keys_lets_no_deleted_key_create_below() {
     let overlooks = || BrokenStore::new(MemoryStore::new(), Defect::RemovedKeysStand);
@@ -372,8 +376,8 @@ fn a_store_that_ignores_removed_keys_lets_no_deleted_key_create_below() {
     assert!(report.complete, "{report:?}");
 }
 
-/// Lets a person create a key below a tenant that has no row for itself or the person, while the person is
-/// removed there.
+/// Returns a race. A person of acme creates a key in acme/web while acme removes the person. acme has no row
+/// for itself or for the person yet.
 fn create_below_by_a_stranger() -> Race {
     Race::new(reaching_below(), |bench| {
         let provision = ask("provision", Command::ProvisionTenant);
@@ -406,7 +410,8 @@ fn an_organisation_busy_with_other_keys_starves_no_project() {
         Ok(vec![within("acme/web", below), create("above")])
     });
     let report = race.explore(&Explorer::new(), MemoryStore::new).unwrap();
-    // Three calls and two, in every order: no command was decided twice.
+    // One command makes three store calls, the other two, so there are ten orders. No command was decided
+    // twice.
     assert_eq!((report.max_depth, report.executions), (5, 10));
     let starves = || BrokenStore::new(MemoryStore::new(), Defect::GuardsWholeTenants);
     let found = race.explore(&Explorer::new(), starves).unwrap_err();
@@ -414,14 +419,14 @@ fn an_organisation_busy_with_other_keys_starves_no_project() {
     assert!(found.message.contains("failed"), "{found}");
 }
 
-/// The defect of a store that otherwise forwards.
+/// A defect of a store that otherwise forwards every call.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Fault {
-    /// Commits at any revision of the tenant.
+    /// Commits at any revision of the tenant, not only at the expected one.
     IgnoresExpected,
-    /// Draws a revision before it commits, so that a later one may appear first.
+    /// Assigns a revision before the commit, so a later revision may become visible first.
     EarlyRevision,
-    /// Stores audit entries other than those it was given.
+    /// Stores audit entries that differ from those in the commit.
     AltersAudit,
 }
 
@@ -443,7 +448,7 @@ impl Broken {
         }
     }
 
-    /// Returns the announced revision for one of the inner store.
+    /// Returns the announced revision for a revision of the inner store.
     fn announced(&self, inner: Revision) -> Revision {
         self.announced
             .lock()

@@ -1,8 +1,8 @@
-//! The rule of `PostgresStore`'s strict mode by itself, in every order of events.
+//! A model of `PostgresStore`'s strict mode alone, checked in every order of events.
 //!
-//! There are a primary and a synchronous standby, one revocation, one verifier, and cancelled waits. The
-//! standby may be promoted at any time, and the former primary still answers. Time is a few ticks.
-//! `protocol.rs` explores how a verification uses a confirmation.
+//! The model has a primary, a synchronous standby, one revocation, one verifier and cancelled waits. The
+//! standby may be promoted at any time, and the former primary still answers. Time advances by at most two
+//! ticks. `protocol.rs` explores how a verification uses a confirmation.
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
@@ -12,27 +12,27 @@ const BOUND: u8 = 1;
 const LIVE: &str = "now and then a key is accepted after its revocation returned";
 const MOVED: &str = "now and then a promoted server confirms";
 
-/// The rule by which a poll confirms.
+/// The condition under which a poll confirms that the verifier is up to date.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 enum Rule {
-    /// A heartbeat that began after the read, on the same server, was acknowledged.
+    /// Requires an acknowledged heartbeat that began after the read, on the same server.
     Strict,
 
-    /// No heartbeats.
+    /// Requires no heartbeat.
     None,
-    /// A heartbeat in flight at the time of the read is enough.
+    /// Accepts a heartbeat that was already in flight during the read.
     OneOnItsWay,
-    /// A heartbeat on any server is enough.
+    /// Accepts a heartbeat on any server.
     AnyServer,
-    /// A cancelled wait counts as an acknowledgement.
+    /// Counts a cancelled wait as an acknowledgement.
     CancelledCounts,
-    /// A commit whose wait was cancelled is reported as done.
+    /// Reports a commit as done although its wait was cancelled.
     CancelledIsReported,
-    /// The lease starts when the heartbeat is acknowledged.
+    /// Starts the lease when the heartbeat is acknowledged, not when the poll was sent.
     LeaseFromAnswer,
-    /// Another node's heartbeat has advanced since the previous poll, which confirms that poll's read.
+    /// Confirms the previous poll's read if another node's heartbeat has advanced since that poll.
     OneFurther,
-    /// Another node's heartbeat has advanced, and the lease starts at this poll's read.
+    /// Like `OneFurther`, but the lease starts when the current poll was sent.
     OneFurtherFromNow,
 }
 
@@ -53,7 +53,7 @@ enum Server {
     Promoted,
 }
 
-/// The events that may still happen, by kind.
+/// The number of events of each kind that may still happen.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 struct Budget {
     ticks: u8,
@@ -76,7 +76,7 @@ const BUDGET: Budget = Budget {
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 struct Beat {
     server: Server,
-    /// Its position in the log of the former primary.
+    /// The heartbeat's position in the former primary's log.
     place: u8,
 }
 
@@ -90,7 +90,7 @@ enum Poll {
         sent: u8,
         server: Server,
         revoked: bool,
-        /// Heartbeats up to this one do not confirm the read.
+        /// The number of the last heartbeat that does not confirm the read.
         after: u8,
     },
 }
@@ -100,21 +100,24 @@ struct State {
     now: u8,
     left: Budget,
     promoted: bool,
-    /// The length of the former primary's log, and the part the standby has.
+    /// The number of entries in the former primary's log.
     log: u8,
+    /// The number of log entries that the standby has.
     shipped: u8,
-    /// The position of the revocation in that log, and whether it still waits for the standby.
+    /// The revocation's position in the former primary's log, and whether the revocation still waits for the
+    /// standby.
     revocation: Option<(u8, bool)>,
-    /// Whether the promoted server has its own revocation.
+    /// Whether the key was revoked on the promoted server.
     revoked_there: bool,
     /// The tick at which the revocation returned.
     returned: Option<u8>,
     beat: Option<Beat>,
-    /// The number of heartbeats begun, and the last one that counted: its number and server.
+    /// The number of heartbeats begun so far.
     beats: u8,
+    /// The number and the server of the last acknowledged heartbeat.
     counted: Option<(u8, Server)>,
     poll: Poll,
-    /// The previous poll: when it was sent, which heartbeat it saw, and on which server.
+    /// The previous poll: its tick, the number of the last heartbeat it saw, and the server it read.
     before: Option<(u8, u8, Server)>,
     /// Whether the verifier knows of the revocation.
     knows: bool,
@@ -166,7 +169,7 @@ impl State {
         self.moved |= server == Server::Promoted;
     }
 
-    /// Acknowledges the heartbeat in flight to its sender.
+    /// Acknowledges the heartbeat in flight.
     fn count(&mut self) {
         if let Some(beat) = self.beat.take() {
             self.counted = Some((self.beats, beat.server));

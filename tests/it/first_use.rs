@@ -1,4 +1,4 @@
-//! Rotation on first use: no first use is lost, and the old key ends in any case.
+//! Rotation on first use: no first use is lost, and the old key always ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,7 +106,7 @@ fn a_first_use_recorded_by_a_command_is_attributed_to_the_application() {
     assert_eq!(noticed, vec![(Author::Application, None); 2]);
 }
 
-/// A refused command records nothing and loses nothing.
+/// A refused command records no first use and loses none.
 #[test]
 fn a_refused_command_leaves_a_first_use_counted() {
     let world = World::new();
@@ -148,7 +148,7 @@ fn trap_33_the_uses_of_one_tenant_displace_no_other_tenants_uses() {
     assert_eq!(end_of(&world.keys, many[0].0), grace_ends);
 }
 
-/// A tenant with many uses does not make another tenant wait for all of them.
+/// A tenant with many first uses does not delay another tenant until all of them are recorded.
 #[test]
 fn tenants_take_turns_when_first_uses_are_recorded() {
     let store = FaultyStore::new(MemoryStore::new());
@@ -233,7 +233,7 @@ fn a_node_that_leaves_records_its_counted_first_uses() {
     assert_eq!(end_of(&other, old.id), Some(grace_ends));
 }
 
-// The latest end of the old key.
+// The latest end of a rotated key.
 
 #[test]
 fn an_old_key_ends_although_its_successor_is_never_used() {
@@ -310,8 +310,8 @@ fn a_wait_is_valid_only_for_a_rotation_on_first_use() {
     }
 }
 
-/// Another process counted the use and crashed before it recorded it. The compromised key is not restored
-/// permanently.
+/// Another process may count a first use and crash before recording the use. Therefore the end of an unused
+/// successor does not restore a compromised key.
 #[test]
 fn a_compromised_key_is_not_restored_when_its_successor_ends() {
     for (what, end) in ENDS {
@@ -345,7 +345,7 @@ fn rotating_a_compromised_key_again_gives_it_no_more_time() {
     assert_eq!(grace.until, first.until);
 }
 
-/// A cancelled routine rotation returns the key to its own end.
+/// The end of an unused successor cancels a routine rotation: the old key gets its previous expiry back.
 #[test]
 fn a_routinely_rotated_key_is_restored_when_its_successor_ends_unused() {
     let world = World::new();
@@ -414,8 +414,8 @@ fn a_repeated_command_is_recognized_although_many_first_uses_were_recorded_with_
     assert_eq!(denied(create()), Denial::AlreadyCreated { id: made.id });
 }
 
-/// A successor acts on another key, so the command does not load the old key that waits for the successor's
-/// use.
+/// A successor acts on another key. The command does not load the old key, which waits for the successor's
+/// first use.
 #[test]
 fn a_first_use_is_recorded_only_together_with_the_grace_it_starts() {
     let world = World::with_policy(
@@ -435,8 +435,8 @@ fn a_first_use_is_recorded_only_together_with_the_grace_it_starts() {
     assert_eq!(end_of(&world.keys, old.id), Some(grace_ends));
 }
 
-/// Cancelling the rotation of a compromised key gives it no more time. Extending it needs a command of its
-/// own.
+/// Cancelling the rotation of a compromised key does not extend the key's life. Extending the key's life
+/// takes a separate command.
 #[test]
 fn cancelling_the_rotation_of_a_compromised_key_gives_it_no_more_time() {
     let world = World::new();
@@ -446,7 +446,7 @@ fn cancelling_the_rotation_of_a_compromised_key_gives_it_no_more_time() {
     assert_eq!(end_of(&world.keys, old.id), Some(new.until));
 }
 
-/// A first use in a tenant closed since is recorded once, and not retried every time.
+/// A first use in a tenant that was closed afterwards is recorded once, not again in each maintenance run.
 #[test]
 fn a_first_use_in_a_closed_tenant_is_recorded_too() {
     let world = World::new();

@@ -64,7 +64,7 @@ impl Nodes {
         revoked.unwrap();
     }
 
-    /// Follows the store, without upkeep unless a test asks for it.
+    /// Starts following the store, without upkeep.
     fn follow(&self) -> Follower {
         let options = FollowOptions::default().with_upkeep(None);
         self.here.follow(options).unwrap()
@@ -74,7 +74,7 @@ impl Nodes {
         self.link.asked(Call::Changes)
     }
 
-    /// Returns the number of requests for changes during this time.
+    /// Sleeps for `time`. Returns the number of requests for changes during the sleep.
     async fn syncs_in(&self, time: Duration) -> usize {
         let before = self.syncs();
         sleep(time).await;
@@ -344,7 +344,7 @@ fn the_task_has_ended_when_stop_returns_even_if_its_step_hung() {
         gate.open();
         world.link.let_pass(Call::Changes);
         assert_eq!(world.syncs_in(ms(10_000)).await, 0);
-        // The cancelled step blocks no later one.
+        // The cancelled step does not block later syncs.
         world.here.sync().await.unwrap();
     });
 }
@@ -395,7 +395,7 @@ fn the_follower_runs_upkeep_and_a_hanging_chore_delays_no_confirmation() {
     });
 }
 
-/// A thread outside of the runtime can stop the follower, and counted uses are recorded.
+/// A thread outside the runtime can stop the follower. The stop records counted first uses.
 #[test]
 fn a_stop_from_outside_of_the_runtime_records_first_uses() {
     let runtime = tokio::runtime::Builder::new_multi_thread();

@@ -1,7 +1,7 @@
 //! Stored bytes of every released format version stay readable.
 //!
-//! The first version wrote `src/core/golden/*.v1`. A format change adds files of a new version and leaves these
-//! unchanged.
+//! The first version wrote `src/core/golden/*.v1`. A format change adds files of a new version and leaves the
+//! old files unchanged.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -154,7 +154,7 @@ fn closed_tenant() -> TenantRecord {
     }
 }
 
-/// Returns one command over many keys of each kind, each by another kind of author.
+/// Returns one unfinished bulk command of each kind, each by a different kind of author.
 fn sweeps() -> Vec<PendingSweep> {
     let mut filter = BulkFilter::all()
         .owner(who("alice"))
@@ -216,8 +216,8 @@ fn mark() -> DigestMark {
     serde_json::from_value(vec![7; 32].into()).unwrap()
 }
 
-/// One entry for each action, and for each kind of change and evidence. A line's number pins the action's
-/// index in the stored format: new actions go to the end.
+/// Returns one entry for each action, and for each kind of change and evidence. The number of a line pins the
+/// action's index in the stored format, so new actions go to the end.
 fn entries() -> Vec<AuditEntry> {
     let class = class("secret");
     let (owner, role, reason) = (who("ann"), Role::MEMBER, Reason::Leaked);
@@ -324,7 +324,8 @@ fn entries() -> Vec<AuditEntry> {
     actions.into_iter().map(with).collect()
 }
 
-/// Returns the bytes written by an older version.
+/// Returns the bytes that an older version wrote to the file `name`. Creates a missing file from `now` if
+/// `KEYWARD_WRITE_GOLDEN` is set.
 fn golden(name: &str, now: &[u8]) -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("../src/core/golden")

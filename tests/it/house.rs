@@ -342,7 +342,7 @@ fn every_link_of_the_documents_leads_to_a_file() {
 }
 
 /// The doc comments that may begin with a question word: fields that are true or false, with "Whether".
-const SUMMARIES_THAT_ASK: usize = 56;
+const SUMMARIES_THAT_ASK: usize = 60;
 
 /// The Rust sources of the whole workspace.
 fn workspace_sources() -> Vec<PathBuf> {

@@ -1,4 +1,4 @@
-//! Two invariants of stored data, after random commands, and broken stores that are caught.
+//! Two invariants of stored data, checked after random commands and on data of broken stores.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ const CAP: usize = 3;
 /// Returns a store's rows and audit trail after random commands.
 fn after(steps: &[Step]) -> (Vec<Change>, Vec<keyward::store::AuditRow>) {
     let store = MemoryStore::new();
-    // Another test compares the outcome with the model.
+    // The outcome is ignored: another test compares it with the model.
     let _ = run(
         &mut Facade::new(Arc::new(store.clone()), policy(CAP)),
         CAP,
@@ -42,7 +42,7 @@ fn holds(check: impl Fn(&[Change], &[keyward::store::AuditRow]) -> Result<(), St
     result.unwrap();
 }
 
-/// Invariant 6: each tenant's entries are one intact chain, and every row has an entry of its commit.
+/// Invariant 6: each tenant's entries form one intact chain, and the commit of every row has an entry.
 fn audited(rows: &[Change], audit: &[keyward::store::AuditRow]) -> Result<(), String> {
     let pepper = Pepper::new(PepperId::new("model").unwrap(), &[7; Pepper::MIN_LEN]).unwrap();
     let ring = PepperRing::new(pepper);
@@ -83,7 +83,7 @@ fn silent(rows: &[Change], audit: &[keyward::store::AuditRow]) -> Result<(), Str
 #[test]
 fn invariant_6_every_change_has_its_entry_in_an_intact_chain() {
     holds(audited);
-    // Catches a store that loses an entry, and one that writes a row without an entry.
+    // The check catches a store that loses an entry, and a store that writes a row without an entry.
     holds(|rows, audit| {
         let (mut lost, mut silent) = (audit.to_vec(), rows.to_vec());
         if lost.len() > 1 {
@@ -105,7 +105,7 @@ fn invariant_6_every_change_has_its_entry_in_an_intact_chain() {
 #[test]
 fn invariant_7_no_secret_is_stored() {
     holds(silent);
-    // Catches a store that keeps the text of a secret key.
+    // The check catches a store that keeps the text of a secret key.
     let world = World::new();
     let key = world.some_key();
     let limit = NonZeroUsize::new(100).unwrap();

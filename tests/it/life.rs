@@ -112,12 +112,12 @@ fn processes_that_adopt_a_pepper_rotation_one_by_one_refuse_no_key() {
         start(&peppers)
     };
     keys.push(created(&other));
-    // Keys that it verifies move to the new pepper.
+    // Keys that `other` verifies move to the new pepper.
     all_verify(&other, &keys);
     assert_eq!(wait(other.run_maintenance()).unwrap(), 2);
     all_verify(&one, &keys);
 
-    // A process that has not adopted the first step reports the unknown pepper, until it restarts.
+    // The process that has not adopted the prepared pepper reports it as unknown, until the process restarts.
     wait(late.sync()).unwrap();
     let refused = late.verify(keys[2].secret.expose(), &reading());
     assert!(matches!(refused, Err(VerifyError::UnknownPepper { .. })));

@@ -1,4 +1,4 @@
-//! The effect of a returned call holds in its own process, even if the store's reply was lost.
+//! A call that returned takes effect in its process immediately, even if the store's reply was lost.
 
 use keyward::command::{Created, DeleteKey};
 use keyward::pepper::Pepper;
@@ -64,7 +64,7 @@ async fn a_key_ended_by_another_node_is_refused_here_once_the_repeated_command_r
         let store = FaultyStore::new(MemoryStore::new());
         let (here, there) = (node(store.clone()).await, node(store.clone()).await);
         let created = create(&here).await;
-        // The same command on both nodes, as a client retries it after a lost answer.
+        // Sends the same command to both nodes, as a client does that retries after a lost answer.
         let by = admin();
         let by = by.with_command_id("end".try_into().unwrap());
         for keys in [&there, &here] {

@@ -1,4 +1,4 @@
-//! Every test that shares its process with others. Each module shows one promise or one part.
+//! All tests that can share one process. Each module covers one guarantee or one part of the crate.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 #![allow(unreachable_pub, reason = "the modules of one program see each other")]
 

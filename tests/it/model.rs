@@ -1,5 +1,5 @@
 //! The facade agrees with a separate naive model, invariant by invariant. For each invariant, the same
-//! property catches a system that breaks it.
+//! property also catches a system that breaks the invariant.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -42,8 +42,8 @@ fn real() -> Box<dyn System> {
     Box::new(Facade::new(Arc::new(MemoryStore::new()), policy(CAP)))
 }
 
-/// Plays random steps on the system that `make` builds. Ignores violations of other invariants, which have
-/// their own properties.
+/// Plays random steps on the system that `make` builds. Ignores violations of invariants other than
+/// `invariant`, which have their own properties.
 fn check(make: Make, invariant: Option<u8>, mut runner: TestRunner) -> Result<(), String> {
     let steps = strategies::steps(60);
     let result = runner.run(&steps, |steps: Vec<Step>| {
@@ -66,7 +66,8 @@ fn holds(invariant: Option<u8>) {
     check(real, invariant, runner).unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// Checks that the same property fails on a broken system. The randomness is the same in every run.
+/// Checks that the property of `invariant` fails on the broken system that `mutant` builds. The random seed
+/// is fixed.
 fn catches(mutant: Make, invariant: u8) {
     let config = Config {
         cases: 1024,
@@ -380,12 +381,12 @@ fn compares_paths_as_text() -> Box<dyn System> {
     })
 }
 
-/// The defect of a system that otherwise forwards.
+/// A defect of a system that otherwise forwards every call.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Fault {
-    /// Treats every actor as if it had no bounds of its own.
+    /// Ignores the bounds of an actor: its expiry and its key.
     WidensActors,
-    /// Compares with `now > expires_at`.
+    /// Accepts a key at the instant of its expiry: compares with `now > expires_at`.
     ExpiresLate,
     /// Compares tenants as text, so that `acme` reaches `acme-two`.
     ComparesText,

@@ -1,4 +1,5 @@
-//! Several processes over one store that can fail: the state each knows, refuses and learns.
+//! Several nodes over one store that can fail. The tests check when each node learns of a change and when it
+//! refuses keys.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -68,7 +69,8 @@ fn trap_01_a_node_that_cannot_confirm_fails_closed_past_its_bound() {
         "at once where it was revoked"
     );
 
-    // The other node cannot know. It accepts the key until its bound, and not an instant longer.
+    // The other node cannot learn of the revocation. That node accepts the key until its staleness bound
+    // ends, and not an instant longer.
     world.clock.advance(Duration::from_secs(10));
     there.verify(key.secret.expose(), &reading()).unwrap();
     world.clock.advance(Duration::from_micros(1));
@@ -96,7 +98,7 @@ fn trap_01_a_node_without_a_confirmed_sync_is_never_fresh() {
     let world = Nodes::new();
     let key = wait(world.nodes[0].create(&admin(), reader("a"))).unwrap();
     world.clock.advance(hours(1));
-    // Other reads of the store confirm nothing.
+    // Reads other than a sync do not confirm that the node is up to date.
     wait(world.nodes[0].verify_fresh(key.secret.expose(), &reading())).unwrap();
     let refusal = world.nodes[0]
         .verify(key.secret.expose(), &reading())
@@ -147,7 +149,7 @@ fn trap_22_a_new_key_is_accepted_immediately_on_a_node_that_missed_it() {
     wait(there.verify_or_fetch(key.secret.expose(), &reading())).unwrap();
     there.verify(key.secret.expose(), &reading()).unwrap();
 
-    // Also an imported key that was tried before its import.
+    // An imported key also works on a node that refused the key before its import.
     let token = "a-token-from-elsewhere";
     assert!(wait(there.verify_or_fetch(token, &reading())).is_err());
     let import = ImportKey::sha256(Digest::sha256(token), reader("b"));
@@ -287,7 +289,7 @@ fn a_lowered_role_and_a_removed_owner_take_effect_on_a_fresh_read_and_after_a_sy
 
     wait(here.remove_owner(&admin(), &acme, who("bob"))).unwrap();
     assert!(wait(there.verify_fresh(key.secret.expose(), &reading())).is_err());
-    // A restored owner restores no key.
+    // Adding the owner again does not restore the owner's keys.
     wait(here.change_owner_role(&admin(), &acme, who("bob"), Role::ADMIN)).unwrap();
     wait(there.sync()).unwrap();
     for node in [here, there] {
@@ -352,7 +354,7 @@ fn concurrent_commands_are_committed_together() {
     assert!(commits() - before <= WRITERS);
 }
 
-/// Fails if a node accepts a batch although it could not confirm.
+/// Fails if a node accepts a batch past its staleness bound.
 #[test]
 fn a_batch_is_refused_past_its_bound() {
     let world = Nodes::new();

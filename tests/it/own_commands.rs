@@ -1,5 +1,5 @@
-//! A node's knowledge of its own commands: at least the rows they were decided on, and whether the store is
-//! still the one it follows.
+//! Effects of a node's own commands on its local state. The node applies the rows that a command was decided
+//! on. The node also notices that its store was replaced.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
@@ -74,7 +74,7 @@ fn a_key_works_where_it_was_created_although_another_node_raised_its_owner() {
     assert!(verdict.is_ok(), "{verdict:?}");
 }
 
-/// The rows of the tenants above decide too.
+/// A command is also decided on the rows of the tenants above.
 #[test]
 fn a_key_works_where_it_was_created_although_another_node_wrote_the_rows_above() {
     let two = Two::new();
@@ -136,14 +136,14 @@ fn admin_of(name: &str) -> Actor {
     actor("acme", name, Role::ADMIN)
 }
 
-/// An action elsewhere while the answer to a read is in flight.
+/// An action that runs while the answer to a read is in flight.
 type Meanwhile = Box<dyn FnOnce() + Send>;
 
-/// A store that another one can replace.
+/// A store that can be replaced by another store.
 #[derive(Clone)]
 struct Swapped {
     store: Arc<Mutex<MemoryStore>>,
-    /// The action, and the number of other reads of changes before it runs.
+    /// The number of reads of changes to let pass first, and the pending action.
     meanwhile: Arc<Mutex<Option<(usize, Meanwhile)>>>,
 }
 
@@ -169,7 +169,7 @@ impl Swapped {
         *self.store.lock().unwrap() = with;
     }
 
-    /// Runs an action before the answer to a read of changes arrives: the read after `others` more.
+    /// Lets `others` reads of changes pass, then runs `meanwhile` before the answer to the next read arrives.
     fn interrupt(&self, others: usize, meanwhile: impl FnOnce() + Send + 'static) {
         *self.meanwhile.lock().unwrap() = Some((others, Box::new(meanwhile)));
     }
@@ -227,7 +227,8 @@ impl KeyStore for Swapped {
     }
 }
 
-/// A copy from an earlier time replaces the store. The node's state belongs to another history.
+/// A store at an earlier revision replaces the followed store. The node's state then belongs to another
+/// history.
 #[test]
 fn trap_34_after_a_commit_to_another_history_nothing_is_fresh() {
     let store = Swapped::new();
@@ -239,7 +240,7 @@ fn trap_34_after_a_commit_to_another_history_nothing_is_fresh() {
         create(&keys, &alice("acme"), reader(&format!("filler {number}")));
     }
     works(&keys, &key);
-    // The same keys at earlier revisions.
+    // A store with fewer commits, and so at an earlier revision.
     let other = MemoryStore::new();
     let there = node(other.clone(), &clock, policy);
     let twin = create(&there, &alice("acme"), reader("twin"));
@@ -254,8 +255,8 @@ fn trap_34_after_a_commit_to_another_history_nothing_is_fresh() {
     assert!(matches!(refused, VerifyError::Revoked { .. }), "{refused}");
 }
 
-/// A machine's monotonic clock may not count a pause by its host. The wall clock, once corrected, reveals the
-/// pause.
+/// A machine's monotonic clock can stand still while the host pauses the machine. Once corrected, the wall
+/// clock reveals the pause.
 #[test]
 fn a_forward_step_of_the_wall_clock_past_the_bound_ends_freshness_until_the_next_sync() {
     let store = FaultyStore::new(MemoryStore::new());
@@ -268,7 +269,8 @@ fn a_forward_step_of_the_wall_clock_past_the_bound_ends_freshness_until_the_next
         clock.set_wall(Timestamp::from_micros(now).unwrap());
     };
     let verdict = || keys.verify(key.secret.expose(), &reading());
-    // Within the bound of ten seconds, and back.
+    // The node stays fresh after a step within the bound of ten seconds, and after a step back and its
+    // correction.
     for by in [9, -9, -3600, 3600] {
         step(by);
         assert!(verdict().is_ok(), "{by}");
@@ -282,7 +284,7 @@ fn a_forward_step_of_the_wall_clock_past_the_bound_ends_freshness_until_the_next
     assert_eq!(keys.freshness().age, Some(11 * second));
     wait(keys.sync()).unwrap();
     assert!(verdict().is_ok());
-    // A step of both clocks together does not count.
+    // An advance of both clocks together is not a step of the wall clock.
     clock.advance(9 * second);
     assert!(verdict().is_ok());
 }
@@ -308,7 +310,8 @@ fn after_an_uncounted_pause_a_node_registers_again() {
     works(&keys, &key);
 }
 
-/// A read in flight while the store is replaced confirms nothing, be it a read of changes or a full scan.
+/// A read that is in flight while the store is replaced does not make the node fresh. This holds for reads of
+/// changes and for full scans.
 #[test]
 fn a_sync_in_flight_does_not_confirm_a_replaced_store() {
     for rebuilds in [false, true] {
@@ -321,7 +324,7 @@ fn a_sync_in_flight_does_not_confirm_a_replaced_store() {
         let there = node(other.clone(), &clock, policy());
         let twin = create(&there, &alice("acme"), reader("twin"));
         if rebuilds {
-            // Another history first, so that the node reads everything again.
+            // This first replacement makes the next sync read everything again.
             store.swap(MemoryStore::new());
         }
         let (own, swapped) = (keys.clone(), store.clone());

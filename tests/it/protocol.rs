@@ -1,4 +1,4 @@
-//! The propagation protocol by itself, in every order of events.
+//! A model of the propagation protocol, checked in every order of events.
 //!
 //! There are two nodes, one writer and two keys. The store answers one row at a time and compacts its
 //! history. Messages are lost, replies are late, and a node restarts. Time is a few ticks, and every step of
@@ -6,13 +6,13 @@
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
-/// Ticks for which a confirmation is valid: 1, the smallest bound that time can exceed.
+/// The number of ticks for which a confirmation is valid: 1, the smallest bound that time can exceed.
 const BOUND: u8 = 1;
 
 const ACCEPTED: &str = "now and then a key is accepted";
 const STARTED_OVER: &str = "now and then a node starts over";
 
-/// The defect of the nodes.
+/// The variant of the nodes: sound, or with one defect.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 enum Variant {
     Sound,
@@ -39,7 +39,7 @@ const BROKEN: [Variant; 9] = [
     Variant::ReadsClockFirst,
 ];
 
-/// The events that may still happen, by kind.
+/// The number of events of each kind that may still happen.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 struct Budget {
     ticks: u8,
@@ -51,7 +51,7 @@ struct Budget {
     polls: u8,
 }
 
-/// A row's state of its key.
+/// The state of a key, as a row records it.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 enum Life {
     #[default]
@@ -67,7 +67,7 @@ struct Row {
     life: Life,
 }
 
-/// Rows of both keys, and the store's head when they were scanned.
+/// Rows of both keys, and the store's head when the rows were scanned.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 struct Rows {
     rows: [Row; 2],
@@ -78,7 +78,7 @@ struct Rows {
 struct Store {
     rows: [Row; 2],
     head: u8,
-    /// Changes up to here are compacted.
+    /// The revision up to which changes are compacted.
     floor: u8,
     /// The tick at which the first key was ended.
     ended: Option<u8>,
@@ -114,7 +114,7 @@ enum Poll {
         goal: Option<u8>,
         aside: Option<Rows>,
         page: Page,
-        /// The page has confirmed already, for a variant that confirms first.
+        /// Whether the node has already confirmed, before it applies the page, as `ConfirmsFirst` does.
         confirmed: bool,
     },
 }
@@ -125,18 +125,18 @@ struct Node {
     cursor: Option<u8>,
     confirmed: Option<u8>,
     poll: Poll,
-    /// The first key as the store returned it to a reader whose reply is in flight.
+    /// The row of the first key in a reply to a read, while the reply is in flight.
     fetched: Option<Row>,
 }
 
-/// The progress of the only verification, which is about the first key.
+/// The progress of the only verification. It verifies the first key.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 enum Verification {
     Not,
-    /// Two steps or one of three are left.
+    /// The verification is running. Each `Option` is `None` until its step is done.
     On {
         place: usize,
-        /// The node had ended the key itself before the verification began.
+        /// Whether the node had ended the key itself before the verification began.
         knew: bool,
         confirmed: Option<Option<u8>>,
         live: Option<bool>,
@@ -222,7 +222,7 @@ impl Store {
         self.rows[key]
     }
 
-    /// Returns one row per page, only the newest of each key.
+    /// Returns the next page of changes: one row per page, and only the newest row of each key.
     fn changes(&self, after: u8) -> Page {
         if after < self.floor {
             return Page::Compacted;
@@ -352,7 +352,7 @@ impl Node {
                 self.poll = Poll::Idle;
             }
             Page::Scan { rows, head } => {
-                // Commits of this process during the scan are added too.
+                // `learn` also applies rows that this process commits during the scan.
                 let rows = Rows { rows, base: head };
                 self.poll = Poll::Asked {
                     sent: now,
@@ -495,7 +495,7 @@ impl Model for Protocol {
         may(Step::Tick, left.ticks);
         may(Step::Forget, left.compactions);
         for key in 0..2 {
-            // One command at a time, on the first node.
+            // The first node runs one command at a time.
             let writes = if state.landing.is_none() {
                 left.writes
             } else {
@@ -584,7 +584,7 @@ impl Model for Protocol {
             Step::Hear(place) => {
                 let node = &mut state.nodes[place];
                 let row = node.fetched.take()?;
-                // Not while the node starts over, and not if the store did not know the key.
+                // Ignores the reply while the node starts over, and if the store did not know the key.
                 if node.cursor.is_some() && row.life != Life::Unknown {
                     node.live.apply((0, row), self.variant);
                 }

@@ -58,7 +58,7 @@ impl Nodes {
         }
     }
 
-    /// Starts a node whose random draws are the same in every test, so that another world predicts its keys.
+    /// Starts a node whose random draws are the same in every test, so that a test can predict its keys.
     fn drawing(
         store: &MemoryStore,
         policy: Policy,
@@ -72,7 +72,7 @@ impl Nodes {
         wait(builder.build()).unwrap()
     }
 
-    /// Creates the first key of a predictable node. Its id contains the time of the draw.
+    /// Creates the first key of a predictable node. The key's id contains the start time of the test's clock.
     fn predicted_key(&self) -> Created {
         let policy = Policy::new(profiles::standard()).unwrap();
         let clock = Arc::new(ManualClock::at(at(START)));
@@ -112,7 +112,7 @@ impl Nodes {
 struct Calling(Pin<Box<dyn Future<Output = Verdict>>>);
 
 impl Calling {
-    /// Starts a call and polls it once.
+    /// Wraps a call without polling it.
     fn new(call: impl Future<Output = Verdict> + 'static) -> Self {
         Self(Box::pin(call))
     }
@@ -128,7 +128,7 @@ impl Calling {
         }
     }
 
-    /// Checks that the call waits for the store.
+    /// Polls the call once, and checks that the call waits for the store.
     #[track_caller]
     fn begun(mut self) -> Self {
         assert!(self.poll().is_none(), "it waits for the store");
@@ -565,9 +565,9 @@ fn lag_counts_commits_seen_by_a_read_and_not_yet_synced() {
 /// A step of a scenario about one key.
 #[derive(Clone, Debug)]
 enum Step {
-    /// On the other node: creates the key, or disables or enables it if it exists.
+    /// The other node creates the key, or disables or enables an existing one.
     Change,
-    /// On this node: begins a verification, fresh or not.
+    /// This node begins a verification, with `verify_fresh` if `fresh` is true.
     Begin {
         fresh: bool,
     },
@@ -575,7 +575,7 @@ enum Step {
     Poll(usize),
     /// Drops the waiting call of this number.
     Drop(usize),
-    /// Holds answers back from now on, or releases those held back.
+    /// Holds answers back from now on if true. Releases all held answers if false.
     Hold(bool),
     Sync,
     Pass(Duration),
@@ -600,7 +600,7 @@ enum Key {
     Off,
 }
 
-/// The states of a key over time: by step number and by clock.
+/// The states of a key over time. Each entry has a step number, the clock's time and the new state.
 struct History(Vec<(usize, Duration, Key)>);
 
 impl History {
@@ -640,7 +640,7 @@ impl Open {
             }
             Ok(_) => past.was(Key::On, lately),
             Err(VerifyError::Unknown) => past.was(Key::Absent, during),
-            // A known key may be refused by its state within the bound.
+            // Without `fresh`, any state of a known key within the bound may refuse the key.
             Err(VerifyError::Disabled { .. }) if self.fresh => past.was(Key::Off, during),
             Err(VerifyError::Disabled { .. }) => {
                 past.was(Key::Off, lately) || past.was(Key::Off, during)

@@ -1,4 +1,4 @@
-//! A store restored from a backup accepts no key that was ended or narrowed since, once it is recovered.
+//! Once recovered, a store restored from a backup accepts no key that was ended or narrowed after the backup.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -29,7 +29,7 @@ use support::*;
 
 const ALL: NonZeroUsize = NonZeroUsize::new(100_000).unwrap();
 
-/// Returns every row and audit entry in a store of its own, as a backup holds them.
+/// Returns a new store with every row and audit entry of `of`, like a backup.
 fn backup(of: &MemoryStore) -> MemoryStore {
     let mut tenants: BTreeMap<TenantId, Effects> = BTreeMap::new();
     for change in wait(of.scan(None, ALL)).unwrap().rows {
@@ -126,7 +126,7 @@ fn after_a_restore_nothing_verifies_until_it_is_enabled() {
             "{refused:?}"
         );
     }
-    // The other tenant came with a legacy key of its own.
+    // The other tenant has a legacy key too.
     assert_eq!((report.tenants, report.disabled), (2, 5));
     assert_eq!(report.legacy.len(), 2);
     assert!(report.legacy.contains(&legacy.id));
@@ -146,7 +146,7 @@ fn after_a_restore_nothing_verifies_until_it_is_enabled() {
     restored
         .verify(elsewhere.secret.expose(), &Need::any())
         .unwrap();
-    // The legacy key can be rotated while disabled, or enabled.
+    // A disabled legacy key can be rotated or enabled.
     let next = wait(restored.rotate(&host(), legacy.id, RotateKey::grace(hours(1)))).unwrap();
     restored.verify(next.secret.expose(), &Need::any()).unwrap();
     assert!(restored.verify(secrets[0], &Need::any()).is_err());
@@ -181,7 +181,7 @@ fn a_trusted_backup_is_left_unchanged() {
     assert_eq!(trail(&store).len(), before);
 }
 
-/// Changes to keys, and the effect of a replay on each.
+/// Changes keys and owners in many ways, and checks the effect of a replay on each key.
 #[test]
 fn a_replay_repeats_every_change_that_ended_or_narrowed_a_key() {
     let mut spec = profiles::standard();
@@ -283,7 +283,7 @@ fn a_replay_repeats_every_change_that_ended_or_narrowed_a_key() {
     let writing = Need::scope("reports:write").unwrap();
     assert!(restored.verify(of_carol.secret.expose(), &writing).is_err());
 
-    // The key's current reach lies outside its former reach in every part.
+    // None of the key's current scopes is among its former scopes, so the report lists the key for review.
     assert_eq!(report.to_review, [narrowed.id]);
     assert!(report.lost.contains(&newest.id) && report.lost.contains(&successor.id));
     assert_eq!(report.lost.len(), 4, "{report:?}");
@@ -299,7 +299,7 @@ fn a_replay_repeats_every_change_that_ended_or_narrowed_a_key() {
     assert!(report.unknown.is_empty() && report.corrupt.is_empty());
     wait(restored.verify_audit(&host(), &acme, None)).unwrap();
 
-    // Replays again, after another decision: no change is repeated.
+    // Replays again, after an operator enabled a key: no change is repeated.
     wait(restored.enable(&host(), disabled.id)).unwrap();
     let before = trail(&store).len();
     let again = recover(&restored, Recovery::Replay(entries));
@@ -418,7 +418,7 @@ fn entries_that_are_altered_foreign_or_missing_change_nothing() {
         ChainError::Altered { .. } | ChainError::Gap { .. }
     ));
 
-    // Entries of overlapping exports: unaltered, in any order, some twice.
+    // Unaltered entries from overlapping exports may come in any order and more than once.
     let mut given = entries.clone();
     given.reverse();
     given.extend(entries);
@@ -441,7 +441,7 @@ fn an_unsealed_history_of_another_pepper_is_refused() {
     assert!(matches!(error, ChainError::UnknownPepper { .. }));
 }
 
-/// Returns a store that is cut off after a number of commits.
+/// Returns a store whose calls fail after a number of commits.
 fn dying(inner: MemoryStore, commits: usize) -> FaultyStore<MemoryStore> {
     let made = AtomicUsize::new(0);
     FaultyStore::new(inner).with_plan(move |call| {
@@ -509,7 +509,7 @@ fn keys_of_a_large_store_are_disabled_in_pages() {
     assert!(keys.iter().all(|key| !accepts(&restored, key)));
 }
 
-/// A service that is backed up after a number of commands.
+/// A service whose store is backed up after a number of commands.
 struct BackedUp {
     facade: Facade,
     store: MemoryStore,
@@ -599,7 +599,7 @@ fn replayed_accepts_no_more(
     };
     let clock = Arc::new(ManualClock::at(system.clock()));
     let lost = model_node(store.clone(), &clock);
-    // Corrects the clock, if it was wrong.
+    // Sets the clock to the right time, in case a command had run under a wrong one.
     clock.set_wall(system.facade.time());
     let entries = trail(&store);
     let broken = model_node(dying(backup.clone(), commits), &clock);
@@ -634,7 +634,7 @@ fn replayed_accepts_no_more(
 proptest! {
     #![proptest_config(Config {
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
-            "tests/recovery.proptest-regressions",
+            "it/recovery.proptest-regressions",
         ))),
         max_shrink_iters: 2000,
         ..Config::default()
@@ -670,7 +670,7 @@ fn a_widening_is_not_repeated() {
         .allow_addresses([])
         .expiry(Expiry::Never);
     wait(world.keys.update(&developer, key.id, wider)).unwrap();
-    // Partly wider, partly narrower.
+    // This change widens one scope and removes the other.
     let other = UpdateKey::new().scopes(["reports:*"]);
     wait(world.keys.update(&developer, mixed.id, other)).unwrap();
     let restored = world.restored(&store, standard());
@@ -683,7 +683,8 @@ fn a_widening_is_not_repeated() {
     assert_eq!(info.scopes, scope("reports:read").into());
 }
 
-/// A replaced key is unaware of its replacement after the loss. It must not rotate itself.
+/// After the loss, the record of a replaced key does not show the replacement. The key must not rotate
+/// itself.
 #[test]
 fn a_replaced_key_that_rotates_itself_is_disabled() {
     let mut spec = profiles::standard();
@@ -745,7 +746,7 @@ fn a_blocked_digest_stays_blocked_after_a_second_loss() {
     }
 }
 
-/// Some ended keys have no entry of their own: a row of their owner or tenant ended them, or time did.
+/// Some ended keys have no entry for their end: a row of the owner or tenant ended them, or they expired.
 #[test]
 fn an_import_ended_by_a_row_or_by_time_is_not_repeated() {
     let world = World::with_policies(standard());
@@ -796,7 +797,8 @@ fn an_import_ended_by_a_row_or_by_time_is_not_repeated() {
     import(&restored, "alive", reader("old")).unwrap();
 }
 
-/// A narrowing is repeated even if a later change undid it, because entries do not name the author's bound.
+/// A replay repeats a narrowing even if a later change undid it, because entries do not record the author's
+/// limits.
 #[test]
 fn a_key_narrowed_and_widened_again_is_narrow_after_a_replay() {
     let world = World::with_policies(standard());

@@ -1,4 +1,4 @@
-//! Defects found in reviews, each with a test that fails if it returns.
+//! Defects found in reviews, each with a test that fails if the defect returns.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
@@ -18,10 +18,10 @@ use keyward::{
 use keyward_conformance::{Call, Fault, FaultyStore};
 use support::*;
 
-/// An action elsewhere, at the next call of a kind.
+/// An action of another node, which runs at the next call of a kind.
 type Meanwhile = Arc<Mutex<Option<(Call, Box<dyn FnOnce() + Send>)>>>;
 
-/// A remote store that runs an action in the middle of a call.
+/// A remote store that runs an action before a call.
 struct Interrupted {
     inner: MemoryStore,
     meanwhile: Meanwhile,
@@ -230,7 +230,7 @@ fn a_read_from_before_a_resync_restores_no_deleted_key() {
         store.compact();
         wait(follower.sync()).unwrap();
     };
-    // Between the record and its owner's row, both of which are read through.
+    // The action runs after the key's record is read and before the owner's row is read.
     *meanwhile.lock().unwrap() = Some((Call::Load, Box::new(elsewhere)));
     let _ = wait(there.verify_or_fetch(key.secret.expose(), &reading()));
     for _ in 0..3 {

@@ -1,7 +1,7 @@
-//! Propagation, simulated: the promise holds under every seed, and every broken node is found.
+//! Propagation, simulated: a sound node keeps its promise under every seed, and every broken node is found.
 //!
 //! `KEYWARD_SIMULATE=<seeds>` runs that many seeds and prints the progress; `KEYWARD_SIMULATE_SEED=<seed>`
-//! runs a single one.
+//! runs a single seed.
 
 use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,13 +14,13 @@ use keyward_conformance::simulate::{
     Defect, Ground, Invariant, Options, Report, Simulation, Subject, Violation,
 };
 
-/// Seeds run by the gate: 10,000, over three times those needed to find every broken node.
+/// The number of seeds in a normal run: 10,000, over three times the number needed to find every broken node.
 const SEEDS: u64 = 10_000;
 
-/// Seeds within which every broken node must be found: 3,000. Most are found within fifty.
+/// The number of seeds within which every broken node must be found: 3,000. Most are found within fifty.
 const WITHIN: u64 = 3_000;
 
-/// Seeds between two lines of progress: 10,000.
+/// The number of seeds between two lines of progress: 10,000.
 const EVERY: u64 = 10_000;
 
 /// Runs seeds from zero on all processors. Returns the violation with the lowest seed, if any.
@@ -120,7 +120,7 @@ fn the_promise_holds_under_every_seed() {
     );
 }
 
-/// A store that keeps all tombstones and whose feed is never split into pages gives other orders of events
+/// This store keeps all tombstones, and its feed is never split into pages. It gives other orders of events
 /// than the test above.
 #[test]
 fn the_promise_holds_over_a_store_that_forgets_nothing() {
@@ -154,7 +154,7 @@ fn a_broken_clock_is_found() {
     }
 }
 
-/// Some invariants only a store can break: the cap, the trail, the end of a key.
+/// Only a store can break some invariants: the cap, the audit trail, the end of a key.
 #[test]
 fn every_violation_of_a_broken_store_is_found() {
     for (defect, expected) in [

@@ -1,4 +1,4 @@
-//! Time: no clock decides for other tenants, and a wrong clock that another clock contradicts issues nothing.
+//! Time: a wrong clock affects no other tenant, and a node whose clock is contradicted issues nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -139,7 +139,7 @@ fn a_lasting_step_forward_is_adopted_and_a_step_back_revives_nothing() {
     }
     step_back(&clock, days(91));
     assert!(matches!(refused(&keys, &key), VerifyError::Expired { .. }));
-    // Within the allowance, the clock is followed immediately.
+    // A step within the clock allowance is adopted immediately.
     let soon = reader("soon").expires_in(4 * MINUTE);
     let soon = create(&keys, &admin(), soon);
     step(&clock, days(91));
@@ -215,7 +215,8 @@ fn a_node_that_starts_in_1970_refuses_keys_it_cannot_judge() {
     create(&keys, &admin(), reader("new"));
 }
 
-/// A restart with an earlier clock: a key that its own tenant has seen expire stays expired.
+/// After a restart with an earlier clock, a key stays expired if its tenant has a commit at or after the
+/// key's end.
 #[test]
 fn an_earlier_clock_after_a_restart_revives_nothing() {
     let (store, first) = (MemoryStore::new(), clock());
@@ -237,7 +238,7 @@ fn an_earlier_clock_after_a_restart_revives_nothing() {
     }
 }
 
-/// A commit that leaves only a tombstone still leaves its instant.
+/// A deletion leaves only a tombstone, but the tenant keeps the instant of the commit.
 #[test]
 fn a_deletion_leaves_its_instant_after_its_tombstone_is_forgotten() {
     let (store, first) = (MemoryStore::new(), clock());
@@ -291,10 +292,10 @@ fn a_server_contradicts_a_clock_that_is_ahead() {
             other => panic!("{what}: {other}"),
         }
     }
-    // This command changes nothing.
+    // A contradicted clock does not refuse a command that changes nothing.
     wait(keys.provision_tenant(&admin(), &tenant("acme"))).unwrap();
     wait(keys.revoke(&admin(), spare.id, Reason::Lost)).unwrap();
-    // A key that has expired only by this clock is revoked for other nodes too.
+    // A bulk revocation also revokes a key that has expired only by the wrong clock.
     let everything = BulkFilter::all();
     wait(keys.revoke_many(&admin(), &tenant("acme"), everything, Reason::Lost)).unwrap();
     assert!(matches!(refused(&keys, &key), VerifyError::Revoked { .. }));
@@ -385,8 +386,8 @@ fn one_of_three_nodes_is_contradicted_and_two_that_disagree_are_not() {
     step(&fleet.clocks[2], YEARS);
     fleet.settle();
     assert_eq!(fleet.creating(), [true, true, false]);
-    // Other nodes learn of a step with the next report. The node that stepped compares itself with them
-    // immediately.
+    // Other nodes learn of a step with the next report. The node whose clock stepped compares its clock with
+    // the reports immediately.
     let fleet = Fleet::new(3, false);
     fleet.settle();
     step(&fleet.clocks[0], YEARS);
@@ -421,7 +422,7 @@ fn a_wrong_server_is_outvoted_by_a_majority_of_nodes() {
     assert_eq!(alone.creating(), [false], "nobody sides with it");
 }
 
-/// A node that is gone has no vote, however long its entry stays.
+/// A node that is gone has no vote, even while the registry keeps its entry.
 #[test]
 fn a_node_that_is_gone_has_no_vote_on_the_time() {
     let fleet = Fleet::new(3, false);
@@ -459,7 +460,8 @@ fn a_clock_that_is_behind_revives_no_ended_key() {
     }
 }
 
-/// A counterexample to the first version of the rule: the contradicting clock is not evidence for itself.
+/// Only the server's clock contradicts the node, and a contradicting clock is no evidence for itself. So the
+/// key stays refused.
 #[test]
 fn a_server_whose_clock_steps_back_alone_revives_nothing() {
     let (server, own) = (clock(), clock());
@@ -478,7 +480,7 @@ fn a_server_whose_clock_steps_back_alone_revives_nothing() {
     ));
 }
 
-/// A node's own time may be ahead of the wall clock. Freshness follows the steps of the wall clock.
+/// A node's own time can stay ahead of the wall clock and hide a step. Freshness follows the wall clock.
 #[test]
 fn a_step_of_the_wall_clock_ends_freshness_even_if_own_time_hides_it() {
     let (store, own) = (FaultyStore::new(MemoryStore::new()), clock());
@@ -492,7 +494,7 @@ fn a_step_of_the_wall_clock_ends_freshness_even_if_own_time_hides_it() {
     assert!(matches!(refused(&keys, &key), VerifyError::Stale { .. }));
 }
 
-/// Keys made by a wrong clock are narrowed as if they had been made earlier.
+/// Bulk commands also narrow keys that a wrong clock created in the future.
 #[test]
 fn keys_from_the_future_are_narrowed_like_others() {
     let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
@@ -565,7 +567,7 @@ fn every_tenant_can_be_repaired() {
     assert_eq!(verdict(&a, &key), Ok(()));
 }
 
-/// A key that has expired only by a wrong reading of the clock is narrowed too.
+/// Narrowing commands also apply to a key that has expired only by a wrong reading of the clock.
 #[test]
 fn a_wrong_reading_hides_no_key_from_narrowing_commands() {
     let clock = clock();
@@ -584,7 +586,7 @@ fn a_wrong_reading_hides_no_key_from_narrowing_commands() {
     assert!(ended(&disabled) && ended(&swept) && ended(&old));
 }
 
-/// A shorter life is not an extension, even if a commit has an instant in the future.
+/// While a tenant has a commit in the future, a command may shorten a key's life but not extend it.
 #[test]
 fn an_end_can_be_moved_closer_while_the_tenant_is_ahead() {
     let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
@@ -609,7 +611,8 @@ fn an_end_can_be_moved_closer_while_the_tenant_is_ahead() {
     assert!(matches!(denied(raised), Denial::TenantAhead { .. }));
 }
 
-/// A key of a tenant above acts below until its own tenant has seen it end.
+/// A key of a parent tenant may act in a tenant below until the parent has a commit at or after the key's
+/// end.
 #[test]
 fn an_acting_key_is_judged_by_the_commits_of_its_own_tenant() {
     let (store, first) = (MemoryStore::new(), clock());
@@ -634,7 +637,7 @@ fn an_acting_key_is_judged_by_the_commits_of_its_own_tenant() {
     assert!(matches!(denied, Denial::ActorExpired), "{denied:?}");
 }
 
-/// Rows from before a repair that a node reads again no longer affect the time.
+/// A node may read rows from before a repair again. Such rows no longer affect the time.
 #[test]
 fn rows_from_before_a_repair_do_not_undo_it() {
     let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
@@ -664,7 +667,6 @@ fn rows_from_before_a_repair_do_not_undo_it() {
     assert_eq!(verdict(&a, &key), Ok(()));
 }
 
-/// A contradicted clock that starts in 1970 ends no key of other tenants.
 #[test]
 fn a_contradicted_clock_in_1970_ends_no_key_of_other_tenants() {
     let (store, right) = (MemoryStore::new(), clock());
@@ -705,8 +707,8 @@ fn a_deed() -> impl Strategy<Value = Deed> {
 }
 
 proptest! {
-    /// Another clock moves at random. Keys of other tenants work until their end by the right clock and not
-    /// longer, and the right clock decides commands on them.
+    /// The other node's clock moves at random. Keys of other tenants work exactly until they expire by the
+    /// right clock. The right clock decides commands on these keys.
     #[test]
     fn a_wrong_clock_affects_no_other_tenant(deeds in prop::collection::vec(a_deed(), 1..24)) {
         let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
@@ -720,7 +722,7 @@ proptest! {
                     step_back(&wrong, Duration::from_secs(by.unsigned_abs()));
                 }
                 Deed::Wrong(by) => step(&wrong, Duration::from_secs(by.unsigned_abs())),
-                // Its tenant may be ahead of its clock by now; then the node can only narrow.
+                // The tenant may be ahead of this node's clock by now. Then the creation is refused.
                 Deed::Commits => drop(wait(other.create(&globex(), reader("key")))),
                 Deed::Pass(by) => {
                     let by = Duration::from_secs(by);

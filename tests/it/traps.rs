@@ -1,6 +1,6 @@
-//! Traps that other systems fell into, by their numbers in `docs/design.md`. `nodes.rs` has those that need
-//! several processes, `secrets.rs` the one about secrets in outputs, and `authority` those about authority.
-//! `house.rs` compares the numbers with the tests.
+//! Traps that other systems fell into, numbered as in `docs/design.md`. `nodes.rs` has the traps that need
+//! several processes, `secrets.rs` the trap about secrets in outputs, and `authority` the traps about
+//! authority. `house.rs` compares the numbers with the tests.
 
 use keyward::audit::Action;
 use keyward::command::{Expiry, ImportKey};
@@ -23,7 +23,7 @@ fn trap_03_a_verification_does_not_restore_a_disabled_key() {
             .rotate(&admin(), key.id, RotateKey::on_first_use(hours(1))),
     );
     let successor = rotated.unwrap();
-    // The use leaves a chore, and the key is disabled before the chore is done.
+    // The first use leaves work for maintenance. The key is disabled before that work runs.
     world
         .keys
         .verify(successor.secret.expose(), &reading())
@@ -169,7 +169,7 @@ fn trap_08_a_lost_answer_costs_no_key() {
             .create(&first.with_command_id(command("c1")), reader("a")),
     )
     .unwrap();
-    // The answer was lost. The same command again creates nothing and shows no secret.
+    // The answer was lost. Repeating the command creates nothing and returns no secret.
     let again = wait(
         world
             .keys
@@ -262,7 +262,7 @@ fn trap_13_a_key_cannot_mint_a_stronger_one() {
         Denial::ExceedsActor { dimension, .. } => dimension,
         other => panic!("{other:?}"),
     };
-    // A key with all of its owner's reach also has the owner's role, within its own life.
+    // A key with the full scopes of its owner also has the owner's role, but only within its own lifetime.
     let mallory = acting(&whole);
     let longer = reader("longer").expires_in(days(3));
     assert_eq!(exceeds(world.create(&mallory, longer)), Dimension::Lifetime);
@@ -306,7 +306,7 @@ fn trap_13_a_key_cannot_mint_a_stronger_one() {
         .verify(strong.secret.expose(), &reading())
         .unwrap();
 
-    // The host names the tenant and the owner: an actor of another tenant sees nothing.
+    // The application names the actor's tenant and owner, so an actor of another tenant sees nothing.
     let stranger = actor("other", "eve", Role::ADMIN);
     let revoked = wait(world.keys.revoke(&stranger, strong.id, Reason::Lost));
     assert_eq!(denied(revoked), Denial::NotFound);
@@ -348,13 +348,13 @@ fn trap_13_nobody_gains_a_stronger_role_through_anothers_key() {
         alices.id,
         RotateKey::immediate(),
     )));
-    // Only an admin gives a first role to a person without one, however low the role is.
+    // Only an admin may give a role to a person who has none, however low the role is.
     let unknown = reader("z").owned_by(who("nora"), Role::MEMBER);
     assert!(matches!(
         denied(world.create(&dave, unknown)),
         Denial::Forbidden { .. }
     ));
-    // Not even an admin can make another person or itself support staff.
+    // Even an admin cannot give the support role to anybody, including itself.
     for named in ["sid", "sue"] {
         let support = reader("z").owned_by(who(named), Role::SUPPORT);
         role(world.create(&admin(), support));

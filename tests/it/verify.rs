@@ -1,4 +1,5 @@
-//! The caches, counters and results of a verification. Caching affects its speed and never its verdict.
+//! The caches, counters and results of a verification. Caching affects the speed of a verification, never its
+//! verdict.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -21,8 +22,8 @@ fn refused(world: &World, token: &str, need: &Need) -> Option<VerifyError> {
     world.keys.verify(token, need).err()
 }
 
-/// Fails if a cached result for a need survives a lowered owner's role. Fails also if keys of a person
-/// without a role pass because keys of the tenant did, which need no role.
+/// Fails if a cached result outlives a change of the owner's role. Fails also if keys of a person without a
+/// role pass because keys of the tenant, which need no role, passed.
 #[test]
 fn a_cached_need_is_not_met_by_keys_with_less_reach() {
     let world = World::new();
@@ -209,7 +210,7 @@ impl Clock for Interrupted {
     }
 }
 
-/// Fails if a position found in one index is used in another.
+/// Fails if a position found in one index is used in another index.
 #[test]
 fn a_key_verifies_during_a_full_resync() {
     let clock = Arc::new(Interrupted {
@@ -236,7 +237,7 @@ fn a_key_verifies_during_a_full_resync() {
     wait(replica.sync()).unwrap();
     verifier.verify(key.secret.expose(), &reading()).unwrap();
     *clock.then.lock().unwrap() = Some(Interruption(Box::new(move || {
-        // Ahead of the replica, and then compacted.
+        // The store commits and compacts ahead of the replica, so the replica must start over.
         wait(keys.create(&admin(), reader("another"))).unwrap();
         store.compact();
         wait(replica.sync()).unwrap();
@@ -281,7 +282,7 @@ fn a_batch_gets_the_same_verdicts_as_its_keys_one_by_one() {
     }
 }
 
-/// Fails if a batch does not ask a store in this process to confirm at the moment of use.
+/// Fails if a batch is not confirmed with an in-process store at the moment of use.
 #[test]
 fn a_batch_is_confirmed_at_the_moment_of_use() {
     let world = World::new();

@@ -25,7 +25,7 @@ impl Write for Captured {
     }
 }
 
-/// All output, and every secret that must not be in it.
+/// All output, and every secret that must not be in the output.
 #[derive(Default)]
 struct Witness {
     said: String,
@@ -120,7 +120,7 @@ fn live_through_everything(world: &World, witness: &mut Witness) {
             }
         }
     }
-    // Secrets pasted into the wrong field.
+    // A secret pasted into the field for a name.
     let pasted = format!("\u{7}{}", doomed.secret.expose());
     hear(
         witness,
@@ -195,8 +195,8 @@ fn trap_15_no_secret_is_in_any_output() {
         .finish();
     let world = World::new();
     let mut witness = Witness::default();
-    // Set for all threads: a call site first reached by a thread without a subscriber is cached as disabled
-    // for every thread.
+    // The subscriber is set for all threads. Otherwise a thread without a subscriber could reach a call site
+    // first, which disables the call site for every thread.
     tracing::subscriber::set_global_default(subscriber).unwrap();
     live_through_everything(&world, &mut witness);
     look_everywhere(&world, &mut witness);
@@ -211,7 +211,7 @@ fn trap_15_no_secret_is_in_any_output() {
     );
 
     for secret in &witness.secrets {
-        // Neither the secret half nor the whole token may appear, not even its second half.
+        // Searches for the second half of the token, so that a part of the secret is found too.
         let middle = &secret[secret.len() / 2..secret.len() - 6];
         for (place, text) in [("a log", &logged), ("an output", &witness.said)] {
             let found = text.find(middle).map(|at| &text[at.saturating_sub(80)..at]);

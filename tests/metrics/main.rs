@@ -60,7 +60,7 @@ impl Recorder for Kept {
     }
 }
 
-/// A store whose server's clock is a minute ahead of the node's.
+/// The server's clock starts a minute ahead of the node's clock.
 #[test]
 fn the_offset_to_the_most_different_clock_is_a_gauge() {
     let kept = Kept::default();

@@ -16,7 +16,7 @@ use support::postgres::{Place, Server, on_runtime, open, pool, runtime};
 use support::raw::{ALL, next};
 use support::*;
 
-/// Returns the full text of an error: message and `Debug`, with those of all its causes.
+/// Returns the message and the `Debug` text of an error and of all its causes.
 pub(crate) fn full_text(error: &dyn std::error::Error) -> String {
     let mut text = format!("{error} {error:?}");
     let mut source = error.source();
@@ -121,7 +121,7 @@ fn a_schema_upgrade_stops_a_running_store() {
 #[test]
 fn tables_are_set_up_whole_or_not_at_all() {
     let place = Place::new();
-    // The last of the tables cannot be created.
+    // `nodes` is the last table to be created, and a table of that name exists already.
     place.run("CREATE SCHEMA $s; CREATE TABLE $s.nodes (theirs integer)");
     let refused = open(place.options()).unwrap_err();
     assert!(matches!(refused, ConnectError::Database(_)), "{refused:?}");
@@ -202,7 +202,7 @@ fn commits_continue_while_readers_hold_all_connections() {
     let lock = place.hold("SELECT 1 FROM $s.nodes FOR UPDATE");
     let mut held = join_all([report(2), report(2)]);
     assert!((&mut held).now_or_never().is_none());
-    // Both wait for the row, each on its own connection.
+    // Both reports wait for the row, each on its own connection.
     let waiting = "SELECT pid::text FROM pg_stat_activity \
                    WHERE wait_event_type = 'Lock' AND query LIKE '%$s%'";
     while place.ask(waiting).len() < 2 {
@@ -237,7 +237,7 @@ fn a_demoted_primary_is_not_read() {
     let store = open(options).unwrap();
     wait(store.scan(None, ALL)).unwrap();
     server.demote();
-    // The first calls may fail because a connection was lost.
+    // The first calls may fail because their connection was lost.
     for _ in 0..2 {
         wait(store.scan(None, ALL)).unwrap_err();
     }

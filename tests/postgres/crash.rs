@@ -45,7 +45,7 @@ fn a_killed_server_loses_no_acknowledged_commit() {
     });
     assert!(written.len() > 300);
     server.resume();
-    // Lost connections are detected one by one.
+    // Each lost connection is detected when a call fails on it, so the scan is retried.
     let back = (0..50).find_map(|_| wait(stores[0].scan(None, ALL)).ok());
     assert!(back.is_some(), "the store goes on with the server");
     let (kept, _) = removed_since(&stores[0], start, ALL);
@@ -108,7 +108,7 @@ fn a_connection_lost_before_commit_wrote_nothing() {
 fn rolled_back_commits_are_retried_and_then_reported_as_a_conflict() {
     let place = Place::new();
     let store = place.connect();
-    // A rollback does not reset a sequence.
+    // A rollback does not reset a sequence, so the sequence counts the tries.
     place.run("CREATE SEQUENCE $s.tries");
     at_commit(
         &place,

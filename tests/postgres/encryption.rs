@@ -1,4 +1,4 @@
-//! Encrypted connections: to the intended host or to none.
+//! Encrypted connections reach the intended host or fail.
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use support::postgres::{Place, Server, on_runtime, open};
 use support::raw::{ALL, next};
 use support::*;
 
-/// Alice's password, as in the servers' password file.
+/// The password of the database user `alice`.
 const PASSWORD: &str = "hunter2 correct";
 
 /// A certificate authority, with its own certificate.
@@ -104,7 +104,7 @@ fn options(url: &str, place: &Place) -> PostgresOptions {
     PostgresStore::options(url).schema(&place.schema)
 }
 
-/// Returns whether connections of this name are encrypted, for each that last ran such a statement.
+/// Returns, for each connection with this name and last statement, whether it is encrypted.
 fn encrypted(place: &Place, name: &str, statement: &str) -> Vec<String> {
     place.ask(&format!(
         "SELECT ssl::text FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
@@ -123,7 +123,7 @@ fn all_connections_are_encrypted_under_every_setting_that_requests_it() {
         (0, "sslmode=require", Some(&roots)),
         (1, "sslmode=verify-ca", Some(&roots)),
         (2, "sslmode=verify-full", Some(&roots)),
-        // The server is on this machine, so only the certificates request encryption.
+        // The server is on this machine, so encryption is required only because root certificates are given.
         (3, "sslmode=prefer", Some(&roots)),
         (4, "", Some(&roots)),
         (5, &*file, None),
@@ -183,9 +183,9 @@ fn a_certificate_of_an_untrusted_authority_is_refused() {
         assert!(error.contains("invalid peer certificate"), "{error}");
         open(options.root_certificates(there.authority.pem())).unwrap();
     }
-    // Nor does the system trust the authority.
+    // The system's certificates do not include this authority either.
     let options = options(&format!("{url} sslrootcert=system"), &place);
-    // Reports a system without any trusted certificates as such.
+    // On a system without any trusted certificates, the error says so.
     match open(options) {
         Err(ConnectError::Certificates(_)) => {}
         refused => {
@@ -237,7 +237,7 @@ fn a_server_without_encryption_is_refused_if_encryption_is_requested() {
     let own = options(&url, &place).connect_tls(NoTls);
     let error = full_text(&on_runtime(own).unwrap_err());
     assert!(error.contains("does not support TLS"), "{error}");
-    // Unencrypted connections are allowed to this machine, or on request.
+    // An unencrypted connection is allowed to this machine by default, and with `sslmode=disable`.
     let store = open(options(&url, &place)).unwrap();
     wait(store.load(&tenant("acme"), &LoadRequest::none())).unwrap();
     let plain = format!("{url} sslmode=disable");
@@ -249,7 +249,7 @@ fn a_server_without_encryption_is_refused_if_encryption_is_requested() {
 fn unencrypted_connections_to_other_machines_need_an_explicit_setting() {
     let server = Server::on_loopback("fsync = off", &[]);
     let place = Place::at(server.url());
-    // An address that leads to this machine but does not look local.
+    // This address leads to this machine but does not look local.
     let port = server.port();
     let away = format!("host=db.test hostaddr=0.0.0.0 port={port} user=postgres");
     for words in ["", "sslmode=allow", "sslmode=prefer"] {
@@ -361,11 +361,12 @@ impl std::io::Write for Log {
 fn no_log_contains_a_password() {
     use tracing_subscriber::util::SubscriberInitExt;
 
-    // Set up before the log: the driver logs each statement, and one of them sets a password.
+    // The server is set up before the log is captured: setup sends a password in a statement, and the driver
+    // logs statements.
     let there = Encrypting::shared();
     let log = Log::default();
     let writer = log.clone();
-    // For all threads of the process, so that the driver's own log is included.
+    // The subscriber covers all threads of the process, so the log includes the driver's lines.
     tracing_subscriber::fmt()
         .with_max_level(tracing::Level::TRACE)
         .with_ansi(false)

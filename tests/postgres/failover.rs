@@ -22,13 +22,13 @@ use support::postgres::{Place, Server, on_runtime, open};
 use support::raw::{ALL, beginning, next};
 use support::*;
 
-/// The commit timeout: 2 s, short because tests wait for it too.
+/// The commit timeout: 2 s, short because tests wait for it.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The staleness bound of the standard policy: 10 s.
 const BOUND: Duration = Duration::from_secs(10);
 
-/// A primary that waits for its standby, with a store on it.
+/// A primary with a store on it, and the standby that the primary waits for.
 struct Cluster {
     primary: Server,
     standby: Server,
@@ -58,7 +58,7 @@ impl Cluster {
         self.node(strict(&self.place))
     }
 
-    /// Returns the store's place on the standby.
+    /// Returns the same schema on the standby.
     fn other(&self) -> Place {
         Place {
             url: self.standby.url(),
@@ -66,7 +66,7 @@ impl Cluster {
         }
     }
 
-    /// Cuts the standby off.
+    /// Disconnects the standby from the primary.
     fn cut(&self) {
         let standby = self.other();
         standby.run("ALTER SYSTEM SET primary_conninfo = ''");
@@ -75,7 +75,7 @@ impl Cluster {
             .until("SELECT count(*)::text FROM pg_stat_replication", "0");
     }
 
-    /// Cuts the standby off and promotes it. The former primary stays up.
+    /// Disconnects the standby and promotes it. The former primary stays up.
     fn fail_over(&self) -> Place {
         self.cut();
         let standby = self.other();
@@ -84,7 +84,7 @@ impl Cluster {
     }
 }
 
-/// Adds a standby to `primary`, which waits for it from here on.
+/// Adds a standby to `primary`. Commits on the primary wait for the standby from then on.
 fn joined(primary: &Server, place: &Place) -> Server {
     let standby = Server::standby_of(primary);
     primary.reconfigure("synchronous_standby_names = 'walreceiver'");
@@ -132,13 +132,13 @@ fn strict_nodes_work_normally_while_the_standby_follows() {
         matches!(refused, VerifyError::Revoked { .. }),
         "{refused:?}"
     );
-    // A strict node needs no privileges beyond those of any store.
+    // Strict mode needs no more privileges than any other mode of the store.
     cluster
         .place
         .run("CREATE ROLE plain LOGIN; GRANT CREATE ON DATABASE postgres TO plain");
     let plain = Place::at(cluster.primary.url().replace("user=postgres", "user=plain"));
     wait(strict(&plain).commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
-    // Heartbeats are not commits.
+    // Heartbeats are not commits, so they do not raise the revision.
     let after = wait(store.scan(None, ALL)).unwrap().head;
     assert_eq!(after.revision, Revision(head.revision.0 + 1));
 }
@@ -196,7 +196,7 @@ fn verifiers_that_see_only_a_former_primary_refuse_within_the_bound() {
     ));
     let results = [results.0, results.1, results.2, results.3];
     assert!(results.iter().all(Result::is_err), "{results:?}");
-    // Once the former primary is stopped, nodes find the new one, which by then has a standby of its own.
+    // The new primary gets a standby of its own. Nodes find the new primary once the former one is stopped.
     let _third = joined(&cluster.standby, &promoted);
     cluster.primary.kill();
     let reached = (0..20).any(|_| wait(service.sync()).is_ok());
@@ -261,7 +261,7 @@ fn a_heartbeat_of_one_server_confirms_nothing_about_another() {
     };
     let store = strict(&both);
     let reads = || wait(join3(store.nodes(), store.nodes(), store.nodes()));
-    // So many connections to the primary that one is left when it is cut off.
+    // Opens so many connections to the primary that one stays open when the others are terminated below.
     reads().2.unwrap();
     let promoted = cluster.fail_over();
     let _third = joined(&cluster.standby, &promoted);
@@ -307,7 +307,7 @@ fn a_commit_without_the_standbys_acknowledgement_is_not_reported_as_done() {
         panic!("{result:?}")
     };
     assert_eq!(error.kind(), StoreErrorKind::Indeterminate);
-    // A store that is not strict cannot detect it.
+    // A store that is not strict cannot detect the cancelled wait.
     let head = wait(careless.scan(None, ALL)).unwrap().head;
     assert_eq!(cancelled(&careless, head.revision).unwrap().0, 3);
 }
@@ -321,7 +321,7 @@ fn strict_mode_requires_a_synchronous_standby_and_a_url() {
     let refused = open(options()).unwrap_err();
     assert!(matches!(refused, ConnectError::NoStandby), "{refused:?}");
     server.reconfigure("synchronous_standby_names = 'nobody'");
-    // A setting read at start applies from the first commit on.
+    // The restart makes the setting apply from the first commit on.
     server.kill();
     server.resume();
     let refused = open(options()).unwrap_err();

@@ -80,7 +80,7 @@ fn each_broken_row_is_named_once_and_no_other() {
             "the store's own row is damaged",
         ),
         (
-            // The import also wrote its digest, into a row of its own.
+            // The import wrote its digest into a separate row.
             "UPDATE $s.digests SET id = overlay(id placing '\\x07' from 6) \
              WHERE digest = (SELECT digest FROM $s.digests ORDER BY digest LIMIT 1)",
             "an imported digest is damaged",

@@ -14,7 +14,7 @@ use support::*;
 
 const TENANTS: usize = 20;
 
-/// Creates a few tenants with keys and returns a load for each, of every kind.
+/// Creates 20 tenants with keys, and returns a load for each tenant. The loads are of five kinds.
 fn tenants(place: &Place) -> Vec<(TenantId, LoadRequest)> {
     let keys = service(place);
     let mut made: Vec<KeyId> = Vec::new();
@@ -29,7 +29,7 @@ fn tenants(place: &Place) -> Vec<(TenantId, LoadRequest)> {
         }
         let select = match number % 5 {
             0 => LoadRequest::none(),
-            // Its own key, and a key of another tenant.
+            // A key of the first tenant, and a key of this tenant.
             1 => LoadRequest {
                 keys: vec![made[0], made[made.len() - 1]],
                 ..LoadRequest::none()
@@ -55,7 +55,7 @@ fn tenants(place: &Place) -> Vec<(TenantId, LoadRequest)> {
 
 type Answer = Result<TenantView, StoreError>;
 
-/// Starts all loads while the server is locked. Returns their answers.
+/// Starts all loads while a table is locked, so that the loads wait. Returns the answers.
 fn at_once(place: &Place, store: &PostgresStore, asked: &[(TenantId, LoadRequest)]) -> Vec<Answer> {
     let lock = place.hold("LOCK TABLE $s.tenants IN ACCESS EXCLUSIVE MODE");
     let mut all = join_all((asked.iter()).map(|(tenant, select)| store.load(tenant, select)));

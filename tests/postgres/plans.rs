@@ -25,8 +25,8 @@ const LOGS_PLANS: &str = "session_preload_libraries = 'auto_explain'\n\
     auto_explain.log_analyze = on\nauto_explain.log_buffers = on\nauto_explain.log_timing = off\nfsync = off\n\
     max_wal_size = '4GB'\nautovacuum = off";
 
-/// Rows of other tenants: `$n` each of keys, entries and so on, and as many owners as fit before the first
-/// commit. Their bytes do not matter.
+/// Rows of other tenants: `$n` of each kind, but at most 40,000 owners. With this limit, a million keys and
+/// the owners have a `place` below 2^20, where the first commit begins. The bytes of the rows do not matter.
 const OTHERS: &str = "
     INSERT INTO $s.rows SELECT g, 2, 't' || g % 500, NULL, decode(md5(g::text), 'hex'),
         4000000000000000 + g, NULL, md5(g::text), '\\x00', 0 FROM generate_series(1, $n) g;
@@ -40,14 +40,14 @@ const OTHERS: &str = "
     INSERT INTO $s.gone SELECT decode(md5('gone' || g), 'hex') FROM generate_series(1, $n) g;
     ANALYZE $s.rows, $s.audit, $s.tenants, $s.digests, $s.gone;";
 
-/// The row limit of a statement: 2,000, more than any plan here needs and far fewer than there are.
+/// The number of rows a plan may read: 2,000, more than any plan here needs and far fewer than a table holds.
 const FEW: u64 = 2_000;
 
-/// The page limit of a statement: 120 pages of 8 KiB, more than any plan here needs and fewer than there are.
-/// A plan that scans a whole index reports only the rows that match, so pages are counted too.
+/// The number of pages a plan may read: 120 pages of 8 KiB, more than any plan here needs and fewer than a
+/// table holds. A plan that scans a whole index reports only the rows that match, so pages are counted too.
 const FEW_PAGES: u64 = 120;
 
-/// A service among rows of other tenants.
+/// A service over a store that also holds many rows of other tenants.
 struct World {
     server: Server,
     place: Place,
@@ -77,10 +77,10 @@ impl World {
         }
     }
 
-    /// Runs everything a service does. Returns the statements that read many rows.
+    /// Runs everything a service does. Returns the plans that read many rows.
     fn work(&self, name: &str) -> Vec<String> {
         let from = self.server.log().len();
-        // Repeated until the server switches to a generic plan.
+        // Repeats every statement until the server switches to a generic plan.
         for number in 0..8 {
             self.change_and_ask(&format!("{name} {number}"));
         }
@@ -103,8 +103,7 @@ impl World {
         let digest = Digest::sha256(name);
         let import = ImportKey::sha256(digest, reader(name));
         wait(keys.import(&admin(), import)).unwrap();
-        // A key that acts below its own tenant: its row and those of its owner and its tenant guard the
-        // commit.
+        // A key that acts in a tenant below its own: the rows of key, owner and tenant guard the commit.
         let whole = wait(keys.create(&admin(), CreateKey::new(name).scope("*:*"))).unwrap();
         let by = keys.verify(whole.secret.expose(), &Need::any()).unwrap();
         let below = reader(name).in_tenant(tenant("acme/web"));
@@ -120,7 +119,7 @@ impl World {
             commands: vec![command("some")],
         };
         wait(store.load(&tenant("acme"), &everything)).unwrap();
-        // Many tenants concurrently: all loads but the first two wait for each other.
+        // Many tenants load concurrently: all loads but the first two wait, and then share transactions.
         let many: Vec<_> = (0..20)
             .map(|other| tenant(&format!("none-{other}")))
             .collect();
@@ -130,7 +129,7 @@ impl World {
         }
         wait(store.find(&Locator::Id(key.id))).unwrap();
         wait(store.find(&Locator::Imported(digest))).unwrap();
-        // Ten rows written by the service itself, which are the newest.
+        // Each call reads at most ten rows. The newest rows are those that the service itself wrote.
         let head = wait(store.scan(None, TEN)).unwrap().head;
         wait(store.changes(keys.freshness().cursor.unwrap(), TEN)).unwrap();
         assert!(head.revision > self.start);
@@ -145,7 +144,7 @@ impl World {
             of_tenant.sort = sort;
             wait(store.list(&of_tenant)).unwrap();
         }
-        // With the tenants below, by a part of the name, and by the hint.
+        // Also lists the tenants below, then filters by a part of the name, and then by the hint.
         of_tenant.below = true;
         wait(store.list(&of_tenant)).unwrap();
         of_tenant.name = Some(name.to_owned());
@@ -157,7 +156,7 @@ impl World {
             0,
             "deleted"
         );
-        // By the fingerprint alone, in any tenant.
+        // Filters by the fingerprint alone, in all tenants.
         let mut of_all = KeyQuery::all(at(START));
         of_all.fingerprint = Some(Fingerprint::of_token("some token"));
         wait(store.list(&of_all)).unwrap();
@@ -180,7 +179,7 @@ impl World {
     }
 }
 
-/// Returns the plans with a step that read many rows, counting rows that it filtered out.
+/// Returns the plans with a step that read many rows or pages. Rows that a step filtered out count too.
 fn looks_at_many(log: &str) -> Vec<String> {
     let rows = Regex::new(r"rows=(\d+)(?:\.\d+)? loops=(\d+)\)|Rows Removed by [A-Za-z ]+: (\d+)")
         .unwrap();
@@ -204,12 +203,12 @@ fn looks_at_many(log: &str) -> Vec<String> {
             })
     };
     let plans = log.split("Query Text: ").skip(1);
-    // Excludes statements of this test, and the server's on its own tables.
+    // Excludes statements of this test, and statements that the server runs on its own tables.
     let plans = plans.filter(|plan| !plan.starts_with("\n") && !plan.contains("generate_series"));
     plans.filter(many).map(str::to_owned).collect()
 }
 
-/// Returns the number of rows: a million with `KEYWARD_LONG=1`.
+/// Returns the number of rows of other tenants: a million with `KEYWARD_LONG=1`.
 fn others() -> usize {
     match std::env::var("KEYWARD_LONG").as_deref() {
         Ok("1") => 1_000_000,

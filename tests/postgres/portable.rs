@@ -20,11 +20,11 @@ use support::postgres::{Place, Server, open};
 use support::raw::{ALL, beginning};
 use support::*;
 
-/// The only file that may use LISTEN and NOTIFY. No result depends on these hints.
+/// The only file that may use LISTEN and NOTIFY. No result depends on notifications, which are only hints.
 const HINTS: &str = "listen.rs";
 
-/// Features that no essential statement may use: the server's own locks, notifications, ids of transactions
-/// and rows, numbers drawn before a commit.
+/// Features that no essential statement may use: advisory locks, notifications, ids of transactions and rows,
+/// and sequences, which draw numbers before a commit.
 static FOREIGN: LazyLock<Regex> = LazyLock::new(|| {
     let words = [
         r"\w*advisory\w*",
@@ -156,10 +156,10 @@ fn features_that_other_databases_lack_are_detected() {
     assert!(!FOREIGN.is_match(&sent_by("1.sql", "SELECT 1 -- xmin")[0]));
 }
 
-/// Finds a statement in a server's log, whatever stands where the source leaves a gap.
+/// Returns a pattern that finds a statement in a server's log. A placeholder in the source matches any text.
 fn as_logged(statement: &str) -> Regex {
     let gap = Regex::new(r"\\\{[^{}]*\\\}").unwrap();
-    // The log breaks lines as the statement does, so only the first line is matched.
+    // A statement of several lines takes several lines of the log, so only the first line is matched.
     let first = statement.split("\\n").next().unwrap();
     let pattern = regex::escape(&first.replace("$s.", "{schema}"));
     Regex::new(&gap.replace_all(&pattern, ".*?")).unwrap()
@@ -196,7 +196,7 @@ fn do_everything(place: &Place) {
     secret.tenant_reach = TenantReach::Descendants;
     let keys = node(store.clone(), &clock, Policy::new(spec).unwrap());
     let start = beginning(&store);
-    // A key that acts below its own tenant: its row and those of its owner and its tenant guard the commit.
+    // A key that acts in a tenant below its own: the rows of key, owner and tenant guard the commit.
     let whole = wait(keys.create(&admin(), CreateKey::new("whole").scope("*:*"))).unwrap();
     let by = keys.verify(whole.secret.expose(), &Need::any()).unwrap();
     let below = reader("below").in_tenant(tenant("acme/web"));

@@ -1,4 +1,4 @@
-//! Round trips: a call sends its requests together.
+//! Round trips: a call sends its requests together, without waiting for an answer between them.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -15,8 +15,8 @@ use support::postgres::{Place, Server, open};
 use support::raw::{ALL, beginning, next};
 use support::*;
 
-/// A proxy between a node and its server. From the beginning of a transaction it withholds the server's
-/// answers until the expected number of requests has been sent.
+/// A proxy between a node and its server. Once a transaction begins, the proxy withholds the server's answers
+/// until the expected number of requests has been sent.
 struct Between {
     folder: TempDir,
     gate: Arc<Gate>,
@@ -30,9 +30,9 @@ struct Gate {
 
 #[derive(Default)]
 struct State {
-    /// The number of requests that a transaction must send before it gets an answer.
+    /// The number of requests that a transaction must send before the proxy lets an answer pass.
     at_once: usize,
-    /// The number of requests each connection still has to send.
+    /// The number of requests that each connection must still send, by connection number.
     missing: HashMap<usize, usize>,
     /// Set when the measured call has returned.
     over: bool,
@@ -72,8 +72,8 @@ impl Gate {
         self.moved.notify_all();
     }
 
-    /// Returns whether a call sends exactly this many requests before it waits for answers. The call must
-    /// succeed once it is answered.
+    /// Returns whether `call` sends exactly `expected` requests before it waits for an answer. The call must
+    /// succeed.
     fn sends_at_once<E: std::fmt::Debug + Send>(
         &self,
         expected: usize,
@@ -99,7 +99,7 @@ impl Gate {
 
 /// Forwards the node's messages one at a time.
 fn to_server(connection: usize, mut from: UnixStream, mut to: UnixStream, gate: &Gate) {
-    // The first message has no type byte.
+    // The first message of a connection has no type byte.
     let mut begun = false;
     loop {
         let mut head = [0; 5];
@@ -111,7 +111,7 @@ fn to_server(connection: usize, mut from: UnixStream, mut to: UnixStream, gate: 
         let length = u32::from_be_bytes(length.try_into().unwrap());
         let mut body = vec![0; length as usize - 4];
         from.read_exact(&mut body).unwrap();
-        // A simple query, or the end of an extended one.
+        // `Q` is a simple query, and `S` ends an extended one.
         if matches!(kind, b"Q" | b"S") {
             gate.asked(connection, body.starts_with(b"START TRANSACTION"));
         }
@@ -178,9 +178,9 @@ fn a_read_takes_one_round_trip() {
     };
     let imported = Locator::Imported(Digest::sha256("imported"));
     let loading = |select| wait(store.load(&tenant("acme"), &select)).map(drop);
-    // Two requests begin a transaction and read its position. The others are the call's own.
+    // Two requests begin the transaction and read the store's position. The others are the call's own.
     let sent = |expected, call: &mut (dyn FnMut() -> Result<(), String> + Send)| {
-        // The first call prepares the statements.
+        // This call is not measured: it also prepares the statements.
         call().unwrap();
         assert!(
             between.gate.sends_at_once(expected, call),
@@ -215,7 +215,7 @@ fn a_read_takes_one_round_trip() {
         let nodes = wait(store.nodes()).map(drop);
         nodes.map_err(|error| plainly(&error))
     });
-    // The bundle that a commit begins with: settings, two locks, and the version of the tables.
+    // A commit begins with four requests: the settings, two locks, and the version of the tables.
     sent(4, &mut || {
         let commit = next(&tenant("acme"), at).1;
         at = wait(store.commit(commit)).map_err(|error| plainly(&error))?;

@@ -73,7 +73,7 @@ fn first_uses_are_not_lost() {
     pairs::first_uses_are_not_lost(&a, &b, &clock);
 }
 
-/// Runs a check with a right and a wrong clock, and a function that starts another node with the right clock.
+/// Runs a check on two nodes with a clock each. The last argument starts another node with the first clock.
 fn on_two_clocks(
     check: impl Fn((&Keyward, &ManualClock), (&Keyward, &ManualClock), &dyn Fn() -> Keyward),
 ) {
@@ -99,7 +99,7 @@ fn the_time_of_a_tenant_is_repaired() {
     on_two_clocks(|a, b, again| pairs::the_time_of_a_tenant_is_repaired(a, b, again));
 }
 
-/// The server's clock comes with every load and every poll.
+/// Every load and every poll returns the server's time.
 #[test]
 fn the_servers_clock_contradicts_one_that_is_ten_years_ahead() {
     let place = Place::new();
@@ -131,7 +131,7 @@ fn created(keys: &Keyward, path: &str, name: &str) -> bool {
     }
 }
 
-/// Runs 16 writers on four nodes. Each tries to create `each` keys in every one of `tenants`.
+/// Runs 16 writers on four nodes. Each writer tries to create `each` keys in every tenant.
 fn cap_holds(tenants: usize, each: usize, cap: u32) {
     let place = Place::new();
     let nodes = nodes(&place, 4, cap);
@@ -197,7 +197,7 @@ fn a_poller_misses_no_change_while_others_write() {
         let mut seen: Vec<(Revision, _)> = Vec::new();
         let mut cursor: Cursor = start;
         loop {
-            // Read before the feed: if all writes were done before it, an empty page is the end of the feed.
+            // The count is read before the feed: if no writer is left, an empty page is the end of the feed.
             let over = writing.load(Ordering::SeqCst) == 0;
             let (page, upto) = removed_since(&reader, cursor, NonZeroUsize::new(7).unwrap());
             for change in &page {

@@ -7,7 +7,8 @@ use support::postgres::{Place, open};
 use support::raw::{ALL, next};
 use support::*;
 
-/// Returns every table and index of the schema, with the transactions that created them and the version.
+/// Returns every table and index of the schema with the transaction that created it, and the schema's
+/// version.
 fn tables(place: &Place) -> Vec<String> {
     let mut tables = place.ask(
         "SELECT c.relname || ' ' || c.oid || ' ' || c.xmin FROM pg_class AS c \

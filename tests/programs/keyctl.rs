@@ -84,7 +84,7 @@ impl Shop {
         said(self.command(args))
     }
 
-    /// Creates a key of `tenant`. Returns its id and its secret.
+    /// Creates a key of `tenant`. Returns the key's id and secret.
     fn key(&self, tenant: &str, name: &str, more: &[&str]) -> (String, String) {
         let args = ["create", name, "--tenant", tenant, "--json"];
         let created = self.run(&[&args, more].concat()).ended(0).document();
@@ -213,7 +213,7 @@ fn stdout_holds_only_the_secret_and_no_file_contains_it() {
 
     let (_, third) = shop.key("acme", "third", &[]);
     for secret in [secret, successor, &third] {
-        // Neither the whole token nor its secret half, which follows prefix and id.
+        // The folder holds neither the whole token nor its secret half, which follows the prefix and the id.
         assert!(!holds(shop.0.path(), secret));
         assert!(!holds(shop.0.path(), &secret[secret.len() - 40..]));
         for asked in [&["list"][..], &["audit"], &["stats"], &["show", &id]] {

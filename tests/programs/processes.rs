@@ -1,5 +1,6 @@
-//! The example `processes`: real processes over one file. The example checks the promise for each
-//! verification itself and fails if one breaks it. These tests check that it ends, and what it leaves behind.
+//! The example `processes`: real processes over one file. The example itself checks that no verification
+//! accepts a revoked key past the bound, and fails otherwise. These tests check that the example ends and
+//! leaves nothing behind.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -91,7 +91,7 @@ fn the_printed_commands_of_the_first_run_work_and_no_later_run_prints_the_key() 
     assert_eq!(again.ask(&admin, "GET /v1/reports", None), (200, json!([])));
     logged += &again.stop();
     for secret in secrets {
-        // The part after the prefix and the id.
+        // The secret half of the token, after the prefix and the id.
         let hidden = &secret[secret.len() - 32..];
         for (where_, text) in [("the log", &logged), ("what a later run prints", &printed)] {
             assert!(!text.contains(hidden), "a secret is in {where_}");
@@ -108,7 +108,7 @@ fn head(path: &str, key: &str, more: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {key}\r\n{more}\r\n")
 }
 
-/// Returns a key with all scopes, the admin's key, and the id of the first.
+/// Creates a key with all scopes. Returns the key, the admin's key, and the id of the created key.
 fn stolen(service: &Service) -> (String, String, String) {
     let admin = service.admin_key();
     let (status, made) = service.ask(&admin, "POST /v1/keys", create(&["*:*"], 30));
@@ -160,8 +160,7 @@ fn a_long_stream_gains_nothing_for_a_key_revoked_in_flight() {
     stream
         .write_all(chunk(r#"{"name": "mine","#).as_bytes())
         .unwrap();
-    // The answer on another connection comes after the first chunk was read, or after the request was
-    // refused.
+    // Once another connection gets this answer, the server has read the first chunk or refused the request.
     let (status, _) = service.ask(&admin, &format!("POST /v1/keys/{id}/revoke"), None);
     assert_eq!(status, 200);
     let rest = chunk(r#" "scopes": ["*:*"]}"#) + "0\r\n\r\n";
@@ -197,7 +196,7 @@ fn requests_pipelined_after_a_revocation_are_refused() {
     assert_eq!(statuses, [200, 401, 401]);
 }
 
-/// Attack: a key of the environment `test` creates and rotates live keys.
+/// Attack: a key of the environment `test` tries to create and rotate live keys.
 #[test]
 fn a_test_key_makes_only_test_keys_and_rotates_no_live_key() {
     let folder = folder();

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Builds a library to be loaded before all others, into `folder`.
+/// Compiles `source` into a library in `folder`, to be loaded before all others. Returns the library's path.
 pub fn library(source: &str, folder: &Path) -> PathBuf {
     let (text, library) = (folder.join("shim.c"), folder.join("shim.so"));
     std::fs::write(&text, source).unwrap();

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 /// Builds a program of the workspace (`keyctl`, or an example) and returns the path of its binary.
 ///
-/// Cargo builds no program of another package for a test, so this has cargo build the program with the
+/// Cargo does not build programs of other packages for a test. Therefore this function runs cargo, with the
 /// profile of the test.
 pub fn build(program: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap();
@@ -19,7 +19,7 @@ pub fn build(program: &str) -> PathBuf {
     };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    // What the workspace's tests are built with, so that most often nothing is left to build.
+    // The same packages and features as the workspace's tests, so that usually nothing is left to build.
     command.args(["build", "--quiet", "--workspace"]);
     if cfg!(feature = "all") {
         command.arg("--all-features");

@@ -16,7 +16,7 @@ use keyward::store::{
 };
 use keyward_conformance::{Call, FaultyStore};
 
-/// A link to an in-memory store. It fails like a [`FaultyStore`]; clones share all state.
+/// A link to an in-memory store, which tests can make fail like a [`FaultyStore`]. Clones share all state.
 #[derive(Clone, Debug)]
 pub struct Gated {
     pub link: FaultyStore<MemoryStore>,
@@ -50,7 +50,7 @@ pub enum Hints {
 pub struct Gate(Arc<(AtomicBool, Event)>);
 
 impl Gate {
-    /// Releases all answers.
+    /// Releases all answers that this gate holds back.
     pub fn open(&self) {
         self.0.0.store(true, Ordering::SeqCst);
         self.0.1.notify(usize::MAX);
@@ -170,8 +170,7 @@ impl KeyStore for Gated {
                 Hints::Heard => self.link.wait_past(after).await,
                 Hints::Lost => pending().await,
                 Hints::Spurious => {
-                    // Paused first: with a paused clock, hints in a busy loop would keep timers from
-                    // advancing.
+                    // Sleeps first: on a paused clock, hints in a busy loop would keep timers from advancing.
                     tokio::time::sleep(Duration::from_millis(1)).await;
                     Ok(())
                 }

@@ -1,4 +1,5 @@
-//! Shared by the test programs: a service with a clock that tests move, servers, processes and stores that fail.
+//! Shared by the test programs: a service with a clock that tests move, servers, processes, and stores that
+//! fail.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 #![allow(
     missing_docs,
@@ -47,7 +48,7 @@ pub struct World {
 }
 
 impl World {
-    /// The service over a backup of the store, as it starts after the loss.
+    /// Starts a service over a backup of the store, as after a loss of the store.
     pub fn restored(&self, backup: &MemoryStore, policies: impl Into<Policies>) -> Keyward {
         node(backup.clone(), &self.clock, policies)
     }
@@ -147,7 +148,7 @@ pub fn admin() -> Actor {
     actor("acme", "alice", Role::ADMIN)
 }
 
-/// Returns the host itself, acting on acme.
+/// Returns the application itself as an actor on acme.
 pub fn host() -> Actor {
     Actor::application(tenant("acme"))
 }
@@ -179,7 +180,7 @@ pub fn denied<T: std::fmt::Debug>(result: Result<T, CommandError>) -> Denial {
     }
 }
 
-/// Returns the same key id with another secret and a valid checksum.
+/// Returns a token with the same key id, another secret and a valid checksum.
 pub fn with_other_secret(token: &str) -> String {
     let before = &token[..token.len() - 6];
     let (kept, last) = before.split_at(before.len() - 1);
@@ -188,7 +189,7 @@ pub fn with_other_secret(token: &str) -> String {
     forged + &checksum
 }
 
-/// Returns everything in a store, in every form in which the store holds it, to be searched for secrets.
+/// Returns everything in a store, in every form in which the store holds it, as text to search for secrets.
 pub fn dump(store: &MemoryStore) -> String {
     use keyward::store::{AuditQuery, Row};
 

@@ -7,7 +7,7 @@ use keyward::{
 
 use crate::*;
 
-/// A key works on the node that created it, even if another node wrote its owner's row a moment earlier.
+/// A key works on the node that created it, even if another node wrote the owner's row a moment earlier.
 pub fn a_key_works_where_it_was_created(a: &Keyward, b: &Keyward) {
     wait(b.create(&admin(), reader("first"))).unwrap();
     let key = wait(a.create(&admin(), reader("second"))).unwrap();
@@ -15,8 +15,8 @@ pub fn a_key_works_where_it_was_created(a: &Keyward, b: &Keyward) {
     assert!(verdict.is_ok(), "{verdict:?}");
 }
 
-/// The node that counted a first use records it: along with its next command about the key, or when it
-/// leaves. A compromised key ends in any case.
+/// The node that counted a first use records the use: with its next command about the key, or when the node
+/// deregisters. A compromised key ends at its deadline even if no node records a use.
 pub fn first_uses_are_not_lost(a: &Keyward, b: &Keyward, clock: &ManualClock) {
     let how = || {
         let how = RotateKey::on_first_use(hours(1)).no_later_than(hours(24));
@@ -52,8 +52,8 @@ type Node<'a> = (&'a Keyward, &'a ManualClock);
 
 const YEARS: std::time::Duration = std::time::Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
-/// A machine whose clock is ten years ahead commits once, in a tenant of its own. `again` restarts a node
-/// with the right clock.
+/// A machine whose clock is ten years ahead commits once, in one tenant. `again` starts another node with the
+/// right clock.
 pub fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone(
     (a, right): Node<'_>,
     (b, wrong): Node<'_>,
@@ -77,7 +77,7 @@ pub fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone(
         verify(&old).unwrap();
         let new = create(keys, &admin(), ninety_days("new"));
         assert_eq!(new.expires_at, Some(right.now().saturating_add(days(90))));
-        // Its own tenant: no other clock decides which of the two is wrong.
+        // In the tenant of that commit, no third clock decides which of the two clocks is wrong.
         let unsure = verify(&theirs).unwrap_err();
         assert!(
             matches!(unsure, VerifyError::ClockUnsure { .. }),
@@ -107,8 +107,8 @@ pub fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone(
     assert!(matches!(ended, VerifyError::Revoked { .. }), "{ended}");
 }
 
-/// Repairs the instant that a clock ten years ahead left behind: for this node, for other nodes, and for
-/// nodes that start later.
+/// A repair removes the instant that a clock ten years ahead left behind: for this node, for other nodes, and
+/// for nodes that start later.
 pub fn the_time_of_a_tenant_is_repaired(
     (a, right): Node<'_>,
     (b, wrong): Node<'_>,

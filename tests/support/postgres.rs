@@ -1,5 +1,5 @@
-//! A PostgreSQL server for the tests, in a temporary folder. It ends with the test process, even if that is
-//! killed. `KEYWARD_TEST_POSTGRES_URL` names another server to use.
+//! A PostgreSQL server for the tests, in a temporary folder. The server ends with the test process, even if
+//! the process is killed. `KEYWARD_TEST_POSTGRES_URL` names another server to use.
 
 use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
@@ -105,7 +105,7 @@ impl Server {
         let mut watchdog = as_user(Path::new("sh"));
         watchdog.args(["-c", script, "watchdog"]);
         watchdog.arg(programs().join("pg_ctl")).arg(&folder);
-        // In a process group of its own, so that an interrupted test run does not end the watchdog too.
+        // The watchdog has its own process group, so that an interrupted test run does not end it too.
         watchdog.stdin(Stdio::piped()).process_group(0);
         watchdog.stdout(Stdio::null()).stderr(Stdio::null());
         let watchdog = watchdog.spawn().unwrap();
@@ -185,7 +185,7 @@ impl Server {
         panic!("the server does not start: {log}");
     }
 
-    /// Waits until the server accepts connections. Returns `false` if it ended before.
+    /// Waits until the server accepts connections. Returns `false` if the server ended before.
     fn is_up(&self, process: &mut Child) -> bool {
         while process.try_wait().unwrap().is_none() {
             let mut asked = Command::new(programs().join("pg_isready"));
@@ -298,7 +298,7 @@ pub fn programs() -> PathBuf {
     newest
 }
 
-/// Returns the user that runs the server if the test runs as root, which PostgreSQL refuses.
+/// Returns the user that runs the server if the test runs as root: PostgreSQL refuses to run as root.
 fn unprivileged() -> Option<&'static str> {
     let root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
     root.then_some("postgres")
@@ -327,7 +327,7 @@ pub fn url() -> String {
         .unwrap_or_else(|_| SHARED.get_or_init(|| Server::start("fsync = off")).url())
 }
 
-/// Returns a runtime shared by all tests. The tests themselves run outside of it, as hosts may.
+/// Returns a runtime shared by all tests. The tests run outside of the runtime, as applications may.
 pub fn runtime() -> Handle {
     static SHARED: OnceLock<Handle> = OnceLock::new();
     let start = || {
@@ -347,7 +347,7 @@ pub fn on_runtime<T: Send + 'static>(work: impl Future<Output = T> + Send + 'sta
     pollster::block_on(runtime().spawn(work)).unwrap()
 }
 
-/// A schema of its own, dropped with this value.
+/// A schema for one test, dropped with this value.
 #[derive(Debug)]
 pub struct Place {
     pub url: String,
@@ -355,7 +355,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// Waits until one statement finds this text alone.
+    /// Waits until the rows of `sql` are exactly one row with `text`.
     pub fn until(&self, sql: &str, text: &str) {
         assert!(
             (0..5000).any(|_| self.ask(sql) == [text]),
@@ -364,7 +364,7 @@ impl Place {
         );
     }
 
-    /// Waits until a commit waits for the standby, and runs a function of it on who waits.
+    /// Waits until a commit waits for the standby, and calls a server function with that backend's id.
     pub fn on_who_waits(&self, function: &str) {
         let sql = format!(
             "SELECT {function}(pid)::text FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
@@ -390,7 +390,7 @@ impl Place {
         PostgresStore::options(&self.url)
             .schema(&self.schema)
             .max_connections(4.try_into().unwrap())
-            // Most tests move a manual clock.
+            // Most tests use a manual clock, which the server's clock would contradict.
             .server_clock(false)
     }
 
@@ -398,7 +398,7 @@ impl Place {
         open(self.options()).unwrap()
     }
 
-    /// Runs statements beside the store; `$s` is replaced by the schema.
+    /// Runs statements on a connection of its own, not through the store. `$s` stands for the schema.
     pub fn run(&self, sql: &str) {
         self.try_run(sql).unwrap();
     }
@@ -418,7 +418,7 @@ impl Place {
         rows.iter().map(|row| row.get(0)).collect()
     }
 
-    /// Begins a transaction with a statement. It ends when the returned client is dropped.
+    /// Begins a transaction with a statement. The transaction ends when the returned client is dropped.
     pub fn hold(&self, sql: &str) -> tokio_postgres::Client {
         let sql = format!("BEGIN; {}", sql.replace("$s", &self.schema));
         let client = self.client();
@@ -451,7 +451,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // A server started by the tests is removed with all its schemas.
+        // Only a given server needs this. A server started by the tests is removed with all its schemas.
         if std::env::var(GIVEN).is_ok_and(|given| given == self.url) {
             self.run("DROP SCHEMA IF EXISTS $s CASCADE");
         }

@@ -37,7 +37,7 @@ impl Part {
     /// Waits for the child's next report; `None` once the child has ended.
     pub fn next(&mut self) -> Option<String> {
         loop {
-            // The test harness prints on lines of its own, or before the report.
+            // The test harness prints lines of its own, or text before the report on the same line.
             let line = self.output.next()?.unwrap();
             if let Some((_, report)) = line.split_once("@ ") {
                 return Some(report.to_owned());
@@ -63,7 +63,8 @@ impl Part {
         writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
     }
 
-    /// Returns the child's input. Dropping it signals the end of the parent: the child reads end of file.
+    /// Returns the child's input. When the input is dropped, the child reads end of file, as if the parent
+    /// had ended.
     pub fn leash(&mut self) -> ChildStdin {
         self.input.take().unwrap()
     }
@@ -88,13 +89,13 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        // A process that has ended is left alone.
+        // `kill` does nothing to a process that has ended.
         drop(self.child.kill());
         drop(self.child.wait());
     }
 }
 
-/// Sends a report to the parent. Not by `println!`, which the test harness could capture.
+/// Sends a report to the parent. Avoids `println!`, because the test harness could capture its output.
 pub fn report(line: impl std::fmt::Display) {
     let mut out = std::io::stdout().lock();
     out.write_all(format!("@ {line}\n").as_bytes()).unwrap();

@@ -1,4 +1,4 @@
-//! Commits without a service. Each removes a key that never existed, which leaves one tombstone in the feed.
+//! Commits without a service. Each commit removes a key that never existed, and so leaves one tombstone.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,8 +34,8 @@ pub fn next(tenant: &TenantId, expected: Revision) -> (KeyId, Commit) {
     (key, commit)
 }
 
-/// Commits to its own tenant, one commit after the other, until one fails or `most` are done. Returns the
-/// acknowledged ones.
+/// Commits to the tenant `name`, one commit after the other, until a commit fails or `most` are done. Returns
+/// the acknowledged commits, and the error if one failed.
 pub fn write(
     store: &PostgresStore,
     name: &str,

@@ -30,7 +30,7 @@ pub fn command(folder: &Path, listen: &str) -> Command {
 /// A running service. Killed on drop if it has not ended.
 pub struct Service {
     pub child: Child,
-    /// Lines printed before it served.
+    /// The lines that the service printed before it served requests.
     pub printed: Vec<String>,
     pub address: SocketAddr,
     logs: Receiver<String>,
@@ -123,7 +123,7 @@ impl Service {
         self.ended()
     }
 
-    /// Sends a request on its own connection. Returns status and body of the response.
+    /// Sends a request on a new connection. Returns the status and the body of the response.
     pub fn ask(&self, key: &str, method_and_path: &str, body: Option<Value>) -> (u16, Value) {
         self.ask_with(
             &[("authorization", &format!("Bearer {key}"))],

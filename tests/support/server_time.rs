@@ -10,7 +10,7 @@ use keyward::store::{
 };
 use keyward::{Clock, ManualClock, TenantId};
 
-/// A store whose server has a clock: each load and each page of the feed carries its time.
+/// A store whose server has a clock: each load and each page of the feed carries the server's time.
 #[derive(Clone, Debug)]
 pub struct Served {
     inner: MemoryStore,

@@ -1,5 +1,5 @@
-//! Keyward compared with other ways to verify keys in Rust, over the same numbers of keys in one run. It
-//! prints a table of ratios and plots latency against the number of keys.
+//! Keyward compared with other ways to verify keys in Rust, over the same numbers of keys in one run. The
+//! benchmark prints a table of ratios and plots latency against the number of keys.
 //!
 //! `cargo run --release --package keyward-peers -- [--quick] [--json] [--plot verify.svg]`
 #![allow(
@@ -18,7 +18,8 @@ use shared::served::{Served, need};
 use shared::turns::{Subject, cpu, ratio, take_turns};
 
 const SIZES: [u64; 3] = [1_000, 100_000, 1_000_000];
-/// Verifications in a row before the next peer's turn: 10,000, so that a disturbance affects all peers.
+/// The number of verifications of one peer before the next peer's turn: 10,000, so that a disturbance affects
+/// all peers.
 const BATCH: usize = 10_000;
 
 /// One line of the table.

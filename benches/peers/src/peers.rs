@@ -209,8 +209,8 @@ pub(crate) mod argon {
 
     use super::{Account, Arc, Batch, Map, Peer, Random, letters};
 
-    /// The number of real keys: 4, because hashing a million takes hours. The map is filled to full size, and
-    /// the place in the map does not affect a hash of 25 ms.
+    /// The number of real keys: 4, because hashing a million takes hours. The rest of the map is filled with
+    /// placeholders. A key's place in the map does not affect a hash of 25 ms.
     const REAL: u64 = 4;
 
     pub(crate) struct Stack {

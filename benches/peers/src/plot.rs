@@ -5,7 +5,7 @@ use std::fmt::Write;
 /// One line of the plot.
 pub(crate) struct Series {
     pub(crate) name: String,
-    /// Number of keys, and nanoseconds.
+    /// The number of keys and the latency in nanoseconds, for each point.
     pub(crate) points: Vec<(u64, f64)>,
 }
 
@@ -19,7 +19,8 @@ const BOTTOM: f64 = 60.0;
 const COLOURS: [&str; 6] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#666666", "#e69f00",
 ];
-/// The smallest distance between two names at the right: 16, the height of a line of text.
+/// The smallest vertical distance between two names at the right, in SVG units: 16, the height of a line of
+/// text.
 const LINE: f64 = 16.0;
 
 /// A logarithmic axis.

@@ -161,8 +161,8 @@ pub(crate) struct Recover {
     /// Disable every key; enable or rotate them one by one
     #[arg(long)]
     pub(crate) disable_all: bool,
-    /// Repeat what ended or narrowed keys, as recorded in the trail of another store, such as the one that
-    /// was lost
+    /// Repeat the changes that ended or narrowed keys, as recorded in the trail of another store, such as the
+    /// lost store
     #[arg(long, value_name = "STORE")]
     pub(crate) replay_from: Option<Place>,
     /// Nothing was revoked or narrowed since the backup
@@ -189,7 +189,7 @@ pub(crate) struct Create {
     pub(crate) name: String,
     #[arg(long)]
     pub(crate) class: Option<String>,
-    /// The environment it may be used in, such as live or test
+    /// The environment the key may be used in, such as live or test
     #[arg(long)]
     pub(crate) environment: Option<String>,
     /// A scope, such as reports:read; may be repeated
@@ -199,28 +199,28 @@ pub(crate) struct Create {
     pub(crate) description: Option<String>,
     #[arg(long)]
     pub(crate) purpose: Option<String>,
-    /// An object in your own system that it belongs to, such as project:4711
+    /// An object in your own system that the key belongs to, such as project:4711
     #[arg(long, value_name = "KIND:ID")]
     pub(crate) resource: Option<String>,
     /// Data of your own; may be repeated
     #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) metadata: Vec<String>,
-    /// The principal that owns it [default: its creator]
+    /// The principal that owns the key [default: its creator]
     #[arg(long, requires = "owner_role")]
     pub(crate) owner: Option<String>,
     /// The owner's role, if the tenant does not know the owner yet
     #[arg(long, requires = "owner")]
     pub(crate) owner_role: Option<String>,
-    /// Make the tenant itself its owner
+    /// Make the tenant itself the key's owner
     #[arg(long, conflicts_with = "owner")]
     pub(crate) owned_by_tenant: bool,
-    /// A network or address it may be used from; may be repeated
+    /// A network or address the key may be used from; may be repeated
     #[arg(long, value_name = "NETWORK")]
     pub(crate) allow: Vec<String>,
-    /// Its lifetime, such as 90d, 12h, 30m or 45s
+    /// The key's lifetime, such as 90d, 12h, 30m or 45s
     #[arg(long, value_parser = duration, group = "end")]
     pub(crate) expires_in: Option<Duration>,
-    /// Its expiry, such as 2027-01-31T12:00:00Z
+    /// The key's expiry, such as 2027-01-31T12:00:00Z
     #[arg(long, group = "end")]
     pub(crate) expires_at: Option<String>,
     #[arg(long, group = "end")]
@@ -234,7 +234,7 @@ pub(crate) struct List {
     /// Also the tenants below --tenant
     #[arg(long)]
     pub(crate) below: bool,
-    /// May be repeated
+    /// A status to list; may be repeated
     #[arg(long)]
     pub(crate) status: Vec<StatusWord>,
     #[arg(long)]
@@ -294,7 +294,7 @@ pub(crate) struct Revoke {
     /// Also revoke every key made by this key or by another key of its rotation chain
     #[arg(long)]
     pub(crate) with_made: bool,
-    /// Only list the keys that it made and that still work
+    /// Only list the keys that this key made and that still work
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Confirm the revocation, if the key's class requires that
@@ -310,7 +310,7 @@ pub(crate) struct Delete {
     /// The confirmation text: the text set by the policy, or the key's name
     #[arg(long, value_name = "TEXT")]
     pub(crate) confirm: Option<String>,
-    /// The number of things that still refer to the key, if its class requires it
+    /// The number of things that still refer to the key, if the class of the key requires it
     #[arg(long, value_parser = str::parse::<u32>)]
     pub(crate) references: Option<u32>,
     #[command(flatten)]
@@ -319,7 +319,7 @@ pub(crate) struct Delete {
 
 #[derive(Debug, Args)]
 pub(crate) struct Audit {
-    /// Check the chain instead of showing it; of every tenant unless --tenant is given
+    /// Check the chain instead of showing its entries; checks all tenants unless --tenant is given
     #[arg(long, conflicts_with_all = ["key", "actor", "command", "from", "before", "all"])]
     pub(crate) check: bool,
     /// An earlier end of --tenant's chain, as printed by --check: the chain must lead there
@@ -357,9 +357,9 @@ Each line has \"sha256\" (64 hexadecimal digits) and \"name\", and may have \"te
 \"addresses\", \"metadata\", \"hint\", and \"expires_at\" or \"never_expires\". Lines that are refused are
 reported and skipped. The same lines again change nothing.")]
 pub(crate) struct Import {
-    /// The lines [default: stdin]
+    /// The file with the lines to import [default: stdin]
     pub(crate) file: Option<PathBuf>,
-    /// Names the commands, with \"-\" and the number of the line behind it [default: by digest]
+    /// The beginning of each line's command id, before "-" and the line number [default: by digest]
     #[arg(long, value_name = "ID")]
     pub(crate) command_id: Option<String>,
 }

@@ -7,11 +7,11 @@ use keyward::command::Invalid;
 use keyward::pepper::PepperFileError;
 use keyward::policy::PolicyError;
 use keyward::recovery::RecoveryError;
+#[cfg(feature = "postgres")]
 use keyward::store::postgres::ConnectError;
 use keyward::store::sqlite::OpenError;
 use keyward::store::transfer::CopyError;
 use keyward::store::{StoreError, StoreErrorKind};
-#[cfg(feature = "postgres")]
 use keyward::{CommandError, Denial};
 
 /// The kinds of failure, each with its exit code.
@@ -76,7 +76,7 @@ impl Failure {
     }
 }
 
-/// A malformed value. The message describes valid values and never repeats the given one: people paste
+/// A malformed value. The message describes valid values and never repeats the given value: people paste
 /// secrets into the wrong place.
 impl From<Invalid> for Failure {
     fn from(error: Invalid) -> Self {

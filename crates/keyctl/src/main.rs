@@ -1,6 +1,6 @@
 //! A command line for operators of a store: `cargo run --example keyctl -- --help`.
 //!
-//! With `--features postgres` it also works on a database.
+//! With `--features postgres`, the command line also works on a database.
 
 mod args;
 mod commands;

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use crate::failure::{Answer, Failure, Kind};
 
-/// The interval between two updates of a moving line: 200 ms, so that it looks alive.
+/// The interval between two updates of the line that shows a running operation: 200 ms, so that it looks
+/// alive.
 const TICK: Duration = Duration::from_millis(200);
 
 pub(crate) struct Output {
@@ -103,7 +104,7 @@ impl Output {
     }
 }
 
-/// A moving line on the terminal while SQLite works, which reports no progress of its own.
+/// A line on the terminal with the elapsed time of an SQLite operation. SQLite reports no progress.
 pub(crate) struct GoingOn {
     lasts: Option<(Sender<()>, JoinHandle<()>)>,
 }
@@ -130,7 +131,7 @@ impl GoingOn {
             let blank = " ".repeat(line.chars().count());
             draw(&format!("\r{blank}\r"));
         };
-        // Without a thread the line is missing, and nothing else.
+        // If the thread cannot start, only the line is missing.
         let thread = thread::Builder::new().spawn(animate).ok();
         Self {
             lasts: thread.map(|thread| (lasts, thread)),
@@ -151,7 +152,7 @@ impl Drop for GoingOn {
 /// Progress of an operation that reports its steps.
 pub(crate) struct Steps {
     said: bool,
-    /// The text now on the terminal, if stderr is one.
+    /// The step that is shown now. `None` if stderr is not a terminal.
     shown: Option<String>,
 }
 

@@ -222,8 +222,8 @@ pub(crate) async fn restore(backup: &Path, to: &Place) -> Answer<()> {
     }
 }
 
-/// Starts a new history in a database whose tables were restored. A file's backup already marks itself as
-/// one.
+/// Starts a new history in a database whose tables were restored. A backup of a file is already marked as a
+/// new history.
 pub(crate) async fn start_new_epoch(common: &Common) -> Answer<()> {
     match open(common, Expected::Existing).await? {
         Store::File(_) => Err(Failure::usage(
@@ -245,9 +245,9 @@ pub(crate) fn schema_sql(common: &Common) -> Answer<String> {
     }
 }
 
-/// Returns the path of the pepper. Next to the store is handy for a trial. In production store the pepper
-/// separately, on another volume or in a secret manager's mount, so that a copy of the store contains no
-/// pepper.
+/// Returns the path of the pepper. The default, next to the store, is handy for a trial. In production, store
+/// the pepper separately, on another volume or in a secret manager's mount, so that a copy of the store
+/// contains no pepper.
 pub(crate) fn pepper_path(common: &Common) -> Answer<PathBuf> {
     match (&common.pepper_file, &common.store) {
         (Some(path), _) => Ok(path.clone()),

@@ -142,9 +142,9 @@ defects! {
     IgnoresGuards => "a_commit_whose_guarded_row_moved_is_a_conflict",
     /// Checks only the first of several guards.
     ChecksOneGuard => "a_commit_whose_guarded_row_moved_is_a_conflict",
-    /// Refuses a guard behind its row, but not one ahead of it.
+    /// Refuses a guard that is behind its row, but accepts a guard that is ahead of its row.
     AcceptsGuardsAhead => "a_commit_whose_guarded_row_moved_is_a_conflict",
-    /// Accepts a guard once the row's tenant has reached the guard's revision.
+    /// Accepts a guard once the tenant of the guarded row has reached the guard's revision.
     AcceptsGuardsTheTenantPassed => "a_commit_whose_guarded_row_moved_is_a_conflict",
     /// Ignores a guard at revision zero.
     AbsentRowsAlwaysStand => "a_commit_whose_guarded_row_appeared_is_a_conflict",
@@ -180,7 +180,7 @@ defects! {
     FeedClaimsTheHead => "nothing_up_to_upto_is_missing",
     /// Returns a feed that is one commit behind.
     FeedLags => "an_empty_page_means_caught_up",
-    /// Ends an empty page where it began, although commits without rows followed.
+    /// Ends an empty page at the requested cursor, although commits without rows followed.
     FeedStaysBehind => "an_empty_page_means_caught_up",
     /// Drops removed keys from the feed.
     FeedWithoutTombstones => "tombstones_are_in_the_feed",
@@ -216,7 +216,7 @@ defects! {
     ScanOfAllHidesTheError => "a_scan_of_all_returns_the_consumers_error",
     /// Compares names case-sensitively.
     ListMindsCase => "a_list_holds_exactly_what_matches",
-    /// Takes a tenant to be below another if its path begins with the other's path.
+    /// Takes a tenant to be below another tenant if its path begins with the other tenant's path.
     ListComparesPathsByText => "a_list_holds_exactly_what_matches",
     /// Lists a key that expires at an instant as expiring before it.
     ListIncludesTheEnd => "a_list_holds_exactly_what_matches",
@@ -341,7 +341,7 @@ impl<S: KeyStore> BrokenStore<S> {
         Ok((Some(tenant.clone()), revision))
     }
 
-    /// Returns whether a guard holds, according to the defect.
+    /// Returns whether a guard holds in a store with the defect.
     async fn stands(&self, guard: &Guard) -> Result<bool, StoreError> {
         let (tenant, at) = self.row_at(&guard.row).await?;
         let absent = at == Revision::ZERO;
@@ -359,7 +359,7 @@ impl<S: KeyStore> BrokenStore<S> {
         })
     }
 
-    /// Changes a commit before it is written.
+    /// Applies the defect to a commit before the commit is written.
     async fn spoil(&self, commit: &mut Commit) -> Result<(), CommitError> {
         let guards = &mut commit.guards;
         let Effects {
@@ -470,7 +470,7 @@ impl<S: KeyStore> BrokenStore<S> {
         Ok(())
     }
 
-    /// Handles a refused commit as the defect does.
+    /// Handles a refused commit as a store with the defect would.
     async fn after_refusal(
         &self,
         mut commit: Commit,
@@ -589,7 +589,8 @@ impl<S: KeyStore> BrokenStore<S> {
         }
     }
 
-    /// Returns the cursor to request, so that the defect accepts `after`.
+    /// Returns the cursor to request from the inner store. Some defects change `after`, so that the
+    /// inner store does not refuse it.
     fn lenient(&self, mut after: Cursor, head: Cursor) -> Cursor {
         match self.defect {
             Defect::AcceptsCursorsAhead if after.revision > head.revision => return head,
@@ -643,7 +644,7 @@ impl<S: KeyStore> BrokenStore<S> {
     }
 }
 
-/// Changes the page as if the last commit had not happened yet.
+/// Changes the page as if the last commit had not landed yet.
 fn lag(page: &mut Changes, behind: Option<Cursor>) {
     let Some(behind) = behind else { return };
     page.changes
@@ -668,7 +669,7 @@ async fn pause() {
     .await;
 }
 
-/// Counts pending waits, including those that are dropped.
+/// Counts a pending wait until the wait ends or is dropped.
 struct Waiting<'a>(&'a Mutex<Seen>);
 
 impl<'a> Waiting<'a> {

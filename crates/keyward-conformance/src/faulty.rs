@@ -1,8 +1,8 @@
 //! A store that fails on demand.
 //!
-//! Wraps any store. It injects exactly the faults that the contract allows: an unavailable store
-//! that did nothing, or a commit with an unknown outcome. It never changes the behaviour of the
-//! inner store, so any further error is the caller's.
+//! Wraps any store. Injects exactly the faults that the contract allows: an unavailable store that
+//! did nothing, or a commit with an unknown outcome. Never changes the behaviour of the inner
+//! store, so any further error is the caller's.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -54,12 +54,12 @@ pub enum Fault {
     None,
     /// The inner store is not called, and the call is `Unavailable`.
     Unavailable,
-    /// The inner store carries out a write (a commit, a report, a deregistration), and its reply is
-    /// lost: `Indeterminate` if the write landed. A refusal of the inner store is returned as it
-    /// is. Other calls are answered normally.
+    /// The inner store carries out the call. The reply of a successful write (a commit, a report, a
+    /// deregistration) is lost: the write returns `Indeterminate`. A refused write returns the
+    /// refusal. Other calls are answered normally.
     ReplyLost,
-    /// A write does not reach the inner store, and the caller cannot know that: `Indeterminate`.
-    /// Any other call is `Unavailable`.
+    /// A write is lost before it reaches the inner store, and returns `Indeterminate`, because the
+    /// caller cannot know that. Any other call returns `Unavailable`.
     RequestLost,
 }
 
@@ -68,14 +68,14 @@ type Plan = dyn FnMut(Call) -> Fault + Send;
 /// A store that fails according to a plan. Clones share the inner store and the plan, so that a test
 /// keeps one clone to control the other.
 ///
-/// [`KeyStore::changes_now`] returns `None`, so that tests exercise staleness, unless
-/// [`answer_at_once`](Self::answer_at_once) changes that.
+/// [`KeyStore::changes_now`] returns `None` by default, so that tests exercise staleness.
+/// [`answer_at_once`](Self::answer_at_once) makes `changes_now` return the inner store's answer.
 ///
 /// # Examples
 ///
 /// ```
 /// # pollster::block_on(async {
-/// use keyward::conformance::{Call, Fault, FaultyStore};
+/// use keyward_conformance::{Call, Fault, FaultyStore};
 /// use keyward::store::MemoryStore;
 /// use keyward::{Actor, Keyward, CreateKey, PepperRing, Role};
 ///
@@ -135,14 +135,16 @@ impl<S> FaultyStore<S> {
         }
     }
 
-    /// Sets a plan, called before every call that neither a partition nor a script decides.
+    /// Sets the function that chooses the fault of each call, unless a partition or a script
+    /// decides.
     #[must_use]
     pub fn with_plan(self, plan: impl FnMut(Call) -> Fault + Send + 'static) -> Self {
         self.control().plan = Some(Box::new(plan));
         self
     }
 
-    /// Scripts `faults` for the next calls of this kind, one each, after those scripted before.
+    /// Scripts `faults` for the next calls of this kind, one fault per call. Earlier scripts of the
+    /// same kind come first.
     pub fn next(&self, call: Call, faults: impl IntoIterator<Item = Fault>) {
         let faults = faults.into_iter().map(|fault| (call, fault));
         self.control().scripted.extend(faults);
@@ -154,8 +156,8 @@ impl<S> FaultyStore<S> {
         self.control().partitioned = cut_off;
     }
 
-    /// Sets whether [`KeyStore::changes_now`] asks the inner store, as a store in the process
-    /// would. Defaults to false. A store that is cut off does not answer.
+    /// Sets whether [`KeyStore::changes_now`] returns the answer of the inner store. Defaults to
+    /// false. While the store is cut off, `changes_now` returns `None` in either case.
     pub fn answer_at_once(&self, at_once: bool) {
         self.control().at_once = at_once;
     }

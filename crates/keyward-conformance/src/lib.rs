@@ -2,8 +2,8 @@
 //!
 //! - [`suite!`] stamps one test per clause of the [`KeyStore`](keyward::store::KeyStore) contract.
 //! - [`registry_suite!`] does the same for a [`NodeRegistry`](keyward::store::NodeRegistry).
-//! - [`broken`] has stores that each break one clause. The kit is tested against them, and your own
-//!   checks can be too.
+//! - [`broken`] has stores that each break one clause. The kit is tested against these stores, and your
+//!   own checks can be too.
 //! - [`FaultyStore`] fails on demand.
 //! - [`explore`] runs writers in every possible order, with lost replies.
 //! - [`simulate`] runs nodes over a remote store, with clocks that disagree.

@@ -1,7 +1,7 @@
 //! The keyward layer as an actix-web middleware. Copy this file into a service.
 //!
-//! actix-web uses the types of `http` 0.2 and the layer those of `http` 1. Names and bytes are the same in
-//! both, so this module copies them.
+//! actix-web uses the types of `http` 0.2, and the layer uses those of `http` 1. Header names and values are
+//! the same in both versions, so this module copies them.
 
 use std::convert::Infallible;
 
@@ -16,7 +16,7 @@ use futures_util::stream;
 use http::request::{Parts, Request};
 use keyward::http::{KeywardLayer, PeerAddr};
 
-/// Lets a request through only with a key that fits, and puts the key's grant into the request's extensions.
+/// Passes a request on only if the layer accepts it, and puts the key's grant into the request's extensions.
 ///
 /// Wrap it around a resource or a scope:
 /// `.wrap(from_fn(move |request, next| keyed(layer.clone(), request, next)))`.
@@ -56,7 +56,8 @@ fn parts(request: &ServiceRequest) -> Result<Parts, http::Error> {
         copy = copy.header(name.as_str(), value.as_bytes());
     }
     let (mut parts, ()) = copy.body(())?.into_parts();
-    // The peer of the socket, never an address from a header: `KeywardLayer::trusted_proxies` is for proxies.
+    // Uses the peer of the socket, never an address from a header. Behind a proxy, set
+    // `KeywardLayer::trusted_proxies`.
     if let Some(peer) = request.peer_addr() {
         parts.extensions.insert(PeerAddr(peer.ip()));
     }

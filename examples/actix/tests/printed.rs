@@ -1,4 +1,4 @@
-//! The service as its readers meet it: runs the real process, and its printed commands in a real shell.
+//! The service from the outside: runs the real process, and its printed commands in a real shell.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};

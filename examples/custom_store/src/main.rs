@@ -26,7 +26,7 @@ struct State {
     rows: BTreeMap<RowKey, Change>,
     /// Each tenant's rows and whole audit trail.
     tenants: HashMap<TenantId, TenantView>,
-    /// Imported digests. They outlive their keys.
+    /// Imported digests, which are kept after their keys are removed.
     imported: HashMap<Digest, KeyId>,
     audit: Vec<AuditRow>,
 }
@@ -67,8 +67,8 @@ impl KeyStore for Shelf {
         };
         let holder = |digest: &Digest| state.imported.get(digest).copied();
         commit.check((Epoch::default(), view.revision), row_at, writable, holder)?;
-        // Nothing fails from here on. A history of this store ends with its process. A store that can be
-        // restored from a backup draws a new epoch at that point.
+        // Nothing fails from here on. The epoch is constant, because a history of this store ends with its
+        // process. A store that can be restored from a backup draws a new epoch after the restore.
         let revision = Revision(state.heads.len() as u64 + 1);
         state.head = commit.cursor(Epoch::default(), revision);
         state.heads.push(state.head);

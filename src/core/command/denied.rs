@@ -89,9 +89,9 @@ pub enum Denial {
     /// The expiry lies in the past, or beyond the class's maximum.
     #[error("expiry must lie after {after}{}", before(*max))]
     Expiry {
-        /// The instant of the decision.
+        /// The instant of the decision. The expiry must be later.
         after: Timestamp,
-        /// The last instant that the class allows. `None` for any.
+        /// The last instant that the class allows. `None` if the class allows any.
         max: Option<Timestamp>,
     },
     /// The command would grant more than the actor itself has (invariant 5).
@@ -147,7 +147,7 @@ pub enum Denial {
         /// The time of this process.
         own: Timestamp,
     },
-    /// A rotation on first use has a latest end that is out of bounds, or none for a compromised key.
+    /// The latest end of a rotation on first use is out of bounds, or missing for a compromised key.
     #[error("no_later_than of a rotation on first use must be from 1 s to {max:?} for this key")]
     FirstUseWait {
         /// The longest wait allowed.
@@ -158,7 +158,7 @@ pub enum Denial {
     /// Too many keys took part in making the new key.
     #[error("more than {limit} keys made one another")]
     TooManyMakers {
-        /// The largest number allowed.
+        /// The largest number of makers allowed.
         limit: usize,
     },
     /// The command needs a confirmation (rules A1-15, G-20).
@@ -170,13 +170,13 @@ pub enum Denial {
         /// The text.
         text: String,
     },
-    /// Things still refer to the key (rule A2-28).
+    /// Other objects still refer to the key (rule A2-28).
     #[error("{references} references to the key remain")]
     StillReferenced {
         /// The number of references, as counted by the host.
         references: u32,
     },
-    /// The deletion needs the number of things that refer to the key (rule A2-28).
+    /// The deletion needs the number of objects that refer to the key (rule A2-28).
     #[error("say how many references to the key remain")]
     ReferencesUnknown,
     /// The legacy key cannot be disabled, revoked or deleted (rule A1-11). Only a recovery disables it.
@@ -269,7 +269,7 @@ pub enum Denial {
     /// Another command has the same id.
     #[error("command id was used for another command")]
     CommandIdReused,
-    /// Only the application itself gives the command.
+    /// Only the application itself may give the command.
     #[error("only the host itself may {action}")]
     HostOnly {
         /// The action, in words.

@@ -34,12 +34,12 @@ use super::{Command, Expiry, RotationMode};
 #[derive(Clone, Debug, Default, Serialize)]
 #[must_use = "a draft creates nothing by itself"]
 pub struct CreateKey {
-    /// Part of the request, not of the command.
+    /// The tenant of the key. Part of the request, not of the command.
     #[serde(skip)]
     tenant: Option<TenantId>,
     pub(crate) class: Option<ClassName>,
     pub(crate) environment: Option<Environment>,
-    /// `None` only next to an error.
+    /// The name. `None` only if `invalid` holds an error.
     pub(crate) name: Option<KeyName>,
     pub(crate) description: Option<Description>,
     pub(crate) purpose: Option<Purpose>,
@@ -57,23 +57,23 @@ pub struct CreateKey {
 /// The owner of a new key.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 pub(crate) enum NewOwner {
-    /// The caller that creates it.
+    /// The caller that creates the key.
     #[default]
     Creator,
     /// The tenant itself.
     Tenant,
-    /// A principal, with the role to store if the tenant has none for it.
+    /// A principal, with the role to store if the tenant has no role for that principal.
     Principal(PrincipalId, Role),
 }
 
-/// The recipient of a secret, with the role that the application states for it.
+/// The recipient of a secret, with the role that the application states for the recipient.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub(crate) struct Recipient {
     pub(crate) principal: PrincipalId,
     pub(crate) role: Role,
 }
 
-/// Unwraps a parsed value, or keeps its error if it is the builder's first.
+/// Returns a parsed value. An error is kept in `first`, unless `first` already holds an earlier error.
 fn parsed<T>(result: Result<T, impl Into<Invalid>>, first: &mut Option<Invalid>) -> Option<T> {
     let note = |error: _| {
         first.get_or_insert_with(|| Into::into(error));
@@ -112,8 +112,8 @@ impl CreateKey {
         self
     }
 
-    /// Sets the environment. Defaults to the environment of the key that acts, if a key does, then to
-    /// the class's only environment, then to `live`.
+    /// Sets the environment. Defaults to the acting key's environment, then to the class's only environment,
+    /// then to `live`.
     pub fn environment(
         mut self,
         environment: impl TryInto<Environment, Error: Into<Invalid>>,
@@ -189,7 +189,7 @@ impl CreateKey {
         self
     }
 
-    /// Links the key to something in the host's world.
+    /// Links the key to a resource of the host.
     pub fn resource(mut self, resource: Resource) -> Self {
         self.resource = Some(resource);
         self
@@ -215,7 +215,7 @@ impl CreateKey {
         self
     }
 
-    /// The tenant that was named, if any.
+    /// The tenant in which to create the key, if one was named.
     #[must_use]
     pub const fn tenant(&self) -> Option<&TenantId> {
         self.tenant.as_ref()
@@ -247,8 +247,8 @@ pub struct ImportKey {
 }
 
 impl ImportKey {
-    /// Returns an import of a token with this SHA-256. A token in this crate's own form is never taken
-    /// for an imported one: move its record instead.
+    /// Returns an import of a token with this SHA-256. A token in this crate's own format never counts as an
+    /// imported key: move the record of its key instead.
     pub const fn sha256(digest: Digest, key: CreateKey) -> Self {
         Self {
             key,
@@ -264,7 +264,7 @@ impl ImportKey {
         self
     }
 
-    /// The tenant that was named, if any.
+    /// The tenant in which to import the key, if one was named.
     #[must_use]
     pub const fn tenant(&self) -> Option<&TenantId> {
         self.key.tenant()
@@ -293,7 +293,7 @@ pub struct UpdateKey {
     pub(crate) metadata: Option<Metadata>,
     pub(crate) scopes: Option<ScopeSet>,
     pub(crate) allowlist: Option<AddressAllowlist>,
-    /// [`Expiry::Class`] counts the class's default from the key's creation.
+    /// The new expiry. [`Expiry::Class`] adds the class's default to the time of the key's creation.
     pub(crate) expiry: Option<Expiry>,
     #[serde(skip)]
     pub(crate) invalid: Option<Invalid>,
@@ -384,7 +384,7 @@ impl UpdateKey {
 pub struct RevokeKey {
     /// The reason.
     pub reason: Reason,
-    /// Whether it was confirmed. A class may ask for a confirmation (rules A1-15, G-20).
+    /// Whether a person confirmed the revocation. A class may ask for a confirmation (rules A1-15, G-20).
     pub confirmed: bool,
 }
 
@@ -408,13 +408,13 @@ impl Reason {
     }
 }
 
-/// The answers to what a class may ask before a key is deleted.
+/// The answers to the questions that a class may ask before a key is deleted.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 pub struct DeleteKey {
-    /// The text that was typed to confirm (rule A1-22).
+    /// The text that was typed to confirm the deletion (rule A1-22).
     pub typed: Option<String>,
-    /// The number of things that still refer to the key, as counted by the host. `None` if the host did
-    /// not count them.
+    /// The number of objects that still refer to the key, as counted by the host. `None` if the host did not
+    /// count them.
     pub references: Option<u32>,
 }
 
@@ -434,7 +434,7 @@ impl DeleteKey {
         }
     }
 
-    /// Sets the number of things that still refer to the key.
+    /// Sets the number of objects that still refer to the key.
     #[must_use]
     pub const fn with_references(mut self, references: u32) -> Self {
         self.references = Some(references);
@@ -475,8 +475,8 @@ impl RotateKey {
     /// [`MAX_COMPROMISED_WAIT`](crate::policy::Rotation::MAX_COMPROMISED_WAIT) for a compromised key.
     ///
     /// Defaults to the policy's [`first_use_wait`](crate::policy::PolicySpec::first_use_wait). A compromised
-    /// key has no default. Only [`on_first_use`](Self::on_first_use) takes one; other modes are refused
-    /// with it.
+    /// key has no default. Only [`on_first_use`](Self::on_first_use) takes a latest end: in any other mode
+    /// the command is refused.
     #[must_use]
     pub const fn no_later_than(mut self, wait: Duration) -> Self {
         self.no_later_than = Some(wait);

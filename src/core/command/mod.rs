@@ -35,10 +35,11 @@ pub struct Request {
     pub tenant: TenantId,
     /// The command.
     pub command: Command,
-    /// The part of a command over many keys that this commit does. Empty for the first commit.
+    /// The keys of a command over many keys that this commit handles. Empty for the first commit.
     pub(crate) sweep: Sweep,
-    /// The caller that began the command, and when, if maintenance or a later commit continues it. The
-    /// command was authorised then, and its remaining part only narrows.
+    /// The caller that began the command, and the instant at which it began. Set if maintenance or a later
+    /// commit continues the command. The command was authorised at that instant, and its remaining part only
+    /// narrows.
     pub(crate) continues: Option<(Author, Timestamp)>,
 }
 
@@ -59,8 +60,8 @@ impl Request {
         }
     }
 
-    /// Sets the keys that a command over many keys looks at in this commit. Keys that it does not apply to
-    /// are passed over.
+    /// Sets the keys that a command over many keys looks at in this commit. The command skips keys to which
+    /// it does not apply.
     #[must_use]
     pub fn with_sweep(mut self, keys: Vec<KeyId>) -> Self {
         self.sweep = keys.into();
@@ -122,7 +123,7 @@ pub enum Command {
     Delete {
         /// The key.
         key: KeyId,
-        /// The answers to what the class may ask.
+        /// The answers to the questions that the class may ask.
         deletion: DeleteKey,
     },
     /// Replace a key by a successor.
@@ -142,7 +143,7 @@ pub enum Command {
         /// The old key.
         key: KeyId,
     },
-    /// Record the first use of a successor. The grace of the old key begins with it.
+    /// Record the first use of a successor. The grace of the old key begins with this use.
     NoteFirstUse {
         /// The successor.
         key: KeyId,
@@ -160,7 +161,7 @@ pub enum Command {
         /// The place where the key was found.
         source: LeakSource,
     },
-    /// Replace the digest of a live key by one under the current pepper.
+    /// Replace the digest of a live key by a digest under the current pepper.
     Redigest {
         /// The key.
         key: KeyId,
@@ -177,14 +178,15 @@ pub enum Command {
     },
     /// Revoke all keys that match.
     RevokeMany {
-        /// The keys.
+        /// The filter that selects the keys.
         filter: BulkFilter,
         /// The reason.
         reason: Reason,
     },
     /// Remove revoked and expired keys at the end of their retention.
     Purge,
-    /// Set the stored role of a principal who owns keys. Restores a removed principal, but not its keys.
+    /// Set the stored role of a principal who owns keys. Restores a removed principal, but not the
+    /// principal's keys.
     ChangeOwnerRole {
         /// The principal.
         owner: PrincipalId,
@@ -196,8 +198,8 @@ pub enum Command {
         /// The principal.
         owner: PrincipalId,
     },
-    /// Refuse keys until they are enabled again, including the legacy key: in a restored backup its secret
-    /// may be one that was rotated away since. Only the application gives this command.
+    /// Refuse keys until they are enabled again, including the legacy key: the legacy key's secret in a
+    /// restored backup may have been replaced since. Only the application gives this command.
     DisableMany,
     /// Set the stored role of an owner to the application's role for that owner. Does nothing for an owner
     /// without a stored role. Only the application gives this command.
@@ -219,8 +221,8 @@ pub enum Command {
 }
 
 impl Command {
-    /// Returns whether the command may be decided while the time is in doubt: it creates no key, prolongs
-    /// none and removes none early. The widening part of an update is checked separately.
+    /// Returns whether the command may be decided while the time is in doubt. Such a command creates or
+    /// prolongs no key, and removes no key early. The widening part of an update is checked separately.
     pub(crate) const fn bears_wrong_time(&self) -> bool {
         match self {
             Self::CloseTenant
@@ -264,7 +266,7 @@ impl Command {
         )
     }
 
-    /// The existing key that the command applies to, if it applies to one.
+    /// The existing key that the command applies to, if there is a single one.
     #[must_use]
     pub const fn key(&self) -> Option<KeyId> {
         match self {
@@ -323,8 +325,8 @@ pub enum RotationMode {
     Immediate,
     /// The old key works for this long.
     Grace(Duration),
-    /// The old key works until the successor is first used, and for this long after that: a lost response
-    /// loses no access. [`RotateKey::no_later_than`] sets its latest end.
+    /// The old key works until the successor is first used, and for this long after that. A client that never
+    /// received the successor keeps its access. [`RotateKey::no_later_than`] sets its latest end.
     OnFirstUse(Duration),
 }
 
@@ -349,7 +351,7 @@ pub enum Outcome {
         /// The end of the old key, or its latest end if it counts from the successor's first use.
         until: Timestamp,
     },
-    /// The command holds, whether it changed anything or not.
+    /// The command succeeded, whether or not it changed anything.
     Done,
     /// The tenant's newest instant was set back.
     TimeRepaired {
@@ -381,7 +383,7 @@ pub struct IssuedKey {
     pub class: ClassName,
     /// The part of the token that people see later.
     pub hint: Hint,
-    /// The one-way mark that finds the key.
+    /// The fingerprint by which the key can be found.
     pub fingerprint: Fingerprint,
     /// The end. `None` for never.
     pub expires_at: Option<Timestamp>,

@@ -1,4 +1,4 @@
-//! Permissions: which actor may give a command, and that no actor grants more than it has.
+//! Permissions: which actor may give a command, and the rule that no actor grants more than it has.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -22,8 +22,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Resolves the caller of the command. A later commit of a command over many keys only narrows. Its first
-    /// commit authorised it, whatever became of the caller since.
+    /// Resolves the caller of the command. A command over many keys is authorised by its first commit. Later
+    /// commits only narrow keys, and run even if the caller has lost its authority since.
     pub(super) fn resolve_caller(&self) -> Result<Caller, Denial> {
         let request = self.request;
         if request.continues.is_some() || (request.command.is_bulk() && self.goes_on()) {
@@ -85,8 +85,8 @@ impl<'a> Work<'a> {
         self.caller.permit(access, owner, action, effect)
     }
 
-    /// Returns the class of a key to an actor with access to keys of that class. If the policy no longer
-    /// has the class, only administrators get that answer.
+    /// Returns the class of `key`, for an actor with access to keys of that class. If the policy no longer
+    /// has the class, only administrators learn that.
     pub(super) fn permit_class(
         &self,
         key: &KeyRecord,
@@ -145,14 +145,15 @@ impl<'a> Work<'a> {
         })
     }
 
-    /// Returns the largest reach of an existing key. For an owner in person this is the key's reach now.
-    /// For any other caller the owner's role does not narrow it: the role may be raised later, and the
+    /// Returns the largest reach of an existing key. For an owner in person this is the key's reach now. For
+    /// any other caller the owner's role does not narrow the result: the role may be raised later, and the
     /// secret stays.
     pub(super) fn reach_of(&self, record: &KeyRecord) -> Result<Reach, Denial> {
         let class = self.class_of(record)?;
         let standing = self.standing(&record.owner);
         let mut bounds = Bounds::of_record(record);
-        // A session with few scopes grants no more than those, whatever roles the key's owner gets later.
+        // A session with few scopes grants no more than those scopes, even if the key's owner gets a higher
+        // role later.
         bounds.persons &= self.caller.is_person(record.owner.principal())
             && self.request.actor.scopes().contains(bounds.scopes);
         let scopes = reach::scopes(bounds, self.policy, class, &standing);
@@ -160,7 +161,7 @@ impl<'a> Work<'a> {
         self.reach_with(record, scopes, &roles)
     }
 
-    /// Refuses to grant `record` to an actor that itself has less.
+    /// Refuses to grant `record` to an actor whose own reach is smaller.
     pub(super) fn check_key_within(&self, record: &KeyRecord) -> Result<(), Denial> {
         self.caller.check_within(&self.reach_of(record)?)?;
         if self.class_of(record)?.tenant_reach == TenantReach::Own {
@@ -170,8 +171,8 @@ impl<'a> Work<'a> {
         self.check_roles_within(&reach::roles_of(&record.owner, &record.bound, &standing))
     }
 
-    /// Refuses to grant roles that exceed the actor's own under the policies of other tenants in which the
-    /// roles count.
+    /// Refuses to grant roles that allow more than the actor's own roles in another tenant. Roles also count
+    /// there, under the policy of that tenant.
     fn check_roles_within<'r>(
         &self,
         roles: impl IntoIterator<Item = &'r Role> + Clone,
@@ -193,8 +194,8 @@ impl<'a> Work<'a> {
     }
 
     /// Refuses to grant `role` if the role exceeds the actor's own reach. A role has no end, no class, no
-    /// environment and no network, so that a key never grants one. A role also counts in descendant
-    /// tenants, and for keys of ancestor tenants that reach down, under the policies there.
+    /// environment and no network, so a key, which always has limits, never grants a role. A role also counts
+    /// in descendant tenants, and for keys of ancestor tenants that reach down, under the policies there.
     pub(super) fn check_role_within(&self, role: &Role) -> Result<(), Denial> {
         let own = RoleReach::of([role], self.policy);
         let reach = Reach {
@@ -216,8 +217,8 @@ impl<'a> Work<'a> {
         })
     }
 
-    /// Returns the roles that limit the recipient of the secret of `owner`'s key. Empty if the owner
-    /// receives it in person.
+    /// Returns the roles that limit the recipient of the secret of `owner`'s key. Empty if the owner receives
+    /// the secret in person.
     pub(super) fn bound_at_receipt(
         &self,
         owner: &Owner,
@@ -248,7 +249,7 @@ impl<'a> Work<'a> {
         Ok(roles.into_iter().chain(live).collect())
     }
 
-    /// Returns the makers of a key that this command makes: those `before`, and the makers of the caller.
+    /// Returns the makers of a key that this command makes: the makers in `before`, and those of the caller.
     pub(super) fn makers(&self, before: &[Maker]) -> Result<Vec<Maker>, Denial> {
         let mut makers = before.to_vec();
         for maker in self.caller.makers() {

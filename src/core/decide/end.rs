@@ -134,18 +134,19 @@ impl<'a> Work<'a> {
     ) -> Result<Outcome, Denial> {
         self.permit_administrator("revoke keys in bulk", Effect::Narrows)?;
         if !self.began() {
-            // The entry marks the instant: a repetition does not apply to keys created since.
+            // The audit entry records when the command began, so that a repetition spares keys created since
+            // then.
             self.log(Action::BulkRevocationBegan { reason }, None);
             self.begin_sweep(SweepKind::Revoke(filter.clone(), reason));
         }
-        // The command does not apply to keys created later, in descendant tenants neither.
+        // Keys created after the command began are spared, also in descendant tenants.
         let continued = self.request.continues.as_ref().map(|(_, at)| *at);
         let began = continued.unwrap_or_else(|| self.began_at());
         let came_later = self.came_later(began);
         let mut filter = filter.clone();
         if continued.is_some() {
-            // The filter comes from a removal above. The instant at which that removal began says the same,
-            // and also excludes keys with a creation in the future.
+            // The filter comes from a removal in an ancestor tenant. `came_later` spares the same keys, but
+            // not a key whose creation lies in the future.
             filter.created_before = None;
         }
         let outcome = self.sweep(reason, |record| {
@@ -213,7 +214,7 @@ impl<'a> Work<'a> {
     }
 
     /// Disables keys of any class and any owner: a key of a restored backup must not verify before a person
-    /// has looked at it.
+    /// has reviewed the key.
     pub(super) fn disable_many(&mut self) -> Result<Outcome, Denial> {
         self.permit_application("disable keys in bulk")?;
         let mut ended = 0;
@@ -335,7 +336,8 @@ impl<'a> Work<'a> {
         self.put(record, LastAction::Revoked, Action::KeyRevoked { reason });
     }
 
-    /// Returns who may end a key. Administrators may if the policy no longer has the key's class.
+    /// Returns the access rule for ending a key. If the policy no longer has the key's class, administrators
+    /// may end the key.
     fn access<'p>(
         &'p self,
         record: &KeyRecord,

@@ -31,12 +31,12 @@ const REPLACE_LOST_WITHIN: Duration = time::hours(1);
 /// The parts of a key that derive from its token, or from the digest that was imported.
 pub(super) struct Minted {
     pub(super) id: KeyId,
-    /// `None` for an imported key.
+    /// The token's prefix. `None` for an imported key.
     pub(super) prefix: Option<TokenPrefix>,
     pub(super) hint: Hint,
     pub(super) fingerprint: Fingerprint,
     pub(super) credential: Credential,
-    /// `None` for an imported key.
+    /// The token. `None` for an imported key.
     pub(super) token: Option<Secret>,
 }
 
@@ -59,7 +59,7 @@ impl<'a> Work<'a> {
 
     pub(super) fn import(&mut self, import: &ImportKey) -> Result<Outcome, Denial> {
         let (name, rules) = self.named_class(import.key.class.as_ref())?;
-        // The caller of an import chooses the secret.
+        // The caller of an import chooses the secret, so only administrators import keys.
         self.permit_administrator("import keys", Effect::Widens)?;
         self.permit(&rules.create, None, "import keys", Effect::Widens)?;
         if rules.visibility == Visibility::Publishable {
@@ -78,7 +78,8 @@ impl<'a> Work<'a> {
             owner: record.owner.clone(),
             expires_at: record.expires_at,
         };
-        // The marks under every pepper are taken: a recovery may have blocked any of them.
+        // Claims the digest's marks under every pepper, because a recovery may have blocked any of these
+        // marks.
         let marks = self.peppers.all().map(|pepper| pepper.mark(&import.digest));
         self.change(Effects {
             digests: marks.map(|mark| (mark.as_digest(), record.id)).collect(),
@@ -133,8 +134,8 @@ impl<'a> Work<'a> {
             self.permit_class(&record, |class| &class.create, action, effect)?;
         }
         self.check_usable(&record)?;
-        // Only the very key that created this one: another key of the same owner did not receive the first
-        // secret.
+        // Only the key that created this key may replace its secret: another key of the same owner did not
+        // receive the first secret.
         let by_creator = record.created.by == self.author;
         let in_time = self.now.since(record.created.at) <= REPLACE_LOST_WITHIN;
         let unused = record.predecessor.is_none() || record.awaits_first_use();
@@ -201,7 +202,7 @@ impl<'a> Work<'a> {
         };
         let (mut record, token) = self.assemble((class, rules), key, environment, owner, minted)?;
         if let NewOwner::Principal(_, stated) = &key.owner {
-            // Another role is stored for the owner: both must allow.
+            // The stored role differs from the stated role, so both roles limit the key.
             let stored = self.standing(&record.owner).roles;
             let differs = stored.iter().any(|role| role != stated);
             record.bound.extend(differs.then(|| stated.clone()));
@@ -210,9 +211,9 @@ impl<'a> Work<'a> {
         Ok((record, token))
     }
 
-    /// Refuses a new key that would reach more than the caller. Its scopes count as requested, whatever
-    /// narrows them today. For another owner, the stored roles and the bound of the acting key count. For
-    /// the caller's own principal, all of the caller's roles count too.
+    /// Refuses a new key that would reach more than the caller. The key's scopes count as requested, even if
+    /// something narrows them today. For another owner, the stored roles and the bound of the acting key
+    /// count. For the caller's own principal, all of the caller's roles count too.
     fn check_new_within(&self, record: &KeyRecord) -> Result<(), Denial> {
         let mut roles: BTreeSet<_> = self.standing(&record.owner).roles.into_iter().collect();
         match record.owner.principal() {
@@ -278,7 +279,7 @@ impl<'a> Work<'a> {
         let of = (class, rules);
         let (mut record, token) = self.assemble(of, &key, environment, Owner::Tenant, minted)?;
         record.legacy = legacy;
-        // The caller receives the secret, so that the key must be within the caller's reach.
+        // The caller receives the secret, so the key must be within the caller's reach.
         self.check_new_within(&record)?;
         let action = Action::KeyProvisioned {
             class: class.clone(),
@@ -413,8 +414,8 @@ impl<'a> Work<'a> {
         Ok((record, token))
     }
 
-    /// Returns the instant at which the chain of a new key begins. A key that another key made inherits the
-    /// beginning of that key's chain, so that keys cannot renew one another without end.
+    /// Returns the instant at which the rotation chain of a new key begins. If another key makes the new key,
+    /// the chain begins with that key's chain, so that keys cannot renew one another without end.
     fn chain_began(&self) -> Timestamp {
         let acting = self.caller.limits().and_then(|limits| limits.key.as_ref());
         acting.map_or(self.now, |key| key.lineage.since)
@@ -458,7 +459,7 @@ impl<'a> Work<'a> {
             let owner = principal.clone();
             return Err(Denial::OwnerRemoved { owner });
         }
-        // The application states the role of a person for the person itself.
+        // If the actor is the owner, the role that the application states for the actor counts.
         let stated = match self.request.actor.role() {
             Some(own) if self.request.actor.principal() == Some(principal) => Some(own),
             _ => stated,
@@ -503,8 +504,8 @@ impl<'a> Work<'a> {
                 .map(|default| from.saturating_add(default)),
             Expiry::Never => None,
             Expiry::At(end) => Some(end),
-            // Counted from the later instant: while the time is in doubt the command then prolongs the key,
-            // and is refused, rather than ends it.
+            // Counted from `self.now`, which is not earlier than `now`. While the time is in doubt, the
+            // command then prolongs the key and is refused. Counted from `now`, it might end the key.
             Expiry::In(lifetime) => Some(self.now.saturating_add(lifetime)),
         };
         let in_past = end.is_some_and(|end| end <= now);
@@ -516,7 +517,7 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Returns the token if the record may keep it: only that of a publishable key.
+/// Returns the token if the record may keep it. Only the record of a publishable key may.
 pub(super) fn published(rules: &KeyClass, token: Option<&Secret>) -> Option<String> {
     let shown = token.filter(|_| rules.visibility == Visibility::Publishable);
     shown.map(Secret::publish)

@@ -1,4 +1,4 @@
-//! The cap on active keys, and the bound on live ones.
+//! The cap on active keys, and the bound on live keys.
 
 use std::num::NonZeroU32;
 
@@ -45,7 +45,7 @@ impl Work<'_> {
         }
     }
 
-    /// Refuses a state with more active keys than the cap and than there were `before`.
+    /// Refuses a state whose number of active keys exceeds both the cap and `before`.
     pub(super) fn check_not_raised(&self, class: &ClassName, before: usize) -> Result<(), Denial> {
         match self.policy.cap(class) {
             Some(limit) if self.active() > limit_of(limit).max(before) => {
@@ -64,7 +64,8 @@ impl Work<'_> {
         let Some(limit) = self.policy.cap(class) else {
             return;
         };
-        // Lowering the cap ends no key, so that the number of active keys may set the bound.
+        // A lowered cap ends no key, so more keys may be active than the cap allows. The bound then follows
+        // the number of active keys.
         let bound = limit_of(limit).max(self.active()).saturating_mul(2);
         while live(&self.view, self.policy, self.now) > bound {
             let Some(mut oldest) = self.oldest_grace() else {
@@ -85,7 +86,7 @@ impl Work<'_> {
                 record.is_live(self.now) && self.policy.cap(&record.class).is_some()
             });
         let since = |record: &&KeyRecord| {
-            // Keys with an unused successor go last: the old key may be the only one that its holder has.
+            // Keys with an unused successor go last: the old key may be the only key that the client has.
             record
                 .succession
                 .as_ref()

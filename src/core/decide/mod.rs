@@ -55,14 +55,14 @@ pub struct Context<'a> {
     pub peppers: &'a PepperRing,
     /// The time. A decision is for the later of the process's own time and the tenant's newest commit.
     pub time: CheckedTime,
-    /// The random parts of new keys, as many as [`keys_needed`].
+    /// The random parts of new keys. [`keys_needed`] returns the number required.
     pub material: &'a [KeyMaterial],
     /// The rows of the ancestor tenants.
     pub ancestry: &'a Ancestry,
-    /// The other policies under which roles that are set here count too: those of descendant tenants, and
-    /// those of ancestor tenants whose keys reach down.
+    /// The other policies under which a role set by the command also counts. They belong to descendant
+    /// tenants, and to ancestor tenants whose keys reach down.
     pub elsewhere: &'a [Arc<Policy>],
-    /// The successors that this process saw in use. Their records may not show it yet.
+    /// The successors that this process saw in use. The records of these keys may not show the use yet.
     pub used: &'a BTreeSet<KeyId>,
 }
 
@@ -90,7 +90,7 @@ pub fn keys_needed(command: &Command, policy: &Policy) -> usize {
     }
 }
 
-/// Decides one command on what was loaded of its tenant.
+/// Decides one command, based on the loaded rows of the command's tenant.
 ///
 /// Deciding a committed command again returns its result and changes nothing.
 ///
@@ -114,7 +114,7 @@ pub fn decide(
 /// A decision in progress: the view after the changes so far, and the changes.
 struct Work<'a> {
     request: &'a Request,
-    /// The caller of the command. The application until the caller is resolved.
+    /// The caller of the command. It is the application until `run` resolves the caller.
     caller: Caller,
     author: Author,
     policy: &'a Policy,
@@ -174,14 +174,16 @@ impl<'a> Work<'a> {
 
     fn run(&mut self) -> Result<Outcome, Denial> {
         self.check_reach()?;
-        // This check comes first: a committed command stays committed, whatever became of the actor since.
+        // This check comes first: a committed command stays committed, even if the actor has lost its
+        // authority since.
         if let Some(outcome) = self.replay()? {
             return Ok(outcome);
         }
         self.caller = self.resolve_caller()?;
         let first = self.applied().next().map(|entry| entry.actor.clone());
         if let Some(first) = first.filter(|_| self.goes_on()) {
-            // Another key of the same principal may continue the command.
+            // Another key of the same principal may continue the command, so the first author stays the
+            // author.
             self.author = first;
         }
         self.check_open()?;
@@ -233,8 +235,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Returns the result of a command that was committed before. `None` if it was not, or if it is
-    /// unfinished.
+    /// Returns the result of a command that was committed before. `None` for a command that was not
+    /// committed, or that is unfinished.
     fn replay(&self) -> Result<Option<Outcome>, Denial> {
         let applied: Vec<_> = self.applied().collect();
         let Some(first) = applied.first() else {
@@ -281,15 +283,15 @@ impl<'a> Work<'a> {
             sweeps.any(|own| own.command == *id && Some(&own.by) == author)
         };
         match self.request.command {
-            // The application may repeat these commands any number of times.
+            // The application may repeat these commands any number of times, so they count as unfinished.
             Command::DisableMany | Command::Purge => self.began(),
-            // A tenant that is not registered has no keys to end, and no row to record it in.
+            // A tenant that is not registered has no keys to end, and no row that could list the command.
             _ => self.began() && self.view.tenant.as_ref().is_none_or(named),
         }
     }
 
-    /// Returns the entries that this command wrote before. A command authorised above continues below, even
-    /// if another caller used its id there.
+    /// Returns the entries that this command wrote before. A command authorised in an ancestor tenant
+    /// continues in a descendant, even if another caller used the command's id there.
     fn applied(&self) -> impl Iterator<Item = &AuditEntry> {
         let goes_on = self.request.continues.is_some();
         self.view.applied.iter().filter(move |entry| {
@@ -301,11 +303,11 @@ impl<'a> Work<'a> {
         self.applied().next().is_some()
     }
 
-    /// Returns the instant of the command's first commit, or now. The command does not apply to keys
+    /// Returns the instant of the command's first commit, or now if there was none. The command spares keys
     /// created later.
     fn began_at(&self) -> Timestamp {
         let landed = self.applied().next().map_or(self.now, |entry| entry.at);
-        // A repair of the time since may have set the time back.
+        // The tenant's time may have been set back since the first commit.
         landed.min(self.now)
     }
 
@@ -364,7 +366,7 @@ impl<'a> Work<'a> {
         self.material.next().ok_or(Denial::Invalid(missing))
     }
 
-    /// Takes a changed record over, with its stamp and its audit entry.
+    /// Adds a changed record to the decision, with its stamp and its audit entry.
     fn put(&mut self, record: KeyRecord, did: LastAction, action: Action) {
         self.put_with(record, did, action, None);
     }
@@ -437,8 +439,8 @@ fn issued(record: &KeyRecord, reach: ScopeSet, token: Option<super::secret::Secr
     }
 }
 
-/// Returns a mark of actor, tenant and command. It reveals a command id that is used for two different
-/// commands. It covers the principal, not the acting key, so that the principal's next key may repeat a
+/// Returns a mark of actor, tenant and command. Two different marks for one command id reveal that the id was
+/// reused. The mark covers the principal, not the acting key, so that the principal's next key may repeat a
 /// command. No command holds a secret, and neither does the mark.
 fn mark_of(request: &Request) -> [u8; 8] {
     let Request {
@@ -456,7 +458,7 @@ fn mark_of(request: &Request) -> [u8; 8] {
     if let Command::RevokeMany { filter, .. } = &mut command
         && let Some(made_by) = &mut filter.made_by
     {
-        // The lineage is looked up while the command runs.
+        // The manager adds the lineage while the command runs, so the mark leaves the lineage out.
         made_by.lineage = None;
     }
     let request = postcard::to_allocvec(&(who, tenant, command)).unwrap_or_default();

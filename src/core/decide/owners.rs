@@ -1,4 +1,4 @@
-//! Owners and tenants: one row that narrows or ends every key, then the keys themselves.
+//! Changes of owners and tenants. One row narrows or ends every key first. The keys themselves follow.
 
 use std::collections::BTreeSet;
 
@@ -24,8 +24,8 @@ impl Work<'_> {
         let narrows = match (&before, &known) {
             (Some(before), _) => self.lowers(before, role),
             (None, Some(_)) => false,
-            // A row below another row only narrows. Its role must be within the role above, because that
-            // role may be raised later.
+            // The owner has no row in this tenant yet. A new row counts as narrowing only if its role is
+            // within an ancestor's role, because the ancestor's role may be raised later.
             (None, None) => {
                 let standing = self.standing(&Owner::Principal(owner.clone()));
                 let mut above = standing.roles.iter();
@@ -48,7 +48,7 @@ impl Work<'_> {
         Ok(Outcome::Done)
     }
 
-    /// Stores the role that the application states for an owner with a role here.
+    /// Stores the role that the application states for an owner who has a role in this tenant.
     pub(super) fn sync_owner_role(
         &mut self,
         owner: &PrincipalId,
@@ -69,7 +69,7 @@ impl Work<'_> {
         let raised_from_now = raised_from.get_or_insert_default();
         let raises = |before: &&Role| !self.lowers(before, role);
         if let Some(before) = before.as_ref().filter(raises) {
-            // A role within the former one limits as much.
+            // If `raised_from` contains a role within the former role, that role limits as much.
             if !raised_from_now
                 .iter()
                 .any(|lower| self.lowers(before, lower))
@@ -106,8 +106,8 @@ impl Work<'_> {
             matches!(entry.action, Action::OwnerRemoved { .. })
         };
         let landed = self.applied().find(removal).map(|entry| entry.at);
-        // A repeated command continues with the keys of its own time: an owner who was restored since keeps
-        // the keys created since.
+        // A repeated command applies only to keys that existed when it first committed. An owner who was
+        // restored since then keeps newer keys.
         let removed_at = match landed {
             Some(removed_at) => removed_at,
             None => {
@@ -117,8 +117,8 @@ impl Work<'_> {
                     tenant: self.request.tenant.clone(),
                     owner: owner.clone(),
                     role: None,
-                    // An owner who is removed stays removed since then, and this command ends the remaining
-                    // keys.
+                    // If the owner was removed before, the instant of that removal stays, and this command
+                    // ends the remaining keys.
                     removed_at: removed.and_then(|row| row.removed_at).or(Some(self.now)),
                     raised_from: BTreeSet::new(),
                     updated: self.stamp(),

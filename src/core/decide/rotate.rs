@@ -1,7 +1,7 @@
 //! Rotation: replacing a live key while its predecessor drains.
 //!
-//! A retiring key is not active, so rotation succeeds at the cap. The old key's end is never later than it
-//! was before (trap 7), and a cancelled rotation restores exactly that end. A rotated key always ends: a
+//! A retiring key is not active, so rotation succeeds at the cap. A rotation never moves the old key's end to
+//! a later instant (trap 7), and a cancelled rotation restores exactly that end. A rotated key always ends: a
 //! key that waits for a first use has a latest end.
 
 use std::time::Duration;
@@ -45,8 +45,8 @@ impl<'a> Work<'a> {
             return Err(Denial::SelfRotation { reason });
         }
         match self.check_usable(&record) {
-            // Only a recovery disables the legacy key, and a successor is the way to continue. The old key
-            // stays disabled.
+            // A recovery may have disabled the legacy key. A successor is then the way to continue, and the
+            // old key stays disabled.
             Err(Denial::Disabled) if record.legacy => {}
             usable => usable?,
         }
@@ -65,7 +65,7 @@ impl<'a> Work<'a> {
         if by_itself {
             new.expires_at = self.end_of_self_rotated(&old, class, new.expires_at)?;
         }
-        // The successor reaches what the old key reaches, until an end of its own.
+        // The successor has the old key's reach, but an end of its own.
         let since = old.lineage.since;
         let mut reach = Reach {
             until: new.expires_at,
@@ -87,7 +87,7 @@ impl<'a> Work<'a> {
             grace_from_first_use: None,
         });
         self.retire(&mut old, mode);
-        // Another rotation gives a compromised key no more time than the rotation before.
+        // A second rotation gives a compromised key no more time than the first one.
         old.expires_at = earlier(old.expires_at, latest);
         let until = self.end_of(&old);
         let name = old.class.clone();
@@ -297,8 +297,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Returns whether the acting key created `record` by rotating itself. Such a key may ask for the
-    /// secret again, because the response that held it was lost.
+    /// Returns whether the acting key created `record` by rotating itself. The acting key may then ask for
+    /// the secret again, because the response with the secret was lost.
     pub(super) fn made_by_itself(&self, record: &KeyRecord) -> bool {
         let acting = self.caller.limits().and_then(|limits| limits.key.as_ref());
         let before = record.predecessor.as_ref().map(|old| old.key);
@@ -310,7 +310,7 @@ impl<'a> Work<'a> {
 
     /// Adjusts a successor's reach for the comparison with the key that rotates itself. The ends become those
     /// of the acting key, because the class decides the successor's end. The scopes become those that
-    /// `record` reaches now, because today's roles bound the successor.
+    /// `record` reaches now, because today's roles limit the successor.
     fn as_own_successor(&self, reach: Reach, record: &KeyRecord) -> Reach {
         let Some(limits) = self.caller.limits() else {
             return reach;
@@ -340,8 +340,8 @@ impl<'a> Work<'a> {
         self.caller.check_within(&reach)
     }
 
-    /// Returns whether the acting key rotates itself, which its class must allow. A key never rotates
-    /// another key of its own chain: the holder of the old key would get the successor's place.
+    /// Returns whether the acting key rotates itself, which its class must allow. A key never rotates another
+    /// key of its own chain: otherwise the holder of an old key could take over from the successor.
     fn rotates_itself(&self, record: &KeyRecord, class: &KeyClass) -> Result<bool, Denial> {
         let acting = self.caller.limits().and_then(|limits| limits.key.as_ref());
         let Some(acting) = acting.filter(|key| key.lineage.first == record.lineage.first) else {
@@ -385,7 +385,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Cancels an unused successor. Any other rotation must be finished first.
+    /// Cancels the rotation of `record` if the old key waits for the first use of its successor. Any other
+    /// rotation must be finished first.
     fn without_unused_successor(&mut self, record: KeyRecord) -> Result<KeyRecord, Denial> {
         let Some(succession) = &record.succession else {
             return Ok(record);
@@ -406,15 +407,16 @@ impl<'a> Work<'a> {
         self.end(unused, Reason::RotationCancelled);
         let mut old = self.record(record.id)?;
         old.legacy = legacy;
-        // An unused successor that expired restored nothing.
+        // If the unused successor had expired, its end did not restore the old key, so the old key is
+        // restored here.
         if let Some(succession) = old.succession.take() {
             old.expires_at = succession.own_expiry;
         }
         Ok(old)
     }
 
-    /// Returns the successor of `old` and its token. The successor inherits the settings of the old key and
-    /// the length of its life, not its end.
+    /// Returns the successor of `old` and its token. The successor inherits the old key's settings and length
+    /// of life, but not the old key's end.
     fn successor_of(
         &mut self,
         old: &KeyRecord,
@@ -467,7 +469,7 @@ impl<'a> Work<'a> {
         Ok((record, token))
     }
 
-    /// Sets the old key's end, never later than its own.
+    /// Sets the old key's end, never later than the end that the key already has.
     fn retire(&self, old: &mut KeyRecord, mode: Retirement) {
         let wait = match mode {
             Retirement::After(grace) if grace.is_zero() => {
@@ -516,7 +518,7 @@ fn is_compromised(record: &KeyRecord) -> bool {
 #[derive(Clone, Copy)]
 pub(super) enum Retirement {
     After(Duration),
-    /// `grace` after the first use, at most `wait` after the rotation.
+    /// The old key ends `grace` after the successor's first use, and at most `wait` after the rotation.
     AfterFirstUse {
         grace: Duration,
         wait: Duration,

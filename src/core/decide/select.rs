@@ -7,7 +7,7 @@ use crate::core::text::PrincipalId;
 use crate::core::time::Timestamp;
 use crate::core::view::{LoadRequest, TenantView};
 
-/// Returns what to load of the tenant to decide `request`.
+/// Returns the selection of the tenant's rows that the decision on `request` needs.
 #[must_use]
 pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> LoadRequest {
     let mut select = LoadRequest {
@@ -16,7 +16,7 @@ pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> LoadRequest
     };
     select.keys.extend(request.command.key());
     select.keys.extend(&request.sweep.keys);
-    // The actor's own standing counts too.
+    // The decision also depends on the actor's own row.
     select.owners.extend(request.actor.principal().cloned());
     if *request.actor.tenant() == request.tenant {
         select.keys.extend(request.actor.key_id());
@@ -37,8 +37,8 @@ pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> LoadRequest
     select
 }
 
-/// Returns the keys that are linked to loaded keys and not loaded yet. The caller loads them too and asks
-/// again, until the result is empty.
+/// Returns the keys that are linked to loaded keys and not loaded yet. The caller loads these keys too, and
+/// repeats the call until the result is empty.
 #[must_use]
 pub fn links(view: &TenantView, request: &Request) -> Vec<KeyId> {
     let swept: &[KeyId] = match &request.command {

@@ -28,8 +28,9 @@ impl Work<'_> {
         }
     }
 
-    /// Returns the instant at which keys count as live or not. While the time is in doubt this is the
-    /// earliest possible instant, so that a key that expired only by a wrong clock can still be narrowed.
+    /// Returns the instant at which a decision judges whether keys are live. While the time is in doubt this
+    /// is the earliest possible instant, so that a key that expired only by a wrong clock can still be
+    /// narrowed.
     pub(super) fn alive_at(&self) -> Timestamp {
         match self.is_doubtful() || self.time.is_ahead(self.now) {
             true => self.time.earliest(),
@@ -37,8 +38,8 @@ impl Work<'_> {
         }
     }
 
-    /// Returns the instant at which the caller must not have ended. An acting key from a tenant above is
-    /// judged by the newest commit of its own tenant.
+    /// Returns the instant at which the caller's credential must still be valid. An acting key from an
+    /// ancestor tenant is judged by the newest commit of the key's own tenant.
     pub(super) fn caller_alive_at(&self) -> Timestamp {
         let home = self.request.actor.tenant();
         let floor = match *home == self.request.tenant {
@@ -53,8 +54,8 @@ impl Work<'_> {
         }
     }
 
-    /// Returns a test for keys that were created after `began`. A key with a creation in the future does
-    /// not count as later: a wrong clock made it.
+    /// Returns a test for keys that were created after `began`. A key whose creation lies in the future does
+    /// not count: a wrong clock dated it.
     pub(super) fn came_later(&self, began: Timestamp) -> impl Fn(&KeyRecord) -> bool + use<> {
         // Two clocks may each be wrong by the allowance.
         let possible = self.time.best().saturating_add(self.time.allowance * 2);
@@ -76,7 +77,7 @@ impl Work<'_> {
         };
         let through = self.view.revision;
         let mut row = self.tenant_row();
-        // The sweeps apply to the keys that exist now.
+        // Unfinished bulk commands then apply to the keys that exist now.
         (row.sweeps.iter_mut()).for_each(|own| own.began_at = own.began_at.min(to));
         self.change(Effects {
             tenant: Some(TenantRecord {
@@ -89,8 +90,8 @@ impl Work<'_> {
         Ok(Outcome::TimeRepaired { from, to })
     }
 
-    /// Stores the instant of the decision in a row that stays, so that every reader of the rows knows the
-    /// tenant's newest instant. A tombstone has no instant and is removed one day.
+    /// Stores the instant of the decision in a row that is never removed, so that every reader of the rows
+    /// knows the tenant's newest instant. A tombstone has no instant and is removed one day.
     pub(super) fn leave_instant(&mut self) {
         let Effects {
             puts,

@@ -170,7 +170,7 @@ fn changes(before: &KeyRecord, after: &KeyRecord) -> Vec<FieldChange> {
     changes.into_iter().flatten().collect()
 }
 
-/// Converts the length of a purpose, a description or metadata, which have far lower limits.
+/// Converts a length to 32 bits. The limits on a purpose, a description and metadata are far lower.
 fn count(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }

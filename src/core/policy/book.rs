@@ -30,22 +30,22 @@ impl Policies {
     /// Sets another policy for `tenant` and its descendants.
     #[must_use]
     pub fn with_tenant(mut self, tenant: TenantId, policy: Policy) -> Self {
-        // Not raised if the policy replaces one with a shorter bound: confirming more often than necessary is
-        // harmless.
+        // If `policy` replaces a policy with a shorter bound, the shorter bound stays. Confirming more often
+        // than necessary is harmless.
         self.shortest_bound = self.shortest_bound.into_iter().chain(policy.bounds()).min();
         self.tenants.insert(tenant, Arc::new(policy));
         self
     }
 
-    /// Returns the shortest staleness bound of any class, except zero; `None` if all are zero. A node that
-    /// confirms more often is fresh for every class.
+    /// Returns the shortest staleness bound of any class, except zero; `None` if all bounds are zero. A node
+    /// that confirms more often than this bound is fresh for every class with a bound above zero.
     #[must_use]
     pub const fn shortest_bound(&self) -> Option<Duration> {
         self.shortest_bound
     }
 
     /// Returns the other policies under which a role of `tenant` matters: the policies of its descendants,
-    /// and those of ancestors whose keys reach descendants.
+    /// and the policies of ancestors whose keys reach descendants.
     pub(crate) fn elsewhere(&self, tenant: &TenantId) -> Vec<Arc<Policy>> {
         let below = self.tenants.iter();
         let below = below.filter(|(other, _)| *other != tenant && tenant.contains(other));
@@ -95,7 +95,7 @@ impl Policies {
         self.of_whose(|| tenant)
     }
 
-    /// Returns the policy of a tenant, and computes the tenant only if policies differ.
+    /// Returns the policy of a tenant. Calls `tenant` only if some tenant has a policy of its own.
     pub(crate) fn of_whose<'a>(&self, tenant: impl FnOnce() -> &'a TenantId) -> &Arc<Policy> {
         if self.tenants.is_empty() {
             return &self.default;

@@ -19,52 +19,53 @@ use crate::core::token::TokenPrefix;
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct KeyClass {
-    /// The visibility of its keys: secret keys authenticate, publishable keys identify.
+    /// The visibility of keys of this class: secret keys authenticate, publishable keys identify.
     pub visibility: Visibility,
-    /// The prefixes of tokens, by environment. A key without a named environment is created for the only
-    /// one, or else for `live`.
+    /// The prefixes of tokens, by environment. A key whose creator names no environment gets the only
+    /// environment, or else `live`.
     #[serde(deserialize_with = "super::unique::deserialize")]
     pub prefixes: BTreeMap<Environment, TokenPrefix>,
     /// A label for a class that is not final yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<Stage>,
-    /// The lifetime of its keys.
+    /// The lifetime of keys of this class.
     #[serde(default)]
     pub lifetime: Lifetime,
-    /// The rotation of its keys.
+    /// The rotation of keys of this class.
     #[serde(default)]
     pub rotation: Rotation,
-    /// The rotation of a key by itself.
+    /// The rule for keys of this class that rotate themselves.
     #[serde(default)]
     pub self_rotation: SelfRotation,
-    /// The revocation of its keys.
+    /// The revocation of keys of this class.
     #[serde(default)]
     pub revocation: Revocation,
-    /// The deletion of its keys.
+    /// The deletion of keys of this class.
     #[serde(default)]
     pub deletion: Deletion,
-    /// The access to create its keys.
+    /// The access to create keys of this class.
     pub create: Access,
-    /// The access to look at its keys: list them and see their details.
+    /// The access to look at keys of this class: list them and see their details.
     pub look: Access,
-    /// The access to update, disable and enable its keys.
+    /// The access to update, disable and enable keys of this class.
     pub update: Access,
-    /// The access to rotate its keys.
+    /// The access to rotate keys of this class.
     pub rotate: Access,
-    /// The access to revoke and delete its keys.
+    /// The access to revoke and delete keys of this class.
     pub revoke: Access,
     /// The most that a key of this class can reach, whatever its own scopes.
     pub ceiling: ScopeSet,
-    /// The other classes whose keys a key of this class may issue, besides its own. None by default.
+    /// The classes whose keys a key of this class may issue, in addition to its own class. Empty by default.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub issues: BTreeSet<ClassName>,
-    /// The tenants that its keys reach.
+    /// The tenants that keys of this class reach.
     #[serde(default)]
     pub tenant_reach: TenantReach,
-    /// A plan or feature without which its keys cannot be created (rule A2-39).
+    /// A plan or feature without which keys of this class cannot be created (rule A2-39).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entitlement: Option<Entitlement>,
-    /// The time until a revocation of its keys holds everywhere. `None` for the bound of the policy.
+    /// The time until a revocation of a key of this class holds everywhere. `None` for the bound of the
+    /// policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub propagation: Option<Propagation>,
 }
@@ -77,9 +78,9 @@ impl KeyClass {
         self
     }
 
-    /// Creates a class of secret keys for the environment `live`: self-service rotation with a grace of
-    /// 24 hours, revocation without a purge, and plain deletion. `roles` create its keys; `roles` and each
-    /// key's owner look at and manage them.
+    /// Creates a class of secret keys for the environment `live`: self-service rotation with a grace of 24
+    /// hours, revocation without a purge, and plain deletion. `roles` create keys. `roles` and each key's
+    /// owner look at and manage keys.
     #[must_use]
     pub fn secret(
         prefix: TokenPrefix,
@@ -110,7 +111,8 @@ impl KeyClass {
         }
     }
 
-    /// Returns the environment of a key whose creator names none: the only one, or else `live`.
+    /// Returns the environment of a key whose creator names no environment: the only environment, or else
+    /// `live`.
     #[must_use]
     pub fn default_environment(&self) -> Option<(&Environment, &TokenPrefix)> {
         match self.prefixes.len() {
@@ -119,8 +121,8 @@ impl KeyClass {
         }
     }
 
-    /// Creates a class like [`secret`](Self::secret) of publishable keys, which identify and may be shown
-    /// again.
+    /// Creates a class of publishable keys, which identify and may be shown again. In all else, the class is
+    /// like [`secret`](Self::secret).
     #[must_use]
     pub fn publishable(
         prefix: TokenPrefix,
@@ -138,7 +140,8 @@ impl KeyClass {
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lifetime {
-    /// The lifetime of a key whose creator names none; `None` for the maximum, or else for no end.
+    /// The lifetime of a key whose creator names no lifetime. `None` for the maximum, or for no end if there
+    /// is no maximum.
     #[serde(
         default,
         with = "time::seconds::option",
@@ -146,7 +149,7 @@ pub struct Lifetime {
         skip_serializing_if = "Option::is_none"
     )]
     pub default: Option<Duration>,
-    /// The longest lifetime; `None` allows any, and keys that never expire.
+    /// The longest lifetime. `None` allows any lifetime, and keys that never expire.
     #[serde(
         default,
         with = "time::seconds::option",
@@ -166,7 +169,7 @@ pub enum Rotation {
     /// [`SelfService`](Self::SelfService).
     SupportOnly(#[serde(with = "time::seconds")] Duration),
     /// Actors with access rotate keys. The old key keeps working for this grace unless the command names
-    /// another; zero retires it immediately.
+    /// another grace. A grace of zero retires the old key immediately.
     SelfService(#[serde(with = "time::seconds")] Duration),
 }
 
@@ -191,12 +194,12 @@ impl Default for Rotation {
     }
 }
 
-/// The revocation of keys. Leaks, removed owners and closed tenants revoke keys in any case.
+/// The rule for revoking keys. Leaks, removed owners and closed tenants revoke keys whatever this rule says.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Revocation {
-    /// Keys are deleted instead (rule I-08).
+    /// Keys are never revoked on command, only deleted (rule I-08).
     None,
     /// Keys are revoked.
     Allowed {
@@ -222,12 +225,12 @@ impl Default for Revocation {
     }
 }
 
-/// The deletion of keys. A deleted key is gone; its id and digest are never used again.
+/// The rule for deleting keys. The id and the digest of a deleted key are never used again.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Deletion {
-    /// Keys are revoked and kept instead.
+    /// Keys are never deleted. They are revoked and kept.
     None,
     /// Keys are deleted.
     #[default]
@@ -244,7 +247,7 @@ pub enum Deletion {
 pub struct Access {
     /// The roles with access.
     pub roles: BTreeSet<Role>,
-    /// Whether the key's owner has access too, whatever its role.
+    /// Whether the key's owner has access too, whatever the owner's role.
     #[serde(default)]
     pub owner: bool,
 }
@@ -283,10 +286,10 @@ impl Access {
     }
 }
 
-/// The rotation of a key by itself, the only case in which a key creates something that outlives it.
+/// The rule for self-rotation: the only case in which a key creates something that outlives the key itself.
 ///
-/// A key never rotates itself while it is retiring, after it was exposed, or if it is publishable. It always
-/// rotates with grace or on first use.
+/// A key never rotates itself while it is retiring, after it was exposed, or if it is publishable. Every
+/// self-rotation is a rotation with grace or on first use.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum SelfRotation {
@@ -307,9 +310,9 @@ pub enum SelfRotation {
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TenantReach {
-    /// Only their own tenant (rule A2-10).
+    /// Only the key's own tenant (rule A2-10).
     #[default]
     Own,
-    /// Their own tenant and its descendants (rule A2-36).
+    /// The key's own tenant and its descendants (rule A2-36).
     Descendants,
 }

@@ -36,7 +36,7 @@ impl LivePolicies {
         self.current.load_full()
     }
 
-    /// Returns the shortest staleness bound, except zero; `None` if all are zero.
+    /// Returns the shortest staleness bound of any class, except zero; `None` if all bounds are zero.
     #[must_use]
     pub fn shortest_bound(&self) -> Option<Duration> {
         self.current.load().shortest_bound()
@@ -46,7 +46,7 @@ impl LivePolicies {
         self.current.load()
     }
 
-    /// Returns the number of changes so far.
+    /// Returns the number of times that the policies were replaced.
     #[inline]
     pub(crate) fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)

@@ -1,7 +1,7 @@
 //! Policies: the rules of a tenant's keys, as data.
 //!
-//! Pure. A [`Policy`] is a [`PolicySpec`] without contradictions. A host reads the spec from a policy file,
-//! and may give each tenant another one.
+//! Pure. A [`Policy`] is a [`PolicySpec`] without contradictions. A host reads a spec from a policy file, and
+//! may use a different policy for each tenant.
 
 mod book;
 mod class;
@@ -26,11 +26,11 @@ pub use super::text::PolicyName;
 use super::text::{ClassName, KeyName, ResourceKind, Role};
 use super::time;
 
-/// The default staleness bound: 10 seconds. A verifier that has not confirmed within its bound that it is up
-/// to date fails closed.
+/// The default staleness bound: 10 seconds. A verifier that has not synced within its staleness bound fails
+/// closed.
 ///
-/// In a simulation of a harsh network, 0.07 % of verifications found their replica past this bound, against
-/// 5 % at 2 seconds.
+/// In a simulation of a harsh network, 0.07 % of verifications met a replica that was older than 10 seconds.
+/// With a bound of 2 seconds, 5 % met a replica past the bound.
 pub const DEFAULT_STALENESS_BOUND: Duration = Duration::from_secs(10);
 
 /// The rules of a policy, before they are checked. The documents of the [profiles](crate::profiles) are
@@ -44,10 +44,10 @@ pub struct PolicySpec {
     /// The classes of keys.
     #[serde(deserialize_with = "unique::deserialize")]
     pub classes: BTreeMap<ClassName, KeyClass>,
-    /// The class of a key whose creator names none.
+    /// The class of a key whose creator names no class.
     pub default_class: ClassName,
-    /// The reach of each role, as an actor and through keys of its owners. A role that is missing here
-    /// reaches nothing.
+    /// The scopes that each role reaches, both as an actor and through keys of owners with that role. A role
+    /// that is missing here reaches nothing.
     #[serde(deserialize_with = "unique::deserialize")]
     pub roles: BTreeMap<Role, ScopeSet>,
     /// The roles that provision and close tenants, change and remove owners, and revoke in bulk.
@@ -58,16 +58,16 @@ pub struct PolicySpec {
     /// The cap on active keys of a tenant.
     #[serde(default)]
     pub active_keys: ActiveKeyCap,
-    /// The key that every tenant has and cannot end.
+    /// The rule for the legacy key, which a tenant cannot end.
     #[serde(default)]
     pub legacy: LegacyRule,
-    /// Keys that come with a tenant or with a resource.
+    /// The rules for keys that are provisioned with a tenant or a resource.
     #[serde(default)]
     pub provision: Vec<ProvisionRule>,
     /// The time until a revocation holds everywhere.
     #[serde(default)]
     pub propagation: Propagation,
-    /// The longest wait for the first use of a successor if the command names none. 30 days by default, at
+    /// The longest wait for the first use of a successor if the command names no wait. 30 days by default, at
     /// most [`Rotation::MAX_GRACE`].
     #[serde(
         default = "first_use_wait",
@@ -75,8 +75,8 @@ pub struct PolicySpec {
         rename = "first_use_wait_seconds"
     )]
     pub first_use_wait: Duration,
-    /// Whether every key must state its purpose (rule G-38). Legacy and provisioned keys need none until they
-    /// are updated.
+    /// Whether every key must state its purpose (rule G-38). Legacy and provisioned keys need no purpose
+    /// until they are updated.
     #[serde(default)]
     pub purpose_required: bool,
 }
@@ -97,29 +97,29 @@ pub enum ActiveKeyCap {
     Unlimited,
     /// A cap.
     Limited {
-        /// The most active keys.
+        /// The most active keys that a tenant may have.
         limit: NonZeroU32,
-        /// The classes that count; all classes if the set is empty.
+        /// The classes whose keys count; all classes if the set is empty.
         #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
         classes: BTreeSet<ClassName>,
     },
 }
 
-/// The legacy key of every tenant: it comes with the tenant, belongs to no person, can be rotated, and cannot
-/// be disabled, revoked or deleted (rules A1-09 to A1-12).
+/// The rule for legacy keys. A legacy key is provisioned with its tenant and belongs to no person. A tenant
+/// can rotate the key, but not disable, revoke or delete it (rules A1-09 to A1-12).
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum LegacyRule {
     /// Tenants have no legacy key.
     #[default]
     None,
-    /// Every tenant has exactly one.
+    /// Every tenant has exactly one legacy key.
     One {
-        /// Its class.
+        /// The class of the legacy key.
         class: ClassName,
-        /// Its name.
+        /// The name of the legacy key.
         name: KeyName,
-        /// Its scopes.
+        /// The scopes of the legacy key.
         scopes: ScopeSet,
     },
 }
@@ -134,22 +134,22 @@ pub enum ProvisionOn {
     Resource(ResourceKind),
 }
 
-/// A key that comes with a tenant or with a resource.
+/// The rule for a key that is provisioned with a tenant or a resource.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProvisionRule {
-    /// The event that provisions it.
+    /// The event that provisions the key.
     pub on: ProvisionOn,
-    /// Its class.
+    /// The class of the key.
     pub class: ClassName,
-    /// Its name.
+    /// The name of the key.
     pub name: KeyName,
-    /// Its scopes.
+    /// The scopes of the key.
     pub scopes: ScopeSet,
 }
 
-/// The time until a revocation holds everywhere: a verifier that has not confirmed within this bound that it
-/// is up to date fails closed.
+/// The time until a revocation holds everywhere. A verifier that has not synced within this time fails
+/// closed.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Propagation {
@@ -173,8 +173,8 @@ impl Propagation {
         bound: Duration::ZERO,
     };
 
-    /// The rate error ρ of a node's monotonic clock: at most 1 ‰, which is generous for any quartz, so that
-    /// no bound relies on clocks that agree.
+    /// 1 ‰, the largest rate error ρ that a node's monotonic clock may have, which is generous for any
+    /// quartz. No bound relies on clocks that agree.
     pub const CLOCK_RATE_ERROR_PER_MILLE: u32 = 1;
 
     /// Returns the longest time from the return of a revocation to the last verification that can still
@@ -184,7 +184,8 @@ impl Propagation {
         Self::by_any_clock(self.bound)
     }
 
-    /// Returns the most that one clock may count while another one counts `time`: `time / (1 - ρ)`.
+    /// Returns the longest time that one clock may measure while another clock measures `time`: `time / (1 -
+    /// ρ)`.
     pub(crate) fn by_any_clock(time: Duration) -> Duration {
         time.saturating_mul(1000) / (1000 - Self::CLOCK_RATE_ERROR_PER_MILLE)
     }
@@ -195,7 +196,7 @@ impl Propagation {
 #[serde(try_from = "PolicySpec", into = "PolicySpec")]
 pub struct Policy {
     spec: PolicySpec,
-    /// Whether a class has a propagation of its own.
+    /// Whether any class sets a propagation of its own, instead of the policy's.
     own_propagations: bool,
 }
 
@@ -223,7 +224,7 @@ impl Policy {
         })
     }
 
-    /// Returns its rules.
+    /// Returns the specification of the policy.
     #[must_use]
     pub const fn spec(&self) -> &PolicySpec {
         &self.spec
@@ -254,14 +255,14 @@ impl Policy {
             .unwrap_or(self.spec.propagation)
     }
 
-    /// Returns the longest staleness bound of its classes.
+    /// Returns the longest staleness bound of the policy's classes.
     pub(crate) fn longest_bound(&self) -> Duration {
         let classes = self.spec.classes.keys();
         let bounds = classes.map(|class| self.propagation(class).bound);
         bounds.max().unwrap_or_default()
     }
 
-    /// Returns the staleness bounds of its classes, except zero.
+    /// Returns the staleness bounds of the policy's classes, except zero.
     pub(crate) fn bounds(&self) -> impl Iterator<Item = Duration> {
         let bounds = self
             .spec

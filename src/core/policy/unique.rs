@@ -1,7 +1,7 @@
-//! Maps of a policy file in which no name appears twice.
+//! Deserializes maps of a policy file, and refuses a name that appears twice.
 //!
-//! serde's own maps keep the last of two entries, so that one of two definitions of a role would silently
-//! have no effect.
+//! serde's own maps keep the last of two entries with the same name. One of two definitions of a role would
+//! silently have no effect.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;

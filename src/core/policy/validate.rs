@@ -28,39 +28,39 @@ pub enum PolicyError {
     UnknownClass {
         /// The rule, in words.
         rule: &'static str,
-        /// The class it names.
+        /// The class that the rule names.
         class: ClassName,
     },
     /// A class has no environment, so no key of it can be created.
     #[error("class {class} has no prefix for any environment")]
     NoEnvironment {
-        /// The class.
+        /// The class without an environment.
         class: ClassName,
     },
     /// Two classes, or two environments of one class, share a prefix, so a token would be ambiguous.
     #[error("prefix {prefix} stands for class {first} and for class {second}")]
     SharedPrefix {
-        /// The prefix.
+        /// The shared prefix.
         prefix: TokenPrefix,
-        /// A class that has it.
+        /// A class with this prefix.
         first: ClassName,
-        /// Another class, or the same class in another environment.
+        /// Another class with this prefix, or the same class in another environment.
         second: ClassName,
     },
     /// A class has no ceiling, so its keys reach nothing.
     #[error("class {class} has an empty ceiling, so that its keys could reach nothing")]
     EmptyCeiling {
-        /// The class.
+        /// The class without a ceiling.
         class: ClassName,
     },
     /// A default lifetime is longer than the maximum, or a lifetime is zero.
     #[error("class {class} has a default lifetime of {default:?} and a maximum of {max:?}")]
     Lifetime {
-        /// The class.
+        /// The class with these lifetimes.
         class: ClassName,
-        /// The default; `None` for no end.
+        /// The default lifetime; `None` for no end.
         default: Option<Duration>,
-        /// The maximum.
+        /// The maximum lifetime; `None` for no maximum.
         max: Option<Duration>,
     },
     /// A duration is longer than a policy allows.
@@ -68,35 +68,35 @@ pub enum PolicyError {
     TooLong {
         /// The duration at fault, in words.
         rule: &'static str,
-        /// The class.
+        /// The class with this duration.
         class: ClassName,
-        /// The bound.
+        /// The longest duration allowed.
         max: Duration,
-        /// The duration named.
+        /// The duration in the policy.
         actual: Duration,
     },
     /// The keys of a class can be neither revoked nor deleted.
     #[error("keys of class {class} could be neither revoked nor deleted")]
     Endless {
-        /// The class.
+        /// The class whose keys cannot be ended.
         class: ClassName,
     },
     /// A deletion asks for a blank text to be typed.
     #[error("deletion of class {class} asks for an empty text to be typed")]
     EmptyConfirmation {
-        /// The class.
+        /// The class whose deletion asks for a blank text.
         class: ClassName,
     },
-    /// The legacy key could not be rotated, though nothing else replaces it.
+    /// The legacy key could not be rotated, though only a rotation can replace it.
     #[error("legacy key has class {class}, whose keys are not rotated")]
     LegacyNotRotated {
-        /// The class.
+        /// The class of the legacy key.
         class: ClassName,
     },
     /// The legacy key would expire, though only a rotation may end it.
     #[error("legacy key has class {class}, whose keys expire by themselves")]
     LegacyExpires {
-        /// The class.
+        /// The class of the legacy key.
         class: ClassName,
     },
     /// A legacy or provisioned key has a class that needs an entitlement, which provisioning does not check.
@@ -104,28 +104,29 @@ pub enum PolicyError {
     Entitled {
         /// The rule, in words.
         rule: &'static str,
-        /// The class.
+        /// The class that needs an entitlement.
         class: ClassName,
     },
-    /// A role may create or rotate keys of a class but reaches nothing that the class allows, so it never
-    /// could.
+    /// A role may create or rotate keys of a class, but could never do so: it reaches nothing that the class
+    /// allows.
     #[error("role {role} may {action} keys of class {class}, and reaches nothing that they do")]
     Powerless {
-        /// The class.
+        /// The class whose keys the role may create or rotate.
         class: ClassName,
-        /// The role.
+        /// The role that reaches nothing that the class allows.
         role: Role,
-        /// The action that it may and cannot take, in words.
+        /// The permitted action that the role could never take, in words.
         action: &'static str,
     },
-    /// A legacy or provisioned key has a class with more than one environment, so its own is ambiguous.
+    /// A legacy or provisioned key has a class with more than one environment, so the key's environment is
+    /// ambiguous.
     #[error("{rule} names class {class}, which has {environments} environments and needs one")]
     AmbiguousEnvironment {
         /// The rule, in words.
         rule: &'static str,
-        /// The class.
+        /// The class with more than one environment.
         class: ClassName,
-        /// The number of its environments.
+        /// The number of environments of the class.
         environments: usize,
     },
     /// A legacy or provisioned key has scopes that its class does not allow, or no scopes.
@@ -133,41 +134,41 @@ pub enum PolicyError {
     Scopes {
         /// The rule, in words.
         rule: &'static str,
-        /// The class.
+        /// The class of the key.
         class: ClassName,
     },
     /// The keys that come with every tenant exceed the cap.
     #[error("{count} keys come with every tenant, the cap is {limit}")]
     CapTooLow {
-        /// The number of keys that come with a tenant and count.
+        /// The number of provisioned keys that count towards the cap.
         count: usize,
-        /// The cap.
+        /// The cap on active keys.
         limit: NonZeroU32,
     },
-    /// The wait for first uses is less than a second, or longer than a policy allows.
+    /// The wait for the first use of a successor is less than a second, or longer than a policy allows.
     #[error("policy waits {actual:?} for a first use, from 1 s to {max:?} is allowed")]
     FirstUseWait {
-        /// The longest allowed.
+        /// The longest wait allowed.
         max: Duration,
-        /// The wait named.
+        /// The wait in the policy.
         actual: Duration,
     },
     /// The policy has too many rules for provisioned keys.
     #[error("{count} rules for keys that come by themselves, at most {max} are allowed")]
     TooManyProvisioned {
-        /// The number of rules.
+        /// The number of rules for provisioned keys.
         count: usize,
-        /// The bound.
+        /// The most rules allowed.
         max: usize,
     },
-    /// A class lets its keys issue keys or rotate themselves although they cannot.
+    /// A class lets its keys issue keys or rotate themselves, although its keys can never do so.
     #[error("keys of class {class} cannot {action}: {reason}")]
     KeyCannot {
-        /// The class.
+        /// The class whose keys cannot take the action.
         class: ClassName,
         /// The action that the class allows.
         action: &'static str,
-        /// The reason why its keys cannot take it.
+        /// The reason why keys of the class cannot take the action.
         reason: &'static str,
     },
     /// The policy has no class.
@@ -269,7 +270,7 @@ fn validate_class(name: &ClassName, class: &KeyClass) -> Result<(), PolicyError>
     by_itself(name, class)
 }
 
-/// Checks the actions of a class's keys: issuing keys and rotating themselves.
+/// Checks the actions that keys of a class may take by themselves: issue keys and rotate themselves.
 fn by_itself(name: &ClassName, class: &KeyClass) -> Result<(), PolicyError> {
     let cannot = |action, reason| {
         let class = name.clone();
@@ -309,8 +310,8 @@ fn by_itself(name: &ClassName, class: &KeyClass) -> Result<(), PolicyError> {
     Ok(())
 }
 
-/// Checks that every role that creates or rotates keys of a class reaches some of its ceiling: no actor
-/// creates a key with more reach than its own. A role that only updates, revokes or deletes may reach
+/// Checks that every role that creates or rotates keys of a class reaches part of the class's ceiling. No
+/// actor creates a key with more reach than its own. A role that only updates, revokes or deletes may reach
 /// nothing.
 fn powerful(spec: &PolicySpec, name: &ClassName, class: &KeyClass) -> Result<(), PolicyError> {
     let support = BTreeSet::from([Role::SUPPORT]);

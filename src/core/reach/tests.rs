@@ -105,7 +105,7 @@ fn reaches() -> impl Strategy<Value = Reach> {
     })
 }
 
-/// Three reaches that share many dimensions: independent draws are rarely comparable.
+/// Three reaches that share many dimensions, because independent draws are rarely comparable.
 fn neighbours() -> impl Strategy<Value = (Reach, Reach, Reach)> {
     (
         reaches(),
@@ -163,7 +163,7 @@ proptest! {
         }
     }
 
-    /// Two reaches within each other are equal in every comparison, however they are written.
+    /// Two reaches within each other compare alike with a third, even if their fields differ.
     #[test]
     fn two_that_are_within_each_other_compare_alike((a, b, c) in neighbours()) {
         if within(&a, &b) && within(&b, &a) {
@@ -181,7 +181,7 @@ proptest! {
         prop_assert!(RoleReach::of(&all, &policy).is_within(&RoleReach::of(&fewer, &policy)));
     }
 
-    /// One rule decides a key's scopes, whether asked scope by scope or as a set.
+    /// The functions `reaches` and `scopes` agree on every scope of a key.
     #[test]
     fn a_key_reaches_a_scope_if_its_scopes_say_so(
         own in scope_sets(),
@@ -202,7 +202,7 @@ proptest! {
     }
 }
 
-/// The least reach in every dimension, and one that exceeds it in one dimension.
+/// Compares the least reach with reaches that exceed it in exactly one dimension.
 #[test]
 fn each_dimension_is_compared_by_itself() {
     let policy = policy();

@@ -48,8 +48,8 @@ mod tests {
 
     use super::*;
 
-    /// Returns the size of the fullest of 2^8 parts that 2^16 values are spread over by their
-    /// uppermost bits.
+    /// Spreads 2^16 values over 2^8 parts by the uppermost bits of their hashes. Returns the size
+    /// of the fullest part.
     fn fullest(values: impl Iterator<Item = u128>) -> usize {
         // A fixed draw, because a few members of the family do not spread consecutive numbers.
         let drawn = |number| {

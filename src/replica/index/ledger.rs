@@ -1,5 +1,6 @@
-//! The data that keys share: shapes, holders, and the holders' standings. Lowering a role changes
-//! one entry, which immediately narrows all keys of the holder.
+//! The data that keys share: shapes (settings that many keys have in common), holders (a tenant and an
+//! owner), and standings (the status of a holder's owner). Lowering a role changes one entry, which
+//! immediately narrows all keys of the holder.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
@@ -21,18 +22,17 @@ use crate::core::view::Revision;
 pub(crate) struct Shared {
     shapes: Chunks<OnceLock<Arc<Shape>>>,
     holders: Chunks<OnceLock<Arc<Holder>>>,
-    /// The current standing of each holder: the one entry that narrows all its keys. Stored apart
+    /// The number of each holder's current standing. One change narrows all keys of the holder. Stored apart
     /// from the holders, so that the entries of many holders share a cache line.
     stands: Chunks<AtomicU32>,
     standings: Chunks<OnceLock<Arc<Stand>>>,
     /// The number of holders.
     count: AtomicU32,
-    /// Rows of tenants below another tenant. They apply to keys of the tenants above that reach down.
+    /// Rows of descendant tenants. They apply to keys of ancestor tenants that reach down.
     below: RwLock<Below>,
 }
 
-/// Rows of tenants below another tenant. Read only by verifications for a tenant other than the
-/// key's own.
+/// Rows of descendant tenants. Read only by verifications for a tenant other than the key's own.
 #[derive(Default)]
 struct Below {
     owners: HashMap<Holder, OwnerSays>,
@@ -51,8 +51,8 @@ enum OwnerSays {
 /// A standing, for either kind of holder.
 #[derive(Eq, Hash, PartialEq)]
 struct Stand {
-    /// True if the holder is a person. A person's keys reach nothing without a role; a tenant's own
-    /// keys need none.
+    /// True if the holder is a person. A person's keys reach nothing without a role. A tenant's own keys need
+    /// no role.
     persons: bool,
     standing: OwnerStatus,
 }
@@ -73,8 +73,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) holder: HolderAt<'a>,
     pub(crate) persons: bool,
     pub(crate) standing: &'a OwnerStatus,
-    /// The number of `standing`. A later read finds the same standing by this number. A person's key
-    /// and a tenant's own key never have the same number.
+    /// The number of `standing`. A later read finds the same standing by this number. A person and a tenant
+    /// never share a number.
     pub(crate) standing_id: u32,
 }
 
@@ -105,7 +105,7 @@ impl Whose for HolderAt<'_> {
 }
 
 impl Shared {
-    /// Picks the parts of some key. Equal numbers pick equal parts.
+    /// Picks the parts of an arbitrary key. Equal numbers pick equal parts.
     pub(super) fn any(&self, number: u32) -> Parts {
         let holder = number % self.count.load(Ordering::Relaxed).max(1);
         Parts { holder, shape: 0 }
@@ -354,8 +354,8 @@ impl Ledger {
         })
     }
 
-    /// Makes a holder with keys follow the rows of its owner. A change of an owner's row then skips
-    /// the holders without keys. An owner with many tenants has many of those.
+    /// Makes a holder with keys follow the rows of its owner. A change of an owner's row then skips the
+    /// holders without keys. An owner with many tenants has many holders without keys.
     fn link(&mut self, shared: &Shared, number: u32) {
         if self.own[number as usize].linked {
             return;
@@ -390,7 +390,7 @@ impl Ledger {
         }))
     }
 
-    /// Recomputes a holder's standing, if the holder's tenant is `above` or below `above`.
+    /// Recomputes a holder's standing, if the holder's tenant is `above` or a descendant of `above`.
     fn renew(&mut self, shared: &Shared, holder: u32, above: &TenantId) {
         let linked = self.own[holder as usize].linked;
         if let Some(place) = shared.holders.at(holder).get().filter(|_| linked)
@@ -446,8 +446,8 @@ impl Ledger {
     }
 }
 
-/// Returns the number of `item`. Calls `show` first if the item is new, so that readers find the
-/// item before anything leads to its number.
+/// Returns the number of `item`. Calls `show` first if the item is new, so that readers find the item before
+/// anything refers to the item's number.
 fn intern<T: Eq + Hash>(
     numbers: &mut HashMap<Arc<T>, u32>,
     item: T,
@@ -474,7 +474,7 @@ fn shared_key<K: Clone + Eq + Hash, V>(map: &HashMap<K, V>, key: K) -> K {
     }
 }
 
-/// Converts a count to a number. Memory runs out long before the numbers do.
+/// Converts a count to a number of 32 bits. Memory runs out long before these numbers do.
 fn number(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(NONE)
 }

@@ -238,8 +238,9 @@ impl View {
         self.index.shared.facts(parts)
     }
 
-    /// Returns the standing of these facts' holder in `tenant`, if `tenant` is below the holder's
-    /// own and rows there change it. Blocks only while such a row is being written.
+    /// Returns the status of these facts' owner in `tenant`. `None` unless `tenant` is a descendant
+    /// of the holder's tenant and rows there change the status. Blocks only while such a row is
+    /// being written.
     pub(crate) fn standing_in(
         &self,
         facts: &Facts<'_>,
@@ -258,7 +259,8 @@ impl View {
         self.index.shared.facts_with(parts, standing_id)
     }
 
-    /// Returns the data that decides whether the key works at `now`, or what has become of the key.
+    /// Returns the data that decides whether the key works at `now`. Returns `Removed` or `Corrupt`
+    /// if the key was removed or became unreadable.
     #[inline]
     pub(crate) fn course(&self, hit: &Hit, standing: &OwnerStatus, now: Timestamp) -> Kept {
         let good = hit.course.expires_at.is_none_or(|end| now < end);
@@ -268,7 +270,7 @@ impl View {
         self.kept(hit.row)
     }
 
-    /// Returns the current state of a key that was hit before.
+    /// Returns the current state of a key that was found before.
     pub(crate) fn kept(&self, row: u32) -> Kept {
         let row = self.index.rows.get(row);
         row.map_or(Kept::Removed, |row| row.read().key)
@@ -381,7 +383,7 @@ impl View {
                 parts: value.parts,
                 course: Course {
                     life: Life::Enabled,
-                    // Only a reader of the row asks for the time of creation.
+                    // A caller that needs the time of creation reads the row.
                     created_at: Timestamp::MAX,
                     expires_at: value.end(),
                     awaits_first_use: false,
@@ -427,14 +429,14 @@ impl Hit {
 }
 
 impl SlotValue {
-    /// Returns the conclusions that the slot alone permits.
+    /// Returns the slot's value for a key with this course.
     fn of(course: &Course, imported: bool, parts: Parts) -> Self {
         let plain = course.life == Life::Enabled && !course.awaits_first_use && !imported;
         let until = match course.expires_at {
             _ if !plain => Self::ASK,
             None => Self::NEVER,
-            // The row decides in the hour in which the key ends, and after the last hour that the
-            // word can hold.
+            // The row decides in the hour in which the key ends, and after the last hour that fits
+            // in the word.
             Some(end) => {
                 let hour = end.as_micros() / (Self::HOUR * 1_000_000);
                 u32::try_from(hour).map_or(Self::NEVER - 1, |hour| hour.min(Self::NEVER - 1))
@@ -506,7 +508,7 @@ impl Index {
         writer.table.replaced() > 8 + writer.table.segments() / 8
     }
 
-    /// Applies rows that are newer than the known ones. One writer at a time.
+    /// Applies rows that are newer than the known rows. One writer at a time.
     pub(super) fn apply(&self, changes: impl IntoIterator<Item = Change>) {
         let mut writer = self.writer();
         let writer = &mut *writer;
@@ -600,8 +602,8 @@ impl Index {
     ) {
         let hash = self.hash_of_id(id);
         let known = self.row_of(&writer.table, hash, id);
-        // A removal is final, so even one from before the scan is recorded. The scan did not return
-        // it.
+        // A removal is final, so a removal from before the scan is recorded too, even though the
+        // scan did not return the key.
         let is_news = known.is_none() && key == Kept::Removed;
         if !is_news && self.is_stale(known, revision, base) {
             return;
@@ -646,7 +648,7 @@ impl Index {
     fn is_stale(&self, known: Option<u32>, revision: Revision, base: Revision) -> bool {
         match known {
             Some(row) => self.rows.at(row).read().revision >= revision,
-            // A key that the scan did not return had been removed by then, and its tombstone
+            // The scan did not return this key: the key had been removed, and its tombstone
             // compacted. A change read before the scan must not bring it back.
             None => revision <= base,
         }
@@ -657,15 +659,15 @@ impl Index {
         table.named(hash).find(own).map(|found| found.row)
     }
 
-    /// Does the same work for an unknown id as for a known one, so that timing does not reveal
-    /// which it is (trap 6).
+    /// Does the same work for an unknown id as for a known id, so that timing does not reveal
+    /// whether the id is known (trap 6).
     fn look_at_any_facts(&self, id: KeyId) {
         let any = self.shared.any(id.to_u128() as u32);
         std::hint::black_box(self.shared.facts(any).map(|facts| facts.standing_id));
     }
 
     /// Returns the rows of successors that were used and whose first use is not recorded, each with
-    /// its number of uses and the second of the last.
+    /// its number of uses and the second of the last use.
     fn unrecorded(&self) -> Vec<(u32, u64, u32)> {
         // Many successors may be unused; they are visited only after some successor was used.
         if !self.first_used.swap(false, Ordering::AcqRel) {

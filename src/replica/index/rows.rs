@@ -8,8 +8,8 @@ use crate::core::subject::{Course, Life};
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 
-/// One key's row: a seqlock. The writer changes it in place, and a reader that meets a change
-/// retries.
+/// One key's row: a seqlock. The writer changes the row in place. A reader that overlaps with a
+/// change retries.
 #[derive(Default)]
 pub(super) struct Row {
     id: [AtomicU64; 2],
@@ -139,8 +139,8 @@ fn kept(state: i64, ends: i64) -> Kept {
     };
     Kept::Known(Course {
         life,
-        // Never read for a revoked key: verification rejects the key before it asks for the time of
-        // creation.
+        // For a revoked key this is not the time of creation. Nobody reads it: verification rejects
+        // the key before it needs that time.
         created_at: at,
         expires_at: (ends != NEVER).then(|| instant(ends)),
         awaits_first_use,

@@ -29,7 +29,7 @@ const DEEPEST: u32 = 20;
 
 /// The name of a slot that never held a key.
 const EMPTY: u64 = 0;
-/// The name of a slot whose key has moved on. No row has this name: rows are numbered from 1.
+/// The name of a slot whose key is now in another slot. No row has this name: rows are numbered from 1.
 const GONE: u64 = 1;
 
 /// Returns how many of a segment's slots may be taken. A judgement: more would save memory, but
@@ -98,7 +98,7 @@ impl Half {
 #[derive(Default)]
 #[repr(align(32))]
 struct Slot {
-    /// The row's number and the hash, or [`EMPTY`], or [`GONE`].
+    /// The row's number and the hash in one word, or [`EMPTY`], or [`GONE`].
     name: AtomicU64,
     half: [AtomicU64; 2],
     value: AtomicU64,
@@ -123,7 +123,7 @@ pub(super) struct SlotValue {
 impl SlotValue {
     /// Only the row decides whether the key works.
     pub(super) const ASK: u32 = 0;
-    /// The key works until a change to it.
+    /// The key works until it is changed.
     pub(super) const NEVER: u32 = (1 << UNTIL_BITS) - 1;
     /// Only the row describes the key.
     pub(super) const ROW: Self = Self {
@@ -336,7 +336,7 @@ pub(super) struct Table {
     /// Whether a directory was handed out, so that its readers must be led on from replaced
     /// segments.
     handed_out: bool,
-    /// The number of segments replaced since then.
+    /// The number of segments replaced since a directory was last handed out.
     replaced: usize,
 }
 
@@ -401,8 +401,8 @@ impl Table {
         segment.insert(hash.name(row), half, value.to_word());
     }
 
-    /// Makes `half` the half of this hash and row. Calls `publish` while the old and the new slot
-    /// both exist: a reader that sees its effect finds the new slot.
+    /// Makes `half` the half of this hash and row. Calls `publish` while the old and the new slot both exist:
+    /// a reader that sees the effect of `publish` finds the new slot.
     pub(super) fn replace(
         &mut self,
         hash: Hash,
@@ -461,7 +461,7 @@ impl Table {
         }
         if self.handed_out {
             self.replaced += 1;
-            // The writer is the only one that sets it.
+            // Only the writer sets `next`, so the call cannot fail.
             let _ = full.next.set(next);
         }
     }
@@ -473,7 +473,8 @@ impl Segment {
         taken >= limit(self.slots.len())
     }
 
-    /// Returns a copy of the slots that belong there. It has room for a quarter more.
+    /// Returns a segment with copies of the slots for whose hash `belongs` is true. It has room for a quarter
+    /// more keys.
     fn copy(&self, depth: u32, belongs: impl Fn(Hash) -> bool) -> Arc<Self> {
         let name = |slot: &Slot| slot.name.load(Ordering::Relaxed);
         let moves = |slot: &&Slot| {

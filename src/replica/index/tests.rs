@@ -149,7 +149,7 @@ fn a_row() -> impl Strategy<Value = StoreRow> {
     ]
 }
 
-/// The newest version of each row, in the plainest form.
+/// The newest version of each row, in a plain map.
 #[derive(Default)]
 struct Model(HashMap<RowKey, (Revision, StoreRow)>);
 
@@ -169,7 +169,7 @@ impl Model {
 
     fn standing(&self, of: &KeyRecord) -> OwnerStatus {
         let rows = || self.0.values().map(|(_, row)| row);
-        // In the order of the path, as the index resolves rows.
+        // Visits the tenants in the order of the path, as the index does.
         let path: Vec<_> = of.tenant.lineage().collect();
         let owner = |tenant: &TenantId| {
             rows().find_map(|row| match row {
@@ -209,7 +209,7 @@ fn describe(view: &View, answer: Answer) -> String {
     match answer {
         Answer::Hit(hit) => {
             let facts = view.facts(hit.parts).unwrap();
-            // At the latest instant, so that the index must return the exact course.
+            // Asks for the latest instant, so that the index must return the exact course.
             let Kept::Known(course) = view.course(&hit, facts.standing, Timestamp::MAX) else {
                 return "gone".to_owned();
             };
@@ -244,7 +244,7 @@ fn expected(model: &Model, id: KeyId, half: Option<&Digest>) -> String {
                 return "wrong secret".to_owned();
             }
             let mut course = Course::of(record);
-            // For a key without an end, the index does not read the row, and only the row knows the
+            // For a key without an end, the index does not read the row, which alone holds the
             // exact course.
             let standing = model.standing(record);
             let exact = course.expires_at.is_some()
@@ -304,8 +304,8 @@ fn check(index: &Arc<Index>, view: &View, model: &Model) -> Result<(), TestCaseE
 }
 
 proptest! {
-    /// Rows arrive in any order, old ones among them. An early view, a late view and the model must
-    /// agree. Fails, for example, in these cases:
+    /// Rows arrive in any order, and some are out of date. An early view, a late view and the model
+    /// must agree. Fails, for example, in these cases:
     ///
     /// - an older row overwrites a newer one;
     /// - a slot is lost when a segment grows or is split;
@@ -334,7 +334,7 @@ proptest! {
     }
 }
 
-/// A digest replaced many times leaves the table at its size.
+/// Replacing one digest many times does not make the table grow.
 #[test]
 fn slots_left_behind_are_cleared_away() {
     let index = Arc::new(Index::default());
@@ -360,7 +360,8 @@ fn slots_left_behind_are_cleared_away() {
     ));
 }
 
-/// Enough keys to split segments several times, found through the first view and through the last.
+/// Inserts enough keys to split segments several times. Each key is found through the first view
+/// and through the last.
 #[test]
 fn keys_are_found_while_the_table_grows() {
     let index = Arc::new(Index::default());

@@ -1,5 +1,5 @@
-//! Two properties that verification relies on, in every order in which a writer and a reader may
-//! meet. A confirmed change is visible, and a key that keeps its secret is found at any instant.
+//! Two properties that verification relies on, under every interleaving of a writer and a reader. A
+//! confirmed change is visible, and a key that keeps its secret is found at any instant.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;

@@ -11,15 +11,15 @@ use super::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// 32 tables; threads beyond that share one. 1 under loom, which explores every order.
 const SHARES: usize = if cfg!(keyward_loom) { 1 } else { 32 };
-/// 64 keys that a thread counts at a time.
+/// 64 keys that a thread counts at a time; 1 under loom.
 const PLACES: usize = if cfg!(keyward_loom) { 1 } else { 64 };
 
 /// The counts of one thread.
 #[repr(align(128))]
 struct Share {
-    /// The row's number and its count, for each key. Row 0 means none.
+    /// The row's number and its count, for each place. Row 0 means none.
     counts: [AtomicU64; PLACES],
-    /// The second of the last use, since the epoch.
+    /// The second of each place's last use, since the epoch.
     seen: [AtomicU32; PLACES],
 }
 
@@ -66,13 +66,14 @@ fn own() -> usize {
 }
 
 impl Usage {
-    /// Counts one use of `row` at `second`. Returns the count of another key if that was displaced.
+    /// Counts one use of `row` at `second`. If the count of another key is displaced, returns that
+    /// count.
     #[inline]
     pub(super) fn count(&self, row: u32, second: u32) -> Option<Counted> {
         self.0[own()].count(row, second)
     }
 
-    /// Takes the counts that no thread has displaced yet.
+    /// Takes all counts that are still in the threads' tables.
     pub(super) fn take(&self) -> impl Iterator<Item = Counted> {
         self.0.iter().flat_map(|share| {
             let places = share.counts.iter().zip(&share.seen);

@@ -8,10 +8,10 @@ use crate::core::view::Revision;
 use crate::store::sql::{self, COUNTS, Cells, Check, StoreRow, first_after, signed};
 use crate::store::{Epoch, IntegrityReport, Stats};
 
-/// 2,048 rows at a time. A judgement.
+/// 2,048 rows per fetch of the integrity check. A judgement.
 const SOME: usize = 2048;
 
-/// Reads all tables, and names what is broken.
+/// Reads all tables, and reports what is broken.
 pub(super) async fn check(session: &Session) -> Result<IntegrityReport, Fault> {
     let mut report = IntegrityReport::default();
     match head::read(session).await {
@@ -46,8 +46,8 @@ pub(super) async fn stats(session: &Session) -> Result<Stats, Fault> {
     Ok(sql::stats(counts, head, bytes, engine)?)
 }
 
-/// Drops the tombstones of commits at or below `upto`, and returns their number. The ids stay taken. To
-/// be committed.
+/// Drops the tombstones of commits at or below `upto`, and returns their number. The ids stay taken.
+/// The caller commits the session.
 pub(super) async fn compact(session: &Session, upto: Revision) -> Result<u64, Fault> {
     let head = head::lock(session).await?;
     let floor = upto.min(head.last.revision).max(head.store.floor);
@@ -68,8 +68,8 @@ pub(super) async fn compact(session: &Session, upto: Revision) -> Result<u64, Fa
     Ok(dropped)
 }
 
-/// Gives restored tables an epoch of their own, so that followers of the lost history start over,
-/// whatever their revisions. To be committed.
+/// Gives restored tables a new epoch, so that every follower of the lost history starts over, whatever
+/// the follower's revision. The caller commits the session.
 pub(super) async fn start_epoch(session: &Session) -> Result<(), Fault> {
     let head = head::lock(session).await?;
     let store = StoreRow {
@@ -82,7 +82,7 @@ pub(super) async fn start_epoch(session: &Session) -> Result<(), Fault> {
     nodes::end_history(session, random(session).await?, longest).await
 }
 
-/// Marks restored tables as recovered. To be committed.
+/// Marks restored tables as recovered. The caller commits the session.
 pub(super) async fn finish_recovery(session: &Session) -> Result<(), Fault> {
     let head = head::lock(session).await?;
     let store = StoreRow {

@@ -86,7 +86,7 @@ impl Import for PostgresStore {
         let begin = async move {
             let session = Session::begin(&database, Mode::Write).await?;
             session.be_patient().await?;
-            // Locked until the end: from here on no one else commits.
+            // The head stays locked until the transaction ends, so that no one else commits.
             let head = head::lock(&session).await?;
             if head.store.epoch == source {
                 return Ok(Err(CopyError::SameStore));
@@ -112,7 +112,7 @@ impl Import for PostgresStore {
 /// A copy in progress.
 struct Copy {
     store: PostgresStore,
-    /// The transaction. `None` while a step runs, and after one that failed.
+    /// The transaction. `None` while a step runs, and after a failed step.
     session: Option<Session>,
 }
 

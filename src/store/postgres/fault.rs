@@ -9,7 +9,7 @@ use crate::store::{StoreError, StoreErrorKind};
 /// A fault in the course of one transaction.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum Fault {
-    /// The server refused a statement. Its details are left out, since they may quote rows.
+    /// The server refused a statement. The server's details are left out, since they may quote rows.
     #[error("{message} ({})", code.code())]
     Server { code: SqlState, message: String },
     /// The connection failed, or an answer could not be decoded.
@@ -97,7 +97,8 @@ impl Fault {
         }
     }
 
-    /// Returns whether the server rolled a transaction back because of another one: a retry may succeed.
+    /// Returns whether the server rolled back this transaction because of another transaction: a retry
+    /// may succeed.
     pub(super) fn is_contention(&self) -> bool {
         let contention = [
             SqlState::T_R_SERIALIZATION_FAILURE,
@@ -106,8 +107,9 @@ impl Fault {
         self.code().is_some_and(|code| contention.contains(code))
     }
 
-    /// Returns whether a transaction whose `COMMIT` failed so was certainly rolled back. After another
-    /// failure it may have been committed: the server may have waited for a disk or for a standby.
+    /// Returns whether a transaction was certainly rolled back if its `COMMIT` failed with this fault.
+    /// After any other fault the transaction may be committed: the server may have waited for a disk or
+    /// for a standby.
     fn certainly_rolled_back(&self) -> bool {
         // "40003": statement completion unknown.
         let known = |code: &SqlState| code.code() != "40003";
@@ -116,7 +118,8 @@ impl Fault {
         })
     }
 
-    /// Returns the fault of a `COMMIT` that failed so.
+    /// Converts the fault of a `COMMIT` to `Fault::Unknown`, unless the transaction was certainly
+    /// rolled back.
     pub(super) fn of_commit(self) -> Self {
         match self.certainly_rolled_back() {
             true => self,
@@ -124,7 +127,8 @@ impl Fault {
         }
     }
 
-    /// Returns whether the cause is one commit: the others of its group may succeed without it.
+    /// Returns whether a single commit caused the fault. The other commits of its group may succeed
+    /// alone.
     pub(super) fn is_of_one_commit(&self) -> bool {
         match self {
             Self::Corrupt(_) | Self::Refused(_) => true,
@@ -156,8 +160,8 @@ impl Fault {
     }
 }
 
-/// All connections were in use until the connection timeout: there are too few, or one is held. The
-/// source of a [`StoreError`] that is `Unavailable`; nothing was written.
+/// All connections stayed in use until the connection timeout: the pool is too small, or a caller holds
+/// a connection. The source of a [`StoreError`] that is `Unavailable`; nothing was written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("no connection became free in time")]
 #[non_exhaustive]
@@ -174,7 +178,7 @@ pub enum ConnectError {
     /// The connection must be encrypted, and there is no encryption over a socket file.
     #[error("the connection would not be encrypted: there is no TLS over a socket file")]
     Unencrypted,
-    /// The certificates to trust, or the one to show, cannot be used. For example, a file cannot be
+    /// The trusted certificates or the client certificate cannot be used. For example, a file cannot be
     /// read, or the system trusts no authority.
     #[error("the certificates to connect with cannot be used")]
     Certificates(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -185,7 +189,7 @@ pub enum ConnectError {
     /// The caller is not in a tokio runtime.
     #[error("a PostgreSQL store needs a tokio runtime: connect within one")]
     NoRuntime,
-    /// Another version of this crate created the tables. They are left as they are.
+    /// Another version of this crate created the tables. The tables are left unchanged.
     #[error(
         "the schema has version {found}, this build knows version {supported}: use a build that knows it"
     )]
@@ -195,11 +199,11 @@ pub enum ConnectError {
         /// The version that this build knows.
         supported: i32,
     },
-    /// The server is a standby. Reads must go to the primary, or they return the past.
+    /// The server is a standby. Reads must go to the primary, since a standby may return old rows.
     #[error("the server is a standby: connect to the primary")]
     Standby,
-    /// The tables were restored from a backup and not recovered yet: keys that were revoked since would
-    /// work again.
+    /// The tables were restored from a backup and not recovered yet: keys that were revoked after the
+    /// backup would work again.
     #[error(
         "the store was restored from a backup: connect with `allow_unrecovered`, recover it, then call \
          `finish_recovery`"
@@ -211,7 +215,7 @@ pub enum ConnectError {
     /// The synchronous standby did not answer in time: it may be down, or have become the primary.
     #[error("the synchronous standby did not acknowledge a heartbeat")]
     Unacknowledged,
-    /// Strict mode needs a URL: on connections of a host's pool the server's warnings are not visible.
+    /// Strict mode needs a URL: connections of a host's pool hide the server's warnings.
     #[error("strict mode needs a URL, not a pool")]
     StrictPool,
     /// The schema holds no store, and creating one was not allowed.

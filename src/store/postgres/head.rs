@@ -9,11 +9,11 @@ use crate::core::view::Revision;
 use crate::store::CommitTag;
 use crate::store::sql::{Cells, CommitRow, Head, StoreRow, signed};
 
-/// Finds the head, and the server's clock.
+/// Selects the head and the time of the server's clock.
 pub(super) const HEAD: &str = "SELECT epoch, floor, unrecovered, store_seal, revision, tag, commit_seal, \
      (extract(epoch FROM clock_timestamp()) * 1000000)::bigint FROM $s.head WHERE one = 1";
 
-/// Finds the heads of some tenants. The columns are `TENANT_COLUMNS`.
+/// Selects the heads of the tenants in the array `$1`. The columns are `TENANT_COLUMNS`.
 pub(super) const TENANTS: &str = "SELECT tenant, revision, decided_at, sequence, hash, seal \
      FROM $s.tenants WHERE tenant = ANY($1)";
 
@@ -21,7 +21,8 @@ pub(super) async fn read(session: &Session) -> Result<Head, Fault> {
     of(&session.query(HEAD, &[]).await?)
 }
 
-/// Reads the head, and locks it until the end of the transaction: no one else commits before that.
+/// Reads the head, and locks the head until the end of the transaction: no one else commits before
+/// that.
 pub(super) async fn lock(session: &Session) -> Result<Head, Fault> {
     of(&session.query(&format!("{HEAD} FOR UPDATE"), &[]).await?)
 }
@@ -46,12 +47,12 @@ pub(super) async fn write_store(session: &Session, store: &StoreRow) -> Result<(
         .map(drop)
 }
 
-/// Reads the tag of a commit that has a row.
+/// Reads the tag that the table `commits` has for a revision.
 pub(super) async fn stored_tag(
     session: &Session,
     revision: Revision,
 ) -> Result<Option<CommitTag>, Fault> {
-    // No commit has a revision that no column can hold.
+    // A revision too large for the column has no commit. `i64::MAX` finds no row either.
     let revision = signed(revision.0).unwrap_or(i64::MAX);
     let sql = "SELECT revision, tag, seal FROM $s.commits WHERE revision = $1";
     let found = session.query(sql, &[&revision]).await?;

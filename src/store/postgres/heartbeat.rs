@@ -1,13 +1,15 @@
 //! Strict mode: heartbeats that commit only after the synchronous standby has them.
 //!
-//! A former primary whose standby was promoted answers reads, and cannot know. But no commit of it is
-//! acknowledged. So the result of a read or write is returned only after a heartbeat was acknowledged
-//! that began after that read or write, on the same server.
+//! A former primary still answers reads after its standby was promoted, because it cannot know of the
+//! promotion. But no standby acknowledges its commits. So the result of a read or write is returned only
+//! after a heartbeat on the same server was acknowledged. That heartbeat must have begun after the read
+//! or write.
 //!
-//! Invariants: a heartbeat counts only if this task got the answer to its `COMMIT`, without a warning,
-//! and with a synchronous standby set before and after. Its visibility to others proves nothing: a
-//! cancelled wait or a restarted server make it visible as well. Hence it writes nothing visible. A
-//! caller is served by a heartbeat that began after its call. See `docs/propagation.md`.
+//! Invariants: a heartbeat counts only if this task received the answer to the heartbeat's `COMMIT`
+//! without a warning. A synchronous standby must have been set before and after. A commit that other
+//! sessions can see proves nothing: a cancelled wait or a restarted server makes a commit visible too.
+//! Hence a heartbeat writes nothing visible. Each caller is served by a heartbeat that began after the
+//! call. See `docs/propagation.md`.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -24,8 +26,8 @@ use tokio_postgres::{AsyncMessage, CancelToken, Client, Config, SimpleQueryMessa
 
 use super::fault::Fault;
 
-/// Finds the start time of the server, which distinguishes this run from that of any other server,
-/// copies included.
+/// Selects the start time of the server, which distinguishes this run of the server from any other
+/// server, copies included.
 pub(super) const SERVER: &str = "SELECT extract(epoch FROM pg_postmaster_start_time())::text";
 
 /// The channel of a caller that waits for a heartbeat.
@@ -51,8 +53,8 @@ impl Heartbeats {
         Self { calls }
     }
 
-    /// Waits for a heartbeat on `server` that begins after this call. It proves what was read or written
-    /// there before. A heartbeat in flight serves no later caller.
+    /// Waits for a heartbeat on `server` that begins after this call. That heartbeat proves earlier
+    /// reads and writes on `server`. A heartbeat already in flight does not count.
     pub(super) async fn prove(&self, server: &str) -> Result<(), Fault> {
         match &*self.next().await? == server {
             true => Ok(()),
@@ -60,8 +62,8 @@ impl Heartbeats {
         }
     }
 
-    /// Returns the server of a heartbeat that begins after this call, after the standby has acknowledged
-    /// it.
+    /// Waits until the standby acknowledges a heartbeat that begins after this call. Returns the server
+    /// of that heartbeat.
     async fn next(&self) -> Result<Server, Fault> {
         const ENDED: Fault = Fault::Refused("the task that makes heartbeats has ended");
         let (answer, answered) = oneshot::channel();
@@ -70,7 +72,7 @@ impl Heartbeats {
     }
 }
 
-/// The task.
+/// The state of the task that makes heartbeats.
 struct Heart {
     reach: Arc<dyn Reach>,
     /// The time limit of one heartbeat, a new connection included.
@@ -117,20 +119,20 @@ impl Heart {
             Some(connection) => connection,
             None => {
                 let connected = self.reach.connect().await?;
-                // Stored before the heartbeat, so that one that hangs can be cancelled.
+                // The connection is stored first, so that a heartbeat that hangs can be cancelled.
                 self.connection.insert(connected)
             }
         };
         connection.beat().await
     }
 
-    /// Drops a connection after a failure. Its statement is cancelled, since the server could wait for
-    /// the standby without end.
+    /// Drops the connection after a failure, and cancels its statement: the server could wait for the
+    /// standby without end.
     fn give_up(&mut self) {
         if let Some(connection) = self.connection.take() {
             let token = connection.client.cancel_token();
             let (reach, limit) = (self.reach.clone(), self.limit);
-            // Not awaited. It has no effect if the server cannot be reached.
+            // The cancellation is not awaited, and has no effect if the server cannot be reached.
             drop(tokio::spawn(async move {
                 let _ = tokio::time::timeout(limit, reach.cancel(token)).await;
             }));
@@ -147,7 +149,7 @@ pub(super) trait Reach: Send + Sync {
     async fn cancel(&self, token: CancelToken);
 }
 
-/// A server reached by connections of this module's own, whose warnings are counted.
+/// A way to the server without a pool. The server's warnings on each connection are counted.
 pub(super) struct Direct<T> {
     pub(super) config: Config,
     pub(super) tls: T,
@@ -165,7 +167,7 @@ where
         let (client, mut connection) = self.config.connect(self.tls.clone()).await?;
         let warnings = Arc::new(AtomicU64::new(0));
         let counted = warnings.clone();
-        // Counted before the answer that follows the warning is passed on.
+        // A warning is counted before the answer that follows the warning is passed on.
         let driver = tokio::spawn(async move {
             while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await
             {
@@ -197,7 +199,7 @@ pub(super) struct HeartbeatConnection {
     driver: JoinHandle<()>,
     /// The number of warnings so far.
     warnings: Arc<AtomicU64>,
-    /// The settings after the last heartbeat.
+    /// The settings after the last heartbeat; `None` before the first.
     standing: Option<Standing>,
 }
 
@@ -207,22 +209,22 @@ impl Drop for HeartbeatConnection {
     }
 }
 
-/// The settings that decide whether a commit waits for a standby, and the server.
+/// The settings that decide whether a commit waits for a standby, and the identity of the server.
 #[derive(Clone, Debug, Eq, PartialEq)]
 struct Standing {
     /// `synchronous_standby_names`; empty if no commit waits.
     standbys: String,
-    /// The time at which the server last read its settings. A change of them ends all waits.
+    /// The time at which the server last read its settings. A change of the settings ends all waits.
     read_at: String,
     server: Server,
 }
 
-/// Finds the columns of a [`Standing`].
+/// Selects the fields of a [`Standing`].
 const STANDING: &str = "SELECT current_setting('synchronous_standby_names'), \
      pg_conf_load_time()::text, extract(epoch FROM pg_postmaster_start_time())::text";
 
-/// A transaction that writes to the log and to no table. It overrides the role's settings, which may
-/// hide warnings, or let commits return without waiting.
+/// A transaction that writes to the write-ahead log and to no table. The transaction overrides the
+/// role's settings, which may hide warnings, or let commits return without waiting.
 const BEAT: &str = "BEGIN; SET LOCAL client_min_messages = warning; \
      SET LOCAL synchronous_commit = on; \
      SELECT pg_logical_emit_message(true, 'keyward', ''); COMMIT";
@@ -236,7 +238,7 @@ impl HeartbeatConnection {
         // Without a standby a commit returns immediately, and proves nothing.
         before.check()?;
         let warnings = self.warnings.load(Ordering::Acquire);
-        // Two messages: settings that change during one are visible to the next.
+        // Two messages, so that the second reads the settings that changed during the first.
         let (_, after) = try_join(self.ask(BEAT), self.standing()).await?;
         let warned = self.warnings.load(Ordering::Acquire) != warnings;
         acknowledged(&before, &after, warned)?;
@@ -282,7 +284,7 @@ impl Standing {
 }
 
 /// Checks that the standby acknowledged a commit that returned between two reads of the settings.
-/// `warned` says that the server sent a warning in between: it does when it ends a wait.
+/// `warned` is true if the server sent a warning in between. The server sends one when it ends a wait.
 fn acknowledged(before: &Standing, after: &Standing, warned: bool) -> Result<(), Fault> {
     before.check()?;
     after.check()?;
@@ -316,7 +318,7 @@ mod tests {
         let none = standing(" ", "10:00");
         for (before, after, warned) in [
             (&set, &set, true),
-            // Read again: the setting may have been empty in between.
+            // The settings were read again: `standbys` may have been empty in between.
             (&set, &later, false),
             (&set, &standing("a", "10:00"), false),
         ] {

@@ -1,5 +1,6 @@
-//! Notifying other nodes of commits, and listening for theirs on a connection of its own. Hints only: a
-//! connection can be silent for many reasons, so that followers poll as well.
+//! Notifies other nodes of commits, and listens for their commits on a separate connection.
+//! Notifications are only hints: a connection can be silent for many reasons, so followers poll as
+//! well.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -21,11 +22,12 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// 5 seconds for an answer, if the configuration has no connect timeout. A judgement.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A task that has not started. It ends when the last handle of the event is dropped.
+/// A listening task that has not started. The task takes two events, and ends when the last handle of
+/// the first event is dropped.
 pub(super) type Later = Box<dyn FnOnce(Weak<Event>, Arc<Event>) -> BoxFuture<'static, ()> + Send>;
 
-/// Returns a task that listens on `channel` and notifies the first event of each message, until the
-/// second event is notified.
+/// Returns a task that listens on `channel`. For each message, the task notifies its first event. The
+/// task ends when its second event is notified.
 pub(super) fn later<T>(config: Config, tls: T, channel: String) -> Later
 where
     T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
@@ -62,7 +64,7 @@ fn notify(moved: &Weak<Event>) {
     }
 }
 
-/// Notifies the event of each message, until the connection ends.
+/// Notifies `moved` for each message, until the connection ends.
 async fn hear<T>(config: &Config, tls: T, channel: &str, moved: &Weak<Event>) -> Result<(), Fault>
 where
     T: MakeTlsConnect<Socket>,
@@ -83,7 +85,7 @@ where
     };
     let listen = async {
         client.batch_execute(&format!("LISTEN {channel}")).await?;
-        // Earlier commits were not notified: the waiters read the head again.
+        // No message came for commits before `LISTEN`, so the waiters must read the head again.
         notify(moved);
         loop {
             tokio::time::sleep(patience).await;
@@ -97,8 +99,8 @@ where
     }
 }
 
-/// Starts a task that notifies other nodes for each message it gets. It ends when the last sender is
-/// dropped.
+/// Starts a task that notifies other nodes once for each message on the returned channel. The task ends
+/// when the last sender is dropped.
 pub(super) fn hints(database: Arc<Database>, runtime: &tokio::runtime::Handle) -> mpsc::Sender<()> {
     let (sender, mut hints) = mpsc::channel(1);
     let task = async move {

@@ -1,4 +1,4 @@
-//! The parts of tenants that decisions need, each as it was asked for, within one snapshot.
+//! Loads the parts of tenants that decisions need, all within one snapshot.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -16,7 +16,7 @@ use crate::store::sql::{
     id_bytes, id_of,
 };
 
-/// The tenants that are loaded, with the rows found so far; an error for one with a damaged row.
+/// The tenants to load, each with the rows found so far, or with an error if a row is damaged.
 struct Loaded<'a> {
     tenants: Vec<(&'a TenantId, &'a LoadRequest, Result<Found, RowFault>)>,
     places: HashMap<&'a str, usize>,
@@ -34,7 +34,7 @@ impl<'a> Loaded<'a> {
         }
     }
 
-    /// Hands a row to the tenant whose name is in a column of it.
+    /// Hands a row to the tenant that the row names in `column`.
     fn give(
         &mut self,
         row: &Row,
@@ -61,7 +61,7 @@ fn give(
     }
 }
 
-/// Loads tenants, each named once.
+/// Loads tenants. `asked` names each tenant once.
 pub(super) async fn load(
     session: &Session,
     asked: &[(TenantId, LoadRequest)],
@@ -96,7 +96,7 @@ pub(super) async fn load(
         unless(ids.is_empty(), session, &sql, &[&ids]).await
     };
     let live = async {
-        // An offset keeps the server from reading the whole table to join it.
+        // `OFFSET 0` keeps the server from reading the whole table for the join.
         let sql = format!(
             "SELECT {COLUMNS} FROM unnest($1::text[], $2::bigint[]) AS w (of_tenant, at) \
              CROSS JOIN LATERAL (SELECT {COLUMNS} FROM $s.rows \
@@ -161,7 +161,7 @@ pub(super) async fn load(
     Ok(views.collect())
 }
 
-/// Loads the rows of the owners that were asked for, and of those whose keys were found.
+/// Loads the rows of the requested owners, and of the owners of the keys found.
 async fn load_owners(session: &Session, loaded: &mut Loaded<'_>) -> Result<(), Fault> {
     let mut wanted = BTreeSet::new();
     for (tenant, select, found) in &loaded.tenants {
@@ -187,7 +187,7 @@ async fn load_owners(session: &Session, loaded: &mut Loaded<'_>) -> Result<(), F
     Ok(())
 }
 
-/// Runs a statement, unless there is nothing to find.
+/// Runs a statement, or returns no rows if there is nothing to find.
 async fn unless(
     nothing: bool,
     session: &Session,

@@ -1,4 +1,4 @@
-//! Loads of tenants: those that wait concurrently share one transaction. Loading sixteen tenants costs
+//! Loads of tenants. Loads that wait concurrently share one transaction: loading sixteen tenants costs
 //! the server little more than loading one.
 
 use std::collections::{HashSet, VecDeque};
@@ -16,17 +16,17 @@ use crate::core::tenant::TenantId;
 use crate::core::view::{LoadRequest, TenantView};
 use crate::store::{StoreError, StoreErrorKind};
 
-/// 64 tenants in one transaction at most. A judgement: their rows are kept until all of them have
-/// arrived.
+/// 64 tenants in one transaction at most. A judgement: the rows of all tenants stay in memory until the
+/// last row arrives.
 const MOST: usize = 64;
 
 /// 2 concurrent transactions, so that a tenant of many keys does not block all others. A judgement: with
-/// more of them, fewer loads share one.
+/// more transactions, fewer loads share each.
 const AT_ONCE: usize = 2;
 
 const DOING: &str = "loading a tenant";
 
-/// A load in flight. Its caller may have stopped waiting.
+/// A load in flight, whose caller may have stopped waiting.
 struct Order {
     asked: (TenantId, LoadRequest),
     until: Instant,
@@ -125,7 +125,7 @@ impl Drop for Task {
         if !self.counted {
             return;
         }
-        // The runtime ended. If no task is left, dropping the orders answers their callers.
+        // The runtime ended. If no task is left, clearing the queue fails the waiting calls.
         let mut orders = self.loader.orders();
         orders.tasks -= 1;
         if orders.tasks == 0 {
@@ -134,8 +134,8 @@ impl Drop for Task {
     }
 }
 
-/// Takes the orders that can share a transaction: one per tenant, so that each gets the rows it
-/// selected. The rest keeps its order. Empty if no order waits.
+/// Takes the orders that can share a transaction: one per tenant, so that each order gets the rows it
+/// selected. The other orders stay queued in sequence. The result is empty if no order waits.
 fn next_group(waiting: &mut VecDeque<Order>) -> Vec<Order> {
     let (mut group, mut tenants) = (Vec::new(), HashSet::new());
     for order in std::mem::take(waiting) {
@@ -152,7 +152,7 @@ fn next_group(waiting: &mut VecDeque<Order>) -> Vec<Order> {
     group
 }
 
-/// Answers each order. If the time of one order ends, the orders with time left are returned instead.
+/// Answers each order. If the time of one order runs out, returns the orders with time left instead.
 async fn settle(database: &Arc<Database>, group: Vec<Order>) -> Vec<Order> {
     match load_all(database, &group).await {
         Some(Ok(views)) => {
@@ -201,7 +201,7 @@ fn answer(order: Order, view: Result<TenantView, Fault>) {
     );
 }
 
-/// Loads in one transaction. `None` if the time of one order ends before.
+/// Loads a group of tenants in one transaction. `None` if the time of one order runs out first.
 async fn load_all(
     database: &Arc<Database>,
     group: &[Order],

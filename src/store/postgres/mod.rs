@@ -54,17 +54,18 @@ use crate::core::tenant::TenantId;
 /// - **Durability.** A commit returns when the server reports it on disk, and on the synchronous
 ///   standbys that the server waits for. Commits turn `synchronous_commit` on where the database has it
 ///   off. Commits of one node that wait concurrently share one transaction.
-/// - **Order.** Every commit locks one row, the head, last, and keeps the lock until it ends: the order
-///   of revisions is the order of commits. No sequence, notification or advisory lock decides anything.
+/// - **Order.** Every commit locks one row, the head, after all others, and keeps that lock until the
+///   commit ends. So the order of revisions is the order of commits. No sequence, notification or
+///   advisory lock decides anything.
 /// - **Freshness.** Reads go to the primary, each in a snapshot of its own; a standby is refused. A
-///   former primary that was cut off and not fenced looks like the real one: failover must fence, or the
-///   store must be [`strict`](PostgresOptions::strict).
+///   former primary that was cut off and not fenced looks like the real primary. So failover must fence
+///   the former primary, or the store must be [`strict`](PostgresOptions::strict).
 /// - **Checksums.** Every row is sealed. A row whose seal does not fit is reported as corrupt, and
 ///   affects no other row.
 /// - **Feed.** State-based, with tombstones until [`compact`](Self::compact).
 ///
-/// Calls may come from any executor. They run on the tokio runtime in which the store was connected,
-/// which must stay running.
+/// Calls may come from any executor. Each call runs on the tokio runtime in which the store was
+/// connected. That runtime must stay running.
 #[derive(Clone)]
 pub struct PostgresStore {
     shared: Arc<Shared>,
@@ -76,9 +77,9 @@ struct Shared {
     loader: Loader,
     writer: Writer,
     moved: Arc<Event>,
-    /// The task that listens for other nodes' commits. `None` after it was started.
+    /// The task that listens for other nodes' commits. `None` once the task was started.
     listen: Mutex<Option<listen::Later>>,
-    /// Ends the task that listens.
+    /// The event that ends the listening task.
     gone: Arc<Event>,
 }
 
@@ -103,7 +104,7 @@ impl PostgresStore {
     ///
     /// # Errors
     ///
-    /// [`ConnectError`] names the reason. It never holds the URL.
+    /// [`ConnectError`] names the reason, and never holds the URL.
     pub async fn connect(url: impl Into<String>) -> Result<Self, ConnectError> {
         Self::options(url).connect().await
     }
@@ -113,9 +114,9 @@ impl PostgresStore {
         PostgresOptions::url(url.into())
     }
 
-    /// Returns options for a pool of the host's own. Its connections must reach the primary, and keep
-    /// one server session for the length of a transaction. Such a store detects other nodes' commits by
-    /// polling alone.
+    /// Returns options for a pool that the host provides. The pool's connections must reach the primary,
+    /// and keep one server session for the length of a transaction. A store on a host's pool detects
+    /// other nodes' commits by polling alone.
     pub fn from_pool(pool: Pool) -> PostgresOptions {
         PostgresOptions::pool(pool)
     }
@@ -149,8 +150,8 @@ impl PostgresStore {
     }
 
     /// Returns the SQL that creates a schema of this name and the tables of a store in it, for
-    /// deployments with migrations of their own. A store that connects to these tables creates none, and
-    /// begins its history.
+    /// deployments with migrations of their own. A store that connects to these tables creates no
+    /// tables, and begins its history.
     ///
     /// # Errors
     ///
@@ -163,7 +164,7 @@ impl PostgresStore {
     ///
     /// # Errors
     ///
-    /// [`StoreError`] if they cannot be read at all.
+    /// [`StoreError`] if the tables cannot be read at all.
     pub async fn check_integrity(&self) -> Result<IntegrityReport, StoreError> {
         self.within(
             Mode::Read,
@@ -174,7 +175,8 @@ impl PostgresStore {
         .await
     }
 
-    /// Returns the size of the store and its engine. Counts rows, so that many take a moment.
+    /// Returns the size of the store and its engine. Counts all rows, which takes a moment in a large
+    /// store.
     ///
     /// # Errors
     ///
@@ -190,11 +192,11 @@ impl PostgresStore {
     }
 
     /// Drops the tombstones of keys removed at `upto` or before, and returns their number. Followers
-    /// that are before `upto` read everything again. The keys' ids and digests stay taken.
+    /// that have not reached `upto` read everything again. The ids and digests of the keys stay taken.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]. After `Indeterminate` they may or may not have been dropped.
+    /// [`StoreError`]. After `Indeterminate` the tombstones may or may not have been dropped.
     pub async fn compact(&self, upto: Revision) -> Result<u64, StoreError> {
         self.within(
             Mode::Write,
@@ -205,15 +207,15 @@ impl PostgresStore {
         .await
     }
 
-    /// Gives tables that were restored from a backup a history of their own, before any node uses them:
-    /// followers of the lost history start over. Afterwards the store opens only to be recovered, since
-    /// keys that were revoked after the backup would work again; see
+    /// Begins a new history in tables that were restored from a backup, so that followers of the lost
+    /// history start over. Call this method before any node uses the tables. Afterwards the store opens
+    /// only for recovery, since keys that were revoked after the backup would work again; see
     /// [`allow_unrecovered`](PostgresOptions::allow_unrecovered) and
     /// [`finish_recovery`](Self::finish_recovery).
     ///
     /// # Errors
     ///
-    /// [`StoreError`]. After `Indeterminate` it may or may not be done.
+    /// [`StoreError`]. After `Indeterminate` the new history may or may not have begun.
     pub async fn start_new_epoch(&self) -> Result<(), StoreError> {
         self.within(
             Mode::Write,
@@ -224,11 +226,11 @@ impl PostgresStore {
         .await
     }
 
-    /// Marks a restored store as recovered, so that it opens as any other.
+    /// Marks a restored store as recovered, so that it opens like any other store.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]. After `Indeterminate` it may or may not be done.
+    /// [`StoreError`]. After `Indeterminate` the mark may or may not have been written.
     pub async fn finish_recovery(&self) -> Result<(), StoreError> {
         self.within(
             Mode::Write,
@@ -260,8 +262,8 @@ impl PostgresStore {
         self.work(doing, takes, late, run).await
     }
 
-    /// Works on the store's own runtime, so that a call neither needs the caller's runtime nor stops
-    /// half way when the caller does. Fails as `late` if the work takes too long.
+    /// Runs work on the store's own runtime. So a call does not need the caller's runtime, and does not
+    /// stop half way when the caller stops waiting. Fails as `late` if the work takes too long.
     async fn work<T: Send + 'static>(
         &self,
         doing: &'static str,
@@ -279,7 +281,7 @@ impl PostgresStore {
         done.map_err(|fault| fault.into_error(doing))
     }
 
-    /// Starts listening for other nodes' commits, unless that was started before.
+    /// Starts the task that listens for other nodes' commits, unless it was started before.
     fn listen(&self) {
         let Shared {
             runtime,
@@ -358,10 +360,10 @@ impl KeyStore for PostgresStore {
         let (pages, mut coming) = mpsc::channel(stream::AHEAD);
         let database = self.shared.database.clone();
         let stream = async move { stream::everything(&database, limit, &pages).await };
-        // The task reads rows while earlier ones are taken here.
+        // The task reads further rows while `take` handles earlier ones.
         let stream = self.shared.runtime.spawn(stream);
-        // Unconstrained: the runtime's budget would never let a caller continue that blocks within one
-        // task.
+        // Unconstrained: a caller that blocks within one tokio task would otherwise use up that task's
+        // budget and never continue.
         while let Some(page) = unconstrained(coming.recv()).await {
             let page = unconstrained(page).await.map_err(|_| gone())?;
             take(page.map_err(|fault| fault.into_error(doing))?)?;
@@ -403,7 +405,7 @@ impl KeyStore for PostgresStore {
     }
 }
 
-/// A report is as durable as a commit when its call returns.
+/// A report is as durable as a commit when the call returns.
 #[async_trait]
 impl NodeRegistry for PostgresStore {
     async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {

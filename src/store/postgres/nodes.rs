@@ -8,8 +8,8 @@ use super::session::Session;
 use crate::store::sql::{LONGEST_LEASE, NODE_COLUMNS as COLUMNS, NodeRow, lease};
 use crate::store::{NodeId, NodeReport};
 
-/// Returns the node's beat, and locks its row. `None` without a report, or if its row is damaged: a new
-/// report heals it.
+/// Returns the last beat of the node, and locks the node's row. `None` if the row is missing or
+/// damaged: a new report replaces a damaged row.
 async fn beat(session: &Session, node: NodeId) -> Result<Option<i64>, Fault> {
     let node = node.to_u128().to_be_bytes();
     let sql = format!("SELECT {COLUMNS} FROM $s.nodes WHERE node = $1 FOR UPDATE");
@@ -18,8 +18,8 @@ async fn beat(session: &Session, node: NodeId) -> Result<Option<i64>, Fault> {
     Ok(row.map(|row| row.beat))
 }
 
-/// Writes a report, unless the registry holds one of the node with the same or a later beat. To be
-/// committed.
+/// Writes a report, unless the registry has a report of the node with the same or a later beat. The
+/// caller commits the session.
 pub(super) async fn report(session: &Session, report: &NodeReport) -> Result<bool, Fault> {
     let row = NodeRow::of(report)?;
     let (epoch, revision, tag) = match &row.applied {
@@ -51,8 +51,7 @@ pub(super) async fn report(session: &Session, report: &NodeReport) -> Result<boo
     Ok(true)
 }
 
-/// Reads all reports. A damaged one is an error: without it the node would be taken for one that is
-/// gone.
+/// Reads all reports. A damaged report is an error: without its report a node would count as gone.
 pub(super) async fn all(session: &Session) -> Result<Vec<NodeReport>, Fault> {
     let sql = format!("SELECT {COLUMNS} FROM $s.nodes");
     let found = session.query(&sql, &[]).await?;
@@ -60,7 +59,7 @@ pub(super) async fn all(session: &Session) -> Result<Vec<NodeReport>, Fault> {
     found.iter().map(report).collect()
 }
 
-/// Forgets a node that has not reported since. To be committed.
+/// Removes a node's report, unless its beat is above `upto`. The caller commits the session.
 pub(super) async fn forget(session: &Session, node: NodeId, upto: u64) -> Result<(), Fault> {
     let upto = i64::try_from(upto).unwrap_or(i64::MAX);
     let before = beat(session, node).await?;
@@ -78,8 +77,8 @@ pub(super) async fn longest_lease(session: &Session) -> Result<Duration, Fault> 
     Ok(longest.unwrap_or_default())
 }
 
-/// Replaces all reports by the entry of a history that ended here; see [`NodeRow::former`]. To be
-/// committed.
+/// Replaces all reports by one entry for the nodes of a history that ended here; see
+/// [`NodeRow::former`]. The caller commits the session.
 pub(super) async fn end_history(
     session: &Session,
     node: u128,

@@ -46,7 +46,7 @@ enum Source {
     Pool(Pool),
 }
 
-/// Omits the URL and every part of it, which may be a password.
+/// Omits the URL and all its parts, since a part may be a password.
 impl fmt::Debug for PostgresOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresOptions")
@@ -90,8 +90,8 @@ impl PostgresOptions {
         Self::new(Source::Pool(pool))
     }
 
-    /// Sets the schema that holds the store's tables. It is created if it does not exist and the user
-    /// may create it. Defaults to `keyward`; 1 to 48 lower-case letters, digits and underscores.
+    /// Sets the schema that holds the store's tables. A missing schema is created if the user may create
+    /// schemas. Defaults to `keyward`; 1 to 48 lower-case letters, digits and underscores.
     pub fn schema(mut self, name: impl Into<String>) -> Self {
         self.schema = name.into();
         self
@@ -118,9 +118,9 @@ impl PostgresOptions {
         self
     }
 
-    /// Shows the server a certificate, instead of that of the URL's `sslcert` and `sslkey`. `pem` holds
-    /// the certificate and those up to its authority, `key` its private key, both as PEM. Connections
-    /// are encrypted then, unless the URL says `sslmode=disable`.
+    /// Sets the certificate that the server is shown, instead of that of the URL's `sslcert` and `sslkey`.
+    /// `pem` holds the certificate and those up to its authority, `key` the private key, both as PEM.
+    /// Connections are encrypted then, unless the URL says `sslmode=disable`.
     pub fn client_certificate(mut self, pem: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         self.certificates.show(pem.into(), key.into());
         self
@@ -155,40 +155,42 @@ impl PostgresOptions {
         self
     }
 
-    /// Sets the time that a call waits for the server as a whole, and once more for the answer to its
-    /// commit. Listings may take six times as long. At most a day. Defaults to ten seconds.
+    /// Sets the time limit of a call as a whole. The answer to a commit may take the same time again, and
+    /// listings may take six times as long. At most a day. Defaults to ten seconds.
     pub const fn request_timeout(mut self, timeout: Duration) -> Self {
         self.timeouts.request = timeout;
         self
     }
 
-    /// Sets the time that a call waits for a free connection, and once more for a new one, before it
-    /// fails as unavailable. If none became free, [`PoolExhausted`](super::PoolExhausted) is the error's
-    /// source. Defaults to five seconds.
+    /// Sets the time that a call waits for a free connection before the call fails as unavailable. Opening a
+    /// new connection may take the same time again. If no connection became free,
+    /// [`PoolExhausted`](super::PoolExhausted) is the error's source. Defaults to five seconds.
     pub const fn connection_timeout(mut self, timeout: Duration) -> Self {
         self.timeouts.connection = timeout;
         self
     }
 
-    /// Sets whether a node's clock is compared with the server's. A node whose clock differs by more
-    /// than the [allowance](crate::KeywardBuilder::clock_allowance) issues nothing. On by default. Turn it off
-    /// for a server whose clock is known to be wrong, and for tests that move a clock of their own.
+    /// Sets whether a node's clock is compared with the server's. A node whose clock differs by more than the
+    /// [allowance](crate::KeywardBuilder::clock_allowance) issues nothing. On by default. Turn it off for a
+    /// server whose clock is known to be wrong, and for tests that move a clock of their own.
     pub const fn server_clock(mut self, counts: bool) -> Self {
         self.server_clock = counts;
         self
     }
 
-    /// Returns the result of a read or write only after the synchronous standby has acknowledged a
-    /// heartbeat that began afterwards. For clusters whose failover does not stop the former primary:
-    /// cut off from the others, it would answer reads, and keys that were revoked since would be
-    /// accepted. In strict mode such a server is unavailable, and its verifiers fail closed at their
-    /// staleness bound. Off by default.
+    /// Returns the result of a read or write only after the synchronous standby has acknowledged a heartbeat
+    /// that began afterwards. Off by default.
     ///
-    /// - `synchronous_standby_names` must name every server that may become the primary, and commits
-    ///   must wait for all of them: then nothing of a former primary is acknowledged after another took
-    ///   its place. While one of them does not answer, no call returns, and no key stays fresh.
-    /// - Each call waits for a small commit after it, which concurrent calls share. The commit uses one
-    ///   more connection, which must reach the server itself.
+    /// Strict mode is for clusters whose failover does not stop the former primary. If a former primary is
+    /// cut off from the others, it still answers reads, and revoked keys would be accepted. In strict mode a
+    /// former primary is unavailable, and its verifiers fail closed at their staleness bound.
+    ///
+    /// - `synchronous_standby_names` must name every server that may become the primary, and commits must
+    ///   wait for all of them. Then no commit of a former primary is acknowledged after another server took
+    ///   its place. While one of these standbys does not answer, no call returns, and no verifier stays
+    ///   fresh.
+    /// - Each call waits for a small commit after it, and concurrent calls share that commit. The commit uses
+    ///   one more connection, which must reach the server itself.
     /// - Strict mode does not work with a host's pool.
     ///
     /// `docs/propagation.md` states what strict mode proves and what it assumes.
@@ -199,12 +201,14 @@ impl PostgresOptions {
 
     /// Connects, and creates the tables if there are none.
     ///
-    /// A connection is encrypted, unless the URL says `sslmode=disable`, or the server is on this machine
-    /// and neither the URL nor given certificates ask for encryption; `allow` and `prefer` do not ask for
-    /// it. On an encrypted connection the server must show a certificate in the host's name from a trusted
+    /// A connection is encrypted, with two exceptions: the URL says `sslmode=disable`, or the server is on
+    /// this machine and nothing asks for encryption. Given certificates ask for encryption, and so does every
+    /// other `sslmode` except `allow` and `prefer`.
+    ///
+    /// On an encrypted connection the server must show a certificate in the host's name from a trusted
     /// authority: `sslmode=require` and `verify-ca` mean the same as `verify-full`. The trusted authorities
-    /// are those of [`root_certificates`](Self::root_certificates), or else those in the URL's
-    /// `sslrootcert`, or else those of the system.
+    /// are those of [`root_certificates`](Self::root_certificates), or else those in the URL's `sslrootcert`,
+    /// or else those of the system.
     ///
     /// # Errors
     ///
@@ -223,7 +227,7 @@ impl PostgresOptions {
         if !url.is_encrypted(certificates.are_given()) {
             return self.reach(url, None::<NoTls>, runtime).await;
         }
-        // Reads files.
+        // Reading certificate files may block.
         let tls = runtime.spawn_blocking(move || certificates.connector());
         let tls = tls
             .await
@@ -232,12 +236,12 @@ impl PostgresOptions {
     }
 
     /// Connects like [`connect`](Self::connect), encrypted by `tls`, which decides what a server must show.
-    /// Connections are always encrypted then, unless the URL says `sslmode=disable`. No effect on a host's
-    /// pool.
+    /// Connections are always encrypted then, unless the URL says `sslmode=disable`. `tls` has no effect on a
+    /// host's pool.
     ///
     /// # Errors
     ///
-    /// [`ConnectError`] names the reason. It is an error to give certificates by other means, too.
+    /// [`ConnectError`] names the reason. Certificates that were given by other means are an error, too.
     pub async fn connect_tls<T>(self, tls: T) -> Result<PostgresStore, ConnectError>
     where
         T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
@@ -263,7 +267,7 @@ impl PostgresOptions {
         self.reach(url, tls, runtime).await
     }
 
-    /// Connects with pools of the store's own.
+    /// Connects with pools that the store creates for itself.
     async fn reach<T>(
         self,
         url: Url,
@@ -335,7 +339,8 @@ impl PostgresOptions {
         let ready = tokio::time::timeout(SET_UP * 2, set_up).await;
         ready.unwrap_or(Err(Fault::Late))?;
         if let Some(direct) = direct {
-            // Three quarters of a call, so that the call reports the failure of its heartbeat.
+            // Three quarters of a call's time limit, so that the call can report the failure of its
+            // heartbeat.
             let limit = timeouts.request / 4 * 3;
             let heartbeats = Heartbeats::start(direct, limit, &runtime);
             database.heartbeats = Some(Arc::new(heartbeats));

@@ -19,10 +19,10 @@ use crate::store::{
     AuditPage, Changes, ChangesError, Cursor, FoundKey, KeyPage, Locator, RowKey, ScanPage,
 };
 
-/// 512 rows at a time where it is not known how many are needed. A judgement.
+/// 512 rows per fetch, if the number of needed rows is unknown. A judgement.
 const SOME: usize = 512;
 
-/// 512 changes at a time at most. A judgement.
+/// 512 changes in a page at most. A judgement.
 const PAGE: usize = 512;
 
 pub(super) async fn find(session: &Session, locator: &Locator) -> Result<Option<FoundKey>, Fault> {
@@ -60,7 +60,7 @@ pub(super) async fn changes(
     let some = limit.get().saturating_add(1).min(PAGE);
     let most = i64::try_from(some).unwrap_or(i64::MAX);
     let with: [Bound<'_>; 2] = [&FeedPage::from(after), &most];
-    // Concurrently: the rows are of no use only where the follower has to start over.
+    // All three run concurrently. The rows are wasted only if the follower has to start over.
     let (head, tag, mut found) = try_join3(
         head::read(session),
         stored_tag(session, after.revision),

@@ -7,7 +7,7 @@ pub(super) const VERSION: i32 = 1;
 
 const TABLES: &str = include_str!("schema.sql");
 
-/// The schema that a store has for itself.
+/// The schema that holds the tables of one store.
 #[derive(Clone, Debug)]
 pub(super) struct Schema {
     prefix: String,

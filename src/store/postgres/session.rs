@@ -1,10 +1,11 @@
-//! Sessions: one transaction each, on a connection of its own.
+//! Sessions. Each is one transaction on a connection of its own.
 //!
-//! A statement goes out as soon as it is first polled, and the beginning of its transaction goes out
-//! before it: a call waits for the server once, however many statements it runs concurrently.
+//! A statement is sent when it is first polled, after the `BEGIN` of its transaction. So a call makes
+//! one round trip, however many statements the call runs concurrently.
 //!
-//! Invariants: no answer is returned unless the transaction began as it should. A connection goes back
-//! to the pool only after its transaction ended well; any other is closed, and the server rolls back.
+//! Invariants: an answer is returned only if the transaction began well. A connection goes back to the
+//! pool only after its transaction ended well. Any other connection is closed, and the server rolls
+//! back.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -25,11 +26,12 @@ use super::rows::{Bound, bound};
 use super::schema::{Schema, VERSION};
 use crate::store::sql::Sql;
 
-/// 24 hours, the limit of a call that reads everything: an operator waits for it and can cancel it.
+/// 24 hours, the limit of a call that reads everything: an operator waits for the call and can cancel
+/// it.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Ten minutes between two steps of a copy before the server gives up on the node: the source is read in
-/// between. A judgement.
+/// The settings of a copy: no statement timeout, and ten minutes between two steps, since the source is
+/// read in between. A judgement.
 const PATIENCE: &str = "SET LOCAL statement_timeout = 0; \
      SET LOCAL idle_in_transaction_session_timeout = '10min'";
 
@@ -39,18 +41,18 @@ pub(super) struct Timeouts {
     pub(super) statement: Duration,
     pub(super) lock: Duration,
     pub(super) idle: Duration,
-    /// One call as a whole, and once more the wait for its commit.
+    /// The limit of one call as a whole, and again of the wait for its commit.
     pub(super) request: Duration,
-    /// The wait for a free connection, or for a new one.
+    /// The limit of the wait for a free connection, and of opening a new one.
     pub(super) connection: Duration,
 }
 
 /// The time that a call may take.
 #[derive(Clone, Copy, Eq, PartialEq)]
 pub(super) enum Takes {
-    /// No longer than a request.
+    /// At most the request timeout.
     Moment,
-    /// Six requests: a listing may read many rows to find few.
+    /// Six times the request timeout: a listing may read many rows to find few.
     While,
     /// A day: the call reads everything, for an operator.
     AsLongAsItNeeds,
@@ -59,20 +61,20 @@ pub(super) enum Takes {
 /// The side that limits the wait for a connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Patience {
-    /// The pool, one of the store's own. It also distinguishes a busy connection from a failed one.
+    /// The store's own pool limits the wait, and distinguishes a busy connection from a failed one.
     OfPool,
-    /// The store, since a host's pool may wait without a limit.
+    /// The store limits the wait, since a host's pool may wait without a limit.
     OfStore,
 }
 
-/// The way to a database.
+/// The pool and the settings for one database.
 #[derive(Clone)]
 pub(super) struct Database {
     pub(super) pool: Pool,
     pub(super) patience: Patience,
     pub(super) schema: Schema,
     pub(super) timeouts: Timeouts,
-    /// In strict mode.
+    /// The handle of the heartbeat task; `None` unless in strict mode.
     pub(super) heartbeats: Option<Arc<Heartbeats>>,
     /// Whether reads return the server's clock.
     pub(super) server_clock: bool,
@@ -98,12 +100,12 @@ impl Database {
             Takes::While => self.timeouts.request.saturating_mul(6),
             Takes::AsLongAsItNeeds => LONGEST,
         };
-        // An instant further away might not exist.
+        // A more distant `Instant` might not be representable.
         limit.min(LONGEST)
     }
 
-    /// Returns the statements that set the timeouts of one transaction. They leave no trace on the
-    /// connection, which the host may use as well.
+    /// Returns the statements that set the timeouts of one transaction. The settings end with the
+    /// transaction, since the host may use the connection as well.
     pub(super) fn settings(&self) -> String {
         let Timeouts {
             statement,
@@ -122,8 +124,9 @@ impl Database {
         )
     }
 
-    /// Waits until what was read or written on `server` may be reported: in strict mode, until the
-    /// synchronous standby has acknowledged a heartbeat that began after this call.
+    /// Waits until the caller may report what was read or written on `server`. In strict mode, that is
+    /// after the synchronous standby has acknowledged a heartbeat that began after this call. Otherwise
+    /// returns immediately.
     async fn prove(&self, server: Option<Server>) -> Result<(), Fault> {
         match (&self.heartbeats, server) {
             (Some(heartbeats), Some(server)) => heartbeats.prove(&server).await,
@@ -132,13 +135,13 @@ impl Database {
     }
 }
 
-/// A connection of the pool. It is closed when dropped, unless it is given back.
+/// A connection of the pool. A connection that is dropped without `give_back` is closed.
 pub(super) struct Conn {
     object: Option<Object>,
 }
 
 impl Conn {
-    /// Returns the connection to the pool. It must have no transaction.
+    /// Returns the connection to the pool. The connection must have no open transaction.
     pub(super) fn give_back(mut self) {
         drop(self.object.take());
     }
@@ -162,16 +165,16 @@ impl Drop for Conn {
     }
 }
 
-/// The transaction of a session.
+/// The kind of a session's transaction.
 #[derive(Clone, Copy, Eq, PartialEq)]
 pub(super) enum Mode {
     /// Reads one snapshot, taken after the session began.
     Read,
-    /// Reads one snapshot from which nothing is concluded: in strict mode it needs no proof.
+    /// Reads one snapshot whose result is only a hint, so that strict mode needs no heartbeat.
     Hint,
     /// Writes. Each statement sees what was committed before that statement.
     Write,
-    /// Writes. The steps check the version of the tables, under a lock; see [`VERSIONED`].
+    /// Writes. The steps themselves check the version of the tables, under a lock; see [`VERSIONED`].
     Commit,
 }
 
@@ -199,7 +202,8 @@ const DURABLE: &str = "SELECT set_config('synchronous_commit', 'on', true) \
 pub(super) const VERSIONED: &str =
     "SELECT version, pg_is_in_recovery() FROM $s.schema_version WHERE one = 1";
 
-/// Refuses what [`VERSIONED`] found, unless it is a primary with tables of this build's version.
+/// Checks the answer to [`VERSIONED`]: the server must be a primary, and the tables must have this
+/// build's version.
 pub(super) fn check_version(found: &[Row]) -> Result<(), Fault> {
     let found = found.first();
     let found = found.ok_or_else(|| Fault::corrupt("the schema's version is missing"))?;
@@ -215,7 +219,7 @@ pub(super) fn check_version(found: &[Row]) -> Result<(), Fault> {
 /// A parameter that lives as long as its statement is in flight.
 pub(super) type Column = Box<dyn ToSql + Sync + Send>;
 
-/// Collects a column of the rows that a statement takes as arrays.
+/// Collects one column of the rows into an array, for a statement that takes arrays.
 pub(super) fn array<T>(column: impl Iterator<Item = T>) -> Column
 where
     Vec<T>: ToSql + Sync + Send + 'static,
@@ -223,7 +227,7 @@ where
     Box::new(column.collect::<Vec<T>>())
 }
 
-/// Statements that are sent together and run in their order. `$s.` is the schema.
+/// Statements that are sent together and run in their order. `$s.` stands for the schema.
 #[derive(Default)]
 pub(super) struct Bundle(Vec<(String, Vec<Column>)>);
 
@@ -234,7 +238,8 @@ impl Bundle {
         self.0.len() - 1
     }
 
-    /// Each is sent when it is first polled. There are few enough that this is in their order.
+    /// Returns a future for each statement, which sends the statement when first polled. There are so
+    /// few futures that they are first polled in their order.
     fn sent<'a>(
         &'a self,
         ready: &'a [Statement],
@@ -253,11 +258,11 @@ impl Bundle {
     }
 }
 
-/// The outcome of beginning a transaction: its server, in strict mode.
+/// The pending start of a transaction. Returns the server of the transaction, in strict mode.
 type Begun = Shared<BoxFuture<'static, Result<Option<Server>, Fault>>>;
 
-/// One transaction. Dropped without [`end`](Self::end) or [`commit`](Self::commit), it is rolled back
-/// with its connection.
+/// One transaction. If a session is dropped without [`end`](Self::end) or [`commit`](Self::commit), its
+/// connection is closed, and the server rolls back.
 pub(super) struct Session {
     database: Arc<Database>,
     conn: Arc<Conn>,
@@ -265,7 +270,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Sends the beginning of a transaction. Its answer is awaited together with that of the first
+    /// Sends the beginning of a transaction. The answer is awaited together with that of the first
     /// statement.
     pub(super) async fn begin(database: &Arc<Database>, mode: Mode) -> Result<Self, Fault> {
         let conn = Arc::new(database.connection().await?);
@@ -285,7 +290,7 @@ impl Session {
         let begin = format!("{}{}{durable}", mode.begin(), database.settings());
         let begun = begin_on(conn.clone(), begin, version, server);
         let begun = begun.boxed().shared();
-        // Sent when first polled.
+        // The first poll sends the statements.
         drop(begun.clone().now_or_never());
         Ok(Self {
             database: database.clone(),
@@ -298,7 +303,7 @@ impl Session {
         &self.database.schema
     }
 
-    /// Prepares a statement, in which `$s.` is the schema.
+    /// Prepares a statement, in which `$s.` stands for the schema.
     async fn prepare(&self, sql: &str) -> Result<Statement, Fault> {
         let sql = sql.replace("$s.", self.database.schema.prefix());
         Ok(self.conn.client()?.prepare_cached(&sql).await?)
@@ -310,7 +315,7 @@ impl Session {
             .await
     }
 
-    /// Like [`query`](Self::query), for a shared statement with its parameters.
+    /// Like [`query`](Self::query), for a statement that both SQL stores share.
     pub(super) async fn query_of(&self, sql: &Sql) -> Result<Vec<Row>, Fault> {
         self.query(&sql.text, &bound(&sql.with)).await
     }
@@ -341,13 +346,14 @@ impl Session {
         &self,
         asked: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, Fault> {
-        // In this order: the statement is sent when it is polled, whatever the other waits for.
+        // In this order: the statement must be sent even while the beginning of the transaction is
+        // awaited.
         let (answer, begun) = join(asked, self.begun.clone()).await;
         begun?;
         Ok(answer?)
     }
 
-    /// Opens the one cursor of the session on the rows that a statement finds.
+    /// Opens the session's only cursor, on the rows that a statement finds.
     pub(super) async fn open(&self, sql: &str, with: &[Bound<'_>]) -> Result<(), Fault> {
         self.execute(&declare(sql), with).await.map(drop)
     }
@@ -355,13 +361,13 @@ impl Session {
     /// Asks for the next rows of the cursor.
     pub(super) async fn fetch(&self, some: usize) -> Result<RowStream, Fault> {
         let nothing: [(i32, Type); 0] = [];
-        // Not prepared: its columns are those of the cursor.
+        // The statement is not prepared, because its columns depend on the cursor.
         let fetch = fetch(some);
         let fetched = self.conn.client()?.query_typed_raw(&fetch, nothing);
         self.after_begin(fetched).await
     }
 
-    /// Hands the rows that a statement finds to `look`, `some` at a time, until it returns `false`.
+    /// Hands the rows that a statement finds to `look`, `some` at a time, until `look` returns `false`.
     pub(super) async fn each(
         &self,
         sql: &str,
@@ -372,7 +378,7 @@ impl Session {
         let client = self.conn.client()?;
         let declare = self.prepare(&declare(sql)).await?;
         let fetch = fetch(some);
-        // In this order: the cursor is open once the server reads its first rows.
+        // In this order: the server must open the cursor before it reads the first rows.
         let (_, mut rows) = try_join(
             self.after_begin(client.execute(&declare, with)),
             self.after_begin(client.query_typed(&fetch, &[])),
@@ -391,7 +397,8 @@ impl Session {
         }
     }
 
-    /// Closes the cursor. Sent when first polled; a failure is that of the next statement as well.
+    /// Sends the `CLOSE` of the cursor without awaiting the answer. If it fails, the next statement
+    /// fails too.
     fn close(&self) -> Result<(), Fault> {
         let close = self.conn.client()?.batch_execute("CLOSE found");
         drop(close.now_or_never());
@@ -404,19 +411,20 @@ impl Session {
             .await
     }
 
-    /// Ends the session with nothing written. In strict mode only then may the caller report what was
-    /// read: after this call a heartbeat was acknowledged.
+    /// Ends the session with nothing written. In strict mode this call also waits until a heartbeat was
+    /// acknowledged. Only after that may the caller report what was read.
     pub(super) async fn end(self) -> Result<(), Fault> {
         let server = self.begun.clone().await?;
-        // Sent when first polled. Nothing was written, so that the answer is not awaited.
+        // The first poll sends the `ROLLBACK`. Nothing was written, so the answer is not awaited.
         drop(self.conn.client()?.batch_execute("ROLLBACK").now_or_never());
         self.database.prove(server).await?;
         self.give_back();
         Ok(())
     }
 
-    /// Makes what was written durable. [`Fault::Unknown`] if it may or may not have been; in strict mode
-    /// also if the standby may not have it, since the wait for the standby was cancelled.
+    /// Commits the transaction durably. Fails with [`Fault::Unknown`] if the commit may or may not have
+    /// taken effect. In strict mode a cancelled wait for the standby is that fault too, since the
+    /// standby may not have the commit.
     pub(super) async fn commit(self) -> Result<(), Fault> {
         self.commit_bundle(Bundle::default()).await
     }
@@ -437,7 +445,8 @@ impl Session {
         let client = self.conn.client()?;
         let mut written = pin!(maybe_done(try_join_all(bundle.sent(ready, client))));
         let _sent = poll_fn(|cx| Poll::Ready(written.as_mut().poll(cx))).await;
-        // A statement that cannot be encoded fails here. The others would be committed without it.
+        // A statement that cannot be encoded fails here. Without this check the others would be
+        // committed without it.
         if let Some(Err(_)) = written.as_mut().output_mut() {
             let unsent = written.take_output().and_then(Result::err);
             return Err(unsent.map_or(Fault::Refused("a statement was not sent"), Fault::from));
@@ -452,11 +461,11 @@ impl Session {
         }
     }
 
-    /// Returns the connection to the pool. After a failed proof it is closed instead: the next one may
-    /// reach another server.
+    /// Returns the connection to the pool. After a failed proof the connection is closed instead, since
+    /// a new one may reach another server.
     fn give_back(self) {
         let Self { conn, begun, .. } = self;
-        // Once complete it holds the connection no more.
+        // The future is complete, and no longer holds the connection.
         drop(begun);
         if let Some(conn) = Arc::into_inner(conn) {
             conn.give_back();
@@ -503,7 +512,8 @@ async fn ask(
     }
 }
 
-/// Runs steps in a transaction, and ends it. The steps are dropped with their session if they fail.
+/// Runs steps in a transaction, and ends the transaction. If the steps fail, they are dropped with their
+/// session.
 pub(super) async fn within<T, F>(
     database: &Arc<Database>,
     mode: Mode,

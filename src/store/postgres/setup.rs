@@ -14,8 +14,8 @@ use crate::store::sql::{CommitRow, StoreRow};
 /// 20 attempts: nodes that create the same tables concurrently roll each other back. A judgement.
 const ATTEMPTS: usize = 20;
 
-/// Creates the tables and begins the history, whichever is missing. Tables of another version are
-/// refused and left as they are. If they `must_exist`, missing ones are not created.
+/// Creates missing tables, and begins a missing history. Refuses tables of another version, and
+/// leaves them unchanged. With `must_exist`, missing tables are an error.
 pub(super) async fn set_up(database: &Database, must_exist: bool) -> Result<(), Fault> {
     let mut last = Fault::Refused("the tables could not be set up");
     for _ in 0..ATTEMPTS {
@@ -57,7 +57,7 @@ async fn attempt(database: &Database, must_exist: bool) -> Result<(), Fault> {
             return Err(Fault::Missing);
         }
         let there = "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = $1";
-        // A user without the right to create schemas can be given one.
+        // A user without the right to create schemas may use a schema that someone else created.
         if tx.query_opt(there, &[&name]).await?.is_none() {
             tx.batch_execute(&database.schema.create()).await?;
         }
@@ -71,7 +71,8 @@ async fn attempt(database: &Database, must_exist: bool) -> Result<(), Fault> {
         found => return Err(Fault::version(found, VERSION)),
     }
     if !has_head(&tx, prefix).await? {
-        // Locked until the end: another node waits here, and then finds the head.
+        // The row stays locked until the transaction ends: another node waits here, and then finds
+        // the head.
         tx.query(&format!("{version} FOR UPDATE"), &[]).await?;
         if !has_head(&tx, prefix).await? {
             begin_history(&tx, prefix).await?;
@@ -87,8 +88,8 @@ async fn has_head(client: &impl GenericClient, prefix: &str) -> Result<bool, Fau
     Ok(client.query_opt(&sql, &[]).await?.is_some())
 }
 
-/// Writes the head of a new store, with a history of its own. Tables that hold anything have lost
-/// their head.
+/// Writes the head of a new store, which begins a new history. Refuses tables that are not empty,
+/// because they have lost their head.
 async fn begin_history(tx: &deadpool_postgres::Transaction<'_>, prefix: &str) -> Result<(), Fault> {
     for table in ["commits", "tenants", "rows", "digests", "gone", "audit"] {
         let any = format!("SELECT 1 FROM {prefix}{table} LIMIT 1");

@@ -20,8 +20,8 @@ use super::session::{Database, Mode, Session};
 use crate::store::ScanPage;
 use crate::store::sql::{COLUMNS, Head, REMOVED};
 
-/// 256 rows are decoded at a time. Few enough that the memory of one batch is still in the cache for the
-/// next: records have many parts. A judgement.
+/// 256 rows are decoded at a time. A judgement: records have many parts, and the next batch reuses
+/// memory that is still in the cache.
 const BATCH: usize = 256;
 
 /// 16 batches may be read ahead. A judgement: enough that neither side waits for the other.
@@ -30,8 +30,8 @@ pub(super) const AHEAD: usize = 16;
 /// A batch that is being decoded.
 pub(super) type Page = JoinHandle<Result<ScanPage, Fault>>;
 
-/// Decodes rows in a task of its own, concurrently with reading and taking them: decoding is most of the
-/// work. `head` was read before the rows.
+/// Decodes rows in a separate task, while other rows are read and taken: decoding is most of the work.
+/// `head` was read before the rows.
 fn page(head: Head, rows: Vec<Row>) -> Page {
     tokio::spawn(async move {
         Ok(ScanPage {
@@ -44,8 +44,8 @@ fn page(head: Head, rows: Vec<Row>) -> Page {
 
 /// Sends all rows in the order of the table. Ends early if the receiver is dropped.
 ///
-/// The server reads `limit` rows per statement, so that its timeout holds however many there are in all.
-/// If they are not taken, the server waits in between until its idle timeout.
+/// The server reads `limit` rows per statement, so that the statement timeout suffices for any number of
+/// rows. If the rows are not taken, the server waits between statements until its idle timeout.
 pub(super) async fn everything(
     database: &Arc<Database>,
     limit: NonZeroUsize,
@@ -63,7 +63,8 @@ pub(super) async fn everything(
     let (session, head, mut coming) = begun?;
     let mut sent_any = false;
     loop {
-        // Sent when first polled, before these rows are read: the server never waits for a request.
+        // The next `FETCH` is sent before the current rows are read, so that the server never waits for
+        // a request.
         let mut following = session.fetch(limit.get()).boxed();
         let early = poll_immediate(&mut following).await;
         let mut came = 0;
@@ -74,7 +75,7 @@ pub(super) async fn everything(
             let rows = rows.map_err(|_| Fault::Late)??;
             came += rows.len();
             let done = rows.len() < most;
-            // An empty store is one empty page.
+            // An empty store sends one empty page.
             if !rows.is_empty() || !sent_any {
                 sent_any = true;
                 if pages.send(page(head, rows)).await.is_err() {

@@ -1,5 +1,5 @@
-//! The trust of an encrypted connection: the server must show a certificate in its name, from a trusted
-//! authority. Never less.
+//! The certificates of encrypted connections. The server must show a certificate in its own name, from
+//! a trusted authority. No setting weakens this requirement.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use super::url::Files;
 /// The value of `sslrootcert` for the authorities that the system trusts.
 const SYSTEM: &str = "system";
 
-/// The certificates of a connection. By default it trusts the system's authorities, and shows no
-/// certificate.
+/// The certificates of a connection. By default a connection trusts the system's authorities, and shows
+/// no certificate.
 #[derive(Clone, Default)]
 pub(super) struct Certificates {
     roots: Option<Pem>,
@@ -41,7 +41,7 @@ impl Certificates {
         self.client = Some((Pem::new(certificate), Pem::new(key)));
     }
 
-    /// Adds the files of a URL, where nothing was given.
+    /// Adds the certificate files that a URL names, unless certificates were given by other means.
     pub(super) fn or(self, files: Files) -> Result<Self, ConnectError> {
         let Files {
             roots,
@@ -63,7 +63,7 @@ impl Certificates {
         })
     }
 
-    /// Returns whether anything was given, which only an encrypted connection can use.
+    /// Returns whether any certificate was given. Only an encrypted connection can use certificates.
     pub(super) const fn are_given(&self) -> bool {
         self.roots.is_some() || self.client.is_some()
     }

@@ -19,7 +19,7 @@ use super::fault::ConnectError;
 pub(super) enum Encryption {
     /// `disable`: no encryption.
     Off,
-    /// No `sslmode`, or `allow` or `prefer`, which an attacker on the way can downgrade.
+    /// No `sslmode`, or `allow` or `prefer`, which an attacker on the network can downgrade.
     Unsaid,
     /// `require`, `verify-ca` or `verify-full`. All mean `verify-full`.
     Demanded,
@@ -38,9 +38,9 @@ pub(super) struct Url {
 pub(super) struct Files {
     /// `sslrootcert`: the authorities to trust. `system` means those of the system.
     pub(super) roots: Option<PathBuf>,
-    /// `sslcert`
+    /// `sslcert`: the client certificate.
     pub(super) certificate: Option<PathBuf>,
-    /// `sslkey`
+    /// `sslkey`: the private key of the client certificate.
     pub(super) key: Option<PathBuf>,
 }
 
@@ -77,7 +77,8 @@ impl Url {
         })
     }
 
-    /// Returns whether connections are encrypted. Given certificates require that.
+    /// Returns whether connections are encrypted. If certificates are given, only `sslmode=disable`
+    /// turns encryption off.
     pub(super) fn is_encrypted(&self, certificates_given: bool) -> bool {
         match self.encryption {
             Encryption::Off => false,
@@ -93,7 +94,8 @@ impl Url {
             }
             Host::Unix(_) => true,
         };
-        // If there are addresses, hosts are names only.
+        // If the URL has `hostaddr`, the driver connects to those addresses, and the hosts are names
+        // only.
         match self.config.get_hostaddrs() {
             [] => self.config.get_hosts().iter().all(here),
             addresses => addresses.iter().all(IpAddr::is_loopback),
@@ -122,11 +124,11 @@ impl Url {
     }
 }
 
-/// Takes an option. Returns whether it is one of ours.
+/// A callback that takes an option. Returns `false` if the driver must read the option instead.
 type Take<'t> = &'t mut dyn FnMut(&str, &str) -> Result<bool, ConnectError>;
 
-/// Returns the start of a URL's parameters, or its end, as the driver finds it. `None` if the text is no
-/// URL.
+/// Returns the position where the driver finds a URL's parameters, or the end of the URL if it has none.
+/// `None` if the text is no URL.
 fn query(url: &str) -> Option<usize> {
     let schemes = ["postgres://", "postgresql://"];
     let scheme = schemes.iter().find(|scheme| url.starts_with(**scheme))?;
@@ -329,7 +331,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_the_driver_reads_without_it_is_read_the_same(url in ".*", mark in "[ ?&]") {
-            // It has no option of ours: the driver alone decides.
+            // The URL has none of the options that this module reads, so the driver alone decides.
             prop_assume!(!url.contains("ssl") && !url.contains('%'));
             let expected = Config::from_str(&url);
             let found = Url::read(&url);

@@ -1,5 +1,5 @@
-//! Commits applied within one transaction: checked against the rows that it sees, and written at the
-//! next revisions if they pass.
+//! Applies commits within one transaction. Each commit is checked against the rows that the transaction
+//! sees. If it passes, it is written at the next revision.
 //!
 //! Locks are taken in one order: the rows of tenants by name, then the head. From the lock of the head
 //! to the end of the transaction no other node commits, so that the checks stay true.
@@ -38,7 +38,7 @@ pub(super) struct Batch {
     standing: HashSet<KeyId>,
     holders: HashMap<KeyId, Holder>,
     digests: HashMap<Digest, KeyId>,
-    /// The revisions of guarded rows; a row without one does not exist.
+    /// The revisions of guarded rows. A row without a revision does not exist.
     guarded: HashMap<RowKey, Revision>,
     written: Written,
 }
@@ -68,7 +68,7 @@ impl<'a> Guards<'a> {
 
 type OwnedRow = RowColumns<String, Vec<u8>>;
 
-/// The rows that go into the tables.
+/// The rows to insert into the tables.
 #[derive(Default)]
 pub(super) struct Written {
     pub(super) commits: Vec<CommitRow>,
@@ -76,12 +76,13 @@ pub(super) struct Written {
     pub(super) rows: BTreeMap<RowKey, (i64, OwnedRow)>,
     pub(super) audit: Vec<(i64, AuditColumns<String, Vec<u8>>)>,
     pub(super) digests: Vec<(Digest, KeyId)>,
-    /// Ids that stay taken without a tombstone. A copy alone writes these.
+    /// Ids that stay taken without a tombstone. Only a copy writes these.
     pub(super) gone: Vec<KeyId>,
 }
 
-/// Returns the statements that lock tenants, then the head. The head is not locked if each of these
-/// tenants has a newer revision: a locked tenant does not move, so that all commits are outdated.
+/// Returns a statement that locks tenants, and a statement that locks the head. The second locks nothing
+/// if each of these tenants has a newer revision. Then all commits are outdated, since a locked tenant
+/// does not change.
 fn locks() -> (String, String) {
     let tenants = format!("{TENANTS} ORDER BY tenant FOR UPDATE");
     let head = format!(
@@ -104,7 +105,7 @@ impl Batch {
         let fresh: BTreeSet<&str> = fresh.map(|one| one.tenant.as_str()).collect();
         let mut expected = Vec::new();
         for commit in commits {
-            // No tenant is at a revision that no table can hold.
+            // A revision too large for the table matches no tenant, and neither does -1.
             let at = signed(commit.expected.0).unwrap_or(-1);
             expected.push((commit.tenant.to_string(), at));
         }
@@ -116,7 +117,8 @@ impl Batch {
             .collect();
         let texts = |names: &BTreeSet<&str>| array(names.iter().map(|name| (*name).to_owned()));
         let (lock_tenants, lock_head) = locks();
-        // In this order: all but the first see every commit that returned before the head was locked.
+        // In this order: all statements but the first see every commit that returned before the head was
+        // locked.
         let mut bundle = Bundle::default();
         let locked = bundle.add(lock_tenants, vec![texts(&names)]);
         let both = vec![
@@ -158,7 +160,8 @@ impl Batch {
             let rows = place.and_then(|place| found.get(place));
             rows.map(Vec::as_slice).unwrap_or_default()
         };
-        // Checked under the lock of the head, since a migration takes it: one may just have committed.
+        // Checked under the lock of the head: a migration takes the same lock, and may just have
+        // committed.
         check_version(answer(Some(version)))?;
         let mut tenants = HashMap::new();
         for row in answer(Some(locked)).iter().chain(answer(missing)) {
@@ -191,7 +194,7 @@ impl Batch {
         for row in answer(named) {
             let (kind, tenant, name): (i16, &str, &str) =
                 (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            // A row with a malformed name was not asked for.
+            // A row with a malformed name guards nothing: no commit can name it.
             let key = TenantId::new(tenant)
                 .ok()
                 .and_then(|tenant| match i64::from(kind) {
@@ -226,7 +229,7 @@ impl Batch {
             Some(Holder::Gone) => false,
         };
         let holder = |digest: &Digest| self.digests.get(digest).copied();
-        // Earlier commits of the same transaction count.
+        // An earlier commit of the same transaction may have written the row.
         let row_at = |row: &RowKey| match self.written.rows.get(row) {
             Some((place, _)) => revision_of(*place),
             None => self.guarded.get(row).copied().unwrap_or_default(),
@@ -243,7 +246,7 @@ impl Batch {
         for (number, entry) in commit.effects.audit.iter().enumerate() {
             entries.push((place(next, number)?, AuditColumns::of(entry)?));
         }
-        // From here on nothing fails: no part is added of a commit that cannot be written.
+        // From here on nothing fails, so that a commit is never added in part.
         let row = self.head.advance(commit.tag);
         let revision = row.revision;
         self.written.commits.push(row);
@@ -273,7 +276,7 @@ impl Batch {
         let last = self.written.commits.last().copied();
         let rows = &self.written.rows;
         let mut bundle = Bundle::default();
-        // It is not known whether a removed key had a row.
+        // A removed key may or may not have a row, so the deletion always includes its id.
         let replaced = |(key, (_, fields)): (&RowKey, &(i64, OwnedRow))| match key {
             RowKey::Key(id) if fields.kind != KEY || self.standing.contains(id) => {
                 Some(id_bytes(*id).to_vec())
@@ -306,8 +309,8 @@ impl Batch {
 }
 
 impl Written {
-    /// Adds the statements that insert all of it, and move the head if there is a new one. The rows must
-    /// not be in the table.
+    /// Adds the statements that insert these rows, and that move the head if there is a new head. The
+    /// tables must not contain the rows yet.
     pub(super) fn insert(&self, bundle: &mut Bundle, head: Option<CommitRow>) -> Result<(), Fault> {
         let Self {
             commits,

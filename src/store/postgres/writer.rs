@@ -14,7 +14,7 @@ use crate::store::{Commit, CommitError, StoreError, StoreErrorKind};
 /// 4,096 rows in one transaction, unless one commit alone has more. A judgement.
 const MAX_ROWS: usize = 4096;
 
-/// 8 attempts at commits that the server rolled back because of others. A judgement.
+/// 8 attempts at commits that the server rolled back because of other transactions. A judgement.
 const ATTEMPTS: usize = 8;
 
 const DOING: &str = "committing to the database";
@@ -31,7 +31,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Starts the task. It notifies `landed` and sends a hint after every durable group.
+    /// Starts the task. The task notifies `landed` and sends a hint after every durable group.
     pub(super) fn start(
         database: Arc<Database>,
         runtime: &tokio::runtime::Handle,
@@ -79,13 +79,13 @@ async fn next_group(waiting: &mut mpsc::UnboundedReceiver<Order>) -> Option<Vec<
         rows += size(&order) + 1;
         group.push(order);
     }
-    // The caller stopped waiting, and nothing of the order was started.
+    // Drops orders whose callers stopped waiting. No work on these orders has started.
     group.retain(|order| !order.answer.is_closed());
     Some(group)
 }
 
-/// The verdicts of a group that is durable, or the fault of one that was rolled back; after
-/// [`Fault::Unknown`] it may or may not have been written.
+/// The verdicts of a durable group, or the fault that rolled the group back. After [`Fault::Unknown`]
+/// the group may or may not have been written.
 type Outcome = Result<Vec<Verdict>, Fault>;
 
 /// Writes a group and answers its orders. Returns whether anything may have been written.
@@ -128,7 +128,7 @@ fn answer(group: Vec<Order>, outcome: Outcome) -> bool {
     landed
 }
 
-/// Writes a group, and retries if the server rolled it back because of others.
+/// Writes a group, and retries if the server rolled it back because of other transactions.
 async fn persist(database: &Arc<Database>, group: &[Order]) -> Outcome {
     let commits: Vec<&Commit> = group.iter().map(|order| &order.commit).collect();
     let mut outcome = once(database, &commits).await;
@@ -162,7 +162,7 @@ async fn once(database: &Arc<Database>, commits: &[&Commit]) -> Outcome {
         }
         Ok::<_, Fault>((verdicts, Some((session, batch))))
     };
-    // Nothing is written before this ends, whatever becomes of the connection.
+    // Judging writes nothing durable. So after a timeout here nothing was written.
     let judged = tokio::time::timeout(limit, judge).await;
     let (verdicts, accepted) = judged.unwrap_or(Err(Fault::Late))?;
     if let Some((session, batch)) = accepted {

@@ -1,4 +1,4 @@
-//! One row of an answer, whichever database it came from.
+//! One row of an answer, independent of the database.
 
 use super::RowFault;
 
@@ -15,7 +15,7 @@ pub(in crate::store) enum Cell<'a> {
 }
 
 impl<'a> Cell<'a> {
-    /// Returns the number, if there is one. Clears `typed` at a value of another type.
+    /// Returns the number; `None` for null. A value of another type clears `typed`.
     pub(super) const fn number(self, typed: &mut bool) -> Option<i64> {
         match self {
             Self::Number(number) => Some(number),
@@ -27,7 +27,7 @@ impl<'a> Cell<'a> {
         }
     }
 
-    /// Returns the text, if there is one. Clears `typed` at a value of another type.
+    /// Returns the text; `None` for null. A value of another type clears `typed`.
     pub(super) const fn text(self, typed: &mut bool) -> Option<&'a str> {
         match self {
             Self::Text(text) => Some(text),
@@ -39,7 +39,7 @@ impl<'a> Cell<'a> {
         }
     }
 
-    /// Returns the bytes, if there are any. Clears `typed` at a value of another type.
+    /// Returns the bytes; `None` for null. A value of another type clears `typed`.
     pub(super) const fn bytes(self, typed: &mut bool) -> Option<&'a [u8]> {
         match self {
             Self::Bytes(bytes) => Some(bytes),
@@ -54,9 +54,10 @@ impl<'a> Cell<'a> {
 
 /// The cells of one row, by their column.
 ///
-/// The getters are for columns that are never null. Their errors say that `what` is damaged.
+/// The getters are for columns that are never null. The errors of the getters say that `what` is
+/// damaged.
 pub(in crate::store) trait Cells {
-    /// Returns [`Cell::Other`] for a column that does not exist.
+    /// Returns the cell of a column; [`Cell::Other`] if the column does not exist.
     fn cell(&self, column: usize) -> Cell<'_>;
 
     fn number(&self, column: usize, what: &str) -> Result<i64, RowFault> {
@@ -80,7 +81,7 @@ pub(in crate::store) trait Cells {
         }
     }
 
-    /// Returns bytes whose length is known.
+    /// Returns exactly `N` bytes. Another length is an error.
     fn exactly<const N: usize>(&self, column: usize, what: &str) -> Result<[u8; N], RowFault> {
         let bytes = self.bytes(column, what)?;
         bytes.try_into().map_err(|_| is_damaged(what))

@@ -65,8 +65,8 @@ fn ends(record: &KeyRecord) -> Option<i64> {
     }
 }
 
-/// Decodes a row of [`COLUMNS`]: [`Row::Corrupt`] if its bytes are not those that were sealed. A cell
-/// of another type is damage as well.
+/// Decodes a row of [`COLUMNS`]. Returns [`Row::Corrupt`] if the seal does not fit, or if a cell has
+/// the wrong type.
 pub(in crate::store) fn change(row: &impl Cells) -> Result<Change, RowFault> {
     let place = row.number(0, "the place of a row")?;
     let mut typed = true;
@@ -119,7 +119,7 @@ impl<T: AsRef<str>, B: AsRef<[u8]>> RowColumns<T, B> {
         }
     }
 
-    /// Returns the key of a damaged row, as far as it can be read. The record counts most, since it
+    /// Returns the key of a damaged row, if that key can be read. The record is read first, since it
     /// has a checksum of its own.
     fn row_key(&self) -> Option<RowKey> {
         if let Some(row) = self.decode() {
@@ -150,7 +150,7 @@ impl<T: AsRef<str>, B: AsRef<[u8]>> RowColumns<T, B> {
         let seal = seal.bytes(tenant.as_ref());
         let seal = seal.maybe(name.as_ref().map(AsRef::as_ref));
         let seal = seal.maybe(id.as_ref());
-        // No instant is negative enough to pass for a missing one: years have four digits.
+        // No instant equals the number for a missing instant: years have four digits.
         let seal = seal.number(ends.unwrap_or(i64::MIN));
         let seal = seal.number(legacy.unwrap_or(i64::MIN));
         let seal = seal.maybe(fingerprint.as_ref().map(AsRef::as_ref));

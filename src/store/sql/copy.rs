@@ -22,7 +22,8 @@ pub(in crate::store) const fn table(part: Part) -> (&'static str, &'static str, 
     }
 }
 
-/// Counts the items of each part, in their order, and finds the longest lease of any node.
+/// Counts the items of each part, in the order of the parts, and selects the longest lease of any
+/// node.
 pub(in crate::store) const ORIGIN: &str = "SELECT (SELECT count(*) FROM $s.commits), \
      (SELECT count(*) FROM $s.tenants), (SELECT count(*) FROM $s.digests), \
      (SELECT count(*) FROM $s.gone), (SELECT count(*) FROM $s.audit), \
@@ -48,7 +49,7 @@ pub(in crate::store) fn origin_of(row: &impl Cells, head: &Head) -> Result<Origi
     })
 }
 
-/// Finds the first items of a part after one of them.
+/// Returns a statement that selects the first `limit` items of a part after the item `after`.
 pub(in crate::store) fn items_after(
     part: Part,
     after: Option<&Item>,

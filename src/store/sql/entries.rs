@@ -46,8 +46,8 @@ impl<T: AsRef<str>, B: AsRef<[u8]>> AuditColumns<T, B> {
     }
 }
 
-/// Decodes an entry of [`AUDIT_COLUMNS`]: its position if its bytes are not those that were sealed. A
-/// cell of another type is damage as well.
+/// Decodes an entry of [`AUDIT_COLUMNS`]. Returns the position of the entry if the seal does not fit,
+/// or if a cell has the wrong type.
 pub(in crate::store) fn entry(
     row: &impl Cells,
 ) -> Result<Result<AuditRow, AuditPosition>, RowFault> {

@@ -8,7 +8,7 @@ use super::{COLUMNS, KEY, OWNER, RowFault, Sql, TENANT, first_after, id_bytes};
 use crate::core::view::Revision;
 use crate::store::{Change, Changes, Cursor, RowKey, ScanPage};
 
-/// A page of changes under construction. It ends with a revision, never within one.
+/// A page of changes under construction. A page never ends within the changes of one revision.
 pub(in crate::store) struct FeedPage {
     limit: NonZeroUsize,
     changes: Vec<Change>,
@@ -24,7 +24,7 @@ impl FeedPage {
         }
     }
 
-    /// Finds the rows from a place on.
+    /// Returns the statement that selects the rows from a place on.
     pub(in crate::store) fn sql() -> String {
         format!("SELECT {COLUMNS} FROM $s.rows WHERE place >= $1 ORDER BY place")
     }
@@ -46,7 +46,7 @@ impl FeedPage {
         self.end
     }
 
-    /// Ends the page. `stored` is the tag that `commits` has for the revision it ends with.
+    /// Ends the page. `stored` is the tag that `commits` has for the last revision of the page.
     pub(in crate::store) fn end(
         self,
         head: &Head,
@@ -93,10 +93,10 @@ impl Scan {
         }
         let last = match after {
             Some(RowKey::Key(id)) => id_bytes(*id).to_vec(),
-            // No bytes come before every id.
+            // The empty byte string sorts before every id.
             _ => Vec::new(),
         };
-        // The sign keeps the index by name out of it.
+        // The unary plus keeps the database from using the index by name.
         let mut sql = Sql::select(COLUMNS, "rows", &format!("+kind = {KEY}"));
         sql.and("id >", last);
         sql.text += " ORDER BY id";

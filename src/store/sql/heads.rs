@@ -24,7 +24,7 @@ pub(in crate::store) struct StoreRow {
 }
 
 impl StoreRow {
-    /// The fault of a store that has no such row.
+    /// Returns the fault of a store without this row.
     pub(in crate::store) fn missing() -> RowFault {
         RowFault::corrupt("the store's own row is missing")
     }
@@ -94,7 +94,8 @@ impl CommitRow {
 pub(in crate::store) struct Head {
     pub(in crate::store) store: StoreRow,
     pub(in crate::store) last: CommitRow,
-    /// The clock of the database's server when the head was read. A file has none.
+    /// The clock of the database's server when the head was read. `None` for a file, which has no
+    /// server.
     pub(in crate::store) server_time: Option<Timestamp>,
 }
 
@@ -107,15 +108,15 @@ impl Head {
         }
     }
 
-    /// Makes the next commit the head, in memory alone.
+    /// Makes the next commit the head, in memory only.
     pub(in crate::store) const fn advance(&mut self, tag: CommitTag) -> CommitRow {
         let revision = Revision(self.last.revision.0 + 1);
         self.last = CommitRow { revision, tag };
         self.last
     }
 
-    /// Returns whether the feed can go on after a cursor. `stored` is the tag of its commit, if
-    /// `commits` has a row for that.
+    /// Returns whether the feed can continue after a cursor. `stored` is the tag that `commits` has
+    /// for the cursor's revision, if there is a row.
     pub(in crate::store) fn continues(&self, after: Cursor, stored: Option<CommitTag>) -> bool {
         after.epoch == self.store.epoch
             && after.revision <= self.last.revision
@@ -123,8 +124,8 @@ impl Head {
             && self.tag_at(after.revision, stored) == Some(after.tag)
     }
 
-    /// Returns the tag of an earlier commit, `stored` in `commits`. `None` if no such commit exists,
-    /// or its row was dropped.
+    /// Returns the tag of the commit at `revision`. `stored` is the tag in `commits`. `None` if the
+    /// commit does not exist, or its row was dropped.
     pub(super) fn tag_at(
         &self,
         revision: Revision,

@@ -18,7 +18,7 @@ pub struct IntegrityReport {
     pub rows: u64,
     /// The number of audit entries that were read.
     pub audit: u64,
-    /// The faults, each by the name of its row, 1,000 at most. Empty if the store is sound.
+    /// The faults, 1,000 at most. Each one names its row. Empty if the store is sound.
     pub faults: Vec<String>,
 }
 
@@ -28,36 +28,36 @@ pub struct IntegrityReport {
 pub struct Stats {
     /// The head of the store.
     pub head: Cursor,
-    /// Keys, revoked and expired ones included.
+    /// The number of keys, revoked and expired keys included.
     pub keys: u64,
-    /// Tombstones of removed keys that are still in the feed.
+    /// The number of tombstones of removed keys that are still in the feed.
     pub removed: u64,
-    /// Rows of owners.
+    /// The number of rows of owners.
     pub owners: u64,
-    /// Rows of tenants.
+    /// The number of rows of tenants.
     pub tenants: u64,
-    /// Audit entries.
+    /// The number of audit entries.
     pub audit: u64,
-    /// The size on disk: of a file without its log, of a database with its indexes.
+    /// The size on disk in bytes. A file is counted without its log, and a database with its indexes.
     pub bytes: u64,
     /// The engine and its version: `SQLite 3.51.3, wal` or `PostgreSQL 15.18`.
     pub engine: String,
 }
 
-/// One pass of the integrity check: a statement, and what is checked of each row.
+/// One pass of the integrity check. A pass runs one statement and checks each row that it finds.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::store) enum Check {
-    /// Rows of tenants, owners and keys.
+    /// Checks the rows of tenants, owners and keys.
     Rows,
-    /// Audit entries.
+    /// Checks the audit entries.
     Audit,
-    /// The head of each tenant against its trail.
+    /// Compares the head of each tenant with the tenant's audit trail.
     Trails,
-    /// Tenants without a head: they would be taken for unknown ones, whatever keys they have.
+    /// Finds tenants without a head. A store would treat such a tenant as unknown, whatever keys it has.
     Headless,
-    /// Imported digests.
+    /// Checks the imported digests.
     Digests,
-    /// Reports of nodes.
+    /// Checks the reports of nodes.
     Nodes,
 }
 
@@ -112,7 +112,7 @@ impl IntegrityReport {
             Check::Audit => self.entry(row),
             Check::Trails => self.trail(row),
             Check::Headless => {
-                // A name that is no text is damage of its own row.
+                // A name that is not text is reported as damage of the row that contains it.
                 if let Cell::Text(tenant) = row.cell(0) {
                     self.add(format!(
                         "tenant {tenant:?}: has rows or audit entries, and no head"
@@ -160,8 +160,8 @@ impl IntegrityReport {
         Ok(())
     }
 
-    /// Compares a tenant's head with its trail: the head is that of the newest entry, and no entry is
-    /// missing.
+    /// Compares a tenant's head with its trail: the head must be that of the newest entry, and no
+    /// entry may be missing.
     fn trail(&mut self, row: &impl Cells) -> Result<(), RowFault> {
         let (tenant, head) = TenantHead::read(row)?;
         let count = row.number(6, "the number of audit entries")?.unsigned_abs();

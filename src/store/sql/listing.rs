@@ -1,4 +1,4 @@
-//! Listings for people. The statement narrows where an index fits; the query decides on each row.
+//! Listings for people. A statement narrows the rows where an index fits; the query decides on each row.
 
 use super::{AUDIT_COLUMNS, COLUMNS, KEY, Sql, ends_at, id_bytes, place};
 use crate::core::query::{
@@ -66,7 +66,7 @@ fn by_end(mut sql: Sql, query: &KeyQuery) -> Sql {
     sql
 }
 
-/// A page of keys under construction: the best rows so far, one more than fit.
+/// A page of keys under construction. Holds the best rows so far, up to one more than the page's limit.
 pub(in crate::store) struct KeyListing<'q> {
     query: &'q KeyQuery,
     ordered: bool,
@@ -76,7 +76,7 @@ pub(in crate::store) struct KeyListing<'q> {
 }
 
 impl<'q> KeyListing<'q> {
-    /// Expects rows in the query's order if they are `ordered`.
+    /// Starts an empty page. If `ordered` is true, rows must come in the query's order.
     pub(in crate::store) fn new(query: &'q KeyQuery, ordered: bool) -> Self {
         Self {
             query,
@@ -150,7 +150,7 @@ pub(in crate::store) fn audit_entries(query: &AuditQuery) -> Sql {
         }
     }
     if query.tenant.is_some() && query.key.is_none() && query.command.is_none() {
-        // The same order within a tenant, and the tenant's index has it.
+        // Within a tenant, the sequence gives the same order, and the tenant's index has that order.
         order = "sequence";
     }
     sql.text += &format!(" ORDER BY {order}");

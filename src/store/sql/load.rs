@@ -56,7 +56,7 @@ impl Found {
         Ok(())
     }
 
-    /// Takes a key that was found by its id, unless it is another tenant's.
+    /// Takes a key that was found by its id, unless the key belongs to another tenant.
     pub(in crate::store) fn take_named(&mut self, tenant: &TenantId, change: Change) {
         if !matches!(&change.row, Row::Key(record) if record.tenant != *tenant) {
             self.take_key(change);
@@ -74,7 +74,7 @@ impl Found {
         }
     }
 
-    /// Takes an audit entry of a command that was asked for.
+    /// Takes an audit entry of a requested command.
     pub(in crate::store) fn take_entry(
         &mut self,
         found: Result<AuditRow, AuditPosition>,
@@ -90,7 +90,8 @@ impl Found {
         Ok(())
     }
 
-    /// Returns the owners whose rows are needed: those asked for, and those of the keys.
+    /// Returns the owners whose rows are needed: the requested owners, and the owners of the keys
+    /// found.
     pub(in crate::store) fn owners<'a>(
         &'a self,
         select: &'a LoadRequest,

@@ -2,9 +2,9 @@
 //! half of every read.
 //!
 //! Pure: the stores run the statements and hand in the rows. Each statement is written once, in
-//! PostgreSQL's dialect with `$s.` for the schema; [`Sql`] holds one with its parameters.
+//! PostgreSQL's dialect with `$s.` for the schema; [`Sql`] holds a statement with its parameters.
 //!
-//! Invariant: a row is decoded only if its seal fits. Anything else is reported as corrupt.
+//! Invariant: a row is decoded only if its seal fits. Every other row is reported as corrupt.
 
 mod cells;
 mod columns;
@@ -44,10 +44,10 @@ pub(in crate::store) const OWNER: i64 = 1;
 pub(in crate::store) const KEY: i64 = 2;
 pub(in crate::store) const REMOVED: i64 = 3;
 
-/// The value of `ends` of a key that never ends: the latest number there is.
+/// The value of `ends` of a key that never ends: the largest number.
 const NEVER: i64 = i64::MAX;
 
-/// 20 bits for the number of a row within its commit: the place of a row is `revision * 2^20 + number`,
+/// 20 bits for the number of a row within its commit. The place of a row is `revision * 2^20 + number`,
 /// so that a follower reads one range.
 const PLACE_BITS: u32 = 20;
 

@@ -87,7 +87,8 @@ impl NodeRow {
         }
     }
 
-    /// Returns the id in a row of [`NODE_COLUMNS`] that may be damaged, zero if it cannot be read.
+    /// Returns the node's id in a row of [`NODE_COLUMNS`] that may be damaged. Zero if the id cannot
+    /// be read.
     pub(super) fn id(row: &impl Cells) -> NodeId {
         let node = row.exactly(0, "a node's row").map(u128::from_be_bytes);
         NodeId::from_u128(node.unwrap_or_default())
@@ -120,8 +121,8 @@ impl NodeRow {
         })
     }
 
-    /// Returns the entry that represents all nodes of a history that ended here, and never reports.
-    /// Those nodes may accept keys for a while, and most of them are not in a backup. `longest` is the
+    /// Returns one entry for all nodes of a history that ended here. Those nodes may accept keys for a
+    /// while, and most of them are not in a backup. The entry itself never reports. `longest` is the
     /// longest lease on record.
     pub(in crate::store) fn former(node: u128, longest: Duration) -> Result<Self, RowFault> {
         Self::of(&NodeReport {

@@ -1,6 +1,7 @@
 //! The seal of a row.
 
-/// CRC-32 over the fields of a row, each with its length, so that no two rows of fields have the same bytes.
+/// CRC-32 over the fields of a row. Each field is summed with its length, so that no two rows of fields have
+/// the same bytes.
 pub(in crate::store) struct Seal {
     summed: crc32fast::Hasher,
     /// Short fields that are not summed yet: many short sums cost several times one long sum.

@@ -55,8 +55,8 @@ impl Sql {
         self.text += &format!(" AND {condition} {bound}");
     }
 
-    /// Narrows to a tenant, or to its descendants: they share its path and a slash, and "0" follows
-    /// the slash.
+    /// Narrows to a tenant, and with `below` to its descendants too. A descendant's path begins
+    /// with the tenant's path and a slash. In byte order, "0" follows the slash.
     pub(super) fn and_tenants(&mut self, tenant: &TenantId, below: bool) {
         let path = tenant.as_str();
         if below {

@@ -48,7 +48,7 @@ pub(super) fn stats(conn: &Connection, journal: &'static str) -> Result<Stats, F
 }
 
 /// Writes a copy of the file from one snapshot, while the store is in use. The copy is marked as
-/// unrecovered, so that it does not open as if nothing had happened since.
+/// unrecovered, so that it opens only for recovery.
 pub(super) fn backup(from: &Place, to: &Path) -> Result<Cursor, OpenError> {
     let copy = copy(from, to)?;
     let fail = |fault: Fault| OpenError::of(&from.path, fault);
@@ -67,7 +67,7 @@ pub(super) fn backup(from: &Place, to: &Path) -> Result<Cursor, OpenError> {
     Ok(head)
 }
 
-/// Restores a backup to a new path, with a history of its own.
+/// Restores a backup to a new path, and begins a new history there.
 pub(super) fn restore(backup: &Place, to: &Path) -> Result<(), OpenError> {
     if backup.look()?.is_none() {
         return Err(OpenError::NotFound {
@@ -86,7 +86,7 @@ pub(super) fn restore(backup: &Place, to: &Path) -> Result<(), OpenError> {
             what: format!("{} faults, the first: {first}", report.faults.len()),
         });
     }
-    // A new epoch: followers of the lost history start over, whatever their revisions.
+    // With a new epoch, followers of the lost history start over, whatever their revisions.
     let start_epoch = || -> Result<(), Fault> {
         let store = StoreRow {
             epoch: Epoch(schema::random(&conn)?),
@@ -155,7 +155,7 @@ pub(super) fn compact(place: &Place, upto: Revision) -> Result<u64, Fault> {
             [end],
         )?;
         let dropped = conn.execute("DELETE FROM rows WHERE kind = 3 AND place < ?1", [end])?;
-        // The head's own row stays. No cursor that is still served needs the others.
+        // The row of the last commit stays. No cursor that is still served needs the deleted rows.
         let sql = "DELETE FROM commits WHERE revision < ?1";
         conn.execute(sql, [signed(floor.0)?])?;
         head::write_store(

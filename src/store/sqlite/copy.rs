@@ -46,7 +46,7 @@ impl Import for SqliteStore {
     }
 }
 
-/// Begins the transaction of a copy, on a connection of its own: closing it rolls back.
+/// Begins the transaction of a copy, on a connection of its own. Closing the connection rolls back.
 fn begin(place: &Place, source: Epoch) -> Result<Result<Connection, CopyError>, Fault> {
     let conn = place.open()?;
     place.make_durable(&conn)?;
@@ -66,7 +66,7 @@ fn begin(place: &Place, source: Epoch) -> Result<Result<Connection, CopyError>, 
 /// A copy in progress.
 #[derive(Debug)]
 struct Copy {
-    /// The connection with the transaction. `None` while a step runs, and after one that failed.
+    /// The connection with the transaction. `None` while a step runs, and after a failed step.
     conn: Option<Connection>,
 }
 

@@ -77,9 +77,9 @@ impl Fault {
         self.code() == Some(ErrorCode::NotADatabase)
     }
 
-    /// Returns the fault of a `COMMIT` that failed so. Some errors mean that it was certainly rolled back.
-    /// After any other the log may hold all of it, without a completed fsync: only recovery after a crash
-    /// decides.
+    /// Returns the fault of a failed `COMMIT`. Some errors mean that the transaction was certainly rolled
+    /// back. After any other error the log may hold the whole transaction, without a completed fsync. Only
+    /// recovery after a crash decides.
     pub(super) fn of_commit(error: rusqlite::Error) -> Self {
         let fault = Self::from(error);
         let certain = [
@@ -110,13 +110,13 @@ pub enum OpenError {
     /// The file does not exist, and creating it was not allowed.
     #[error("{} does not exist", path.display())]
     NotFound {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
     },
     /// The file exists, and a new one was required.
     #[error("{} exists already", path.display())]
     Exists {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
     },
     /// The path is a directory, a symbolic link or a device.
@@ -124,7 +124,7 @@ pub enum OpenError {
     NotAFile {
         /// The path.
         path: PathBuf,
-        /// The kind of file.
+        /// The thing at the path, in words.
         what: &'static str,
     },
     /// Others may read or change the file.
@@ -133,31 +133,31 @@ pub enum OpenError {
         path.display()
     )]
     ReadableByOthers {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// Its permission bits.
+        /// The permission bits of the file.
         mode: u32,
     },
-    /// A journal is next to a path without a file: SQLite would apply it to the new file.
+    /// There is a journal at the path, but no file: SQLite would apply the journal to the new file.
     #[error("{} is left from another store: move it away, or put its store back", path.display())]
     Leftover {
-        /// The journal.
+        /// The path of the journal.
         path: PathBuf,
     },
     /// The file is not a keyward store.
     #[error("{} is not a keyward store: {what}", path.display())]
     Foreign {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// The kind of file that it is.
+        /// The reason, in words.
         what: &'static str,
     },
     /// The file is damaged.
     #[error("{} is corrupt ({what}): restore a backup", path.display())]
     Corrupt {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// The sign of the damage.
+        /// The damage that was found, in words.
         what: String,
     },
     /// Another version of this crate created the file. The file is left as it is.
@@ -166,45 +166,46 @@ pub enum OpenError {
         path.display()
     )]
     SchemaVersion {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// The version of the file.
+        /// The version of the file's tables.
         found: i32,
         /// The version that this build knows.
         supported: i32,
     },
-    /// The linked SQLite must not share a file in WAL mode, and another process has this one open.
+    /// The linked SQLite must not share a file in WAL mode, and another process has the file open.
     #[error(
         "{} is in WAL mode and in use, and SQLite {linked} can corrupt such a file (fixed in 3.51.3): \
          close the other process, or link a newer SQLite",
         path.display()
     )]
     UnsafeWal {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// The linked SQLite.
+        /// The version of the linked SQLite.
         linked: &'static str,
     },
-    /// The file is a backup, or was restored from one: keys that were revoked since would work again.
+    /// The file is a backup, or was restored from one: keys that were revoked after the backup would work
+    /// again.
     #[error(
         "{} is a backup, or restored from one and not recovered yet: restore it, open it with \
          `allow_unrecovered`, recover it, then call `finish_recovery`",
         path.display()
     )]
     Unrecovered {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
     },
     /// Another process held a lock for too long.
     #[error("{} is locked by another process", path.display())]
     Locked {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
     },
     /// The file could not be read or written.
     #[error("cannot open {}", path.display())]
     Io {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
         /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,

@@ -98,10 +98,11 @@ impl Place {
         Ok(Identity(0, 0))
     }
 
-    /// Connects to a file that is a store of a version that this build knows. The file is not changed.
+    /// Connects to the file, if the file is a store of a version that this build knows. Does not change
+    /// the file.
     ///
-    /// Only SQLite opens the file: closing another descriptor of this process on it would drop the locks
-    /// of all its connections.
+    /// Only SQLite opens the file: if this process closed another descriptor of the file, all SQLite
+    /// connections of the process would lose their locks.
     pub(super) fn open(&self) -> Result<Connection, OpenError> {
         let path = &self.path;
         let fail = |fault: Fault| OpenError::of(path, fault);
@@ -136,8 +137,8 @@ impl Place {
         Ok(conn)
     }
 
-    /// Connects to the file that is at the path now, to read and write keys. It may have replaced the
-    /// file that was opened: restored, and not recovered yet.
+    /// Connects to the file that is now at the path, to read and write keys. Refuses an unrecovered
+    /// file: a restored backup may have replaced the file that was opened.
     pub(super) fn serve(&self) -> Result<Connection, OpenError> {
         let conn = self.open()?;
         self.check_recovered(&conn)?;
@@ -154,7 +155,7 @@ impl Place {
         Ok(())
     }
 
-    /// Connects with the settings that change no file, of whatever kind.
+    /// Connects to any SQLite file, with settings that do not change the file.
     fn connect(&self) -> Result<Connection, OpenError> {
         let fail = |fault: Fault| OpenError::of(&self.path, fault);
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -183,7 +184,7 @@ impl Place {
         let wal_is_safe = rusqlite::version_number() >= SAFE_WAL;
         let mode = match (wal_is_safe, now.as_str()) {
             (true, "wal") => JournalMode::Wal,
-            // Another process that has the file open keeps its mode, which is safe as well.
+            // If another process has the file open, the file keeps its mode, which is safe as well.
             (true, _) => match set_journal(conn, "WAL") {
                 Ok(mode) if mode == "wal" => JournalMode::Wal,
                 _ => self.truncate(conn)?,
@@ -232,7 +233,7 @@ impl Place {
         schema::create(&mut conn).map_err(|fault| OpenError::of(path, fault))?;
         drop(conn);
         draft.link(path)?;
-        // If this fails the file stays: another process may have opened it and committed.
+        // If the fsync fails, the file stays: another process may have opened the file and committed.
         sync_folder(path).map_err(|error| OpenError::io(path, error))
     }
 }
@@ -255,8 +256,8 @@ fn set_journal(conn: &Connection, mode: &str) -> Result<String, Fault> {
     Ok(conn.pragma_update_and_check(None, "journal_mode", mode, |row| row.get(0))?)
 }
 
-/// Refuses a journal next to a path without a file: SQLite would apply it to the new file. An empty
-/// journal is a remnant of the truncating mode and harmless.
+/// Refuses a journal at a path without a file: SQLite would apply the journal to the new file. An empty
+/// journal is harmless, since the truncating mode leaves one.
 pub(super) fn refuse_leftovers(path: &Path) -> Result<(), OpenError> {
     for end in ["-wal", "-journal"] {
         let journal = with_end(path, end);
@@ -267,19 +268,20 @@ pub(super) fn refuse_leftovers(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// The part of a name that marks a draft. No one would name a backup so.
+/// The part of a folder's name that marks a draft. No one would give a backup such a name.
 const DRAFT: &str = ".keyward-draft-";
 
 /// The files that the folder of a draft may contain.
 const PARTS: [&str; 4] = ["store", "store-wal", "store-shm", "store-journal"];
 
-/// A file that is not published yet, in a folder of its own next to its final path. Dropping it removes
-/// it. If its process is killed, the next process that opens a store next to it removes it.
+/// A file that is not published yet, in a separate folder next to its final path. Dropping the draft
+/// removes the folder. If the process is killed, the next process that opens a store next to the draft
+/// removes the draft.
 pub(super) struct Draft {
     pub(super) path: PathBuf,
     folder: PathBuf,
-    /// The lock that marks the draft as in use. It is on the folder: releasing one on the file would
-    /// drop the locks that SQLite holds after the file is published.
+    /// The lock that marks the draft as in use. The folder is locked, not the file: releasing a lock on
+    /// the file would drop the locks that SQLite holds after the file is published.
     _alive: Option<File>,
 }
 
@@ -295,7 +297,7 @@ impl Draft {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 Err(error) => return Err(fail(error)),
             }
-            // Where folders cannot be locked, no process can lock one to remove it either.
+            // If folders cannot be locked here, no other process can lock this folder to remove it.
             let alive = File::open(&folder).ok();
             let taken = alive.as_ref().map(File::try_lock);
             if matches!(taken, Some(Err(TryLockError::WouldBlock))) || !folder.exists() {

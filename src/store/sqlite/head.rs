@@ -42,7 +42,7 @@ pub(super) fn write_commit(conn: &Connection, commit: CommitRow) -> Result<(), F
     Ok(())
 }
 
-/// Reads the tag of a commit that has a row.
+/// Reads the tag that the table `commits` has for a revision.
 pub(super) fn stored_tag(
     conn: &Connection,
     revision: Revision,

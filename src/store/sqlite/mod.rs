@@ -42,7 +42,7 @@ use crate::core::tenant::TenantId;
 
 /// 16 concurrent reads. A judgement: reads are short, and threads and descriptors are not free.
 const READERS: usize = 16;
-/// 4 more concurrent reads for those that keep nodes fresh.
+/// 4 more concurrent reads, reserved for the reads that keep nodes fresh.
 const FOLLOWERS: usize = 4;
 
 /// 100 keys at most for a read through the writer's connection, which blocks commits. A judgement: a
@@ -55,14 +55,15 @@ const FEW: usize = 100;
 /// - **Durability.** A commit returns when it is on disk (`synchronous=FULL` or stricter). Commits that
 ///   wait concurrently share one fsync. See [`JournalMode`].
 /// - **Several processes.** Every call sees all earlier commits of any process.
-///   [`wait_past`](KeyStore::wait_past) detects commits of other processes within the [poll
-///   interval](SqliteOptions::poll_interval). If the file is replaced, by a restored backup for example,
-///   the next call reads the new file, once that was recovered.
+///   [`wait_past`](KeyStore::wait_past) detects commits of other processes within the
+///   [poll interval](SqliteOptions::poll_interval). If the file is replaced, for example by a restored
+///   backup, the next call reads the new file, once the new file is recovered.
 /// - **Checksums.** SQLite returns flipped bits without an error; here every row is sealed. A row whose
 ///   seal does not fit is reported as corrupt, and affects no other row.
 /// - **Feed.** State-based, with tombstones until [`compact`](Self::compact).
 /// - **Limits.** The file system must be local with working locks, not a network share. A process that
-///   has the store open must not open the file by other means: closing it would drop SQLite's locks.
+///   has the store open must not open the file by other means: closing that descriptor would drop
+///   SQLite's locks.
 ///
 /// Commits run on a thread of their own, which also serves the short reads of decisions while no commit
 /// waits. Other reads run on the [`blocking`](https://docs.rs/blocking) pool. No runtime is needed, and
@@ -92,7 +93,7 @@ struct Shared {
     journal: JournalMode,
     poll: Duration,
     reads: async_lock::Semaphore,
-    /// For reads that keep nodes fresh: they do not queue behind listings.
+    /// The permits for reads that keep nodes fresh, so that these reads do not queue behind listings.
     follows: async_lock::Semaphore,
     writer: Writer,
     moved: Arc<Event>,
@@ -168,8 +169,8 @@ impl SqliteStore {
     }
 
     /// Restores a backup to `to`, which must not exist, after an integrity check. The restored store has
-    /// a history of its own, so that followers of the lost one start over. It opens only to be
-    /// recovered, since keys that were revoked after the backup would work again: see
+    /// a new history, so that followers of the lost history start over. The restored store opens only
+    /// for recovery, since keys that were revoked after the backup would work again: see
     /// [`allow_unrecovered`](SqliteOptions::allow_unrecovered) and
     /// [`finish_recovery`](Self::finish_recovery).
     ///
@@ -184,7 +185,7 @@ impl SqliteStore {
         blocking::unblock(move || admin::restore(&backup.into_place(), &to)).await
     }
 
-    /// Marks a restored store as recovered, so that it opens as any other.
+    /// Marks a restored store as recovered, so that it opens like any other store.
     ///
     /// # Errors
     ///
@@ -195,7 +196,7 @@ impl SqliteStore {
         done.map_err(|fault| fault.into_error("finishing a recovery"))
     }
 
-    /// Reads the whole file and names what is broken in it. The store stays in use.
+    /// Reads the whole file and reports what is broken in the file. The store stays in use.
     ///
     /// # Errors
     ///
@@ -216,7 +217,7 @@ impl SqliteStore {
     }
 
     /// Drops the tombstones of keys removed at `upto` or before, and returns their number. Followers
-    /// that are before `upto` read everything again. The keys' ids and digests stay taken.
+    /// that have not reached `upto` read everything again. The ids and digests of the keys stay taken.
     ///
     /// # Errors
     ///
@@ -239,7 +240,7 @@ impl SqliteStore {
         self.read_among(&self.shared.reads, doing, read).await
     }
 
-    /// Reads for followers and their registry.
+    /// Runs a read for followers or for the registry of nodes.
     async fn follow<T: Send + 'static>(
         &self,
         doing: &'static str,
@@ -260,9 +261,9 @@ impl SqliteStore {
         answer.map_err(|fault| fault.into_error(doing))
     }
 
-    /// Reads few rows, through the writer's connection if that is idle: its pages are in memory, and
-    /// other connections lose theirs with each commit. `read` returns `None` if the rows turn out to be
-    /// many.
+    /// Reads few rows, through the writer's connection if that connection is idle. The writer's
+    /// connection keeps its pages in memory, while other connections lose their pages with each commit.
+    /// `read` returns `None` if the rows turn out to be many.
     async fn read_few<T: Send + 'static>(
         &self,
         doing: &'static str,
@@ -279,7 +280,7 @@ impl SqliteStore {
         all.await?.ok_or_else(|| endless().into_error(doing))
     }
 
-    /// Starts watching for commits of other processes, unless that was started before.
+    /// Starts the thread that watches for commits of other processes, unless it was started before.
     fn watch(&self) -> Result<(), StoreError> {
         let Shared {
             pool, moved, poll, ..
@@ -367,7 +368,7 @@ impl KeyStore for SqliteStore {
     }
 }
 
-/// A report is on disk when its call returns, as a commit is.
+/// A report is on disk when the call returns, like a commit.
 #[async_trait]
 impl NodeRegistry for SqliteStore {
     async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {

@@ -32,7 +32,8 @@ fn write(row: &NodeRow, conn: &Connection) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Returns the node's beat. `None` without a report, or if its row is damaged: a new report heals it.
+/// Returns the last beat of the node. `None` if the row is missing or damaged: a new report replaces
+/// a damaged row.
 fn beat(conn: &Connection, node: NodeId) -> Result<Option<i64>, Fault> {
     let sql = format!("SELECT {COLUMNS} FROM nodes WHERE node = ?1");
     let node = node.to_u128().to_be_bytes();
@@ -51,8 +52,7 @@ pub(super) fn report(conn: &Connection, report: &NodeReport) -> Result<bool, Fau
     Ok(true)
 }
 
-/// Reads all reports. A damaged one is an error: without it the node would be taken for one that is
-/// gone.
+/// Reads all reports. A damaged report is an error: without its report a node would count as gone.
 pub(super) fn all(conn: &Connection) -> Result<Vec<NodeReport>, Fault> {
     let mut reports = Vec::new();
     each(conn, &format!("SELECT {COLUMNS} FROM nodes"), [], |row| {
@@ -76,7 +76,8 @@ pub(super) fn longest_lease(conn: &Connection) -> Result<Duration, Fault> {
     Ok(longest.unwrap_or_default())
 }
 
-/// Replaces all reports by the entry of a history that ended here; see [`NodeRow::former`].
+/// Replaces all reports by one entry for the nodes of a history that ended here; see
+/// [`NodeRow::former`].
 pub(super) fn end_history(conn: &Connection, longest: Duration) -> Result<(), Fault> {
     conn.execute("DELETE FROM nodes", [])?;
     write(&NodeRow::former(schema::random(conn)?, longest)?, conn)

@@ -87,8 +87,8 @@ impl SqliteOptions {
         self
     }
 
-    /// Sets the time between two checks for commits of other processes while a caller waits for one.
-    /// Defaults to 100 milliseconds; at least one.
+    /// Sets the time between two checks for commits of other processes, while a caller waits for a commit.
+    /// Defaults to 100 milliseconds; at least 1 millisecond.
     pub fn poll_interval(mut self, every: Duration) -> Self {
         self.poll = every.max(SHORTEST_POLL);
         self

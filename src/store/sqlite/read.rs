@@ -23,7 +23,7 @@ use crate::store::{
     AuditPage, Change, Changes, ChangesError, Cursor, FoundKey, KeyPage, Locator, RowKey, ScanPage,
 };
 
-/// Loads the part of a tenant that `select` names. `None` if that is more than `most` keys.
+/// Loads the part of a tenant that `select` names. `None` if the part has more than `most` keys.
 pub(super) fn load(
     conn: &Connection,
     tenant: &TenantId,
@@ -212,7 +212,7 @@ pub(super) fn page(
     })
 }
 
-/// Reads the first items of a part after one of them.
+/// Reads the first `limit` items of a part after the item `after`.
 pub(super) fn items(
     conn: &Connection,
     part: Part,

@@ -29,12 +29,13 @@ impl ToSql for Value {
     }
 }
 
-/// Translates a shared statement into SQLite's dialect. No statement contains a dollar elsewhere.
+/// Translates a shared statement into SQLite's dialect. Statements contain a dollar only in `$s.` and
+/// in parameters.
 pub(super) fn dialect(sql: &str) -> String {
     sql.replace("$s.", "").replace('$', "?")
 }
 
-/// Hands rows to `look` as they are found, until it returns `false`.
+/// Hands rows to `look` as they are found, until `look` returns `false`.
 pub(super) fn each(
     conn: &Connection,
     sql: &str,
@@ -51,7 +52,7 @@ pub(super) fn each(
     Ok(())
 }
 
-/// Like [`each`], for a shared statement with its parameters.
+/// Like [`each`], for a statement that both SQL stores share.
 pub(super) fn each_of(
     conn: &Connection,
     sql: &Sql,

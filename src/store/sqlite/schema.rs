@@ -27,7 +27,8 @@ pub(super) fn version(conn: &Connection) -> Result<i32, Fault> {
     Ok(statement.query_row([], |row| row.get(0))?)
 }
 
-/// Returns a counter that moves with every commit of another connection, and with none of `conn`.
+/// Returns a counter that changes with every commit of another connection, but not with commits of
+/// `conn`.
 pub(super) fn data_version(conn: &Connection) -> Result<i64, Fault> {
     let mut statement = conn.prepare_cached("PRAGMA data_version")?;
     Ok(statement.query_row([], |row| row.get(0))?)

@@ -71,8 +71,8 @@ impl Pool {
     }
 }
 
-/// A transaction; rolled back when dropped. Its statements are cached: SQLite would parse `BEGIN` and
-/// `COMMIT` each time.
+/// A transaction; rolled back when dropped. `BEGIN` and `COMMIT` are cached statements, since SQLite
+/// would otherwise parse them each time.
 pub(super) struct Tx<'a> {
     conn: &'a Connection,
 }
@@ -90,7 +90,8 @@ impl<'a> Tx<'a> {
         Ok(Self { conn })
     }
 
-    /// Makes the transaction durable. [`Fault::Unknown`] if it may or may not be on disk.
+    /// Commits the transaction durably. Fails with [`Fault::Unknown`] if the transaction may or may
+    /// not be on disk.
     pub(super) fn commit(self) -> Result<(), Fault> {
         let committed = self.conn.prepare_cached("COMMIT")?.execute([]);
         committed.map(drop).map_err(Fault::of_commit)
@@ -123,7 +124,7 @@ pub(super) fn snapshot<T>(
     Ok(read)
 }
 
-/// Writes in a transaction of its own, through a connection of its own.
+/// Writes in a separate transaction, on a separate connection.
 pub(super) fn write<T>(
     place: &Place,
     write: impl FnOnce(&Connection) -> Result<T, Fault>,

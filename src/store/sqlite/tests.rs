@@ -1,4 +1,4 @@
-//! Tests of the inside: the statements that run, and the way SQLite finds their rows.
+//! Tests of the statements that run, and of the way SQLite finds their rows.
 
 use std::cell::RefCell;
 use std::num::NonZeroUsize;
@@ -96,7 +96,7 @@ fn commit() -> Commit {
     }
 }
 
-/// One for each kind of row. None of these rows exists.
+/// Returns one guard for each kind of row. None of the guarded rows exists.
 fn guards() -> Vec<Guard> {
     let tenant: TenantId = "above".parse().unwrap();
     let rows = [
@@ -111,7 +111,7 @@ fn guards() -> Vec<Guard> {
     rows.into_iter().map(guard).collect()
 }
 
-/// No statement reads rows that it does not return.
+/// Checks that no statement reads rows that it does not return.
 #[track_caller]
 fn each_row_is_found(plans: &[String]) {
     assert!(!plans.is_empty(), "no statement was seen");

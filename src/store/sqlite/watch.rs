@@ -1,5 +1,5 @@
-//! Detecting commits of other processes: a thread polls the counter that SQLite moves with every commit.
-//! A hint only; followers poll as well.
+//! Detects commits of other processes: a thread polls the counter that SQLite moves with every commit.
+//! The result is only a hint; followers poll as well.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Weak};
@@ -14,7 +14,7 @@ use super::file::Identity;
 use super::schema;
 use super::session::Pool;
 
-/// Starts the thread. It ends when the other end of `alive` is dropped.
+/// Starts the thread. The thread ends when the other end of `alive` is dropped.
 pub(super) fn start(
     pool: &Arc<Pool>,
     moved: Weak<Event>,

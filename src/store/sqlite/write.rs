@@ -54,7 +54,7 @@ fn check(
     (epoch, before): (Epoch, Option<&TenantHead>),
 ) -> Result<Result<HashSet<KeyId>, CommitError>, Fault> {
     let at = before.map_or(Revision::ZERO, |head| head.revision);
-    // Looked up here, since a look-up can fail.
+    // The revisions are read here, because the callback of the check cannot fail.
     let mut guarded = HashMap::new();
     for guard in &commit.guards {
         guarded.insert(&guard.row, row_at(conn, &guard.row)?);
@@ -134,7 +134,7 @@ fn holder_of(conn: &Connection, record: &KeyRecord) -> Result<Holder, Fault> {
     })
 }
 
-/// Records which key has an imported digest, unless a row says so already.
+/// Records which key has an imported digest, unless the digest has a row already.
 pub(super) fn keep_digest(conn: &Connection, digest: &Digest, key: KeyId) -> Result<(), Fault> {
     let sql = "INSERT OR IGNORE INTO digests (digest, id, seal) VALUES (?1, ?2, ?3)";
     let seal = digest_seal(digest, key);

@@ -1,8 +1,8 @@
 //! The single writer: a thread that applies all waiting commits in one transaction, which costs one
 //! fsync. Each commit stays conditional, and gets its own answer.
 //!
-//! While no commit waits, the thread serves the reads of decisions: its connection keeps pages in
-//! memory, and all others lose theirs with each commit.
+//! While no commit waits, the thread serves the reads of decisions: its connection keeps pages in memory,
+//! while all other connections lose their pages with each commit.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -76,9 +76,9 @@ impl Writer {
         answer.unwrap_or_else(|_| Err(gone(StoreErrorKind::Indeterminate).into()))
     }
 
-    /// Reads within one snapshot, like [`Pool::read`]. Returns `None` if another job is in flight, if
-    /// there is no connection to this file yet, or if the read failed or found too much. The caller uses
-    /// the pool then.
+    /// Reads within one snapshot, like [`Pool::read`]. Returns `None` if another job is in flight, if there
+    /// is no connection to this file yet, or if the read failed or found too many rows. The caller uses the
+    /// pool then.
     pub(super) async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Connection) -> Result<Option<T>, Fault> + Send + 'static,
@@ -133,7 +133,7 @@ struct Thread {
 struct Ready {
     conn: Connection,
     file: Identity,
-    /// The head after the last commit, with SQLite's data version. As long as that version stays, no
+    /// The head after the last commit, with SQLite's data version. While the data version is the same, no
     /// other connection has written to the file.
     last: Option<(i64, Head)>,
 }
@@ -200,7 +200,8 @@ impl Thread {
             }
         };
         for (order, answer) in group.iter().zip(answers) {
-            // Counts the commit as answered before the answer is sent, because the caller may read at once.
+            // Counts the commit as answered before the answer is sent, because the caller may read
+            // immediately.
             self.close();
             // The caller may have stopped waiting.
             drop(order.answer.try_send(answer));

@@ -1,20 +1,24 @@
 //! Copying a store as a whole into another one, usually of another kind: a file into a database, or
 //! back. For operators, while no service uses either store.
 //!
-//! A copy is one transaction into an empty target. It is compared with its source before it commits. If
-//! it fails or is killed, the target stays empty, and the copy can be started again.
+//! A copy is one transaction into an empty target. The copy is compared with its source before the
+//! transaction commits. If the copy fails or is killed, the target stays empty, and the copy can be
+//! started again.
 //!
 //! A copy contains every row at its revision and place, tombstones included, the tag of every commit,
-//! the audit trail with its chain, and everything that stays taken: imported digests, and ids whose
-//! tombstones were dropped. It does not contain reports of nodes, which are not part of the history.
+//! and the audit trail with its chain. A copy also holds everything that stays taken: imported digests,
+//! and ids whose tombstones were dropped. A copy contains no reports of nodes, since they are not part
+//! of the history.
 //!
 //! The copy has a history and an epoch of its own, since both stores could be written to afterwards.
-//! Followers start over, and nodes of the copy do not confirm a receipt of the source. The trail is the
-//! same: [`verify_audit`](crate::Keyward::verify_audit) accepts the trail ends noted before.
+//! Followers start over, and nodes of the copy do not confirm a receipt of the source. The audit trail
+//! is the same: [`verify_audit`](crate::Keyward::verify_audit) accepts trail ends noted before the
+//! copy.
 //!
 //! # Examples
 //!
 //! ```
+//! # #[cfg(feature = "sqlite")]
 //! # pollster::block_on(async {
 //! # let folder = tempfile::tempdir()?;
 //! # let (old, new) = (folder.path().join("keys.db"), folder.path().join("new.db"));
@@ -49,9 +53,9 @@ pub const PAGE: NonZeroUsize = NonZeroUsize::new(2000).expect("2000 is not zero"
 /// The parts of a store, in the order in which they are copied.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Part {
-    /// The tags of its commits.
+    /// The tags of the store's commits.
     Commits,
-    /// The heads of its tenants.
+    /// The heads of the store's tenants.
     Tenants,
     /// Imported digests.
     Digests,
@@ -64,7 +68,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// All of them.
+    /// All parts, in the order in which they are copied.
     pub const ALL: [Self; 6] = [
         Self::Commits,
         Self::Tenants,
@@ -88,52 +92,52 @@ impl fmt::Display for Part {
     }
 }
 
-/// One item of a [`Part`]. Items of a part are ordered by their key: the first field, and the number if
-/// they have one.
+/// One item of a [`Part`]. Items of a part are ordered by their first field, then by `number` if they
+/// have one.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Item {
     /// A commit.
     Commit {
-        /// Its revision.
+        /// The revision of the commit.
         revision: Revision,
-        /// Its tag.
+        /// The tag of the commit.
         tag: CommitTag,
     },
     /// The head of a tenant. Ordered by the bytes of its path.
     Tenant {
         /// The tenant.
         tenant: TenantId,
-        /// Its last commit.
+        /// The revision of the tenant's last commit.
         revision: Revision,
-        /// The latest instant decided.
+        /// The latest instant at which a commit of the tenant was decided.
         decided_at: Timestamp,
-        /// Its newest audit entry.
+        /// The head of the tenant's audit trail.
         audit: AuditHead,
     },
     /// An imported digest.
     Digest {
         /// The digest.
         digest: Digest,
-        /// The key that has it, or had it.
+        /// The key that has or had the digest.
         key: KeyId,
     },
     /// The id of a removed key.
     Gone {
-        /// The key.
+        /// The removed key.
         key: KeyId,
     },
     /// An audit entry.
     Audit {
-        /// The entry, with its commit.
+        /// The entry, with the revision of its commit.
         row: AuditRow,
-        /// Its number within its commit, from zero.
+        /// The number of the entry within its commit, from zero.
         number: u32,
     },
     /// A row.
     Row {
-        /// The row, with its commit. Never a corrupt one.
+        /// The row, with the revision of its commit. Never a corrupt row.
         change: Change,
-        /// Its number within its commit, from zero.
+        /// The number of the row within its commit, from zero.
         number: u32,
     },
 }
@@ -193,18 +197,19 @@ impl Counts {
     }
 }
 
-/// The source of a copy as a whole.
+/// The state of the source of a copy.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Origin {
-    /// Its head.
+    /// The head of the source.
     pub head: Cursor,
-    /// Tombstones of commits at or below this revision were dropped.
+    /// The floor of the source: tombstones of commits at or below this revision were dropped.
     pub floor: Revision,
-    /// Whether it was restored from a backup and not recovered yet. Then the copy is unrecovered too.
+    /// Whether the source was restored from a backup and not recovered yet. Then the copy is
+    /// unrecovered too.
     pub unrecovered: bool,
-    /// The longest time for which one of its nodes may accept keys without a new report.
+    /// The longest time for which a node of the source may accept keys without a new report.
     pub lease: Duration,
-    /// The number of its items.
+    /// The number of items of each part.
     pub counts: Counts,
 }
 
@@ -221,7 +226,7 @@ impl Origin {
 pub struct Page {
     /// The head of the store.
     pub head: Cursor,
-    /// Tombstones of commits at or below this revision were dropped.
+    /// The floor of the store: tombstones of commits at or below this revision were dropped.
     pub floor: Revision,
     /// The items in their order. Empty after the last one.
     pub items: Vec<Item>,
@@ -237,11 +242,11 @@ pub trait Export: fmt::Debug + Send + Sync {
     /// [`StoreError`].
     async fn origin(&self) -> Result<Origin, StoreError>;
 
-    /// Reads the first items of a part after one of them, at most `limit`.
+    /// Reads the first items of a part after the item `after`, at most `limit`.
     ///
     /// # Errors
     ///
-    /// [`StoreError`], `Corrupt` if one of them is damaged: damage is never copied.
+    /// [`StoreError`], `Corrupt` if an item is damaged: damage is never copied.
     async fn page(
         &self,
         part: Part,
@@ -253,8 +258,8 @@ pub trait Export: fmt::Debug + Send + Sync {
 /// A store that can be the target of a copy.
 #[async_trait]
 pub trait Import: fmt::Debug + Send + Sync {
-    /// Begins the transaction of a copy of `origin`. Until the transaction ends no one else writes to
-    /// the store, and readers see an empty one.
+    /// Begins the transaction of a copy of `origin`. Until the transaction ends, no one else writes to
+    /// the store, and readers see an empty store.
     ///
     /// # Errors
     ///
@@ -262,8 +267,8 @@ pub trait Import: fmt::Debug + Send + Sync {
     async fn begin(&self, origin: &Origin) -> Result<Box<dyn Importing>, CopyError>;
 }
 
-/// A copy in progress: one transaction. Dropped without [`commit`](Self::commit), or after any error,
-/// it rolls back, also if the process is killed.
+/// A copy in progress: one transaction, which rolls back after any error, if it is dropped without
+/// [`commit`](Self::commit), and if the process is killed.
 #[async_trait]
 pub trait Importing: fmt::Debug + Send {
     /// Writes the next items of one part.
@@ -285,7 +290,8 @@ pub trait Importing: fmt::Debug + Send {
         limit: NonZeroUsize,
     ) -> Result<Vec<Item>, StoreError>;
 
-    /// Gives the copy of `origin` an epoch of its own, and commits it. Returns the head of the copy.
+    /// Gives the copy of `origin` an epoch of its own, and commits the copy. Returns the head of the
+    /// copy.
     ///
     /// # Errors
     ///
@@ -309,9 +315,9 @@ pub struct Progress {
     pub step: Step,
     /// The part that is copied or compared.
     pub part: Part,
-    /// The number of its items that are done.
+    /// The number of items of the part that are done.
     pub done: u64,
-    /// The number of its items.
+    /// The number of all items of the part.
     pub total: u64,
 }
 
@@ -331,11 +337,11 @@ impl fmt::Display for Progress {
 /// A finished copy.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Copied {
-    /// The head of the copy: its source's revision, in a history of its own.
+    /// The head of the copy: the revision of its source, in a new history.
     pub head: Cursor,
-    /// The number of its items.
+    /// The number of items of each part.
     pub counts: Counts,
-    /// Whether it must be recovered before it opens, as its source must.
+    /// Whether the copy must be recovered before it opens, because its source must be.
     pub unrecovered: bool,
 }
 
@@ -343,7 +349,7 @@ pub struct Copied {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CopyError {
-    /// The target holds keys, or the history of some.
+    /// The target contains keys, or the history of earlier keys.
     #[error("the target is not empty")]
     NotEmpty,
     /// The target is the source.

@@ -7,9 +7,9 @@ use super::{Copied, CopyError, Export, Import, Item, Origin, Page, Part, Progres
 /// Copies `from` into `to`, which must be empty. Reads and writes `page` items at a time, and reports
 /// each page to `progress`.
 ///
-/// The copy is one transaction of the target. It is compared with its source item by item before it
-/// commits. A write to the source during the copy makes the copy fail; a later write is in the source
-/// alone. So stop everything that uses the source first.
+/// The copy is one transaction of the target. Before the transaction commits, the copy is compared with
+/// its source item by item. A write to the source during the copy makes the copy fail; a later write is
+/// in the source alone. So stop everything that uses the source first.
 ///
 /// # Errors
 ///

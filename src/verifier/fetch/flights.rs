@@ -21,8 +21,9 @@ use crate::replica::Replica;
 use crate::store::{KeyStore, Locator, StoreError};
 use crate::timekeeper::Timekeeper;
 
-/// 1 s, the same as for a sync; a judgement. A later caller begins a read of its own, so that an
-/// answer that never comes delays only the callers of that second.
+/// 1 s, the time for which callers may join a read. A judgement: also the default timeout of a
+/// sync. A later caller begins another read, so a store that never answers delays only the callers
+/// of that second.
 const JOINED_FOR: Duration = Duration::from_secs(1);
 
 /// A logical timestamp of a call or a read.
@@ -42,7 +43,7 @@ pub(super) struct Fetched {
 /// A read that every caller awaiting it drives.
 type Read = Shared<BoxFuture<'static, Arc<Fetched>>>;
 
-/// The read shared by callers whom the previous read did not serve.
+/// A second read, shared by the callers that the first read did not serve.
 type Next = Arc<Mutex<Option<Read>>>;
 
 /// A read that a caller joined.
@@ -99,8 +100,8 @@ impl Flights {
         Turn(self.turns.fetch_add(1, Ordering::AcqRel))
     }
 
-    /// Joins the read of this key that is in flight, or begins one; `None` beyond the limits. The
-    /// holder of a known key needs no permit.
+    /// Joins the read of this key that is in flight, or begins one; `None` beyond the limits. No
+    /// limit applies to the holder of a known key.
     pub(super) fn join(
         &self,
         locator: Locator,
@@ -194,7 +195,7 @@ fn fetch(
 impl Drop for Listed {
     fn drop(&mut self) {
         let mut by_key = lock(&self.by_key);
-        // A newer read may have replaced one that was too old to join.
+        // A newer read may have replaced this read in the list, once this read was too old to join.
         let own = by_key.get(&self.locator).map(|own| own.turn) == Some(self.turn);
         let removed = own.then(|| by_key.remove(&self.locator));
         drop(by_key);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_lock::{Semaphore, SemaphoreGuardArc};
 
 /// The limits on a verifier's reads through the store, so that a flood of unknown ids does not
-/// become a flood of reads. Beyond them a key is refused as
+/// become a flood of reads. Beyond these limits a key is refused as
 /// [`StoreUnavailable`](crate::VerifyError::StoreUnavailable), never as a bad key.
 ///
 /// Reads for the holder of a known key do not count. A flood therefore never locks out holders of
@@ -19,12 +19,12 @@ use async_lock::{Semaphore, SemaphoreGuardArc};
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct ReadThroughLimits {
-    /// The number of reads in flight. Defaults to 16, a judgement.
+    /// The largest number of reads in flight. Defaults to 16, a judgement.
     pub max_in_flight: NonZeroU32,
-    /// The number of reads that begin in a second, in the long run. Defaults to 1000, a judgement:
-    /// many times what the creation of keys needs, and a fraction of a store's capacity.
+    /// The largest number of reads that begin per second, in the long run. Defaults to 1000, a
+    /// judgement: many times what the creation of keys needs, and a fraction of a store's capacity.
     pub per_second: NonZeroU32,
-    /// The number of reads that may begin together after a quiet time. Defaults to 100, a
+    /// The largest number of reads that may begin together after a quiet time. Defaults to 100, a
     /// judgement.
     pub burst: NonZeroU32,
 }
@@ -57,13 +57,13 @@ pub(super) struct Gate {
     max_in_flight: Arc<Semaphore>,
     /// Nanoseconds from one read to the next, in the long run.
     interval: u64,
-    /// Nanoseconds of intervals that may be spent in advance.
+    /// The burst in nanoseconds: the time by which reads may begin ahead of the rate.
     ahead: u64,
     /// The time at which the bucket is full again, in nanoseconds of the monotonic clock.
     full_at: AtomicU64,
 }
 
-/// Permission to read, until it is dropped.
+/// A permit to read. Dropping the permit makes room for another read.
 pub(super) type Permit = SemaphoreGuardArc;
 
 impl Gate {
@@ -85,7 +85,8 @@ impl Gate {
 
     /// Returns a permit for one read, if the limits allow one now.
     pub(super) fn admit(&self, now: Duration) -> Option<Permit> {
-        // Acquired first: a read that cannot begin uses up nothing of the rate.
+        // The permit is acquired first, so that a read that cannot begin uses up nothing of the
+        // rate.
         let permit = self.max_in_flight.try_acquire_arc()?;
         let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         let spend = |full_at| next(full_at, now, self.interval, self.ahead);
@@ -96,8 +97,8 @@ impl Gate {
     }
 }
 
-/// Returns the time at which the bucket is full again if a read begins `now`; `None` if it may not
-/// begin. The generic cell rate algorithm (ITU-T I.371), as virtual scheduling.
+/// Returns the time at which the bucket is full again if a read begins `now`; `None` if the read
+/// may not begin. Uses the generic cell rate algorithm (ITU-T I.371), as virtual scheduling.
 fn next(full_at: u64, now: u64, interval: u64, ahead: u64) -> Option<u64> {
     let from = full_at.max(now);
     (from - now <= ahead).then(|| from.saturating_add(interval))
@@ -109,7 +110,7 @@ mod tests {
 
     use super::*;
 
-    /// A bucket that holds `size` tokens, counted in nanoseconds of filling: the naive way.
+    /// A naive token bucket of `size` tokens, whose level is counted in nanoseconds of filling.
     struct Bucket {
         interval: u64,
         size: u64,

@@ -1,6 +1,6 @@
-//! Verification against the store, for three kinds of keys: those that must see the latest state,
-//! those unknown here, and, if the deployment chose so, those whose replica is past its staleness
-//! bound.
+//! Verification against the store, for three kinds of keys. These are keys that must be checked against the
+//! latest state, keys that this node does not know, and, if the deployment chose so, keys past their
+//! staleness bound.
 //!
 //! Concurrent callers with the same key share a read. A grant may come from a read that began
 //! before the call, if it is within the staleness bound of the key's class. A refusal may not: the
@@ -35,8 +35,8 @@ use crate::observe;
 use crate::replica::{Answer, Known};
 use crate::store::Locator;
 
-/// The way [`verify_or_fetch`](crate::Keyward::verify_or_fetch) treats a known key once the
-/// staleness bound of its class is passed. `verify` refuses it in any case.
+/// The way [`verify_or_fetch`](crate::Keyward::verify_or_fetch) treats a known key once the staleness bound
+/// of its class is passed. `verify` always refuses such a key.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum OnStale {
     /// Refuses the key as [`Stale`](VerifyError::Stale).
@@ -51,7 +51,7 @@ pub enum OnStale {
 /// The reads that may grant a key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Sight {
-    /// Reads that began before the call, too.
+    /// Reads within the staleness bound, including reads that began before the call.
     WithinBound,
     /// Only reads that began after the call.
     AfterCall,
@@ -60,7 +60,7 @@ enum Sight {
 /// The result of a verification without the store.
 enum Here {
     Settled(Result<Grant, VerifyError>),
-    /// The store has to be read: which reads may answer, and whether the caller holds a known key.
+    /// The store has to be read. Holds the reads that may answer, and true if the caller holds a known key.
     Ask(Sight, bool),
 }
 
@@ -71,8 +71,8 @@ impl Verifier {
     ///
     /// # Errors
     ///
-    /// [`VerifyError`]; [`StoreUnavailable`](VerifyError::StoreUnavailable) if the store did not
-    /// answer, or if reads for keys not known to be held exceed [`ReadThroughLimits`].
+    /// [`VerifyError`]; [`StoreUnavailable`](VerifyError::StoreUnavailable) if the store did not answer, or
+    /// if the caller holds no known key and [`ReadThroughLimits`] are exceeded.
     pub async fn verify_fresh<'a>(
         &self,
         credentials: impl Into<Credentials<'a>> + Send,
@@ -82,16 +82,16 @@ impl Verifier {
         self.verify_through(credentials.into(), need, here).await
     }
 
-    /// Verifies, and reads the store if the replica cannot decide: for a key that it does not know
-    /// yet (rule A1-25), for classes that must see the latest state, and past the staleness bound
-    /// if [`OnStale`] says so.
+    /// Verifies, and reads the store if the replica cannot decide. The replica cannot decide about a key that
+    /// it does not know yet (rule A1-25), or whose class must see the latest state. Past the staleness bound,
+    /// [`OnStale`] decides whether the store is read.
     ///
     /// Two changes become visible only with the next sync: the first imported key of a node that
     /// knows none, and a secret that replaced a lost one under the same id.
     ///
     /// # Errors
     ///
-    /// [`VerifyError`]. A refusal is never cached. Beyond the limits of [`ReadThroughLimits`] it is
+    /// [`VerifyError`]. A refusal is never cached. Beyond the limits of [`ReadThroughLimits`] the refusal is
     /// [`StoreUnavailable`](VerifyError::StoreUnavailable).
     pub async fn verify_or_fetch<'a>(
         &self,
@@ -208,7 +208,7 @@ impl Verifier {
             Ok(Found::Key(record, standing, floor)) => {
                 let confirmed = Confirmation::Sent(Some(fetched.sent));
                 let same = self.compare(claim, &record.credential)?;
-                // Only for a holder of the secret, because it costs another read.
+                // Only a holder of the secret causes this second read.
                 let reached = match need.tenant() {
                     Some(tenant) if bool::from(same) => {
                         read::standing_in(&*self.store, record, standing, tenant).await
@@ -242,7 +242,7 @@ impl Verifier {
         let policy = snapshot.policies.of(&holder.tenant);
         let (reading, now) = self.clock.judged();
         let newest = snapshot.view.index().newest().max(floor.unwrap_or(now));
-        // An answer is as old as its question, however long it took.
+        // The answer counts as old as the start of its read, however long the read took.
         match check_fresh(policy, &shape, confirmed, reading) {
             Err(VerifyError::NeedsFresh) if sight == Sight::AfterCall => {}
             verdict => verdict?,
@@ -283,7 +283,7 @@ impl Verifier {
         Ok(Grant::of_record(id, taken, now, need.address()))
     }
 
-    /// Digests the claim in the way of `credential`, and compares.
+    /// Digests the claim by the method of `credential`, and compares the digests.
     fn compare(&self, claim: &Claim<'_>, credential: &Credential) -> Result<Choice, VerifyError> {
         Ok(match (credential, claim) {
             (Credential::Imported { digest, .. }, Claim::Foreign(presented, _)) => {
@@ -311,7 +311,7 @@ impl Verifier {
                 black_box(digest.ct_eq(&Digest::from_bytes([0; 32])));
                 VerifyError::Unknown
             }
-            // Where there are imported keys, it may be one that is not known here yet.
+            // If any key was imported, the claim may be an imported key that this node does not know yet.
             Claim::Foreign(..) if self.snapshot().view.index().has_imported() => {
                 VerifyError::Unknown
             }
@@ -319,7 +319,7 @@ impl Verifier {
         }
     }
 
-    /// Returns what is known here about the presented key. Compares no secret.
+    /// Returns the index's state of the presented key. Compares no secret.
     fn known(&self, presented: &[u8]) -> Option<Known> {
         let view = &self.snapshot().view;
         match Claim::of(presented).ok()? {

@@ -12,11 +12,12 @@ use crate::store::{Change, KeyStore, Locator, Row, RowKey, StoreError};
 /// The store's answer about a key.
 #[derive(Debug)]
 pub(super) enum Found {
-    /// No key, or one that was removed.
+    /// No key, or a removed key.
     Nothing,
     /// A record that cannot be decoded.
     Corrupt(KeyId),
-    /// A key, the standing by the rows along its path, and the newest instant of its tenant.
+    /// A key, the status of its owner, and the newest instant of its tenant. The status comes from
+    /// the rows along the key's path.
     Key(Box<KeyRecord>, OwnerStatus, Option<Timestamp>),
 }
 
@@ -53,8 +54,8 @@ async fn find(
     Ok(Found::Key(record.clone(), standing, floor))
 }
 
-/// Returns the standing in `tenant` of the owner of `record`, if `tenant` is a descendant of the
-/// record's own and the standing differs from `own` there.
+/// Returns the status of the owner of `record` in `tenant`. `None` unless `tenant` is a descendant
+/// of the record's tenant and the status there differs from `own`.
 pub(super) async fn standing_in(
     store: &dyn KeyStore,
     record: &KeyRecord,
@@ -83,8 +84,8 @@ pub(super) async fn standing_in(
     Ok(own.and_further(&further))
 }
 
-/// Reads the standing by the rows along a key's path, with the newest instant of its tenant and the
-/// rows.
+/// Reads the rows along a key's path. Returns the owner's status, the newest instant of the key's
+/// tenant, and the rows.
 async fn standing(
     store: &dyn KeyStore,
     record: &KeyRecord,

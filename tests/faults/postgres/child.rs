@@ -1,4 +1,4 @@
-//! The parts run by child processes.
+//! The parts of the tests that child processes run.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,24 +16,24 @@ use support::process::{report, wait_for_parent};
 use support::raw::next;
 use support::*;
 
-/// The cap of a tenant that all writers share: 5, so that the writers meet it.
+/// The cap of each tenant that the writers share: 5, small enough for the writers to reach.
 pub const CAP: u32 = 5;
 
 /// A cap above the number of keys that any child creates.
 const NO_CAP: u32 = 1_000_000;
 
-/// Writers of a process.
+/// The number of writers in each process.
 pub const TASKS: usize = 4;
 
-/// Tenants of its own that each writer commits to concurrently.
+/// The number of tenants that each writer has to itself and commits to concurrently.
 pub const STREAMS: usize = 8;
 
-/// The number of tenants that writers share, and a tenant that all writers use all the time.
+/// The number of tenants that the writers share. `HOT` is one more, which all writers use all the time.
 pub const TENANTS: usize = 64;
 pub const HOT: &str = "hot";
 
 pub fn run(part: &str) {
-    // A panicking thread ends its process, so that no one waits for it.
+    // A panic in any thread ends the process, so that nothing waits for the dead thread.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panicked| {
         hook(panicked);
@@ -85,8 +85,8 @@ fn together(writer: impl Fn(usize) + Sync) {
     });
 }
 
-/// Fills shared tenants up to their cap and empties them again, while each writer also commits to tenants of
-/// its own.
+/// Fills shared tenants up to their cap and empties them again. Each writer also commits to tenants that no
+/// other writer uses.
 fn writes() {
     let store = open(options()).unwrap();
     let keys = service(store.clone());
@@ -154,7 +154,7 @@ async fn churn(keys: &Keyward, name: &str) {
     }
 }
 
-/// Writes a feed by sequence numbers, which are drawn before the commit.
+/// Writes a broken feed, ordered by sequence numbers that are drawn before the commit.
 fn numbers() {
     let (url, table, rounds) = (
         text("CHILD_PATH"),
@@ -254,7 +254,8 @@ async fn commits(
     }
 }
 
-/// Creates keys one after the other, each repeated until its outcome is known. The last one may stay unknown.
+/// Creates one key after the other, and repeats each creation until the outcome is known. Only the last
+/// outcome may stay unknown.
 async fn creations(keys: &Keyward, me: usize, task: usize, going: &impl Fn() -> bool) {
     let tenant = format!("made-{me}-{task}");
     let admin = actor(&tenant, "alice", Role::ADMIN);

@@ -1,5 +1,5 @@
-//! Connections that are cut or fall silent in the middle of a commit. Every answer is true, and a retry under
-//! the same command id learns the outcome.
+//! Connections that are cut or fall silent in the middle of a commit. Every answer is true, and a retry with
+//! the same command id returns the outcome.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,7 +32,7 @@ enum Outcome {
 }
 
 impl Outcome {
-    /// Checks that the answer is true.
+    /// Checks that the answer is true: `there` is whether the commit was written.
     #[track_caller]
     fn of(answer: Result<(), StoreError>, there: bool, when: &str) -> Self {
         let kind = answer.as_ref().map_err(StoreError::kind);
@@ -55,7 +55,7 @@ struct Ground {
 
 impl Ground {
     fn new() -> Self {
-        // Not the given server, whose socket may be anywhere.
+        // Always starts a server, because the proxy must know the path of the server's socket.
         static SHARED: OnceLock<Server> = OnceLock::new();
         let server = SHARED.get_or_init(|| Server::start("fsync = off"));
         let place = Place::at(server.url());
@@ -66,7 +66,7 @@ impl Ground {
         }
     }
 
-    /// Options with one connection to read with and one for commits.
+    /// Returns options with one connection for reads and one for commits.
     fn options(&self) -> PostgresOptions {
         PostgresStore::options(self.proxy.url())
             .schema(&self.place.schema)
@@ -74,7 +74,7 @@ impl Ground {
             .server_clock(false)
     }
 
-    /// Returns whether the tenant has a commit, after all transactions on it have ended.
+    /// Returns whether the tenant has a commit. First waits until no commit is in progress.
     fn is_there(&self, name: &str) -> bool {
         self.place.until_free();
         let view = wait(self.direct.load(&tenant(name), &LoadRequest::none())).unwrap();
@@ -88,7 +88,7 @@ impl Ground {
     }
 }
 
-/// Makes the connection for commits the newest one, which the proxy disturbs.
+/// Commits once, so that the connection for commits is the newest one, which the proxy disturbs.
 fn warm(store: &PostgresStore) {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -119,8 +119,8 @@ fn create(keys: &Keyward, name: &str) -> Result<Created, CommandError> {
     wait(keys.create(&by, reader("key")))
 }
 
-/// Returns every `every`th point of a conversation, and all points near its end. With `every` 1 a point is a
-/// byte, otherwise the start or the middle of a message.
+/// Returns every `every`th point of a recorded conversation, and all points in its last messages. If `every`
+/// is 1, each byte is a point; otherwise the start and the middle of each message are points.
 fn points(said: &(Vec<u8>, Vec<u8>), every: usize) -> Vec<(Side, Point)> {
     let of = |side, bytes: &[u8]| {
         let lengths = lengths(bytes).into_iter().enumerate();
@@ -205,7 +205,7 @@ fn the_outcome_of_a_cut_creation_is_found_by_its_command_id() {
         let there = ground.is_there(&name);
         let outcome = Outcome::of(answer, there, &when);
         *outcomes.entry(outcome).or_insert(0) += 1;
-        // A lost connection may have to be detected first.
+        // The first tries may fail because a lost connection is detected only when a call fails on it.
         let again = loop {
             match create(&keys, &name) {
                 Err(CommandError::Store(error)) if error.kind() == StoreErrorKind::Unavailable => {}
@@ -223,8 +223,8 @@ fn the_outcome_of_a_cut_creation_is_found_by_its_command_id() {
     }
     print("creations", &outcomes);
     assert!(outcomes.contains_key(&Outcome::NotDone), "{outcomes:?}");
-    // One of the two outcomes may be missing, depending on how the conversation splits into messages. Cut at
-    // each byte, both occur.
+    // One of the two unknown outcomes may be missing, depending on how the conversation splits into messages.
+    // Both occur if the connection is cut at each byte.
     let unknown = [Outcome::UnknownAndThere, Outcome::UnknownAndNotThere];
     let seen = unknown.iter().filter(|one| outcomes.contains_key(one));
     assert!(seen.count() >= rounds(1, 2), "{outcomes:?}");
@@ -283,7 +283,7 @@ fn a_node_silent_within_a_commit_blocks_others_only_until_its_timeout() {
         if ground.proxy.is_over() {
             break silent;
         }
-        // On a busy machine, the server ends the transaction first.
+        // On a busy machine, the server ends the idle transaction before `COMMIT`. Then the test tries again.
         silent.join().unwrap().unwrap_err();
     };
     raw(&other, "other").unwrap();

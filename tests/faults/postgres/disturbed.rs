@@ -21,7 +21,7 @@ use support::*;
 
 const PROCESSES: usize = 2;
 
-/// The last report of a child, sent on its behalf when it ends.
+/// The line that a child's reader thread sends once the child has ended.
 const ENDED: &str = "Ended";
 
 /// The children's reports as they arrive.
@@ -149,7 +149,7 @@ fn compare(what: &str, place: &Place, start: keyward::store::Cursor, reports: &[
             _ => panic!("{line}"),
         }
     }
-    // A transaction in the middle of a commit holds the head.
+    // Waits for transactions in the middle of a commit, which hold the head.
     place.until_free();
     let (kept, _) = page(&store, start, ALL.get());
     let kept: BTreeSet<_> = kept.into_iter().map(|(_, key)| key).collect();
@@ -182,7 +182,7 @@ fn compare(what: &str, place: &Place, start: keyward::store::Cursor, reports: &[
         strange <= open.len(),
         "{strange} are there, and nobody knows"
     );
-    // Repeated until it was answered, each command created one key.
+    // Each creation was repeated until it was answered, and created exactly one key.
     assert_eq!(created.len(), PROCESSES * TASKS);
     for (name, known) in created {
         let mut query = KeyQuery::tenant(tenant(name), at(START));
@@ -200,7 +200,7 @@ fn compare(what: &str, place: &Place, start: keyward::store::Cursor, reports: &[
 
 #[test]
 fn a_server_killed_under_load_loses_nothing_and_every_answer_is_true() {
-    // Commits wait for each other before their fsync, so that most kills hit a commit there.
+    // These settings delay each commit before its fsync, so that most kills hit a commit at that point.
     let slow = "fsync = on\ncommit_delay = 10000\ncommit_siblings = 0";
     disturbed("killed", slow, rounds(4, 40), |server, _| {
         server.kill();
@@ -253,7 +253,7 @@ fn verifiers_refuse_while_the_server_is_stopped_past_the_bound_and_recover_after
     let by = admin();
     let tried = |result: &dyn Fn() -> Result<KeyId, CommandError>| loop {
         match result() {
-            // Dead connections are detected one by one.
+            // Each dead connection is detected when a call fails on it.
             Err(CommandError::Store(error)) if error.kind() == StoreErrorKind::Unavailable => {}
             result => break result,
         }
@@ -269,7 +269,7 @@ fn verifiers_refuse_while_the_server_is_stopped_past_the_bound_and_recover_after
     until(&|| verify(&kept.secret).is_ok() && verify(&lost.secret).is_ok());
 
     let paused = server.pause();
-    // Answers to requests sent earlier count from their start, before the pause.
+    // An answer counts from the instant its request was sent, which is before the pause.
     clock.advance(Duration::from_secs(60));
     let stale = |secret| matches!(verify(secret), Err(VerifyError::Stale { .. }));
     assert!(stale(&kept.secret) && stale(&lost.secret));

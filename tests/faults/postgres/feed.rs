@@ -1,5 +1,5 @@
-//! Faults of a feed as seen by a poller: changes missed, repeated or out of order. They are checked on the
-//! store's feed and on a broken one that runs beside it.
+//! Faults of a feed as seen by a poller: changes missed, repeated or out of order. The tests look for these
+//! faults in the store's feed and in a broken feed.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -14,17 +14,17 @@ pub type Event = (u64, u128);
 /// The faults in a poller's view of a feed.
 #[derive(Debug, Default)]
 pub struct Faults {
-    /// Written, and not seen.
+    /// Changes that were written but not seen.
     pub missed: Vec<Event>,
-    /// Seen, and not written.
+    /// Changes that were seen but not written.
     pub strange: Vec<Event>,
-    /// Seen after a later revision, or twice.
+    /// Changes that were seen after a later revision, or seen twice.
     pub late: Vec<Event>,
 }
 
 impl Faults {
-    /// Finds the faults in `seen`. It must hold all of `last` and may hold older changes from `written`. For
-    /// a row that changed again, a feed need only send the last change.
+    /// Finds the faults in `seen`, which must hold all of `last` and may hold older changes from `written`. A
+    /// feed need only send the last change of a row.
     pub fn of(seen: &[Event], last: &BTreeSet<Event>, written: &BTreeSet<Event>) -> Self {
         let mut faults = Self::default();
         let (mut known, mut at) = (BTreeSet::new(), 0);
@@ -68,8 +68,8 @@ pub fn page(store: &PostgresStore, after: Cursor, limit: usize) -> (Vec<Event>, 
     (events.collect(), page.upto)
 }
 
-/// Polls until `over` returned true before a poll that found nothing. `poll` takes the revision to continue
-/// after. Returns the events seen and the number of polls.
+/// Polls until a poll that began after `over` returned true finds nothing. `poll` takes the revision after
+/// which it continues. Returns the events seen and the number of polls.
 pub fn watch(
     mut over: impl FnMut() -> bool,
     mut poll: impl FnMut(u64) -> (Vec<Event>, u64),

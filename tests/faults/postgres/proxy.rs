@@ -1,5 +1,5 @@
-//! A proxy in front of a server's socket. It cuts connections or swallows their bytes after a given part of a
-//! conversation.
+//! A proxy in front of a server's socket. The proxy cuts connections or swallows their bytes after a given
+//! part of a conversation.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -12,41 +12,41 @@ use tempfile::TempDir;
 
 const SOCKET: &str = ".s.PGSQL.5432";
 
-/// The sender of the bytes.
+/// The side of a connection that sends bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Side {
     Client,
     Server,
 }
 
-/// The fate of a connection.
+/// The fate of a connection: the disturbance that the proxy causes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Fate {
-    /// Closed at both ends. Later connections work.
+    /// The connection is closed at both ends. Later connections work.
     Cut,
-    /// Closed at both ends, and so is every later connection.
+    /// The connection and every later one are closed.
     Down,
-    /// Nothing passes any more in either direction, not even the end, and later connections get no answer.
+    /// No bytes pass in either direction, not even the end of the stream. Later connections get no answer.
     Silent,
 }
 
-/// The part of one side's bytes that passes: whole messages, and bytes of the next message.
+/// The bytes of one side that pass: a number of whole messages, and a number of bytes of the next message.
 pub type Point = (usize, usize);
 
-/// The moment at which a connection meets its fate.
+/// The moment at which the fate begins.
 #[derive(Clone, Copy, Debug)]
 enum When {
     At(Side, Point),
-    /// Before this query of the client, which arrives in one piece.
+    /// Just before this query of the client. The query must arrive in one piece.
     Before(&'static str),
 }
 
-/// Counts messages of the protocol: a type byte, four bytes of length that count themselves, the body.
+/// Counts protocol messages. A message is a type byte, four length bytes that count themselves, and the body.
 #[derive(Debug, Default)]
 struct Messages {
     header: Vec<u8>,
     left: usize,
-    /// The bytes received so far.
+    /// The position after the bytes received so far.
     at: Point,
 }
 
@@ -89,21 +89,21 @@ pub fn lengths(bytes: &[u8]) -> Vec<usize> {
 struct State {
     /// The planned moment and fate, and the number of the affected connection.
     plan: Option<(When, Fate, usize)>,
-    /// The number of connections made.
+    /// The number of connections made so far.
     made: usize,
     came: Messages,
-    /// The bytes of either side since recording began.
+    /// The bytes of the client and of the server since recording began.
     recorded: Option<(Vec<u8>, Vec<u8>)>,
-    /// A fate that has happened and applies to later connections.
+    /// The fate that has occurred, if it also applies to later connections.
     fate: Option<Fate>,
-    /// The number of connections, counted from the first, that are silent in any case.
+    /// The number of connections, counted from the first, that `silence` has silenced.
     silent: usize,
     /// Both ends of all connections.
     ends: Vec<UnixStream>,
 }
 
 impl State {
-    /// Returns the number of bytes that pass, if the fate falls into these bytes.
+    /// Returns the number of bytes of `said` that pass before the fate begins. `None` if all of them pass.
     fn comes_through(&mut self, who: Side, said: &[u8], when: When) -> Option<usize> {
         match when {
             When::At(side, point) if side == who => said.iter().position(|byte| {
@@ -124,7 +124,7 @@ impl State {
     }
 }
 
-/// A proxy. Its connections end with it.
+/// A proxy. Dropping the proxy closes all its connections.
 #[derive(Debug)]
 pub struct Proxy {
     folder: TempDir,
@@ -132,7 +132,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts a proxy for a server whose socket is in `folder`.
+    /// Starts a proxy for a server whose socket is in the folder `server`.
     pub fn before(server: &Path) -> Self {
         let folder = TempDir::new().unwrap();
         let listener = UnixListener::bind(folder.path().join(SOCKET)).unwrap();
@@ -162,7 +162,7 @@ impl Proxy {
         self.plan(When::At(side, point), fate);
     }
 
-    /// Passes everything on the newest connection up to this query.
+    /// Passes everything on the newest connection up to `query`. The query triggers `fate`.
     pub fn arm_before(&self, query: &'static str, fate: Fate) {
         self.plan(When::Before(query), fate);
     }
@@ -178,7 +178,7 @@ impl Proxy {
         self.state.lock().unwrap().plan.is_none()
     }
 
-    /// Accepts connections again and closes the silent ones.
+    /// Cancels the plan, accepts connections again, and closes all existing connections.
     pub fn heal(&self) {
         let mut state = self.state.lock().unwrap();
         state.plan = None;
@@ -272,12 +272,12 @@ fn pass(
             held.plan = None;
             held.fate = fate.filter(|fate| *fate != Fate::Cut);
         }
-        // With the lock held, so that a later event on this connection happens after this write.
+        // The write holds the lock, so a later event on this connection happens after the write.
         let written = to.write_all(&said[..through]);
         let over = read == 0 || written.is_err() || fate.is_some_and(|fate| fate != Fate::Silent);
         drop(held);
         if over {
-            // The bytes that passed before still arrive.
+            // `shutdown` still delivers the bytes written before.
             drop(to.shutdown(Shutdown::Both));
             drop(from.shutdown(Shutdown::Both));
             return;

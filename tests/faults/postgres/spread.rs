@@ -48,8 +48,8 @@ fn service(store: impl KeyStore, bound: Duration) -> Keyward {
     wait(builder.build()).unwrap()
 }
 
-/// Verifies the key it read last, every millisecond. Reports the first acceptance, and the last acceptance
-/// once the key is refused as revoked.
+/// Verifies the last key from the parent every millisecond. Reports the first acceptance and the first
+/// refusal as revoked. Reports the last acceptance when the next key comes.
 pub fn verifies() {
     let bound = Duration::from_millis(number("CHILD_BOUND") as u64);
     let options = match text("CHILD_HEARS").as_str() {
@@ -117,7 +117,7 @@ fn pause(pause: Duration) {
     on_runtime(async move { tokio::time::sleep(pause).await });
 }
 
-/// Reads a child's reports up to one with this prefix, and returns the rest of that line.
+/// Reads a child's reports up to the first one that starts with `word`. Returns the rest of that report.
 #[track_caller]
 fn until(part: &mut Part, word: &str) -> String {
     loop {
@@ -156,7 +156,7 @@ fn revocations(hears: Hears, bound: Duration, plan: &[Disturbed]) -> Vec<Revocat
     let mut measured: Vec<Revocation> = Vec::new();
     let by = admin();
     for disturbed in plan {
-        // After a fault, the operator's own lost connections have to be detected.
+        // After a fault, the first tries may fail on connections that are lost but not yet detected.
         let made = loop {
             match wait(keys.create(&by, reader("key"))) {
                 Ok(made) => break made,

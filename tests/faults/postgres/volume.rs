@@ -1,5 +1,5 @@
-//! Sixteen writers in four processes: caps hold, and a poller misses nothing. A feed by sequence numbers runs
-//! beside it, and its faults are caught.
+//! Sixteen writers in four processes: caps hold, and a poller misses nothing. Another test catches the faults
+//! of a feed that is ordered by sequence numbers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
@@ -89,7 +89,7 @@ fn caps_hold_under_16_writers_in_4_processes_and_a_poller_misses_nothing() {
     let last = last.into_iter().map(|(key, at)| (at, key)).collect();
     Faults::of(&seen, &last, &all).assert_none();
 
-    // Replays the acknowledged commits in order.
+    // Replays the acknowledged commits in order, counting the live keys of each tenant.
     let mut live: BTreeMap<&str, u32> = BTreeMap::new();
     let mut most: BTreeMap<&str, u32> = BTreeMap::new();
     for (at, events) in &written {
@@ -182,7 +182,7 @@ fn a_slow_commit_is_not_overtaken() {
     let first = commit(&slow, "slow");
     place.until_found(&waiting("gate"));
     let second = commit(&fast, "fast");
-    // The second commit waits for the head, or is done already.
+    // Waits until the second commit waits for the head, or is done.
     let over = "SELECT 'over' FROM $s.commits UNION ALL SELECT 'waits' FROM pg_stat_activity \
                 WHERE wait_event_type = 'Lock' AND query LIKE '%$s%FOR UPDATE%'";
     place.until_found(over);

@@ -75,8 +75,7 @@ impl Held {
         matches!(self.keys[&key].state, KeyState::Revoked { .. })
     }
 
-    /// Checks that a change acknowledged to a child is there. `line` is the child's report, as `done` writes
-    /// it.
+    /// Checks that a change acknowledged to a child is there. `line` is a report written by `done`.
     #[track_caller]
     pub fn has(&self, line: &str) {
         let words: Vec<_> = line.split(' ').collect();

@@ -1,4 +1,4 @@
-//! The parts run by child processes.
+//! The parts of the tests that child processes run.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -21,10 +21,10 @@ use support::{START, actor, at, capped, peppers, reader, wait};
 /// A cap above the number of keys that any child creates and keeps.
 pub const NO_CAP: u32 = 1_000_000;
 
-/// The cap of the tenant that all processes share: 5, so that they meet it.
+/// The cap of the tenant that all processes share: 5, small enough for the processes to reach.
 pub const CAP: u32 = 5;
 
-/// Commits of a child that is disturbed or recorded: 8, few enough to fail each call in turn.
+/// The number of commits of a child under faults or recording: 8, few enough to fail each call in turn.
 pub const STEPS: usize = 8;
 
 pub fn run(part: &str) {
@@ -66,7 +66,7 @@ fn done(revision: Revision, what: &str, key: KeyId) {
     report(format_args!("done {} {what} {key}", revision.0));
 }
 
-/// Creates and revokes in a shared tenant and in a tenant of its own.
+/// Creates and revokes keys in a shared tenant and in a tenant that no other process uses.
 fn races(path: &Path) {
     let own = format!("own-{}", number("CHILD_NUMBER"));
     let keys = service(open(path), CAP);
@@ -96,7 +96,7 @@ fn races(path: &Path) {
     }
 }
 
-/// Creates, rotates and revokes in several tenants until it is killed.
+/// Creates, rotates and revokes keys in several tenants until the process is killed.
 fn works(path: &Path) {
     let keys = service(open(path), NO_CAP);
     for round in 0_usize.. {
@@ -184,7 +184,7 @@ impl KeyStore for Reporting {
     }
 }
 
-/// Commits while calls fail, then once more after the faults have ended, unless it is killed before.
+/// Commits while calls fail, and once more after the faults have ended, unless the parent kills the process.
 fn steps(path: &Path) {
     let store = match wait(SqliteStore::open(path)) {
         Ok(store) => store,
@@ -204,7 +204,7 @@ fn steps(path: &Path) {
     };
     let admin = actor("acme", "alice", Role::ADMIN);
     for round in 0..STEPS {
-        // The store reports each commit's outcome; here the call only must not panic.
+        // `Reporting` reports the outcome of each commit, so the result is ignored here.
         drop(wait(keys.create(&admin, reader("key"))));
         if round == STEPS / 2 {
             checkpoint(path);
@@ -225,13 +225,13 @@ fn checkpoint(path: &Path) {
     let Ok(conn) = rusqlite::Connection::open(path) else {
         return;
     };
-    // Fails if the disk fails.
+    // The checkpoint fails if the disk fails.
     drop(conn.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(())));
     // Closing the connection makes another call that may fail.
     drop(conn);
 }
 
-/// Ends the faults.
+/// Ends the faults: the shim fails no call once this file exists.
 fn lift() {
     std::fs::write(std::env::var_os("SHIM_LIFT").unwrap(), "").unwrap();
 }
@@ -250,7 +250,7 @@ impl Marker {
     }
 }
 
-/// Commits, and marks each commit in the recording once it has returned.
+/// Commits, and writes a mark into the recording after each commit has returned.
 fn recorded(path: &Path) {
     let keys = service(open(path), NO_CAP);
     let mut marker = Marker::beside(path);
@@ -265,7 +265,7 @@ fn recorded(path: &Path) {
     }
 }
 
-/// Commits like `recorded`, but without waiting for the disk.
+/// Commits rows without waiting for the disk, and marks each commit as `recorded` does.
 fn rows(path: &Path) {
     let conn = rusqlite::Connection::open(path).unwrap();
     conn.pragma_update(None, "synchronous", "NORMAL").unwrap();

@@ -11,7 +11,7 @@ use crate::sqlite::check::examine;
 use crate::sqlite::shim::shim;
 use support::process::{Dice, Part, rounds};
 
-/// A step of a recording.
+/// One recorded call: a write, truncation, sync or unlink.
 #[derive(Debug)]
 struct Step {
     kind: u8,
@@ -83,13 +83,13 @@ impl Edit {
 struct Disk {
     files: BTreeMap<String, File>,
     deleted: BTreeMap<String, File>,
-    /// The acknowledgements so far.
+    /// The marks of the commits acknowledged so far.
     marks: Vec<String>,
 }
 
 impl Disk {
     fn of(folder: &Path) -> Self {
-        // A dropped store is closed by its own threads, and the last of them removes the log.
+        // The threads of a dropped store close its connections. The last of these threads removes the log.
         let log = |end: &str| folder.join(format!("keys.db{end}")).exists();
         while log("-wal") || log("-shm") {
             std::thread::yield_now();
@@ -150,11 +150,11 @@ impl Disk {
         }
     }
 
-    /// Writes one of the many states a power cut may leave: each unsynced sector or page is there or not,
-    /// independently.
+    /// Writes one of the many states a power cut may leave. Each unsynced sector or page is kept or lost,
+    /// independently of the others.
     fn cut(&self, dice: &mut Dice, to: &Path) {
         let grain = [512, 4096][dice.below(2)];
-        // How many of eight are kept: from none to all.
+        // The number of unsynced parts out of eight that are kept on average: from none to all.
         let kept = dice.below(9);
         let mut files = self.files.clone();
         for (name, file) in &self.deleted {
@@ -196,8 +196,8 @@ fn owner_only(path: &Path) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
 }
 
-/// Records a child's writes to the file in `folder`. Passes each image that a power cut may leave to `check`,
-/// with the acknowledgements before it.
+/// Records a child's writes to the file in `folder`. Passes states that a power cut may leave to `check`,
+/// with the marks acknowledged before the cut.
 fn cut(
     part: &str,
     folder: &Path,

@@ -46,8 +46,8 @@ fn a_process_that_opens_and_closes_the_file_removes_no_log() {
     assert_eq!(held.revision, reports.len() as u64);
 }
 
-/// SQLite since 3.51 also detects by other means that a file is in use. An older one, such as an operator's
-/// tool, relies on this lock alone and would remove the log.
+/// SQLite since 3.51 also detects by other means that a file is in use. An older SQLite, such as that of an
+/// operator's tool, relies on this lock alone and would remove the log.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_process_keeps_its_lock_while_it_opens_more_connections() {
@@ -66,7 +66,8 @@ fn a_process_keeps_its_lock_while_it_opens_more_connections() {
             .is_some_and(|file| file.ends_with(&format!(":{inode}")));
         of_file && words.get(4) == Some(&stays.id().to_string().as_str())
     });
-    // Outside of transactions, a connection holds a lock only in WAL mode.
+    // Outside of transactions, a connection holds a lock only in WAL mode, which the store uses from SQLite
+    // 3.51.3 on.
     let wal = rusqlite::version_number() >= 3_051_003;
     assert_eq!(held, wal, "locks on {inode}:\n{locks}");
     stays.finish();
@@ -93,7 +94,7 @@ fn three_processes_keep_a_cap_and_lose_nothing() {
     parts.iter_mut().for_each(Part::go_on);
     let mut reports = Vec::new();
     while let Some(line) = parts[0].next() {
-        // Follows while all writers work.
+        // The follower syncs while all writers work.
         wait(follower.sync()).unwrap();
         reports.push(line);
     }

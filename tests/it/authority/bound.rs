@@ -1,5 +1,5 @@
-//! The bound of a secret: a key does not gain rights when its owner is promoted. The rights of the person who
-//! received the secret bound it.
+//! The bound of a key: the roles of the person who received its secret limit the key. Promoting the owner
+//! does not widen a key whose secret another person received.
 
 use keyward::command::Created;
 use keyward::key::Dimension;
@@ -29,8 +29,8 @@ fn manages(grant: &Grant, world: &World) -> bool {
     wait(world.keys.close_tenant(&grant.actor(), &tenant("acme"))).is_ok()
 }
 
-/// Attack: mallory creates a key owned by bob, and bob is promoted. Her key must not become an
-/// administrator's.
+/// Attack: mallory creates a key owned by bob, and bob is promoted. The key that mallory holds must not gain
+/// an administrator's rights.
 #[test]
 fn trap_27_promoting_bob_does_not_widen_a_key_that_mallory_made_for_him() {
     let world = world();
@@ -107,7 +107,8 @@ fn a_narrow_key_cannot_change_other_keys_of_its_owner() {
     assert_eq!(denied(own), Denial::NotFound, "nor does it look at them");
 }
 
-/// A key that was narrow when it was received manages nothing, however little its roles allow later.
+/// A key narrower than its owner's role manages nothing, even after a demotion to a role no wider than the
+/// key.
 #[test]
 fn a_demotion_does_not_let_a_narrow_key_manage() {
     let world = world();
@@ -176,7 +177,7 @@ fn rotation_by_the_owner_keeps_the_bound_of_the_old_key() {
     assert_eq!(rotated.reach, reads());
 }
 
-/// An actor who widens a key may hold its secret.
+/// An actor who widens a key may hold the key's secret, so the actor's role bounds the key.
 #[test]
 fn promoting_bob_does_not_widen_a_key_that_mallory_widened() {
     let world = world();
@@ -325,7 +326,7 @@ fn a_role_named_for_ones_own_key_is_not_stored() {
     assert!(world.create(&admin(), reader("alice is an admin")).is_ok());
 }
 
-/// Roles are looked up in the current policy. A role missing from it allows nothing.
+/// A key's roles are looked up in the current policy. A role missing from the policy allows nothing.
 #[test]
 fn a_bound_by_a_role_missing_from_the_policy_allows_nothing() {
     let world = world();
@@ -346,7 +347,7 @@ fn a_bound_by_a_role_missing_from_the_policy_allows_nothing() {
     assert!(world.keys.verify(created.secret.expose(), &need).is_err());
 }
 
-/// Sentinels are enum variants, never strings.
+/// Special actors are enum variants, never strings, so no login name can impersonate one of them.
 #[test]
 fn trap_32_a_login_named_system_or_like_a_key_is_an_ordinary_person() {
     let world = world();
@@ -393,7 +394,8 @@ fn roles_are_also_compared_under_the_rules_of_tenants_below() {
 
 // Owner rows in tenants below.
 
-/// Makes bob a developer in acme and a member in acme/web, with another person holding one of his keys.
+/// Makes bob a developer in acme and a member in acme/web. Returns a key of bob whose secret another person
+/// holds.
 fn held_by_another(world: &World, delivered: bool) -> keyward::command::Created {
     set_role(world, &host(), ("acme", "bob"), Role::DEVELOPER).unwrap();
     set_role(world, &host(), ("acme/web", "bob"), Role::MEMBER).unwrap();
@@ -424,7 +426,7 @@ fn a_promotion_below_does_not_widen_secrets_received_by_others() {
         for role in [Role::DEVELOPER, Role::MEMBER, Role::ADMIN] {
             set_role(&world, &host(), ("acme/web", "bob"), role).unwrap();
             assert!(!writes(&world.keys) && !acts());
-            // Also when checked against the rows of the store.
+            // The key is also refused when it is verified against the store's rows.
             let fresh = world.keys.verify_fresh(key.secret.expose(), &there);
             assert!(wait(fresh).is_err());
             assert!(!writes(&world.another_node(rules())));
@@ -453,8 +455,8 @@ fn a_promotion_below_widens_a_secret_received_by_the_owner() {
     assert!(!writes());
 }
 
-/// A removal ends the keys from before it, so that keys created later are not limited by the earlier state. A
-/// key from before the removal stays refused in the tenant of the removal, and works elsewhere.
+/// A key from before its owner's removal stays refused in the tenant of the removal, and works elsewhere.
+/// Later keys of the owner are not limited by the state before the removal.
 #[test]
 fn an_owner_restored_below_gets_no_old_key_back_there() {
     let world = super::world();

@@ -1,5 +1,5 @@
-//! Authority at commit time: an actor made from a key is checked against the key's and its owner's current
-//! state.
+//! Authority at commit time: an actor made from a key is checked against the current state of the key and of
+//! its owner.
 
 use keyward::command::{BulkFilter, DeleteKey, Expiry};
 use keyward::key::Author;
@@ -16,7 +16,7 @@ fn refused(denied: Denial) -> VerifyError {
     }
 }
 
-/// Changes a stolen key while a request by it is in flight.
+/// Changes a stolen key while a request made with the key is in flight.
 fn after(what: impl FnOnce(&World, keyward::KeyId)) -> (World, Actor) {
     let world = world();
     let (created, key) = acting(&world, &admin(), whole("wide"));
@@ -143,7 +143,8 @@ fn a_key_whose_owner_is_demoted_in_flight_grants_only_what_the_role_allows() {
     }
 }
 
-/// A committed command stays committed: its id returns the same ids and outcomes to the actor who chose it.
+/// A committed command stays committed. The actor who chose its command id gets the same ids and outcomes
+/// again.
 #[test]
 fn a_repeated_command_returns_its_result_even_to_a_key_revoked_since() {
     let world = world();
@@ -161,7 +162,8 @@ fn a_repeated_command_returns_its_result_even_to_a_key_revoked_since() {
     assert_eq!(denied(wait(again)), Denial::AlreadyCreated { id: made });
 }
 
-/// The command mark names the principal, so that the owner's next key can repeat the command.
+/// The record of a command names the principal, not the key. Another key of the principal can repeat the
+/// command.
 #[test]
 fn another_key_of_the_same_owner_can_repeat_a_command() {
     let world = world();

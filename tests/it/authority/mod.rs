@@ -70,7 +70,7 @@ fn world() -> World {
     world
 }
 
-/// Returns a draft that reaches everything. Created by an admin, it stays that wide.
+/// Returns a draft that reaches everything. A key that an admin creates from the draft keeps this reach.
 fn whole(class: &str) -> CreateKey {
     CreateKey::new("whole").class(class).scope("*:*")
 }
@@ -80,7 +80,7 @@ fn grant(world: &World, key: &Created) -> Grant {
     world.keys.verify(key.secret.expose(), &need).unwrap()
 }
 
-/// Returns the actor of a key that `by` creates.
+/// Creates a key as `by`. Returns the key and its actor.
 fn acting(world: &World, by: &Actor, key: CreateKey) -> (Created, Actor) {
     let created = world.create(by, key).unwrap();
     let actor = grant(world, &created).actor();

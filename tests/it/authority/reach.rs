@@ -1,4 +1,4 @@
-//! The order of reach, command by command.
+//! The order of reach, tested command by command: an actor grants no more than the actor's own reach.
 
 use keyward::command::{Expiry, ImportKey};
 use keyward::key::{Digest, Dimension, Resource, ResourceId, ResourceKind};
@@ -55,7 +55,7 @@ fn a_developer_cannot_enable_extend_or_unbind_an_admins_key() {
     );
 }
 
-/// The order of reach never refuses a command that only narrows, for any owner of the key.
+/// A command that only narrows a key is never refused for lack of reach, for any owner of the key.
 #[test]
 fn a_developer_can_narrow_disable_and_revoke_an_admins_key() {
     let world = world();
@@ -118,7 +118,7 @@ fn trap_26_a_test_key_cannot_create_import_rotate_enable_or_widen_live_keys() {
     );
 }
 
-/// Attack: a key bound to a network makes one that is not, and lifts its own address list.
+/// Attack: a key bound to a network creates an unbound key, and removes its own address list.
 #[test]
 fn a_key_bound_to_a_network_unbinds_neither_another_key_nor_itself() {
     let world = world();
@@ -149,7 +149,7 @@ fn a_key_bound_to_a_network_unbinds_neither_another_key_nor_itself() {
     assert!(world.create(&key, narrower).is_ok());
 }
 
-/// The address at verification counts, checked against the address list at commit time.
+/// The client address from the verification is checked against the key's address list at commit time.
 #[test]
 fn a_key_acts_only_from_the_networks_of_its_current_list() {
     let world = world();
@@ -173,7 +173,7 @@ fn a_key_acts_only_from_the_networks_of_its_current_list() {
     }
 }
 
-/// Attack: the actor of an admin's publishable key is an admin.
+/// Attack: anyone who reads an admin's publishable key acts as an admin.
 #[test]
 fn a_publishable_key_manages_nothing_not_even_itself() {
     let world = world();
@@ -300,7 +300,7 @@ fn no_key_outlives_the_key_that_made_or_extended_it() {
     assert_eq!(exceeds(denied(prolonged)), Dimension::Lifetime);
 }
 
-/// A role has no expiry, no class, no environment and no network.
+/// A role has no expiry, class, environment or network that could be compared with a key's.
 #[test]
 fn a_key_cannot_raise_a_role_and_can_lower_one_like_an_admin() {
     let world = world();

@@ -79,7 +79,7 @@ fn a_key_renews_itself_until_its_chain_reaches_the_maximum_age() {
     assert!(wait(world.keys.rotate(&key, id, grace())).is_err());
 }
 
-/// A key that renews itself makes no key with a fresh age: the age of both counts from the first key.
+/// A key made by a self-renewing key does not start a new age: the maximum age counts from the first key.
 #[test]
 fn the_maximum_age_counts_from_the_first_key_through_keys_that_make_keys() {
     let world = world();
@@ -161,7 +161,8 @@ fn the_trail_records_that_a_key_rotated_itself() {
     assert_eq!(rotated, Some(Some(created.id)));
 }
 
-// A key that lost the answer to its rotation asks again. The key gets no more than it may have when it asks.
+// A key that lost the answer to its rotation asks again. The key gets no more than its rights at that moment
+// allow.
 
 fn lost() -> RotateKey {
     RotateKey::on_first_use(hours(1))
@@ -220,7 +221,7 @@ fn a_key_gets_no_successor_widened_by_others_by_asking_again() {
     }
 }
 
-/// Self-rotation may renew the end, and asking again keeps the renewed end.
+/// Self-rotation may renew the expiry. Asking again for the lost secret keeps the renewed expiry.
 #[test]
 fn a_key_that_renews_itself_asks_again_for_a_later_end() {
     let world = world();

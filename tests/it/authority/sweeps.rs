@@ -1,4 +1,4 @@
-//! Commands of several commits: the first is authorized, the rest only narrow.
+//! Commands that take several commits: the first commit is authorized, and the later ones only narrow.
 
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
@@ -73,7 +73,7 @@ impl KeyStore for Stops {
     }
 }
 
-/// Returns a node over the world's store that fails after `left` commits.
+/// Returns a node over the world's store. Commits of the node fail after the first `left`.
 fn stopping(world: &World, left: usize) -> Keyward {
     let store = Stops {
         inner: world.store.clone(),
@@ -190,7 +190,8 @@ fn maintenance_finishes_removals_and_closings_below() {
     assert_eq!(info.status, keyward::key::Status::Revoked);
 }
 
-/// A key limited to its own tenant ends nothing below, nor does maintenance on its behalf.
+/// A key limited to its own tenant ends no keys below. Maintenance that finishes the key's command ends none
+/// either.
 #[test]
 fn maintenance_reaches_no_further_than_the_caller() {
     let world = super::world();
@@ -233,8 +234,8 @@ fn a_repeated_removal_ends_no_key_created_since() {
     assert!(world.keys.verify(new.secret.expose(), &Need::any()).is_ok());
 }
 
-/// Repeating a finished command does not bypass a lost authority: keys that match its filter only since then
-/// stay untouched.
+/// A key without authority gains nothing by repeating a finished command. Keys that began to match the filter
+/// later stay untouched.
 #[test]
 fn a_key_without_authority_revokes_nothing_by_repeating_a_finished_command() {
     let world = super::world();
@@ -329,9 +330,9 @@ fn keys_made_by_a_deleted_key_of_a_chain_are_found() {
     assert!(verdict.is_err());
 }
 
-// Taking a command's id in a tenant below does not stop the command.
+// A command continues in a tenant below even if its id was already used there.
 
-/// A wide key that was stolen and revoked, and the keys it made in acme and below.
+/// Returns the id of a wide key that was stolen and revoked, and the keys that it made in acme and acme/web.
 fn stolen(world: &World) -> (keyward::KeyId, [keyward::command::Created; 2]) {
     let (stolen, key) = acting(world, &admin(), whole("wide"));
     let above = world.create(&key, whole("wide")).unwrap();
@@ -410,7 +411,7 @@ fn continuing_a_command_does_not_change_its_author() {
     assert_eq!(info.updated.by, author("alice"));
 }
 
-/// Two commands below may have the same id. The end of one does not end the other.
+/// Two commands in a tenant below may have the same id. Finishing one command does not finish the other.
 #[test]
 fn a_command_below_is_not_ended_by_another_command_with_its_id() {
     let world = super::world();
@@ -423,7 +424,7 @@ fn a_command_below_is_not_ended_by_another_command_with_its_id() {
         wait(world.keys.revoke_many(by, &web, filter, Reason::Unused))
     };
     squat().unwrap();
-    // The first commit in acme, the last page there, and the first commit below.
+    // Allows three commits: the first in acme, the last page in acme, and the first in acme/web.
     let half = stopping(&world, 3);
     let admin = admin();
     let sweep = admin.with_command_id(command("incident"));

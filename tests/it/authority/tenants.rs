@@ -1,5 +1,5 @@
-//! Tenants below: a tenant below can restrict a key that reaches it. A first command provisions a tenant only
-//! for an actor who may provision.
+//! Descendant tenants. A tenant can restrict a key that reaches it from above. An actor's first command in a
+//! new tenant provisions the tenant only if the actor may provision tenants.
 
 use keyward::key::Dimension;
 use keyward::policy::{Policies, Policy, PolicySpec};
@@ -41,7 +41,7 @@ fn at(path: &str) -> Need {
         .for_tenant(tenant(path))
 }
 
-/// Verifies by the index, by the store, and on another node.
+/// Verifies against the index, against the store, and on another node.
 fn everywhere(world: &World, secret: &str, need: &Need) -> Vec<Result<(), VerifyError>> {
     let other = world.another_node(keyward::policy::Policy::new(super::policy()).unwrap());
     wait(other.sync()).unwrap();
@@ -127,7 +127,7 @@ fn tenant_paths_with_dot_segments_are_refused() {
     assert!(TenantId::new("acme/..web").is_ok());
 }
 
-/// The importer of a key chooses its secret.
+/// The importer chooses the secret of an imported key.
 #[test]
 fn only_administrators_import_keys() {
     let world = world();
@@ -160,7 +160,8 @@ fn two_rules(above: PolicySpec, below: PolicySpec) -> World {
     world
 }
 
-/// Makes a world where opal's role `ops` manages keys, and administers only below.
+/// Makes a world where the role `ops` manages keys everywhere and administers only acme/web. Returns a key of
+/// opal, who has that role.
 fn ops() -> (World, keyward::command::Created) {
     let ops = Role::new("ops").unwrap();
     let mut above = super::policy();
@@ -210,7 +211,7 @@ fn nobody_cancels_the_rotation_of_a_key_that_manages_more_below_than_they_do() {
     exceeds(refused, Dimension::Role);
 }
 
-/// Keys of the tenant above are verified under its rules, where the role is larger.
+/// Keys of acme are verified under acme's rules, where the role allows more.
 #[test]
 fn roles_are_also_compared_under_the_rules_of_tenants_above() {
     let role = |name: &str| Role::new(name).unwrap();
@@ -236,7 +237,7 @@ fn roles_are_also_compared_under_the_rules_of_tenants_above() {
     assert!(world.keys.verify(key.secret.expose(), &there).is_err());
 }
 
-/// A new row below may hold no more than the row above. To hold more, the row above must be raised first.
+/// A new owner row below may not hold a larger role than the row above. The row above must be raised first.
 #[test]
 fn a_new_row_below_is_no_larger_than_the_row_above() {
     let world = super::world();

@@ -38,7 +38,7 @@ pub(crate) fn accepted() -> usize {
     ACCEPTED.replace(0)
 }
 
-/// A secret of the attacker.
+/// A secret that the attacker holds.
 #[derive(Debug)]
 struct Held {
     id: KeyId,
@@ -57,7 +57,7 @@ pub(crate) struct Episode {
     nodes: [Keyward; 3],
     potential: Potential,
     held: Vec<Held>,
-    /// Actors of the attacker's keys. The attacker can keep an actor for any time.
+    /// Actors of the attacker's keys. The attacker can keep an actor for any length of time.
     actors: Vec<Actor>,
     known: Vec<Known>,
     /// The role that the application states for bob.
@@ -79,7 +79,7 @@ fn who(name: &str) -> PrincipalId {
 struct Attack {
     by: Option<KeyId>,
     what: String,
-    /// The reason why it should have been refused.
+    /// The reason why the attack should have been refused.
     wrong: Option<String>,
     accepted: bool,
 }
@@ -177,7 +177,7 @@ impl Episode {
         }
     }
 
-    /// Returns the roles stored for the attacker along the path of `tenant`.
+    /// Returns the roles stored for the attacker in `tenant` and its ancestors.
     fn stored(&self, tenant: &keyward::TenantId) -> Vec<Role> {
         let select = keyward::store::LoadRequest::owner(who("mallory"));
         let path = std::iter::once(tenant.clone()).chain(tenant.ancestors());
@@ -195,7 +195,7 @@ impl Episode {
 
     /// Takes one step and returns its description.
     pub(crate) fn step(&mut self) -> String {
-        // Each step has an instant of its own.
+        // Each step happens at a different instant.
         self.clock.advance(Duration::from_millis(1));
         self.sync();
         let done = match self.dice.random_range(0..100) {
@@ -330,7 +330,7 @@ impl Episode {
         self.held.push(Held { id, secret });
     }
 
-    /// Returns the roles stored for the owner of `record` along its path.
+    /// Returns the roles stored for the owner of `record` in the record's tenant and its ancestors.
     fn live_roles(&self, record: &KeyRecord) -> Vec<Role> {
         let Some(owner) = record.owner.principal() else {
             return Vec::new();
@@ -371,7 +371,7 @@ impl Episode {
                 let given = role(self.pick(&ROLES).unwrap());
                 self.bob = given.clone();
                 self.potential.bob_ever.insert(given.clone());
-                // Only below, or in every tenant where bob has a role.
+                // Syncs bob's role only in acme/web, or in all three tenants.
                 let first = usize::from(self.chance(30));
                 for place in first..3 - first {
                     let by = Actor::application(tenant(place));
@@ -510,7 +510,7 @@ impl Episode {
     /// Returns an error if the acting key no longer worked when its command committed.
     fn dead(&self, acting: Option<&KeyRecord>, what: &str) -> Option<String> {
         let acting = acting?;
-        // A command on the acting key itself ends the key only afterwards.
+        // A command on the acting key itself may end that key, but only after the command is authorized.
         let itself = what.contains(&acting.id.to_string())
             || what.contains("cancel")
             || what.contains("remove")
@@ -794,7 +794,7 @@ impl Episode {
                         .for_tenant(tenant(t))
                         .in_environment(environment.clone())
                         .from_address(*address);
-                    // All nodes give the same verdict, so each point asks only one.
+                    // All nodes give the same verdict, so only one node is asked per point.
                     let grant = self.nodes[(t + a) % 3].verify(secret, &need);
                     let allowed =
                         |grant: &Grant, scope: &str| grant.allows(&Scope::new(scope).unwrap());

@@ -1,8 +1,8 @@
-//! The escalation search: an attacker with a role, some secrets and all their actors tries every command, and
-//! never exceeds what others gave it.
+//! The escalation search. An attacker has a role, some secrets, and all actors made from the secrets. The
+//! attacker tries every command, and must never exceed the rights that others granted.
 //!
-//! Episodes are random and reproducible by their seed. `KEYWARD_EPISODES` sets their number. Built with
-//! `--cfg keyward_hole`, as in the long tier, the search must find each hole that is reopened.
+//! Episodes are random and reproducible by their seed. `KEYWARD_EPISODES` sets their number. With `--cfg
+//! keyward_hole`, as in the long tier, known holes are reopened, and the search must find each hole.
 
 mod episode;
 mod policy;
@@ -49,9 +49,9 @@ fn no_attacker_exceeds_what_others_gave_it() {
     );
 }
 
-/// The holes found so far and others of their kind, as far as each alone gives an attacker more than others
-/// gave it. Some checks are backed by a second one: a request beyond a key's scopes is also narrowed by its
-/// bound. `tests/it/authority` shows such checks one by one.
+/// The holes that the search must find. Each hole alone lets an attacker exceed the rights that others
+/// granted. Checks that a second check backs up are not listed. For example, a key's bound also narrows a
+/// request beyond the key's scopes. `tests/it/authority` tests such checks one by one.
 #[cfg(keyward_hole)]
 const HOLES: &[&str] = &[
     "role",

@@ -36,7 +36,7 @@ fn set(scopes: &[&'static str]) -> ScopeSet {
     ScopeSet::parse(scopes.iter().copied()).unwrap()
 }
 
-/// Draws a policy: with equal and different ceilings, and classes of every kind.
+/// Draws a random policy, with equal or different role ceilings and classes of every kind.
 pub(crate) fn draw(dice: &mut ChaCha12Rng) -> Policy {
     let chance = |dice: &mut ChaCha12Rng, percent: u32| dice.random_range(0..100) < percent;
     let wide = [chance(dice, 30), chance(dice, 30)];
@@ -137,7 +137,7 @@ fn access<'a>(policy: &'a Policy, verb: Verb, class: &ClassName) -> &'a Access {
     }
 }
 
-/// Returns whether `roles` is not empty and all of them are on the list.
+/// Returns whether `roles` is not empty and the access list for `verb` contains all of them.
 pub(crate) fn on_list(
     policy: &Policy,
     roles: &BTreeSet<Role>,
@@ -147,7 +147,7 @@ pub(crate) fn on_list(
     !roles.is_empty() && roles.is_subset(&access(policy, verb, class).roles)
 }
 
-/// Returns whether the list admits owners.
+/// Returns whether the access list for `verb` admits `who` as the key's owner.
 pub(crate) fn lets_owner(
     policy: &Policy,
     verb: Verb,

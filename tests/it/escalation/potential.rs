@@ -1,9 +1,10 @@
 //! The most an attacker can do, derived from the design alone.
 //!
-//! The *potential* is the union of two things: the roles that others gave the attacker, and each secret that
-//! others handed over, at its reach at that time. For secrets that the attacker made for itself, its current
-//! role counts: a demotion lowers all keys of an owner. For secrets that it made for others, every role it
-//! ever had counts, because the attacker may have kept the secret.
+//! The *potential* is the union of two things. One is the roles that others gave the attacker. The other is
+//! each secret that others handed over, with the key's reach at that time. For keys that the attacker owns,
+//! only the attacker's current role counts, because a demotion lowers all keys of an owner. For keys that the
+//! attacker made for other owners, every role the attacker ever had counts, because the attacker may have
+//! kept the secret.
 
 use std::collections::BTreeSet;
 
@@ -20,14 +21,14 @@ pub(crate) const TENANTS: [&str; 3] = ["acme", "acme/web", "other"];
 pub(crate) const ENVIRONMENTS: [Environment; 2] = [Environment::LIVE, Environment::TEST];
 pub(crate) const ADDRESSES: [&str; 2] = ["10.1.1.1", "203.0.113.9"];
 
-/// A secret that others handed over, as it was at that time.
+/// A secret that others handed to the attacker, with the key's state at that time.
 #[derive(Clone, Debug)]
 pub(crate) struct Handed {
     pub(crate) record: KeyRecord,
     pub(crate) points: BTreeSet<Point>,
-    /// The roles that it managed with at that time; empty if it managed nothing.
+    /// The roles with which the key managed keys when it was handed over. Empty if the key managed nothing.
     pub(crate) roles: BTreeSet<Role>,
-    /// Whether its owner received it in person. Its reach then follows the owner's role.
+    /// Whether the owner received the secret in person. If so, the key's reach follows the owner's role.
     pub(crate) follows: bool,
 }
 
@@ -36,7 +37,7 @@ pub(crate) struct Handed {
 pub(crate) struct Potential {
     pub(crate) policy: Policy,
     pub(crate) attacker: PrincipalId,
-    /// The role that the application states now.
+    /// The role that the application currently states for the attacker.
     pub(crate) role: Option<Role>,
     pub(crate) ever: BTreeSet<Role>,
     pub(crate) handed: Vec<Handed>,
@@ -132,9 +133,9 @@ impl Potential {
         issues.iter().chain([class]).cloned().collect()
     }
 
-    /// Returns whether `by` may do this to a key of `class` and `owner`. `by` is the acting key, or `None`
-    /// for the attacker in person. In person, the roles `stored` where it acts must also allow commands that
-    /// issue or look.
+    /// Returns whether `by` may apply `verb` to a key of `class` and `owner`. `by` is the acting key, or
+    /// `None` for the attacker in person. In person, the `stored` roles must also allow `verb`, except for
+    /// updates and revocations.
     pub(crate) fn may(
         &self,
         by: Option<&Acting>,
@@ -164,8 +165,8 @@ impl Potential {
         }
     }
 
-    /// Returns whether the attacker's key may do what `has` allows. A whole key acts with the roles that
-    /// others gave.
+    /// Returns whether `key` may act with a set of roles for which `has` holds. Only a whole key may act with
+    /// the roles that others gave.
     fn acts_by(&self, key: &Acting, has: impl Fn(&BTreeSet<Role>) -> bool) -> bool {
         let own = self.roles_for(key).into_iter();
         let mut given = own.map(|role| BTreeSet::from([role]));
@@ -189,11 +190,11 @@ impl Potential {
     }
 }
 
-/// An acting key of the attacker.
+/// A key that the attacker acts with.
 #[derive(Clone, Debug)]
 pub(crate) struct Acting {
     pub(crate) record: KeyRecord,
-    /// The roles that bound it, and the roles stored for its owner.
+    /// The roles that bound the key, and the roles stored for its owner.
     pub(crate) roles: BTreeSet<Role>,
 }
 

@@ -31,7 +31,7 @@ impl Paused {
         *self.meanwhile.lock().unwrap() = Some(Box::new(meanwhile));
     }
 
-    /// Drops an action that has not run.
+    /// Drops the pending action, if it has not run.
     pub(crate) fn go_on(&self) {
         self.meanwhile.lock().unwrap().take();
     }

@@ -1,4 +1,4 @@
-//! A store that answers as a broken stream would see it, and that can run an action in the middle of a read.
+//! A store that imitates a broken event stream, and that can run an action in the middle of a read.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,38 +16,38 @@ use keyward::{KeyId, TenantId, Timestamp};
 
 use support::wait;
 
-/// A defect of a stream.
+/// The behaviour of an event stream: correct, or with one defect.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Bend {
     /// No defect.
     Straight,
     /// No defect: a store may return fewer entries than requested.
     GivesLess,
-    /// No defect, except that the store was copied by hand and keeps its epoch.
+    /// No defect. The epoch is always the same, as in a store that was copied by hand.
     HasNoEpoch,
-    /// Moves its cursor before its events are handled.
+    /// Advances the cursor before the events are handled.
     MovesOnFirst,
-    /// Moves its cursor before it reads what there is.
+    /// Advances the cursor past events that were not read.
     MovesOnUnseen,
     /// Returns the newest events first.
     NewestFirst,
-    /// Starts a page of keys after every key that ends at the same instant as the last one.
+    /// Skips the remaining keys that end at the same instant as the last key of a page.
     SkipsTies,
-    /// Starts a page of keys one key too late.
+    /// Skips one key between two pages of keys.
     LosesAKeyBetweenPages,
-    /// Starts a page of entries one entry too late.
+    /// Skips one entry between two pages of entries.
     LosesAnEntryBetweenPages,
-    /// Ignores keys that appeared behind the sweep.
+    /// Ignores keys that appeared behind the position of the sweep.
     NeverLooksBehind,
-    /// Stays ahead of a clock that was set back.
+    /// Keeps using the latest time after the clock was set back.
     StaysAhead,
-    /// Reports keys as they were when it first read them.
+    /// Reports keys in the state in which they were first read.
     ReportsOldState,
-    /// Reports too early.
+    /// Sends notices one hour early.
     IsAhead,
     /// Omits a key that ends exactly at the current instant.
     LeavesTheLastInstantOut,
-    /// Lists keys before it reads the entries.
+    /// Lists the keys before reading the audit entries.
     SweepsFirst,
 }
 
@@ -66,7 +66,7 @@ pub(crate) struct Bent {
     happens: Mutex<Option<(When, Happens)>>,
     first_seen: Mutex<HashMap<KeyId, KeyRecord>>,
     at_scan: Mutex<Vec<KeyRecord>>,
-    /// Every commit, for a copy.
+    /// All commits so far, for replay into a backup.
     commits: Mutex<Vec<Commit>>,
     /// The position of an unreadable entry.
     damaged: Mutex<Option<AuditPosition>>,
@@ -112,12 +112,12 @@ impl Bent {
         *self.damaged.lock().unwrap() = Some(entry);
     }
 
-    /// Runs an action just before the next such call is answered.
+    /// Runs `happens` just before the store answers the next call of kind `when`.
     pub(crate) fn meanwhile(&self, when: When, happens: impl FnOnce() + Send + 'static) {
         *self.happens.lock().unwrap() = Some((when, Box::new(happens)));
     }
 
-    /// Runs a pending action now, if no such call came.
+    /// Runs the pending action now, if no call has triggered the action.
     pub(crate) fn settle(&self) {
         if let Some((_, happens)) = self.happens.lock().unwrap().take() {
             happens();

@@ -1,4 +1,4 @@
-//! The form of an event as receivers see it. It is stable.
+//! The stable form in which receivers see an event.
 
 use keyward::audit::{Action, AuditEntry, AuditHash, FieldChange};
 use keyward::events::{Event, EventCursor, EventId, EventKind};

@@ -1,4 +1,4 @@
-//! Events for the host: every entry once and in order, every true notice, and no false one.
+//! Events for the host: every audit entry once and in order, every true notice, and no false notice.
 
 mod bent;
 mod form;
@@ -41,7 +41,7 @@ pub(crate) fn drain(events: &Events, cursor: &mut EventCursor) -> Vec<Event> {
     }
 }
 
-/// Returns a notice as key, end and window in seconds; the window is 0 for the end itself.
+/// Returns the key, the expiry, and the window in seconds of a notice. The window is 0 for an expiry notice.
 pub(crate) fn notice(event: &Event) -> Option<(keyward::KeyId, Timestamp, u64)> {
     let key = event.key?;
     match event.kind {
@@ -53,7 +53,7 @@ pub(crate) fn notice(event: &Event) -> Option<(keyward::KeyId, Timestamp, u64)> 
     }
 }
 
-/// Returns the notices among events, without their keys.
+/// Returns the expiry and the window in seconds of each notice among `events`.
 pub(crate) fn noticed(events: &[Event]) -> Vec<(String, u64)> {
     let notices = events.iter().filter_map(notice);
     notices

@@ -1,6 +1,5 @@
 //! Random changes in random order, with a reader that crashes anywhere. The events are checked against the
-//! audit trail and the records with loops and plain comparisons. Each check is proven by a broken stream that
-//! it catches.
+//! audit trail and the records with loops and plain comparisons. Each check must catch a broken stream.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -53,7 +52,7 @@ enum Crash {
 enum Step {
     Ask(Ask),
     Wait(Duration),
-    /// Waits until a notice about a key is due, or a microsecond less.
+    /// Waits until a notice about a key is due, or until a microsecond before.
     WaitForNotice(usize, usize, bool),
     SetBack(Duration),
     Read(usize, Crash, Option<(When, Ask)>),
@@ -175,7 +174,7 @@ fn ask(keys: &Keyward, store: &MemoryStore, ask: Ask) {
 
 type Notice = (KeyId, Timestamp, u64);
 
-/// Returns the true notice about a key: that it has ended, or the narrowest window it is in.
+/// Returns the notice that is true of a key at `now`: the key has ended, or is in a window before its end.
 fn truth(record: &KeyRecord, now: Timestamp) -> Option<Notice> {
     let end = record.expires_at?;
     if matches!(record.state, KeyState::Revoked { .. }) {
@@ -197,7 +196,7 @@ fn truth(record: &KeyRecord, now: Timestamp) -> Option<Notice> {
     None
 }
 
-/// Returns the instant a notice was due, and its order among notices of that instant.
+/// Returns the sort key of a notice: the instant it was due in microseconds, then its window and its key.
 fn place((key, end, window): Notice) -> (i64, u64, KeyId) {
     (end.as_micros() - window as i64 * 1_000_000, window, key)
 }
@@ -214,13 +213,13 @@ struct Host {
     cursor: EventCursor,
     /// The number of entries sent before the cursor.
     kept: usize,
-    /// The last notice of a sweep before the cursor.
+    /// The sort key of the last notice that a sweep sent before the cursor.
     swept: Option<(i64, u64, KeyId)>,
     handled: HashSet<Notice>,
     kept_notices: HashMap<Notice, usize>,
-    /// The latest instant of a read.
+    /// The latest clock time at which the host read events.
     latest: Timestamp,
-    /// The latest instant of a read during which the clock was behind `latest`.
+    /// The latest clock time of a read that happened while the clock was behind `latest`.
     set_back: Option<Timestamp>,
 }
 
@@ -294,7 +293,7 @@ impl Host {
         Ok(())
     }
 
-    /// Reads a batch. Returns whether there is more.
+    /// Reads a batch of events. Returns whether more events follow.
     fn read(
         &mut self,
         most: usize,
@@ -338,7 +337,7 @@ impl Host {
             for sent in sent {
                 *self.kept_notices.entry(sent).or_default() += 1;
             }
-            // As text, the form in which a host stores it.
+            // The cursor goes through text, the form in which a host stores it.
             self.cursor = batch.cursor.to_string().parse().unwrap();
             if !batch.more && undisturbed {
                 self.check_complete()?;
@@ -468,7 +467,7 @@ fn run(bend: Bend, steps: &[Step]) -> Result<(), String> {
 }
 
 /// The file of failing cases.
-const REGRESSIONS: &str = "tests/events.proptest-regressions";
+const REGRESSIONS: &str = "it/events/model.proptest-regressions";
 
 fn cases() -> u32 {
     let set = std::env::var("PROPTEST_CASES").ok();
@@ -500,7 +499,8 @@ fn holds(bend: Bend) {
     held.unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// Checks that the same property fails on a broken stream. The randomness is the same in every run.
+/// Checks that the property fails on a stream with the defect `bend`, with a message that starts with `with`.
+/// The random seed is fixed.
 fn caught(bend: Bend, with: &str) {
     let config = Config {
         cases: 2048,

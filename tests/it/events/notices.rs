@@ -171,7 +171,7 @@ fn invalid_windows_are_refused() {
     assert!(ExpiryWindows::new([std::time::Duration::from_millis(1500)]).is_err());
 }
 
-/// Many keys that end at one instant, read from a file in pages that end among them.
+/// Many keys in a file expire at one instant. A page of notices may end between two of the keys.
 #[cfg(feature = "sqlite")]
 #[test]
 fn pages_that_end_among_keys_with_one_expiry_lose_no_key_in_a_file() {

@@ -17,7 +17,7 @@ fn key_for(world: &World, networks: &[&str]) -> String {
     key.secret.expose().to_owned()
 }
 
-/// Returns the status of a request with a key and headers, written by a proxy or by a liar.
+/// Returns the status of a request with a key and with headers that a proxy or a forger may have written.
 fn status(server: &Server, key: &str, headers: &[(&str, &str)]) -> u16 {
     let mut all = vec![("x-api-key", key)];
     all.extend(headers);
@@ -34,7 +34,7 @@ fn the_client_address_is_the_peer_of_the_socket() {
     let server = Server::with(layer(&world));
     assert_eq!(status(&server, &near, &[]), 200);
     assert_eq!(status(&server, &far, &[]), 403);
-    // A server that stores the address elsewhere.
+    // The client address comes from `peer_addr` here, not from the socket.
     let elsewhere = layer(&world).peer_addr(|_| Some(IpAddr::from([203, 0, 113, 9])));
     let server = Server::with(elsewhere);
     assert_eq!(status(&server, &near, &[]), 403);
@@ -50,7 +50,7 @@ fn trap_23_no_header_forges_the_clients_address() {
     let list = |text| ("x-forwarded-for", text);
     let standard = |text| ("forwarded", text);
 
-    // No proxy is trusted, or another network is.
+    // The peer is not trusted: the first layer trusts no proxy, the second one trusts another network.
     let others = TrustedProxies::x_forwarded_for(["10.0.0.0/8".parse().unwrap()]);
     for layer in [layer(&world), layer(&world).trusted_proxies(others)] {
         let server = Server::with(layer);
@@ -63,7 +63,7 @@ fn trap_23_no_header_forges_the_clients_address() {
         }
     }
 
-    // The peer is a trusted proxy, and it appends its entry at the right.
+    // The peer is a trusted proxy. A proxy appends its entry at the right end of the list.
     let loopback = || ["127.0.0.1/32".parse().unwrap()];
     let server =
         Server::with(layer(&world).trusted_proxies(TrustedProxies::x_forwarded_for(loopback())));

@@ -75,7 +75,7 @@ fn names(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|&name| name.to_owned()).collect()
 }
 
-/// The headers on which answers vary, for tower-http's layer and this one.
+/// The names that tower-http's layer lists in `Vary`. `KEYS` are the names that this crate's layer lists.
 const CORS: [&str; 3] = [
     "origin",
     "access-control-request-method",
@@ -94,7 +94,7 @@ fn an_outer_cors_layer_answers_preflights_and_lets_browsers_read_refusals() {
         let keyed = layer.clone();
         let app = match side_by_side {
             false => inner.layer(keyed).layer(cors()),
-            // One stack, where one layer wraps the other's bodies.
+            // A tuple of layers, where the CORS layer wraps the key layer directly.
             true => inner.layer((cors(), keyed)),
         };
         let server = Server::start(app);

@@ -1,4 +1,4 @@
-//! A limiter of the service's own, called by the layer.
+//! A rate limiter that the service supplies and the layer calls.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ use crate::http::nodes::Nodes;
 use crate::http::server::{Server, basic};
 use support::*;
 
-/// A limit on requests per minute, shared by all clients. Counts its calls.
+/// A limit on requests per minute, shared by all clients. Counts the calls of `check`.
 #[derive(Clone)]
 struct Budget {
     clock: Arc<ManualClock>,
@@ -64,7 +64,7 @@ impl Budget {
     }
 }
 
-/// Returns a router that counts the requests that pass the layer.
+/// Starts a server with `layer`, and returns a counter of the requests that pass the layer.
 fn counting(layer: KeywardLayer) -> (Server, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));
     let own = count.clone();
@@ -82,7 +82,7 @@ fn a_request_beyond_the_limit_gets_a_retry_time_and_is_not_passed_on() {
     let key = world.some_key();
     let text = key.secret.expose();
     let budget = Budget::new(&world.clock, 2);
-    // Outages announce another pause.
+    // The layer announces this pause for outages, not for reached limits.
     let layer = KeywardLayer::new(world.keys.clone()).retry_after(Duration::from_secs(7));
     let (server, reached) = counting(budget.of(layer));
     for _ in 0..2 {
@@ -170,7 +170,7 @@ fn a_key_that_the_request_cannot_use_spends_no_budget() {
     );
     assert_eq!((budget.asked(), reached.load(Ordering::SeqCst)), (0, 0));
 
-    // A request without a key has no budget and spends nothing either.
+    // A request without a key spends nothing of the budget.
     assert_eq!(server.get("/t/acme", &[]).status, 200);
     assert_eq!(budget.asked(), 0);
     assert_eq!(server.bearer("/t/acme", text).status, 200);
@@ -198,7 +198,7 @@ fn each_request_is_counted_once_with_or_without_a_store_read() {
         assert_eq!(budget.asked(), 2 * round);
     }
 
-    // `authenticate` alone, without the tower service.
+    // Without the tower service, `authenticate` calls the limiter too.
     nodes.clock.advance(Budget::MINUTE);
     wait(nodes.here.sync()).unwrap();
     let budget = Budget::new(&nodes.clock, 2);
@@ -239,7 +239,7 @@ fn a_limiter_gets_the_grant_and_the_request() {
         let tenant = tenant.to_string();
         assert!(request.extensions.get::<PeerAddr>().is_some());
         own.lock().unwrap().push((grant.key_id(), tenant));
-        // A limiter may log the request.
+        // The key's header is marked as sensitive, because a limiter may log the request.
         assert!(request.headers["x-api-key"].is_sensitive());
         match request.method {
             Method::GET => Ok(()),

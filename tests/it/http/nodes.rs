@@ -57,7 +57,7 @@ fn a_node_accepts_a_new_key_before_it_has_synced() {
     assert_eq!(server.bearer("/", &key).status, 200);
     assert_eq!(nodes.link.asked(Call::Find), 2);
 
-    // A pair whose halves are both new.
+    // The node knows neither of the two keys in this Basic pair.
     let page = CreateKey::new("page")
         .class("publishable")
         .scope("reports:read");

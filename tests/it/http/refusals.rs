@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::http::server::{Answer, Server, basic};
 use support::*;
 
-/// Checks the parts common to every refusal, and returns the rest.
+/// Checks the parts common to every refusal, and returns the other fields of the problem document.
 #[track_caller]
 fn check(answer: &Answer, status: u16, code: &str, challenge: &str) -> Value {
     assert_eq!(answer.status, status, "{answer:?}");
@@ -45,7 +45,7 @@ fn a_request_without_a_key_gets_the_bare_challenge() {
         let problem = check(&server.get("/", headers), 401, "missing-key", "Bearer");
         assert_eq!(problem, json!({"title": "API key required"}));
     }
-    // The query is ignored.
+    // By default, the layer ignores a key in the query.
     let key = World::new().some_key();
     let answer = server.get(&format!("/?api_key={}", key.secret.expose()), &[]);
     check(&answer, 401, "missing-key", "Bearer");

@@ -12,7 +12,7 @@ use support::*;
 
 const CLIENTS: usize = 4;
 const ROUNDS: usize = 10;
-/// Refusals that each client must see before it stops: 5, so that a late acceptance would show.
+/// The number of refusals after which a client stops: 5, so that an acceptance after a refusal is noticed.
 const REFUSED: usize = 5;
 
 /// Returns the number of accepted requests, and how many of those were sent after the revocation had
@@ -30,7 +30,7 @@ fn ask_until_refused(
     let client = client();
     let (mut accepted, mut late, mut refused) = (0, 0, 0);
     while refused < REFUSED {
-        // Read before the request is sent.
+        // The flag is read first: if it is set, the request is sent after the revocation returned.
         let after = revoked.load(Ordering::SeqCst);
         let got = runtime.block_on(answer(client.get(url).bearer_auth(key)));
         match got.status {

@@ -1,5 +1,5 @@
-//! The documents' rules about requests, shown over HTTP. `tests/it/seed_rules` shows the same rules through the
-//! library.
+//! The source documents' rules about requests, shown over HTTP. `tests/it/seed_rules` shows the same rules
+//! through the library.
 
 use keyward::command::{Created, IssuedKey};
 use keyward::http::{CredentialSources, KeywardLayer};
@@ -10,7 +10,7 @@ use crate::http::nodes::Nodes;
 use crate::http::server::{Server, basic};
 use support::*;
 
-/// Returns the layer that the document describes: bearer tokens only.
+/// Returns a service and the layer that the YugabyteDB document describes: bearer tokens only.
 fn yugabyte() -> (World, KeywardLayer) {
     let world = World::with_policy(profiles::yugabytedb());
     let layer =
@@ -32,7 +32,7 @@ fn demote_bob(world: &World) {
     wait(changed).unwrap();
 }
 
-/// Returns status and challenge of a request that requires a scope.
+/// Returns the status and the challenge of a request with `key`, if the request requires `scope`.
 fn asked(layer: &KeywardLayer, scope: &str, key: &str) -> (u16, String) {
     let server = Server::with(layer.clone().require(Need::scope(scope).unwrap()));
     let answer = server.bearer("/", key);
@@ -114,7 +114,7 @@ fn y_26_a_developers_key_reaches_nothing_that_requires_an_admin() {
     }
 }
 
-/// Returns the API key and the secret key that came with a project of acme.
+/// Provisions a project of acme. Returns the API key and the secret key issued with the project.
 fn project(world: &World, path: &str) -> [IssuedKey; 2] {
     let tenant = tenant(path);
     let host = Actor::application(tenant.clone());

@@ -37,7 +37,7 @@ async fn whose(grant: Grant) -> String {
     format!("{} of {}", grant.key_id(), grant.tenant())
 }
 
-/// Returns a router with `whose` on every path and method, behind a layer.
+/// Returns a router that answers every path and method with `whose`, behind `layer`.
 pub(crate) fn everywhere(layer: KeywardLayer) -> Router {
     Router::new().fallback(any(whose)).layer(layer)
 }
@@ -140,7 +140,7 @@ pub(crate) async fn answer(request: reqwest::RequestBuilder) -> Answer {
 }
 
 impl Answer {
-    /// Returns the values of a header as one text.
+    /// Returns all values of a header, joined into one text.
     pub(crate) fn header(&self, name: &str) -> String {
         let values = self.headers.get_all(name).iter();
         let values: Vec<_> = values.map(|value| value.to_str().unwrap()).collect();
@@ -151,7 +151,7 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap()
     }
 
-    /// Returns the part of the problem's type that distinguishes problems.
+    /// Returns the last part of the problem's type, such as `invalid-key`.
     pub(crate) fn code(&self) -> String {
         assert_eq!(self.header("content-type"), "application/problem+json");
         let problem = self.json();
@@ -161,7 +161,7 @@ impl Answer {
             .to_owned()
     }
 
-    /// Returns everything but the date, which differs between answers.
+    /// Returns status, headers and body without the date, which differs between answers.
     pub(crate) fn all_but_date(&self) -> String {
         let mut headers = self.headers.clone();
         headers.remove("date");
@@ -169,7 +169,7 @@ impl Answer {
     }
 }
 
-/// Returns the `Authorization` header of a pair.
+/// Returns the `Authorization` header for a user name and a password.
 pub(crate) fn basic(user: &str, password: &str) -> String {
     use std::fmt::Write as _;
 

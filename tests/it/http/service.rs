@@ -16,7 +16,7 @@ use tower::{Layer, Service, ServiceExt};
 use crate::http::nodes::Nodes;
 use support::*;
 
-/// A service that panics if called before it was ready, and counts the places reserved for calls.
+/// A service that panics if a call comes before `poll_ready`. It counts the places reserved for calls.
 #[derive(Debug)]
 struct Picky {
     place: Option<Arc<()>>,
@@ -80,7 +80,7 @@ impl Service<Request<Untouched>> for Picky {
     type Future = std::future::Ready<Result<Self::Response, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // The service's own handle is one reference. Every further one is a place reserved for a call.
+        // `places` has one reference in the service, and one more for each place reserved for a call.
         self.place.get_or_insert_with(|| self.places.clone());
         Poll::Ready(Ok(()))
     }
@@ -133,7 +133,7 @@ fn the_ready_service_is_the_one_that_is_called() {
     let inner = Picky::new();
     let mut service = KeywardLayer::new(nodes.here.clone()).layer(inner.clone());
     for round in 0..3 {
-        // The new key makes the layer read the store while the service waits.
+        // The node does not know the new key, so the layer reads the store while the inner service waits.
         let new = nodes.create(reader("new"));
         for key in [&known, &new, &known] {
             assert_eq!(ask(&mut service, key).status(), 200, "round {round}");
@@ -253,8 +253,8 @@ fn trap_15_the_log_names_key_and_tenant_and_never_the_secret() {
         .with_max_level(tracing::Level::TRACE)
         .with_writer(move || captured.clone())
         .finish();
-    // Set for all threads: a call site first reached by a thread without a subscriber is cached as disabled
-    // for every thread.
+    // The subscriber is set for all threads. Otherwise a thread without a subscriber could reach a call site
+    // first, which disables the call site for every thread.
     tracing::subscriber::set_global_default(subscriber).unwrap();
     let world = World::new();
     let key = world.some_key();
@@ -283,7 +283,7 @@ fn trap_15_the_log_names_key_and_tenant_and_never_the_secret() {
         disabled.is_some_and(|line| line.contains(&id) && line.contains("INFO")),
         "{logged}"
     );
-    // Logged at debug level only, because any holder of a key can trigger it at any rate.
+    // A reached limit is logged at debug level only, because any holder of a key can cause many such lines.
     let limited = logged.lines().find(|line| line.contains("another 3s"));
     assert!(
         limited.is_some_and(|line| line.contains(&id) && line.contains("DEBUG")),

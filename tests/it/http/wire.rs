@@ -55,7 +55,7 @@ fn a_connection_stays_usable_after_a_refusal() {
             head.starts_with("HTTP/1.1 200 ") && body.contains("acme"),
             "{head}"
         );
-        // The body of a refused request is not taken for the next request.
+        // The server does not take the body of a refused request for the next request.
         let body = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
         let length = body.len();
         let refused =
@@ -81,7 +81,7 @@ fn head_gets_the_headers_of_get_without_the_body() {
     }
     let passed = server.ask(Method::HEAD, "/", &[("x-api-key", key.secret.expose())]);
     assert_eq!(passed.status, 200);
-    // On the wire too: a body would put the connection out of step.
+    // The raw response has no body either: a client would take a body for the start of the next response.
     let raw = server.raw(b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     assert!(raw.ends_with("\r\n\r\n") && !raw.contains("title"), "{raw}");
 }
@@ -123,7 +123,7 @@ fn trap_16_a_long_key_is_refused_like_a_bad_key_at_no_extra_cost() {
             server.get("/", &[("x-api-key", &long)]).code(),
             "invalid-key"
         );
-        // The right key with more bytes around it is another key.
+        // A valid key followed by more bytes is a different key.
         let more = format!("{}{long}", key.secret.expose());
         assert_eq!(server.bearer("/", &more).code(), "invalid-key");
     }
@@ -149,7 +149,7 @@ fn no_part_of_a_request_is_repeated_in_the_answer() {
         answer.starts_with("HTTP/1.1 401 ") && !answer.contains("marker"),
         "{answer}"
     );
-    // A decoded key cannot contain a line break, and no part of it is repeated.
+    // A key in the query that decodes to a line break is refused. The answer repeats no part of the key.
     for query in [
         "a%0d%0aX-Evil:%20marker",
         "marker%0d%0a%0d%0amarker",
@@ -163,7 +163,7 @@ fn no_part_of_a_request_is_repeated_in_the_answer() {
     let pair = crate::http::server::basic("a\r\nX-Evil: marker", "b\r\n\r\nmarker");
     let answer = server.get("/marker", &[("authorization", &pair)]);
     assert!(!format!("{answer:?}").contains("marker"), "{answer:?}");
-    // Bytes that are not text.
+    // The key in this header is not valid UTF-8.
     let mut bytes =
         b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer ".to_vec();
     bytes.extend([0xff, 0xfe, 0x80]);
@@ -212,7 +212,7 @@ fn curl_can_present_a_key_in_each_documented_way() {
             answer.starts_with("HTTP/1.1 200 ") && answer.contains("of acme"),
             "{answer}"
         );
-        // Shared caches learn on which headers the answer depends.
+        // The `Vary` header names the headers on which the answer depends, for shared caches.
         assert!(
             answer.contains("vary: authorization, x-api-key\r\n"),
             "{answer}"

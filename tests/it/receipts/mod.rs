@@ -1,4 +1,4 @@
-//! Receipts: they report which nodes have applied a change, and overlook no node that has not.
+//! Receipts report which nodes have applied a change, and never overlook a node that has not.
 
 mod schedules;
 
@@ -18,8 +18,9 @@ use keyward::{Keyward, ManualClock, Reason, Receipt, Role, VerifyError, hours, p
 use keyward_conformance::{Call, Fault, FaultyStore};
 use support::*;
 
-/// The default staleness bound, 10 s, and a time past it by any two clocks that run within the allowed drift.
+/// 10 s, the default staleness bound.
 const BOUND: Duration = Duration::from_secs(10);
+/// 10.03 s, a time past the staleness bound on every clock within the allowed drift.
 const PAST: Duration = Duration::from_millis(10_030);
 /// The time by which a node's lease exceeds its staleness bound: 60 s.
 const SLACK: Duration = Duration::from_secs(60);
@@ -210,7 +211,7 @@ fn a_dead_node_blocks_no_receipt_longer_than_the_bound() {
         [dead]
     );
 
-    // Once its lease has expired, it blocks no receipt at all.
+    // Once the node's lease has expired, the node no longer blocks any receipt.
     world.clock.advance(SLACK + SECOND);
     world.sync();
     let asked = world.ask(&world.revoke(&second));
@@ -222,7 +223,7 @@ fn a_dead_node_blocks_no_receipt_longer_than_the_bound() {
 fn the_silence_of_a_node_counts_from_when_its_report_was_seen() {
     let mut world = Nodes::new(1);
     let key = world.key();
-    // A node that the observer has never seen and that may have reported just now.
+    // The observer has never seen the new node, which may have reported just now.
     world.clock.advance(hours(2));
     world.start();
     wait(world.keys(1).sync()).unwrap();
@@ -270,7 +271,7 @@ fn a_receipt_waits_for_a_node_with_lost_reports_as_long_as_it_may_be_fresh() {
 fn a_node_registers_durably_before_the_read_that_confirms_it() {
     let mut world = Nodes::new(1);
     let key = world.key();
-    // One link for both, which records the order of calls.
+    // One link serves both the store and the registry, so it records the order of all calls.
     let link = FaultyStore::new(world.store.clone());
     let start = |link: &FaultyStore<MemoryStore>| {
         let builder = Keyward::builder(link.clone(), peppers()).registry(link.clone());
@@ -281,7 +282,7 @@ fn a_node_registers_durably_before_the_read_that_confirms_it() {
         start(&link).is_err(),
         "a node that cannot register does not start"
     );
-    // The node first read the clocks of others.
+    // Before the node registered, it read the clocks of the other nodes.
     let looked = (Call::Nodes, Fault::None);
     assert_eq!(link.met(), [looked, (Call::Report, Fault::Unavailable)]);
     drop(start(&link).unwrap());
@@ -309,7 +310,7 @@ fn the_entry_of_a_node_lost_at_its_first_report_lapses() {
     link.next(Call::Report, [Fault::ReplyLost]);
     let builder = Keyward::builder(link.clone(), peppers()).registry(link);
     assert!(wait(builder.clock(world.clock.clone()).build()).is_err());
-    // The entry in the registry is not fresh, and it lapses.
+    // The registry has an entry for the node that failed to start. That entry lapses.
     let key = world.key();
     let receipt = world.revoke(&key);
     assert_eq!(world.ask(&receipt).waiting().count(), 1);
@@ -349,7 +350,7 @@ fn nodes_that_draw_the_same_id_detect_it_and_draw_another() {
     assert_ne!(one.node(), two.node());
     assert_eq!(wait(store.nodes()).unwrap().len(), 2);
 
-    // Another node got this id while the first node's entry was missing.
+    // Simulates a node that took the id of `two` while the entry of `two` was missing.
     let mut stranger = wait(store.nodes()).unwrap();
     let mut stranger = stranger.remove(usize::from(Some(stranger[0].node) != two.node()));
     stranger.beat = 1000;
@@ -415,7 +416,7 @@ fn an_entry_silent_for_a_day_is_removed_and_a_reporting_one_is_not() {
     let cut_off = world.nodes.remove(1);
     cut_off.link.partition(true);
     cut_off.roll.partition(true);
-    // Seen within the first hour; the lease lasts one minute longer.
+    // The cut-off node was last seen within the first hour, and its lease lasts one minute longer.
     for _ in 0..25 {
         world.clock.advance(hours(1));
         world.sync();
@@ -692,13 +693,13 @@ fn reads_of_a_store_in_this_process_confirm_nothing_without_a_registration() {
 }
 
 /// Fails if the registry counts as complete after an operator restored it together with its store, epoch
-/// included. Nodes that registered after the copy was made are missing from it.
+/// included. A restored registry lacks nodes that registered after the copy was made.
 #[test]
 fn after_a_lost_history_receipts_wait_out_the_bound_even_under_the_same_epoch() {
     let world = Nodes::new(2);
     let (kept, gone) = (world.key(), world.key());
     wait(world.keys(0).revoke(&admin(), gone.id, Reason::Lost)).unwrap();
-    // The history that the other node follows is removed without its knowledge.
+    // The history that the other node follows is removed without that node's knowledge.
     wait(world.keys(1).delete(&admin(), gone.id, DeleteKey::plain())).unwrap();
     world.store.compact();
     world.sync();

@@ -28,7 +28,7 @@ use support::*;
 const NODES: usize = 3;
 const KEYS: usize = 8;
 
-/// A deliberate defect.
+/// The system under test: sound, or with one deliberate defect.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Twin {
     Sound,
@@ -42,7 +42,7 @@ enum Twin {
     ForgetsTheLiving,
 }
 
-/// Suspends once: a call in flight, on its way there or back.
+/// Suspends the task once, like a call whose request or answer is in flight.
 async fn step() {
     let mut waited = false;
     poll_fn(|_| {
@@ -450,7 +450,7 @@ fn no_receipt_overlooks_a_node_that_starts_or_returns_during_a_revocation() {
         starting.extend(ask.clone());
         starting.push(Op::Run(2, 40));
 
-        // Seen by the observer, then silent for longer than its lease, then back.
+        // Node 1 is seen by the observer, is silent for longer than its lease, and then returns.
         let mut returning = revoke(7).to_vec();
         returning.extend(ask.clone());
         returning.extend([Op::Advance(80_000), Op::Sync(1), Op::Run(1, steps)]);

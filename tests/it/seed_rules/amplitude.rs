@@ -565,7 +565,7 @@ fn a1_20_a_secret_is_never_stored_and_never_returned_again() {
 
     let hidden = &secret_part(export.secret.expose())[..16];
     assert!(!answers.contains(hidden) && !stored.contains(hidden));
-    // The same search finds the values that may be stored and read again.
+    // The same search finds the API key, whose secret may be stored and shown again.
     let shown = &secret_part(web.secret.expose())[..16];
     assert!(answers.contains(shown) && stored.contains(shown));
 }
@@ -622,7 +622,7 @@ fn a1_22_deleting_requires_the_exact_word() {
             "{said}"
         );
     }
-    // Revoking does not replace deleting.
+    // The key cannot be revoked instead of deleted.
     let confirmed = Reason::Lost.confirmed();
     let revoked = denied(wait(world.keys.revoke(&admin(), id, confirmed)));
     assert!(
@@ -711,7 +711,7 @@ fn a1_24_a_project_has_at_most_fifty_active_keys() {
     world.create(&manager(), api("in its place")).unwrap();
     refused();
 
-    // A hundred concurrent creates on two nodes, for an unknown project.
+    // A hundred concurrent creates run on two nodes, for an unknown project.
     let world = unprovisioned();
     let nodes = [world.keys.clone(), world.another_node(policy())];
     let created: usize = std::thread::scope(|scope| {
@@ -740,7 +740,7 @@ fn a1_24_a_project_has_at_most_fifty_active_keys() {
     assert_eq!((created, active_keys(&world)), (49, 50));
 }
 
-/// Returns the same bytes after each start, so that a key is known before it exists.
+/// An entropy source that starts with the same bytes on each node, so a key is known before it exists.
 #[derive(Debug, Default)]
 struct Predictable(AtomicU64);
 
@@ -801,8 +801,8 @@ fn a1_25_a_new_key_works_immediately_on_every_node_even_after_a_miss() {
     }
 }
 
-/// Nodes that followed the store until now and are cut off from it. One has the world's clock, and the clock
-/// of the other runs as slowly as allowed.
+/// Two nodes that are cut off from the store they followed. One node uses the world's clock. The clock of the
+/// other node runs as slowly as allowed.
 struct Partitioned {
     remote: FaultyStore<MemoryStore>,
     node: Keyward,

@@ -145,7 +145,7 @@ impl Company {
         wait(self.world.keys.rotate(by, key, RotateKey::default()))
     }
 
-    /// Replaces a key that was found in the wrong hands. The old key ends immediately.
+    /// Rotates a compromised key. The old key ends immediately.
     fn rotate_compromised(&self, by: &Actor, key: KeyId) -> Result<Rotated, CommandError> {
         let how = RotateKey::immediate().because(RotationReason::Compromise);
         wait(self.world.keys.rotate(by, key, how))
@@ -287,7 +287,7 @@ fn a2_08_organisation_keys_are_private_and_rotated_by_support_only() {
     let company = company();
     let (api_key, secret_key) = company.organisation_pair();
     assert_eq!(company.info(secret_key.id).visibility, Visibility::Secret);
-    // The other half of the pair only identifies; alone it gives no access.
+    // The API key of the pair only identifies the organisation. Alone, the API key gives no access.
     let alone = company.verify(api_key.secret.expose(), &Need::any());
     assert_eq!(
         alone.unwrap_err(),
@@ -316,7 +316,7 @@ fn a2_09_each_project_has_its_two_keys_from_the_start() {
     world.keys.verify(text(&new.api_key), &ingest()).unwrap();
     let secret = world.keys.verify(text(&new.secret_key), &project_work());
     secret.unwrap();
-    // Keys are provisioned once, also if a project's first command is about another key.
+    // A project's keys are provisioned once, even if the project's first command creates another key.
     let again = wait(world.keys.provision_tenant(&by, &new.tenant)).unwrap();
     assert_eq!((again.len(), listed(&world, &by).len()), (0, 2));
     let first = CreateKey::new("flags").in_tenant(tenant("acme/newer"));
@@ -343,7 +343,7 @@ fn a2_10_analytics_keys_act_only_in_their_project() {
             assert_eq!(refusal.kind(), VerifyErrorKind::Forbidden);
         }
     }
-    // An actor of the key sees nothing of another project.
+    // An actor made from one project's key sees nothing of another project.
     let keys = &company.world.keys;
     let secret = keys.verify(text(&web.secret_key), &project_work());
     let by = secret.unwrap().actor();
@@ -377,7 +377,7 @@ fn a2_12_a_project_api_key_may_be_embedded_in_browsers_and_apps() {
     company.world.clock.advance(days(400));
     let published = company.info(key.id).facts.published;
     assert_eq!(published.as_deref(), Some(text(key)), "it can be read");
-    // From any address a browser may have.
+    // The key works from any address that a browser may have.
     for address in ["203.0.113.9", "2001:db8::1"] {
         let need = ingest().from_address(address.parse().unwrap());
         assert_eq!(company.verify(text(key), &need).unwrap(), key.id);
@@ -457,7 +457,7 @@ fn a2_15_a_secret_key_pairs_only_with_the_api_key_of_its_project() {
     assert_eq!(with(&other_id), Err(VerifyError::PairMismatch));
     let forged = with_other_secret(api_key);
     assert_eq!(with(&forged), Err(VerifyError::WrongSecret));
-    // The API key is not a secret key, even next to one.
+    // An API key cannot take the place of the secret key in a pair.
     let swapped = company.pair(secret, api_key, &project_work());
     let key = web.api_key.id;
     assert_eq!(swapped, Err(VerifyError::Publishable { key }));
@@ -632,7 +632,7 @@ fn a2_27_server_keys_begin_with_server() {
     begins_with(&company, "server", "server-", &fetch());
 }
 
-/// Checks the prefix of keys that come with a deployment, are made by hand, or succeed another.
+/// Checks the prefix of keys that come with a deployment, are made by hand, or succeed another key.
 fn begins_with(company: &Company, side: &str, prefix: &str, need: &Need) {
     let key = company.deployment(side, "dep-1");
     let draft = CreateKey::new("by hand")
@@ -719,7 +719,7 @@ fn a2_28_a_server_key_is_deleted_once_nothing_refers_to_it() {
         assert_eq!(denied(refused), Denial::StillReferenced { references });
         both_work();
     }
-    // Revoking is no way around the references.
+    // Revoking the key cannot bypass the check of its references.
     let revoked = company.revoke(&admin(), old.id, Reason::Compromised);
     let class = class("deployment-server");
     assert_eq!(denied(revoked), Denial::NotRevocable { class });
@@ -878,7 +878,7 @@ fn a2_34_organisation_calls_need_both_keys() {
         with(text(&company.web.api_key)),
         Err(VerifyError::PairMismatch)
     );
-    // The API key opens nothing, neither alone nor in place of the secret.
+    // The API key gives no access, neither alone nor in place of the secret key.
     let key = api_key.id;
     for verdict in [
         company.verify(api_key_text, &need),
@@ -887,7 +887,7 @@ fn a2_34_organisation_calls_need_both_keys() {
     ] {
         assert_eq!(verdict, Err(VerifyError::Publishable { key }));
     }
-    // Nor does a project's secret key next to it.
+    // A project's secret key next to the organisation's API key gives no access either.
     let project = text(&company.web.secret_key);
     let verdict = company.pair(api_key_text, project, &project_work());
     assert_eq!(verdict, Err(VerifyError::PairMismatch));
@@ -1019,7 +1019,7 @@ fn a2_41_an_admin_rotates_a_compromised_scim_key() {
         let (action, role) = ("rotate keys", by.role().cloned());
         assert_eq!(refusal, Denial::Forbidden { action, role });
     }
-    // A different admin than the one who created the key.
+    // The acting admin is not the admin who created the key.
     let ada = actor("acme", "ada", Role::ADMIN);
     let rotated = company.rotate_compromised(&ada, key.id).unwrap();
     let old = company.verify(key.secret.expose(), &scim());

@@ -1,10 +1,10 @@
-//! Checks that every rule has a test, or names what it waits for.
+//! Checks that every rule has a test, or a state that names the missing feature.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use regex::Regex;
 
-/// The documents: rules, tests, the letters of the rule ids, and the number of rules.
+/// The documents. Each has its rules, its tests, the prefix of its rule ids, and its number of rules.
 const DOCUMENTS: &[(&str, &str, &str, usize)] = &[
     (
         include_str!("rules/amplitude.csv"),
@@ -41,7 +41,7 @@ const DOCUMENTS: &[(&str, &str, &str, usize)] = &[
 /// The states of a rule: shown by a test, or waiting for usage counts or for a web page.
 const STATES: &[&str] = &["shown", "usage", "page"];
 
-/// The tests over HTTP of the rules about requests, from all documents.
+/// The source of the HTTP tests for the rules about requests, from all documents.
 const OVER_HTTP: &str = include_str!("../http/rules.rs");
 
 /// The rules that must be tested over HTTP, even if the library's own tests show them too.

@@ -85,7 +85,8 @@ fn works(node: &Keyward, text: &str) -> bool {
     fetched.is_ok()
 }
 
-/// Verifies in every way and returns the verdicts. No way may accept a key that another refuses.
+/// Verifies `text` with every verification method and returns the verdicts. No method may accept a key that
+/// another method refuses.
 fn every_way(node: &Keyward, text: &str, need: &Need) -> [Result<KeyId, VerifyError>; 5] {
     let id = keyward::token::parse(text.as_bytes()).unwrap().id();
     let with = |public: &str| {
@@ -386,7 +387,7 @@ fn g_12_a_rotated_key_has_a_new_value_and_the_old_one_ends_as_the_policy_says() 
         assert!(!works(&world.keys, old.secret.expose()));
         assert!(works(&world.keys, new.secret.expose()));
     }
-    // A key that has ended is not rotated.
+    // A key that has ended cannot be rotated.
     let ended = create(&world, "ended");
     revoke(&world, ended.id);
     let again = wait(
@@ -483,7 +484,7 @@ fn g_16_there_is_always_a_key_that_works() {
         let world = organization();
         let elsewhere = world.another_node(policy());
         let nodes = [&world.keys, &elsewhere];
-        // Ten hours before the old key's own end, which the rotation does not move.
+        // The old key expires in ten hours, and the rotation does not move its expiry.
         let old = draft("export").expires_in(hours(10));
         let old = world.create(&developer(), old).unwrap();
         for node in nodes {
@@ -691,7 +692,7 @@ fn g_24_a_revoked_key_cannot_be_made_to_work_again() {
         assert_eq!(denied(cancelled), Denial::NotRotating);
         assert_eq!(denied(wait(keys.replace_lost(&by, id))), Denial::Revoked);
     }
-    // Nor does a cancelled rotation restore it.
+    // Cancelling a rotation does not restore a revoked key either.
     let old = create(&world, "old");
     let how = RotateKey::on_first_use(hours(1));
     wait(world.keys.rotate(&developer(), old.id, how)).unwrap();
@@ -802,7 +803,7 @@ fn g_36_a_key_works_only_in_its_own_environment() {
         for verdict in every_way(&world.keys, text, &there) {
             assert_eq!(verdict, Err(refused.clone()));
         }
-        // Another prefix does not move it to the other environment either.
+        // Another prefix does not move the key to the other environment either.
         let other = format!("key_{other}_{}", &text[prefix.len()..text.len() - 6]);
         let renamed = format!("{other}{}", keyward::token::checksum(&other));
         assert!(!works(&world.keys, &renamed));
@@ -874,7 +875,7 @@ fn g_38_a_key_states_its_purpose() {
     wait(world.keys.update(&developer(), key.id, changed)).unwrap();
     assert_eq!(purpose(), "weekly reports");
 
-    // Only recommended, unless a policy requires it.
+    // A purpose is only recommended unless the policy requires one.
     let advised = organization_under(profiles::guide().with(|spec| spec.purpose_required = false));
     let key = advised.create(&developer(), silent).unwrap();
     assert_eq!(info(&advised, key.id).purpose, None);

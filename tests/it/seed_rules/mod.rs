@@ -1,7 +1,8 @@
 //! The rules of the five documents this project started from, each by its id.
 //!
-//! `rules/*.csv` states every rule in our own words, with a state: a test here shows it, or it waits for
-//! something else. A test in `coverage` compares the rules with the tests, so that no rule is forgotten.
+//! `rules/*.csv` lists every rule in our own words, with a state: a test here shows the rule, or the rule
+//! waits for a missing feature. A test in `coverage` compares the rules with the tests, so that no rule is
+//! forgotten.
 
 mod amplitude;
 mod amplitude_products;

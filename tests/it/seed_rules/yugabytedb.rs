@@ -13,7 +13,7 @@ use keyward::{
 
 use support::*;
 
-/// The scopes of developers, and those of admins only, as the profile divides them.
+/// The scopes that the profile gives to developers.
 const DEVELOPER_SCOPES: &[&str] = &[
     "backups:write",
     "clusters:read",
@@ -21,6 +21,7 @@ const DEVELOPER_SCOPES: &[&str] = &[
     "databases:read",
     "networks:write",
 ];
+/// The scopes that the profile gives to admins only.
 const ADMIN_SCOPES: &[&str] = &[
     "account:read",
     "account:write",
@@ -77,7 +78,8 @@ fn details(world: &World, key: &Created) -> KeyInfo {
     wait(world.keys.key(&admin(), key.id)).unwrap()
 }
 
-/// Checks a refusal. It names the role of a person; a key has no role.
+/// Checks that `result` was refused because only admins may do `action`. The refusal names a person's role; a
+/// key has no role.
 fn only_admins_may<T: std::fmt::Debug>(
     action: &'static str,
     by: &Actor,
@@ -150,7 +152,7 @@ fn y_07_only_admins_create_keys() {
     let demoted = bob_the_developer();
     let created = world.create(&demoted, draft("more"));
     only_admins_may("create keys", &demoted, created);
-    // Nor can the key that bob created when he was an admin.
+    // The key that bob created as an admin cannot create keys either.
     let with_key = world
         .keys
         .verify(key.secret.expose(), &clusters())
@@ -356,7 +358,7 @@ fn y_19_a_key_is_shown_once() {
 fn y_20_a_lost_key_is_revoked_and_replaced_by_a_new_one() {
     let world = world();
     let lost = world.create(&admin(), draft("lost")).unwrap();
-    // Within an hour, a create with a lost answer can be answered again, with another secret.
+    // A create whose answer was lost can be answered again for an hour, with another secret.
     let replaced = wait(world.keys.replace_lost(&admin(), lost.id)).unwrap();
     let verify = |key: &Created| world.keys.verify(key.secret.expose(), &clusters());
     assert_eq!(verify(&lost).unwrap_err(), VerifyError::WrongSecret);
@@ -384,7 +386,7 @@ fn y_23_a_key_is_linked_to_its_creator_permanently() {
     let world = world();
     let key = world.create(&admin(), draft("alice's")).unwrap();
     let linked = || {
-        // Read by the host, also after alice has left.
+        // The host reads the key's owner, even after alice has left.
         let owner = wait(world.keys.key(&host(), key.id)).unwrap().facts.owner;
         assert_eq!(owner, Owner::Principal(who("alice")));
     };
@@ -397,7 +399,8 @@ fn y_23_a_key_is_linked_to_its_creator_permanently() {
     linked();
     let grant = world.keys.verify(key.secret.expose(), &clusters());
     assert_eq!(grant.unwrap().owner(), &Owner::Principal(who("alice")));
-    // Removing bob, who changed the key last, keeps the key. Removing its creator ends it.
+    // Removing bob, who changed the key last, keeps the key. Removing alice, who created the key, ends the
+    // key.
     let remove = |by: &Actor, user: &str| {
         wait(world.keys.remove_owner(by, &tenant("acme"), who(user))).unwrap()
     };

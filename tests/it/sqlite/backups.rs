@@ -65,7 +65,7 @@ fn a_restored_store_opens_only_for_recovery_and_its_followers_start_over() {
         wait(SqliteStore::open(desk.path())),
         Err(OpenError::Unrecovered { .. })
     ));
-    // The running service does not open the restored file either: for the service, only the file changed.
+    // The running service sees only a changed file, and refuses the restored file too.
     let error = format!("{:?}", wait(service.sync()).unwrap_err());
     assert!(error.contains("Unrecovered"), "{error}");
     let refused = wait(service.create(&admin(), reader("too early"))).unwrap_err();

@@ -163,7 +163,7 @@ fn a_tenants_damaged_head_stops_only_that_tenant() {
 
 const FLIPS: usize = 1000;
 
-/// Returns every intact row in the store, by name.
+/// Returns every intact row in the store, by row key.
 fn intact_rows(store: &SqliteStore) -> Option<BTreeMap<RowKey, Change>> {
     let page = wait(store.scan(None, ALL)).ok()?;
     let intact = page

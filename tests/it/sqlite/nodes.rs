@@ -167,7 +167,7 @@ fn a_restored_registry_is_marked_as_incomplete() {
     assert_eq!((found[0].lease, found[0].applied), (hours(2), None));
     wait(restored.finish_recovery()).unwrap();
 
-    // Therefore no receipt counts a change as confirmed before the bound has passed.
+    // After a restore, no receipt counts a change as confirmed before the staleness bound has passed.
     let builder = Keyward::builder(restored.clone(), peppers()).registry(restored.clone());
     let keys = wait(builder.policy(policy()).clock(desk.clock.clone()).build()).unwrap();
     let receipt = wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();

@@ -224,8 +224,8 @@ fn the_journal_mode_is_safe_with_the_linked_sqlite() {
             (JournalMode::Wal, "wal")
         );
     } else {
-        // TRUNCATE mode is not stored in the file, so another connection reports a mode of its own. That must
-        // not be WAL.
+        // TRUNCATE mode is not stored in the file, so another connection reports its own default mode. That
+        // mode must not be WAL.
         assert_eq!(store.journal_mode(), JournalMode::Truncate);
         assert_ne!(now, "wal");
     }

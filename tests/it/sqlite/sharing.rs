@@ -45,7 +45,8 @@ fn first_uses_are_not_lost() {
     pairs::first_uses_are_not_lost(&desk.keys(), &desk.keys(), &desk.clock);
 }
 
-/// Runs a check with a right and a wrong clock, and a function that starts another node with the right clock.
+/// Runs `check` with a node on the right clock and one on a wrong clock. The last argument starts another
+/// node on the right clock.
 fn on_two_clocks(
     check: impl Fn((&Keyward, &ManualClock), (&Keyward, &ManualClock), &dyn Fn() -> Keyward),
 ) {

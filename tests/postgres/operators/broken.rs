@@ -1,5 +1,5 @@
-//! Detection of broken copies: of a target that differs from its source, and of a source that changes during
-//! the copy.
+//! Broken copies are detected: a target that differs from its source, or a source that changes during the
+//! copy.
 
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
@@ -15,7 +15,7 @@ use support::*;
 /// The change a broken target makes to each page.
 type Bend = fn(Vec<Item>) -> Vec<Item>;
 
-/// A target that writes something other than it was given.
+/// A target that changes each page of `part` before it writes the page.
 #[derive(Debug)]
 struct Bent<'a> {
     inner: &'a dyn Import,
@@ -138,7 +138,7 @@ impl Export for Moving {
 
 #[test]
 fn a_write_to_the_source_during_a_copy_is_detected_at_any_page() {
-    // The number of pages a copy reads from an unchanged source.
+    // Counts the pages that a copy reads from an unchanged source.
     let (file, other) = (File::new(), File::new());
     fill(&file.open());
     let still = Moving {

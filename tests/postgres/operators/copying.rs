@@ -23,7 +23,7 @@ use support::*;
 
 const CAP: usize = 4;
 
-/// An in-memory store, as the model's service requires, that also applies its commits to a file.
+/// An in-memory store, which the model's service requires. It also applies each of its commits to a file.
 #[derive(Debug)]
 struct Mirrored {
     memory: MemoryStore,
@@ -76,7 +76,7 @@ proptest! {
     #![proptest_config(Config {
         cases: 12,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
-            "tests/operators.proptest-regressions",
+            "postgres/operators.proptest-regressions",
         ))),
         max_shrink_iters: 100,
         ..Config::default()
@@ -131,7 +131,7 @@ fn a_copy_behaves_like_its_source() {
     copy(&file.open(), &to_file).unwrap();
     let to_database = open(place.options()).unwrap();
     copy(&file.open(), &to_database).unwrap();
-    // The handles that made the copies, and new ones.
+    // Both the handles that made the copies and new handles work.
     works(to_file, &filled);
     works(to_database, &filled);
     assert_ne!(seen(&other.open()), seen(&file.open()), "two stores");
@@ -141,7 +141,7 @@ fn a_copy_behaves_like_its_source() {
         .unwrap();
 }
 
-/// Returns a commit that writes no row and only takes an id.
+/// Returns a commit that writes a new key with the id `id`.
 fn takes(id: keyward::KeyId, expected: Revision) -> Commit {
     let mut record = None;
     let keys = support::World::new();

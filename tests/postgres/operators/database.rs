@@ -59,7 +59,7 @@ impl Said {
     }
 }
 
-/// A folder for files, and a schema.
+/// A folder for files, and a schema in the database.
 struct Shop {
     folder: TempDir,
     place: Place,
@@ -130,7 +130,7 @@ impl Shop {
         keys.verify(token, &Need::any()).is_ok()
     }
 
-    /// Runs one of the database's own tools.
+    /// Runs a PostgreSQL tool, such as `pg_dump`.
     fn tool(&self, name: &str, args: &[&str]) -> String {
         let mut tool = Command::new(programs().join(name));
         tool.arg("--dbname").arg(&self.place.url).args(args);
@@ -252,7 +252,7 @@ fn a_store_moves_from_a_file_into_a_database_and_back() {
 
 const KEYS: usize = 3_000;
 
-/// Writes keys into a file, many enough that copying them takes a while.
+/// Writes so many keys into a file that copying them takes a while.
 fn many_keys(path: &Path) {
     let store = wait(SqliteStore::open(path)).unwrap();
     let world = World::new();
@@ -298,7 +298,7 @@ fn a_copy_that_is_killed_leaves_nothing_and_can_be_started_again() {
             "copy.db" => rows(&wait(SqliteStore::open(&copy)).unwrap()),
             _ => rows(&shop.place.connect()),
         };
-        // Killed after more and more of its output: it reports each part that was compared.
+        // Each run is killed after one more line of output. The process prints a line for each compared part.
         for lines in 0.. {
             let args = ["migrate-store", "keys.db", to, "--pepper-file", "pepper"];
             let mut command = shop.command(&args);

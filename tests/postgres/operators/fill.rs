@@ -68,8 +68,7 @@ pub(crate) struct Filled {
     pub(crate) imported: KeyId,
 }
 
-/// Fills a file with live, revoked and imported keys and removes some. Of one removed key not even the
-/// tombstone is left.
+/// Fills a store with live, revoked, imported and removed keys. The tombstone of `forgotten` is compacted.
 pub(crate) fn fill(store: &SqliteStore) -> Filled {
     let keys = service(store.clone());
     let create = |name: &str| wait(keys.create(&admin(), reader(name))).unwrap();
@@ -136,7 +135,7 @@ pub(crate) fn seen(store: &dyn KeyStore) -> Seen {
     }
 }
 
-/// Reads the feed from the earliest revision it still has.
+/// Reads the feed from the earliest revision that the feed still has.
 fn feed(store: &dyn KeyStore, head: Cursor) -> Vec<Change> {
     let beginning = Cursor {
         epoch: head.epoch,
@@ -152,7 +151,7 @@ pub(crate) fn head(store: &dyn KeyStore) -> Cursor {
     wait(store.scan(None, FEW)).unwrap().head
 }
 
-/// Whether a store holds nothing, not even the history of a commit.
+/// Returns whether a store holds nothing, not even the history of a commit.
 pub(crate) fn is_empty(store: &dyn KeyStore) -> bool {
     let trail = wait(store.audit(&AuditQuery::all())).unwrap();
     let scan = wait(store.scan(None, ALL)).unwrap();
@@ -161,7 +160,7 @@ pub(crate) fn is_empty(store: &dyn KeyStore) -> bool {
         && trail.rows.is_empty()
 }
 
-/// Asserts that a copy does what its source would.
+/// Asserts that a service over a copy gives the same answers as a service over the source.
 pub(crate) fn works(store: impl KeyStore + Clone, filled: &Filled) {
     let keys = service(store.clone());
     keys.verify(filled.live.secret.expose(), &reading())

@@ -1,4 +1,4 @@
-//! A copy that is cut off leaves an empty target, and is started again.
+//! A copy that is cut off leaves an empty target, and can be started again.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use support::*;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Cut {
     Before,
-    /// The call did its work; the answer is lost.
+    /// After the call did its work: only the answer is lost.
     After,
 }
 
-/// A target of which so many calls succeed.
+/// A target whose first `left` calls succeed. All later calls fail.
 #[derive(Debug)]
 struct Dying<'a> {
     inner: &'a dyn Import,
@@ -116,7 +116,7 @@ fn a_copy_that_is_cut_off_anywhere_leaves_an_empty_store() {
     }
 }
 
-/// A target in whose copy something happens before it commits.
+/// A target that runs an action before its copy commits.
 struct Watched<'a> {
     inner: &'a dyn Import,
     happens: Arc<dyn Fn() + Send + Sync>,

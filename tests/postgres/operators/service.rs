@@ -35,7 +35,7 @@ fn services_over_one_database_share_keys_and_print_the_admin_key_once() {
     let (status, revoked) = other.ask(&admin, &format!("POST /v1/keys/{id}/revoke"), None);
     assert_eq!(status, 200, "{revoked}");
     assert_eq!(reads(&other), 401);
-    // The service is notified of the revocation, or polls.
+    // Service `one` is notified of the revocation, or finds it by polling.
     assert!(
         (0..20_000).any(|_| reads(&one) == 401),
         "it goes on accepting"

@@ -79,7 +79,7 @@ fn instant(text: Option<&str>) -> Answer<Option<Timestamp>> {
     Ok(text.map(str::parse).transpose()?)
 }
 
-/// Reads a page within the actor's reach. Only the host itself can query all tenants together.
+/// Reads a page of the entries that the actor may see. Only the host itself can query all tenants together.
 async fn page(desk: &Desk, query: &AuditQuery) -> Answer<AuditPage> {
     match &query.tenant {
         Some(tenant) => Ok(desk.keys.audit(&desk.actor(tenant)?, query).await?),

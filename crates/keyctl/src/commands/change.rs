@@ -65,7 +65,7 @@ pub(crate) async fn revoke(desk: &Desk, asked: &Revoke, output: &Output) -> Answ
     output.done(&format!("{words}\n{more}"), &answer)
 }
 
-/// Returns the keys that `key` made and that still work or can be enabled.
+/// Returns the keys that `key` made, if they still work or can be enabled.
 async fn made_by(desk: &Desk, actor: &Actor, key: KeyId) -> Answer<Vec<KeyId>> {
     let made = desk.keys.made_by(actor, actor.tenant(), key).await?;
     let live = |key: &KeyInfo| !matches!(key.status, Status::Revoked | Status::Expired);
@@ -135,7 +135,7 @@ async fn confirmed(
     given: Option<String>,
 ) -> Answer<String> {
     let info = match (desk.keys.key(actor, key).await, &given) {
-        // The key is gone: the command reports whether it removed the key itself.
+        // The key is gone. The command still runs, because a repeated command reports its earlier outcome.
         (Err(CommandError::Denied(Denial::NotFound)), Some(text)) => return Ok(text.clone()),
         (info, _) => info?,
     };

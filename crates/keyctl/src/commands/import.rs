@@ -19,7 +19,7 @@ use crate::desk::Desk;
 use crate::failure::{Answer, Failure, Kind};
 use crate::output::{Output, warn};
 
-/// Lines in flight together: 64. Keys of one tenant share a commit.
+/// The number of lines that are imported concurrently: 64. Concurrent keys of one tenant share a commit.
 const TOGETHER: usize = 64;
 
 /// The longest line: 64 KiB. All fields at their maximum length fit.
@@ -51,7 +51,7 @@ struct Line {
 
 enum Done {
     Imported(KeyId),
-    /// An earlier import had the same line.
+    /// The line was already imported, as the key with this id.
     Repeated(KeyId),
 }
 

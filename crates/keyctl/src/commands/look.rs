@@ -95,7 +95,7 @@ struct Page {
     next: Option<KeyPosition>,
 }
 
-/// Reads a page within the actor's reach. Only the host itself can query all tenants together.
+/// Reads a page of the keys that the actor may see. Only the host itself can query all tenants together.
 async fn page(desk: &Desk, query: &KeyQuery) -> Answer<Page> {
     if let Some(tenant) = &query.tenant {
         let list = desk.keys.list(&desk.actor(tenant)?, query).await?;

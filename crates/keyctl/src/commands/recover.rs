@@ -28,7 +28,7 @@ pub(crate) async fn run(desk: &Desk, asked: &Recover, output: &Output) -> Answer
     output.done(&words(&report), &document(&report))
 }
 
-/// Reads the whole audit trail of another store. That store may wait for a recovery of its own.
+/// Reads the whole audit trail of another store, even if the other store is waiting for recovery too.
 async fn trail(desk: &Desk, place: &Place) -> Answer<Vec<AuditEntry>> {
     let common = desk.common();
     let store = store::open_at(place, &common.schema, common, Expected::Existing).await?;

@@ -19,7 +19,7 @@ defects! {
     KeepsWholeSeconds => "reports_come_back_as_they_were_written",
     /// Truncates long labels.
     CutsLabels => "reports_come_back_as_they_were_written",
-    /// Stores the beginning of history for a node that has read nothing.
+    /// Stores a cursor at the beginning of history for a node that has no cursor.
     InventsACursor => "reports_come_back_as_they_were_written",
     /// Keeps the old value of a field that a report leaves empty.
     MergesReports => "a_later_report_replaces_an_earlier_one",
@@ -49,7 +49,7 @@ defects! {
     ComparesThenWrites => "concurrent_reports_end_at_the_latest",
 }
 
-/// 256 nodes in a registry that drops silent ones; fewer than the check reports.
+/// 256 nodes: the most that a registry keeps if it drops silent ones. The check reports more nodes.
 const KEPT: usize = 256;
 
 /// An in-memory registry with one [`RegistryDefect`].

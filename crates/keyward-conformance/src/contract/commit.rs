@@ -26,7 +26,7 @@ pub async fn a_commit_on_another_revision_is_a_conflict<S: KeyStore>(
     let batch = desk.batch("acme").put(key(4)).expecting(elsewhere);
     desk.conflicts("a tenant expected at the store's head", batch)
         .await?;
-    // A commit of another tenant does not affect this one.
+    // A commit of another tenant does not advance `acme`.
     let batch = desk.batch("acme").put(key(5));
     let second = desk.land(batch).await?;
     let old = desk.batch("acme").put(key(6)).expecting(first);
@@ -49,8 +49,8 @@ pub async fn a_commit_on_another_revision_is_a_conflict<S: KeyStore>(
 }
 
 /// A commit that was decided on another history of the store is a conflict at any revision. A
-/// commit that was decided on the store's own history is not, and neither is one that names no
-/// history.
+/// commit that was decided on the store's own history is not a conflict. A commit that names no
+/// history is not a conflict either.
 pub async fn a_commit_on_another_history_is_a_conflict<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -69,8 +69,8 @@ pub async fn a_commit_on_another_history_is_a_conflict<S: KeyStore>(
     desk.agrees("after the commits").await
 }
 
-/// A conflict writes nothing: no record, owner, tenant row, audit entry or change. It takes no id
-/// and no digest.
+/// A conflict writes nothing: no record, owner, tenant row, audit entry or change. A refused commit
+/// takes no id and no digest.
 pub async fn a_conflict_writes_nothing<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -168,8 +168,8 @@ pub async fn a_removed_key_never_comes_back<S: KeyStore>(
     desk.agrees("after the refusals").await
 }
 
-/// Removing a key that was never stored takes its id. A key that is created and deleted in one
-/// commit leaves only the removal.
+/// The removal of a key that was never stored makes the key's id unusable. A key that is created
+/// and deleted in one commit leaves only the removal.
 pub async fn removing_a_key_never_stored_takes_its_id<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -260,8 +260,8 @@ pub async fn the_digest_of_a_removed_key_stays_taken<S: KeyStore>(
 }
 
 /// A digest that a commit claims for a key stays taken permanently, like the digest of a record.
-/// This holds across tenants, within a batch, after the key is removed, and if the key never
-/// existed.
+/// The digest stays taken across tenants, within a batch, after the key is removed, and if the key
+/// never existed.
 pub async fn a_claimed_digest_stays_taken<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -273,7 +273,7 @@ pub async fn a_claimed_digest_stays_taken<S: KeyStore>(
     desk.land(batch).await?;
     let taken = ["mark of one", "blocked", "one"];
     claims_are_refused(&mut desk, &taken).await?;
-    // A key keeps its claims, and may get more.
+    // A key that is written again keeps its claims, and may get more claims.
     let renamed = imported(1, "one").with(|key| key.name = text("renamed"));
     let batch = desk.batch("acme").put(renamed);
     let batch = batch.claim("mark of one", id(1)).claim("another", id(1));
@@ -356,8 +356,8 @@ pub async fn concurrent_claims_of_one_digest_have_one_winner<S: KeyStore>(
     desk.agrees("after the races").await
 }
 
-/// Every commit's revision is above all earlier ones, across tenants. Views, rows and audit entries
-/// return it.
+/// Every commit's revision is above all earlier revisions, across tenants. Views, rows and audit
+/// entries contain the revision of their commit.
 pub async fn revisions_increase_in_commit_order<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {

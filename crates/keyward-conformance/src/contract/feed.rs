@@ -55,7 +55,7 @@ async fn history<S: KeyStore>(desk: &mut Desk<S>) -> Checked {
     Ok(())
 }
 
-/// 40 changes: more than [`history`] writes rows.
+/// 40 changes: a limit above the number of rows that [`history`] writes.
 const ALL: usize = 40;
 
 fn renamed(n: u64) -> KeyRecord {
@@ -157,7 +157,7 @@ pub async fn nothing_up_to_upto_is_missing<S: KeyStore>(
         let reached = after.revision;
         desk.same("where the last page ends", reached, desk.truth.revision)?;
     }
-    // This also holds from every other position in the history.
+    // No change is missing from any other position in the history either.
     for (revision, tag) in desk.truth.tags.clone() {
         let after = Cursor {
             revision,
@@ -241,7 +241,7 @@ pub async fn tombstones_are_in_the_feed<S: KeyStore>(
     Ok(())
 }
 
-/// A cursor ahead of the head belongs to no history of this store: compacted.
+/// A cursor ahead of the head belongs to no history of this store, and is refused as compacted.
 pub async fn a_cursor_ahead_of_the_head_is_compacted<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -258,7 +258,7 @@ pub async fn a_cursor_ahead_of_the_head_is_compacted<S: KeyStore>(
         .await
 }
 
-/// A cursor of another epoch is compacted.
+/// A cursor of another epoch is refused as compacted.
 pub async fn a_cursor_of_another_epoch_is_compacted<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -272,8 +272,8 @@ pub async fn a_cursor_of_another_epoch_is_compacted<S: KeyStore>(
     desk.compacted("a cursor of another epoch", other).await
 }
 
-/// A cursor at a revision of this store with another tag belongs to another history: compacted. So
-/// does a cursor at revision zero with a tag.
+/// A cursor at a revision of this store with another tag belongs to another history, and is refused
+/// as compacted. A cursor at revision zero with a tag is refused too.
 pub async fn a_cursor_with_another_tag_is_compacted<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {

@@ -109,7 +109,8 @@ pub async fn find_returns_the_tombstone_of_a_removed_key<S: KeyStore>(
 }
 
 /// The head that is returned with a key is the store's head at the time of the read, or an earlier
-/// one. It is a valid cursor, and the feed after it contains every later change of the key.
+/// head. The head is a valid cursor, and the feed after the head contains every later change of the
+/// key.
 pub async fn find_returns_a_head_that_can_be_followed<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {

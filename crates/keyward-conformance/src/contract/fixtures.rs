@@ -25,10 +25,11 @@ use keyward::{KeyId, Reason, Role, ScopeSet, TenantId, Timestamp};
 
 pub(super) type Checked = Result<(), Violation>;
 
-/// 1000 pages, more than any check fills. A store with more pages than this never ends.
+/// 1000 pages, more than any check fills. A store that returns more pages is treated as endless.
 const MAX_PAGES: usize = 1_000;
 
-/// 8 polls: the most that a check gives a future before it drops it or lets another one pass.
+/// 8 polls: the most that a check gives a future before it drops the future or lets another one
+/// run.
 pub(super) const STEPS: usize = 8;
 
 /// Parses a constant of the kit.
@@ -114,7 +115,7 @@ pub(super) fn key(n: u64) -> KeyRecord {
     }
 }
 
-/// Returns an imported key, with the digest of `of`.
+/// Returns an imported key with the digest of the text `of`.
 pub(super) fn imported(n: u64, of: &str) -> KeyRecord {
     key(n).with(|key| {
         key.prefix = None;
@@ -566,7 +567,7 @@ impl<S: KeyStore> Desk<S> {
         Err(self.fail(format!("the feed did not end within {MAX_PAGES} pages")))
     }
 
-    /// Scans all rows without tombstones. Returns them with the first page's head.
+    /// Scans all rows without tombstones. Returns the rows with the first page's head.
     pub(super) async fn scan_all(&self, limit: usize) -> Result<(Cursor, Vec<Change>), Violation> {
         let first = self.scan(None, limit).await?;
         let (head, mut rows, mut next) = (first.head, first.rows, first.next);
@@ -673,12 +674,12 @@ pub(super) fn brief(value: &impl fmt::Debug) -> String {
     text
 }
 
-/// Returns the name of a tenant's row.
+/// Returns the row key of a tenant's row.
 pub(super) fn tenant_row(path: &str) -> RowKey {
     RowKey::Tenant(tenant(path))
 }
 
-/// Returns the name of an owner's row.
+/// Returns the row key of an owner's row.
 pub(super) fn owner_row(path: &str, name: &str) -> RowKey {
     RowKey::Owner(tenant(path), text(name))
 }
@@ -742,7 +743,7 @@ impl<'a, T> Running<'a, T> {
         .await
     }
 
-    /// Runs all futures to completion. Each round polls all of them, in their order.
+    /// Runs all futures to completion. Each round polls all futures in order.
     pub(super) async fn finish_all(mut all: Vec<Self>) -> Vec<T> {
         poll_fn(|cx| {
             all.iter_mut().for_each(|running| running.poll(cx));

@@ -1,5 +1,5 @@
-//! Clauses of guards: rows that a commit depends on, in its own tenant or in others. The commit is
-//! refused if one of them has moved.
+//! Clauses of guards. A guard names a row that a commit depends on, in the commit's own tenant or
+//! in another tenant. The commit is refused if a guarded row has moved.
 
 use super::Violation;
 use super::fixtures::{
@@ -53,9 +53,9 @@ pub async fn a_commit_whose_guards_hold_is_applied<S: KeyStore>(
     desk.agrees("after the commits").await
 }
 
-/// A commit is a conflict and writes nothing if one of its guarded rows has moved. The row may
-/// belong to a tenant above, to an owner or key there, or to any other tenant. A guard ahead of its
-/// row is a conflict too.
+/// A commit is a conflict and writes nothing if one of its guarded rows has moved. The row may be
+/// of the commit's own tenant, of an ancestor or of any other tenant. A guard ahead of its row is a
+/// conflict too.
 pub async fn a_commit_whose_guarded_row_moved_is_a_conflict<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -85,7 +85,7 @@ pub async fn a_commit_whose_guarded_row_moved_is_a_conflict<S: KeyStore>(
                 let what = format!("{path} on {row:?} {how}");
                 let alone = full.clone().guarded(row.clone(), revision);
                 desk.conflicts(&what, alone).await?;
-                // Each position among guards that hold.
+                // Puts the guard at each position among guards that hold.
                 for place in 0..=others.len() {
                     let stands = |own: &RowKey| (own.clone(), desk.truth.row_at(own));
                     let mut all: Vec<_> = others.iter().map(stands).collect();
@@ -162,8 +162,8 @@ pub async fn a_commit_whose_guarded_key_was_removed_is_a_conflict<S: KeyStore>(
     desk.agrees("after the conflicts").await
 }
 
-/// A guard covers its row alone: it holds while other rows of the row's tenant change. A busy
-/// organisation does not starve its projects.
+/// A guard covers its row alone: it holds while other rows of the row's tenant change. Otherwise
+/// commits to a busy organisation would starve its projects.
 pub async fn a_guard_holds_while_its_tenant_changes<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -195,8 +195,8 @@ pub async fn a_guard_holds_while_its_tenant_changes<S: KeyStore>(
     desk.agrees("after the commits").await
 }
 
-/// No guarded row moves between the check of the guard and the commit. This holds for concurrent
-/// commits, and for commits that the store batches together.
+/// No guarded row moves between the check of the guard and the commit. The clause covers concurrent
+/// commits, and commits that the store batches together.
 pub async fn a_guard_holds_until_its_commit_is_applied<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {

@@ -131,8 +131,7 @@ pub async fn a_list_holds_exactly_what_matches<S: KeyStore>(
     Ok(())
 }
 
-/// Returns queries for keys that are not revoked, or expire within a span, as a search for expiring
-/// keys asks.
+/// Returns the queries of a search for expiring keys: by status, by span of expiry, and by both.
 fn ending() -> [KeyQuery; 3] {
     let unrevoked = all().with(|query| {
         query.statuses = BTreeSet::from([
@@ -169,7 +168,7 @@ fn queries<S: KeyStore>(desk: &Desk<S>) -> Vec<KeyQuery> {
         Status::Expired,
         Status::Revoked,
     ];
-    // Including the exact instants at which keys expire.
+    // Includes the exact instants at which keys expire.
     for instant in [at(0), at(99), at(100), at(200), at(300), Timestamp::MAX] {
         queries.extend(statuses.map(|status| {
             KeyQuery::all(instant).with(|query| query.statuses = BTreeSet::from([status]))
@@ -214,7 +213,7 @@ fn queries<S: KeyStore>(desk: &Desk<S>) -> Vec<KeyQuery> {
     queries
 }
 
-/// A list comes in the query's order. Keys that are equal in that order come by id.
+/// A list comes in the query's order. Keys that are equal in that order are ordered by id.
 pub async fn a_list_comes_in_the_querys_order<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {

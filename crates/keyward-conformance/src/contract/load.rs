@@ -97,7 +97,7 @@ pub async fn load_returns_keys_by_id<S: KeyStore>(make: &impl Fn() -> S) -> Resu
     holds(&desk, &view, &[id(1), id(2), id(3)])
 }
 
-/// A request for keys live at an instant loads all keys, except those revoked, and those expired by
+/// A request for keys live at an instant loads all keys, except revoked keys and keys expired by
 /// then. Disabled and retiring keys are live.
 pub async fn load_returns_keys_live_at_an_instant<S: KeyStore>(
     make: &impl Fn() -> S,
@@ -327,8 +327,8 @@ pub async fn the_audit_head_is_that_of_the_newest_entry<S: KeyStore>(
     Ok(())
 }
 
-/// `decided_at` is the latest instant at which a commit of the tenant was decided. It never goes
-/// back, even if the deciding clock did.
+/// `decided_at` is the latest instant at which a commit of the tenant was decided. `decided_at`
+/// never goes back, even if the deciding clock did.
 pub async fn decided_at_never_goes_back<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -396,7 +396,7 @@ pub async fn load_returns_the_revision_of_each_row<S: KeyStore>(
     desk.land(batch).await?;
     let batch = desk.batch("globex").put(key(3));
     desk.land(batch).await?;
-    // First each row advances in turn, then none.
+    // Each commit advances at least one row, except the last, which advances none.
     let last = [
         |batch: Batch| batch.put(key(2)),
         |batch: Batch| batch.owner(owner("bob")),
@@ -421,7 +421,7 @@ pub async fn load_returns_the_revision_of_each_row<S: KeyStore>(
             revisions(&desk, &view)?;
         }
     }
-    // A guard built from a view holds.
+    // A commit with guards built from a view is applied.
     let view = desk.load("acme", LoadRequest::key(id(2))).await?;
     let above = view.revisions.into_iter();
     let batch = above.fold(desk.batch("acme/web"), |batch, (row, revision)| {
@@ -430,8 +430,8 @@ pub async fn load_returns_the_revision_of_each_row<S: KeyStore>(
     desk.land(batch.put(key(4))).await.map(drop)
 }
 
-/// Checks that the view has the revision of every row in it. It may have further revisions if they
-/// are right.
+/// Checks that the view has the revision of every row in it. The view may also have revisions of
+/// other rows, if these are correct.
 fn revisions<S: KeyStore>(desk: &Desk<S>, view: &TenantView) -> Checked {
     let tenants = view.tenant.iter().cloned().map(Row::Tenant);
     let owners = view.owners.iter().cloned().map(Row::Owner);

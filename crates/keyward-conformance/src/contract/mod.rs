@@ -54,8 +54,8 @@ pub struct Violation {
 
 /// Calls a macro with the name of every clause of the [`KeyStore`] contract.
 ///
-/// The macro gets the tokens in braces first, as one group, and then each name with a comma behind it.
-/// [`suite!`](crate::suite) is built on it; so can be a harness of another kind.
+/// The macro gets the tokens in braces first, as one group, and then each name followed by a comma.
+/// [`suite!`](crate::suite) is built on this macro, and other test harnesses can be too.
 #[macro_export]
 macro_rules! for_each_clause {
     ($then:path { $($with:tt)* }) => {
@@ -138,8 +138,8 @@ macro_rules! for_each_clause {
     };
 }
 
-/// Calls a macro with the name of every clause of the [`NodeRegistry`] contract, as
-/// [`for_each_clause!`](crate::for_each_clause) does for stores.
+/// Calls a macro with the name of every clause of the [`NodeRegistry`] contract. Works like
+/// [`for_each_clause!`](crate::for_each_clause).
 #[macro_export]
 macro_rules! for_each_registry_clause {
     ($then:path { $($with:tt)* }) => {
@@ -182,8 +182,8 @@ macro_rules! table {
 crate::for_each_clause!(table { KeyStore CLAUSES check });
 crate::for_each_registry_clause!(table { NodeRegistry REGISTRY_CLAUSES check_registry });
 
-/// Runs every check, and returns a violation for each clause that the store breaks. For reports; a
-/// test suite is stamped by [`suite!`](crate::suite).
+/// Runs every check, and returns a violation for each clause that the store breaks. Meant for reports;
+/// [`suite!`](crate::suite) generates a test suite.
 pub async fn violations<S: KeyStore>(make: &impl Fn() -> S) -> Vec<Violation> {
     let mut found = Vec::new();
     for clause in CLAUSES {
@@ -196,9 +196,9 @@ pub async fn violations<S: KeyStore>(make: &impl Fn() -> S) -> Vec<Violation> {
 
 /// Expands to a module of tests: one test per clause of the [`KeyStore`] contract, named after the clause.
 ///
-/// `store` is an expression that returns an empty store. Each test evaluates it as often as it needs one.
-/// The tests run on [`block_on`](crate::block_on), a plain executor; `block_on` names another one, such as
-/// one that enters the runtime of an asynchronous driver.
+/// `store` is an expression that returns an empty store. Each test evaluates `store` as often as it needs a
+/// store. The tests run on [`block_on`](crate::block_on), a plain executor. The `block_on` argument names
+/// another executor, such as one that enters the runtime of an asynchronous driver.
 ///
 /// # Examples
 ///
@@ -229,8 +229,7 @@ macro_rules! suite {
     )*};
 }
 
-/// Expands to a module of tests of a [`NodeRegistry`], one per clause, as [`suite!`](crate::suite) does for
-/// stores.
+/// Expands to a module of tests of a [`NodeRegistry`], one per clause. Works like [`suite!`](crate::suite).
 ///
 /// # Examples
 ///

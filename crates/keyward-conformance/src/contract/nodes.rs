@@ -9,7 +9,7 @@ use keyward::store::{
     CommitTag, Cursor, Epoch, NodeId, NodeRegistry, NodeReport, Revision, StoreError,
 };
 
-/// 300 nodes: more than a registry would keep that drops the oldest.
+/// 300 nodes: more than a registry that drops the oldest nodes would keep.
 const MANY: u128 = 300;
 
 /// A registry under test.
@@ -89,8 +89,7 @@ fn said(n: u128, beat: u64) -> NodeReport {
     }
 }
 
-/// Every read that begins after a report returned contains the report, starting from an empty
-/// registry.
+/// Every read that begins after a report returned contains the report. A fresh registry is empty.
 pub async fn a_report_is_in_every_later_read<R: NodeRegistry>(make: &impl Fn() -> R) -> Checked {
     let roll = Roll::new(make, "a_report_is_in_every_later_read");
     roll.holds("before any report", &[]).await?;
@@ -148,7 +147,7 @@ pub async fn a_later_report_replaces_an_earlier_one<R: NodeRegistry>(
     roll.holds("after two reports of one node", &[&later]).await
 }
 
-/// A report with an older beat, or with the same one, does not replace the current report.
+/// A report with an older beat, or with the same beat, does not replace the current report.
 pub async fn an_older_report_changes_nothing<R: NodeRegistry>(make: &impl Fn() -> R) -> Checked {
     let roll = Roll::new(make, "an_older_report_changes_nothing");
     let stands = said(1, 5);
@@ -165,8 +164,8 @@ pub async fn an_older_report_changes_nothing<R: NodeRegistry>(make: &impl Fn() -
     Ok(())
 }
 
-/// A registry returns whether it accepted a report. Two nodes with one id notice each other by
-/// this.
+/// A registry returns whether it accepted a report. Two nodes with the same id notice each other by
+/// a refused report.
 pub async fn a_registry_returns_whether_it_accepted_a_report<R: NodeRegistry>(
     make: &impl Fn() -> R,
 ) -> Checked {
@@ -250,8 +249,8 @@ pub async fn a_forgotten_node_may_report_again<R: NodeRegistry>(make: &impl Fn()
     roll.holds("after it came back", &[&again]).await
 }
 
-/// A report whose future is dropped at any point is stored completely or not at all. It does not
-/// block later reports.
+/// A report whose future is dropped at any point is stored completely or not at all. A dropped
+/// report does not block later reports.
 pub async fn a_dropped_report_is_all_or_nothing<R: NodeRegistry>(make: &impl Fn() -> R) -> Checked {
     for steps in 0..STEPS {
         let roll = Roll::new(make, "a_dropped_report_is_all_or_nothing");
@@ -292,7 +291,7 @@ pub async fn concurrent_reports_end_at_the_latest<R: NodeRegistry>(
         older.steps(steps).await;
         let mut newer = Running::new(roll.registry.report(said(1, 3)));
         for _ in 0..STEPS {
-            // One poll at a time, because this report may be waiting for the other one.
+            // Polls once, because this report may be waiting for the other report.
             newer.steps(1).await;
         }
         let older = newer.let_pass(older.finish()).await;

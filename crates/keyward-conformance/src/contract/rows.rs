@@ -1,4 +1,4 @@
-//! Clauses about written rows: they come back as written.
+//! Clauses about written rows: a row comes back as it was written.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use keyward::token::TokenPrefix;
 use keyward::{KeyId, PrincipalId, Reason, Role, ScopeSet, Timestamp};
 
 /// Records come back as written, field by field, including texts of minimal and maximal length.
-/// This holds for load, find, list, scan and feed.
+/// The clause covers load, find, list, scan and feed.
 pub async fn records_come_back_as_they_were_written<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {
@@ -185,7 +185,7 @@ fn full(n: u64) -> KeyRecord {
     })
 }
 
-/// Returns a record with texts of maximal length, in multi-byte characters where those are allowed.
+/// Returns a record with texts of maximal length, in multi-byte characters where allowed.
 fn longest(n: u64) -> KeyRecord {
     let long = |max: usize| "x".repeat(max);
     let wide = |max: usize| "é".repeat(max / 2);
@@ -254,7 +254,7 @@ fn maker(n: u64) -> Maker {
     }
 }
 
-/// Returns one of every bulk command that may be in progress.
+/// Returns one bulk command of every kind that may be in progress.
 fn sweeps() -> Vec<PendingSweep> {
     let key = Author::Key {
         key: id(7),
@@ -276,7 +276,7 @@ fn sweeps() -> Vec<PendingSweep> {
     kinds.into_iter().map(pending).collect()
 }
 
-/// Returns evidence of every kind, each with the action that has it.
+/// Returns the evidence of an action; `None` for actions without evidence.
 fn evidence_of(action: &Action) -> Option<Evidence> {
     let mark = DigestMark::from_bytes([7; 32]);
     match action {

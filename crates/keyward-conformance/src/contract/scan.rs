@@ -121,8 +121,8 @@ pub async fn a_scan_reads_its_head_before_its_rows<S: KeyStore>(
     Ok(())
 }
 
-/// A scan of everything returns every row once, in any order, with the store's head. An empty store
-/// returns a page too.
+/// A scan of everything returns every row once, in any order, with the store's head. A scan of an
+/// empty store returns a page too.
 pub async fn a_scan_of_all_returns_every_row_once<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {

@@ -104,8 +104,8 @@ pub async fn the_audit_trail_holds_exactly_what_matches<S: KeyStore>(
     Ok(())
 }
 
-/// Pages of the trail join to the whole trail: of a tenant, of a filter, of the whole store. A page
-/// may begin at any position, even within a commit.
+/// Pages of the trail join to the whole trail, for one tenant, for a filter and for the whole
+/// store. A page may begin at any position, even within a commit.
 pub async fn pages_of_the_audit_trail_neither_repeat_nor_skip<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {

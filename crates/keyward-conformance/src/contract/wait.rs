@@ -1,4 +1,4 @@
-//! Clauses of `wait_past`: a hint, which must do no harm.
+//! Clauses of `wait_past`. Waiting is a hint, and must do no harm.
 
 use super::Violation;
 use super::fixtures::{Desk, Running, STEPS, key};
@@ -28,7 +28,7 @@ pub async fn waiting_does_not_fail<S: KeyStore>(make: &impl Fn() -> S) -> Result
     )
 }
 
-/// A pending wait blocks no commit and no read. It may be dropped or resumed afterwards.
+/// A pending wait blocks no commit and no read. The wait may be dropped or resumed afterwards.
 pub async fn waiting_holds_up_no_commit<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {

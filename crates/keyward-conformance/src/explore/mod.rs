@@ -24,7 +24,7 @@ use self::step::{Control, StepStore, stepped};
 pub(crate) use self::watch::check_cap;
 use keyward::store::KeyStore;
 
-/// A writer is considered stuck after a million polls without a step.
+/// A million polls: a writer that is polled so often without a step is considered stuck.
 const MAX_SPINS: usize = 1_000_000;
 
 /// The fate of a commit.
@@ -43,7 +43,7 @@ pub enum Reply {
 pub enum Choice {
     /// The writer with this number takes its next step.
     Run(usize),
-    /// The commit of that step meets this fate.
+    /// The commit in the current step meets this fate.
     Reply(Reply),
 }
 
@@ -52,9 +52,9 @@ pub enum Choice {
 pub struct Report {
     /// The number of sequences of choices that were run from beginning to end.
     pub executions: usize,
-    /// The most choices in one of those sequences.
+    /// The number of choices in the longest sequence that was run.
     pub max_depth: usize,
-    /// Whether these were all possible sequences.
+    /// Whether every possible sequence of choices was run.
     pub complete: bool,
 }
 
@@ -65,7 +65,7 @@ pub struct Failure {
     pub message: String,
     /// The choices that lead to the failure; [`Explorer::replay`] takes them.
     pub schedule: Vec<Choice>,
-    /// The number of executions before this one.
+    /// The number of executions before the failed execution.
     pub executions: usize,
 }
 
@@ -110,8 +110,8 @@ impl World {
         }
     }
 
-    /// Adds a writer. It must use the store that it gets, in which every call is one step. It must
-    /// not wait for another writer in any other way.
+    /// Adds a writer. The writer must use the store that it gets, in which every call is one step.
+    /// A writer must wait for other writers only through that store.
     #[must_use]
     pub fn writer<F>(mut self, writer: impl FnOnce(Arc<dyn KeyStore>) -> F + 'static) -> Self
     where
@@ -122,8 +122,8 @@ impl World {
         self
     }
 
-    /// Adds a check that must pass before the first step and after every step. It reads the store
-    /// directly, where calls are not steps; [`block_on`] runs them.
+    /// Adds a check that must pass before the first step and after every step. The check reads the
+    /// store directly, where calls are not steps, with [`block_on`].
     #[must_use]
     pub fn check_each_step(mut self, check: impl FnMut() -> Result<(), String> + 'static) -> Self {
         self.each_step.push(Box::new(check));
@@ -145,7 +145,7 @@ impl World {
 /// ```
 /// use std::sync::Arc;
 ///
-/// use keyward::conformance::explore::{Explorer, World};
+/// use keyward_conformance::explore::{Explorer, World};
 /// use keyward::store::{KeyStore, MemoryStore, LoadRequest};
 ///
 /// let report = Explorer::new().explore(|| {
@@ -180,23 +180,23 @@ impl Explorer {
         }
     }
 
-    /// Sets the number of commits per execution that may lose their request or reply. Each one
-    /// multiplies the work.
+    /// Sets the number of commits per execution that may lose their request or reply. Each such
+    /// commit multiplies the number of executions.
     #[must_use]
     pub const fn lost_replies(mut self, most: usize) -> Self {
         self.lost_replies = most;
         self
     }
 
-    /// Sets the number of executions after which to stop. [`Report::complete`] says whether it
-    /// sufficed.
+    /// Sets the number of executions after which to stop. [`Report::complete`] is false if the
+    /// limit was too low.
     #[must_use]
     pub const fn max_executions(mut self, most: usize) -> Self {
         self.max_executions = most;
         self
     }
 
-    /// Runs the worlds that `world` creates in every order. All of them must have the same writers,
+    /// Runs the worlds that `world` creates in every order. All worlds must have the same writers,
     /// randomness and clock.
     ///
     /// # Errors
@@ -311,7 +311,7 @@ fn advance(writer: &mut Option<Writing>) -> Result<(), String> {
     Err("a writer waits for something that is no step".to_owned())
 }
 
-/// Runs a future without a runtime, for stores that need none or that have threads of their own.
+/// Runs a future without a runtime, for stores that need no runtime or have their own threads.
 pub fn block_on<F: Future>(future: F) -> F::Output {
     let mut future = std::pin::pin!(future);
     loop {

@@ -24,7 +24,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Carries out a command before the race. It takes no step and loses no reply.
+    /// Carries out a command before the race. The command takes no step and loses no reply.
     ///
     /// # Errors
     ///
@@ -55,20 +55,21 @@ type Prepare = dyn Fn(&Bench) -> Result<Vec<Request>, CommandError>;
 
 /// A race: a prepared store, and requests that several managers carry out concurrently.
 ///
-/// Each request has a manager of its own, as if on a node of its own.
+/// Each request has its own manager, as if on a separate node.
 ///
 /// These invariants hold after every step:
 ///
 /// - No tenant has more active keys than its cap, or more live keys than twice its cap.
 /// - Every open tenant has exactly the legacy key that its policy requires.
-/// - A key that was revoked or removed stays so.
+/// - A key that was revoked or removed never comes back.
 /// - A follower that continues from any earlier head misses no change.
 ///
 /// These invariants hold at the end:
 ///
 /// - Every audit chain verifies.
 /// - No command landed twice, and no refused command landed.
-/// - No actor made a key after a command in the tenant or above it took away the actor's authority.
+/// - No actor made a key after a command in the tenant or an ancestor took away the actor's
+///   authority.
 /// - The verifier knows every secret that was returned, whatever the state of its key.
 /// - A key whose end was acknowledged is ended, in descendant tenants too.
 ///
@@ -77,7 +78,7 @@ type Prepare = dyn Fn(&Bench) -> Result<Vec<Request>, CommandError>;
 /// ```
 /// use keyward::Actor;
 /// use keyward::command::{Command, CommandId, Request};
-/// use keyward::conformance::explore::{Explorer, Race};
+/// use keyward_conformance::explore::{Explorer, Race};
 /// use keyward::policy::Policy;
 /// use keyward::store::MemoryStore;
 ///
@@ -109,7 +110,7 @@ impl fmt::Debug for Race {
 
 impl Race {
     /// Creates a race under `policy`. `prepare` prepares the store and returns the requests that
-    /// race. It must do the same on every call.
+    /// race. `prepare` must do the same on every call.
     pub fn new(
         policy: Policy,
         prepare: impl Fn(&Bench) -> Result<Vec<Request>, CommandError> + 'static,
@@ -192,7 +193,7 @@ impl Race {
                 let requests: Vec<_> = results.iter().map(|(request, _)| request).collect();
                 check_order(&requests, &landings, &policy)?;
                 results.iter().try_for_each(|(request, answer)| {
-                    // If two requests have one id, one of them gets the outcome of the other.
+                    // If two requests have the same id, one request gets the outcome of the other.
                     let same = |other: &&(Request, Answer)| other.0.id == request.id;
                     let alone = results.iter().filter(same).count() == 1;
                     check_answer(request, answer, &rows, &landings, &verifier, alone)
@@ -303,7 +304,7 @@ fn check_order(requests: &[&Request], landings: &Landings, policy: &Policy) -> R
     Ok(())
 }
 
-/// Returns whether `making` makes a key, and its actor may not do so once `taking` has landed.
+/// Returns whether `making` makes a key that its actor may not make once `taking` has landed.
 fn takes_authority(taking: &Request, making: &Request, policy: &Policy) -> bool {
     let makes = matches!(
         making.command,
@@ -347,7 +348,7 @@ fn made(outcome: &Outcome) -> impl Iterator<Item = &IssuedKey> {
     first.into_iter().chain(others)
 }
 
-/// Checks that a key is ended if its end was acknowledged.
+/// Checks that every key is ended if the end of the key was acknowledged.
 fn check_ended(request: &Request, rows: &Rows) -> Result<(), String> {
     for change in rows.values() {
         let Row::Key(record) = &change.row else {
@@ -376,8 +377,8 @@ fn check_ended(request: &Request, rows: &Rows) -> Result<(), String> {
     }
 }
 
-/// The shared parts of all nodes of a race: one policy, one clock, one pepper. Each node has a seed
-/// of its own, which is the same in every execution.
+/// The shared parts of all nodes of a race: one policy, one clock, one pepper. Each node has its
+/// own seed, which is the same in every execution.
 #[derive(Debug)]
 struct Nodes {
     policies: Arc<LivePolicies>,

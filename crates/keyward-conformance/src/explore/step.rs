@@ -90,8 +90,8 @@ pub(super) fn stepped() -> bool {
 }
 
 /// Takes one step: yields until the explorer schedules this writer again. Every store call of a
-/// writer begins with a step. A store under test that needs several statements for a call takes one
-/// between them too. Outside the explorer, a step yields once.
+/// writer begins with a step. A store under test that runs several statements in a call also takes
+/// a step between two statements. Outside the explorer, a step yields once.
 pub async fn step() {
     Step { waited: false }.await;
 }
@@ -178,7 +178,7 @@ impl KeyStore for StepStore {
     }
 
     fn changes_now(&self, _: Cursor, _: NonZeroUsize) -> Option<Result<Changes, ChangesError>> {
-        // An answer here would read the store between two steps.
+        // Returns no answer, because an answer would read the store between two steps.
         None
     }
 }

@@ -18,7 +18,7 @@ const PAGE: NonZeroUsize = NonZeroUsize::new(3).expect("the page size is not zer
 
 pub(super) type Rows = BTreeMap<RowKey, Change>;
 
-/// The landing of each command.
+/// The traces of each command in the audit trail.
 pub(super) type Landings = BTreeMap<CommandId, Landing>;
 
 /// The traces of a command in the audit trail.
@@ -204,7 +204,7 @@ impl Watch {
     }
 }
 
-/// Checks that a tenant with these keys keeps its cap at `now`.
+/// Checks that a tenant with these keys does not exceed its cap at `now`.
 pub(crate) fn check_cap(
     policy: &Policy,
     now: Timestamp,

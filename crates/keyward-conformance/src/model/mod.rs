@@ -1,10 +1,10 @@
 //! The reference model: a second, naive implementation of the rules, and its comparison with a
 //! system.
 //!
-//! [`Model`] keeps plain structs and loops over all of them; it calls none of the rules. For each
-//! command it returns the reasons for which the command may be refused. Afterwards it knows which
-//! secrets work, and for which scopes. [`run`] plays [`Step`]s on a [`System`] and on the model. It
-//! reports the first difference, with the invariant that is broken (numbered as in the design).
+//! [`Model`] keeps plain structs and loops over all of them; it calls none of the rules. The model
+//! returns the reasons for which a command may be refused. After each command, the model knows
+//! which secrets work, and for which scopes. [`run`] plays [`Step`]s on a [`System`] and on the
+//! model. The first difference is reported with the broken invariant, by its number in the design.
 
 mod rules;
 mod system;
@@ -20,7 +20,7 @@ pub use self::system::{Asker, Facade, Given, Listed, System, policy};
 /// its name.
 pub const TENANTS: [&str; 4] = ["acme", "acme/web", "other", "acme-two"];
 
-/// The asker of a command.
+/// The asker of a command: a person, or the holder of a key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Who {
     /// Administers `acme` and below.
@@ -35,7 +35,7 @@ pub enum Who {
     WebAdmin,
     /// Administers `other`.
     Eve,
-    /// Administers `acme` with a credential that reads reports for 30 days.
+    /// An administrator of `acme` whose credential only reads reports, and expires after 30 days.
     Narrow,
     /// The holder of the key with this number, if the key works.
     Holder(usize),
@@ -163,14 +163,14 @@ impl Ask {
 pub enum Step {
     /// An asker gives a command.
     Ask(Who, Ask),
-    /// A command that landed earlier is repeated. The number is its position among those that
-    /// landed.
+    /// A command that landed earlier is repeated. The number is the command's position among the
+    /// commands that landed.
     Again(usize),
     /// A key is used, and the maintenance after it runs.
     Use(usize),
     /// Time passes.
     Wait(Duration),
-    /// Time passes until so many microseconds before this key expires.
+    /// Time passes until this many microseconds before the key with this number expires.
     WaitForEnd(usize, u8),
     /// The wall clock jumps back.
     JumpBack(Duration),
@@ -179,7 +179,7 @@ pub enum Step {
 /// A difference between system and model.
 #[derive(Clone, Debug)]
 pub struct Violation {
-    /// The invariant that is broken, as numbered in the design; zero for no particular one.
+    /// The broken invariant, as numbered in the design. Zero if no particular invariant is broken.
     pub invariant: u8,
     /// The difference.
     pub message: String,
@@ -206,7 +206,7 @@ pub fn run(system: &mut dyn System, cap: usize, steps: &[Step]) -> Result<(), Vi
     let mut model = Model::new(cap, system.clock());
     let mut landed: Vec<(Asker, String, Ask)> = Vec::new();
     for (number, step) in steps.iter().enumerate() {
-        // Each step has an instant of its own, unless the wall clock was set back.
+        // Each step gets a distinct instant, unless the wall clock was set back.
         system.wait(Duration::from_millis(1));
         model.clock = system.clock();
         play(system, &mut model, &mut landed, number, step)
@@ -286,7 +286,8 @@ fn answer(
     ask: Ask,
 ) -> Result<(), Violation> {
     if model.parts_below(&asker, &ask) {
-        // The outcome in a descendant tenant differs for each key; the tests of the rules cover it.
+        // In the descendant tenant the outcome differs for each key. The tests of the rules cover
+        // these outcomes.
         return Ok(());
     }
     let reasons: BTreeSet<Why> = model.refusals(&asker, &ask);
@@ -356,8 +357,8 @@ fn compare(system: &mut dyn System, model: &Model) -> Result<(), Violation> {
             return Err(broken(1, message));
         }
         let legacy = live.iter().filter(|key| key.legacy).count();
-        // In a tenant below a closed one, the closed tenant's row refuses the keys, whether they
-        // were ended or not.
+        // Below a closed tenant, the closed tenant's row refuses all keys, ended or not. The number
+        // of legacy keys does not matter there.
         if !model.is_closed(number) && legacy != usize::from(model.is_open(number)) {
             return Err(broken(3, format!("{tenant} has {legacy} legacy keys")));
         }

@@ -43,7 +43,7 @@ fn ceiling(role: &str) -> Mask {
     }
 }
 
-/// The permissions that all of some roles share. An empty set of roles has none.
+/// The permissions that all roles of a set have in common. An empty set has no permissions.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct May {
     ceiling: Mask,
@@ -78,11 +78,11 @@ fn may(roles: &BTreeSet<&'static str>) -> May {
 /// The authority of an asker in a tenant.
 struct Authority {
     manages: bool,
-    /// The permissions of the role that the host states, alone.
+    /// The permissions of the role that the host states, without any other role.
     narrowing: May,
     may: May,
     scopes: Mask,
-    /// The roles of the recipient of a secret.
+    /// The roles with which the asker receives a secret.
     receives: BTreeSet<&'static str>,
     person: Option<&'static str>,
     drift: Option<Why>,
@@ -146,7 +146,7 @@ pub(super) struct Key {
     pub(super) deleted: bool,
     pub(super) disabled: bool,
     pub(super) legacy: bool,
-    /// The roles that limited the recipient of the secret.
+    /// The roles that limited the recipient of the key's secret.
     bound: BTreeSet<&'static str>,
     /// Whether the key reached everything its roles allowed when its secret was issued.
     manages: bool,
@@ -247,7 +247,7 @@ impl Model {
         rows.filter_map(|row| row.role).collect()
     }
 
-    /// Returns the scopes that a key reaches at most, with any role of its owner.
+    /// Returns the most scopes that a key can reach, whatever role its owner gets.
     fn bounded(key: &Key) -> Mask {
         key.bound
             .iter()
@@ -272,7 +272,7 @@ impl Model {
         &live | &key.bound
     }
 
-    /// Returns whether a key reaches everything that its roles allow, and something at all.
+    /// Returns whether a key's reach is not empty and covers everything that the key's roles allow.
     fn is_whole(&self, key: &Key) -> bool {
         let (roles, reach) = (self.roles_of(key), self.reach(key));
         !roles.is_empty() && reach != 0 && may(&roles).ceiling & !reach == 0
@@ -517,8 +517,8 @@ impl Model {
                 let narrows = match (row, before) {
                     (_, Some(old)) => after.within(may(&BTreeSet::from([old]))),
                     (Some(_), None) => false,
-                    // A new row below existing rows only narrows if it is within one of them,
-                    // because that one may be raised later.
+                    // A new row below existing rows only narrows if it is within an existing row,
+                    // because the existing row may be raised later.
                     (None, None) => {
                         let mut rows = Self::path(tenant).iter();
                         let removed = rows.any(|above| {
@@ -541,8 +541,9 @@ impl Model {
         }
     }
 
-    /// Returns the rotation chains that take part in making a key, if `asker` makes it from a key
-    /// with `before`.
+    /// Returns the rotation chains that count as makers of a key: the chains in `before`, and the
+    /// chains of the asker's own key. The asker's key adds its own chain and its makers, except the
+    /// chain `lineage`.
     fn makers(
         &self,
         asker: &Asker,
@@ -645,7 +646,7 @@ impl Model {
 
     fn refuse_rotation(&self, asker: &Asker, ask: &Ask, number: usize, why: &mut BTreeSet<Why>) {
         let key = &self.keys[number];
-        // A legacy key can be replaced in no other way.
+        // A disabled legacy key may be rotated, because it cannot be replaced in any other way.
         if key.disabled && !key.legacy {
             why.insert(Why::Disabled);
         }
@@ -701,8 +702,8 @@ impl Model {
         why: &mut BTreeSet<Why>,
     ) {
         let by = self.authority(asker, key.tenant);
-        // An asker other than the owner receives the most that the key may ever reach, and the
-        // management rights of the key's owner.
+        // An asker who does not own the key receives the most that the key may ever reach. The
+        // asker also receives the management rights of the key's owner.
         let own = by.person.is_some() && by.person == key.owner;
         let scopes = if own {
             self.reach(key)
@@ -718,8 +719,8 @@ impl Model {
         }
     }
 
-    /// Returns the roles that limit the recipient of a secret: the secret of a key of `owner`,
-    /// received from `asker`.
+    /// Returns the roles that limit the recipient of a secret. `asker` receives the secret of a key
+    /// of `owner`.
     fn bound_at_receipt(
         &self,
         asker: &Asker,
@@ -748,7 +749,7 @@ impl Model {
         lifetime.map(|lifetime| self.now().saturating_add(lifetime))
     }
 
-    /// Applies an accepted command. Returns whether it changed anything.
+    /// Applies an accepted command. Returns whether the command changed anything.
     pub(super) fn apply(&mut self, asker: &Asker, ask: &Ask, given: Given) -> bool {
         let before = self.clone();
         let Given { made, provisioned } = given;
@@ -942,8 +943,8 @@ impl Model {
         }
     }
 
-    /// Returns the tenant, and its descendants that the asker reaches and that have live keys
-    /// concerned.
+    /// Returns the tenant, and the descendants that the asker reaches. Leaves out descendants
+    /// without a live key of `owner`, or without any live key if `owner` is `None`.
     fn with_below(&self, asker: &Asker, tenant: usize, owner: Option<&'static str>) -> Vec<usize> {
         let concerned = |key: &Key| {
             key.tenant == 1 && self.live(key) && (owner.is_none() || key.owner == owner)
@@ -955,8 +956,8 @@ impl Model {
         }
     }
 
-    /// Ends keys in the order of the list, by id. After the wall clock was set back, the newer of
-    /// two keys has the smaller id.
+    /// Ends keys in the order of their ids. After the wall clock was set back, the newer of two
+    /// keys has the smaller id.
     fn end_all(&mut self, tenant: usize, concerned: impl Fn(&Key) -> bool) {
         let mut live = self.live_in(tenant);
         live.sort_by_key(|number| self.keys[*number].id);
@@ -974,7 +975,7 @@ impl Model {
         }
     }
 
-    /// Restores the predecessor of an unused successor that ends.
+    /// Restores the predecessor of a successor that ends before its first use.
     fn release(&mut self, number: usize) {
         let Some(old) = self.keys[number]
             .replaces
@@ -1059,8 +1060,8 @@ impl Model {
             Mode::FirstUse(_) => self.end_within(number, FIRST_USE_WAIT),
         }
         if let Some(before) = old.replaces {
-            // A holder who rotates a successor has received it, so the rotation counts as its first
-            // use.
+            // The holder of a successor's secret has received it, so a rotation by the holder
+            // counts as the successor's first use.
             self.begin_grace(before, number);
         }
         if bound {
@@ -1081,7 +1082,7 @@ impl Model {
         }
     }
 
-    /// Ends the oldest grace while more keys are live than twice the cap.
+    /// Ends keys, oldest grace first, until the number of live keys is at most twice the cap.
     fn bound_live(&mut self, tenant: usize) {
         loop {
             let live = self.live_in(tenant);

@@ -55,7 +55,7 @@ pub(super) async fn late_reply(run: Arc<Run>, place: usize, held: Held) {
         };
         other(run.setup.nodes, place, state.dice.next())
     };
-    // This command changes nothing, but the node notifies itself of the rows it loaded.
+    // This command changes nothing, but the node's manager reports the loaded rows to the node.
     change(&run, place, &held, |key| Command::Enable { key });
     for _ in 0..3 {
         let verify = run
@@ -135,7 +135,7 @@ fn change(run: &Arc<Run>, place: usize, held: &Held, command: impl FnOnce(KeyId)
     }
 }
 
-/// Returns a node other than `than`.
+/// Returns a node other than the node `than`.
 fn other(nodes: usize, than: usize, draw: u64) -> usize {
     let step = 1 + usize::try_from(draw % (nodes as u64 - 1)).unwrap_or_default();
     (than + step) % nodes

@@ -30,7 +30,7 @@ pub(super) struct Hands {
     /// nanoseconds.
     since: Instant,
     shown: u64,
-    /// The offset of the wall clock, in microseconds.
+    /// The offset of the wall clock from real time, in microseconds.
     ahead: i64,
     /// The total time in suspend before `nap`, in nanoseconds of the machine's clock.
     suspended: u64,
@@ -54,7 +54,7 @@ impl Hands {
         Duration::from_nanos(self.shown + self.elapsed(self.since, now))
     }
 
-    /// Returns the monotonic clock's value, as a clock with this fault shows it.
+    /// Returns the monotonic clock's value as the clock reports it with this fault.
     fn shown_by(&self, fault: Option<Fault>, now: Instant) -> Duration {
         match fault {
             None => self.monotonic(now),
@@ -100,7 +100,7 @@ impl Hands {
     }
 }
 
-/// A node's own time, as the rule defines it: derived from all readings since the node's start.
+/// A node's own time by the crate's rule: derived from all clock readings since the node's start.
 #[derive(Clone, Debug, Default)]
 pub(super) struct OwnTime {
     /// The fault of the node's clock, if it has one.
@@ -191,8 +191,8 @@ impl Clock for PlaceClock {
             .shown_by(self.fault, state.now)
     }
 
-    /// Only verification calls this, after the lookup. The simulation may preempt the thread just
-    /// before it.
+    /// Only verification calls `read`, after the lookup. The simulation may preempt the thread just
+    /// before the reading.
     fn read(&self) -> Reading {
         self.world.interrupt(self.place);
         Reading {

@@ -30,12 +30,14 @@ pub(super) struct Setup {
     pub(super) peppers: PepperRing,
     /// The number of nodes.
     pub(super) nodes: usize,
-    /// A node's time between two polls, its timeout for a sync, and its timeout for a call.
+    /// The time between two polls of a node, in microseconds.
     poll: u64,
+    /// A node's timeout for a sync, in microseconds.
     sync_patience: u64,
+    /// A node's timeout for a call, in microseconds.
     pub(super) patience: u64,
     page: NonZeroUsize,
-    /// The mean time between two presentations, and between two commands.
+    /// The mean times between two presentations and between two commands, in microseconds.
     pub(super) between: (u64, u64),
     /// The instant at which faults end.
     pub(super) healed: Instant,
@@ -54,9 +56,9 @@ pub(super) struct Book {
     pub(super) held: Vec<Held>,
     /// A counter of verifications and returned commands, which gives them an order.
     ticks: u64,
-    /// Changes by each life of a node: the versions of a row that it made, each with its tick.
+    /// The versions of a row that a node made, by node, life and row. Each version has its tick.
     own: BTreeMap<(usize, u32, RowKey), Vec<(u64, usize)>>,
-    /// Keys that each life of a node refused as revoked, with the tick of the first refusal.
+    /// The tick at which a node first refused a key as revoked, by node, life and key.
     refused: BTreeMap<(usize, u32, KeyId), u64>,
 }
 
@@ -171,7 +173,7 @@ fn place(dice: &mut Dice) -> Place {
     }
 }
 
-/// Draws a rate error in millionths, within the stated limit.
+/// Draws a rate error in millionths, within the limit that the crate documents.
 pub(super) fn any_rate(dice: &mut Dice) -> i64 {
     let most = i64::from(Propagation::CLOCK_RATE_ERROR_PER_MILLE) * 1000;
     match dice.between(0, 4) {
@@ -274,8 +276,8 @@ impl Run {
         Some((place.node.clone()?, place.life))
     }
 
-    /// Records that a command returned on a node. From this tick on, the node must respect the
-    /// command's effect on `row`.
+    /// Records that a command returned on a node. From now on, the node must respect the command's
+    /// effect on `row`.
     pub(super) fn returned(
         &self,
         place: usize,
@@ -359,8 +361,8 @@ impl Run {
         match verdict {
             Ok(key) => {
                 state.report.acceptances += 1;
-                // A node's own knowledge may be as old as the bound. A read through the store is as
-                // new as its request, and as old.
+                // A node's own knowledge may be as old as the bound. A read through the store must
+                // be as new as the read's request.
                 let oldest = now.saturating_sub(bound);
                 let since = match (way, self.setup.options.reads_within_bound) {
                     (Way::Known, _) | (Way::OrFetch, true) => oldest,
@@ -507,7 +509,7 @@ impl Run {
         Ok(())
     }
 
-    /// Checks that the store's trails are the ones that were written.
+    /// Checks that the store's audit trails end at the heads in the ledger.
     fn check_trails(&self) -> Result<(), (Invariant, String)> {
         let state = self.world.state();
         let failed = |what: String| (Invariant::TrailIntact, what);

@@ -15,10 +15,10 @@ use keyward::{
     UpdateKey,
 };
 
-/// 3 attempts at a command, all under its own id, while its outcome is unknown.
+/// 3 attempts at a command. A command with an unknown outcome is repeated under the same id.
 const MOST_ATTEMPTS: usize = 3;
 
-/// Injects faults until they end.
+/// Injects faults until the world is calm.
 pub(super) async fn befall(run: Arc<Run>) {
     loop {
         let gap = {
@@ -90,7 +90,7 @@ fn strike(run: &Arc<Run>) {
     }
 }
 
-/// Starts an ambush, at random.
+/// Starts a random ambush with a probability of 40 %.
 fn ambush_somebody(run: &Arc<Run>) {
     let held = run.book().held.clone();
     let mut state = run.world.state();
@@ -111,7 +111,7 @@ fn ambush_somebody(run: &Arc<Run>) {
     }
 }
 
-/// Draws the end of a fault: often later than the bound.
+/// Draws the instant at which a fault ends. Faults often last longer than the bound.
 fn lasting(state: &mut State) -> Instant {
     let bound = state.ledger.bound();
     state.now + state.dice.between(bound / 10, 3 * bound)
@@ -134,7 +134,7 @@ pub(super) async fn present(run: Arc<Run>) {
             continue;
         }
         let place = state.dice.index(run.setup.nodes);
-        // Newest keys are more likely, because they are the ones that change.
+        // The newest keys are presented more often, because commands change the newest keys most.
         let newest = held.len().min(4);
         let among = if state.dice.chance(600) {
             newest
@@ -161,7 +161,8 @@ pub(super) async fn present(run: Arc<Run>) {
     }
 }
 
-/// Presents a key to every node, around the instant at which a change must have arrived and later.
+/// Presents a key to every node once: before, just after or long after the bound within which a
+/// change must arrive.
 fn probe(run: &Arc<Run>, held: &Held) {
     for place in 0..run.setup.nodes {
         let mut state = run.world.state();
@@ -234,7 +235,7 @@ fn ask(run: &Arc<Run>) -> Result<Asked, Invalid> {
     state.asked += 1;
     let number = state.asked;
     let dice = &mut state.dice;
-    // Mostly a key that can still be changed.
+    // Chooses mostly a key that can still be changed.
     let held = if dice.chance(900) { live } else { ended };
     let acme = TenantId::new("acme")?;
     let below = TenantId::new("acme/web")?;

@@ -1,8 +1,8 @@
-//! The ledger: every commit that landed, kept apart from every node. It decides which acceptances
-//! are right.
+//! The ledger: every commit that landed, kept apart from every node. The ledger decides which
+//! acceptances are right.
 //!
-//! Naive on purpose: it keeps every version of every row with the real time at which it landed, and
-//! calls none of the rules that verification follows.
+//! Naive on purpose: the ledger keeps every version of every row with the real time at which the
+//! version landed, and calls none of the rules that verification follows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,8 +26,7 @@ struct Version {
 pub(super) struct Ledger {
     policy: Policy,
     peppers: PepperRing,
-    /// The longest time after its commit at which a change may not have reached a verifier, in
-    /// microseconds.
+    /// The longest time that a committed change may take to reach every verifier, in microseconds.
     bound: u64,
     rows: BTreeMap<RowKey, Vec<Version>>,
     keys: BTreeMap<TenantId, Vec<KeyId>>,
@@ -43,7 +42,7 @@ pub(super) struct Ledger {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Acceptance<'a> {
     pub(super) key: KeyId,
-    /// The required scope; `None` for any.
+    /// The required scope; `None` if any scope suffices.
     pub(super) needs: Option<&'a str>,
     /// The start of the span in which the decision's facts must have been current.
     pub(super) since: Instant,
@@ -58,7 +57,7 @@ type Found = (Invariant, String);
 impl Ledger {
     pub(super) fn new(policy: Policy, peppers: PepperRing) -> Self {
         let worst = policy.spec().propagation.worst_case();
-        // Plus 2 µs for rounding: instants are whole microseconds, and clocks show whole
+        // Adds 2 µs for rounding: instants are whole microseconds, and clocks show whole
         // nanoseconds.
         let bound = u64::try_from(worst.as_micros()).unwrap_or(u64::MAX) + 2;
         Self {
@@ -79,7 +78,7 @@ impl Ledger {
     }
 
     /// Returns the instant at which a node with this time judges a key. Only the newest commit of
-    /// the key's own tenant can move that instant forward.
+    /// the key's own tenant can move the instant forward.
     pub(super) fn instant_for(&self, key: KeyId, time: Timestamp) -> Timestamp {
         let first = self.rows.get(&RowKey::Key(key)).and_then(|v| v.first());
         let tenant = first.and_then(|version| Some(version.row.written_at()?.0));
@@ -167,8 +166,8 @@ impl Ledger {
         .collect()
     }
 
-    /// Returns the version of a row after a command: the version it wrote, or the version it read
-    /// if it did not change the row.
+    /// Returns the version of a row after a command: the version that the command wrote. If the
+    /// command did not change the row, returns the version that the command read.
     pub(super) fn version_of(
         &self,
         row: &RowKey,
@@ -178,8 +177,8 @@ impl Ledger {
         let revision = match self.commands.get(command) {
             Some(left) => {
                 let wrote = left.iter().rfind(|(_, own, _)| own == row);
-                // The first commit in the row's tenant landed at the revision at which the command
-                // had read the row.
+                // A command that did not change the row read the row at the revision of the
+                // command's first commit in the row's tenant.
                 let read = || left.iter().find(|(tenant, ..)| self.is_of(row, tenant));
                 wrote.or_else(read)?.2
             }
@@ -255,9 +254,9 @@ impl Ledger {
         })
     }
 
-    /// Checks an acceptance against every row that can end the key. Some version of the row must
-    /// have admitted the key and have been the newest at some instant of the span. It must not be
-    /// older than the node's own change.
+    /// Checks an acceptance against every row that can end the key. At some instant of the span,
+    /// the newest version of the row must have admitted the key. This version must not be older
+    /// than the node's own change to the row.
     pub(super) fn check(
         &self,
         acceptance: Acceptance<'_>,
@@ -284,11 +283,12 @@ impl Ledger {
             let Some(versions) = self.rows.get(&gate) else {
                 continue;
             };
-            // The newest version at the first instant, and all that landed later.
+            // The newest version at the start of the span. Later versions up to the end of the span
+            // count too.
             let oldest = versions.iter().rposition(|version| version.landed <= since);
             let floor = own(&gate);
             let good = |from: Option<usize>| {
-                // No row of an owner or tenant existed yet, so none could end the key.
+                // If no row of an owner or tenant existed yet, none could end the key.
                 if from.is_none() && gate != row {
                     return true;
                 }
@@ -312,7 +312,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Returns the time since the last version of a row that admitted a key was replaced.
+    /// Returns the microseconds between the end of a row's last version that admitted the key and
+    /// `until`.
     fn ended_since(
         &self,
         gate: &RowKey,

@@ -225,7 +225,8 @@ impl KeyStore for Link {
     }
 
     fn changes_now(&self, _: Cursor, _: NonZeroUsize) -> Option<Result<Changes, ChangesError>> {
-        // An answer here would confirm at every use, so that nothing would have to propagate.
+        // Returns no answer: an answer would confirm the node at every use, so that no change would
+        // have to propagate.
         None
     }
 }

@@ -20,7 +20,7 @@
 //! # Examples
 //!
 //! ```
-//! use keyward::conformance::simulate::{Defect, Options, Simulation, Subject};
+//! use keyward_conformance::simulate::{Defect, Options, Simulation, Subject};
 //!
 //! let report = Simulation::new(7, Options::default()).run()?;
 //! assert!(report.acceptances > 0);
@@ -28,7 +28,7 @@
 //! let broken = Options::default().of(Subject::Broken(Defect::ConnectedIsFresh));
 //! let found = (0..100).find_map(|seed| Simulation::new(seed, broken.clone()).run().err());
 //! println!("{}", found.expect("a hundred runs are enough"));
-//! # Ok::<(), keyward::conformance::simulate::Violation>(())
+//! # Ok::<(), keyward_conformance::simulate::Violation>(())
 //! ```
 
 mod ambush;
@@ -54,7 +54,7 @@ use keyward::store::{KeyStore, MemoryStore};
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum Invariant {
-    /// No node accepts a key later than the bound after the key was ended or narrowed.
+    /// No node accepts a key that was ended or narrowed longer ago than the bound.
     NeverPastBound,
     /// A change applies immediately on the node that made it.
     AtOnceWhereApplied,
@@ -62,8 +62,8 @@ pub enum Invariant {
     FreshWhenAsked,
     /// No tenant has more active keys than its cap, on whatever nodes they are created.
     CapKept,
-    /// A key that was revoked or removed never comes back, in the store or on a node that knew its
-    /// end.
+    /// A key that was revoked or removed never comes back, neither in the store nor on a node that
+    /// knew the end of the key.
     TombstonesStick,
     /// Every tenant's audit trail is one sealed chain.
     TrailIntact,
@@ -71,7 +71,8 @@ pub enum Invariant {
     NewKeysAtOnce,
     /// No node refuses a key as revoked unless it was revoked.
     RefusedForAReason,
-    /// After the faults end, every node confirms, and knows exactly what the store contains.
+    /// After the faults end, every node confirms that it is current, and knows exactly what the
+    /// store contains.
     FreshOnceHealed,
     /// The run makes progress, and revisions increase.
     Progress,
@@ -85,14 +86,14 @@ pub enum Subject {
     #[default]
     Keyward,
     /// [`Keyward`](keyward::Keyward) on a clock that reports wall time as monotonic time. The
-    /// simulation must find it.
+    /// simulation must find the broken clock.
     KeywardWithWallClock,
-    /// [`Keyward`](keyward::Keyward) on a monotonic clock that stops in suspend. The simulation must
-    /// find it.
+    /// [`Keyward`](keyward::Keyward) on a monotonic clock that stops in suspend. The simulation
+    /// must find the broken clock.
     KeywardWithSleepyClock,
     /// A second, naive node.
     Sketch,
-    /// The naive node with a defect. The simulation must find it.
+    /// The naive node with a defect. The simulation must find the defect.
     Broken(Defect),
 }
 
@@ -182,24 +183,25 @@ impl Options {
         self
     }
 
-    /// Makes the store return all rows on one page. Defaults to pages of one row or a few in most
-    /// runs.
+    /// Makes the store return all rows on one page. By default, most runs have pages of one row or
+    /// a few rows.
     #[must_use]
     pub const fn whole_pages(mut self) -> Self {
         self.whole_pages = true;
         self
     }
 
-    /// Applies the bound to reads through the store too, measured up to their acceptance. By
-    /// default it is measured up to the request to the store, since such a read has no lease.
+    /// Applies the bound to reads through the store too, measured up to the acceptance of the key.
+    /// By default, the bound of a read is measured up to its request to the store, because a read
+    /// has no lease.
     #[must_use]
     pub const fn reads_within_bound(mut self) -> Self {
         self.reads_within_bound = true;
         self
     }
 
-    /// Sets the mean time during which faults happen. A run lasts from half of it to one and a half
-    /// times as long. Defaults to 30 simulated seconds.
+    /// Sets the mean time during which faults happen. A run takes between half and one and a half
+    /// times the mean. Defaults to 30 simulated seconds.
     #[must_use]
     pub const fn span(mut self, span: Duration) -> Self {
         self.span = span;
@@ -214,41 +216,42 @@ pub struct Simulation {
     options: Options,
 }
 
-/// Counts of one run or several. Reports can be added.
+/// The counts of one run, or of several runs whose reports were added.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Report {
-    /// Runs.
+    /// The number of runs.
     pub runs: u64,
-    /// Simulated time.
+    /// The simulated time of all runs.
     pub simulated: Duration,
-    /// Events.
+    /// The number of events.
     pub events: u64,
-    /// Calls that the store carried out.
+    /// The number of calls that the store carried out.
     pub calls: u64,
-    /// Commits that landed.
+    /// The number of commits that landed.
     pub commits: u64,
-    /// Commands that were given.
+    /// The number of commands that were given.
     pub commands: u64,
-    /// Commands that returned as done.
+    /// The number of commands that returned without an error.
     pub returned: u64,
-    /// Keys that were presented.
+    /// The number of times that a key was presented.
     pub verifications: u64,
-    /// Presented keys that were accepted.
+    /// The number of presented keys that were accepted.
     pub acceptances: u64,
-    /// Presented keys that were refused because the node had not confirmed within its bound.
+    /// The number of presented keys that were refused because the node had not confirmed within its
+    /// bound.
     pub stale: u64,
-    /// Presented keys that were refused because the store did not answer.
+    /// The number of presented keys that were refused because the store did not answer.
     pub unavailable: u64,
-    /// Times that a node was cut off.
+    /// The number of times that a node was cut off.
     pub partitions: u64,
-    /// Times that a node was stopped or suspended.
+    /// The number of times that a node was stopped or suspended.
     pub pauses: u64,
-    /// Times that a node was restarted.
+    /// The number of times that a node was restarted.
     pub restarts: u64,
-    /// Times that a clock was set or changed its rate.
+    /// The number of times that a clock was set or changed its rate.
     pub jumps: u64,
-    /// Times that the store compacted its tombstones.
+    /// The number of times that the store compacted its tombstones.
     pub compactions: u64,
     /// A hash of all events in their order: equal for equal seeds.
     pub mark: u64,
@@ -299,7 +302,7 @@ impl AddAssign for Report {
 /// A broken invariant.
 #[derive(Clone, Debug)]
 pub struct Violation {
-    /// The invariant.
+    /// The invariant that is broken.
     pub invariant: Invariant,
     /// The seed of the run.
     pub seed: u64,
@@ -328,7 +331,7 @@ impl fmt::Display for Violation {
 impl std::error::Error for Violation {}
 
 impl Simulation {
-    /// Creates the run of a seed.
+    /// Creates the run with this seed.
     #[must_use]
     pub const fn new(seed: u64, options: Options) -> Self {
         Self { seed, options }

@@ -39,7 +39,7 @@ pub(super) trait Node: Send + Sync {
     /// Verifies a token, and returns its key.
     async fn verify(&self, presented: &str, need: &Need, way: Way) -> Result<KeyId, VerifyError>;
 
-    /// Runs the maintenance after verifications.
+    /// Runs the maintenance that follows verifications.
     async fn upkeep(&self);
 }
 
@@ -131,7 +131,7 @@ pub(super) async fn start(
 }
 
 impl Defect {
-    /// Returns the fault of the node's clock, if the defect is one.
+    /// Returns the fault of the node's clock, if the defect is a clock fault.
     pub(super) fn clock(self) -> Option<Fault> {
         match self {
             Self::UsesWallTime => Some(Fault::Wall),

@@ -1,7 +1,8 @@
-//! A minimal node: the protocol and nothing else. Each of its steps is separate, so that a defect
-//! can break one of them.
+//! A minimal node: the protocol and nothing else. Each step is separate, so that a defect can break
+//! one step.
 //!
-//! It shares the manager with the real node, but not the replica, the index or the verifier.
+//! The minimal node shares the manager with the real node, but not the replica, the index or the
+//! verifier.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -42,14 +43,14 @@ pub enum Defect {
     ReadsClockFirst,
     /// Runs on a monotonic clock that stops while the machine is suspended.
     ClockStopsInSuspend,
-    /// Counts as fresh while it is connected.
+    /// Counts as fresh as long as the node is connected.
     ConnectedIsFresh,
     /// Looks the key up before it loads the confirmation.
     LooksUpFirst,
     /// Confirms with the first of several pages.
     ConfirmsFirstPage,
-    /// Confirms at the head of the first of several pages. A row that changes between two pages
-    /// moves behind that head, so its earlier change is missed.
+    /// Confirms at the head of the first of several pages. If a row changes between two pages, the
+    /// row's new revision is above that head, and the node misses the row's earlier change.
     ConfirmsFirstHead,
     /// Skips to the head when a page was lost.
     SkipsLostPage,
@@ -57,10 +58,10 @@ pub enum Defect {
     ForgetsTombstones,
     /// Loses its own commits during a resync.
     ForgetsOwnCommits,
-    /// Applies its own commits to a scan that has not ended. A key that was removed during the
-    /// scan, and its tombstone compacted, then stays.
+    /// Applies its own commits before a scan has ended. A key then stays if it was removed during
+    /// the scan and its tombstone was compacted.
     AppliesTheScanTooSoon,
-    /// Never starts over after its position in the history was compacted.
+    /// Never starts over, even if its position in the history was compacted.
     NeverStartsOver,
     /// Ignores the rows of owners.
     IgnoresOwners,
@@ -102,7 +103,7 @@ pub(super) struct Sketch {
     defect: Option<Defect>,
 }
 
-/// Rows, and the store's revision when they were scanned.
+/// Scanned rows, and the store's revision at the time of the scan.
 #[derive(Clone, Default)]
 struct Rows {
     rows: BTreeMap<RowKey, Change>,
@@ -115,18 +116,18 @@ struct Rows {
 struct Known {
     live: Rows,
     building: Option<Rows>,
-    /// The node's own commits during a scan. They are applied after the scan, which shows the keys
-    /// removed by then.
+    /// The node's own commits during a scan. The node applies these commits after the scan, because
+    /// the scan shows which keys were removed.
     meanwhile: Vec<Change>,
     cursor: Option<Cursor>,
     confirmed: Option<Duration>,
     newest: BTreeMap<TenantId, Timestamp>,
-    /// Tokens that were refused as unknown; only used by the defect that caches them.
+    /// Tokens that were refused as unknown. Used only by `CachesRefusals`.
     refused: BTreeSet<String>,
 }
 
 impl Known {
-    /// Records when a row was written, for the row's own tenant alone.
+    /// Records the time at which a row was written, for the row's own tenant alone.
     fn saw(&mut self, row: &Row) {
         if let Some((tenant, at)) = row.written_at() {
             let newest = self.newest.entry(tenant.clone()).or_insert(at);
@@ -139,7 +140,8 @@ impl Rows {
     fn apply(&mut self, change: Change, defect: Option<Defect>) {
         let key = change.row.key();
         let before = self.rows.get(&key).map(|own| own.revision);
-        // A row that is absent, with a change no newer than the scan, was removed before the scan.
+        // If a row is absent and the change is no newer than the scan, the row was removed before
+        // the scan.
         let newer = change.revision > before.unwrap_or(self.base);
         if newer || defect == Some(Defect::AppliesAnything) {
             let removed = matches!(change.row, Row::Removed { .. });
@@ -449,7 +451,7 @@ impl Sketch {
         self.decide(&record, standing, need)
     }
 
-    /// Asks whether the store answers, which reveals nothing about changes.
+    /// Confirms if the store answers a call. The answer reveals nothing about changes.
     async fn ping(&self) -> Result<(), StoreError> {
         let sent = self.clock.monotonic();
         let anybody = TenantId::new("anybody")

@@ -25,10 +25,11 @@ pub(super) const SECOND: u64 = 1_000_000;
 /// 5 million events, far more than any run takes. A run that takes more is in a loop.
 const MOST_EVENTS: u64 = 5_000_000;
 
-/// 120 events, the last ones, in the trace of a violation.
+/// 120 events: a violation's trace has the last events of the run, up to this number.
 const TRACE: usize = 120;
 
-/// 2 levels of events within an interrupted verification.
+/// 2 levels: the events within an interrupted verification may be interrupted again, up to this
+/// depth.
 const MOST_NESTED: usize = 2;
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -44,7 +45,8 @@ enum Event {
 }
 
 struct Scheduled {
-    /// The instant; then an order that the seed decides.
+    /// The instant of the event, then an order among the events of one instant that the seed
+    /// decides.
     order: (Instant, u32, u64),
     event: Event,
 }
@@ -70,9 +72,9 @@ impl Ord for Scheduled {
 }
 
 struct Slot {
-    /// The node and its life; `None` for the world's own tasks.
+    /// The node that runs the task and the number of its life. `None` for the world's own tasks.
     place: Option<(usize, u32)>,
-    /// `None` while it runs.
+    /// The future of the task. `None` while the task runs.
     task: Option<Task>,
     /// Whether an event woke the task while it ran, so that it must run again.
     again: bool,
@@ -84,7 +86,7 @@ struct Slot {
 pub(super) struct Weather {
     /// The usual latency of a message, in microseconds.
     pub(super) usual: u64,
-    /// The highest latency of a message.
+    /// The highest latency of a message, in microseconds.
     pub(super) most: u64,
     /// The number of lost messages per thousand.
     pub(super) loss: u64,
@@ -96,18 +98,18 @@ pub(super) struct Place {
     /// The own time of the node on the machine.
     pub(super) own_time: OwnTime,
     pub(super) weather: Weather,
-    /// The end of a network partition.
+    /// The instant at which the machine's network partition ends.
     pub(super) cut_off: Instant,
-    /// The end of a pause of the machine.
+    /// The instant at which the machine's pause ends.
     pub(super) paused: Instant,
     /// The number of restarts of the node.
     pub(super) life: u32,
     /// Whether a notification of a commit has arrived, for nodes that listen.
     pub(super) hinted: bool,
-    /// Whether a command is being carried out. The next one waits, since the order in which a lock
-    /// serves its waiters depends on the real clock.
+    /// Whether a command is being carried out. The next command waits here, because the order in
+    /// which a lock serves its waiters depends on the real clock.
     pub(super) busy: bool,
-    /// The send time of the last request for changes that the store has answered.
+    /// The send time of the last answered request for changes.
     pub(super) served: Option<Instant>,
     pub(super) node: Option<Arc<dyn Node>>,
 }
@@ -204,7 +206,8 @@ impl World {
         state.schedule(now, Event::Wake(id));
     }
 
-    /// Ends a node's life. Its tasks stop; requests that it has sent are still carried out.
+    /// Ends a node's life. The node's tasks stop. Requests that the node has sent are still carried
+    /// out.
     pub(super) fn kill(&self, place: usize) {
         let mut state = self.state();
         state.places[place].life += 1;
@@ -334,7 +337,8 @@ impl World {
             }
             if !std::mem::replace(&mut asked, true) {
                 state.wake_at(at);
-                // Polls only a few times, which acts as the latency of the notification.
+                // Polls only three times before the timeout. The time to the next poll acts as the
+                // latency of the notification.
                 for step in 1..4 {
                     let between = state.now + step * micros / 4;
                     state.wake_at(between);
@@ -345,7 +349,7 @@ impl World {
         .await;
     }
 
-    /// Waits for a future with a timeout. Returns `None` and drops the future if it takes longer.
+    /// Waits for a future with a timeout. If the future takes longer, drops it and returns `None`.
     pub(super) async fn within<T>(
         &self,
         micros: u64,
@@ -400,7 +404,7 @@ impl World {
         }
     }
 
-    /// Waits until no other command is being carried out on a node.
+    /// Waits until the node carries out no other command, and then marks the node as busy.
     pub(super) async fn turn(&self, place: usize) {
         while std::mem::replace(&mut self.state().places[place].busy, true) {
             self.sleep(5 * MILLI).await;

@@ -1,4 +1,4 @@
-//! A row, in every order in which its writer and its readers may meet.
+//! A row under every interleaving of its writer and its readers.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::super::under_loom::{content, explore_within};
 use super::*;
 
 fn is_whole(write: fn(&Row, Content), changes: u32, reads: usize) {
-    // More changes or more reads take minutes without a bound on the turns.
+    // More changes or more reads take minutes without a bound on the switches between threads.
     let turns = (changes + reads as u32 > 2).then_some(1);
     explore_within(turns, move || {
         let row = Arc::new(Row::default());

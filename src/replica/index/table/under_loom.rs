@@ -1,4 +1,4 @@
-//! The table, in every order in which its writer and a reader may meet.
+//! The table under every interleaving of its writer and a reader.
 
 use loom::thread;
 
@@ -8,8 +8,8 @@ use super::*;
 /// A hash whose first bits differ: it falls into the other half of a split segment.
 const OTHER: Hash = Hash(0x4000_0001);
 
-/// Runs a writer that changes a table of `keys` keys, concurrently with a reader that took its
-/// directory before.
+/// Runs a writer that changes a table of `keys` keys, concurrently with a reader that took the
+/// table's directory before.
 fn beside(keys: u32, write: fn(&mut Table), read: fn(&Directory)) {
     explore(move || {
         let mut table = table(keys);
@@ -173,7 +173,7 @@ fn a_segment_that_is_led_to_before_it_is_filled_loses_keys() {
     );
 }
 
-/// Checks that a reader that finds [`OTHER`] by its name sees the whole slot.
+/// Checks that a reader that finds [`OTHER`] by its name also sees the rest of the slot.
 fn sees_all_of_it(directory: &Directory) {
     for found in directory.probe(OTHER).named() {
         assert!([value(9), value(10)].contains(&found.value), "half-made");

@@ -1,4 +1,4 @@
-//! A tally, in every order in which the counting threads may meet.
+//! A tally under every interleaving of the counting threads.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Counting, in every order in which two threads that share a place may meet a third that takes the
+//! Counting under every interleaving of two threads that share a place and a third that takes the
 //! counts.
 
 use std::sync::Arc;
@@ -75,7 +75,8 @@ fn count_blindly(share: &Share, row: u32) -> Option<Counted> {
     )
 }
 
-/// Broken: reads the displaced count before it replaces it, so it misses a concurrent count.
+/// Broken: reads the displaced count before it stores the new count, so it misses a concurrent
+/// count.
 fn displace_blindly(share: &Share, row: u32) -> Option<Counted> {
     let known = share.counts[0].load(Ordering::Relaxed);
     share.counts[0].store(u64::from(row) << 32 | 1, Ordering::Relaxed);
