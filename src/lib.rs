@@ -179,6 +179,8 @@
 //! | `axum` | extractors for axum, in addition to that layer |
 //! | `testing` | [`SeededEntropy`](entropy::SeededEntropy): key material that a seed repeats |
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod clock;
 mod core;
 pub mod entropy;
@@ -255,6 +257,10 @@ pub mod key {
         ResourceKind, Stage,
     };
     pub use crate::keyward::KeyList;
+    /// The type of a network in an [`AddressAllowlist`].
+    pub use ipnet::IpNet;
+    /// The comparison of [`Digest`]s, which takes the same time wherever they differ.
+    pub use subtle::ConstantTimeEq;
 }
 
 /// Nodes of a deployment: how fresh each is, who has a change, and the parts that a [`Keyward`] wires
@@ -287,6 +293,8 @@ pub mod recovery {
 /// Readings of clocks. [`Clock`] and [`ManualClock`] are at the root.
 pub mod time {
     pub use crate::clock::{Reading, SystemClock};
+    /// The type of the `time` crate that a [`Timestamp`](crate::Timestamp) converts from and to.
+    pub use ::time::OffsetDateTime;
 }
 
 /// The rules as plain functions over plain data, for property tests and for hosts with their own machinery.

@@ -92,8 +92,9 @@ impl ExpiryWindows {
         notices.find(|due| due.at <= now.as_micros())
     }
 
-    /// Returns the queries that find every key with a notice that fell due after `swept` and until `now`.
-    /// Each query comes with its window; zero for expired keys. No key is found twice.
+    /// Returns the queries that find every key with a notice that fell due after `swept` and not later than
+    /// `now`. Pairs each query with its window. The window of the query for expired keys is zero. No key is
+    /// found twice.
     pub(super) fn listings(
         &self,
         swept: Option<Due>,

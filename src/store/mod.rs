@@ -247,7 +247,7 @@ pub struct Learnt {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Changes {
     /// Changed rows by revision, oldest first. A state-based feed has each row only at its newest revision.
-    /// Another feed may repeat the row at earlier revisions.
+    /// A feed of any other kind may repeat the row at earlier revisions.
     pub changes: Vec<Change>,
     /// The position of a follower that has applied these changes.
     pub upto: Cursor,
@@ -338,15 +338,15 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
 
     /// Reads about `limit` changes after `after`, oldest first.
     ///
-    /// - A revision's changes are never split across pages; nothing up to `upto` is missing.
+    /// - A revision's changes are never split across pages. No change up to `upto` is missing.
     /// - After an empty page the follower has applied every commit that returned before this call began.
-    /// - Head and rows are from one linearizable snapshot. The feed may be state-based: the newest row of
-    ///   each key, tombstones included.
+    /// - The head and the rows are from one linearizable snapshot. The feed may be state-based. A state-based
+    ///   feed has the newest row of each key, tombstones included.
     ///
     /// # Errors
     ///
-    /// [`ChangesError::Compacted`] if the history after the cursor is gone, or if the cursor is ahead of
-    /// the head or of another history. Otherwise a [`StoreError`]; never `Indeterminate`.
+    /// [`ChangesError::Compacted`] if the history after the cursor is gone, if the cursor is ahead of the
+    /// head, or if the cursor belongs to another history. Otherwise a [`StoreError`]; never `Indeterminate`.
     async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError>;
 
     /// Reads all rows in the order of [`RowKey`], about `limit` per page, for a follower that starts. `head`

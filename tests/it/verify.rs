@@ -22,8 +22,8 @@ fn refused(world: &World, token: &str, need: &Need) -> Option<VerifyError> {
     world.keys.verify(token, need).err()
 }
 
-/// Fails if a cached result outlives a change of the owner's role. Fails also if keys of a person without a
-/// role pass because keys of the tenant, which need no role, passed.
+/// Fails if a cached result outlives a change of the owner's role. Also fails if a cached result for a
+/// tenant's key lets the key of a person without a role pass. A tenant's key needs no role.
 #[test]
 fn a_cached_need_is_not_met_by_keys_with_less_reach() {
     let world = World::new();

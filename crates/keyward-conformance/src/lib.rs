@@ -21,3 +21,5 @@ pub use self::contract::{
 };
 pub use self::explore::block_on;
 pub use self::faulty::{Call, Fault, FaultyStore};
+/// The crate of the [`strategies`].
+pub use proptest;

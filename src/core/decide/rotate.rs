@@ -254,10 +254,10 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Begins the grace of the key that waits for the first use of `rotated`. Rotating a successor shows
-    /// that a client has that successor. Without this grace, the old key would still wait after the
-    /// successor drained unused. The old key would live beside all later keys and break the bound on live
-    /// keys.
+    /// Begins the grace of the old key that waits for the first use of `rotated`. The rotation of `rotated`
+    /// shows that a client has `rotated`. Otherwise the old key would still wait after the grace of `rotated`
+    /// had passed without a use. The old key would then live beside all later keys and break the bound on
+    /// live keys.
     fn begin_grace_before(&mut self, rotated: &KeyRecord) {
         if let Some(link) = &rotated.predecessor {
             self.begin_grace(link.key, rotated.id);

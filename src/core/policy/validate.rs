@@ -107,8 +107,8 @@ pub enum PolicyError {
         /// The class that needs an entitlement.
         class: ClassName,
     },
-    /// A role may create or rotate keys of a class, but could never do so: it reaches nothing that the class
-    /// allows.
+    /// A role is permitted to create or rotate keys of a class, but has no scope that the class allows. The
+    /// role could therefore never take that action.
     #[error("role {role} may {action} keys of class {class}, and reaches nothing that they do")]
     Powerless {
         /// The class whose keys the role may create or rotate.

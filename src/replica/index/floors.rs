@@ -88,7 +88,7 @@ impl Floors {
         Timestamp::clamped(self.newest.load(Ordering::Acquire))
     }
 
-    /// Returns the tenants whose newest instant is later than `than`.
+    /// Returns the tenants with a newest commit instant later than `than`, each with that instant.
     pub(super) fn later(&self, than: Timestamp) -> Vec<(TenantId, Timestamp)> {
         let of = self.of.read().unwrap_or_else(PoisonError::into_inner);
         let later = of.iter().filter(|(_, floor)| floor.at > than);

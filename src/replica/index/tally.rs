@@ -10,7 +10,7 @@ pub(super) struct Tally(AtomicU64);
 
 /// 64 seconds per minute.
 const MINUTE: u32 = 64;
-/// 1 January 2020. 24 bits of minutes reach from here to 2054.
+/// 1 January 2020, in seconds since the epoch. 24 bits of 64-second minutes reach from that day to 2054.
 const FIRST_MINUTE: u32 = 1_577_836_800;
 const MINUTE_BITS: u32 = 24;
 const MINUTES: u64 = (1 << MINUTE_BITS) - 1;

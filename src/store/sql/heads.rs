@@ -115,8 +115,8 @@ impl Head {
         self.last
     }
 
-    /// Returns whether the feed can continue after a cursor. `stored` is the tag that `commits` has
-    /// for the cursor's revision, if there is a row.
+    /// Returns whether the feed can continue after a cursor. `stored` is the tag in the table `commits` for
+    /// the cursor's revision. `stored` is `None` if the table has no row for that revision.
     pub(in crate::store) fn continues(&self, after: Cursor, stored: Option<CommitTag>) -> bool {
         after.epoch == self.store.epoch
             && after.revision <= self.last.revision

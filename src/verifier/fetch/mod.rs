@@ -82,12 +82,13 @@ impl Verifier {
         self.verify_through(credentials.into(), need, here).await
     }
 
-    /// Verifies, and reads the store if the replica cannot decide. The replica cannot decide about a key that
-    /// it does not know yet (rule A1-25), or whose class must see the latest state. Past the staleness bound,
-    /// [`OnStale`] decides whether the store is read.
+    /// Verifies a key, and reads the store if the replica cannot decide. The replica cannot decide about a
+    /// key that it does not know yet (rule A1-25). Nor can the replica decide about a key whose class must
+    /// see the latest state. Past the staleness bound, [`OnStale`] decides whether the store is read.
     ///
-    /// Two changes become visible only with the next sync: the first imported key of a node that
-    /// knows none, and a secret that replaced a lost one under the same id.
+    /// Two changes become visible only with the next sync. One is the first imported key, on a node that
+    /// knows no imported key yet. The other is a new secret that replaced a lost secret under the same key
+    /// id.
     ///
     /// # Errors
     ///
@@ -102,8 +103,8 @@ impl Verifier {
         self.verify_through(credentials.into(), need, here).await
     }
 
-    /// Returns the verdict of [`verify_or_fetch`](Self::verify_or_fetch); `None` if it has to read
-    /// the store.
+    /// Returns the verdict of [`verify_or_fetch`](Self::verify_or_fetch) without reading the store. `None` if
+    /// the verdict requires a read of the store.
     #[cfg(feature = "http")]
     pub(crate) fn verify_unasked(
         &self,

@@ -84,7 +84,8 @@ fn a_creation_in_progress_keeps_its_draft() {
         slow.expect("held");
         let before = drafts(folder.path());
         assert_eq!(before.len(), 1, "held at call {at}");
-        // While the first creation is held, this process creates the same store, opens it, and backs it up.
+        // While the child process is held in its creation of the store, this process creates the same
+        // store, opens it, and backs it up.
         let made = epoch(&path);
         assert_eq!(epoch(&path), made);
         wait(open(&path).backup(folder.path().join("copy.db"))).unwrap();

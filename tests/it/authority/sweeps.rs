@@ -112,7 +112,8 @@ fn a_bulk_revocation_continues_after_its_callers_key_is_revoked() {
     let place = tenant("acme");
     assert!(wait(node.revoke_many(&by, &place, filter(), Reason::Unused)).is_err());
     wait(world.keys.revoke(&admin(), created.id, Reason::Lost)).unwrap();
-    // The same call continues, although the key that started it has no authority for anything else.
+    // The repeated call continues the bulk revocation. The revoked key that started the bulk revocation has
+    // no authority for anything else.
     let swept = wait(
         world
             .keys

@@ -223,7 +223,7 @@ fn a_dead_node_blocks_no_receipt_longer_than_the_bound() {
 fn the_silence_of_a_node_counts_from_when_its_report_was_seen() {
     let mut world = Nodes::new(1);
     let key = world.key();
-    // The observer has never seen the new node, which may have reported just now.
+    // The observer has seen no report of the new node yet. The node's last report may be only a moment old.
     world.clock.advance(hours(2));
     world.start();
     wait(world.keys(1).sync()).unwrap();

@@ -301,8 +301,8 @@ pub async fn a_cursor_with_another_tag_is_compacted<S: KeyStore>(
     Ok(())
 }
 
-/// Every cursor that the store returns carries the tag of its commit (zero before the first), and
-/// the feed accepts it.
+/// Every cursor that the store returns carries the tag of its commit. Before the first commit the tag
+/// is zero. The feed accepts every such cursor.
 pub async fn cursors_carry_the_tag_of_their_commit<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), Violation> {

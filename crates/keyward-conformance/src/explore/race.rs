@@ -138,7 +138,8 @@ impl Race {
     ///
     /// # Errors
     ///
-    /// [`Failure`] as found before.
+    /// The same [`Failure`] that [`explore`](Self::explore) found in this order, or a `Failure` if
+    /// `schedule` does not fit the race.
     pub fn replay<S: KeyStore>(
         &self,
         explorer: &Explorer,

@@ -45,8 +45,8 @@ enum Event {
 }
 
 struct Scheduled {
-    /// The instant of the event, then an order among the events of one instant that the seed
-    /// decides.
+    /// The sort key of the event. The instant comes first. Among the events of one instant the seed
+    /// decides the order.
     order: (Instant, u32, u64),
     event: Event,
 }
@@ -95,7 +95,7 @@ pub(super) struct Weather {
 /// A machine with a node on it.
 pub(super) struct Place {
     pub(super) hands: Hands,
-    /// The own time of the node on the machine.
+    /// The time that the machine's node derives from its own clock readings.
     pub(super) own_time: OwnTime,
     pub(super) weather: Weather,
     /// The instant at which the machine's network partition ends.
