@@ -24,10 +24,10 @@
 //! # The parts
 //!
 //! - [`Keyward`] is the facade: one method for every command and every query. It combines a
-//!   [`KeyManager`](node::KeyManager) (changes), a [`Replica`](node::Replica) (follows the store) and a [`Verifier`](node::Verifier) (no I/O), which can also
-//!   be used alone.
-//! - [`store`] is the contract for storage, with [`MemoryStore`](store::MemoryStore) and, behind a
-//!   feature, a store in a file.
+//!   [`KeyManager`](node::KeyManager) (changes), a [`Replica`](node::Replica) (follows the store) and a
+//!   [`Verifier`](node::Verifier) (no I/O), which can also be used alone.
+//! - [`store`] is the contract for storage, with [`MemoryStore`](store::MemoryStore) and, behind features,
+//!   a store in a file and a store in a PostgreSQL database.
 //! - [`policy`] holds the rules of a tenant's keys as data; [`profiles`] are ready policies.
 //! - [`rules`] are the same rules as plain functions: no async, no I/O, no clock.
 //! - [`audit`] is the trail of all changes, and [`rotation`] reports the progress of a rotation.
@@ -260,7 +260,7 @@ pub mod key {
     /// The type of a network in an [`AddressAllowlist`].
     pub use ipnet::IpNet;
     /// The comparison of [`Digest`]s, which takes the same time wherever they differ.
-    pub use subtle::ConstantTimeEq;
+    pub use subtle::{Choice, ConstantTimeEq};
 }
 
 /// Nodes of a deployment: how fresh each is, who has a change, and the parts that a [`Keyward`] wires
@@ -310,7 +310,6 @@ pub mod rules {
 }
 
 #[cfg(keyward_hole)]
-#[doc(hidden)]
 pub use crate::core::hole::open as open_hole;
 
 #[cfg(doctest)]

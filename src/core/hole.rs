@@ -13,7 +13,6 @@ thread_local! {
 
 /// Opens the hole of this name on this thread only. `None` closes the open hole.
 #[cfg(keyward_hole)]
-#[doc(hidden)]
 pub fn open(name: Option<&'static str>) {
     OPEN.set(name);
 }

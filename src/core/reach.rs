@@ -122,7 +122,7 @@ pub enum Dimension {
     /// The networks from which the key may be used.
     Addresses,
     /// The type of a key: secret or publishable.
-    Visibility,
+    KeyType,
     /// The classes of the keys that can descend from a key.
     Class,
     /// The time until a revocation takes effect everywhere.
@@ -139,7 +139,7 @@ impl Dimension {
             Self::Environment => "environment",
             Self::Resource => "resource",
             Self::Addresses => "addresses",
-            Self::Visibility => "key type",
+            Self::KeyType => "key type",
             Self::Class => "classes",
             Self::Propagation => "propagation bound",
         }
@@ -381,7 +381,7 @@ impl Reach {
             ),
             (Dimension::Addresses, addresses.is_within(&limit.addresses)),
             (
-                Dimension::Visibility,
+                Dimension::KeyType,
                 limit.key_type == Visibility::Secret || *key_type == limit.key_type,
             ),
             (Dimension::Class, classes.are_within(&limit.classes)),

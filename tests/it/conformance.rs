@@ -1,7 +1,5 @@
 //! The conformance kit: the stores that must pass it, and the broken ones that it must catch.
 
-#[cfg(feature = "sqlite")]
-#[cfg(feature = "sqlite")]
 use std::collections::BTreeSet;
 use std::sync::Arc;
 

@@ -475,8 +475,8 @@ fn named_paths(own: &[String], code: &str) -> Vec<Vec<String>> {
     found
 }
 
-/// The files that each file imports from. A folder's `mod.rs` names its files to show them on; that is not
-/// an import, and neither is what they take from it.
+/// The files that each file imports from. A folder's `mod.rs` re-exports its files, and they use its items:
+/// a `mod.rs` and the files beside it count as one, and are not looked at.
 fn imported_files() -> BTreeMap<String, BTreeSet<String>> {
     let files = all_sources();
     let leaves = files

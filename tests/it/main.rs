@@ -3,7 +3,6 @@
 #![allow(unreachable_pub, reason = "the modules of one program see each other")]
 
 mod authority;
-#[cfg(feature = "sqlite")]
 mod conformance;
 mod escalation;
 mod events;

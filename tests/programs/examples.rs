@@ -26,8 +26,6 @@ fn a_custom_store_runs_to_its_end() {
     runs_to_its_end("custom-store");
 }
 
-/// Needs the feature `grpc` of the examples, which `--all-features` alone switches on.
-#[cfg(feature = "all")]
 #[test]
 fn grpc_runs_to_its_end() {
     runs_to_its_end("grpc");

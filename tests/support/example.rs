@@ -19,11 +19,10 @@ pub fn build(program: &str) -> PathBuf {
     };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    // The same packages and features as the workspace's tests, so that usually nothing is left to build.
-    command.args(["build", "--quiet", "--workspace"]);
-    if cfg!(feature = "all") {
-        command.arg("--all-features");
-    }
+    // The workspace is built as its tests are, so that most often little is left to build. The examples come
+    // with every feature that they have.
+    command.args(["build", "--quiet", "--workspace", "--features"]);
+    command.arg("keyward-examples/postgres,keyward-examples/grpc");
     match program {
         "keyctl" | "custom-store" => command.args(["--bin", program]),
         example => command.args(["--example", example]),

@@ -1,6 +1,6 @@
-//! A command line for operators of a store: `cargo run --example keyctl -- --help`.
+//! A command line for operators of a store: `cargo run --package keyctl -- --help`.
 //!
-//! With `--features postgres`, the command line also works on a database.
+//! With the feature `postgres`, which is on by default, the command line also works on a database.
 
 mod args;
 mod commands;

@@ -142,6 +142,5 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 #[cfg(test)]
 keyward_conformance::suite! {
     mod shelf;
-    block_on = pollster::block_on;
     store = Shelf::default();
 }

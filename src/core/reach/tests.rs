@@ -238,7 +238,7 @@ fn each_dimension_is_compared_by_itself() {
         Dimension::Environment,
         Dimension::Resource,
         Dimension::Addresses,
-        Dimension::Visibility,
+        Dimension::KeyType,
         Dimension::Class,
         Dimension::Propagation,
     ];

@@ -120,7 +120,8 @@ pub(super) fn snapshot<T>(
     let tx = Tx::deferred(conn)?;
     schema::check_version(conn)?;
     let read = read(conn)?;
-    tx.commit()?;
+    // A read has nothing to commit, so that no failure of it can have an unknown outcome.
+    drop(tx);
     Ok(read)
 }
 

@@ -38,6 +38,7 @@ use crate::store::Locator;
 /// The way [`verify_or_fetch`](crate::Keyward::verify_or_fetch) treats a known key once the staleness bound
 /// of its class is passed. `verify` always refuses such a key.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
 pub enum OnStale {
     /// Refuses the key as [`Stale`](VerifyError::Stale).
     #[default]

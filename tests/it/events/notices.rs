@@ -4,7 +4,9 @@ use keyward::command::Expiry;
 use keyward::events::{EventCursor, EventKind, Events, ExpiryWindows};
 use keyward::{CreateKey, Reason, RotateKey, UpdateKey, days, hours};
 
-use crate::events::{drain, limit, noticed, read, windows};
+use crate::events::{drain, noticed, windows};
+#[cfg(feature = "sqlite")]
+use crate::events::{limit, read};
 use support::*;
 
 /// Returns a service, its events, and a cursor at their end.
