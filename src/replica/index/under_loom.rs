@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use loom::model::KeywardBuilder;
+use loom::model::Builder;
 use loom::thread;
 
 use super::rows::{Content, Kept, Row};
@@ -31,7 +31,7 @@ pub(super) fn explore_within(
     model: impl Fn() + Send + Sync + 'static,
 ) {
     let orders = Arc::new(AtomicUsize::new(0));
-    let mut builder = KeywardBuilder::new();
+    let mut builder = Builder::new();
     builder.max_branches = 20_000;
     builder.preemption_bound = turns.into();
     let count = orders.clone();
