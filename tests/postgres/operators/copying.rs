@@ -15,7 +15,7 @@ use keyward::{Actor, Keyward, ManualClock, PepperRing, TenantId};
 use keyward_conformance::model::{Facade, TENANTS, policy, run};
 use keyward_conformance::strategies;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, FileFailurePersistence, RngSeed};
+use proptest::test_runner::{Config, FileFailurePersistence};
 
 use crate::operators::fill::{ALL, FEW, File, copy, fill, head, is_empty, seen, service, works};
 use support::postgres::{Place, open};
@@ -44,7 +44,12 @@ impl KeyStore for Mirrored {
     }
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
         let revision = self.memory.commit(commit.clone()).await?;
-        assert_eq!(self.file.commit(commit).await?, revision);
+        // The file has an epoch of its own, and would refuse the commit for that of the memory.
+        let commit = Commit {
+            epoch: None,
+            ..commit
+        };
+        assert_eq!(self.file.commit(commit).await.unwrap(), revision);
         Ok(revision)
     }
     async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
@@ -75,10 +80,6 @@ impl KeyStore for Mirrored {
 proptest! {
     #![proptest_config(Config {
         cases: 12,
-        // Fixed, because one random run in four stops before the copy: over a store whose commits wait for a
-        // file, the model finds a successor accepted after its rotation was cancelled. The steps are Create,
-        // Rotate of the legacy key with a grace, and Cancel. The cause is not found yet.
-        rng_seed: RngSeed::Fixed(1),
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
             "postgres/operators.proptest-regressions",
         ))),
@@ -93,9 +94,12 @@ proptest! {
     ) {
         let (file, back) = (File::new(), File::new());
         let store = file.open();
-        let mirrored = Mirrored { memory: MemoryStore::new(), file: store.clone() };
+        let memory = MemoryStore::new();
+        let mirrored = Mirrored { memory: memory.clone(), file: store.clone() };
         let mut facade = Facade::new(Arc::new(mirrored), policy(CAP));
         run(&mut facade, CAP, &steps).unwrap();
+        let mirrored = wait(memory.scan(None, ALL)).unwrap().head.revision;
+        prop_assert_eq!(wait(store.scan(None, ALL)).unwrap().head.revision, mirrored);
         wait(store.compact(Revision(forgotten))).unwrap();
         let before = seen(&store);
         let place = Place::new();
